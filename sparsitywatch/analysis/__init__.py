@@ -1,0 +1,1 @@
+"""What it means: pure functions and detectors on numpy, nothing else."""

@@ -1,0 +1,60 @@
+"""The exception tree.
+
+::
+
+    SparsityWatchError
+    ├── ConfigurationError (also ValueError)   a mistake in a call; names the argument
+    │   ├── ScopeError                         which weights count
+    │   └── ProxyError                         what is measured
+    ├── StateError (also ValueError)           saved state that is incomplete or of another run
+    ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
+    └── MissingExtraError (also ImportError)   an optional dependency is not installed
+
+Every message says what was expected, what came, where, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigurationError",
+    "MeasurementError",
+    "MissingExtraError",
+    "ProxyError",
+    "ScopeError",
+    "SparsityWatchError",
+    "StateError",
+]
+
+
+class SparsityWatchError(Exception):
+    """Base of everything this library raises on purpose."""
+
+
+class ConfigurationError(SparsityWatchError, ValueError):
+    """A call that cannot mean anything: raised before anything is touched or written."""
+
+
+class ScopeError(ConfigurationError):
+    """The selection of in-scope weights is empty or cannot be understood."""
+
+
+class ProxyError(ConfigurationError):
+    """The proxy's batches or its value function cannot be used."""
+
+
+class StateError(SparsityWatchError, ValueError):
+    """Saved state that lacks a key, or belongs to another model, proxy or schema."""
+
+
+class MeasurementError(SparsityWatchError, RuntimeError):
+    """A measurement that failed or contradicts itself; its record is marked invalid."""
+
+
+class MissingExtraError(SparsityWatchError, ImportError):
+    """An optional dependency is needed and missing; the message names the extra."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"Expected the package {package!r} for {purpose}, but it is not installed. "
+            f"Install the extra: pip install 'sparsitywatch[{extra}]'"
+        )

@@ -1,0 +1,1 @@
+"""What happens when weights go: patterns, masked evaluation, sweeps."""

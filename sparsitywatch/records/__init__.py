@@ -1,0 +1,39 @@
+"""What flows through the house: plain frozen data, and its JSON form.
+
+Nothing here computes; nothing here imports torch. Fractions are in [0, 1], times in
+seconds, ``step`` is an optimizer step. A float that could not be measured is NaN, a part
+that was not asked for is None; both are ``null`` in JSON.
+"""
+
+from sparsitywatch.records.codec import from_json, to_json
+from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.event import Event
+from sparsitywatch.records.record import (
+    SCHEMA_VERSION,
+    Cost,
+    Dormant,
+    LayerShare,
+    Provenance,
+    Record,
+    ScopeSummary,
+)
+from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Cost",
+    "Detail",
+    "Dormant",
+    "EssentialSparsity",
+    "Event",
+    "LayerShare",
+    "LedgerEntry",
+    "LogHistogram",
+    "Provenance",
+    "Record",
+    "RunInfo",
+    "ScopeSummary",
+    "SparsityCurve",
+    "from_json",
+    "to_json",
+]

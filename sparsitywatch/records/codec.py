@@ -1,0 +1,108 @@
+"""The JSON form of everything in this package: strict JSON, one object per dataclass.
+
+NaN and None are ``null``; infinities are the strings "Infinity" and "-Infinity".
+Reading ignores keys it does not know, so that newer lines can be read by older code of
+the same schema version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from sparsitywatch.errors import StateError
+from sparsitywatch.records.record import SCHEMA_VERSION
+
+__all__ = ["from_json", "to_json"]
+
+T = TypeVar("T")
+_INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_json(value: Any) -> str:
+    """One line of strict JSON for a dataclass of this package."""
+    return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """The dataclass ``cls`` from what ``to_json`` wrote.
+
+    Raises:
+        StateError: the text is not JSON, lacks a field, holds one of the wrong type, or
+            was written with another schema version.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise StateError(f"Expected one JSON object for {cls.__name__}: {error}.") from error
+    schema = data.get("schema", SCHEMA_VERSION) if isinstance(data, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise StateError(
+            f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, got {schema!r}. "
+            "Read it with the version of sparsitywatch that wrote it."
+        )
+    return typing.cast("T", _decode(cls, data, cls.__name__))
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if data is None:
+            return None
+        (hint,) = (a for a in arguments if a is not type(None))
+        return _decode(hint, data, where)
+    if hint is float:
+        return _decode_float(data, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _decode_dataclass(hint, data, where)
+    if origin is tuple or origin is Sequence:
+        _expect(isinstance(data, list), "a list", data, where)
+        return tuple(_decode(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
+    if origin is Mapping:
+        _expect(isinstance(data, dict), "an object", data, where)
+        return {key: _decode(arguments[1], x, f"{where}.{key}") for key, x in data.items()}
+    _expect(type(data) is hint, f"a {hint.__name__}", data, where)
+    return data
+
+
+def _decode_float(data: Any, where: str) -> float:
+    if data is None:
+        return math.nan
+    if isinstance(data, str) and data in _INFINITIES:
+        return _INFINITIES[data]
+    _expect(type(data) in (int, float), "a number or null", data, where)
+    return float(data)
+
+
+def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
+    _expect(isinstance(data, dict), "an object", data, where)
+    hints = typing.get_type_hints(cls)
+    fields = {}
+    for item in dataclasses.fields(cls):
+        if item.name in data:
+            fields[item.name] = _decode(hints[item.name], data[item.name], f"{where}.{item.name}")
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise StateError(f"Expected a field {item.name!r} in {where}, got {sorted(data)}.")
+    return cls(**fields)
+
+
+def _expect(is_good: bool, expected: str, data: Any, where: str) -> None:
+    if not is_good:
+        raise StateError(f"Expected {expected} at {where}, got {data!r}.")

@@ -1,0 +1,119 @@
+"""The sparsity-value curve and what is read off it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsitywatch.errors import ConfigurationError
+
+__all__ = ["EssentialSparsity", "SparsityCurve"]
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class SparsityCurve:
+    """The value of a model at rising sparsity, on the same examples at every point.
+
+    Points may come in any order. A point at sparsity 0 is the dense model, a point at
+    sparsity 1 the model without any in-scope weight; both belong in the curve.
+
+    Args:
+        sparsity: counted fraction of in-scope weights removed, each in [0, 1], length K.
+        value: mean of the proxy over its examples at each point, length K. NaN or inf is
+            a model that broke down there.
+        stderr: standard error of the mean paired difference to dense, length K, or None
+            if it is unknown.
+        higher_is_better: True for scores and accuracies, False for losses.
+        level: the sparsity that was asked for at each point, length K; by default the
+            counted one.
+        num_examples: how many examples the value is a mean of, if known.
+
+    Raises:
+        ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
+            [0, 1] or a standard error is negative.
+    """
+
+    sparsity: Sequence[float]
+    value: Sequence[float]
+    stderr: Sequence[float] | None = None
+    higher_is_better: bool = True
+    level: Sequence[float] | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        asked = self.sparsity if self.level is None else self.level
+        columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
+        if self.stderr is not None:
+            columns["stderr"] = self.stderr
+        for name, column in columns.items():
+            object.__setattr__(self, name, tuple(float(x) for x in column))
+        num_points = len(self.sparsity)
+        if num_points == 0:
+            raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
+        for name in columns:
+            if len(getattr(self, name)) != num_points:
+                raise ConfigurationError(
+                    f"Expected `{name}` of the length of `sparsity` ({num_points}), "
+                    f"got {len(getattr(self, name))} values."
+                )
+        _refuse(
+            "sparsity", self.sparsity, lambda s: 0.0 <= s <= 1.0, "a fraction of weights in [0, 1]"
+        )
+        if self.stderr is not None:
+            # NaN stays: the error of a value that broke down is unknown
+            _refuse("stderr", self.stderr, lambda e: not e < 0.0, "a non-negative standard error")
+
+    @property
+    def reliance(self) -> float:
+        """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
+
+        Positive when the model needs the weights, whatever the direction of the value.
+        """
+        points = dict(zip(self.sparsity, self.value, strict=True))
+        difference = points.get(1.0, _NAN) - points.get(0.0, _NAN)
+        return -difference if self.higher_is_better else difference
+
+
+def _refuse(
+    name: str, values: Sequence[float], is_good: Callable[[float], bool], expected: str
+) -> None:
+    for index, value in enumerate(values):
+        if not is_good(value):
+            raise ConfigurationError(f"Expected `{name}[{index}]` to be {expected}, got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EssentialSparsity:
+    """How much of a model can be thrown away without hurting it.
+
+    Args:
+        value: sparsity at the first crossing of the tolerance, interpolated; NaN if the
+            curve says nothing (then ``informative`` is False).
+        last_crossing: the largest sparsity still within the tolerance.
+        low, high: confidence interval of ``value``; NaN without standard errors.
+        knee: sparsity where two straight segments fit the harm best; NaN if undefined.
+        sharpness: slope after the knee over slope before it; NaN if undefined.
+        informative: False if the model does not rely on the weights yet, or the curve
+            cannot be judged; such a value is never plotted.
+        reason: why it is not informative, or what to know about it; empty if nothing.
+        tolerance: the epsilon that was applied.
+        mode: "relative" (to the dense value) or "absolute".
+        confidence: nominal coverage of [low, high].
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
+    fine-tuning after pruning.
+    """
+
+    value: float
+    last_crossing: float
+    low: float = _NAN
+    high: float = _NAN
+    knee: float = _NAN
+    sharpness: float = _NAN
+    informative: bool
+    reason: str = ""
+    tolerance: float
+    mode: str
+    confidence: float = 0.9

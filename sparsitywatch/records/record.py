@@ -1,0 +1,187 @@
+"""One look at the weights, with everything it said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Cost",
+    "Dormant",
+    "LayerShare",
+    "Provenance",
+    "Record",
+    "ScopeSummary",
+]
+
+#: Version of the JSON form. Raised when a field changes its meaning or disappears.
+SCHEMA_VERSION = 1
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScopeSummary:
+    """How much is watched: ``num_tensors`` tensors with ``num_weights`` weights."""
+
+    num_tensors: int
+    num_weights: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dormant:
+    """Weights whose change since the last look is explained by weight decay alone.
+
+    Args:
+        fraction: of the sampled in-scope weights; NaN when it could not be measured.
+        num_sampled: size of the fixed random sample.
+        since_step: step of the earlier look; -1 if there was none.
+        reason: why ``fraction`` is NaN; empty otherwise.
+    """
+
+    fraction: float
+    num_sampled: int
+    since_step: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShare:
+    """One in-scope tensor in one record.
+
+    Args:
+        name: tensor name.
+        num_weights: its number of weights.
+        rms: root mean square of its finite weights.
+        near_zero: fraction of its own weights that are near zero, by rule.
+        removed: fraction of its own weights removed at each level of the record's curve,
+            in the curve's order; empty without a curve.
+    """
+
+    name: str
+    num_weights: int
+    rms: float
+    near_zero: Mapping[str, float]
+    removed: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the look cost, in seconds of the training thread.
+
+    ``stall_s`` is the whole time the training thread was held until the record existed,
+    of which ``spectrum_s`` for reading the weights and ``evaluation_s`` for the proxy.
+    ``publish_s`` is what detectors and sinks took for the record before this one (this
+    one's is not known yet when it is written). ``num_forwards`` counts calls of the value
+    function.
+    """
+
+    stall_s: float
+    spectrum_s: float
+    evaluation_s: float
+    publish_s: float = 0.0
+    num_forwards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a number depends on; curves whose provenance differs cannot be compared.
+
+    ``proxy_hash`` is empty without a proxy. ``evaluation`` is "zero-shot": masked weights,
+    no fine-tuning. ``pattern`` says what a level means.
+    """
+
+    sparsitywatch: str
+    torch: str
+    scope_hash: str
+    proxy_hash: str
+    dtypes: tuple[str, ...]
+    tolerance: float
+    tolerance_mode: str
+    pattern: str
+    evaluation: str = "zero-shot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Everything one look at the weights said.
+
+    Args:
+        step: optimizer steps done.
+        wall_time: seconds since the epoch.
+        valid: False if a measurement failed or contradicted itself; see ``reason``.
+        reason: what went wrong; empty if nothing did.
+        scope: size of what was watched.
+        num_nan, num_inf, num_zero: counts of non-finite and exactly zero in-scope weights;
+            -1 if the weights could not be read.
+        near_zero: fraction of in-scope weights near zero, by rule.
+        decay_clock: sum of lr times weight decay over the steps so far; NaN if unknown.
+        dormant: None if motion is not watched.
+        curve: None without a proxy.
+        reliance: harm of removing every in-scope weight, in units of the value; NaN
+            without a proxy.
+        essential_sparsity: None without a proxy.
+        layers: one per in-scope tensor, in the model's order.
+        cost, provenance: what it cost, and what it depends on.
+    """
+
+    step: int
+    wall_time: float
+    valid: bool = True
+    reason: str = ""
+    scope: ScopeSummary
+    num_nan: int
+    num_inf: int
+    num_zero: int
+    near_zero: Mapping[str, float]
+    decay_clock: float = _NAN
+    dormant: Dormant | None = None
+    curve: SparsityCurve | None = None
+    reliance: float = _NAN
+    essential_sparsity: EssentialSparsity | None = None
+    layers: tuple[LayerShare, ...] = ()
+    cost: Cost
+    provenance: Provenance
+    schema: int = SCHEMA_VERSION
+
+    def series(self) -> dict[str, float]:
+        """Every scalar of this record that may be plotted or watched, by name.
+
+        What could not be measured is left out, and so are all estimates that are not
+        informative. An invalid record has what was measured before the failure.
+        """
+        out = {
+            "watch/stall_s": self.cost.stall_s,
+            "watch/spectrum_s": self.cost.spectrum_s,
+            "watch/evaluation_s": self.cost.evaluation_s,
+            "watch/publish_s": self.cost.publish_s,
+            "watch/num_forwards": float(self.cost.num_forwards),
+            "watch/valid": float(self.valid),
+            "motion/decay_clock": self.decay_clock,
+            "value/reliance": self.reliance,
+        }
+        counts = {"num_nan": self.num_nan, "num_inf": self.num_inf, "num_zero": self.num_zero}
+        out |= {f"weights/{name}": float(n) for name, n in counts.items() if n >= 0}
+        out |= {f"near_zero/{rule}": fraction for rule, fraction in self.near_zero.items()}
+        if self.dormant is not None:
+            out["motion/dormant"] = self.dormant.fraction
+        if self.curve is not None:
+            points = dict(zip(self.curve.sparsity, self.curve.value, strict=True))
+            out["value/dense"] = points.get(0.0, _NAN)
+            out["value/all_removed"] = points.get(1.0, _NAN)
+        out |= self._estimate_series()
+        return {name: x for name, x in out.items() if math.isfinite(x)}
+
+    def _estimate_series(self) -> dict[str, float]:
+        estimate = self.essential_sparsity
+        if estimate is None:
+            return {}
+        informative = {"essential_sparsity/informative": float(estimate.informative)}
+        if not estimate.informative:
+            return informative
+        parts = ("value", "last_crossing", "low", "high", "knee", "sharpness")
+        return informative | {f"essential_sparsity/{p}": getattr(estimate, p) for p in parts}

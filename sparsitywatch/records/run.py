@@ -1,0 +1,79 @@
+"""What is said once about a run, and what is too large for a line of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sparsitywatch.records.record import Provenance
+
+__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerEntry:
+    """One parameter of the model, in or out of scope, and why.
+
+    Args:
+        name: its first name in ``model.named_parameters()``, wrappers' prefixes removed.
+        shape: its shape.
+        num_weights: its number of elements.
+        in_scope: whether its weights count.
+        reason: why it is in or out, in a few words.
+        aliases: other names of the same storage (tied weights), counted once.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_weights: int
+    in_scope: bool
+    reason: str
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What a sink is told once, before the first record.
+
+    Args:
+        initial_step: steps done when the watch attached; records at later steps follow,
+            whatever the log already holds beyond it belongs to a future that was lost.
+        provenance: as in every record.
+        ledger: every parameter of the model, in or out of scope.
+        initial_rms: root mean square of each in-scope tensor when the watch first saw it.
+    """
+
+    initial_step: int
+    provenance: Provenance
+    ledger: tuple[LedgerEntry, ...] = ()
+    initial_rms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogHistogram:
+    """Histogram of log10|w| of one tensor; exact zeros and non-finite weights left out.
+
+    Args:
+        edges: float64, length B + 1, rising, in decades (log10 of the magnitude).
+        counts: int64, length B; the first and last are not zero (trimmed). Both arrays
+            are empty for a tensor without finite non-zero weights.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """What sinks may draw or keep beside a record, too large for a line of JSON.
+
+    Args:
+        histograms: one per in-scope tensor.
+        spectrum: the arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds a spectrum
+            from.
+    """
+
+    histograms: Mapping[str, LogHistogram] = field(default_factory=dict)
+    spectrum: Mapping[str, np.ndarray] = field(default_factory=dict)

@@ -1,0 +1,79 @@
+"""When to look: a schedule is any function from the optimizer step to yes or no.
+
+It must depend on the step alone, so that every rank of a distributed run and a resumed
+run decide alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from sparsitywatch.errors import ConfigurationError
+
+__all__ = ["Schedule", "as_schedule", "at", "every", "geometric"]
+
+#: True for the steps at which to look. Steps count from 1: the first optimizer step.
+Schedule = Callable[[int], bool]
+
+
+def every(interval: int) -> Schedule:
+    """Look at every multiple of ``interval`` steps.
+
+    >>> [step for step in range(1, 7) if every(2)(step)]
+    [2, 4, 6]
+    """
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        raise ConfigurationError(
+            f"Expected `every` to be a whole number of optimizer steps >= 1, got {interval!r}."
+        )
+    return lambda step: step % interval == 0
+
+
+def at(steps: Iterable[int]) -> Schedule:
+    """Look at exactly these steps.
+
+    >>> [step for step in range(1, 7) if at([1, 5])(step)]
+    [1, 5]
+    """
+    chosen = frozenset(steps)
+    if not chosen or not all(isinstance(step, int) and step >= 1 for step in chosen):
+        raise ConfigurationError(
+            f"Expected `steps` to be whole numbers >= 1, at least one, got {sorted(chosen)!r}."
+        )
+    return lambda step: step in chosen
+
+
+def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> Schedule:
+    """Look at steps that grow by ``ratio``: densely in the violent start, sparsely later.
+
+    Args:
+        first: the first step to look at.
+        ratio: factor between looks, greater than 1.
+        max_interval: largest distance of two looks, if given.
+
+    >>> [step for step in range(1, 40) if geometric(first=2, max_interval=10)(step)]
+    [2, 4, 8, 16, 26, 36]
+    """
+    if first < 1 or not ratio > 1.0 or (max_interval is not None and max_interval < 1):
+        raise ConfigurationError(
+            "Expected `first` >= 1, `ratio` > 1 and `max_interval` >= 1, "
+            f"got {first!r}, {ratio!r} and {max_interval!r}."
+        )
+    steps = [first]
+
+    def due(step: int) -> bool:
+        while steps[-1] < step:
+            ahead = max(1, round(steps[-1] * (ratio - 1.0)))
+            steps.append(steps[-1] + (ahead if max_interval is None else min(ahead, max_interval)))
+        return step in steps if step < steps[-1] else step == steps[-1]
+
+    return due
+
+
+def as_schedule(spec: int | Schedule) -> Schedule:
+    """A schedule from an interval in steps, or the schedule itself.
+
+    Raises:
+        ConfigurationError: ``spec`` is neither a whole number >= 1 nor callable.
+    """
+    return spec if callable(spec) else every(spec)

@@ -1,0 +1,32 @@
+"""The seam to the outside: where records and events go."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from sparsitywatch.records import Detail, Event, Record, RunInfo
+
+__all__ = ["Sink"]
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A place that records and events go to, told in the order of the steps.
+
+    The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
+    event after the record that it was seen in, then ``close``. When ``write`` or ``event``
+    returns, what was given survives a kill of the process. A sink may raise: the caller
+    logs the cause and goes on. Nothing is written after ``close``.
+    """
+
+    def open(self, run: RunInfo) -> None:
+        """Get ready; drop what is held beyond ``run.initial_step``, a future that was lost."""
+
+    def write(self, record: Record, detail: Detail) -> None:
+        """Keep or show one record."""
+
+    def event(self, event: Event) -> None:
+        """Keep or show one event."""
+
+    def close(self) -> None:
+        """Finish; calling it again does nothing."""

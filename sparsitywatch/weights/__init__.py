@@ -1,0 +1,1 @@
+"""What is there: which weights count, their magnitudes, what moved."""

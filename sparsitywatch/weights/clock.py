@@ -1,0 +1,103 @@
+"""What the optimizer does to every weight alike: learning rates and decay, summed over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sparsitywatch.weights.scope import Scope
+
+__all__ = ["DecayClock", "GroupClock", "group_membership"]
+
+
+@dataclass
+class GroupClock:
+    """Sums over the steps of one param group.
+
+    Args:
+        lr: sum of the learning rate.
+        decay: sum of learning rate times weight decay.
+        log_shrink: sum of log(1 - lr * weight decay): a weight without gradient has been
+            multiplied by exp(log_shrink) under decoupled decay.
+    """
+
+    lr: float = 0.0
+    decay: float = 0.0
+    log_shrink: float = 0.0
+
+    def advance(self, lr: float, weight_decay: float) -> None:
+        """One optimizer step."""
+        self.lr += lr
+        self.decay += lr * weight_decay
+        # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
+        factor = 1.0 - lr * weight_decay
+        self.log_shrink += math.log(factor) if factor > 0 else -math.inf
+
+    def since(self, earlier: GroupClock) -> GroupClock:
+        """What happened between ``earlier`` and now."""
+        return GroupClock(
+            self.lr - earlier.lr,
+            self.decay - earlier.decay,
+            self.log_shrink - earlier.log_shrink,
+        )
+
+
+@dataclass
+class DecayClock:
+    """The clocks of an optimizer's param groups.
+
+    Args:
+        groups: one clock per param group, in the optimizer's order.
+    """
+
+    groups: list[GroupClock] = field(default_factory=list)
+
+    def advance(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
+        """One optimizer step, with the groups as they stood when it was taken."""
+        while len(self.groups) < len(param_groups):
+            self.groups.append(GroupClock())
+        for clock, group in zip(self.groups, param_groups, strict=False):
+            clock.advance(float(group.get("lr", 0.0)), float(group.get("weight_decay", 0.0)))
+
+    def copy(self) -> DecayClock:
+        """The clock as it stands now."""
+        return DecayClock([GroupClock(g.lr, g.decay, g.log_shrink) for g in self.groups])
+
+    def reading(self, membership: Mapping[str, int], scope: Scope) -> float:
+        """Sum of lr times weight decay, averaged over the in-scope weights.
+
+        Args:
+            membership: in-scope name to index of its param group; names that the optimizer
+                does not train stand still at 0.
+            scope: gives the number of weights per name.
+        """
+        total = weighted = 0.0
+        for entry in scope.ledger:
+            if entry.in_scope:
+                index = membership.get(entry.name)
+                total += entry.num_weights
+                if index is not None and index < len(self.groups):
+                    weighted += entry.num_weights * self.groups[index].decay
+        return weighted / total if total else 0.0
+
+    def state_dict(self) -> list[list[float]]:
+        """Plain numbers, one row per group."""
+        return [[g.lr, g.decay, g.log_shrink] for g in self.groups]
+
+    def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self.groups = [GroupClock(*row) for row in state]
+
+
+def group_membership(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> dict[str, int]:
+    """Name to index of the param group that trains it; names without a group are absent."""
+    index_of = {
+        id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
+    }
+    return {name: index_of[id(p)] for name, p in parameters.items() if id(p) in index_of}
