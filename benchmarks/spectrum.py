@@ -1,0 +1,275 @@
+"""What one MagnitudeSpectrum costs, beside what one would use instead.
+
+python benchmarks/spectrum.py [--small] [--save] [--repeats N] [--threads N]
+
+The weights are the 72 in-scope matrices of BERT-base, float32 N(0, 0.02). "spectrum" is one
+pass with everything read off it: 19 thresholds, near-zero fractions by four rules, the share
+of each matrix at each threshold, a histogram of log10|w| per matrix. It stands beside one
+``torch.nn.utils.prune.global_unstructured`` call (times 19: it does one level a call), a
+plain read of the weights and a plain copy. Times are medians of interleaved repeats; peak
+memory is resident memory above the weights, each case in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import sparsitywatch
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+LEVELS = [i / 20 for i in range(1, 20)]
+#: Shapes of the in-scope matrices of one BERT-base layer.
+LAYER_SHAPES = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
+
+Weights = dict[str, torch.Tensor]
+
+
+def make_weights(num_layers: int, dtype: torch.dtype = torch.float32) -> Weights:
+    """The in-scope matrices of a BERT of this many layers."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"layer.{layer}.{i}.weight": torch.empty(shape)
+        .normal_(0, 0.02, generator=generator)
+        .to(dtype)
+        for layer in range(num_layers)
+        for i, shape in enumerate(LAYER_SHAPES)
+    }
+
+
+def prepare_spectrum(weights: Weights) -> Callable[[], object]:
+    """One pass, and everything that is read off it."""
+    reference = dict.fromkeys(weights, 0.02)
+
+    def run() -> None:
+        spectrum = MagnitudeSpectrum.of(weights)
+        thresholds = spectrum.thresholds(LEVELS)
+        spectrum.near_zero(initial=0.1, reference=reference)
+        spectrum.near_zero(rms=0.1)
+        spectrum.near_zero(abs=1e-3)
+        spectrum.near_zero(abs=0.0)
+        for layer in spectrum.layers().values():
+            for t in thresholds:
+                layer.sparsity_at(t)
+        spectrum.log10_histograms()
+
+    return run
+
+
+def prepare_counting(weights: Weights) -> Callable[[], object]:
+    """The pass alone."""
+    return lambda: MagnitudeSpectrum.of(weights)
+
+
+def prepare_read(weights: Weights) -> Callable[[], object]:
+    """One plain read, with the threads that torch has."""
+    return lambda: [w.sum() for w in weights.values()]
+
+
+def prepare_copy(weights: Weights) -> Callable[[], object]:
+    """One plain copy."""
+    buffers = [w.clone() for w in weights.values()]  # warm: touched before the clock starts
+    sources = list(weights.values())
+    return lambda: torch._foreach_copy_(buffers, sources)
+
+
+def prepare_global_unstructured(weights: Weights) -> Callable[[], object]:
+    """What there is in torch: one level a call."""
+    modules = []
+    for weight in weights.values():
+        module = nn.Module()
+        module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        modules.append((module, "weight"))
+    return lambda: prune.global_unstructured(modules, prune.L1Unstructured, amount=0.5)
+
+
+PREPARE = {
+    "read": prepare_read,
+    "copy": prepare_copy,
+    "counting": prepare_counting,
+    "spectrum": prepare_spectrum,
+    "global_unstructured": prepare_global_unstructured,
+}
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that ``run`` took."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def median_times_s(weights: Weights, repeats: int) -> dict[str, float]:
+    """Medians of interleaved repeats, so that a busy moment hits every case alike."""
+    half = {name: w.bfloat16() for name, w in weights.items()}
+    cases = {name: PREPARE[name](weights) for name in ("read", "copy", "counting", "spectrum")}
+    cases["spectrum, bfloat16"] = prepare_spectrum(half)
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for run in cases.values():
+        run()
+    for _ in range(repeats):
+        for name, run in cases.items():
+            times[name].append(timed(run))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def measure_alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
+    """In a child: (seconds, peak bytes above the weights) of one first run."""
+    torch.set_num_threads(num_threads)
+    weights = make_weights(num_layers)
+    run = PREPARE[case](weights)
+    before = forget_peak()
+    seconds = timed(run)
+    return seconds, peak_bytes() - before
+
+
+def alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
+    """(Seconds, peak bytes above the weights) of a case in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(measure_alone, case, num_layers, num_threads).result()
+
+
+def forget_peak() -> int:
+    """Resident bytes now; where Linux allows it, the peak starts again from here."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return peak_bytes()  # elsewhere: the peak so far, which the weights dominate
+    return status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The most resident bytes of this process so far."""
+    if sys.platform == "linux":
+        return status_bytes("VmHWM")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def status_bytes(field: str) -> int:
+    """A field of this process's status on Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"Expected {field} in /proc/self/status.")
+
+
+def report(num_layers: int, repeats: int, num_threads: int) -> str:
+    """The whole table, in Markdown."""
+    weights = make_weights(num_layers)
+    num_weights = sum(w.numel() for w in weights.values())
+    num_bytes = 4 * num_weights
+    times = median_times_s(weights, repeats)
+    del weights
+    peaks = {}
+    for case in ("read", "spectrum", "global_unstructured"):
+        seconds, peaks[case] = alone(case, num_layers, num_threads)
+        times.setdefault(case, seconds)
+    slow = len(LEVELS) * times["global_unstructured"]
+    rows = [
+        ("one read, sum of each tensor", times["read"], peaks["read"]),
+        ("one copy into warm buffers", times["copy"], None),
+        ("spectrum, counting only", times["counting"], None),
+        ("spectrum and all that is read off it", times["spectrum"], peaks["spectrum"]),
+        ("the same, bfloat16 weights", times["spectrum, bfloat16"], None),
+        (
+            "global_unstructured, one level",
+            times["global_unstructured"],
+            peaks["global_unstructured"],
+        ),
+        (f"global_unstructured, {len(LEVELS)} levels (times {len(LEVELS)})", slow, None),
+    ]
+    lines = [
+        f"# MagnitudeSpectrum, {num_weights:,} float32 weights in {num_layers * 6} matrices",
+        "",
+        machine(num_threads),
+        "",
+        "| case | time, ms | against a read | peak memory above the weights |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, seconds, peak in rows:
+        memory = "" if peak is None else f"{peak / 2**20:,.1f} MiB, {100 * peak / num_bytes:.1f} %"
+        lines.append(
+            f"| {name} | {1e3 * seconds:,.1f} | {seconds / times['read']:,.1f} | {memory} |"
+        )
+    lines += ["", "| goal | reach | measured | |", "|---|---:|---:|---|"]
+    lines += goals(times, slow, peaks["spectrum"] / num_bytes)
+    return "\n".join(lines) + "\n"
+
+
+def goals(times: dict[str, float], slow: float, peak: float) -> list[str]:
+    """Rows of goal, reach, measured, reached or not."""
+    speedup = slow / times["spectrum"]
+    reads = times["spectrum"] / times["read"]
+    half = times["spectrum, bfloat16"] / times["spectrum"]
+    found = [
+        ("faster than 19 x global_unstructured", ">= 2500 x", f"{speedup:,.0f} x", speedup >= 2500),
+        ("time against a read", "<= 6 x", f"{reads:.1f} x", reads <= 6),
+        ("peak memory against the weights", "<= 5 %", f"{100 * peak:.1f} %", peak <= 0.05),
+        ("bfloat16 against float32", "<= 0.8 x", f"{half:.2f} x", half <= 0.8),
+    ]
+    return [
+        f"| {goal} | {reach} | {measured} | {'reached' if is_reached else 'not reached'} |"
+        for goal, reach, measured, is_reached in found
+    ]
+
+
+def machine(num_threads: int) -> str:
+    """Where and with what the times were taken."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        text = Path("/proc/cpuinfo").read_text()
+        cpu = next((x.split(":")[1].strip() for x in text.splitlines() if "model name" in x), cpu)
+    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return (
+        f"{cpu}, {num_cores} cores, load {os.getloadavg()[0]:.1f}, {num_threads} threads; "
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"numpy {np.__version__}, sparsitywatch {sparsitywatch.__version__}; "
+        f"{dt.date.today()}, commit {commit()}"
+    )
+
+
+def commit() -> str:
+    """The commit that was measured, ``-dirty`` if changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    root = Path(__file__).parent
+    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Measure, print, and keep the table if asked to."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="two layers instead of twelve")
+    parser.add_argument("--save", action="store_true", help="keep the table in results/")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    text = report(2 if arguments.small else 12, arguments.repeats, arguments.threads)
+    print(text)
+    if arguments.save:
+        path = Path(__file__).parent / "results" / f"spectrum-{dt.date.today()}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What a level means: which weights one-shot magnitude pruning removes at a sparsity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["Cut", "GlobalMagnitude", "Pattern", "ThresholdCut"]
+
+
+class Cut(Protocol):
+    """Removing some weights, the same ones whenever it is applied to the same weights."""
+
+    @property
+    def level(self) -> float:
+        """The sparsity that was asked for."""
+
+    @property
+    def sparsity(self) -> float:
+        """The counted fraction of all in-scope weights that it removes."""
+
+    def share(self, name: str) -> float:
+        """The counted fraction of one tensor's weights that it removes."""
+
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Write ``weights`` without the removed ones to ``out``.
+
+        Args:
+            name: the tensor's name in scope.
+            weights: the dense weights, any float dtype and shape; not written to.
+            out: same shape, dtype and device; every kept weight is bit for bit the same.
+        """
+
+
+class Pattern(Protocol):
+    """A rule that turns levels into cuts; masks of rising levels are nested."""
+
+    name: str
+
+    def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``, each in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class ThresholdCut:
+    """Removes every weight with ``|w| <= threshold``, ties together.
+
+    A level of 1 removes everything, NaN included; a level of 0 removes nothing.
+    """
+
+    level: float
+    sparsity: float
+    threshold: float
+    shares: Mapping[str, float]
+
+    def share(self, name: str) -> float:
+        """The counted fraction of one tensor's weights that it removes."""
+        return self.shares[name]
+
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:  # noqa: ARG002 a global threshold is the same for every tensor
+        """Write ``weights`` without the removed ones to ``out``."""
+        if self.threshold == -math.inf:
+            out.copy_(weights)
+        elif self.threshold == math.inf:
+            out.zero_()
+        else:
+            threshold = _round_down(self.threshold, weights.dtype)
+            # hardshrink is one-shot magnitude pruning in one fused pass. NaN and inf
+            # lie above every finite threshold and stay.
+            torch.hardshrink(weights, threshold, out=out)
+
+
+def _round_down(threshold: float, dtype: torch.dtype) -> float:
+    """The largest value of ``dtype`` that is not above a non-negative ``threshold``."""
+    rounded = torch.tensor(threshold, dtype=torch.float64).to(dtype)
+    if float(rounded) > threshold:
+        rounded = torch.nextafter(rounded, torch.zeros((), dtype=dtype))
+    return float(rounded)
+
+
+@dataclass(frozen=True)
+class GlobalMagnitude:
+    """One threshold on raw ``|w|`` for all in-scope weights together.
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3 (one-shot magnitude
+    pruning); the threshold runs over all tensors, as in their code.
+    """
+
+    name: str = "global"
+
+    def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        layers = spectrum.layers()
+        thresholds = spectrum.thresholds(levels)
+        cuts: list[Cut] = []
+        for level, threshold in zip(levels, thresholds, strict=True):
+            if level >= 1.0:
+                shares = dict.fromkeys(layers, 1.0)
+                cuts.append(ThresholdCut(level, 1.0, math.inf, shares))
+            else:
+                shares = {name: layer.sparsity_at(threshold) for name, layer in layers.items()}
+                cuts.append(ThresholdCut(level, spectrum.sparsity_at(threshold), threshold, shares))
+        return cuts

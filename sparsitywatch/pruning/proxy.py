@@ -1,0 +1,137 @@
+"""What is measured: frozen batches and a value per example."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsitywatch.errors import ProxyError
+from sparsitywatch.pruning.batches import digest, freeze, move
+from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
+
+__all__ = ["Proxy"]
+
+#: value(model, batch) -> tensor [N], one floating-point number per example.
+ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
+
+
+class Proxy:
+    """A quick stand-in for how well the model does, always on the same examples.
+
+    The batches are copied and hashed here, once, so that every later number is about the
+    same examples; the global generators are left as they were, whatever the source draws.
+
+    Args:
+        batches: an iterable of batches (a list, a DataLoader), each of tensors, arrays,
+            numbers and strings in dicts, lists, tuples or dataclasses. Random masking
+            belongs in here, not in ``value``.
+        value: ``value(model, batch) -> tensor [N]``, one float per example, such as the
+            loss of each sequence. It is called in evaluation mode without gradients, with
+            the tensors of the batch on the model's device.
+        higher_is_better: True for scores and accuracies, False (default) for losses.
+        name: what the value is, for captions.
+        max_batches: stop after so many batches; needed for an endless source.
+
+    Raises:
+        ProxyError: there is no batch, or one holds something that cannot be copied.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        value: ValueFunction,
+        *,
+        higher_is_better: bool = False,
+        name: str = "",
+        max_batches: int | None = None,
+    ) -> None:
+        if not callable(value):
+            raise ProxyError(
+                "Expected `value` to be a function value(model, batch) -> tensor [N], "
+                f"got {value!r}."
+            )
+        if isinstance(batches, (torch.Tensor, str, bytes)) or not isinstance(batches, Iterable):
+            raise ProxyError(
+                "Expected `batches` to be an iterable of batches such as a list or a DataLoader, "
+                f"got {type(batches).__name__}. Wrap a single batch in a list."
+            )
+        if max_batches is not None and max_batches < 1:
+            raise ProxyError(f"Expected `max_batches` >= 1, got {max_batches!r}.")
+        self.value = value
+        self.higher_is_better = higher_is_better
+        self.name = name or getattr(value, "__name__", type(value).__name__)
+        with preserved_rng():
+            self._batches = _materialise(batches, max_batches)
+        identity = f"{digest(self._batches)} {higher_is_better} {self.name}"
+        self.hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    @property
+    def num_batches(self) -> int:
+        """Calls of the value function per evaluation."""
+        return len(self._batches)
+
+    def evaluate(self, model: nn.Module) -> np.ndarray:
+        """The value of every example, float64 [N]; call it inside ``undisturbed``.
+
+        Raises:
+            ProxyError: ``value`` did not return one floating-point number per example.
+        """
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        values = []
+        for index, batch in enumerate(self._batches):
+            result = self.value(model, move(batch, device))
+            _check(result, index)
+            values.append(result.detach().to("cpu", torch.float64))
+        return torch.cat(values).numpy()
+
+    def check(self, model: nn.Module) -> None:
+        """Evaluate once and refuse what could not be used, without disturbing the model.
+
+        Raises:
+            ProxyError: ``value`` raises, or returns something else than [N] floats.
+        """
+        try:
+            with undisturbed(model):
+                values = self.evaluate(model)
+        except ProxyError:
+            raise
+        except Exception as error:
+            raise ProxyError(
+                "Expected `value(model, batch)` of the proxy to work on the model as it is, but "
+                f"it raised {type(error).__name__}: {error}."
+            ) from error
+        if values.size < 2:
+            raise ProxyError(
+                "Expected `value` to return at least two examples over all batches, so that an "
+                f"error can be estimated, got {values.size}."
+            )
+
+
+def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:
+    frozen = []
+    for index, batch in enumerate(batches):
+        frozen.append(freeze(batch, f"batches[{index}]"))
+        if max_batches is not None and len(frozen) >= max_batches:
+            break
+    if not frozen:
+        raise ProxyError("Expected `batches` with at least one batch, got none.")
+    return frozen
+
+
+def _check(result: object, index: int) -> None:
+    if isinstance(result, torch.Tensor):
+        if result.ndim == 1 and result.is_floating_point() and result.numel() > 0:
+            return
+        came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
+    else:
+        came = type(result).__name__
+    raise ProxyError(
+        "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
+        f"number per example, got {came} for batch {index}. Do not average over the batch: use "
+        "reduction='none' and average over each example's own positions."
+    )

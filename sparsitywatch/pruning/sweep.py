@@ -1,0 +1,250 @@
+"""Which levels to evaluate: levels in, SparsityCurve out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.pruning.masked import MaskedModel, Masks
+from sparsitywatch.pruning.patterns import Cut, Pattern
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.records import SparsityCurve
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["Bisection", "Grid", "Sweep", "SweepResult", "run_sweep", "standard_error"]
+
+#: Relative size up to which repeated evaluations may differ by the order of additions.
+_ROUNDING = 1e-4
+
+#: Within the tolerance? Called with the mean value of a point and that of the dense model.
+Within = Callable[[float, float], bool]
+
+
+class Sweep(Protocol):
+    """Chooses the levels between 0 and 1; both ends are always measured."""
+
+    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+        """Call ``measure(level)`` for the levels to evaluate; it returns the mean value.
+
+        Args:
+            measure: evaluates a level in (0, 1); measuring one twice costs nothing.
+            is_within: whether a mean value lies within the tolerance of dense.
+        """
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The same levels every time.
+
+    Args:
+        levels: fractions in [0, 1).
+
+    Raises:
+        ConfigurationError: a level lies outside [0, 1), or there is none.
+    """
+
+    levels: Sequence[float]
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels)
+
+    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+        """Measure every level."""
+        del is_within  # a grid does not look at what comes out
+        for level in self.levels:
+            measure(level)
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """A grid, then halving the step of the grid where the tolerance is first crossed.
+
+    Args:
+        levels: the grid, fractions in [0, 1).
+        resolution: stop when the crossing is bracketed this finely.
+
+    Raises:
+        ConfigurationError: a level lies outside [0, 1), there is none, or ``resolution``
+            is not in (0, 1).
+    """
+
+    levels: Sequence[float]
+    resolution: float = 0.02
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels)
+        if not 0.0 < self.resolution < 1.0:
+            raise ConfigurationError(f"Expected `resolution` in (0, 1), got {self.resolution!r}.")
+
+    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+        """Measure the grid, then close in on its first crossing."""
+        within = {level: is_within(measure(level)) for level in sorted({*self.levels, 0.0})}
+        within[1.0] = is_within(measure(1.0))
+        if all(within.values()):
+            return  # nothing is crossed, so there is nothing to close in on
+        beyond = next(level for level, good in within.items() if not good)
+        good = max((level for level in within if level < beyond), default=0.0)
+        while beyond - good > self.resolution:
+            middle = round((good + beyond) / 2, 6)
+            if is_within(measure(middle)):
+                good = middle
+            else:
+                beyond = middle
+
+
+def _check_levels(levels: Sequence[float]) -> None:
+    if len(levels) == 0:
+        raise ConfigurationError(
+            "Expected `levels` with at least one sparsity in [0, 1), got none."
+        )
+    for index, level in enumerate(levels):
+        is_number = isinstance(level, (int, float)) and not isinstance(level, bool)
+        if not is_number or not 0.0 <= level < 1.0:
+            raise ConfigurationError(
+                f"Expected `levels[{index}]` to be a sparsity in [0, 1), got {level!r}. "
+                "The level 1, everything removed, is always measured."
+            )
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep measured.
+
+    Args:
+        curve: points by rising level, from 0 to 1.
+        cuts: what was removed at each point of the curve.
+        num_forwards: calls of the value function.
+    """
+
+    curve: SparsityCurve
+    cuts: tuple[Cut, ...]
+    num_forwards: int
+
+
+def run_sweep(
+    model: MaskedModel,
+    proxy: Proxy,
+    spectrum: MagnitudeSpectrum,
+    *,
+    pattern: Pattern,
+    sweep: Sweep,
+    within: Within,
+) -> SweepResult:
+    """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
+
+    Args:
+        spectrum: of the model's in-scope weights now.
+        within: ``within(value, dense)``, whether a mean value is within the tolerance.
+
+    Raises:
+        MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
+            removing everything changes nothing (a stale autocast cache, a compiled graph
+            that holds old weights, a value function that does not run this model).
+    """
+    with model.session() as masks:
+        session = _Session(model, proxy, spectrum, pattern, masks)
+        dense = session.check_canaries()
+        mean = float(dense.mean())
+        sweep.choose(session.measure, lambda value: within(value, mean))
+    return session.result(proxy.higher_is_better)
+
+
+class _Session:
+    """Measured points by level, each measured once."""
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        proxy: Proxy,
+        spectrum: MagnitudeSpectrum,
+        pattern: Pattern,
+        masks: Masks,
+    ) -> None:
+        self._module, self._proxy, self._masks = model.module, proxy, masks
+        self._spectrum, self._pattern = spectrum, pattern
+        self._points: dict[float, tuple[Cut, np.ndarray]] = {}
+        self._num_evaluations = 0
+
+    def check_canaries(self) -> np.ndarray:
+        """Values of the dense model; level 0 and level 1 are measured on the way."""
+        dense = self._evaluate()
+        self.measure(0.0)
+        masked = self._points[0.0][1]
+        if not _same(dense, masked) and not self._is_noise(dense, masked):
+            raise MeasurementError(
+                "Expected level 0 to equal the dense model bit for bit, but the values differ by "
+                f"up to {np.nanmax(np.abs(dense - masked)):.3g}: masking does not reach the model "
+                "as it runs, or the value function is random. Put all randomness into the batches."
+            )
+        self.measure(1.0)
+        # a model that has broken down gives NaN with and without its weights
+        if np.isfinite(dense).all() and _same(dense, self._points[1.0][1]):
+            raise MeasurementError(
+                "Expected the value to change when every in-scope weight is removed, but it is the "
+                "same bit for bit: the value function does not run the watched weights (another "
+                "model, a stale autocast cache, or a compiled graph that holds old weights)."
+            )
+        return dense
+
+    def _is_noise(self, dense: np.ndarray, masked: np.ndarray) -> bool:
+        """Whether two dense evaluations differ as much: kernels that are not deterministic.
+
+        They differ in the last digits only; more than that is a random value function.
+        """
+        self._masks.restore()
+        noise = np.abs(self._evaluate() - dense).max()
+        is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
+        return bool(is_rounding and np.abs(masked - dense).max() <= 10 * noise)
+
+    def measure(self, level: float) -> float:
+        """Mean value at ``level``."""
+        level = float(level)
+        if level not in self._points:
+            (cut,) = self._pattern.cuts(self._spectrum, [level])
+            self._masks.apply(cut)
+            self._points[level] = (cut, self._evaluate())
+        return float(self._points[level][1].mean())
+
+    def _evaluate(self) -> np.ndarray:
+        self._num_evaluations += 1
+        return self._proxy.evaluate(self._module)
+
+    def result(self, higher_is_better: bool) -> SweepResult:
+        """The curve of everything measured."""
+        dense = self._points[0.0][1]
+        levels = sorted(self._points)
+        cuts = tuple(self._points[level][0] for level in levels)
+        values = [self._points[level][1] for level in levels]
+        curve = SparsityCurve(
+            sparsity=[cut.sparsity for cut in cuts],
+            value=[float(v.mean()) for v in values],
+            stderr=[standard_error(v, dense) for v in values],
+            higher_is_better=higher_is_better,
+            level=levels,
+            num_examples=len(dense),
+        )
+        return SweepResult(curve, cuts, self._num_evaluations * self._proxy.num_batches)
+
+
+def standard_error(values: np.ndarray, dense: np.ndarray) -> float:
+    """Standard error of the mean of ``values - dense``, both float64 [N], N >= 2.
+
+    NaN if a value is not finite. The same examples are compared, so what all share drops
+    out.
+
+    >>> standard_error(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0]))
+    0.5773502691896257
+    """
+    difference = values - dense
+    if not np.isfinite(difference).all():
+        return math.nan
+    return float(difference.std(ddof=1) / math.sqrt(len(difference)))
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool(np.array_equal(a, b, equal_nan=True))

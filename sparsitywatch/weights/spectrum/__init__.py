@@ -1,0 +1,16 @@
+"""One pass over |w|: additive integer histograms that answer for every sparsity level.
+
+::
+
+    bins.py          the bins of each float dtype: where they end, what they weigh
+    histogram.py     integer counts of one tensor in those bins; they add
+    counting.py      tensors in, one histogram each: threads on CPU, one transfer per device
+    distribution.py  cumulative counts: how many weights lie below t, which t reaches k
+    exact.py         a second pass inside the boundary bins only
+    magnitude.py     MagnitudeSpectrum, the public face
+"""
+
+from sparsitywatch.weights.spectrum.distribution import num_pruned
+from sparsitywatch.weights.spectrum.magnitude import MagnitudeSpectrum
+
+__all__ = ["MagnitudeSpectrum", "num_pruned"]

@@ -1,0 +1,100 @@
+"""Masks reach the model as it runs, and every bit comes back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+
+def cuts_of(model: nn.Module, scope: Scope, levels: list[float]):
+    snapshot = Snapshot.of(model, scope, 0)
+    return GlobalMagnitude().cuts(MagnitudeSpectrum.of(snapshot.tensors), levels)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_dense_weights_are_back_bit_for_bit(error: type[BaseException] | None) -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, :3] = torch.tensor([float("nan"), -0.0, float("inf")])
+    scope = Scope.of(model)
+    addresses = [p.data_ptr() for p in model.parameters()]
+    before = [p.detach().clone().view(torch.int32) for p in model.parameters()]
+    versions = [p._version for p in model.parameters()]
+
+    def use() -> None:
+        with MaskedModel(model, scope).session() as masks:
+            masks.apply(cuts_of(model, scope, [0.7])[0])
+            assert (model[2].weight == 0).any()
+            if error is not None:
+                raise error
+
+    if error is None:
+        use()
+    else:
+        with pytest.raises(error):
+            use()
+    after = [p.detach().view(torch.int32) for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert [p.data_ptr() for p in model.parameters()] == addresses
+    assert [p._version for p in model.parameters()] == versions
+
+
+def test_only_the_scope_is_masked_and_levels_start_from_dense() -> None:
+    model = net()
+    scope = Scope.of(model)
+    high, low = cuts_of(model, scope, [0.9, 0.1])
+    head = model[4].weight.detach().clone()
+    with MaskedModel(model, scope).session() as masks:
+        masks.apply(high)
+        masks.apply(low)
+        zeros = sum(int((model[i].weight == 0).sum()) for i in (0, 2))
+        assert zeros == round(low.sparsity * scope.summary.num_weights)
+        assert torch.equal(model[4].weight, head)
+
+
+def test_tied_weights_are_masked_in_every_place() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    scope = Scope.of(model)
+    with MaskedModel(model, scope).session() as masks:
+        masks.apply(cuts_of(model, scope, [1.0])[0])
+        assert not model[1].weight.any()
+        assert torch.equal(model(torch.ones(1, 4)), model[2].bias[None])
+
+
+@pytest.mark.parametrize("compiled", ["wrapper", "in place"])
+def test_a_compiled_model_runs_with_the_masks_and_compiles_nothing_anew(compiled: str) -> None:
+    model = net()
+    x = torch.randn(3, 6)
+    counter = CompileCounter()
+    if compiled == "wrapper":
+        running = torch.compile(model, backend=counter)
+    else:
+        model.compile(backend=counter)
+        running = model
+    running(x)
+    graphs = counter.frame_count
+    scope = Scope.of(model)
+    masked = MaskedModel(running, scope)
+    assert masked.module is model
+    with masked.session() as masks:
+        masks.apply(cuts_of(model, scope, [1.0])[0])
+        expected = nn.functional.linear(
+            torch.tanh(model[2].bias)[None].expand(3, -1), *model[4].parameters()
+        )
+        torch.testing.assert_close(masked.module(x), expected)
+    running(x)
+    assert counter.frame_count == graphs

@@ -1,0 +1,100 @@
+"""What a level removes, against sorting and against torch's own pruning."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import prune
+
+from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+LEVELS = [0.0, 0.1, 0.33, 0.5, 0.9, 0.95, 1.0]
+
+
+def weights(seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "wide": (torch.randn(30, 20, generator=generator) * 3).to(dtype),
+        "narrow": (torch.randn(40, 10, generator=generator) * 0.1).to(dtype).T,
+        "ties": torch.tensor([0.0, -0.0, 0.5, -0.5, 0.5, 2.0]).to(dtype),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_a_cut_removes_what_it_counts_and_keeps_the_rest_bit_for_bit(dtype, seed) -> None:
+    tensors = weights(seed, dtype)
+    spectrum = MagnitudeSpectrum.of(tensors)
+    total = sum(t.numel() for t in tensors.values())
+    previous: dict[str, np.ndarray] = {}
+    for cut in GlobalMagnitude().cuts(spectrum, LEVELS):
+        removed_in_all = 0
+        for name, dense in tensors.items():
+            out = torch.full_like(dense, 7)
+            cut.prune(name, dense, out)
+            magnitude = dense.double().abs().numpy()
+            removed = magnitude <= cut.threshold
+            kept_bits = torch.where(torch.from_numpy(removed), torch.zeros_like(dense), dense)
+            if cut.level == 0.0:
+                assert not removed.any()
+                assert torch.equal(out.signbit(), dense.signbit())
+            assert torch.equal(out, kept_bits)
+            assert cut.share(name) == pytest.approx(removed.mean(), abs=1e-12)
+            assert (removed | ~previous.get(name, removed)).all(), "masks of rising levels nest"
+            previous[name] = removed
+            removed_in_all += int(removed.sum())
+        assert cut.sparsity == pytest.approx(removed_in_all / total, abs=1e-12)
+
+
+def test_level_one_removes_nan_too_and_level_zero_keeps_negative_zero() -> None:
+    dense = torch.tensor([float("nan"), float("inf"), -0.0, 1.0])
+    nothing, everything = GlobalMagnitude().cuts(MagnitudeSpectrum.of({"w": dense}), [0.0, 1.0])
+    out = torch.ones(4)
+    everything.prune("w", dense, out)
+    assert torch.equal(out, torch.zeros(4))
+    assert everything.sparsity == 1.0
+    assert everything.share("w") == 1.0
+    nothing.prune("w", dense, out)
+    assert torch.equal(out.view(torch.int32), dense.view(torch.int32))
+    assert nothing.sparsity == 0.0
+
+
+def test_nan_and_inf_are_never_the_smallest() -> None:
+    dense = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
+    (half,) = GlobalMagnitude().cuts(MagnitudeSpectrum.of({"w": dense}), [0.5])
+    out = torch.empty(4)
+    half.prune("w", dense, out)
+    assert math.isnan(out[0])
+    assert out[1:].tolist() == [math.inf, 0.0, 0.0]
+    assert half.sparsity == 0.5
+
+
+def test_torch_global_unstructured_removes_the_same_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 32)).double()
+    for module in model:
+        nn.init.normal_(module.weight)  # in double precision, so that no two are alike
+    tensors = {f"{i}.weight": m.weight.detach() for i, m in enumerate(model)}
+    assert len(torch.cat([t.abs().flatten() for t in tensors.values()]).unique()) == 9216
+    spectrum = MagnitudeSpectrum.of(tensors)
+    for cut in GlobalMagnitude().cuts(spectrum, [0.05, 0.3, 0.5, 0.77, 0.95]):
+        peer = copy.deepcopy(model)
+        prune.global_unstructured(
+            [(m, "weight") for m in peer],
+            pruning_method=prune.L1Unstructured,
+            amount=round(cut.sparsity * 9216),
+        )
+        for index, module in enumerate(peer):
+            out = torch.empty_like(model[index].weight)
+            cut.prune(f"{index}.weight", model[index].weight.detach(), out)
+            assert torch.equal(out, module.weight)

@@ -1,0 +1,282 @@
+"""MagnitudeSpectrum against a sort: whatever the weights are, the counts are the sort's."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import nn
+from torch.nn.utils import prune
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, num_pruned
+
+INTEGERS = {
+    torch.float64: np.int64,
+    torch.float32: np.int32,
+    torch.bfloat16: np.int16,
+    torch.float16: np.int16,
+}
+#: (exponent of the smallest normal, significant bits of a bin's end, largest finite value)
+BINNED = {
+    torch.float32: (-126, 9, torch.finfo(torch.float32).max),
+    torch.float64: (-1022, 9, torch.finfo(torch.float64).max),
+}
+LEVELS = [0.0, 0.05, 0.25, 0.5, 0.7, 0.95, 1.0]
+
+
+@st.composite
+def weights(draw, dtypes=tuple(INTEGERS)):
+    """Any bit patterns (denormals, NaN, infinities) beside ties and zeros of both signs."""
+    dtype = draw(st.sampled_from(dtypes))
+    info = np.iinfo(INTEGERS[dtype])
+    bits = draw(st.lists(st.integers(info.min, info.max), max_size=20))
+    any_bits = torch.from_numpy(np.array(bits, INTEGERS[dtype])).view(dtype)
+    common = [0.0, -0.0, 1.0, -1.0, 1.5, 2e-2, -2e-2, math.inf, -math.inf, math.nan, 1e-45]
+    ties = draw(st.lists(st.sampled_from(common), max_size=30))
+    return torch.cat([any_bits, torch.tensor(ties, dtype=torch.float64).to(dtype)])
+
+
+def magnitudes(*tensors):
+    """|w| of all tensors, sorted, NaN last."""
+    return np.sort(torch.cat([t.detach().double().flatten() for t in tensors]).abs().numpy())
+
+
+def end_of_bin(magnitude, dtype):
+    """Largest value of the bin that ``magnitude`` is in, by arithmetic instead of bits."""
+    if dtype not in BINNED or magnitude == 0.0:
+        return magnitude
+    min_exponent, num_bits, largest = BINNED[dtype]
+    exponent = max(math.frexp(magnitude)[1] - 1, min_exponent) - (num_bits - 1)
+    scaled = math.ceil(math.ldexp(magnitude, -exponent))
+    try:
+        return min(math.ldexp(scaled, exponent), largest)
+    except OverflowError:
+        return largest
+
+
+def counted(tensor, t):
+    """What a mask ``w.abs() <= t`` in the tensor's own dtype would remove."""
+    return int((tensor.detach().abs() <= t).sum())
+
+
+@settings(deadline=None, max_examples=300)
+@given(weights())
+def test_thresholds_and_counts_are_those_of_a_sort(tensor):
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    ordered, num_weights = magnitudes(tensor), tensor.numel()
+    assert spectrum.num_weights == num_weights
+    assert spectrum.num_nan == np.isnan(ordered).sum()
+    assert spectrum.num_inf == np.isinf(ordered).sum()
+    assert spectrum.num_zero == (ordered == 0.0).sum()
+    for level, t in zip(LEVELS, spectrum.thresholds(LEVELS), strict=True):
+        k = num_pruned(num_weights, level)
+        if k == 0:
+            assert t == -math.inf
+        elif math.isfinite(ordered[k - 1]):
+            assert t == end_of_bin(ordered[k - 1], tensor.dtype)
+        else:
+            assert t == math.inf
+        if num_weights:
+            assert spectrum.sparsity_at(t) == counted(tensor, t) / num_weights
+            assert t == math.inf or k <= counted(tensor, t)
+
+
+@settings(deadline=None, max_examples=150)
+@given(weights())
+def test_exact_thresholds_are_those_of_a_sort(tensor):
+    tensors = {"w": tensor}
+    ordered = magnitudes(tensor)
+    found = MagnitudeSpectrum.of(tensors).thresholds(LEVELS, exact=tensors)
+    for level, t in zip(LEVELS, found, strict=True):
+        k = num_pruned(tensor.numel(), level)
+        expected = -math.inf if k == 0 else ordered[k - 1]
+        assert t == (math.inf if math.isnan(expected) else expected)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(weights(), min_size=2, max_size=4))
+def test_thresholds_of_mixed_dtypes_count_right_in_each_tensor_s_own_dtype(parts):
+    # beyond the range of the narrowest dtype a cast of t can only end at infinity
+    parts = [torch.where(p.abs() <= 60000.0, p, 0.0).to(p.dtype) for p in parts]
+    tensors = {f"w{i}": part for i, part in enumerate(parts)}
+    spectrum = MagnitudeSpectrum.of(tensors)
+    ordered = magnitudes(*parts)
+    exact = spectrum.thresholds(LEVELS, exact=tensors)
+    for level, t, exact_t in zip(LEVELS, spectrum.thresholds(LEVELS), exact, strict=True):
+        k = num_pruned(len(ordered), level)
+        assert exact_t == (ordered[k - 1] if k else -math.inf)
+        assert exact_t <= t
+        num_removed = sum(counted(part, t) for part in parts)
+        assert num_removed >= k
+        if len(ordered):
+            assert spectrum.sparsity_at(t) == num_removed / len(ordered)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(weights(), max_size=4), st.integers(0, 30))
+def test_counts_do_not_depend_on_how_weights_are_split(parts, cut):
+    tensors = {f"w{i}": part for i, part in enumerate(parts)}
+    whole = MagnitudeSpectrum.of(tensors)
+    heads = MagnitudeSpectrum.of({name: w[:cut] for name, w in tensors.items()})
+    tails = MagnitudeSpectrum.of({name: w[cut:] for name, w in tensors.items()})
+    none = MagnitudeSpectrum()
+    assert heads + tails == tails + heads == whole
+    assert (none + heads) + tails == none + (heads + tails)
+    one_by_one = sum((MagnitudeSpectrum.of({n: w}) for n, w in tensors.items()), none)
+    assert one_by_one == whole
+    assert one_by_one.names == whole.names
+    assert _bits((heads + tails).rms) == _bits((tails + heads).rms) == _bits(whole.rms)
+
+
+def _bits(x):
+    return np.float64(x).tobytes()
+
+
+def test_ties_at_the_threshold_are_removed_together():
+    tensor = torch.tensor([0.0, 0.0, 1.0, 1.0, 2.0, 2.0])
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    (t,) = spectrum.thresholds([0.5])
+    assert spectrum.sparsity_at(t) == counted(tensor, t) / 6 == 4 / 6
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_each_level_of_normal_weights_is_reached_within_half_a_point(dtype):
+    generator = torch.Generator().manual_seed(0)
+    tensor = (0.02 * torch.randn(200_000, generator=generator)).to(dtype)
+    levels = [i / 100 for i in range(1, 100)]
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    for level, t in zip(levels, spectrum.thresholds(levels), strict=True):
+        assert level - 1e-9 <= spectrum.sparsity_at(t) <= level + 0.005
+
+
+def test_an_unlisted_t_is_interpolated_within_the_mass_of_its_bin():
+    tensor = torch.randn(50_000, generator=torch.Generator().manual_seed(1))
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    candidates = np.sort(np.random.default_rng(0).exponential(1.0, 300))
+    found = [spectrum.sparsity_at(t) for t in candidates]
+    assert found == sorted(found)
+    for t, sparsity in zip(candidates.tolist(), found, strict=True):
+        # a bin is at most 2**-8 of its lower end wide
+        mass = counted(tensor, t * (1 + 2**-8)) - counted(tensor, t * (1 - 2**-8))
+        assert abs(sparsity - counted(tensor, t) / 50_000) <= mass / 50_000
+    ends = spectrum.sparsity_at(-1.0), spectrum.sparsity_at(-math.inf), spectrum.sparsity_at(9.9)
+    assert ends == (0.0, 0.0, 1.0)
+
+
+def test_the_same_weights_go_as_with_global_unstructured():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 30), nn.Linear(30, 7))
+    layers = [module for module in model if isinstance(module, nn.Linear)]
+    tensors = {f"{i}.weight": layer.weight for i, layer in enumerate(layers)}
+    num_weights = sum(w.numel() for w in tensors.values())
+    assert len(torch.cat([w.flatten() for w in tensors.values()]).abs().unique()) == num_weights
+    thresholds = MagnitudeSpectrum.of(tensors).thresholds([0.1, 0.5, 0.9], exact=tensors)
+    for level, t in zip([0.1, 0.5, 0.9], thresholds, strict=True):
+        weights = [layer.weight.detach().clone() for layer in layers]
+        copies = [nn.Linear(w.shape[1], w.shape[0]) for w in weights]
+        for copy, weight in zip(copies, weights, strict=True):
+            copy.weight = nn.Parameter(weight)
+        prune.global_unstructured(
+            [(c, "weight") for c in copies], prune.L1Unstructured, amount=level
+        )
+        assert all(
+            torch.equal(copy.weight_mask.bool(), w.abs() > t)
+            for copy, w in zip(copies, weights, strict=True)
+        )
+        removed = sum(counted(w, t) for w in weights)
+        assert removed == num_pruned(num_weights, level)
+
+
+def test_layer_shares_are_those_of_each_tensor():
+    generator = torch.Generator().manual_seed(5)
+    tensors = {
+        name: scale * torch.randn(31, 17, generator=generator)
+        for name, scale in (("b", 1.0), ("a", 0.1), ("c", 0.01))
+    }
+    spectrum = MagnitudeSpectrum.of(tensors)
+    layers = spectrum.layers()
+    assert list(layers) == list(spectrum.names) == ["b", "a", "c"]
+    for t in spectrum.thresholds([0.2, 0.6, 0.9]):
+        for name, layer in layers.items():
+            assert layer.sparsity_at(t) == counted(tensors[name], t) / (31 * 17)
+    assert sum(layers.values(), MagnitudeSpectrum()) == spectrum
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_rms_is_the_direct_one(dtype):
+    tensor = (0.02 * torch.randn(100_000, generator=torch.Generator().manual_seed(2))).to(dtype)
+    direct = tensor.double().square().mean().sqrt().item()
+    tolerance = 1e-4 if dtype in BINNED else 1e-12
+    assert MagnitudeSpectrum.of({"w": tensor}).rms == pytest.approx(direct, rel=tolerance)
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-310, 1e-200, 1.0, 1e200, 1.7e308])
+def test_rms_neither_overflows_nor_underflows(scale):
+    tensor = torch.full((9,), scale, dtype=torch.float64)
+    # equal weights may sit at either end of a bin of 0.4 %, or in the one bin above zero
+    found = MagnitudeSpectrum.of({"w": tensor}).rms
+    assert found == pytest.approx(scale, rel=4e-3, abs=2.0**-1030)
+    assert math.isfinite(found)
+
+
+def test_rms_leaves_out_what_is_not_finite():
+    tensor = torch.tensor([3.0, -4.0, math.nan, math.inf, -math.inf], dtype=torch.bfloat16)
+    assert MagnitudeSpectrum.of({"w": tensor}).rms == pytest.approx(math.sqrt(12.5), rel=1e-15)
+    assert math.isnan(MagnitudeSpectrum.of({"w": tensor[2:]}).rms)
+    assert MagnitudeSpectrum.of({"w": torch.zeros(3)}).rms == 0.0
+
+
+def test_nothing_to_count_gives_nan_fractions():
+    for spectrum in (MagnitudeSpectrum(), MagnitudeSpectrum.of({"w": torch.empty(0, 4)})):
+        assert spectrum.thresholds([0.0, 0.5, 1.0]) == [-math.inf] * 3
+        assert math.isnan(spectrum.sparsity_at(1.0))
+        assert math.isnan(spectrum.near_zero(abs=1.0))
+        assert math.isnan(spectrum.near_zero(rms=0.1))
+        assert math.isnan(spectrum.rms)
+
+
+def test_num_pruned_rounds_as_torch_does():
+    for numel in (0, 1, 7, 10, 999, 84_934_656):
+        for level in np.linspace(0.0, 1.0, 41).tolist():
+            expected = prune._compute_nparams_toprune(level, numel)
+            assert num_pruned(numel, level) == expected
+
+
+@pytest.mark.parametrize("level", [-0.01, 1.01, math.nan, math.inf])
+def test_a_level_that_is_no_fraction_is_refused(level):
+    spectrum = MagnitudeSpectrum.of({"w": torch.ones(3)})
+    with pytest.raises(ConfigurationError, match=r"`level`.*in \[0, 1\]"):
+        spectrum.thresholds([0.5, level])
+    with pytest.raises(ConfigurationError, match="NaN"):
+        spectrum.sparsity_at(math.nan)
+
+
+def test_exact_refuses_other_weights_than_were_counted():
+    tensor = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    with pytest.raises(ConfigurationError, match="other names"):
+        spectrum.thresholds([0.5], exact={"v": tensor})
+    with pytest.raises(ConfigurationError, match=r"exact\['w'\].*500 weights"):
+        spectrum.thresholds([0.5], exact={"w": tensor[:-1]})
+    with pytest.raises(ConfigurationError, match="without an update between"):
+        spectrum.thresholds([0.5], exact={"w": tensor * 1.01})
+
+
+def test_a_name_keeps_its_dtype_when_spectra_are_added():
+    single = MagnitudeSpectrum.of({"w": torch.ones(3)})
+    half = MagnitudeSpectrum.of({"w": torch.ones(3, dtype=torch.float16)})
+    with pytest.raises(ConfigurationError, match=r"'w'.*float32 and torch\.float16"):
+        single + half
+    assert single != half
+    assert single.dtypes == ("float32",)
+    assert (single + MagnitudeSpectrum.of({"v": torch.ones(2).half()})).dtypes == (
+        "float16",
+        "float32",
+    )
+    assert single != "a spectrum"
+    assert repr(single) == "MagnitudeSpectrum(1 tensors, 3 weights, float32)"

@@ -1,0 +1,241 @@
+"""How tensors are read: any strides, dtype and thread count, and nothing is touched."""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
+from sparsitywatch.weights.spectrum.histogram import Histogram
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+FLOAT8 = [
+    getattr(torch, name)
+    for name in (
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+    )
+    if hasattr(torch, name)
+]
+
+
+def random_tensor(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def all_bits(dtype):
+    """Weights of every exponent and sign, infinities, denormals and odd NaN included."""
+    top = np.arange(1 << 16, dtype=np.uint64)
+    num_bits = 8 * dtype.itemsize
+    low = np.array([0, 1, (1 << (num_bits - 16)) - 1], np.uint64)
+    words = (top[:, None] << np.uint64(num_bits - 16) | low).ravel().astype(f"u{dtype.itemsize}")
+    return torch.from_numpy(words.view(f"i{dtype.itemsize}")).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda w: w.t(),
+        lambda w: w[:, ::2],
+        lambda w: w[1:-1, 3:40],
+        lambda w: w.flatten()[::3],
+        lambda w: w.view(30, 4, 5, 10).to(memory_format=torch.channels_last),
+        lambda w: w[:, :, None].expand(-1, -1, 3),
+        lambda w: w.view(1, 120, 1, 50)[:, ::7],
+        lambda w: w[5, 7],
+        lambda w: w[:0],
+    ],
+)
+def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
+    monkeypatch.setattr(counting, "MIN_PIECE", 700)
+    monkeypatch.setattr(counting, "CHUNK", 256)
+    tensor = view(random_tensor(120, 50, dtype=dtype))
+    copy = tensor.clone(memory_format=torch.contiguous_format)
+    of_view = MagnitudeSpectrum.of({"w": tensor}, num_threads=2)
+    assert of_view == MagnitudeSpectrum.of({"w": copy}, num_threads=1)
+    assert of_view.num_weights == tensor.numel()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pieces_hold_each_element_once_and_stay_small(dtype):
+    base = torch.arange(6000).to(dtype).view(3, 40, 50)
+    for words in (base, base.transpose(0, 2), base[:, ::3, 1:], base[0, 0, 0], base[:0]):
+        found = list(counting.pieces(words, 64))
+        assert all(0 < piece.numel() <= 64 for piece in found)
+        flat = torch.cat([piece.flatten() for piece in found]) if found else torch.empty(0)
+        assert torch.equal(flat.double().sort().values, words.double().flatten().sort().values)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_does_not_matter(dtype, monkeypatch):
+    monkeypatch.setattr(counting, "MIN_PIECE", 1000)
+    tensors = {f"w{i}": random_tensor(61 + i, 97, dtype=dtype, seed=i) for i in range(5)}
+    tensors["all bits"] = all_bits(dtype)
+    one, three = (MagnitudeSpectrum.of(tensors, num_threads=n) for n in (1, 3))
+    assert one == three
+    assert one.names == three.names == tuple(tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES + FLOAT8)
+def test_counting_on_a_device_is_counting_on_cpu(dtype):
+    # the device path runs on any device; here it is given CPU tensors
+    tensor = (
+        all_bits(dtype)
+        if dtype.itemsize > 1
+        else torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
+    )
+    tensors = {"all bits": tensor, "strided": tensor[::3], "none": tensor[:0]}
+    words = {name: counting.words_of(name, w) for name, w in tensors.items()}
+    on_cpu = counting._count_on_cpu(words, dict.fromkeys(words, dtype), 1)
+    on_device = counting.count_on_device(words, dict.fromkeys(words, dtype))
+    assert list(on_cpu.values()) == list(on_device.values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_and_odd_nan_are_told_from_the_largest_values(dtype):
+    tensor = all_bits(dtype)
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    assert spectrum.num_nan == int(tensor.isnan().sum())
+    assert spectrum.num_inf == int(tensor.isinf().sum())
+    assert spectrum.num_zero == int((tensor == 0).sum())
+    largest = torch.finfo(dtype).max
+    num_finite = int(tensor.isfinite().sum())
+    assert spectrum.sparsity_at(largest) == num_finite / tensor.numel()
+    assert spectrum.sparsity_at(math.inf) == (num_finite + spectrum.num_inf) / tensor.numel()
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+def test_float8_is_counted_by_value(dtype):
+    tensor = torch.arange(256, dtype=torch.uint8).view(dtype)
+    values = tensor.to(torch.float64).abs()
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    assert spectrum.dtypes == (str(dtype).removeprefix("torch."),)
+    assert spectrum.num_nan == int(values.isnan().sum())
+    assert spectrum.num_inf == int(values.isinf().sum())
+    for value in values[values.isfinite()].unique().tolist():
+        assert spectrum.sparsity_at(value) * 256 == int((values <= value).sum())
+    levels = [i / 16 for i in range(1, 12)]
+    ordered = values.sort().values.tolist()
+    assert spectrum.thresholds(levels) == [ordered[round(256 * level) - 1] for level in levels]
+
+
+def test_nothing_of_the_caller_is_touched():
+    torch.manual_seed(7)
+    model = nn.Linear(600, 700)
+    model(torch.randn(2, 600)).sum().backward()
+    tensors = dict(model.named_parameters())
+    before = [w.detach().clone() for w in tensors.values()]
+    state = caller_state(tensors)
+    spectrum = MagnitudeSpectrum.of(tensors, num_threads=2)
+    spectrum.thresholds([0.1, 0.5], exact=tensors)
+    spectrum.near_zero(rms=0.1)
+    assert caller_state(tensors) == state
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors.values(), strict=True))
+
+
+def caller_state(tensors):
+    python_threads = [thread.name for thread in threading.enumerate()]
+    return {
+        "torch rng": torch.get_rng_state().tolist(),
+        "numpy rng": repr(np.random.get_state()),  # noqa: NPY002  the global one is meant
+        "python rng": random.getstate(),
+        "versions": [w._version for w in tensors.values()],
+        "autograd": [(w.requires_grad, w.grad_fn, w.is_leaf) for w in tensors.values()],
+        "grad mode": torch.is_grad_enabled(),
+        "threads of torch": torch.get_num_threads(),
+        "threads of torch in a new thread": num_threads_in_a_new_thread(),
+        "living threads": python_threads,
+    }
+
+
+def num_threads_in_a_new_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_worker_that_sets_threads_would_be_noticed():
+    # meta-test: what torch does to threads started later, and that `caller_state` sees it
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        state = caller_state({})
+        thread = threading.Thread(target=lambda: torch.set_num_threads(1))
+        thread.start()
+        thread.join()
+        assert caller_state({}) != state
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_default_device_and_inference_mode_do_not_matter():
+    tensor = random_tensor(50, 40)
+    expected = MagnitudeSpectrum.of({"w": tensor})
+    with torch.device("meta"):
+        assert MagnitudeSpectrum.of({"w": tensor}) == expected
+    with torch.inference_mode():
+        assert MagnitudeSpectrum.of({"w": tensor.clone()}) == expected
+
+
+class Sharded(torch.Tensor):
+    def to_local(self):
+        return self
+
+
+@pytest.mark.parametrize(
+    ("tensor", "got"),
+    [
+        (torch.ones(3, dtype=torch.int32), "dtype torch.int32"),
+        (torch.ones(3, dtype=torch.bool), "dtype torch.bool"),
+        (torch.ones(3, dtype=torch.complex64), "dtype torch.complex64"),
+        (torch.eye(3).to_sparse(), "layout torch.sparse_coo"),
+        (torch.ones(3, device="meta"), "meta tensor"),
+        (torch.ones(3).as_subclass(Sharded), "Sharded.*to_local"),
+        (np.ones(3), "type ndarray"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_by_name(tensor, got):
+    with pytest.raises(ConfigurationError, match=rf"tensors\['odd'\].*{got}"):
+        MagnitudeSpectrum.of({"fine": torch.ones(2), "odd": tensor})
+
+
+def test_num_threads_is_at_least_one():
+    with pytest.raises(ConfigurationError, match="`num_threads` of at least 1, got 0"):
+        MagnitudeSpectrum.of({"w": torch.ones(3)}, num_threads=0)
+
+
+def test_device_groups_keep_all_names_and_stay_small(monkeypatch):
+    monkeypatch.setattr(counting, "MAX_DEVICE_BINS", 140_000)
+    dtypes = {"a": torch.float32, "b": torch.bfloat16, "c": torch.float64, "d": torch.float16}
+    groups = list(counting._groups(list(dtypes), dtypes))
+    assert groups == [["a", "b"], ["c"], ["d"]]
+
+
+def test_histograms_are_not_equal_to_other_things():
+    assert Histogram.empty(torch.float32) != 0
+    assert Histogram.empty(torch.float32) != Histogram.empty(torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_counts_like_cpu(dtype):
+    tensors = {"all": all_bits(dtype), "t": random_tensor(300, 200, dtype=dtype).t()[::3]}
+    on_cuda = {name: w.cuda() for name, w in tensors.items()}
+    spectrum = MagnitudeSpectrum.of(on_cuda)
+    assert spectrum == MagnitudeSpectrum.of(tensors)
+    levels = [0.1, 0.5, 0.8]
+    assert spectrum.thresholds(levels, exact=on_cuda) == spectrum.thresholds(levels, exact=tensors)
