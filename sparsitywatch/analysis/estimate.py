@@ -1,0 +1,297 @@
+"""How much can be thrown away: essential sparsity read off a sparsity-value curve."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsitywatch.analysis.knee import knee_of
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import EssentialSparsity, SparsityCurve
+
+__all__ = ["allowed_harm", "essential_sparsity"]
+
+Array = NDArray[np.float64]
+
+_MODES = ("relative", "absolute")
+#: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
+_ROUNDING = 1e-12
+#: Fewer examples give no usable standard error.
+_MIN_EXAMPLES = 5
+_HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The curve as harm against dense, by rising sparsity, one point for each, length K.
+
+    ``harm`` is inf where the value is not finite, ``dense`` is NaN if there is none.
+    """
+
+    sparsity: Array
+    harm: Array
+    stderr: Array
+    dense: float
+
+
+def essential_sparsity(
+    curve: SparsityCurve,
+    tolerance: float = 0.01,
+    mode: str | None = None,
+    confidence: float = 0.9,
+) -> EssentialSparsity:
+    """The largest sparsity up to which the value stays within the tolerance of dense.
+
+    Between points the harm is interpolated linearly. A value that is not finite is a model
+    that broke down, beyond any tolerance: the crossing is then the last good sparsity. Of
+    several points at one sparsity the worst counts; of several dense points the best is
+    the dense value.
+
+    A curve that cannot be judged is no error: the estimate is then not informative, says
+    why in ``reason``, and its numbers are NaN. That is so without a finite dense value,
+    where removing everything stays within the tolerance (the model does not rely on these
+    weights), and where nothing crosses it and no point at sparsity 1 shows reliance.
+
+    The interval inverts the pointwise test: it runs from the first crossing of harm plus
+    to that of harm minus the critical value times the standard error, each with the harm
+    between points read both as straight and as a monotone cubic, whichever is farther out.
+    docs/estimate.md has its measured coverage.
+
+    Args:
+        curve: points in any order, with one at sparsity 0 and, to prove reliance, at 1.
+        tolerance: harm that is accepted: a fraction of |dense| below 1 where relative, in
+            units of the value where absolute.
+        mode: "relative" or "absolute"; None is relative for losses, absolute for scores.
+        confidence: nominal coverage of [low, high], in (0, 1).
+
+    Raises:
+        ConfigurationError: tolerance, mode or confidence is out of range.
+
+    Reference:
+        Jaiswal et al. 2023, arXiv:2306.03805, section 3; monotone cubic: Fritsch and
+        Butland 1984, SIAM J. Sci. Stat. Comput. 5:300.
+
+    >>> curve = SparsityCurve(
+    ...     sparsity=[0, 0.4, 0.6, 1], value=[0.9, 0.9, 0.88, 0.1], higher_is_better=True
+    ... )
+    >>> round(essential_sparsity(curve, tolerance=0.01).value, 3)
+    0.5
+    """
+    if mode is None:
+        mode = "absolute" if curve.higher_is_better else "relative"
+    _check_confidence(confidence)
+    points = _points_of(curve)
+    allowed = allowed_harm(points.dense, tolerance, mode) + _ROUNDING * abs(points.dense)
+    value = last = low = high = knee = sharpness = math.nan
+    refusal = reason = _refusal(points, allowed)
+    if not refusal:
+        critical = _critical_value(confidence, curve.num_examples)
+        value = _first_crossing(points.sparsity, points.harm, allowed)
+        last = _last_crossing(points, allowed)
+        low, high = _interval(points, allowed, critical, value)
+        knee, sharpness = knee_of(points.sparsity, points.harm)
+        reason = _caveats(points, allowed, critical, value, last)
+    return EssentialSparsity(
+        value=value,
+        last_crossing=last,
+        low=low,
+        high=high,
+        knee=knee,
+        sharpness=sharpness,
+        informative=not refusal,
+        reason=reason,
+        tolerance=tolerance,
+        mode=mode,
+        confidence=confidence,
+    )
+
+
+def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
+    """The harm that is accepted, in units of the value.
+
+    Raises:
+        ConfigurationError: the tolerance is not a positive finite number, a relative one
+            is not below 1, or the mode is unknown.
+
+    >>> allowed_harm(-3.0, 0.01, "relative"), allowed_harm(-3.0, 0.01, "absolute")
+    (0.03, 0.01)
+    """
+    if mode not in _MODES:
+        raise ConfigurationError(f"Expected `mode` to be one of {_MODES}, got {mode!r}.")
+    # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
+    limit = 1.0 if mode == "relative" else math.inf
+    if not _is_number(tolerance) or not 0.0 < tolerance < limit:
+        expected = "in (0, 1), a fraction of dense" if mode == "relative" else "finite and positive"
+        raise ConfigurationError(
+            f"Expected `tolerance` to be {expected}, got {tolerance!r}. One percent is 0.01."
+        )
+    return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not _is_number(confidence) or not 0.0 < confidence < 1.0:
+        raise ConfigurationError(
+            f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _points_of(curve: SparsityCurve) -> _Points:
+    sparsity = np.asarray(curve.sparsity)
+    loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
+    loss = np.where(np.isfinite(loss), loss, np.inf)
+    stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
+    order = np.lexsort((stderr, loss, sparsity))
+    sparsity, loss, stderr = sparsity[order], loss[order], stderr[order]
+    is_worst = np.append(sparsity[1:] != sparsity[:-1], True)
+    dense = float(loss[0]) if sparsity[0] == 0.0 and np.isfinite(loss[0]) else math.nan
+    return _Points(sparsity[is_worst], loss[is_worst] - dense, stderr[is_worst], dense)
+
+
+def _refusal(points: _Points, allowed: float) -> str:
+    """Why the curve cannot be judged; empty if it can."""
+    if points.sparsity[0] != 0.0:
+        return "there is no point at sparsity 0, the dense model, to compare with"
+    if math.isnan(points.dense):
+        return "the value of the dense model is not finite"
+    if allowed == 0.0:
+        return "a relative tolerance of a dense value of 0 allows nothing; use mode='absolute'"
+    is_beyond = points.harm > allowed
+    if points.sparsity[-1] == 1.0 and not is_beyond[-1]:
+        return (
+            f"the model does not rely on these weights yet: removing all of them costs "
+            f"{points.harm[-1]:.3g}, within the tolerance of {allowed:.3g}"
+        )
+    if not is_beyond.any():
+        return (
+            "the tolerance is never exceeded and there is no point at sparsity 1: nothing "
+            "shows that the model relies on these weights"
+        )
+    return ""
+
+
+def _caveats(points: _Points, allowed: float, critical: float, value: float, last: float) -> str:
+    """What to know about an informative estimate; empty if nothing."""
+    notes = []
+    noise = critical * points.stderr
+    at_crossing = float(np.interp(value, points.sparsity, noise))
+    if at_crossing > allowed:
+        notes.append(
+            f"the tolerance of {allowed:.3g} is below the noise of the evaluation, "
+            f"{at_crossing:.3g} at the crossing: use more examples"
+        )
+    if points.sparsity[-1] == 1.0 and points.harm[-1] - noise[-1] <= allowed:
+        notes.append("reliance on these weights is within the noise of the evaluation")
+    if last > value:
+        notes.append(f"first and last crossing disagree: within the tolerance again at {last:.3f}")
+    broken = np.flatnonzero(np.isinf(points.harm))
+    if len(broken) and value == points.sparsity[broken[0] - 1]:
+        notes.append(f"the value is not finite at {points.sparsity[broken[0]]:.3f}")
+    if math.isnan(critical):
+        notes.append(f"no interval from fewer than {_MIN_EXAMPLES} examples")
+    return "; ".join(notes)
+
+
+def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
+    is_beyond = harm > allowed
+    if not is_beyond.any():
+        return 1.0
+    i = int(is_beyond.argmax())
+    return float(sparsity[0]) if i == 0 else _straight(sparsity, harm, allowed, i - 1)
+
+
+def _last_crossing(points: _Points, allowed: float) -> float:
+    is_within = points.harm <= allowed
+    if not is_within.any():
+        return 0.0
+    i = int(np.flatnonzero(is_within)[-1])
+    if i == len(is_within) - 1:
+        return float(points.sparsity[i])
+    return _straight(points.sparsity, points.harm, allowed, i)
+
+
+def _straight(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
+    """Where the chord from point i, within, to point i + 1, beyond, meets the tolerance."""
+    left, right = float(sparsity[i]), float(sparsity[i + 1])
+    share = float((allowed - harm[i]) / (harm[i + 1] - harm[i]))  # 0 where the model broke
+    return min(left + share * (right - left), right)
+
+
+def _interval(
+    points: _Points, allowed: float, critical: float, value: float
+) -> tuple[float, float]:
+    margin = np.where(np.isfinite(points.harm), critical * points.stderr, 0.0)
+    if not np.isfinite(margin).all():
+        return math.nan, math.nan
+    upper, lower = points.harm + margin, points.harm - margin
+    low, high = (
+        (
+            _first_crossing(points.sparsity, bound, allowed),
+            _curved_crossing(points.sparsity, bound, allowed),
+        )
+        for bound in (upper, lower)
+    )
+    first = int((lower > allowed).argmax())
+    # a model that broke at this point broke anywhere after the last good sparsity
+    broke = float(points.sparsity[first]) if np.isinf(lower[first]) else 0.0
+    return min(value, *low), max(value, broke, *high)
+
+
+def _curved_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
+    """The first crossing of the monotone cubic through the points.
+
+    Between two points it stays between their harms, so the cell is that of the chord.
+    """
+    i = int((harm > allowed).argmax()) - 1
+    if i < 0 or np.isinf(harm[i + 1]):
+        return _first_crossing(sparsity, harm, allowed)
+    width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
+    start, end = (width / rise * _slope(sparsity, harm, j) for j in (i, i + 1))
+    target = (allowed - harm[i]) / rise
+    inside, outside = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        t = (inside + outside) / 2
+        # cubic Hermite form on the unit square
+        height = t * (start + t * (3 - 2 * start - end + t * (start + end - 2)))
+        inside, outside = (t, outside) if height <= target else (inside, t)
+    return float(sparsity[i] + inside * width)
+
+
+def _slope(sparsity: Array, harm: Array, i: int) -> float:
+    """Slope of the monotone cubic at point i: weighted harmonic mean, 0 at an extremum."""
+    before = after = math.inf
+    if i > 0:
+        width_before = sparsity[i] - sparsity[i - 1]
+        before = (harm[i] - harm[i - 1]) / width_before
+    if i + 1 < len(harm):
+        width_after = sparsity[i + 1] - sparsity[i]
+        after = (harm[i + 1] - harm[i]) / width_after
+    if math.isinf(before) or math.isinf(after):  # an end, or the model broke next door
+        return float(after if math.isinf(before) else before)
+    if before * after <= 0.0:
+        return 0.0
+    weights = width_before + 2 * width_after, 2 * width_before + width_after
+    return float(sum(weights) / (weights[0] / before + weights[1] / after))
+
+
+def _critical_value(confidence: float, num_examples: int | None) -> float:
+    """Two-sided quantile of Student's t; of the normal if the number is unknown."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    if num_examples is None:
+        return z
+    if num_examples < _MIN_EXAMPLES:
+        return math.nan
+    # Abramowitz and Stegun 26.7.5
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    freedom = num_examples - 1
+    return z + first / freedom + second / freedom**2 + third / freedom**3

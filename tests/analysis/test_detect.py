@@ -1,0 +1,292 @@
+"""Abrupt changes in series that can be followed by eye."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.records import Event
+
+EVERY = 25
+
+
+def watch(series: Any, detector: AbruptChange | None = None, every: int = EVERY) -> list[Event]:
+    """The events of a series with a look every ``every`` steps, from step ``every`` on."""
+    detector = detector or AbruptChange(min_effect=0.01)
+    seen = [detector.update(every * (i + 1), x) for i, x in enumerate(series)]
+    return [event for event in seen if event is not None]
+
+
+def take_off(looks: int = 40, floor: float = 0.07, end: float = 0.3) -> np.ndarray:
+    """Twenty looks at the floor, then exponential growth to the end, then level."""
+    growth = floor * (end / floor) ** np.linspace(0, 1, looks)
+    return np.concatenate([np.full(20, floor), growth, np.full(20, end)])
+
+
+def noise(size: int, scale: float, seed: int = 0) -> np.ndarray:
+    return scale * np.random.default_rng(seed).standard_normal(size)
+
+
+# --------------------------------------------------------------------------- arguments
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("min_effect", x) for x in (0, -0.01, math.nan, math.inf, "1%", None, True)),
+        *(("ratio", x) for x in (1, 0.5, math.nan, math.inf, "2")),
+        *(("direction", x) for x in ("upward", "", None)),
+    ],
+)
+def test_bad_arguments_are_named(argument: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"Expected `{argument}`"):
+        AbruptChange(**{argument: value})  # type: ignore[arg-type]
+
+
+def test_steps_must_rise() -> None:
+    detector = AbruptChange()
+    detector.update(100, 0.1)
+    for step in (100, 50):
+        with pytest.raises(ConfigurationError, match="Expected `step` after 100"):
+            detector.update(step, 0.1)
+
+
+# ------------------------------------------------------------------- series that rise
+def test_a_jump_is_one_event_at_its_second_look() -> None:
+    #          step 25 ...                   step 275  300  325 ...
+    series = [0.05] * 10 + [0.20] * 10
+    (event,) = watch(series)
+    assert event.direction == "up"
+    assert event.onset_step == 250
+    assert event.detected_step == 300
+    assert event.baseline == pytest.approx(0.05)
+    assert event.value == 0.20
+    assert event.series == ""
+    assert event.noise == 0.0
+
+
+def test_what_is_known_besides_goes_into_the_event() -> None:
+    detector = AbruptChange()
+    clocks = [0.1 * i for i in range(20)]
+    series = [0.05] * 10 + [0.20] * 10
+    events = [
+        detector.update(i, x, {"decay_clock": clock, "lr": 1e-3})
+        for i, (x, clock) in enumerate(zip(series, clocks, strict=True))
+    ]
+    (event,) = (e for e in events if e)
+    assert event.decay_clock == clocks[event.detected_step]
+    assert math.isnan(watch(series)[0].decay_clock)
+
+
+@pytest.mark.parametrize("looks", [10, 20, 40, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_take_off_is_one_event_at_about_one_and_a_half_times_its_floor(
+    looks: int, seed: int
+) -> None:
+    """The near-zero fraction of a small BERT goes from 0.07 to 0.3 in forty looks."""
+    series = take_off(looks)
+    (event,) = watch(series + noise(len(series), 0.001, seed))
+    assert event.direction == "up"
+    assert 1.4 < event.value / 0.07 < 2.1
+    assert abs(event.onset_step - 20 * EVERY) <= max(0.3 * looks, 3) * EVERY
+    assert event.baseline == pytest.approx(0.07, rel=0.2)
+    assert 0.0003 < event.noise < 0.003
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+def test_it_is_seen_at_a_coarser_cadence_too(every: int) -> None:
+    series = take_off(looks=40)
+    (event,) = watch((series + noise(len(series), 0.001))[::every], every=EVERY * every)
+    assert event.direction == "up"
+    assert event.detected_step < 60 * EVERY
+
+
+def test_growth_a_hundredfold_and_a_partial_fall_back_is_one_rise() -> None:
+    """As in grokking: from 0.002 to 0.2, then slowly down to 0.05."""
+    rise = take_off(looks=50, floor=0.002, end=0.2)
+    (event,) = watch(np.concatenate([rise, np.geomspace(0.2, 0.05, 100)]))
+    assert event.direction == "up"
+
+
+def test_a_second_rise_after_a_pause_is_a_second_event() -> None:
+    series = np.concatenate([take_off(20, 0.07, 0.2), take_off(20, 0.2, 0.6)])
+    first, second = watch(series)
+    assert second.baseline == pytest.approx(0.2, rel=0.2)
+    assert first.detected_step < 60 * EVERY < second.detected_step
+
+
+def test_a_rise_from_exactly_zero_is_judged_by_min_effect_alone() -> None:
+    creep, rise = [0.0] * 20 + [0.002] * 20, [0.0] * 20 + [0.02] * 5
+    assert watch(creep) == []
+    (event,) = watch(rise)
+    assert (event.baseline, event.value) == (0.0, 0.02)
+
+
+def test_a_rise_smaller_than_min_effect_or_ratio_is_none() -> None:
+    series = [0.05] * 20 + [0.09] * 10
+    assert len(watch(series)) == 1
+    assert watch(series, AbruptChange(min_effect=0.05)) == []
+    assert watch(series, AbruptChange(ratio=2.0)) == []
+    assert watch(series, AbruptChange(direction="down")) == []
+
+
+# ---------------------------------------------------------------- series that are quiet
+QUIET = {
+    "flat": np.full(200, 0.07),
+    "noise": 0.07 + noise(400, 0.004),
+    "much noise": 0.07 + noise(400, 0.01),
+    "threefold decay over eighty looks": 0.08 * (1 / 3) ** (np.arange(120) / 80),
+    "flat, then threefold decay": 0.08 * (1 / 3) ** (np.arange(-10, 80).clip(0) / 80),
+    "a violent start from above": 0.07 + 0.5 * np.exp(-np.arange(60) / 2),
+    "a violent start from below": 0.07 * (1 - np.exp(-np.arange(60) / 2)),
+    "linear drift, fourfold": np.linspace(0.05, 0.2, 200),
+    "exponential drift, fourfold": np.geomspace(0.05, 0.2, 200),
+    "noisy linear drift": np.linspace(0.05, 0.2, 200) + noise(200, 0.003),
+    "saturation": 0.05 + 0.1 * (1 - np.exp(-np.arange(100) / 30)),
+    "spikes of one look": np.where(np.arange(200) % 17 == 16, 0.5, 0.07),
+    "dips of one look": np.where(np.arange(200) % 17 == 16, 0.001, 0.07),
+    "a level that moves by a few points": 0.85 + noise(200, 0.03),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert watch(QUIET[name]) == []
+
+
+def test_control_of_the_small_bert() -> None:
+    """Weight decay 0.01, every third look: what was measured, falling all along."""
+    series = """
+        .077 .067 .055 .051 .048 .045 .043 .042 .040 .038 .037 .036 .034 .033 .033 .032
+        .032 .031 .030 .029 .029 .028 .028 .027 .027 .026 .026 .025 .025 .025 .024 .024
+    """
+    assert watch([float(x) for x in series.split()], every=60) == []
+
+
+def test_the_small_bert_takes_off() -> None:
+    """Weight decay 1.0, every 100 steps: as measured; twice the floor at step 1100."""
+    series = """
+        .071 .063 .066 .072 .074 .079 .084 .091 .102 .119
+        .137 .163 .192 .224 .255 .281 .303 .322 .334 .348
+    """
+    (event,) = watch([float(x) for x in series.split()], every=100)
+    assert event.direction == "up"
+    assert 600 <= event.onset_step <= 900
+    assert 900 <= event.detected_step <= 1200
+
+
+# --------------------------------------------------------------------- series that fall
+def test_a_level_that_falls_is_one_event() -> None:
+    """Essential sparsity at the breakthrough: from 0.85 to 0.55 in four looks."""
+    level = np.concatenate([np.full(20, 0.85), [0.8, 0.7, 0.6], np.full(30, 0.55)])
+    (event,) = watch(level + noise(len(level), 0.015))
+    assert event.direction == "down"
+    assert abs(event.onset_step - 20 * EVERY) <= 2 * EVERY
+    assert event.detected_step <= 25 * EVERY
+    assert event.baseline == pytest.approx(0.85, abs=0.03)
+
+
+def test_a_fall_of_one_look_or_of_little_is_none() -> None:
+    assert watch([0.85] * 20 + [0.4] + [0.85] * 20) == []
+    assert watch([0.85] * 20 + [0.75] * 20) == []
+    assert watch([0.85] * 20 + [0.5] * 20, AbruptChange(direction="up")) == []
+
+
+def test_a_fall_within_past_variation_is_none() -> None:
+    wandering = 0.7 + 0.15 * np.sin(np.arange(60) / 4)
+    assert watch(np.concatenate([wandering, np.full(20, 0.5)])) == []
+
+
+# --------------------------------------------------------------------------------- gaps
+@pytest.mark.parametrize("gap", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_a_gap(gap: float) -> None:
+    series = [0.05, gap] * 10 + [gap] * 5 + [0.2, gap] * 5
+    (event,) = watch(series)
+    assert (event.onset_step, event.detected_step) == (19 * EVERY, 28 * EVERY)
+    assert watch([gap] * 50) == []
+
+
+# -------------------------------------------------------------------------------- state
+def test_state_at_every_look_goes_on_as_if_uninterrupted() -> None:
+    series = np.concatenate([take_off(20, 0.07, 0.2), [0.05] * 20, take_off(20, 0.05, 0.2)])
+    series += noise(len(series), 0.001)
+    whole = AbruptChange()
+    expected = [whole.update(i, x) for i, x in enumerate(series)]
+    assert sum(event is not None for event in expected) == 3
+    resumed = AbruptChange()
+    for i, x in enumerate(series):
+        fresh = AbruptChange()
+        fresh.load_state_dict(json.loads(json.dumps(resumed.state_dict(), allow_nan=False)))
+        resumed = fresh
+        assert repr(resumed.update(i, x)) == repr(expected[i])
+
+
+def test_state_is_a_copy_and_bounded() -> None:
+    detector = AbruptChange()
+    watch(0.07 + noise(1000, 0.001), detector)
+    state = detector.state_dict()
+    size = len(json.dumps(state))
+    detector.update(10**6, 0.07)
+    assert len(json.dumps(state)) == size < 20_000
+
+
+@pytest.mark.parametrize("key", ["steps", "values", "ongoing"])
+def test_a_state_that_lacks_a_key_is_refused(key: str) -> None:
+    state = AbruptChange().state_dict()
+    del state[key]
+    with pytest.raises(StateError, match=f"key '{key}'"):
+        AbruptChange().load_state_dict(state)
+
+
+def test_a_state_whose_parts_differ_in_length_is_refused() -> None:
+    with pytest.raises(StateError, match="as many 'values' as 'steps'"):
+        AbruptChange().load_state_dict({"steps": [1, 2], "values": [0.1], "ongoing": None})
+
+
+# ------------------------------------------------------------------------ for all series
+VALUES = st.lists(st.integers(0, 100), min_size=8, max_size=40)
+
+
+@given(st.floats(-1e6, 1e6), st.integers(1, 60))
+def test_a_constant_never_alarms(level: float, looks: int) -> None:
+    assert watch([level] * looks) == []
+
+
+@settings(deadline=None)
+@given(VALUES, st.sampled_from([2.0**-10, 0.25, 2.0**20]))
+def test_scale_does_not_matter_where_min_effect_has_it_too(values: list[int], scale: float) -> None:
+    series = [0.05] * 8 + [x / 128 for x in values]
+    plain = watch(series, AbruptChange(min_effect=1 / 64))
+    scaled = watch([scale * x for x in series], AbruptChange(min_effect=scale / 64))
+    assert [(e.direction, e.detected_step, scale * e.value) for e in plain] == [
+        (e.direction, e.detected_step, e.value) for e in scaled
+    ]
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_direction_chooses_among_first_events(values: list[int]) -> None:
+    series = [x / 100 for x in values]
+    first = watch(series)[:1]
+    for event in first:
+        assert repr(watch(series, AbruptChange(direction=event.direction))[0]) == repr(event)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([-1.0, -0.7, 0.0, 1e-9, 0.05, 0.2, 3.0, math.nan]), max_size=60),
+    st.sampled_from([-1.0, 0.0, 0.05]),
+)
+def test_an_event_describes_what_was_seen(values: list[float], level: float) -> None:
+    series = [level] * 6 + values
+    for event in watch(series):
+        assert event.onset_step < event.detected_step
+        assert event.value == series[event.detected_step // EVERY - 1]
+        assert event.size > 0 if event.direction == "up" else event.size < 0
+        assert abs(event.size) >= 0.01

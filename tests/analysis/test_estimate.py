@@ -1,0 +1,234 @@
+"""Essential sparsity on curves given by hand, and what must leave it unchanged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import EssentialSparsity, SparsityCurve
+
+NAN, INF = math.nan, math.inf
+
+
+def of_loss(points: dict[float, float], stderr: float | None = None, **kwargs: Any) -> Any:
+    """The estimate for a loss, absolute tolerance 0.1 unless told otherwise."""
+    errors = None if stderr is None else [0.0 if s == 0 else stderr for s in points]
+    curve = SparsityCurve(list(points), list(points.values()), errors, higher_is_better=False)
+    return essential_sparsity(curve, **({"tolerance": 0.1, "mode": "absolute"} | kwargs))
+
+
+# ------------------------------------------------------------------ curves given by hand
+@pytest.mark.parametrize(
+    ("points", "value", "last"),
+    [
+        pytest.param({0: 1, 0.4: 1, 0.6: 1.2, 1: 3}, 0.5, 0.5, id="monotone"),
+        pytest.param({0.6: 1.2, 1: 3, 0: 1, 0.4: 1}, 0.5, 0.5, id="unsorted"),
+        pytest.param({0: 1, 0.2: 1.4, 1: 3}, 0.05, 0.05, id="before the first level"),
+        pytest.param({0: 1, 0.4: 0.8, 0.5: 1.1, 0.6: 1.3, 1: 3}, 0.5, 0.5, id="on a point"),
+        pytest.param({0: 1, 0.5: 1, 0.8: 1.3}, 0.6, 0.6, id="crossing, no control at 1"),
+        pytest.param({0: 1, 0.2: 1.2, 0.4: 1, 0.6: 1.2, 1: 3}, 0.1, 0.5, id="two crossings"),
+        pytest.param({0: 1, 0.2: 1.2, 0.4: 1.0}, 0.1, 0.4, id="within again, to the end"),
+        pytest.param({0: 1, 0.3: 1, 0.5: NAN, 1: 3}, 0.3, 0.3, id="NaN: the last good one"),
+        pytest.param({0: 1, 0.3: 1, 0.5: INF, 1: INF}, 0.3, 0.3, id="inf: the last good one"),
+        pytest.param({0: 1, 0.3: 1, 0.5: -INF, 1: 3}, 0.3, 0.3, id="a loss of -inf broke too"),
+        pytest.param({0: 1, 0.4: 1.2, 0.8: NAN, 1: 3}, 0.2, 0.2, id="NaN after the crossing"),
+        pytest.param({0: 1, 0.2: NAN, 0.4: 1, 1: NAN}, 0.0, 0.4, id="breaks, then does not"),
+    ],
+)
+def test_crossings(points: dict[float, float], value: float, last: float) -> None:
+    estimate = of_loss(points)
+    assert estimate.informative
+    assert estimate.value == pytest.approx(value)
+    assert estimate.last_crossing == pytest.approx(last)
+    assert ("disagree" in estimate.reason) == (value != last)
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        ({0: 1, 0.5: 1.02, 1: 1.05}, "does not rely on these weights yet"),
+        ({0: 1, 0.5: 1.5, 1: 1.05}, "does not rely on these weights yet"),
+        ({0: 1, 0.5: 1, 0.9: 1.05}, "no point at sparsity 1"),
+        ({0: 1}, "no point at sparsity 1"),
+        ({0.1: 1, 0.5: 2, 1: 3}, "no point at sparsity 0"),
+        ({0: NAN, 0.5: 2, 1: 3}, "dense model is not finite"),
+        ({0: -INF, 0.5: 2, 1: 3}, "dense model is not finite"),
+    ],
+)
+def test_a_curve_that_says_nothing(points: dict[float, float], reason: str) -> None:
+    estimate = of_loss(points, stderr=0.01)
+    assert not estimate.informative
+    assert reason in estimate.reason
+    numbers = ("value", "last_crossing", "low", "high", "knee", "sharpness")
+    assert all(math.isnan(getattr(estimate, name)) for name in numbers)
+
+
+def test_relative_tolerance_is_the_default_for_losses_and_absolute_for_scores() -> None:
+    loss = SparsityCurve([0, 0.5, 1], [4.0, 4.1, 8.0], higher_is_better=False)
+    score = SparsityCurve([0, 0.5, 1], [0.9, 0.88, 0.1], higher_is_better=True)
+    assert essential_sparsity(loss).value == pytest.approx(0.2)  # 1 % of 4.0 is 0.04 of 0.1
+    assert essential_sparsity(loss).mode == "relative"
+    assert essential_sparsity(loss, mode="absolute").value == pytest.approx(0.05)
+    assert essential_sparsity(score).value == pytest.approx(0.25)
+    assert essential_sparsity(score).mode == "absolute"
+    assert essential_sparsity(score, mode="relative").value == pytest.approx(0.225)
+
+
+def test_a_relative_tolerance_of_nothing_says_so() -> None:
+    estimate = of_loss({0: 0, 0.5: 0.1, 1: 1}, mode="relative")
+    assert not estimate.informative
+    assert "mode='absolute'" in estimate.reason
+
+
+def test_rounding_is_not_harm() -> None:
+    """In binary, 0.90 - 0.89 exceeds 0.01; the shelf there is within all the same."""
+    curve = SparsityCurve([0, 0.2, 0.6, 1], [0.90, 0.89, 0.89, 0.1], higher_is_better=True)
+    assert essential_sparsity(curve, 0.01).value == pytest.approx(0.6, abs=1e-9)
+
+
+def test_of_points_at_one_sparsity_the_worst_counts() -> None:
+    curve = SparsityCurve([0, 0.5, 0.5, 1], [1, 1.2, 1, 3], higher_is_better=False)
+    assert essential_sparsity(curve, 0.1, "absolute").value == pytest.approx(0.25)
+    curve = SparsityCurve([0, 0, 0.5, 1], [1.05, 1, 1.2, 3], higher_is_better=False)
+    assert essential_sparsity(curve, 0.1, "absolute").value == pytest.approx(1 / 6)
+
+
+# ------------------------------------------------------------------------- the interval
+def test_interval_inverts_the_pointwise_test() -> None:
+    """On a straight line the band of 1.645 standard errors is straight as well."""
+    line = {s / 10: 1 + s / 10 for s in range(11)}
+    errors = [0.02 * s for s in line]
+    curve = SparsityCurve(list(line), list(line.values()), errors, higher_is_better=False)
+    estimate = essential_sparsity(curve, 0.5, "absolute")
+    assert estimate.value == pytest.approx(0.5)
+    assert estimate.low == pytest.approx(0.5 / (1 + 0.02 * 1.644854))
+    assert estimate.high == pytest.approx(0.5 / (1 - 0.02 * 1.644854))
+
+
+def test_few_examples_widen_the_interval_as_t_does() -> None:
+    """Quantiles of Student's t at 0.95, from the usual tables."""
+    for num_examples, quantile in ((6, 2.015), (10, 1.833), (64, 1.669), (1001, 1.646)):
+        curve = SparsityCurve(
+            [0, 1], [0, 1], [0, 0.1], higher_is_better=False, num_examples=num_examples
+        )
+        low = essential_sparsity(curve, 0.5, "absolute").low
+        assert low == pytest.approx(0.5 / (1 + 0.1 * quantile), abs=1e-4)
+
+
+def test_interval_covers_both_readings_between_points() -> None:
+    """Without noise what is left is the difference between a chord and a smooth curve."""
+    estimate = of_loss({s / 10: (s / 10) ** 4 for s in range(11)}, stderr=0.0, tolerance=0.2)
+    truth = 0.2**0.25
+    assert estimate.low == estimate.value < truth
+    assert abs(estimate.high - truth) < 0.1 * (truth - estimate.value)
+
+
+@pytest.mark.parametrize("stderr", [None, [0, NAN, 0.1], [0, INF, 0.1]])
+def test_no_interval_without_standard_errors(stderr: list[float] | None) -> None:
+    curve = SparsityCurve([0, 0.5, 1], [1, 1.2, 3], stderr, higher_is_better=False)
+    estimate = essential_sparsity(curve, 0.1, "absolute")
+    assert estimate.informative
+    assert math.isnan(estimate.low)
+    assert math.isnan(estimate.high)
+
+
+def test_no_interval_from_a_handful_of_examples() -> None:
+    curve = SparsityCurve([0, 1], [1, 3], [0, 0.1], higher_is_better=False, num_examples=4)
+    estimate = essential_sparsity(curve)
+    assert math.isnan(estimate.low)
+    assert "fewer than 5 examples" in estimate.reason
+
+
+def test_where_the_model_broke_the_interval_reaches_the_break() -> None:
+    curve = SparsityCurve([0, 0.3, 0.5], [1, 1, NAN], [0, 0.001, NAN], higher_is_better=False)
+    estimate = essential_sparsity(curve)
+    assert (estimate.low, estimate.value, estimate.high) == (0.3, 0.3, 0.5)
+    assert "not finite at 0.500" in estimate.reason
+
+
+def test_noise_above_the_tolerance_is_said() -> None:
+    points = {0: 1, 0.4: 1.05, 0.8: 1.2, 1: 3}
+    quiet, noisy = of_loss(points, stderr=0.01), of_loss(points, stderr=0.2)
+    assert quiet.reason == ""
+    assert "below the noise" in noisy.reason
+    assert noisy.informative
+    assert noisy.low < quiet.low < quiet.value == noisy.value < quiet.high < noisy.high
+    assert "reliance on these weights is within the noise" in of_loss(points, stderr=1.2).reason
+
+
+# ----------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("tolerance", x) for x in (0, -0.01, NAN, INF, "1%", None, True, 1.0, 5)),
+        *(("mode", x) for x in ("percent", "", 1)),
+        *(("confidence", x) for x in (0, 1, 90, NAN, "0.9")),
+    ],
+)
+def test_bad_arguments_are_named(argument: str, value: object) -> None:
+    curve = SparsityCurve([0, 1], [1, 2], higher_is_better=False)
+    with pytest.raises(ConfigurationError, match=f"Expected `{argument}`"):
+        essential_sparsity(curve, **{argument: value})  # type: ignore[arg-type]
+
+
+def test_absolute_tolerance_may_exceed_one() -> None:
+    assert allowed_harm(90.0, 2.0, "absolute") == 2.0
+    assert allowed_harm(-90.0, 0.01, "relative") == pytest.approx(0.9)
+
+
+# --------------------------------------------------------------- what changes nothing
+@st.composite
+def curves(draw: st.DrawFn) -> dict[float, float]:
+    """A loss at 0, at 1 and at up to eight levels between, each a whole percent."""
+    levels = draw(st.sets(st.integers(1, 99), min_size=1, max_size=8))
+    return {s / 100: draw(st.integers(1, 200)) / 10 for s in sorted({0, 100, *levels})}
+
+
+def same(a: EssentialSparsity, b: EssentialSparsity, *names: str) -> None:
+    assert a.informative == b.informative
+    for name in names or ("value", "last_crossing", "low", "high"):
+        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6, nan_ok=True)
+
+
+@given(curves(), st.randoms(use_true_random=False))
+def test_order_of_the_points(points: dict[float, float], random: Any) -> None:
+    shuffled = list(points.items())
+    random.shuffle(shuffled)
+    assert repr(of_loss(dict(shuffled), 0.05)) == repr(of_loss(points, 0.05))
+
+
+@given(curves(), st.sampled_from([1e-6, 0.37, 1e5]))
+def test_scale_of_the_loss_where_relative(points: dict[float, float], scale: float) -> None:
+    scaled = {s: scale * loss for s, loss in points.items()}
+    same(
+        of_loss(points, 0.05, mode="relative", tolerance=0.013),
+        of_loss(scaled, 0.05 * scale, mode="relative", tolerance=0.013),
+    )
+
+
+@given(curves())
+def test_a_loss_and_minus_it_as_a_score(points: dict[float, float]) -> None:
+    score = SparsityCurve(list(points), [-x for x in points.values()], higher_is_better=True)
+    same(essential_sparsity(score, 0.1, "absolute"), of_loss(points))
+
+
+@given(curves(), st.integers(0, 7), st.floats(0.1, 0.9))
+def test_a_point_on_the_straight_line(points: dict[float, float], cell: int, share: float) -> None:
+    at = sorted(points)
+    left, right = at[cell % (len(at) - 1)], at[cell % (len(at) - 1) + 1]
+    added = {left + share * (right - left): points[left] + share * (points[right] - points[left])}
+    same(of_loss(points), of_loss(points | added), "value", "last_crossing")
+
+
+@given(curves(), st.floats(0, 2))
+def test_the_interval_holds_the_value(points: dict[float, float], stderr: float) -> None:
+    estimate = of_loss(points, stderr)
+    if estimate.informative:
+        assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
+        assert estimate.value <= estimate.last_crossing <= 1
