@@ -1,0 +1,115 @@
+"""How drawings look: one style, whatever the user's own matplotlib settings are."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "LIGHT",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "SKY",
+    "encode_png",
+    "new_figure",
+    "percent",
+    "save_figure",
+    "styled",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Okabe and Ito's colours, which colour-blind people can tell apart
+BLACK, BLUE, GREEN, ORANGE = "#000000", "#0072B2", "#009E73", "#E69F00"
+PURPLE, RED, SKY = "#CC79A7", "#D55E00", "#56B4E9"
+GREY, LIGHT = "#6E6E6E", "#DEDEDE"
+
+_STYLE: dict[Any, object] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "font.size": 10,
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "xtick.color": GREY,
+    "xtick.labelcolor": BLACK,
+    "ytick.color": GREY,
+    "ytick.labelcolor": BLACK,
+}
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def styled(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that draws in the style of this package and leaves the user's untouched."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _style():
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, at 100 dots per inch, that no window knows of."""
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def percent(axis: Any, decimals: int | None = 0) -> None:
+    """Label an axis of fractions in per cent."""
+    axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=decimals))
+
+
+@styled
+def encode_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
+    """A figure as PNG, and its size (width, height) in pixels."""
+    buffer = io.BytesIO()
+    # savefig would lay out and draw everything twice
+    canvas: Any = figure.canvas
+    canvas.print_png(buffer)
+    width, height = figure.canvas.get_width_height()
+    return buffer.getvalue(), (width, height)
+
+
+@styled
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure to a file; its ending says the format.
+
+    Args:
+        path: its folder is made if it does not exist.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,154 @@
+"""Pictures of what a watched run says: one record, or a whole run."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import EssentialSparsity, Record, SparsityCurve
+from sparsitywatch.sinks.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    encode_png,
+    new_figure,
+    percent,
+    save_figure,
+    styled,
+)
+from sparsitywatch.sinks.heatmap import heatmap_figure
+from sparsitywatch.sinks.overview import overview_figure
+
+__all__ = ["curve_figure", "encode_png", "heatmap_figure", "overview_figure", "save_figure"]
+
+
+@styled
+def curve_figure(record: Record) -> Figure:
+    """The sparsity-value curve of one record and what was read off it.
+
+    Raises:
+        ConfigurationError: the record has no curve.
+    """
+    curve, estimate = record.curve, record.essential_sparsity
+    if curve is None:
+        raise ConfigurationError(
+            f"Expected `record` with a curve, got the one of step {record.step} without. "
+            "A curve needs a proxy."
+        )
+    figure = new_figure(8.0, 5.0)
+    axes = figure.add_subplot()
+    dense = _value_at(curve, 0.0)
+    axes.axhline(dense, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="dense model")
+    if estimate is not None:
+        _draw_tolerance(axes, curve, dense, estimate)
+    _limit_values(axes, curve, dense)
+    _draw_points(axes, curve, 0.9 if estimate is None else estimate.confidence)
+    if estimate is not None:
+        _draw_estimate(axes, estimate)
+    better = "higher" if curve.higher_is_better else "lower"
+    count = "" if curve.num_examples is None else f", mean of {curve.num_examples:,} examples"
+    axes.set_xlabel("sparsity: share of the in-scope weights removed, smallest first")
+    axes.set_ylabel(f"value ({better} is better{count})")
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_locator(MultipleLocator(0.1))
+    percent(axes.xaxis)
+    axes.set_title(f"Step {record.step:,}: {_headline(estimate)}", fontweight="bold")
+    corner: Any = "lower left" if curve.higher_is_better else "upper left"
+    axes.legend(loc=corner, frameon=True, framealpha=0.85, edgecolor="none")
+    return figure
+
+
+def _headline(estimate: EssentialSparsity | None) -> str:
+    if estimate is None:
+        return "sparsity-value curve (zero-shot)"
+    if not estimate.informative or math.isnan(estimate.value):
+        return "no informative essential sparsity yet"
+    return f"essential sparsity {estimate.value:.1%} (zero-shot)"
+
+
+def _value_at(curve: SparsityCurve, sparsity: float) -> float:
+    return dict(zip(curve.sparsity, curve.value, strict=True)).get(sparsity, math.nan)
+
+
+def _draw_tolerance(
+    axes: Any, curve: SparsityCurve, dense: float, estimate: EssentialSparsity
+) -> None:
+    width = estimate.tolerance * (abs(dense) if estimate.mode == "relative" else 1.0)
+    limit = dense - width if curve.higher_is_better else dense + width
+    is_relative = estimate.mode == "relative"
+    size = (
+        f"{100 * estimate.tolerance:.3g}% of dense" if is_relative else f"{estimate.tolerance:.3g}"
+    )
+    label = f"within the tolerance ({size})"
+    axes.axhspan(dense, limit, color=GREEN, alpha=0.2, linewidth=0, label=label)
+
+
+def _limit_values(axes: Any, curve: SparsityCurve, dense: float) -> None:
+    """Keep the range of values legible when a masked model breaks down far beyond all others."""
+    values = np.array([v for v in curve.value if math.isfinite(v)])
+    if not values.size or not math.isfinite(dense):
+        return
+    harm = (dense - values) if curve.higher_is_better else (values - dense)
+    all_removed = _value_at(curve, 1.0)
+    reliance = abs(all_removed - dense) if math.isfinite(all_removed) else 0.0
+    worst = min(harm.max(), max(1.5 * reliance, 3 * float(np.median(harm)), 1e-12))
+    span = max(worst - min(harm.min(), 0.0), 1e-3 * abs(dense), 1e-12)
+    low, high = min(harm.min(), 0.0) - 0.12 * span, worst + 0.3 * span
+    limits = (dense - high, dense - low) if curve.higher_is_better else (dense + low, dense + high)
+    axes.set_ylim(*limits)
+
+
+def _draw_points(axes: Any, curve: SparsityCurve, confidence: float) -> None:
+    order = np.argsort(curve.sparsity)
+    sparsity, value = np.array(curve.sparsity)[order], np.array(curve.value)[order]
+    finite = np.isfinite(value)
+    error = None
+    label = "value when masked"
+    if curve.stderr is not None:
+        # NaN errors are of values that are not finite, and not drawn
+        error = NormalDist().inv_cdf(0.5 + confidence / 2) * np.array(curve.stderr)[order]
+        error = np.nan_to_num(error[finite])
+        label += f", {confidence:.0%} interval of the difference to dense"
+    axes.errorbar(
+        sparsity[finite], value[finite], yerr=error, color=BLUE, ecolor=BLUE, elinewidth=1.2,
+        capsize=2.5, marker="o", markersize=4, linewidth=1.6, zorder=3, label=label,
+    )  # fmt: skip
+    low, high = axes.get_ylim()
+    beyond = ~finite | (value < low) | (value > high)
+    if beyond.any():
+        edge = low if curve.higher_is_better else high
+        axes.plot(
+            sparsity[beyond], np.full(beyond.sum(), edge), color=RED, linestyle="none",
+            marker="v" if curve.higher_is_better else "^", clip_on=False, zorder=4,
+            label="beyond this chart, or not finite",
+        )  # fmt: skip
+
+
+def _draw_estimate(axes: Any, estimate: EssentialSparsity) -> None:
+    if not estimate.informative or math.isnan(estimate.value):
+        reason = f"not informative: {estimate.reason or 'no reason given'}"
+        axes.text(
+            0.03, 0.5, textwrap.fill(reason, 50), transform=axes.transAxes, va="center", color=RED,
+        )  # fmt: skip
+        return
+    if math.isfinite(estimate.low) and math.isfinite(estimate.high):
+        label = f"{estimate.confidence:.0%} interval: {estimate.low:.1%} to {estimate.high:.1%}"
+        axes.axvspan(
+            estimate.low, estimate.high, color=ORANGE, alpha=0.25, linewidth=0, label=label
+        )
+    first = f"first crossing: {estimate.value:.1%} = essential sparsity"
+    axes.axvline(estimate.value, color=ORANGE, linewidth=2, label=first)
+    if math.isfinite(estimate.last_crossing):
+        axes.axvline(
+            estimate.last_crossing, color=RED, linewidth=1.4, linestyle=(0, (2, 2)),
+            label=f"last crossing: {estimate.last_crossing:.1%}",
+        )  # fmt: skip

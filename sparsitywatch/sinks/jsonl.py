@@ -1,0 +1,203 @@
+"""Records and events as lines of JSON, with the spectra beside them.
+
+::
+
+    run.json                      what is said once: provenance, ledger, first sizes
+    records.jsonl                 one Record per line
+    events.jsonl                  one Event per line
+    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
+    superseded.jsonl              lines of a future that was lost when a run was resumed
+    spectra/superseded/           its spectra
+    records.torn, events.torn     what a kill in the middle of a write left behind
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.records import Detail, Event, Record, RunInfo, from_json
+from sparsitywatch.sinks import journal
+from sparsitywatch.sinks.appending import AppendingFile
+from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
+
+__all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
+
+_RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
+_SPECTRUM = re.compile(r"step-(\d+)\.npz")
+
+
+class JsonlSink:
+    """Writes records and events as lines of JSON; what a call was given survives a kill.
+
+    A line that a full disk did not take is kept, and goes first at the next call.
+
+    Args:
+        directory: a local directory; made by ``open`` if it does not exist.
+
+    Raises:
+        ConfigurationError: ``directory`` is not local.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = local_directory(directory)
+        self._session = Session("JsonlSink")
+
+    def open(self, run: RunInfo) -> None:
+        """Move aside what is held beyond ``run.initial_step``, and write the manifest.
+
+        Where the directory holds the manifest of the run that is resumed, its
+        ``initial_rms`` are kept: they are from when the watch first saw the tensors.
+
+        Raises:
+            ConfigurationError: the directory cannot be written to.
+            StateError: a file is damaged above its end, or of another schema version.
+        """
+        with self._session.opening():
+            try:
+                self._open(run)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"Expected `directory` to be a directory that can be written to, got "
+                    f"{str(self._directory)!r}: {error}."
+                ) from error
+
+    def _open(self, run: RunInfo) -> None:
+        lost = first_lost_step(run)
+        directory, superseded = self._directory, self._directory / "superseded.jsonl"
+        self._spectra.mkdir(parents=True, exist_ok=True)
+        earlier = read_manifest(directory)
+        if earlier is not None and run.initial_step > 0:
+            run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
+        journal.rewind(directory / _RECORDS, "step", lost, superseded)
+        journal.rewind(directory / _EVENTS, "detected_step", lost, superseded)
+        _rewind_spectra(self._spectra, lost)
+        _replace(directory / _MANIFEST, journal.encode(run))
+        self._records = AppendingFile(directory / _RECORDS)
+        self._events = AppendingFile(directory / _EVENTS)
+
+    def write(self, record: Record, detail: Detail) -> None:
+        """Write the spectrum, then the record: a line's spectrum is there when it is.
+
+        Raises:
+            OSError: the disk did not take everything; the line is kept for later.
+        """
+        self._session.require()
+        try:
+            if detail.spectrum:
+                _write_arrays(self._spectra / _spectrum_name(record.step), detail.spectrum)
+        finally:
+            self._records.write(journal.encode(record))
+
+    def event(self, event: Event) -> None:
+        """Write one event.
+
+        Raises:
+            OSError: the disk did not take everything; the line is kept for later.
+        """
+        self._session.require()
+        self._events.write(journal.encode(event))
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._session.end():
+            try:
+                self._records.close()
+            finally:
+                self._events.close()
+
+    @property
+    def _spectra(self) -> Path:
+        return self._directory / "spectra"
+
+
+def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
+    """The records in a directory, oldest first, also while it is still being written to.
+
+    Args:
+        directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
+        max_step: leave out records of later steps.
+
+    Raises:
+        StateError: a line other than a torn last one cannot be read.
+    """
+    records = journal.read(Path(directory) / _RECORDS, Record)
+    return [record for record in records if max_step is None or record.step <= max_step]
+
+
+def read_events(directory: str | os.PathLike[str]) -> list[Event]:
+    """The events in a directory, in the order in which they were seen.
+
+    Raises:
+        StateError: a line other than a torn last one cannot be read.
+    """
+    return list(journal.read(Path(directory) / _EVENTS, Event))
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
+    """What was said once about the run in a directory; None if there is none.
+
+    Raises:
+        StateError: the file is damaged, or of another schema version.
+    """
+    path = Path(directory) / _MANIFEST
+    try:
+        return from_json(RunInfo, path.read_bytes().decode())
+    except FileNotFoundError:
+        return None
+    except (StateError, UnicodeDecodeError) as error:
+        raise StateError(f"{path}: {error}") from error
+
+
+def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.ndarray]:
+    """The arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds the spectrum of a step from.
+
+    Raises:
+        StateError: there is none for this step.
+    """
+    path = Path(directory) / "spectra" / _spectrum_name(step)
+    if not path.exists():
+        raise StateError(f"Expected a spectrum of step {step}, found no file {str(path)!r}.")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _spectrum_name(step: int) -> str:
+    return f"step-{step:08d}.npz"
+
+
+def _rewind_spectra(directory: Path, first_lost_step: int) -> None:
+    for path in list(directory.iterdir()):
+        match = _SPECTRUM.fullmatch(path.name)
+        if path.suffix == ".tmp":
+            path.unlink()  # what a kill left of a file that was never complete
+        elif match is not None and int(match[1]) >= first_lost_step:
+            (directory / "superseded").mkdir(exist_ok=True)
+            path.replace(directory / "superseded" / path.name)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file that is there whole or not at all, and never holds a pickle."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

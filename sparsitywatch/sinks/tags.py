@@ -1,0 +1,121 @@
+"""Every TensorBoard tag of a watched run, and what it means.
+
+The meanings are shown beside the charts and stand in docs/tags.md, which a test compares
+with this file and with what is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsitywatch.records import Provenance
+
+__all__ = ["MEANINGS", "describe", "layout"]
+
+#: Meaning by tag; ``*`` stands for the rest of a name.
+MEANINGS = {
+    "essential_sparsity/value": (
+        "Share of the in-scope weights that could be removed right now, smallest first and "
+        "without retraining (zero-shot), before the value leaves its tolerance for the first "
+        "time. Only at steps where it is informative."
+    ),
+    "essential_sparsity/low": "Lower end of its confidence interval (90 % by default).",
+    "essential_sparsity/high": "Upper end of its confidence interval (90 % by default).",
+    "essential_sparsity/last_crossing": (
+        "Largest share that can be removed with the value still within its tolerance; above "
+        "the first crossing where the curve is noisy."
+    ),
+    "essential_sparsity/knee": (
+        "Share at which two straight lines describe the harm best: flat before, steep after."
+    ),
+    "essential_sparsity/sharpness": "Slope after the knee divided by the slope before it.",
+    "essential_sparsity/informative": (
+        "1 where the model relies on the in-scope weights by more than the tolerance. Where it "
+        "is 0 any sparsity is free and says nothing, so no essential sparsity is shown."
+    ),
+    "near_zero/initial_*": (
+        "Share of the in-scope weights with |w| at most the number in the name times the root "
+        "mean square that their tensor had when the watch first saw it."
+    ),
+    "near_zero/rms_*": (
+        "Share of the in-scope weights with |w| at most the number in the name times the "
+        "present root mean square of their tensor (0.1: about 0.08 for Gaussian weights)."
+    ),
+    "near_zero/abs_*": "Share of the in-scope weights with |w| at most the number in the name.",
+    "near_zero/zero": "Share of the in-scope weights that are exactly zero.",
+    "motion/dormant": (
+        "Share of a fixed random sample of the in-scope weights whose change since the last "
+        "look is explained by weight decay alone: they got no gradient."
+    ),
+    "motion/decay_clock": (
+        "Sum of learning rate times weight decay over the steps so far. A weight that gets no "
+        "gradient shrinks as exp(-clock)."
+    ),
+    "value/reliance": (
+        "Harm done by removing every in-scope weight, in units of the value; positive when the "
+        "model needs these weights."
+    ),
+    "value/dense": "Mean value of the proxy's frozen examples on the model as it is.",
+    "value/all_removed": "The same with every in-scope weight removed.",
+    "weights/num_nan": "In-scope weights that are NaN.",
+    "weights/num_inf": "In-scope weights that are infinite.",
+    "weights/num_zero": "In-scope weights that are exactly zero.",
+    "watch/valid": "0 where a measurement failed or contradicted itself; records.jsonl says why.",
+    "watch/stall_s": "Time for which this look held up the training, until its record existed.",
+    "watch/spectrum_s": "Part of it spent on reading the weights.",
+    "watch/evaluation_s": "Part of it spent on evaluating the proxy.",
+    "watch/publish_s": "Time that detectors and logging took for the look before this one.",
+    "watch/num_forwards": "Calls of the value function in this look.",
+    "log10_magnitude/*": (
+        "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "
+        "Mass that wanders to the left is weights that shrink."
+    ),
+    "pictures/sparsity_value_curve": (
+        "The value at rising sparsity, with the tolerance and what was read off the curve."
+    ),
+    "pictures/removed_per_layer": "Share of each tensor's weights that goes at each level.",
+    "events/*": "An abrupt change in the series of that name.",
+    "about": "What the charts mean.",
+    "scope": "Every parameter of the model, watched or not, and why.",
+    "custom_scalars__config__": 'Which charts the page "Custom Scalars" has.',
+}
+
+_WEIGHTS = "Small weights, and weights without gradient"
+
+
+def describe(tag: str) -> str:
+    """The meaning of a tag; empty if it is not known.
+
+    >>> describe("near_zero/zero")
+    'Share of the in-scope weights that are exactly zero.'
+    """
+    for name, meaning in MEANINGS.items():
+        if tag == name or (name.endswith("*") and tag.startswith(name[:-1])):
+            return meaning
+    return ""
+
+
+def layout(provenance: Provenance) -> dict[str, dict[str, tuple[str, Sequence[str]]]]:
+    """The charts of the page "Custom Scalars"; without a proxy, those of weights alone.
+
+    TensorBoard puts a chart with a band last in its category, so it has one of its own.
+    """
+    weights: dict[str, tuple[str, Sequence[str]]] = {
+        "near-zero fraction, by rule": ("lines", ["near_zero/.+"]),
+        "dormant fraction (got no gradient)": ("lines", ["motion/dormant"]),
+    }
+    if not provenance.proxy_hash:
+        return {_WEIGHTS: weights}
+    band = [f"essential_sparsity/{part}" for part in ("value", "low", "high")]
+    reliance = ["value/reliance", "value/dense"]
+    crossings = ["essential_sparsity/(value|last_crossing|knee)"]
+    return {
+        "How much could be thrown away": {
+            "essential sparsity and its interval": ("margin", band),
+        },
+        "Does the model use these weights": {
+            "harm of removing all (reliance); value of dense": ("lines", reliance),
+            "first crossing, last crossing, knee": ("lines", crossings),
+        },
+        _WEIGHTS: weights,
+    }

@@ -1,0 +1,86 @@
+"""What a watched run says in words, in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sparsitywatch.records import Event, LedgerEntry, Provenance
+
+__all__ = ["about", "event_text", "scope_table"]
+
+
+def about(provenance: Provenance) -> str:
+    """What the charts mean, for somebody who sees them for the first time."""
+    of_what = "times the dense value"
+    if provenance.tolerance_mode != "relative":
+        of_what = "in units of the value"
+    proxy = provenance.proxy_hash or "none: nothing is evaluated, so there is no essential sparsity"
+    return f"""\
+### How much of this model could be thrown away right now?
+
+At every look the smallest in-scope weights are masked, more and more of them, and the same
+held-out examples are evaluated each time. Training itself is not touched.
+
+- **essential sparsity**: the largest share of weights whose removal leaves the value within \
+the tolerance ({provenance.tolerance:.3g} {of_what}). The band is its confidence interval. It is \
+*zero-shot*, measured without retraining, and so usually lower than what pruning with fine-tuning \
+reaches.
+- **informative**: 0 while the model does not rely on these weights yet. Then anything can be \
+removed, which says nothing, and no essential sparsity is shown: its line begins where it means \
+something.
+- **reliance**: the harm of removing *all* in-scope weights. It jumps when the model starts to \
+use them.
+- **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
+- **dormant fraction**: the share of weights that only weight decay has moved since the last \
+look: they got no gradient. It can rise long before near-zero counts do.
+- **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
+as exp(-clock), and becomes near-zero by decay alone.
+- **Images**: the curve that essential sparsity is read off, and which tensors the removed \
+weights come from; drawn every few looks.
+- **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
+- **Text**: `events` are abrupt changes; `scope` says which parameters are watched, and why.
+
+Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
+proxy `{proxy}`, pattern {provenance.pattern}, weights in {", ".join(provenance.dtypes)}, \
+sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
+All of it, and more, is in `records.jsonl` beside this run's event file.
+"""
+
+
+def scope_table(ledger: Sequence[LedgerEntry]) -> str:
+    """Every parameter, in or out of scope, and why."""
+    watched = [entry for entry in ledger if entry.in_scope]
+    num_watched = sum(entry.num_weights for entry in watched)
+    num_all = sum(entry.num_weights for entry in ledger)
+    rows = [
+        f"| {'**in**' if entry.in_scope else 'out'} | `{entry.name}` "
+        f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} "
+        f"| {_why(entry)} |"
+        for entry in ledger
+    ]
+    head = (
+        f"**{len(watched)} of {len(ledger)} parameters are in scope: {num_watched:,} of "
+        f"{num_all:,} weights ({num_watched / max(num_all, 1):.1%}).**"
+    )
+    titles = "| | parameter | shape | weights | why |"
+    return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
+
+
+def _why(entry: LedgerEntry) -> str:
+    tied = f"; the same as {', '.join(f'`{name}`' for name in entry.aliases)}"
+    return (entry.reason + (tied if entry.aliases else "")).replace("|", "\\|")
+
+
+def event_text(event: Event) -> str:
+    """One event: a sentence, then its numbers."""
+    facts = [
+        f"began at step {event.onset_step} (estimated), seen at step {event.detected_step}",
+        f"{event.baseline:.4g} before, {event.value:.4g} when seen",
+    ]
+    if not math.isnan(event.noise):
+        facts.append(f"noise before: standard deviation {event.noise:.2g}")
+    if not math.isnan(event.decay_clock):
+        facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
+    facts += [f"much of it in `{name}`" for name in event.layers]
+    return "\n".join([f"**{event.describe()}**", "", *(f"- {fact}" for fact in facts)])

@@ -1,0 +1,248 @@
+"""A made-up run that looks like the small BERT pretraining, for tests of whatever reads runs.
+
+Plateau, breakthrough at about 30 % of the run, take-off of near-zero weights on the decay
+clock at about 55 %; everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from sparsitywatch.records import (
+    Cost,
+    Detail,
+    Dormant,
+    EssentialSparsity,
+    Event,
+    LayerShare,
+    LedgerEntry,
+    LogHistogram,
+    Provenance,
+    Record,
+    RunInfo,
+    ScopeSummary,
+    SparsityCurve,
+)
+
+ROLES = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+
+def provenance() -> Provenance:
+    return Provenance(
+        sparsitywatch="0.1.0",
+        torch="2.13.0",
+        scope_hash="5c0pe",
+        proxy_hash="9r0xy",
+        dtypes=("float32",),
+        tolerance=0.01,
+        tolerance_mode="relative",
+        pattern="global",
+    )
+
+
+def names(num_tensors: int) -> list[str]:
+    return [
+        f"bert.encoder.layer.{i // len(ROLES)}.{ROLES[i % len(ROLES)]}.weight"
+        for i in range(num_tensors)
+    ]
+
+
+def run_info(initial_step: int = 0, num_tensors: int = 12) -> RunInfo:
+    ledger = [
+        LedgerEntry(
+            name="bert.embeddings.word_embeddings.weight",
+            shape=(80, 64),
+            num_weights=5120,
+            in_scope=False,
+            reason="an embedding",
+            aliases=("cls.predictions.decoder.weight",),
+        ),
+        *(
+            LedgerEntry(
+                name=name,
+                shape=(64, 64),
+                num_weights=4096,
+                in_scope=True,
+                reason="a linear layer in a transformer block",
+            )
+            for name in names(num_tensors)
+        ),
+    ]
+    return RunInfo(
+        initial_step=initial_step,
+        provenance=provenance(),
+        ledger=tuple(ledger),
+        initial_rms=dict.fromkeys(names(num_tensors), 0.02),
+    )
+
+
+def look(
+    step: int, *, last_step: int = 2000, num_tensors: int = 12, seed: int = 0
+) -> tuple[Record, Detail]:
+    """The record and the detail of one step; the same arguments give the same look."""
+    noise = np.random.default_rng([seed, step])
+    time = step / last_step
+    broken = 1 / (1 + math.exp(-(time - 0.33) * 60))
+    dense = 2.96 - 0.9 * broken * min(1.0, 1.6 * time) + 1.2 * math.exp(-time * 40)
+    reliance = 0.09 + 0.9 * broken + 0.01 * noise.normal()
+    near_zero = 0.063 + 0.27 / (1 + math.exp(-(time - 0.75) * 12)) + 0.001 * noise.normal()
+    curve = _curve(dense, reliance, 0.86 - 0.3 * broken, noise)
+    layers = _layers(names(num_tensors), near_zero, noise)
+    record = Record(
+        step=step,
+        wall_time=1.7e9 + step,
+        scope=ScopeSummary(num_tensors=num_tensors, num_weights=4096 * num_tensors),
+        num_nan=0,
+        num_inf=0,
+        num_zero=0,
+        near_zero={
+            "initial_0.1": near_zero,
+            "rms_0.1": 0.08 + 0.4 * (near_zero - 0.063),
+            "abs_0.001": 0.6 * near_zero,
+            "zero": 0.0,
+        },
+        decay_clock=0.003 * step,
+        dormant=Dormant(
+            fraction=0.007 + 0.36 * broken * time**0.5, num_sampled=10_000, since_step=step - 25
+        ),
+        curve=curve,
+        reliance=curve.reliance,
+        essential_sparsity=_estimate(broken, curve),
+        layers=layers,
+        cost=Cost(
+            stall_s=0.31, spectrum_s=0.01, evaluation_s=0.29, publish_s=0.02, num_forwards=26
+        ),
+        provenance=provenance(),
+    )
+    return record, _detail(layers, noise)
+
+
+def _curve(dense: float, reliance: float, knee: float, noise: np.random.Generator) -> SparsityCurve:
+    harm = [
+        reliance * (max(0.0, s - knee + 0.3) / (1.3 - knee)) ** 3 + 0.0008 * s * noise.normal()
+        for s in LEVELS
+    ]
+    value = [dense + (0.0 if s == 0.0 else h) for s, h in zip(LEVELS, harm, strict=True)]
+    return SparsityCurve(
+        sparsity=[s if s in (0.0, 1.0) else s + 1e-4 for s in LEVELS],
+        value=value,
+        stderr=[0.02 * s * reliance for s in LEVELS],
+        higher_is_better=False,
+        level=LEVELS,
+        num_examples=192,
+    )
+
+
+def _estimate(broken: float, curve: SparsityCurve) -> EssentialSparsity:
+    if broken < 0.15:
+        return EssentialSparsity(
+            value=math.nan,
+            last_crossing=math.nan,
+            informative=False,
+            reason="the model does not rely on these weights yet: removing all of them harms by "
+            "no more than the tolerance",
+            tolerance=0.01,
+            mode="relative",
+        )
+    limit = 1.01 * curve.value[0]
+    inside = [s for s, v in zip(curve.sparsity, curve.value, strict=True) if v <= limit]
+    k = len(inside)
+    value = float(np.interp(limit, curve.value[k - 1 : k + 1], curve.sparsity[k - 1 : k + 1]))
+    return EssentialSparsity(
+        value=value,
+        last_crossing=value + 0.02,
+        low=value - 0.04,
+        high=value + 0.03,
+        knee=value + 0.08,
+        sharpness=9.5,
+        informative=True,
+        tolerance=0.01,
+        mode="relative",
+    )
+
+
+def _layers(
+    tensors: list[str], near_zero: float, noise: np.random.Generator
+) -> tuple[LayerShare, ...]:
+    layers = []
+    for i, name in enumerate(tensors):
+        weight = 1.6 if "dense" in name and "attention" not in name else 0.6
+        removed = [min(1.0, s ** (1 / weight) if 0 < s < 1 else s) for s in LEVELS]
+        layers.append(
+            LayerShare(
+                name=name,
+                num_weights=4096,
+                rms=0.02 + 0.001 * i + 0.0002 * noise.normal(),
+                near_zero={"initial_0.1": min(1.0, weight * near_zero), "zero": 0.0},
+                removed=tuple(removed),
+            )
+        )
+    return tuple(layers)
+
+
+def _detail(layers: tuple[LayerShare, ...], noise: np.random.Generator) -> Detail:
+    histograms = {}
+    for layer in layers:
+        edges = np.round(np.arange(-6.0, 1.0, 0.1), 10)
+        magnitudes = np.abs(noise.normal(scale=layer.rms, size=4096))
+        counts, _ = np.histogram(np.log10(magnitudes), bins=edges)
+        first, last = np.flatnonzero(counts)[[0, -1]]
+        histograms[layer.name] = LogHistogram(
+            edges=edges[first : last + 2], counts=counts[first : last + 1].astype(np.int64)
+        )
+    return Detail(
+        histograms=histograms,
+        spectrum={
+            "version": np.array(1),
+            "counts": noise.integers(0, 99, size=(len(layers), 300)),
+            "names": np.array([layer.name for layer in layers]),
+        },
+    )
+
+
+def looks(steps: range, *, num_tensors: int = 12, seed: int = 0) -> list[tuple[Record, Detail]]:
+    return [
+        look(step, last_step=steps[-1] or 1, num_tensors=num_tensors, seed=seed) for step in steps
+    ]
+
+
+def events(last_step: int = 2000) -> list[Event]:
+    breakthrough = Event(
+        series="value/reliance",
+        direction="up",
+        onset_step=int(0.3 * last_step),
+        detected_step=int(0.325 * last_step),
+        baseline=0.09,
+        value=0.41,
+        noise=0.01,
+        decay_clock=0.003 * 0.325 * last_step,
+    )
+    take_off = Event(
+        series="near_zero/initial_0.1",
+        direction="up",
+        onset_step=int(0.525 * last_step),
+        detected_step=int(0.5625 * last_step),
+        baseline=0.063,
+        value=0.085,
+        noise=0.001,
+        layers=tuple(name for name in names(12) if name.endswith("output.dense.weight"))[1::2],
+        decay_clock=0.003 * 0.5625 * last_step,
+    )
+    return [breakthrough, take_off]
+
+
+def without(record: Record, *parts: str) -> Record:
+    """The record with some parts not measured."""
+    nothing = {"essential_sparsity": None, "curve": None, "dormant": None, "reliance": math.nan}
+    return replace(record, **{part: nothing[part] for part in parts})

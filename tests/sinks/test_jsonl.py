@@ -1,0 +1,322 @@
+"""Lines of JSON: the contract, what survives, what is repaired, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts import fake_run
+from contracts.sink_contract import STEPS, TESTS, DurableSinkContract
+
+from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.records import SCHEMA_VERSION, Detail, Event, Record
+from sparsitywatch.sinks.jsonl import (
+    JsonlSink,
+    read_events,
+    read_manifest,
+    read_records,
+    read_spectrum,
+)
+
+LOOKS = fake_run.looks(STEPS)
+
+
+def small(step: int) -> Record:
+    """A record of a few hundred bytes, for tests that go byte by byte."""
+    parts = ("curve", "essential_sparsity", "dormant", "reliance")
+    return replace(fake_run.without(LOOKS[0][0], *parts), step=step, layers=())
+
+
+def write_run(directory: Path, looks: list = LOOKS) -> None:
+    sink = JsonlSink(directory)
+    sink.open(fake_run.run_info())
+    for record, detail in looks:
+        sink.write(record, detail)
+    sink.close()
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class TestJsonlSink(DurableSinkContract):
+    import_path = "sparsitywatch.sinks.jsonl:JsonlSink"
+
+    def steps(self, sink: JsonlSink, directory: Path) -> list[int]:
+        steps = [record.step for record in read_records(directory)]
+        names = sorted(path.name for path in (directory / "spectra").glob("*.npz"))
+        with_spectrum = [step for step in steps if f"step-{step:08d}.npz" in names]
+        assert len(names) == len(with_spectrum)  # none is left over
+        return steps
+
+    def events(self, sink: JsonlSink, directory: Path) -> list[tuple[str, int]]:
+        return [(event.series, event.detected_step) for event in read_events(directory)]
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    assert repr(read_records(tmp_path)) == repr([record for record, _ in LOOKS])
+    assert [r.step for r in read_records(tmp_path, max_step=60)] == [0, 25, 50]
+    for record, detail in LOOKS:
+        spectrum = read_spectrum(tmp_path, record.step)
+        assert spectrum.keys() == detail.spectrum.keys()
+        for name, array in detail.spectrum.items():
+            np.testing.assert_array_equal(spectrum[name], array)
+            assert spectrum[name].dtype == array.dtype
+
+
+def test_every_line_names_its_schema(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    sink.write(*LOOKS[0])
+    sink.event(fake_run.events()[0])
+    sink.close()
+    for name in ("records.jsonl", "events.jsonl", "run.json"):
+        assert lines(tmp_path / name)[0]["schema"] == SCHEMA_VERSION
+
+
+def test_nothing_there_yet(tmp_path: Path) -> None:
+    assert read_records(tmp_path / "no") == []
+    assert read_events(tmp_path / "no") == []
+    assert read_manifest(tmp_path / "no") is None
+    with pytest.raises(StateError, match="Expected a spectrum of step 7"):
+        read_spectrum(tmp_path, 7)
+
+
+def test_truncated_at_every_byte(tmp_path: Path) -> None:
+    """Wherever a write was cut off, the whole lines before it are read and kept."""
+    write_run(tmp_path / "whole", [(small(step), Detail()) for step in (0, 25, 50)])
+    content = (tmp_path / "whole" / "records.jsonl").read_bytes()
+    path = tmp_path / "cut" / "records.jsonl"
+    path.parent.mkdir()
+    for size in range(len(content) + 1):
+        torn = content[:size]
+        complete = [0, 25, 50][: torn.count(b"\n")]
+        path.write_bytes(torn)
+        assert [record.step for record in read_records(path.parent)] == complete
+        sink = JsonlSink(path.parent)
+        sink.open(fake_run.run_info(1000))
+        sink.write(small(1025), Detail())
+        sink.close()
+        assert [record.step for record in read_records(path.parent)] == [*complete, 1025]
+        end = torn.rpartition(b"\n")[2]
+        left = path.with_suffix(".torn")
+        assert (left.read_bytes() if left.exists() else b"") == (end + b"\n" if end else b"")
+        left.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("end", [b"\0\0\0\n", b'{"schema":1,"step":\n', b"\n"])
+def test_a_last_line_that_is_not_json_is_torn(tmp_path: Path, end: bytes) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(path.read_bytes() + end)
+    assert [record.step for record in read_records(tmp_path)] == list(STEPS)
+    JsonlSink(tmp_path).open(fake_run.run_info(200))
+    assert (tmp_path / "records.torn").read_bytes() == end
+    assert len(lines(path)) == len(STEPS)
+
+
+def test_damage_above_the_end_is_refused_and_named(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    content = path.read_bytes().splitlines(keepends=True)
+    content[2] = content[2][:40] + b"\n"
+    path.write_bytes(b"".join(content))
+    for act in (
+        lambda: read_records(tmp_path),
+        lambda: JsonlSink(tmp_path).open(fake_run.run_info(50)),
+    ):
+        with pytest.raises(StateError, match=r"records\.jsonl, line 3: Expected"):
+            act()
+    assert path.read_bytes() == b"".join(content)
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl", "run.json"])
+def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    sink.write(*LOOKS[0])
+    sink.event(fake_run.events()[0])
+    sink.close()
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes().replace(b'"schema":1', b'"schema":99'))
+    before = path.read_bytes()
+    read = {"records.jsonl": read_records, "events.jsonl": read_events, "run.json": read_manifest}
+    with pytest.raises(StateError, match=rf"{name}.* schema version 1, got 99"):
+        read[name](tmp_path)
+    with pytest.raises(StateError, match=rf"{name}.* schema version 1.* got 99"):
+        JsonlSink(tmp_path).open(fake_run.run_info(100))
+    assert path.read_bytes() == before
+
+
+def test_a_lost_future_is_moved_not_thrown_away(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    for record, detail in LOOKS:
+        sink.write(record, detail)
+    sink.event(replace(fake_run.events()[0], detected_step=100))
+    sink.close()
+    records, events = (tmp_path / "records.jsonl"), (tmp_path / "events.jsonl")
+    all_lines = records.read_bytes().splitlines() + events.read_bytes().splitlines()
+    spectra = {path.name: path.read_bytes() for path in (tmp_path / "spectra").glob("*.npz")}
+    sink.open(fake_run.run_info(75))
+    assert [line["step"] for line in lines(records)] == [0, 25, 50, 75]
+    assert lines(events) == []
+    moved = (tmp_path / "superseded.jsonl").read_bytes().splitlines()
+    assert sorted(records.read_bytes().splitlines() + moved) == sorted(all_lines)
+    rest = {path.name: path.read_bytes() for path in (tmp_path / "spectra").glob("*.npz")}
+    superseded = tmp_path / "spectra" / "superseded"
+    assert spectra == rest | {path.name: path.read_bytes() for path in superseded.iterdir()}
+    assert sorted(rest) == [f"step-{step:08d}.npz" for step in (0, 25, 50, 75)]
+
+
+def test_a_kill_between_copy_and_cut_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    before = path.read_bytes()
+
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            JsonlSink(tmp_path).open(fake_run.run_info(100))
+    assert path.read_bytes() == before
+    JsonlSink(tmp_path).open(fake_run.run_info(100))
+    assert [line["step"] for line in lines(path)] == [0, 25, 50, 75, 100]
+
+
+def test_the_manifest_keeps_the_first_sizes(tmp_path: Path) -> None:
+    first = fake_run.run_info()
+    sink = JsonlSink(tmp_path)
+    sink.open(first)
+    sink.close()
+    assert read_manifest(tmp_path) == first
+    later = replace(
+        fake_run.run_info(100), initial_rms={**dict.fromkeys(first.initial_rms, 0.5), "new": 0.7}
+    )
+    sink.open(later)
+    sink.close()
+    expected = replace(later, initial_rms={**first.initial_rms, "new": 0.7})
+    assert read_manifest(tmp_path) == expected
+    sink.open(replace(later, initial_step=0))  # another start: nothing was seen before
+    assert read_manifest(tmp_path) == replace(later, initial_step=0)
+
+
+def test_a_damaged_manifest_is_refused_and_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(StateError, match=r"run\.json: Expected one JSON object"):
+        JsonlSink(tmp_path).open(fake_run.run_info(1))
+
+
+def test_left_over_temporary_files_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "spectra").mkdir()
+    half = tmp_path / "spectra" / "step-00000025.tmp"
+    half.write_bytes(b"PK")
+    JsonlSink(tmp_path).open(fake_run.run_info())
+    assert not half.exists()
+
+
+def test_a_spectrum_holds_no_pickle(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    with pytest.raises(ValueError, match="allow_pickle"):
+        sink.write(small(0), Detail(spectrum={"bad": np.array([{}], dtype=object)}))
+    sink.write(small(25), Detail(spectrum={"file": np.arange(3), "a/b.c": np.array(["x"])}))
+    sink.close()
+    assert [record.step for record in read_records(tmp_path)] == [0, 25]
+    assert [path.name for path in (tmp_path / "spectra").iterdir()] == ["step-00000025.npz"]
+    with zipfile.ZipFile(tmp_path / "spectra" / "step-00000025.npz") as archive:
+        assert archive.namelist() == ["file.npy", "a/b.c.npy"]
+    assert list(read_spectrum(tmp_path, 25)["file"]) == [0, 1, 2]
+
+
+FULL_DISK = f"""
+import resource, sys
+sys.path.insert(0, {str(TESTS)!r})
+from contracts import fake_run
+from pathlib import Path
+from sparsitywatch.records import Detail
+from sparsitywatch.sinks.jsonl import JsonlSink, read_records
+
+directory = Path(sys.argv[1])
+sink = JsonlSink(directory)
+sink.open(fake_run.run_info())
+looks = fake_run.looks(range(0, 151, 25))
+record, detail = looks[0]
+sink.write(record, detail)
+# room for one record and a piece of the next; then nothing more; then the disk is emptied
+size = (directory / "records.jsonl").stat().st_size
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + size // 2, most))
+sink.write(*looks[1])
+failures = []
+for look in looks[2:5]:
+    try:
+        sink.write(*look)
+    except OSError as error:
+        failures.append(look[0].step)
+assert failures == [50, 75, 100], failures
+assert [r.step for r in read_records(directory)] == [0, 25]
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+sink.write(*looks[5])
+assert [r.step for r in read_records(directory)] == [0, 25, 50, 75, 100, 125]
+sink.write(*looks[6])
+sink.close()
+"""
+
+
+def test_what_a_full_disk_did_not_take_comes_first_later(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    assert [record.step for record in read_records(tmp_path)] == list(range(0, 151, 25))
+    assert not (tmp_path / "records.torn").exists()
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sink = JsonlSink(tmp_path / "file")
+    with pytest.raises(ConfigurationError, match=r"`directory` .* written to, got '.*file'"):
+        sink.open(fake_run.run_info())
+    with pytest.raises(StateError, match="it is closed"):
+        sink.write(*LOOKS[0])
+
+
+def test_a_url_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"local path, got 's3://bucket/run'"):
+        JsonlSink("s3://bucket/run")
+
+
+def test_reading_needs_neither_torch_nor_matplotlib() -> None:
+    program = (
+        "import sys, sparsitywatch.sinks.jsonl;"
+        "print([m for m in ('torch', 'matplotlib', 'tensorboard') if m in sys.modules])"
+    )
+    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert child.stdout == "[]\n"
+
+
+def test_an_event_round_trip(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    events: list[Event] = fake_run.events()
+    for event in events:
+        sink.event(event)
+    assert read_events(tmp_path) == events  # while it is still open
+    sink.close()
