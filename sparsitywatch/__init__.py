@@ -1,0 +1,101 @@
+"""Watch essential sparsity and abrupt sparsification live while a model pretrains.
+
+Names are imported when they are first used, so that tools which only read a log start
+without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsitywatch.analysis.detect import AbruptChange
+    from sparsitywatch.analysis.estimate import essential_sparsity
+    from sparsitywatch.attach import watch
+    from sparsitywatch.errors import (
+        ConfigurationError,
+        MeasurementError,
+        MissingExtraError,
+        ProxyError,
+        ScopeError,
+        SparsityWatchError,
+        StateError,
+    )
+    from sparsitywatch.pruning.proxy import Proxy
+    from sparsitywatch.pruning.sweep import Bisection, Grid
+    from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
+    from sparsitywatch.schedule import at, every, geometric
+    from sparsitywatch.sinks.memory import MemorySink
+    from sparsitywatch.version import __version__
+    from sparsitywatch.watcher import Watcher
+    from sparsitywatch.weights.scope import Scope
+    from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+_HOMES = {
+    "AbruptChange": "analysis.detect",
+    "Bisection": "pruning.sweep",
+    "ConfigurationError": "errors",
+    "EssentialSparsity": "records",
+    "Event": "records",
+    "Grid": "pruning.sweep",
+    "MagnitudeSpectrum": "weights.spectrum",
+    "MeasurementError": "errors",
+    "MemorySink": "sinks.memory",
+    "MissingExtraError": "errors",
+    "Proxy": "pruning.proxy",
+    "ProxyError": "errors",
+    "Record": "records",
+    "Scope": "weights.scope",
+    "ScopeError": "errors",
+    "SparsityCurve": "records",
+    "SparsityWatchError": "errors",
+    "StateError": "errors",
+    "Watcher": "watcher",
+    "__version__": "version",
+    "at": "schedule",
+    "essential_sparsity": "analysis.estimate",
+    "every": "schedule",
+    "geometric": "schedule",
+    "watch": "attach",
+}
+
+__all__ = [
+    "AbruptChange",
+    "Bisection",
+    "ConfigurationError",
+    "EssentialSparsity",
+    "Event",
+    "Grid",
+    "MagnitudeSpectrum",
+    "MeasurementError",
+    "MemorySink",
+    "MissingExtraError",
+    "Proxy",
+    "ProxyError",
+    "Record",
+    "Scope",
+    "ScopeError",
+    "SparsityCurve",
+    "SparsityWatchError",
+    "StateError",
+    "Watcher",
+    "__version__",
+    "at",
+    "essential_sparsity",
+    "every",
+    "geometric",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

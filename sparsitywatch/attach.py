@@ -1,0 +1,201 @@
+"""``watch``: everything a user may ask for, checked, then turned into a Watcher."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.logdir import place, prepare
+from sparsitywatch.measurement import DEFAULT_LEVELS, Measurement, Settings
+from sparsitywatch.optimizers import unwrap_optimizer
+from sparsitywatch.pipeline import Detector, Pipeline, log_event
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.records import Event, Record
+from sparsitywatch.schedule import Schedule, as_schedule
+from sparsitywatch.sinks.base import Sink
+from sparsitywatch.sinks.jsonl import JsonlSink
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.watcher import Watcher
+from sparsitywatch.weights.motion import Motion
+from sparsitywatch.weights.names import unwrap_model
+from sparsitywatch.weights.near_zero import DEFAULT_RULES
+from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["watch"]
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: The watches of each optimizer by log directory, so that one place is written by one.
+_open_watches: weakref.WeakKeyDictionary[
+    torch.optim.Optimizer, dict[str, weakref.ReferenceType[Watcher]]
+] = weakref.WeakKeyDictionary()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    logdir: str | os.PathLike[str] | None,
+    proxy: Proxy | None = None,
+    every: int | Schedule = 500,
+    scope: ScopeLike = "blocks",
+    levels: Sequence[float] | Sweep | None = None,
+    pattern: Pattern | None = None,
+    tolerance: float = 0.01,
+    tolerance_mode: str | None = None,
+    near_zero: Sequence[str] = DEFAULT_RULES,
+    detectors: Mapping[str, Detector] | None = None,
+    on_event: Sequence[Callable[[Event], object]] = (log_event,),
+    on_record: Sequence[Callable[[Record], object]] = (),
+    sinks: Sequence[Sink] = (),
+    dormant_samples: int = 1_000_000,
+    initial_step: int | None = None,
+    strict: bool = False,
+) -> Watcher:
+    """Watch a training: look at its weights now and then, and say what they tell.
+
+    The training loop stays as it is. With the environment variable
+    ``SPARSITYWATCH_DISABLED=1`` nothing is done, nothing is written.
+
+    Args:
+        model: the model in training, in whatever wrappers (compiled, DDP).
+        optimizer: its steps are counted through a post-step hook. None if
+            ``watcher.step()`` is called after each step instead.
+        logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
+        proxy: what to evaluate; without one there is no essential sparsity, only what the
+            weights tell by themselves.
+        every: look every so many optimizer steps, or a function step -> bool.
+        scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"),
+            name patterns, or a predicate (name, parameter) -> bool.
+        levels: sparsities in [0, 1) to evaluate at every look, or a sweep. By default
+            ten levels, and finer ones where the tolerance is first crossed.
+        pattern: what a level means; by default one magnitude threshold over all tensors.
+        tolerance: the epsilon of essential sparsity.
+        tolerance_mode: "relative", "absolute" or None: relative for losses, absolute for
+            scores.
+        near_zero: rules that count near-zero weights; detectors watch the first one.
+        detectors: by name of the series to watch, see ``Record.series``. By default
+            ``AbruptChange()`` on the first near-zero rule.
+        on_event: called with each event; by default a warning is logged.
+        on_record: called with each record.
+        sinks: further sinks beside TensorBoard and JSONL.
+        dormant_samples: how many weights are compared between looks; 0 for none.
+        initial_step: optimizer steps done before this call. None: from
+            ``watcher.load_state_dict``, else from the optimizer's own count, else 0.
+        strict: let what goes wrong in the watch out, for tests.
+
+    Raises:
+        ConfigurationError: an argument cannot be used; nothing has been written yet.
+        ScopeError: the scope selects nothing.
+        ProxyError: the proxy does not work on this model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
+        )
+    if initial_step is not None and initial_step < 0:
+        raise ConfigurationError(f"Expected `initial_step` >= 0, got {initial_step!r}.")
+    if dormant_samples < 0:
+        raise ConfigurationError(f"Expected `dormant_samples` >= 0, got {dormant_samples!r}.")
+    inner = unwrap_model(model)
+    chosen = Scope.of(inner, scope)
+    settings = Settings(
+        tolerance=tolerance,
+        tolerance_mode=tolerance_mode,
+        near_zero=tuple(near_zero),
+        pattern=GlobalMagnitude() if pattern is None else pattern,
+        sweep=_as_sweep(levels),
+    )
+    schedule = as_schedule(every)
+    real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
+    if detectors is None:
+        detectors = {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
+    off = _why_off()
+    if proxy is not None and not off:
+        proxy.check(inner)
+    directory = None if logdir is None or off else place(logdir)
+    own = [] if directory is None else [JsonlSink(directory), TensorBoardSink(directory)]
+    pipeline = Pipeline(
+        sinks=[*own, *sinks],
+        detectors=detectors,
+        on_event=on_event,
+        on_record=on_record,
+        strict=strict,
+    )
+    snapshot = Snapshot.of(inner, chosen, initial_step or 0)
+    initial_rms = {} if off else _rms(snapshot)
+    _replace_open_watch(real_optimizer, logdir)
+    if directory is not None:
+        prepare(directory)
+    watcher = Watcher(
+        model,
+        real_optimizer,
+        scope=chosen,
+        measurement=Measurement(settings, chosen, initial_rms, proxy, snapshot.dtypes),
+        pipeline=pipeline,
+        schedule=schedule,
+        motion=Motion(dormant_samples) if dormant_samples else None,
+        directory=directory,
+        initial_step=initial_step,
+        strict=strict,
+        off=off,
+    )
+    if real_optimizer is not None:
+        _open_watches.setdefault(real_optimizer, {})[_place(logdir)] = weakref.ref(watcher)
+    return watcher
+
+
+def _replace_open_watch(
+    optimizer: torch.optim.Optimizer | None, logdir: str | os.PathLike[str] | None
+) -> None:
+    """Attaching again, as in a notebook's cell that is run twice, watches once."""
+    if optimizer is None or logdir is None:
+        return
+    reference = _open_watches.get(optimizer, {}).get(_place(logdir))
+    earlier = reference() if reference else None
+    if earlier is not None and not earlier.closed:
+        _logger.warning("sparsitywatch: already watched into %s; the first watch is closed", logdir)
+        earlier.close()
+
+
+def _place(logdir: str | os.PathLike[str] | None) -> str:
+    return "" if logdir is None else os.path.realpath(logdir)
+
+
+def _as_sweep(levels: Sequence[float] | Sweep | None) -> Sweep:
+    if levels is None:
+        return Bisection(DEFAULT_LEVELS)
+    if isinstance(levels, Sequence):
+        return Grid(tuple(levels))
+    if not hasattr(levels, "choose"):
+        raise ConfigurationError(
+            f"Expected `levels` to be sparsities in [0, 1) or a sweep, got {levels!r}."
+        )
+    return levels
+
+
+def _rms(snapshot: Snapshot) -> dict[str, float]:
+    spectrum = MagnitudeSpectrum.of(snapshot.tensors)
+    return {name: layer.rms for name, layer in spectrum.layers().items()}
+
+
+def _why_off() -> str:
+    """Why this process does not watch; empty if it does."""
+    if os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0"):
+        _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
+        return "SPARSITYWATCH_DISABLED is set"
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_rank() != 0:
+        return "rank 0 watches; replicas hold the same weights"
+    return ""

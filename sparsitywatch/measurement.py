@@ -1,0 +1,235 @@
+"""Snapshot in, Record out: everything one look says about the weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep
+from sparsitywatch.records import Cost, Detail, Dormant, LayerShare, Provenance, Record
+from sparsitywatch.version import __version__
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["DEFAULT_LEVELS", "Measurement", "Settings"]
+
+#: Levels of the default sweep; the crossing is then closed in on by bisection.
+DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+_logger = logging.getLogger("sparsitywatch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured at every look, and how.
+
+    Args:
+        tolerance: the epsilon of essential sparsity.
+        tolerance_mode: "relative" to the dense value, "absolute", or None: relative for
+            losses, absolute for scores.
+        confidence: nominal coverage of the interval.
+        near_zero: names of the near-zero rules.
+        pattern: what a level means.
+        sweep: which levels are evaluated.
+
+    Raises:
+        ConfigurationError: a value is out of range; the argument is named.
+    """
+
+    tolerance: float = 0.01
+    tolerance_mode: str | None = None
+    confidence: float = 0.9
+    near_zero: tuple[str, ...] = DEFAULT_RULES
+    pattern: Pattern = field(default_factory=GlobalMagnitude)
+    sweep: Sweep = field(default_factory=lambda: Bisection(DEFAULT_LEVELS))
+
+    def __post_init__(self) -> None:
+        allowed_harm(1.0, self.tolerance, self.mode(higher_is_better=False))  # refuses bad values
+        if not 0.0 < self.confidence < 1.0:
+            raise ConfigurationError(f"Expected `confidence` in (0, 1), got {self.confidence!r}.")
+        if not self.near_zero:
+            raise ConfigurationError("Expected `near_zero` with at least one rule, got none.")
+        for name in self.near_zero:
+            NearZeroRule.parse(name)
+
+    def mode(self, *, higher_is_better: bool) -> str:
+        """The tolerance mode that applies to a value of this direction."""
+        if self.tolerance_mode is not None:
+            return self.tolerance_mode
+        return "absolute" if higher_is_better else "relative"
+
+
+class Measurement:
+    """Measures snapshots of one scope, always in the same way.
+
+    Args:
+        settings: what is measured.
+        scope: which weights count.
+        initial_rms: root mean square of each in-scope tensor when the watch first saw it.
+        proxy: what is evaluated, or None to look at the weights only.
+        dtypes: dtypes of the in-scope weights, for the provenance.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        scope: Scope,
+        initial_rms: Mapping[str, float],
+        proxy: Proxy | None = None,
+        dtypes: tuple[str, ...] = (),
+    ) -> None:
+        self._settings = settings
+        self._scope = scope
+        self._proxy = proxy
+        self._rules = {name: NearZeroRule.parse(name) for name in settings.near_zero}
+        self.initial_rms = dict(initial_rms)
+        self.provenance = Provenance(
+            sparsitywatch=__version__,
+            torch=torch.__version__,
+            scope_hash=scope.hash,
+            proxy_hash=proxy.hash if proxy else "",
+            dtypes=dtypes,
+            tolerance=settings.tolerance,
+            tolerance_mode=settings.mode(higher_is_better=bool(proxy and proxy.higher_is_better)),
+            pattern=settings.pattern.name,
+        )
+
+    def record(
+        self,
+        snapshot: Snapshot,
+        model: MaskedModel | None,
+        *,
+        started: float,
+        decay_clock: float = math.nan,
+        dormant: Dormant | None = None,
+        publish_s: float = 0.0,
+        strict: bool = False,
+    ) -> tuple[Record, Detail]:
+        """Everything about one snapshot.
+
+        Args:
+            snapshot: the weights.
+            model: holds the same weights; None to leave the evaluation out.
+            started: ``time.perf_counter()`` when the look began.
+            decay_clock, dormant: what the driver knows about the optimizer.
+            publish_s: what publishing the record before took.
+            strict: let a failing evaluation raise instead of marking the record invalid.
+        """
+        before = time.perf_counter()
+        spectrum = MagnitudeSpectrum.of(snapshot.tensors)
+        read = time.perf_counter()
+        result, reason = None, ""
+        if self._proxy is not None and model is not None:
+            try:
+                result = self._sweep(model, self._proxy, spectrum)
+            except Exception as error:
+                if strict:
+                    raise
+                _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
+                reason = f"{type(error).__name__}: {error}"
+        layers = self._layers(spectrum, result)
+        estimate = None
+        if result is not None:
+            estimate = essential_sparsity(
+                result.curve,
+                self._settings.tolerance,
+                self.provenance.tolerance_mode,
+                self._settings.confidence,
+            )
+        done = time.perf_counter()
+        record = Record(
+            step=snapshot.step,
+            wall_time=time.time(),
+            valid=not reason,
+            reason=reason,
+            scope=self._scope.summary,
+            num_nan=spectrum.num_nan,
+            num_inf=spectrum.num_inf,
+            num_zero=spectrum.num_zero,
+            near_zero={
+                name: rule.fraction(spectrum, self.initial_rms)
+                for name, rule in self._rules.items()
+            },
+            decay_clock=decay_clock,
+            dormant=dormant,
+            curve=result.curve if result else None,
+            reliance=result.curve.reliance if result else math.nan,
+            essential_sparsity=estimate,
+            layers=layers,
+            cost=Cost(
+                stall_s=done - started,
+                spectrum_s=read - before,
+                evaluation_s=done - read if self._proxy else 0.0,
+                publish_s=publish_s,
+                num_forwards=result.num_forwards if result else 0,
+            ),
+            provenance=self.provenance,
+        )
+        detail = Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays())
+        return record, detail
+
+    def failed(self, step: int, error: BaseException, started: float) -> Record:
+        """The record of a look that could not even read the weights."""
+        return Record(
+            step=step,
+            wall_time=time.time(),
+            valid=False,
+            reason=f"{type(error).__name__}: {error}",
+            scope=self._scope.summary,
+            num_nan=-1,
+            num_inf=-1,
+            num_zero=-1,
+            near_zero={},
+            cost=Cost(
+                stall_s=time.perf_counter() - started,
+                spectrum_s=0.0,
+                evaluation_s=0.0,
+                num_forwards=0,
+            ),
+            provenance=self.provenance,
+        )
+
+    def _sweep(self, model: MaskedModel, proxy: Proxy, spectrum: MagnitudeSpectrum) -> SweepResult:
+        mode = self.provenance.tolerance_mode
+
+        def within(value: float, dense: float) -> bool:
+            harm = dense - value if proxy.higher_is_better else value - dense
+            return harm <= allowed_harm(dense, self._settings.tolerance, mode)
+
+        return run_sweep(
+            model,
+            proxy,
+            spectrum,
+            pattern=self._settings.pattern,
+            sweep=self._settings.sweep,
+            within=within,
+        )
+
+    def _layers(
+        self, spectrum: MagnitudeSpectrum, result: SweepResult | None
+    ) -> tuple[LayerShare, ...]:
+        return tuple(
+            LayerShare(
+                name=name,
+                num_weights=layer.num_weights,
+                rms=layer.rms,
+                near_zero={
+                    rule_name: rule.fraction(layer, self.initial_rms)
+                    for rule_name, rule in self._rules.items()
+                },
+                removed=tuple(cut.share(name) for cut in result.cuts) if result else (),
+            )
+            for name, layer in spectrum.layers().items()
+        )

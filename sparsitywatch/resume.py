@@ -1,0 +1,60 @@
+"""Taking up a run where an earlier process left it: from its log, and from saved state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsitywatch.errors import StateError
+from sparsitywatch.measurement import Measurement
+from sparsitywatch.optimizer_trace import OptimizerTrace
+from sparsitywatch.pipeline import Pipeline
+from sparsitywatch.records import Provenance
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+
+__all__ = ["check_state", "take_up"]
+
+_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "detectors")
+
+
+def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
+    """Refuse the saved state of another watch before anything is changed.
+
+    Raises:
+        StateError: a key is missing, or the state is of another scope or proxy.
+    """
+    missing = [key for key in _STATE_KEYS if key not in state]
+    if missing:
+        raise StateError(f"Expected the keys {missing} in the watch's state, got {list(state)}.")
+    for key in ("scope_hash", "proxy_hash"):
+        expected = getattr(provenance, key)
+        if state[key] != expected:
+            raise StateError(
+                f"Expected a state with {key} {expected!r}, got {state[key]!r}: it belongs to "
+                "another model or to other held-out batches. Start a new logdir."
+            )
+
+
+def take_up(
+    directory: Path,
+    initial_step: int,
+    measurement: Measurement,
+    pipeline: Pipeline,
+    trace: OptimizerTrace,
+) -> None:
+    """Go on from what the log in ``directory`` holds up to ``initial_step``.
+
+    The tensors' first sizes, the records and events seen, what the detectors learned from
+    them, and the decay clock, unless a loaded state knows better.
+    """
+    manifest = read_manifest(directory)
+    if manifest and set(manifest.initial_rms) == set(measurement.initial_rms):
+        measurement.initial_rms = dict(manifest.initial_rms)
+    records = read_records(directory, max_step=initial_step)
+    events = [e for e in read_events(directory) if e.detected_step <= initial_step]
+    pipeline.recall(records, events)
+    last = records[-1] if records else None
+    known = last is not None and last.step == initial_step
+    trace.continue_from(last.decay_clock if last is not None and known else math.nan)

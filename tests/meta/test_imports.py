@@ -1,0 +1,115 @@
+"""What is imported: only what is declared, and torch only where it is needed."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DISTRIBUTIONS = importlib.metadata.packages_distributions()
+
+
+def names_of(requirements: Iterable[str]) -> set[str]:
+    """Names of distributions, without versions and markers; extras of our own followed."""
+    names = set()
+    for requirement in requirements:
+        own = re.match(r"sparsitywatch\[(.*)\]", requirement)
+        if own:
+            names |= names_of(r for extra in own[1].split(",") for r in EXTRAS[extra.strip()])
+        else:
+            names.add(re.match(r"[\w.-]+", requirement)[0].lower())
+    return names
+
+
+def third_party(source: str) -> set[str]:
+    """Top-level names of the modules that ``source`` imports from other distributions."""
+    modules = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules.add(node.module)
+    tops = {module.partition(".")[0] for module in modules}
+    return tops - sys.stdlib_module_names - {"sparsitywatch", "tomllib"}
+
+
+def files_in(folder: str) -> list[Path]:
+    """Python files of a top-level folder; the link to integrations/ is not followed."""
+    link = ROOT / "sparsitywatch" / "integrations"
+    return [path for path in ROOT.glob(f"{folder}/**/*.py") if link not in path.parents]
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions that the files of a top-level folder import."""
+    tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
+    tops -= {path.stem for path in (ROOT / folder).iterdir()}  # neighbours
+    return {DISTRIBUTIONS.get(top, [top])[0].lower() for top in tops}
+
+
+def test_the_scan_sees_imports_inside_functions() -> None:
+    source = "import os\nimport numpy.linalg\ndef f():\n    from torch import nn\n"
+    assert third_party(source) == {"numpy", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("sparsitywatch", []),
+        ("integrations", ["huggingface"]),
+        ("examples", ["demo"]),
+        ("benchmarks", ["dev"]),
+        ("tests", ["dev"]),
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
+    assert files_in(folder)
+    declared = [*PROJECT["dependencies"], *(r for extra in extras for r in EXTRAS[extra])]
+    assert imported(folder) <= names_of(declared)
+
+
+def test_what_is_declared_is_imported() -> None:
+    assert names_of(PROJECT["dependencies"]) <= imported("sparsitywatch")
+    # the Trainer of transformers cannot run without accelerate
+    assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
+    assert names_of(EXTRAS["demo"]) <= imported("examples")
+
+
+def modules_after(code: str) -> set[str]:
+    """Names of all loaded modules after running ``code`` in a fresh interpreter."""
+    probe = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", probe], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_probe_sees_torch() -> None:
+    assert "torch" in modules_after("import sparsitywatch.weights.spectrum")
+
+
+@pytest.mark.parametrize("module", ["analysis", "cli", "errors", "records", "sinks.jsonl"])
+def test_rooms_without_torch(module: str) -> None:
+    loaded = modules_after(f"import sparsitywatch.{module}")
+    assert f"sparsitywatch.{module}" in loaded
+    assert "torch" not in loaded
+
+
+def test_optional_packages_wait_until_they_are_needed() -> None:
+    loaded = modules_after("import sparsitywatch as sw; sw.watch; sw.Proxy; sw.Watcher")
+    assert "sparsitywatch.watcher" in loaded
+    assert loaded.isdisjoint({"accelerate", "transformers"})

@@ -1,0 +1,348 @@
+"""The live watch: attaching, counting steps, looking, resuming, being refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sparsitywatch as sw
+from sparsitywatch.sinks.jsonl import read_events, read_records
+
+
+class Run:
+    """A small regression on fixed data, resumable at any step."""
+
+    def __init__(self, seed: int = 0, optimizer: type = torch.optim.AdamW) -> None:
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+        self.optimizer = optimizer(self.model.parameters(), lr=0.01)
+        self.inputs, self.targets = torch.randn(20, 6), torch.randn(20, 2)
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            nn.functional.mse_loss(self.model(self.inputs), self.targets).backward()
+            self.optimizer.step()
+
+    def proxy(self) -> sw.Proxy:
+        def squared_error(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+            return (model(batch[0]) - batch[1]).square().mean(dim=1)
+
+        return sw.Proxy([[self.inputs[:10], self.targets[:10]]], squared_error)
+
+    def watch(self, logdir: Path | None, **options) -> sw.Watcher:
+        options = {"proxy": self.proxy(), "every": 3, "strict": True} | options
+        return sw.watch(self.model, self.optimizer, logdir=logdir, **options)
+
+    def checkpoint(self, watcher: sw.Watcher) -> dict:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "watch": watcher.state_dict(),
+        }
+        return copy.deepcopy(state)
+
+    def restore(self, checkpoint: dict) -> None:
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+
+
+def told(records: list[sw.Record]) -> list[tuple]:
+    """Everything of the records that must not depend on when and how fast they were made."""
+    return [
+        (r.step, r.near_zero, r.decay_clock, r.dormant, r.curve, r.essential_sparsity, r.layers)
+        for r in records
+    ]
+
+
+def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        run.train(10)
+    assert [r.step for r in watcher.records] == [3, 6, 9]
+    assert watcher.step_count == 10
+    assert told(read_records(tmp_path / "sparsitywatch")) == told(watcher.records)
+    assert any((tmp_path / "sparsitywatch").glob("events.out.tfevents.*"))
+    record = watcher.records[-1]
+    assert record.valid
+    assert record.scope.num_weights == 6 * 16
+    assert record.curve is not None
+    assert record.curve.sparsity[0] == 0.0
+    assert record.curve.sparsity[-1] == 1.0
+    assert record.dormant is not None
+    assert record.dormant.since_step == 6
+    assert record.decay_clock == pytest.approx(9 * 0.01 * 0.01)
+    assert record.cost.num_forwards > 10
+    assert 0 < record.cost.evaluation_s < record.cost.stall_s
+
+
+def test_a_curve_is_that_of_the_weights_at_its_step(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(None, levels=[0.25, 0.5]) as watcher:
+        run.train(3)
+        value = ((run.model(run.inputs[:10]) - run.targets[:10]) ** 2).mean().detach()
+        assert watcher.records[0].curve is not None
+        assert watcher.records[0].curve.value[0] == pytest.approx(float(value), rel=1e-6)
+        assert watcher.records[0].curve.level == (0.0, 0.25, 0.5, 1.0)
+
+
+def test_looking_now_gives_the_record_of_this_step_once() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        start = watcher.snapshot()
+        assert start.step == 0
+        run.train(2)
+        record = watcher.snapshot()
+        assert record.step == 2
+        assert watcher.snapshot() is record
+        run.train(1)
+        assert [r.step for r in watcher.records] == [0, 2, 3]
+
+
+def test_explicit_steps_replace_the_hook() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        for _ in range(6):
+            watcher.step()
+            run.train(1)
+        assert [r.step for r in watcher.records] == [3, 6]
+        watcher.step(12)
+        assert watcher.records[-1].step == 12
+        assert watcher.step_count == 12
+
+
+def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
+    run = Run()
+    with sw.watch(run.model, None, logdir=None, every=2, strict=True) as watcher:
+        run.train(3)
+        assert watcher.records == []
+        for _ in range(4):
+            watcher.step()
+    assert [r.step for r in watcher.records] == [2, 4]
+    assert math.isnan(watcher.records[0].decay_clock)
+    assert watcher.records[0].dormant is None
+
+
+def test_after_close_nothing_is_seen_and_closing_twice_is_fine(tmp_path: Path) -> None:
+    run = Run()
+    watcher = run.watch(tmp_path)
+    run.train(3)
+    watcher.close()
+    watcher.close()
+    run.train(3)
+    assert len(watcher.records) == 1
+    late = watcher.snapshot()
+    assert not late.valid
+    assert "closed" in late.reason
+
+
+def test_no_step_seen_is_said(caplog) -> None:
+    run = Run()
+    with run.watch(None):
+        other = copy.deepcopy(run.optimizer)  # drops hooks, silently
+        other.step()
+    assert "no optimizer step was seen" in caplog.text
+
+
+def test_model_and_optimizer_still_pickle_and_copy() -> None:
+    run = Run()
+    with run.watch(None):
+        run.train(4)
+        again = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+        copy.deepcopy(run.model)
+    assert len(again[1].state) == 4
+
+
+def test_a_forked_child_does_not_look(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        run.train(3)
+        watcher._pid = os.getpid() + 1  # what a forked child finds
+        run.train(3)
+        assert len(watcher.records) == 1
+        watcher._pid = os.getpid()
+
+
+def test_switched_off_by_the_environment(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSITYWATCH_DISABLED", "1")
+    run = Run()
+    with run.watch(tmp_path / "log") as watcher:
+        run.train(4)
+        assert watcher.off == "SPARSITYWATCH_DISABLED is set"
+        assert not watcher.snapshot().valid
+    assert watcher.records == []
+    assert not (tmp_path / "log").exists()
+
+
+# ------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6, 10])
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int, lost: int) -> None:
+    whole = Run()
+    with whole.watch(tmp_path / "whole") as watcher:
+        whole.train(17)
+    first = Run()
+    watcher_first = first.watch(tmp_path / "log")
+    first.train(stop)
+    checkpoint = first.checkpoint(watcher_first)
+    first.train(lost)  # steps after the checkpoint, then the process dies: no close
+    second = Run(seed=1)
+    second.restore(checkpoint)
+    second.inputs, second.targets = first.inputs, first.targets
+    with second.watch(tmp_path / "log") as resumed:
+        resumed.load_state_dict(checkpoint["watch"])
+        second.train(17 - stop)
+    expected = told(watcher.records)
+    assert told(resumed.records) == expected
+    assert told(read_records(tmp_path / "log" / "sparsitywatch")) == expected
+
+
+def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path: Path) -> None:
+    first = Run()
+    watcher = first.watch(tmp_path)
+    first.train(7)
+    checkpoint = first.checkpoint(watcher)
+    second = Run()
+    second.restore(checkpoint)
+    with second.watch(tmp_path) as resumed:
+        second.train(3)
+    assert [r.step for r in resumed.records] == [3, 6, 9]
+    assert resumed._measurement.initial_rms == watcher._measurement.initial_rms
+    assert math.isnan(resumed.records[-1].decay_clock)  # the clock of step 7 was not saved
+
+
+def test_a_new_run_in_a_used_logdir_sets_the_earlier_one_aside(tmp_path: Path, caplog) -> None:
+    for _ in range(3):
+        run = Run()
+        with run.watch(tmp_path):
+            run.train(3)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["sparsitywatch", "sparsitywatch-earlier-1", "sparsitywatch-earlier-2"]
+    assert all(len(read_records(tmp_path / name)) == 1 for name in names)
+    assert "held an earlier run" in caplog.text
+
+
+def test_state_of_another_watch_is_refused_by_key() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        state = watcher.state_dict()
+        with pytest.raises(sw.StateError, match=r"keys \['detectors'\]"):
+            watcher.load_state_dict({k: v for k, v in state.items() if k != "detectors"})
+        with pytest.raises(sw.StateError, match=r"proxy_hash .* other held-out batches"):
+            watcher.load_state_dict(state | {"proxy_hash": "0"})
+        with pytest.raises(sw.StateError, match="scope_hash"):
+            watcher.load_state_dict(state | {"scope_hash": "0"})
+        run.train(1)
+        with pytest.raises(sw.StateError, match="before the first step"):
+            watcher.load_state_dict(state)
+
+
+def test_state_saves_as_weights_only(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        run.train(4)
+        torch.save(watcher.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 4
+
+
+def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
+    def sparse_run() -> tuple[Run, list]:
+        run, seen = Run(), []
+        return run, seen
+
+    run, seen = sparse_run()
+    options = {"every": 1, "on_event": [seen.append], "proxy": None}
+    watcher = run.watch(tmp_path, **options)
+    for step in range(1, 41):
+        run.train(1)
+        if step == 20:
+            with torch.no_grad():
+                run.model[0].weight[:8] = 0.0
+    assert [e.direction for e in seen] == ["up"]
+    assert 19 <= seen[0].onset_step <= 22
+    assert seen[0].layers == ("0.weight",)
+    checkpoint = run.checkpoint(watcher)
+    again = Run()
+    again.restore(checkpoint)
+    with again.watch(tmp_path, **options) as resumed:
+        resumed.load_state_dict(checkpoint["watch"])
+        again.train(10)
+    assert len(seen) == 1
+    assert resumed.events == seen
+    assert read_events(tmp_path / "sparsitywatch") == seen
+
+
+# ------------------------------------------------------------------ mistakes in the call
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scope": "nothing"}, sw.ScopeError, "`scope` to be one of"),
+        ({"scope": lambda n, p: False}, sw.ScopeError, "`scope` to select at least one weight"),
+        ({"every": 0}, sw.ConfigurationError, "`every` to be a whole number.*got 0"),
+        ({"levels": [0.5, 1.0]}, sw.ConfigurationError, r"`levels\[1\]`.*got 1\.0"),
+        ({"levels": []}, sw.ConfigurationError, "`levels` with at least one"),
+        ({"levels": 5}, sw.ConfigurationError, "`levels` to be sparsities.*got 5"),
+        ({"tolerance": -0.1}, sw.ConfigurationError, "`tolerance`.*got -0.1"),
+        ({"tolerance": float("nan")}, sw.ConfigurationError, "`tolerance`.*got nan"),
+        ({"tolerance_mode": "percent"}, sw.ConfigurationError, "mode.*got 'percent'"),
+        ({"near_zero": ["small"]}, sw.ConfigurationError, "`near_zero` rules.*got 'small'"),
+        ({"near_zero": []}, sw.ConfigurationError, "`near_zero` with at least one"),
+        ({"on_event": print}, sw.ConfigurationError, "`on_event` to be a sequence"),
+        ({"initial_step": -1}, sw.ConfigurationError, "`initial_step` >= 0, got -1"),
+        ({"dormant_samples": -1}, sw.ConfigurationError, "`dormant_samples` >= 0, got -1"),
+    ],
+)
+def test_mistakes_are_one_clear_error_and_nothing_is_written(
+    options, error, message, tmp_path
+) -> None:
+    run = Run()
+    with pytest.raises(error, match=message):
+        run.watch(tmp_path / "log", **options)
+    assert not (tmp_path / "log").exists()
+    assert run.optimizer._optimizer_step_post_hooks == {}
+
+
+def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = Run()
+    with pytest.raises(
+        sw.ConfigurationError, match="`logdir` to be a directory that can be written"
+    ):
+        run.watch(tmp_path / "file")
+    with pytest.raises(
+        sw.ConfigurationError, match="`logdir` to be a local directory, got 's3://b'"
+    ):
+        run.watch("s3://b")  # type: ignore[arg-type]
+
+
+def test_a_model_or_an_optimizer_that_is_none(tmp_path: Path) -> None:
+    run = Run()
+    with pytest.raises(sw.ConfigurationError, match=r"`model` to be a torch.nn.Module, got str"):
+        sw.watch("model", run.optimizer, logdir=None)  # type: ignore[arg-type]
+    with pytest.raises(sw.ConfigurationError, match=r"`optimizer` to be a torch.optim.Optimizer"):
+        sw.watch(run.model, object(), logdir=None)  # type: ignore[arg-type]
+
+
+def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path, caplog) -> None:
+    run = Run()
+    first = run.watch(tmp_path)
+    run.train(3)
+    second = run.watch(tmp_path)
+    run.train(3)
+    second.close()
+    assert "already watched" in caplog.text
+    assert [r.step for r in first.records] == [3]
+    assert [r.step for r in second.records] == [3, 6]
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
