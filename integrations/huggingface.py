@@ -31,7 +31,7 @@ _logger = logging.getLogger("sparsitywatch")
 _STATE_FILE = "sparsitywatch.pt"
 
 
-class SparsityWatchCallback(TrainerCallback):  # type: ignore[misc]
+class SparsityWatchCallback(TrainerCallback):
     """Watches the model that a Trainer trains, from its first step to its last.
 
     The log goes to ``<logdir>/sparsitywatch``, a TensorBoard run beside the Trainer's own.
@@ -121,8 +121,12 @@ class SparsityWatchCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _default_logdir(args: TrainingArguments) -> str:
-    return os.environ.get("TENSORBOARD_LOGGING_DIR") or str(Path(args.output_dir) / "runs")
+    return os.environ.get("TENSORBOARD_LOGGING_DIR") or str(_output(args) / "runs")
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+    return _output(args) / f"checkpoint-{state.global_step}"
+
+
+def _output(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or "trainer_output")  # the Trainer's own default

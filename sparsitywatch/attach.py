@@ -125,7 +125,9 @@ def watch(
     if proxy is not None and not off:
         proxy.check(inner)
     directory = None if logdir is None or off else place(logdir)
-    own = [] if directory is None else [JsonlSink(directory), TensorBoardSink(directory)]
+    own: list[Sink] = (
+        [] if directory is None else [JsonlSink(directory), TensorBoardSink(directory)]
+    )
     pipeline = Pipeline(
         sinks=[*own, *sinks],
         detectors=detectors,

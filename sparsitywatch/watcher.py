@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -121,12 +120,7 @@ class Watcher:
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def step(self, step: int | None = None) -> None:
@@ -155,9 +149,8 @@ class Watcher:
         started = time.perf_counter()
         if self._is_idle():
             why = self._off or ("closed" if self._closed else "in a forked process")
-            return self._measurement.failed(
-                self.step_count, RuntimeError(f"the watch is off: {why}"), started
-            )
+            error = RuntimeError(f"the watch is off: {why}")
+            return self._measurement.failed(self.step_count, error, started)
         with self._boundary():
             self._open()
             if self.records and self.records[-1].step == self.step_count:
@@ -264,9 +257,7 @@ class Watcher:
     def _count_failures(self, record: Record) -> None:
         self._failures = 0 if record.valid else self._failures + 1
         if self._failures >= _MAX_FAILURES:
-            self._switch_off(
-                f"{self._failures} looks in a row failed, the last with {record.reason}"
-            )
+            self._switch_off(f"{self._failures} looks in a row failed; the last: {record.reason}")
 
     @contextlib.contextmanager
     def _boundary(self) -> Iterator[None]:

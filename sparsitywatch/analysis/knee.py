@@ -13,7 +13,7 @@ Array = NDArray[np.float64]
 
 #: Two lines and the knot are fitted, and one point more.
 _MIN_POINTS = 5
-#: Slopes below this share of the overall rise are rounding.
+#: Slopes that add less than this share of the harm over the whole range are rounding.
 _ROUNDING = 1e-9
 
 
@@ -25,7 +25,7 @@ def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     rise is no knee.
 
     Args:
-        sparsity: rising, float64, length K.
+        sparsity: rising, float64, length K; any other abscissa, such as steps, does too.
         harm: float64, length K; what is not finite is left out.
 
     Returns:
@@ -45,13 +45,15 @@ def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     x, y = sparsity[is_finite], harm[is_finite]
     if len(x) < _MIN_POINTS:
         return math.nan, math.nan
+    origin, width = float(x[0]), float(x[-1] - x[0])
+    x = (x - origin) / width
     fits = [_hinge(x, y, knot) for knot in _knots(x, y)]
-    negligible = _ROUNDING * float(np.ptp(y))
+    negligible = _ROUNDING * float(np.abs(y).max())
     bends = [fit for fit in fits if fit[3] - fit[2] > negligible]
     _, knot, before, after = min(bends, default=(0.0, math.nan, math.nan, math.nan))
     if not after > negligible:  # no upward bend, or harm does not rise after it
         return math.nan, math.nan
-    return knot, after / before if before > negligible else math.inf
+    return origin + width * knot, after / before if before > negligible else math.inf
 
 
 def _knots(x: Array, y: Array) -> list[float]:

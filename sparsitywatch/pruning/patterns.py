@@ -41,7 +41,9 @@ class Cut(Protocol):
 class Pattern(Protocol):
     """A rule that turns levels into cuts; masks of rising levels are nested."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the pattern is called in the provenance."""
 
     def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""

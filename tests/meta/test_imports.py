@@ -57,7 +57,8 @@ def files_in(folder: str) -> list[Path]:
 def imported(folder: str) -> set[str]:
     """Distributions that the files of a top-level folder import."""
     tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
-    tops -= {path.stem for path in (ROOT / folder).iterdir()}  # neighbours
+    neighbours = [*(ROOT / folder).iterdir(), *(ROOT / "examples").iterdir()]
+    tops -= {path.stem for path in neighbours}
     return {DISTRIBUTIONS.get(top, [top])[0].lower() for top in tops}
 
 

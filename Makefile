@@ -1,0 +1,77 @@
+# One command for each thing that a newcomer or a contributor does. Everything happens in
+# .venv, which is made on first use and filled again only when pyproject.toml changes.
+
+PYTHON ?= python3
+VENV   := .venv
+ARGS   ?=
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test check format lint types imports bench clean
+
+help:
+	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
+	@echo "make test    run every test                          ARGS=\"-k spectrum\""
+	@echo "make check   formatting, lint, types, import rules"
+	@echo "make bench   time the library against the usual way"
+	@echo "make setup   only make .venv ready for all of these"
+	@echo "make clean   remove .venv and caches; runs/ stays"
+	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
+
+demo: $(VENV)/.ready-demo
+	$(BIN)/python examples/pretrain_bert.py $(ARGS)
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: format lint types imports
+
+format: $(VENV)/.ready-dev
+	$(BIN)/python -m ruff format --check .
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/python -m ruff check .
+
+types: $(VENV)/.ready-dev
+	$(BIN)/python -m mypy
+
+imports: $(VENV)/.ready-dev
+	$(BIN)/python $(BIN)/lint-imports --no-cache  # its cache overlooks added modules
+
+bench: $(VENV)/.ready-dev
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+
+setup: $(VENV)/.ready-dev
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# dev includes demo
+$(VENV)/.ready-dev: pyproject.toml
+	$(call install,dev)
+	@touch $(VENV)/.ready-demo $@
+
+$(VENV)/.ready-demo: pyproject.toml
+	$(call install,demo)
+	@touch $@
+
+# .unfinished is there while .venv is worked on: after a kill in the middle, which may leave
+# half a package that looks whole, the next run starts from nothing. When pip itself gives up
+# (no network, say), what was there is kept.
+define install
+	@command -v $(PYTHON) >/dev/null || { echo "Expected the command '$(PYTHON)', found none. Install Python 3.10 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("Expected Python 3.10 or newer, got %d.%d from $(PYTHON). Name a newer one: make PYTHON=python3.12" % v[:2])'
+	@trap 'exit 130' INT TERM HUP; set -e; \
+	if [ -e $(VENV)/.unfinished ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		echo "Making $(VENV)"; \
+		rm -rf $(VENV); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
+		$(PYTHON) -m venv $(VENV); \
+	fi; \
+	echo "Installing sparsitywatch[$(1)] into $(VENV); the first time takes some minutes"; \
+	touch $(VENV)/.unfinished; status=0; \
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(1)]' || status=$$?; \
+	[ $$status -ge 128 ] || rm -f $(VENV)/.unfinished; \
+	exit $$status
+endef
