@@ -253,6 +253,7 @@ def test_a_state_whose_parts_differ_in_length_is_refused() -> None:
 VALUES = st.lists(st.integers(0, 100), min_size=8, max_size=40)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 60))
 def test_a_constant_never_alarms(level: float, looks: int) -> None:
     assert watch([level] * looks) == []

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
@@ -196,6 +196,7 @@ def same(a: EssentialSparsity, b: EssentialSparsity, *names: str) -> None:
         assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-6, nan_ok=True)
 
 
+@settings(deadline=None)
 @given(curves(), st.randoms(use_true_random=False))
 def test_order_of_the_points(points: dict[float, float], random: Any) -> None:
     shuffled = list(points.items())
@@ -203,6 +204,7 @@ def test_order_of_the_points(points: dict[float, float], random: Any) -> None:
     assert repr(of_loss(dict(shuffled), 0.05)) == repr(of_loss(points, 0.05))
 
 
+@settings(deadline=None)
 @given(curves(), st.sampled_from([1e-6, 0.37, 1e5]))
 def test_scale_of_the_loss_where_relative(points: dict[float, float], scale: float) -> None:
     scaled = {s: scale * loss for s, loss in points.items()}
@@ -212,12 +214,14 @@ def test_scale_of_the_loss_where_relative(points: dict[float, float], scale: flo
     )
 
 
+@settings(deadline=None)
 @given(curves())
 def test_a_loss_and_minus_it_as_a_score(points: dict[float, float]) -> None:
     score = SparsityCurve(list(points), [-x for x in points.values()], higher_is_better=True)
     same(essential_sparsity(score, 0.1, "absolute"), of_loss(points))
 
 
+@settings(deadline=None)
 @given(curves(), st.integers(0, 7), st.floats(0.1, 0.9))
 def test_a_point_on_the_straight_line(points: dict[float, float], cell: int, share: float) -> None:
     at = sorted(points)
@@ -226,6 +230,7 @@ def test_a_point_on_the_straight_line(points: dict[float, float], cell: int, sha
     same(of_loss(points), of_loss(points | added), "value", "last_crossing")
 
 
+@settings(deadline=None)
 @given(curves(), st.floats(0, 2))
 def test_the_interval_holds_the_value(points: dict[float, float], stderr: float) -> None:
     estimate = of_loss(points, stderr)

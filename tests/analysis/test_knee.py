@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.knee import knee_of
@@ -37,6 +37,7 @@ def test_without_a_rise_before_it_the_knee_is_infinitely_sharp(before: float) ->
     "harm",
     [
         pytest.param(np.zeros(11), id="flat"),
+        pytest.param(np.full(11, 19.0), id="flat, not at zero"),
         pytest.param(3 * GRID, id="straight"),
         pytest.param(np.sqrt(GRID), id="levels off"),
         pytest.param(hinge(0.5, -2.0, -1.0), id="only gains"),
@@ -60,6 +61,13 @@ def test_points_that_broke_are_left_out() -> None:
     assert knee_of(GRID, broken) == pytest.approx((0.5, 10.0))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_scale_and_origin_do_not_matter(scale: float) -> None:
+    found, sharpness = knee_of(scale * (100 + GRID), scale * hinge(0.45, 0.1, 3.0))
+    assert found == pytest.approx(scale * 100.45)
+    assert sharpness == pytest.approx(30.0)
+
+
 def squared_error(x: np.ndarray, y: np.ndarray, knot: float) -> tuple[float, float]:
     """Squared error of the fit with this knot, and its change of slope."""
     design = np.stack([np.ones_like(x), x, np.maximum(x - knot, 0)], axis=1)
@@ -67,6 +75,7 @@ def squared_error(x: np.ndarray, y: np.ndarray, knot: float) -> tuple[float, flo
     return float(np.sum((y - design @ fit) ** 2)), float(fit[2])
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-20, 20), min_size=5, max_size=9))
 def test_no_knot_on_a_fine_grid_fits_better(heights: list[int]) -> None:
     y = np.array(heights, dtype=float)

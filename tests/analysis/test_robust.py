@@ -8,7 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.robust import line_at, median_of_three, noise_sd, robust_sd
@@ -16,6 +16,7 @@ from sparsitywatch.analysis.robust import line_at, median_of_three, noise_sd, ro
 NUMBERS = st.lists(st.integers(-50, 50), min_size=2, max_size=30)
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_median_of_three(values: list[int]) -> None:
     smooth = median_of_three(np.array(values, dtype=float))
@@ -25,6 +26,7 @@ def test_median_of_three(values: list[int]) -> None:
         assert smooth[i] == statistics.median(values[i - 2 : i + 1])
 
 
+@settings(deadline=None)
 @given(NUMBERS, st.integers(-10, 60))
 def test_line_of_median_slope(values: list[int], where: int) -> None:
     pairs = itertools.combinations(enumerate(values), 2)
