@@ -16,7 +16,15 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep
-from sparsitywatch.records import Cost, Detail, Dormant, LayerShare, Provenance, Record
+from sparsitywatch.records import (
+    Cost,
+    Detail,
+    Dormant,
+    LayerShare,
+    Provenance,
+    Record,
+    SparsityCurve,
+)
 from sparsitywatch.version import __version__
 from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
 from sparsitywatch.weights.scope import Scope
@@ -114,6 +122,7 @@ class Measurement:
         started: float,
         decay_clock: float = math.nan,
         dormant: Dormant | None = None,
+        previous: SparsityCurve | None = None,
         publish_s: float = 0.0,
         strict: bool = False,
     ) -> tuple[Record, Detail]:
@@ -124,6 +133,7 @@ class Measurement:
             model: holds the same weights; None to leave the evaluation out.
             started: ``time.perf_counter()`` when the look began.
             decay_clock, dormant: what the driver knows about the optimizer.
+            previous: the curve of the look before.
             publish_s: what publishing the record before took.
             strict: let a failing evaluation raise instead of marking the record invalid.
         """
@@ -133,7 +143,7 @@ class Measurement:
         result, reason = None, ""
         if self._proxy is not None and model is not None:
             try:
-                result = self._sweep(model, self._proxy, spectrum)
+                result = self._sweep(model, self._proxy, spectrum, previous)
             except Exception as error:
                 if strict:
                     raise
@@ -201,7 +211,13 @@ class Measurement:
             provenance=self.provenance,
         )
 
-    def _sweep(self, model: MaskedModel, proxy: Proxy, spectrum: MagnitudeSpectrum) -> SweepResult:
+    def _sweep(
+        self,
+        model: MaskedModel,
+        proxy: Proxy,
+        spectrum: MagnitudeSpectrum,
+        previous: SparsityCurve | None,
+    ) -> SweepResult:
         mode = self.provenance.tolerance_mode
 
         def within(value: float, dense: float) -> bool:
@@ -215,6 +231,7 @@ class Measurement:
             pattern=self._settings.pattern,
             sweep=self._settings.sweep,
             within=within,
+            previous=previous,
         )
 
     def _layers(

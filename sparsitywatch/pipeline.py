@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from sparsitywatch.analysis.attribution import accountable_layers
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.records import Detail, Event, Record, RunInfo
+from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve
 from sparsitywatch.sinks.base import Sink
 
 __all__ = ["Detector", "Pipeline", "log_event"]
@@ -80,6 +80,11 @@ class Pipeline:
         self.records: list[Record] = []
         self.events: list[Event] = []
         self.publish_s = 0.0
+
+    @property
+    def last_curve(self) -> SparsityCurve | None:
+        """The curve of the latest record that has one; the same after a resume."""
+        return next((r.curve for r in reversed(self.records) if r.curve is not None), None)
 
     def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw: histories and detectors, but no sink."""

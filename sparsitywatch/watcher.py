@@ -31,8 +31,7 @@ __all__ = ["Watcher"]
 
 _logger = logging.getLogger("sparsitywatch")
 
-#: So many looks that fail in a row switch the watch off.
-_MAX_FAILURES = 3
+_MAX_FAILURES = 3  # looks that fail in a row, then the watch is off
 
 
 class Watcher:
@@ -237,6 +236,7 @@ class Watcher:
                     started=started,
                     decay_clock=decay_clock,
                     dormant=dormant,
+                    previous=self._pipeline.last_curve,
                     publish_s=self._pipeline.publish_s,
                     strict=self._strict,
                 )
@@ -261,7 +261,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def _boundary(self) -> Iterator[None]:
-        """Where faults end: what nobody foresaw ends the watch, not the training."""
+        """Where faults end: they end the watch, not the training."""
         try:
             yield
         except Exception as error:

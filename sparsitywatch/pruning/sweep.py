@@ -28,12 +28,19 @@ Within = Callable[[float, float], bool]
 class Sweep(Protocol):
     """Chooses the levels between 0 and 1; both ends are always measured."""
 
-    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+    def choose(
+        self,
+        measure: Callable[[float], float],
+        is_within: Callable[[float], bool],
+        previous: SparsityCurve | None,
+    ) -> None:
         """Call ``measure(level)`` for the levels to evaluate; it returns the mean value.
 
         Args:
-            measure: evaluates a level in (0, 1); measuring one twice costs nothing.
+            measure: evaluates a level in [0, 1]; measuring one twice costs nothing, and 0
+                and 1 have been measured already.
             is_within: whether a mean value lies within the tolerance of dense.
+            previous: the curve of the look before, or None at the first one.
         """
 
 
@@ -53,9 +60,14 @@ class Grid:
     def __post_init__(self) -> None:
         _check_levels(self.levels)
 
-    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+    def choose(
+        self,
+        measure: Callable[[float], float],
+        is_within: Callable[[float], bool],
+        previous: SparsityCurve | None,
+    ) -> None:
         """Measure every level."""
-        del is_within  # a grid does not look at what comes out
+        del is_within, previous  # a grid does not look at what comes out
         for level in self.levels:
             measure(level)
 
@@ -81,8 +93,14 @@ class Bisection:
         if not 0.0 < self.resolution < 1.0:
             raise ConfigurationError(f"Expected `resolution` in (0, 1), got {self.resolution!r}.")
 
-    def choose(self, measure: Callable[[float], float], is_within: Callable[[float], bool]) -> None:
+    def choose(
+        self,
+        measure: Callable[[float], float],
+        is_within: Callable[[float], bool],
+        previous: SparsityCurve | None,
+    ) -> None:
         """Measure the grid, then close in on its first crossing."""
+        del previous  # every look starts anew
         within = {level: is_within(measure(level)) for level in sorted({*self.levels, 0.0})}
         within[1.0] = is_within(measure(1.0))
         if all(within.values()):
@@ -134,12 +152,14 @@ def run_sweep(
     pattern: Pattern,
     sweep: Sweep,
     within: Within,
+    previous: SparsityCurve | None = None,
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
     Args:
         spectrum: of the model's in-scope weights now.
         within: ``within(value, dense)``, whether a mean value is within the tolerance.
+        previous: the curve of the look before, for sweeps that go on from it.
 
     Raises:
         MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
@@ -150,7 +170,7 @@ def run_sweep(
         session = _Session(model, proxy, spectrum, pattern, masks)
         dense = session.check_canaries()
         mean = float(dense.mean())
-        sweep.choose(session.measure, lambda value: within(value, mean))
+        sweep.choose(session.measure, lambda value: within(value, mean), previous)
     return session.result(proxy.higher_is_better)
 
 

@@ -40,7 +40,7 @@ def from_json(cls: type[T], text: str) -> T:
         data = json.loads(text)
     except ValueError as error:
         raise StateError(f"Expected one JSON object for {cls.__name__}: {error}.") from error
-    schema = data.get("schema", SCHEMA_VERSION) if isinstance(data, dict) else None
+    schema = data.get("schema", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
     if schema != SCHEMA_VERSION:
         raise StateError(
             f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, got {schema!r}. "

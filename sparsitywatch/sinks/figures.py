@@ -47,9 +47,10 @@ def curve_figure(record: Record) -> Figure:
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     dense = _value_at(curve, 0.0)
-    axes.axhline(dense, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="dense model")
-    if estimate is not None:
-        _draw_tolerance(axes, curve, dense, estimate)
+    if math.isfinite(dense):
+        axes.axhline(dense, color=GREY, linestyle=(0, (4, 3)), linewidth=1.2, label="dense model")
+        if estimate is not None:
+            _draw_tolerance(axes, curve, dense, estimate)
     _limit_values(axes, curve, dense)
     _draw_points(axes, curve, 0.9 if estimate is None else estimate.confidence)
     if estimate is not None:

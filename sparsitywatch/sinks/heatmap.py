@@ -56,7 +56,9 @@ def short_names(names: Sequence[str]) -> list[tuple[str, str]]:
     parts = [name.split(".") for name in names]
     if all(p[-1] == "weight" for p in parts) and all(len(p) > 1 for p in parts):
         parts = [p[:-1] for p in parts]
-    while len(parts) > 1 and all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
+    while all(len(p) > 1 and p[0] == parts[0][0] for p in parts) and len(parts) > 1:
+        if _BLOCK.fullmatch(parts[0][0]):
+            break  # all in one block
         parts = [p[1:] for p in parts]
     split = []
     for p in parts:

@@ -101,7 +101,8 @@ def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, 
     steps, dense = _series(records, "value/dense")
     if np.isfinite(dense).any():
         axes.plot(steps, dense, color=BLUE, label="held-out value, dense")
-    axes.set_ylabel("loss" if loss else "value")
+    is_score = any(record.curve and record.curve.higher_is_better for record in records)
+    axes.set_ylabel("loss" if loss and not is_score else "value")
 
 
 def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:

@@ -118,7 +118,7 @@ class Curve:
 @given(st.floats(0.001, 0.999), st.sampled_from([0.005, 0.02, 0.1]))
 def test_bisection_brackets_the_crossing(crossing: float, resolution: float) -> None:
     curve = Curve(crossing)
-    Bisection((0.2, 0.4, 0.6, 0.8), resolution).choose(curve.measure, curve.is_within)
+    Bisection((0.2, 0.4, 0.6, 0.8), resolution).choose(curve.measure, curve.is_within, None)
     inside = max(level for level in curve.measured if level <= crossing)
     beyond = min(level for level in curve.measured if level > crossing)
     assert beyond - inside <= resolution + 1e-9
@@ -132,13 +132,13 @@ def test_bisection_closes_in_on_the_first_of_several_crossings() -> None:
         measured.append(level)
         return 1.0 if 0.27 < level < 0.5 or level > 0.9 else 0.0
 
-    Bisection((0.2, 0.4, 0.6, 0.8), 0.01).choose(measure, lambda value: value < 0.5)
+    Bisection((0.2, 0.4, 0.6, 0.8), 0.01).choose(measure, lambda value: value < 0.5, None)
     assert 0.26 < max(level for level in measured if level < 0.27) <= 0.27
 
 
 def test_bisection_spends_nothing_where_nothing_is_crossed() -> None:
     curve = Curve(2.0)
-    Bisection((0.5,), 0.01).choose(curve.measure, curve.is_within)
+    Bisection((0.5,), 0.01).choose(curve.measure, curve.is_within, None)
     assert sorted(set(curve.measured)) == [0.0, 0.5, 1.0]
 
 
