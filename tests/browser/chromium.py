@@ -39,8 +39,22 @@ _TEXT = """
     if (node.shadowRoot) visit(node.shadowRoot);
     for (const child of node.childNodes) visit(child);
   };
-  visit(document.body);
+  if (document.body) visit(document.body);
   return pieces.map((p) => p.trim()).filter(Boolean).join('\\n');
+})()
+"""
+
+#: Widths in pixels of all images that have been loaded, also inside web components.
+_IMAGES = """
+(() => {
+  const widths = [];
+  const visit = (node) => {
+    if (node.nodeName === 'IMG') widths.push(node.naturalWidth);
+    if (node.shadowRoot) visit(node.shadowRoot);
+    for (const child of node.childNodes) visit(child);
+  };
+  if (document.body) visit(document.body);
+  return widths;
 })()
 """
 
@@ -72,6 +86,9 @@ class Page:
 
     def text(self) -> str:
         return str(self.evaluate(_TEXT))
+
+    def image_widths(self) -> list[int]:
+        return self.evaluate(_IMAGES)
 
     def wait_for(self, *wanted: str, timeout_s: float = 60.0) -> str:
         """The text of the page once everything wanted is in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,16 @@ def pictures(directory: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in reader.Images(tag)] for tag in reader.Tags()["images"]}
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that look at other things than pictures."""
+    figures = "sparsitywatch.sinks.figures"
+    monkeypatch.setattr(f"{figures}.curve_figure", lambda record: record)
+    monkeypatch.setattr(f"{figures}.heatmap_figure", lambda record: record)
+    monkeypatch.setattr(f"{figures}.encode_png", lambda figure: (b"PNG", (1, 1)))
+
+
+@pytest.mark.usefixtures("quick_pictures")
 class TestTensorBoardSink(DurableSinkContract):
     import_path = "sparsitywatch.sinks.tensorboard:TensorBoardSink"
 
@@ -80,6 +91,7 @@ def expected_scalars(records: list[Record]) -> dict[str, list[tuple[int, float]]
     return dict(sorted(expected.items()))
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_scalars_are_the_series_of_the_records(tmp_path: Path) -> None:
     write_run(tmp_path)
     expected = expected_scalars(RECORDS)
@@ -89,23 +101,25 @@ def test_scalars_are_the_series_of_the_records(tmp_path: Path) -> None:
 
 
 def resumed_run(directory: Path) -> None:
-    """Killed at step 125, 100 and 175, resumed at 75, 75 and 150, each at once."""
+    """Four sessions, each killed and resumed at once; num_nan says which one wrote a record."""
     sink = TensorBoardSink(directory)
-    for initial_step, last_step in ((0, 125), (75, 100), (75, 175), (150, 200)):
+    for session, (initial_step, last_step) in enumerate(
+        [(0, 125), (75, 100), (75, 175), (150, 200)], start=1
+    ):
         sink.open(fake_run.run_info(initial_step))
-        for record, detail in LOOKS:
-            if initial_step < record.step <= last_step or initial_step == record.step == 0:
-                # a future that was lost must not shine through
-                lost = record.step in (100, 125, 175) and last_step < 200 and record.step != 150
-                sink.write(replace(record, num_nan=int(lost)), detail)
+        first = initial_step + 25 if initial_step else 0
+        for step in range(first, last_step + 1, 25):
+            record, detail = LOOKS[STEPS.index(step)]
+            sink.write(replace(record, num_nan=session), detail)
         sink.close()
 
 
-EXPECTED_RESUMED = expected_scalars(
-    [replace(record, num_nan=int(record.step in (100, 125))) for record in RECORDS]
-)
+def session_of(step: int) -> int:
+    """Which of the sessions above wrote what is left of a step."""
+    return 1 if step <= 75 else 3 if step <= 150 else 4
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize(
     "read",
     [
@@ -118,9 +132,25 @@ EXPECTED_RESUMED = expected_scalars(
 )
 def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path, read: object) -> None:
     resumed_run(tmp_path / "run")
-    assert read(tmp_path) == EXPECTED_RESUMED
+    records = [replace(record, num_nan=session_of(record.step)) for record in RECORDS]
+    assert read(tmp_path) == expected_scalars(records)
 
 
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> None:
+    """TensorBoard's default server heeds no START event: it waits for points that follow."""
+    sink = TensorBoardSink(tmp_path / "run")
+    sink.open(fake_run.run_info())
+    for record, detail in LOOKS:
+        sink.write(record, detail)
+    sink.close()
+    sink.open(fake_run.run_info(60))
+    sink.close()
+    scalars = event_readers.scalars_of_server(tmp_path, "run")
+    assert [step for step, _ in scalars["watch/valid"]] == [0, 25, 50]
+
+
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("flags", [(), ("--load_fast=false",)], ids=["fast", "python"])
 def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
     tmp_path: Path, flags: tuple[str, ...]
@@ -149,6 +179,7 @@ def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
         sink.close()
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_name_that_sorts_last_whatever_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,16 +194,18 @@ def test_a_name_that_sorts_last_whatever_the_clock_says(
     assert stamps == [2_000_000_000, 2_000_000_001, 2_000_000_002, 3_000_000_000]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("num_bytes", [1, 5, 12, 40, 1000])
 def test_a_torn_end_costs_only_itself(tmp_path: Path, num_bytes: int) -> None:
-    write_run(tmp_path, LOOKS[:3], picture_every=100)
+    killed, sink = TensorBoardSink(tmp_path), TensorBoardSink(tmp_path)
+    killed.open(fake_run.run_info())
+    for record, detail in LOOKS[:3]:
+        killed.write(record, detail)
     (path,) = tmp_path.iterdir()
-    content = path.read_bytes()
-    sink = TensorBoardSink(tmp_path)
-    sink.open(fake_run.run_info(50))
-    sink.close()
-    write_run(tmp_path / "more", LOOKS[3:4], picture_every=100)
-    path.write_bytes(content + (tmp_path / "more").glob("*").__next__().read_bytes()[:num_bytes])
+    size = path.stat().st_size
+    killed.write(*LOOKS[3])
+    assert path.stat().st_size > size + num_bytes
+    os.truncate(path, size + num_bytes)
     sink.open(fake_run.run_info(50))
     sink.write(*LOOKS[3])
     sink.close()
@@ -180,6 +213,7 @@ def test_a_torn_end_costs_only_itself(tmp_path: Path, num_bytes: int) -> None:
     assert [step for step, _ in steps] == [0, 25, 50, 75]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_an_interval_that_is_not_known_keeps_in_step_with_its_value(tmp_path: Path) -> None:
     """The chart with the band refuses to draw if the steps of its three tags differ."""
     record = RECORDS[-1]
@@ -192,6 +226,7 @@ def test_an_interval_that_is_not_known_keeps_in_step_with_its_value(tmp_path: Pa
     assert [math.isnan(points[1][1]) for points in band] == [False, True, True]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_histograms_read_back_count_by_count(tmp_path: Path) -> None:
     write_run(tmp_path)
     reader = event_readers.plugin_accumulator(tmp_path)
@@ -210,6 +245,7 @@ def test_histograms_read_back_count_by_count(tmp_path: Path) -> None:
             np.testing.assert_array_equal(buckets[:, 2], expected.counts)
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
     write_run(tmp_path / "run", LOOKS[:2])
     name = fake_run.names(1)[0]
@@ -227,6 +263,7 @@ def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
         assert [b[2] for b in buckets] == list(expected.counts)
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_histograms_are_trimmed_and_empty_ones_left_out(tmp_path: Path) -> None:
     wide = LogHistogram(edges=np.arange(-5.0, 0.0), counts=np.array([0, 3, 5, 0]))
     nothing = LogHistogram(edges=np.array([]), counts=np.array([], dtype=np.int64))
@@ -315,6 +352,7 @@ def charts_of(layout: layout_pb2.Layout) -> list[list[str]]:
     ]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_every_chart_of_the_layout_has_data(tmp_path: Path) -> None:
     write_run(tmp_path)
     tags = event_readers.scalars_of_accumulator(tmp_path)
@@ -344,6 +382,7 @@ def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Pat
     assert pictures(tmp_path) == {}
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path)
     run = fake_run.run_info()
@@ -387,6 +426,7 @@ def test_every_tag_says_what_it_means(tmp_path: Path) -> None:
     assert all("<p>" in entry["description"] for entry in tags.values()), json.dumps(tags)
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_wall_times_are_those_of_the_records(tmp_path: Path) -> None:
     write_run(tmp_path)
     events = event_readers.accumulator(tmp_path).Scalars("watch/valid")

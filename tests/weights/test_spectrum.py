@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -98,6 +99,16 @@ def test_exact_thresholds_are_those_of_a_sort(tensor):
         assert t == (math.inf if math.isnan(expected) else expected)
 
 
+@pytest.mark.parametrize("dtype", BINNED)
+def test_exact_thresholds_beside_infinities_in_the_same_bin(dtype):
+    largest = torch.finfo(dtype).max
+    values = [1.0, largest * (1 - 2**-20), largest, math.inf, -math.inf, math.nan]
+    tensors = {"w": torch.tensor(values, dtype=dtype)}
+    levels = [1 / 6, 2 / 6, 3 / 6, 4 / 6, 1.0]
+    found = MagnitudeSpectrum.of(tensors).thresholds(levels, exact=tensors)
+    assert found == [1.0, tensors["w"][1].item(), largest, math.inf, math.inf]
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.lists(weights(), min_size=2, max_size=4))
 def test_thresholds_of_mixed_dtypes_count_right_in_each_tensor_s_own_dtype(parts):
@@ -115,6 +126,25 @@ def test_thresholds_of_mixed_dtypes_count_right_in_each_tensor_s_own_dtype(parts
         assert num_removed >= k
         if len(ordered):
             assert spectrum.sparsity_at(t) == num_removed / len(ordered)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-6, 1e-39])
+@pytest.mark.parametrize("dtypes", list(itertools.combinations(INTEGERS, 2)))
+def test_thresholds_of_two_dtypes_count_right_in_both(dtypes, scale):
+    generator = torch.Generator().manual_seed(4)
+    tensors = {
+        str(dtype): (scale * torch.randn(4000, generator=generator, dtype=torch.float64)).to(dtype)
+        for dtype in dtypes
+    }
+    spectrum = MagnitudeSpectrum.of(tensors)
+    levels = [i / 50 for i in range(1, 50)]
+    for level, t in zip(levels, spectrum.thresholds(levels), strict=True):
+        num_removed = sum(counted(w, t) for w in tensors.values())
+        assert spectrum.sparsity_at(t) == num_removed / 8000
+        assert num_removed >= num_pruned(8000, level)
+        # below the grid of float16, and next to zero, a bin holds all there is
+        is_fine = scale == 1.0 or (scale > 1e-38 and torch.float16 not in dtypes)
+        assert not is_fine or num_removed <= 8000 * (level + 0.01)
 
 
 @settings(deadline=None, max_examples=60)
@@ -152,6 +182,14 @@ def test_each_level_of_normal_weights_is_reached_within_half_a_point(dtype):
     spectrum = MagnitudeSpectrum.of({"w": tensor})
     for level, t in zip(levels, spectrum.thresholds(levels), strict=True):
         assert level - 1e-9 <= spectrum.sparsity_at(t) <= level + 0.005
+
+
+def test_a_t_within_a_bin_is_interpolated_linearly():
+    # one bin of float32 is (1, 1 + 2**-8]; fill it evenly
+    tensor = 1.0 + torch.arange(1, 1025) / 2**18
+    spectrum = MagnitudeSpectrum.of({"w": tensor})
+    for fraction in (0.0, 0.25, 0.5, 1.0):
+        assert spectrum.sparsity_at(1.0 + fraction / 2**8) == pytest.approx(fraction, abs=1e-12)
 
 
 def test_an_unlisted_t_is_interpolated_within_the_mass_of_its_bin():

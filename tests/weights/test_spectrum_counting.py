@@ -67,6 +67,14 @@ def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
     assert of_view.num_weights == tensor.numel()
 
 
+def test_permuted_tensors_are_walked_as_they_lie_in_memory():
+    tensor = random_tensor(6, 8, 10)
+    for view in (tensor, tensor.permute(2, 0, 1), tensor.transpose(0, 1)):
+        words = counting.words_of("w", view)
+        assert words.is_contiguous()
+        assert words.data_ptr() == tensor.data_ptr()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pieces_hold_each_element_once_and_stay_small(dtype):
     base = torch.arange(6000).to(dtype).view(3, 40, 50)
@@ -130,7 +138,15 @@ def test_float8_is_counted_by_value(dtype):
     assert spectrum.thresholds(levels) == [ordered[round(256 * level) - 1] for level in levels]
 
 
-def test_nothing_of_the_caller_is_touched():
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_nothing_of_the_caller_is_touched(three_threads):
     torch.manual_seed(7)
     model = nn.Linear(600, 700)
     model(torch.randn(2, 600)).sum().backward()
@@ -167,18 +183,13 @@ def num_threads_in_a_new_thread():
     return found[0]
 
 
-def test_a_worker_that_sets_threads_would_be_noticed():
-    # meta-test: what torch does to threads started later, and that `caller_state` sees it
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        state = caller_state({})
-        thread = threading.Thread(target=lambda: torch.set_num_threads(1))
-        thread.start()
-        thread.join()
-        assert caller_state({}) != state
-    finally:
-        torch.set_num_threads(before)
+def test_a_worker_that_sets_threads_would_be_noticed(three_threads):
+    # meta-test: set_num_threads in one thread is also the default of all later ones
+    state = caller_state({})
+    thread = threading.Thread(target=lambda: torch.set_num_threads(1))
+    thread.start()
+    thread.join()
+    assert caller_state({}) != state
 
 
 def test_default_device_and_inference_mode_do_not_matter():

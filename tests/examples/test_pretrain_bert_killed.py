@@ -1,0 +1,174 @@
+"""``kill -9`` at random instants: the same command goes on, and nothing shows in the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkpoint
+import pytest
+import torch
+from contracts import event_readers
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked from a warm process"),
+]
+
+STEPS, EVERY, NUM_KILLS = 200, 4, 24
+#: The last kill comes well before the last step.
+LAST_GOAL = 150
+TIMEOUT_S = 60.0
+
+#: Imports what the example imports, then runs it in a fresh child for each line it is sent. A
+#: child starts without having run any of it: only the seconds of importing torch are saved.
+SERVER = """
+import json, os, runpy, sys
+import tensorboard.compat.proto.event_pb2, torch, transformers
+from transformers import BertConfig, BertForMaskedLM
+import sparsitywatch.attach, sparsitywatch.sinks.figures
+print("ready", flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1), os.dup2(output, 2)
+        sys.argv = request["argv"]
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Server:
+    """Starts the example again and again, in a process of its own each time."""
+
+    def __init__(self, argv: list[str], output: Path) -> None:
+        self._request = json.dumps({"argv": argv, "output": str(output)}) + "\n"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        return self._process.stdout.readline().strip()
+
+    def start(self) -> int:
+        """Process id of a new run."""
+        self._process.stdin.write(self._request)
+        return int(self._answer())
+
+    def wait(self) -> int:
+        """Exit status of the run, once it has ended."""
+        return int(self._answer())
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server]]:
+    started: list[Server] = []
+    yield started
+    for server in started:
+        server.stop()
+
+
+def _last_step(records: Path) -> int:
+    """Step of the last whole line; 0 while there is none."""
+    if not records.exists():
+        return 0
+    lines = records.read_bytes().split(b"\n")[:-1]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def _kill_at(pid: int, records: Path, goal: int, delay_s: float) -> None:
+    """SIGKILL, ``delay_s`` after the records have reached step ``goal``."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while _last_step(records) < goal:
+        assert time.monotonic() < deadline, f"step {goal} is not reached"
+        os.kill(pid, 0)  # raises when the run has ended by itself
+        time.sleep(0.002)
+    time.sleep(delay_s)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _deterministic(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in ("wall_time", "cost")}
+
+
+def _curves(scalars: event_readers.Scalars) -> event_readers.Scalars:
+    """All but the times, whose values differ from run to run; their steps do not."""
+    return {
+        tag: [(step, 0.0 if tag.startswith("watch/") else value) for step, value in points]
+        for tag, points in scalars.items()
+    }
+
+
+def _assert_same_results(killed: Path, whole: Path) -> None:
+    records = _lines(killed / "sparsitywatch" / "records.jsonl")
+    assert [r["step"] for r in records] == list(range(EVERY, STEPS + 1, EVERY))
+    expected = _lines(whole / "sparsitywatch" / "records.jsonl")
+    assert list(map(_deterministic, records)) == list(map(_deterministic, expected))
+
+    events = _lines(whole / "sparsitywatch" / "events.jsonl")
+    assert events  # or this would show nothing
+    assert _lines(killed / "sparsitywatch" / "events.jsonl") == events
+
+    states = [checkpoint.load(logdir / "checkpoint.pt") for logdir in (killed, whole)]
+    assert [s["finished"] for s in states] == [True, True]
+    assert states[0]["losses"] == states[1]["losses"]
+    for name, tensor in states[1]["training"]["model"].items():
+        assert torch.equal(states[0]["training"]["model"][name], tensor), name
+
+    for read in (
+        event_readers.scalars_of_accumulator,
+        event_readers.scalars_of_plugin_accumulator,
+    ):
+        curves, reference = (_curves(read(d / "sparsitywatch")) for d in (killed, whole))
+        assert reference["near_zero/initial_0.1"]
+        assert curves == reference
+
+
+def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(
+    tmp_path, script, tiny, servers
+):
+    rng = random.Random(0)
+    arguments = [script, *tiny, "--steps", str(STEPS), "--every", str(EVERY), "--logdir"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for logdir in (whole, killed):
+        output = tmp_path / f"{logdir.name}.txt"
+        servers.append(Server([*arguments, str(logdir)], output))
+    servers[0].start()
+
+    records = killed / "sparsitywatch" / "records.jsonl"
+    # at the first ones the goal is reached already: they die in start-up, at any point of it
+    goals = sorted([0] * 6 + [rng.randrange(1, LAST_GOAL) for _ in range(NUM_KILLS - 6)])
+    for goal in goals:
+        pid = servers[1].start()
+        _kill_at(pid, records, goal, rng.uniform(0.0, 1.0 if goal == 0 else 0.1))
+        assert servers[1].wait() == -signal.SIGKILL
+    servers[1].start()
+    assert servers[1].wait() == 0, (tmp_path / "killed.txt").read_text()
+    assert servers[0].wait() == 0, (tmp_path / "whole.txt").read_text()
+
+    told = (tmp_path / "killed.txt").read_text()
+    assert told.count("Going on from step") >= NUM_KILLS // 3
+    assert "Traceback" not in told
+    _assert_same_results(killed, whole)

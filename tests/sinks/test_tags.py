@@ -1,0 +1,119 @@
+"""docs/tags.md names everything that is written, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from contracts import event_readers, fake_run
+
+from sparsitywatch.records import Detail
+from sparsitywatch.sinks.jsonl import JsonlSink
+from sparsitywatch.sinks.tags import MEANINGS, describe
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+
+DOCS = (Path(__file__).parents[2] / "docs" / "tags.md").read_text()
+#: fields whose keys are names from the run
+MAPPINGS = ("near_zero", "layers[].near_zero", "initial_rms")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one full record and one event."""
+    directory = tmp_path_factory.mktemp("run")
+    record, detail = fake_run.look(2000)
+    assert None not in vars(record).values()
+    for sink in (JsonlSink(directory), TensorBoardSink(directory)):
+        sink.open(fake_run.run_info())
+        sink.write(record, detail)
+        sink.event(replace(fake_run.events()[1], detected_step=2000))
+        sink.close()
+    return directory
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """The cells of the table under a heading, by the name in the first one."""
+    section = DOCS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:3] == "| `"]
+    names = [cells[0].strip("`") for cells in table]
+    assert len(names) == len(set(names))
+    return dict(zip(names, (cells[1:] for cells in table), strict=True))
+
+
+def matches(pattern: str, name: str) -> bool:
+    return re.fullmatch(re.escape(pattern).replace(r"\*", ".+"), name) is not None
+
+
+def compare(documented: set[str], written: set[str]) -> None:
+    undocumented = {n for n in written if not any(matches(p, n) for p in documented)}
+    never_written = {p for p in documented if not any(matches(p, n) for n in written)}
+    assert (undocumented, never_written) == (set(), set())
+
+
+def fields(value: object, path: str = "") -> Iterator[str]:
+    """Names of the fields of a JSON object, as on the page."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            name = "*" if path in MAPPINGS else key
+            yield from fields(item, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and value:
+        yield from fields(value[0], f"{path}[]")
+    else:
+        yield path
+
+
+def test_fields_of_a_nested_object() -> None:
+    value = {
+        "a": 1,
+        "layers": [{"near_zero": {"zero": 0.1}, "removed": [0.0]}],
+        "near_zero": {"x": 2},
+    }
+    expected = ["a", "layers[].near_zero.*", "layers[].removed[]", "near_zero.*"]
+    assert list(fields(value)) == expected
+
+
+def test_a_difference_is_found() -> None:
+    compare({"a", "b/*"}, {"a", "b/x", "b/y"})
+    with pytest.raises(AssertionError):
+        compare({"a"}, {"a", "b"})
+    with pytest.raises(AssertionError):
+        compare({"a", "b/*"}, {"a"})
+
+
+def test_tensorboard_tags(directory: Path) -> None:
+    reader = event_readers.plugin_accumulator(directory)
+    written = {
+        tag for plugin in reader.ActivePlugins() for tag in event_readers.tags_of(reader, plugin)
+    }
+    documented = rows("TensorBoard tags")
+    compare(set(documented), written)
+    meanings = {tag: cells[-1].replace("&#124;", "|") for tag, cells in documented.items()}
+    assert meanings == MEANINGS
+    assert all(describe(tag) for tag in written)
+    assert describe("no/such/tag") == ""
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl", "run.json"])
+def test_fields(directory: Path, name: str) -> None:
+    (line,) = (directory / name).read_text().splitlines()
+    compare(set(rows(f"Fields of `{name}`")), set(fields(json.loads(line))))
+
+
+def test_files(directory: Path) -> None:
+    """Also those that only a kill or a resumed run leaves behind."""
+    for name in ("records", "events"):
+        with (directory / f"{name}.jsonl").open("ab") as file:
+            file.write(b"{")
+    sink = JsonlSink(directory)
+    sink.open(fake_run.run_info(1000))
+    sink.write(fake_run.look(2000)[0], Detail())
+    sink.close()
+    (directory / "spectra" / "step-00000000.npz").touch()
+    documented = re.findall(r"^\| (`.*`) \| ", DOCS.split("\n## ")[0], re.MULTILINE)
+    patterns = {name for cell in documented for name in re.findall(r"`([^`]+)`", cell)}
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    compare({p + "*" if p.endswith("/") else p for p in patterns}, found)
