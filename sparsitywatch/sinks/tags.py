@@ -113,7 +113,7 @@ def layout(provenance: Provenance) -> dict[str, dict[str, tuple[str, Sequence[st
         "How much could be thrown away": {
             "essential sparsity and its interval": ("margin", band),
         },
-        "Does the model use these weights": {
+        "What removing weights costs": {
             "harm of removing all (reliance); value of dense": ("lines", reliance),
             "first crossing, last crossing, knee": ("lines", crossings),
         },

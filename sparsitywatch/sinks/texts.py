@@ -19,7 +19,7 @@ def about(provenance: Provenance) -> str:
     return f"""\
 ### How much of this model could be thrown away right now?
 
-At every look the smallest in-scope weights are masked, more and more of them, and the same
+At every look the smallest in-scope weights are masked, more and more of them, and the same \
 held-out examples are evaluated each time. Training itself is not touched.
 
 - **essential sparsity**: the largest share of weights whose removal leaves the value within \
