@@ -11,7 +11,7 @@ import torch
 __all__ = ["identity", "parser"]
 
 #: Arguments that change nothing about the training or the records of its watch.
-_IMMATERIAL = frozenset({"checkpoint_every", "fresh", "logdir", "quiet", "resume"})
+_IMMATERIAL = frozenset({"checkpoint_every", "fresh", "logdir", "max_overhead", "quiet", "resume"})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument("--threads", type=_positive, default=1, help="torch threads")
     run = out.add_argument_group("watch and run")
     run.add_argument("--every", type=_positive, default=25, help="steps between two looks")
+    run.add_argument(
+        "--max-overhead",
+        type=_share,
+        metavar="SHARE",
+        help="largest share of the wall time that the watch may take (no limit)",
+    )
     run.add_argument("--logdir", type=_folder, default=Path("runs/demo"))
     run.add_argument("--no-watch", action="store_true", help="only train")
     run.add_argument(
@@ -72,6 +78,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {value}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], got {value}")
     return value
 
 

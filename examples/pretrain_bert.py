@@ -120,6 +120,7 @@ def watched(run: Run, console: Console) -> sw.Watcher:
         run.training.optimizer,
         proxy=held_out_proxy(run),
         every=run.args.every,
+        max_overhead=run.args.max_overhead,
         logdir=run.args.logdir,
         initial_step=run.training.steps_done,
         on_event=[console.event],

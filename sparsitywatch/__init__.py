@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.pruning.sweep import Bisection, Grid
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
-    from sparsitywatch.schedule import at, every, geometric
+    from sparsitywatch.schedule import adaptive, at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
     from sparsitywatch.version import __version__
     from sparsitywatch.watcher import Watcher
@@ -53,6 +53,7 @@ _HOMES = {
     "StateError": "errors",
     "Watcher": "watcher",
     "__version__": "version",
+    "adaptive": "schedule",
     "at": "schedule",
     "essential_sparsity": "analysis.estimate",
     "every": "schedule",
@@ -81,6 +82,7 @@ __all__ = [
     "StateError",
     "Watcher",
     "__version__",
+    "adaptive",
     "at",
     "essential_sparsity",
     "every",

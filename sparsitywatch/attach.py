@@ -15,6 +15,7 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.logdir import place, prepare
 from sparsitywatch.measurement import DEFAULT_LEVELS, Measurement, Settings
 from sparsitywatch.optimizers import unwrap_optimizer
+from sparsitywatch.pace import Pace
 from sparsitywatch.pipeline import Detector, Pipeline, log_event
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
 from sparsitywatch.pruning.proxy import Proxy
@@ -60,6 +61,8 @@ def watch(
     on_record: Sequence[Callable[[Record], object]] = (),
     sinks: Sequence[Sink] = (),
     dormant_samples: int = 1_000_000,
+    max_overhead: float | None = 0.01,
+    background: bool = True,
     initial_step: int | None = None,
     strict: bool = False,
 ) -> Watcher:
@@ -75,7 +78,8 @@ def watch(
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         proxy: what to evaluate; without one there is no essential sparsity, only what the
             weights tell by themselves.
-        every: look every so many optimizer steps, or a function step -> bool.
+        every: look every so many optimizer steps, or a function step -> bool such as
+            ``adaptive(500)``, which looks more often while something is going on.
         scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"),
             name patterns, or a predicate (name, parameter) -> bool.
         levels: sparsities in [0, 1) to evaluate at every look, or a sweep. By default
@@ -91,6 +95,13 @@ def watch(
         on_record: called with each record.
         sinks: further sinks beside TensorBoard and JSONL.
         dormant_samples: how many weights are compared between looks; 0 for none.
+        max_overhead: largest share of the wall time that the watch may take, in (0, 1].
+            Looks that are due are left out, and counted, to stay within it; the first one
+            never is. None: every look that is due is taken.
+        background: measure and write behind the training what needs neither the model nor
+            the optimizer; False: finish every look before the training goes on. Either way
+            ``on_event`` and ``on_record`` are called in the training's thread, at a later
+            step if the look was behind it.
         initial_step: optimizer steps done before this call. None: from
             ``watcher.load_state_dict``, else from the optimizer's own count, else 0.
         strict: let what goes wrong in the watch out, for tests.
@@ -117,7 +128,7 @@ def watch(
         pattern=GlobalMagnitude() if pattern is None else pattern,
         sweep=_as_sweep(levels),
     )
-    schedule = as_schedule(every)
+    pace = Pace(as_schedule(every), max_overhead)
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     if detectors is None:
         detectors = {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
@@ -146,9 +157,10 @@ def watch(
         scope=chosen,
         measurement=Measurement(settings, chosen, initial_rms, proxy, snapshot.dtypes),
         pipeline=pipeline,
-        schedule=schedule,
+        pace=pace,
         motion=Motion(dormant_samples) if dormant_samples else None,
         directory=directory,
+        background=background,
         initial_step=initial_step,
         strict=strict,
         off=off,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.memory import with_less_memory
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep
@@ -31,7 +34,7 @@ from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["DEFAULT_LEVELS", "Measurement", "Settings"]
+__all__ = ["DEFAULT_LEVELS", "Effort", "Measurement", "Settings"]
 
 #: Levels of the default sweep; the crossing is then closed in on by bisection.
 DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -79,6 +82,22 @@ class Settings:
         return "absolute" if higher_is_better else "relative"
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What is known about the cost of the looks before; fields as of ``Cost``."""
+
+    publish_s: float = 0.0
+    overhead: float = math.nan
+    num_left_out: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        """As keyword arguments of ``Cost``."""
+        return dataclasses.asdict(self)
+
+
+NO_EFFORT = Effort()
+
+
 class Measurement:
     """Measures snapshots of one scope, always in the same way.
 
@@ -114,16 +133,23 @@ class Measurement:
             pattern=settings.pattern.name,
         )
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether a look runs the model."""
+        return self._proxy is not None
+
     def record(
         self,
         snapshot: Snapshot,
         model: MaskedModel | None,
         *,
         started: float,
+        stall_s: float | None = None,
         decay_clock: float = math.nan,
         dormant: Dormant | None = None,
         previous: SparsityCurve | None = None,
-        publish_s: float = 0.0,
+        effort: Effort = NO_EFFORT,
+        num_threads: int | None = None,
         strict: bool = False,
     ) -> tuple[Record, Detail]:
         """Everything about one snapshot.
@@ -132,13 +158,15 @@ class Measurement:
             snapshot: the weights.
             model: holds the same weights; None to leave the evaluation out.
             started: ``time.perf_counter()`` when the look began.
+            stall_s: how long it held up the training; None if until now.
             decay_clock, dormant: what the driver knows about the optimizer.
             previous: the curve of the look before.
-            publish_s: what publishing the record before took.
+            effort: what is known about the looks before.
+            num_threads: to read the weights with; None for as many as torch uses.
             strict: let a failing evaluation raise instead of marking the record invalid.
         """
         before = time.perf_counter()
-        spectrum = MagnitudeSpectrum.of(snapshot.tensors)
+        spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
         read = time.perf_counter()
         result, reason = None, ""
         if self._proxy is not None and model is not None:
@@ -179,18 +207,20 @@ class Measurement:
             essential_sparsity=estimate,
             layers=layers,
             cost=Cost(
-                stall_s=done - started,
+                stall_s=done - started if stall_s is None else stall_s,
                 spectrum_s=read - before,
                 evaluation_s=done - read if self._proxy else 0.0,
-                publish_s=publish_s,
                 num_forwards=result.num_forwards if result else 0,
+                **effort.fields(),
             ),
             provenance=self.provenance,
         )
         detail = Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays())
         return record, detail
 
-    def failed(self, step: int, error: BaseException, started: float) -> Record:
+    def failed(
+        self, step: int, error: BaseException, started: float, effort: Effort = NO_EFFORT
+    ) -> Record:
         """The record of a look that could not even read the weights."""
         return Record(
             step=step,
@@ -207,6 +237,7 @@ class Measurement:
                 spectrum_s=0.0,
                 evaluation_s=0.0,
                 num_forwards=0,
+                **effort.fields(),
             ),
             provenance=self.provenance,
         )
@@ -224,15 +255,18 @@ class Measurement:
             harm = dense - value if proxy.higher_is_better else value - dense
             return harm <= allowed_harm(dense, self._settings.tolerance, mode)
 
-        return run_sweep(
-            model,
-            proxy,
-            spectrum,
-            pattern=self._settings.pattern,
-            sweep=self._settings.sweep,
-            within=within,
-            previous=previous,
-        )
+        def sweep() -> SweepResult:
+            return run_sweep(
+                model,
+                proxy,
+                spectrum,
+                pattern=self._settings.pattern,
+                sweep=self._settings.sweep,
+                within=within,
+                previous=previous,
+            )
+
+        return with_less_memory(sweep, proxy)
 
     def _layers(
         self, spectrum: MagnitudeSpectrum, result: SweepResult | None

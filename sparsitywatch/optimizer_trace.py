@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +17,24 @@ from sparsitywatch.weights.motion import Motion, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 
-__all__ = ["OptimizerTrace"]
+__all__ = ["Moment", "OptimizerTrace"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an optimizer has done up to one step.
+
+    Args:
+        decay_clock: sum of lr times weight decay; NaN if unknown.
+        clock: the clocks of the param groups; None if the optimizer cannot be seen.
+        membership: in-scope name to index of its param group.
+        not_measurable: why motion cannot be told; empty if it can.
+    """
+
+    decay_clock: float = math.nan
+    clock: DecayClock | None = None
+    membership: Mapping[str, int] = field(default_factory=dict)
+    not_measurable: str = ""
 
 
 class OptimizerTrace:
@@ -45,23 +63,33 @@ class OptimizerTrace:
         if self._optimizer is not None:
             self._clock.advance(self._optimizer.param_groups)
 
-    def look(
-        self, snapshot: Snapshot, parameters: Mapping[str, torch.Tensor]
-    ) -> tuple[float, Dormant | None]:
-        """The decay clock now (NaN if unknown), and what moved since the last look.
+    def moment(self, parameters: Mapping[str, torch.Tensor]) -> Moment:
+        """What the optimizer has done so far; it stays as it is when training goes on.
 
         Args:
-            snapshot: the weights now.
-            parameters: the same weights as the optimizer holds them.
+            parameters: the in-scope weights as the optimizer holds them, by name.
         """
         if self._optimizer is None:
-            return math.nan, None
+            return Moment()
         membership = group_membership(self._optimizer, parameters)
-        reading = self._start + self._clock.reading(membership, self._scope)
-        if self._motion is None:
-            return reading, None
-        why_not = why_not_measurable(self._optimizer)
-        return reading, self._motion.look(snapshot, self._clock, membership, why_not)
+        return Moment(
+            decay_clock=self._start + self._clock.reading(membership, self._scope),
+            clock=self._clock.copy(),
+            membership=membership,
+            not_measurable=why_not_measurable(self._optimizer),
+        )
+
+    def look(self, snapshot: Snapshot, moment: Moment) -> Dormant | None:
+        """What moved since the last look; None if motion is not watched.
+
+        Args:
+            snapshot: the weights at that moment.
+            moment: from ``moment``; nothing else of the optimizer is read, so that this
+                may run behind the training.
+        """
+        if self._motion is None or moment.clock is None:
+            return None
+        return self._motion.look(snapshot, moment.clock, moment.membership, moment.not_measurable)
 
     def continue_from(self, reading: float) -> None:
         """Take up a clock that only a log knows; NaN if not even that.

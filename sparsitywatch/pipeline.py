@@ -99,18 +99,35 @@ class Pipeline:
             self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
 
     def publish(self, record: Record, detail: Detail) -> list[Event]:
-        """Detect, remember, tell the sinks, then act; returns the events seen."""
+        """Take a record and act on it at once; returns the events seen."""
+        events = self.take(record, detail)
+        self.act(record, events)
+        return events
+
+    def take(self, record: Record, detail: Detail) -> list[Event]:
+        """Detect, remember, tell the sinks; returns the events, for ``act``.
+
+        May run in another thread than ``act``, one record after the other.
+        """
         started = time.perf_counter()
         events = [self._explain(event, record) for event in self._detect(record)]
         self._remember(record)
         self.events.extend(events)
         for sink in self._sinks:
             self._guarded(sink, lambda sink=sink: self._tell(sink, record, detail, events))  # type: ignore[misc]
+        self.publish_s = time.perf_counter() - started
+        return events
+
+    def act(self, record: Record, events: Sequence[Event]) -> None:
+        """Call the actions, in the thread that they belong to."""
         for event in events:
             self._act(self._on_event, event)
         self._act(self._on_record, record)
-        self.publish_s = time.perf_counter() - started
-        return events
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a detector sees what may become an event."""
+        return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
 
     def close(self) -> None:
         """Close the sinks."""

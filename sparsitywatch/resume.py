@@ -1,4 +1,4 @@
-"""Taking up a run where an earlier process left it: from its log, and from saved state."""
+"""How a run's log begins: anew, or where an earlier process left it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sparsitywatch.errors import StateError
+from sparsitywatch.logdir import set_aside
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
-from sparsitywatch.records import Provenance
+from sparsitywatch.records import Provenance, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+from sparsitywatch.weights.scope import Scope
 
-__all__ = ["check_state", "take_up"]
+__all__ = ["begin", "check_state"]
 
-_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "detectors")
+_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "detectors", "pace")
 
 
 def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
@@ -37,7 +39,33 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
             )
 
 
-def take_up(
+def begin(
+    directory: Path | None,
+    initial_step: int,
+    scope: Scope,
+    measurement: Measurement,
+    pipeline: Pipeline,
+    trace: OptimizerTrace,
+) -> None:
+    """Open the sinks of ``pipeline``, after taking up what the log in ``directory`` holds.
+
+    A run that starts at step 0 moves an earlier log aside instead.
+    """
+    if directory is not None:
+        if initial_step == 0:
+            set_aside(directory)
+        else:
+            _take_up(directory, initial_step, measurement, pipeline, trace)
+    info = RunInfo(
+        initial_step=initial_step,
+        provenance=measurement.provenance,
+        ledger=scope.ledger,
+        initial_rms=measurement.initial_rms,
+    )
+    pipeline.open(info)
+
+
+def _take_up(
     directory: Path,
     initial_step: int,
     measurement: Measurement,

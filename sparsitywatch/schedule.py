@@ -1,16 +1,17 @@
 """When to look: a schedule is any function from the optimizer step to yes or no.
 
-It must depend on the step alone, so that every rank of a distributed run and a resumed
-run decide alike.
+It must depend on the step, and what it was told, alone, so that every rank of a distributed
+run and a resumed run decide alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, StateError
 
-__all__ = ["Schedule", "as_schedule", "at", "every", "geometric"]
+__all__ = ["Adaptive", "Schedule", "adaptive", "as_schedule", "at", "every", "geometric"]
 
 #: True for the steps at which to look. Steps count from 1: the first optimizer step.
 Schedule = Callable[[int], bool]
@@ -68,6 +69,68 @@ def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = Non
         return step in steps if step < steps[-1] else step == steps[-1]
 
     return due
+
+
+class Adaptive:
+    """Looks at every multiple of an interval, and for a while more often after an alert.
+
+    The watch alerts it when a detector sees an event, or what may become one. See
+    ``adaptive``, which makes it.
+    """
+
+    def __init__(self, interval: int, *, closer: int, intervals: int) -> None:
+        self._usually = every(interval)
+        if not closer >= 2 or not intervals >= 1:
+            raise ConfigurationError(
+                f"Expected `closer` >= 2 and `intervals` >= 1, got {closer!r} and {intervals!r}."
+            )
+        self._closely = every(max(1, interval // closer))
+        self._while_steps = interval * intervals
+        self._until = -1
+
+    def __call__(self, step: int) -> bool:
+        """Whether to look at ``step``."""
+        return self._usually(step) or (step <= self._until and self._closely(step))
+
+    def alert(self, step: int) -> None:
+        """Something may be going on at ``step``: look closely from here on, for a while."""
+        self._until = max(self._until, step + self._while_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data that ``load_state_dict`` goes on from."""
+        return {"until": self._until}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
+
+        Raises:
+            StateError: the key is missing.
+        """
+        if "until" not in state:
+            raise StateError(f"Expected key 'until' in the schedule's state, got {list(state)}.")
+        self._until = int(state["until"])
+
+
+def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
+    """Look at every multiple of ``interval``, and more often after a suspicion or an event.
+
+    So the onset of a change is located finely without paying for it all the time; the
+    budget of the watch holds all the same.
+
+    Args:
+        interval: optimizer steps between looks as long as nothing happens.
+        closer: how many times more often after an alert.
+        intervals: for how many intervals after it.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+
+    >>> schedule = adaptive(10, intervals=1)
+    >>> schedule.alert(20)
+    >>> [step for step in range(15, 51) if schedule(step)]
+    [20, 22, 24, 26, 28, 30, 40, 50]
+    """
+    return Adaptive(interval, closer=closer, intervals=intervals)
 
 
 def as_schedule(spec: int | Schedule) -> Schedule:

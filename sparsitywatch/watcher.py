@@ -14,18 +14,17 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.logdir import set_aside
+from sparsitywatch.looker import Finished, Looker
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.optimizers import step_was_skipped
+from sparsitywatch.pace import Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.records import Detail, Dormant, Event, Record, RunInfo
-from sparsitywatch.resume import check_state, take_up
-from sparsitywatch.schedule import Schedule
+from sparsitywatch.records import Event, Record
+from sparsitywatch.resume import begin, check_state
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
 
 __all__ = ["Watcher"]
 
@@ -47,9 +46,10 @@ class Watcher:
         scope: which weights count.
         measurement: what a look measures.
         pipeline: what becomes of the record.
-        schedule: when to look.
+        pace: when to look.
         motion: remembers the weights of the last look; None to leave motion out.
         directory: where the sinks write, or None.
+        background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         strict: let what goes wrong out, for tests.
         off: why this watch does nothing; empty if it does.
@@ -63,26 +63,27 @@ class Watcher:
         scope: Scope,
         measurement: Measurement,
         pipeline: Pipeline,
-        schedule: Schedule,
+        pace: Pace,
         motion: Motion | None,
         directory: Path | None,
+        background: bool,
         initial_step: int | None,
         strict: bool = False,
         off: str = "",
     ) -> None:
-        self._masked, self._scope = MaskedModel(model, scope), scope
-        self._measurement, self._pipeline, self._schedule = measurement, pipeline, schedule
+        self._scope, self._measurement, self._pipeline = scope, measurement, pipeline
+        self._pace, self._background = pace, background
         self._directory, self._strict, self._off = directory, strict, off
         self._trace = OptimizerTrace(optimizer, scope, motion)
+        masked = MaskedModel(model, scope)
+        self._looker = Looker(masked, scope, measurement, pipeline, self._trace, strict=strict)
         self._step = initial_step
         self._pid = os.getpid()
         self._opened = self._closed = False
         self._failures = self._steps_seen = 0
         self._handle: Any = None
         if not off:
-            self._look_at_optimizer(
-                self._trace.steps_done if initial_step is None else initial_step
-            )
+            self._looker.begin(self._trace.steps_done if initial_step is None else initial_step)
         if optimizer is not None and not off:
             # a compiled optimizer step must not trace into the watch
             hook = torch.compiler.disable(self._on_optimizer_step)  # type: ignore[no-untyped-call]
@@ -90,15 +91,17 @@ class Watcher:
 
     @property
     def records(self) -> list[Record]:
-        """Every record so far, also those of the process that this one resumes.
+        """Every record, also those before a resume; waits for one on its way.
 
         Layers are kept for the latest hundred only; the log has them all.
         """
+        self._settle()
         return self._pipeline.records
 
     @property
     def events(self) -> list[Event]:
-        """Every event so far."""
+        """Every event so far; waits for a look on its way."""
+        self._settle()
         return self._pipeline.events
 
     @property
@@ -125,10 +128,8 @@ class Watcher:
     def step(self, step: int | None = None) -> None:
         """Say that an optimizer step was taken, for loops whose optimizer hooks cannot see.
 
-        Once called, it alone counts: the optimizer's hook is taken off.
-
-        Args:
-            step: steps done by now; by default one more than before.
+        Once called, it alone counts: the optimizer's hook is taken off. ``step`` is the
+        number of steps done by now, by default one more than before.
         """
         if self._handle is not None:
             self._handle.remove()
@@ -152,13 +153,16 @@ class Watcher:
             return self._measurement.failed(self.step_count, error, started)
         with self._boundary():
             self._open()
-            if self.records and self.records[-1].step == self.step_count:
-                return self.records[-1]
-            return self._look()
+            self._collect(wait=True)
+            records = self._pipeline.records
+            if not records or records[-1].step != self.step_count:
+                self._look(behind=False)
+            return records[-1]
         return self._measurement.failed(self.step_count, RuntimeError(self._off), started)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from: numbers, strings and tensors (weights-only safe)."""
+        """What a resumed run goes on from: numbers, strings, tensors (weights-only safe)."""
+        self._settle()
         return {
             "step": self.step_count,
             "scope_hash": self._scope.hash,
@@ -166,6 +170,7 @@ class Watcher:
             "initial_rms": dict(self._measurement.initial_rms),
             "optimizer": self._trace.state_dict(),
             "detectors": self._pipeline.state_dict(),
+            "pace": self._pace.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -181,11 +186,13 @@ class Watcher:
         self._step = int(state["step"])
         self._measurement.initial_rms = dict(state["initial_rms"])
         self._trace.load_state_dict(state["optimizer"])
+        self._pace.load_state_dict(state["pace"])
         self._open()
         self._pipeline.load_state_dict(state["detectors"])
 
     def close(self) -> None:
         """Detach and finish the sinks; the model and the optimizer stay as they are."""
+        self._settle()
         if self._closed:
             return
         self._closed = True
@@ -199,9 +206,8 @@ class Watcher:
                 "no hooks: attach to the one that steps, or call watcher.step()."
             )
         if self._opened:
+            self._looker.close()
             self._pipeline.close()
-
-    # ------------------------------------------------------------------ the hook
 
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
@@ -221,38 +227,41 @@ class Watcher:
         self._step = step
         self._steps_seen += 1
         self._trace.advance()
-        if self._schedule(step):
-            self._look()
+        self._collect()
+        if not self._off and self._pace.is_due(step, is_busy=self._looker.is_busy):
+            self._look(behind=self._background)
 
-    def _look(self) -> Record:
+    def _look(self, *, behind: bool) -> None:
+        self._collect(wait=True)
+        if self._off:
+            return
         started = time.perf_counter()
-        detail = Detail()
-        with torch.no_grad():
-            try:
-                snapshot, decay_clock, dormant = self._look_at_optimizer(self.step_count)
-                record, detail = self._measurement.record(
-                    snapshot,
-                    self._masked,
-                    started=started,
-                    decay_clock=decay_clock,
-                    dormant=dormant,
-                    previous=self._pipeline.last_curve,
-                    publish_s=self._pipeline.publish_s,
-                    strict=self._strict,
-                )
-            except Exception as error:
-                if self._strict:
-                    raise
-                _logger.exception("sparsitywatch: the look at step %d failed", self.step_count)
-                record = self._measurement.failed(self.step_count, error, started)
-            self._pipeline.publish(record, detail)
-        self._count_failures(record)
-        return record
+        effort = self._pace.effort(self._pipeline.publish_s)
+        if behind:
+            self._looker.look_behind(self.step_count, effort)
+        else:
+            self._finish(self._looker.look(self.step_count, effort))
+        self._pace.budget.expect(time.perf_counter() - started)
 
-    def _look_at_optimizer(self, step: int) -> tuple[Snapshot, float, Dormant | None]:
-        parameters = self._scope.parameters(self._masked.module)
-        snapshot = Snapshot.of(self._masked.module, self._scope, step)
-        return snapshot, *self._trace.look(snapshot, parameters)
+    def _collect(self, *, wait: bool = False) -> None:
+        """Take what has been finished behind the training."""
+        finished = self._looker.collect(wait=wait)
+        if finished is not None:
+            # what another thread computed was taken from the threads of the training
+            self._pace.budget.spend(finished.cpu_s / torch.get_num_threads(), is_look=True)
+            self._finish(finished)
+
+    def _settle(self) -> None:
+        """Wait for the look that is on its way; in a forked child there is none."""
+        if not self._is_idle():
+            with self._boundary():
+                self._collect(wait=True)
+
+    def _finish(self, finished: Finished) -> None:
+        self._pipeline.act(finished.record, finished.events)
+        if finished.events or self._pipeline.is_suspicious:
+            self._pace.alert(finished.record.step)
+        self._count_failures(finished.record)
 
     def _count_failures(self, record: Record) -> None:
         self._failures = 0 if record.valid else self._failures + 1
@@ -261,7 +270,8 @@ class Watcher:
 
     @contextlib.contextmanager
     def _boundary(self) -> Iterator[None]:
-        """Where faults end: they end the watch, not the training."""
+        """Where faults end: they end the watch, not the training. What it takes is counted."""
+        entered = time.perf_counter()
         try:
             yield
         except Exception as error:
@@ -269,32 +279,22 @@ class Watcher:
                 raise
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(f"{type(error).__name__}: {error}")
+        finally:
+            self._pace.budget.spend(time.perf_counter() - entered)
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
         _logger.error("sparsitywatch: the watch switched itself off: %s", reason)
         if self._opened:
+            self._looker.close()
             self._pipeline.close()
 
-    # ------------------------------------------------------------------ the log
-
     def _open(self) -> None:
-        """Open the sinks at the first look or step, when the initial step is known."""
+        """Begin the log at the first look or step, when the initial step is known."""
         if self._opened:
             return
         self._opened = True
-        if self._step is None:
-            self._step = self._trace.steps_done
-        initial = self._step
-        if self._directory is not None:
-            if initial == 0:
-                set_aside(self._directory)
-            else:
-                take_up(self._directory, initial, self._measurement, self._pipeline, self._trace)
-        info = RunInfo(
-            initial_step=initial,
-            provenance=self._measurement.provenance,
-            ledger=self._scope.ledger,
-            initial_rms=self._measurement.initial_rms,
+        self._step = self._trace.steps_done if self._step is None else self._step
+        begin(
+            self._directory, self._step, self._scope, self._measurement, self._pipeline, self._trace
         )
-        self._pipeline.open(info)

@@ -173,7 +173,7 @@ def train(case: Case, watching: str, logdir: Path) -> tuple[dict[str, Any], sw.W
         if case.loader:  # iterating it draws from the global generator
             batches = DataLoader(held_out, 4, shuffle=True)
         proxy = sw.Proxy(batches, case.value) if case.value else None
-        watcher = sw.watch(model, optimizer, proxy=proxy, every=2, logdir=logdir)
+        watcher = sw.watch(model, optimizer, proxy=proxy, every=2, logdir=logdir, max_overhead=None)
     elif watching == "careless":
         watcher = careless_watch(model, optimizer)
     value_that_raises.armed = True  # type: ignore[attr-defined]

@@ -38,7 +38,9 @@ class Run:
         return sw.Proxy([[self.inputs[:10], self.targets[:10]]], squared_error)
 
     def watch(self, logdir: Path | None, **options) -> sw.Watcher:
-        options = {"proxy": self.proxy(), "every": 3, "strict": True} | options
+        options = {
+            "proxy": self.proxy(), "every": 3, "strict": True, "max_overhead": None,
+        } | options  # fmt: skip
         return sw.watch(self.model, self.optimizer, logdir=logdir, **options)
 
     def checkpoint(self, watcher: sw.Watcher) -> dict:
@@ -120,7 +122,7 @@ def test_explicit_steps_replace_the_hook() -> None:
 
 def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
     run = Run()
-    with sw.watch(run.model, None, logdir=None, every=2, strict=True) as watcher:
+    with sw.watch(run.model, None, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
         run.train(3)
         assert watcher.records == []
         for _ in range(4):

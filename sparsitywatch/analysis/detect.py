@@ -40,6 +40,8 @@ _NOISE_FACTOR = 4.0
 _VARIATION_FACTOR = 6.0
 #: A change is at least this part of what the past explains.
 _MIN_SHARE = 0.2
+#: The part of every requirement of an event that makes a suspicion.
+_SUSPICION = 0.5
 #: The event goes on while so many looks still add this part of its size.
 _SETTLING_LOOKS = 5
 _SETTLING_SHARE = 0.1
@@ -112,6 +114,12 @@ class AbruptChange:
         self._steps: list[int] = []
         self._values: list[float] = []
         self._ongoing: dict[str, Any] | None = None
+        self._suspicious = False
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last look met half of every requirement of an event."""
+        return self._suspicious
 
     def update(
         self, step: int, value: float, context: Mapping[str, float] | None = None
@@ -143,7 +151,9 @@ class AbruptChange:
         steps, values = np.array(self._steps, np.float64), np.array(self._values)
         change = self._change(steps, values)
         if change is None:
+            self._suspicious = self._change(steps, values, _SUSPICION) is not None
             return None
+        self._suspicious = False
         onset = _onset(steps, values, change)
         baseline = _baseline(values, onset)
         self._ongoing = {"direction": change.direction, "baseline": baseline}
@@ -195,40 +205,41 @@ class AbruptChange:
             self._steps, self._values = self._steps[-_SETTLING_LOOKS:], recent
             self._ongoing = None
 
-    def _change(self, steps: Array, values: Array) -> _Change | None:
+    def _change(self, steps: Array, values: Array, part: float = 1.0) -> _Change | None:
+        """The change that the last looks show, if they meet ``part`` of each requirement."""
         smooth = median_of_three(values)
         noise = math.nan
-        has_risen = self._direction != "down" and self._has_risen(values, smooth)
+        has_risen = self._direction != "down" and self._has_risen(values, smooth, part)
         for split in _SPLITS:
             if len(values) - split < max(_MIN_PAST, split):
                 break
             past, past_steps = smooth[:-split], steps[:-split]
             # cheap tests first: nearly every look ends at one of them
-            if has_risen and self._exceeds(values, _level(past), 0.0):
+            if has_risen and self._exceeds(values, _level(past), 0.0, part):
                 noise = noise_sd(values) if math.isnan(noise) else noise
-                if self._exceeds(values, _explained(past_steps, past, steps[-1]), noise):
+                if self._exceeds(values, _explained(past_steps, past, steps[-1]), noise, part):
                     return _Change("up", split)
             if split > _LONGEST_FALL or self._direction == "up":
                 continue
-            if self._falls(values, _level(past), 0.0):
+            if self._falls(values, _level(past), 0.0, part):
                 noise = noise_sd(values) if math.isnan(noise) else noise
                 variation = max(noise, robust_sd(past))
                 explained = min(_level(past), line_at(past_steps, past, steps[-1]))
-                if self._falls(values, explained, variation):
+                if self._falls(values, explained, variation, part):
                     return _Change("down", split)
         return None
 
-    def _has_risen(self, values: Array, smooth: Array) -> bool:
+    def _has_risen(self, values: Array, smooth: Array, part: float) -> bool:
         floor = float(smooth.min())
-        return bool(values[-2:].min() - floor >= (self._ratio - 1) * abs(floor))
+        return bool(values[-2:].min() - floor >= part * (self._ratio - 1) * abs(floor))
 
-    def _exceeds(self, values: Array, explained: float, noise: float) -> bool:
+    def _exceeds(self, values: Array, explained: float, noise: float, part: float) -> bool:
         needed = max(self._min_effect, _NOISE_FACTOR * noise, _MIN_SHARE * abs(explained))
-        return bool(values[-2:].min() - explained >= needed)
+        return bool(values[-2:].min() - explained >= part * needed)
 
-    def _falls(self, values: Array, explained: float, variation: float) -> bool:
+    def _falls(self, values: Array, explained: float, variation: float, part: float) -> bool:
         needed = max(self._min_effect, _VARIATION_FACTOR * variation, _MIN_SHARE * abs(explained))
-        return bool(explained - values[-2:].max() >= needed)
+        return bool(explained - values[-2:].max() >= part * needed)
 
 
 def _is_number(value: object) -> bool:

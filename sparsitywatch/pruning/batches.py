@@ -14,7 +14,7 @@ import torch
 
 from sparsitywatch.errors import ProxyError
 
-__all__ = ["digest", "freeze", "move"]
+__all__ = ["digest", "freeze", "halve", "move"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _Leaf = Callable[[Any], Any]
@@ -46,6 +46,35 @@ def move(batch: Any, device: torch.device) -> Any:
         return value.to(device) if isinstance(value, torch.Tensor) else value
 
     return _map(batch, leaf, "batch")
+
+
+def halve(batch: Any) -> tuple[Any, Any] | None:
+    """The first and the last half of a batch's examples; views of its tensors.
+
+    Returns:
+        None if it cannot be halved: there is one example, or its tensors and arrays do not
+        agree on how many there are. Those without a dimension go into both halves.
+    """
+    sizes = set()
+
+    def see(value: Any) -> Any:
+        if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0:
+            sizes.add(value.shape[0])
+        return value
+
+    _map(batch, see, "batch")
+    if len(sizes) != 1 or max(sizes) < 2:
+        return None
+    middle = sizes.pop() // 2
+
+    def part(span: slice) -> Any:
+        def leaf(value: Any) -> Any:
+            has_examples = isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0
+            return value[span] if has_examples else value
+
+        return _map(batch, leaf, "batch")
+
+    return part(slice(None, middle)), part(slice(middle, None))
 
 
 def digest(batches: Iterable[Any]) -> str:

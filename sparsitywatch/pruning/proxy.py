@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.batches import digest, freeze, move
+from sparsitywatch.pruning.batches import digest, freeze, halve, move
 from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
 
 __all__ = ["Proxy"]
@@ -67,6 +67,7 @@ class Proxy:
         self.name = name or getattr(value, "__name__", type(value).__name__)
         with preserved_rng():
             self._batches = _materialise(batches, max_batches)
+        self._num_examples: int | None = None
         identity = f"{digest(self._batches)} {higher_is_better} {self.name}"
         self.hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -87,7 +88,27 @@ class Proxy:
             result = self.value(model, move(batch, device))
             _check(result, index)
             values.append(result.detach().to("cpu", torch.float64))
-        return torch.cat(values).numpy()
+        examples: np.ndarray = torch.cat(values).numpy()
+        if self._num_examples not in (None, len(examples)):
+            raise ProxyError(
+                f"Expected `value` to return {self._num_examples} examples over all batches as "
+                f"before, got {len(examples)}."
+            )
+        self._num_examples = len(examples)
+        return examples
+
+    def halve(self) -> bool:
+        """Split every batch in two where that can be done, to need less memory.
+
+        The examples, their order and the hash stay. Values may differ in the last digits,
+        so a sweep that has begun must begin again.
+
+        Returns:
+            Whether there was anything to split.
+        """
+        halves = [halve(batch) or (batch,) for batch in self._batches]
+        self._batches = [part for parts in halves for part in parts]
+        return len(self._batches) > len(halves)
 
     def check(self, model: nn.Module) -> None:
         """Evaluate once and refuse what could not be used, without disturbing the model.

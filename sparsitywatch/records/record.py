@@ -71,13 +71,17 @@ class LayerShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the look cost, in seconds of the training thread.
+    """What the look cost.
 
-    ``stall_s`` is the whole time the training thread was held until the record existed,
-    of which ``spectrum_s`` for reading the weights and ``evaluation_s`` for the proxy.
-    ``publish_s`` is what detectors and sinks took for the record before this one (this
-    one's is not known yet when it is written). ``num_forwards`` counts calls of the value
-    function.
+    ``stall_s`` is how long the training thread was held for this look, in seconds.
+    ``spectrum_s`` is what reading the weights took, ``evaluation_s`` what the proxy took
+    and ``publish_s`` what detectors and sinks took for the record before this one (this
+    one's is not known yet when it is written); what was done behind the training is not
+    part of ``stall_s``. ``num_forwards`` counts calls of the value function.
+
+    ``overhead`` is the share of the wall time that the watch had taken when this look
+    began, NaN if nobody kept count; ``num_left_out`` counts the looks that were due since
+    the record before and were left out to keep it small.
     """
 
     stall_s: float
@@ -85,6 +89,8 @@ class Cost:
     evaluation_s: float
     publish_s: float = 0.0
     num_forwards: int
+    overhead: float = _NAN
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +166,8 @@ class Record:
             "watch/evaluation_s": self.cost.evaluation_s,
             "watch/publish_s": self.cost.publish_s,
             "watch/num_forwards": float(self.cost.num_forwards),
+            "watch/overhead": self.cost.overhead,
+            "watch/num_left_out": float(self.cost.num_left_out),
             "watch/valid": float(self.valid),
             "motion/decay_clock": self.decay_clock,
             "value/reliance": self.reliance,

@@ -61,11 +61,18 @@ MEANINGS = {
     "weights/num_inf": "In-scope weights that are infinite.",
     "weights/num_zero": "In-scope weights that are exactly zero.",
     "watch/valid": "0 where a measurement failed or contradicted itself; records.jsonl says why.",
-    "watch/stall_s": "Time for which this look held up the training, until its record existed.",
-    "watch/spectrum_s": "Part of it spent on reading the weights.",
-    "watch/evaluation_s": "Part of it spent on evaluating the proxy.",
+    "watch/stall_s": "Time for which this look held up the training.",
+    "watch/spectrum_s": "Time that reading the weights took, behind the training if it could.",
+    "watch/evaluation_s": "Time that evaluating the proxy took.",
     "watch/publish_s": "Time that detectors and logging took for the look before this one.",
     "watch/num_forwards": "Calls of the value function in this look.",
+    "watch/overhead": (
+        "Share of the wall time that the watch had taken when this look began. Looks are left "
+        "out to keep it below max_overhead."
+    ),
+    "watch/num_left_out": (
+        "Looks that were due since the one before and were left out to save time."
+    ),
     "log10_magnitude/*": (
         "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "
         "Mass that wanders to the left is weights that shrink."

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "WarmCopy"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,32 @@ class Snapshot:
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes present, sorted, such as ("bfloat16", "float32")."""
         return tuple(sorted({str(t.dtype).removeprefix("torch.") for t in self.tensors.values()}))
+
+
+class WarmCopy:
+    """Copies of snapshots in buffers that stay: at the speed of memory from the second on.
+
+    Memory: the weights' own size, from the first copy until this is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def take(self, snapshot: Snapshot) -> Snapshot:
+        """The same weights in memory of their own, until the next copy is taken.
+
+        Args:
+            snapshot: tensors of any float dtype, on any device; the copy is on the same.
+        """
+        fits = self._buffers.keys() == snapshot.tensors.keys() and all(
+            (b.shape, b.dtype, b.device) == (t.shape, t.dtype, t.device)
+            for b, t in zip(self._buffers.values(), snapshot.tensors.values(), strict=True)
+        )
+        if not fits:
+            self._buffers = {
+                name: torch.empty_like(t).zero_()  # zero_: the pages are touched here, once
+                for name, t in snapshot.tensors.items()
+            }
+        # all tensors in one call, spread over torch's threads
+        torch._foreach_copy_(list(self._buffers.values()), list(snapshot.tensors.values()))
+        return Snapshot(snapshot.step, snapshot.scope, dict(self._buffers))

@@ -104,7 +104,7 @@ def _quiet(monkeypatch, tmp_path) -> None:
 
 
 def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
-    callback = SparsityWatchCallback(proxy(), every=2, strict=True)
+    callback = SparsityWatchCallback(proxy(), max_overhead=None, every=2, strict=True)
     watched = train(tmp_path / "on", 8, callback, gradient_accumulation_steps=2)
     records = read_records(tmp_path / "tb" / "sparsitywatch")
     assert [r.step for r in records] == [2, 4, 6, 8]
@@ -119,12 +119,18 @@ def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
 
 
 def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path) -> None:
-    whole = SparsityWatchCallback(proxy(), every=2, logdir=str(tmp_path / "whole"), strict=True)
+    whole = SparsityWatchCallback(
+        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "whole"), strict=True
+    )
     train(tmp_path / "a", 10, whole)
-    first = SparsityWatchCallback(proxy(), every=2, logdir=str(tmp_path / "log"), strict=True)
+    first = SparsityWatchCallback(
+        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "log"), strict=True
+    )
     train(tmp_path / "b", 6, first)  # saves at 4 and at its end, 6
     (tmp_path / "b" / "checkpoint-6").rename(tmp_path / "b" / "gone")
-    second = SparsityWatchCallback(proxy(), every=2, logdir=str(tmp_path / "log"), strict=True)
+    second = SparsityWatchCallback(
+        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "log"), strict=True
+    )
     train(tmp_path / "b", 10, second, resume=True)
     expected = read_records(tmp_path / "whole" / "sparsitywatch")
     resumed = read_records(tmp_path / "log" / "sparsitywatch")

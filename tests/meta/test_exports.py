@@ -33,6 +33,7 @@ PUBLIC = {
     "StateError",
     "Watcher",
     "__version__",
+    "adaptive",
     "at",
     "essential_sparsity",
     "every",
