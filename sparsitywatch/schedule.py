@@ -127,7 +127,7 @@ def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
 
     >>> schedule = adaptive(10, intervals=1)
     >>> schedule.alert(20)
-    >>> [step for step in range(15, 51) if schedule(step)]
+    >>> [step for step in range(20, 51) if schedule(step)]
     [20, 22, 24, 26, 28, 30, 40, 50]
     """
     return Adaptive(interval, closer=closer, intervals=intervals)

@@ -78,8 +78,10 @@ def test_looks_like_the_last_one_never_exceed_the_limit(limit, costs, step_s) ->
     first = True
     for cost in costs:
         clock.now += step_s
+        wait_s = step_s
         while not budget.allows():
-            clock.now += step_s
+            clock.now += wait_s
+            wait_s *= 1.1
         cost = cost if first else min(cost, budget.next_look_s)
         clock.now += cost
         budget.spend(cost)
