@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
     from sparsitywatch.schedule import at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
+    from sparsitywatch.verification import verify
     from sparsitywatch.version import __version__
     from sparsitywatch.watcher import Watcher
     from sparsitywatch.weights.scope import Scope
@@ -57,6 +58,7 @@ _HOMES = {
     "essential_sparsity": "analysis.estimate",
     "every": "schedule",
     "geometric": "schedule",
+    "verify": "verification",
     "watch": "attach",
 }
 
@@ -85,6 +87,7 @@ __all__ = [
     "essential_sparsity",
     "every",
     "geometric",
+    "verify",
     "watch",
 ]
 

@@ -37,6 +37,7 @@ PUBLIC = {
     "essential_sparsity",
     "every",
     "geometric",
+    "verify",
     "watch",
 }
 
