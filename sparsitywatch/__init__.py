@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
     from sparsitywatch.schedule import adaptive, at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
+    from sparsitywatch.verification import verify
     from sparsitywatch.version import __version__
     from sparsitywatch.watcher import Watcher
     from sparsitywatch.weights.scope import Scope
@@ -58,6 +59,7 @@ _HOMES = {
     "essential_sparsity": "analysis.estimate",
     "every": "schedule",
     "geometric": "schedule",
+    "verify": "verification",
     "watch": "attach",
 }
 
@@ -87,6 +89,7 @@ __all__ = [
     "essential_sparsity",
     "every",
     "geometric",
+    "verify",
     "watch",
 ]
 

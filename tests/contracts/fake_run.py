@@ -121,7 +121,13 @@ def look(
         essential_sparsity=_estimate(broken, curve),
         layers=layers,
         cost=Cost(
-            stall_s=0.31, spectrum_s=0.01, evaluation_s=0.29, publish_s=0.02, num_forwards=26
+            stall_s=0.31,
+            spectrum_s=0.01,
+            evaluation_s=0.29,
+            publish_s=0.02,
+            num_forwards=26,
+            overhead=0.009,
+            num_left_out=3,
         ),
         provenance=provenance(),
     )

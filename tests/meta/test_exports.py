@@ -38,6 +38,7 @@ PUBLIC = {
     "essential_sparsity",
     "every",
     "geometric",
+    "verify",
     "watch",
 }
 

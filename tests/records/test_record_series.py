@@ -22,6 +22,8 @@ def test_a_full_record_by_hand() -> None:
         "watch/evaluation_s": cost.evaluation_s,
         "watch/publish_s": cost.publish_s,
         "watch/num_forwards": 26.0,
+        "watch/overhead": 0.009,
+        "watch/num_left_out": 3.0,
         "watch/valid": 1.0,
         "motion/decay_clock": FULL.decay_clock,
         "motion/dormant": FULL.dormant.fraction,
