@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
+from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
@@ -220,9 +220,8 @@ class Measurement:
     ) -> SweepResult:
         mode = self.provenance.tolerance_mode
 
-        def within(value: float, dense: float) -> bool:
-            harm = dense - value if proxy.higher_is_better else value - dense
-            return harm <= allowed_harm(dense, self._settings.tolerance, mode)
+        def allowed(dense: float) -> float:
+            return allowed_harm(dense, self._settings.tolerance, mode) + ROUNDING * abs(dense)
 
         return run_sweep(
             model,
@@ -230,7 +229,7 @@ class Measurement:
             spectrum,
             pattern=self._settings.pattern,
             sweep=self._settings.sweep,
-            within=within,
+            allowed=allowed,
             previous=previous,
         )
 
