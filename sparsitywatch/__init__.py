@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.pruning.sweep import Bisection, Grid
+    from sparsitywatch.pruning.tracking import Tracking
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
     from sparsitywatch.schedule import at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
@@ -51,6 +52,7 @@ _HOMES = {
     "SparsityCurve": "records",
     "SparsityWatchError": "errors",
     "StateError": "errors",
+    "Tracking": "pruning.tracking",
     "Watcher": "watcher",
     "__version__": "version",
     "at": "schedule",
@@ -79,6 +81,7 @@ __all__ = [
     "SparsityCurve",
     "SparsityWatchError",
     "StateError",
+    "Tracking",
     "Watcher",
     "__version__",
     "at",
