@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.pruning.sweep import Bisection, Grid
+    from sparsitywatch.pruning.tracking import Tracking
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
     from sparsitywatch.schedule import adaptive, at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
@@ -52,6 +53,7 @@ _HOMES = {
     "SparsityCurve": "records",
     "SparsityWatchError": "errors",
     "StateError": "errors",
+    "Tracking": "pruning.tracking",
     "Watcher": "watcher",
     "__version__": "version",
     "adaptive": "schedule",
@@ -82,6 +84,7 @@ __all__ = [
     "SparsityCurve",
     "SparsityWatchError",
     "StateError",
+    "Tracking",
     "Watcher",
     "__version__",
     "adaptive",

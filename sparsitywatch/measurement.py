@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity
+from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.memory import with_less_memory
@@ -251,9 +251,8 @@ class Measurement:
     ) -> SweepResult:
         mode = self.provenance.tolerance_mode
 
-        def within(value: float, dense: float) -> bool:
-            harm = dense - value if proxy.higher_is_better else value - dense
-            return harm <= allowed_harm(dense, self._settings.tolerance, mode)
+        def allowed(dense: float) -> float:
+            return allowed_harm(dense, self._settings.tolerance, mode) + ROUNDING * abs(dense)
 
         def sweep() -> SweepResult:
             return run_sweep(
@@ -262,7 +261,7 @@ class Measurement:
                 spectrum,
                 pattern=self._settings.pattern,
                 sweep=self._settings.sweep,
-                within=within,
+                allowed=allowed,
                 previous=previous,
             )
 

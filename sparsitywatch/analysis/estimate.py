@@ -14,13 +14,13 @@ from sparsitywatch.analysis.knee import knee_of
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 
-__all__ = ["allowed_harm", "essential_sparsity"]
+__all__ = ["ROUNDING", "allowed_harm", "essential_sparsity"]
 
 Array = NDArray[np.float64]
 
 _MODES = ("relative", "absolute")
 #: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
 #: Fewer examples give no usable standard error.
 _MIN_EXAMPLES = 5
 _HALVINGS = 40
@@ -86,7 +86,7 @@ def essential_sparsity(
         mode = "absolute" if curve.higher_is_better else "relative"
     _check_confidence(confidence)
     points = _points_of(curve)
-    allowed = allowed_harm(points.dense, tolerance, mode) + _ROUNDING * abs(points.dense)
+    allowed = allowed_harm(points.dense, tolerance, mode) + ROUNDING * abs(points.dense)
     value = last = low = high = knee = sharpness = math.nan
     refusal = reason = _refusal(points, allowed)
     if not refusal:

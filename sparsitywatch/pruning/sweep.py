@@ -12,35 +12,35 @@ import numpy as np
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.pruning.masked import MaskedModel, Masks
 from sparsitywatch.pruning.patterns import Cut, Pattern
+from sparsitywatch.pruning.point import Allowed, Point, points_of
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["Bisection", "Grid", "Sweep", "SweepResult", "run_sweep", "standard_error"]
+__all__ = [
+    "Bisection",
+    "Grid",
+    "Sweep",
+    "SweepResult",
+    "check_levels",
+    "run_sweep",
+    "standard_error",
+]
 
 #: Relative size up to which repeated evaluations may differ by the order of additions.
 _ROUNDING = 1e-4
-
-#: Within the tolerance? Called with the mean value of a point and that of the dense model.
-Within = Callable[[float, float], bool]
 
 
 class Sweep(Protocol):
     """Chooses the levels between 0 and 1; both ends are always measured."""
 
-    def choose(
-        self,
-        measure: Callable[[float], float],
-        is_within: Callable[[float], bool],
-        previous: SparsityCurve | None,
-    ) -> None:
-        """Call ``measure(level)`` for the levels to evaluate; it returns the mean value.
+    def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
+        """Call ``measure(level)`` for the levels to evaluate.
 
         Args:
             measure: evaluates a level in [0, 1]; measuring one twice costs nothing, and 0
                 and 1 have been measured already.
-            is_within: whether a mean value lies within the tolerance of dense.
-            previous: the curve of the look before, or None at the first one.
+            previous: the points of the look before, by rising level; empty at the first one.
         """
 
 
@@ -58,16 +58,11 @@ class Grid:
     levels: Sequence[float]
 
     def __post_init__(self) -> None:
-        _check_levels(self.levels)
+        check_levels(self.levels)
 
-    def choose(
-        self,
-        measure: Callable[[float], float],
-        is_within: Callable[[float], bool],
-        previous: SparsityCurve | None,
-    ) -> None:
+    def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure every level."""
-        del is_within, previous  # a grid does not look at what comes out
+        del previous  # a grid does not look at what comes out
         for level in self.levels:
             measure(level)
 
@@ -89,33 +84,33 @@ class Bisection:
     resolution: float = 0.02
 
     def __post_init__(self) -> None:
-        _check_levels(self.levels)
+        check_levels(self.levels)
         if not 0.0 < self.resolution < 1.0:
             raise ConfigurationError(f"Expected `resolution` in (0, 1), got {self.resolution!r}.")
 
-    def choose(
-        self,
-        measure: Callable[[float], float],
-        is_within: Callable[[float], bool],
-        previous: SparsityCurve | None,
-    ) -> None:
+    def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure the grid, then close in on its first crossing."""
         del previous  # every look starts anew
-        within = {level: is_within(measure(level)) for level in sorted({*self.levels, 0.0})}
-        within[1.0] = is_within(measure(1.0))
+        within = {level: measure(level).is_within for level in sorted({*self.levels, 0.0})}
+        within[1.0] = measure(1.0).is_within
         if all(within.values()):
             return  # nothing is crossed, so there is nothing to close in on
         beyond = next(level for level, good in within.items() if not good)
         good = max((level for level in within if level < beyond), default=0.0)
         while beyond - good > self.resolution:
             middle = round((good + beyond) / 2, 6)
-            if is_within(measure(middle)):
+            if measure(middle).is_within:
                 good = middle
             else:
                 beyond = middle
 
 
-def _check_levels(levels: Sequence[float]) -> None:
+def check_levels(levels: Sequence[float]) -> None:
+    """Refuse levels that no sweep can measure.
+
+    Raises:
+        ConfigurationError: a level lies outside [0, 1), or there is none.
+    """
     if len(levels) == 0:
         raise ConfigurationError(
             "Expected `levels` with at least one sparsity in [0, 1), got none."
@@ -151,14 +146,14 @@ def run_sweep(
     *,
     pattern: Pattern,
     sweep: Sweep,
-    within: Within,
+    allowed: Allowed,
     previous: SparsityCurve | None = None,
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
     Args:
         spectrum: of the model's in-scope weights now.
-        within: ``within(value, dense)``, whether a mean value is within the tolerance.
+        allowed: the harm that is accepted for a dense mean value.
         previous: the curve of the look before, for sweeps that go on from it.
 
     Raises:
@@ -168,9 +163,15 @@ def run_sweep(
     """
     with model.session() as masks:
         session = _Session(model, proxy, spectrum, pattern, masks)
-        dense = session.check_canaries()
-        mean = float(dense.mean())
-        sweep.choose(session.measure, lambda value: within(value, mean), previous)
+        dense = float(session.check_canaries().mean())
+        scale = allowed(dense)
+
+        def measure(level: float) -> Point:
+            value, stderr = session.measure(level)
+            harm = dense - value if proxy.higher_is_better else value - dense
+            return Point.of(level, harm, stderr, scale)
+
+        sweep.choose(measure, () if previous is None else points_of(previous, allowed))
     return session.result(proxy.higher_is_better)
 
 
@@ -221,14 +222,15 @@ class _Session:
         is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
         return bool(is_rounding and np.abs(masked - dense).max() <= 10 * noise)
 
-    def measure(self, level: float) -> float:
-        """Mean value at ``level``."""
+    def measure(self, level: float) -> tuple[float, float]:
+        """Mean value at ``level``, and the standard error of its difference to dense."""
         level = float(level)
         if level not in self._points:
             (cut,) = self._pattern.cuts(self._spectrum, [level])
             self._masks.apply(cut)
             self._points[level] = (cut, self._evaluate())
-        return float(self._points[level][1].mean())
+        values = self._points[level][1]
+        return float(values.mean()), standard_error(values, self._points[0.0][1])
 
     def _evaluate(self) -> np.ndarray:
         self._num_evaluations += 1

@@ -31,6 +31,7 @@ PUBLIC = {
     "SparsityCurve",
     "SparsityWatchError",
     "StateError",
+    "Tracking",
     "Watcher",
     "__version__",
     "adaptive",

@@ -14,6 +14,7 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.pruning.point import Point
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Bisection, Grid, run_sweep, standard_error
 from sparsitywatch.weights.scope import Scope
@@ -35,7 +36,7 @@ def batches() -> list[torch.Tensor]:
     return [torch.randn(5, 6, generator=generator) for _ in range(2)]
 
 
-def sweep(model: nn.Module, value=mean_square, levels=(0.3, 0.6), within=lambda v, d: True):
+def sweep(model: nn.Module, value=mean_square, levels=(0.3, 0.6), allowed=abs):
     scope = Scope.of(model)
     return run_sweep(
         MaskedModel(model, scope),
@@ -43,7 +44,7 @@ def sweep(model: nn.Module, value=mean_square, levels=(0.3, 0.6), within=lambda 
         MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors),
         pattern=GlobalMagnitude(),
         sweep=Grid(levels) if isinstance(levels, tuple) else levels,
-        within=within,
+        allowed=allowed,
     )
 
 
@@ -106,19 +107,15 @@ class Curve:
     def __init__(self, crossing: float) -> None:
         self.crossing, self.measured = crossing, []
 
-    def measure(self, level: float) -> float:
+    def measure(self, level: float) -> Point:
         self.measured.append(level)
-        return level - self.crossing
-
-    @staticmethod
-    def is_within(value: float) -> bool:
-        return value <= 0
+        return Point(level, 1 + level - self.crossing)
 
 
 @given(st.floats(0.001, 0.999), st.sampled_from([0.005, 0.02, 0.1]))
 def test_bisection_brackets_the_crossing(crossing: float, resolution: float) -> None:
     curve = Curve(crossing)
-    Bisection((0.2, 0.4, 0.6, 0.8), resolution).choose(curve.measure, curve.is_within, None)
+    Bisection((0.2, 0.4, 0.6, 0.8), resolution).choose(curve.measure, ())
     inside = max(level for level in curve.measured if level <= crossing)
     beyond = min(level for level in curve.measured if level > crossing)
     assert beyond - inside <= resolution + 1e-9
@@ -128,17 +125,17 @@ def test_bisection_brackets_the_crossing(crossing: float, resolution: float) -> 
 def test_bisection_closes_in_on_the_first_of_several_crossings() -> None:
     measured = []
 
-    def measure(level: float) -> float:
+    def measure(level: float) -> Point:
         measured.append(level)
-        return 1.0 if 0.27 < level < 0.5 or level > 0.9 else 0.0
+        return Point(level, 2.0 if 0.27 < level < 0.5 or level > 0.9 else 0.0)
 
-    Bisection((0.2, 0.4, 0.6, 0.8), 0.01).choose(measure, lambda value: value < 0.5, None)
+    Bisection((0.2, 0.4, 0.6, 0.8), 0.01).choose(measure, ())
     assert 0.26 < max(level for level in measured if level < 0.27) <= 0.27
 
 
 def test_bisection_spends_nothing_where_nothing_is_crossed() -> None:
     curve = Curve(2.0)
-    Bisection((0.5,), 0.01).choose(curve.measure, curve.is_within, None)
+    Bisection((0.5,), 0.01).choose(curve.measure, ())
     assert sorted(set(curve.measured)) == [0.0, 0.5, 1.0]
 
 
