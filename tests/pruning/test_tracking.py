@@ -221,7 +221,13 @@ class Job:
         self.watcher = self.watch(logdir)
 
     def watch(self, logdir: Path) -> sw.Watcher:
-        options = {"every": 1, "tolerance": 0.05, "strict": True, "levels": sw.Tracking()}
+        options = {
+            "max_overhead": None,
+            "every": 1,
+            "tolerance": 0.05,
+            "strict": True,
+            "levels": sw.Tracking(),
+        }
         return sw.watch(self.model, None, proxy=self.proxy, logdir=logdir, **options)
 
     def look(self, times: int) -> None:
