@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel, loops
 from sparsitywatch.weights.spectrum.bins import STORAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,21 @@ def nothing_loaded():
     yield
     kernel.load.cache_clear()
     kernel._numba.cache_clear()
+
+
+@pytest.fixture
+def fake_numba(monkeypatch):
+    """Puts a module in numba's place that has no more than what the test gives it."""
+
+    def install(njit=None, disabled=False):
+        fake = types.ModuleType("numba")
+        fake.__spec__ = importlib.machinery.ModuleSpec("numba", None)
+        fake.config = types.SimpleNamespace(DISABLE_JIT=disabled)
+        fake.njit = njit
+        monkeypatch.setitem(sys.modules, "numba", fake)
+        monkeypatch.setattr(kernel, "_give_prefetch_a_body", lambda: None)
+
+    return install
 
 
 @pytest.fixture
@@ -61,7 +76,7 @@ def expected_counts(words):
 @pytest.mark.parametrize("num_bytes", [2, 4, 8])
 def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
     # the same functions, run by the interpreter: tested without numba, too
-    interpreted = kernel.Kernel(num_bytes, kernel._COUNT[num_bytes], kernel._drain)
+    interpreted = kernel.Kernel(num_bytes, kernel._COUNT[num_bytes], loops.drain)
     buffers = kernel.Buffers(num_bytes)
     for seed, size in enumerate((0, 1, 15, 16, 17, 500)):
         words = words_of(num_bytes, seed, size)
@@ -124,16 +139,6 @@ def test_without_numba_nothing_is_said(monkeypatch, caplog):
     assert not caplog.records
 
 
-class BrokenNumba(types.ModuleType):
-    """Can be found; what is done with it is up to the test."""
-
-    def __init__(self, njit=None, disabled=False):
-        super().__init__("numba")
-        self.__spec__ = importlib.machinery.ModuleSpec("numba", None)
-        self.config = types.SimpleNamespace(DISABLE_JIT=disabled)
-        self.njit = njit
-
-
 def counts_as_ever(caplog):
     tensor = torch.randn(500, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.INFO, "sparsitywatch"):
@@ -152,46 +157,46 @@ def test_a_numba_that_cannot_be_imported_is_reported_once(
     assert counts_as_ever(caplog)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "numba is installed and cannot be imported" in record.message
+    assert "numba is installed and cannot be used" in record.message
     assert "Numba needs NumPy 2.3 or less" in caplog.text
 
 
-def test_a_numba_that_cannot_compile_is_reported_once(monkeypatch, caplog, always_compiled):
+def test_a_numba_that_cannot_compile_is_reported_once(fake_numba, caplog, always_compiled):
     def njit(*args, **options):
         raise OSError("no LLVM")
 
-    monkeypatch.setitem(sys.modules, "numba", BrokenNumba(njit))
+    fake_numba(njit)
     assert counts_as_ever(caplog)
     (warning,) = (r for r in caplog.records if r.levelname == "WARNING")
     assert "failed on the counter of 4-byte weights" in warning.message
     assert "no LLVM" in caplog.text
 
 
-def test_a_numba_that_compiles_wrong_code_is_not_used(monkeypatch, caplog, always_compiled):
+def test_a_numba_that_compiles_wrong_code_is_not_used(fake_numba, caplog, always_compiled):
     def njit(*args, **options):
         return lambda function: lambda *arrays: 0
 
-    monkeypatch.setitem(sys.modules, "numba", BrokenNumba(njit))
+    fake_numba(njit)
     assert counts_as_ever(caplog)
     assert "Expected the counts that numpy finds" in caplog.text
 
 
-def test_where_nothing_can_be_kept_on_disk_it_compiles_anyway(monkeypatch, caplog):
+def test_where_nothing_can_be_kept_on_disk_it_compiles_anyway(fake_numba, caplog):
     def njit(*args, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setitem(sys.modules, "numba", BrokenNumba(njit))
+    fake_numba(njit)
     with caplog.at_level(logging.INFO, "sparsitywatch"):
         assert kernel.load(4) is not None
     assert "not kept on disk" in caplog.text
     assert all(record.levelname == "INFO" for record in caplog.records)
 
 
-def test_a_numba_that_does_not_compile_is_not_used(monkeypatch, caplog):
+def test_a_numba_that_does_not_compile_is_not_used(fake_numba, caplog):
     # NUMBA_DISABLE_JIT=1, set to debug something else, would make counting last forever
-    monkeypatch.setitem(sys.modules, "numba", BrokenNumba(disabled=True))
+    fake_numba(disabled=True)
     with caplog.at_level(logging.INFO, "sparsitywatch"):
         assert kernel.load(4) is None
     assert "NUMBA_DISABLE_JIT" in caplog.text

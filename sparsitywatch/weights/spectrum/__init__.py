@@ -7,7 +7,9 @@
     reading.py       tensors in, pieces of words out, by a pool of threads
     counting.py      one histogram per tensor: threads on CPU, one transfer per device
     kernel.py        the same counting compiled, where numba is installed
+    loops.py         what is compiled
     distribution.py  cumulative counts: how many weights lie below t, which t reaches k
+    layered.py       the same asked of every tensor at once, and their log10 histograms
     exact.py         a second pass inside the boundary bins only
     magnitude.py     MagnitudeSpectrum, the public face
 """

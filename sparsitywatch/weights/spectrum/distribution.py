@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -11,6 +10,7 @@ import numpy as np
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum.bins import BINS, Bins, common_edges
 from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.layered import root_mean_square
 
 __all__ = ["Distribution", "num_pruned"]
 
@@ -95,13 +95,7 @@ class Distribution:
         """
         sums = [item for part in self._parts for item in part.squares]
         num_finite = sum(int(part.cumulative[-1]) for part in self._parts if len(part.keys))
-        if num_finite == 0:
-            return math.nan
-        if not sums:
-            return 0.0
-        top = max(exponent for _, exponent in sums)
-        total = math.fsum(math.ldexp(float(s), 2 * (exponent - top)) for s, exponent in sums)
-        return math.ldexp(math.sqrt(total / (3 * num_finite)), top)
+        return root_mean_square(sums, num_finite)
 
 
 class _Part:
@@ -113,8 +107,9 @@ class _Part:
             self.keys, self.counts = histograms[0].keys, histograms[0].counts
         else:
             dense = np.zeros(len(bins.edges), np.int64)
-            for histogram in histograms:
-                dense[histogram.keys] += histogram.counts
+            # add.at is fast for indices that need no cast
+            keys = np.concatenate([h.keys for h in histograms]).astype(np.intp)
+            np.add.at(dense, keys, np.concatenate([h.counts for h in histograms]))
             self.keys = np.flatnonzero(dense != 0).astype(np.int32)
             self.counts = dense[self.keys]
         self.cumulative = np.cumsum(self.counts)

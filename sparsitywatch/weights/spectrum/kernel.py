@@ -3,14 +3,6 @@
 It takes the keys and counts them in one loop, where the plain path needs a pass for each of
 its array operations. Nothing is imported before ``load`` is called, and without numba
 (``pip install sparsitywatch[fast]``) ``load`` returns None.
-
-What makes it fast:
-
-* Weights are read in packs of eight bytes; the keys of a pack are taken side by side.
-* Four tables, the lanes, take turns. An increment has to wait for the one before if both
-  hit the same bin, and equal weights (zeros above all) or a narrow distribution do that all
-  the time.
-* Signs are dropped, so that the occupied bins of all four tables stay in a core's own cache.
 """
 
 from __future__ import annotations
@@ -24,111 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.weights.spectrum import loops
 from sparsitywatch.weights.spectrum.bins import STORAGES
 
 __all__ = ["Buffers", "Kernel", "load"]
 
 _logger = logging.getLogger("sparsitywatch")
 
-#: Packs of eight bytes that are read before their weights are counted.
-UNROLL = 4
-
-
-def _count_16(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add bfloat16 or float16 words to the lanes of ``table``; keys are the magnitude bits."""
-    sign_off, low = np.uint64(0x7FFF7FFF7FFF7FFF), np.uint64(0xFFFF)
-    second, third, fourth = np.uint64(16), np.uint64(32), np.uint64(48)
-    one = np.uint32(1)
-    lane0, lane1, lane2, lane3 = table[0], table[1], table[2], table[3]
-    for k in range(packs.size // 4):
-        a, b = packs[4 * k] & sign_off, packs[4 * k + 1] & sign_off
-        c, d = packs[4 * k + 2] & sign_off, packs[4 * k + 3] & sign_off
-        lane0[a & low] += one
-        lane1[(a >> second) & low] += one
-        lane2[(a >> third) & low] += one
-        lane3[a >> fourth] += one
-        lane0[b & low] += one
-        lane1[(b >> second) & low] += one
-        lane2[(b >> third) & low] += one
-        lane3[b >> fourth] += one
-        lane0[c & low] += one
-        lane1[(c >> second) & low] += one
-        lane2[(c >> third) & low] += one
-        lane3[c >> fourth] += one
-        lane0[d & low] += one
-        lane1[(d >> second) & low] += one
-        lane2[(d >> third) & low] += one
-        lane3[d >> fourth] += one
-    for k in range(rest.size):
-        lane0[rest[k] & np.uint64(0x7FFF)] += one
-
-
-def _count_32(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add float32 words; both halves of a pack are rounded up at once, neither overflows."""
-    sign_off, up = np.uint64(0x7FFFFFFF7FFFFFFF), np.uint64(0x00007FFF00007FFF)
-    low, shift, high = np.uint64(0xFFFFFFFF), np.uint64(15), np.uint64(47)
-    one = np.uint32(1)
-    lane0, lane1, lane2, lane3 = table[0], table[1], table[2], table[3]
-    for k in range(packs.size // 4):
-        a, b = (packs[4 * k] & sign_off) + up, (packs[4 * k + 1] & sign_off) + up
-        c, d = (packs[4 * k + 2] & sign_off) + up, (packs[4 * k + 3] & sign_off) + up
-        lane0[(a & low) >> shift] += one
-        lane1[a >> high] += one
-        lane2[(b & low) >> shift] += one
-        lane3[b >> high] += one
-        lane0[(c & low) >> shift] += one
-        lane1[c >> high] += one
-        lane2[(d & low) >> shift] += one
-        lane3[d >> high] += one
-    for k in range(rest.size):
-        lane0[((rest[k] & np.uint64(0x7FFFFFFF)) + np.uint64(0x7FFF)) >> shift] += one
-
-
-def _count_64(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add float64 words, one a pack."""
-    sign_off, up = np.uint64(0x7FFFFFFFFFFFFFFF), np.uint64((1 << 44) - 1)
-    shift, one = np.uint64(44), np.uint32(1)
-    lane0, lane1 = table[0], table[1]
-    for k in range(packs.size // 4):
-        a, b = (packs[4 * k] & sign_off) + up, (packs[4 * k + 1] & sign_off) + up
-        c, d = (packs[4 * k + 2] & sign_off) + up, (packs[4 * k + 3] & sign_off) + up
-        lane0[a >> shift] += one
-        lane1[b >> shift] += one
-        lane0[c >> shift] += one
-        lane1[d >> shift] += one
-    for k in range(rest.size):
-        lane0[((rest[k] & sign_off) + up) >> shift] += one
-
-
-def _drain(table: np.ndarray, pairs: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> int:
-    """Move the counts of all lanes to ``keys`` and ``counts``, rising; how many there are.
-
-    ``table`` is empty afterwards. ``pairs`` is the same memory, two counts at once: most
-    blocks hold nothing and are passed over quickly.
-    """
-    nothing = np.uint64(0)
-    found = 0
-    for block in range(table.shape[1] // 64):
-        some = nothing
-        for lane in range(table.shape[0]):
-            for k in range(32):
-                some |= pairs[lane, 32 * block + k]
-        if some == nothing:
-            continue
-        for lane in range(1, table.shape[0]):
-            for key in range(64 * block, 64 * block + 64):
-                table[0, key] += table[lane, key]
-                table[lane, key] = 0
-        for key in range(64 * block, 64 * block + 64):
-            if table[0, key] > 0:
-                keys[found] = key
-                counts[found] = table[0, key]
-                table[0, key] = 0
-                found += 1
-    return found
-
-
-_COUNT = {2: _count_16, 4: _count_32, 8: _count_64}
+_COUNT = {2: loops.count_16, 4: loops.count_32, 8: loops.count_64}
 _COUNT_SIGNATURE = "void(uint64[::1], uint64[::1], uint32[:, ::1])"
 _DRAIN_SIGNATURE = "int64(uint32[:, ::1], uint64[:, ::1], int32[::1], int64[::1])"
 
@@ -168,7 +63,7 @@ class Kernel:
         """
         per_pack = 8 // self.num_bytes
         start = min((-words.ctypes.data % 8) // self.num_bytes, len(words))
-        num_packs = (len(words) - start) // (per_pack * UNROLL) * UNROLL
+        num_packs = (len(words) - start) // (per_pack * loops.UNROLL) * loops.UNROLL
         end = start + num_packs * per_pack
         rest = np.concatenate((words[:start], words[end:]), dtype=np.uint64)
         self.count(words[start:end].view(np.uint64), rest, buffers.table)
@@ -191,17 +86,12 @@ def load(num_bytes: int) -> Kernel | None:
         kernel = Kernel(
             num_bytes,
             _compiled(numba, count, _COUNT_SIGNATURE),
-            _compiled(numba, _drain, _DRAIN_SIGNATURE),
+            _compiled(numba, loops.drain, _DRAIN_SIGNATURE),
         )
         _check(kernel)
-    except Exception:
-        _logger.warning(
-            "sparsitywatch: numba %s failed on the counter of %d-byte weights; counting goes "
-            "on without, slower and with the same result",
-            getattr(numba, "__version__", "of unknown version"),
-            num_bytes,
-            exc_info=True,
-        )
+    except Exception as error:  # noqa: BLE001  it is reported
+        version = getattr(numba, "__version__", "of unknown version")
+        _report(f"numba {version} failed on the counter of {num_bytes}-byte weights", error)
         return None
     return kernel
 
@@ -212,17 +102,56 @@ def _numba() -> Any:
         return None
     try:
         import numba
-    except Exception:
-        _logger.warning(
-            "sparsitywatch: numba is installed and cannot be imported; counting goes on "
-            "without, slower and with the same result",
-            exc_info=True,
-        )
-        return None
-    if getattr(numba.config, "DISABLE_JIT", False):
-        _logger.info("sparsitywatch: counting without numba, NUMBA_DISABLE_JIT is set")
+
+        if getattr(numba.config, "DISABLE_JIT", False):
+            _logger.info("sparsitywatch: counting without numba, NUMBA_DISABLE_JIT is set")
+            return None
+        _give_prefetch_a_body()
+    except Exception as error:  # noqa: BLE001  it is reported
+        _report("numba is installed and cannot be used", error)
         return None
     return numba
+
+
+def _report(what: str, error: Exception) -> None:
+    reason = (str(error).strip().splitlines() or [""])[0]  # numba's go on for pages
+    _logger.warning(
+        "sparsitywatch: %s (%s: %s); counting goes on without, slower and with the same result",
+        what,
+        type(error).__name__,
+        reason,
+    )
+    _logger.debug("sparsitywatch: the whole error", exc_info=error)
+
+
+def _give_prefetch_a_body() -> None:
+    """Let compiled calls of ``loops.prefetch`` be the instruction of that name."""
+    from llvmlite import ir
+    from numba import types
+    from numba.extending import intrinsic, overload
+
+    def instruct(typing: Any, packs: Any, index: Any) -> Any:  # noqa: ARG001  numba's order
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = context.make_array(signature.args[0])(context, builder, arguments[0])
+            byte_pointer, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+            address = builder.bitcast(builder.gep(array.data, [arguments[1]]), byte_pointer)
+            kind = ir.FunctionType(ir.VoidType(), [byte_pointer, int32, int32, int32])
+            instruction = builder.module.declare_intrinsic("llvm.prefetch", [byte_pointer], kind)
+            # 0: to read; 1: used about once; 1: data
+            builder.call(instruction, [address, int32(0), int32(1), int32(1)])
+            return context.get_dummy_value()
+
+        return types.void(packs, index), generate
+
+    emit = intrinsic(instruct)
+
+    def choose(packs: Any, index: Any) -> Any:  # noqa: ARG001  numba passes their types
+        def body(packs: Any, index: Any) -> Any:
+            return emit(packs, index)
+
+        return body
+
+    overload(loops.prefetch)(choose)
 
 
 def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Callable[..., Any]:
@@ -231,7 +160,8 @@ def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Calla
         kept: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True)(function)
     except Exception as error:
         # nowhere to keep it, or what was kept cannot be read
-        _logger.info("sparsitywatch: compiled code is not kept on disk: %r", error, exc_info=True)
+        _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
+        _logger.debug("sparsitywatch: the whole error", exc_info=True)
         kept = numba.njit(signature, nogil=True)(function)
     return kept
 
