@@ -87,8 +87,10 @@ def _count_on_cpu(
     found = {name: Histogram.empty(dtypes[name]) for name in words}
     is_worth_it = sum(w.numel() for w in words.values()) >= MIN_COMPILED
     widths = {dtypes[name].itemsize for name in words} if is_worth_it else ()
-    counter = _Counter({width: kernel.load(width) for width in widths})
-    counted = map_pieces(counter, words, dtypes, num_threads)
+    kernels = {width: kernel.load(width) for width in widths}
+    # compiled, the smallest piece is done before another thread has started
+    worth_a_thread = 4 if any(kernels.values()) else 1
+    counted = map_pieces(_Counter(kernels), words, dtypes, num_threads, worth_a_thread)
     for name, parts in itertools.groupby(counted, key=lambda item: item[0]):
         first, *others = (histogram for _, histogram in parts)
         found[name] = sum(others, first)

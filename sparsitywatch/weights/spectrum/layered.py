@@ -38,6 +38,11 @@ class Layered:
             for name, where in places.items()
         ]
 
+    @property
+    def totals(self) -> dict[Bins, tuple[np.ndarray, np.ndarray]]:
+        """The histograms of each kind of bins added up: keys, rising, and counts."""
+        return {group.bins: group.total() for _, group in self._groups}
+
     def num_at_most(self, t: np.ndarray) -> np.ndarray:
         """Weights with |w| <= t in each tensor, float64 [T, K]: interpolated within a bin.
 
@@ -71,22 +76,34 @@ class Layered:
 
 
 class _Group:
-    """Tensors whose bins are of one kind; their bins end to end."""
+    """Tensors whose bins are of one kind; their bins end to end.
+
+    These arrays have hundreds of thousands of elements. Results go where they stay: a
+    temporary would be fresh memory, which costs more than the arithmetic.
+    """
 
     def __init__(self, bins: Bins, histograms: Sequence[Histogram]) -> None:
-        self._bins = bins
-        self._ends = np.cumsum([len(h.keys) for h in histograms])
-        self._starts = self._ends - [len(h.keys) for h in histograms]
-        self._rows = np.repeat(np.arange(len(histograms)), self._ends - self._starts)
-        self._keys = np.concatenate([h.keys for h in histograms])
+        self.bins = bins
+        lengths = np.array([len(h.keys) for h in histograms])
+        self._ends = np.cumsum(lengths)
+        self._starts = self._ends - lengths
+        self._keys = np.concatenate([h.keys for h in histograms], dtype=np.intp)
         self._counts = np.concatenate([h.counts for h in histograms])
-        self._before = np.concatenate(([0], np.cumsum(self._counts)))
+        self._before = np.zeros(len(self._counts) + 1, np.int64)
+        np.cumsum(self._counts, out=self._before[1:])
         # rises throughout: a tensor's keys lie between row * stride and the next row's
         self._stride = len(bins.edges) + 1
-        self._order = self._rows * self._stride + self._keys
+        self._order = np.repeat(np.arange(len(lengths)) * self._stride, lengths)
+        self._order += self._keys
+
+    def total(self) -> tuple[np.ndarray, np.ndarray]:
+        dense = np.zeros(len(self.bins.edges), np.int64)
+        np.add.at(dense, self._keys, self._counts)
+        keys = np.flatnonzero(dense != 0).astype(np.int32)
+        return keys, dense[keys]
 
     def num_at_most(self, t: np.ndarray) -> np.ndarray:
-        keys, fractions = _places(self._bins, t)
+        keys, fractions = _places(self.bins, t)
         rows = np.arange(len(self._ends))[:, None]
         index = self._order.searchsorted(rows * self._stride + keys, side="right")
         below: np.ndarray = (self._before[index] - self._before[self._starts][:, None]) + 0.0
@@ -97,9 +114,12 @@ class _Group:
         return below
 
     def rms(self) -> list[float]:
-        starts, exponents = _exponents(self._bins)
+        starts, exponents = _exponents(self.bins)
         index, exponents = self._index_of(starts, exponents)
-        squares = np.concatenate(([0], np.cumsum(self._counts * _moments(self._bins)[self._keys])))
+        squares = np.zeros(len(self._keys) + 1, np.int64)
+        np.take(_moments(self.bins), self._keys, out=squares[1:], mode="clip")
+        squares[1:] *= self._counts
+        np.cumsum(squares, out=squares)
         sums = np.diff(squares[index], axis=1)
         num_finite = (self._before[self._ends] - self._before[self._starts]).tolist()
         return [
@@ -108,9 +128,17 @@ class _Group:
         ]
 
     def log10_histograms(self, bins_per_decade: int) -> list[LogHistogram]:
-        index, places = self._index_of(*_log_bins(self._bins, bins_per_decade))
+        index, places = self._index_of(*_log_bins(self.bins, bins_per_decade))
         sums = np.diff(self._before[index], axis=1)
         return [_log_histogram(row, places, bins_per_decade) for row in sums]
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        """The smallest key but 0, and the largest; (stride, 0) if there is none."""
+        starts = self._order.searchsorted(np.arange(len(self._ends)) * self._stride + 1)
+        used = starts < self._ends
+        first = self._keys[starts[used]].min(initial=self._stride)
+        return int(first), int(self._keys[self._ends[used] - 1].max(initial=0))
 
     def _index_of(self, starts: np.ndarray, values: list[int]) -> tuple[np.ndarray, list[int]]:
         """Where each class of keys begins and ends in each tensor's bins, [T, C + 1].
@@ -120,8 +148,7 @@ class _Group:
                 C + 1; those that no tensor reaches are left out.
             values: what each class stands for.
         """
-        first = int(self._keys.min(initial=self._stride, where=self._keys > 0))
-        last = int(self._keys.max(initial=0))
+        first, last = self._span
         begin = max(int(starts.searchsorted(first, side="right")) - 1, 0)
         end = max(int(starts.searchsorted(last, side="right")), begin)
         queries = np.arange(len(self._ends))[:, None] * self._stride + starts[begin : end + 1]

@@ -242,10 +242,7 @@ class MagnitudeSpectrum:
         return dict(self._layers)
 
     def layer_sparsity_at(self, thresholds: Sequence[float]) -> dict[str, list[float]]:
-        """``layers()[name].sparsity_at(t)`` of every tensor and threshold, in one go.
-
-        Returns:
-            By name, in order: the counted fraction |w| <= t of the tensor per threshold.
+        """``sparsity_at`` of each layer at each threshold, in one go; by name, in order.
 
         Raises:
             ConfigurationError: a threshold is NaN.
@@ -277,7 +274,9 @@ class MagnitudeSpectrum:
 
     @cached_property
     def _distribution(self) -> Distribution:
-        return Distribution(self._histograms.values())
+        if len(self._histograms) > 1:
+            return Distribution(self._layered.totals)
+        return Distribution({h.bins: (h.keys, h.counts) for h in self._histograms.values()})
 
     @cached_property
     def _layered(self) -> Layered:

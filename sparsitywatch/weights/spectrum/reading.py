@@ -81,8 +81,17 @@ def map_pieces(
     words: Mapping[str, torch.Tensor],
     dtypes: Mapping[str, torch.dtype],
     num_threads: int | None,
+    pieces_per_thread: int = 1,
 ) -> list[tuple[str, T]]:
-    """``function`` of each piece of each CPU tensor, in order, by the caller and a pool."""
+    """``function`` of each piece of each CPU tensor, in order, by the caller and a pool.
+
+    Args:
+        function: of a piece and its dtype's storage.
+        words: of each tensor, by name.
+        dtypes: of each tensor, by name.
+        num_threads: at most; by default ``torch.get_num_threads()``.
+        pieces_per_thread: smallest pieces that are worth the start of a thread.
+    """
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
     total = sum(w.numel() for w in words.values())
     size = min(max(total // (8 * num_threads), MIN_PIECE), MAX_PIECE)
@@ -92,7 +101,7 @@ def map_pieces(
         # a strided piece is copied by its worker, so it has to be small
         for piece in pieces(tensor, size if tensor.is_contiguous() else MIN_PIECE)
     ]
-    num_threads = min(num_threads, len(tasks), -(-total // MIN_PIECE))
+    num_threads = min(num_threads, len(tasks), -(-total // (MIN_PIECE * pieces_per_thread)))
     results: dict[int, T] = {}
     # the largest first, or the last thread would finish long after the others
     waiting = deque(sorted(range(len(tasks)), key=lambda i: -tasks[i][1].size))
