@@ -11,10 +11,17 @@ import torch
 from hypothesis import given, settings
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, layered
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 VALUES = [0.0, -0.0, 1.0, -1.5, 2e-2, 1e-3, 3e4, math.inf, -math.inf, math.nan, 1e-45, 1e-7]
+
+
+@pytest.fixture(scope="module", params=[layered.GROUP, 40], autouse=True)
+def bins_of_a_group(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layered, "GROUP", request.param)
+        yield
 
 
 @st.composite

@@ -8,7 +8,7 @@ all tensors lie one after another, and each question is one array operation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property, lru_cache
 
 import numpy as np
@@ -18,6 +18,9 @@ from sparsitywatch.weights.spectrum.bins import BINS, Bins
 from sparsitywatch.weights.spectrum.histogram import Histogram
 
 __all__ = ["Layered", "root_mean_square"]
+
+#: Bins that are asked together: arrays of them stay in a core's cache.
+GROUP = 1 << 16
 
 
 class Layered:
@@ -30,18 +33,22 @@ class Layered:
     def __init__(self, histograms: Sequence[Histogram]) -> None:
         self.num_weights = np.array([h.num_weights for h in histograms], np.int64)
         self._num_nan = np.array([h.num_nan for h in histograms], np.int64)
-        places: dict[str, list[int]] = {}
-        for i, histogram in enumerate(histograms):
-            places.setdefault(histogram.bins.name, []).append(i)
         self._groups = [
-            (np.array(where), _Group(BINS[name], [histograms[i] for i in where]))
-            for name, where in places.items()
+            (np.array(where), _Group(bins, [histograms[i] for i in where]))
+            for bins, where in _in_groups(histograms)
         ]
 
     @property
     def totals(self) -> dict[Bins, tuple[np.ndarray, np.ndarray]]:
         """The histograms of each kind of bins added up: keys, rising, and counts."""
-        return {group.bins: group.total() for _, group in self._groups}
+        dense: dict[Bins, np.ndarray] = {}
+        for _, group in self._groups:
+            group.add_to(dense.setdefault(group.bins, np.zeros(len(group.bins.edges), np.int64)))
+        found = {}
+        for bins, counts in dense.items():
+            keys = np.flatnonzero(counts != 0).astype(np.int32)
+            found[bins] = keys, counts[keys]
+        return found
 
     def num_at_most(self, t: np.ndarray) -> np.ndarray:
         """Weights with |w| <= t in each tensor, float64 [T, K]: interpolated within a bin.
@@ -75,50 +82,73 @@ class Layered:
         return [found[i] for i in range(len(found))]
 
 
-class _Group:
-    """Tensors whose bins are of one kind; their bins end to end.
+def _in_groups(histograms: Sequence[Histogram]) -> Iterator[tuple[Bins, list[int]]]:
+    """Positions of histograms of one kind of bins, up to GROUP bins together."""
+    by_kind: dict[str, list[int]] = {}
+    for i, histogram in enumerate(histograms):
+        by_kind.setdefault(histogram.bins.name, []).append(i)
+    for name, positions in by_kind.items():
+        group: list[int] = []
+        num_bins = 0
+        for i in positions:
+            num_bins += len(histograms[i].keys)
+            if group and num_bins > GROUP:
+                yield BINS[name], group
+                group, num_bins = [], len(histograms[i].keys)
+            group.append(i)
+        yield BINS[name], group
 
-    These arrays have hundreds of thousands of elements. Results go where they stay: a
-    temporary would be fresh memory, which costs more than the arithmetic.
-    """
+
+class _Group:
+    """Tensors whose bins are of one kind; their bins end to end."""
 
     def __init__(self, bins: Bins, histograms: Sequence[Histogram]) -> None:
         self.bins = bins
         lengths = np.array([len(h.keys) for h in histograms])
         self._ends = np.cumsum(lengths)
         self._starts = self._ends - lengths
-        self._keys = np.concatenate([h.keys for h in histograms], dtype=np.intp)
-        self._counts = np.concatenate([h.counts for h in histograms])
-        self._before = np.zeros(len(self._counts) + 1, np.int64)
-        np.cumsum(self._counts, out=self._before[1:])
+        self._before = np.zeros(self._ends[-1] + 1, np.int64)
+        np.cumsum(np.concatenate([h.counts for h in histograms]), out=self._before[1:])
         # rises throughout: a tensor's keys lie between row * stride and the next row's
         self._stride = len(bins.edges) + 1
-        self._order = np.repeat(np.arange(len(lengths)) * self._stride, lengths)
-        self._order += self._keys
+        is_short = len(lengths) * self._stride < 1 << 31
+        self._bases = np.arange(len(lengths), dtype=np.int32 if is_short else np.int64)
+        self._bases *= self._stride
+        self._order = np.repeat(self._bases, lengths)
+        self._order += np.concatenate([h.keys for h in histograms])
 
-    def total(self) -> tuple[np.ndarray, np.ndarray]:
-        dense = np.zeros(len(self.bins.edges), np.int64)
-        np.add.at(dense, self._keys, self._counts)
-        keys = np.flatnonzero(dense != 0).astype(np.int32)
-        return keys, dense[keys]
+    def _keys(self) -> np.ndarray:
+        # made anew: what is kept costs more than what is computed
+        return (self._order - np.repeat(self._bases, self._ends - self._starts)).astype(np.intp)
+
+    def add_to(self, dense: np.ndarray) -> None:
+        # add.at is fast for indices that need no cast
+        np.add.at(dense, self._keys(), np.diff(self._before))
 
     def num_at_most(self, t: np.ndarray) -> np.ndarray:
         keys, fractions = _places(self.bins, t)
-        rows = np.arange(len(self._ends))[:, None]
-        index = self._order.searchsorted(rows * self._stride + keys, side="right")
+        queries = self._queries(keys + 1)
+        index = self._order.searchsorted(queries)
         below: np.ndarray = (self._before[index] - self._before[self._starts][:, None]) + 0.0
         inside = np.flatnonzero((fractions > 0.0) & (index < self._ends[:, None]))
         flat = index.ravel()[inside]
-        inside, flat = (x[self._keys[flat] == keys.ravel()[inside] + 1] for x in (inside, flat))
-        below.ravel()[inside] += self._counts[flat] * fractions.ravel()[inside]
+        inside, flat = (x[self._order[flat] == queries.ravel()[inside]] for x in (inside, flat))
+        counts = self._before[flat + 1] - self._before[flat]
+        below.ravel()[inside] += counts * fractions.ravel()[inside]
         return below
+
+    def _queries(self, keys: np.ndarray) -> np.ndarray:
+        """``keys``, [K] or [T, K], of each tensor, as ``_order`` has them; [T, K]."""
+        # in the dtype of what is searched, or all of that would be cast
+        queries: np.ndarray = self._bases[:, None] + keys.astype(self._order.dtype)
+        return queries
 
     def rms(self) -> list[float]:
         starts, exponents = _exponents(self.bins)
         index, exponents = self._index_of(starts, exponents)
-        squares = np.zeros(len(self._keys) + 1, np.int64)
-        np.take(_moments(self.bins), self._keys, out=squares[1:], mode="clip")
-        squares[1:] *= self._counts
+        squares = np.zeros(len(self._before), np.int64)
+        squares[1:] = self.bins.second_moments[self._keys()]
+        squares[1:] *= np.diff(self._before)
         np.cumsum(squares, out=squares)
         sums = np.diff(squares[index], axis=1)
         num_finite = (self._before[self._ends] - self._before[self._starts]).tolist()
@@ -132,14 +162,6 @@ class _Group:
         sums = np.diff(self._before[index], axis=1)
         return [_log_histogram(row, places, bins_per_decade) for row in sums]
 
-    @cached_property
-    def _span(self) -> tuple[int, int]:
-        """The smallest key but 0, and the largest; (stride, 0) if there is none."""
-        starts = self._order.searchsorted(np.arange(len(self._ends)) * self._stride + 1)
-        used = starts < self._ends
-        first = self._keys[starts[used]].min(initial=self._stride)
-        return int(first), int(self._keys[self._ends[used] - 1].max(initial=0))
-
     def _index_of(self, starts: np.ndarray, values: list[int]) -> tuple[np.ndarray, list[int]]:
         """Where each class of keys begins and ends in each tensor's bins, [T, C + 1].
 
@@ -151,8 +173,17 @@ class _Group:
         first, last = self._span
         begin = max(int(starts.searchsorted(first, side="right")) - 1, 0)
         end = max(int(starts.searchsorted(last, side="right")), begin)
-        queries = np.arange(len(self._ends))[:, None] * self._stride + starts[begin : end + 1]
+        queries = self._queries(starts[begin : end + 1])
         return self._order.searchsorted(queries), values[begin:end]
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        """The smallest key but 0, and the largest; (stride, 0) if there is none."""
+        starts = self._order.searchsorted(self._bases + 1)
+        used = starts < self._ends
+        first = self._order[starts[used]] - self._bases[used]
+        last = self._order[self._ends[used] - 1] - self._bases[used]
+        return int(first.min(initial=self._stride)), int(last.max(initial=0))
 
 
 def root_mean_square(sums: Sequence[tuple[int, int]], num_finite: int) -> float:
@@ -198,11 +229,6 @@ def _places(bins: Bins, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @cache
 def _exponents(bins: Bins) -> tuple[np.ndarray, list[int]]:
     return _classes(bins.unit_exponents)
-
-
-@cache
-def _moments(bins: Bins) -> np.ndarray:
-    return bins.second_moments.astype(np.int64)
 
 
 @lru_cache(maxsize=8)
