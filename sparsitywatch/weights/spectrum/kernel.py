@@ -1,4 +1,4 @@
-"""An optional counter for CPU that numba compiles; the same integers, about half the time.
+"""An optional counter for CPU that numba compiles; the same integers in less than half the time.
 
 It takes the keys and counts them in one loop, where the plain path needs a pass for each of
 its array operations. Nothing is imported before ``load`` is called, and without numba
