@@ -19,8 +19,8 @@ __all__ = ["UNROLL", "count_16", "count_32", "count_64", "drain", "prefetch"]
 
 #: Packs whose weights are counted in one turn of a loop.
 UNROLL = 4
-#: How many packs ahead memory is asked for: 2 KiB.
-AHEAD = 256
+#: How many packs ahead memory is asked for: a page. Half of it is a tenth slower.
+AHEAD = 512
 
 
 def prefetch(packs: np.ndarray, index: int) -> None:
