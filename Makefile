@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
+BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -40,7 +41,7 @@ imports: $(VENV)/.ready-dev
 	$(BIN)/python $(BIN)/lint-imports --no-cache  # its cache overlooks added modules
 
 bench: $(VENV)/.ready-dev
-	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
 
 setup: $(VENV)/.ready-dev
 

@@ -16,12 +16,11 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from reporting import Goal, goal_rows, machine, run
+from reporting import Goal, goal_rows, machine, run, timed
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import BertConfig, BertForMaskedLM
@@ -61,13 +60,6 @@ def loss_per_example(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.
     logits = model(input_ids=batch["input_ids"]).logits
     losses = nn.functional.cross_entropy(logits.mT, batch["labels"], reduction="none")
     return losses.mean(dim=1)
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that ``run`` took."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 class Stall:

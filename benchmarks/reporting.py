@@ -6,8 +6,10 @@ import argparse
 import datetime as dt
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 
 import sparsitywatch
 
-__all__ = ["Goal", "goal_rows", "machine", "run"]
+__all__ = ["Goal", "commit", "goal_rows", "machine", "medians_s", "run", "timed"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,24 @@ def goal_rows(goals: Sequence[Goal]) -> list[str]:
     return ["| goal | reach | measured | |", "|---|---:|---:|---|", *(g.row() for g in goals)]
 
 
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that ``run`` took."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def medians_s(cases: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Medians of interleaved repeats, so that a busy moment hits every case alike."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for run in cases.values():
+        run()
+    for _ in range(repeats):
+        for name, run in cases.items():
+            times[name].append(timed(run))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
 def machine(num_threads: int) -> str:
     """Where and with what the times were taken."""
     cpu = platform.processor() or platform.machine()
@@ -63,11 +83,11 @@ def machine(num_threads: int) -> str:
         f"{cpu}, {num_cores} cores, load {os.getloadavg()[0]:.1f}, {num_threads} threads; "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"numpy {np.__version__}, sparsitywatch {sparsitywatch.__version__}; "
-        f"{dt.date.today()}, commit {_commit()}"
+        f"{dt.date.today()}, commit {commit()}"
     )
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was measured, ``-dirty`` if changed since."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     root = Path(__file__).parent

@@ -6,34 +6,33 @@ The weights are the 72 in-scope matrices of BERT-base, float32 N(0, 0.02). "spec
 pass with everything read off it: 19 thresholds, near-zero fractions by four rules, the share
 of each matrix at each threshold, a histogram of log10|w| per matrix. It stands beside one
 ``torch.nn.utils.prune.global_unstructured`` call (times 19: it does one level a call), a
-plain read of the weights and a plain copy. Times are medians of interleaved repeats; peak
-memory is resident memory above the weights, each case in a process of its own.
+plain read of the weights and a plain copy; with the compiled counter, where numba is
+installed, and without. A second table goes from a million bfloat16 weights to a billion.
+Times are medians of interleaved repeats; peak memory is resident memory above the weights,
+each case in a process of its own, which has loaded numba before.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
+import importlib.util
 import multiprocessing
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import torch
+from peak import forget_peak, peak_bytes
+from reporting import Goal, goal_rows, machine, medians_s, run, timed
 from torch import nn
 from torch.nn.utils import prune
 
-import sparsitywatch
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, kernel
 
+#: The ways to count on this machine.
+WAYS = ("plain", "compiled") if importlib.util.find_spec("numba") else ("plain",)
+#: (Matrices, their side): from a million weights to a billion.
+SIZES = [(4, 512), (10, 1024), (24, 2048), (60, 4096)]
 LEVELS = [i / 20 for i in range(1, 20)]
 #: Shapes of the in-scope matrices of one BERT-base layer.
 LAYER_SHAPES = [(768, 768)] * 4 + [(3072, 768), (768, 3072)]
@@ -64,9 +63,7 @@ def prepare_spectrum(weights: Weights) -> Callable[[], object]:
         spectrum.near_zero(rms=0.1)
         spectrum.near_zero(abs=1e-3)
         spectrum.near_zero(abs=0.0)
-        for layer in spectrum.layers().values():
-            for t in thresholds:
-                layer.sparsity_at(t)
+        spectrum.layer_sparsity_at(thresholds)
         spectrum.log10_histograms()
 
     return run
@@ -108,32 +105,76 @@ PREPARE = {
 }
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that ``run`` took."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def in_way(way: str, run: Callable[[], object]) -> Callable[[], object]:
+    """``run`` with or without the compiled counter."""
+    if way == "compiled":
+        return run
+
+    def plainly() -> object:
+        with mock.patch.object(kernel, "load", return_value=None):
+            return run()
+
+    return plainly
 
 
 def median_times_s(weights: Weights, repeats: int) -> dict[str, float]:
-    """Medians of interleaved repeats, so that a busy moment hits every case alike."""
+    """Medians of everything that is quick."""
     half = {name: w.bfloat16() for name, w in weights.items()}
-    cases = {name: PREPARE[name](weights) for name in ("read", "copy", "counting", "spectrum")}
-    cases["spectrum, bfloat16"] = prepare_spectrum(half)
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for run in cases.values():
-        run()
-    for _ in range(repeats):
-        for name, run in cases.items():
-            times[name].append(timed(run))
-    return {name: statistics.median(found) for name, found in times.items()}
+    cases = {name: PREPARE[name](weights) for name in ("read", "copy")}
+    for way in WAYS:
+        cases[f"counting, {way}"] = in_way(way, prepare_counting(weights))
+        cases[f"spectrum, {way}"] = in_way(way, prepare_spectrum(weights))
+        cases[f"bfloat16, {way}"] = in_way(way, prepare_spectrum(half))
+    return medians_s(cases, repeats)
+
+
+def make_square(num_matrices: int, side: int) -> Weights:
+    """bfloat16 matrices; the same random ones again and again, which is quicker."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(side, side).normal_(0, 0.02, generator=generator).bfloat16()
+    return {f"{i}.weight": drawn.roll(i) for i in range(num_matrices)}
+
+
+def sizes_table(sizes: list[tuple[int, int]], repeats: int) -> list[str]:
+    """Cost per weight from a million weights on, all sizes interleaved."""
+    cases: dict[str, Callable[[], object]] = {}
+    nums = {}
+    for num_matrices, side in sizes:
+        weights = make_square(num_matrices, side)
+        num = nums[f"{num_matrices} x {side}^2"] = num_matrices * side**2
+        for way in WAYS:
+            cases[f"{num} counting {way}"] = in_way(way, prepare_counting(weights))
+            cases[f"{num} spectrum {way}"] = in_way(way, prepare_spectrum(weights))
+    times = medians_s(cases, repeats)
+    found = [
+        Goal(f"cost per weight, most against least, {way}", 1.5, max(each) / min(each))
+        for way in WAYS
+        for each in [[times[f"{num} spectrum {way}"] / num for num in nums.values()]]
+    ]
+    head = [f"{what}, {way}" for way in WAYS for what in ("counting", "and all read off")]
+    lines = [
+        "",
+        "| bfloat16 weights, ns per weight | " + " | ".join(head) + " |",
+        "|---|" + "---:|" * len(head),
+    ]
+    for name, num in nums.items():
+        cells = [
+            f"{1e9 * times[f'{num} {what} {way}'] / num:.3f}"
+            for way in WAYS
+            for what in ("counting", "spectrum")
+        ]
+        lines.append(f"| {num:,} ({name}) | " + " | ".join(cells) + " |")
+    return [*lines, "", *goal_rows(found)]
 
 
 def measure_alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
     """In a child: (seconds, peak bytes above the weights) of one first run."""
     torch.set_num_threads(num_threads)
     weights = make_weights(num_layers)
-    run = PREPARE[case](weights)
+    name, _, way = case.partition(", ")
+    run = in_way(way, PREPARE[name](weights))
+    if way == "compiled":
+        kernel.load(4)  # numba itself is no part of what a look costs
     before = forget_peak()
     seconds = timed(run)
     return seconds, peak_bytes() - before
@@ -146,31 +187,6 @@ def alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
         return pool.submit(measure_alone, case, num_layers, num_threads).result()
 
 
-def forget_peak() -> int:
-    """Resident bytes now; where Linux allows it, the peak starts again from here."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return peak_bytes()  # elsewhere: the peak so far, which the weights dominate
-    return status_bytes("VmRSS")
-
-
-def peak_bytes() -> int:
-    """The most resident bytes of this process so far."""
-    if sys.platform == "linux":
-        return status_bytes("VmHWM")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def status_bytes(field: str) -> int:
-    """A field of this process's status on Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"Expected {field} in /proc/self/status.")
-
-
 def report(num_layers: int, repeats: int, num_threads: int) -> str:
     """The whole table, in Markdown."""
     weights = make_weights(num_layers)
@@ -179,21 +195,24 @@ def report(num_layers: int, repeats: int, num_threads: int) -> str:
     times = median_times_s(weights, repeats)
     del weights
     peaks = {}
-    for case in ("read", "spectrum", "global_unstructured"):
+    for case in ("read", *(f"spectrum, {way}" for way in WAYS), "global_unstructured"):
         seconds, peaks[case] = alone(case, num_layers, num_threads)
         times.setdefault(case, seconds)
     slow = len(LEVELS) * times["global_unstructured"]
     rows = [
         ("one read, sum of each tensor", times["read"], peaks["read"]),
         ("one copy into warm buffers", times["copy"], None),
-        ("spectrum, counting only", times["counting"], None),
-        ("spectrum and all that is read off it", times["spectrum"], peaks["spectrum"]),
-        ("the same, bfloat16 weights", times["spectrum, bfloat16"], None),
-        (
-            "global_unstructured, one level",
-            times["global_unstructured"],
-            peaks["global_unstructured"],
-        ),
+    ]
+    for way in WAYS:
+        spectrum = f"spectrum, {way}"
+        rows += [
+            (f"spectrum, counting only, {way}", times[f"counting, {way}"], None),
+            (f"spectrum and all that is read off it, {way}", times[spectrum], peaks[spectrum]),
+            (f"the same, bfloat16 weights, {way}", times[f"bfloat16, {way}"], None),
+        ]
+    one = times["global_unstructured"]
+    rows += [
+        ("global_unstructured, one level", one, peaks["global_unstructured"]),
         (f"global_unstructured, {len(LEVELS)} levels (times {len(LEVELS)})", slow, None),
     ]
     lines = [
@@ -209,67 +228,32 @@ def report(num_layers: int, repeats: int, num_threads: int) -> str:
         lines.append(
             f"| {name} | {1e3 * seconds:,.1f} | {seconds / times['read']:,.1f} | {memory} |"
         )
-    lines += ["", "| goal | reach | measured | |", "|---|---:|---:|---|"]
-    lines += goals(times, slow, peaks["spectrum"] / num_bytes)
-    return "\n".join(lines) + "\n"
-
-
-def goals(times: dict[str, float], slow: float, peak: float) -> list[str]:
-    """Rows of goal, reach, measured, reached or not."""
-    speedup = slow / times["spectrum"]
-    reads = times["spectrum"] / times["read"]
-    half = times["spectrum, bfloat16"] / times["spectrum"]
     found = [
-        ("faster than 19 x global_unstructured", ">= 2500 x", f"{speedup:,.0f} x", speedup >= 2500),
-        ("time against a read", "<= 6 x", f"{reads:.1f} x", reads <= 6),
-        ("peak memory against the weights", "<= 5 %", f"{100 * peak:.1f} %", peak <= 0.05),
-        ("bfloat16 against float32", "<= 0.8 x", f"{half:.2f} x", half <= 0.8),
+        goal
+        for way in WAYS
+        for goal in goals(way, times, slow, peaks[f"spectrum, {way}"] / num_bytes)
     ]
+    return "\n".join([*lines, "", *goal_rows(found)]) + "\n"
+
+
+def goals(way: str, times: dict[str, float], slow: float, peak: float) -> list[Goal]:
+    """What this way of counting is to reach."""
+    spectrum = times[f"spectrum, {way}"]
+    reads = 2.5 if way == "compiled" else 6.0
     return [
-        f"| {goal} | {reach} | {measured} | {'reached' if is_reached else 'not reached'} |"
-        for goal, reach, measured, is_reached in found
+        Goal(f"faster than 19 x global_unstructured, {way}", 2500, slow / spectrum, at_most=False),
+        Goal(f"time against a read, {way}", reads, spectrum / times["read"]),
+        Goal(f"peak memory against the weights, {way}", 5.0, 100 * peak, unit=" %"),
+        Goal(f"bfloat16 against float32, {way}", 0.8, times[f"bfloat16, {way}"] / spectrum),
     ]
 
 
-def machine(num_threads: int) -> str:
-    """Where and with what the times were taken."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        text = Path("/proc/cpuinfo").read_text()
-        cpu = next((x.split(":")[1].strip() for x in text.splitlines() if "model name" in x), cpu)
-    num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    return (
-        f"{cpu}, {num_cores} cores, load {os.getloadavg()[0]:.1f}, {num_threads} threads; "
-        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"numpy {np.__version__}, sparsitywatch {sparsitywatch.__version__}; "
-        f"{dt.date.today()}, commit {commit()}"
-    )
-
-
-def commit() -> str:
-    """The commit that was measured, ``-dirty`` if changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    root = Path(__file__).parent
-    found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
-    return found.stdout.strip() or "unknown"
-
-
-def main() -> None:
-    """Measure, print, and keep the table if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="two layers instead of twelve")
-    parser.add_argument("--save", action="store_true", help="keep the table in results/")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    text = report(2 if arguments.small else 12, arguments.repeats, arguments.threads)
-    print(text)
-    if arguments.save:
-        path = Path(__file__).parent / "results" / f"spectrum-{dt.date.today()}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+def whole_report(arguments: argparse.Namespace) -> str:
+    """Both tables, in Markdown."""
+    num_layers, sizes = (2, SIZES[:2]) if arguments.small else (12, SIZES)
+    text = report(num_layers, arguments.repeats, arguments.threads)
+    return text + "\n".join(sizes_table(sizes, arguments.repeats)) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    run("spectrum", (__doc__ or "").splitlines()[0], whole_report)

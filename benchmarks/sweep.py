@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from spectrum import commit
+from reporting import commit
 
 import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity

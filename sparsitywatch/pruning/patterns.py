@@ -98,14 +98,14 @@ class GlobalMagnitude:
 
     def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``."""
-        layers = spectrum.layers()
         thresholds = spectrum.thresholds(levels)
+        by_layer = spectrum.layer_sparsity_at(thresholds)
         cuts: list[Cut] = []
-        for level, threshold in zip(levels, thresholds, strict=True):
+        for i, (level, threshold) in enumerate(zip(levels, thresholds, strict=True)):
             if level >= 1.0:
-                shares = dict.fromkeys(layers, 1.0)
+                shares = dict.fromkeys(by_layer, 1.0)
                 cuts.append(ThresholdCut(level, 1.0, math.inf, shares))
             else:
-                shares = {name: layer.sparsity_at(threshold) for name, layer in layers.items()}
+                shares = {name: found[i] for name, found in by_layer.items()}
                 cuts.append(ThresholdCut(level, spectrum.sparsity_at(threshold), threshold, shares))
         return cuts

@@ -70,7 +70,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("sparsitywatch", []),
+        ("sparsitywatch", ["fast"]),
         ("integrations", ["huggingface"]),
         ("examples", ["demo"]),
         ("benchmarks", ["dev"]),
@@ -85,6 +85,7 @@ def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
 
 def test_what_is_declared_is_imported() -> None:
     assert names_of(PROJECT["dependencies"]) <= imported("sparsitywatch")
+    assert names_of(EXTRAS["fast"]) <= imported("sparsitywatch")
     # the Trainer of transformers cannot run without accelerate
     assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
     assert names_of(EXTRAS["demo"]) <= imported("examples")
@@ -113,4 +114,4 @@ def test_rooms_without_torch(module: str) -> None:
 def test_optional_packages_wait_until_they_are_needed() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.watch; sw.Proxy; sw.Watcher")
     assert "sparsitywatch.watcher" in loaded
-    assert loaded.isdisjoint({"accelerate", "transformers"})
+    assert loaded.isdisjoint({"accelerate", "numba", "transformers"})

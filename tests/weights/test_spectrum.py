@@ -16,6 +16,8 @@ from torch.nn.utils import prune
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, num_pruned
 
+pytestmark = pytest.mark.usefixtures("counted_by")
+
 INTEGERS = {
     torch.float64: np.int64,
     torch.float32: np.int32,

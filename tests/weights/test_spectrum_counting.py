@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, reading
 from sparsitywatch.weights.spectrum.histogram import Histogram
+
+pytestmark = pytest.mark.usefixtures("counted_by")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FLOAT8 = [
@@ -58,7 +60,7 @@ def all_bits(dtype):
     ],
 )
 def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
-    monkeypatch.setattr(counting, "MIN_PIECE", 700)
+    monkeypatch.setattr(reading, "MIN_PIECE", 700)
     monkeypatch.setattr(counting, "CHUNK", 256)
     tensor = view(random_tensor(120, 50, dtype=dtype))
     copy = tensor.clone(memory_format=torch.contiguous_format)
@@ -70,7 +72,7 @@ def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
 def test_permuted_tensors_are_walked_as_they_lie_in_memory():
     tensor = random_tensor(6, 8, 10)
     for view in (tensor, tensor.permute(2, 0, 1), tensor.transpose(0, 1)):
-        words = counting.words_of("w", view)
+        words = reading.words_of("w", view)
         assert words.is_contiguous()
         assert words.data_ptr() == tensor.data_ptr()
 
@@ -79,7 +81,7 @@ def test_permuted_tensors_are_walked_as_they_lie_in_memory():
 def test_pieces_hold_each_element_once_and_stay_small(dtype):
     base = torch.arange(6000).to(dtype).view(3, 40, 50)
     for words in (base, base.transpose(0, 2), base[:, ::3, 1:], base[0, 0, 0], base[:0]):
-        found = list(counting.pieces(words, 64))
+        found = list(reading.pieces(words, 64))
         assert all(0 < piece.numel() <= 64 for piece in found)
         flat = torch.cat([piece.flatten() for piece in found]) if found else torch.empty(0)
         assert torch.equal(flat.double().sort().values, words.double().flatten().sort().values)
@@ -87,7 +89,7 @@ def test_pieces_hold_each_element_once_and_stay_small(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_does_not_matter(dtype, monkeypatch):
-    monkeypatch.setattr(counting, "MIN_PIECE", 1000)
+    monkeypatch.setattr(reading, "MIN_PIECE", 1000)
     tensors = {f"w{i}": random_tensor(61 + i, 97, dtype=dtype, seed=i) for i in range(5)}
     tensors["all bits"] = all_bits(dtype)
     one, three = (MagnitudeSpectrum.of(tensors, num_threads=n) for n in (1, 3))
@@ -104,7 +106,7 @@ def test_counting_on_a_device_is_counting_on_cpu(dtype):
         else torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
     )
     tensors = {"all bits": tensor, "strided": tensor[::3], "none": tensor[:0]}
-    words = {name: counting.words_of(name, w) for name, w in tensors.items()}
+    words = {name: reading.words_of(name, w) for name, w in tensors.items()}
     on_cpu = counting._count_on_cpu(words, dict.fromkeys(words, dtype), 1)
     on_device = counting.count_on_device(words, dict.fromkeys(words, dtype))
     assert list(on_cpu.values()) == list(on_device.values())

@@ -4,8 +4,12 @@
 
     bins.py          the bins of each float dtype: where they end, what they weigh
     histogram.py     integer counts of one tensor in those bins; they add
-    counting.py      tensors in, one histogram each: threads on CPU, one transfer per device
+    reading.py       tensors in, pieces of words out, by a pool of threads
+    counting.py      one histogram per tensor: threads on CPU, one transfer per device
+    kernel.py        the same counting compiled, where numba is installed
+    loops.py         what is compiled
     distribution.py  cumulative counts: how many weights lie below t, which t reaches k
+    layered.py       the same asked of every tensor at once, and their log10 histograms
     exact.py         a second pass inside the boundary bins only
     magnitude.py     MagnitudeSpectrum, the public face
 """

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum.bins import BINS, Bins, common_edges
-from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.bins import Bins, common_edges
+from sparsitywatch.weights.spectrum.layered import root_mean_square
 
 __all__ = ["Distribution", "num_pruned"]
 
@@ -47,14 +46,12 @@ class Distribution:
     Bins of one kind are added up; kinds stay apart, so that no weight is moved.
 
     Args:
-        histograms: of any dtypes.
+        totals: by kind: the occupied bins, int32, rising, and the weights in each, int64.
     """
 
-    def __init__(self, histograms: Iterable[Histogram]) -> None:
-        by_bins: dict[str, list[Histogram]] = {}
-        for histogram in histograms:
-            by_bins.setdefault(histogram.bins.name, []).append(histogram)
-        self._parts = [_Part(BINS[name], by_bins[name]) for name in sorted(by_bins)]
+    def __init__(self, totals: Mapping[Bins, tuple[np.ndarray, np.ndarray]]) -> None:
+        kinds = sorted(totals, key=lambda bins: bins.name)
+        self._parts = [_Part(bins, *totals[bins]) for bins in kinds]
 
     def count(self, t: float) -> float:
         """Weights with |w| <= t: whole at the end of a bin, interpolated linearly within."""
@@ -95,28 +92,14 @@ class Distribution:
         """
         sums = [item for part in self._parts for item in part.squares]
         num_finite = sum(int(part.cumulative[-1]) for part in self._parts if len(part.keys))
-        if num_finite == 0:
-            return math.nan
-        if not sums:
-            return 0.0
-        top = max(exponent for _, exponent in sums)
-        total = math.fsum(math.ldexp(float(s), 2 * (exponent - top)) for s, exponent in sums)
-        return math.ldexp(math.sqrt(total / (3 * num_finite)), top)
+        return root_mean_square(sums, num_finite)
 
 
 class _Part:
     """Counts in bins of one kind; ``keys`` int32, ``counts`` and ``cumulative`` int64."""
 
-    def __init__(self, bins: Bins, histograms: list[Histogram]) -> None:
-        self.bins = bins
-        if len(histograms) == 1:
-            self.keys, self.counts = histograms[0].keys, histograms[0].counts
-        else:
-            dense = np.zeros(len(bins.edges), np.int64)
-            for histogram in histograms:
-                dense[histogram.keys] += histogram.counts
-            self.keys = np.flatnonzero(dense != 0).astype(np.int32)
-            self.counts = dense[self.keys]
+    def __init__(self, bins: Bins, keys: np.ndarray, counts: np.ndarray) -> None:
+        self.bins, self.keys, self.counts = bins, keys, counts
         self.cumulative = np.cumsum(self.counts)
 
     def count(self, t: float) -> float:

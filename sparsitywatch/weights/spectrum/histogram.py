@@ -40,11 +40,26 @@ class Histogram:
         raw = np.flatnonzero(raw_counts != 0)  # several times faster than of integers
         if storage.num_bytes <= 2:
             return cls._summed(storage.dtype, storage.key_of_raw[raw], raw_counts[raw])
-        end = int(raw.searchsorted(storage.bins.inf_key))  # what follows is NaN
         counts = raw_counts[raw].astype(np.int64)
-        return cls(
-            storage.dtype, raw[:end].astype(np.int32), counts[:end], 0, int(counts[end:].sum())
-        )
+        return cls.from_magnitudes(storage, raw.astype(np.int32), counts)
+
+    @classmethod
+    def from_magnitudes(cls, storage: Storage, keys: np.ndarray, counts: np.ndarray) -> Histogram:
+        """From counts by magnitude, signs and low bits dropped; not for one-byte dtypes.
+
+        Args:
+            storage: of the dtype.
+            keys: those that occur, int32, rising; beyond the bins follow infinities, where
+                they do not share the last bin, and NaN.
+            counts: of each key, int64, positive.
+        """
+        inf_key = storage.bins.inf_key
+        end = int(keys.searchsorted(np.int32(inf_key)))
+        num_inf, num_nan = 0, int(counts[end:].sum())
+        if storage.bins.is_exact and end < len(keys) and keys[end] == inf_key:
+            num_inf = int(counts[end])
+            num_nan -= num_inf
+        return cls(storage.dtype, keys[:end], counts[:end], num_inf, num_nan)
 
     @classmethod
     def _summed(cls, dtype: torch.dtype, keys: np.ndarray, counts: np.ndarray) -> Histogram:

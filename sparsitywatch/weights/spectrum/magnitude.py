@@ -11,12 +11,12 @@ import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import LogHistogram
-from sparsitywatch.weights.spectrum import arrays, counting
+from sparsitywatch.weights.spectrum import arrays, counting, rules
 from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.distribution import Distribution, num_pruned
 from sparsitywatch.weights.spectrum.exact import exact_thresholds
 from sparsitywatch.weights.spectrum.histogram import Histogram
-from sparsitywatch.weights.spectrum.log_histogram import log10_histogram
+from sparsitywatch.weights.spectrum.layered import Layered
 
 __all__ = ["MagnitudeSpectrum"]
 
@@ -140,7 +140,7 @@ class MagnitudeSpectrum:
         """Exact zeros of either sign."""
         return sum(h.num_zero for h in self._histograms.values())
 
-    @property
+    @cached_property
     def rms(self) -> float:
         """Root mean square of the finite weights; NaN without any.
 
@@ -224,32 +224,36 @@ class MagnitudeSpectrum:
             ConfigurationError: not exactly one rule, a negative factor, or a tensor without
                 an entry in ``reference``.
         """
-        rules = {"abs": abs, "rms": rms, "initial": initial}
-        given = {name: factor for name, factor in rules.items() if factor is not None}
-        if len(given) != 1:
-            raise ConfigurationError(
-                f"Expected exactly one of `abs`, `rms` and `initial`, got {sorted(given)}."
-            )
-        ((rule, factor),) = given.items()
-        if not 0.0 <= factor < math.inf:
-            raise ConfigurationError(f"Expected `{rule}` of at least 0 and finite, got {factor!r}.")
-        if abs is not None:
+        rule, factor = rules.chosen(abs=abs, rms=rms, initial=initial)
+        if rule == "abs":
             return self.sparsity_at(factor)
-        scales = self._scales(rule, reference)
+        scales = self._rms_by_layer if rule == "rms" else rules.scales_of(self.names, reference)
         if self.num_weights == 0:
             return math.nan
-        layers = self.layers().items()
         # a tensor without a scale has no finite weights, so none near zero
-        found = (
-            layer._num_at_most(factor * scales[name])
-            for name, layer in layers
-            if not math.isnan(scales[name])
-        )
-        return math.fsum(found) / self.num_weights
+        taus = [-1.0 if math.isnan(scale) else factor * scale for scale in scales]
+        if len(taus) == 1:
+            return self._num_at_most(taus[0]) / self.num_weights
+        found = self._layered.num_at_most(np.array(taus)[:, None])
+        return math.fsum(found.ravel()) / self.num_weights
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
         return dict(self._layers)
+
+    def layer_sparsity_at(self, thresholds: Sequence[float]) -> dict[str, list[float]]:
+        """``sparsity_at`` of each layer at each threshold, in one go; by name, in order.
+
+        Raises:
+            ConfigurationError: a threshold is NaN.
+        """
+        t = np.array(thresholds, np.float64)
+        if np.isnan(t).any():
+            raise ConfigurationError("Expected `thresholds` to be magnitudes, got NaN.")
+        num_weights = self._layered.num_weights[:, None]
+        found = np.full((len(num_weights), len(t)), math.nan)
+        np.divide(self._layered.num_at_most(t), num_weights, out=found, where=num_weights > 0)
+        return dict(zip(self.names, found.tolist(), strict=True))
 
     def log10_histograms(self, bins_per_decade: int = 10) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
@@ -265,31 +269,31 @@ class MagnitudeSpectrum:
             raise ConfigurationError(
                 f"Expected `bins_per_decade` of at least 1, got {bins_per_decade!r}."
             )
-        return {
-            name: log10_histogram(histogram, bins_per_decade)
-            for name, histogram in self._histograms.items()
-        }
+        found = self._layered.log10_histograms(bins_per_decade)
+        return dict(zip(self.names, found, strict=True))
 
     @cached_property
     def _distribution(self) -> Distribution:
-        return Distribution(self._histograms.values())
+        if len(self._histograms) > 1:
+            return Distribution(self._layered.totals)
+        return Distribution({h.bins: (h.keys, h.counts) for h in self._histograms.values()})
+
+    @cached_property
+    def _layered(self) -> Layered:
+        return Layered(list(self._histograms.values()))
 
     @cached_property
     def _layers(self) -> dict[str, MagnitudeSpectrum]:
-        return {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
+        layers = {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
+        for layer, rms in zip(layers.values(), self._rms_by_layer, strict=True):
+            layer.rms = rms  # cheaper for all at once
+        return layers
 
     def _num_at_most(self, t: float) -> float:
         if t == math.inf:
             return self.num_weights - self.num_nan
         return self._distribution.count(t)
 
-    def _scales(self, rule: str, reference: Mapping[str, float] | None) -> Mapping[str, float]:
-        if rule == "rms":
-            return {name: layer.rms for name, layer in self._layers.items()}
-        missing = [name for name in self.names if name not in (reference or {})]
-        if reference is None or missing:
-            raise ConfigurationError(
-                "Expected `reference` with the initial scale of each tensor for `initial`, got "
-                f"{'none' if reference is None else f'no entry for {missing[0]!r}'}."
-            )
-        return reference
+    @property
+    def _rms_by_layer(self) -> list[float]:
+        return [self.rms] if len(self._histograms) == 1 else self._layered.rms
