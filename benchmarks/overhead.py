@@ -74,9 +74,10 @@ class Stall:
         self._watcher = sw.watch(model, None, logdir=logdir, every=1, max_overhead=None)
 
     def __call__(self) -> float:
-        """Seconds of one step that looks, with the background idle before it."""
-        len(self._watcher.records)  # waits for the look before
-        return timed(self._watcher.step)
+        """Seconds of one step that looks; the background is idle before and after it."""
+        seconds = timed(self._watcher.step)
+        len(self._watcher.records)  # waits, so that nothing else is timed beside it
+        return seconds
 
     def close(self) -> None:
         """End the watch."""
