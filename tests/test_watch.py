@@ -166,6 +166,7 @@ def test_a_forked_child_does_not_look(tmp_path: Path) -> None:
     run = Run()
     with run.watch(tmp_path) as watcher:
         run.train(3)
+        assert len(watcher.records) == 1  # and nothing is on its way
         watcher._pid = os.getpid() + 1  # what a forked child finds
         run.train(3)
         assert len(watcher.records) == 1
