@@ -156,7 +156,7 @@ class SmallTraining:
     def __init__(self) -> None:
         self.model = bert(2, hidden=128, vocabulary=1000).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        self.batch = batch_of(16, 64, 1000)
+        self.batch = batch_of(8, 64, 1000)
 
     def steps(self, number: int) -> None:
         """So many optimizer steps."""
@@ -172,7 +172,7 @@ def whole_training(num_rounds: int) -> tuple[float, float, int]:
     The sums over all stretches are compared, so that a look is in them at its weight.
     """
     plain, watched = SmallTraining(), SmallTraining()
-    proxy = sw.Proxy([batch_of(16, 64, 1000)], loss_per_example)
+    proxy = sw.Proxy([batch_of(8, 64, 1000)], loss_per_example)
     for training in (plain, watched):
         training.steps(20)
     with (
@@ -202,7 +202,7 @@ def report(arguments: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory() as logdir:
         times = single_operations(num_layers, arguments.repeats, Path(logdir))
     forwards_s, beside_s = whole_look(num_layers, 1 if arguments.small else 3)
-    ratio, overhead, num_looks = whole_training(20 if arguments.small else 80)
+    ratio, overhead, num_looks = whole_training(20 if arguments.small else 60)
     copy_s = times["copy"]
     counted = (
         f"Looks in the watched training: {num_looks}; their share of its time by the watch's own "
