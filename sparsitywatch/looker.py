@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +69,7 @@ class Looker:
         self._masked, self._scope, self._trace = masked, scope, trace
         self._measurement, self._pipeline, self._strict = measurement, pipeline, strict
         self._background: Background[Finished] = Background()
+        self._is_on_cpu = False  # as of the latest read
         self._copy = WarmCopy()
 
     @property
@@ -89,20 +91,23 @@ class Looker:
 
         ``collect`` gives it when it is done. Nothing may be on its way.
         """
-        started = time.perf_counter()
-        if self._measurement.evaluates or not self._is_on_cpu():
-            outcome = self._measured(step, effort)
-            self._background.submit(lambda: self._finished(outcome))
+        if not self._measurement.evaluates and self._is_on_cpu:
+            self._background.submit(self._postponed(step, effort))
             return
+        outcome = self._measured(step, effort)
+        self._background.submit(lambda: self._finished(outcome))
+
+    def _postponed(self, step: int, effort: Effort) -> Callable[[], Finished]:
+        """What a look does behind the training, from a copy that is made here."""
+        started = time.perf_counter()
         try:
             snapshot, moment = self._read(step)
             copy = self._copy.take(snapshot)
         except Exception as error:  # noqa: BLE001 logged and recorded by _failed
             outcome = self._failed(step, error, started, effort)
-            self._background.submit(lambda: self._finished(outcome))
-            return
+            return lambda: self._finished(outcome)
         stall_s = time.perf_counter() - started
-        self._background.submit(lambda: self._behind(copy, moment, stall_s, effort))
+        return lambda: self._behind(copy, moment, stall_s, effort)
 
     def collect(self, *, wait: bool = False) -> Finished | None:
         """A look that has been finished behind the training, once; None if there is none.
@@ -116,12 +121,10 @@ class Looker:
         """End the background; what is on its way is finished first."""
         self._background.close()
 
-    def _is_on_cpu(self) -> bool:
-        return all(p.device.type == "cpu" for p in self._masked.module.parameters())
-
     def _read(self, step: int) -> tuple[Snapshot, Moment]:
         parameters = self._scope.parameters(self._masked.module)
-        snapshot = Snapshot.of(self._masked.module, self._scope, step)
+        snapshot = Snapshot.of_parameters(parameters, self._scope, step)
+        self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.moment(parameters)
 
     def _measured(self, step: int, effort: Effort) -> _Outcome:

@@ -36,8 +36,14 @@ class Snapshot:
         Raises:
             ScopeError: a parameter that was in scope is gone or has another shape.
         """
-        tensors = {name: p.detach() for name, p in scope.parameters(model).items()}
-        return cls(step, scope, tensors)
+        return cls.of_parameters(scope.parameters(model), scope, step)
+
+    @classmethod
+    def of_parameters(
+        cls, parameters: Mapping[str, torch.Tensor], scope: Scope, step: int
+    ) -> Snapshot:
+        """The same from the parameters that ``scope`` has found in the model."""
+        return cls(step, scope, {name: p.detach() for name, p in parameters.items()})
 
     @property
     def dtypes(self) -> tuple[str, ...]:
