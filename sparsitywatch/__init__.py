@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparsitywatch.analysis.estimate import essential_sparsity
     from sparsitywatch.attach import watch
     from sparsitywatch.errors import (
+        CheckpointError,
         ConfigurationError,
         MeasurementError,
         MissingExtraError,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AbruptChange": "analysis.detect",
     "Bisection": "pruning.sweep",
+    "CheckpointError": "errors",
     "ConfigurationError": "errors",
     "EssentialSparsity": "records",
     "Event": "records",
@@ -68,6 +70,7 @@ _HOMES = {
 __all__ = [
     "AbruptChange",
     "Bisection",
+    "CheckpointError",
     "ConfigurationError",
     "EssentialSparsity",
     "Event",

@@ -7,6 +7,8 @@
     │   ├── ScopeError                         which weights count
     │   └── ProxyError                         what is measured
     ├── StateError (also ValueError)           saved state that is incomplete or of another run
+    ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
+    │   └── IncompleteCheckpointError          one that is not, or not yet, all there
     ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
     └── MissingExtraError (also ImportError)   an optional dependency is not installed
 
@@ -16,7 +18,9 @@ Every message says what was expected, what came, where, and what to do.
 from __future__ import annotations
 
 __all__ = [
+    "CheckpointError",
     "ConfigurationError",
+    "IncompleteCheckpointError",
     "MeasurementError",
     "MissingExtraError",
     "ProxyError",
@@ -44,6 +48,18 @@ class ProxyError(ConfigurationError):
 
 class StateError(SparsityWatchError, ValueError):
     """Saved state that lacks a key, or belongs to another model, proxy or schema."""
+
+
+class CheckpointError(SparsityWatchError, ValueError):
+    """A checkpoint that cannot be read, or whose own description of itself is not true.
+
+    One line that names the file, the tensor where there is one, and the cause. Nothing of
+    the checkpoint has been executed, and no memory was taken on its word.
+    """
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """A checkpoint that is not all there: half-written, or truncated. It may be worth a wait."""
 
 
 class MeasurementError(SparsityWatchError, RuntimeError):

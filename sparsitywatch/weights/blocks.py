@@ -10,10 +10,11 @@ from torch import nn
 
 from sparsitywatch.weights.names import clean_name
 
-__all__ = ["Owner", "is_linear", "output_layer", "owners_of"]
+__all__ = ["ATTENTION", "Owner", "is_linear", "output_layer", "owners_of"]
 
 _BLOCK_CLASS = re.compile(r"(block|layer)$", re.IGNORECASE)
-_ATTENTION = re.compile(r"attention|attn|mixer", re.IGNORECASE)
+#: Attention, or what stands in its place, by the name of its class or attribute.
+ATTENTION = re.compile(r"attention|attn|mixer", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,13 @@ def _block_prefixes(model: nn.Module) -> list[str]:
 def _is_block(module: nn.Module) -> bool:
     if isinstance(module, nn.ModuleList | nn.Sequential):
         return False
-    if _ATTENTION.search(type(module).__name__):
+    if ATTENTION.search(type(module).__name__):
         return False  # a list of attentions lies inside a block or is none
     parts = [(name, part) for name, part in module.named_modules() if name]
     if not any(is_linear(part) for _, part in parts):
         return False
     if any(
-        _ATTENTION.search(type(part).__name__) or _ATTENTION.search(name.rsplit(".", 1)[-1])
+        ATTENTION.search(type(part).__name__) or ATTENTION.search(name.rsplit(".", 1)[-1])
         for name, part in parts
     ):
         return True

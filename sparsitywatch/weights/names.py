@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
-__all__ = ["clean_name", "unwrap_model"]
+__all__ = ["clean_name", "clean_names", "unwrap_model"]
 
 #: Path components that wrappers insert; they may stand anywhere in a name.
 _WRAPPER_COMPONENTS = frozenset(
@@ -19,6 +21,21 @@ def clean_name(name: str) -> str:
     'encoder.weight'
     """
     return ".".join(part for part in name.split(".") if part not in _WRAPPER_COMPONENTS)
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Stored names of one model's tensors to the names that its user wrote.
+
+    ``module.``, which data-parallel wrappers put in front, goes where every name has it: a
+    model may have a part of that name.
+
+    >>> clean_names(["module._orig_mod.weight", "module.module.weight"])
+    {'module._orig_mod.weight': 'weight', 'module.module.weight': 'module.weight'}
+    """
+    found = {name: clean_name(name) for name in names}
+    while found and all(name.startswith("module.") for name in found.values()):
+        found = {raw: name.removeprefix("module.") for raw, name in found.items()}
+    return found
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

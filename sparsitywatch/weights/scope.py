@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +13,8 @@ from torch import nn
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.weights.blocks import Owner, is_linear, output_layer, owners_of
+from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Decider, Layout
 from sparsitywatch.weights.names import clean_name
 
 __all__ = ["PRESETS", "Scope", "ScopeLike"]
@@ -56,16 +58,46 @@ class Scope:
                 floating point).
         """
         owners = owners_of(model)
-        decide = _decider(model, owners, scope)
-        by_storage: dict[object, tuple[str, nn.Parameter, list[str]]] = {}
-        for name, parameter in _named_parameters(model):
-            _, _, names = by_storage.setdefault(_storage_key(parameter), (name, parameter, []))
-            names.append(name)
-        entries = []
-        for name, parameter, names in by_storage.values():
+        decide = _decider(owners, scope, lambda preset: _preset_decider(model, owners, preset))
+
+        def checked(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
             in_scope, reason = decide(name, parameter, names)
             if in_scope:
                 _check_readable(name, parameter)
+            return in_scope, reason
+
+        return cls._decided(
+            [(name, p, _storage_key(p)) for name, p in _named_parameters(model)], checked, scope
+        )
+
+    @classmethod
+    def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
+        """The same decision without a model, from names and shapes of stored tensors.
+
+        Args:
+            entries: every tensor of a checkpoint, buffers too.
+            scope: as for a model; a predicate is given parameters without data, on the meta
+                device.
+
+        Raises:
+            ScopeError: the preset is unknown, a pattern matches nothing, or the scope is
+                empty.
+        """
+        layout = Layout(entries)
+        named = [(e.name, e.placeholder(), e.storage or e.name) for e in entries]
+        decide = _decider([e.name for e in entries], scope, layout.decider)
+        return cls._decided(named, decide, scope)
+
+    @classmethod
+    def _decided(
+        cls, named: Sequence[tuple[str, nn.Parameter, object]], decide: Decider, scope: ScopeLike
+    ) -> Scope:
+        by_storage: dict[object, tuple[str, nn.Parameter, list[str]]] = {}
+        for name, parameter, storage in named:
+            by_storage.setdefault(storage, (name, parameter, []))[2].append(name)
+        entries = []
+        for name, parameter, names in by_storage.values():
+            in_scope, reason = decide(name, parameter, names)
             entries.append(
                 LedgerEntry(
                     name=name,
@@ -94,8 +126,11 @@ class Scope:
 
     @property
     def hash(self) -> str:
-        """Identity of the in-scope set: names and shapes, 16 hexadecimal digits."""
-        text = "\n".join(f"{e.name} {e.shape}" for e in self.ledger if e.in_scope)
+        """Identity of the in-scope set: names and shapes, 16 hexadecimal digits.
+
+        The order does not count: some formats of checkpoints do not keep it.
+        """
+        text = "\n".join(sorted(f"{e.name} {e.shape}" for e in self.ledger if e.in_scope))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -150,10 +185,10 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
 
 # ------------------------------------------------------------------ deciding
 
-_Decider = Callable[[str, nn.Parameter, Sequence[str]], tuple[bool, str]]
 
-
-def _decider(model: nn.Module, owners: dict[str, Owner], scope: ScopeLike) -> _Decider:
+def _decider(
+    names: Iterable[str], scope: ScopeLike, preset_decider: Callable[[str], Decider]
+) -> Decider:
     if callable(scope):
         return _filter_decider(scope)
     if isinstance(scope, str):
@@ -162,11 +197,11 @@ def _decider(model: nn.Module, owners: dict[str, Owner], scope: ScopeLike) -> _D
                 f"Expected `scope` to be one of {sorted(PRESETS)}, a list of name patterns or a "
                 f"predicate (name, parameter) -> bool, got {scope!r}."
             )
-        return _preset_decider(model, owners, scope)
-    return _pattern_decider(owners, list(scope))
+        return preset_decider(scope)
+    return _pattern_decider(list(names), list(scope))
 
 
-def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> _Decider:
+def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
     def decide(name: str, parameter: nn.Parameter, _: Sequence[str]) -> tuple[bool, str]:
         if chooses(name, parameter):
             return True, "chosen by the filter"
@@ -175,12 +210,12 @@ def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> _Decider:
     return decide
 
 
-def _pattern_decider(owners: dict[str, Owner], patterns: list[str]) -> _Decider:
+def _pattern_decider(known: list[str], patterns: list[str]) -> Decider:
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in owners):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             raise ScopeError(
                 f"Expected every pattern of `scope` to match a parameter, but {pattern!r} matches "
-                f"none of {len(owners)}, such as {list(owners)[:3]}."
+                f"none of {len(known)}, such as {known[:3]}."
             )
 
     def decide(_: str, __: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
@@ -192,7 +227,7 @@ def _pattern_decider(owners: dict[str, Owner], patterns: list[str]) -> _Decider:
     return decide
 
 
-def _preset_decider(model: nn.Module, owners: dict[str, Owner], preset: str) -> _Decider:
+def _preset_decider(model: nn.Module, owners: dict[str, Owner], preset: str) -> Decider:
     has_blocks = any(owner.in_block for owner in owners.values())
     output = None if has_blocks else output_layer(model, owners)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["Snapshot", "WarmCopy"]
+__all__ = ["LazyTensors", "Snapshot", "WarmCopy"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,37 @@ class Snapshot:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes present, sorted, such as ("bfloat16", "float32")."""
-        return tuple(sorted({str(t.dtype).removeprefix("torch.") for t in self.tensors.values()}))
+        if isinstance(self.tensors, LazyTensors):
+            found = set(self.tensors.dtypes.values())
+        else:
+            found = {tensor.dtype for tensor in self.tensors.values()}
+        return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Name to weights, each read when it is asked for and not kept.
+
+    Args:
+        dtypes: every name with its dtype, in the order of the scope.
+        read: reads one tensor by its name.
+    """
+
+    def __init__(
+        self, dtypes: Mapping[str, torch.dtype], read: Callable[[str], torch.Tensor]
+    ) -> None:
+        self.dtypes = dict(dtypes)
+        self._read = read
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.dtypes:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dtypes)
+
+    def __len__(self) -> int:
+        return len(self.dtypes)
 
 
 class WarmCopy:

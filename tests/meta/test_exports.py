@@ -15,6 +15,7 @@ import sparsitywatch
 PUBLIC = {
     "AbruptChange",
     "Bisection",
+    "CheckpointError",
     "ConfigurationError",
     "EssentialSparsity",
     "Event",

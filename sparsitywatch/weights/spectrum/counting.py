@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from sparsitywatch.weights.snapshot import LazyTensors
 from sparsitywatch.weights.spectrum import kernel
 from sparsitywatch.weights.spectrum.bins import STORAGES, Storage
 from sparsitywatch.weights.spectrum.histogram import Histogram
@@ -31,6 +32,9 @@ MAX_DEVICE_BINS = 1 << 24
 
 def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[str, Histogram]:
     """One histogram per tensor, in the order of ``tensors``."""
+    if isinstance(tensors, LazyTensors):  # stored ones, never all in memory
+        one_by_one = (count({name: tensors[name]}, num_threads) for name in tensors)
+        return {name: found for counted in one_by_one for name, found in counted.items()}
     words = {name: words_of(name, tensor) for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     found: dict[str, Histogram] = {}

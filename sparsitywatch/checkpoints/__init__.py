@@ -1,0 +1,1 @@
+"""Where offline weights come from: discovery, one reader per format behind one seam."""

@@ -1,0 +1,163 @@
+"""Folders of torch.distributed.checkpoint: a pickled ``.metadata``, tensors in pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, refused
+from sparsitywatch.checkpoints.distributed_metadata import Chunk, Described, parse_metadata
+from sparsitywatch.checkpoints.storage import Folder, Source, Window
+from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS
+from sparsitywatch.checkpoints.torch_tensors import stored_tensor
+from sparsitywatch.checkpoints.torch_zip import read_torch_zip
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.weights.entries import Entry
+
+__all__ = ["MAX_METADATA_BYTES", "METADATA", "is_distributed", "open_distributed"]
+
+METADATA = ".metadata"
+#: Largest description that is read: millions of pieces.
+MAX_METADATA_BYTES = 512 * 2**20
+
+#: What the archive around a piece may add to its bytes.
+_ARCHIVE_BYTES = 2**16
+
+
+def is_distributed(names: Collection[str]) -> bool:
+    """Whether a folder with these files is one of torch.distributed.checkpoint."""
+    return METADATA in names or any(name.endswith(".distcp") for name in names)
+
+
+def open_distributed(folder: Folder) -> TensorTable:
+    """A folder of torch.distributed.checkpoint; needs no process group.
+
+    Raises:
+        IncompleteCheckpointError: the metadata, which come last, or a file are missing.
+        CheckpointError: the metadata are not true.
+    """
+    files: dict[str, Source] = {}
+    stored: dict[str, StoredTensor] = {}
+    with ExitStack() as unless_whole:
+        source = folder.open(METADATA)
+        unless_whole.callback(source.close)
+        if source.size > MAX_METADATA_BYTES:
+            raise refused(source.url, f"expected at most {MAX_METADATA_BYTES} bytes of metadata")
+        tensors, places = parse_metadata(source.url, source.read(0, source.size))
+        for name, described in _of_the_model(source.url, tensors).items():
+            for chunk in described.chunks:
+                if chunk.file not in files:
+                    files[chunk.file] = folder.open(chunk.file)
+                    unless_whole.callback(files[chunk.file].close)
+                _check_place(files[chunk.file], name, chunk, described.dtype.itemsize)
+            stored[name] = ChunkedTensor(described, files)
+        unless_whole.pop_all()
+    sources = [source, *files.values()]
+    step = partial(_step, folder, places)
+    return TensorTable(folder.url, "distributed", stored, sources, step)
+
+
+def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
+    """The model's tensors by their own names, out of a state dict that holds more."""
+    heads = {described.path[0] for described in tensors.values() if len(described.path) > 1}
+    key = next((key for key in MODEL_KEYS if key in heads), None)
+    if key is not None:
+        chosen = {
+            ".".join(described.path[1:]): described
+            for described in tensors.values()
+            if described.path[0] == key
+        }
+    else:
+        chosen = {
+            name: described
+            for name, described in tensors.items()
+            if not described.path[0].startswith("optim")
+        }
+    if not chosen:
+        raise CheckpointError(
+            f"Cannot read {url}: expected tensors of a model, at the top or under one of "
+            f"{', '.join(MODEL_KEYS)}; got {', '.join(list(tensors)[:5]) or 'none'}."
+        )
+    return chosen
+
+
+def _check_place(source: Source, name: str, chunk: Chunk, itemsize: int) -> None:
+    needed = math.prod(chunk.sizes) * itemsize
+    if chunk.start + chunk.length > source.size:
+        raise IncompleteCheckpointError(
+            f"Cannot read {source.url}, tensor {name!r}: expected it to end at byte "
+            f"{chunk.start + chunk.length}, but the file ends at {source.size}. It may be "
+            "half-written, or truncated."
+        )
+    if not needed <= chunk.length <= 2 * needed + _ARCHIVE_BYTES:
+        raise refused(
+            source.url,
+            f"expected a piece of {needed} bytes and a little around it, got {chunk.length}",
+            name,
+        )
+
+
+def _step(folder: Folder, places: Mapping[str, tuple[str, int, int]]) -> int | None:
+    """The step that was saved beside the model, read without making any object."""
+    for key in STEP_KEYS:
+        if key in places:
+            file, start, length = places[key]
+            source = folder.open(file)
+            try:
+                if length <= _ARCHIVE_BYTES:
+                    value, _ = read_torch_zip(source, start, length)
+                    if type(value) is int and value >= 0:
+                        return value
+            finally:
+                source.close()
+    return None
+
+
+# ------------------------------------------------------------------ tensors
+
+
+@dataclass(frozen=True)
+class ChunkedTensor:
+    """A tensor in pieces, each an archive of torch.save inside a larger file."""
+
+    described: Described
+    files: Mapping[str, Source]
+
+    @property
+    def entry(self) -> Entry:
+        """What is known without reading."""
+        described = self.described
+        return Entry(name=described.name, shape=described.shape, dtype=described.dtype)
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Where its first piece lies."""
+        chunk = min(self.described.chunks, key=lambda c: (c.file, c.start), default=None)
+        return (chunk.file, chunk.start) if chunk else ("", 0)
+
+    def load(self) -> torch.Tensor:
+        """Read it; memory: its own size and that of its largest piece."""
+        described = self.described
+        tensor = torch.empty(described.shape, dtype=described.dtype)
+        for chunk in described.chunks:
+            source = self.files[chunk.file]
+            window = Window(source, chunk.start, chunk.length)
+            tree, regions = read_torch_zip(window)
+            piece = stored_tensor(window, described.name, tree, regions)
+            if (piece.entry.shape, piece.entry.dtype) != (chunk.sizes, described.dtype):
+                raise refused(
+                    source.url,
+                    f"expected a piece of shape {chunk.sizes} and {described.dtype}, got "
+                    f"{piece.entry.shape} and {piece.entry.dtype}",
+                    described.name,
+                )
+            target = tensor
+            for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+                target = target.narrow(dim, offset, size)
+            target.copy_(piece.load())
+        return tensor

@@ -1,0 +1,140 @@
+"""The safetensors format: a length, a JSON header, then the bytes of the tensors.
+
+Reference: https://github.com/huggingface/safetensors (README, section "Format").
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sparsitywatch.checkpoints.base import StoredTensor, refused
+from sparsitywatch.checkpoints.storage import Source
+from sparsitywatch.checkpoints.strided import StridedTensor
+from sparsitywatch.errors import IncompleteCheckpointError
+
+__all__ = ["DTYPES", "MAX_HEADER_BYTES", "read_safetensors"]
+
+#: The cap of the safetensors library.
+MAX_HEADER_BYTES = 100_000_000
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
+def read_safetensors(source: Source) -> dict[str, StoredTensor]:
+    """The tensors of one file by name; only its header is read.
+
+    Raises:
+        IncompleteCheckpointError: the file ends before its last tensor does.
+        CheckpointError: the header is not true.
+    """
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise refused(
+            source.url, f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}"
+        )
+    header = _parse(source.url, source.read(8, length))
+    start = 8 + length
+    stored: dict[str, StoredTensor] = {}
+    end = 0
+    for name, (dtype, shape, begin, stop) in sorted(
+        header.items(), key=lambda item: (item[1][2:], item[0])
+    ):
+        if begin != end:
+            what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
+            raise refused(source.url, f"it {what} (from byte {begin}, expected {end})", name)
+        if start + stop > source.size:
+            raise IncompleteCheckpointError(
+                f"Cannot read {source.url}, tensor {name!r}: expected it to end at byte "
+                f"{start + stop}, but the file ends at {source.size}. It may be half-written, or "
+                "truncated."
+            )
+        stored[name] = StridedTensor(source, name, dtype, shape, start + begin)
+        end = stop
+    if start + end != source.size:
+        raise refused(
+            source.url,
+            f"expected the file to end with its last tensor at byte {start + end}, but it has "
+            f"{source.size}",
+        )
+    return stored
+
+
+def _parse(url: str, data: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
+    """dtype, shape, first and last byte of every tensor in a header."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise refused(url, f"expected names that occur once, got {twice[:80]!r} twice")
+        return found
+
+    try:
+        header = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise refused(url, "expected a safetensors header in JSON, got something else") from error
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise refused(url, "a header with a number of thousands of digits") from error
+    if not isinstance(header, dict):
+        raise refused(url, "expected a safetensors header in JSON, got something else")
+    header.pop("__metadata__", None)
+    return {name: _described(url, name, value) for name, value in header.items()}
+
+
+def _described(url: str, name: str, value: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    if not isinstance(value, dict):
+        raise refused(url, f"expected a description, got {str(value)[:80]!r}", name)
+    kind = value.get("dtype")
+    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        known = ", ".join(DTYPES)
+        raise refused(url, f"expected a dtype out of {known}, got {str(kind)[:40]!r}", name)
+    shape, offsets = _sizes(value.get("shape")), _sizes(value.get("data_offsets"))
+    if shape is None:
+        raise refused(
+            url, f"expected a shape of whole numbers, got {str(value.get('shape'))[:80]}", name
+        )
+    if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        came = str(value.get("data_offsets"))[:80]
+        raise refused(url, f"expected two rising offsets, got {came}", name)
+    size = math.prod(shape) * dtype.itemsize
+    if offsets[1] - offsets[0] != size:
+        raise refused(
+            url,
+            f"expected {str(size)[:40]} bytes for shape {str(shape)[:80]} of {kind}, got offsets "
+            f"for {offsets[1] - offsets[0]}",
+            name,
+        )
+    return dtype, shape, offsets[0], offsets[1]
+
+
+def _sizes(value: Any) -> tuple[int, ...] | None:
+    """Whole numbers that no file system could exceed; None if it is something else."""
+    if isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value):
+        return tuple(value)
+    return None

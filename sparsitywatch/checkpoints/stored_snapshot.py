@@ -1,0 +1,43 @@
+"""Snapshots of stored weights: the same thing as live ones, read when they are looked at."""
+
+from __future__ import annotations
+
+from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.errors import CheckpointError
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
+
+__all__ = ["stored_snapshot"]
+
+
+def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot:
+    """The in-scope weights of a checkpoint, to be read while it is open.
+
+    Args:
+        checkpoint: an open checkpoint.
+        scope: of a live model, or ``Scope.of_entries(checkpoint.entries())``.
+        step: optimizer steps done.
+
+    Raises:
+        CheckpointError: a tensor that is in scope is not there, or has another shape, or
+            is of whole numbers.
+    """
+    there = {entry.name: entry for entry in checkpoint.entries()}
+    for entry in scope.ledger:
+        if not entry.in_scope:
+            continue
+        stored = there.get(entry.name)
+        problem = None
+        if stored is None:
+            problem = "it is not there"
+        elif stored.shape != entry.shape:
+            problem = f"expected shape {entry.shape}, got {stored.shape}"
+        elif not stored.dtype.is_floating_point:
+            problem = f"expected a floating-point dtype, got {stored.dtype}"
+        if problem:
+            raise CheckpointError(
+                f"Cannot read {checkpoint.url}, tensor {entry.name!r}: {problem}. Replay "
+                "checkpoints of one model together, or choose another scope."
+            )
+    dtypes = {name: there[name].dtype for name in scope.names}
+    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint.read))

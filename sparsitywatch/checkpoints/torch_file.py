@@ -1,0 +1,82 @@
+"""What people put into ``torch.save``: the model's state dict somewhere, a step somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable
+from sparsitywatch.checkpoints.inert_pickle import Call
+from sparsitywatch.checkpoints.storage import Source
+from sparsitywatch.checkpoints.torch_legacy import LEGACY_START, read_torch_legacy
+from sparsitywatch.checkpoints.torch_tensors import is_tensor, stored_tensor
+from sparsitywatch.checkpoints.torch_zip import read_torch_zip
+from sparsitywatch.errors import CheckpointError
+
+__all__ = ["MODEL_KEYS", "STEP_KEYS", "TORCH_STARTS", "open_torch", "read_torch", "step_in"]
+
+#: Keys under which a checkpoint keeps the model, in the order in which they are tried.
+MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
+#: Keys under which a checkpoint keeps the number of optimizer steps done.
+STEP_KEYS = ("global_step", "iter_num", "step", "global_steps", "iteration", "num_updates")
+#: How files of torch.save begin.
+TORCH_STARTS = (b"PK\x03\x04", LEGACY_START)
+
+_MAX_DEPTH = 3
+
+
+def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
+    """The tensors of the model by name, and all that the file describes.
+
+    Raises:
+        CheckpointError: the file is refused, or holds no state dict.
+    """
+    is_legacy = source.read(0, min(source.size, len(LEGACY_START))) == LEGACY_START
+    tree, regions = read_torch_legacy(source) if is_legacy else read_torch_zip(source)
+    weights = _state_dict(tree)
+    if weights is None:
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected a state dict, or one under "
+            f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
+        )
+    return {
+        str(name): stored_tensor(source, str(name), node, regions)
+        for name, node in weights.items()
+        if is_tensor(node)
+    }, tree
+
+
+def _state_dict(tree: Any, depth: int = 0) -> Mapping[Any, Any] | None:
+    if not isinstance(tree, dict) or depth == _MAX_DEPTH:
+        return None
+    for key in MODEL_KEYS:
+        found = _state_dict(tree.get(key), depth + 1)
+        if found is not None:
+            return found
+    return tree if any(is_tensor(node) for node in tree.values()) else None
+
+
+def _what(tree: Any) -> str:
+    if isinstance(tree, dict):
+        return f"a dictionary of {', '.join(str(key)[:40] for key in list(tree)[:8]) or 'nothing'}"
+    if isinstance(tree, Call):
+        return f"an object of {str(tree.function)[:80]}, which is never made"
+    return f"a {type(tree).__name__}"
+
+
+def step_in(tree: Any) -> int | None:
+    """The number of optimizer steps that the top level of a checkpoint states."""
+    if isinstance(tree, dict):
+        for key in STEP_KEYS:
+            if type(step := tree.get(key)) is int and step >= 0:
+                return step
+    return None
+
+
+def open_torch(source: Source) -> TensorTable:
+    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
+    stored, tree = read_torch(source)
+    is_lightning = isinstance(tree, dict) and "pytorch-lightning_version" in tree
+    return TensorTable(
+        source.url, "lightning" if is_lightning else "torch", stored, [source], step_in(tree)
+    )

@@ -1,0 +1,171 @@
+"""Which checkpoints there are, in which order, and what is told of those that are no use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+
+from sparsitywatch.checkpoints.discovery import discover, places_in, step_of_name
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.errors import CheckpointError
+
+WEIGHTS = {"layer.weight": torch.ones(4, 3)}
+
+
+def trainer_folder(folder: Path, step: int | None = None) -> Path:
+    folder.mkdir(parents=True)
+    safetensors.torch.save_file(WEIGHTS, str(folder / "model.safetensors"))
+    (folder / "training_args.bin").write_bytes(b"pickled")
+    if step is not None:
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    return folder
+
+
+def told(folder: Path, found: list) -> list[tuple[str, object, str, str]]:
+    return [(str(Path(f.url).relative_to(folder)), f.step, f.step_from, f.state) for f in found]
+
+
+def test_steps_come_from_the_state_then_the_contents_then_the_name(tmp_path: Path) -> None:
+    trainer_folder(tmp_path / "checkpoint-30", 20)
+    torch.save({"model": WEIGHTS, "iter_num": 7}, tmp_path / "step-900.pt")
+    torch.save(WEIGHTS, tmp_path / "step-1000.pt")
+    torch.save(WEIGHTS, tmp_path / "step-9.pt")
+    torch.save(WEIGHTS, tmp_path / "final.pt")
+    assert told(tmp_path, discover(tmp_path)) == [
+        ("step-900.pt", 7, "contents", "complete"),
+        ("step-9.pt", 9, "name", "complete"),
+        ("checkpoint-30", 20, "contents", "complete"),
+        ("step-1000.pt", 1000, "name", "complete"),
+        ("final.pt", None, "", "complete"),
+    ]
+
+
+def test_what_is_half_written_is_not_yet_complete(tmp_path: Path) -> None:
+    trainer_folder(tmp_path / "checkpoint-1", 1)
+    trainer_folder(tmp_path / "checkpoint-2")  # its state comes last
+    trainer_folder(tmp_path / "tmp-checkpoint-3", 3)
+    cut = trainer_folder(tmp_path / "checkpoint-4", 4) / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (trainer_folder(tmp_path / "checkpoint-5", 5) / "model.safetensors").unlink()
+    torch.save(WEIGHTS, tmp_path / "step-6.pt.tmp")
+    (tmp_path / "step-7.pt").write_bytes(b"")
+    found = discover(tmp_path)
+    assert [(f.step, f.state) for f in found] == [(1, "complete")] + [
+        (step, "incomplete") for step in range(2, 8)
+    ]
+    assert ["trainer_state.json" in found[1].reason, "temporary name" in found[2].reason] == [
+        True, True,
+    ]  # fmt: skip
+    assert "tensor 'layer.weight': expected it to end" in found[3].reason
+
+
+def test_what_will_never_be_readable_is_in_the_list(tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "step-1.pt")
+    (tmp_path / "step-2.pt").write_bytes(b"no checkpoint at all")
+    zero = tmp_path / "global_step3"
+    zero.mkdir()
+    (tmp_path / "latest").write_text("global_step3")
+    (zero / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    found = discover(tmp_path)
+    assert [(f.step, f.state) for f in found] == [(1, "complete"), (2, "refused"), (3, "refused")]
+    assert "zero_to_fp32.py" in found[2].reason
+
+
+def test_duplicates_of_a_step(tmp_path: Path) -> None:
+    torch.save({"state_dict": WEIGHTS, "global_step": 5}, tmp_path / "last.ckpt")
+    torch.save({"state_dict": WEIGHTS, "global_step": 5}, tmp_path / "epoch=0-step=5.ckpt")
+    torch.save(WEIGHTS, tmp_path / "copy-step5.pt")
+    found = discover(tmp_path)
+    assert [(Path(f.url).name, f.state) for f in found] == [
+        ("copy-step5.pt", "duplicate"),
+        ("epoch=0-step=5.ckpt", "complete"),
+        ("last.ckpt", "duplicate"),
+    ]
+    assert "epoch=0-step=5.ckpt is of step 5 as well" in found[2].reason
+
+
+def test_the_same_place_twice_is_one(tmp_path: Path) -> None:
+    trainer_folder(tmp_path / "checkpoint-1", 1)
+    (found,) = discover([tmp_path, tmp_path / "checkpoint-*", tmp_path / "checkpoint-1"])
+    assert found.state == "complete"
+
+
+def test_on_another_storage(tmp_path: Path) -> None:
+    fs = fsspec.filesystem("memory")
+    folder = trainer_folder(tmp_path / "x", 1)
+    for step in (10, 2):
+        fs.put(str(folder), f"/run/checkpoint-{step}", recursive=True)
+        state = f'{{"global_step": {step}}}'.encode()
+        fs.pipe_file(f"/run/checkpoint-{step}/trainer_state.json", state)
+    for url in ("memory://run", "memory://run/checkpoint-*"):
+        found = discover(url)
+        assert [(f.step, f.state) for f in found] == [(2, "complete"), (10, "complete")]
+    with open_checkpoint(found[0].url) as checkpoint:
+        assert checkpoint.read("layer.weight").sum() == 12
+    fs.store.clear()
+
+
+@pytest.mark.parametrize("place", ["nowhere", "no*where", "."])
+def test_nothing_there_is_an_error(place: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected checkpoints, found none"):
+        discover(tmp_path / place)
+
+
+def test_an_unknown_protocol_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match="expected a URL that fsspec can open"):
+        discover("nosuch://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("files", "places"),
+    [
+        (["checkpoint-9/model.safetensors", "checkpoint-10/model.safetensors"],
+         ["checkpoint-9", "checkpoint-10"]),
+        (["model.safetensors", "checkpoint-9/model.safetensors"], ["", "checkpoint-9"]),
+        (["logs/version_0/checkpoints/epoch=0-step=5.ckpt", "logs/hparams.yaml"],
+         ["logs/version_0/checkpoints/epoch=0-step=5.ckpt"]),
+        (["a/.metadata", "a/__0_0.distcp", "a/x.pt", "b/__0_0.distcp"], ["a", "b"]),
+        (["latest", "global_step5/mp_rank_00_model_states.pt"], ["global_step5"]),
+        (["mp_rank_00_model_states.pt"], [""]),
+        (["optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin", "a.txt"], []),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], [""]),
+        (["c/model.safetensors", "c/optimizer.bin", "c/random_states_0.pkl"], ["c"]),
+    ],
+)  # fmt: skip
+def test_places(files: list[str], places: list[str]) -> None:
+    assert places_in(files) == places
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("runs/bert-2/checkpoint-500", 500),
+        ("runs/global_step12", 12),
+        ("epoch=3-step=1200.ckpt", 1200),
+        ("ckpt_000300.pt", 300),
+        ("run/1500/model.safetensors", 1500),
+        ("step_5/pytorch_model.bin", 5),
+        ("model-0500.safetensors", 500),
+        ("run7/ckpt.pt", None),
+        ("bert-base-12layers/w.pt", None),
+        ("iter-10000000000000000000000000.pt", 100000000000000000),
+    ],
+)
+def test_steps_in_names(name: str, step: int | None) -> None:
+    assert step_of_name(name) == step
+
+
+@pytest.mark.parametrize("files", [
+    ["latest", "zero_to_fp32.py", "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt"],
+    ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+])  # fmt: skip
+def test_deepspeed_is_answered_with_what_to_do(files: list[str], tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"zero_to_fp32\.py \. consolidated --safe_serial"):
+        open_checkpoint(tmp_path)

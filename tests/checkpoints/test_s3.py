@@ -1,0 +1,77 @@
+"""Checkpoints on s3, from a real server over HTTP that the test starts."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.reader_contract import same_bits, small_bert
+
+from sparsitywatch.checkpoints.discovery import discover
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.errors import CheckpointError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # boto's and aiohttp's own
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    moto_server = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def options() -> Iterator[dict[str, object]]:
+    """Storage options of a running server with the bucket "runs"."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "testing",
+        "secret": "testing",  # the server takes any
+        "endpoint_url": f"http://{host}:{port}",
+        "client_kwargs": {"region_name": "eu-central-1"},
+    }
+    s3fs.S3FileSystem(**options).mkdir("runs")
+    yield options
+    server.stop()
+
+
+def test_a_run_on_s3(options, tmp_path: Path) -> None:
+    fs = s3fs.S3FileSystem(**options)
+    model = small_bert()
+    for step in (20, 3):
+        folder = tmp_path / f"checkpoint-{step}"
+        model.save_pretrained(folder, max_shard_size="20KB")
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        fs.put(str(folder), f"runs/bert/checkpoint-{step}", recursive=True)
+    torch.save({"model": model.state_dict(), "iter_num": 30}, tmp_path / "ckpt.pt")
+    fs.put(str(tmp_path / "ckpt.pt"), "runs/bert/ckpt.pt")
+    for place in ("s3://runs/bert", ["s3://runs/bert/checkpoint-*", "s3://runs/bert/ckpt.pt"]):
+        found = discover(place, options)
+        assert [(f.step, f.state, f.step_from) for f in found] == [
+            (step, "complete", "contents") for step in (3, 20, 30)
+        ]
+    expected = model.state_dict()
+    for one in found:
+        assert one.url.startswith("s3://runs/bert/")
+        with open_checkpoint(one.url, options) as checkpoint:
+            assert all(same_bits(t, expected[n]) for n, t in checkpoint.tensors())
+
+
+def test_a_new_checkpoint_is_seen(options) -> None:
+    fs = s3fs.S3FileSystem(**options)
+    for count, step in enumerate((1, 2), 1):
+        fs.pipe_file(f"runs/live/checkpoint-{step}/model.safetensors", b"")
+        assert len(discover("s3://runs/live", options)) == count
+
+
+def test_what_is_not_there_or_not_allowed_is_one_line(options) -> None:
+    with pytest.raises(CheckpointError, match=r"s3://runs/none\.pt: expected a file, found none"):
+        open_checkpoint("s3://runs/none.pt", options)
+    with pytest.raises(CheckpointError, match="Cannot list s3://no-such-bucket/run"):
+        discover("s3://no-such-bucket/run", options)

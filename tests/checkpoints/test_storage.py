@@ -1,0 +1,159 @@
+"""Ranges of bytes on any storage: exactly those asked for, and what goes wrong in one line."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import safetensors.torch
+import torch
+from contracts.reader_contract import small_bert
+from fsspec.implementations.memory import MemoryFileSystem
+
+from sparsitywatch.checkpoints import storage
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.storage import Folder, RangeFile, Source
+from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
+from sparsitywatch.errors import CheckpointError
+from sparsitywatch.weights.scope import Scope
+
+
+class CountingFileSystem(MemoryFileSystem):
+    """A storage that keeps count of what is fetched, and fails on request."""
+
+    protocol = "counting"
+    store: dict = {}  # noqa: RUF012 as its base class has it
+    fetched: list[int] = []  # noqa: RUF012
+    failure: BaseException | None = None
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("counting://", "memory://"))
+
+    def cat_file(self, path, start=None, end=None, **options) -> bytes:
+        if type(self).failure is not None:
+            raise type(self).failure
+        data = super().cat_file(path, start=start, end=end, **options)
+        self.fetched.append(len(data))
+        return data
+
+    def _open(self, path, mode="rb", **options):
+        assert mode != "rb", "files are read by ranges only"
+        return super()._open(path, mode, **options)
+
+
+@pytest.fixture
+def counting() -> Iterator[CountingFileSystem]:
+    fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
+    fs = fsspec.filesystem("counting", skip_instance_cache=True)
+    CountingFileSystem.fetched.clear()
+    yield fs
+    CountingFileSystem.failure = None
+    fs.store.clear()
+
+
+def large_bert() -> torch.nn.Module:
+    import transformers
+
+    config = transformers.BertConfig(
+        hidden_size=64, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2,
+        vocab_size=5000,
+    )  # fmt: skip
+    return transformers.BertForMaskedLM(config)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch"])
+def test_only_what_is_in_scope_is_fetched(kind: str, counting: CountingFileSystem) -> None:
+    model = large_bert()
+    if kind == "safetensors":
+        weights = {n: t for n, t in model.state_dict().items() if "decoder" not in n}
+        data = safetensors.torch.save({n: t.clone() for n, t in weights.items()})
+        url = "counting://run/model.safetensors"
+    else:
+        optimizer = {n: {"exp_avg": torch.zeros_like(p)} for n, p in model.named_parameters()}
+        buffer = io.BytesIO()
+        torch.save({"model": model.state_dict(), "optimizer": optimizer}, buffer)
+        data, url = buffer.getvalue(), "counting://run/ckpt.pt"
+    counting.pipe_file(url, data)
+    with open_checkpoint(url) as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries())
+        snapshot = stored_snapshot(checkpoint, scope, 1)
+        wanted = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+        assert sum(counting.fetched) == checkpoint.num_bytes_read
+    assert wanted == scope.summary.num_weights * 4
+    assert sum(counting.fetched) <= 1.1 * wanted < 0.6 * len(data)
+
+
+def test_a_large_tensor_comes_in_pieces(counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 100)
+    data = bytes(range(256)) * 2
+    counting.pipe_file("counting://f", data)
+    source = Source(counting, "/f")
+    assert source.read(3, 451) == data[3:454]
+    assert counting.fetched == [100, 100, 100, 100, 51]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (PermissionError("Forbidden"), r"permission denied \(PermissionError: Forbidden\)"),
+        (FileNotFoundError("gone"), "expected a file, found none"),
+        (TimeoutError("slow\nstorage"), "TimeoutError: slow storage"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_what_a_storage_raises_is_one_line(failure, message, counting) -> None:
+    data = safetensors.torch.save({"w": torch.ones(3)})
+    counting.pipe_file("counting://w.safetensors", data)
+    with open_checkpoint("counting://w.safetensors") as checkpoint:
+        CountingFileSystem.failure = failure
+        with pytest.raises(CheckpointError, match=message) as caught:
+            checkpoint.read("w")
+    assert "counting:///w.safetensors" in str(caught.value) or "w.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_noticed(counting) -> None:
+    url = "counting://w.safetensors"
+    counting.pipe_file(url, safetensors.torch.save({"w": torch.ones(3), "v": torch.ones(2)}))
+    with open_checkpoint(url) as checkpoint:
+        counting.pipe_file(url, safetensors.torch.save({"w": torch.ones(3), "v": torch.ones(2)}))
+        with pytest.raises(CheckpointError, match="written meanwhile"):
+            list(checkpoint.tensors())
+
+
+def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    small_bert().save_pretrained(tmp_path / "hf")
+    monkeypatch.setattr(storage.io, "FileIO", deny)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: permission denied"):
+        open_checkpoint(tmp_path / "hf")
+
+
+def test_a_folder_keeps_to_itself(tmp_path: Path) -> None:
+    folder = Folder(fsspec.filesystem("file"), str(tmp_path))
+    (tmp_path / "a.bin").write_bytes(b"abc")
+    with_a = folder.open("a.bin")
+    assert with_a.read(1, 2) == b"bc"
+    with_a.close()
+    for name in ("../x", "/x", "a/../../x", "..\\x", ""):
+        with pytest.raises(CheckpointError, match="inside the folder"):
+            folder.open(name)
+
+
+def test_a_part_as_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"0123456789")
+    source = Source(fsspec.filesystem("file"), str(tmp_path / "a.bin"))
+    file = RangeFile(source, 2, 5)
+    assert (file.read(2), file.tell(), file.read(), file.read()) == (b"23", 2, b"456", b"")
+    assert (file.seek(-1, 2), file.read()) == (4, b"6")
+    with pytest.raises(ValueError, match="before the beginning"):
+        file.seek(-1)
+    with pytest.raises(CheckpointError, match="expected at least 11 bytes, got 10"):
+        source.read(5, 6)
+    source.close()
