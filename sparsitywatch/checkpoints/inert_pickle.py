@@ -8,6 +8,7 @@ the few nodes that it knows; a malicious one is a node like any other and does n
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -89,10 +90,13 @@ def read_inert(file: BinaryIO, outside: list[PersistentId] | None = None) -> Any
     """
     machine = _Machine([] if outside is None else outside)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return machine.pop()
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            # odd escapes in a string: about the file's bytes, not about anybody's code
+            warnings.simplefilter("ignore")
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "STOP":
+                    return machine.pop()
+                machine.step(opcode.name, argument)
     except (
         IndexError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
     ) as error:  # fmt: skip

@@ -88,3 +88,8 @@ def test_what_contradicts_itself(data: bytes, message: str) -> None:
 def test_a_place_far_out_in_the_memo_takes_no_memory() -> None:
     # pickle.loads allocates a table of as many places: gigabytes for ten bytes
     assert read_inert(io.BytesIO(b"K\x01r\xff\xff\xff\x7f.")) == 1
+
+
+def test_odd_escapes_in_a_pickle_warn_nobody() -> None:
+    """Found by fuzzing: pickletools decodes such a string with a DeprecationWarning."""
+    assert read_inert(io.BytesIO(rb"S'\q'" + b"\n.")) == "\\q"
