@@ -57,7 +57,9 @@ def files_in(folder: str) -> list[Path]:
 def imported(folder: str) -> set[str]:
     """Distributions that the files of a top-level folder import."""
     tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
-    neighbours = [*(ROOT / folder).iterdir(), *(ROOT / "examples").iterdir()]
+    neighbours = (
+        path for name in (folder, "examples", "benchmarks") for path in (ROOT / name).iterdir()
+    )
     tops -= {path.stem for path in neighbours}
     return {DISTRIBUTIONS.get(top, [top])[0].lower() for top in tops}
 

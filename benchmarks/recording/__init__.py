@@ -1,0 +1,11 @@
+"""Recorded runs: small trainings under a real watch, labelled from their own series.
+
+The models are those of the examples, whose modules import each other from their folder.
+"""
+
+import sys
+from pathlib import Path
+
+_EXAMPLES = str(Path(__file__).parents[2] / "examples")
+if _EXAMPLES not in sys.path:
+    sys.path.insert(0, _EXAMPLES)

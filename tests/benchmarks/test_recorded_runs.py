@@ -1,0 +1,151 @@
+"""The recorded runs are whole, and their labels are what the rules make of the series."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recording.catalog import RUNS, Interference, RunSpec
+from recording.labels import FACTORS, KINDS, crossing, running_floor, split_of
+from recording.recorder import EVERY, SERIES, label, record, write
+from recording.table import FOLDER, load, write_table
+
+RECORDED = load()
+BY_NAME = {spec.name: spec for spec in RUNS}
+MAX_BYTES = 30_000
+
+each_run = pytest.mark.parametrize("run", RECORDED.values(), ids=RECORDED)
+
+
+def test_names_are_unique_and_every_recorded_run_is_in_the_catalog() -> None:
+    assert len(BY_NAME) == len(RUNS)
+    assert RECORDED.keys() <= BY_NAME.keys()
+
+
+def test_there_is_something_to_design_on_and_something_to_report_on() -> None:
+    for kind in ("take-off", "control", "planted", "switched", "spike"):
+        splits = {run["split"] for run in RECORDED.values() if run["label"]["kind"] == kind}
+        assert splits == {"design", "report"}, kind
+
+
+@each_run
+def test_looks_are_regular_and_every_series_has_a_value_or_none_at_each(run: Any) -> None:
+    steps = run["steps"]
+    assert steps == list(range(EVERY, run["run"]["steps"] + 1, EVERY))
+    assert {*SERIES, "lr", "lr_sum", "loss"} <= run["series"].keys()
+    for values in run["series"].values():
+        assert len(values) == len(steps)
+    for every, seen in run["dormant_further_apart"].items():
+        assert seen["steps"] == steps[int(every) // EVERY - 1 :: int(every) // EVERY]
+        assert len(seen["motion/dormant"]) == len(seen["steps"])
+
+
+@each_run
+def test_the_file_is_small_and_says_how_it_came_about(run: Any) -> None:
+    assert (FOLDER / f"{run['name']}.json").stat().st_size < MAX_BYTES
+    assert run["run"] == dataclasses.asdict(BY_NAME[run["name"]])
+    assert run["split"] == ("report" if run["run"]["seed"] % 2 else "design")
+
+
+@each_run
+def test_the_label_recomputes_from_the_series(run: Any) -> None:
+    again = label(BY_NAME[run["name"]], run["steps"], run["series"])
+    assert json.loads(json.dumps(again)) == run["label"]
+    assert run["label"]["kind"] in KINDS
+
+
+@each_run
+def test_a_crossing_is_where_a_plain_loop_finds_it(run: Any) -> None:
+    """The oracle: medians and minimum by hand, look by look."""
+    for name, values in run["series"].items():
+        if not name.startswith("near_zero/"):
+            continue
+        told = run["label"]["near_zero"][name.removeprefix("near_zero/")]["steps"]
+        for factor in FACTORS:
+            found, floor = None, math.inf
+            for i in range(4, len(values) - 1):
+                floor = min(floor, sorted(values[i - 4 : i + 1])[2])
+                if min(values[i], values[i + 1]) >= factor * floor:
+                    found = run["steps"][i]
+                    break
+            assert told[f"{factor:.1f}"] == found
+
+
+@each_run
+def test_the_decay_clock_is_the_sum_of_lr_times_decay(run: Any) -> None:
+    if run["run"]["interference"] is None:
+        clock = np.array(run["series"]["motion/decay_clock"])
+        expected = run["run"]["decay"] * np.array(run["series"]["lr_sum"])
+        np.testing.assert_allclose(clock, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_the_table_is_that_of_the_files(tmp_path: Path) -> None:
+    for name in RECORDED:
+        (tmp_path / f"{name}.json").write_bytes((FOLDER / f"{name}.json").read_bytes())
+    write_table([spec.name for spec in RUNS], tmp_path)
+    assert (tmp_path / "README.md").read_text() == (FOLDER / "README.md").read_text()
+
+
+def test_one_low_look_is_no_floor_and_one_high_look_no_crossing() -> None:
+    values = np.array([4.0, 4.0, 4.0, 4.0, 4.0, 1.0, 4.0, 9.0, 4.0, 8.0, 8.0])
+    assert running_floor(values)[-1] == 4.0
+    assert crossing(values, 2.0) == 9
+    assert crossing(values[:-1], 2.0) is None
+    assert crossing(values, 2.0, least=8.5) is None
+
+
+def test_splits_go_by_the_parity_of_the_seed() -> None:
+    assert [split_of(seed) for seed in range(4)] == ["design", "report"] * 2
+
+
+TINY = RunSpec(
+    name="tiny", model="modular", seed=1, steps=200, decay=1.0, lr=1e-2, warmup=0, clip=0.0
+)
+
+
+def test_a_recording_is_the_same_each_time_and_survives_its_file(tmp_path: Path) -> None:
+    run = record(TINY)
+    assert run["series"] == record(TINY)["series"]
+    write(run, tmp_path / "tiny.json")
+    assert load(tmp_path)["tiny"] == json.loads(json.dumps(run))
+    assert run["steps"] == [25, 50, 75, 100, 125, 150, 175, 200]
+
+
+@pytest.mark.parametrize(
+    ("what", "amount", "kind"),
+    [
+        ("decay", 5.0, "switched"),
+        ("l1", 1e-3, "switched"),
+        ("prune", 0.3, "planted"),
+        ("prune-hold", 0.3, "planted"),
+        ("lr", 30.0, "spike"),
+    ],
+)
+def test_nothing_differs_before_the_interference_and_much_after(
+    what: str, amount: float, kind: str
+) -> None:
+    event = Interference(what=what, step=125, amount=amount, duration=5)
+    plain, changed = record(TINY), record(dataclasses.replace(TINY, interference=event))
+    assert (changed["label"]["kind"], changed["label"]["known_step"]) == (kind, 125)
+    before, after = (
+        [run["series"]["near_zero/abs_0.001"] for run in (plain, changed)],
+        [run["series"]["loss"] for run in (plain, changed)],
+    )
+    assert before[0][:4] == before[1][:4]
+    assert after[0][:4] == after[1][:4]
+    assert after[0][5:] != after[1][5:]
+
+
+@pytest.mark.parametrize(("what", "kept"), [("prune", False), ("prune-hold", True)])
+def test_a_planted_pruning_is_seen_at_its_own_step(what: str, kept: bool) -> None:
+    event = Interference(what=what, step=100, amount=0.3)
+    run = record(dataclasses.replace(TINY, interference=event))
+    near_zero = dict(zip(run["steps"], run["series"]["near_zero/abs_0.001"], strict=True))
+    assert near_zero[75] < 0.05
+    assert near_zero[100] >= 0.3
+    assert (near_zero[200] >= 0.3) == kept
