@@ -34,6 +34,20 @@ cross so many times their running floor, *ratio* is the largest one reached, *do
 at which dormant weights rise, *lead* how long that is before the doubling, in steps,
 *breakthrough* where a masked language model leaves its plateau or modular addition is understood.
 The digits of the vision transformer are drawn from fonts; they are not those of scikit-learn.
+
+To know before drawing conclusions:
+
+- Runs of one seed that differ only in what comes later (schedule, interference) are one and the
+  same training until then. They are on the same side of the split, but not independent.
+- After a spike of the learning rate up to half or four fifths of the weights pass as dormant, for
+  some 400 steps, and most of them move again later: the model has collapsed, and what its weights
+  get is too small to tell from nothing. That is not sparsification, and near-zero counts are
+  silent.
+- The share that passes as dormant by chance grows with the distance of the looks: about 0.007 at
+  25 steps, 0.03 at 200. The rule for *dormant* here is for 25.
+- In modular addition only about fifty weights are near zero (about ten by abs_0.001), so that
+  1.5 times the floor is within the noise of counting: such runs are labelled ambiguous.
+- "ambiguous" and the "control" of a run that goes on growing hold for the steps recorded.
 """
 
 
