@@ -22,7 +22,6 @@ from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep
 from sparsitywatch.records import (
     Cost,
     Detail,
-    Dormant,
     LayerShare,
     Provenance,
     Record,
@@ -145,8 +144,7 @@ class Measurement:
         *,
         started: float,
         stall_s: float | None = None,
-        decay_clock: float = math.nan,
-        dormant: Dormant | None = None,
+        driver: Mapping[str, Any] | None = None,
         previous: SparsityCurve | None = None,
         effort: Effort = NO_EFFORT,
         num_threads: int | None = None,
@@ -159,7 +157,8 @@ class Measurement:
             model: holds the same weights; None to leave the evaluation out.
             started: ``time.perf_counter()`` when the look began.
             stall_s: how long it held up the training; None if until now.
-            decay_clock, dormant: what the driver knows about the optimizer.
+            driver: fields of the record that only the driver knows: the optimizer's clocks,
+                what moved since the last look.
             previous: the curve of the look before.
             effort: what is known about the looks before.
             num_threads: to read the weights with; None for as many as torch uses.
@@ -200,8 +199,7 @@ class Measurement:
                 name: rule.fraction(spectrum, self.initial_rms)
                 for name, rule in self._rules.items()
             },
-            decay_clock=decay_clock,
-            dormant=dormant,
+            **(driver or {}),
             curve=result.curve if result else None,
             reliance=result.curve.reliance if result else math.nan,
             essential_sparsity=estimate,

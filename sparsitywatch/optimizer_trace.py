@@ -12,7 +12,7 @@ import torch
 from sparsitywatch.errors import StateError
 from sparsitywatch.optimizers import steps_done
 from sparsitywatch.records import Dormant
-from sparsitywatch.weights.clock import DecayClock, group_membership
+from sparsitywatch.weights.clock import ClockReading, DecayClock, group_membership, weight_average
 from sparsitywatch.weights.motion import Motion, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -25,13 +25,18 @@ class Moment:
     """What an optimizer has done up to one step.
 
     Args:
-        decay_clock: sum of lr times weight decay; NaN if unknown.
+        decay_clock: sum of lr times weight decay, averaged over the in-scope weights; NaN if
+            unknown.
+        lr_clock: sum of lr, likewise.
+        lr: the learning rate as it stands, likewise.
         clock: the clocks of the param groups; None if the optimizer cannot be seen.
         membership: in-scope name to index of its param group.
         not_measurable: why motion cannot be told; empty if it can.
     """
 
     decay_clock: float = math.nan
+    lr_clock: float = math.nan
+    lr: float = math.nan
     clock: DecayClock | None = None
     membership: Mapping[str, int] = field(default_factory=dict)
     not_measurable: str = ""
@@ -51,7 +56,7 @@ class OptimizerTrace:
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
         self._clock = DecayClock()
-        self._start = 0.0  # what the clock read when it began to run here
+        self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
 
     @property
     def steps_done(self) -> int:
@@ -72,27 +77,42 @@ class OptimizerTrace:
         if self._optimizer is None:
             return Moment()
         membership = group_membership(self._optimizer, parameters)
+        since = self._clock.reading(membership, self._scope)
+        rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
         return Moment(
-            decay_clock=self._start + self._clock.reading(membership, self._scope),
+            decay_clock=self._start.decay + since.decay,
+            lr_clock=self._start.lr + since.lr,
+            lr=weight_average(rates, membership, self._scope),
             clock=self._clock.copy(),
             membership=membership,
             not_measurable=why_not_measurable(self._optimizer),
         )
 
-    def look(self, snapshot: Snapshot, moment: Moment) -> Dormant | None:
-        """What moved since the last look; None if motion is not watched.
+    def look(self, snapshot: Snapshot, moment: Moment) -> dict[str, Any]:
+        """What the optimizer did and what moved since the last look.
 
         Args:
             snapshot: the weights at that moment.
             moment: from ``moment``; nothing else of the optimizer is read, so that this
                 may run behind the training.
+
+        Returns:
+            Fields of the record; ``dormant`` is None if motion is not watched.
         """
+        return {
+            "decay_clock": moment.decay_clock,
+            "lr_clock": moment.lr_clock,
+            "lr": moment.lr,
+            "dormant": self._moved(snapshot, moment),
+        }
+
+    def _moved(self, snapshot: Snapshot, moment: Moment) -> Dormant | None:
         if self._motion is None or moment.clock is None:
             return None
         return self._motion.look(snapshot, moment.clock, moment.membership, moment.not_measurable)
 
-    def continue_from(self, reading: float) -> None:
-        """Take up a clock that only a log knows; NaN if not even that.
+    def continue_from(self, reading: ClockReading) -> None:
+        """Take up clocks that only a log knows; NaN what not even that does.
 
         Does nothing once a state was loaded.
         """
@@ -102,7 +122,8 @@ class OptimizerTrace:
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
         return {
-            "start": self._start,
+            "start": self._start.decay,
+            "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
             "motion": self._motion.state_dict() if self._motion else None,
         }
@@ -113,10 +134,10 @@ class OptimizerTrace:
         Raises:
             StateError: a key is missing.
         """
-        for key in ("start", "clock", "motion"):
+        for key in ("start", "lr_start", "clock", "motion"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
-        self._start = float(state["start"])
+        self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state["motion"])

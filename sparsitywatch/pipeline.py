@@ -161,7 +161,8 @@ class Pipeline:
 
     def _detect(self, record: Record) -> list[Event]:
         series = record.series()
-        context = {"decay_clock": record.decay_clock}
+        known = {n: series.get(f"motion/{n}") for n in ("decay_clock", "lr", "lr_clock")}
+        context = {name: value for name, value in known.items() if value is not None}
         events = []
         for name, detector in self._detectors.items():
             if name in series:

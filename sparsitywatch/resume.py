@@ -14,6 +14,7 @@ from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Provenance, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.scope import Scope
 
 __all__ = ["begin", "check_state"]
@@ -75,7 +76,7 @@ def _take_up(
     """Go on from what the log in ``directory`` holds up to ``initial_step``.
 
     The tensors' first sizes, the records and events seen, what the detectors learned from
-    them, and the decay clock, unless a loaded state knows better.
+    them, and the clocks, unless a loaded state knows better.
     """
     manifest = read_manifest(directory)
     if manifest and set(manifest.initial_rms) == set(measurement.initial_rms):
@@ -83,6 +84,9 @@ def _take_up(
     records = read_records(directory, max_step=initial_step)
     events = [e for e in read_events(directory) if e.detected_step <= initial_step]
     pipeline.recall(records, events)
-    last = records[-1] if records else None
-    known = last is not None and last.step == initial_step
-    trace.continue_from(last.decay_clock if last is not None and known else math.nan)
+    last = records[-1] if records and records[-1].step == initial_step else None
+    trace.continue_from(
+        ClockReading(math.nan, math.nan)
+        if last is None
+        else ClockReading(last.decay_clock, last.lr_clock)
+    )

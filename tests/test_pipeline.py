@@ -113,6 +113,19 @@ def test_an_event_carries_its_series_its_layers_and_the_clock() -> None:
     assert pipeline.events == [event]
 
 
+def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
+    contexts = []
+
+    class Noting(Above):
+        def update(self, step, value, context=None):
+            contexts.append(context)
+
+    pipeline = Pipeline(detectors={"near_zero/initial_0.1": Noting()})
+    pipeline.publish(dataclasses.replace(record(1, 0.1), lr=0.5, lr_clock=2.0), Detail())
+    pipeline.publish(dataclasses.replace(record(2, 0.1), decay_clock=float("nan")), Detail())
+    assert contexts == [{"decay_clock": 0.01, "lr": 0.5, "lr_clock": 2.0}, {}]
+
+
 def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:
     broken, good = Broken(), MemorySink()
     pipeline = watched(sinks=[broken, good])

@@ -58,10 +58,9 @@ class Run:
 
 def told(records: list[sw.Record]) -> list[tuple]:
     """Everything of the records that must not depend on when and how fast they were made."""
-    return [
-        (r.step, r.near_zero, r.decay_clock, r.dormant, r.curve, r.essential_sparsity, r.layers)
-        for r in records
-    ]
+    parts = ("step", "near_zero", "decay_clock", "lr_clock", "lr", "dormant", "curve")
+    parts += ("essential_sparsity", "layers")
+    return [tuple(getattr(record, part) for part in parts) for record in records]
 
 
 def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
@@ -81,6 +80,7 @@ def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
     assert record.dormant is not None
     assert record.dormant.since_step == 6
     assert record.decay_clock == pytest.approx(9 * 0.01 * 0.01)
+    assert (record.lr_clock, record.lr) == (pytest.approx(9 * 0.01), 0.01)
     assert record.cost.num_forwards > 10
     assert 0 < record.cost.evaluation_s < record.cost.stall_s
 
@@ -128,8 +128,9 @@ def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
         for _ in range(4):
             watcher.step()
     assert [r.step for r in watcher.records] == [2, 4]
-    assert math.isnan(watcher.records[0].decay_clock)
-    assert watcher.records[0].dormant is None
+    record = watcher.records[0]
+    assert all(math.isnan(x) for x in (record.decay_clock, record.lr_clock, record.lr))
+    assert record.dormant is None
 
 
 def test_after_close_nothing_is_seen_and_closing_twice_is_fine(tmp_path: Path) -> None:
@@ -220,7 +221,25 @@ def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path: P
         second.train(3)
     assert [r.step for r in resumed.records] == [3, 6, 9]
     assert resumed._measurement.initial_rms == watcher._measurement.initial_rms
-    assert math.isnan(resumed.records[-1].decay_clock)  # the clock of step 7 was not saved
+    last = resumed.records[-1]
+    assert math.isnan(last.decay_clock)  # the clocks of step 7 were not saved
+    assert math.isnan(last.lr_clock)
+    assert last.lr == 0.01
+
+
+def test_without_saved_state_the_clocks_go_on_where_the_log_ends(tmp_path: Path) -> None:
+    first = Run()
+    watcher = first.watch(tmp_path)
+    first.train(6)
+    checkpoint = first.checkpoint(watcher)
+    second = Run()
+    second.restore(checkpoint)
+    with second.watch(tmp_path) as resumed:
+        second.train(3)
+    last = resumed.records[-1]
+    assert last.step == 9
+    assert last.decay_clock == pytest.approx(9 * 0.01 * 0.01)
+    assert last.lr_clock == pytest.approx(9 * 0.01)
 
 
 def test_a_new_run_in_a_used_logdir_sets_the_earlier_one_aside(tmp_path: Path, caplog) -> None:

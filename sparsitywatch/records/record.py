@@ -125,7 +125,10 @@ class Record:
         num_nan, num_inf, num_zero: counts of non-finite and exactly zero in-scope weights;
             -1 if the weights could not be read.
         near_zero: fraction of in-scope weights near zero, by rule.
-        decay_clock: sum of lr times weight decay over the steps so far; NaN if unknown.
+        decay_clock: sum of lr times weight decay over the steps so far, averaged over the
+            in-scope weights; NaN if unknown.
+        lr_clock: sum of lr over the steps so far, likewise.
+        lr: learning rate at the look, likewise.
         dormant: None if motion is not watched.
         curve: None without a proxy.
         reliance: harm of removing every in-scope weight, in units of the value; NaN
@@ -145,6 +148,8 @@ class Record:
     num_zero: int
     near_zero: Mapping[str, float]
     decay_clock: float = _NAN
+    lr_clock: float = _NAN
+    lr: float = _NAN
     dormant: Dormant | None = None
     curve: SparsityCurve | None = None
     reliance: float = _NAN
@@ -170,6 +175,8 @@ class Record:
             "watch/num_left_out": float(self.cost.num_left_out),
             "watch/valid": float(self.valid),
             "motion/decay_clock": self.decay_clock,
+            "motion/lr_clock": self.lr_clock,
+            "motion/lr": self.lr,
             "value/reliance": self.reliance,
         }
         counts = {"num_nan": self.num_nan, "num_inf": self.num_inf, "num_zero": self.num_zero}

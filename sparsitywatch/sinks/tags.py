@@ -51,6 +51,8 @@ MEANINGS = {
         "Sum of learning rate times weight decay over the steps so far. A weight that gets no "
         "gradient shrinks as exp(-clock)."
     ),
+    "motion/lr_clock": "Sum of the learning rate over the steps so far, averaged over the weights.",
+    "motion/lr": "Learning rate at the look, averaged over the in-scope weights.",
     "value/reliance": (
         "Harm done by removing every in-scope weight, in units of the value; positive when the "
         "model needs these weights."

@@ -11,7 +11,7 @@ import torch
 
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["DecayClock", "GroupClock", "group_membership"]
+__all__ = ["ClockReading", "DecayClock", "GroupClock", "group_membership", "weight_average"]
 
 
 @dataclass
@@ -46,6 +46,19 @@ class GroupClock:
         )
 
 
+@dataclass(frozen=True)
+class ClockReading:
+    """What the clocks say about the in-scope weights as a whole.
+
+    Args:
+        decay: sum of learning rate times weight decay.
+        lr: sum of the learning rate.
+    """
+
+    decay: float
+    lr: float
+
+
 @dataclass
 class DecayClock:
     """The clocks of an optimizer's param groups.
@@ -67,22 +80,18 @@ class DecayClock:
         """The clock as it stands now."""
         return DecayClock([GroupClock(g.lr, g.decay, g.log_shrink) for g in self.groups])
 
-    def reading(self, membership: Mapping[str, int], scope: Scope) -> float:
-        """Sum of lr times weight decay, averaged over the in-scope weights.
+    def reading(self, membership: Mapping[str, int], scope: Scope) -> ClockReading:
+        """The sums so far, averaged over the in-scope weights.
 
         Args:
             membership: in-scope name to index of its param group; names that the optimizer
                 does not train stand still at 0.
             scope: gives the number of weights per name.
         """
-        total = weighted = 0.0
-        for entry in scope.ledger:
-            if entry.in_scope:
-                index = membership.get(entry.name)
-                total += entry.num_weights
-                if index is not None and index < len(self.groups):
-                    weighted += entry.num_weights * self.groups[index].decay
-        return weighted / total if total else 0.0
+        return ClockReading(
+            decay=weight_average([g.decay for g in self.groups], membership, scope),
+            lr=weight_average([g.lr for g in self.groups], membership, scope),
+        )
 
     def state_dict(self) -> list[list[float]]:
         """Plain numbers, one row per group."""
@@ -91,6 +100,24 @@ class DecayClock:
     def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from what ``state_dict`` gave."""
         self.groups = [GroupClock(*row) for row in state]
+
+
+def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:
+    """Values of the param groups, averaged over the in-scope weights.
+
+    Args:
+        values: one per param group.
+        membership: in-scope name to index of its param group; a name without one counts as 0.
+        scope: gives the number of weights per name.
+    """
+    total = weighted = 0.0
+    for entry in scope.ledger:
+        if entry.in_scope:
+            index = membership.get(entry.name)
+            total += entry.num_weights
+            if index is not None and index < len(values):
+                weighted += entry.num_weights * values[index]
+    return weighted / total if total else 0.0
 
 
 def group_membership(

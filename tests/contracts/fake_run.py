@@ -113,6 +113,8 @@ def look(
             "zero": 0.0,
         },
         decay_clock=0.003 * step,
+        lr_clock=0.003 * step,
+        lr=0.003,
         dormant=Dormant(
             fraction=0.007 + 0.36 * broken * time**0.5, num_sampled=10_000, since_step=step - 25
         ),

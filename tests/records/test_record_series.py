@@ -26,6 +26,8 @@ def test_a_full_record_by_hand() -> None:
         "watch/num_left_out": 3.0,
         "watch/valid": 1.0,
         "motion/decay_clock": FULL.decay_clock,
+        "motion/lr_clock": FULL.lr_clock,
+        "motion/lr": 0.003,
         "motion/dormant": FULL.dormant.fraction,
         "value/reliance": FULL.reliance,
         "value/dense": curve.value[0],
@@ -60,6 +62,8 @@ def test_an_estimate_that_is_not_informative_is_withheld() -> None:
     ("name", "change"),
     [
         ("motion/decay_clock", lambda x: replace(FULL, decay_clock=x)),
+        ("motion/lr_clock", lambda x: replace(FULL, lr_clock=x)),
+        ("motion/lr", lambda x: replace(FULL, lr=x)),
         ("motion/dormant", lambda x: replace(FULL, dormant=replace(FULL.dormant, fraction=x))),
         ("value/reliance", lambda x: replace(FULL, reliance=x)),
         ("near_zero/zero", lambda x: replace(FULL, near_zero={**FULL.near_zero, "zero": x})),

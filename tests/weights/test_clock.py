@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsitywatch.weights.clock import DecayClock, group_membership
+from sparsitywatch.weights.clock import ClockReading, DecayClock, group_membership, weight_average
 from sparsitywatch.weights.scope import Scope
 
 
@@ -46,7 +46,10 @@ def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
     assert clock.groups[0].lr == pytest.approx(lr_sum)
     assert clock.groups[0].decay == pytest.approx(0.7 * lr_sum)
     # 12 weights with decay 0.7, 16 with none
-    assert clock.reading(membership, scope) == pytest.approx(0.7 * lr_sum * 12 / 28)
+    reading = clock.reading(membership, scope)
+    assert reading.decay == pytest.approx(0.7 * lr_sum * 12 / 28)
+    assert reading.lr == pytest.approx(lr_sum)
+    assert weight_average([2.0, 9.0], {"0.weight": 0}, scope) == pytest.approx(2.0 * 12 / 28)
 
 
 def test_weights_that_no_group_trains_stand_still() -> None:
@@ -54,7 +57,7 @@ def test_weights_that_no_group_trains_stand_still() -> None:
     optimizer = torch.optim.SGD([model[1].weight], lr=1.0)
     scope = Scope.of(model)
     assert group_membership(optimizer, scope.parameters(model)) == {}
-    assert DecayClock().reading({}, scope) == 0.0
+    assert DecayClock().reading({}, scope) == ClockReading(decay=0.0, lr=0.0)
 
 
 def test_state_round_trip() -> None:
