@@ -27,7 +27,7 @@ from sparsitywatch.sinks.drawing import (
     styled,
 )
 
-__all__ = ["overview_figure"]
+__all__ = ["overview_figure", "series_of"]
 
 _RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
 
@@ -89,8 +89,13 @@ def _panels(
     return panels
 
 
-def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [T] and values [T] of one series; NaN where it was not measured."""
+def series_of(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, int [T], and values, float [T], of one series; NaN where it was not measured.
+
+    Args:
+        records: in the order of the steps.
+        name: as in ``Record.series()``.
+    """
     steps = np.array([record.step for record in records])
     return steps, np.array([record.series().get(name, math.nan) for record in records])
 
@@ -98,7 +103,7 @@ def _series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarra
 def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, float]]) -> None:
     if loss:
         axes.plot(*zip(*loss, strict=True), color=SKY, linewidth=0.8, label="training loss")
-    steps, dense = _series(records, "value/dense")
+    steps, dense = series_of(records, "value/dense")
     if np.isfinite(dense).any():
         axes.plot(steps, dense, color=BLUE, label="held-out value, dense")
     is_score = any(record.curve and record.curve.higher_is_better for record in records)
@@ -108,8 +113,8 @@ def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, 
 def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:
     rules = dict.fromkeys(rule for record in records for rule in record.near_zero)
     for rule, colour in zip(rules, _RULE_COLOURS * len(rules), strict=False):
-        axes.plot(*_series(records, f"near_zero/{rule}"), color=colour, label=_rule_label(rule))
-    steps, dormant = _series(records, "motion/dormant")
+        axes.plot(*series_of(records, f"near_zero/{rule}"), color=colour, label=_rule_label(rule))
+    steps, dormant = series_of(records, "motion/dormant")
     if np.isfinite(dormant).any():
         label = "dormant: no gradient\nsince the last look"
         axes.plot(steps, dormant, color=BLUE, linestyle=(0, (3, 1.5)), label=label)
@@ -129,9 +134,9 @@ def _rule_label(rule: str) -> str:
 
 
 def _draw_essential_sparsity(axes: Any, records: Sequence[Record]) -> None:
-    steps, value = _series(records, "essential_sparsity/value")
-    _, low = _series(records, "essential_sparsity/low")
-    _, high = _series(records, "essential_sparsity/high")
+    steps, value = series_of(records, "essential_sparsity/value")
+    _, low = series_of(records, "essential_sparsity/low")
+    _, high = series_of(records, "essential_sparsity/high")
     axes.plot(
         steps, value, color=GREEN, marker="o", markersize=2.5, label="first crossing\n(zero-shot)"
     )
@@ -162,7 +167,7 @@ def _gaps(steps: np.ndarray, missing: np.ndarray) -> list[tuple[float, float]]:
 
 def _draw_reliance(axes: Any, records: Sequence[Record]) -> None:
     axes.plot(
-        *_series(records, "value/reliance"),
+        *series_of(records, "value/reliance"),
         color=BLACK,
         label="harm of removing\nall in-scope weights",
     )

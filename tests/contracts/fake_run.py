@@ -7,7 +7,9 @@ clock at about 55 %; everything follows from the seed.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from sparsitywatch.records import (
     ScopeSummary,
     SparsityCurve,
 )
+from sparsitywatch.sinks.jsonl import JsonlSink
 
 ROLES = (
     "attention.self.query",
@@ -254,3 +257,17 @@ def without(record: Record, *parts: str) -> Record:
     """The record with some parts not measured."""
     nothing = {"essential_sparsity": None, "curve": None, "dormant": None, "reliance": math.nan}
     return replace(record, **{part: nothing[part] for part in parts})
+
+
+def write_run(
+    logdir: Path, looks: Iterable[tuple[Record, Detail]], events: Iterable[Event] = ()
+) -> Path:
+    """The log of a run as a watch writes it; returns its ``logdir``."""
+    sink = JsonlSink(logdir / "sparsitywatch")
+    sink.open(run_info())
+    for record, detail in looks:
+        sink.write(record, detail)
+    for event in events:
+        sink.event(event)
+    sink.close()
+    return logdir

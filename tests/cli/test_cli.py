@@ -14,25 +14,13 @@ import pytest
 from contracts import fake_run
 
 from sparsitywatch.cli import main, summarise
-from sparsitywatch.sinks.jsonl import JsonlSink
 
 STEPS = range(0, 2001, 200)
 
 
-def write_run(logdir: Path, looks: list, events: list) -> Path:
-    sink = JsonlSink(logdir / "sparsitywatch")
-    sink.open(fake_run.run_info())
-    for record, detail in looks:
-        sink.write(record, detail)
-    for event in events:
-        sink.event(event)
-    sink.close()
-    return logdir
-
-
 @pytest.fixture
 def logdir(tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", fake_run.looks(STEPS), fake_run.events())
+    return fake_run.write_run(tmp_path / "run", fake_run.looks(STEPS), fake_run.events())
 
 
 def row(output: str, name: str) -> list[str]:
@@ -103,7 +91,7 @@ def test_a_run_without_proxy_and_with_broken_weights(
     record, detail = fake_run.look(100)
     record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "dormant")
     record = dataclasses.replace(record, num_nan=7)
-    assert main(["summary", str(write_run(tmp_path, [(record, detail)], []))]) == 0
+    assert main(["summary", str(fake_run.write_run(tmp_path, [(record, detail)]))]) == 0
     output = capsys.readouterr().out
     assert "essential sparsity: not measured" in output
     assert "1 look at steps 100 to 100" in output
@@ -115,7 +103,7 @@ def test_a_run_without_proxy_and_with_broken_weights(
 def test_not_informative_is_said_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["summary", str(write_run(tmp_path, fake_run.looks(range(0, 1, 1)), []))]) == 0
+    assert main(["summary", str(fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1))))]) == 0
     output = capsys.readouterr().out
     assert "not informative; the model does not rely on these weights yet" in output
     assert "informative at 0 of 1 look" in output
@@ -240,9 +228,11 @@ def test_the_probe_sees_torch() -> None:
     assert imports_torch("import sparsitywatch.weights.names, torch")
 
 
-@pytest.mark.parametrize("command", ["summary", "plot", "scope"])
+@pytest.mark.parametrize("command", ["summary", "plot", "scope", "compare"])
 def test_no_command_imports_torch(command: str, logdir: Path, tmp_path: Path) -> None:
     arguments = [command, str(logdir)]
-    if command == "plot":
-        arguments += ["-o", str(tmp_path / "overview.png")]
+    if command == "compare":
+        arguments.append(str(fake_run.write_run(tmp_path / "b", fake_run.looks(STEPS, seed=1))))
+    if command in ("plot", "compare"):
+        arguments += ["-o", str(tmp_path / "picture.png")]
     assert not imports_torch(f"from sparsitywatch.cli import main\nassert main({arguments}) == 0")

@@ -1,0 +1,47 @@
+"""The whole command line: its commands, its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from sparsitywatch.cli import compare, plot, scope, summary
+from sparsitywatch.errors import SparsityWatchError
+from sparsitywatch.version import __version__
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0, or 2 if there is nothing to read or it cannot be read.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader has seen enough (`| head`); keep the interpreter from flushing again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (SparsityWatchError, OSError) as error:
+        print(f"sparsitywatch: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparsitywatch", description="Read a watched run, also while it is being written."
+    )
+    parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (summary, plot, compare, scope):
+        command.add_to(commands)
+    return parser
