@@ -3,6 +3,8 @@
 ::
 
     trainer = Trainer(..., callbacks=[SparsityWatchCallback(proxy, every=500)])
+
+With ``on_event=["log", "save"]`` the Trainer saves a checkpoint when an event is seen.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
+from sparsitywatch.actions import SaveNow, StopTraining, log_event
 from sparsitywatch.attach import watch
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.records import Event
 from sparsitywatch.watcher import Watcher
 
 try:
@@ -43,14 +49,24 @@ class SparsityWatchCallback(TrainerCallback):
         logdir: by default the environment variable ``TENSORBOARD_LOGGING_DIR``, else
             ``<output_dir>/runs``; the same for every launch of a run, so that a resumed
             one goes on in it.
-        watch_options: as of ``sparsitywatch.watch``: every, scope, levels, on_event, ...
+        on_event: called with each event, as of ``sparsitywatch.watch``. The words "log",
+            "save" and "stop" log a warning and ask the Trainer, through its control object,
+            to save a checkpoint and to stop, at the end of the step at which the event is
+            delivered. So do ``actions.SaveNow()`` and ``actions.StopTraining()``.
+        watch_options: as of ``sparsitywatch.watch``: every, scope, levels, ...
 
     Raises:
-        ConfigurationError: an option that ``sparsitywatch.watch`` does not know.
+        ConfigurationError: an option that ``sparsitywatch.watch`` does not know, or a word
+            in ``on_event`` that is not one of these.
     """
 
     def __init__(
-        self, proxy: Proxy | None = None, *, logdir: str | None = None, **watch_options: Any
+        self,
+        proxy: Proxy | None = None,
+        *,
+        logdir: str | None = None,
+        on_event: Sequence[Callable[[Event], object] | str] = ("log",),
+        **watch_options: Any,
     ) -> None:
         known = set(inspect.signature(watch).parameters) - {"model", "optimizer", "initial_step"}
         unknown = sorted(set(watch_options) - known)
@@ -59,6 +75,7 @@ class SparsityWatchCallback(TrainerCallback):
                 f"Expected options of sparsitywatch.watch, one of {sorted(known)}, got {unknown}."
             )
         self._proxy, self._logdir, self._options = proxy, logdir, watch_options
+        self._on_event = _as_actions(on_event)
         self.watcher: Watcher | None = None
 
     def on_train_begin(
@@ -77,6 +94,7 @@ class SparsityWatchCallback(TrainerCallback):
             proxy=self._proxy,
             logdir=self._logdir or _default_logdir(args),
             initial_step=state.global_step,
+            on_event=self._on_event,
             **self._options,
         )
         saved = _checkpoint(args, state) / _STATE_FILE
@@ -89,6 +107,28 @@ class SparsityWatchCallback(TrainerCallback):
                     "and the motion since the last look",
                     saved,
                 )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> TrainerControl:
+        """Pass on to the Trainer what the events since the last step ask for."""
+        requests = [a for a in self._on_event if isinstance(a, (SaveNow, StopTraining))]
+        if not requests:
+            return control
+        if self.watcher is not None and state.global_step >= state.max_steps:
+            # the last chance: a look that is on its way may ask for something
+            _events = self.watcher.events
+        wanted = [request.take() is not None for request in requests]
+        for request, is_wanted in zip(requests, _agreed(wanted, args), strict=True):
+            if isinstance(request, SaveNow):
+                control.should_save |= is_wanted
+            else:
+                control.should_training_stop |= is_wanted
+        return control
 
     def on_save(
         self,
@@ -118,6 +158,31 @@ class SparsityWatchCallback(TrainerCallback):
         """Detach."""
         if self.watcher is not None:
             self.watcher.close()
+
+
+def _as_actions(on_event: object) -> list[Callable[[Event], object]]:
+    words: dict[str, Callable[[], Callable[[Event], object]]] = {
+        "log": lambda: log_event,
+        "save": SaveNow,
+        "stop": StopTraining,
+    }
+    given = on_event if isinstance(on_event, Sequence) else ()
+    is_list = isinstance(on_event, Sequence) and not isinstance(on_event, str)
+    if not is_list or not all(callable(action) or action in words for action in given):
+        raise ConfigurationError(
+            f"Expected `on_event` to be a list of functions and of the words {sorted(words)}, "
+            f"got {on_event!r}."
+        )
+    return [words[action]() if isinstance(action, str) else action for action in given]
+
+
+def _agreed(wanted: list[bool], args: TrainingArguments) -> list[bool]:
+    """What rank 0 wants, on every rank: a Trainer that saves or stops alone hangs."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return wanted
+    flags = torch.tensor(wanted, dtype=torch.int32, device=args.device)
+    distributed.broadcast(flags, src=0)
+    return [bool(flag) for flag in flags.tolist()]
 
 
 def _default_logdir(args: TrainingArguments) -> str:

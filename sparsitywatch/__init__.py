@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparsitywatch import actions as actions  # a room of its own
     from sparsitywatch.analysis.detect import AbruptChange
     from sparsitywatch.analysis.estimate import essential_sparsity
     from sparsitywatch.attach import watch
@@ -101,6 +102,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "actions":
+        return importlib.import_module(f"{__name__}.actions")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

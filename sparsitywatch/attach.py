@@ -92,7 +92,8 @@ def watch(
         near_zero: rules that count near-zero weights; detectors watch the first one.
         detectors: by name of the series to watch, see ``Record.series``. By default
             ``AbruptChange()`` on the first near-zero rule.
-        on_event: called with each event; by default a warning is logged.
+        on_event: called with each event; by default a warning is logged. ``sw.actions`` has
+            more: a webhook, checkpoints. What is learned about an event later calls none.
         on_record: called with each record.
         sinks: further sinks beside TensorBoard and JSONL.
         dormant_samples: how many weights are compared between looks; 0 for none.
@@ -132,7 +133,7 @@ def watch(
     pace = Pace(as_schedule(every), max_overhead)
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     if detectors is None:
-        detectors = {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
+        detectors = _default_detectors(settings)
     off = _why_off()
     if proxy is not None and not off:
         proxy.check(inner)
@@ -169,6 +170,11 @@ def watch(
     if real_optimizer is not None:
         _open_watches.setdefault(real_optimizer, {})[_place(logdir)] = weakref.ref(watcher)
     return watcher
+
+
+def _default_detectors(settings: Settings) -> dict[str, Detector]:
+    """What is watched unless the user says otherwise, by name of the series."""
+    return {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
 
 
 def _replace_open_watch(

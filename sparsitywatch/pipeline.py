@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from sparsitywatch.analysis.attribution import accountable_layers
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.actions import log_event
+from sparsitywatch.analysis.chronicle import Changes
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.history import Detector, History
 from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve
 from sparsitywatch.sinks.base import Sink
 
@@ -17,30 +18,8 @@ __all__ = ["Detector", "Pipeline", "log_event"]
 
 _logger = logging.getLogger("sparsitywatch")
 
-#: Records keep their layers this long in memory; the log has all of them.
-_LAYERS_KEPT = 100
 #: A sink that failed so often in a row is not asked again.
 _MAX_FAILURES = 3
-
-
-class Detector(Protocol):
-    """Watches one series, fed in the order of the steps."""
-
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
-        """An event if the change is seen at this point."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data that ``load_state_dict`` goes on from."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-
-
-def log_event(event: Event) -> None:
-    """The default action: a warning through the logger "sparsitywatch"."""
-    _logger.warning("sparsitywatch: %s", event.describe())
 
 
 class Pipeline:
@@ -73,13 +52,22 @@ class Pipeline:
                     "Put a single function in a list."
                 )
         self._sinks = list(sinks)
-        self._detectors = dict(detectors or {})
+        self._history = History(detectors or {})
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}
-        self.records: list[Record] = []
-        self.events: list[Event] = []
+        self._unsaid: tuple[Event, ...] = ()  # by actions
         self.publish_s = 0.0
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record; layers are kept for the latest hundred only."""
+        return self._history.records
+
+    @property
+    def events(self) -> list[Event]:
+        """Every event in its latest version, in the order in which they were seen."""
+        return self._history.events
 
     @property
     def last_curve(self) -> SparsityCurve | None:
@@ -88,15 +76,17 @@ class Pipeline:
 
     def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw: histories and detectors, but no sink."""
-        self.events = list(events)
-        for record in records:
-            self._remember(record)
-            self._detect(record)
+        self._history.recall(records, events)
 
     def open(self, run: RunInfo) -> None:
         """Open the sinks, before the first record."""
         for sink in self._sinks:
             self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
+        self._history.initial_rms = dict(run.initial_rms)
+        late = self._history.finish_recall()
+        self._unsaid = late.new
+        for sink in self._sinks:
+            self._guarded(sink, lambda sink=sink: self._tell(sink, late))  # type: ignore[misc]
 
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
@@ -105,16 +95,17 @@ class Pipeline:
         return events
 
     def take(self, record: Record, detail: Detail) -> list[Event]:
-        """Detect, remember, tell the sinks; returns the events, for ``act``.
+        """Detect, remember, tell the sinks; returns the new events, for ``act``.
+
+        Sinks are also given what is learned about earlier events; actions are not.
 
         May run in another thread than ``act``, one record after the other.
         """
         started = time.perf_counter()
-        events = [self._explain(event, record) for event in self._detect(record)]
-        self._remember(record)
-        self.events.extend(events)
+        changes = self._history.add(record)
         for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: self._tell(sink, record, detail, events))  # type: ignore[misc]
+            self._guarded(sink, lambda sink=sink: self._write(sink, record, detail, changes))  # type: ignore[misc]
+        events, self._unsaid = [*self._unsaid, *changes.new], ()
         self.publish_s = time.perf_counter() - started
         return events
 
@@ -127,16 +118,20 @@ class Pipeline:
     @property
     def is_suspicious(self) -> bool:
         """Whether a detector sees what may become an event."""
-        return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
+        return self._history.is_suspicious
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Close the sinks, then the actions that can be closed."""
         for sink in self._sinks:
             self._guarded(sink, sink.close)
+        for action in (*self._on_event, *self._on_record):
+            close = getattr(action, "close", None)
+            if callable(close):
+                self._act_once(lambda _, close=close: close(), None)  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
-        """The detectors' state, by series."""
-        return {name: detector.state_dict() for name, detector in self._detectors.items()}
+        """What the detectors and the events of the run go on from; plain data."""
+        return self._history.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave.
@@ -144,44 +139,17 @@ class Pipeline:
         Raises:
             StateError: the state of a detector is missing.
         """
-        missing = [name for name in self._detectors if name not in state]
-        if missing:
-            raise StateError(
-                f"Expected the state of the detectors {sorted(self._detectors)}, got "
-                f"{sorted(state)}. Watch the same series as before."
-            )
-        for name, detector in self._detectors.items():
-            detector.load_state_dict(state[name])
+        self._history.load_state_dict(state)
+
+    @classmethod
+    def _write(cls, sink: Sink, record: Record, detail: Detail, changes: Changes) -> None:
+        sink.write(record, detail)
+        cls._tell(sink, changes)
 
     @staticmethod
-    def _tell(sink: Sink, record: Record, detail: Detail, events: Sequence[Event]) -> None:
-        sink.write(record, detail)
-        for event in events:
+    def _tell(sink: Sink, changes: Changes) -> None:
+        for event in (*changes.amended, *changes.new):
             sink.event(event)
-
-    def _detect(self, record: Record) -> list[Event]:
-        series = record.series()
-        known = {n: series.get(f"motion/{n}") for n in ("decay_clock", "lr", "lr_clock")}
-        context = {name: value for name, value in known.items() if value is not None}
-        events = []
-        for name, detector in self._detectors.items():
-            if name in series:
-                event = detector.update(record.step, series[name], context)
-                if event is not None:
-                    events.append(dataclasses.replace(event, series=name))
-        return events
-
-    def _explain(self, event: Event, record: Record) -> Event:
-        """The event with the layers that account for it and the clock at that time."""
-        earlier = [r for r in self.records if r.step <= event.onset_step and r.layers]
-        layers = accountable_layers(earlier[-1], record, event.series) if earlier else ()
-        return dataclasses.replace(event, layers=layers, decay_clock=record.decay_clock)
-
-    def _remember(self, record: Record) -> None:
-        self.records.append(record)
-        if len(self.records) > _LAYERS_KEPT:
-            old = -_LAYERS_KEPT - 1
-            self.records[old] = dataclasses.replace(self.records[old], layers=())
 
     def _act(self, functions: Sequence[Callable[[Any], object]], argument: object) -> None:
         for function in functions:

@@ -19,7 +19,7 @@ from sparsitywatch.weights.scope import Scope
 
 __all__ = ["begin", "check_state"]
 
-_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "detectors", "pace")
+_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "pace")
 
 
 def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
@@ -82,7 +82,7 @@ def _take_up(
     if manifest and set(manifest.initial_rms) == set(measurement.initial_rms):
         measurement.initial_rms = dict(manifest.initial_rms)
     records = read_records(directory, max_step=initial_step)
-    events = [e for e in read_events(directory) if e.detected_step <= initial_step]
+    events = read_events(directory, max_step=initial_step)
     pipeline.recall(records, events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(

@@ -169,7 +169,7 @@ class Watcher:
             "proxy_hash": self._measurement.provenance.proxy_hash,
             "initial_rms": dict(self._measurement.initial_rms),
             "optimizer": self._trace.state_dict(),
-            "detectors": self._pipeline.state_dict(),
+            "pipeline": self._pipeline.state_dict(),
             "pace": self._pace.state_dict(),
         }
 
@@ -188,7 +188,7 @@ class Watcher:
         self._trace.load_state_dict(state["optimizer"])
         self._pace.load_state_dict(state["pace"])
         self._open()
-        self._pipeline.load_state_dict(state["detectors"])
+        self._pipeline.load_state_dict(state["pipeline"])
 
     def close(self) -> None:
         """Detach and finish the sinks; the model and the optimizer stay as they are."""

@@ -7,7 +7,7 @@ that was not asked for is None; both are ``null`` in JSON.
 
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.event import Event
+from sparsitywatch.records.event import Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
@@ -35,5 +35,6 @@ __all__ = [
     "ScopeSummary",
     "SparsityCurve",
     "from_json",
+    "latest_versions",
     "to_json",
 ]

@@ -1,29 +1,57 @@
-"""An abrupt change in a watched series."""
+"""An abrupt change in a watched series, and what is known about it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Event"]
+__all__ = ["Event", "latest_versions"]
 
 _NAN = float("nan")
+
+_CHANGES = {
+    "scale": "the scale of the weights moved",
+    "shape": "the shape of their distribution changed",
+    "both": "the scale of the weights moved and the shape of their distribution changed",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """An abrupt change in a watched series.
 
+    What is learned about an event later makes a new version of it with the same ``id``;
+    the last one counts. Steps that do not apply are -1.
+
     Args:
         series: name of the series, as in ``Record.series()``.
         direction: "up" or "down".
         onset_step: where the change began, as estimated when it was seen.
+        onset_low, onset_high: interval that the onset lies in, in steps; by default the
+            onset itself.
         detected_step: the snapshot at which it was seen.
         baseline: level of the series before the onset, in its own units.
         value: the series at ``detected_step``.
         noise: standard deviation of the series around its baseline; NaN if unknown.
+        id: what tells the event from others of its run; by default ``series@onset_step``.
+        meaning: "sparsifying" or "densifying", what the direction means for this series;
+            empty if it has no such meaning.
         layers: tensors that account for most of the change, most first; empty if unknown.
+        change: what moved since ``before_step``: "scale" (all magnitudes together),
+            "shape" (of their distribution), "both", or empty if unknown.
+        on_clock: whether weight decay alone could have done it in the time of the decay
+            clock; None if that cannot be told. ``analysis.decay_clock`` says how.
         decay_clock: sum of lr times weight decay at ``detected_step``; NaN if unknown.
+        before_step: the look before the onset that ``layers`` and ``change`` compare
+            with ``detected_step``.
+        related: the other series that saw the same thing.
+        preceded_by: id of the event that announced this one: dormant weights become
+            near-zero ones later. Empty if there was none.
+        fell_back_step: first look at which the series had lost half of what the change
+            was at its largest.
+        amended_step: the look at which this version was told; -1 for the first one, which
+            is told at ``detected_step``.
     """
 
     series: str
@@ -35,18 +63,81 @@ class Event:
     noise: float = _NAN
     layers: tuple[str, ...] = ()
     decay_clock: float = _NAN
+    id: str = ""
+    onset_low: int = -1
+    onset_high: int = -1
+    meaning: str = ""
+    change: str = ""
+    on_clock: bool | None = None
+    before_step: int = -1
+    related: tuple[str, ...] = ()
+    preceded_by: str = ""
+    fell_back_step: int = -1
+    amended_step: int = -1
+
+    def __post_init__(self) -> None:
+        for end in ("onset_low", "onset_high"):
+            if getattr(self, end) < 0:
+                object.__setattr__(self, end, self.onset_step)
+        if self.series and not self.id:  # detectors do not know the name of their series
+            object.__setattr__(self, "id", f"{self.series}@{self.onset_step}")
 
     @property
     def size(self) -> float:
         """``value`` minus ``baseline``, in units of the series."""
         return self.value - self.baseline
 
+    @property
+    def size_in_noise(self) -> float:
+        """``size`` in units of ``noise``, with its sign; NaN if the noise is unknown."""
+        if self.noise == 0.0:
+            return math.copysign(math.inf, self.size) if self.size else 0.0
+        return self.size / self.noise
+
+    @property
+    def told_step(self) -> int:
+        """The look at which this version was told."""
+        return max(self.detected_step, self.amended_step)
+
     def describe(self) -> str:
-        """One sentence for a person."""
+        """One or two sentences for a person."""
         where = f", most in {', '.join(self.layers[:3])}" if self.layers else ""
         clock = "" if math.isnan(self.decay_clock) else f", decay clock {self.decay_clock:.2f}"
         verb = "rose" if self.direction == "up" else "fell"
-        return (
+        interval = ""
+        if self.onset_low < self.onset_high:
+            interval = f" ({self.onset_low} to {self.onset_high})"
+        first = (
             f"{self.series} {verb} abruptly: {self.baseline:.4g} -> {self.value:.4g}, began at "
-            f"step {self.onset_step}, seen at step {self.detected_step}{where}{clock}"
+            f"step {self.onset_step}{interval}, seen at step {self.detected_step}{where}{clock}"
         )
+        more = "; ".join(self._remarks())
+        return f"{first}. {more[0].upper()}{more[1:]}" if more else first
+
+    def _remarks(self) -> list[str]:
+        remarks = [self.meaning] if self.meaning else []
+        if self.change in _CHANGES:
+            remarks.append(_CHANGES[self.change])
+        if self.on_clock is not None:
+            speed = "no faster" if self.on_clock else "faster"
+            remarks.append(f"{speed} than weight decay alone could")
+        if self.related:
+            remarks.append(f"seen in {', '.join(self.related)} too")
+        if self.preceded_by:
+            remarks.append(f"announced by {self.preceded_by}")
+        if self.fell_back_step >= 0:
+            remarks.append(f"back by half at step {self.fell_back_step}")
+        return remarks
+
+
+def latest_versions(events: Iterable[Event]) -> list[Event]:
+    """Each event once, as it was told last, in the order in which they were first told.
+
+    >>> from dataclasses import replace
+    >>> first = Event(
+    ...     series="s", direction="up", onset_step=3, detected_step=5, baseline=0.0, value=1.0
+    ... )
+    >>> [e.fell_back_step for e in latest_versions([first, replace(first, fell_back_step=9)])]
+    [9]
+    """
+    return list({event.id: event for event in events}.values())

@@ -14,9 +14,13 @@ class Sink(Protocol):
     """A place that records and events go to, told in the order of the steps.
 
     The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
-    event after the record that it was seen in, then ``close``. When ``write`` or ``event``
-    returns, what was given survives a kill of the process. A sink may raise: the caller
-    logs the cause and goes on. Nothing is written after ``close``.
+    event after the record that it was seen in, then ``close``. What is learned about an
+    event later is given to ``event`` as a new version of it: the same ``id``, and the step
+    of the record before as ``amended_step``; the last version counts.
+
+    When ``write`` or ``event`` returns, what was given survives a kill of the process. A
+    sink may raise: the caller logs the cause and goes on. Nothing is written after
+    ``close``.
     """
 
     def open(self, run: RunInfo) -> None:
@@ -26,7 +30,7 @@ class Sink(Protocol):
         """Keep or show one record."""
 
     def event(self, event: Event) -> None:
-        """Keep or show one event."""
+        """Keep or show one event, or a new version of one."""
 
     def close(self) -> None:
         """Finish; calling it again does nothing."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +48,7 @@ def read(path: Path, cls: type[T]) -> Iterator[T]:
         yield value
 
 
-def rewind(path: Path, step_key: str, first_lost_step: int, superseded: Path) -> None:
+def rewind(path: Path, step_keys: Sequence[str], first_lost_step: int, superseded: Path) -> None:
     """Cut off a torn end and the lines of a future that was lost.
 
     Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
@@ -57,7 +57,7 @@ def rewind(path: Path, step_key: str, first_lost_step: int, superseded: Path) ->
 
     Args:
         path: lines by rising step; it need not exist.
-        step_key: name of the field that holds a line's step.
+        step_keys: names of the fields that hold a line's step: the largest that is there.
         first_lost_step: the first line with this step or a later one is cut off, with
             everything after it.
 
@@ -70,7 +70,7 @@ def rewind(path: Path, step_key: str, first_lost_step: int, superseded: Path) ->
     cut = None
     for number, offset, raw in _whole_lines(path):
         end = offset + len(raw)
-        if cut is None and _step(path, number, raw, step_key) >= first_lost_step:
+        if cut is None and _step(path, number, raw, step_keys) >= first_lost_step:
             cut = offset
     _move_end(path, end, path.with_suffix(".torn"))
     if cut is not None:
@@ -103,19 +103,21 @@ def _is_json(raw: bytes) -> bool:
     return True
 
 
-def _step(path: Path, number: int, raw: bytes, key: str) -> int:
+def _step(path: Path, number: int, raw: bytes, keys: Sequence[str]) -> int:
     try:
         data = json.loads(raw)
     except ValueError as error:
         raise StateError(f"{path}, line {number}: Expected a JSON object: {error}.") from error
-    schema, step = (data.get("schema"), data.get(key)) if isinstance(data, dict) else (None, None)
-    if schema != SCHEMA_VERSION or type(step) is not int:
+    if not isinstance(data, dict):
+        data = {}
+    schema, steps = data.get("schema"), [data[key] for key in keys if key in data]
+    if schema != SCHEMA_VERSION or not steps or any(type(step) is not int for step in steps):
         raise StateError(
             f"{path}, line {number}: Expected schema version {SCHEMA_VERSION} and an integer "
-            f"{key!r}, got {schema!r} and {step!r}. Log into another directory, or go on with "
-            "the version of sparsitywatch that wrote this one."
+            f"{keys[0]!r}, got {schema!r} and {data.get(keys[0])!r}. Log into another "
+            "directory, or go on with the version of sparsitywatch that wrote this one."
         )
-    return step
+    return int(max(steps))
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:

@@ -4,7 +4,7 @@
 
     run.json                      what is said once: provenance, ledger, first sizes
     records.jsonl                 one Record per line
-    events.jsonl                  one Event per line
+    events.jsonl                  one Event per line; of lines with one id the last counts
     spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
     superseded.jsonl              lines of a future that was lost when a run was resumed
     spectra/superseded/           its spectra
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.records import Detail, Event, Record, RunInfo, from_json
+from sparsitywatch.records import Detail, Event, Record, RunInfo, from_json, latest_versions
 from sparsitywatch.sinks import journal
 from sparsitywatch.sinks.appending import AppendingFile
 from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
@@ -31,6 +31,7 @@ from sparsitywatch.sinks.session import Session, first_lost_step, local_director
 __all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
 
 _RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
+_EVENT_STEPS = ("detected_step", "amended_step")
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 
@@ -76,8 +77,8 @@ class JsonlSink:
         earlier = read_manifest(directory)
         if earlier is not None and run.initial_step > 0:
             run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
-        journal.rewind(directory / _RECORDS, "step", lost, superseded)
-        journal.rewind(directory / _EVENTS, "detected_step", lost, superseded)
+        journal.rewind(directory / _RECORDS, ["step"], lost, superseded)
+        journal.rewind(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
         _rewind_spectra(self._spectra, lost)
         _replace(directory / _MANIFEST, journal.encode(run))
         self._records = AppendingFile(directory / _RECORDS)
@@ -97,7 +98,7 @@ class JsonlSink:
             self._records.write(journal.encode(record))
 
     def event(self, event: Event) -> None:
-        """Write one event.
+        """Write one event, or a new version of one.
 
         Raises:
             OSError: the disk did not take everything; the line is kept for later.
@@ -132,13 +133,18 @@ def read_records(directory: str | os.PathLike[str], *, max_step: int | None = No
     return [record for record in records if max_step is None or record.step <= max_step]
 
 
-def read_events(directory: str | os.PathLike[str]) -> list[Event]:
-    """The events in a directory, in the order in which they were seen.
+def read_events(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Event]:
+    """The events in a directory, each as it was told last, in the order of their detection.
+
+    Args:
+        directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
+        max_step: leave out what was told at later steps.
 
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    return list(journal.read(Path(directory) / _EVENTS, Event))
+    events = journal.read(Path(directory) / _EVENTS, Event)
+    return latest_versions(e for e in events if max_step is None or e.told_step <= max_step)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:

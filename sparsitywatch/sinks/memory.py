@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsitywatch.records import Detail, Event, Record, RunInfo
+from sparsitywatch.records import Detail, Event, Record, RunInfo, latest_versions
 from sparsitywatch.sinks.session import Session, first_lost_step
 
 __all__ = ["MemorySink"]
@@ -14,7 +14,7 @@ class MemorySink:
     Attributes:
         runs: what ``open`` was told, once per call.
         records, details: what ``write`` was told, item by item of the same look.
-        events: what ``event`` was told.
+        events: each event that ``event`` was told, in its last version.
 
     >>> sink = MemorySink()
     >>> sink.records
@@ -26,6 +26,7 @@ class MemorySink:
         self.records: list[Record] = []
         self.details: list[Detail] = []
         self.events: list[Event] = []
+        self._told: list[Event] = []
         self._session = Session("MemorySink")
 
     def open(self, run: RunInfo) -> None:
@@ -36,7 +37,8 @@ class MemorySink:
             kept = [(record, detail) for record, detail in looks if record.step < lost]
             self.records[:] = [record for record, _ in kept]
             self.details[:] = [detail for _, detail in kept]
-            self.events[:] = [event for event in self.events if event.detected_step < lost]
+            self._told[:] = [event for event in self._told if event.told_step < lost]
+            self.events[:] = latest_versions(self._told)
             self.runs.append(run)
 
     def write(self, record: Record, detail: Detail) -> None:
@@ -46,9 +48,10 @@ class MemorySink:
         self.details.append(detail)
 
     def event(self, event: Event) -> None:
-        """Keep one event."""
+        """Keep one event, or a new version of one."""
         self._session.require()
-        self.events.append(event)
+        self._told.append(event)
+        self.events[:] = latest_versions(self._told)
 
     def close(self) -> None:
         """Accept nothing more until the next ``open``; the lists stay."""

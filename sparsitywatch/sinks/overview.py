@@ -58,7 +58,7 @@ def overview_figure(
     panels = _panels(records, loss)
     captions = [
         line for i, event in enumerate(events) for line in _wrapped(i + 1, event)
-    ] + _caption(records[-1], bool(events))
+    ] + _caption(records[-1], events)
     figure = new_figure(9.5, 2.15 * len(panels) + 1.0 + 0.17 * len(captions))
     all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, draw) in zip(all_axes, panels.items(), strict=True):
@@ -176,14 +176,21 @@ def _draw_reliance(axes: Any, records: Sequence[Record]) -> None:
 
 
 def _mark_events(axes: Any, panel: str, events: Sequence[Event]) -> None:
-    """Onset to detection as a strip, with the event's number where its series is drawn."""
+    """Onset to detection as a strip, with the event's number where its series is drawn.
+
+    A bar at the foot is the interval of the onset, a dashed line where it fell back.
+    """
     for number, event in enumerate(events, start=1):
         room, _, name = event.series.partition("/")
         home = {"motion": "near_zero", "value": "reliance" if name == "reliance" else "value"}
         height = 0.86 - 0.14 * ((number - 1) % 4)  # events of one step stay apart
         is_home = home.get(room, room) == panel
         axes.axvspan(event.onset_step, event.detected_step, color=ORANGE, alpha=0.15, linewidth=0)
+        if event.onset_low < event.onset_high:
+            axes.axvspan(event.onset_low, event.onset_high, ymax=0.04, color=BLACK, linewidth=0)
         axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=(0, (1, 2)))
+        if event.fell_back_step >= 0:
+            axes.axvline(event.fell_back_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
         axes.axvline(event.detected_step, color=BLACK, linewidth=1.0)
         if is_home:
             box = {"boxstyle": "circle,pad=0.25", "facecolor": BLACK, "edgecolor": "white"}
@@ -198,10 +205,15 @@ def _wrapped(number: int, event: Event) -> list[str]:
     return textwrap.wrap(f"({number}) {event.describe()}", 135, subsequent_indent=indent)
 
 
-def _caption(last: Record, has_events: bool) -> list[str]:
+def _caption(last: Record, events: Sequence[Event]) -> list[str]:
     lines = []
-    if has_events:
-        lines.append("Events: dotted where they began by estimate, solid where they were seen.")
+    if events:
+        line = "Events: dotted where they began by estimate, solid where they were seen"
+        if any(event.onset_low < event.onset_high for event in events):
+            line += ", a bar over the interval of the beginning"
+        if any(event.fell_back_step >= 0 for event in events):
+            line += ", dashed where half of it was gone again"
+        lines.append(line + ".")
     if last.essential_sparsity is not None:
         lines.append(
             "Essential sparsity is zero-shot: the smallest weights are masked, nothing is "

@@ -83,7 +83,10 @@ MEANINGS = {
         "The value at rising sparsity, with the tolerance and what was read off the curve."
     ),
     "pictures/removed_per_layer": "Share of each tensor's weights that goes at each level.",
-    "events/*": "An abrupt change in the series of that name.",
+    "events/*": (
+        "An abrupt change in the series of that name; told again, at a later step, when more "
+        "is known about it."
+    ),
     "about": "What the charts mean.",
     "scope": "Every parameter of the model, watched or not, and why.",
     "custom_scalars__config__": 'Which charts the page "Custom Scalars" has.',

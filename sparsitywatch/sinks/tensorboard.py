@@ -98,16 +98,18 @@ class TensorBoardSink:
     def event(self, event: Event) -> None:
         """Tell of one event, and draw the record that it was seen in.
 
+        A new version of an event is one more text, at the step at which it was told.
+
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
         # a tag per series: two events at one step would replace each other
         tag = f"events/{event.series}"
-        seen_in = self._last if self._last and self._last.step == event.detected_step else None
+        seen_in = self._last if self._last and self._last.step == event.told_step else None
         wall_time = time.time() if seen_in is None else seen_in.wall_time
         value = summaries.text(tag, texts.event_text(event), self._meaning(tag))
-        self._add([value], event.detected_step, wall_time)
+        self._add([value], event.told_step, wall_time)
         if seen_in is not None:
             self._draw_last()
 

@@ -248,9 +248,21 @@ def events(last_step: int = 2000) -> list[Event]:
         value=0.085,
         noise=0.001,
         layers=tuple(name for name in names(12) if name.endswith("output.dense.weight"))[1::2],
+        onset_low=int(0.5 * last_step),
+        onset_high=int(0.55 * last_step),
+        meaning="sparsifying",
+        change="shape",
+        on_clock=True,
+        before_step=int(0.525 * last_step),
+        related=("near_zero/rms_0.1",),
         decay_clock=0.003 * 0.5625 * last_step,
     )
     return [breakthrough, take_off]
+
+
+def fallen(event: Event, step: int) -> Event:
+    """What is told at ``step`` of an event that fell back a look before."""
+    return replace(event, fell_back_step=step - 25, amended_step=step)
 
 
 def without(record: Record, *parts: str) -> Record:

@@ -5,6 +5,8 @@ class TestMySink(DurableSinkContract):
 
     def steps(self, sink, directory): ...
     def events(self, sink, directory): ...
+
+    def fallen_events(self, sink, directory): ...
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ class SinkContract:
 
     def events(self, sink: Sink, directory: Path) -> list[tuple[str, int]]:
         """(series, detected step) of the events that it holds, by step."""
+        raise NotImplementedError
+
+    def fallen_events(self, sink: Sink, directory: Path) -> list[str]:
+        """Series of the events that it shows as fallen back."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -127,6 +133,23 @@ class SinkContract:
         assert [step for _, step in self.events(sink, directory)] == [
             step for step in (50, 100) if step <= initial_step
         ]
+
+    @pytest.mark.parametrize("initial_step", [100, 125, 150, 175])
+    def test_open_drops_what_was_learned_in_a_lost_future(
+        self, sink: Sink, directory: Path, initial_step: int
+    ) -> None:
+        event = replace(fake_run.events(200)[1], detected_step=100)
+        sink.open(fake_run.run_info())
+        self.feed(sink, range(0, 126, 25))
+        sink.write(*fake_run.look(150, last_step=200))
+        sink.event(fake_run.fallen(event, 150))
+        self.feed(sink, range(175, 201, 25))
+        sink.close()
+        assert self.fallen_events(sink, directory) == [event.series]
+        sink.open(fake_run.run_info(initial_step))
+        sink.close()
+        kept = [event.series] if initial_step >= 150 else []
+        assert self.fallen_events(sink, directory) == kept
 
     def test_at_step_0_nothing_is_kept(self, sink: Sink, directory: Path) -> None:
         for _ in range(2):

@@ -1,0 +1,36 @@
+"""What the direction of a series says: does the model turn sparser, or denser?"""
+
+from __future__ import annotations
+
+__all__ = ["meaning_of"]
+
+#: Series, by how their names begin, that rise when a model turns sparser.
+_RISES_WITH_SPARSITY = (
+    "near_zero/",
+    "motion/dormant",
+    "weights/num_zero",
+    "essential_sparsity/value",
+    "essential_sparsity/last_crossing",
+    "essential_sparsity/low",
+    "essential_sparsity/high",
+    "essential_sparsity/knee",
+)
+
+
+def meaning_of(series: str, direction: str) -> str:
+    """Whether a model turns sparser or denser; empty for a series that does not say.
+
+    The words are "sparsifying" and "densifying".
+
+    Args:
+        series: its name, as in ``Record.series()``.
+        direction: "up" or "down".
+
+    >>> meaning_of("near_zero/initial_0.1", "up"), meaning_of("essential_sparsity/value", "down")
+    ('sparsifying', 'densifying')
+    >>> meaning_of("value/reliance", "up")
+    ''
+    """
+    if not series.startswith(_RISES_WITH_SPARSITY):
+        return ""
+    return "sparsifying" if direction == "up" else "densifying"
