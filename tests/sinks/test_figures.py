@@ -283,6 +283,18 @@ def test_events_are_marked_and_told() -> None:
     assert "zero-shot" in told
 
 
+def test_the_interval_of_an_onset_and_a_fall_are_marked() -> None:
+    rise = fake_run.events()[1]
+    plain = replace(rise, onset_low=rise.onset_step, onset_high=rise.onset_step)
+    assert "bar over" not in words(overview_figure(RECORDS, [plain]))
+    figure = overview_figure(RECORDS, [fake_run.fallen(rise, 1900)])
+    axes = figure.axes[0]
+    spans = [(p.get_x(), p.get_x() + p.get_width()) for p in axes.patches]
+    assert (rise.onset_low, rise.onset_high) in [pytest.approx(span) for span in spans]
+    assert 1875 in [line.get_xdata()[0] for line in axes.lines]
+    assert "a bar over the interval of the beginning, dashed where half" in words(figure)
+
+
 def test_the_decay_clock_runs_along_the_top() -> None:
     figure = overview_figure(RECORDS)
     (top,) = figure.axes[0].child_axes

@@ -59,6 +59,9 @@ class TestJsonlSink(DurableSinkContract):
     def events(self, sink: JsonlSink, directory: Path) -> list[tuple[str, int]]:
         return [(event.series, event.detected_step) for event in read_events(directory)]
 
+    def fallen_events(self, sink: JsonlSink, directory: Path) -> list[str]:
+        return [event.series for event in read_events(directory) if event.fell_back_step >= 0]
+
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     write_run(tmp_path)
@@ -320,3 +323,40 @@ def test_an_event_round_trip(tmp_path: Path) -> None:
         sink.event(event)
     assert read_events(tmp_path) == events  # while it is still open
     sink.close()
+
+
+def test_of_the_versions_of_an_event_the_last_one_counts(tmp_path: Path) -> None:
+    first, second = fake_run.events(200)
+    fallen = fake_run.fallen(first, 150)
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info())
+    for event in (first, second, fallen):
+        sink.event(event)
+    sink.close()
+    assert read_events(tmp_path) == [fallen, second]
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3
+    assert read_events(tmp_path, max_step=149) == [first, second]
+    assert read_events(tmp_path, max_step=first.detected_step) == [first]
+
+
+def test_events_of_an_earlier_version_of_the_package_are_read(tmp_path: Path) -> None:
+    line = {
+        "schema": 1,
+        "series": "near_zero/initial_0.1",
+        "direction": "up",
+        "onset_step": 300,
+        "detected_step": 350,
+        "baseline": 0.05,
+        "value": 0.1,
+        "noise": None,
+        "layers": [],
+        "decay_clock": None,
+    }
+    (tmp_path / "events.jsonl").write_text(json.dumps(line) + "\n")
+    (event,) = read_events(tmp_path)
+    assert (event.id, event.onset_low, event.onset_high) == ("near_zero/initial_0.1@300", 300, 300)
+    assert (event.meaning, event.on_clock, event.related, event.told_step) == ("", None, (), 350)
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info(350))
+    sink.close()
+    assert read_events(tmp_path) == [event]

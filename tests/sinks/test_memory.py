@@ -20,6 +20,9 @@ class TestMemorySink(SinkContract):
     def events(self, sink: MemorySink, directory: Path) -> list[tuple[str, int]]:
         return [(event.series, event.detected_step) for event in sink.events]
 
+    def fallen_events(self, sink: MemorySink, directory: Path) -> list[str]:
+        return [event.series for event in sink.events if event.fell_back_step >= 0]
+
 
 def test_details_stay_with_their_records() -> None:
     sink = MemorySink()

@@ -81,6 +81,13 @@ class TestTensorBoardSink(DurableSinkContract):
         ]
         return [(series, step) for step, series in sorted(found)]
 
+    def fallen_events(self, sink: TensorBoardSink, directory: Path) -> list[str]:
+        return [
+            tag.removeprefix("events/")
+            for tag, told in texts(directory).items()
+            if tag.startswith("events/") and "back by half" in told[-1][1]
+        ]
+
 
 def expected_scalars(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
     """In single precision, as TensorBoard keeps them."""
@@ -408,7 +415,9 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
         assert word in about
     ((_, text),) = found["events/near_zero/initial_0.1"]
     assert event.describe() in text
-    assert all(f"`{name}`" in text for name in event.layers)
+    assert all(f"`{name}`" in text for name in (*event.layers, *event.related, event.id))
+    assert f"between {event.onset_low} and {event.onset_high}" in text
+    assert f"steps {event.before_step} and {event.detected_step}" in text
 
 
 def test_every_tag_says_what_it_means(tmp_path: Path) -> None:

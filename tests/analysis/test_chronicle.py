@@ -1,0 +1,263 @@
+"""One thing is one event, whoever saw it; what announced it and what became of it is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsitywatch.analysis.chronicle import Changes, Chronicle
+from sparsitywatch.analysis.meaning import meaning_of
+from sparsitywatch.records import Event
+
+INITIAL, RMS, DORMANT = "near_zero/initial_0.1", "near_zero/rms_0.1", "motion/dormant"
+ESSENTIAL = "essential_sparsity/value"
+
+
+def event(
+    series: str = INITIAL,
+    onset: int = 5,
+    detected: int = 8,
+    *,
+    direction: str = "up",
+    baseline: float = 0.0,
+    value: float = 1.0,
+    **fields,
+) -> Event:
+    return Event(
+        series=series,
+        direction=direction,
+        onset_step=onset,
+        detected_step=detected,
+        baseline=baseline,
+        value=value,
+        **{"meaning": meaning_of(series, direction), **fields},
+    )
+
+
+def run(
+    seen: Sequence[Event], values: Mapping[str, Sequence[float]] | None = None, steps: int = 30
+) -> list[tuple[int, Changes]]:
+    """A chronicle's answers look by look, those that are empty left out."""
+    chronicle, told = Chronicle(), []
+    for step in range(steps):
+        now = {name: v[step] for name, v in (values or {}).items() if v[step] is not None}
+        changes = chronicle.look(step, now, [e for e in seen if e.detected_step == step])
+        if changes != Changes():
+            told.append((step, changes))
+    return told
+
+
+def final(told: list[tuple[int, Changes]]) -> list[Event]:
+    versions = {e.id: e for _, c in told for e in (*c.new, *c.amended)}
+    return list(versions.values())
+
+
+# ------------------------------------------------------------------ one thing, one event
+
+
+def test_at_one_look_the_strongest_stands_for_all() -> None:
+    weak = event(INITIAL, noise=0.5)
+    strong = event(RMS, noise=0.01)
+    unknown = event("near_zero/abs_0.001")
+    ((step, changes),) = run([weak, unknown, strong])
+    (told,) = changes.new
+    assert (step, told.series, told.amended_step) == (8, RMS, -1)
+    assert told.related == (INITIAL, "near_zero/abs_0.001")
+    assert changes.amended == ()
+
+
+def test_what_another_series_sees_later_is_added_to_the_first() -> None:
+    first, second = event(INITIAL, 5, 8), event(RMS, 7, 12)
+    (_, new), (step, later) = run([first, second])
+    assert new == Changes(new=(first,))
+    (told,) = later.amended
+    assert later.new == ()
+    assert (step, told.id, told.related, told.amended_step) == (12, first.id, (RMS,), 12)
+    assert (told.onset_step, told.detected_step, told.value) == (5, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("onset", "low", "high", "is_same"),
+    [
+        (11, 11, 11, True),  # three looks after the detection at 8
+        (12, 12, 12, False),
+        (14, 10, 16, True),  # the interval touches
+        (2, 1, 4, False),  # over before the first began
+        (2, 1, 5, True),
+    ],
+)
+def test_what_touches_in_time_is_the_same(onset: int, low: int, high: int, is_same: bool) -> None:
+    later = event(RMS, onset, 20, onset_low=low, onset_high=high)
+    told = final(run([event(INITIAL, 5, 8), later]))
+    assert len(told) == (1 if is_same else 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        event(ESSENTIAL, 5, 9, direction="down"),  # densifying
+        event("value/reliance", 5, 9),  # no such meaning
+        event(INITIAL, 6, 9),  # the same series again is a second event
+    ],
+)
+def test_what_does_not_mean_the_same_is_not_the_same(other: Event) -> None:
+    told = final(run([event(INITIAL, 5, 8), other]))
+    assert [e.related for e in told] == [(), ()]
+
+
+def test_ids_are_never_shared() -> None:
+    told = final(run([event(INITIAL, 5, d) for d in (8, 9, 10)]))
+    assert [e.id for e in told] == [f"{INITIAL}@5", f"{INITIAL}@5-2", f"{INITIAL}@5-3"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([INITIAL, RMS, DORMANT, ESSENTIAL, "value/reliance"]),
+            st.integers(0, 25),
+            st.integers(0, 4),
+            st.sampled_from(["up", "down"]),
+        ),
+        max_size=8,
+    )
+)
+def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) -> None:
+    seen = [
+        event(
+            series,
+            max(0, d - back),
+            d,
+            direction=direction,
+            value=1.0 if direction == "up" else -1.0,
+        )
+        for series, d, back, direction in parts
+    ]
+    told = run(seen)
+    events = final(told)
+    new = [e.id for _, c in told for e in c.new]
+    assert sorted(new) == sorted(e.id for e in events)
+    assert sum(1 + len(e.related) for e in events) == len(seen)
+    for step, changes in told:
+        assert all(e.detected_step == step and e.amended_step == -1 for e in changes.new)
+        assert all(e.amended_step == step > e.detected_step for e in changes.amended)
+
+
+# ------------------------------------------------------------------ early signal
+
+
+def test_a_dormant_event_announces_the_near_zero_one_and_is_not_the_same() -> None:
+    early = event(DORMANT, 5, 8)
+    # its onset is thought to be as early, but it was seen many looks later
+    late = event(INITIAL, 6, 25)
+    told = final(run([early, late]))
+    assert [(e.series, e.preceded_by) for e in told] == [(DORMANT, ""), (INITIAL, early.id)]
+
+
+def test_seen_within_a_few_looks_dormant_and_near_zero_are_one() -> None:
+    told = final(run([event(DORMANT, 5, 8), event(INITIAL, 6, 11)]))
+    assert [(e.series, e.related) for e in told] == [(DORMANT, (INITIAL,))]
+
+
+def test_an_early_signal_that_went_away_announces_nothing() -> None:
+    gone = [0.0] * 8 + [1.0] * 4 + [0.1] * 18
+    told = final(run([event(DORMANT, 5, 8), event(INITIAL, 20, 25)], {DORMANT: gone}))
+    assert [e.preceded_by for e in told] == ["", ""]
+
+
+# ------------------------------------------------------------------ falling back
+
+
+def test_a_rise_that_falls_back_is_told_on_the_second_look() -> None:
+    values = [0.1] * 5 + [0.3, 0.6, 1.0, 2.1, 2.1, 1.5, 1.0, 0.9, 0.9] + [0.9] * 16
+    rise = event(INITIAL, 5, 7, baseline=0.1, value=1.0)
+    (_, first), (step, changes) = run([rise], {INITIAL: values})
+    assert first.new == (rise,)
+    # half of 2.0 above the baseline is 1.1: passed at step 11, seen again at 12
+    (told,) = changes.amended
+    assert (step, told.fell_back_step, told.amended_step) == (12, 11, 12)
+    assert told.id == rise.id
+
+
+def test_a_fall_that_comes_back_likewise() -> None:
+    values = [0.8] * 5 + [0.6, 0.5, 0.4, 0.4, 0.4, 0.7, 0.7] + [0.7] * 18
+    fall = event(ESSENTIAL, 5, 7, direction="down", baseline=0.8, value=0.4)
+    (told,) = final(run([fall], {ESSENTIAL: values}))
+    assert told.fell_back_step == 10
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        [0.1, 1.0] * 10,  # never low twice in a row
+        [5.0, 1.0] + [1.0] * 18,  # a single high look is no peak
+        [None, 0.1, 1.0, None] + [1.0] * 16,
+        [0.51] * 20,
+    ],
+)
+def test_single_looks_are_no_fall(after: list) -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0] + [1.0, 1.0, *after]
+    (told,) = final(run([event(INITIAL, 5, 7)], {INITIAL: values}))
+    assert told.fell_back_step == -1
+
+
+def test_looks_without_the_series_neither_confirm_nor_deny() -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 0.2, None, None, 0.2] + [0.2] * 17
+    ((_, _), (step, changes)) = run([event(INITIAL, 5, 7)], {INITIAL: values})
+    assert (step, changes.amended[0].fell_back_step) == (12, 9)
+
+
+def test_the_detection_of_the_fall_is_no_new_event() -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 0.2, 0.1] + [0.1] * 18
+    rise = event(INITIAL, 5, 7)
+    back = {"direction": "down", "baseline": 1.0, "value": 0.1}
+    for detected in (10, 11, 13):
+        told = run([rise, event(INITIAL, 9, detected, **back)], {INITIAL: values})
+        assert [len(c.new) for _, c in told] == [1, 0]
+        (last,) = final(told)
+        assert last.fell_back_step == 10
+    related = [rise, event(RMS, 5, 8), event(RMS, 9, 12, **back)]
+    assert len(final(run(related, {INITIAL: values}))) == 1
+    # much later it is another matter
+    later = [rise, event(INITIAL, 24, 26, direction="down", baseline=0.1, value=0.0)]
+    assert len(final(run(later, {INITIAL: values}))) == 2
+
+
+def test_additions_are_logged_below_a_warning(caplog) -> None:
+    values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 0.2, 0.1] + [0.1] * 18
+    with caplog.at_level(logging.INFO, logger="sparsitywatch"):
+        run([event(INITIAL, 5, 7), event(RMS, 6, 8)], {INITIAL: values})
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+    assert "is seen in another series" in caplog.text
+    assert "fell back" in caplog.text
+
+
+# ------------------------------------------------------------------ state
+
+
+@given(st.integers(0, 29))
+def test_the_state_goes_round_at_any_look(cut: int) -> None:
+    values = {INITIAL: [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 0.2, 0.1] + [0.1] * 18}
+    seen = [event(DORMANT, 1, 3), event(INITIAL, 5, 7), event(RMS, 6, 9), event(RMS, 22, 24)]
+    chronicle, told = Chronicle(), []
+    for step in range(30):
+        if step == cut:
+            state = json.loads(json.dumps(chronicle.state_dict()))
+            chronicle = Chronicle()
+            chronicle.load_state_dict(state)
+        now = {name: v[step] for name, v in values.items()}
+        changes = chronicle.look(step, now, [e for e in seen if e.detected_step == step])
+        if changes != Changes():
+            told.append((step, changes))
+    assert repr(told) == repr(run(seen, values))  # NaN is not itself
+
+
+def test_the_state_stays_small() -> None:
+    chronicle = Chronicle()
+    for step in range(0, 2000, 5):
+        chronicle.look(step, {}, [event("value/reliance", step, step)])
+    assert len(chronicle.state_dict()["followed"]) == 50

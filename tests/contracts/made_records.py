@@ -1,0 +1,97 @@
+"""Records of given numbers, for tests of what reads records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from sparsitywatch.records import (
+    Cost,
+    Dormant,
+    EssentialSparsity,
+    LayerShare,
+    Provenance,
+    Record,
+    ScopeSummary,
+)
+
+PROVENANCE = Provenance(
+    sparsitywatch="0",
+    torch="0",
+    scope_hash="s",
+    proxy_hash="",
+    dtypes=("float32",),
+    tolerance=0.01,
+    tolerance_mode="relative",
+    pattern="global",
+)
+
+
+def made_record(
+    step: int,
+    near_zero: Mapping[str, float] | float = 0.05,
+    *,
+    clock: float = math.nan,
+    dormant: float | None = None,
+    layers: tuple[LayerShare, ...] = (),
+    num_weights: int = 100_000,
+    essential: float | None = None,
+) -> Record:
+    """A record of one step; a bare number is the near-zero fraction of the first rule.
+
+    ``essential`` is an essential sparsity, NaN for one that is not informative.
+    """
+    rules = near_zero if isinstance(near_zero, Mapping) else {"initial_0.1": near_zero}
+    estimate = None
+    if essential is not None:
+        estimate = EssentialSparsity(
+            value=essential,
+            last_crossing=essential,
+            informative=not math.isnan(essential),
+            tolerance=0.01,
+            mode="relative",
+        )
+    return Record(
+        step=step,
+        wall_time=0.0,
+        scope=ScopeSummary(num_tensors=max(len(layers), 1), num_weights=num_weights),
+        num_nan=0,
+        num_inf=0,
+        num_zero=0,
+        near_zero=dict(rules),
+        decay_clock=clock,
+        dormant=None
+        if dormant is None
+        else Dormant(fraction=dormant, num_sampled=1000, since_step=step - 1),
+        essential_sparsity=estimate,
+        layers=layers,
+        cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
+        provenance=PROVENANCE,
+    )
+
+
+def counted(
+    step: int,
+    weights: Mapping[str, np.ndarray],
+    initial_rms: Mapping[str, float],
+    rules: tuple[str, ...] = ("initial_0.1", "rms_0.1", "abs_0.001", "zero"),
+) -> Record:
+    """A record of these weights, by counting them one by one."""
+    layers = []
+    for name, values in weights.items():
+        rms = float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+        units = {"initial": initial_rms[name], "rms": rms, "abs": 1.0}
+        near_zero = {}
+        for rule in rules:
+            kind, _, number = rule.partition("_")
+            limit = 0.0 if kind == "zero" else float(number) * units[kind]
+            near_zero[rule] = float(np.mean(np.abs(values) <= limit))
+        layers.append(LayerShare(name=name, num_weights=values.size, rms=rms, near_zero=near_zero))
+    total = sum(layer.num_weights for layer in layers)
+    whole = {
+        rule: sum(layer.num_weights * layer.near_zero[rule] for layer in layers) / total
+        for rule in rules
+    }
+    return made_record(step, whole, layers=tuple(layers), num_weights=total)
