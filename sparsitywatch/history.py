@@ -138,7 +138,8 @@ class History:
     def _detect(self, record: Record) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
         series = record.series()
-        context = {"decay_clock": record.decay_clock}
+        known = {n: series.get(f"motion/{n}") for n in ("decay_clock", "lr", "lr_clock")}
+        context = {name: value for name, value in known.items() if value is not None}
         events = []
         for name, detector in self._detectors.items():
             if name not in series:
