@@ -17,7 +17,7 @@ from typing import Any
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
 
-__all__ = ["Webhook", "payload"]
+__all__ = ["Webhook", "pauses", "payload"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -39,6 +39,16 @@ def payload(event: Event) -> dict[str, Any]:
         **json.loads(to_json(event)),
         **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
     }
+
+
+def pauses(first_s: float, num: int) -> list[float]:
+    """Seconds before each of ``num`` retries: doubled each time, up to a minute.
+
+    >>> pauses(8.0, 5)
+    [8.0, 16.0, 32.0, 60.0, 60.0]
+    """
+    # the exponent is bounded, as a float is
+    return [min(first_s * 2.0 ** min(i, 60), _MAX_PAUSE_S) for i in range(num)]
 
 
 class Webhook:
@@ -147,11 +157,9 @@ class Webhook:
 
     def _deliver(self, item: Mapping[str, Any], closing: threading.Event) -> None:
         body = json.dumps(item, allow_nan=False).encode()
-        pause_s, cause = self._pause_s, ""
-        for number in range(self._retries + 1):
-            if number:
-                closing.wait(pause_s)
-                pause_s = min(2.0 * pause_s, _MAX_PAUSE_S)
+        cause = ""
+        for pause_s in (0.0, *pauses(self._pause_s, self._retries)):
+            closing.wait(pause_s)
             cause, is_final = self._post(body)
             if not cause:
                 return

@@ -12,8 +12,8 @@ _NAN = float("nan")
 
 _CHANGES = {
     "scale": "the scale of the weights moved",
-    "shape": "the shape of their distribution changed",
-    "both": "the scale of the weights moved and the shape of their distribution changed",
+    "shape": "the shape of the weights' distribution changed",
+    "both": "scale and shape of the weights' distribution changed",
 }
 
 

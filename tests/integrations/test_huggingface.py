@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import Dataset
 
 import sparsitywatch as sw
+from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.sinks.jsonl import read_records
 
@@ -147,3 +148,104 @@ def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path) -> None:
 def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
     with pytest.raises(sw.ConfigurationError, match=r"got \['evry'\]"):
         SparsityWatchCallback(evry=3)
+
+
+class SeesStep:
+    """A detector with an event at a given step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def update(self, step, value, context=None):
+        if step != self.step:
+            return None
+        return sw.Event(
+            series="",
+            direction="up",
+            onset_step=step,
+            detected_step=step,
+            baseline=0.0,
+            value=value,
+        )
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+def reacts(step: int, on_event: list, **options) -> SparsityWatchCallback:
+    return SparsityWatchCallback(
+        **{
+            "max_overhead": None,
+            "every": 1,
+            "strict": True,
+            "background": False,
+            "detectors": {"near_zero/initial_0.1": SeesStep(step)},
+            "on_event": on_event,
+            **options,
+        }
+    )
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_an_event_makes_the_trainer_save(tmp_path: Path) -> None:
+    seen = []
+    callback = reacts(3, ["save", seen.append])
+    trainer = train(tmp_path / "run", 6, callback, save_strategy="no")
+    assert checkpoints(tmp_path / "run") == ["checkpoint-3"]
+    assert (tmp_path / "run" / "checkpoint-3" / "sparsitywatch.pt").exists()
+    assert (tmp_path / "run" / "checkpoint-3" / "optimizer.pt").exists()
+    assert trainer.state.global_step == 6
+    assert [e.detected_step for e in seen] == [3]
+
+
+def test_an_event_makes_the_trainer_save_and_stop(tmp_path: Path) -> None:
+    stop = sw.actions.StopTraining()
+    trainer = train(tmp_path / "run", 8, reacts(3, ["log", "save", stop]), save_strategy="no")
+    assert trainer.state.global_step == 3
+    assert checkpoints(tmp_path / "run") == ["checkpoint-3"]
+    assert not stop.is_requested  # it has been answered
+
+
+def test_what_is_seen_behind_the_training_is_asked_for_at_a_later_step(tmp_path: Path) -> None:
+    callback = reacts(3, ["save", "stop"], background=True)
+    trainer = train(tmp_path / "run", 8, callback, save_strategy="no")
+    stopped = trainer.state.global_step
+    assert 3 <= stopped <= 8
+    assert checkpoints(tmp_path / "run") == [f"checkpoint-{stopped}"]
+
+
+def test_what_the_last_look_sees_is_not_too_late(tmp_path: Path) -> None:
+    callback = reacts(4, ["save"], background=True, every=4)
+    train(tmp_path / "run", 4, callback, save_strategy="no")
+    assert checkpoints(tmp_path / "run") == ["checkpoint-4"]
+
+
+def test_every_rank_does_what_the_first_one_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Trainer that saves or stops on one rank alone waits for the others forever."""
+    told = []
+
+    class OtherRank:
+        is_available = is_initialized = staticmethod(lambda: True)
+
+        @staticmethod
+        def broadcast(flags: torch.Tensor, src: int) -> None:
+            told.append((flags.tolist(), src))
+            flags.copy_(torch.tensor([1, 0]))
+
+    arguments = transformers.TrainingArguments(use_cpu=True)
+    assert huggingface._agreed([False, True], arguments) == [False, True]
+    monkeypatch.setattr(huggingface, "distributed", OtherRank)
+    assert huggingface._agreed([False, False], arguments) == [True, False]
+    assert told == [([0, 0], 0)]
+
+
+@pytest.mark.parametrize("bad", ["save", ["halt"], [3], None, print])
+def test_a_word_that_is_no_action_is_refused(bad: object) -> None:
+    with pytest.raises(sw.ConfigurationError, match=r"words \['log', 'save', 'stop'\]"):
+        SparsityWatchCallback(on_event=bad)
