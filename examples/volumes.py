@@ -10,12 +10,13 @@ from pathlib import Path
 from milestones import NEAR_ZERO, find_takeoff
 from spread import chance_of_gap, gap, mean_and_spread
 
-from sparsitywatch.analysis.comparison import digest
+from sparsitywatch.analysis.comparison import decay_clock_at, digest
 from sparsitywatch.records import EssentialSparsity, Event, Record
 from sparsitywatch.sinks.jsonl import read_events, read_records
 
 __all__ = ["VolumeRun", "conclusion", "read_run", "table"]
 
+_WATCHED = f"near_zero/{NEAR_ZERO}"
 #: All measures together take a difference for real that is chance this often.
 _FALSE_ALARMS = 0.05
 
@@ -79,7 +80,7 @@ def read_run(logdir: Path, fraction: float, seed: int) -> VolumeRun:
     records, events = list(read_records(directory)), list(read_events(directory))
     told = digest(str(logdir), records, events)
     takeoff = find_takeoff(records)
-    rises = [e for e in told.events if e.series == f"near_zero/{NEAR_ZERO}" and e.direction == "up"]
+    rise = next((event for event in events if _is_rise(event)), None)
     doubled = takeoff is not None and takeoff.doubling_step is not None
     return VolumeRun(
         fraction=fraction,
@@ -88,11 +89,18 @@ def read_run(logdir: Path, fraction: float, seed: int) -> VolumeRun:
         essential_sparsity=told.essential_sparsity,
         doubled=float(takeoff.doubling_step or 0) if takeoff and doubled else math.nan,
         doubled_clock=float(takeoff.decay_clock or 0) if takeoff and doubled else math.nan,
-        began=float(rises[0].onset_step) if rises else math.nan,
-        began_clock=rises[0].onset_clock if rises else math.nan,
+        began=float(rise.onset_step) if rise else math.nan,
+        began_clock=decay_clock_at(records, rise.onset_step) if rise else math.nan,
         records=records,
         events=events,
     )
+
+
+def _is_rise(event: Event) -> bool:
+    """Whether near-zero weights rose in it, seen first by their series or by another one."""
+    if event.series == _WATCHED:
+        return event.direction == "up"
+    return _WATCHED in event.related and event.meaning == "sparsifying"
 
 
 def table(runs: Sequence[VolumeRun]) -> str:

@@ -41,14 +41,20 @@ class EventDigest:
     """An event in short.
 
     Args:
-        series, direction, onset_step, detected_step: as in the event.
+        series, direction: as in the event. Where only weights are compared and the event was
+            first seen in a series that needs a proxy, the first other one that saw it, and "".
+        onset_step, onset_low, onset_high, detected_step: as in the event.
+        related: the other series that saw the same thing.
         onset_clock: decay clock at ``onset_step``, read off between two looks; NaN if unknown.
     """
 
     series: str
     direction: str
     onset_step: int
+    onset_low: int
+    onset_high: int
     detected_step: int
+    related: tuple[str, ...]
     onset_clock: float
 
 
@@ -115,9 +121,7 @@ def digest(
     if not records:
         raise ConfigurationError(f"Expected records of the run {name!r}, got none.")
     estimates = [r.essential_sparsity for r in records if r.essential_sparsity is not None]
-    chosen = [
-        event for event in events if not weights_only or _room(event.series) not in _CURVE_ROOMS
-    ]
+    told = (_digest_event(event, records, weights_only=weights_only) for event in events)
     return RunDigest(
         name=name,
         num_looks=len(records),
@@ -128,16 +132,30 @@ def digest(
         dormant=_last([record.series().get("motion/dormant", math.nan) for record in records]),
         essential_sparsity=estimates[-1] if estimates and not weights_only else None,
         decay_clock=_last([record.decay_clock for record in records]),
-        events=tuple(
-            EventDigest(
-                series=event.series,
-                direction=event.direction,
-                onset_step=event.onset_step,
-                detected_step=event.detected_step,
-                onset_clock=decay_clock_at(records, event.onset_step),
-            )
-            for event in chosen
-        ),
+        events=tuple(event for event in told if event is not None),
+    )
+
+
+def _digest_event(
+    event: Event, records: Sequence[Record], *, weights_only: bool
+) -> EventDigest | None:
+    """An event in short; None if only series that need a proxy saw it and none may."""
+    seen_in = [
+        series
+        for series in (event.series, *event.related)
+        if not weights_only or _room(series) not in _CURVE_ROOMS
+    ]
+    if not seen_in:
+        return None
+    return EventDigest(
+        series=seen_in[0],
+        direction=event.direction if seen_in[0] == event.series else "",
+        onset_step=event.onset_step,
+        onset_low=event.onset_low,
+        onset_high=event.onset_high,
+        detected_step=event.detected_step,
+        related=tuple(seen_in[1:]),
+        onset_clock=decay_clock_at(records, event.onset_step),
     )
 
 

@@ -141,7 +141,7 @@ def _draw(axes: Any, name: str, line: _Line) -> None:
         axes.fill_between(steps, low, high, color=line.colour, alpha=0.12, linewidth=0)
     finite = np.isfinite(values)
     for event in line.events:
-        if event.series != name or not finite.any():
+        if name not in (event.series, *event.related) or not finite.any():
             continue
         began, seen = (
             np.interp(step, steps[finite], values[finite])
@@ -153,7 +153,8 @@ def _draw(axes: Any, name: str, line: _Line) -> None:
 
 def _caption(lines: Sequence[_Line], panels: Sequence[str]) -> str:
     told = []
-    if any(event.series in panels for line in lines for event in line.events):
+    events = [event for line in lines for event in line.events]
+    if any({event.series, *event.related} & set(panels) for event in events):
         told.append("Events of these series: a tick where they began, a dot where they were seen.")
     if "essential_sparsity/value" in panels:
         told.append("Shaded: the interval of essential sparsity; no line where not informative.")

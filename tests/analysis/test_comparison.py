@@ -76,6 +76,16 @@ def test_without_its_proxy_a_digest_keeps_what_weights_tell() -> None:
     assert (part.near_zero, part.dormant) == (whole.near_zero, whole.dormant)
 
 
+def test_an_event_that_several_series_saw_is_kept_for_those_that_may_be_compared() -> None:
+    (event, _) = fake_run.events()
+    event = replace(event, related=("essential_sparsity/value", "motion/dormant"), onset_high=640)
+    (whole,) = digest("a", RECORDS, [event]).events
+    assert (whole.series, whole.direction) == ("value/reliance", "up")
+    assert (whole.onset_low, whole.onset_high) == (600, 640)
+    (part,) = digest("a", RECORDS, [event], weights_only=True).events
+    assert (part.series, part.direction, part.related) == ("motion/dormant", "", ())
+
+
 def test_no_record_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="Expected records of the run 'a', got none"):
         digest("a", [], [])

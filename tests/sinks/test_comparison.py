@@ -64,6 +64,14 @@ def test_events_are_marked_on_the_line_of_their_run_in_the_panel_of_their_series
     assert all(len(line.get_xdata()) > 1 for line in found["dormant"].get_lines())
 
 
+def test_an_event_is_marked_in_the_panel_of_every_series_that_saw_it() -> None:
+    records, events = RUNS["a"]
+    seen = [replace(events[1], related=("motion/dormant",))]
+    found = panels(comparison_figure({"a": (records, seen)}))
+    marks = [line for line in found["dormant"].get_lines() if len(line.get_xdata()) == 1]
+    assert len(marks) == 2
+
+
 def test_runs_of_a_group_share_a_colour_and_differ_in_dashes() -> None:
     figure = comparison_figure(RUNS, groups=["one", "two", "one"])
     a, b, c = figure.axes[0].get_legend_handles_labels()[0]
