@@ -187,7 +187,9 @@ def _mark_events(axes: Any, panel: str, events: Sequence[Event]) -> None:
         is_home = home.get(room, room) == panel
         axes.axvspan(event.onset_step, event.detected_step, color=ORANGE, alpha=0.15, linewidth=0)
         if event.onset_low < event.onset_high:
-            axes.axvspan(event.onset_low, event.onset_high, ymax=0.04, color=BLACK, linewidth=0)
+            foot = 0.03 * ((number - 1) % 4)
+            ends = (event.onset_low, event.onset_high)
+            axes.axvspan(*ends, ymin=foot, ymax=foot + 0.02, color=BLACK, linewidth=0)
         axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=(0, (1, 2)))
         if event.fell_back_step >= 0:
             axes.axvline(event.fell_back_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
