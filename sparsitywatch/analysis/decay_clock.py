@@ -10,9 +10,10 @@ penalty, a jump. Recorded runs stay far below it where dead units are the cause 
 a third of the weights would do) and exceed it a thousandfold where weights were pruned or
 an L1 penalty was switched on.
 
-The clock is the average over the in-scope weights: where param groups decay at very different
-rates, a tensor may outrun it. That growth *could* be decay's is no proof. Weights that decay alone moves are dormant, and
-their fraction is measured on its own: where next to none are dormant, nothing is claimed.
+The clock is the average over the in-scope weights: where param groups decay at very
+different rates, a tensor may outrun it. That growth *could* be decay's is no proof. Weights
+that decay alone moves are dormant, and their fraction is measured on its own: where next to
+none are dormant, nothing is claimed.
 """
 
 from __future__ import annotations

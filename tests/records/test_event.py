@@ -1,0 +1,87 @@
+"""An event: what follows from its fields, and how it is told to people."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsitywatch.records import Event, latest_versions
+
+EVENT = Event(
+    series="near_zero/initial_0.1", direction="up", onset_step=300, detected_step=350,
+    baseline=0.05, value=0.1,
+)  # fmt: skip
+
+
+def test_what_is_not_given() -> None:
+    assert (EVENT.onset_low, EVENT.onset_high) == (300, 300)
+    assert EVENT.id == "near_zero/initial_0.1@300"
+    assert (EVENT.on_clock, EVENT.fell_back_step, EVENT.amended_step) == (None, -1, -1)
+    assert replace(EVENT, series="").id == EVENT.id
+    nameless = replace(EVENT, series="", id="")
+    assert nameless.id == ""
+    assert replace(nameless, series="a/b").id == "a/b@300"
+
+
+@pytest.mark.parametrize(
+    ("noise", "value", "sizes"),
+    [
+        (0.01, 0.1, 5.0),
+        (0.01, 0.0, -5.0),
+        (0.0, 0.1, math.inf),
+        (0.0, 0.01, -math.inf),
+        (0.0, 0.05, 0.0),
+    ],
+)
+def test_size_in_units_of_the_noise(noise: float, value: float, sizes: float) -> None:
+    event = replace(EVENT, noise=noise, value=value)
+    assert event.size == pytest.approx(value - 0.05)
+    assert event.size_in_noise == pytest.approx(sizes)
+    assert math.isnan(EVENT.size_in_noise)
+
+
+def test_told_at_its_detection_or_when_it_was_added_to() -> None:
+    assert EVENT.told_step == 350
+    assert replace(EVENT, amended_step=400).told_step == 400
+
+
+def test_in_words() -> None:
+    plain = "near_zero/initial_0.1 rose abruptly: 0.05 -> 0.1, began at step 300, seen at step 350"
+    assert EVENT.describe() == plain
+    full = replace(
+        EVENT,
+        onset_low=275,
+        onset_high=325,
+        layers=("a", "b", "c", "d"),
+        decay_clock=2.5,
+        meaning="sparsifying",
+        change="both",
+        on_clock=False,
+        related=("x", "y"),
+        preceded_by="motion/dormant@100",
+        fell_back_step=500,
+    )
+    assert full.describe() == (
+        "near_zero/initial_0.1 rose abruptly: 0.05 -> 0.1, began at step 300 (275 to 325), seen "
+        "at step 350, most in a, b, c, decay clock 2.50. Sparsifying; scale and shape of the "
+        "weights' distribution changed; faster than weight decay alone could; seen in x, y too; "
+        "announced by motion/dormant@100; back by half at step 500"
+    )
+    few = replace(EVENT, direction="down", change="scale", on_clock=True)
+    assert few.describe().startswith("near_zero/initial_0.1 fell abruptly")
+    assert few.describe().endswith(
+        "350. The scale of the weights moved; no faster than weight decay alone could"
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=12))
+def test_the_last_version_of_each_counts(told: list[tuple[str, int]]) -> None:
+    events = [replace(EVENT, id=name, amended_step=step) for name, step in told]
+    found = latest_versions(events)
+    assert [e.id for e in found] == list(dict.fromkeys(name for name, _ in told))
+    for event in found:
+        assert event.amended_step == [step for name, step in told if name == event.id][-1]
