@@ -210,6 +210,9 @@ def test_an_event_makes_the_trainer_save_and_stop(tmp_path: Path) -> None:
     assert trainer.state.global_step == 3
     assert checkpoints(tmp_path / "run") == ["checkpoint-3"]
     assert not stop.is_requested  # it has been answered
+    # taken up again it goes on: the event is known
+    again = train(tmp_path / "run", 5, reacts(3, ["stop"]), resume=True, save_strategy="no")
+    assert again.state.global_step == 5
 
 
 def test_what_is_seen_behind_the_training_is_asked_for_at_a_later_step(tmp_path: Path) -> None:
