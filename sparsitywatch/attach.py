@@ -60,7 +60,7 @@ def watch(
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
     on_record: Sequence[Callable[[Record], object]] = (),
     sinks: Sequence[Sink] = (),
-    dormant_samples: int = 1_000_000,
+    dormant_samples: int | None = 1_000_000,
     max_overhead: float | None = 0.01,
     background: bool = True,
     initial_step: int | None = None,
@@ -96,7 +96,8 @@ def watch(
             more: a webhook, checkpoints. What is learned about an event later calls none.
         on_record: called with each record.
         sinks: further sinks beside TensorBoard and JSONL.
-        dormant_samples: how many weights are compared between looks; 0 for none.
+        dormant_samples: how many weights are compared between looks, a fixed random sample;
+            None for all of them, 0 for none.
         max_overhead: largest share of the wall time that the watch may take, in (0, 1].
             Looks that are due are left out, and counted, to stay within it; the first one
             never is. None: every look that is due is taken.
@@ -119,7 +120,7 @@ def watch(
         )
     if initial_step is not None and initial_step < 0:
         raise ConfigurationError(f"Expected `initial_step` >= 0, got {initial_step!r}.")
-    if dormant_samples < 0:
+    if dormant_samples is not None and dormant_samples < 0:
         raise ConfigurationError(f"Expected `dormant_samples` >= 0, got {dormant_samples!r}.")
     inner = unwrap_model(model)
     chosen = Scope.of(inner, scope)
@@ -160,7 +161,7 @@ def watch(
         measurement=Measurement(settings, chosen, initial_rms, proxy, snapshot.dtypes),
         pipeline=pipeline,
         pace=pace,
-        motion=Motion(dormant_samples) if dormant_samples else None,
+        motion=None if dormant_samples == 0 else Motion(dormant_samples),
         directory=directory,
         background=background,
         initial_step=initial_step,

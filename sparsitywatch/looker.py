@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sparsitywatch.analysis.forecast import foreseen
 from sparsitywatch.background import Background
 from sparsitywatch.measurement import Effort, Measurement
 from sparsitywatch.optimizer_trace import Moment, OptimizerTrace
@@ -137,7 +138,7 @@ class Looker:
                     snapshot,
                     self._masked,
                     started=started,
-                    driver=self._trace.look(snapshot, moment),
+                    **self._trace.look(snapshot, moment, self._measurement.thresholds),
                     previous=self._pipeline.last_curve,
                     effort=effort,
                     strict=self._strict,
@@ -155,7 +156,7 @@ class Looker:
                     None,
                     started=started,
                     stall_s=stall_s,
-                    driver=self._trace.look(copy, moment),
+                    **self._trace.look(copy, moment, self._measurement.thresholds),
                     effort=effort,
                     num_threads=1,
                 )
@@ -172,5 +173,6 @@ class Looker:
     def _finished(self, outcome: _Outcome, cpu_before_s: float | None = None) -> Finished:
         before = time.thread_time() if cpu_before_s is None else cpu_before_s
         record, detail = outcome
+        record = foreseen(record, self._pipeline.records)
         events = self._pipeline.take(record, detail)
         return Finished(record, events, time.thread_time() - before)

@@ -137,6 +137,11 @@ class Measurement:
         """Whether a look runs the model."""
         return self._proxy is not None
 
+    @property
+    def thresholds(self) -> dict[str, float] | None:
+        """Below which a weight is near zero by the first rule, by name; None if that moves."""
+        return next(iter(self._rules.values())).fixed_thresholds(self.initial_rms)
+
     def record(
         self,
         snapshot: Snapshot,
@@ -145,6 +150,7 @@ class Measurement:
         started: float,
         stall_s: float | None = None,
         driver: Mapping[str, Any] | None = None,
+        dormant_by_layer: Mapping[str, float] | None = None,
         previous: SparsityCurve | None = None,
         effort: Effort = NO_EFFORT,
         num_threads: int | None = None,
@@ -159,6 +165,7 @@ class Measurement:
             stall_s: how long it held up the training; None if until now.
             driver: fields of the record that only the driver knows: the optimizer's clocks,
                 what moved since the last look.
+            dormant_by_layer: dormant fraction by tensor, where it is known.
             previous: the curve of the look before.
             effort: what is known about the looks before.
             num_threads: to read the weights with; None for as many as torch uses.
@@ -176,7 +183,7 @@ class Measurement:
                     raise
                 _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
                 reason = f"{type(error).__name__}: {error}"
-        layers = self._layers(spectrum, result)
+        layers = self._layers(spectrum, result, dormant_by_layer or {})
         estimate = None
         if result is not None:
             estimate = essential_sparsity(
@@ -266,7 +273,10 @@ class Measurement:
         return with_less_memory(sweep, proxy)
 
     def _layers(
-        self, spectrum: MagnitudeSpectrum, result: SweepResult | None
+        self,
+        spectrum: MagnitudeSpectrum,
+        result: SweepResult | None,
+        dormant: Mapping[str, float],
     ) -> tuple[LayerShare, ...]:
         return tuple(
             LayerShare(
@@ -278,6 +288,7 @@ class Measurement:
                     for rule_name, rule in self._rules.items()
                 },
                 removed=tuple(cut.share(name) for cut in result.cuts) if result else (),
+                dormant=dormant.get(name, math.nan),
             )
             for name, layer in spectrum.layers().items()
         )

@@ -11,8 +11,13 @@ import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.optimizers import steps_done
-from sparsitywatch.records import Dormant
-from sparsitywatch.weights.clock import ClockReading, DecayClock, group_membership, weight_average
+from sparsitywatch.weights.clock import (
+    ClockReading,
+    DecayClock,
+    group_membership,
+    masters_of,
+    weight_average,
+)
 from sparsitywatch.weights.motion import Motion, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -31,7 +36,8 @@ class Moment:
         lr: the learning rate as it stands, likewise.
         clock: the clocks of the param groups; None if the optimizer cannot be seen.
         membership: in-scope name to index of its param group.
-        not_measurable: why motion cannot be told; empty if it can.
+        not_measurable: why dormant weights cannot be told, by param group; empty if they can.
+        masters: names whose steps are taken on a copy of higher precision.
     """
 
     decay_clock: float = math.nan
@@ -39,7 +45,8 @@ class Moment:
     lr: float = math.nan
     clock: DecayClock | None = None
     membership: Mapping[str, int] = field(default_factory=dict)
-    not_measurable: str = ""
+    not_measurable: tuple[str, ...] = ()
+    masters: frozenset[str] = frozenset()
 
 
 class OptimizerTrace:
@@ -56,6 +63,7 @@ class OptimizerTrace:
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
         self._clock = DecayClock()
+        self._masters: dict[str, torch.Tensor] | None = None  # found at the first moment
         self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
 
     @property
@@ -76,7 +84,9 @@ class OptimizerTrace:
         """
         if self._optimizer is None:
             return Moment()
-        membership = group_membership(self._optimizer, parameters)
+        if self._masters is None:
+            self._masters = masters_of(self._optimizer, parameters)
+        membership = group_membership(self._optimizer, {**parameters, **self._masters})
         since = self._clock.reading(membership, self._scope)
         rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
         return Moment(
@@ -86,30 +96,41 @@ class OptimizerTrace:
             clock=self._clock.copy(),
             membership=membership,
             not_measurable=why_not_measurable(self._optimizer),
+            masters=frozenset(self._masters),
         )
 
-    def look(self, snapshot: Snapshot, moment: Moment) -> dict[str, Any]:
+    def look(
+        self, snapshot: Snapshot, moment: Moment, thresholds: Mapping[str, float] | None = None
+    ) -> dict[str, Any]:
         """What the optimizer did and what moved since the last look.
 
         Args:
             snapshot: the weights at that moment.
             moment: from ``moment``; nothing else of the optimizer is read, so that this
                 may run behind the training.
+            thresholds: below which a weight is near zero, by name; None if not known.
 
         Returns:
-            Fields of the record; ``dormant`` is None if motion is not watched.
+            ``driver``: fields of the record; ``dormant`` and ``movement`` are absent if motion
+            is not watched. ``dormant_by_layer``: fractions by tensor.
         """
-        return {
+        fields: dict[str, Any] = {
             "decay_clock": moment.decay_clock,
             "lr_clock": moment.lr_clock,
             "lr": moment.lr,
-            "dormant": self._moved(snapshot, moment),
         }
-
-    def _moved(self, snapshot: Snapshot, moment: Moment) -> Dormant | None:
         if self._motion is None or moment.clock is None:
-            return None
-        return self._motion.look(snapshot, moment.clock, moment.membership, moment.not_measurable)
+            return {"driver": fields, "dormant_by_layer": {}}
+        moved = self._motion.look(
+            snapshot,
+            moment.clock,
+            moment.membership,
+            moment.not_measurable,
+            masters=moment.masters,
+            thresholds=thresholds,
+        )
+        fields |= {"dormant": moved.dormant, "movement": moved.movement}
+        return {"driver": fields, "dormant_by_layer": moved.layers}
 
     def continue_from(self, reading: ClockReading) -> None:
         """Take up clocks that only a log knows; NaN what not even that does.

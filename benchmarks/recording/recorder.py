@@ -19,7 +19,7 @@ from recording.tasks import Task, build
 from sparsitywatch.records import Record
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["EVERY", "SERIES", "label", "record", "write"]
+__all__ = ["EVERY", "SERIES", "Training", "label", "record", "write"]
 
 #: Steps between two looks, and between those of the watches that see dormant weights from
 #: further apart: the one series that cannot be thinned out afterwards.
@@ -30,7 +30,7 @@ SERIES = (*(f"near_zero/{rule}" for rule in _RULES), "motion/dormant", "motion/d
 Series = dict[str, list[float | None]]
 
 
-class _Training:
+class Training:
     """The loop of every run: schedule, loss, clipping, interference, one step at a time."""
 
     def __init__(self, task: Task, spec: RunSpec) -> None:
@@ -110,7 +110,7 @@ def record(spec: RunSpec) -> dict[str, Any]:
         FloatingPointError: the loss is not finite any more.
     """
     task = build(spec)
-    training = _Training(task, spec)
+    training = Training(task, spec)
     steps: list[int] = []
     series: Series = {}
     coarser: dict[int, list[tuple[int, float]]] = {every: [] for every in COARSER}
@@ -165,7 +165,7 @@ def record(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _watch(task: Task, training: _Training, every: int, on_record: Any) -> sw.Watcher:
+def _watch(task: Task, training: Training, every: int, on_record: Any) -> sw.Watcher:
     return sw.watch(
         task.model,
         training.optimizer,

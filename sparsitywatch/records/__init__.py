@@ -8,10 +8,10 @@ that was not asked for is None; both are ``null`` in JSON.
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event, latest_versions
+from sparsitywatch.records.motion import Dormant, Forecast, Movement, Outlook
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
-    Dormant,
     LayerShare,
     Provenance,
     Record,
@@ -26,9 +26,12 @@ __all__ = [
     "Dormant",
     "EssentialSparsity",
     "Event",
+    "Forecast",
     "LayerShare",
     "LedgerEntry",
     "LogHistogram",
+    "Movement",
+    "Outlook",
     "Provenance",
     "Record",
     "RunInfo",

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.motion import Dormant, Forecast, Movement
 
 __all__ = [
     "SCHEMA_VERSION",
     "Cost",
-    "Dormant",
     "LayerShare",
     "Provenance",
     "Record",
@@ -33,23 +33,6 @@ class ScopeSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dormant:
-    """Weights whose change since the last look is explained by weight decay alone.
-
-    Args:
-        fraction: of the sampled in-scope weights; NaN when it could not be measured.
-        num_sampled: size of the fixed random sample.
-        since_step: step of the earlier look; -1 if there was none.
-        reason: why ``fraction`` is NaN; empty otherwise.
-    """
-
-    fraction: float
-    num_sampled: int
-    since_step: int
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerShare:
     """One in-scope tensor in one record.
 
@@ -60,6 +43,7 @@ class LayerShare:
         near_zero: fraction of its own weights that are near zero, by rule.
         removed: fraction of its own weights removed at each level of the record's curve,
             in the curve's order; empty without a curve.
+        dormant: fraction of its own sampled weights that are dormant; NaN if not known.
     """
 
     name: str
@@ -67,6 +51,7 @@ class LayerShare:
     rms: float
     near_zero: Mapping[str, float]
     removed: tuple[float, ...] = ()
+    dormant: float = _NAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +114,8 @@ class Record:
             in-scope weights; NaN if unknown.
         lr_clock: sum of lr over the steps so far, likewise.
         lr: learning rate at the look, likewise.
-        dormant: None if motion is not watched.
+        dormant, movement: None if motion is not watched.
+        forecast: None where the weights' motion gives none.
         curve: None without a proxy.
         reliance: harm of removing every in-scope weight, in units of the value; NaN
             without a proxy.
@@ -151,6 +137,8 @@ class Record:
     lr_clock: float = _NAN
     lr: float = _NAN
     dormant: Dormant | None = None
+    movement: Movement | None = None
+    forecast: Forecast | None = None
     curve: SparsityCurve | None = None
     reliance: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
@@ -184,6 +172,12 @@ class Record:
         out |= {f"near_zero/{rule}": fraction for rule, fraction in self.near_zero.items()}
         if self.dormant is not None:
             out["motion/dormant"] = self.dormant.fraction
+            out["motion/dormant_by_chance"] = self.dormant.chance
+        if self.movement is not None:
+            out["motion/update_to_weight"] = self.movement.update_to_weight
+            out["motion/sign_flips"] = self.movement.sign_flips
+        if self.forecast is not None:
+            out |= self.forecast.series()
         if self.curve is not None:
             points = dict(zip(self.curve.sparsity, self.curve.value, strict=True))
             out["value/dense"] = points.get(0.0, _NAN)

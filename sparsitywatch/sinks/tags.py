@@ -47,12 +47,32 @@ MEANINGS = {
         "Share of a fixed random sample of the in-scope weights whose change since the last "
         "look is explained by weight decay alone: they got no gradient."
     ),
+    "motion/dormant_by_chance": (
+        "Share of living weights that passes as dormant by chance, because it came back to where "
+        "it was. It grows with the distance of the looks; dormant weights count above it."
+    ),
+    "motion/update_to_weight": (
+        "Root mean square of the change since the last look that decoupled decay does not "
+        "explain, divided by that of the weights before."
+    ),
+    "motion/sign_flips": "Share of the sampled weights that changed sign since the last look.",
     "motion/decay_clock": (
         "Sum of learning rate times weight decay over the steps so far. A weight that gets no "
         "gradient shrinks as exp(-clock)."
     ),
     "motion/lr_clock": "Sum of the learning rate over the steps so far, averaged over the weights.",
     "motion/lr": "Learning rate at the look, averaged over the in-scope weights.",
+    "forecast/near_zero_in_0.5": (
+        "Near-zero fraction (first rule) when the decay clock will have advanced by 0.5, from the "
+        "weights that are dormant now."
+    ),
+    "forecast/near_zero_in_1": "The same for one unit of the decay clock.",
+    "forecast/near_zero_in_1_low": "Lower end of its band, nominally of nine in ten.",
+    "forecast/near_zero_in_1_high": "Upper end of its band, nominally of nine in ten.",
+    "forecast/doubling_step": (
+        "Step at which the near-zero fraction will be twice its running floor, at the present "
+        "rate of the decay clock. Only where that can be foreseen and has not happened."
+    ),
     "value/reliance": (
         "Harm done by removing every in-scope weight, in units of the value; positive when the "
         "model needs these weights."
@@ -113,8 +133,11 @@ def layout(provenance: Provenance) -> dict[str, dict[str, tuple[str, Sequence[st
     TensorBoard puts a chart with a band last in its category, so it has one of its own.
     """
     weights: dict[str, tuple[str, Sequence[str]]] = {
-        "near-zero fraction, by rule": ("lines", ["near_zero/.+"]),
-        "dormant fraction (got no gradient)": ("lines", ["motion/dormant"]),
+        "near-zero fraction, by rule, and its forecast": (
+            "lines",
+            ["near_zero/.+", "forecast/near_zero_in_1"],
+        ),
+        "dormant fraction (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
     }
     if not provenance.proxy_hash:
         return {_WEIGHTS: weights}

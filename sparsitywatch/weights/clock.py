@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["ClockReading", "DecayClock", "GroupClock", "group_membership", "weight_average"]
+__all__ = [
+    "ClockReading",
+    "DecayClock",
+    "GroupClock",
+    "group_membership",
+    "masters_of",
+    "weight_average",
+]
 
 
 @dataclass
@@ -23,11 +30,16 @@ class GroupClock:
         decay: sum of learning rate times weight decay.
         log_shrink: sum of log(1 - lr * weight decay): a weight without gradient has been
             multiplied by exp(log_shrink) under decoupled decay.
+        lr_squared: sum of the learning rate squared: how far random steps of size lr lead is
+            its root.
+        steps: number of steps with a learning rate above 0.
     """
 
     lr: float = 0.0
     decay: float = 0.0
     log_shrink: float = 0.0
+    lr_squared: float = 0.0
+    steps: int = 0
 
     def advance(self, lr: float, weight_decay: float) -> None:
         """One optimizer step."""
@@ -36,6 +48,8 @@ class GroupClock:
         # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
         factor = 1.0 - lr * weight_decay
         self.log_shrink += math.log(factor) if factor > 0 else -math.inf
+        self.lr_squared += lr * lr
+        self.steps += int(lr > 0.0)
 
     def since(self, earlier: GroupClock) -> GroupClock:
         """What happened between ``earlier`` and now."""
@@ -43,6 +57,8 @@ class GroupClock:
             self.lr - earlier.lr,
             self.decay - earlier.decay,
             self.log_shrink - earlier.log_shrink,
+            self.lr_squared - earlier.lr_squared,
+            self.steps - earlier.steps,
         )
 
 
@@ -78,7 +94,7 @@ class DecayClock:
 
     def copy(self) -> DecayClock:
         """The clock as it stands now."""
-        return DecayClock([GroupClock(g.lr, g.decay, g.log_shrink) for g in self.groups])
+        return DecayClock([replace(g) for g in self.groups])
 
     def reading(self, membership: Mapping[str, int], scope: Scope) -> ClockReading:
         """The sums so far, averaged over the in-scope weights.
@@ -95,11 +111,14 @@ class DecayClock:
 
     def state_dict(self) -> list[list[float]]:
         """Plain numbers, one row per group."""
-        return [[g.lr, g.decay, g.log_shrink] for g in self.groups]
+        return [[g.lr, g.decay, g.log_shrink, g.lr_squared, g.steps] for g in self.groups]
 
     def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self.groups = [GroupClock(*row) for row in state]
+        self.groups = [
+            GroupClock(lr, decay, log_shrink, lr_squared, int(steps))
+            for lr, decay, log_shrink, lr_squared, steps in state
+        ]
 
 
 def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:
@@ -128,3 +147,38 @@ def group_membership(
         id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
     }
     return {name: index_of[id(p)] for name, p in parameters.items() if id(p) in index_of}
+
+
+def masters_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The copies of higher precision that an optimizer steps on instead of some weights.
+
+    A copy is known by its shape and by being the weight when rounded to the weight's dtype.
+
+    Args:
+        optimizer: whose parameters may be copies.
+        parameters: the model's own weights by name, equal to their copies at this moment.
+
+    Returns:
+        Name to copy; names that the optimizer trains itself, or knows nothing of, are absent.
+    """
+    trained = [(p, k) for k, group in enumerate(optimizer.param_groups) for p in group["params"]]
+    own = {id(p) for p, _ in trained}
+    found = {}
+    for name, weight in parameters.items():
+        if id(weight) in own:
+            continue
+        alike = [(p, k) for p, k in trained if _is_master(p, weight)]
+        if alike and len({group for _, group in alike}) == 1:
+            found[name] = alike[0][0]
+    return found
+
+
+def _is_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
+    if copy.shape != weight.shape or copy.dtype.itemsize <= weight.dtype.itemsize:
+        return False
+    first, rounded = weight.detach().reshape(-1)[:8], copy.detach().reshape(-1)[:8]
+    if copy.device != weight.device or not torch.equal(rounded.to(weight.dtype), first):
+        return False  # the cheap test first
+    return torch.equal(copy.detach().to(weight.dtype), weight.detach())

@@ -8,72 +8,73 @@ any gradient by about lr a step, so a dormant weight got none: it belongs to a d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import Dormant
-from sparsitywatch.weights.clock import DecayClock
+from sparsitywatch.records import Dormant, Movement, Outlook
+from sparsitywatch.weights.clock import DecayClock, GroupClock
+from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare
+from sparsitywatch.weights.outlook import outlook
+from sparsitywatch.weights.shrink import estimate_shrink
 from sparsitywatch.weights.snapshot import Snapshot
 
-__all__ = ["DORMANT_TOLERANCE", "Motion", "num_dormant", "why_not_measurable"]
+__all__ = ["Motion", "Moved", "why_not_measurable"]
 
-#: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
-DORMANT_TOLERANCE = 1e-3
-
-
-def num_dormant(
-    before: torch.Tensor,
-    now: torch.Tensor,
-    *,
-    lr: float,
-    log_shrink: float,
-    tolerance: float = DORMANT_TOLERANCE,
-) -> int:
-    """How many weights weight decay alone explains.
-
-    Args:
-        before, now: float64 [N], the same weights at two looks.
-        lr: sum of the learning rate over the steps between.
-        log_shrink: sum of log(1 - lr * weight decay) over the steps between.
-        tolerance: allowed unexplained change per unit of ``lr``.
-
-    >>> before = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
-    >>> now = torch.tensor([0.5, 0.9, 0.0], dtype=torch.float64)
-    >>> num_dormant(before, now, lr=0.1, log_shrink=math.log(0.5))
-    2
-    """
-    unexplained = (now - math.exp(log_shrink) * before).abs()
-    return int((unexplained <= tolerance * lr).sum())
+#: Tensors that cannot tell may hold this share of the sample; above it nothing is told.
+_MAX_UNKNOWN = 0.1
+_STATE_KEYS = ("seed", "num_samples", "step", "clock", "before")
 
 
-def why_not_measurable(optimizer: torch.optim.Optimizer) -> str:
-    """Why dormant weights cannot be told under this optimizer; empty if they can.
+def why_not_measurable(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """Why dormant weights cannot be told, by param group; empty where they can.
 
     The rule needs updates of about lr for every weight with a gradient (the Adam family
     and Lion, not SGD), and decay that is decoupled from the gradient.
     """
     name = type(optimizer).__name__
-    if not any(family in name.lower() for family in ("adam", "lion")):
-        return f"updates of {name} are not of the size of lr"
-    for group in optimizer.param_groups:
-        decoupled = group.get("decoupled_weight_decay", not name.lower().endswith("adam"))
-        if group.get("weight_decay", 0.0) and not decoupled:
-            return f"weight decay of {name} is part of the gradient, not decoupled"
-    return ""
+    lower = name.lower()
+    if not any(family in lower for family in ("adam", "lion")):
+        return (f"updates of {name} are not of the size of lr",) * len(optimizer.param_groups)
+    is_decoupled = "adamw" in lower or "lion" in lower
+    return tuple(
+        f"weight decay of {name} is part of the gradient, not decoupled"
+        if group.get("weight_decay", 0.0)
+        and not group.get("decoupled_weight_decay", is_decoupled)
+        and not is_decoupled
+        else ""
+        for group in optimizer.param_groups
+    )
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What one look says about motion.
+
+    Args:
+        dormant, movement: as they are recorded.
+        layers: dormant fraction by tensor; a tensor that cannot tell is absent.
+    """
+
+    dormant: Dormant
+    movement: Movement
+    layers: Mapping[str, float] = field(default_factory=dict)
 
 
 class Motion:
     """Remembers a sample of the weights and compares it with the next look.
 
     Args:
-        num_samples: size of the sample; every in-scope weight if it is larger than that.
+        num_samples: size of the sample; None, or more than there are: every in-scope weight.
         seed: of the sample's own generator; the same model gives the same sample.
     """
 
-    def __init__(self, num_samples: int = 1_000_000, seed: int = 0) -> None:
+    def __init__(self, num_samples: int | None = 1_000_000, seed: int = 0) -> None:
         self._num_samples = num_samples
         self._seed = seed
         self._indices: dict[str, torch.Tensor] = {}
@@ -84,36 +85,91 @@ class Motion:
     def look(
         self,
         snapshot: Snapshot,
-        clock: DecayClock,
+        clock: DecayClock | None,
         membership: Mapping[str, int],
-        not_measurable: str = "",
-    ) -> Dormant:
+        not_measurable: Sequence[str] = (),
+        *,
+        masters: AbstractSet[str] = frozenset(),
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Moved:
         """Compare with the last look, and remember this one.
 
         Args:
             snapshot: the weights now.
-            clock: the optimizer's clocks now.
+            clock: the optimizer's clocks now; None if nothing is known of it, as in a replay:
+                shrink and size of the updates are then estimated from the two looks.
             membership: in-scope name to index of its param group.
-            not_measurable: why the rule does not apply, as ``why_not_measurable`` says.
+            not_measurable: why the rule does not apply, by param group, as
+                ``why_not_measurable`` says; nothing for groups without an entry.
+            masters: names whose steps are taken on a copy of higher precision.
+            thresholds: below which a weight is near zero, by name, for the outlook; without
+                them there is none.
         """
-        if not_measurable:
-            return _unmeasured(not_measurable, 0, -1)
         if not self._indices:
             self._indices = self._draw(snapshot)
         now = {
             name: snapshot.tensors[name]
             .reshape(-1)[index.to(snapshot.tensors[name].device)]
-            .to("cpu", torch.float64, copy=True)
+            .to("cpu", copy=True)
             for name, index in self._indices.items()
         }
-        dormant = self._compare(now, clock, membership)
-        self._before, self._clock, self._step = now, clock.copy(), snapshot.step
-        return dormant
+        since, before = self._step, self._before
+        if clock is None:
+            clocks, estimate_failed = self._estimated(now, snapshot.step)
+        else:
+            clocks, estimate_failed = self._clocks(now, clock, membership), ""
+        compared: dict[str, tuple[TensorMotion, GroupClock]] = {}
+        for name, between in clocks.items():
+            why = not_measurable[membership[name] :][:1] if clock is not None else ()
+            motion = compare(
+                before[name].double(),
+                now[name].double(),
+                between,
+                dtype=snapshot.tensors[name].dtype,
+                has_master=name in masters or clock is None,
+                not_measurable=why[0] if why else estimate_failed,
+            )
+            compared[name] = motion, between
+        num_sampled = sum(t.numel() for t in now.values())
+        reason = "" if compared else STILL if before else "no earlier look"
+        self._before, self._step = now, snapshot.step
+        self._clock = DecayClock() if clock is None else clock.copy()
+        if reason:
+            return _unmeasured(reason, num_sampled, since)
+        ahead = outlook(compared, now, thresholds) if thresholds else None
+        motions = {name: motion for name, (motion, _) in compared.items()}
+        return _moved(motions, since, ahead, estimated=clock is None)
+
+    def _clocks(
+        self, names: Iterable[str], clock: DecayClock, membership: Mapping[str, int]
+    ) -> dict[str, GroupClock]:
+        """What was done since the last look to each tensor that was trained since."""
+        if not self._before:
+            return {}
+        found = {name: self._between(clock, membership.get(name)) for name in names}
+        return {name: c for name, c in found.items() if c is not None and c.lr > 0.0}
+
+    def _estimated(
+        self, now: Mapping[str, torch.Tensor], step: int
+    ) -> tuple[dict[str, GroupClock], str]:
+        """The same without an optimizer at hand, and why it could not be estimated."""
+        if not self._before:
+            return {}, ""
+        moved = {n: t for n, t in now.items() if not torch.equal(t, self._before[n])}
+        estimate = estimate_shrink(self._before, moved, step - self._step)
+        return dict.fromkeys(moved, estimate.clock), estimate.reason
+
+    def _between(self, clock: DecayClock, index: int | None) -> GroupClock | None:
+        """What happened to a param group since the last look; None if it is not trained."""
+        if index is None or index >= len(clock.groups):
+            return None  # its standing still says nothing
+        earlier = self._clock.groups
+        return clock.groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
 
     def _draw(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self._seed)
         total = sum(t.numel() for t in snapshot.tensors.values())
-        share = min(1.0, self._num_samples / total)
+        share = 1.0 if self._num_samples is None else min(1.0, self._num_samples / total)
         indices = {}
         for name, tensor in snapshot.tensors.items():
             size = math.ceil(share * tensor.numel())
@@ -124,33 +180,8 @@ class Motion:
                 indices[name] = torch.randint(tensor.numel(), (size,), generator=generator)
         return indices
 
-    def _compare(
-        self, now: Mapping[str, torch.Tensor], clock: DecayClock, membership: Mapping[str, int]
-    ) -> Dormant:
-        num_sampled = sum(t.numel() for t in now.values())
-        if not self._before:
-            return _unmeasured("no earlier look", num_sampled, -1)
-        count = compared = 0
-        for name, values in now.items():
-            index = membership.get(name)
-            if index is None or index >= len(clock.groups):
-                continue  # not trained: its standing still says nothing
-            earlier = self._clock.groups
-            between = clock.groups[index]
-            if index < len(earlier):
-                between = between.since(earlier[index])
-            if between.lr <= 0.0:
-                continue
-            compared += values.numel()
-            count += num_dormant(
-                self._before[name], values, lr=between.lr, log_shrink=between.log_shrink
-            )
-        if compared == 0:
-            return _unmeasured("no in-scope weight was trained since", num_sampled, self._step)
-        return Dormant(fraction=count / compared, num_sampled=compared, since_step=self._step)
-
     def state_dict(self) -> dict[str, Any]:
-        """The sample at the last look; holds tensors of ``num_samples`` float64 values."""
+        """The sample at the last look; holds tensors of ``num_samples`` values."""
         return {
             "seed": self._seed,
             "num_samples": self._num_samples,
@@ -165,15 +196,58 @@ class Motion:
         Raises:
             StateError: a key is missing.
         """
-        for key in ("seed", "num_samples", "step", "clock", "before"):
+        for key in _STATE_KEYS:
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the motion's state, got {list(state)}.")
-        self._seed, self._num_samples = int(state["seed"]), int(state["num_samples"])
+        size = state["num_samples"]
+        self._seed, self._num_samples = int(state["seed"]), None if size is None else int(size)
         self._step = int(state["step"])
         self._clock.load_state_dict(state["clock"])
         self._before = {name: t.clone() for name, t in state["before"].items()}
         self._indices = {}
 
 
-def _unmeasured(reason: str, num_sampled: int, since_step: int) -> Dormant:
-    return Dormant(fraction=math.nan, num_sampled=num_sampled, since_step=since_step, reason=reason)
+def _moved(
+    motions: Mapping[str, TensorMotion], since: int, ahead: Outlook | None, *, estimated: bool
+) -> Moved:
+    """The tensors' motions as one."""
+    sizes = {name: motion.dormant.numel() for name, motion in motions.items()}
+    total = sum(sizes.values())
+    size = sum(m.size for m in motions.values())
+    movement = Movement(
+        update_to_weight=math.sqrt(sum(m.change for m in motions.values()) / size)
+        if size > 0
+        else math.nan,
+        sign_flips=sum(m.num_flips for m in motions.values()) / total,
+        num_sampled=total,
+        since_step=since,
+    )
+    known = {name: motion for name, motion in motions.items() if not motion.reason}
+    seen = sum(sizes[name] for name in known)
+    if seen < (1.0 - _MAX_UNKNOWN) * total:
+        reasons = Counter(m.reason for m in motions.values() if m.reason)
+        reason, count = reasons.most_common(1)[0]
+        where = "" if count == len(motions) else f" in {count} of {len(motions)} tensors"
+        dormant = _unmeasured(reason + where, total, since).dormant
+        dormant = replace(dormant, estimated=estimated)
+    else:
+        dormant = Dormant(
+            fraction=sum(int(m.dormant.sum()) for m in known.values()) / seen,
+            num_sampled=seen,
+            since_step=since,
+            chance=sum(sizes[name] * m.chance for name, m in known.items()) / seen,
+            estimated=estimated,
+            outlook=ahead,
+        )
+    layers = {name: float(motion.dormant.double().mean()) for name, motion in known.items()}
+    return Moved(dormant=dormant, movement=movement, layers=layers)
+
+
+def _unmeasured(reason: str, num_sampled: int, since_step: int) -> Moved:
+    nan = math.nan
+    return Moved(
+        Dormant(fraction=nan, num_sampled=num_sampled, since_step=since_step, reason=reason),
+        Movement(
+            update_to_weight=nan, sign_flips=nan, num_sampled=num_sampled, since_step=since_step
+        ),
+    )

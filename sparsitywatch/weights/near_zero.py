@@ -65,3 +65,13 @@ class NearZeroRule:
         if self.kind == "rms":
             return spectrum.near_zero(rms=self.factor)
         return spectrum.near_zero(abs=self.factor)
+
+    def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
+        """Below which a weight is near zero, by tensor; None where that is not fixed, or 0.
+
+        >>> NearZeroRule.parse("abs_0.001").fixed_thresholds({"weight": 0.02})
+        {'weight': 0.001}
+        """
+        if self.kind == "initial":
+            return {name: self.factor * rms for name, rms in initial_rms.items()}
+        return dict.fromkeys(initial_rms, self.factor) if self.kind == "abs" else None

@@ -19,9 +19,12 @@ from sparsitywatch.records import (
     Dormant,
     EssentialSparsity,
     Event,
+    Forecast,
     LayerShare,
     LedgerEntry,
     LogHistogram,
+    Movement,
+    Outlook,
     Provenance,
     Record,
     RunInfo,
@@ -118,9 +121,11 @@ def look(
         decay_clock=0.003 * step,
         lr_clock=0.003 * step,
         lr=0.003,
-        dormant=Dormant(
-            fraction=0.007 + 0.36 * broken * time**0.5, num_sampled=10_000, since_step=step - 25
+        dormant=_dormant(step, 0.007 + 0.36 * broken * time**0.5),
+        movement=Movement(
+            update_to_weight=0.25, sign_flips=0.06, num_sampled=10_000, since_step=step - 25
         ),
+        forecast=_forecast(step, near_zero),
         curve=curve,
         reliance=curve.reliance,
         essential_sparsity=_estimate(broken, curve),
@@ -137,6 +142,33 @@ def look(
         provenance=provenance(),
     )
     return record, _detail(layers, noise)
+
+
+def _dormant(step: int, fraction: float) -> Dormant:
+    return Dormant(
+        fraction=fraction,
+        num_sampled=10_000,
+        since_step=step - 25,
+        chance=0.007,
+        outlook=Outlook(
+            advance=(0.0, 1.0, 2.0),
+            dormant=(0.1 * fraction, 0.3 * fraction, 0.7 * fraction),
+            entering=(0.06, 0.15, 0.4),
+        ),
+    )
+
+
+def _forecast(step: int, near_zero: float) -> Forecast:
+    fraction = (near_zero, near_zero + 0.03, near_zero + 0.05)
+    return Forecast(
+        rule="initial_0.1",
+        advance=(0.0, 0.5, 1.0),
+        fraction=fraction,
+        low=tuple(0.9 * x for x in fraction),
+        high=tuple(1.1 * x for x in fraction),
+        clock_per_step=0.003,
+        doubling_step=step + 310.5,
+    )
 
 
 def _curve(dense: float, reliance: float, knee: float, noise: np.random.Generator) -> SparsityCurve:
@@ -197,6 +229,7 @@ def _layers(
                 rms=0.02 + 0.001 * i + 0.0002 * noise.normal(),
                 near_zero={"initial_0.1": min(1.0, weight * near_zero), "zero": 0.0},
                 removed=tuple(removed),
+                dormant=min(1.0, weight * 0.1),
             )
         )
     return tuple(layers)
@@ -267,7 +300,7 @@ def fallen(event: Event, step: int) -> Event:
 
 def without(record: Record, *parts: str) -> Record:
     """The record with some parts not measured."""
-    nothing = {"essential_sparsity": None, "curve": None, "dormant": None, "reliance": math.nan}
+    nothing = dict.fromkeys(parts) | {"reliance": math.nan}
     return replace(record, **{part: nothing[part] for part in parts})
 
 

@@ -19,8 +19,11 @@ from sparsitywatch.records import (
     Dormant,
     EssentialSparsity,
     Event,
+    Forecast,
     LayerShare,
     LedgerEntry,
+    Movement,
+    Outlook,
     Provenance,
     Record,
     RunInfo,
@@ -73,7 +76,9 @@ RECORDS = plain(
     schema=st.just(SCHEMA_VERSION),
     scope=plain(ScopeSummary),
     near_zero=RULES,
-    dormant=st.none() | plain(Dormant),
+    dormant=st.none() | plain(Dormant, outlook=st.none() | plain(Outlook)),
+    movement=st.none() | plain(Movement),
+    forecast=st.none() | plain(Forecast),
     curve=st.none() | curves(),
     essential_sparsity=st.none() | plain(EssentialSparsity),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
@@ -152,10 +157,21 @@ def test_fields_with_a_default_may_be_missing() -> None:
     record = fake_run.look(0)[0]
     data = json.loads(to_json(record))
     del data["decay_clock"], data["dormant"], data["cost"]["publish_s"]
-    del data["lr_clock"], data["lr"]
+    del data["lr_clock"], data["lr"], data["movement"], data["forecast"]
+    del data["layers"][0]["dormant"]
     read = from_json(Record, json.dumps(data))
     assert all(math.isnan(x) for x in (read.decay_clock, read.lr_clock, read.lr))
-    assert (read.dormant, read.cost.publish_s) == (None, 0.0)
+    assert (read.dormant, read.movement, read.forecast) == (None, None, None)
+    assert math.isnan(read.layers[0].dormant)
+    assert read.cost.publish_s == 0.0
+
+
+def test_a_line_of_the_first_version_is_read() -> None:
+    """Before there were `chance`, `estimated` and `outlook`."""
+    data = json.loads(to_json(fake_run.look(0)[0]))
+    data["dormant"] = {"fraction": 0.1, "num_sampled": 9, "since_step": 0, "reason": ""}
+    dormant = from_json(Record, json.dumps(data)).dormant
+    assert repr(dormant) == repr(Dormant(fraction=0.1, num_sampled=9, since_step=0))
 
 
 def change(path: str, value: object) -> str:

@@ -1,0 +1,178 @@
+"""The near-zero fraction to come, from the weights that are dormant now.
+
+A dormant weight of magnitude m is near zero when the decay clock has advanced by ln(m / t).
+More weights go dormant meanwhile: as many again as in the window before, and no more than
+that. Living weights stay as they are; how far they drift is part of the band. What was tried
+instead and predicts worse on small transformers (docs/forecast.md): no growth, growth without
+an end, growth in proportion to the dormant weights, the trend of the living ones, and the
+trend of the near-zero fraction itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsitywatch.records import Dormant, Forecast, Outlook, Record
+
+__all__ = ["crossing", "foreseen", "growth_of", "near_zero_ahead", "running_floor"]
+
+#: Growth of the dormant weights is taken from this much of the decay clock, or three looks.
+WINDOW = 0.6
+#: One unit of the clock is foreseen in the record, two for the step of doubling.
+_TOLD = 1.0
+#: Half the band per root of the clock's advance: share of the living near-zero weights.
+DRIFT = 0.2
+#: Half the band: share of what weights that are yet to go dormant add.
+_GROWTH_DOUBT = 1.0
+_NINE_IN_TEN = 1.645
+#: Nothing is foreseen farther ahead than this many times the age of the run, in steps.
+_FARTHEST = 2.0
+_FLOOR_LOOKS = 5
+
+Array = npt.NDArray[np.float64]
+
+
+def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
+    """The record with its forecast, if its motion and its clock allow one.
+
+    Args:
+        record: without a forecast.
+        earlier: the records before it, in the order of their steps.
+    """
+    dormant = record.dormant
+    rule = next(iter(record.near_zero), "")
+    if dormant is None or dormant.outlook is None or not math.isfinite(dormant.fraction):
+        return record
+    past = [r for r in earlier if r.valid and r.step < record.step and rule in r.near_zero]
+    timed = [r for r in past if math.isfinite(r.decay_clock)]
+    if not timed or not record.decay_clock > timed[-1].decay_clock:
+        return record
+    rate = (record.decay_clock - timed[-1].decay_clock) / (record.step - timed[-1].step)
+    history = [(r.decay_clock, _excess(r.dormant)) for r in [*timed, record] if r.dormant]
+    growth, window = growth_of([h for h in history if math.isfinite(h[1])])
+    now = record.near_zero[rule]
+    fraction, half = near_zero_ahead(
+        now, dormant.outlook, growth, window, num_sampled=dormant.num_sampled
+    )
+    advance = np.array(dormant.outlook.advance)
+    # farther ahead than the run is old nothing of this can be known
+    known = advance / rate <= _FARTHEST * record.step
+    fraction = np.where(known, fraction, np.nan)
+    target = 2.0 * running_floor(np.array([r.near_zero[rule] for r in [*past, record]]))
+    return dataclasses.replace(
+        record,
+        forecast=_told(rule, advance, fraction, half, rate, record.step, target),
+    )
+
+
+def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """How fast weights go dormant, lately.
+
+    Args:
+        history: decay clock and dormant fraction at each look, in order.
+
+    Returns:
+        Growth of the fraction per unit of the clock, at least 0, and how much of the clock it
+        was taken from.
+
+    >>> growth_of([(0.0, 0.1), (0.1, 0.1), (0.2, 0.12), (0.3, 0.14)])
+    (0.14, 0.3)
+    """
+    if len(history) < 3:
+        return 0.0, 0.0
+    clock, fraction = np.array(history).T
+    first = min(int(np.searchsorted(clock, clock[-1] - WINDOW - 1e-9)), len(clock) - 3)
+    clock, fraction = clock[first:], fraction[first:]
+    window = float(clock[-1] - clock[0])
+    if window <= 0.0:
+        return 0.0, 0.0
+    centred = clock - clock.mean()
+    return max(float(round(centred @ fraction / (centred @ centred), 12)), 0.0), window
+
+
+def near_zero_ahead(
+    now: float, outlook: Outlook, growth: float, window: float, *, num_sampled: int
+) -> tuple[Array, Array]:
+    """The near-zero fraction at each advance of the clock, and half the width of its band.
+
+    Args:
+        now: the fraction now.
+        outlook: dormant weights and those that may follow, [N] advances.
+        growth, window: from ``growth_of``; growth ends when the clock has advanced by window.
+        num_sampled: size of the sample that the outlook was counted on.
+    """
+    advance, dormant, entering = (
+        np.array(x) for x in (outlook.advance, outlook.dormant, outlook.entering)
+    )
+    gone = np.minimum(growth * np.minimum(advance, window), 1.0)
+    # those that go dormant at y have shrunk by exp(-(x - y)) at x; near-zero ones are counted
+    # among the living already
+    added = np.convolve(np.diff(gone, prepend=0.0), entering)[: len(advance)] - gone * entering[0]
+    living = max(now - dormant[0], 0.0)
+    crossed = dormant - dormant[0]
+    sampling = _NINE_IN_TEN * np.sqrt(crossed * (1.0 - crossed) / max(num_sampled, 1))
+    drift = DRIFT * living * np.sqrt(advance)
+    return now + crossed + added, np.sqrt(sampling**2 + drift**2 + (_GROWTH_DOUBT * added) ** 2)
+
+
+def crossing(advance: Array, fraction: Array, target: float) -> float:
+    """The advance at which a fraction first reaches ``target``; NaN if it does not, or has.
+
+    >>> crossing(np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.2, 0.4]), 0.3)
+    1.5
+    """
+    reached = np.flatnonzero(fraction >= target)
+    if not reached.size or reached[0] == 0:
+        return math.nan
+    k = int(reached[0])
+    share = (target - fraction[k - 1]) / (fraction[k] - fraction[k - 1])
+    return float(advance[k - 1] + share * (advance[k] - advance[k - 1]))
+
+
+def running_floor(values: Array) -> float:
+    """The smallest median of five looks in a row; NaN before the fifth look.
+
+    >>> running_floor(np.array([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0]))
+    3.0
+    """
+    if len(values) < _FLOOR_LOOKS:
+        return math.nan
+    windows = np.lib.stride_tricks.sliding_window_view(values, _FLOOR_LOOKS)
+    return float(np.median(windows, axis=1).min())
+
+
+def _excess(dormant: Dormant) -> float:
+    """The dormant fraction above what passes by chance."""
+    chance = dormant.chance if math.isfinite(dormant.chance) else 0.0
+    return max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0)
+
+
+def _told(
+    rule: str,
+    advance: Array,
+    fraction: Array,
+    half: Array,
+    rate: float,
+    step: int,
+    target: float,
+) -> Forecast:
+    ahead = crossing(advance, fraction, target)
+    shown = advance <= _TOLD + 1e-9
+    return Forecast(
+        rule=rule,
+        advance=tuple(advance[shown].tolist()),
+        fraction=_rounded(fraction[shown]),
+        low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
+        high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
+        clock_per_step=rate,
+        doubling_step=step + ahead / rate,
+    )
+
+
+def _rounded(values: Array) -> tuple[float, ...]:
+    return tuple(float(f"{x:.6g}") for x in values)

@@ -1,0 +1,112 @@
+"""What decay did between two checkpoints, estimated from the weights alone.
+
+Weights that got no gradient have all shrunk by one factor; those that did are scattered. So
+the factor is where the ratios ``now / before`` pile up, and without such a pile nothing is
+dormant, or it cannot be told. From the weights that moved follows the size of the updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sparsitywatch.weights.clock import GroupClock
+from sparsitywatch.weights.dormancy import USUAL_SPEED, unexplained_change
+
+__all__ = ["Shrink", "estimate_shrink"]
+
+#: Log ratios that differ by less agree; a few spacings of the stored dtype if that is more.
+_AGREEING = 1e-4
+_SPACINGS = 4.0
+#: Windows on either side, of the same width, that say how many agree by chance.
+_NEIGHBOURS = 20
+#: A pile is one if it stands out by so many standard deviations of what chance gives, holds so
+#: many times what the windows beside it do (the ratios of bfloat16 numbers clump by themselves),
+#: and at least this share of the weights.
+_MIN_DEVIATIONS, _MIN_TIMES, _MIN_SHARE, _MIN_COUNT = 8.0, 3.0, 2e-3, 30
+
+NO_PILE = "no weights shrank by one factor, so that decay cannot be told from gradients"
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """What decay and gradients did between two looks, as estimated.
+
+    Args:
+        clock: as if the optimizer had been watched: log_shrink, the sums of lr and its square
+            and the decay clock, all of them estimates.
+        num_agreeing: weights whose ratio is within the pile.
+        num_by_chance: how many would be there if it were none.
+        reason: why there is no estimate; empty if there is one. Then ``clock.log_shrink`` is 0.
+    """
+
+    clock: GroupClock
+    num_agreeing: int
+    num_by_chance: float
+    reason: str = ""
+
+
+def estimate_shrink(
+    before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], num_steps: int
+) -> Shrink:
+    """The factor that weights without gradient shrank by, and the size of the updates.
+
+    The sum of lr is what Adam would need for weights to move as far as they did; it sets the
+    tolerance for dormant weights. One factor is assumed for all tensors.
+
+    Args:
+        before, now: floating point, any shape, the same weights at two looks, by name; names of
+            ``before`` that are not in ``now`` are left out.
+        num_steps: optimizer steps in between.
+    """
+    earlier = torch.cat(
+        [before[name].reshape(-1).double() for name in now] or [torch.zeros(0).double()]
+    )
+    later = torch.cat([tensor.reshape(-1).double() for tensor in now.values()] or [earlier])
+    width = max([_AGREEING, *(_SPACINGS * torch.finfo(t.dtype).eps for t in now.values())])
+    is_signed_alike = earlier * later > 0
+    ratios = (later[is_signed_alike] / earlier[is_signed_alike]).log().sort().values
+    middle, count, by_chance = _pile(ratios, width)
+    enough = max(_MIN_COUNT, _MIN_SHARE * len(earlier))
+    stands_out = count - by_chance >= _MIN_DEVIATIONS * math.sqrt(by_chance + 1.0)
+    # nothing grows by decay
+    is_pile = count >= max(enough, _MIN_TIMES * by_chance) and stands_out and middle < width
+    log_shrink = middle if is_pile else 0.0
+    change = unexplained_change(earlier, later, log_shrink)
+    moving = change[change > width * earlier.abs()] if is_pile else change
+    # random steps of size lr lead sqrt(steps) * lr away
+    typical = float(moving.median()) / USUAL_SPEED if moving.numel() else 0.0
+    clock = GroupClock(
+        lr=typical * math.sqrt(max(num_steps, 1)),
+        decay=max(-log_shrink, 0.0),
+        log_shrink=log_shrink,
+        lr_squared=typical**2,
+        steps=num_steps,
+    )
+    return Shrink(clock, count, by_chance, "" if is_pile else NO_PILE)
+
+
+def _pile(ratios: torch.Tensor, width: float) -> tuple[float, int, float]:
+    """Where sorted values pile up.
+
+    Returns:
+        The median of the fullest window of this width, how many values it holds, and the mean
+        number in the windows beside it.
+
+    >>> _pile(torch.tensor([-99.0, 0.0, 0.25, 0.5, 99.0]), 0.75)
+    (0.25, 3, 0.0)
+    """
+    if not ratios.numel():
+        return 0.0, 0, 0.0
+    ends = torch.searchsorted(ratios, ratios + width, right=True)
+    counts = ends - torch.arange(len(ratios))
+    first = int(counts.argmax())
+    count = int(counts[first])
+    pile = ratios[first : first + count]
+    near = torch.tensor([pile[0] - _NEIGHBOURS * width, pile[-1] + _NEIGHBOURS * width])
+    low, high = torch.searchsorted(ratios, near.to(ratios.dtype)).tolist()
+    beside = max(high - low - count, 0) / (2.0 * _NEIGHBOURS)
+    return float(pile.median()), count, beside
