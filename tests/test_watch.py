@@ -95,6 +95,38 @@ def test_a_curve_is_that_of_the_weights_at_its_step(tmp_path: Path) -> None:
         assert watcher.records[0].curve.level == (0.0, 0.25, 0.5, 1.0)
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_a_watch_foresees_near_zero_weights_of_dead_units(background: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    with torch.no_grad():
+        model[0].bias[16:] = -50.0  # three quarters of the units never fire
+    groups = [
+        {"params": [model[0].weight, model[2].weight], "weight_decay": 5.0},
+        {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    with sw.watch(
+        model, optimizer, logdir=None, every=4, dormant_samples=None, max_overhead=None,
+        background=background, strict=True,
+    ) as watcher:  # fmt: skip
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(torch.randn(32, 16)).square().mean().backward()
+            optimizer.step()
+    records = watcher.records
+    assert records[-1].dormant.num_sampled == 16 * 64
+    assert 0.75 <= records[-1].layers[0].dormant < 0.85  # and some by chance
+    assert records[-1].movement.update_to_weight > 0
+    found = {round(r.decay_clock, 9): r.near_zero["initial_0.1"] for r in records}
+    foretold = next(r for r in records if r.step == 40)
+    for advance in (0.2, 0.6, 1.0):
+        fraction, low, high = foretold.forecast.at(advance)
+        assert low < fraction < high
+        came = found[round(foretold.decay_clock + advance, 9)]
+        assert fraction == pytest.approx(came, rel=0.1)
+
+
 def test_looking_now_gives_the_record_of_this_step_once() -> None:
     run = Run()
     with run.watch(None) as watcher:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sparsitywatch.records import Record
+import math
+
+from sparsitywatch.records import LayerShare, Record
 
 __all__ = ["accountable_layers"]
 
@@ -10,26 +12,24 @@ __all__ = ["accountable_layers"]
 def accountable_layers(
     before: Record, after: Record, series: str, share: float = 0.5
 ) -> tuple[str, ...]:
-    """The fewest layers that make up ``share`` of a change in a near-zero fraction.
+    """The fewest layers that make up ``share`` of a change in a near-zero or dormant fraction.
 
     Args:
         before, after: two records of one scope.
-        series: name of the series, "near_zero/RULE"; others have no layers: ().
+        series: name of the series, "near_zero/RULE" or "motion/dormant"; others have no
+            layers: ().
         share: fraction of the change in the direction of the whole, in (0, 1].
 
     Returns:
         Tensor names, the largest contribution first.
     """
-    kind, _, rule = series.partition("/")
-    earlier = {layer.name: layer for layer in before.layers}
-    if kind != "near_zero":
-        return ()
+    earlier = {layer.name: _fraction(layer, series) for layer in before.layers}
     changes = {
-        layer.name: layer.num_weights
-        * (layer.near_zero[rule] - earlier[layer.name].near_zero[rule])
+        layer.name: layer.num_weights * (_fraction(layer, series) - earlier[layer.name])
         for layer in after.layers
-        if layer.name in earlier and rule in layer.near_zero
+        if layer.name in earlier
     }
+    changes = {name: change for name, change in changes.items() if math.isfinite(change)}
     sign = 1.0 if sum(changes.values()) >= 0 else -1.0
     moved = {name: sign * change for name, change in changes.items() if sign * change > 0}
     needed = share * sum(moved.values())
@@ -41,3 +41,11 @@ def accountable_layers(
         chosen.append(name)
         total += change
     return tuple(chosen)
+
+
+def _fraction(layer: LayerShare, series: str) -> float:
+    """A layer's own part of a series; NaN if it has none."""
+    kind, _, rule = series.partition("/")
+    if kind == "near_zero":
+        return layer.near_zero.get(rule, math.nan)
+    return layer.dormant if series == "motion/dormant" else math.nan

@@ -30,7 +30,7 @@ DORMANT_TOLERANCE = 1e-3
 #: Where the weights that move do so by less than this times the root of the sum of lr squared
 #: (median), dormant weights cannot be told from slow ones. Ordinary: 0.16 and more; after a
 #: spike of the learning rate: 0.01 to 0.1.
-MIN_SPEED = 0.12
+MIN_SPEED = 0.14
 #: What the weights that move do so by, where nothing could be measured.
 USUAL_SPEED = 0.35
 #: Where more than this share of living weights would pass by chance, nothing is told.
@@ -148,13 +148,14 @@ def _rounding(
     """What rounding alone may change.
 
     Of a copy: half a spacing at either look. Of the weights themselves: half a spacing at each
-    step, up or down, which adds up as a random walk; 64-bit and 32-bit numbers need no more.
+    step, up or down, which adds up as a random walk; what gets no gradient and is stored in 16
+    bits stays exactly what it is.
     """
     if has_master:
         return 0.5 * (_spacing(before, dtype) + _spacing(now, dtype))
     if dtype.itemsize < 4:
-        return torch.zeros_like(before)  # what gets no gradient stays exactly what it is
-    return math.sqrt(max(steps, 1)) * _spacing(before, dtype)
+        return torch.zeros_like(before)
+    return before.abs() * (math.sqrt(max(steps, 1)) * torch.finfo(dtype).eps)
 
 
 def _too_coarse(

@@ -27,7 +27,7 @@ from sparsitywatch.weights.snapshot import Snapshot
 __all__ = ["Motion", "Moved", "why_not_measurable"]
 
 #: Tensors that cannot tell may hold this share of the sample; above it nothing is told.
-_MAX_UNKNOWN = 0.1
+_MAX_UNKNOWN = 0.05
 _STATE_KEYS = ("seed", "num_samples", "step", "clock", "before")
 
 

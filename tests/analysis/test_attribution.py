@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -59,6 +60,17 @@ def test_a_fall_is_explained_by_what_fell() -> None:
 @pytest.mark.parametrize("series", ["essential_sparsity/value", "motion/dormant"])
 def test_other_series_have_no_layers(series: str) -> None:
     assert accountable_layers(BEFORE, record(a=1.0, b=1.0, c=1.0, d=1.0), series) == ()
+
+
+def test_dormant_weights_have_layers_where_they_are_known() -> None:
+    def dormant(**fractions: float) -> Record:
+        bare = record(a=0.1, b=0.1, c=0.1)
+        layers = (dataclasses.replace(x, dormant=fractions[x.name]) for x in bare.layers)
+        return dataclasses.replace(bare, layers=tuple(layers))
+
+    before, after = dormant(a=0.0, b=0.01, c=0.0), dormant(a=0.5, b=0.02, c=math.nan)
+    assert accountable_layers(before, after, "motion/dormant") == ("a",)
+    assert accountable_layers(before, after, "motion/dormant", share=1.0) == ("a", "b")
 
 
 def test_records_without_layers_explain_nothing() -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from sparsitywatch.weights.clock import ClockReading, DecayClock, group_membership, weight_average
+from sparsitywatch.weights.clock import (
+    ClockReading,
+    DecayClock,
+    group_membership,
+    masters_of,
+    weight_average,
+)
 from sparsitywatch.weights.scope import Scope
 
 
@@ -58,6 +64,43 @@ def test_weights_that_no_group_trains_stand_still() -> None:
     scope = Scope.of(model)
     assert group_membership(optimizer, scope.parameters(model)) == {}
     assert DecayClock().reading({}, scope) == ClockReading(decay=0.0, lr=0.0)
+
+
+def test_the_masters_of_low_precision_weights_are_found() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    weights = {f"{k}.weight": model[k].weight for k in range(4)}
+    masters = {name: nn.Parameter(w.detach().clone()) for name, w in weights.items()}
+    model.to(torch.bfloat16)
+    del masters["3.weight"]  # not trained
+    groups = [{"params": [masters[f"{k}.weight"]]} for k in (2, 0, 1)]
+    found = masters_of(torch.optim.AdamW(groups), weights)
+    assert {name: id(p) for name, p in found.items()} == {n: id(p) for n, p in masters.items()}
+    with torch.no_grad():
+        masters["1.weight"].mul_(1.5)
+    assert masters_of(torch.optim.AdamW(groups), weights).keys() == {"0.weight", "2.weight"}
+
+
+def test_what_the_optimizer_trains_itself_has_no_master() -> None:
+    layer = nn.Linear(3, 3)
+    copy = nn.Parameter(layer.weight.detach().double())
+    optimizer = torch.optim.AdamW([layer.weight, copy])
+    assert masters_of(optimizer, {"weight": layer.weight}) == {}
+
+
+def test_equal_masters_in_different_groups_are_not_told_apart() -> None:
+    weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.bfloat16))
+    groups = [{"params": [nn.Parameter(torch.zeros(3, 3))]} for _ in range(2)]
+    assert masters_of(torch.optim.AdamW(groups), {"weight": weight}) == {}
+
+
+def test_steps_and_squares_are_counted() -> None:
+    clock = DecayClock()
+    for lr in (0.0, 0.1, 0.3):
+        clock.advance([{"lr": lr, "weight_decay": 0.0}])
+    assert clock.groups[0].lr_squared == pytest.approx(0.1)
+    assert clock.groups[0].steps == 2
+    assert clock.groups[0].since(clock.copy().groups[0]).steps == 0
 
 
 def test_state_round_trip() -> None:
