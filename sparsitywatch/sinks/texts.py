@@ -33,9 +33,12 @@ something.
 use them.
 - **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
 - **dormant fraction**: the share of weights that only weight decay has moved since the last \
-look: they got no gradient. It can rise long before near-zero counts do.
+look: they got no gradient. It can rise long before near-zero counts do. What passes *by chance* \
+is drawn beside it.
 - **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
 as exp(-clock), and becomes near-zero by decay alone.
+- **forecast**: the near-zero fraction to come, from the dormant weights and the clock. \
+`doubling_step` is when it will be twice its floor; it is absent where that cannot be foreseen.
 - **Images**: the curve that essential sparsity is read off, and which tensors the removed \
 weights come from; drawn every few looks.
 - **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
