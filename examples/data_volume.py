@@ -3,7 +3,7 @@ r"""Does more text make a model sparser? The paper's data-volume experiment, in 
     python examples/data_volume.py
 
 pretrains the small BERT of the demo on 100, 60 and 20 % of the text, over three seeds, each
-run under watch: nine runs of about a minute on one CPU core. Then it prints what each run
+run under watch: nine runs of one to two minutes on one CPU core. Then it prints what each run
 showed, the mean and the spread over the seeds for each share of the text, and what follows
 from them: whether the shares differ by more than the seeds do.
 
