@@ -1,0 +1,1 @@
+"""How well abrupt changes are caught live: made-up series, recorded runs, peers and scores."""

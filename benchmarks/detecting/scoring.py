@@ -1,0 +1,170 @@
+"""What alarms are worth: hits, false alarms, delays, and how sure that is.
+
+Alarms no more than three snapshots after the first of a group are one. In a series with a
+change the first group within its window is a hit, and what comes from the change until it is
+over counts no further; any other group is false, and so is every one in a series without.
+Intervals are 90 % bootstrap intervals over seeds: all series of a seed are drawn together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detecting.series import Array, Series
+
+__all__ = ["Detector", "Outcome", "Score", "grouped", "judge", "score"]
+
+#: Indices of the snapshots at which a series is alarmed.
+Detector = Callable[[Series], Sequence[int]]
+
+_SAME_GROUP = 3
+_RESAMPLES, _LEVEL = 1000, 90.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One series judged.
+
+    Args:
+        family, seed: of the series.
+        changes: whether something happens in it.
+        delay: snapshots from when it is due to the alarm that caught it; None: not caught.
+        num_false: false alarms.
+        num_quiet: snapshots at which an alarm would be false.
+    """
+
+    family: str
+    seed: int
+    changes: bool
+    delay: int | None
+    num_false: int
+    num_quiet: int
+
+
+def grouped(alarms: Iterable[int]) -> list[int]:
+    """The first of each group of alarms.
+
+    >>> grouped([4, 5, 7, 8, 30])
+    [4, 8, 30]
+    """
+    firsts: list[int] = []
+    for alarm in sorted(alarms):
+        if not firsts or alarm - firsts[-1] > _SAME_GROUP:
+            firsts.append(int(alarm))
+    return firsts
+
+
+def judge(series: Series, alarms: Iterable[int], tolerance: int | None = None) -> Outcome:
+    """Hold the alarms of one series against its truth.
+
+    Args:
+        series: with its truth.
+        alarms: indices of snapshots.
+        tolerance: for change points that were found with the whole series at hand: they hit
+            if they are so many snapshots from the onset at most.
+    """
+    groups, num = grouped(alarms), len(series.values)
+    hits, excused = series.hits, series.excused
+    if hits is None or excused is None or series.onset is None:
+        return Outcome(series.family, series.seed, False, None, len(groups), num)
+    due = series.onset if series.due is None else series.due
+    if tolerance is not None:
+        due, hits = series.onset, (series.onset - tolerance, series.onset + tolerance)
+        excused = min(hits[0], excused[0]), max(hits[1], excused[1])
+    caught = [alarm for alarm in groups if hits[0] <= alarm <= hits[1]]
+    delay = caught[0] - due if caught else None
+    if delay is not None and series.window is None:
+        delay = max(delay, 0)
+    false = [alarm for alarm in groups if not excused[0] <= alarm <= excused[1]]
+    quiet = num - (min(excused[1], num - 1) - max(excused[0], 0) + 1)
+    return Outcome(series.family, series.seed, True, delay, len(false), quiet)
+
+
+def score(detector: Detector, suite: Iterable[Series], tolerance: int | None = None) -> Score:
+    """Run a detector over a suite."""
+    return Score(tuple(judge(series, detector(series), tolerance) for series in suite))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a detector did on a suite."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def recall(self) -> float:
+        """Share of the changes that were caught."""
+        return float(self._figures(self._sums)[0])
+
+    @property
+    def precision(self) -> float:
+        """Share of the alarms that are hits."""
+        return float(self._figures(self._sums)[1])
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of recall and precision."""
+        return float(self._figures(self._sums)[2])
+
+    @property
+    def false_per_1000(self) -> float:
+        """False alarms in 1000 snapshots at which an alarm would be false."""
+        return float(self._figures(self._sums)[3])
+
+    def delay(self, percentile: float) -> float:
+        """A percentile of the delays of what was caught, in snapshots; NaN if nothing was."""
+        delays = [o.delay for o in self.outcomes if o.delay is not None]
+        return float(np.percentile(delays, percentile)) if delays else math.nan
+
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of "recall", "precision", "f1" and "false_per_1000"."""
+        by_seed = self._by_seed
+        rng = np.random.default_rng(0)
+        drawn = rng.integers(len(by_seed), size=(_RESAMPLES, len(by_seed)))
+        figures = self._figures(by_seed[drawn].sum(axis=1).T)
+        tails = (50.0 - _LEVEL / 2.0, 50.0 + _LEVEL / 2.0)
+        names = ("recall", "precision", "f1", "false_per_1000")
+        return {
+            name: (float(low), float(high))
+            for name, (low, high) in zip(
+                names, np.percentile(figures, tails, axis=1).T, strict=True
+            )
+        }
+
+    def of(self, *families: str) -> Score:
+        """What is left of it on some families."""
+        return Score(tuple(o for o in self.outcomes if o.family in families))
+
+    @cached_property
+    def _by_seed(self) -> Array:
+        """Caught, missed, false and quiet, a row for each seed."""
+        rows: dict[int, NDArray[np.float64]] = {}
+        for o in self.outcomes:
+            caught = o.changes and o.delay is not None
+            row = rows.setdefault(o.seed, np.zeros(4))
+            row += (caught, o.changes and not caught, o.num_false, o.num_quiet)
+        return np.array(list(rows.values())).reshape(-1, 4)
+
+    @property
+    def _sums(self) -> Array:
+        return np.asarray(self._by_seed.sum(axis=0), np.float64)
+
+    @staticmethod
+    def _figures(sums: Array) -> Array:
+        """Recall, precision, F1 and false alarms per 1000; 0 where there is nothing to count."""
+        caught, missed, false, quiet = sums
+        return np.array(
+            [
+                caught / np.maximum(caught + missed, 1),
+                caught / np.maximum(caught + false, 1),
+                2 * caught / np.maximum(2 * caught + false + missed, 1),
+                1000 * false / np.maximum(quiet, 1),
+            ]
+        )

@@ -1,0 +1,117 @@
+"""What alarms are worth, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from detecting.ours import MIN_EFFECT, online
+from detecting.scoring import Outcome, Score, grouped, judge, score
+from detecting.series import Series
+
+STEPS, VALUES = np.arange(1, 101), np.zeros(100)
+QUIET = Series("stable", 0, STEPS, VALUES)
+JUMP = Series("change", 0, STEPS, VALUES, onset=40, settled=43)
+SLOW = Series("takeoff", 0, STEPS, VALUES, onset=30, settled=80, due=50, window=(35, 60))
+
+
+@pytest.mark.parametrize(
+    ("alarms", "delay", "false"),
+    [
+        ([], None, 0),
+        ([39], 0, 0),  # one snapshot early
+        ([45], 5, 0),
+        ([46], None, 0),  # too late, but the change goes on
+        ([49], None, 1),
+        ([38], None, 1),
+        ([10, 11, 12, 42, 90], 2, 2),
+        ([37, 39], None, 1),  # the second belongs to the first, which is too early
+    ],
+)
+def test_a_jump(alarms: list[int], delay: int | None, false: int) -> None:
+    # snapshots 39 to 48 are excused
+    assert judge(JUMP, alarms) == Outcome("change", 0, True, delay, false, 90)
+
+
+@pytest.mark.parametrize(
+    ("alarms", "delay", "false"),
+    [
+        ([29], None, 1),
+        ([30], None, 0),
+        ([36], -14, 0),
+        ([60], 10, 0),
+        ([61], None, 0),
+        ([86], None, 1),
+    ],
+)
+def test_a_slow_take_off(alarms: list[int], delay: int | None, false: int) -> None:
+    # snapshots 30 to 85 are excused
+    assert judge(SLOW, alarms) == Outcome("takeoff", 0, True, delay, false, 44)
+
+
+def test_every_alarm_in_a_series_without_a_change_is_false() -> None:
+    assert judge(QUIET, [3, 4, 50]) == Outcome("stable", 0, False, None, 2, 100)
+
+
+def test_change_points_hit_within_their_tolerance() -> None:
+    assert judge(JUMP, [37], tolerance=3).delay == 0
+    assert judge(JUMP, [44], tolerance=3).delay is None
+    assert judge(JUMP, [37], tolerance=3).num_false == 0
+
+
+def test_what_is_dropped_at_the_end_is_not_counted() -> None:
+    late = Series("change", 0, STEPS, VALUES, onset=97, settled=99)
+    assert judge(late, [98]) == Outcome("change", 0, True, 1, 0, 96)
+
+
+def test_groups_reach_three_snapshots_from_their_first() -> None:
+    assert grouped([9, 3, 4, 5, 6, 7]) == [3, 7]
+
+
+def outcomes() -> tuple[Outcome, ...]:
+    return (
+        Outcome("a", 0, True, 2, 1, 100),
+        Outcome("a", 1, True, None, 0, 100),
+        Outcome("a", 2, True, 4, 0, 100),
+        Outcome("b", 0, False, None, 1, 200),
+    )
+
+
+def test_totals() -> None:
+    found = Score(outcomes())
+    assert found.recall == pytest.approx(2 / 3)
+    assert found.precision == pytest.approx(2 / 4)
+    assert found.f1 == pytest.approx(4 / 7)
+    assert found.false_per_1000 == pytest.approx(1000 * 2 / 500)
+    assert (found.delay(50), found.delay(90)) == (3.0, pytest.approx(3.8))
+    assert found.of("b").false_per_1000 == pytest.approx(5.0)
+    assert math.isnan(found.of("b").delay(50))
+    assert found.of().f1 == 0.0
+
+
+def test_an_interval_holds_its_figure_and_is_a_point_where_seeds_agree() -> None:
+    found = Score(outcomes())
+    for name, (low, high) in found.intervals.items():
+        assert low <= getattr(found, name) <= high
+        assert low < high
+    alike = Score(tuple(Outcome("a", seed, True, 1, 1, 10) for seed in range(5)))
+    assert alike.intervals["precision"] == (0.5, 0.5)
+
+
+def test_a_detector_is_told_step_value_and_context_look_by_look() -> None:
+    told: list[object] = []
+
+    def make(min_effect: float):  # type: ignore[no-untyped-def]
+        told.append(min_effect)
+
+        def update(step: int, value: float, context: dict[str, float] | None) -> bool:
+            told.append((step, value, context))
+            return value > 0.5
+
+        return update
+
+    series = Series("x", 0, STEPS[:2], np.array([0.0, 1.0]), unit=2.0, context={"lr": STEPS[:2]})
+    assert online(make)(series) == [1]
+    assert told == [2 * MIN_EFFECT, (1, 0.0, {"lr": 1.0}), (2, 1.0, {"lr": 2.0})]
+    assert score(online(make), [series]).false_per_1000 == 500.0
