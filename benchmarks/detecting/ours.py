@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 from detecting.scoring import Detector
 from detecting.series import Series
 from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.records import Event
 
-__all__ = ["MIN_EFFECT", "Online", "online", "ours"]
+__all__ = ["HAS_KNOB", "MIN_EFFECT", "Online", "online", "ours", "ours_at"]
 
 #: The smallest change that a user cares for, in units of the series.
 MIN_EFFECT = 0.01
+#: Whether the rate of false alarms can be asked for.
+HAS_KNOB = "false_alarms_per_1000" in inspect.signature(AbruptChange).parameters
 
 #: Told step, value and context of a look; says whether it alarms.
-Online = Callable[[int, float, "dict[str, float] | None"], bool]
+Online = Callable[[int, float, "Mapping[str, float] | None"], "Event | bool | None"]
 
 
 def online(make: Callable[[float], Online]) -> Detector:
@@ -37,6 +41,15 @@ def online(make: Callable[[float], Online]) -> Detector:
 
 
 def ours(min_effect: float) -> Online:
-    """The library's detector of rises."""
-    detector = AbruptChange(min_effect, direction="up")
-    return lambda step, value, context: detector.update(step, value, context) is not None
+    """The library's detector of rises, at its defaults."""
+    return AbruptChange(min_effect, direction="up").update
+
+
+def ours_at(false_alarms_per_1000: float) -> Callable[[float], Online]:
+    """The library's detector, asked for a rate of false alarms."""
+
+    def make(min_effect: float) -> Online:
+        knob = {"false_alarms_per_1000": false_alarms_per_1000}
+        return AbruptChange(min_effect, direction="up", **knob).update
+
+    return make

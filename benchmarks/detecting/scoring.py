@@ -67,14 +67,14 @@ def judge(series: Series, alarms: Iterable[int], tolerance: int | None = None) -
         series: with its truth.
         alarms: indices of snapshots.
         tolerance: for change points that were found with the whole series at hand: they hit
-            if they are so many snapshots from the onset at most.
+            a quick change if they are so many snapshots from its onset at most.
     """
     groups, num = grouped(alarms), len(series.values)
     hits, excused = series.hits, series.excused
     if hits is None or excused is None or series.onset is None:
         return Outcome(series.family, series.seed, False, None, len(groups), num)
     due = series.onset if series.due is None else series.due
-    if tolerance is not None:
+    if tolerance is not None and series.window is None:
         due, hits = series.onset, (series.onset - tolerance, series.onset + tolerance)
         excused = min(hits[0], excused[0]), max(hits[1], excused[1])
     caught = [alarm for alarm in groups if hits[0] <= alarm <= hits[1]]

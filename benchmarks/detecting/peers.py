@@ -1,0 +1,200 @@
+"""Other ways to see a rise: a naive rule, and detectors of river, ruptures and BOCPD.
+
+The general detectors see any change. Where the table says "as is", whatever they say is an
+alarm. "Behind our front end" they are fed the errors of a trailing line (front_end.py) and, as
+the others below, count only if the series has also risen by the smallest change that matters;
+to what they would have said with a gate inside, this is a little unfair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from detecting.front_end import FrontEnd, noise_of
+from detecting.ours import MIN_EFFECT, Online, online
+from detecting.scoring import Detector
+from detecting.series import Series
+
+__all__ = ["PEERS", "Peer", "naive"]
+
+#: Snapshots that the result of a gate is read from: now, and before the change.
+_NOW, _BEFORE = 3, slice(-20, -6)
+_RATIO = 1.5
+_FLOOR_LOOKS = 5
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another detector.
+
+    Args:
+        detect: runs it over a series.
+        online: makes one that is fed look by look; None: it needs the whole series.
+        tolerance: snapshots from the onset at which a change point hits, of an offline one.
+        share: of the seeds that it is run on, for the slow ones.
+    """
+
+    detect: Detector
+    online: Callable[[float], Online] | None = None
+    tolerance: int | None = None
+    share: float = 1.0
+
+
+def _needed(name: str) -> Any:
+    """A module of the extra ``bench``."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.split(".")[0]
+        raise ModuleNotFoundError(
+            f"Expected the module {package!r}, which this comparison is with, found none. "
+            "Install it: pip install -e '.[bench]'"
+        ) from error
+
+
+def naive(min_effect: float) -> Online:
+    """Half as much again as the lowest level so far, and ``min_effect``, twice in a row."""
+    seen: list[float] = []
+    floor, above, alarmed = math.inf, 0, False
+
+    def update(step: int, value: float, context: Mapping[str, float] | None) -> bool:
+        nonlocal floor, above, alarmed
+        del step, context
+        if not math.isfinite(value):
+            return False
+        seen.append(value)
+        if len(seen) >= _FLOOR_LOOKS:
+            floor = min(floor, float(np.median(seen[-_FLOOR_LOOKS:])))
+        is_above = value >= _RATIO * floor and value - floor >= min_effect
+        above = above + 1 if is_above else 0
+        fresh, alarmed = above >= 2 and not alarmed, above >= 2
+        return fresh
+
+    return update
+
+
+def _river(name: str, *, behind: bool) -> Callable[[float], Online]:
+    def make(min_effect: float) -> Online:
+        kind = getattr(_needed("river.drift"), name)
+        detector = kind(seed=0) if name == "KSWIN" else kind()
+        front, seen = FrontEnd(min_effect), list[float]()
+
+        def update(step: int, value: float, context: Mapping[str, float] | None) -> bool:
+            del context
+            if not math.isfinite(value):
+                return False
+            seen.append(value)
+            told = front.update(step, value) if behind else value
+            if told is None:
+                return False
+            detector.update(told)
+            return bool(detector.drift_detected) and (not behind or _has_risen(seen, min_effect))
+
+        return update
+
+    return make
+
+
+def _has_risen(seen: list[float], min_effect: float) -> bool:
+    before = seen[_BEFORE]
+    if not before:
+        return False
+    return float(np.median(seen[-_NOW:]) - np.median(before)) >= min_effect
+
+
+def _bocpd(min_effect: float) -> Online:
+    """Adams & MacKay 2007, https://arxiv.org/abs/0710.3742, a level for each run."""
+    package = _needed("bayesian_changepoint_detection")
+    hazard, recent, least = 200.0, 6, 12
+    seen: list[float] = []
+    detector: Any = None
+    scale = 1.0
+
+    def update(step: int, value: float, context: Mapping[str, float] | None) -> bool:
+        nonlocal detector, scale
+        del step, context
+        if not math.isfinite(value):
+            return False
+        seen.append(value)
+        if len(seen) < least:
+            return False
+        if detector is None:
+            scale = noise_of(np.array(seen), 0.1 * min_effect)
+            detector = package.OnlineChangepointDetector(
+                lambda lengths: package.constant_hazard(hazard, lengths),
+                package.online_likelihoods.StudentT(alpha=1.0, beta=1.0, kappa=0.01, mu=0.0),
+                max_run_length=100,
+                device="cpu",
+            )
+        posterior = detector.update((value - float(np.median(seen[:least]))) / scale).numpy()
+        began = float(posterior[1 : recent + 1].sum())
+        return detector.t > recent and began > 0.5 and _has_risen(seen, min_effect)
+
+    return update
+
+
+def _ruptures_online(min_effect: float) -> Online:
+    """The search over the last 60 values again at each look."""
+    window, recent = 60, 6
+    seen: list[float] = []
+
+    def update(step: int, value: float, context: Mapping[str, float] | None) -> bool:
+        del step, context
+        if not math.isfinite(value):
+            return False
+        seen.append(value)
+        values = np.array(seen[-window:])
+        ends = _segment_ends(values, min_effect)
+        if len(ends) < 2 or len(values) - ends[-2] > recent:
+            return False
+        at = ends[-2]
+        since = ends[-3] if len(ends) > 2 else 0
+        if values[at:].mean() - values[since:at].mean() < min_effect:
+            return False
+        del seen[: len(seen) - (len(values) - at)]
+        return True
+
+    return update
+
+
+def _ruptures_offline(series: Series) -> list[int]:
+    """PELT with the whole series at hand, rises of ``min_effect`` or more."""
+    at = np.flatnonzero(np.isfinite(series.values))
+    values, least = series.values[at], MIN_EFFECT * series.unit
+    ends = [0, *_segment_ends(values, least)]
+    means = [values[a:b].mean() for a, b in pairwise(ends)]
+    rises = np.flatnonzero(np.diff(means) >= least)
+    return [int(at[ends[i + 1]]) for i in rises]
+
+
+def _segment_ends(values: np.ndarray, min_effect: float) -> list[int]:
+    if len(values) < 6:
+        return [len(values)]
+    scaled = (values - values[0]) / noise_of(values, 0.1 * min_effect)
+    search = _needed("ruptures").KernelCPD(kernel="linear", min_size=2).fit(scaled)
+    return [int(end) for end in search.predict(pen=20.0 * math.log(len(values)))]
+
+
+def _fed(make: Callable[[float], Online], share: float = 1.0) -> Peer:
+    return Peer(online(make), online=make, share=share)
+
+
+PEERS: Mapping[str, Peer] = {
+    "naive floor rule": _fed(naive),
+    "river PageHinkley, as is": _fed(_river("PageHinkley", behind=False)),
+    "river PageHinkley, behind our front end": _fed(_river("PageHinkley", behind=True)),
+    "river ADWIN, as is": _fed(_river("ADWIN", behind=False)),
+    "river ADWIN, behind our front end": _fed(_river("ADWIN", behind=True)),
+    "river KSWIN, as is": _fed(_river("KSWIN", behind=False), share=0.5),
+    "river KSWIN, behind our front end": _fed(_river("KSWIN", behind=True), share=0.5),
+    "ruptures KernelCPD, again at each look": _fed(_ruptures_online),
+    "BOCPD": _fed(_bocpd, share=0.5),
+    "ruptures PELT, offline": Peer(_ruptures_offline, tolerance=3),
+}
