@@ -95,19 +95,27 @@ def commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def run(name: str, description: str, report: Callable[[argparse.Namespace], str]) -> None:
+def run(
+    name: str,
+    description: str,
+    report: Callable[[argparse.Namespace], str],
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
     """The command line of a benchmark: measure, print, and keep the table if asked to.
 
     Args:
         name: of its files in results/.
         description: one line.
         report: gets ``small``, ``repeats`` and ``threads``; returns Markdown.
+        add_arguments: adds those that only this benchmark has.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--small", action="store_true", help="a quick run")
     parser.add_argument("--save", action="store_true", help="keep the table in results/")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    if add_arguments is not None:
+        add_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     text = report(arguments)
