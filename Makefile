@@ -9,13 +9,14 @@ BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check format lint types imports bench clean
+.PHONY: help setup demo test check format lint types imports bench bench-detection clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
 	@echo "make test    run every test                          ARGS=\"-k spectrum\""
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make bench   time the library against the usual way"
+	@echo "make bench-detection   score the detector beside others; ten minutes, or ARGS=\"--small\""
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -42,6 +43,9 @@ imports: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
+
+bench-detection: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/detection.py $(ARGS)
 
 setup: $(VENV)/.ready-dev
 

@@ -65,7 +65,7 @@ class Case:
     """One run by one rule, as seen at one cadence from one first look.
 
     Args:
-        name, split, kind: of the run.
+        name, split, kind, known_step: of the run.
         rule: for near-zero weights.
         every: steps between looks.
         phase: how many of the recorded looks come before the first one.
@@ -76,6 +76,7 @@ class Case:
     name: str
     split: str
     kind: str
+    known_step: int | None
     rule: str
     every: int
     phase: int
@@ -122,7 +123,7 @@ class Verdict:
 def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]:
     """Every run, rule, cadence and first look."""
     for name, run in (load() if runs is None else runs).items():
-        steps = np.array(run["steps"])
+        steps, label = np.array(run["steps"]), run["label"]
         series = {key: np.array(x, np.float64) for key, x in run["series"].items()}
         for rule in RULES:
             values = series[f"near_zero/{rule}"]
@@ -133,7 +134,7 @@ def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]
                     seen = slice(phase, None, apart)
                     context = {key: series[told][seen] for key, told in _CONTEXT.items()}
                     yield Case(
-                        name, run["split"], run["label"]["kind"], rule, every, phase,
+                        name, run["split"], label["kind"], label["known_step"], rule, every, phase,
                         steps[seen], values[seen], context, truth,
                     )  # fmt: skip
 

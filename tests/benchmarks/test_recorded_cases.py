@@ -22,7 +22,9 @@ def rising(to: float, floor: float = 0.02) -> np.ndarray:
 def case(values: np.ndarray, every: int = 25, phase: int = 0) -> Case:
     seen = slice(phase, None, every // 25)
     truth = truth_of(STEPS, values)
-    return Case("x", "design", "x", "rms_0.1", every, phase, STEPS[seen], values[seen], {}, truth)
+    return Case(
+        "x", "design", "x", None, "rms_0.1", every, phase, STEPS[seen], values[seen], {}, truth
+    )
 
 
 def test_the_truth_of_a_straight_rise() -> None:
