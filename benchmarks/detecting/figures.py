@@ -168,8 +168,8 @@ def _explain(figure: Figure, total: float) -> None:
     )  # fmt: skip
     figure.text(
         0.01, 1 - 0.45 / total,
-        "Near zero: below 0.1 of a tensor's scale when the run began, or of its scale now, or 0.001. "
-        "Below each curve a lane for looks every 25, 50, 100 and 200 steps: a tick for the\n"
+        "Near zero: below 0.1 of a tensor's scale when the run began, or of its scale now, or "
+        "0.001. Below each curve a lane for looks every 25, 50, 100 and 200 steps: a tick for the\n"
         "alarm from each possible first look, 15 in all. 2 x: twice the lowest level so far. Too "
         "late: 2.5 times that, or the fifth look that can show it, is reached.",
         fontsize=10, va="top",
