@@ -63,10 +63,12 @@ def draw_runs(verdicts: Sequence[Verdict], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """With 64 colours, which are plenty for lines and a third of the bytes."""
+    """With 256 colours, a third of the bytes; this way of choosing them keeps rare ones apart."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE).save(
+        path, optimize=True
+    )
 
 
 def _panel(ax: Axes, verdicts: Sequence[Verdict], *, is_first: bool) -> None:
