@@ -1,6 +1,6 @@
 """Abrupt changes caught live: how many, how soon, and how many false alarms.
 
-python benchmarks/detection.py [--small] [--save] [--seeds N] [--figures PATH]
+python benchmarks/detection.py [--small] [--save] [--seeds N] [--figures FOLDER]
 
 scores the library's detector, a naive rule and detectors of other packages on made-up series
 (detecting/jumps.py, slow.py) and on the recorded runs (recorded/runs/), says how far the rate of
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from detecting.tables import (
     real_rows,
     run_rows,
     spreads,
-)  # fmt: skip
+)
 from detecting.work import (
     DETECTORS,
     OURS,
@@ -38,7 +39,7 @@ from detecting.work import (
     Results,
     Signals,
     run_all,
-)  # fmt: skip
+)
 from reporting import goal_rows, machine, run
 
 __all__: list[str] = []
@@ -65,14 +66,16 @@ _ABOUT_EACH = (
 )
 _ABOUT_EARLY = (
     "Step of the alarm, and how long before near-zero weights double. *Dead units*: "
-    "transformers with ReLU that take off by themselves; *smooth*: no unit dies."
+    "transformers with ReLU that take off by weight decay; *smooth*: no unit dies."
 )
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=20, help="in each of two blocks")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--figures", type=Path, default=_FIGURES, help="folder of the figures")
+    parser.add_argument(
+        "--figures", type=Path, help="folder of the figures; results/, unless --small"
+    )
 
 
 def _jobs(seeds: int, *, small: bool) -> list[Job]:
@@ -98,10 +101,9 @@ def _report(arguments: argparse.Namespace) -> str:
     seeds = 2 if arguments.small else arguments.seeds
     results = run_all(_jobs(seeds, small=arguments.small), arguments.processes)
     results.real = {name: results.real[name] for name in DETECTORS if name in results.real}
-    arguments.figures.mkdir(parents=True, exist_ok=True)
-    draw_runs(results.real[OURS], arguments.figures / "detection-runs.png")
-    if results.told:
-        draw_calibration(results.told, arguments.figures / "detection-calibration.png")
+    folder = arguments.figures or (None if arguments.small else _FIGURES)
+    if folder is not None:
+        _draw(results, folder)
     return "\n".join(
         [
             "# Abrupt changes caught live",
@@ -116,6 +118,14 @@ def _report(arguments: argparse.Namespace) -> str:
             *_recorded(results),
         ]
     )
+
+
+def _draw(results: Results, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_runs(results.real[OURS], folder / "detection-runs.png")
+    if results.told:
+        draw_calibration(results.told, folder / "detection-calibration.png")
+    print(f"Drawn: {folder / 'detection-*.png'}", file=sys.stderr)
 
 
 def _made_up(results: Results) -> list[str]:

@@ -34,8 +34,9 @@ class Early:
 
     Args:
         name, split: of the run.
-        group: "dead units" (transformers with ReLU that take off by themselves), "smooth"
-            (no unit dies, nobody interfered) or "other", from which nothing is concluded.
+        group: "dead units" (transformers with ReLU that take off by weight decay, also if it
+            is switched on late), "smooth" (no unit dies, nobody interfered) or "other", from
+            which nothing is concluded.
         every: steps between looks.
         alarm: step of the first alarm; None if there was none.
         doubled: step at which near-zero weights are twice their floor; None if never.
@@ -80,11 +81,13 @@ def early_signals(
 
 
 def _group(run: Mapping[str, Any]) -> str:
-    spec, kind = run["run"], run["label"]["kind"]
-    if spec["activation"] in _SMOOTH and spec["model"] in _TRANSFORMERS:
-        return "smooth" if spec["interference"] is None else "other"
-    dead = spec["model"] in _TRANSFORMERS and kind == "take-off"
-    return "dead units" if dead else "other"
+    spec, told = run["run"], run["label"]["near_zero"][DECISIVE]["steps"]
+    done = None if spec["interference"] is None else spec["interference"]["what"]
+    if spec["model"] not in _TRANSFORMERS:
+        return "other"
+    if spec["activation"] in _SMOOTH:
+        return "smooth" if done is None else "other"
+    return "dead units" if told["2.0"] is not None and done in (None, "decay") else "other"
 
 
 def _first_alarm(make: Callable[[float], Online], run: Mapping[str, Any], every: int) -> int | None:
