@@ -57,7 +57,12 @@ _EXPLANATION = (
     "**Recorded runs.** Looked at every 25, 50, 100 and 200 steps, from each possible first look, "
     "by three rules for near-zero weights. Caught: after the rise begins, and before 2.5 times the "
     "floor or among the first four looks that can show it. Even seeds were designed on, odd ones "
-    "not."
+    "not. Controls never reach 1.5 times their floor, so that a rule which asks for that cannot "
+    "be false on them.\n"
+    "\n"
+    "**Peers.** River as is: at its defaults. Behind our front end: fed the standardised errors of "
+    "a trailing line, parameters tuned on design seeds. All others, and those behind our front, "
+    "alarm only at rises of the smallest change that matters."
 )
 
 _ABOUT_EACH = (

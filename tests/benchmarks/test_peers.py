@@ -21,7 +21,7 @@ JUMP = Series(
 NONE = Series("none", 0, STEPS, 0.05 + NOISE)
 #: What looks at windows of a hundred values cannot see a jump within five.
 BLIND = ("river ADWIN, as is", "river PageHinkley, as is", "river KSWIN, as is",
-         "river ADWIN, behind our front end", "river KSWIN, behind our front end")  # fmt: skip
+         "river KSWIN, behind our front end")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in PEERS if name not in BLIND])
