@@ -47,7 +47,7 @@ __all__: list[str] = []
 _FIGURES = Path(__file__).parent / "results"
 _EXPLANATION = (
     "**Made-up series.** 17 kinds of series with one quick rise (easy: 20 to 100 times the noise; "
-    "standard: 8 to 30; hard: 4 to 8) and 18 without; 11 kinds of slow take-offs and 13 "
+    "standard: 8 to 30; hard: 4 to 8) and 18 without; 11 kinds of slow take-offs and 14 "
     "counterparts. An alarm hits up to five snapshots after the onset; a slow take-off until five "
     "snapshots after its doubling, or until 2.5 times the floor. The smallest change that matters "
     "is 0.01 of the series' unit. Intervals are 90 % bootstrap intervals over seeds. The delay of "

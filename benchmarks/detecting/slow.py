@@ -24,7 +24,7 @@ __all__ = ["STABLE", "TAKEOFFS", "due_of", "make", "suite"]
 
 _LENGTHS, _COARSE = (60.0, 400.0), (20.0, 40.0)
 _FLOORS = (0.02, 0.15)
-_NOISES = (0.005, 0.05)
+_NOISES, _LOUD = (0.005, 0.05), (0.05, 0.15)
 _DOUBLINGS = (10.0, 60.0)
 #: Growth ends at 5.7 times the floor or before, growth by a power at 17 times.
 _FURTHEST = 2.5
@@ -40,8 +40,8 @@ TAKEOFFS = (
 )  # fmt: skip
 STABLE = (
     "steady_linear", "steady_exponential", "steady_saturating", "steady_relaxing",
-    "steady_falling", "steady_white", "steady_counted", "steady_ar1", "answer_constant",
-    "answer_cosine", "answer_linear", "answer_wsd", "answer_restarts",
+    "steady_falling", "steady_white", "steady_noisy", "steady_counted", "steady_ar1",
+    "answer_constant", "answer_cosine", "answer_linear", "answer_wsd", "answer_restarts",
 )  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _growth(name: str, rng: np.random.Generator, way: Array) -> Array:
 
 def _seen(name: str, rng: np.random.Generator, clean: Array) -> Array:
     """The series as measured: with noise, as counts, with gaps."""
-    noise = log_uniform(rng, *_NOISES)
+    noise = log_uniform(rng, *(_LOUD if name == "noisy" else _NOISES))
     if name == "counted":  # relative noise at the floor is 1 / sqrt(count)
         one = noise**2 * float(clean.min())
         return np.asarray(one * rng.poisson(clean / one), np.float64)
@@ -210,6 +210,7 @@ _STEADY: dict[str, Callable[[np.random.Generator, Array], Array]] = {
     "relaxing": _relaxing,
     "falling": _falling,
     "white": _flat,
+    "noisy": _flat,
     "counted": _flat,
     "ar1": _correlated,
 }

@@ -183,10 +183,17 @@ def early_rows(signals: Sequence[Early]) -> list[str]:
 
 def calibration_rows(results: Results) -> list[str]:
     """False alarms asked for and told."""
-    head = ["asked for, per 1000 looks", "on", "told", "90 % interval", "counted"]
+    head = [
+        "asked for, per 1000 looks",
+        "on",
+        "told",
+        "90 % interval",
+        "counted",
+        "within a factor of two",
+    ]
     rows = [
         [f"{t.asked:g}", t.where, f"{t.told:.3g}", f"{t.low:.3g} to {t.high:.3g}",
-         f"{t.num_false} in {t.num_looks}"]
+         f"{t.num_false} in {t.num_looks}", "yes" if t.is_within_factor_two else "no"]
         for t in sorted(results.told, key=lambda t: (t.where, t.asked))
     ]  # fmt: skip
     return table(head, rows, left=0)

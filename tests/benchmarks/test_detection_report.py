@@ -100,7 +100,9 @@ def test_tables_show_every_detector_run_and_signal() -> None:
     assert "| 500 | 700 | 900 | 1000 | 1/1 at 800 (from 600) |" in rows[2]
     assert "4/8 at 950" in rows[3]
     assert tables.early_rows(found.early)[2] == "| x | design | dead units | 900 | 400 (+500) | - |"
-    assert "0.1 | made up | 0.25 | 0.1 to 0.4 | 5 in 20000" in tables.calibration_rows(found)[2]
+    assert (
+        "0.1 | made up | 0.25 | 0.1 to 0.4 | 5 in 20000 | no" in tables.calibration_rows(found)[2]
+    )
 
 
 def test_a_take_off_that_one_cadence_misses_has_no_spread() -> None:

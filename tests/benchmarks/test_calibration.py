@@ -1,0 +1,51 @@
+"""False alarms are counted, and compared with what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from detecting import calibration, jumps, slow
+from detecting.calibration import Told, on_controls, on_made_up
+from detecting.recorded import cases
+
+
+@pytest.fixture(autouse=True)
+def _alarms_at_every_fiftieth_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for anything: 20 in 1000."""
+
+    def ours_at(rate: float) -> Any:
+        def make(min_effect: float) -> Any:
+            looks: list[int] = []
+            return lambda step, value, context: looks.append(step) or len(looks) % 50 == 0
+
+        return make
+
+    monkeypatch.setattr(calibration, "ours_at", ours_at)
+
+
+def test_every_stable_family_is_counted() -> None:
+    told = on_made_up(20.0, range(2))
+    made = [
+        *(jumps.make(f, seed) for f in jumps.STABLE for seed in range(2)),
+        *(slow.make(f, seed) for f in slow.STABLE for seed in range(2)),
+    ]
+    assert told.num_looks == sum(len(s.values) for s in made)
+    assert told.num_false == sum(len(s.values) // 50 for s in made)
+    assert told.low <= told.told <= told.high
+    assert told.is_within_factor_two
+
+
+def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:
+    told = on_controls(1.0)
+    controls = [c for c in cases() if c.truth.kind == "control"]
+    assert told.num_looks == sum(len(c.steps) for c in controls)
+    assert told.num_false == sum(len(c.steps) // 50 for c in controls)
+    assert not told.is_within_factor_two
+
+
+@pytest.mark.parametrize(
+    ("told", "within"), [(0.049, False), (0.05, True), (0.2, True), (0.21, False)]
+)
+def test_a_factor_of_two(told: float, within: bool) -> None:
+    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 1000).is_within_factor_two == within
