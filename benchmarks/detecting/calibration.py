@@ -1,11 +1,13 @@
 """False alarms that were asked for against those that came.
 
 On made-up series without a change, quick ones and slow ones, and on the recorded controls. A rate
-asked for is met if twice as many come at most, and half as many at least.
+asked for is met if twice as many come at most, and half as many at least; where fewer than five
+are to be expected, nothing is concluded.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +21,8 @@ from detecting.series import Series
 __all__ = ["ASKED", "Told", "on_controls", "on_made_up"]
 
 ASKED = (0.03, 0.1, 0.3, 1.0, 3.0)
+#: False alarms that must be expected for their number to say something.
+_LEAST_COUNT = 5
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,16 @@ class Told:
     num_looks: int
 
     @property
-    def is_within_factor_two(self) -> bool:
-        """Whether it is, as far as was counted."""
+    def is_within_factor_two(self) -> bool | None:
+        """Whether it is; None if so few looks cannot tell."""
+        if self.asked * self.num_looks < 1000.0 * _LEAST_COUNT:
+            return None
         return self.asked / 2.0 <= self.told <= 2.0 * self.asked
+
+    @property
+    def off_by(self) -> float:
+        """What was told as a multiple of what was asked, or the other way round."""
+        return max(self.told / self.asked, self.asked / self.told) if self.told else math.inf
 
 
 def on_made_up(asked: float, seeds: Iterable[int]) -> Told:

@@ -34,9 +34,8 @@ def goals_of(results: Results) -> list[Goal]:
     for suite in _MADE:
         goals += _made(results, suite)
     for told in sorted(results.told, key=lambda t: (t.where, t.asked)):
-        if told.where == "made up":
-            ratio = max(told.told / told.asked, told.asked / max(told.told, 1e-9))
-            goals.append(Goal(f"asked for {told.asked:g} per 1000: off by", 2.0, ratio))
+        if told.where == "made up" and told.is_within_factor_two is not None:
+            goals.append(Goal(f"asked for {told.asked:g} per 1000: off by", 2.0, told.off_by))
     milliseconds = 1000.0 * results.seconds(OURS)
     return [*goals, Goal("time a look", _MAX_MS, milliseconds, unit=" ms")]
 

@@ -201,9 +201,9 @@ PEERS: Mapping[str, Peer] = {
     "river PageHinkley, behind our front end": _fed(_river("PageHinkley", behind=True)),
     "river ADWIN, as is": _fed(_river("ADWIN", behind=False)),
     "river ADWIN, behind our front end": _fed(_river("ADWIN", behind=True)),
-    "river KSWIN, as is": _fed(_river("KSWIN", behind=False), share=0.5),
-    "river KSWIN, behind our front end": _fed(_river("KSWIN", behind=True), share=0.5),
+    "river KSWIN, as is": _fed(_river("KSWIN", behind=False), share=0.25),
+    "river KSWIN, behind our front end": _fed(_river("KSWIN", behind=True), share=0.25),
     "ruptures KernelCPD, again at each look": _fed(_ruptures_online),
-    "BOCPD": _fed(_bocpd, share=0.5),
+    "BOCPD": _fed(_bocpd, share=0.25),
     "ruptures PELT, offline": Peer(_ruptures_offline, tolerance=3),
 }

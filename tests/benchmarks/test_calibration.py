@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -41,11 +42,18 @@ def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:
     controls = [c for c in cases() if c.truth.kind == "control"]
     assert told.num_looks == sum(len(c.steps) for c in controls)
     assert told.num_false == sum(len(c.steps) // 50 for c in controls)
-    assert not told.is_within_factor_two
+    assert told.is_within_factor_two is False
 
 
 @pytest.mark.parametrize(
-    ("told", "within"), [(0.049, False), (0.05, True), (0.2, True), (0.21, False)]
+    ("told", "within"), [(0.0, False), (0.049, False), (0.05, True), (0.2, True), (0.21, False)]
 )
 def test_a_factor_of_two(told: float, within: bool) -> None:
-    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 1000).is_within_factor_two == within
+    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 50_000).is_within_factor_two == within
+
+
+def test_how_far_off_it_is_and_when_that_means_nothing() -> None:
+    for told, off_by in ((0.05, 2.0), (0.3, 3.0), (0.1, 1.0), (0.0, math.inf)):
+        found = Told(0.1, "made up", told, 0.0, 1.0, 1, 49_999)
+        assert found.off_by == pytest.approx(off_by)
+        assert found.is_within_factor_two is None

@@ -59,7 +59,7 @@ def results() -> Results:
         Early("x", "design", "dead units", 50, None, 900),
         Early("s", "design", "smooth", 25, 100, None),
     ]
-    told = [Told(0.1, "made up", 0.25, 0.1, 0.4, 5, 20_000)]
+    told = [Told(0.1, "made up", 0.25, 0.1, 0.4, 5, 60_000)]
     return Results(made, {OURS: real}, early, told)
 
 
@@ -101,7 +101,7 @@ def test_tables_show_every_detector_run_and_signal() -> None:
     assert "4/8 at 950" in rows[3]
     assert tables.early_rows(found.early)[2] == "| x | design | dead units | 900 | 400 (+500) | - |"
     assert (
-        "0.1 | made up | 0.25 | 0.1 to 0.4 | 5 in 20000 | no" in tables.calibration_rows(found)[2]
+        "0.1 | made up | 0.25 | 0.1 to 0.4 | 5 in 60000 | no" in tables.calibration_rows(found)[2]
     )
 
 
