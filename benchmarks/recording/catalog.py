@@ -122,7 +122,7 @@ def _catalog() -> Iterator[RunSpec]:
     yield from _seeds(replace(smooth, name="bert-spike-gelu", interference=_JUMP), 0, 1)
     yield from _seeds(replace(smooth, name="bert-prune", interference=_PRUNE), 0, 1)
     yield from _seeds(_modular("modular-wd1", 1.0, 4000), 2, 3)
-    yield from _seeds(_text("bert-sgd-wd0.02", 0.02, 1600, lr=0.1, optimizer="sgd"), 0, 1)
+    yield from _seeds(_text("bert-sgd-wd1e-4", 1e-4, 1600, lr=0.1, optimizer="sgd"), 0, 1)
     yield from _seeds(_text("bert-text20-wd1", 1.0, 1600, fraction=0.2), 0, 1)
     yield from _seeds(_text("bert-gelu-wd0.5", 0.5, activation="gelu"), 0, 1)
     yield from _seeds(smooth, 0, 1)

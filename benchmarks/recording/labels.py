@@ -49,7 +49,9 @@ def split_of(seed: int) -> str:
 
 
 def running_floor(values: Array) -> Array:
-    """The smallest median of five looks in a row up to each look; NaN before the fifth.
+    """The smallest median of five looks in a row up to each look; NaN before the first five.
+
+    A value that is not finite belongs to no five looks.
 
     >>> running_floor(np.array([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0])).tolist()[4:]
     [3.0, 3.0, 3.0]
@@ -57,7 +59,7 @@ def running_floor(values: Array) -> Array:
     floor = np.full(len(values), math.nan)
     if len(values) >= _FLOOR_LOOKS:
         windows = np.lib.stride_tricks.sliding_window_view(values, _FLOOR_LOOKS)
-        floor[_FLOOR_LOOKS - 1 :] = np.minimum.accumulate(np.median(windows, axis=1))
+        floor[_FLOOR_LOOKS - 1 :] = np.fmin.accumulate(np.median(windows, axis=1))
     return floor
 
 
