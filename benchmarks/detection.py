@@ -18,7 +18,6 @@ import torch
 from detecting.calibration import ASKED
 from detecting.figures import draw_calibration, draw_runs
 from detecting.goals import goals_of
-from detecting.ours import HAS_KNOB
 from detecting.tables import (
     calibration_rows,
     early_rows,
@@ -86,7 +85,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _jobs(seeds: int, *, small: bool) -> list[Job]:
     """The longest ones first."""
     jobs: list[Job] = []
-    rates = (ASKED[1:4:2] if small else ASKED) if HAS_KNOB else ()
+    rates = ASKED[1:4:2] if small else ASKED
     # the rarer false alarms are, the more looks it takes to count them
     jobs += [Asked(rate, range(seeds if rate < 0.2 else -(-seeds // 2))) for rate in rates]
     jobs += [Made(OURS, s, range(i * seeds, (i + 1) * seeds)) for i in (0, 1) for s in SUITES]

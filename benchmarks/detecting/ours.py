@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 
 from detecting.scoring import Detector
@@ -10,12 +9,10 @@ from detecting.series import Series
 from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.records import Event
 
-__all__ = ["HAS_KNOB", "MIN_EFFECT", "Online", "online", "ours", "ours_at"]
+__all__ = ["MIN_EFFECT", "Online", "online", "ours", "ours_at"]
 
 #: The smallest change that a user cares for, in units of the series.
 MIN_EFFECT = 0.01
-#: Whether the rate of false alarms can be asked for.
-HAS_KNOB = "false_alarms_per_1000" in inspect.signature(AbruptChange).parameters
 
 #: Told step, value and context of a look; says whether it alarms.
 Online = Callable[[int, float, "Mapping[str, float] | None"], "Event | bool | None"]
@@ -49,7 +46,8 @@ def ours_at(false_alarms_per_1000: float) -> Callable[[float], Online]:
     """The library's detector, asked for a rate of false alarms."""
 
     def make(min_effect: float) -> Online:
-        knob = {"false_alarms_per_1000": false_alarms_per_1000}
-        return AbruptChange(min_effect, direction="up", **knob).update
+        return AbruptChange(
+            min_effect, direction="up", false_alarms_per_1000=false_alarms_per_1000
+        ).update
 
     return make

@@ -7,14 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["line_at", "median_of_three", "noise_sd", "robust_sd"]
+__all__ = ["MAD_TO_SD", "line_at", "median_of_three", "noise_sd", "robust_sd"]
 
 Array = NDArray[np.float64]
 
 #: Points that a line is fitted to; more of them are thinned out.
 _LINE_POINTS = 32
 _MIN_NOISE_POINTS = 5
-_MAD_TO_SD = 1.4826
+MAD_TO_SD = 1.4826
 
 
 def median_of_three(values: Array) -> Array:
@@ -51,7 +51,7 @@ def line_at(x: Array, y: Array, where: float) -> float:
 
 def robust_sd(values: Array) -> float:
     """Median absolute deviation, scaled to the standard deviation of a normal sample."""
-    return _MAD_TO_SD * float(np.median(np.abs(values - np.median(values))))
+    return MAD_TO_SD * float(np.median(np.abs(values - np.median(values))))
 
 
 def noise_sd(values: Array) -> float:
@@ -64,5 +64,5 @@ def noise_sd(values: Array) -> float:
         return math.nan
     lags = [lag for lag in (1, 2, 4) if len(values) >= 3 * lag + 2]
     wander = [robust_sd(values[lag:] - values[:-lag]) / math.sqrt(2) for lag in lags]
-    curvature = _MAD_TO_SD * float(np.median(np.abs(np.diff(values, 2)))) / math.sqrt(6)
+    curvature = MAD_TO_SD * float(np.median(np.abs(np.diff(values, 2)))) / math.sqrt(6)
     return max(curvature, *wander)

@@ -1,0 +1,176 @@
+"""Take-offs: growth that the whole run before it, continued, does not explain.
+
+A near-zero fraction that takes off does not jump. It leaves its floor and grows over tens of
+looks, and a trend fitted to the latest looks follows it, so that no single look is a surprise.
+What makes it abrupt is the run before: so the last looks are compared with what everything
+before a *split* explains, continued to now, for many splits, because how long ago the growth
+began is not known. All of it in logarithms: growth multiplies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsitywatch.analysis.robust import median_of_three, noise_sd
+
+__all__ = ["FALL", "RISE", "Growth", "Kind", "seen_growth"]
+
+Array = NDArray[np.float64]
+
+#: The run before the growth takes at least this part of the run so far.
+_MIN_SHARE = 1 / 3
+#: The look before the last bears out this part of the growth.
+_BORNE_OUT = 0.5
+#: Noise of a single look's logarithm before any is seen, and the looks that this is worth.
+_PRIOR_SD, _PRIOR_LOOKS = 0.03, 6.0
+#: The floor is reached within so many times the noise of a look.
+_AT_FLOOR = 2.0
+#: A parabola explains something only if its bend is so many times its standard error.
+_BENT = 3.0
+#: Looks that a level, a line and a parabola are fitted to at least.
+_MIN_FIT = (1, 3, 8)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What counts as growth.
+
+    Args:
+        splits: looks since it began that are tried.
+        min_past: looks before it without which there is nothing to compare with.
+        min_excess: what the past does not explain, in the logarithm, at least.
+        noise_factor: the same in units of the noise of a look.
+    """
+
+    splits: tuple[int, ...]
+    min_past: int
+    min_excess: float
+    noise_factor: float
+
+
+RISE = Kind(
+    splits=(2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96),
+    min_past=3,
+    min_excess=math.log(1.12),
+    noise_factor=4.0,
+)
+#: Of the reciprocals. A series that falls for longer decays, and that is not abrupt.
+FALL = Kind(splits=(2, 3, 4, 6, 8), min_past=5, min_excess=math.log(1.2), noise_factor=6.0)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Growth that was seen.
+
+    Args:
+        split: looks since it began.
+        start: index of the first look that it was compared with.
+        excess: logarithm of the last look over what the past explains.
+        score: normal score of it.
+        noise: standard deviation of a single look's logarithm.
+    """
+
+    split: int
+    start: int
+    excess: float
+    score: float
+    noise: float
+
+
+def seen_growth(
+    kind: Kind, x: Array, values: Array, *, ratio: float, threshold: float
+) -> list[Growth]:
+    """Every split at which the last looks are above what the past explains.
+
+    Args:
+        kind: what counts as growth.
+        x: abscissa of the looks, rising, length N.
+        values: positive, length N.
+        ratio: of the last value to the running floor, at least.
+        threshold: smallest score.
+
+    Returns:
+        The most certain first; empty if nothing grew.
+    """
+    if len(values) < kind.min_past + 2 or values.min() <= 0.0:
+        return []
+    smooth = median_of_three(values)
+    floor = float(smooth[:-2].min())
+    if values[-1] < ratio * floor or values[-2] < ratio**_BORNE_OUT * floor:
+        return []
+    found = []
+    x = (x - x[0]) / (x[-1] - x[0])
+    logs, smooth = np.log(values), np.log(smooth)
+    for split in kind.splits:
+        past = len(values) - split
+        if past < kind.min_past or x[past - 1] < _MIN_SHARE:
+            break
+        growth = _at_split(kind, x, logs, smooth, past)
+        if growth is not None and growth.score >= threshold:
+            found.append(growth)
+    return sorted(found, key=lambda growth: -growth.score)
+
+
+def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Growth | None:
+    """The growth since look ``past``, unless what was before explains it."""
+    noise = _noise(logs[:past])
+    # where it had come down to its floor, as far as can be told
+    start = int(np.argmax(logs[:past] <= smooth[:past].min() + _AT_FLOOR * noise))
+    start = min(start, past - kind.min_past)
+    noise = max(noise, _noise(logs[start:past]))
+    size = past - start
+    recent = past - min(size, max(4, size // 4))
+    windows = ((recent, 0), (start, 1), (start + size // 2, 1), (start, 2))
+    over, score = np.full(2, math.inf), math.inf
+    for first, degree in windows:
+        found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
+        if found is None:
+            continue
+        explained, sd = found
+        over = np.minimum(over, logs[-2:] - explained)
+        score = min(score, _normal_score(over[1] / sd[1], size + _PRIOR_LOOKS - 2))
+    if over[1] < max(kind.min_excess, kind.noise_factor * noise) or over[0] < _BORNE_OUT * over[1]:
+        return None
+    return Growth(len(logs) - past, start, float(over[1]), score, noise)
+
+
+def _noise(logs: Array) -> float:
+    """Of a single look, drawn towards what is usual where few have been seen."""
+    nu = max(len(logs) - 2, 0)
+    seen = noise_sd(logs)
+    square = 0.0 if math.isnan(seen) else seen**2
+    nu = 0 if math.isnan(seen) else nu
+    return math.sqrt((_PRIOR_LOOKS * _PRIOR_SD**2 + nu * square) / (_PRIOR_LOOKS + nu))
+
+
+def _explained(
+    x: Array, smooth: Array, where: Array, degree: int, noise: float
+) -> tuple[Array, Array] | None:
+    """Forecast at ``where`` and its standard deviations with that of a look."""
+    n = len(x)
+    if n < _MIN_FIT[degree]:
+        return None
+    center, width = x[-1], max(x[-1] - x[0], 1e-12)
+    powers = np.arange(degree + 1)
+    design = ((x[:, None] - center) / width) ** powers
+    inverse = np.linalg.inv(design.T @ design)
+    fit = inverse @ (design.T @ smooth)
+    residuals = smooth - design @ fit
+    sd = max(noise, math.sqrt(float(residuals @ residuals) / max(n - degree - 1, 1)))
+    if degree == 1 and fit[1] <= 0.0:
+        return None
+    if degree == 2 and not fit[2] > _BENT * sd * math.sqrt(inverse[2, 2]):
+        return None
+    at = ((where - center) / width)[:, None] ** powers
+    leverage = np.einsum("ij,jk,ik->i", at, inverse, at)
+    return at @ fit, sd * np.sqrt(1.0 + leverage)
+
+
+def _normal_score(t: float, nu: float) -> float:
+    """The score of a normal variable that is as unlikely as ``t`` (Wallace 1959)."""
+    size = math.sqrt(nu * math.log1p(t * t / nu)) * (8.0 * nu + 1.0) / (8.0 * nu + 3.0)
+    return math.copysign(size, t)
