@@ -160,7 +160,10 @@ def test_by_default_the_watch_keeps_to_one_percent(caplog) -> None:
 
 def test_an_alerted_watch_looks_closer_after_an_event() -> None:
     run = Run()
-    options = {"every": sw.adaptive(5, closer=5, intervals=2), "proxy": None}
+    # of less than a hundred weights a few are near zero by chance
+    detectors = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    every = sw.adaptive(5, closer=5, intervals=2)
+    options = {"every": every, "proxy": None, "detectors": detectors}
     with run.watch(None, **options) as watcher:
         for step in range(1, 121):
             run.train(1)

@@ -135,7 +135,7 @@ def layout(provenance: Provenance) -> dict[str, dict[str, tuple[str, Sequence[st
     weights: dict[str, tuple[str, Sequence[str]]] = {
         "near-zero fraction, by rule, and its forecast": (
             "lines",
-            ["near_zero/.+", "forecast/near_zero_in_1"],
+            ["near_zero/.+", "forecast/near_zero_in_1$"],
         ),
         "dormant fraction (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
     }

@@ -52,7 +52,9 @@ def page() -> Iterator[chromium.Page]:
 
 def test_scalars(page: chromium.Page, url: str) -> None:
     page.open(f"{url}/#scalars")
-    text = page.wait_for("demo/sparsitywatch", "essential_sparsity/value", "motion/decay_clock")
+    text = page.wait_for(
+        "demo/sparsitywatch", "essential_sparsity/value", "forecast/near_zero_in_1"
+    )
     for group in ("near_zero", "value", "watch", "weights"):
         assert group in text.splitlines()
 
@@ -61,9 +63,9 @@ def test_custom_scalars(page: chromium.Page, url: str) -> None:
     page.open(f"{url}/#custom_scalars")
     layout = tags.layout(fake_run.provenance())
     titles = [title for charts in layout.values() for title in charts]
-    # one line with a band; four rules
+    # one line with a band; four rules and the forecast, without its band
     text = page.wait_for(
-        *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
+        *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (5)"
     )
     for complaint in ("Missing Tags", "lacks data", "do not match", "Matches (0)"):
         assert complaint not in text

@@ -27,6 +27,8 @@ _MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
 _BORNE_OUT, _NOISES = 0.5, 1.5
 #: So does the third largest error, for this part.
 _THIRD = 0.3
+#: Of the smallest effect, for a surprise that is no change yet.
+_HALF = 0.5
 #: One forecast error speaks against a model for at most this many nats.
 _LARGEST_SURPRISE = 8.0
 #: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
@@ -55,8 +57,8 @@ class Jumps:
     """What the models' forecasts were worth so far; one series, look by look.
 
     Attributes:
-        surprise: normal score of the least expected of the latest looks, in magnitude; also of
-            a single one, which is no change yet.
+        surprise: normal score of the least expected of the latest looks, in magnitude, if they
+            are half of the smallest effect away; also of a single one, which is no change yet.
     """
 
     def __init__(self) -> None:
@@ -78,7 +80,8 @@ class Jumps:
         seen = forecasts(x, y, floor)
         scores = self._widened(seen.score)
         combined = self._combined(scores)
-        self.surprise = float(np.abs(combined).max())
+        is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
+        self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
         found = []
         for index in np.argsort(-np.abs(combined)):
