@@ -6,8 +6,10 @@
     sparsitywatch plot runs/demo -o x.png     the same as a picture
     sparsitywatch compare runs/a runs/b       runs side by side, if they can be compared
     sparsitywatch scope runs/demo             which parameters are watched, and why
+    sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count
 
-It reads log files only: no model is loaded, and torch is not imported. One file per command.
+Commands that read logs load no model and do not import torch; those that read checkpoints import
+it when they run. One file per command.
 """
 
 from sparsitywatch.cli.command_line import main

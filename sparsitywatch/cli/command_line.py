@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, plot, scope, summary
+from sparsitywatch.cli import compare, inspect, plot, scope, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.version import __version__
 
@@ -21,11 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 if there is nothing to read or it cannot be read.
+        The exit status: 0, or 2 if there is nothing to read or something cannot be read.
     """
     arguments = _parser().parse_args(argv)
+    status = 0
     try:
-        arguments.run(arguments)
+        status = arguments.run(arguments) or 0  # most commands succeed or raise
         sys.stdout.flush()
     except BrokenPipeError:
         # the reader has seen enough (`| head`); keep the interpreter from flushing again
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SparsityWatchError, OSError) as error:
         print(f"sparsitywatch: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (summary, plot, compare, scope):
+    for command in (summary, plot, compare, scope, inspect):
         command.add_to(commands)
     return parser
