@@ -69,7 +69,7 @@ _ABOUT_EACH = (
     "since when it says that the series rises (medians)."
 )
 _ABOUT_EARLY = (
-    "Step of the alarm, and how long before near-zero weights double. *Dead units*: "
+    "`DormantRise`: step of the alarm, and how long before near-zero weights double. *Dead units*: "
     "transformers with ReLU that take off by weight decay; *smooth*: no unit dies."
 )
 

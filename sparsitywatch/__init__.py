@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparsitywatch import actions as actions  # a room of its own
-    from sparsitywatch.analysis.detect import AbruptChange
+    from sparsitywatch.analysis.detect import AbruptChange, DormantRise
     from sparsitywatch.analysis.estimate import essential_sparsity
     from sparsitywatch.attach import watch
     from sparsitywatch.errors import (
@@ -41,6 +41,7 @@ _HOMES = {
     "Bisection": "pruning.sweep",
     "CheckpointError": "errors",
     "ConfigurationError": "errors",
+    "DormantRise": "analysis.detect",
     "EssentialSparsity": "records",
     "Event": "records",
     "Grid": "pruning.sweep",
@@ -73,6 +74,7 @@ __all__ = [
     "Bisection",
     "CheckpointError",
     "ConfigurationError",
+    "DormantRise",
     "EssentialSparsity",
     "Event",
     "Grid",

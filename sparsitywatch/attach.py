@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.logdir import place, prepare
 from sparsitywatch.measurement import DEFAULT_LEVELS, Measurement, Settings
@@ -91,6 +91,7 @@ def watch(
             scores.
         near_zero: rules that count near-zero weights; detectors watch the first one.
         detectors: by name of the series to watch, see ``Record.series``. By default
+            ``DormantRise()`` on the dormant weights, the early signal, and
             ``AbruptChange()`` on the first near-zero rule.
         on_event: called with each event; by default a warning is logged. ``sw.actions`` has
             more: a webhook, checkpoints. What is learned about an event later calls none.
@@ -175,7 +176,10 @@ def watch(
 
 def _default_detectors(settings: Settings) -> dict[str, Detector]:
     """What is watched unless the user says otherwise, by name of the series."""
-    return {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
+    return {
+        "motion/dormant": DormantRise(),
+        f"near_zero/{settings.near_zero[0]}": AbruptChange(),
+    }
 
 
 def _replace_open_watch(

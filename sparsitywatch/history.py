@@ -19,6 +19,8 @@ _LAYERS_KEPT = 100
 #: A series that was missing at so many looks in a row begins anew: what happened meanwhile
 #: is not known, so that what comes after it cannot be called abrupt.
 _LONGEST_GAP = 3
+#: What detectors are told beside their series, if it is known.
+_CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
 
 
 class Detector(Protocol):
@@ -138,7 +140,7 @@ class History:
     def _detect(self, record: Record) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
         series = record.series()
-        known = {n: series.get(f"motion/{n}") for n in ("decay_clock", "lr", "lr_clock")}
+        known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
         context = {name: value for name, value in known.items() if value is not None}
         events = []
         for name, detector in self._detectors.items():

@@ -17,8 +17,8 @@ from sparsitywatch.sinks.jsonl import read_events
 NUM_LOOKS, EVERY = 40, 5
 DYING, REVIVED = 14, 36
 #: Near-zero weights are announced late enough to follow the dormant ones by more than three looks.
-LEAST = {"motion/dormant": 0.01}
-SERIES = ("motion/dormant", "near_zero/initial_0.1", "near_zero/rms_0.1", "near_zero/abs_0.001")
+DORMANT = "motion/dormant"
+SERIES = (DORMANT, "near_zero/initial_0.1", "near_zero/rms_0.1", "near_zero/abs_0.001")
 
 
 def make_model() -> nn.Module:
@@ -74,7 +74,10 @@ class Replay:
             max_overhead=None,
             background=False,
             strict=True,
-            detectors={name: sw.AbruptChange(LEAST.get(name, 0.3)) for name in SERIES},
+            detectors={
+                **{name: sw.AbruptChange(0.3) for name in SERIES},
+                DORMANT: sw.DormantRise(0.01),
+            },
             on_event=[self.told.append],
             **options,
         )

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 from detecting.scoring import Detector
 from detecting.series import Series
-from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 from sparsitywatch.records import Event
 
-__all__ = ["MIN_EFFECT", "Online", "online", "ours", "ours_at"]
+__all__ = ["MIN_EFFECT", "Online", "early", "online", "ours", "ours_at"]
 
 #: The smallest change that a user cares for, in units of the series.
 MIN_EFFECT = 0.01
@@ -51,3 +51,8 @@ def ours_at(false_alarms_per_1000: float) -> Callable[[float], Online]:
         ).update
 
     return make
+
+
+def early(min_effect: float) -> Online:
+    """The library's detector of dormant weights."""
+    return DormantRise(min_effect).update

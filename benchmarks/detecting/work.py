@@ -13,7 +13,7 @@ from typing import Any
 from detecting import jumps, slow
 from detecting.calibration import Told, on_controls, on_made_up
 from detecting.early import Early, early_signals
-from detecting.ours import online, ours
+from detecting.ours import early, online, ours
 from detecting.peers import PEERS, Peer
 from detecting.recorded import Verdict, cases, judge, replay
 from detecting.scoring import Score, score
@@ -67,7 +67,7 @@ class Signals:
 
     def do(self) -> list[Early]:
         """A run at a cadence each."""
-        return list(early_signals(ours))
+        return list(early_signals(early))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsitywatch.analysis.arguments import is_number
 from sparsitywatch.analysis.knee import knee_of
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
@@ -125,7 +125,7 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
         raise ConfigurationError(f"Expected `mode` to be one of {_MODES}, got {mode!r}.")
     # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
     limit = 1.0 if mode == "relative" else math.inf
-    if not _is_number(tolerance) or not 0.0 < tolerance < limit:
+    if not is_number(tolerance) or not 0.0 < tolerance < limit:
         expected = "in (0, 1), a fraction of dense" if mode == "relative" else "finite and positive"
         raise ConfigurationError(
             f"Expected `tolerance` to be {expected}, got {tolerance!r}. One percent is 0.01."
@@ -134,14 +134,10 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
 
 
 def _check_confidence(confidence: float) -> None:
-    if not _is_number(confidence) or not 0.0 < confidence < 1.0:
+    if not is_number(confidence) or not 0.0 < confidence < 1.0:
         raise ConfigurationError(
             f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _points_of(curve: SparsityCurve) -> _Points:

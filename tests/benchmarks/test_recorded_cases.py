@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detecting.early import Early, early_signals
+from detecting.ours import early
 from detecting.recorded import EVERY, RULES, Alarm, Case, Truth, cases, judge, replay, truth_of
 from recording.table import load
 
@@ -137,3 +138,12 @@ def test_dormant_weights_are_those_measured_at_the_cadence() -> None:
     assert told[-len(apart["steps"]) :] == list(
         zip(apart["steps"], apart["motion/dormant"], strict=True)
     )
+
+
+def test_dormant_weights_announce_every_recorded_take_off_by_dead_units() -> None:
+    found = [e for e in early_signals(early) if e.every <= 100]
+    dying = [e for e in found if e.group == "dead units"]
+    smooth = [e for e in found if e.group == "smooth"]
+    assert (len(dying), len(smooth)) == (60, 30)
+    assert not [e for e in dying if e.is_missed]
+    assert not [e for e in smooth if e.alarm is not None]

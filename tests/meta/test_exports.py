@@ -17,6 +17,7 @@ PUBLIC = {
     "Bisection",
     "CheckpointError",
     "ConfigurationError",
+    "DormantRise",
     "EssentialSparsity",
     "Event",
     "Grid",

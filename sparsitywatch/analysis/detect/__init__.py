@@ -1,5 +1,6 @@
-"""Detection of abrupt changes; :class:`AbruptChange` is the detector."""
+"""Detection of abrupt changes: of any series, and of weights that no longer get a gradient."""
 
 from sparsitywatch.analysis.detect.detector import AbruptChange
+from sparsitywatch.analysis.detect.dormant import DormantRise
 
-__all__ = ["AbruptChange"]
+__all__ = ["AbruptChange", "DormantRise"]

@@ -9,12 +9,12 @@ left out of both.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.arguments import expect_keys, is_number
 from sparsitywatch.analysis.detect.candidates import (
     Candidate,
     Limits,
@@ -27,7 +27,7 @@ from sparsitywatch.analysis.detect.jumps import Jumps
 from sparsitywatch.analysis.detect.looks import Looks
 from sparsitywatch.analysis.detect.onset import onset_of
 from sparsitywatch.analysis.robust import noise_sd
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event
 
 __all__ = ["AbruptChange"]
@@ -38,8 +38,6 @@ _DIRECTIONS = ("up", "down", "both")
 _JUMP_SCORE, _GROWTH_SCORE = (2.66, 0.71), (1.5, 0.5)
 #: Looks at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
-#: The event goes on while so many looks still add this part of its size.
-_SETTLING_LOOKS, _SETTLING_SHARE = 5, 0.1
 #: Looks up to the onset whose median is the baseline.
 _BASELINE_LOOKS = 5
 #: The part of every requirement of an event that makes a suspicion of a take-off or a fall.
@@ -94,12 +92,12 @@ class AbruptChange:
         direction: str = "both",
         false_alarms_per_1000: float = 0.1,
     ) -> None:
-        if not _is_number(min_effect) or not 0.0 < min_effect < math.inf:
+        if not is_number(min_effect) or not 0.0 < min_effect < math.inf:
             raise ConfigurationError(
                 f"Expected `min_effect` to be finite and positive, got {min_effect!r}. It is in "
                 "units of the series: 0.01 is one percentage point of a fraction."
             )
-        if not _is_number(ratio) or not 1.0 < ratio < math.inf:
+        if not is_number(ratio) or not 1.0 < ratio < math.inf:
             raise ConfigurationError(
                 f"Expected `ratio` to be finite and above 1, got {ratio!r}. 1.5 is a rise by half."
             )
@@ -107,7 +105,7 @@ class AbruptChange:
             raise ConfigurationError(
                 f"Expected `direction` to be one of {_DIRECTIONS}, got {direction!r}."
             )
-        if not _is_number(false_alarms_per_1000) or not 0.001 <= false_alarms_per_1000 <= 10.0:
+        if not is_number(false_alarms_per_1000) or not 0.001 <= false_alarms_per_1000 <= 10.0:
             raise ConfigurationError(
                 "Expected `false_alarms_per_1000` to be a number from 0.001 to 10, got "
                 f"{false_alarms_per_1000!r}. 0.1 is one in ten thousand snapshots."
@@ -190,11 +188,7 @@ class AbruptChange:
         Raises:
             StateError: a key is missing, or the parts do not go together.
         """
-        for key in _STATE_KEYS:
-            if key not in state:
-                raise StateError(
-                    f"Expected a detector's state with the key {key!r}, got {sorted(state)}."
-                )
+        expect_keys(state, _STATE_KEYS)
         looks, jumps = Looks(), Jumps()
         looks.load_state_dict(state["looks"])
         jumps.load_state_dict(state["jumps"])
@@ -257,13 +251,6 @@ class AbruptChange:
 
     def _settle(self, ongoing: Mapping[str, Any]) -> None:
         """End the ongoing change once it adds little; then only the new level is left."""
-        sign = 1.0 if ongoing["direction"] == "up" else -1.0
-        recent = self._looks.values[-_SETTLING_LOOKS:]
-        size = sign * (float(np.median(recent)) - ongoing["baseline"])
-        if sign * (recent[-1] - recent[0]) < _SETTLING_SHARE * max(size, 0.0):
-            self._looks.keep_last(_SETTLING_LOOKS)
+        if self._looks.has_settled(ongoing["direction"], ongoing["baseline"]):
+            self._looks.keep_settled()
             self._ongoing, self._num_skipped = None, 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsitywatch.analysis.arguments import expect_keys
 from sparsitywatch.errors import StateError
 
 __all__ = ["Looks"]
@@ -16,6 +17,8 @@ Array = NDArray[np.float64]
 
 #: When there are so many, every second one of those that are not recent is dropped.
 _MOST, _RECENT = 192, 96
+#: A change goes on while so many looks still add this part of its size.
+_SETTLING_LOOKS, _SETTLING_SHARE = 5, 0.1
 #: The rate is known to so many digits.
 _RATE_DIGITS = 6
 
@@ -46,10 +49,17 @@ class Looks:
             for column in self._columns():
                 column[:-_RECENT] = column[:-_RECENT:2]
 
-    def keep_last(self, number: int) -> None:
-        """Forget all but the last looks."""
+    def has_settled(self, direction: str, baseline: float) -> bool:
+        """Whether a change from ``baseline`` is over: the latest looks add little to it."""
+        sign = 1.0 if direction == "up" else -1.0
+        recent = self.values[-_SETTLING_LOOKS:]
+        size = sign * (float(np.median(recent)) - baseline)
+        return sign * (recent[-1] - recent[0]) < _SETTLING_SHARE * max(size, 0.0)
+
+    def keep_settled(self) -> None:
+        """Forget all but the looks that showed it: a new level, a new baseline."""
         for column in self._columns():
-            del column[: max(0, len(column) - number)]
+            del column[: max(0, len(column) - _SETTLING_LOOKS)]
 
     def arrays(self) -> tuple[Array, Array, Array]:
         """Steps, values and rates."""
@@ -66,11 +76,7 @@ class Looks:
         Raises:
             StateError: a key is missing, or the columns differ in length.
         """
-        for key in ("steps", "values", "rates"):
-            if key not in state:
-                raise StateError(
-                    f"Expected a detector's state with the key {key!r}, got {sorted(state)}."
-                )
+        expect_keys(state, ("steps", "values", "rates"))
         for key in ("values", "rates"):
             if len(state[key]) != len(state["steps"]):
                 raise StateError(

@@ -1,0 +1,179 @@
+"""The early signal: weights that only decay moves become more than pass by chance.
+
+A generic detector is of little use on this series. It grows over tens of looks once units die,
+so evenly that its own past explains it, and without dead units it drifts with the learning rate.
+But what it should be is known: the share of living weights that passes as dormant by chance,
+which the watch measures at each look. So what is watched is the excess over that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sparsitywatch.analysis.arguments import expect_keys, is_number
+from sparsitywatch.analysis.detect.looks import Looks
+from sparsitywatch.analysis.detect.onset import onset_of
+from sparsitywatch.analysis.robust import median_of_three, noise_sd
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import Event
+
+__all__ = ["DormantRise"]
+
+#: Looks in a row that meet the requirements, or one that does so this many times over.
+_IN_A_ROW = 2
+#: Noise of a look that the onset's interval allows for at least, in smallest effects.
+_LEAST_NOISE = 0.05
+#: Part of every requirement that makes a suspicion.
+_SUSPICION = 0.5
+_STATE_KEYS = ("looks", "ongoing", "num_above", "decay_clock")
+
+
+class DormantRise:
+    """Watches the dormant fraction, ``motion/dormant``: units die, long before weights shrink.
+
+    There is an event when two looks in a row are ``min_effect`` above, and ``ratio`` times, what
+    is expected, or one look is above it by twice as much. Expected is the share of living
+    weights that passes by chance, or the running floor of the series if that is higher: units
+    that were dead before the watch began are no change.
+
+    Where the decay clock is known and stands still, nothing is seen: without decay no weight
+    shrinks, and a model that has memorised its data gets no gradient anywhere.
+
+    One rise is one event; the next one is looked for after the series has settled.
+
+    Args:
+        min_effect: smallest excess worth waking somebody for, as a fraction of the weights.
+        ratio: of the series to what is expected, at least.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+
+    >>> detector = DormantRise()
+    >>> series = [0.008] * 8 + [0.02, 0.05, 0.09, 0.15]
+    >>> events = [detector.update(25 * i, v, {"dormant_by_chance": 0.01}) for i, v in
+    ...           enumerate(series)]
+    >>> [(e.direction, e.onset_step, e.detected_step) for e in events if e]
+    [('up', 175, 250)]
+    """
+
+    def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
+        if not is_number(min_effect) or not 0.0 < min_effect < 1.0:
+            raise ConfigurationError(
+                f"Expected `min_effect` in (0, 1), got {min_effect!r}. It is a fraction of the "
+                "weights: 0.03 is three percentage points."
+            )
+        if not is_number(ratio) or not 1.0 <= ratio < math.inf:
+            raise ConfigurationError(f"Expected `ratio` to be finite, 1 or more, got {ratio!r}.")
+        self._min_effect, self._ratio = float(min_effect), float(ratio)
+        self._looks = Looks()
+        self._ongoing: dict[str, Any] | None = None
+        self._num_above, self._decay_clock = 0, math.nan
+        self.is_suspicious = False
+
+    def update(
+        self, step: int, value: float, context: Mapping[str, float] | None = None
+    ) -> Event | None:
+        """One more look.
+
+        Args:
+            step: optimizer step, larger at every call.
+            value: dormant fraction since the look before, in [0, 1]; what is not finite is a gap.
+            context: what else is known: "dormant_by_chance", the share of living weights that
+                passes by chance, and "decay_clock".
+
+        Returns:
+            The event if a rise is seen at this look; its series has no name yet.
+
+        Raises:
+            ConfigurationError: the step does not come after that of the last look.
+        """
+        if len(self._looks) and step <= self._looks.steps[-1]:
+            raise ConfigurationError(
+                f"Expected `step` after {self._looks.steps[-1]}, the last look, got {step!r}."
+            )
+        context = context or {}
+        clock = float(context.get("decay_clock", math.nan))
+        stands_still = clock <= self._decay_clock  # False if one of them is not known
+        self._decay_clock = clock
+        if not math.isfinite(value):
+            return None
+        expected = self._expected(float(context.get("dormant_by_chance", math.nan)))
+        self._looks.add(step, value, math.nan)
+        if self._ongoing is not None:
+            self.is_suspicious = False
+            if self._looks.has_settled("up", self._ongoing["baseline"]):
+                self._looks.keep_settled()
+                self._ongoing, self._num_above = None, 0
+            return None
+        share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
+        self._num_above = self._num_above + 1 if share >= 1.0 else 0
+        self.is_suspicious = share >= _SUSPICION
+        if self._num_above < _IN_A_ROW and share < _IN_A_ROW:
+            return None
+        self.is_suspicious = False
+        event = self._event(expected, clock)
+        self._ongoing = {"baseline": event.baseline}
+        return event
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
+        return {
+            "looks": self._looks.state_dict(),
+            "ongoing": None if self._ongoing is None else dict(self._ongoing),
+            "num_above": self._num_above,
+            "decay_clock": None if math.isnan(self._decay_clock) else self._decay_clock,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
+
+        Raises:
+            StateError: a key is missing, or the parts do not go together.
+        """
+        expect_keys(state, _STATE_KEYS)
+        looks = Looks()
+        looks.load_state_dict(state["looks"])
+        self._looks = looks
+        self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
+        self._num_above = int(state["num_above"])
+        self._decay_clock = (
+            math.nan if state["decay_clock"] is None else float(state["decay_clock"])
+        )
+        self.is_suspicious = False
+
+    def _expected(self, by_chance: float) -> float:
+        """What living weights alone would show; NaN as long as nothing says so."""
+        before = np.array(self._looks.values[: len(self._looks) - self._num_above])
+        if not len(before):
+            return math.nan
+        floor = float((median_of_three(before) if len(before) > 2 else before).min())
+        return floor if math.isnan(by_chance) else max(by_chance, floor)
+
+    def _share(self, value: float, expected: float) -> float:
+        """How much of what is required of a rise is there; 1 or more is all."""
+        excess = value - expected
+        needed = max(self._min_effect, (self._ratio - 1.0) * expected)
+        return excess / needed
+
+    def _event(self, expected: float, clock: float) -> Event:
+        steps, values, _ = self._looks.arrays()
+        before = len(values) - self._num_above - 1
+        onset, low, high = onset_of(
+            steps, values, noise=_LEAST_NOISE * self._min_effect, latest=max(before, 0)
+        )
+        return Event(
+            series="",
+            direction="up",
+            onset_step=int(steps[onset]),
+            onset_low=int(steps[low]),
+            onset_high=int(steps[high]),
+            detected_step=int(steps[-1]),
+            baseline=expected,
+            value=float(values[-1]),
+            noise=noise_sd(values[: onset + 1]),
+            decay_clock=clock,
+        )
