@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
@@ -12,6 +12,7 @@ import torch
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.entries import Entry
 from sparsitywatch.weights.names import clean_names
+from sparsitywatch.weights.stored import Stretch
 
 __all__ = ["Checkpoint", "File", "StoredTensor", "TensorTable", "refused"]
 
@@ -30,8 +31,8 @@ class Checkpoint(Protocol):
 
     Opening reads descriptions only; they are checked before anything is allocated. A tensor
     is read when it is asked for, and nothing is held afterwards: memory is that of the
-    tensors in use. What cannot be read raises ``CheckpointError``. Not for two threads at
-    once; every thread may open its own.
+    tensors in use. What cannot be read raises ``CheckpointError``. Threads may read tensors
+    and stretches side by side; a checkpoint that was open at a fork is not for the child.
     """
 
     @property
@@ -59,6 +60,12 @@ class Checkpoint(Protocol):
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors one at a time, in the order of the bytes; all of them for None."""
 
+    def stretches(self, name: str) -> Sequence[Stretch]:
+        """What together holds each element of a tensor once, to be read piece by piece."""
+
+    def check_unchanged(self) -> None:
+        """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""
+
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""
 
@@ -80,6 +87,9 @@ class StoredTensor(Protocol):
 
     def load(self) -> torch.Tensor:
         """Read it."""
+
+    def stretches(self) -> Sequence[Stretch]:
+        """What together holds each of its elements once."""
 
 
 class File(Protocol):
@@ -161,6 +171,22 @@ class TensorTable:
         chosen = {name: self._stored[name] for name in (self._stored if names is None else names)}
         for name in sorted(chosen, key=lambda name: chosen[name].position):
             yield name, self._stored[name].load()
+        self.check_unchanged()
+
+    def stretches(self, name: str) -> Sequence[Stretch]:
+        """What together holds each element of a tensor once, to be read piece by piece.
+
+        Raises:
+            KeyError: there is no tensor of this name.
+        """
+        return self._stored[name].stretches()
+
+    def check_unchanged(self) -> None:
+        """Compare every file with what was opened.
+
+        Raises:
+            IncompleteCheckpointError: one was written meanwhile.
+        """
         for source in self._sources:
             source.check_unchanged()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,12 +12,14 @@ import torch
 
 from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, refused
 from sparsitywatch.checkpoints.distributed_metadata import Chunk, Described, parse_metadata
-from sparsitywatch.checkpoints.storage import Folder, Source, Window
+from sparsitywatch.checkpoints.parts import Window
+from sparsitywatch.checkpoints.storage import Folder, Source
 from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS
 from sparsitywatch.checkpoints.torch_tensors import stored_tensor
 from sparsitywatch.checkpoints.torch_zip import read_torch_zip
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.stored import Stretch
 
 __all__ = ["MAX_METADATA_BYTES", "METADATA", "is_distributed", "open_distributed"]
 
@@ -142,22 +144,53 @@ class ChunkedTensor:
 
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size and that of its largest piece."""
-        described = self.described
-        tensor = torch.empty(described.shape, dtype=described.dtype)
-        for chunk in described.chunks:
-            source = self.files[chunk.file]
-            window = Window(source, chunk.start, chunk.length)
-            tree, regions = read_torch_zip(window)
-            piece = stored_tensor(window, described.name, tree, regions)
-            if (piece.entry.shape, piece.entry.dtype) != (chunk.sizes, described.dtype):
-                raise refused(
-                    source.url,
-                    f"expected a piece of shape {chunk.sizes} and {described.dtype}, got "
-                    f"{piece.entry.shape} and {piece.entry.dtype}",
-                    described.name,
-                )
+        tensor = torch.empty(self.described.shape, dtype=self.described.dtype)
+        for chunk in self.described.chunks:
             target = tensor
             for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
                 target = target.narrow(dim, offset, size)
-            target.copy_(piece.load())
+            target.copy_(self.piece(chunk).load())
         return tensor
+
+    def stretches(self) -> Sequence[Stretch]:
+        """One for each piece."""
+        return [_ChunkStretch(self, chunk) for chunk in self.described.chunks]
+
+    def piece(self, chunk: Chunk) -> StoredTensor:
+        """The tensor in the archive of a chunk; read as a whole from a remote storage."""
+        described, source = self.described, self.files[chunk.file]
+        if source.is_local:
+            tree, regions = read_torch_zip(source, chunk.start, chunk.length)
+            piece = stored_tensor(source, described.name, tree, regions)
+        else:  # one request in place of some
+            window = Window(source, chunk.start, chunk.length)
+            tree, regions = read_torch_zip(window)
+            piece = stored_tensor(window, described.name, tree, regions)
+        if (piece.entry.shape, piece.entry.dtype) != (chunk.sizes, described.dtype):
+            raise refused(
+                source.url,
+                f"expected a piece of shape {chunk.sizes} and {described.dtype}, got "
+                f"{piece.entry.shape} and {piece.entry.dtype}",
+                described.name,
+            )
+        return piece
+
+
+@dataclass(frozen=True)
+class _ChunkStretch:
+    """The elements of one chunk."""
+
+    tensor: ChunkedTensor
+    chunk: Chunk
+
+    @property
+    def position(self) -> tuple[str, int]:
+        return self.chunk.file, self.chunk.start
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.chunk.sizes) * self.tensor.described.dtype.itemsize
+
+    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
+        for stretch in self.tensor.piece(self.chunk).stretches():
+            yield from stretch.pieces(buffer)

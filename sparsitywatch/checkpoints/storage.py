@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import fsspec
@@ -13,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
-__all__ = ["ByteSource", "Folder", "RangeFile", "Source", "Window", "filesystem", "one_line"]
+__all__ = ["ByteSource", "Folder", "Source", "check_range", "filesystem", "one_line"]
 
 #: Longest piece fetched at once from a remote storage, in bytes: bounds the extra memory.
 _PIECE_BYTES = 64 * 2**20
@@ -77,8 +78,18 @@ class ByteSource(Protocol):
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
 
+    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The same bytes as of ``read``, in order, in pieces of a multiple of eight bytes.
 
-def _check_range(url: str, size: int, start: int, length: int) -> None:
+        Args:
+            start: the first.
+            length: how many.
+            buffer: writable memory for pieces; each is good until the next is asked for.
+        """
+
+
+def check_range(url: str, size: int, start: int, length: int) -> None:
+    """Raise ``IncompleteCheckpointError`` unless these bytes are there."""
     if start < 0 or length < 0 or start + length > size:
         raise IncompleteCheckpointError(
             f"Cannot read {url}: expected at least {start + length} bytes, got {size}. It may be "
@@ -96,12 +107,20 @@ class Source:
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
     in place, as nanoGPT does with ``ckpt.pt``, ends the process that looks at it. So a file
     that changes while it is read is noticed instead. ``num_bytes_read`` counts.
+
+    Threads may read side by side. Storages that fsspec drives asynchronously serve them all
+    at once, such as s3; others, which need not bear that, one after the other.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self.fs, self.path = fs, path
         self.url = path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
         self.num_bytes_read = 0
+        self._counting = threading.Lock()
+        self._seeking = threading.Lock()
+        self._fetching: AbstractContextManager[object] = (
+            nullcontext() if fs.async_impl else threading.Lock()
+        )
         self._file: io.FileIO | None = None
         with _explained(self.url):
             if isinstance(fs, LocalFileSystem):
@@ -110,6 +129,11 @@ class Source:
             else:
                 self.size = int(fs.info(path)["size"])
             self._version = self._version_now()
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own file system."""
+        return self._file is not None
 
     def _version_now(self) -> object:
         if self._file is not None:
@@ -138,14 +162,14 @@ class Source:
 
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``; of what there is not, nothing is allocated."""
-        _check_range(self.url, self.size, start, length)
+        check_range(self.url, self.size, start, length)
         buffer = bytearray(length)
         self.fill(memoryview(buffer), start)
         return bytes(buffer)
 
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
-        _check_range(self.url, self.size, start, len(buffer))
+        check_range(self.url, self.size, start, len(buffer))
         done = 0
         while done < len(buffer):
             with _explained(self.url):
@@ -155,80 +179,58 @@ class Source:
                     f"Cannot read {self.url}: expected {len(buffer)} bytes from {start} on, got "
                     f"{done}. It may have been cut off while it was read."
                 )
-            self.num_bytes_read += count
+            self._count(count)
             done += count
         if self._file is not None:
             self.check_unchanged()
 
+    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes from ``start`` on, in order; local ones in ``buffer``, others as they come."""
+        check_range(self.url, self.size, start, length)
+        at_once = len(buffer) if self.is_local else _PIECE_BYTES
+        for done in range(0, length, at_once):
+            size = min(at_once, length - done)
+            if self.is_local:
+                self.fill(buffer[:size], start + done)
+                yield buffer[:size]
+            else:
+                yield self._fetched(start + done, size)
+
+    def _fetched(self, start: int, length: int) -> memoryview:
+        with _explained(self.url):
+            data = self._cat(start, start + length)
+        self._count(len(data))
+        if len(data) == length:
+            return memoryview(data)
+        whole = memoryview(bytearray(length))
+        whole[: len(data)] = data
+        self.fill(whole[len(data) :], start + len(data))
+        return whole
+
     def _fill_some(self, buffer: memoryview, start: int) -> int:
-        if self._file is not None:
+        if self._file is None:
+            data = self._cat(start, start + min(len(buffer), _PIECE_BYTES))
+            buffer[: len(data)] = data
+            return len(data)
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], start)
+        with self._seeking:  # Windows
             self._file.seek(start)
             return self._file.readinto(buffer) or 0
-        end = start + min(len(buffer), _PIECE_BYTES)
-        data = self.fs.cat_file(self.path, start=start, end=end)[: end - start]
-        buffer[: len(data)] = data
-        return len(data)
+
+    def _cat(self, start: int, end: int) -> bytes:
+        with self._fetching:
+            data: bytes = self.fs.cat_file(self.path, start=start, end=end)
+        return data[: end - start]
+
+    def _count(self, num_bytes: int) -> None:
+        with self._counting:
+            self.num_bytes_read += num_bytes
 
     def close(self) -> None:
         """Let go of the file; calling it again does nothing."""
         if self._file is not None:
             self._file.close()
-
-
-class Window:
-    """A part of a source, read at once and held in memory."""
-
-    def __init__(self, source: ByteSource, start: int, length: int) -> None:
-        self.url, self.path = source.url, source.path
-        self._data = source.read(start, length)
-        self.size = length
-
-    def read(self, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start``."""
-        _check_range(self.url, self.size, start, length)
-        return self._data[start : start + length]
-
-    def fill(self, buffer: memoryview, start: int) -> None:
-        """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
-        _check_range(self.url, self.size, start, len(buffer))
-        buffer[:] = memoryview(self._data)[start : start + len(buffer)]
-
-
-class RangeFile(io.RawIOBase):
-    """A source, or a part of it, as a file object that the standard library can read."""
-
-    def __init__(self, source: ByteSource, start: int = 0, length: int | None = None) -> None:
-        super().__init__()
-        self.source, self.start = source, start
-        self.length = source.size - start if length is None else length
-        self._position = 0
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As in ``io``."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a seek to {base + offset}, before the beginning")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """As in ``io``."""
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        """As in ``io``; fewer bytes at the end."""
-        count = max(0, min(len(buffer), self.length - self._position))
-        self.source.fill(memoryview(buffer)[:count], self.start + self._position)
-        self._position += count
-        return count
 
 
 class Folder:

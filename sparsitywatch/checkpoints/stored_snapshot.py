@@ -5,7 +5,8 @@ from __future__ import annotations
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.stored import LazyTensors
 
 __all__ = ["stored_snapshot"]
 
@@ -40,4 +41,4 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
                 "checkpoints of one model together, or choose another scope."
             )
     dtypes = {name: there[name].dtype for name in scope.names}
-    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint.read))
+    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint))

@@ -8,7 +8,8 @@ from typing import Any
 
 from sparsitywatch.checkpoints.base import refused
 from sparsitywatch.checkpoints.inert_pickle import Global, PersistentId, read_inert
-from sparsitywatch.checkpoints.storage import RangeFile, Source
+from sparsitywatch.checkpoints.parts import RangeFile
+from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.torch_tensors import STORAGE_DTYPES, Region
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from sparsitywatch.checkpoints.base import refused
 from sparsitywatch.checkpoints.inert_pickle import read_inert
-from sparsitywatch.checkpoints.storage import ByteSource, RangeFile
+from sparsitywatch.checkpoints.parts import RangeFile
+from sparsitywatch.checkpoints.storage import ByteSource
 from sparsitywatch.checkpoints.torch_tensors import Region
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 

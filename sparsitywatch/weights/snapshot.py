@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.stored import LazyTensors
 
-__all__ = ["LazyTensors", "Snapshot", "WarmCopy"]
+__all__ = ["Snapshot", "WarmCopy"]
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,6 @@ class Snapshot:
         else:
             found = {tensor.dtype for tensor in self.tensors.values()}
         return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
-
-
-class LazyTensors(Mapping[str, torch.Tensor]):
-    """Name to weights, each read when it is asked for and not kept.
-
-    Args:
-        dtypes: every name with its dtype, in the order of the scope.
-        read: reads one tensor by its name.
-    """
-
-    def __init__(
-        self, dtypes: Mapping[str, torch.dtype], read: Callable[[str], torch.Tensor]
-    ) -> None:
-        self.dtypes = dict(dtypes)
-        self._read = read
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.dtypes:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.dtypes)
-
-    def __len__(self) -> int:
-        return len(self.dtypes)
 
 
 class WarmCopy:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -15,10 +19,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.storage import Folder, RangeFile, Source
+from sparsitywatch.checkpoints.parts import RangeFile, Window
+from sparsitywatch.checkpoints.storage import Folder, Source
 from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
-from sparsitywatch.errors import CheckpointError
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 
 class CountingFileSystem(MemoryFileSystem):
@@ -65,8 +71,11 @@ def large_bert() -> torch.nn.Module:
     return transformers.BertForMaskedLM(config)
 
 
+@pytest.mark.parametrize("how", ["whole", "in stretches"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
-def test_only_what_is_in_scope_is_fetched(kind: str, counting: CountingFileSystem) -> None:
+def test_only_what_is_in_scope_is_fetched(
+    kind: str, how: str, counting: CountingFileSystem
+) -> None:
     model = large_bert()
     if kind == "safetensors":
         weights = {n: t for n, t in model.state_dict().items() if "decoder" not in n}
@@ -81,7 +90,10 @@ def test_only_what_is_in_scope_is_fetched(kind: str, counting: CountingFileSyste
     with open_checkpoint(url) as checkpoint:
         scope = Scope.of_entries(checkpoint.entries())
         snapshot = stored_snapshot(checkpoint, scope, 1)
-        wanted = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+        if how == "whole":
+            wanted = sum(tensor.nbytes for tensor in snapshot.tensors.values())
+        else:
+            wanted = MagnitudeSpectrum.of(snapshot.tensors, num_threads=2).num_weights * 4
         assert sum(counting.fetched) == checkpoint.num_bytes_read
     assert wanted == scope.summary.num_weights * 4
     assert sum(counting.fetched) <= 1.1 * wanted < 0.6 * len(data)
@@ -157,3 +169,89 @@ def test_a_part_as_a_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="expected at least 11 bytes, got 10"):
         source.read(5, 6)
     source.close()
+
+
+def test_pieces_are_the_bytes_in_their_order(counting, tmp_path: Path, monkeypatch) -> None:
+    data = bytes(range(256)) * 2
+    (tmp_path / "f").write_bytes(data)
+    counting.pipe_file("counting://f", data)
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 104)
+    buffer = memoryview(bytearray(48))
+    for source, size in (
+        (Source(fsspec.filesystem("file"), str(tmp_path / "f")), 48),
+        (Source(counting, "/f"), 104),
+    ):
+        pieces = [bytes(piece) for piece in source.pieces(5, 451, buffer)]
+        assert b"".join(pieces) == data[5:456]
+        assert {len(piece) for piece in pieces[:-1]} == {size}
+        assert source.num_bytes_read == 451
+        assert list(source.pieces(512, 0, buffer)) == []
+        with pytest.raises(IncompleteCheckpointError, match="at least 513 bytes, got 512"):
+            next(source.pieces(0, 513, buffer))
+        source.close()
+    window = Window(Source(counting, "/f"), 100, 50)
+    assert [bytes(piece) for piece in window.pieces(10, 40, buffer)] == [data[110:150]]
+    with pytest.raises(IncompleteCheckpointError):
+        next(window.pieces(10, 41, buffer))
+
+
+def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None:
+    data = bytes(range(200))
+    counting.pipe_file("counting://f", data)
+    plain = CountingFileSystem.cat_file
+
+    def cat_file(self, path, start=None, end=None, **options) -> bytes:
+        return plain(self, path, start=start, end=min(end, start + 60), **options)
+
+    monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
+    source = Source(counting, "/f")
+    (piece,) = source.pieces(3, 190, memoryview(bytearray(8)))
+    assert bytes(piece) == data[3:193]
+    assert source.num_bytes_read == 190
+
+
+def test_without_preadv_the_same(tmp_path: Path, monkeypatch) -> None:
+    data = random.Random(0).randbytes(1 << 18)
+    (tmp_path / "f").write_bytes(data)
+    monkeypatch.delattr(os, "preadv", raising=False)
+    source = Source(fsspec.filesystem("file"), str(tmp_path / "f"))
+
+    def read(start: int) -> bool:
+        return source.read(start, 100) == data[start : start + 100]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(0, len(data) - 100, 501)))
+    source.close()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_only_storages_made_for_it_are_asked_at_once(is_async, counting, monkeypatch) -> None:
+    counting.pipe_file("counting://f", bytes(1000))
+    monkeypatch.setattr(CountingFileSystem, "async_impl", is_async)
+    monkeypatch.setattr(storage, "_PIECE_BYTES", 8)
+    source = Source(counting, "/f")
+    both = threading.Barrier(2)
+
+    def cat_file(self, path, start=None, end=None, **options) -> bytes:
+        if is_async:
+            both.wait(60)
+        else:
+            assert source._fetching.locked()
+        return bytes(end - start)
+
+    monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: list(source.pieces(500 * i, 400, memoryview(b""))), range(2)))
+    assert source.num_bytes_read == 800
+
+
+def test_a_replaced_file_is_noticed_by_the_spectrum(counting) -> None:
+    url = "counting://w.safetensors"
+    data = safetensors.torch.save({"w": torch.ones(3, 3)})
+    counting.pipe_file(url, data)
+    with open_checkpoint(url) as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries(), lambda *_: True)
+        snapshot = stored_snapshot(checkpoint, scope, 1)
+        counting.pipe_file(url, data)
+        with pytest.raises(CheckpointError, match="written meanwhile"):
+            MagnitudeSpectrum.of(snapshot.tensors)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.reader_contract import ReaderContract, failure, same_bits, small_bert
+from contracts.reader_contract import ReaderContract, failure, in_stretches, same_bits, small_bert
 from torch import nn
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.stored import LazyTensors
 
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:
@@ -118,6 +120,9 @@ def test_tensors_of_every_form(is_zip: bool, tmp_path: Path) -> None:
         "slice": base[2:4, 1:9:3],
         "row": base[3],
         "parameter": nn.Parameter(torch.randn(3, 3)),
+        "overlapping": base.as_strided((2, 2), (1, 1)),
+        "repeated": base.as_strided((2, 3), (0, 5)),
+        "permuted": torch.randn(2, 3, 4).permute(1, 2, 0),
         "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
         "scalar": torch.tensor(3.0),
         "empty": torch.empty(0, 4),
@@ -136,6 +141,7 @@ def test_tensors_of_every_form(is_zip: bool, tmp_path: Path) -> None:
     with open_checkpoint(path) as checkpoint:
         for name, tensor in checkpoint.tensors():
             assert same_bits(tensor, weights[name].detach()), name
+            assert in_stretches(checkpoint, name), name
 
 
 def test_ties_share_their_storage_and_slices_do_not(tmp_path: Path) -> None:
@@ -162,6 +168,7 @@ def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
         torch.serialization.set_crc32_options(True)
     with open_checkpoint(tmp_path / "w.pt") as checkpoint:
         assert checkpoint.read("w").tolist() == [1.0] * 5
+        assert in_stretches(checkpoint, "w")
 
 
 def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> None:
@@ -176,6 +183,9 @@ def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> N
         assert checkpoint.read("good").tolist() == [1.0] * 3
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             checkpoint.read("bad")
+        lazy = LazyTensors(dict.fromkeys(["good", "bad"], torch.float32), checkpoint)
+        with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
+            MagnitudeSpectrum.of(lazy)
 
 
 def test_what_is_no_state_dict_is_told(tmp_path: Path) -> None:

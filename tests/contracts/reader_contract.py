@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
 
+from sparsitywatch.checkpoints import strided
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.opening import open_checkpoint
@@ -57,6 +59,24 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(
         one.contiguous().reshape(-1).view(torch.uint8),
         other.detach().contiguous().reshape(-1).view(torch.uint8),
+    )
+
+
+def in_stretches(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the stretches of a tensor hold its elements, whatever their order."""
+    tensor = checkpoint.read(name)
+    buffer = memoryview(bytearray(64))
+    found = b""
+    for stretch in checkpoint.stretches(name):
+        pieces = [bytes(piece) for piece in stretch.pieces(buffer)]
+        assert all(len(piece) % tensor.itemsize == 0 for piece in pieces)
+        assert sum(map(len, pieces)) == stretch.num_bytes
+        found += b"".join(pieces)
+    expected = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    element = f"V{tensor.itemsize}"
+    return bool(
+        sorted(np.frombuffer(found, element).tolist())
+        == sorted(np.frombuffer(expected, element).tolist())
     )
 
 
@@ -169,6 +189,14 @@ class ReaderContract:
             with pytest.raises(KeyError):
                 checkpoint.read("no.such.name")
 
+    def test_stretches_hold_each_element_once(self, written, monkeypatch) -> None:
+        monkeypatch.setattr(strided, "STRETCH_BYTES", 200)
+        with open_checkpoint(written[1]) as checkpoint:
+            for entry in checkpoint.entries():
+                assert in_stretches(checkpoint, entry.name), entry.name
+            with pytest.raises(KeyError):
+                checkpoint.stretches("no.such.name")
+
     def test_descriptions_are_read_without_the_weights(self, written) -> None:
         with open_checkpoint(written[1]) as checkpoint:
             before = checkpoint.num_bytes_read
@@ -195,6 +223,7 @@ class ReaderContract:
             ours = MagnitudeSpectrum.of(snapshot.tensors)
             theirs = MagnitudeSpectrum.of(live.tensors)
             assert ours.thresholds(levels) == theirs.thresholds(levels)
+            assert ours == theirs
             # and with the live scope
             again = stored_snapshot(checkpoint, live.scope, 3)
             assert list(again.tensors) == list(live.tensors)

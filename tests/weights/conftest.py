@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from sparsitywatch.weights.spectrum import counting, kernel
+from sparsitywatch.weights.spectrum import counter, kernel
 
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])
@@ -19,5 +19,5 @@ def counted_by(request: pytest.FixtureRequest):
             patch.setattr(kernel, "load", lambda num_bytes: None)
         else:
             assert all(kernel.load(num_bytes) for num_bytes in (2, 4, 8))
-            patch.setattr(counting, "MIN_COMPILED", 0)
+            patch.setattr(counter, "MIN_COMPILED", 0)
         yield request.param

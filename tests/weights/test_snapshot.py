@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
 from torch import nn
 
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Snapshot, WarmCopy
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 
 def snapshot(model: nn.Module, step: int = 1) -> Snapshot:
@@ -52,24 +49,3 @@ def test_strided_weights_are_copied_by_value() -> None:
     net[0].weight = nn.Parameter(torch.arange(35.0).reshape(5, 7).t())
     copy = WarmCopy().take(snapshot(net))
     assert torch.equal(copy.tensors["0.weight"], net[0].weight)
-
-
-def test_lazy_tensors_are_read_one_at_a_time_and_not_kept() -> None:
-    weights = {f"w{at}": torch.randn(50, 4) for at in range(5)}
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-
-    def read(name: str) -> torch.Tensor:
-        nonlocal most
-        tensor = weights[name].clone()
-        alive.append(weakref.ref(tensor))
-        most = max(most, sum(ref() is not None for ref in alive))
-        return tensor
-
-    lazy = LazyTensors({name: tensor.dtype for name, tensor in weights.items()}, read)
-    spectrum = MagnitudeSpectrum.of(lazy)
-    assert most <= 2
-    assert spectrum.thresholds([0.3, 0.8]) == MagnitudeSpectrum.of(weights).thresholds([0.3, 0.8])
-    assert (list(lazy), len(lazy), "w9" in lazy) == (list(weights), 5, False)
-    with pytest.raises(KeyError):
-        lazy["w9"]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, reading
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, keys, reading
 from sparsitywatch.weights.spectrum.histogram import Histogram
 
 pytestmark = pytest.mark.usefixtures("counted_by")
@@ -61,7 +61,7 @@ def all_bits(dtype):
 )
 def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
     monkeypatch.setattr(reading, "MIN_PIECE", 700)
-    monkeypatch.setattr(counting, "CHUNK", 256)
+    monkeypatch.setattr(keys, "CHUNK", 256)
     tensor = view(random_tensor(120, 50, dtype=dtype))
     copy = tensor.clone(memory_format=torch.contiguous_format)
     of_view = MagnitudeSpectrum.of({"w": tensor}, num_threads=2)

@@ -16,8 +16,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel, loops
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counter, kernel, loops
 from sparsitywatch.weights.spectrum.bins import STORAGES
+from sparsitywatch.weights.spectrum.keys import raw_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -54,7 +55,7 @@ def fake_numba(monkeypatch):
 
 @pytest.fixture
 def always_compiled(monkeypatch):
-    monkeypatch.setattr(counting, "MIN_COMPILED", 0)
+    monkeypatch.setattr(counter, "MIN_COMPILED", 0)
 
 
 def words_of(num_bytes, seed=0, size=3000):
@@ -67,7 +68,7 @@ def words_of(num_bytes, seed=0, size=3000):
 def expected_counts(words):
     storage = next(s for s in STORAGES.values() if s.num_bytes == words.itemsize)
     keys = np.empty(len(words), np.uint64 if words.itemsize == 8 else np.uint32)
-    counting.raw_keys(words, storage, keys)
+    raw_keys(words, storage, keys)
     if words.itemsize == 2:
         keys &= np.uint32(0x7FFF)
     return np.unique(keys, return_counts=True)

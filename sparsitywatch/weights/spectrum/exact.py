@@ -9,9 +9,9 @@ import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum.bins import STORAGES, Storage
-from sparsitywatch.weights.spectrum.counting import CHUNK, chunks, raw_keys, raw_keys_on_device
 from sparsitywatch.weights.spectrum.distribution import Distribution
 from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.keys import CHUNK, chunks, raw_keys, raw_keys_on_device
 from sparsitywatch.weights.spectrum.reading import MAX_PIECE, map_pieces, pieces, words_of
 
 __all__ = ["exact_thresholds"]

@@ -90,6 +90,12 @@ class Histogram:
         """Exact zeros of either sign."""
         return int(self.counts[0]) if len(self.keys) and self.keys[0] == 0 else 0
 
+    @property
+    def may_hold_inf(self) -> bool:
+        """Whether infinities may be among the largest finite values, whose bin they share."""
+        shares = STORAGES[self.dtype].num_bytes > 2
+        return shares and len(self.keys) > 0 and int(self.keys[-1]) == self.bins.inf_key - 1
+
     def with_inf(self, num_inf: int) -> Histogram:
         """The same, with ``num_inf`` weights of the last bin known to be infinite."""
         counts = self.counts.copy()

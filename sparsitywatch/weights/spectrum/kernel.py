@@ -55,10 +55,15 @@ class Kernel:
     drain: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
 
     def __call__(self, words: np.ndarray, buffers: Buffers) -> tuple[np.ndarray, np.ndarray]:
-        """(Keys, counts) of flat unsigned words: int32, rising, and int64, positive.
+        """(Keys, counts) of ``words``, as ``add`` and ``take`` have them."""
+        self.add(words, buffers)
+        return self.take(buffers)
+
+    def add(self, words: np.ndarray, buffers: Buffers) -> None:
+        """Count flat unsigned words.
 
         Args:
-            words: contiguous and aligned, less than 2**32 of them.
+            words: contiguous and aligned, less than 2**32 of them until they are taken.
             buffers: for words of this width, used by no other thread meanwhile.
         """
         per_pack = 8 // self.num_bytes
@@ -67,6 +72,9 @@ class Kernel:
         end = start + num_packs * per_pack
         rest = np.concatenate((words[:start], words[end:]), dtype=np.uint64)
         self.count(words[start:end].view(np.uint64), rest, buffers.table)
+
+    def take(self, buffers: Buffers) -> tuple[np.ndarray, np.ndarray]:
+        """(Keys, counts) of all that was added: int32, rising, and int64, positive."""
         found = self.drain(buffers.table, buffers.pairs, buffers.keys, buffers.counts)
         return buffers.keys[:found].copy(), buffers.counts[:found].copy()
 

@@ -7,9 +7,9 @@ worker would also be the default of every thread that the caller starts later.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +17,18 @@ import torch
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum.bins import STORAGES, Storage
 
-__all__ = ["MAX_PIECE", "checked", "map_pieces", "pieces", "words_of"]
+__all__ = [
+    "MAX_PIECE",
+    "checked",
+    "map_pieces",
+    "pieces",
+    "share_out",
+    "storage_of",
+    "words_of",
+    "worth_threads",
+]
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 #: Weights of one task: enough to hide its start, few enough to share out evenly.
@@ -34,9 +44,7 @@ def checked(name: str, tensor: object) -> torch.Tensor:
     """
     if not isinstance(tensor, torch.Tensor):
         raise _refusal(name, f"an object of type {type(tensor).__name__}", "Pass a torch.Tensor")
-    if tensor.dtype not in STORAGES:
-        known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
-        raise _refusal(name, f"dtype {tensor.dtype}", f"Leave it out or convert it; known: {known}")
+    storage_of(name, tensor.dtype)
     if tensor.layout is not torch.strided:
         raise _refusal(name, f"layout {tensor.layout}", "Convert it with to_dense()")
     if tensor.device.type == "meta":
@@ -44,6 +52,18 @@ def checked(name: str, tensor: object) -> torch.Tensor:
     if hasattr(tensor, "to_local"):
         raise _refusal(name, type(tensor).__name__, "Pass its local shard, to_local()")
     return tensor
+
+
+def storage_of(name: str, dtype: torch.dtype) -> Storage:
+    """How ``dtype``, that of the tensor of this name, is stored.
+
+    Raises:
+        ConfigurationError: it cannot be counted.
+    """
+    if dtype not in STORAGES:
+        known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
+        raise _refusal(name, f"dtype {dtype}", f"Leave it out or convert it; known: {known}")
+    return STORAGES[dtype]
 
 
 def _refusal(name: str, got: str, what_to_do: str) -> ConfigurationError:
@@ -101,10 +121,34 @@ def map_pieces(
         # a strided piece is copied by its worker, so it has to be small
         for piece in pieces(tensor, size if tensor.is_contiguous() else MIN_PIECE)
     ]
-    num_threads = min(num_threads, len(tasks), -(-total // (MIN_PIECE * pieces_per_thread)))
-    results: dict[int, T] = {}
     # the largest first, or the last thread would finish long after the others
-    waiting = deque(sorted(range(len(tasks)), key=lambda i: -tasks[i][1].size))
+    order = sorted(range(len(tasks)), key=lambda i: -tasks[i][1].size)
+    found = share_out(
+        lambda i: function(tasks[i][1], tasks[i][2]),
+        order,
+        min(num_threads, worth_threads(total, pieces_per_thread)),
+    )
+    results = dict(zip(order, found, strict=True))
+    return [(task[0], results[i]) for i, task in enumerate(tasks)]
+
+
+def worth_threads(num_weights: int, pieces_per_thread: int) -> int:
+    """How many threads so many weights are worth.
+
+    Args:
+        num_weights: of all tensors.
+        pieces_per_thread: smallest pieces that are worth the start of a thread.
+    """
+    return -(-num_weights // (MIN_PIECE * pieces_per_thread))
+
+
+def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
+    """``function`` of each task, begun in this order, by the caller and a pool of others.
+
+    After a failure no further task is begun; the first one is raised.
+    """
+    results: list[Any] = [None] * len(tasks)
+    waiting = deque(range(len(tasks)))
 
     def work() -> None:
         while True:
@@ -112,14 +156,19 @@ def map_pieces(
                 i = waiting.popleft()
             except IndexError:
                 return
-            results[i] = function(tasks[i][1], tasks[i][2])
+            try:
+                results[i] = function(tasks[i])
+            except BaseException:
+                waiting.clear()
+                raise
 
-    if num_threads <= 1:
+    num_others = min(num_threads, len(tasks)) - 1
+    if num_others <= 0:
         work()
-    else:
-        with ThreadPoolExecutor(num_threads - 1, "sparsitywatch-spectrum") as pool:
-            others = [pool.submit(work) for _ in range(num_threads - 1)]
-            work()
-            for other in others:
-                other.result()
-    return [(task[0], results[i]) for i, task in enumerate(tasks)]
+        return results
+    with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
+        others = [pool.submit(work) for _ in range(num_others)]
+        work()
+        for other in others:
+            other.result()
+    return results

@@ -1,0 +1,73 @@
+"""Parts of a file: held in memory, or as a file object of their own."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from sparsitywatch.checkpoints.storage import ByteSource, check_range
+
+__all__ = ["RangeFile", "Window"]
+
+
+class Window:
+    """A part of a source, read at once and held in memory."""
+
+    def __init__(self, source: ByteSource, start: int, length: int) -> None:
+        self.url, self.path = source.url, source.path
+        self._data = source.read(start, length)
+        self.size = length
+
+    def read(self, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``."""
+        check_range(self.url, self.size, start, length)
+        return self._data[start : start + length]
+
+    def fill(self, buffer: memoryview, start: int) -> None:
+        """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
+        check_range(self.url, self.size, start, len(buffer))
+        buffer[:] = memoryview(self._data)[start : start + len(buffer)]
+
+    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002
+        """The bytes from ``start`` on, all at once."""
+        check_range(self.url, self.size, start, length)
+        yield memoryview(self._data)[start : start + length]
+
+
+class RangeFile(io.RawIOBase):
+    """A source, or a part of it, as a file object that the standard library can read."""
+
+    def __init__(self, source: ByteSource, start: int = 0, length: int | None = None) -> None:
+        super().__init__()
+        self.source, self.start = source, start
+        self.length = source.size - start if length is None else length
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As in ``io``."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
+        if base + offset < 0:
+            raise ValueError(f"a seek to {base + offset}, before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """As in ``io``."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """As in ``io``; fewer bytes at the end."""
+        count = max(0, min(len(buffer), self.length - self._position))
+        self.source.fill(memoryview(buffer)[:count], self.start + self._position)
+        self._position += count
+        return count

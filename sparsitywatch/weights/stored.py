@@ -1,0 +1,92 @@
+"""Weights that lie somewhere else: read when they are asked for, whole or in stretches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+__all__ = ["LazyTensors", "LoadedStretch", "Store", "Stretch"]
+
+
+class Stretch(Protocol):
+    """Some elements of one stored tensor. Threads may read stretches of a store side by side."""
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """File and place in it, to read in the order of the bytes."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its elements."""
+
+    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of all its elements, a number of whole elements at once.
+
+        Args:
+            buffer: writable memory that pieces may lie in, a multiple of eight bytes; one
+                piece is good until the next is asked for.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not what was stored.
+        """
+
+
+class Store(Protocol):
+    """Where stored weights lie; a ``Checkpoint`` is one."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU, in its own dtype."""
+
+    def stretches(self, name: str) -> Sequence[Stretch]:
+        """The stretches that together hold each element of a tensor once."""
+
+    def check_unchanged(self) -> None:
+        """Raise if something was written since it was opened."""
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Name to weights, each read when it is asked for and not kept.
+
+    Args:
+        dtypes: every name with its dtype, in the order of the scope.
+        store: where they lie.
+    """
+
+    def __init__(self, dtypes: Mapping[str, torch.dtype], store: Store) -> None:
+        self.dtypes = dict(dtypes)
+        self.store = store
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.dtypes:
+            raise KeyError(name)
+        return self.store.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dtypes)
+
+    def __len__(self) -> int:
+        return len(self.dtypes)
+
+
+@dataclass(frozen=True)
+class LoadedStretch:
+    """A tensor that can only be read as a whole, as one stretch.
+
+    Args:
+        position: file and place in it.
+        num_bytes: its size.
+        load: reads it.
+    """
+
+    position: tuple[str, int]
+    num_bytes: int
+    load: Callable[[], torch.Tensor]
+
+    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002  the tensor's own
+        """All its bytes at once; memory: those of the tensor."""
+        tensor = self.load().contiguous()
+        if tensor.numel():
+            yield tensor.reshape(-1).view(torch.uint8).numpy().data
