@@ -41,4 +41,4 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
                 "checkpoints of one model together, or choose another scope."
             )
     dtypes = {name: there[name].dtype for name in scope.names}
-    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint))
+    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint.read, checkpoint))

@@ -37,9 +37,6 @@ class Stretch(Protocol):
 class Store(Protocol):
     """Where stored weights lie; a ``Checkpoint`` is one."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in its own dtype."""
-
     def stretches(self, name: str) -> Sequence[Stretch]:
         """The stretches that together hold each element of a tensor once."""
 
@@ -52,17 +49,25 @@ class LazyTensors(Mapping[str, torch.Tensor]):
 
     Args:
         dtypes: every name with its dtype, in the order of the scope.
-        store: where they lie.
+        read: reads one tensor by its name.
+        store: gives the same weights in stretches, to be counted while they are read; None:
+            each tensor is read first and counted then.
     """
 
-    def __init__(self, dtypes: Mapping[str, torch.dtype], store: Store) -> None:
+    def __init__(
+        self,
+        dtypes: Mapping[str, torch.dtype],
+        read: Callable[[str], torch.Tensor],
+        store: Store | None = None,
+    ) -> None:
         self.dtypes = dict(dtypes)
         self.store = store
+        self._read = read
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.dtypes:
             raise KeyError(name)
-        return self.store.read(name)
+        return self._read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.dtypes)

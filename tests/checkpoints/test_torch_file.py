@@ -183,7 +183,8 @@ def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> N
         assert checkpoint.read("good").tolist() == [1.0] * 3
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             checkpoint.read("bad")
-        lazy = LazyTensors(dict.fromkeys(["good", "bad"], torch.float32), checkpoint)
+        dtypes = dict.fromkeys(["good", "bad"], torch.float32)
+        lazy = LazyTensors(dtypes, checkpoint.read, checkpoint)
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             MagnitudeSpectrum.of(lazy)
 

@@ -71,7 +71,8 @@ class Parts:
             raise CheckpointError("written meanwhile")
 
     def lazy(self) -> LazyTensors:
-        return LazyTensors({name: t.dtype for name, t in self.tensors.items()}, self)
+        dtypes = {name: t.dtype for name, t in self.tensors.items()}
+        return LazyTensors(dtypes, self.read, self)
 
 
 def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -193,11 +194,13 @@ class Whole:
         pass
 
 
-def test_whole_tensors_are_read_one_at_a_time_and_not_kept() -> None:
+@pytest.mark.parametrize("in_stretches", [True, False])
+def test_whole_tensors_are_read_one_at_a_time_and_not_kept(in_stretches) -> None:
     weights = {f"w{at}": torch.randn(50, 4).t() for at in range(5)}
     weights["none"] = torch.ones(0)
     store = Whole(weights)
-    lazy = LazyTensors({name: tensor.dtype for name, tensor in weights.items()}, store)
+    dtypes = {name: tensor.dtype for name, tensor in weights.items()}
+    lazy = LazyTensors(dtypes, store.read, store if in_stretches else None)
     assert MagnitudeSpectrum.of(lazy, num_threads=1) == MagnitudeSpectrum.of(weights)
     assert store.most <= 2
     assert (list(lazy), len(lazy), "w9" in lazy) == (list(weights), 6, False)

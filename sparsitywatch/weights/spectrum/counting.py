@@ -24,7 +24,10 @@ MAX_DEVICE_BINS = 1 << 24
 def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[str, Histogram]:
     """One histogram per tensor, in the order of ``tensors``."""
     if isinstance(tensors, LazyTensors):  # stored ones, never all in memory
-        return count_stored(tensors, num_threads)
+        if tensors.store is not None:
+            return count_stored(tensors.dtypes, tensors.store, num_threads)
+        one_by_one = (count({name: tensors[name]}, num_threads) for name in tensors)
+        return {name: found for counted in one_by_one for name, found in counted.items()}
     words = {name: words_of(name, tensor) for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     found: dict[str, Histogram] = {}

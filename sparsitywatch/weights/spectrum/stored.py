@@ -7,7 +7,7 @@ go through memory once less than if they were read first, and no page of it is e
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from sparsitywatch.weights.spectrum.bins import Storage
 from sparsitywatch.weights.spectrum.counter import MAX_ADDED, Counter, kernels_for
 from sparsitywatch.weights.spectrum.histogram import Histogram
 from sparsitywatch.weights.spectrum.reading import share_out, storage_of, worth_threads
-from sparsitywatch.weights.stored import LazyTensors, Stretch
+from sparsitywatch.weights.stored import Store, Stretch
 
 __all__ = ["BUFFER_BYTES", "count_stored"]
 
@@ -24,18 +24,25 @@ __all__ = ["BUFFER_BYTES", "count_stored"]
 BUFFER_BYTES = 1 << 19
 
 
-def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, Histogram]:
-    """One histogram per tensor, in the order of ``tensors``.
+def count_stored(
+    dtypes: Mapping[str, torch.dtype], store: Store, num_threads: int | None
+) -> dict[str, Histogram]:
+    """One histogram per tensor, in the order of ``dtypes``.
+
+    Args:
+        dtypes: the tensors to count, by name.
+        store: where they lie.
+        num_threads: at most; by default ``torch.get_num_threads()``.
 
     Raises:
         ConfigurationError: a tensor has a dtype that cannot be counted.
         CheckpointError: one cannot be read, or was written meanwhile.
     """
-    storages = {name: storage_of(name, dtype) for name, dtype in tensors.dtypes.items()}
-    tasks = [(name, stretch) for name in tensors for stretch in tensors.store.stretches(name)]
+    storages = {name: storage_of(name, dtype) for name, dtype in dtypes.items()}
+    tasks = [(name, stretch) for name in dtypes for stretch in store.stretches(name)]
     tasks.sort(key=lambda task: task[1].position)
     num_weights = sum(stretch.num_bytes // storages[name].num_bytes for name, stretch in tasks)
-    counter = Counter(kernels_for(num_weights, tensors.dtypes.values()))
+    counter = Counter(kernels_for(num_weights, dtypes.values()))
     buffers = _Buffer()
 
     def counted(task: tuple[str, Stretch]) -> Histogram:
@@ -44,14 +51,14 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
 
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
     num_threads = min(num_threads, worth_threads(num_weights, counter.pieces_per_thread))
-    parts: dict[str, list[Histogram]] = {name: [] for name in tensors}
+    parts: dict[str, list[Histogram]] = {name: [] for name in dtypes}
     for (name, _), part in zip(tasks, share_out(counted, tasks, num_threads), strict=True):
         parts[name].append(part)
-    found = {name: _sum(tensors.dtypes[name], own) for name, own in parts.items()}
+    found = {name: _sum(dtypes[name], own) for name, own in parts.items()}
     for name, histogram in found.items():
         if histogram.may_hold_inf:
-            found[name] = histogram.with_inf(_num_inf(tensors, name, storages[name]))
-    tensors.store.check_unchanged()
+            found[name] = histogram.with_inf(_num_inf(store, name, storages[name]))
+    store.check_unchanged()
     return found
 
 
@@ -90,12 +97,12 @@ def _words(stretch: Stretch, storage: Storage, buffer: memoryview) -> Iterator[n
         yield words if words.flags.aligned else words.copy()
 
 
-def _num_inf(tensors: LazyTensors, name: str, storage: Storage) -> int:
+def _num_inf(store: Store, name: str, storage: Storage) -> int:
     """How many weights are infinite, of a dtype whose bins do not tell; reads them again."""
     buffer = memoryview(bytearray(BUFFER_BYTES))
     sign_off = (1 << (8 * storage.num_bytes - 1)) - 1
     return sum(
         int(np.count_nonzero((words & words.dtype.type(sign_off)) == storage.inf_bits))
-        for stretch in tensors.store.stretches(name)
+        for stretch in store.stretches(name)
         for words in _words(stretch, storage, buffer)
     )
