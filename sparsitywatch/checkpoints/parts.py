@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from sparsitywatch.checkpoints.storage import ByteSource, check_range
+from sparsitywatch.checkpoints.storage import ByteSource, check_range, in_pieces
 
 __all__ = ["RangeFile", "Window"]
 
@@ -30,10 +30,10 @@ class Window:
         check_range(self.url, self.size, start, len(buffer))
         buffer[:] = memoryview(self._data)[start : start + len(buffer)]
 
-    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002
-        """The bytes from ``start`` on, all at once."""
+    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes from ``start`` on, in order, each piece in ``buffer``."""
         check_range(self.url, self.size, start, length)
-        yield memoryview(self._data)[start : start + length]
+        yield from in_pieces(memoryview(self._data)[start : start + length], buffer)
 
 
 class RangeFile(io.RawIOBase):

@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
-__all__ = ["ByteSource", "Folder", "Source", "check_range", "filesystem", "one_line"]
+__all__ = ["ByteSource", "Folder", "Source", "check_range", "filesystem", "in_pieces", "one_line"]
 
 #: Longest piece fetched at once from a remote storage, in bytes: bounds the extra memory.
 _PIECE_BYTES = 64 * 2**20
@@ -65,6 +65,14 @@ def _explained(url: str) -> Iterator[None]:
         raise CheckpointError(f"Cannot read {url}: {one_line(error)}.") from error
 
 
+def in_pieces(data: memoryview, buffer: memoryview) -> Iterator[memoryview]:
+    """``data``, copied into ``buffer`` piece by piece."""
+    for start in range(0, len(data), len(buffer)):
+        piece = buffer[: len(data) - start]
+        piece[:] = data[start : start + len(piece)]
+        yield piece
+
+
 class ByteSource(Protocol):
     """Bytes that can be read by ranges."""
 
@@ -79,12 +87,13 @@ class ByteSource(Protocol):
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
 
     def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The same bytes as of ``read``, in order, in pieces of a multiple of eight bytes.
+        """The same bytes as of ``read``, in order.
 
         Args:
             start: the first.
             length: how many.
-            buffer: writable memory for pieces; each is good until the next is asked for.
+            buffer: writable memory in which the pieces lie, a multiple of eight bytes; each is
+                good until the next is asked for.
         """
 
 
@@ -185,16 +194,18 @@ class Source:
             self.check_unchanged()
 
     def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes from ``start`` on, in order; local ones in ``buffer``, others as they come."""
+        """The bytes from ``start`` on, in order, each piece in ``buffer``."""
         check_range(self.url, self.size, start, length)
-        at_once = len(buffer) if self.is_local else _PIECE_BYTES
-        for done in range(0, length, at_once):
-            size = min(at_once, length - done)
-            if self.is_local:
-                self.fill(buffer[:size], start + done)
-                yield buffer[:size]
-            else:
-                yield self._fetched(start + done, size)
+        if self.is_local:
+            for done in range(0, length, len(buffer)):
+                piece = buffer[: length - done]
+                self.fill(piece, start + done)
+                yield piece
+        else:
+            for done in range(0, length, _PIECE_BYTES):
+                yield from in_pieces(
+                    self._fetched(start + done, min(_PIECE_BYTES, length - done)), buffer
+                )
 
     def _fetched(self, start: int, length: int) -> memoryview:
         with _explained(self.url):

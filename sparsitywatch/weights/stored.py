@@ -26,8 +26,8 @@ class Stretch(Protocol):
         """The bytes of all its elements, a number of whole elements at once.
 
         Args:
-            buffer: writable memory that pieces may lie in, a multiple of eight bytes; one
-                piece is good until the next is asked for.
+            buffer: writable memory that the pieces may lie in, a multiple of eight bytes;
+                each is good until the next is asked for.
 
         Raises:
             CheckpointError: they cannot be read, or are not what was stored.

@@ -39,7 +39,7 @@ class Part:
             piece = self.data[start : start + self.at_once]
             into = memoryview(bytearray(len(piece) + self.shift))[self.shift :]
             into[:] = piece
-            yield into
+            yield memoryview(piece) if self.shift == 0 else into  # bytes may not be written to
 
 
 @dataclass

@@ -94,7 +94,8 @@ def _words(stretch: Stretch, storage: Storage, buffer: memoryview) -> Iterator[n
     """The words of a stretch, flat and aligned, some at once."""
     for piece in stretch.pieces(buffer):
         words = np.frombuffer(piece, f"u{storage.num_bytes}")
-        yield words if words.flags.aligned else words.copy()
+        # what is compiled takes no others
+        yield words if words.flags.aligned and words.flags.writeable else words.copy()
 
 
 def _num_inf(store: Store, name: str, storage: Storage) -> int:
