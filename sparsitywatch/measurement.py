@@ -28,6 +28,7 @@ from sparsitywatch.records import (
     SparsityCurve,
 )
 from sparsitywatch.version import __version__
+from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -103,7 +104,8 @@ class Measurement:
     Args:
         settings: what is measured.
         scope: which weights count.
-        initial_rms: root mean square of each in-scope tensor when the watch first saw it.
+        initial_rms: root mean square of each in-scope tensor when the watch first saw it; None:
+            the first snapshot that is measured says it.
         proxy: what is evaluated, or None to look at the weights only.
         dtypes: dtypes of the in-scope weights, for the provenance.
     """
@@ -112,7 +114,7 @@ class Measurement:
         self,
         settings: Settings,
         scope: Scope,
-        initial_rms: Mapping[str, float],
+        initial_rms: Mapping[str, float] | None,
         proxy: Proxy | None = None,
         dtypes: tuple[str, ...] = (),
     ) -> None:
@@ -120,7 +122,7 @@ class Measurement:
         self._scope = scope
         self._proxy = proxy
         self._rules = {name: NearZeroRule.parse(name) for name in settings.near_zero}
-        self.initial_rms = dict(initial_rms)
+        self.initial_rms = dict(initial_rms or {})
         self.provenance = Provenance(
             sparsitywatch=__version__,
             torch=torch.__version__,
@@ -173,6 +175,8 @@ class Measurement:
         """
         before = time.perf_counter()
         spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
+        if not self.initial_rms:
+            self.initial_rms = {name: layer.rms for name, layer in spectrum.layers().items()}
         read = time.perf_counter()
         result, reason = None, ""
         if self._proxy is not None and model is not None:
@@ -278,17 +282,19 @@ class Measurement:
         result: SweepResult | None,
         dormant: Mapping[str, float],
     ) -> tuple[LayerShare, ...]:
+        layers = spectrum.layers()
         return tuple(
             LayerShare(
                 name=name,
-                num_weights=layer.num_weights,
-                rms=layer.rms,
+                num_weights=layers[name].num_weights,
+                rms=layers[name].rms,
                 near_zero={
-                    rule_name: rule.fraction(layer, self.initial_rms)
+                    rule_name: rule.fraction(layers[name], self.initial_rms)
                     for rule_name, rule in self._rules.items()
                 },
                 removed=tuple(cut.share(name) for cut in result.cuts) if result else (),
                 dormant=dormant.get(name, math.nan),
             )
-            for name, layer in spectrum.layers().items()
+            # a file may have them in another order than the model
+            for name in sorted(layers, key=natural_order)
         )

@@ -14,6 +14,7 @@ from sparsitywatch.checkpoints.huggingface import WEIGHT_FILES
 from sparsitywatch.checkpoints.opening import format_of, open_checkpoint
 from sparsitywatch.checkpoints.storage import filesystem, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.weights.names import natural_order
 
 __all__ = ["Found", "discover", "places_in", "step_of_name"]
 
@@ -81,7 +82,7 @@ def discover(
             full = place if "file" in _protocols(fs) else str(fs.unstrip_protocol(place))
             if full not in found:
                 found[full] = _look(full, storage_options)
-    ordered = sorted(found.values(), key=lambda one: (*_by_step(one), _natural(one.url)))
+    ordered = sorted(found.values(), key=lambda one: (*_by_step(one), natural_order(one.url)))
     return _without_duplicates(ordered)
 
 
@@ -93,16 +94,11 @@ def _by_step(one: Found) -> tuple[bool, int]:
     return one.step is None, one.step or 0
 
 
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Sorts numbers inside names by their value."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", text)]
-
-
 def _expanded(fs: fsspec.AbstractFileSystem, path: str, url: str) -> list[str]:
     try:
         fs.invalidate_cache()  # a live run has written since
         paths = fs.glob(path) if fsspec.core.has_magic(path) else [path]
-        listings = [(p, _listing(fs, p)) for p in sorted(paths, key=_natural)]
+        listings = [(p, _listing(fs, p)) for p in sorted(paths, key=natural_order)]
     except Exception as error:  # whatever a storage raises
         raise CheckpointError(f"Cannot list {url}: {one_line(error)}.") from error
     places = [place for p, names in listings for place in _placed(p, names)]
@@ -145,7 +141,7 @@ def places_in(files: Iterable[str]) -> list[str]:
         for depth in range(len(parts)):
             children.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
     found: list[str] = []
-    for folder in sorted(children, key=lambda name: (name.count("/"), _natural(name))):
+    for folder in sorted(children, key=lambda name: (name.count("/"), natural_order(name))):
         if any(folder == f or folder.startswith(f"{f}/") for f in found if f):
             continue
         names = children[folder]
@@ -159,10 +155,10 @@ def places_in(files: Iterable[str]) -> list[str]:
                 continue
         found += [
             f"{inside}{name}"
-            for name in sorted(names, key=_natural)
+            for name in sorted(names, key=natural_order)
             if f"{inside}{name}" not in children and _is_weights(name)
         ]
-    return sorted(found, key=_natural)
+    return sorted(found, key=natural_order)
 
 
 def _is_weights(name: str) -> bool:

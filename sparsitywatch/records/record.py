@@ -120,7 +120,8 @@ class Record:
         reliance: harm of removing every in-scope weight, in units of the value; NaN
             without a proxy.
         essential_sparsity: None without a proxy.
-        layers: one per in-scope tensor, in the model's order.
+        layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
+            live model and its checkpoints give the same.
         cost, provenance: what it cost, and what it depends on.
     """
 

@@ -21,6 +21,7 @@ from sparsitywatch.records import Dormant, Movement, Outlook
 from sparsitywatch.weights.clock import DecayClock, GroupClock
 from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare
 from sparsitywatch.weights.outlook import outlook
+from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.shrink import estimate_shrink
 from sparsitywatch.weights.snapshot import Snapshot
 
@@ -75,9 +76,7 @@ class Motion:
     """
 
     def __init__(self, num_samples: int | None = 1_000_000, seed: int = 0) -> None:
-        self._num_samples = num_samples
-        self._seed = seed
-        self._indices: dict[str, torch.Tensor] = {}
+        self._sampler = Sampler(num_samples, seed)
         self._before: dict[str, torch.Tensor] = {}
         self._clock = DecayClock()
         self._step = -1
@@ -105,17 +104,37 @@ class Motion:
             thresholds: below which a weight is near zero, by name, for the outlook; without
                 them there is none.
         """
-        if not self._indices:
-            self._indices = self._draw(snapshot)
-        now = {
-            name: snapshot.tensors[name]
-            .reshape(-1)[index.to(snapshot.tensors[name].device)]
-            .to("cpu", copy=True)
-            for name, index in self._indices.items()
-        }
+        return self.compare(
+            self._sampler.take(snapshot),
+            snapshot.step,
+            clock,
+            membership,
+            not_measurable,
+            masters=masters,
+            thresholds=thresholds,
+        )
+
+    def compare(
+        self,
+        now: Mapping[str, torch.Tensor],
+        step: int,
+        clock: DecayClock | None,
+        membership: Mapping[str, int],
+        not_measurable: Sequence[str] = (),
+        *,
+        masters: AbstractSet[str] = frozenset(),
+        thresholds: Mapping[str, float] | None = None,
+    ) -> Moved:
+        """The same as ``look``, of weights that its sampler has taken elsewhere.
+
+        Args:
+            now: what the sampler took, by name.
+            step: of the look.
+            clock, membership, not_measurable, masters, thresholds: as of ``look``.
+        """
         since, before = self._step, self._before
         if clock is None:
-            clocks, estimate_failed = self._estimated(now, snapshot.step)
+            clocks, estimate_failed = self._estimated(now, step)
         else:
             clocks, estimate_failed = self._clocks(now, clock, membership), ""
         compared: dict[str, tuple[TensorMotion, GroupClock]] = {}
@@ -125,14 +144,14 @@ class Motion:
                 before[name].double(),
                 now[name].double(),
                 between,
-                dtype=snapshot.tensors[name].dtype,
+                dtype=now[name].dtype,
                 has_master=name in masters or clock is None,
                 not_measurable=why[0] if why else estimate_failed,
             )
             compared[name] = motion, between
         num_sampled = sum(t.numel() for t in now.values())
         reason = "" if compared else STILL if before else "no earlier look"
-        self._before, self._step = now, snapshot.step
+        self._before, self._step = dict(now), step
         self._clock = DecayClock() if clock is None else clock.copy()
         if reason:
             return _unmeasured(reason, num_sampled, since)
@@ -166,25 +185,11 @@ class Motion:
         earlier = self._clock.groups
         return clock.groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
 
-    def _draw(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(self._seed)
-        total = sum(t.numel() for t in snapshot.tensors.values())
-        share = 1.0 if self._num_samples is None else min(1.0, self._num_samples / total)
-        indices = {}
-        for name, tensor in snapshot.tensors.items():
-            size = math.ceil(share * tensor.numel())
-            if size == tensor.numel():
-                indices[name] = torch.arange(size)
-            else:
-                # With replacement: no permutation of a large tensor is ever built.
-                indices[name] = torch.randint(tensor.numel(), (size,), generator=generator)
-        return indices
-
     def state_dict(self) -> dict[str, Any]:
         """The sample at the last look; holds tensors of ``num_samples`` values."""
         return {
-            "seed": self._seed,
-            "num_samples": self._num_samples,
+            "seed": self._sampler.seed,
+            "num_samples": self._sampler.num_samples,
             "step": self._step,
             "clock": self._clock.state_dict(),
             "before": dict(self._before),
@@ -200,11 +205,10 @@ class Motion:
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the motion's state, got {list(state)}.")
         size = state["num_samples"]
-        self._seed, self._num_samples = int(state["seed"]), None if size is None else int(size)
+        self._sampler = Sampler(None if size is None else int(size), int(state["seed"]))
         self._step = int(state["step"])
         self._clock.load_state_dict(state["clock"])
         self._before = {name: t.clone() for name, t in state["before"].items()}
-        self._indices = {}
 
 
 def _moved(

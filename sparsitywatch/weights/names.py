@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from torch import nn
 
-__all__ = ["clean_name", "clean_names", "unwrap_model"]
+__all__ = ["clean_name", "clean_names", "natural_order", "unwrap_model"]
 
 #: Path components that wrappers insert; they may stand anywhere in a name.
 _WRAPPER_COMPONENTS = frozenset(
@@ -36,6 +37,20 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
     while found and all(name.startswith("module.") for name in found.values()):
         found = {raw: name.removeprefix("module.") for raw, name in found.items()}
     return found
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What to sort names by, so that numbers inside them count by their value.
+
+    >>> sorted(["layer.10.a", "layer.2.b", "layer.2.a"], key=natural_order)
+    ['layer.2.a', 'layer.2.b', 'layer.10.a']
+    """
+    parts = []
+    for part in re.split(r"([0-9]+)", name):
+        number = part.lstrip("0")
+        # by length, then by digits: names come from files, and may hold numbers of any length
+        parts.append((len(number), number) if part.isdecimal() else (-1, part))
+    return parts, name
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
