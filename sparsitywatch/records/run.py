@@ -39,16 +39,19 @@ class RunInfo:
 
     Args:
         initial_step: steps done when the watch attached; records at later steps follow,
-            whatever the log already holds beyond it belongs to a future that was lost.
+            whatever the log already holds beyond it belongs to a future that was lost. In a
+            replay the last step that is kept of the log, -1 if there is none.
         provenance: as in every record.
         ledger: every parameter of the model, in or out of scope.
         initial_rms: root mean square of each in-scope tensor when the watch first saw it.
+        replayed_from: where the checkpoints lay, as asked for; empty for a live watch.
     """
 
     initial_step: int
     provenance: Provenance
     ledger: tuple[LedgerEntry, ...] = ()
     initial_rms: Mapping[str, float] = field(default_factory=dict)
+    replayed_from: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ def first_lost_step(run: RunInfo) -> int:
     """The first step whose record, if there is one already, is of a future that was lost.
 
     A record at ``initial_step`` itself was written before the checkpoint was, and stays.
-    At step 0 nothing has been trained: all that is held is of another start.
+    At step 0 nothing has been trained: all that is held is of another start; not so in a
+    replay, which may have looked at weights of step 0.
 
     >>> from sparsitywatch.records import Provenance, RunInfo
     >>> provenance = Provenance(
@@ -27,7 +28,8 @@ def first_lost_step(run: RunInfo) -> int:
     >>> [first_lost_step(RunInfo(initial_step=n, provenance=provenance)) for n in (0, 500)]
     [0, 501]
     """
-    return 0 if run.initial_step == 0 else run.initial_step + 1
+    is_new = run.initial_step == 0 and not run.replayed_from
+    return 0 if is_new else run.initial_step + 1
 
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:
