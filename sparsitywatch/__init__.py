@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsitywatch.pruning.sweep import Bisection, Grid
     from sparsitywatch.pruning.tracking import Tracking
     from sparsitywatch.records import EssentialSparsity, Event, Record, SparsityCurve
+    from sparsitywatch.replayer.call import replay
     from sparsitywatch.schedule import adaptive, at, every, geometric
     from sparsitywatch.sinks.memory import MemorySink
     from sparsitywatch.verification import verify
@@ -65,6 +66,7 @@ _HOMES = {
     "essential_sparsity": "analysis.estimate",
     "every": "schedule",
     "geometric": "schedule",
+    "replay": "replayer.call",
     "verify": "verification",
     "watch": "attach",
 }
@@ -98,6 +100,7 @@ __all__ = [
     "essential_sparsity",
     "every",
     "geometric",
+    "replay",
     "verify",
     "watch",
 ]

@@ -41,6 +41,7 @@ PUBLIC = {
     "essential_sparsity",
     "every",
     "geometric",
+    "replay",
     "verify",
     "watch",
 }

@@ -1,0 +1,86 @@
+"""Waiting for the checkpoints of a run that still goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from sparsitywatch.replayer.driver import Replayer
+from sparsitywatch.replayer.selection import Selection, Wanted
+
+__all__ = ["Patience", "follow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for what.
+
+    Args:
+        poll_s: seconds between two looks at the storage.
+        idle_timeout_s: end when nothing new has come for so many seconds; None: never.
+        until: asked at every look at the storage whether to end; None: never.
+        unfinished_s: an unfinished checkpoint is given up when a later one has been complete
+            for so many seconds.
+        clock, sleep: of time; for tests.
+    """
+
+    poll_s: float = 5.0
+    idle_timeout_s: float | None = None
+    until: Callable[[], bool] | None = None
+    unfinished_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass
+class _Waiting:
+    """What has been waited for, and since when."""
+
+    patience: Patience
+    overtaken_since: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def settled(self, selection: Selection) -> Selection:
+        """What may be looked at by now; what is still to be waited for is incomplete."""
+        last = max((one.step for one in selection.wanted if not one.reason), default=-1)
+        wanted = tuple(self._settled(one, last) for one in selection.wanted)
+        return replace(selection, wanted=wanted)
+
+    def _settled(self, one: Wanted, last_complete: int) -> Wanted:
+        if not one.reason:
+            return one
+        if not one.is_incomplete:
+            # what looks damaged may be half-written: it is believed when it stays so
+            is_same = self.refused.get(one.url) == one.reason
+            self.refused[one.url] = one.reason
+            return one if is_same else replace(one, is_incomplete=True)
+        if one.step > last_complete:
+            return one
+        since = self.overtaken_since.setdefault(one.url, self.patience.clock())
+        is_given_up = self.patience.clock() - since >= self.patience.unfinished_s
+        return replace(one, is_incomplete=False) if is_given_up else one
+
+
+def follow(replayer: Replayer, list_now: Callable[[], Selection], patience: Patience) -> None:
+    """Look at each checkpoint once it is there, until it is time to end.
+
+    What is unfinished at the end fails then.
+
+    Args:
+        replayer: looks.
+        list_now: lists the checkpoints; nothing while there is no place to list yet.
+        patience: how long to wait for what.
+    """
+    waiting = _Waiting(patience)
+    latest_news = patience.clock()
+    while True:
+        # asked before listing: what is there when it says so is still looked at
+        is_over = patience.until is not None and patience.until()
+        if replayer.see(waiting.settled(list_now()), is_final=False):
+            latest_news = patience.clock()
+        idle_s = patience.clock() - latest_news
+        if is_over or (patience.idle_timeout_s is not None and idle_s >= patience.idle_timeout_s):
+            break
+        patience.sleep(patience.poll_s)
+    replayer.see(list_now())

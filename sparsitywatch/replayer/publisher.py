@@ -1,0 +1,129 @@
+"""From looks, in the order of their steps, to records and on to the sinks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from sparsitywatch.errors import MeasurementError
+from sparsitywatch.logdir import prepare
+from sparsitywatch.measurement import Measurement
+from sparsitywatch.pipeline import Pipeline
+from sparsitywatch.records import Detail, Record, RunInfo
+from sparsitywatch.replayer.log import Log
+from sparsitywatch.replayer.look import Look, Plan, unpacked
+from sparsitywatch.weights.motion import Motion
+
+__all__ = ["Publisher"]
+
+
+class Publisher:
+    """Adds to a record what needs the look before, and passes it on.
+
+    Args:
+        pipeline: detects, remembers, tells the sinks.
+        directory: where the sinks write, or None.
+        replayed_from: where the checkpoints lie, as asked for.
+        motion: compares the weights with those of the look before; None to leave that out.
+
+    Attributes:
+        last_step: of the latest record, -1 if there is none.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        directory: Path | None,
+        replayed_from: Sequence[str],
+        motion: Motion | None,
+    ) -> None:
+        self._pipeline, self._directory = pipeline, directory
+        self._replayed_from, self._motion = tuple(replayed_from), motion
+        self._measurement: Measurement | None = None  # None until the sinks are open
+        self._held: list[tuple[int, str]] = []  # what failed before
+        self.last_step = -1
+
+    def go_on(self, log: Log, plan: Plan) -> None:
+        """Take up what is kept of an earlier replay, at least one record, and open the sinks.
+
+        Args:
+            log: what is kept.
+            plan: of this replay; ``initial_rms`` are those of the log.
+        """
+        self._pipeline.recall(log.records, log.events)
+        self.last_step = log.records[-1].step
+        self._open(plan, log.records[-1].provenance.dtypes)
+
+    def remember(self, step: int, sample: Mapping[str, torch.Tensor]) -> None:
+        """Take the sampled weights of a look that is in the log, to compare the next with."""
+        if self._motion is not None and sample:
+            self._motion.compare(sample, step, None, {})
+
+    def take(self, step: int, look: Look, plan: Plan | None) -> None:
+        """Pass on one look; steps rise from call to call.
+
+        Args:
+            step: optimizer steps done.
+            look: at the checkpoint of that step.
+            plan: of the look, if it has a record.
+        """
+        if look.record is None:
+            self._held.append((step, look.reason))
+        elif self._measurement is None and plan is not None:
+            known = dataclasses.replace(plan, initial_rms=look.initial_rms)
+            self._open(known, look.record.provenance.dtypes)
+        if self._measurement is None:
+            return  # without any weights seen nothing can be said of the run
+        for failed_step, reason in self._held:
+            self._publish(_failed(self._measurement, failed_step, reason), Detail())
+        self._held.clear()
+        if look.record is not None:
+            self._publish(self._with_motion(look, look.record), look.detail)
+
+    def close(self) -> None:
+        """Finish the sinks."""
+        if self._measurement is not None:
+            self._pipeline.close()
+            self._measurement = None
+
+    def _open(self, plan: Plan, dtypes: tuple[str, ...]) -> None:
+        proxy = None if plan.stage is None else plan.stage.proxy
+        measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
+        if self._directory is not None:
+            prepare(self._directory)
+        info = RunInfo(
+            initial_step=self.last_step,
+            provenance=measurement.provenance,
+            ledger=plan.scope.ledger,
+            initial_rms=measurement.initial_rms,
+            replayed_from=self._replayed_from,
+        )
+        self._measurement = measurement  # from here on the sinks are to be closed
+        self._pipeline.open(info)
+
+    def _with_motion(self, look: Look, record: Record) -> Record:
+        if self._motion is None:
+            return record
+        moved = self._motion.compare(unpacked(look.sample), record.step, None, {})
+        layers = tuple(
+            dataclasses.replace(layer, dormant=moved.layers.get(layer.name, math.nan))
+            for layer in record.layers
+        )
+        return dataclasses.replace(
+            record, dormant=moved.dormant, movement=moved.movement, layers=layers
+        )
+
+    def _publish(self, record: Record, detail: Detail) -> None:
+        cost = dataclasses.replace(record.cost, publish_s=self._pipeline.publish_s)
+        self._pipeline.publish(dataclasses.replace(record, cost=cost), detail)
+        self.last_step = record.step
+
+
+def _failed(measurement: Measurement, step: int, reason: str) -> Record:
+    record = measurement.failed(step, MeasurementError(reason), time.perf_counter())
+    return dataclasses.replace(record, reason=reason)

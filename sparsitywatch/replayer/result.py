@@ -1,0 +1,49 @@
+"""What a replay gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsitywatch.records import Event, Record
+
+__all__ = ["Failure", "Replayed"]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A checkpoint that could not be looked at, or not in full.
+
+    Args:
+        url: where it lies.
+        step: optimizer steps done; None if that is not known.
+        reason: one line that names the file, the tensor where there is one, and the cause.
+    """
+
+    url: str
+    step: int | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a replay saw.
+
+    Args:
+        records: by step, those of earlier replays into the same log directory included;
+            layers are kept for the latest hundred only, the log has them all.
+        events: in the order in which they were seen.
+        failures: checkpoints that could not be looked at. Those whose step is known have an
+            invalid record too.
+        left_out: checkpoints that were passed over on purpose, and why: another one of the
+            same step was taken, or no step is known.
+        num_looks: checkpoints that were looked at now; the others were in the log already.
+        directory: where the log lies, or None.
+    """
+
+    records: list[Record]
+    events: list[Event]
+    failures: list[Failure]
+    left_out: list[Failure]
+    num_looks: int
+    directory: Path | None

@@ -1,0 +1,68 @@
+"""A directory of checkpoints in which something happens, and what a replay leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from contracts.event_readers import scalars_of_plugin_accumulator
+
+import sparsitywatch as sw
+from sparsitywatch.sinks.jsonl import read_records, read_spectrum
+
+COSTS = ("watch/spectrum_s", "watch/publish_s", "watch/evaluation_s")
+NUM, EVERY, SHRUNK = 24, 10, 16
+
+
+def detectors() -> dict[str, sw.AbruptChange]:
+    return {
+        "near_zero/initial_0.1": sw.AbruptChange(0.05),
+        "near_zero/rms_0.1": sw.AbruptChange(0.05),
+    }
+
+
+def weights(look: int) -> dict[str, torch.Tensor]:
+    """Two layers; from look 16 on half of the first one is as good as gone."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(*shape, generator=generator) for shape in ((64, 16), (32, 64)))
+    noise = torch.Generator().manual_seed(100 + look)
+    first = first + 0.01 * torch.randn(first.shape, generator=noise)
+    if look >= SHRUNK:
+        first[:32] *= 1e-4
+    return {"first.weight": first, "second.weight": second, "second.bias": torch.zeros(32),
+            "head.weight": torch.ones(3, 32)}  # fmt: skip
+
+
+def on_disk(logdir: Path) -> dict[str, Any]:
+    """Everything that a replay has left, but for times and costs."""
+    directory = logdir / "sparsitywatch"
+    records = []
+    for line in (directory / "records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["wall_time"], record["cost"]
+        records.append(record)
+    spectra = {}
+    for record in read_records(directory):
+        if record.num_nan >= 0:
+            arrays = read_spectrum(directory, record.step)
+            spectra[record.step] = {name: array.tolist() for name, array in arrays.items()}
+    run_info = json.loads((directory / "run.json").read_text())
+    del run_info["initial_step"]
+    return {
+        "records": records,
+        "events": (directory / "events.jsonl").read_text().splitlines(),
+        "spectra": spectra,
+        "run": run_info,
+        "scalars": {
+            tag: points
+            for tag, points in scalars_of_plugin_accumulator(directory).items()
+            if tag not in COSTS
+        },
+        "names": sorted(
+            path.name
+            for path in directory.rglob("*")
+            if "tfevents" not in path.name and path.suffix != ".torn"
+        ),
+    }

@@ -1,0 +1,139 @@
+"""Live and replay give the same record for the same weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from contracts.live_runs import (
+    held_out,
+    save_safetensors,
+    save_torch,
+    tiny_bert,
+    told_by_weights,
+    train,
+)
+
+import sparsitywatch as sw
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import Record
+from sparsitywatch.sinks.jsonl import read_manifest, read_records
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], Path]:
+    """Records of a live watch with a proxy, and the folder with its log and its checkpoints."""
+    folder = tmp_path_factory.mktemp("live")
+    savers = [save_torch(folder / "torch"), save_safetensors(folder / "safetensors")]
+    records = train(
+        folder / "log", lambda model, step: [save(model, step) for save in savers], proxy=held_out()
+    )
+    return records, folder
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+@pytest.mark.parametrize("how", ["module", "function"])
+def test_same_record_with_a_model(live, tmp_path: Path, kind: str, how: str) -> None:
+    records, folder = live
+    model = tiny_bert() if how == "module" else tiny_bert
+    replayed = sw.replay(folder / kind, logdir=tmp_path, model=model, proxy=held_out())
+    assert not replayed.failures
+    assert len(records) == 5
+    expected = [told_by_weights(record) for record in records]
+    assert [told_by_weights(record) for record in replayed.records] == expected
+    logged = read_records(tmp_path / "sparsitywatch")
+    assert [told_by_weights(record) for record in logged] == expected
+    assert all(record.curve.value[0] > 0.0 for record in replayed.records)
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_same_record_without_a_model(live, tmp_path: Path, kind: str) -> None:
+    folder = live[1]
+    records = train(None, lambda *_: None)
+    replayed = sw.replay(folder / kind, logdir=tmp_path)
+    expected = [told_by_weights(record) for record in records]
+    assert [told_by_weights(record) for record in replayed.records] == expected
+
+
+def test_what_only_an_optimizer_knows_is_said_to_be_unknown(live, tmp_path: Path) -> None:
+    records, folder = live
+    replayed = sw.replay(folder / "torch", logdir=None)
+    assert replayed.directory is None
+    for record in replayed.records:
+        assert math.isnan(record.decay_clock)
+        assert math.isnan(record.lr)
+        assert record.forecast is None
+    last, last_live = replayed.records[-1], records[-1]
+    assert last.dormant.estimated
+    assert not last_live.dormant.estimated
+    # known for every optimizer; decay, which is no part of the live one, is tiny here
+    assert last.movement.sign_flips == last_live.movement.sign_flips
+    assert last.movement.since_step == last_live.movement.since_step == last.step - 3
+    assert last.movement.update_to_weight == pytest.approx(
+        last_live.movement.update_to_weight, rel=0.01
+    )
+
+
+def test_the_scale_of_another_run_can_be_asked_for(live, tmp_path: Path) -> None:
+    records, folder = live
+    later = [str(folder / "torch" / f"ckpt-{step}.pt") for step in (12, 6, 9)]
+    own = sw.replay(later, logdir=None)
+    assert [record.step for record in own.records] == [6, 9, 12]
+    as_live = sw.replay(later, logdir=tmp_path, initial_rms=folder / "log")
+    for replayed, record in zip(as_live.records, records[2:], strict=True):
+        assert replayed.near_zero == record.near_zero
+    assert own.records[0].near_zero["initial_0.1"] == own.records[0].near_zero["rms_0.1"]
+    assert own.records[1].near_zero != as_live.records[1].near_zero
+    manifest = read_manifest(tmp_path / "sparsitywatch")
+    assert manifest.initial_rms == read_manifest(folder / "log" / "sparsitywatch").initial_rms
+    assert manifest.replayed_from == tuple(later)
+    with pytest.raises(ConfigurationError, match="another initial_rms"):
+        sw.replay(later, logdir=tmp_path, initial_rms=dict.fromkeys(manifest.initial_rms, 1.0))
+    with pytest.raises(ConfigurationError, match="`initial_rms` to be numbers by name or the log"):
+        sw.replay(later, logdir=None, initial_rms=tmp_path / "nothing")
+
+
+def test_bfloat16_in_a_model_of_its_own_dtype_and_of_a_wider_one(tmp_path: Path) -> None:
+    model = tiny_bert().bfloat16()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    torch.save(model.state_dict(), tmp_path / "step-1.pt")
+    with sw.watch(model, None, logdir=None, proxy=held_out(), strict=True) as watcher:
+        watcher.step(1)
+        live = watcher.snapshot()
+    narrow = sw.replay(
+        tmp_path / "*.pt", logdir=None, model=lambda: tiny_bert().bfloat16(), proxy=held_out()
+    )
+    assert told_by_weights(narrow.records[0]) == told_by_weights(live)
+    wide = sw.replay(tmp_path / "*.pt", logdir=None, model=tiny_bert, proxy=held_out()).records[0]
+    assert wide.provenance.dtypes == ("bfloat16",)
+    assert (wide.near_zero, wide.curve.level) == (live.near_zero, live.curve.level)
+    assert wide.curve.value == pytest.approx(live.curve.value, rel=0.05)
+
+
+def test_from_memory_and_from_disk_it_is_the_same(live) -> None:
+    folder = live[1]
+    fs = fsspec.filesystem("memory")
+    fs.put(str(folder / "safetensors"), "/replayed", recursive=True)
+    try:
+        there = sw.replay("memory://replayed", logdir=None)
+    finally:
+        fs.rm("/replayed", recursive=True)
+    here = sw.replay(folder / "safetensors", logdir=None)
+    assert list(map(told_by_weights, there.records)) == list(map(told_by_weights, here.records))
+    assert here.records[0].step == 0
+
+
+def test_the_callers_model_only_changes_its_weights(live) -> None:
+    model = tiny_bert().train()
+    generator = torch.get_rng_state()
+    sw.replay(live[1] / "torch", logdir=None, model=model, proxy=held_out())
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    expected = torch.load(live[1] / "torch" / "ckpt-12.pt", weights_only=True)["model"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[f"_orig_mod.{name}"]), name
