@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
-from sparsitywatch.analysis.detect import AbruptChange, DormantRise
+from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.logdir import place, prepare
-from sparsitywatch.measurement import DEFAULT_LEVELS, Measurement, Settings
+from sparsitywatch.measurement import Measurement, Settings
 from sparsitywatch.optimizers import unwrap_optimizer
 from sparsitywatch.pace import Pace
 from sparsitywatch.pipeline import Detector, Pipeline, log_event
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.pruning.sweep import Sweep
 from sparsitywatch.records import Event, Record
 from sparsitywatch.schedule import Schedule, as_schedule
 from sparsitywatch.sinks.base import Sink
@@ -130,12 +130,12 @@ def watch(
         tolerance_mode=tolerance_mode,
         near_zero=tuple(near_zero),
         pattern=GlobalMagnitude() if pattern is None else pattern,
-        sweep=_as_sweep(levels),
+        sweep=as_sweep(levels),
     )
     pace = Pace(as_schedule(every), max_overhead)
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     if detectors is None:
-        detectors = _default_detectors(settings)
+        detectors = default_detectors(settings)
     off = _why_off()
     if proxy is not None and not off:
         proxy.check(inner)
@@ -174,14 +174,6 @@ def watch(
     return watcher
 
 
-def _default_detectors(settings: Settings) -> dict[str, Detector]:
-    """What is watched unless the user says otherwise, by name of the series."""
-    return {
-        "motion/dormant": DormantRise(),
-        f"near_zero/{settings.near_zero[0]}": AbruptChange(),
-    }
-
-
 def _replace_open_watch(
     optimizer: torch.optim.Optimizer | None, logdir: str | os.PathLike[str] | None
 ) -> None:
@@ -197,18 +189,6 @@ def _replace_open_watch(
 
 def _place(logdir: str | os.PathLike[str] | None) -> str:
     return "" if logdir is None else os.path.realpath(logdir)
-
-
-def _as_sweep(levels: Sequence[float] | Sweep | None) -> Sweep:
-    if levels is None:
-        return Bisection(DEFAULT_LEVELS)
-    if isinstance(levels, Sequence):
-        return Grid(tuple(levels))
-    if not hasattr(levels, "choose"):
-        raise ConfigurationError(
-            f"Expected `levels` to be sparsities in [0, 1) or a sweep, got {levels!r}."
-        )
-    return levels
 
 
 def _rms(snapshot: Snapshot) -> dict[str, float]:

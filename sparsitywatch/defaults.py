@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.measurement import DEFAULT_LEVELS, Settings
 from sparsitywatch.pipeline import Detector
@@ -15,7 +15,10 @@ __all__ = ["as_sweep", "default_detectors"]
 
 def default_detectors(settings: Settings) -> dict[str, Detector]:
     """What is watched, by name of the series."""
-    return {f"near_zero/{settings.near_zero[0]}": AbruptChange()}
+    return {
+        "motion/dormant": DormantRise(),
+        f"near_zero/{settings.near_zero[0]}": AbruptChange(),
+    }
 
 
 def as_sweep(levels: Sequence[float] | Sweep | None) -> Sweep:

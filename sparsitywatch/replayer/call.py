@@ -97,7 +97,9 @@ def replay(
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
             refer to, or the log directory of a run that has them. By default those of the
             first checkpoint that can be read.
-        detectors, on_event, on_record, sinks: as of ``watch``.
+        detectors: as of ``watch``; by default those of the near-zero weights. Without the decay
+            clock the early signal cannot be told from a model that has stopped to learn.
+        on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be looked at; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
         dormant_samples: how many weights are compared from one checkpoint to the next.
@@ -153,7 +155,10 @@ def replay(
         replayed_from=tuple(without_secrets(os.fspath(url)) for url in places),
         strict=strict,
     )
-    detectors = default_detectors(settings) if detectors is None else detectors
+    if detectors is None:
+        # without the decay clock dormant weights cannot be told from a model that stands still
+        defaults = default_detectors(settings)
+        detectors = {n: d for n, d in defaults.items() if not n.startswith("motion/")}
     # the lines of JSON come last: what they hold is everywhere
     own: list[Sink] = (
         [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]

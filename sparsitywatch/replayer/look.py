@@ -23,7 +23,8 @@ from sparsitywatch.records import Detail, Record, SparsityCurve
 from sparsitywatch.replayer.stage import Stage
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.stored import LazyTensors
 
 __all__ = ["Look", "Plan", "Task", "look", "sample", "unpacked"]
 

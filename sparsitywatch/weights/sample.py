@@ -9,7 +9,8 @@ import torch
 
 from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.stored import LazyTensors
 
 __all__ = ["Sampler"]
 
