@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
-BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py
+BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -1,0 +1,135 @@
+"""What reading checkpoints costs: time, memory, and bytes from a remote storage.
+
+python benchmarks/replay.py [--small] [--save] [--repeats N] [--threads N]
+
+The checkpoint is a BERT-base of float32 N(0, 0.02) in one file of safetensors, in the page cache.
+A look is all that a record without a model takes: the description read and checked, the scope
+found by names and shapes, the spectrum, near-zero fractions of the whole and of each tensor, and
+histograms of log10|w|. It stands beside reading each byte of the file once, in order, by one
+thread into one buffer. Times are medians of interleaved repeats, with the compiled counter and
+without. Memory is the peak of a process of its own above that of ``import torch``; what the
+library itself and numba load is in it. Bytes from s3 are counted by the server, moto's over HTTP.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from replaying.checkpoints import Written, write_bert, write_sharded, write_training
+from replaying.looks import look, read_in_order
+from replaying.memory import growth_bytes
+from replaying.s3 import serving
+from replaying.weightwatcher import analysis_s, is_installed
+from reporting import Goal, goal_rows, machine, medians_s, run, timed
+from spectrum import WAYS, in_way
+
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.weights.scope import Scope
+
+MIB = 2**20
+#: Layers, width and vocabulary of the sharded decoder: a billion weights, or ninety million.
+LARGE, SMALL = (19, 2048, 32_000), (2, 1024, 32_000)
+
+Rows = tuple[list[str], list[Goal]]
+
+
+def times_table(bert: Written, repeats: int) -> Rows:
+    """One look against one read of the file."""
+    cases: dict[str, Callable[[], object]] = {"read": lambda: read_in_order(bert.path)}
+    for way in WAYS:
+        cases[way] = in_way(way, lambda: look(bert.path))
+    times = medians_s(cases, repeats)
+    names = {"read": f"each byte of {bert.num_bytes / MIB:,.0f} MiB once, in order"}
+    names |= {way: f"one look without a model, {way}" for way in WAYS}
+    lines = ["| case | time, ms | against a read |", "|---|---:|---:|"]
+    for case, name in names.items():
+        lines.append(f"| {name} | {1e3 * times[case]:,.1f} | {times[case] / times['read']:.2f} |")
+    goals = [Goal(f"a look against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS]
+    return lines, goals
+
+
+def memory_table(bert: Written, sharded: Written, num_threads: int) -> Rows:
+    """Peak memory of one look at each checkpoint."""
+    lines = ["| memory, MiB | file | largest tensor | peak above torch |", "|---|---:|---:|---:|"]
+    goals = []
+    for name, written in (("float32", bert), ("sharded bfloat16", sharded)):
+        for way in WAYS:
+            growth = growth_bytes(written.path, num_threads, way)
+            sizes = (written.num_bytes, written.largest_bytes, growth)
+            cells = " | ".join(f"{size / MIB:,.0f}" for size in sizes)
+            lines.append(f"| {name}, {written.num_weights:,} weights, {way} | {cells} |")
+            largest = growth / written.largest_bytes
+            goals.append(Goal(f"peak against the largest tensor, {name}, {way}", 4.0, largest))
+            if written is sharded:
+                goals.append(Goal(f"peak, {name}, {way}", 1024.0, growth / MIB, unit=" MiB"))
+    return lines, goals
+
+
+def s3_table(folder: Path, num_layers: int) -> Rows:
+    """Bytes that the server gave away for one look."""
+    lines = ["| s3, MB | stored | in scope | fetched | requests |", "|---|---:|---:|---:|---:|"]
+    goals = []
+    kinds = ("checkpoint-1, safetensors beside an optimizer", "ckpt.pt, an optimizer in one file")
+    with serving() as server:
+        saved = write_training(folder / "checkpoint-1", num_layers)
+        for name, written in zip(kinds, saved, strict=True):
+            url = server.put(written.path, written.path.name)
+            bytes_before, requests_before = server.num_bytes, server.num_requests
+            wanted = 4 * look(url, server.options)
+            fetched = server.num_bytes - bytes_before
+            stored = 3 * written.num_bytes  # Adam's moments, too
+            cells = " | ".join(f"{size / 1e6:,.1f}" for size in (stored, wanted, fetched))
+            lines.append(f"| {name} | {cells} | {server.num_requests - requests_before} |")
+            goals.append(
+                Goal(f"bytes from s3 against those in scope, {name}", 1.1, fetched / wanted)
+            )
+    return lines, goals
+
+
+def other_table(bert: Written) -> list[str]:
+    """WeightWatcher beside a look."""
+    head = ["| another tool on the same matrices | time, s |", "|---|---:|"]
+    if not is_installed():
+        return [*head, "| WeightWatcher, analyze() | not installed: pip install weightwatcher |"]
+    with open_checkpoint(bert.path) as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries())
+    theirs, ours = analysis_s(bert.path, frozenset(scope.names)), timed(lambda: look(bert.path))
+    name = f"WeightWatcher {version('weightwatcher')}, analyze(), weights in memory"
+    return [
+        *head,
+        f"| {name} | {theirs:,.1f} |",
+        f"| a look, from the file | {ours:,.3f} |",
+    ]
+
+
+def whole_report(arguments: argparse.Namespace) -> str:
+    """All tables, in Markdown."""
+    num_layers, decoder = (2, SMALL) if arguments.small else (12, LARGE)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        bert = write_bert(folder / "model.safetensors", num_layers)
+        tables = [times_table(bert, arguments.repeats)]
+        sharded = write_sharded(folder / "sharded", *decoder)
+        tables.append(memory_table(bert, sharded, arguments.threads))
+        tables.append(s3_table(folder, min(num_layers, 4)))
+        other = other_table(bert)
+    goals = [goal for _, found in tables for goal in found]
+    lines = [
+        f"# Reading a checkpoint, BERT of {num_layers} layers",
+        "",
+        machine(arguments.threads),
+        *(line for table, _ in tables for line in ["", *table]),
+        "",
+        *other,
+        "",
+        *goal_rows(goals),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run("replay", (__doc__ or "").splitlines()[0], whole_report)

@@ -1,0 +1,42 @@
+"""One look at one stored checkpoint, without a model; and what it stands beside."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
+from sparsitywatch.measurement import Measurement, Settings
+from sparsitywatch.weights.scope import Scope
+
+__all__ = ["look", "read_in_order"]
+
+#: What is read at once: longer or shorter is slower here.
+_BUFFER_BYTES = 1 << 19
+
+
+def look(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> int:
+    """Everything that a record without a model says; the number of weights in scope."""
+    started = time.perf_counter()
+    with open_checkpoint(url, options) as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries())
+        snapshot = stored_snapshot(checkpoint, scope, 1)
+        initial_rms = dict.fromkeys(scope.names, 0.02)
+        measurement = Measurement(Settings(), scope, initial_rms, None, snapshot.dtypes)
+        record, _ = measurement.record(snapshot, None, started=started)
+    return record.scope.num_weights
+
+
+def read_in_order(path: Path) -> int:
+    """Read each byte of a file, or of the files of a folder, once, in order; how many."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    total = 0
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as opened:
+            while count := opened.readinto(buffer):
+                total += count
+    return total

@@ -1,0 +1,65 @@
+"""What the table of reading checkpoints rests on: checkpoints, counts of bytes, peaks of memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from replaying import checkpoints
+from replaying.checkpoints import write_sharded
+from replaying.looks import look, read_in_order
+from replaying.memory import growth_bytes
+
+from sparsitywatch.checkpoints.opening import open_checkpoint
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> checkpoints.Written:
+    return write_sharded(tmp_path / "sharded", 2, 128, 300, shard_bytes=200_000)
+
+
+def test_a_sharded_decoder_is_what_it_says(sharded: checkpoints.Written) -> None:
+    assert len(list(sharded.path.glob("*.safetensors"))) > 2
+    with open_checkpoint(sharded.path) as checkpoint:
+        entries = checkpoint.entries()
+        assert {entry.dtype for entry in entries} == {torch.bfloat16}
+        assert sum(entry.num_weights for entry in entries) == sharded.num_weights
+        assert sum(entry.num_bytes for entry in entries) == sharded.num_bytes
+        assert max(entry.num_bytes for entry in entries) == sharded.largest_bytes
+        in_layers = sum(e.num_weights for e in entries if ".layers." in e.name)
+    assert look(sharded.path) == in_layers
+
+
+def test_reading_in_order_reads_every_byte(sharded: checkpoints.Written) -> None:
+    sizes = [file.stat().st_size for file in sharded.path.iterdir()]
+    assert read_in_order(sharded.path) == sum(sizes)
+    (largest, *_) = sorted(sharded.path.glob("*.safetensors"), key=lambda f: -f.stat().st_size)
+    assert read_in_order(largest) == largest.stat().st_size
+
+
+@pytest.mark.filterwarnings("ignore")  # boto's and aiohttp's own
+def test_the_server_counts_what_it_gives_away(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("moto.server")
+        s3fs = pytest.importorskip("s3fs")
+    from replaying.s3 import serving
+
+    data = bytes(range(256)) * 40
+    (tmp_path / "f").write_bytes(data)
+    with serving() as server:
+        url = server.put(tmp_path / "f", "f")
+        before = server.num_bytes
+        fs = s3fs.S3FileSystem(**server.options)
+        assert fs.cat_file(url, start=100, end=1100) == data[100:1100]
+        assert server.num_bytes == before + 1000
+        assert fs.cat_file(url) == data
+        assert server.num_bytes == before + 1000 + len(data)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
+def test_growth_is_that_of_a_look(sharded: checkpoints.Written) -> None:
+    growth = growth_bytes(sharded.path, 1, "plain")
+    assert 1 << 20 < growth < 1 << 29  # at least its own modules
