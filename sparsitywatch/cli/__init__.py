@@ -4,6 +4,7 @@
 
     sparsitywatch summary runs/demo           what happened so far, as a table (or --json)
     sparsitywatch plot runs/demo -o x.png     the same as a picture
+    sparsitywatch report runs/demo -o x.html  the same as one page of HTML with everything in it
     sparsitywatch compare runs/a runs/b       runs side by side, if they can be compared
     sparsitywatch scope runs/demo             which parameters are watched, and why
     sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, plot, scope, summary
+from sparsitywatch.cli import compare, inspect, plot, report, scope, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.version import __version__
 
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (summary, plot, compare, scope, inspect):
+    for command in (summary, plot, report, compare, scope, inspect):
         command.add_to(commands)
     return parser

@@ -8,6 +8,7 @@ the same schema version.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -93,7 +94,7 @@ def _decode_float(data: Any, where: str) -> float:
 
 def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), "an object", data, where)
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {}
     for item in dataclasses.fields(cls):
         if item.name in data:
@@ -101,6 +102,12 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise StateError(f"Expected a field {item.name!r} in {where}, got {sorted(data)}.")
     return cls(**fields)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Types of the fields; looking them up takes longer than all the rest."""
+    return typing.get_type_hints(cls)
 
 
 def _expect(is_good: bool, expected: str, data: Any, where: str) -> None:

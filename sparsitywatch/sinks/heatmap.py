@@ -14,10 +14,10 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record
 from sparsitywatch.sinks.drawing import new_figure, percent, styled
 
-__all__ = ["heatmap_figure", "short_names"]
+__all__ = ["MAX_ROWS", "by_block", "heatmap_figure", "short_names"]
 
 #: With more tensors than this a row is a block, the mean over its tensors.
-_MAX_ROWS = 96
+MAX_ROWS = 96
 _ROW_INCHES = 0.17
 
 _BLOCK = re.compile(r"\d+")
@@ -39,8 +39,8 @@ def heatmap_figure(record: Record) -> Figure:
     names = short_names([layer.name for layer in layers])
     shares = np.array([layer.removed for layer in layers])
     num_weights = np.array([layer.num_weights for layer in layers], dtype=float)
-    if len(layers) > _MAX_ROWS:
-        names, shares = _by_block(names, shares, num_weights)
+    if len(layers) > MAX_ROWS:
+        names, shares = by_block(names, shares, num_weights)
     levels = np.array(record.curve.sparsity)  # [K]; shares are [tensors, K]
     # the ends say nothing: at 0 nothing is gone, at 1 everything
     columns = [k for k in np.argsort(levels) if 0.0 < levels[k] < 1.0]
@@ -68,10 +68,16 @@ def short_names(names: Sequence[str]) -> list[tuple[str, str]]:
     return split
 
 
-def _by_block(
+def by_block(
     names: Sequence[tuple[str, str]], shares: np.ndarray, num_weights: np.ndarray
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Mean share by block, each tensor counting by its number of weights."""
+    """Mean share by block, each tensor counting by its number of weights.
+
+    Args:
+        names: as ``short_names`` gives them, length N.
+        shares: float [N, columns].
+        num_weights: float [N].
+    """
     keys = [block or rest for block, rest in names]
     blocks = list(dict.fromkeys(keys))
     rows = []

@@ -27,7 +27,7 @@ from sparsitywatch.sinks.drawing import (
     styled,
 )
 
-__all__ = ["overview_figure", "series_of"]
+__all__ = ["gaps", "overview_figure", "rule_label", "series_of"]
 
 _RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
 
@@ -113,7 +113,7 @@ def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, 
 def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:
     rules = dict.fromkeys(rule for record in records for rule in record.near_zero)
     for rule, colour in zip(rules, _RULE_COLOURS * len(rules), strict=False):
-        axes.plot(*series_of(records, f"near_zero/{rule}"), color=colour, label=_rule_label(rule))
+        axes.plot(*series_of(records, f"near_zero/{rule}"), color=colour, label=rule_label(rule))
     steps, dormant = series_of(records, "motion/dormant")
     if np.isfinite(dormant).any():
         label = "dormant: no gradient\nsince the last look"
@@ -123,7 +123,8 @@ def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:
     percent(axes.yaxis, None)
 
 
-def _rule_label(rule: str) -> str:
+def rule_label(rule: str) -> str:
+    """A near-zero rule in short, such as ``|w| ≤ 0.1 x first rms``."""
     kind, _, number = rule.partition("_")
     return {
         "initial": f"|w| ≤ {number} x first rms",
@@ -145,7 +146,7 @@ def _draw_essential_sparsity(axes: Any, records: Sequence[Record]) -> None:
             steps, low, high, color=GREEN, alpha=0.25, linewidth=0, label="its interval"
         )
     label: str | None = "not informative"
-    for start, stop in _gaps(steps, np.isnan(value)):
+    for start, stop in gaps(steps, np.isnan(value)):
         axes.axvspan(start, stop, color=LIGHT, alpha=0.8, linewidth=0, label=label)
         label = None
     axes.set_ylabel("essential sparsity")
@@ -153,16 +154,21 @@ def _draw_essential_sparsity(axes: Any, records: Sequence[Record]) -> None:
     percent(axes.yaxis)
 
 
-def _gaps(steps: np.ndarray, missing: np.ndarray) -> list[tuple[float, float]]:
-    """Stretches without a value, each up to half-way to the looks that have one."""
+def gaps(steps: np.ndarray, missing: np.ndarray) -> list[tuple[float, float]]:
+    """Stretches without a value, each up to half-way to the looks that have one.
+
+    Args:
+        steps: int [T], rising, at least one.
+        missing: bool [T].
+    """
     edges = np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
-    gaps: list[tuple[float, float]] = []
+    found: list[tuple[float, float]] = []
     for i in np.flatnonzero(missing):
-        if gaps and gaps[-1][1] == edges[i]:
-            gaps[-1] = (gaps[-1][0], edges[i + 1])
+        if found and found[-1][1] == edges[i]:
+            found[-1] = (found[-1][0], edges[i + 1])
         else:
-            gaps.append((edges[i], edges[i + 1]))
-    return gaps
+            found.append((edges[i], edges[i + 1]))
+    return found
 
 
 def _draw_reliance(axes: Any, records: Sequence[Record]) -> None:

@@ -76,6 +76,11 @@ class Page:
         size = {"width": width, "height": height}
         self._call("Emulation.setDeviceMetricsOverride", deviceScaleFactor=1, mobile=False, **size)
 
+    def emulate(self, scheme: str = "light", media: str = "") -> None:
+        """Prefer "light" or "dark"; be a screen, or "print"."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", media=media, features=features)
+
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)
 

@@ -106,7 +106,9 @@ def test_the_probe_sees_torch() -> None:
     assert "torch" in modules_after("import sparsitywatch.weights.spectrum")
 
 
-@pytest.mark.parametrize("module", ["analysis", "cli", "errors", "records", "sinks.jsonl"])
+@pytest.mark.parametrize(
+    "module", ["analysis", "cli", "errors", "records", "report", "sinks.jsonl"]
+)
 def test_rooms_without_torch(module: str) -> None:
     loaded = modules_after(f"import sparsitywatch.{module}")
     assert f"sparsitywatch.{module}" in loaded

@@ -96,11 +96,17 @@ def test_the_link_is_a_link() -> None:
     assert (ROOT / LINK).readlink() == Path("..", "integrations")
 
 
+def data_files() -> set[str]:
+    """What is installed and is no Python."""
+    templates = ROOT.glob("sparsitywatch/report/templates/*")
+    return {"sparsitywatch/py.typed"} | {p.relative_to(ROOT).as_posix() for p in templates}
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = {name for name in names if name.startswith("sparsitywatch-")}
-    assert names - info == package_files() | {"sparsitywatch/py.typed"}
+    assert names - info == package_files() | data_files()
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 

@@ -1,0 +1,216 @@
+"""Events, provenance, costs and the ledger, as rows of the page's tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from sparsitywatch.records import Event, Provenance, Record
+from sparsitywatch.report.chart import Table
+from sparsitywatch.report.naming import kind_of, label_of
+from sparsitywatch.report.numbers import Number, count, fraction, of_kind, plain, seconds
+from sparsitywatch.report.runlog import RunLog
+
+__all__ = ["Fact", "cost_facts", "event_rows", "invalid_table", "ledger_table", "provenances"]
+
+#: Longer ledgers are for `sparsitywatch scope`.
+_MAX_LEDGER = 1500
+_MAX_INVALID = 200
+
+Cell = Number | Markup | str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A thing, what it is, and what to know about it."""
+
+    name: str
+    value: Cell
+    remark: str = ""
+
+
+# ------------------------------------------------------------------ events
+
+
+def event_rows(run: RunLog) -> list[dict[str, Cell]]:
+    """One row an event, by column."""
+    numbers = {event.id: i for i, event in enumerate(run.events, start=1)}
+    return [_event_row(event, numbers) for event in run.events]
+
+
+def _event_row(event: Event, numbers: dict[str, int]) -> dict[str, Cell]:
+    verb = "rose" if event.direction == "up" else "fell"
+    kind = kind_of(event.series)
+    began: Cell = count(event.onset_step)
+    if event.onset_low < event.onset_high:
+        began = Markup("{} <small>({} to {})</small>").format(
+            began, count(event.onset_low), count(event.onset_high)
+        )
+    size = Markup("{} → {}").format(of_kind(kind, event.baseline), of_kind(kind, event.value))
+    if math.isfinite(event.size_in_noise):
+        size += Markup("<br><small>{} times its noise</small>").format(
+            plain(abs(event.size_in_noise))
+        )
+    return {
+        "what": Markup("{} {}<br><small>{}</small>").format(
+            label_of(event.series), verb, event.meaning
+        ),
+        "began": began,
+        "seen": count(event.detected_step),
+        "size": size,
+        "layers": Markup("<br>").join(map(_breakable, event.layers))
+        if event.layers
+        else "\N{EN DASH}",
+        "cause": _cause(event),
+        "since": _since(event, numbers),
+    }
+
+
+def _breakable(name: str) -> Markup:
+    """A name with dots that a narrow page may break behind them."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
+def _cause(event: Event) -> Markup:
+    change = {
+        "scale": "the scale of the weights moved",
+        "shape": "the shape of their distribution changed",
+        "both": "scale and shape changed",
+    }.get(event.change, "")
+    clock = "weight decay alone could have done it" if event.on_clock else ""
+    if event.on_clock is False:
+        clock = "faster than weight decay alone could"
+    elif event.on_clock is None and event.series.startswith("near_zero/"):
+        clock = "whether weight decay alone could have done it is not known"
+    told: list[str | Markup] = [text for text in (change, clock) if text] or ["not known"]
+    if math.isfinite(event.decay_clock):
+        told.append(Markup("<small>decay clock {}</small>").format(plain(event.decay_clock)))
+    return Markup("<br>").join(told)
+
+
+def _since(event: Event, numbers: dict[str, int]) -> Markup:
+    told = []
+    if event.preceded_by:
+        number = numbers.get(event.preceded_by)
+        told.append(Markup("announced by {}").format(
+            f"event {number}" if number else event.preceded_by))  # fmt: skip
+    if event.related:
+        told.append(Markup("seen in {} too").format("; ".join(map(label_of, event.related))))
+    if event.fell_back_step >= 0:
+        told.append(Markup("half of it gone at step {}").format(count(event.fell_back_step)))
+    return Markup("<br>").join(told) if told else Markup("\N{EN DASH}")
+
+
+# ------------------------------------------------------------------ provenance
+
+
+def provenances(run: RunLog) -> list[tuple[Markup, list[Fact]]]:
+    """What the numbers depend on, once for each stretch of looks that share it."""
+    stretches: list[tuple[Provenance, list[Record]]] = []
+    for record in run.records:
+        if not stretches or stretches[-1][0] != record.provenance:
+            stretches.append((record.provenance, []))
+        stretches[-1][1].append(record)
+    return [
+        (
+            Markup("steps {} to {}").format(count(records[0].step), count(records[-1].step)),
+            _provenance(provenance, records),
+        )
+        for provenance, records in stretches
+    ]
+
+
+def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]:
+    last = records[-1]
+    weights = Markup("{} weights in {} tensors").format(
+        count(last.scope.num_weights), count(last.scope.num_tensors)
+    )
+    curve = next((r.curve for r in reversed(records) if r.curve is not None), None)
+    examples: Cell = "none: nothing was evaluated"
+    if provenance.proxy_hash:
+        number = None if curve is None else curve.num_examples
+        examples = f"{provenance.proxy_hash}" + ("" if number is None else f", {number:,} examples")
+    relative = provenance.tolerance_mode == "relative"
+    tolerance = Markup("{} {}").format(
+        fraction(provenance.tolerance) if relative else plain(provenance.tolerance),
+        "of the dense value" if relative else "in units of the value",
+    )
+    return [
+        Fact("scope", weights, f"hash {provenance.scope_hash}"),
+        Fact("proxy", examples, "hash of the held-out examples"),
+        Fact("tolerance", tolerance, "harm that counts as none"),
+        Fact("pattern", provenance.pattern, "which weights a sparsity removes"),
+        Fact("evaluation", provenance.evaluation, "zero-shot: nothing is trained after removal"),
+        Fact("dtypes", ", ".join(provenance.dtypes) or "none", "of the in-scope weights"),
+        Fact("sparsitywatch", provenance.sparsitywatch, "version"),
+        Fact("torch", provenance.torch, "version"),
+    ]
+
+
+def ledger_table(run: RunLog) -> Table | None:
+    """Every parameter, in or out of scope, and why; None if that was not logged."""
+    if run.info is None or not run.info.ledger:
+        return None
+    ledger = run.info.ledger
+    reasons = Counter((entry.in_scope, entry.reason) for entry in ledger)
+    rows: list[Sequence[Cell]] = [
+        [
+            entry.name,
+            "in" if entry.in_scope else "out",
+            " × ".join(map(str, entry.shape)) or "scalar",
+            count(entry.num_weights),
+            entry.reason
+            + (f"; the same as {', '.join(entry.aliases)}" if entry.aliases else ""),
+        ]
+        for entry in ledger[:_MAX_LEDGER]
+    ]  # fmt: skip
+    chosen = sum(number for (in_scope, _), number in reasons.items() if in_scope)
+    caption = f"{chosen:,} of {len(ledger):,} parameters are in scope"
+    if len(ledger) > _MAX_LEDGER:
+        caption += f"; the first {_MAX_LEDGER:,} are shown, sparsitywatch scope lists all"
+    header = [("parameter", "name"), ("scope", "in_scope"), ("shape", "shape"),
+              ("weights", "num_weights"), ("why", "reason")]  # fmt: skip
+    return Table(caption=caption, header=header, rows=rows)
+
+
+# ------------------------------------------------------------------ what it cost, what failed
+
+
+def cost_facts(run: RunLog) -> list[Fact]:
+    """What the watch took from the training."""
+    costs = [record.cost for record in run.records]
+    stalls = [cost.stall_s for cost in costs]
+    facts = [
+        Fact("held up the training", seconds(math.fsum(stalls)), "all looks together"),
+        Fact("one look", seconds(statistics.median(stalls)), "median time held up"),
+        Fact("reading weights", seconds(math.fsum(c.spectrum_s for c in costs)),
+             "all looks, behind the training where that is possible"),
+        Fact("evaluating", seconds(math.fsum(c.evaluation_s for c in costs)), "all looks"),
+        Fact("evaluations", count(sum(c.num_forwards for c in costs)),
+             "calls of the value function"),
+        Fact("looks left out", count(sum(c.num_left_out for c in costs)),
+             "they were due, and would have cost too much"),
+    ]  # fmt: skip
+    known = [cost.overhead for cost in costs if math.isfinite(cost.overhead)]
+    if known:
+        facts.append(Fact("share of the wall time", fraction(known[-1]), "up to the last look"))
+    return facts
+
+
+def invalid_table(run: RunLog) -> Table | None:
+    """The looks that failed, with the reason; None if there is none."""
+    failed = [record for record in run.records if not record.valid]
+    if not failed:
+        return None
+    rows: list[Sequence[Cell]] = [
+        [count(record.step), record.reason or "no reason given"] for record in failed[:_MAX_INVALID]
+    ]
+    caption = "Looks that failed or contradicted themselves"
+    if len(failed) > _MAX_INVALID:
+        caption += f": the first {_MAX_INVALID} of {len(failed):,}"
+    return Table(caption=caption, header=[("step", "step"), ("why", "reason")], rows=rows)

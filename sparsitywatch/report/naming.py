@@ -1,0 +1,73 @@
+"""What a series is called on the page, and in which unit it is shown."""
+
+from __future__ import annotations
+
+from sparsitywatch.sinks.overview import rule_label
+
+__all__ = ["kind_of", "label_of", "printable"]
+
+_LABELS = {
+    "essential_sparsity/value": "essential sparsity",
+    "essential_sparsity/low": "lower end of its interval",
+    "essential_sparsity/high": "upper end of its interval",
+    "essential_sparsity/last_crossing": "last crossing of the tolerance",
+    "essential_sparsity/knee": "knee of the sparsity-value curve",
+    "motion/dormant": "dormant weights",
+    "motion/dormant_by_chance": "what passes as dormant by chance",
+    "motion/update_to_weight": "size of the update, beside that of the weights",
+    "motion/sign_flips": "weights that changed sign",
+    "motion/decay_clock": "decay clock",
+    "motion/lr": "learning rate",
+    "value/dense": "value of the model as it is",
+    "value/all_removed": "value with every in-scope weight removed",
+    "value/reliance": "reliance",
+    "weights/num_zero": "weights that are exactly zero",
+    "weights/num_nan": "weights that are NaN",
+    "weights/num_inf": "weights that are infinite",
+}
+_FRACTIONS = (
+    "essential_sparsity/value",
+    "essential_sparsity/low",
+    "essential_sparsity/high",
+    "essential_sparsity/last_crossing",
+    "essential_sparsity/knee",
+    "motion/dormant",
+    "motion/dormant_by_chance",
+    "motion/update_to_weight",
+    "motion/sign_flips",
+)
+
+
+def label_of(series: str) -> str:
+    """What a series is called in a sentence.
+
+    >>> label_of("near_zero/initial_0.1"), label_of("motion/dormant"), label_of("new/series")
+    ('near-zero weights, |w| ≤ 0.1 × first rms', 'dormant weights', 'new/series')
+    """
+    room, _, rule = series.partition("/")
+    if room == "near_zero" and rule:
+        return f"near-zero weights, {rule_label(rule).replace(' x ', ' × ')}"
+    return _LABELS.get(series, series)
+
+
+def kind_of(series: str) -> str:
+    """How its numbers are shown: "fraction", "count" or "plain"."""
+    if series.startswith("near_zero/") or series in _FRACTIONS:
+        return "fraction"
+    return "count" if series.startswith("weights/num_") else "plain"
+
+
+def printable(text: str) -> str:
+    """Text that HTML and SVG can hold: what they cannot is replaced by a mark.
+
+    >>> ascii(printable(chr(0) + "a" + chr(0xD800))).count("ufffd")
+    2
+    """
+    return "".join(c if _is_allowed(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _is_allowed(code: int) -> bool:
+    """Whether XML 1.0 takes a character, and browsers do not warn of it."""
+    if code < 0x20:
+        return code in (0x09, 0x0A, 0x0D)
+    return not (0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE)

@@ -1,0 +1,140 @@
+"""From a run to its page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from sparsitywatch.report.curves import curve_chart
+from sparsitywatch.report.facts import (
+    cost_facts,
+    event_rows,
+    invalid_table,
+    ledger_table,
+    provenances,
+)
+from sparsitywatch.report.forecast import forecast_chart
+from sparsitywatch.report.heatmaps import heatmaps
+from sparsitywatch.report.naming import kind_of, printable
+from sparsitywatch.report.numbers import Number, of_kind
+from sparsitywatch.report.runlog import RunLog
+from sparsitywatch.report.step_charts import step_charts
+from sparsitywatch.report.story import headline, looks_taken, sentences
+from sparsitywatch.version import __version__
+
+__all__ = ["render"]
+
+_COLOUR_STOPS = 12
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One of the large numbers at the top."""
+
+    label: str
+    value: Number
+    remark: str
+
+
+def render(run: RunLog) -> str:
+    """The page of a run: one HTML document that needs nothing else.
+
+    Args:
+        run: its log, with at least one record.
+
+    Returns:
+        HTML, in UTF-8 when it is written. The same log gives the same text.
+    """
+    context = {
+        "run": run,
+        "headline": headline(run),
+        "looks_taken": looks_taken(run),
+        "sentences": sentences(run),
+        "figures": _figures(run),
+        "events": event_rows(run),
+        "charts": _charts(run),
+        "invalid": invalid_table(run),
+        "provenances": provenances(run),
+        "costs": cost_facts(run),
+        "ledger": ledger_table(run),
+        "viridis": _viridis(),
+        "version": __version__,
+    }
+    return _environment().get_template("page.html").render(context)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["include_raw"] = lambda name: Markup(_template(name))  # noqa: S704 our own
+    return environment
+
+
+def _template(name: str) -> str:
+    return (resources.files("sparsitywatch.report") / "templates" / name).read_text("utf-8")
+
+
+def _finalize(value: Any) -> Any:
+    """Text from a log may hold what no page can."""
+    if isinstance(value, Markup):
+        return Markup(printable(value))  # noqa: S704 escaped already
+    return printable(value) if isinstance(value, str) else value
+
+
+def _charts(run: RunLog) -> list[tuple[str, list[Any]]]:
+    """Charts by section."""
+    steps, maps = step_charts(run), heatmaps(run)
+    curve, forecast = curve_chart(run), forecast_chart(run)
+    main = [chart for chart in steps if chart.key not in _BACKGROUND]
+    sections = [
+        ("Over the steps", main + ([] if forecast is None else [forecast])),
+        ("What removing weights does", [] if curve is None else [curve]),
+        ("Layer by layer", maps),
+        ("In the background", [chart for chart in steps if chart.key in _BACKGROUND]),
+    ]
+    return [(title, charts) for title, charts in sections if charts]
+
+
+_BACKGROUND = ("movement", "learning-rate", "decay-clock")
+
+
+def _figures(run: RunLog) -> list[_Figure]:
+    """The latest of what matters most."""
+    wanted = [
+        (f"near_zero/{rule}", "near zero", "of the in-scope weights") for rule in run.rules[:1]
+    ]
+    wanted += [
+        ("essential_sparsity/value", "essential sparsity", "could be removed at once"),
+        ("motion/dormant", "dormant", "got no gradient"),
+        ("value/dense", "value", "of the model as it is"),
+        ("value/reliance", "reliance", "harm of removing all weights"),
+    ]
+    figures = []
+    for series, label, remark in wanted:
+        values = run.series(series)
+        known = np.flatnonzero(np.isfinite(values))
+        if known.size:
+            kind = kind_of(series)
+            step = f"{run.steps[known[-1]]:,}"
+            figures.append(
+                _Figure(label, of_kind(kind, values[known[-1]]), f"{remark}, at step {step}")
+            )
+    return figures
+
+
+def _viridis() -> str:
+    """The colours of the heatmaps as the stops of a CSS gradient."""
+    stops = mpl.colormaps["viridis"](np.linspace(0.0, 1.0, _COLOUR_STOPS))
+    return ", ".join(f"rgb({r:.0f},{g:.0f},{b:.0f})" for r, g, b in 255 * stops[:, :3])

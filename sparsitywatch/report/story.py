@@ -1,0 +1,188 @@
+"""What happened, in a headline and a few sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import numpy as np
+from markupsafe import Markup
+
+from sparsitywatch.records import EssentialSparsity, Event, Record
+from sparsitywatch.report.naming import kind_of, label_of
+from sparsitywatch.report.numbers import Number, count, fraction, of_kind, plain
+from sparsitywatch.report.runlog import RunLog
+
+__all__ = ["headline", "looks_taken", "sentences"]
+
+
+def headline(run: RunLog) -> Markup:
+    """The first thing to know."""
+    looks = _several(len(run.records), "look")
+    if not run.events:
+        return Markup("No abrupt change was reported in {}").format(looks)
+    first = next((event for event in run.events if _is_sparse_now(event)), run.events[0])
+    about = count(first.onset_step)
+    if _is_sparse_now(first):
+        return Markup("Weights turned sparse abruptly, from about step {} on").format(about)
+    verb = "rose" if first.direction == "up" else "fell"
+    return Markup("{} {} abruptly, from about step {} on").format(
+        _capitalised(label_of(first.series)), verb, about
+    )
+
+
+def _is_sparse_now(event: Event) -> bool:
+    """Whether weights are gone: dormant ones only announce it."""
+    return event.meaning == "sparsifying" and event.series.startswith("near_zero/")
+
+
+def sentences(run: RunLog) -> list[Markup]:
+    """What to know next, each for itself; what was not measured is said."""
+    told = [*_near_zero(run), *_dormant(run), _essential(run), *_forecast(run), *_trouble(run)]
+    return told if not run.events else [*map(_event, run.events), *told]
+
+
+def looks_taken(run: RunLog) -> Markup:
+    """When was looked, and at how much."""
+    scope, steps = run.records[-1].scope, run.steps
+    times = [r.wall_time for r in run.records if math.isfinite(r.wall_time)]
+    when = f", taken {_day(times[0])} to {_day(times[-1])} UTC" if times else ""
+    if len(run.records) == 1:
+        return Markup("One look at {} in {}, at step {}{}.").format(
+            _several(scope.num_weights, "weight"), _several(scope.num_tensors, "tensor"),
+            count(steps[0]), when.partition(" to ")[0] + (" UTC" if times else ""),
+        )  # fmt: skip
+    return Markup("{} at {} in {}, from step {} to step {}{}.").format(
+        _several(len(run.records), "look"), _several(scope.num_weights, "weight"),
+        _several(scope.num_tensors, "tensor"), count(steps[0]), count(steps[-1]), when,
+    )  # fmt: skip
+
+
+def _day(wall_time: float) -> str:
+    try:
+        moment = datetime.fromtimestamp(wall_time, timezone.utc)
+    except (OverflowError, OSError, ValueError):
+        return "at an unknown time"
+    return moment.strftime("%Y-%m-%d %H:%M")
+
+
+def _event(event: Event) -> Markup:
+    verb = "rose" if event.direction == "up" else "fell"
+    kind = kind_of(event.series)
+    text = Markup("{} {} abruptly, from {} to {}: began at about step {}, seen at step {}.").format(
+        Markup("<strong>{}</strong>").format(_capitalised(label_of(event.series))), verb,
+        of_kind(kind, event.baseline), of_kind(kind, event.value),
+        count(event.onset_step), count(event.detected_step),
+    )  # fmt: skip
+    if event.fell_back_step >= 0:
+        text += Markup(" Half of it was gone again at step {}.").format(count(event.fell_back_step))
+    return text
+
+
+def _near_zero(run: RunLog) -> Iterator[Markup]:
+    for rule in run.rules[:1]:
+        series = f"near_zero/{rule}"
+        if run.has(series):
+            yield _course(run, series, with_floor=True)
+
+
+def _dormant(run: RunLog) -> Iterator[Markup]:
+    if run.has("motion/dormant"):
+        yield _course(run, "motion/dormant", with_floor=False)
+
+
+def _course(run: RunLog, series: str, *, with_floor: bool) -> Markup:
+    """From where to where a series went."""
+    values = run.series(series)
+    known = np.flatnonzero(np.isfinite(values))
+    first, last = known[0], known[-1]
+    name, kind = _capitalised(label_of(series)), kind_of(series)
+    if first == last:
+        return Markup("{}: {} at step {}.").format(
+            name, of_kind(kind, values[first]), count(run.steps[first])
+        )
+    text = Markup("{}: {} at step {}, {} at step {}").format(
+        name, of_kind(kind, values[first]), count(run.steps[first]),
+        of_kind(kind, values[last]), count(run.steps[last]),
+    )  # fmt: skip
+    lowest = known[int(np.argmin(values[known]))]
+    if with_floor and lowest not in (first, last):
+        text += Markup("; lowest {} at step {}").format(
+            of_kind(kind, values[lowest]), count(run.steps[lowest])
+        )
+    return text + Markup(".")
+
+
+def _essential(run: RunLog) -> Markup:
+    measured = [r for r in run.records if r.essential_sparsity is not None]
+    if not measured:
+        return Markup(
+            "Essential sparsity was not measured: the run had no proxy, no examples to evaluate."
+        )
+    last = measured[-1]
+    estimate = last.essential_sparsity
+    where = Markup("At step {} ").format(count(last.step))
+    if estimate is None or not estimate.informative:
+        reason = "" if estimate is None else estimate.reason
+        return where + Markup("the essential sparsity was not informative: {}.").format(reason)
+    return where + Markup(
+        "the smallest {} of the in-scope weights could have been removed at once{} with the "
+        "value staying within {} of what it was."
+    ).format(fraction(estimate.value), _interval(estimate), _tolerance(estimate))
+
+
+def _interval(estimate: EssentialSparsity) -> Markup:
+    if math.isnan(estimate.low) or math.isnan(estimate.high):
+        return Markup("")
+    return Markup(" ({} interval: {} to {})").format(
+        fraction(estimate.confidence), fraction(estimate.low), fraction(estimate.high)
+    )
+
+
+def _tolerance(estimate: EssentialSparsity) -> Number | Markup:
+    if estimate.mode == "relative":
+        return fraction(estimate.tolerance)
+    return plain(estimate.tolerance)
+
+
+def _forecast(run: RunLog) -> Iterator[Markup]:
+    last: Record = run.records[-1]
+    if last.forecast is None:
+        return
+    middle, low, high = last.forecast.at(1.0)
+    if math.isfinite(middle):
+        yield Markup(
+            "Forecast at step {}: {} of the weights near zero ({} to {}) when the decay clock will "
+            "have advanced by one."
+        ).format(count(last.step), fraction(middle), fraction(low), fraction(high))
+    if math.isfinite(last.forecast.doubling_step):
+        yield Markup("Near-zero weights will be twice their floor at about step {}.").format(
+            count(round(last.forecast.doubling_step))
+        )
+
+
+def _trouble(run: RunLog) -> Iterator[Markup]:
+    invalid = sum(not record.valid for record in run.records)
+    if invalid:
+        yield Markup("{} of {} failed or contradicted themselves; see ").format(
+            count(invalid), _several(len(run.records), "look")
+        ) + Markup('<a href="#invalid">which, and why</a>.')
+    broken = [r for r in run.records if max(r.num_nan, 0) + max(r.num_inf, 0) > 0]
+    if broken:
+        worst = max(broken, key=lambda r: max(r.num_nan, 0) + max(r.num_inf, 0))
+        yield Markup(
+            "{} had weights that are NaN or infinite, first at step {}; most, {}, at step {}."
+        ).format(
+            _several(len(broken), "look"), count(broken[0].step),
+            count(max(worst.num_nan, 0) + max(worst.num_inf, 0)), count(worst.step),
+        )  # fmt: skip
+
+
+def _several(number: int, noun: str) -> Markup:
+    return Markup("{} {}").format(count(number), noun if number == 1 else f"{noun}s")
+
+
+def _capitalised(text: str) -> str:
+    is_name = "/" in text  # of a series that has no words
+    return text if is_name else text[:1].upper() + text[1:]
