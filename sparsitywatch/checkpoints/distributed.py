@@ -19,7 +19,7 @@ from sparsitywatch.checkpoints.torch_tensors import stored_tensor
 from sparsitywatch.checkpoints.torch_zip import read_torch_zip
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.stored import Stretch
+from sparsitywatch.weights.stored import Stretch, in_flat_order
 
 __all__ = ["MAX_METADATA_BYTES", "METADATA", "is_distributed", "open_distributed"]
 
@@ -191,6 +191,15 @@ class _ChunkStretch:
     def num_bytes(self) -> int:
         return math.prod(self.chunk.sizes) * self.tensor.described.dtype.itemsize
 
+    @property
+    def offset(self) -> int | None:
+        shape, chunk = self.tensor.described.shape, self.chunk
+        if chunk.sizes[1:] != shape[1:]:  # cut across rows
+            return None
+        itemsize = self.tensor.described.dtype.itemsize
+        return math.prod(shape[1:]) * itemsize * (chunk.offsets[0] if shape else 0)
+
     def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
-        for stretch in self.tensor.piece(self.chunk).stretches():
+        piece = self.tensor.piece(self.chunk)
+        for stretch in in_flat_order(piece.stretches(), piece.load):
             yield from stretch.pieces(buffer)

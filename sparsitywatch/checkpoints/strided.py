@@ -122,6 +122,11 @@ class _Span:
         file, start = self.tensor.position
         return file, start + self.begin
 
+    @property
+    def offset(self) -> int | None:
+        shape, stride = self.tensor.shape, self.tensor.stride
+        return self.begin if stride is None or _is_in_order(shape, stride) else None
+
     def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
         tensor = self.tensor
         crc = None if tensor.crc is None else 0
@@ -130,6 +135,16 @@ class _Span:
             crc = None if crc is None else zlib.crc32(piece, crc)
             yield piece
         tensor.check(crc)
+
+
+def _is_in_order(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the elements of a dense tensor lie as in a contiguous one.
+
+    >>> _is_in_order((2, 1, 3), (3, 9, 1)), _is_in_order((2, 3), (1, 2))
+    (True, False)
+    """
+    own = [step for size, step in zip(shape, stride, strict=True) if size != 1]
+    return own == sorted(own, reverse=True)
 
 
 def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -148,9 +148,9 @@ def _measured(task: Task, checkpoint: Checkpoint, started: float) -> Look:
         model, proxy = MaskedModel(stage.model(), plan.scope), stage.proxy
         snapshot = _loaded(snapshot, model.module)
     dtypes = snapshot.dtypes
-    sampler, taken = Sampler(plan.num_samples), dict[str, torch.Tensor]()
+    taken: dict[str, torch.Tensor] = {}
     if plan.num_samples != 0:
-        snapshot = sampler.tapped(snapshot, taken)
+        snapshot = Sampler(plan.num_samples).tapped(snapshot, taken)
     measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
     record, detail = measurement.record(
         snapshot,
@@ -164,7 +164,7 @@ def _measured(task: Task, checkpoint: Checkpoint, started: float) -> Look:
     return Look(
         record=record,
         detail=detail,
-        sample=_packed(sampler.ordered(taken)),
+        sample=_packed(taken),
         initial_rms=measurement.initial_rms,
     )
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.stored import LazyTensors, SeenStore
 
 __all__ = ["Sampler"]
 
@@ -31,13 +35,11 @@ class Sampler:
 
     def __init__(self, num_samples: int | None, seed: int = 0) -> None:
         self.num_samples, self.seed = num_samples, seed
-        self._indices: dict[str, torch.Tensor] = {}
-        self._scope_hash = ""
 
     def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The sampled weights by name, in the natural order of the names, on the CPU."""
-        self._draw(snapshot.scope)
-        return {name: self._pick(name, snapshot.tensors[name]) for name in self._indices}
+        drawn = self._drawn(snapshot.scope)
+        return {name: index.of(snapshot.tensors[name]) for name, index in drawn.items()}
 
     def tapped(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
         """The same stored snapshot; what it reads is sampled on the way, and read once.
@@ -46,37 +48,72 @@ class Sampler:
             snapshot: whose tensors are read when they are asked for.
             taken: sampled weights are added to it; whole once every tensor has been read.
         """
-        self._draw(snapshot.scope)
+        lazy, drawn = snapshot.tensors, self._drawn(snapshot.scope)
+        assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
+        words: dict[str, np.ndarray] = {}
+        for name, index in drawn.items():
+            taken[name] = torch.empty(index.num, dtype=lazy.dtypes[name])
+            words[name] = taken[name].view(_WORDS[lazy.dtypes[name].itemsize]).numpy()
 
         def read(name: str) -> torch.Tensor:
-            tensor = snapshot.tensors[name]
-            taken[name] = self._pick(name, tensor)
+            tensor = lazy[name]
+            taken[name].copy_(drawn[name].of(tensor))
             return tensor
 
-        dtypes = snapshot.tensors.dtypes if isinstance(snapshot.tensors, LazyTensors) else {}
-        return Snapshot(snapshot.step, snapshot.scope, LazyTensors(dtypes, read))
+        def see(name: str, offset: int, data: memoryview) -> None:
+            own = words[name]
+            drawn[name].put(np.frombuffer(data, own.dtype), offset // own.itemsize, own)
 
-    def ordered(self, taken: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What ``tapped`` has taken, in the order of ``take``."""
-        return {name: taken[name] for name in sorted(taken, key=natural_order)}
+        store = None if lazy.store is None else SeenStore(lazy.store, lazy.__getitem__, see)
+        return Snapshot(snapshot.step, snapshot.scope, LazyTensors(lazy.dtypes, read, store))
 
-    def _pick(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def _drawn(self, scope: Scope) -> Mapping[str, _Index]:
+        """What is sampled of each tensor, in the order of ``take``."""
+        in_scope = (entry for entry in scope.ledger if entry.in_scope)
+        sizes = tuple((entry.name, entry.num_weights) for entry in in_scope)
+        return _draw(sizes, self.num_samples, self.seed)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Which weights of a flat tensor are sampled.
+
+    Args:
+        num: how many.
+        where: int64 [num], rising, so that they are met in the order of the bytes; None: all.
+    """
+
+    num: int
+    where: np.ndarray | None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """They, on the CPU, in memory of their own."""
         words = tensor.reshape(-1).view(_WORDS[tensor.dtype.itemsize])
-        return words[self._indices[name].to(tensor.device)].view(tensor.dtype).cpu()
+        if self.where is not None:
+            words = words[torch.from_numpy(self.where).to(tensor.device)]
+        return words.view(tensor.dtype).to("cpu", copy=self.where is None)
 
-    def _draw(self, scope: Scope) -> None:
-        if self._scope_hash == scope.hash:
+    def put(self, words: np.ndarray, first: int, into: np.ndarray) -> None:
+        """Put those that are among ``words``, which lie from index ``first`` on, to the others."""
+        if self.where is None:
+            into[first : first + len(words)] = words
             return
-        generator = torch.Generator().manual_seed(self.seed)
-        total = scope.summary.num_weights
-        share = 1.0 if self.num_samples is None else min(1.0, self.num_samples / total)
-        sizes = {entry.name: entry.num_weights for entry in scope.ledger if entry.in_scope}
-        self._indices = {}
-        for name in sorted(sizes, key=natural_order):
-            size = math.ceil(share * sizes[name])
-            if size == sizes[name]:
-                self._indices[name] = torch.arange(size)
-            else:
-                # With replacement: no permutation of a large tensor is ever built.
-                self._indices[name] = torch.randint(sizes[name], (size,), generator=generator)
-        self._scope_hash = scope.hash
+        begin, end = self.where.searchsorted([first, first + len(words)])
+        into[begin:end] = words[self.where[begin:end] - first]
+
+
+@lru_cache(maxsize=4)  # of the same model again and again, in a replay by samplers made anew
+def _draw(
+    sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
+) -> Mapping[str, _Index]:
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(size for _, size in sizes)
+    share = 1.0 if num_samples is None else min(1.0, num_samples / total)
+    drawn = {}
+    for name, size in sorted(sizes, key=lambda item: natural_order(item[0])):
+        num, where = math.ceil(share * size), None
+        if num < size:
+            # With replacement: no permutation of a large tensor is ever built.
+            where = np.sort(torch.randint(size, (num,), generator=generator).numpy())
+        drawn[name] = _Index(num, where)
+    return MappingProxyType(drawn)

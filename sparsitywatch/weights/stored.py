@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["LazyTensors", "LoadedStretch", "Store", "Stretch"]
+__all__ = ["LazyTensors", "LoadedStretch", "SeenStore", "Store", "Stretch", "in_flat_order"]
 
 
 class Stretch(Protocol):
@@ -21,6 +21,10 @@ class Stretch(Protocol):
     @property
     def num_bytes(self) -> int:
         """Size of its elements."""
+
+    @property
+    def offset(self) -> int | None:
+        """Bytes before its first in the flat tensor; None if elements come in another order."""
 
     def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of all its elements, a number of whole elements at once.
@@ -84,14 +88,82 @@ class LoadedStretch:
         position: file and place in it.
         num_bytes: its size.
         load: reads it.
+        offset: as of ``Stretch``.
     """
 
     position: tuple[str, int]
     num_bytes: int
     load: Callable[[], torch.Tensor]
+    offset: int | None = 0
 
     def pieces(self, buffer: memoryview) -> Iterator[memoryview]:  # noqa: ARG002  the tensor's own
         """All its bytes at once; memory: those of the tensor."""
         tensor = self.load().contiguous()
         if tensor.numel():
             yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def in_flat_order(
+    stretches: Sequence[Stretch], load: Callable[[], torch.Tensor]
+) -> Sequence[Stretch]:
+    """The stretches of a tensor; where their elements come in another order, all of it as one.
+
+    Args:
+        stretches: of the tensor.
+        load: reads it.
+    """
+    if all(stretch.offset is not None for stretch in stretches):
+        return stretches
+    position = min(stretch.position for stretch in stretches)
+    return [LoadedStretch(position, sum(stretch.num_bytes for stretch in stretches), load)]
+
+
+@dataclass(frozen=True)
+class SeenStore:
+    """A store whose weights are shown to somebody while they are read.
+
+    Args:
+        store: where they lie.
+        read: reads a whole tensor: one that is stored in another order.
+        see: gets a name, and some bytes of the flat tensor behind the offset at which they
+            begin; from several threads, each element once.
+    """
+
+    store: Store
+    read: Callable[[str], torch.Tensor]
+    see: Callable[[str, int, memoryview], None]
+
+    def stretches(self, name: str) -> Sequence[Stretch]:
+        """Those of the store, or the whole tensor."""
+        found = in_flat_order(self.store.stretches(name), lambda: self.read(name))
+        return [_SeenStretch(name, stretch, self.see) for stretch in found]
+
+    def check_unchanged(self) -> None:
+        """Raise if something was written since it was opened."""
+        self.store.check_unchanged()
+
+
+@dataclass(frozen=True)
+class _SeenStretch:
+    name: str
+    stretch: Stretch
+    see: Callable[[str, int, memoryview], None]
+
+    @property
+    def position(self) -> tuple[str, int]:
+        return self.stretch.position
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stretch.num_bytes
+
+    @property
+    def offset(self) -> int | None:
+        return self.stretch.offset
+
+    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
+        at = self.stretch.offset or 0
+        for piece in self.stretch.pieces(buffer):
+            self.see(self.name, at, piece)
+            at += len(piece)
+            yield piece

@@ -67,12 +67,15 @@ def in_stretches(checkpoint: Checkpoint, name: str) -> bool:
     tensor = checkpoint.read(name)
     buffer = memoryview(bytearray(64))
     found = b""
+    expected = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     for stretch in checkpoint.stretches(name):
         pieces = [bytes(piece) for piece in stretch.pieces(buffer)]
         assert all(len(piece) % tensor.itemsize == 0 for piece in pieces)
-        assert sum(map(len, pieces)) == stretch.num_bytes
-        found += b"".join(pieces)
-    expected = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        data = b"".join(pieces)
+        assert len(data) == stretch.num_bytes
+        if stretch.offset is not None:
+            assert data == expected[stretch.offset : stretch.offset + len(data)]
+        found += data
     element = f"V{tensor.itemsize}"
     return bool(
         sorted(np.frombuffer(found, element).tolist())

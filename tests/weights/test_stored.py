@@ -31,6 +31,10 @@ class Part:
     position: tuple[str, int] = ("", 0)
 
     @property
+    def offset(self) -> int:
+        return self.position[1]
+
+    @property
     def num_bytes(self) -> int:
         return len(self.data)
 
