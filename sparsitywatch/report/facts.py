@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
@@ -182,17 +182,22 @@ def ledger_table(run: RunLog) -> Table | None:
 
 
 def cost_facts(run: RunLog) -> list[Fact]:
-    """What the watch took from the training."""
+    """What the watch took from the training; a replay has no training to hold up."""
     costs = [record.cost for record in run.records]
     stalls = [cost.stall_s for cost in costs]
     facts = [
-        Fact("held up the training", seconds(math.fsum(stalls)), "all looks together"),
-        Fact("one look", seconds(statistics.median(stalls)), "median time held up"),
         Fact("reading weights", seconds(math.fsum(c.spectrum_s for c in costs)),
              "all looks, behind the training where that is possible"),
         Fact("evaluating", seconds(math.fsum(c.evaluation_s for c in costs)), "all looks"),
         Fact("evaluations", count(sum(c.num_forwards for c in costs)),
              "calls of the value function"),
+    ]  # fmt: skip
+    if run.replayed_from:
+        return [replace(facts[0], remark="all looks"), *facts[1:]]
+    facts = [
+        Fact("held up the training", seconds(math.fsum(stalls)), "all looks together"),
+        Fact("one look", seconds(statistics.median(stalls)), "median time held up"),
+        *facts,
         Fact("looks left out", count(sum(c.num_left_out for c in costs)),
              "they were due, and would have cost too much"),
     ]  # fmt: skip

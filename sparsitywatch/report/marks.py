@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sparsitywatch.records import Event
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.svg import Strip, mark_id
-from sparsitywatch.report.theme import INK, Paper
+from sparsitywatch.report.theme import INK, PAPER, Paper
 from sparsitywatch.sinks.drawing import GREY, ORANGE, RED
 
 __all__ = ["edges_of", "event_marks", "mark_events", "mark_invalid", "step_axis", "strips_of"]
@@ -50,6 +50,12 @@ def mark_events(axes: Any, run: RunLog, *, fill: bool = True) -> None:
                 event.onset_step, color=INK, linewidth=1.0, linestyle=(0, (1, 2)),
                 gid=f"onset-{number}",
             )  # fmt: skip
+            # which beginning belongs to which number
+            height = 0.985 - 0.03 * ((number - 1) % 3)
+            axes.plot(
+                [event.onset_step, event.detected_step], [height, height], color=INK,
+                linewidth=1.0, transform=axes.get_xaxis_transform(), gid=f"from-onset-{number}",
+            )  # fmt: skip
         axes.axvline(
             event.detected_step, color=INK if fill else "white", linewidth=1.0,
             gid=f"seen-{number}",
@@ -60,7 +66,7 @@ def mark_events(axes: Any, run: RunLog, *, fill: bool = True) -> None:
         lift = 8 + 4 * ((number - 1) % 2)
         note = axes.annotate(
             str(number), (event.detected_step, 1.0), xycoords=axes.get_xaxis_transform(),
-            xytext=(0, lift), textcoords="offset points", ha="center", va="center", color="white",
+            xytext=(0, lift), textcoords="offset points", ha="center", va="center", color=PAPER,
             fontsize=8, fontweight="bold", annotation_clip=True,
             bbox={"boxstyle": "circle,pad=0.25", "facecolor": GREY, "edgecolor": "none"},
         )  # fmt: skip

@@ -57,6 +57,11 @@ class RunLog:
         return bool(np.isfinite(self.series(name)).any())
 
     @property
+    def replayed_from(self) -> tuple[str, ...]:
+        """Where the checkpoints lay, in a replay; empty for a live watch."""
+        return () if self.info is None else self.info.replayed_from
+
+    @property
     def rules(self) -> tuple[str, ...]:
         """The near-zero rules of the run, the first one first."""
         return tuple(dict.fromkeys(rule for record in self.records for rule in record.near_zero))

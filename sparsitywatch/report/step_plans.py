@@ -65,7 +65,7 @@ class Plan:
 
 def plans_for(run: RunLog) -> list[Plan]:
     """Every chart that the run has numbers for, in the order of the page."""
-    plans = [_near_zero(run), _DORMANT, _essential(run), _reliance(), _value(run)]
+    plans = [_near_zero(run), _dormant(run), _essential(run), _reliance(), _value(run)]
     plans += [_MOVEMENT, _LEARNING_RATE, _CLOCK]
     return [plan for plan in plans if any(run.has(line.series) for line in plan.lines)]
 
@@ -90,19 +90,28 @@ def _near_zero(run: RunLog) -> Plan:
     )  # fmt: skip
 
 
-_DORMANT = Plan(
-    key="dormant",
-    title="Dormant weights",
-    text="The share of weights that only weight decay has moved since the look before: they got "
-    "no gradient, so they belong to parts of the model that are dead. Some living weights pass as "
-    "dormant by chance; what counts is what lies above that line. Dormant weights can rise long "
-    "before near-zero ones do.",
-    unit="% of sampled weights",
-    lines=(
-        Line(series="motion/dormant", colour=BLUE),
-        Line(series="motion/dormant_by_chance", colour=GREY, dashes=_DASHED),
-    ),
-)
+def _dormant(run: RunLog) -> Plan:
+    text = (
+        "The share of weights that only weight decay has moved since the look before: they got no "
+        "gradient, so they belong to parts of the model that are dead. Some living weights pass "
+        "as dormant by chance; what counts is what lies above that line. Dormant weights can "
+        "rise long before near-zero ones do."
+    )
+    if any(record.dormant is not None and record.dormant.estimated for record in run.records):
+        text += (
+            " Estimated: what weight decay and the updates were was not known, and was read off "
+            "the weights themselves."
+        )
+    return Plan(
+        key="dormant",
+        title="Dormant weights",
+        text=text,
+        unit="% of sampled weights",
+        lines=(
+            Line(series="motion/dormant", colour=BLUE),
+            Line(series="motion/dormant_by_chance", colour=GREY, dashes=_DASHED),
+        ),
+    )
 
 
 def _essential(run: RunLog) -> Plan:

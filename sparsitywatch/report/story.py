@@ -44,7 +44,14 @@ def sentences(run: RunLog) -> list[Markup]:
 
 
 def looks_taken(run: RunLog) -> Markup:
-    """When was looked, and at how much."""
+    """When was looked, at how much, and whether during the training."""
+    told = _looks(run)
+    if run.replayed_from:
+        told += Markup(" They are saved checkpoints, looked at later.")
+    return told
+
+
+def _looks(run: RunLog) -> Markup:
     scope, steps = run.records[-1].scope, run.steps
     times = [r.wall_time for r in run.records if math.isfinite(r.wall_time)]
     when = f", taken {_day(times[0])} to {_day(times[-1])} UTC" if times else ""

@@ -165,6 +165,8 @@ def _link_marks(root: ET.Element, key: str, marks: Sequence[str]) -> None:
         if mark is None:
             continue
         parents[mark].remove(mark)
-        link = ET.SubElement(root, f"{{{_SVG}}}a", {f"{{{_XLINK}}}href": f"#event-{number}"})
+        # for the pointer: a picture has nothing inside for who goes from link to link
+        target = {f"{{{_XLINK}}}href": f"#event-{number}", "tabindex": "-1"}
+        link = ET.SubElement(root, f"{{{_SVG}}}a", target)
         ET.SubElement(link, f"{{{_SVG}}}title").text = printable(text)
         link.append(mark)

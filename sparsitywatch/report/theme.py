@@ -20,14 +20,27 @@ from sparsitywatch.sinks.drawing import (
     new_figure,
 )
 
-__all__ = ["INK", "NARROW", "STYLE", "VARIABLES", "WIDE", "Paper", "new_axes", "value_axis"]
+__all__ = [
+    "INK",
+    "NARROW",
+    "PAPER",
+    "STYLE",
+    "VARIABLES",
+    "WIDE",
+    "Paper",
+    "new_axes",
+    "value_axis",
+]
 
 #: Not quite black: matplotlib leaves out what is black, and the page could not turn it.
 INK = "#101010"
+#: Nor quite white: numbers on their badges turn with the page, lines on heatmaps do not.
+PAPER = "#fefefe"
 
 #: Colours of the drawings, and the variables of the page that they become.
 VARIABLES = {
     INK: "ink",
+    PAPER: "paper",
     BLUE: "blue",
     GREEN: "green",
     ORANGE: "orange",

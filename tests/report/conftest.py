@@ -115,6 +115,8 @@ def troubled_page(make_page: Make) -> Page:
     """A run in which everything that can be wrong is, and every text tries to be a script."""
     looks = []
     for i, (record, detail) in enumerate(fake_run.looks(STEPS)):
+        cost = replace(record.cost, stall_s=0.1 + 0.001 * i**2, spectrum_s=0.01 * (i % 4))
+        record = replace(record, cost=cost)
         layers = list(record.layers)
         layers[0] = replace(layers[0], name=EVIL)
         layers[1] = replace(layers[1], name=STRANGE)

@@ -159,6 +159,8 @@ def test_events_stand_where_they_began_and_were_seen(chart: str, either) -> None
         assert drawing.points(f"onset-{i}")[:, 0] == pytest.approx(event["onset_step"], abs=0.01)
         assert drawing.points(f"seen-{i}")[:, 0] == pytest.approx(event["detected_step"], abs=0.01)
         assert drawing.group(f"mark-{i}").text().strip() == str(i)
+        ends = drawing.points(f"from-onset-{i}")[:, 0]
+        assert ends == pytest.approx([event["onset_step"], event["detected_step"]], abs=0.01)
         if event["onset_low"] < event["onset_high"]:
             band = drawing.points(f"onset-interval-{i}")[:, 0]
             assert band.min() == pytest.approx(event["onset_low"], abs=0.01)

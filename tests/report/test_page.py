@@ -50,7 +50,7 @@ def test_nothing_runs(any_page: Page) -> None:
         "", "html", "head", "meta", "title", "style", "body", "header", "p", "b", "h1", "h2", "h3",
         "ul", "li", "span", "small", "data", "nav", "a", "main", "section", "strong", "div",
         "table", "caption", "thead", "tbody", "tr", "th", "td", "br", "wbr", "figure", "figcaption",
-        "details", "summary", "dl", "dt", "dd", "footer",
+        "details", "summary", "code", "dl", "dt", "dd", "footer",
         "svg", "g", "path", "defs", "use", "text", "clippath", "rect", "image", "desc",
     }  # fmt: skip
     for element in any_page.root.walk():
@@ -110,6 +110,27 @@ def test_drawings_take_the_colours_of_the_page(any_page: Page) -> None:
             assert set(re.findall(r"var\(--([a-z]+)\)", text)) <= variables
             # white numbers on their badges, white lines on heatmaps
             assert set(re.findall(r"#[0-9a-f]{6}", text)) <= {"#ffffff"}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, of #rrggbb."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+
+def test_text_and_lines_stand_out_from_the_paper(page: Page) -> None:
+    themes = re.findall(r":root \{([^}]*)\}", page.root.one("style").text())
+    assert len(themes) == 3  # light, dark, print
+    for theme in themes:
+        colours = dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", theme))
+        texts = [
+            (name, paper, 4.5) for name in ("ink", "grey", "blue") for paper in ("paper", "card")
+        ]
+        lines = [(name, "paper", 3.0) for name in ("green", "orange", "purple", "red", "sky")]
+        for name, paper, least in [*texts, *lines]:
+            low, high = sorted((luminance(colours[name]), luminance(colours[paper])))
+            assert (high + 0.05) / (low + 0.05) >= least, (name, paper)
 
 
 # ------------------------------------------------------------------ text that is not ours
@@ -225,11 +246,30 @@ def test_an_interval_that_is_not_known(make_page: Make) -> None:
     assert "interval" not in sentence
 
 
+def test_a_replay_says_so_and_held_up_no_training() -> None:
+    records = [
+        replace(record, dormant=replace(record.dormant, estimated=True))
+        for record, _ in fake_run.looks(range(0, 2001, 1000))
+    ]
+    info = replace(fake_run.run_info(), replayed_from=("s3://bucket/<b>run</b>", "runs/x"))
+    root = parse(render(RunLog(name="x", records=records, info=info)))
+    assert "They are saved checkpoints, looked at later." in root.one("header").text()
+    provenance = root.by_id("provenance").text()
+    assert "Replayed from saved checkpoints: s3://bucket/<b>run</b>, runs/x." in provenance
+    assert "Estimated: what weight decay" in root.by_id("dormant").text()
+    assert "What the replay cost" in root.by_id("costs").text()
+    terms = [term.text() for term in root.by_id("costs").all("dt")]
+    assert terms == ["reading weights", "evaluating", "evaluations"]
+
+
 # ------------------------------------------------------------------ large ones
 
 
 def test_a_long_run_with_many_tensors(make_page: Make) -> None:
-    looks = [fake_run.look(step, last_step=3000, num_tensors=102) for step in range(0, 3001, 20)]
+    kinds = [fake_run.look(step, last_step=3000, num_tensors=102) for step in range(0, 3001, 500)]
+    looks = [
+        (replace(kinds[step // 500][0], step=step), kinds[0][1]) for step in range(0, 3001, 20)
+    ]
     page = make_page(looks, fake_run.events(3000))
     _, rows = table_of(page.root.by_id("dormant"))
     steps = [number(row[0]) for row in rows]
