@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from sparsitywatch.weights.clock import GroupClock
@@ -22,6 +23,7 @@ __all__ = [
     "MIN_SPEED",
     "TensorMotion",
     "compare",
+    "median",
     "unexplained_change",
 ]
 
@@ -41,6 +43,8 @@ CONCENTRATED = 0.5
 #: its absolute value: 0.6745 * sqrt(2 / pi).
 _CHANCE_DENSITY = 0.5382
 _FEW = 20
+#: Bits of a float64 that hold its exponent.
+_EXPONENT = 0x7FF << 52
 
 SLOW = "updates are far smaller than the learning rate"
 COARSE = "the weights' precision is too coarse for updates of this size"
@@ -81,6 +85,19 @@ def unexplained_change(before: torch.Tensor, now: torch.Tensor, log_shrink: floa
     0.0
     """
     return (now - math.exp(log_shrink) * before).abs()
+
+
+def median(values: torch.Tensor) -> float:
+    """The middle one of an odd number of values, else the lower of the two; NaN without any.
+
+    >>> median(torch.tensor([3.0, 1.0, 2.0, 4.0]))
+    2.0
+    """
+    if not values.numel():
+        return math.nan
+    middle = (values.numel() - 1) // 2
+    # four times as fast as torch's
+    return float(np.partition(values.numpy(), middle)[middle])
 
 
 def compare(
@@ -134,12 +151,13 @@ def compare(
 def _spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Distance of the neighbouring numbers of ``dtype`` at each value.
 
-    >>> _spacing(torch.tensor([1.0, 1.5, 2.0]), torch.bfloat16).tolist()
+    >>> _spacing(torch.tensor([1.0, 1.5, 2.0]).double(), torch.bfloat16).tolist()
     [0.0078125, 0.0078125, 0.015625]
     """
     info = torch.finfo(dtype)
-    exponent = torch.frexp(values.abs().clamp_min(info.tiny)).exponent
-    return torch.ldexp(torch.full_like(values, info.eps), exponent - 1)
+    # the power of two at or below a number is what is left of it without its significand
+    powers = values.abs().clamp_min(info.tiny).view(torch.int64) & _EXPONENT
+    return powers.view(torch.float64) * info.eps
 
 
 def _rounding(
@@ -190,7 +208,7 @@ def _chance(
         # as good as all stand still; where they do so exactly, they are dormant
         typical, is_slow = USUAL_SPEED * math.sqrt(between.lr_squared), False
     else:
-        typical = float(moving.median())
+        typical = median(moving)
         is_slow = typical < MIN_SPEED * math.sqrt(between.lr_squared)
     share = (_CHANCE_DENSITY * allowed / max(typical, 1e-300)).clamp_max(1.0)
     chance = float(share.mean())

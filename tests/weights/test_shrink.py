@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from sparsitywatch.weights import dormancy, shrink
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.shrink import estimate_shrink
@@ -114,3 +116,36 @@ def test_a_planted_factor_is_found(log_shrink: float, share: float, seed: int) -
 def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
     before = torch.ones(num_weights)
     assert estimate_shrink({"w": before}, {"w": 0.5 * before}, 10).reason
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    values=st.lists(st.floats(-1.0, 1.0, width=16), max_size=40),
+    times=st.integers(1, 60),
+    width=st.floats(0.001, 0.5),
+    every=st.sampled_from([1, 3, 512]),
+)
+def test_a_pile_is_the_fullest_window(values, times, width, every) -> None:
+    ratios = np.sort(np.repeat(np.array(values, np.float64), times))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shrink, "_EVERY", every)
+        middle, count, beside = shrink._pile(ratios, width)
+    # a window for each value, which it begins; the first of the fullest ones
+    sizes = [int(np.sum(ratios[i:] <= r + width)) for i, r in enumerate(ratios)]
+    assert count == max(sizes, default=0)
+    if not sizes:
+        assert (middle, beside) == (0.0, 0.0)
+        return
+    first = sizes.index(count)
+    assert middle == ratios[first + (count - 1) // 2]
+    low, high = ratios[first] - 20 * width, ratios[first + count - 1] + 20 * width
+    near = int(np.sum((ratios >= low) & (ratios < high)))
+    assert beside == pytest.approx((near - count) / 40)
+
+
+@settings(deadline=None, max_examples=200)
+@given(value=st.floats(-(2.0**120), 2.0**120, width=32))
+def test_the_spacing_is_that_of_numpy(value) -> None:
+    found = dormancy._spacing(torch.tensor([value], dtype=torch.float64), torch.float32)
+    expected = np.spacing(np.maximum(np.abs(np.float32(value)), np.finfo(np.float32).tiny))
+    assert found.item() == float(expected)
