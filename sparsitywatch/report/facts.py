@@ -6,7 +6,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -31,7 +31,7 @@ class Fact:
 
     name: str
     value: Cell
-    remark: str = ""
+    remark: str | Markup = ""
 
 
 # ------------------------------------------------------------------ events
@@ -132,8 +132,10 @@ def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]
     )
     curve = next((r.curve for r in reversed(records) if r.curve is not None), None)
     examples: Cell = "none: nothing was evaluated"
+    what = ""
     if provenance.proxy_hash:
         number = None if curve is None else curve.num_examples
+        what = "hash of the held-out examples"
         examples = f"{provenance.proxy_hash}" + ("" if number is None else f", {number:,} examples")
     relative = provenance.tolerance_mode == "relative"
     tolerance = Markup("{} {}").format(
@@ -142,7 +144,7 @@ def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]
     )
     return [
         Fact("scope", weights, f"hash {provenance.scope_hash}"),
-        Fact("proxy", examples, "hash of the held-out examples"),
+        Fact("proxy", examples, what),
         Fact("tolerance", tolerance, "harm that counts as none"),
         Fact("pattern", provenance.pattern, "which weights a sparsity removes"),
         Fact("evaluation", provenance.evaluation, "zero-shot: nothing is trained after removal"),
@@ -185,19 +187,19 @@ def cost_facts(run: RunLog) -> list[Fact]:
     """What the watch took from the training; a replay has no training to hold up."""
     costs = [record.cost for record in run.records]
     stalls = [cost.stall_s for cost in costs]
-    facts = [
-        Fact("reading weights", seconds(math.fsum(c.spectrum_s for c in costs)),
-             "all looks, behind the training where that is possible"),
-        Fact("evaluating", seconds(math.fsum(c.evaluation_s for c in costs)), "all looks"),
-        Fact("evaluations", count(sum(c.num_forwards for c in costs)),
-             "calls of the value function"),
-    ]  # fmt: skip
+    reading = seconds(math.fsum(cost.spectrum_s for cost in costs))
+    evaluating = seconds(math.fsum(cost.evaluation_s for cost in costs))
+    evaluations = Markup("{} evaluations").format(count(sum(c.num_forwards for c in costs)))
     if run.replayed_from:
-        return [replace(facts[0], remark="all looks"), *facts[1:]]
+        return [
+            Fact("reading weights", reading, "all looks together"),
+            Fact("evaluating", evaluating, evaluations),
+        ]
     facts = [
         Fact("held up the training", seconds(math.fsum(stalls)), "all looks together"),
         Fact("one look", seconds(statistics.median(stalls)), "median time held up"),
-        *facts,
+        Fact("reading weights", reading, "all looks, behind the training where that is possible"),
+        Fact("evaluating", evaluating, evaluations),
         Fact("looks left out", count(sum(c.num_left_out for c in costs)),
              "they were due, and would have cost too much"),
     ]  # fmt: skip

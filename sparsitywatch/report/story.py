@@ -52,26 +52,31 @@ def looks_taken(run: RunLog) -> Markup:
 
 
 def _looks(run: RunLog) -> Markup:
-    scope, steps = run.records[-1].scope, run.steps
-    times = [r.wall_time for r in run.records if math.isfinite(r.wall_time)]
-    when = f", taken {_day(times[0])} to {_day(times[-1])} UTC" if times else ""
+    scope, steps, when = run.records[-1].scope, run.steps, _taken(run)
+    where = Markup("{} in {}").format(
+        _several(scope.num_weights, "weight"), _several(scope.num_tensors, "tensor")
+    )
     if len(run.records) == 1:
-        return Markup("One look at {} in {}, at step {}{}.").format(
-            _several(scope.num_weights, "weight"), _several(scope.num_tensors, "tensor"),
-            count(steps[0]), when.partition(" to ")[0] + (" UTC" if times else ""),
-        )  # fmt: skip
-    return Markup("{} at {} in {}, from step {} to step {}{}.").format(
-        _several(len(run.records), "look"), _several(scope.num_weights, "weight"),
-        _several(scope.num_tensors, "tensor"), count(steps[0]), count(steps[-1]), when,
-    )  # fmt: skip
+        return Markup("One look at {}, at step {}{}.").format(where, count(steps[0]), when)
+    return Markup("{} at {}, from step {} to step {}{}.").format(
+        _several(len(run.records), "look"), where, count(steps[0]), count(steps[-1]), when
+    )
 
 
-def _day(wall_time: float) -> str:
+def _taken(run: RunLog) -> str:
+    """When the looks were taken, to the minute; empty if a clock was wrong."""
     try:
-        moment = datetime.fromtimestamp(wall_time, timezone.utc)
+        first, last = (
+            datetime.fromtimestamp(run.records[i].wall_time, timezone.utc) for i in (0, -1)
+        )
     except (OverflowError, OSError, ValueError):
-        return "at an unknown time"
-    return moment.strftime("%Y-%m-%d %H:%M")
+        return ""
+    began, ended = (moment.strftime("%Y-%m-%d %H:%M") for moment in (first, last))
+    if began == ended:
+        return f", taken {began} UTC"
+    if first.date() == last.date():
+        ended = last.strftime("%H:%M")
+    return f", taken {began} to {ended} UTC"
 
 
 def _event(event: Event) -> Markup:
