@@ -92,7 +92,8 @@ def replay(
         proxy: what to evaluate, as live; needs ``model``.
         executor: who looks: any ``concurrent.futures.Executor`` (threads, processes that are
             spawned, ``client.get_executor(pure=False)`` of dask). It gets URLs and gives
-            records; closing it is yours. None: this thread.
+            records; closing it is yours. None: this process, which
+            without a model reads one checkpoint ahead.
         scope, levels, pattern, tolerance, tolerance_mode, near_zero: as of ``watch``.
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
             refer to, or the log directory of a run that has them. By default those of the

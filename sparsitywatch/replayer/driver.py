@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
@@ -202,9 +204,8 @@ class Replayer:
             yield one, self._look_at(one)
         rest = list(waiting)
         tasks = (self._task(one) for one in rest)
-        yield from zip(
-            rest, in_order(tasks, self._orders.executor, self._orders.window), strict=True
-        )
+        with _looking(self._orders) as (executor, window):
+            yield from zip(rest, in_order(tasks, executor, window), strict=True)
 
     def _look_at(self, one: Wanted) -> Look:
         (looked,) = in_order([self._task(one)], self._orders.executor, 1)
@@ -242,6 +243,20 @@ class Replayer:
         _logger.warning("sparsitywatch: %s", failure.reason)
         for function in self._listeners.on_failure:
             function(failure)
+
+
+@contextmanager
+def _looking(orders: Orders) -> Iterator[tuple[Executor | None, int]]:
+    """Who looks, and at how many at once.
+
+    Without a model the next checkpoint is read while what came of the one before is compared
+    and written: that takes about as long.
+    """
+    if orders.executor is not None or orders.stage is not None:
+        yield orders.executor, orders.window
+        return
+    with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
+        yield one_ahead, 2
 
 
 def _failure(one: Wanted, looked: Look) -> Failure:

@@ -98,6 +98,31 @@ def test_in_order_and_never_too_many_at_once(run, window: int) -> None:
     executor.pool.shutdown()
 
 
+def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
+    begun: list[int] = []
+    next_one = threading.Condition()
+
+    def look(task: workers.Task) -> Look:
+        with next_one:
+            begun.append(task.step)
+            next_one.notify_all()
+        return plain(task)
+
+    def on_record(record: sw.Record) -> None:
+        done.append(record.step)
+        if 1 < len(done) < NUM:  # the first one has to be alone
+            with next_one:
+                assert next_one.wait_for(lambda: len(begun) > len(done), timeout=60)
+        assert len(begun) <= len(done) + 1
+
+    plain, done = workers.look, list[int]()
+    monkeypatch.setattr(workers, "look", look)
+    sw.replay(run, logdir=None, on_record=[on_record], strict=True)
+    assert begun == done == sorted(done)
+    assert len(done) == NUM
+    assert not [t for t in threading.enumerate() if t.name.startswith("sparsitywatch-replay")]
+
+
 def test_how_many_at_once() -> None:
     with ThreadPoolExecutor(3) as pool:
         assert workers.window_of(pool) == 6
