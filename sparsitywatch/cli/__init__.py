@@ -7,6 +7,7 @@
     sparsitywatch report runs/demo -o x.html  the same as one page of HTML with everything in it
     sparsitywatch compare runs/a runs/b       runs side by side, if they can be compared
     sparsitywatch scope runs/demo             which parameters are watched, and why
+    sparsitywatch replay runs/a --logdir x    saved checkpoints, as a live watch would see them
     sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count
 
 Commands that read logs load no model and do not import torch; those that read checkpoints import

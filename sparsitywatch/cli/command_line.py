@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, plot, report, scope, summary
+from sparsitywatch.cli import compare, inspect, plot, replay, report, scope, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.version import __version__
 
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sparsitywatch", description="Read a watched run, also while it is being written."
+        prog="sparsitywatch", description="Read watched runs, and look at saved checkpoints."
     )
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (summary, plot, report, compare, scope, inspect):
+    for command in (summary, plot, report, compare, scope, inspect, replay):
         command.add_to(commands)
     return parser

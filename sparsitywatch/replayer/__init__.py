@@ -3,6 +3,7 @@
 ::
 
     call.py        sw.replay: everything a user may ask for, checked
+    processes.py   an executor of processes on this machine
     selection.py   which checkpoints are looked at, in which order
     driver.py      what is missing is looked at, by step, and passed on
     look.py        one look at one checkpoint, here or in a worker

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
-import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from contracts.reader_contract import ReaderContract, failure, same_bits, small_bert
+from contracts.torchrun import torchrun
 from torch import nn
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -22,26 +19,6 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from sparsitywatch.checkpoints.distributed_metadata import parse_metadata
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
-
-
-def torchrun(script: Path, *arguments: str, num_processes: int = 2) -> None:
-    """Run a script in processes of its own group, all of which have ended afterwards."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *(f"--nproc-per-node={num_processes}", str(script), *arguments),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env=environment,
-    )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=120)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-    assert process.returncode == 0, output
 
 
 def save(state: dict[str, object], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.reader_contract import same_bits, small_bert
+from contracts.s3_server import s3_server
 
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.opening import open_checkpoint
@@ -19,26 +19,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # boto's and aiohttp's own
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    moto_server = pytest.importorskip("moto.server")
+    pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
 
 
 @pytest.fixture(scope="module")
 def options() -> Iterator[dict[str, object]]:
     """Storage options of a running server with the bucket "runs"."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "testing",
-        "secret": "testing",  # the server takes any
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-central-1"},
-    }
-    s3fs.S3FileSystem(**options).mkdir("runs")
-    yield options
-    server.stop()
+    with s3_server("runs") as options:
+        yield options
 
 
 def test_a_run_on_s3(options, tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Language models of transformers from their config, and a proxy for one from a held-out text.
+
+What ``sparsitywatch replay --model ... --text ...`` evaluates. Nothing is fetched from anywhere,
+and no code that comes with a model is run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from sparsitywatch.errors import ConfigurationError, MissingExtraError
+from sparsitywatch.pruning.proxy import Proxy
+
+try:
+    import transformers
+    from transformers.models.auto import modeling_auto
+except ImportError as error:
+    raise MissingExtraError("transformers", "huggingface", "models from a config") from error
+
+__all__ = ["causal_loss", "make_model", "masked_loss", "text_proxy"]
+
+#: Label of a position that is not to be predicted, as everywhere in PyTorch.
+_IGNORED = -100
+_MASKED_SHARE = 0.15
+_SEED = 0
+_EXAMPLES_PER_BATCH = 16
+#: Characters that are read for each token that is needed; languages and vocabularies differ.
+_CHARACTERS_PER_TOKEN = 16
+
+
+def make_model(name: str, config: str | os.PathLike[str] | None = None) -> nn.Module:
+    """A model with random weights, to load checkpoints into.
+
+    Args:
+        name: a folder with a ``config.json``, or a type of transformers such as "bert".
+        config: a JSON file with the config; needed for a type.
+
+    Returns:
+        The architecture that the config names, else a masked language model of that type if
+        there is one, else a causal one; in float32, on the CPU.
+
+    Raises:
+        ConfigurationError: there is no such folder, type, file or architecture.
+    """
+    read = _read_config(name, config)
+    for architecture in getattr(read, "architectures", None) or _architectures(read.model_type):
+        made = getattr(transformers, architecture, None)
+        if made is not None:
+            model: nn.Module = made(read)
+            return model
+    raise ConfigurationError(
+        f"Expected a config with `architectures` that transformers {transformers.__version__} "
+        f"knows, or of a language model, got {getattr(read, 'architectures', None)!r} of type "
+        f"{read.model_type!r}. Give a function that makes the model: --model module:function."
+    )
+
+
+def _read_config(name: str, config: str | os.PathLike[str] | None) -> Any:
+    path = Path(name) if config is None else Path(config)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigurationError(
+            f"Expected a config of transformers at {str(path)!r}, found none. Give a folder that "
+            "has a config.json, or a type and its config: --model bert --config config.json."
+        )
+    try:
+        content, _ = transformers.PretrainedConfig.get_config_dict(str(file))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"Expected a config in JSON in {str(file)!r}: {error}") from error
+    kind = content.get("model_type") if config is None else name
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        raise ConfigurationError(
+            f"Expected a type of model that transformers {transformers.__version__} knows, got "
+            f"{kind!r}. Give a function that makes the model: --model module:function."
+        )
+    return transformers.CONFIG_MAPPING[kind].from_dict(content)
+
+
+def _architectures(kind: str) -> list[str]:
+    mappings: tuple[Mapping[str, str], ...] = (
+        modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+    return [names[kind] for names in mappings if kind in names]
+
+
+def text_proxy(
+    text: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    num_examples: int = 128,
+    length: int = 128,
+) -> Proxy:
+    """The loss of a language model on the beginning of a text: one number per window.
+
+    Masked models are asked for 15 % of the tokens, chosen once and for all (Devlin et al.
+    2019, arXiv:1810.04805, appendix A.1); others for each next token.
+
+    Args:
+        text: a file in UTF-8.
+        tokenizer: a folder of transformers.
+        model: what will be evaluated; its class says whether it is a masked or a causal one.
+        num_examples: windows, at least 2.
+        length: tokens in each, special ones included.
+
+    Raises:
+        ConfigurationError: the text is too short, or there is no tokenizer.
+        ProxyError: the batches cannot be used.
+    """
+    kind = type(model).__name__
+    is_masked = "MaskedLM" in kind or kind.endswith("ForPreTraining")
+    if not is_masked and "CausalLM" not in kind and "LMHead" not in kind:
+        raise ConfigurationError(
+            f"Expected a masked or causal language model for `--text`, got {kind}. Give a function "
+            "that makes the proxy: --proxy module:function."
+        )
+    words = _load_tokenizer(tokenizer)
+    prefix, suffix = ([words.cls_token_id], [words.sep_token_id]) if is_masked else ([], [])
+    prefix, suffix = ([token for token in ids if token is not None] for ids in (prefix, suffix))
+    inside = length - len(prefix) - len(suffix)
+    tokens = _first_tokens(Path(text), words, num_examples, inside)
+    windows = torch.tensor([[*prefix, *row, *suffix] for row in tokens.tolist()])
+    if is_masked:
+        if words.mask_token_id is None:
+            raise ConfigurationError(
+                f"Expected a tokenizer with a mask token for {kind}, got one without in "
+                f"{os.fspath(tokenizer)!r}."
+            )
+        batch = _masked(windows, set(words.all_special_ids), len(words), words.mask_token_id)
+    else:
+        batch = {"input_ids": windows}
+    batches = [
+        {name: tensor[start : start + _EXAMPLES_PER_BATCH] for name, tensor in batch.items()}
+        for start in range(0, len(windows), _EXAMPLES_PER_BATCH)
+    ]
+    loss = masked_loss if is_masked else causal_loss
+    return Proxy(batches, loss, name=f"held-out {'masked' if is_masked else 'causal'}-LM loss")
+
+
+def masked_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of the masked tokens of each sequence, float [N]."""
+    output = model(input_ids=batch["input_ids"])
+    logits = output.logits if "logits" in output else output.prediction_logits
+    labels = batch["labels"]
+    losses = F.cross_entropy(
+        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
+    )
+    return losses.sum(1) / (labels != _IGNORED).sum(1)
+
+
+def causal_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy of each next token of each sequence, float [N]."""
+    tokens = batch["input_ids"]
+    logits = model(input_ids=tokens).logits[:, :-1].float()
+    return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+
+
+def _load_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ConfigurationError(
+            f"Expected a tokenizer of transformers in {os.fspath(folder)!r}: {first_line} Name its "
+            "folder: --tokenizer FOLDER."
+        ) from error
+
+
+def _first_tokens(text: Path, words: Any, num_examples: int, inside: int) -> torch.Tensor:
+    """Ids of the first tokens of a text, int64 [num_examples, inside]."""
+    if num_examples < 2 or inside < 2:
+        raise ConfigurationError(
+            f"Expected at least 2 examples of at least 2 tokens, got {num_examples} of {inside}."
+        )
+    needed = num_examples * inside
+    with text.open(encoding="utf-8") as file:
+        start = file.read(needed * _CHARACTERS_PER_TOKEN)
+    ids = words(start, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < needed:
+        raise ConfigurationError(
+            f"Expected a text of at least {needed:,} tokens ({num_examples} examples of {inside}), "
+            f"got {len(ids):,} in {str(text)!r}. Ask for fewer or shorter examples."
+        )
+    return torch.tensor(ids[:needed]).reshape(num_examples, inside)
+
+
+def _masked(
+    tokens: torch.Tensor, special: set[int], vocabulary_size: int, mask: int
+) -> dict[str, torch.Tensor]:
+    """Tokens with some hidden, and labels of these; the same ones every time."""
+    generator = torch.Generator().manual_seed(_SEED)
+    is_ordinary = ~torch.isin(tokens, torch.tensor(sorted(special)))
+    order = torch.rand(tokens.shape, generator=generator).masked_fill(~is_ordinary, 2.0)
+    # a fixed share of each window, and at least one: a mean over none would be no number
+    num_hidden = (_MASKED_SHARE * is_ordinary.sum(1)).round().clamp_min(1).long()
+    rank = order.argsort(1).argsort(1)
+    is_hidden = (rank < num_hidden[:, None]) & is_ordinary
+    fate = torch.rand(tokens.shape, generator=generator)
+    others = torch.randint(vocabulary_size, tokens.shape, generator=generator)
+    shown = torch.where(is_hidden & (fate < 0.8), mask, tokens)
+    shown = torch.where(is_hidden & (fate >= 0.9), others, shown)
+    return {"input_ids": shown, "labels": tokens.masked_fill(~is_hidden, _IGNORED)}

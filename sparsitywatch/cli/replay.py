@@ -1,0 +1,223 @@
+"""``sparsitywatch replay``: saved checkpoints looked at as a live watch would have."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsitywatch.cli.model_option import add_model_options, model_and_proxy
+from sparsitywatch.cli.progress import Progress
+from sparsitywatch.cli.scope_option import add_scope_option, scope_of
+from sparsitywatch.cli.storage_option import add_storage_option, storage_options
+from sparsitywatch.cli.tables import count, visible
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records import Event, Record, to_json
+
+if TYPE_CHECKING:  # torch takes a second to import
+    from sparsitywatch.replayer.result import Failure, Replayed
+
+__all__ = ["add_to"]
+
+#: Exit status when some checkpoints could not be looked at; the others are in the log.
+_NOT_ALL_READABLE = 2
+_INTERRUPTED = 130
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of the command line."""
+    parser = commands.add_parser(
+        "replay",
+        help="look at saved checkpoints as a live watch would have",
+        description="Look at saved checkpoints, by step. Started again, it does what is missing.",
+    )
+    parser.add_argument(
+        "places",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="a checkpoint, a folder of them or a pattern, on any storage that fsspec knows",
+    )
+    parser.add_argument(
+        "--logdir", metavar="DIR", type=Path, required=True, help="where everything goes"
+    )
+    add_scope_option(parser)
+    add_storage_option(parser)
+    parser.add_argument(
+        "--tolerance",
+        metavar="EPSILON",
+        type=float,
+        default=0.01,
+        help="of essential sparsity (default: 0.01)",
+    )
+    parser.add_argument(
+        "--near-zero",
+        metavar="RULE",
+        action="append",
+        help="what counts as near zero, such as initial_0.1 or abs_0.001; may be repeated; the "
+        "first one is watched for abrupt changes",
+    )
+    parser.add_argument(
+        "--initial",
+        metavar="RUN",
+        type=Path,
+        help="the log directory of a run whose initial weights near-zero rules refer to; by "
+        "default the first checkpoint",
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes that look (default: 1)"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="wait for the checkpoints of a run that goes on"
+    )
+    parser.add_argument(
+        "--poll", metavar="S", type=float, default=5.0, help="seconds between looks for new ones"
+    )
+    parser.add_argument(
+        "--idle-timeout", metavar="S", type=float, help="end after so many seconds without news"
+    )
+    parser.add_argument("--json", action="store_true", help="lines of JSON, not a progress bar")
+    add_model_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = storage_options(arguments)
+    if arguments.workers < 1:
+        raise ConfigurationError(f"Expected `--workers` >= 1, got {arguments.workers}.")
+    from sparsitywatch.replayer.call import replay
+    from sparsitywatch.replayer.processes import processes
+    from sparsitywatch.weights.near_zero import DEFAULT_RULES
+
+    model, proxy = model_and_proxy(arguments)
+    # everything that is logged is told below
+    logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
+    told = _Lines() if arguments.json else _Words()
+    with ExitStack() as stack:
+        stack.enter_context(_terminated_as_interrupted())
+        num = arguments.workers
+        executor = None if num == 1 else stack.enter_context(processes(num))
+        try:
+            replayed = replay(
+                arguments.places,
+                logdir=arguments.logdir,
+                model=model,
+                proxy=proxy,
+                executor=executor,
+                scope=scope_of(arguments),
+                tolerance=arguments.tolerance,
+                near_zero=arguments.near_zero or DEFAULT_RULES,
+                initial_rms=arguments.initial,
+                storage_options=options,
+                on_event=[told.event],
+                on_record=[told.record],
+                on_failure=[told.failure],
+                on_progress=[told.progress],
+                follow=arguments.follow,
+                poll_s=arguments.poll,
+                idle_timeout_s=arguments.idle_timeout,
+            )
+        except KeyboardInterrupt:
+            told.interrupted()
+            return _INTERRUPTED
+    told.end(replayed)
+    return _NOT_ALL_READABLE if replayed.failures else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """What ends a service ends a sidecar as Ctrl-C does: the log is finished."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Words:
+    """For people: a bar, and a line for what matters."""
+
+    def __init__(self) -> None:
+        self._bar = Progress("checkpoints")
+        self._num_done = 0
+
+    def record(self, record: Record) -> None:
+        """Nothing: the bar says that it is done."""
+
+    def event(self, event: Event) -> None:
+        self._bar.say(event.describe(), sys.stdout)
+
+    def failure(self, failure: Failure) -> None:
+        self._bar.say(visible(failure.reason))
+
+    def progress(self, done: int, total: int) -> None:
+        if self._num_done == 0:
+            self._bar.begin(done - 1)
+        self._num_done += 1
+        self._bar.update(done, total)
+
+    def interrupted(self) -> None:
+        self._bar.clear()
+        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+
+    def end(self, replayed: Replayed) -> None:
+        self._bar.clear()
+        for one in replayed.left_out:
+            print(visible(one.reason), file=sys.stderr)
+        records, failures = replayed.records, replayed.failures
+        earlier = len(records) - replayed.num_looks
+        words = [
+            f"{count(replayed.num_looks, 'checkpoint')} looked at",
+            *([f"{earlier:,} in the log already"] if earlier > 0 else []),
+            count(len(replayed.events), "event"),
+            *([f"{len(failures):,} could not be read"] if failures else []),
+        ]
+        print(f"{', '.join(words)}.")
+        if records and replayed.directory is not None:
+            logdir = replayed.directory.parent
+            print(f"  tensorboard --logdir {logdir}\n  sparsitywatch summary {logdir}")
+
+
+class _Lines:
+    """For programs: one JSON object a line."""
+
+    def record(self, record: Record) -> None:
+        self._print("record", step=record.step, valid=record.valid, series=record.series())
+
+    def event(self, event: Event) -> None:
+        self._print("event", **json.loads(to_json(event)))
+
+    def failure(self, failure: Failure) -> None:
+        self._print("failure", **asdict(failure))
+
+    def progress(self, done: int, total: int) -> None:
+        self._print("progress", done=done, total=total)
+
+    def interrupted(self) -> None:
+        self._print("interrupted")
+
+    def end(self, replayed: Replayed) -> None:
+        for one in replayed.left_out:
+            self._print("left_out", **asdict(one))
+        self._print(
+            "end",
+            num_looks=replayed.num_looks,
+            num_records=len(replayed.records),
+            num_events=len(replayed.events),
+            num_failures=len(replayed.failures),
+            directory=str(replayed.directory),
+        )
+
+    @staticmethod
+    def _print(kind: str, **fields: Any) -> None:
+        print(json.dumps({"kind": kind, **fields}, allow_nan=False), flush=True)

@@ -1,0 +1,253 @@
+"""``sparsitywatch replay``: what it says, where, and its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.live_runs import held_out, save_safetensors, save_torch, train
+from contracts.stored_run import NUM, SHRUNK, weights
+
+import sparsitywatch as sw
+from sparsitywatch.cli import main
+from sparsitywatch.cli.progress import Progress
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 checkpoints; half of a layer is gone from the 17th on."""
+    folder = tmp_path_factory.mktemp("run")
+    for look in range(NUM):
+        torch.save(weights(look), folder / f"step-{10 * (look + 1)}.pt")
+    return folder
+
+
+def broken(run: Path, folder: Path) -> Path:
+    shutil.copytree(run, folder)
+    (folder / "step-50.pt").write_bytes(b"")
+    return folder
+
+
+def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logdir = tmp_path / "log"
+    assert main(["replay", str(run / "step-*.pt"), "--logdir", str(logdir)]) == 0
+    output = capsys.readouterr()
+    records, (event,) = (
+        read_records(logdir / "sparsitywatch"),
+        read_events(logdir / "sparsitywatch"),
+    )
+    assert len(records) == NUM
+    assert event.onset_step in (10 * SHRUNK, 10 * (SHRUNK + 1))
+    assert output.out.splitlines() == [
+        event.describe(),
+        "24 checkpoints looked at, 1 event.",
+        f"  tensorboard --logdir {logdir}",
+        f"  sparsitywatch summary {logdir}",
+    ]
+    assert output.err == ""  # no bar where nobody looks
+    assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
+    capsys.readouterr()
+    assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
+    assert capsys.readouterr().out.startswith(
+        "0 checkpoints looked at, 24 in the log already, 1 event.\n"
+    )
+
+
+def test_a_broken_checkpoint_is_one_line_and_the_exit_status(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = broken(run, tmp_path / "run")
+    assert main(["replay", str(folder), "--logdir", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    reason = "expected weights, got an empty file. It may be half-written."
+    assert output.err == f"Cannot read {folder}/step-50.pt: {reason}\n"
+    assert "24 checkpoints looked at, 1 event, 1 could not be read.\n" in output.out
+    assert len(read_records(tmp_path / "sparsitywatch")) == NUM
+
+
+def test_for_programs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = broken(run, tmp_path / "run")
+    torch.save(weights(0), folder / "final.pt")
+    arguments = ["replay", str(folder), "--logdir", str(tmp_path), "--json"]
+    assert main([*arguments, "--near-zero", "abs_0.001"]) == 2
+    output = capsys.readouterr()
+    assert output.err == ""
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    by_kind = {kind: [x for x in lines if x["kind"] == kind] for kind in {x["kind"] for x in lines}}
+    assert {kind: len(found) for kind, found in by_kind.items()} == {
+        "record": NUM, "progress": NUM, "failure": 1, "event": 1, "left_out": 1, "end": 1,
+    }  # fmt: skip
+    records = read_records(tmp_path / "sparsitywatch")
+    for line, record in zip(by_kind["record"], records, strict=True):
+        assert (line["step"], line["valid"]) == (record.step, record.valid)
+        assert line["series"].get("near_zero/abs_0.001") == record.near_zero.get("abs_0.001")
+    (failure,) = by_kind["failure"]
+    assert (failure["step"], failure["url"]) == (50, f"{folder}/step-50.pt")
+    assert by_kind["progress"][-1] == {"kind": "progress", "done": NUM, "total": NUM}
+    assert by_kind["end"][0]["num_failures"] == 1
+    assert by_kind["event"][0]["series"] == "near_zero/abs_0.001"
+
+
+def test_with_a_model_of_transformers(tmp_path: Path, monkeypatch) -> None:
+    live = train(tmp_path / "live", save_safetensors(tmp_path / "run"), proxy=held_out(), steps=3)
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    first = tmp_path / "run" / "checkpoint-0"
+    for number, model in enumerate(
+        (
+            ["--model", str(first)],
+            ["--model", "bert", "--config", str(first / "config.json")],
+            ["--model", "contracts.live_runs:tiny_bert"],
+        )
+    ):
+        logdir = tmp_path / str(number)
+        arguments = ["replay", str(tmp_path / "run"), "--logdir", str(logdir), *model]
+        assert main([*arguments, "--proxy", "contracts.live_runs:held_out"]) == 0
+        curves = [record.curve for record in read_records(logdir / "sparsitywatch")]
+        assert curves == [record.curve for record in live]
+
+
+def test_the_scale_of_a_live_run(tmp_path: Path) -> None:
+    train(tmp_path / "live", save_torch(tmp_path / "run"), steps=6)
+    (tmp_path / "run" / "ckpt-0.pt").unlink()
+    arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path)]
+    assert main([*arguments, "--initial", str(tmp_path / "live")]) == 0
+    expected = [r.near_zero for r in read_records(tmp_path / "live" / "sparsitywatch")[1:]]
+    assert [r.near_zero for r in read_records(tmp_path / "sparsitywatch")] == expected
+
+
+def test_by_several_processes(run: Path, tmp_path: Path) -> None:
+    arguments = ["replay", str(run), "--scope", "second.*", "--tolerance", "0.02", "--logdir"]
+    assert main([*arguments, str(tmp_path / "one")]) == 0
+    assert main([*arguments, str(tmp_path / "two"), "--workers", "2"]) == 0
+    one, two = (read_records(tmp_path / name / "sparsitywatch") for name in ("one", "two"))
+    assert [r.near_zero for r in one] == [r.near_zero for r in two]
+    assert {r.scope.num_weights for r in two} == {32 * 64 + 32}
+    assert two[0].provenance.tolerance == 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "x"], "Expected `--model` beside `--text`"),
+        (["--model", "nowhere"], "Expected a config of transformers at 'nowhere'"),
+        (["--model", "bert"], "--model bert --config config.json"),
+        (["--model", "no.such:thing"], "Expected `--model` to be module:function"),
+        (["--model", "math:pi"], "Expected `--model` to name a function"),
+        (["--model", "math:nothing"], "Expected `--model` to be module:function"),
+        (["--model", "a:b", "--text", "x", "--proxy", "c:d"], "one of `--proxy` and `--text`"),
+        (["--workers", "0"], "Expected `--workers` >= 1"),
+        (["--storage-option", "x"], "KEY=VALUE"),
+        (["--idle-timeout", "-1"], "idle_timeout_s"),
+        (["--scope", "nothing.*"], "matches"),
+        (["--initial", "nowhere"], "found no run in 'nowhere'"),
+    ],
+)
+def test_mistakes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments, message
+) -> None:
+    logdir = tmp_path / "log"
+    assert main(["replay", str(run), "--logdir", str(logdir), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not logdir.exists()
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    code = "import sys; from sparsitywatch.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_sidecar_ends_when_told(run: Path, tmp_path: Path, ending: signal.Signals) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    shutil.copy(run / "step-10.pt", place)
+    options = ["--follow", "--poll", "0.05", "--json"]
+    process = started("replay", str(place), "--logdir", str(tmp_path), *options)
+    try:
+        kinds = [json.loads(process.stdout.readline())["kind"] for _ in range(2)]
+        shutil.copy(run / "step-20.pt", tmp_path / "arriving")
+        (tmp_path / "arriving").rename(place / "step-20.pt")
+        kinds += [json.loads(process.stdout.readline())["kind"] for _ in range(2)]
+        process.send_signal(ending)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert kinds == ["record", "progress"] * 2
+    assert (process.returncode, errors) == (0, "")
+    assert json.loads(output.splitlines()[-1])["num_records"] == 2
+    assert read_manifest(tmp_path / "sparsitywatch").replayed_from == (str(place),)
+
+
+def test_a_sidecar_ends_after_a_while_without_news(run: Path, tmp_path: Path) -> None:
+    arguments = ["replay", str(run / "step-1?.pt"), "--logdir", str(tmp_path)]
+    assert main([*arguments, "--follow", "--poll", "0.01", "--idle-timeout", "0.05"]) == 0
+    assert [record.step for record in read_records(tmp_path / "sparsitywatch")] == [10]
+
+
+def test_interrupted_it_says_how_to_go_on(
+    run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = sw.AbruptChange.update
+
+    def update(self, step, *arguments):
+        if step == 50:
+            raise KeyboardInterrupt
+        return original(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sw.AbruptChange, "update", update)
+        assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 130
+    assert "Interrupted; the same command goes on from here." in capsys.readouterr().err
+    assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 0
+    assert "20 checkpoints looked at, 4 in the log already" in capsys.readouterr().out
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_tells_rate_and_time_left() -> None:
+    stream, now = Terminal(), [0.0]
+    progress = Progress("checkpoints", stream, lambda: now[0])
+    progress.begin(2)
+    for done in (3, 4, 5):
+        now[0] += 2.0
+        progress.update(done, 10)
+    drawn = stream.getvalue().split("\r")[-1]
+    assert drawn == "[############------------] 5/10 checkpoints, 2.0 s each, 0:10 left"
+    progress.say("something happened")
+    assert stream.getvalue().split("\n")[-2].endswith("\rsomething happened")
+    assert stream.getvalue().endswith(drawn)
+    progress.clear()
+    assert stream.getvalue().endswith(f"\r{' ' * len(drawn)}\r")
+
+
+def test_the_bar_is_not_drawn_into_files_nor_too_often() -> None:
+    silent, stream, now = io.StringIO(), Terminal(), [0.0]
+    Progress("checkpoints", silent).update(1, 2)
+    assert silent.getvalue() == ""
+    progress = Progress("checkpoints", stream, lambda: now[0])
+    for done in range(1, 1001):
+        now[0] += 0.01
+        progress.update(done, 1000)
+    assert 80 < stream.getvalue().count("\r") / 2 < 120
+    assert "1000/1000" in stream.getvalue()

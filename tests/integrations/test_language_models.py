@@ -1,0 +1,164 @@
+"""Models from a config, and the proxy of a held-out text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import transformers
+
+import sparsitywatch as sw
+from sparsitywatch.cli import main
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.integrations.language_models import (
+    causal_loss,
+    make_model,
+    masked_loss,
+    text_proxy,
+)
+from sparsitywatch.sinks.jsonl import read_records
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 32}  # fmt: skip
+WORDS = ["sparse", "dense", "weights", "are", "never", "always", "pruned", "kept"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT with its tokenizer, as save_pretrained leaves them, and a text."""
+    folder = tmp_path_factory.mktemp("bert")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+        sep_token="[SEP]", mask_token="[MASK]",
+    ).save_pretrained(folder)  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=len(vocabulary), **SMALL)
+    transformers.BertForMaskedLM(config).save_pretrained(folder)
+    (folder / "text.txt").write_text(" ".join(WORDS * 100))
+    return folder
+
+
+def test_the_architecture_that_the_config_names(folder: Path) -> None:
+    for arguments in ((str(folder),), (str(folder / "config.json"),), ("bert", folder)):
+        model = make_model(*arguments)
+        assert isinstance(model, transformers.BertForMaskedLM)
+        assert model.config.hidden_size == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "expected"),
+    [
+        ({"model_type": "bert", **SMALL}, None, "BertForMaskedLM"),
+        ({**SMALL}, "bert", "BertForMaskedLM"),
+        ({"n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 9}, "gpt2", "GPT2LMHeadModel"),
+        ({"model_type": "bert", "architectures": ["BertForPreTraining"], **SMALL}, None,
+         "BertForPreTraining"),
+    ],
+)  # fmt: skip
+def test_configs_of_their_own(tmp_path: Path, content, kind, expected) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    model = make_model(str(path)) if kind is None else make_model(kind, path)
+    assert type(model).__name__ == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "no-such-model"}', "Expected a type of model"),
+        ("{}", "Expected a type of model"),
+        ("not json", "Expected a config in JSON"),
+        ('{"model_type": "vit"}', "Expected a config with `architectures`"),
+    ],
+)
+def test_configs_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        make_model(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="found none"):
+        make_model("bert", tmp_path / "none.json")
+
+
+def test_masked_tokens_are_a_fixed_share_and_always_the_same(folder: Path) -> None:
+    model = make_model(str(folder))
+    proxies = [
+        text_proxy(folder / "text.txt", folder, model, num_examples=20, length=22) for _ in range(2)
+    ]
+    assert proxies[0].hash == proxies[1].hash
+    assert (proxies[0].num_batches, proxies[0].higher_is_better) == (2, False)
+    batches = []
+    for proxy in proxies:
+        proxy.value = lambda _, batch: batches.append(batch) or torch.ones(len(batch["labels"]))
+        proxy.evaluate(model)
+    tokens, labels = (torch.cat([b[n] for b in batches[:2]]) for n in ("input_ids", "labels"))
+    assert tokens.shape == (20, 22)
+    is_hidden = labels != -100
+    assert is_hidden.sum(1).tolist() == [3] * 20  # 15 % of 20
+    assert not is_hidden[:, [0, -1]].any()
+    assert set(tokens[:, 0].tolist()) == {2}
+    assert set(tokens[:, -1].tolist()) == {3}
+    text = torch.tensor([5 + i % 8 for i in range(400)]).reshape(20, 20)
+    whole = torch.where(is_hidden, labels, tokens)
+    assert torch.equal(whole[:, 1:-1], text)
+    # most are masks; some stand for another token or for themselves
+    assert 0.6 < (tokens[is_hidden] == 4).double().mean() < 0.95
+
+
+def test_losses_are_means_over_the_tokens_that_are_asked_for(folder: Path) -> None:
+    model = make_model(str(folder)).eval()
+    tokens = torch.tensor([[2, 4, 6, 3], [2, 5, 4, 3]])
+    labels = torch.tensor([[-100, 7, 8, -100], [-100, -100, 9, -100]])
+    with torch.no_grad():
+        log_p = model(input_ids=tokens).logits.log_softmax(-1).double()
+        found = masked_loss(model, {"input_ids": tokens, "labels": labels})
+    expected = [-(log_p[0, 1, 7] + log_p[0, 2, 8]) / 2, -log_p[1, 2, 9]]
+    assert found.tolist() == pytest.approx([float(x) for x in expected], rel=1e-5)
+    gpt = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=13)
+    ).eval()
+    with torch.no_grad():
+        log_p = gpt(input_ids=tokens).logits.log_softmax(-1).double()
+        found = causal_loss(gpt, {"input_ids": tokens})
+    expected = [-sum(float(log_p[i, k, tokens[i, k + 1]]) for k in range(3)) / 3 for i in range(2)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_texts_and_models_that_cannot_be_used(folder: Path, tmp_path: Path) -> None:
+    model, text = make_model(str(folder)), folder / "text.txt"
+    with pytest.raises(ConfigurationError, match=r"at least 12,600 tokens .* got 800"):
+        text_proxy(text, folder, model, num_examples=100)
+    with pytest.raises(ConfigurationError, match="--tokenizer FOLDER"):
+        text_proxy(text, tmp_path, model)
+    with pytest.raises(ConfigurationError, match="at least 2 examples"):
+        text_proxy(text, folder, model, num_examples=1, length=8)
+    with pytest.raises(ConfigurationError, match=r"masked or causal language model .* Linear"):
+        text_proxy(text, folder, torch.nn.Linear(2, 2))
+
+
+def test_from_a_text_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    for step in (1, 2):
+        torch.manual_seed(step)
+        model = make_model(str(folder))
+        model.save_pretrained(tmp_path / "run" / f"checkpoint-{step}")
+    arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path)]
+    options = ["--model", str(folder), "--text", str(folder / "text.txt"), "--examples", "8",
+               "--length", "16", "--workers", "2"]  # fmt: skip
+    assert main([*arguments, *options]) == 0
+    records = read_records(tmp_path / "sparsitywatch")
+    assert [record.step for record in records] == [1, 2]
+    proxy = text_proxy(
+        folder / "text.txt", folder, make_model(str(folder)), num_examples=8, length=16
+    )
+    assert records[0].provenance.proxy_hash == proxy.hash
+    here = sw.replay(
+        tmp_path / "run", logdir=None, model=lambda: make_model(str(folder)), proxy=proxy
+    )
+    for ours, theirs in zip(here.records, records, strict=True):
+        assert theirs.curve.value == pytest.approx(ours.curve.value, rel=1e-5)
