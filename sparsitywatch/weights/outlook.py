@@ -13,7 +13,7 @@ import torch
 
 from sparsitywatch.records import Outlook
 from sparsitywatch.weights.clock import GroupClock
-from sparsitywatch.weights.dormancy import TensorMotion
+from sparsitywatch.weights.dormancy import TensorMotion, selected
 
 __all__ = ["ADVANCES", "outlook"]
 
@@ -48,11 +48,12 @@ def outlook(
         size = now[name].numel()
         rate = -motion.log_shrink / (advance / total)  # of this tensor's clock to the mean one
         due = _due(now[name].double().abs(), thresholds[name], rate)
-        living = _below(due[~motion.dormant], grid)
+        living = _below(selected(due, ~motion.dormant), grid)
         num_living = int((~motion.dormant).sum())
         share = living / max(num_living, 1)
         by_chance = min(motion.chance * num_living, float(motion.dormant.sum()))
-        dormant += (_below(due[motion.dormant], grid) - by_chance * share).clamp_min(0.0) / total
+        passing = _below(selected(due, motion.dormant), grid)
+        dormant += (passing - by_chance * share).clamp_min(0.0) / total
         # tensors where weights go dormant are where more will
         weight = max(float(motion.dormant.sum()) - 2.0 * by_chance, 0.0) + 1e-6 * size
         entering += weight * share
