@@ -20,7 +20,7 @@ from detecting.series import Series
 
 __all__ = ["ASKED", "Told", "on_controls", "on_made_up"]
 
-ASKED = (0.03, 0.1, 0.3, 1.0, 3.0)
+ASKED = (0.1, 0.3, 1.0, 3.0)
 #: False alarms that must be expected for their number to say something.
 _LEAST_COUNT = 5
 

@@ -85,6 +85,23 @@ def test_what_is_known_besides_goes_into_the_event() -> None:
     assert math.isnan(watch(series)[0].decay_clock)
 
 
+def first_alarm(series: np.ndarray, clock_per_look: float | None) -> int | None:
+    detector = AbruptChange(0.01, direction="up")
+    for i, x in enumerate(series):
+        context = {} if clock_per_look is None else {"decay_clock": clock_per_look * i}
+        if detector.update(i, float(x), context):
+            return i
+    return None
+
+
+@pytest.mark.parametrize("per_look", [None, 0.0, 0.01])
+def test_growth_that_decay_can_account_for_needs_less_proof(per_look: float | None) -> None:
+    growth = 0.07 * np.concatenate([np.ones(5), 1.06 ** np.arange(1, 20)])
+    uneven = growth * np.exp(noise(24, 0.04))
+    assert first_alarm(uneven, 0.5) == 13
+    assert first_alarm(uneven, per_look) == 18
+
+
 @pytest.mark.parametrize("looks", [10, 20, 40, 60])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_take_off_is_one_event_before_it_has_doubled(looks: int, seed: int) -> None:

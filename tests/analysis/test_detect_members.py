@@ -110,9 +110,8 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 
 # ---------------------------------------------------------------------------- growth
 def grown(values: np.ndarray, kind=RISE, ratio: float = 1.5) -> bool:
-    return bool(
-        seen_growth(kind, np.arange(float(len(values))), values, ratio=ratio, threshold=2.0)
-    )
+    x = np.arange(float(len(values)))
+    return bool(seen_growth(kind, x, values, ratio=ratio, threshold=2.0, min_share=1 / 3))
 
 
 def test_growth_that_its_past_explains_is_none() -> None:

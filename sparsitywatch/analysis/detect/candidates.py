@@ -28,8 +28,12 @@ _LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
 _MIN_LOOKS = 9
 #: A fall leaves this part of the running ceiling, at most.
 _FALL_RATIO = 1.25
-#: Each doubling of the looks beyond a few asks for so much more score of growth, up to a limit.
-_FEW_LOOKS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
+#: The run before a growth takes this part of the run so far at least; less, if weight decay can
+#: account for the growth.
+_SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
+#: So much less score is asked of growth that weight decay can account for, and of that so much
+#: more with each doubling of the looks beyond a few, up to a limit.
+_LESS_SCORE, _FEW_LOOKS, _MORE_SCORE, _MOST_MORE = 1.5, 10, 0.5, 1.0
 #: What the learning rate leaves of a change, at least.
 _LEAST_LEFT = 0.5
 #: Standard deviation of a series' answer to the full learning rate: of the logarithm, and in
@@ -46,18 +50,27 @@ class Limits:
     Args:
         min_effect: its smallest size, in units of the series.
         ratio: of a take-off to its running floor.
-        jump_score, growth_score: smallest normal scores; that of growth is for few looks.
+        jump_score, growth_score: smallest normal scores.
+        is_decaying: weight decay has advanced far enough to account for the growth.
     """
 
     min_effect: float
     ratio: float
     jump_score: float
     growth_score: float
+    is_decaying: bool = False
+
+    @property
+    def min_share(self) -> float:
+        """Part of the run so far that comes before a growth."""
+        return _SHARE_BEFORE_DECAY if self.is_decaying else _SHARE_BEFORE
 
     def growth_score_at(self, num_looks: int) -> float:
-        """The more looks there are, the more often chance has been tried."""
+        """What has a known cause needs less proof; chance has been tried at every look."""
+        if not self.is_decaying:
+            return self.growth_score
         more = _MORE_SCORE * math.log2(max(num_looks / _FEW_LOOKS, 1.0))
-        return self.growth_score + min(more, _MOST_MORE)
+        return self.growth_score - _LESS_SCORE + min(more, _MOST_MORE)
 
     def part(self, share: float) -> Limits:
         """The same with ``share`` of every requirement."""
@@ -66,6 +79,7 @@ class Limits:
             1.0 + share * (self.ratio - 1.0),
             share * self.jump_score,
             share * self.growth_score,
+            self.is_decaying,
         )
 
 
@@ -136,6 +150,7 @@ def rises(looks: Looks, limits: Limits) -> list[Candidate]:
         values + offset,
         ratio=limits.ratio,
         threshold=limits.growth_score_at(len(looks)),
+        min_share=limits.min_share,
     )
     if offset:  # what creeps up from zero is not abrupt
         found = [growth for growth in found if growth.split <= FALL.splits[-1]]
@@ -154,6 +169,7 @@ def falls(looks: Looks, limits: Limits) -> list[Candidate]:
         1.0 / (values + offset),
         ratio=_FALL_RATIO,
         threshold=limits.growth_score_at(len(looks)),
+        min_share=limits.min_share,
     )
     return [Candidate("down", g.split, g.start, g.excess, g.noise, offset) for g in found]
 

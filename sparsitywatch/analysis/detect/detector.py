@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,14 +36,14 @@ __all__ = ["AbruptChange"]
 _DIRECTIONS = ("up", "down", "both")
 #: Smallest scores at one false alarm per 1000 snapshots, and what each factor of ten less adds;
 #: from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE = (2.66, 0.71), (1.5, 0.5)
+_JUMP_SCORE, _GROWTH_SCORE = (2.66, 0.71), (3.0, 0.5)
 #: Looks at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 #: Looks up to the onset whose median is the baseline.
 _BASELINE_LOOKS = 5
 #: The part of every requirement of an event that makes a suspicion of a take-off or a fall.
 _SUSPICION = 0.5
-_STATE_KEYS = ("looks", "jumps", "ongoing", "num_skipped", "lr_clock")
+_STATE_KEYS = ("looks", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed")
 
 
 class AbruptChange:
@@ -121,6 +122,7 @@ class AbruptChange:
         self._looks, self._jumps = Looks(), Jumps()
         self._ongoing: dict[str, Any] | None = None
         self._num_skipped, self._lr_clock = _SKIPPED, math.nan
+        self._decay_clock, self._decayed = math.nan, 0.0
 
     @property
     def is_suspicious(self) -> bool:
@@ -161,6 +163,7 @@ class AbruptChange:
             return None
         context = context or {}
         self._looks.add(step, value, self._mean_rate(step, context))
+        self._advance(float(context.get("decay_clock", math.nan)))
         if self._ongoing is not None:
             self._settle(self._ongoing)
             return None
@@ -180,6 +183,8 @@ class AbruptChange:
             "ongoing": None if self._ongoing is None else dict(self._ongoing),
             "num_skipped": self._num_skipped,
             "lr_clock": None if math.isnan(self._lr_clock) else self._lr_clock,
+            "decay_clock": None if math.isnan(self._decay_clock) else self._decay_clock,
+            "decayed": self._decayed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,7 +200,11 @@ class AbruptChange:
         self._looks, self._jumps = looks, jumps
         self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
         self._num_skipped = int(state["num_skipped"])
-        self._lr_clock = math.nan if state["lr_clock"] is None else float(state["lr_clock"])
+        self._lr_clock, self._decay_clock = (
+            math.nan if state[key] is None else float(state[key])
+            for key in ("lr_clock", "decay_clock")
+        )
+        self._decayed = float(state["decayed"])
 
     def _mean_rate(self, step: int, context: Mapping[str, float]) -> float:
         """Mean learning rate since the last look; the one at the look if no sum is known."""
@@ -204,6 +213,15 @@ class AbruptChange:
         if len(self._looks) and math.isfinite(clock - before):
             return (clock - before) / (step - self._looks.steps[-1])
         return float(context.get("lr", math.nan))
+
+    def _advance(self, clock: float) -> None:
+        """How far the decay clock has come since the baseline began."""
+        if clock > self._decay_clock:  # False if one of them is not known
+            self._decayed += clock - self._decay_clock
+        self._decay_clock = clock
+        # weights that decay alone shrinks multiply near-zero ones by exp(clock) at most
+        is_decaying = self._decayed >= math.log(self._limits.ratio)
+        self._limits = replace(self._limits, is_decaying=is_decaying)
 
     def _candidates(self) -> list[Candidate]:
         """The most certain change that each member sees, if the rate does not account for it."""
@@ -253,4 +271,4 @@ class AbruptChange:
         """End the ongoing change once it adds little; then only the new level is left."""
         if self._looks.has_settled(ongoing["direction"], ongoing["baseline"]):
             self._looks.keep_settled()
-            self._ongoing, self._num_skipped = None, 0
+            self._ongoing, self._num_skipped, self._decayed = None, 0, 0.0

@@ -21,8 +21,6 @@ __all__ = ["FALL", "RISE", "Growth", "Kind", "seen_growth"]
 
 Array = NDArray[np.float64]
 
-#: The run before the growth takes at least this part of the run so far.
-_MIN_SHARE = 1 / 3
 #: The look before the last bears out this part of the growth.
 _BORNE_OUT = 0.5
 #: Noise of a single look's logarithm before any is seen, and the looks that this is worth.
@@ -82,7 +80,7 @@ class Growth:
 
 
 def seen_growth(
-    kind: Kind, x: Array, values: Array, *, ratio: float, threshold: float
+    kind: Kind, x: Array, values: Array, *, ratio: float, threshold: float, min_share: float
 ) -> list[Growth]:
     """Every split at which the last looks are above what the past explains.
 
@@ -92,6 +90,7 @@ def seen_growth(
         values: positive, length N.
         ratio: of the last value to the running floor, at least.
         threshold: smallest score.
+        min_share: of the run so far that comes before the growth, at least.
 
     Returns:
         The most certain first; empty if nothing grew.
@@ -107,7 +106,7 @@ def seen_growth(
     logs, smooth = np.log(values), np.log(smooth)
     for split in kind.splits:
         past = len(values) - split
-        if past < kind.min_past or x[past - 1] < _MIN_SHARE:
+        if past < kind.min_past or x[past - 1] < min_share:
             break
         growth = _at_split(kind, x, logs, smooth, past)
         if growth is not None and growth.score >= threshold:
@@ -124,7 +123,7 @@ def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Gr
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
     recent = past - min(size, max(4, size // 4))
-    windows = ((recent, 0), (start, 1), (start + size // 2, 1), (start, 2))
+    windows = ((recent, 0), (start, 1), (start, 2))
     over, score = np.full(2, math.inf), math.inf
     for first, degree in windows:
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
