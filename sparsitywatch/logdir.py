@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from sparsitywatch.errors import ConfigurationError
 
-__all__ = ["place", "prepare", "set_aside"]
+__all__ = ["Claim", "place", "prepare", "set_aside"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -60,3 +61,50 @@ def set_aside(directory: Path) -> None:
         directory,
         target,
     )
+
+
+class Claim:
+    """The right to write into a directory, for one process at a time.
+
+    It ends with the process, however that ends, and leaves no file behind.
+
+    Args:
+        directory: of a log; None claims nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._descriptor: int | None = None
+
+    def take(self) -> None:
+        """Claim the directory, if there is one and it is not claimed yet.
+
+        Raises:
+            ConfigurationError: somebody else has claimed it.
+        """
+        if sys.platform == "win32":
+            return  # has no such locks
+        import fcntl
+
+        directory = self._directory
+        if directory is None or self._descriptor is not None or not directory.is_dir():
+            return
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise ConfigurationError(
+                f"Expected `logdir` for this replay alone, but another one writes to "
+                f"{str(directory)!r}. Wait for its end, or give another one."
+            ) from error
+        except OSError:  # some network file systems have no locks
+            os.close(descriptor)
+            return
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let go; calling it again does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.history import Detector
+from sparsitywatch.logdir import Claim
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Event, Record
 from sparsitywatch.replayer.log import check_same, is_told, read_log
@@ -60,7 +61,8 @@ class Replayer:
         self._orders, self._pipeline, self._detectors = orders, pipeline, detectors
         self._listeners = listeners
         motion = None if orders.num_samples == 0 else Motion(orders.num_samples)
-        self._publisher = Publisher(pipeline, orders.directory, orders.replayed_from, motion)
+        self._claim = Claim(orders.directory)
+        self._publisher = Publisher(pipeline, self._claim, orders, motion)
         self._plan: Plan | None = None  # not before a checkpoint could be opened
         self._seen = _Seen()
 
@@ -110,7 +112,10 @@ class Replayer:
 
     def close(self) -> None:
         """Finish the log."""
-        self._publisher.close()
+        try:
+            self._publisher.close()
+        finally:
+            self._claim.release()
 
     # ------------------------------------------------------------------ beginning
 
@@ -129,6 +134,7 @@ class Replayer:
             num_threads=None if orders.executor is None else 1,
             strict=orders.strict,
         )
+        self._claim.take()  # nobody may write to what is read here
         log = read_log(orders.directory)
         if log.run is None:
             return

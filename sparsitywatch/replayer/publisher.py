@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.logdir import prepare
+from sparsitywatch.logdir import Claim, prepare
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Detail, Record, RunInfo
 from sparsitywatch.replayer.log import Log
 from sparsitywatch.replayer.look import Look, Plan, unpacked
+from sparsitywatch.replayer.orders import Orders
 from sparsitywatch.weights.motion import Motion
 
 __all__ = ["Publisher"]
@@ -27,8 +27,8 @@ class Publisher:
 
     Args:
         pipeline: detects, remembers, tells the sinks.
-        directory: where the sinks write, or None.
-        replayed_from: where the checkpoints lie, as asked for.
+        claim: to the directory that the sinks write into.
+        orders: what was asked for.
         motion: compares the weights with those of the look before; None to leave that out.
 
     Attributes:
@@ -38,12 +38,12 @@ class Publisher:
     def __init__(
         self,
         pipeline: Pipeline,
-        directory: Path | None,
-        replayed_from: Sequence[str],
+        claim: Claim,
+        orders: Orders,
         motion: Motion | None,
     ) -> None:
-        self._pipeline, self._directory = pipeline, directory
-        self._replayed_from, self._motion = tuple(replayed_from), motion
+        self._pipeline, self._claim, self._orders = pipeline, claim, orders
+        self._motion = motion
         self._measurement: Measurement | None = None  # None until the sinks are open
         self._held: list[tuple[int, str]] = []  # what failed before
         self.last_step = -1
@@ -94,14 +94,15 @@ class Publisher:
     def _open(self, plan: Plan, dtypes: tuple[str, ...]) -> None:
         proxy = None if plan.stage is None else plan.stage.proxy
         measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
-        if self._directory is not None:
-            prepare(self._directory)
+        if self._orders.directory is not None:
+            prepare(self._orders.directory)
+            self._claim.take()
         info = RunInfo(
             initial_step=self.last_step,
             provenance=measurement.provenance,
             ledger=plan.scope.ledger,
             initial_rms=measurement.initial_rms,
-            replayed_from=self._replayed_from,
+            replayed_from=self._orders.replayed_from,
         )
         self._measurement = measurement  # from here on the sinks are to be closed
         self._pipeline.open(info)

@@ -236,3 +236,19 @@ def test_step_zero_is_kept(tmp_path: Path) -> None:
         assert again.num_looks == 1
     assert [record.step for record in again.records] == [0, 1, 2]
     assert not (tmp_path / "log" / "sparsitywatch" / "superseded.jsonl").exists()
+
+
+def test_two_at_once_do_not_write_to_one_log(run, tmp_path: Path) -> None:
+    refused = []
+
+    def again(record: sw.Record) -> None:
+        if record.step == 10 * EVERY:
+            for other in (tmp_path, tmp_path / "x" / ".."):
+                with pytest.raises(ConfigurationError, match="another one writes to") as error:
+                    replay(run, other)
+                refused.append(error)
+
+    (tmp_path / "x").mkdir()
+    first = replay(run, tmp_path, on_record=[again])
+    assert (len(refused), len(first.records)) == (2, NUM)
+    assert replay(run, tmp_path).num_looks == 0  # the claim ended with it
