@@ -2,20 +2,26 @@
 
 python benchmarks/replay.py [--small] [--save] [--repeats N] [--threads N]
 
-The checkpoint is a BERT-base of float32 N(0, 0.02) in one file of safetensors, in the page cache.
-A look is all that a record without a model takes: the description read and checked, the scope
-found by names and shapes, the spectrum, near-zero fractions of the whole and of each tensor, and
-histograms of log10|w|. It stands beside reading each byte of the file once, in order, by one
-thread into one buffer. Times are medians of interleaved repeats, with the compiled counter and
-without. Memory is the peak of a process of its own above that of ``import torch``; what the
-library itself and numba load is in it. Bytes from s3 are counted by the server, moto's over HTTP.
+The checkpoints are a BERT-base of float32 N(0, 0.02), each in one file of safetensors, in the page
+cache; from one to the next every weight moves. A look is what a record says of one checkpoint
+without a model: its description read and checked, the spectrum, near-zero fractions of the whole
+and of each tensor, histograms of log10|w|. A replay of eight is all of that, the comparison of a
+million weights with the look before, events, and everything that it writes. They stand beside
+reading each byte of the files once, in order, by one thread into one buffer. Workers are four,
+they run already, and each look of theirs has one thread.
+
+Times are medians of interleaved repeats, with the compiled counter and without. Memory is the peak
+of a process of its own above that of ``import torch``; what the library and numba load is in it.
+Bytes from s3 are counted by the server, moto's over HTTP.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,11 +29,14 @@ from replaying.checkpoints import Written, write_bert, write_sharded, write_trai
 from replaying.looks import look, read_in_order
 from replaying.memory import growth_bytes
 from replaying.s3 import serving
+from replaying.series import NUM_WORKERS, executors, replayed, write_series
 from replaying.weightwatcher import analysis_s, is_installed
 from reporting import Goal, goal_rows, machine, medians_s, run, timed
 from spectrum import WAYS, in_way
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.records import Cost, Record
+from sparsitywatch.records.codec import to_json
 from sparsitywatch.weights.scope import Scope
 
 MIB = 2**20
@@ -43,7 +52,7 @@ def times_table(bert: Written, repeats: int) -> Rows:
     for way in WAYS:
         cases[way] = in_way(way, lambda: look(bert.path))
     times = medians_s(cases, repeats)
-    names = {"read": f"each byte of {bert.num_bytes / MIB:,.0f} MiB once, in order"}
+    names = {"read": f"each of {bert.num_bytes / MIB:,.0f} MiB read once, in order"}
     names |= {way: f"one look without a model, {way}" for way in WAYS}
     lines = ["| case | time, ms | against a read |", "|---|---:|---:|"]
     for case, name in names.items():
@@ -52,8 +61,42 @@ def times_table(bert: Written, repeats: int) -> Rows:
     return lines, goals
 
 
+def series_table(folder: Path, repeats: int) -> Rows:
+    """A replay of some checkpoints against a read of each of them, and workers against none."""
+    checkpoints = sorted(folder.iterdir())
+    cases: dict[str, Callable[[], object]] = {
+        "read": lambda: [read_in_order(checkpoint) for checkpoint in checkpoints]
+    }
+    for way in WAYS:
+        cases[way] = in_way(way, lambda: replayed(folder))
+    with executors() as found:
+        for name, executor in found.items():
+            cases[name] = partial(replayed, folder, executor)
+        records = told(replayed(folder))
+        assert all(told(replayed(folder, executor)) == records for executor in found.values())
+        times = medians_s(cases, repeats)
+    names = {"read": f"{len(checkpoints)} checkpoints read once, in order"}
+    names |= {way: f"their replay without a model, {way}" for way in WAYS}
+    names |= {name: f"the same by {NUM_WORKERS} workers, {name}" for name in found}
+    lines = ["| case | time a checkpoint, ms | against a read |", "|---|---:|---:|"]
+    for case, name in names.items():
+        one = times[case] / len(checkpoints)
+        lines.append(f"| {name} | {1e3 * one:,.1f} | {times[case] / times['read']:.2f} |")
+    goals = [
+        *(Goal(f"a replay against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS),
+        *(Goal(f"{name} against none", 1.0, times[name] / times[WAYS[-1]]) for name in found),
+    ]
+    return lines, goals
+
+
+def told(records: Sequence[Record]) -> list[str]:
+    """What records say, but for when they were made and what that cost."""
+    free = Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0)
+    return [to_json(replace(record, wall_time=0.0, cost=free)) for record in records]
+
+
 def memory_table(bert: Written, sharded: Written, num_threads: int) -> Rows:
-    """Peak memory of one look at each checkpoint."""
+    """Peak memory of a replay of one checkpoint."""
     lines = ["| memory, MiB | file | largest tensor | peak above torch |", "|---|---:|---:|---:|"]
     goals = []
     for name, written in (("float32", bert), ("sharded bfloat16", sharded)):
@@ -70,7 +113,7 @@ def memory_table(bert: Written, sharded: Written, num_threads: int) -> Rows:
 
 
 def s3_table(folder: Path, num_layers: int) -> Rows:
-    """Bytes that the server gave away for one look."""
+    """Bytes that the server gave away for a replay of one checkpoint."""
     lines = ["| s3, MB | stored | in scope | fetched | requests |", "|---|---:|---:|---:|---:|"]
     goals = []
     kinds = ("checkpoint-1, safetensors beside an optimizer", "ckpt.pt, an optimizer in one file")
@@ -79,7 +122,8 @@ def s3_table(folder: Path, num_layers: int) -> Rows:
         for name, written in zip(kinds, saved, strict=True):
             url = server.put(written.path, written.path.name)
             bytes_before, requests_before = server.num_bytes, server.num_requests
-            wanted = 4 * look(url, server.options)
+            (record,) = replayed(url, options=server.options)
+            wanted = 4 * record.scope.num_weights
             fetched = server.num_bytes - bytes_before
             stored = 3 * written.num_bytes  # Adam's moments, too
             cells = " | ".join(f"{size / 1e6:,.1f}" for size in (stored, wanted, fetched))
@@ -113,6 +157,8 @@ def whole_report(arguments: argparse.Namespace) -> str:
         folder = Path(place)
         bert = write_bert(folder / "model.safetensors", num_layers)
         tables = [times_table(bert, arguments.repeats)]
+        write_series(folder / "run", bert.path, 4 if arguments.small else 8)
+        tables.append(series_table(folder / "run", max(arguments.repeats // 3, 1)))
         sharded = write_sharded(folder / "sharded", *decoder)
         tables.append(memory_table(bert, sharded, arguments.threads))
         tables.append(s3_table(folder, min(num_layers, 4)))

@@ -1,4 +1,4 @@
-"""What a look adds to an interpreter that has loaded torch and nothing else of it."""
+"""What a replay adds to an interpreter that has loaded torch and nothing else of it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from peak import forget_peak, peak_bytes
 torch.set_num_threads(int(sys.argv[3]))
 before = forget_peak()
 from unittest import mock
-from replaying.looks import look
+from replaying.series import replayed
 from sparsitywatch.weights.spectrum import kernel
 if sys.argv[4] == "plain":
     with mock.patch.object(kernel, "load", return_value=None):
-        look(sys.argv[2])
+        replayed(sys.argv[2])
 else:
-    look(sys.argv[2])
+    replayed(sys.argv[2])
 print(peak_bytes() - before)
 """
 
 
 def growth_bytes(path: Path, num_threads: int, way: str) -> int:
-    """Peak resident memory of one look, above that of ``import torch``.
+    """Peak resident memory of a replay of one checkpoint, above that of ``import torch``.
 
     The library's own modules count, and so does numba where the way is "compiled".
     """
