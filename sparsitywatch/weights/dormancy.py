@@ -5,6 +5,9 @@ over an interval by some 0.2 to 0.5 times the root of the sum of lr squared (mea
 transformers at 25 to 200 steps; median over the weights that move). A weight passes as dormant
 *by chance* if it happens to come back to where it was; as its change has a density that is flat
 at zero, the share that does so is in proportion to the tolerance.
+
+Arrays are numpy's: its loops run in the thread that asked, where torch would wake all of its own
+for each of many small steps and wait for the last one, beside a training that needs them.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ __all__ = [
     "MIN_SPEED",
     "TensorMotion",
     "compare",
+    "float64_of",
     "median",
-    "selected",
     "unexplained_change",
 ]
 
@@ -45,7 +48,7 @@ CONCENTRATED = 0.5
 _CHANCE_DENSITY = 0.5382
 _FEW = 20
 #: Bits of a float64 that hold its exponent.
-_EXPONENT = 0x7FF << 52
+_EXPONENT = np.uint64(0x7FF << 52)
 
 SLOW = "updates are far smaller than the learning rate"
 COARSE = "the weights' precision is too coarse for updates of this size"
@@ -69,7 +72,7 @@ class TensorMotion:
         reason: why dormant weights cannot be told; empty if they can.
     """
 
-    dormant: torch.Tensor
+    dormant: np.ndarray
     chance: float
     change: float
     size: float
@@ -78,41 +81,49 @@ class TensorMotion:
     reason: str = ""
 
 
-def unexplained_change(before: torch.Tensor, now: torch.Tensor, log_shrink: float) -> torch.Tensor:
+def float64_of(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a CPU tensor of any float dtype, flat, in memory of their own.
+
+    >>> float64_of(torch.tensor([[1.5, -2.0]]).bfloat16())
+    array([ 1.5, -2. ])
+    """
+    flat = tensor.detach().reshape(-1)
+    if flat.dtype is torch.bfloat16:  # the upper half of a float32
+        words = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
+        values: np.ndarray = (words << np.uint32(16)).view(np.float32).astype(np.float64)
+        return values
+    return (flat.float() if flat.dtype.itemsize == 1 else flat).numpy().astype(np.float64)
+
+
+def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -> np.ndarray:
     """Magnitude of the change that shrinking by ``exp(log_shrink)`` does not explain.
 
-    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> one = np.ones(1)
     >>> unexplained_change(one, 0.5 * one, math.log(0.5)).item()
     0.0
     """
-    return (now - math.exp(log_shrink) * before).abs()
+    change: np.ndarray = before * -math.exp(log_shrink)
+    change += now  # in place: fresh memory costs more than the arithmetic
+    np.abs(change, out=change)
+    return change
 
 
-def selected(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """``values[mask]``, by one thread: torch wakes all of its own even for a few values.
-
-    >>> selected(torch.tensor([1.0, 2.0]), torch.tensor([False, True]))
-    tensor([2.])
-    """
-    return torch.from_numpy(values.numpy()[mask.numpy()])
-
-
-def median(values: torch.Tensor) -> float:
+def median(values: np.ndarray) -> float:
     """The middle one of an odd number of values, else the lower of the two; NaN without any.
 
-    >>> median(torch.tensor([3.0, 1.0, 2.0, 4.0]))
+    >>> median(np.array([3.0, 1.0, 2.0, 4.0]))
     2.0
     """
-    if not values.numel():
+    if not len(values):
         return math.nan
-    middle = (values.numel() - 1) // 2
-    # four times as fast as torch's
-    return float(np.partition(values.numpy(), middle)[middle])
+    middle = (len(values) - 1) // 2
+    return float(np.partition(values, middle)[middle])
 
 
+@np.errstate(all="ignore")  # what is not finite is not dormant
 def compare(
-    before: torch.Tensor,
-    now: torch.Tensor,
+    before: np.ndarray,
+    now: np.ndarray,
     between: GroupClock,
     *,
     dtype: torch.dtype = torch.float32,
@@ -150,29 +161,30 @@ def compare(
     return TensorMotion(
         dormant=dormant,
         chance=chance,
-        change=float(change.square().sum()),
-        size=float(before.square().sum()),
-        num_flips=int((before * now < 0).sum()),
+        change=float(np.square(change).sum()),
+        size=float(np.square(before).sum()),
+        num_flips=int(np.count_nonzero(before * now < 0)),
         log_shrink=log_shrink,
         reason=why,
     )
 
 
-def _spacing(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Distance of the neighbouring numbers of ``dtype`` at each value.
 
-    >>> _spacing(torch.tensor([1.0, 1.5, 2.0]).double(), torch.bfloat16).tolist()
+    >>> _spacing(np.array([1.0, 1.5, 2.0]), torch.bfloat16).tolist()
     [0.0078125, 0.0078125, 0.015625]
     """
     info = torch.finfo(dtype)
     # the power of two at or below a number is what is left of it without its significand
-    powers = values.abs().clamp_min(info.tiny).view(torch.int64) & _EXPONENT
-    return powers.view(torch.float64) * info.eps
+    powers = np.maximum(np.abs(values), info.tiny).view(np.uint64) & _EXPONENT
+    spacing: np.ndarray = powers.view(np.float64) * info.eps
+    return spacing
 
 
 def _rounding(
-    before: torch.Tensor, now: torch.Tensor, steps: int, dtype: torch.dtype, *, has_master: bool
-) -> torch.Tensor:
+    before: np.ndarray, now: np.ndarray, steps: int, dtype: torch.dtype, *, has_master: bool
+) -> np.ndarray:
     """What rounding alone may change.
 
     Of a copy: half a spacing at either look. Of the weights themselves: half a spacing at each
@@ -180,15 +192,17 @@ def _rounding(
     bits stays exactly what it is.
     """
     if has_master:
-        return 0.5 * (_spacing(before, dtype) + _spacing(now, dtype))
+        halves: np.ndarray = 0.5 * (_spacing(before, dtype) + _spacing(now, dtype))
+        return halves
     if dtype.itemsize < 4:
-        return torch.zeros_like(before)
-    return before.abs() * (math.sqrt(max(steps, 1)) * torch.finfo(dtype).eps)
+        return np.zeros_like(before)
+    walk: np.ndarray = np.abs(before) * (math.sqrt(max(steps, 1)) * torch.finfo(dtype).eps)
+    return walk
 
 
 def _too_coarse(
-    before: torch.Tensor,
-    rounding: torch.Tensor,
+    before: np.ndarray,
+    rounding: np.ndarray,
     between: GroupClock,
     dtype: torch.dtype,
     *,
@@ -197,30 +211,30 @@ def _too_coarse(
     """Why the stored numbers cannot show what a living weight would do; empty if they can."""
     if has_master or dtype.itemsize >= 4:
         moves = USUAL_SPEED * math.sqrt(between.lr_squared)
-        share = (_CHANCE_DENSITY * rounding / max(moves, 1e-300)).clamp_max(1.0).mean()
+        share = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0).mean()
     else:  # an update of less than half a spacing is lost
         typical = math.sqrt(between.lr_squared / max(between.steps, 1))
-        share = (_spacing(before, dtype) > typical).double().mean()
+        share = (_spacing(before, dtype) > typical).mean()
     return COARSE if float(share) > MAX_CHANCE else ""
 
 
 def _chance(
-    change: torch.Tensor,
-    dormant: torch.Tensor,
-    rounding: torch.Tensor,
+    change: np.ndarray,
+    dormant: np.ndarray,
+    rounding: np.ndarray,
     between: GroupClock,
     tolerance: float,
 ) -> tuple[float, str]:
     """The share of living weights that pass by chance, and why it would be too large."""
-    moving = selected(change, ~dormant)
+    moving = change[~dormant]
     allowed = tolerance * between.lr + rounding
-    if moving.numel() < _FEW:
+    if len(moving) < _FEW:
         # as good as all stand still; where they do so exactly, they are dormant
         typical, is_slow = USUAL_SPEED * math.sqrt(between.lr_squared), False
     else:
         typical = median(moving)
         is_slow = typical < MIN_SPEED * math.sqrt(between.lr_squared)
-    share = (_CHANCE_DENSITY * allowed / max(typical, 1e-300)).clamp_max(1.0)
+    share = np.minimum(_CHANCE_DENSITY * allowed / max(typical, 1e-300), 1.0)
     chance = float(share.mean())
     finer = int((change <= 0.1 * tolerance * between.lr + rounding).sum())
     if finer >= CONCENTRATED * max(int(dormant.sum()), 1):

@@ -19,7 +19,7 @@ import torch
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Dormant, Movement, Outlook
 from sparsitywatch.weights.clock import DecayClock, GroupClock
-from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare
+from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare, float64_of
 from sparsitywatch.weights.outlook import outlook
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.shrink import estimate_shrink
@@ -141,8 +141,8 @@ class Motion:
         for name, between in clocks.items():
             why = not_measurable[membership[name] :][:1] if clock is not None else ()
             motion = compare(
-                before[name].double(),
-                now[name].double(),
+                float64_of(before[name]),
+                float64_of(now[name]),
                 between,
                 dtype=now[name].dtype,
                 has_master=name in masters or clock is None,
@@ -174,7 +174,8 @@ class Motion:
         """The same without an optimizer at hand, and why it could not be estimated."""
         if not self._before:
             return {}, ""
-        moved = {n: t for n, t in now.items() if not torch.equal(t, self._before[n])}
+        before = self._before
+        moved = {n: t for n, t in now.items() if (float64_of(t) != float64_of(before[n])).any()}
         estimate = estimate_shrink(self._before, moved, step - self._step)
         return dict.fromkeys(moved, estimate.clock), estimate.reason
 
@@ -215,7 +216,7 @@ def _moved(
     motions: Mapping[str, TensorMotion], since: int, ahead: Outlook | None, *, estimated: bool
 ) -> Moved:
     """The tensors' motions as one."""
-    sizes = {name: motion.dormant.numel() for name, motion in motions.items()}
+    sizes = {name: len(motion.dormant) for name, motion in motions.items()}
     total = sum(sizes.values())
     size = sum(m.size for m in motions.values())
     movement = Movement(
@@ -243,7 +244,7 @@ def _moved(
             estimated=estimated,
             outlook=ahead,
         )
-    layers = {name: float(motion.dormant.double().mean()) for name, motion in known.items()}
+    layers = {name: float(motion.dormant.mean()) for name, motion in known.items()}
     return Moved(dormant=dormant, movement=movement, layers=layers)
 
 

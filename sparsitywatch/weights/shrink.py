@@ -8,14 +8,14 @@ dormant, or it cannot be told. From the weights that moved follows the size of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sparsitywatch.weights.clock import GroupClock
-from sparsitywatch.weights.dormancy import USUAL_SPEED, median
+from sparsitywatch.weights.dormancy import USUAL_SPEED, float64_of, median, unexplained_change
 
 __all__ = ["Shrink", "estimate_shrink"]
 
@@ -53,6 +53,7 @@ class Shrink:
     reason: str = ""
 
 
+@np.errstate(all="ignore")  # ratios of what is not finite are in no pile
 def estimate_shrink(
     before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], num_steps: int
 ) -> Shrink:
@@ -66,22 +67,24 @@ def estimate_shrink(
             ``before`` that are not in ``now`` are left out.
         num_steps: optimizer steps in between.
     """
-    earlier = _joined([before[name] for name in now])
-    later = _joined(list(now.values()))
+    earlier = np.concatenate([np.empty(0), *(float64_of(before[name]) for name in now)])
+    later = np.concatenate([np.empty(0), *map(float64_of, now.values())])
     width = max([_AGREEING, *(_SPACINGS * torch.finfo(t.dtype).eps for t in now.values())])
     is_signed_alike = earlier * later > 0
-    with np.errstate(over="ignore"):
-        ratios = np.sort(np.log(later[is_signed_alike] / earlier[is_signed_alike]))
+    ratios = later[is_signed_alike]
+    ratios /= earlier[is_signed_alike]
+    np.log(ratios, out=ratios)
+    ratios.sort()
     middle, count, by_chance = _pile(ratios, width)
     enough = max(_MIN_COUNT, _MIN_SHARE * len(earlier))
     stands_out = count - by_chance >= _MIN_DEVIATIONS * math.sqrt(by_chance + 1.0)
     # nothing grows by decay
     is_pile = count >= max(enough, _MIN_TIMES * by_chance) and stands_out and middle < width
     log_shrink = middle if is_pile else 0.0
-    change = np.abs(later - math.exp(log_shrink) * earlier)
+    change = unexplained_change(earlier, later, log_shrink)
     moving = change[change > width * np.abs(earlier)] if is_pile else change
     # random steps of size lr lead sqrt(steps) * lr away
-    typical = median(torch.from_numpy(moving)) / USUAL_SPEED if len(moving) else 0.0
+    typical = median(moving) / USUAL_SPEED if len(moving) else 0.0
     clock = GroupClock(
         lr=typical * math.sqrt(max(num_steps, 1)),
         decay=max(-log_shrink, 0.0),
@@ -90,11 +93,6 @@ def estimate_shrink(
         steps=num_steps,
     )
     return Shrink(clock, count, by_chance, "" if is_pile else NO_PILE)
-
-
-def _joined(tensors: Sequence[torch.Tensor]) -> np.ndarray:
-    """All their values, float64; numpy's loops start no threads, and it sorts ten times faster."""
-    return np.concatenate([np.empty(0), *(t.reshape(-1).double().numpy() for t in tensors)])
 
 
 def _pile(ratios: np.ndarray, width: float) -> tuple[float, int, float]:

@@ -17,6 +17,7 @@ from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.shrink import estimate_shrink
 from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum.bins import STORAGES
 
 LR, STEPS = 3e-3, 60
 
@@ -146,6 +147,16 @@ def test_a_pile_is_the_fullest_window(values, times, width, every) -> None:
 @settings(deadline=None, max_examples=200)
 @given(value=st.floats(-(2.0**120), 2.0**120, width=32))
 def test_the_spacing_is_that_of_numpy(value) -> None:
-    found = dormancy._spacing(torch.tensor([value], dtype=torch.float64), torch.float32)
+    found = dormancy._spacing(np.array([value]), torch.float32)
     expected = np.spacing(np.maximum(np.abs(np.float32(value)), np.finfo(np.float32).tiny))
     assert found.item() == float(expected)
+
+
+@pytest.mark.parametrize("dtype", STORAGES, ids=str)
+def test_values_as_float64(dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(7, 5, generator=generator).to(dtype)
+    found = dormancy.float64_of(tensor.t())
+    assert np.array_equal(found, tensor.t().to(torch.float64).reshape(-1).numpy(), equal_nan=True)
+    found[:] = 3.0
+    assert not bool((tensor.to(torch.float64) == 3.0).any())
