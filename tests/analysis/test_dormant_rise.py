@@ -92,10 +92,15 @@ def test_gaps_are_left_out() -> None:
     assert event.detected_step == EVERY * 19
 
 
-def test_a_second_rise_after_the_first_has_settled_is_another_event() -> None:
-    first, second = watch([*DYING, *[0.16] * 8, 0.3, 0.45, 0.5])
+def test_units_die_one_after_the_other_and_that_is_one_event() -> None:
+    assert len(watch([*DYING, *[0.16] * 8, 0.3, 0.45, 0.5])) == 1
+
+
+def test_a_rise_after_the_series_came_back_is_another_event() -> None:
+    first, second = watch([*DYING, 0.05, 0.02, 0.02, 0.008, 0.009, 0.008, 0.1, 0.2])
     assert first.detected_step < second.onset_step
-    assert second.baseline == pytest.approx(0.16)
+    assert second.baseline == pytest.approx(0.008, abs=0.001)
+    assert len(watch([*DYING, 0.02, 0.16, 0.02, 0.16, 0.02, 0.16])) == 1
 
 
 def test_a_look_halfway_up_is_suspicious() -> None:

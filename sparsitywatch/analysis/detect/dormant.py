@@ -43,7 +43,8 @@ class DormantRise:
     Where the decay clock is known and stands still, nothing is seen: without decay no weight
     shrinks, and a model that has memorised its data gets no gradient anywhere.
 
-    One rise is one event; the next one is looked for after the series has settled.
+    Units die one after the other, and that is one event; the next one is looked for when the
+    series has come back to less than half of what an event takes.
 
     Args:
         min_effect: smallest excess worth waking somebody for, as a fraction of the weights.
@@ -101,13 +102,11 @@ class DormantRise:
         self._decay_clock = clock
         if not math.isfinite(value):
             return None
-        expected = self._expected(float(context.get("dormant_by_chance", math.nan)))
+        by_chance = float(context.get("dormant_by_chance", math.nan))
+        expected = self._expected(by_chance)
         self._looks.add(step, value, math.nan)
         if self._ongoing is not None:
-            self.is_suspicious = False
-            if self._looks.has_settled("up", self._ongoing["baseline"]):
-                self._looks.keep_settled()
-                self._ongoing, self._num_above = None, 0
+            self._end_if_back(value, by_chance, self._ongoing)
             return None
         share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
         self._num_above = self._num_above + 1 if share >= 1.0 else 0
@@ -116,7 +115,7 @@ class DormantRise:
             return None
         self.is_suspicious = False
         event = self._event(expected, clock)
-        self._ongoing = {"baseline": event.baseline}
+        self._ongoing, self._num_above = {"baseline": event.baseline, "num_back": 0}, 0
         return event
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,6 +143,15 @@ class DormantRise:
             math.nan if state["decay_clock"] is None else float(state["decay_clock"])
         )
         self.is_suspicious = False
+
+    def _end_if_back(self, value: float, by_chance: float, ongoing: dict[str, Any]) -> None:
+        """Units die one after the other: it is one rise, unless the series comes back."""
+        expected = max(ongoing["baseline"], 0.0 if math.isnan(by_chance) else by_chance)
+        is_back = self._share(value, expected) < _SUSPICION
+        ongoing["num_back"] = ongoing["num_back"] + 1 if is_back else 0
+        if ongoing["num_back"] >= _IN_A_ROW:
+            self._looks.keep_settled()
+            self._ongoing = None
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""
