@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["Finished", "Looker"]
 
@@ -138,13 +140,19 @@ class Looker:
                     snapshot,
                     self._masked,
                     started=started,
-                    **self._trace.look(snapshot, moment, self._measurement.thresholds),
+                    motion=self._motion(snapshot, moment),
                     previous=self._pipeline.last_curve,
                     effort=effort,
                     strict=self._strict,
                 )
         except Exception as error:  # noqa: BLE001 logged and recorded by _failed
             return self._failed(step, error, started, effort)
+
+    def _motion(
+        self, snapshot: Snapshot, moment: Moment
+    ) -> Callable[[MagnitudeSpectrum], dict[str, Any]]:
+        thresholds = self._measurement.thresholds
+        return lambda spectrum: self._trace.look(snapshot, moment, thresholds, spectrum)
 
     def _behind(self, copy: Snapshot, moment: Moment, stall_s: float, effort: Effort) -> Finished:
         """What a look says, from a copy of the weights, in the background's thread."""
@@ -156,7 +164,7 @@ class Looker:
                     None,
                     started=started,
                     stall_s=stall_s,
-                    **self._trace.look(copy, moment, self._measurement.thresholds),
+                    motion=self._motion(copy, moment),
                     effort=effort,
                     num_threads=1,
                 )

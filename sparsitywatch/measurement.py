@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,8 +151,7 @@ class Measurement:
         *,
         started: float,
         stall_s: float | None = None,
-        driver: Mapping[str, Any] | None = None,
-        dormant_by_layer: Mapping[str, float] | None = None,
+        motion: Callable[[MagnitudeSpectrum], Mapping[str, Any]] | None = None,
         previous: SparsityCurve | None = None,
         effort: Effort = NO_EFFORT,
         num_threads: int | None = None,
@@ -165,9 +164,7 @@ class Measurement:
             model: holds the same weights; None to leave the evaluation out.
             started: ``time.perf_counter()`` when the look began.
             stall_s: how long it held up the training; None if until now.
-            driver: fields of the record that only the driver knows: the optimizer's clocks,
-                what moved since the last look.
-            dormant_by_layer: dormant fraction by tensor, where it is known.
+            motion: tells what only a driver knows, as ``OptimizerTrace.look`` does.
             previous: the curve of the look before.
             effort: what is known about the looks before.
             num_threads: to read the weights with; None for as many as torch uses.
@@ -178,6 +175,8 @@ class Measurement:
         if not self.initial_rms:
             self.initial_rms = {name: layer.rms for name, layer in spectrum.layers().items()}
         read = time.perf_counter()
+        moved = motion(spectrum) if motion else {}
+        looked = time.perf_counter()
         result, reason = None, ""
         if self._proxy is not None and model is not None:
             try:
@@ -187,7 +186,7 @@ class Measurement:
                     raise
                 _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
                 reason = f"{type(error).__name__}: {error}"
-        layers = self._layers(spectrum, result, dormant_by_layer or {})
+        layers = self._layers(spectrum, result, moved.get("dormant_by_layer", {}))
         estimate = None
         if result is not None:
             estimate = essential_sparsity(
@@ -210,7 +209,7 @@ class Measurement:
                 name: rule.fraction(spectrum, self.initial_rms)
                 for name, rule in self._rules.items()
             },
-            **(driver or {}),
+            **moved.get("driver", {}),
             curve=result.curve if result else None,
             reliance=result.curve.reliance if result else math.nan,
             essential_sparsity=estimate,
@@ -218,7 +217,7 @@ class Measurement:
             cost=Cost(
                 stall_s=done - started if stall_s is None else stall_s,
                 spectrum_s=read - before,
-                evaluation_s=done - read if self._proxy else 0.0,
+                evaluation_s=done - looked if self._proxy else 0.0,
                 num_forwards=result.num_forwards if result else 0,
                 **effort.fields(),
             ),

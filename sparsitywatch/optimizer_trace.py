@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory
 from sparsitywatch.errors import StateError
 from sparsitywatch.optimizers import steps_done
 from sparsitywatch.weights.clock import (
@@ -18,9 +19,11 @@ from sparsitywatch.weights.clock import (
     masters_of,
     weight_average,
 )
+from sparsitywatch.weights.masks import removed
 from sparsitywatch.weights.motion import Motion, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["Moment", "OptimizerTrace"]
 
@@ -62,6 +65,7 @@ class OptimizerTrace:
         self, optimizer: torch.optim.Optimizer | None, scope: Scope, motion: Motion | None
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
+        self._masks = MaskHistory()
         self._clock = DecayClock()
         self._masters: dict[str, torch.Tensor] | None = None  # found at the first moment
         self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
@@ -100,7 +104,11 @@ class OptimizerTrace:
         )
 
     def look(
-        self, snapshot: Snapshot, moment: Moment, thresholds: Mapping[str, float] | None = None
+        self,
+        snapshot: Snapshot,
+        moment: Moment,
+        thresholds: Mapping[str, float] | None = None,
+        spectrum: MagnitudeSpectrum | None = None,
     ) -> dict[str, Any]:
         """What the optimizer did and what moved since the last look.
 
@@ -109,10 +117,11 @@ class OptimizerTrace:
             moment: from ``moment``; nothing else of the optimizer is read, so that this
                 may run behind the training.
             thresholds: below which a weight is near zero, by name; None if not known.
+            spectrum: of these weights; without it nothing is told of masks.
 
         Returns:
-            ``driver``: fields of the record; ``dormant`` and ``movement`` are absent if motion
-            is not watched. ``dormant_by_layer``: fractions by tensor.
+            ``driver``: fields of the record; ``dormant``, ``movement`` and ``masks`` are absent
+            if motion is not watched. ``dormant_by_layer``: fractions by tensor.
         """
         fields: dict[str, Any] = {
             "decay_clock": moment.decay_clock,
@@ -130,6 +139,11 @@ class OptimizerTrace:
             thresholds=thresholds,
         )
         fields |= {"dormant": moved.dormant, "movement": moved.movement}
+        if spectrum is not None:
+            sample = self._motion.sample
+            bits = removed(sample, spectrum.thresholds(MASK_LEVELS))
+            num_sampled = sum(tensor.numel() for tensor in sample.values())
+            fields["masks"] = self._masks.look(snapshot.step, bits, num_sampled)
         return {"driver": fields, "dormant_by_layer": moved.layers}
 
     def continue_from(self, reading: ClockReading) -> None:
@@ -147,6 +161,7 @@ class OptimizerTrace:
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
             "motion": self._motion.state_dict() if self._motion else None,
+            "masks": {k: torch.as_tensor(v) for k, v in self._masks.state_dict().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -155,10 +170,11 @@ class OptimizerTrace:
         Raises:
             StateError: a key is missing.
         """
-        for key in ("start", "lr_start", "clock", "motion"):
+        for key in ("start", "lr_start", "clock", "motion", "masks"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
         self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state["motion"])
+        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})

@@ -8,7 +8,7 @@ that was not asked for is None; both are ``null`` in JSON.
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event, latest_versions
-from sparsitywatch.records.motion import Dormant, Forecast, Movement, Outlook
+from sparsitywatch.records.motion import Dormant, Forecast, MaskOverlap, Movement, Outlook
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
@@ -30,6 +30,7 @@ __all__ = [
     "LayerShare",
     "LedgerEntry",
     "LogHistogram",
+    "MaskOverlap",
     "Movement",
     "Outlook",
     "Provenance",

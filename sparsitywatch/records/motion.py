@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["Dormant", "Forecast", "Movement", "Outlook"]
+__all__ = ["Dormant", "Forecast", "MaskOverlap", "Movement", "Outlook"]
 
 _NAN = float("nan")
 
@@ -68,6 +68,30 @@ class Movement:
     sign_flips: float
     num_sampled: int
     since_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOverlap:
+    """Whether pruning would remove the same weights as at the look before.
+
+    Args:
+        level: sparsities that are compared, rising.
+        overlap: of the sampled weights that a level would have removed then, the fraction that
+            it removes now; about the level itself if the two had nothing in common. NaN if
+            there was no earlier look, or nothing to remove.
+        num_sampled: size of the fixed random sample.
+        since_step: step of the earlier look; -1 if there was none.
+    """
+
+    level: tuple[float, ...]
+    overlap: tuple[float, ...]
+    num_sampled: int
+    since_step: int
+
+    def series(self) -> dict[str, float]:
+        """Scalars to plot, by name."""
+        pairs = zip(self.level, self.overlap, strict=True)
+        return {f"motion/mask_overlap_{level:g}": overlap for level, overlap in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
-from sparsitywatch.records.motion import Dormant, Forecast, Movement
+from sparsitywatch.records.motion import Dormant, Forecast, MaskOverlap, Movement
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -114,7 +114,7 @@ class Record:
             in-scope weights; NaN if unknown.
         lr_clock: sum of lr over the steps so far, likewise.
         lr: learning rate at the look, likewise.
-        dormant, movement: None if motion is not watched.
+        dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
         curve: None without a proxy.
         reliance: harm of removing every in-scope weight, in units of the value; NaN
@@ -139,6 +139,7 @@ class Record:
     lr: float = _NAN
     dormant: Dormant | None = None
     movement: Movement | None = None
+    masks: MaskOverlap | None = None
     forecast: Forecast | None = None
     curve: SparsityCurve | None = None
     reliance: float = _NAN
@@ -177,6 +178,8 @@ class Record:
         if self.movement is not None:
             out["motion/update_to_weight"] = self.movement.update_to_weight
             out["motion/sign_flips"] = self.movement.sign_flips
+        if self.masks is not None:
+            out |= self.masks.series()
         if self.forecast is not None:
             out |= self.forecast.series()
         if self.curve is not None:

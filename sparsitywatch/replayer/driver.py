@@ -15,7 +15,7 @@ from sparsitywatch.history import Detector
 from sparsitywatch.logdir import Claim
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Event, Record
-from sparsitywatch.replayer.log import check_same, is_told, read_log
+from sparsitywatch.replayer.log import check_same, is_told, mask_thresholds, read_log
 from sparsitywatch.replayer.look import Look, Plan, Task, sample, unpacked
 from sparsitywatch.replayer.orders import Listeners, Orders
 from sparsitywatch.replayer.publisher import Publisher
@@ -198,7 +198,8 @@ class Replayer:
             _logger.info("sparsitywatch: the next record tells of no motion since the log ended")
             return
         taken = sample(Task(url=last.url, step=last.step, plan=plan))
-        self._publisher.remember(last.step, unpacked(taken))
+        thresholds = mask_thresholds(self._orders.directory, last.step)
+        self._publisher.remember(last.step, unpacked(taken), thresholds)
 
     # ------------------------------------------------------------------ looking
 

@@ -8,14 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.analysis.overlap import MASK_LEVELS
+from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.history import Detector, History
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.records import Event, Record, RunInfo
 from sparsitywatch.replayer.look import Plan
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+from sparsitywatch.sinks.jsonl import (
+    read_events,
+    read_manifest,
+    read_records,
+    read_spectrum,
+)
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["Log", "check_same", "is_told", "read_log", "without_secrets"]
+__all__ = ["Log", "check_same", "is_told", "mask_thresholds", "read_log", "without_secrets"]
 
 #: What numbers depend on; the versions of libraries are told in every record.
 _FIELDS = ("scope_hash", "proxy_hash", "tolerance", "tolerance_mode", "pattern")
@@ -98,6 +105,17 @@ def is_told(log: Log, detectors: Mapping[str, Detector]) -> bool:
     history.recall(log.records, log.events)
     late = history.finish_recall()
     return not late.new and not late.amended
+
+
+def mask_thresholds(directory: Path | None, step: int) -> list[float]:
+    """Below which weights would have gone at a look; empty if its spectrum is not there."""
+    if directory is None:
+        return []
+    try:
+        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory, step))
+    except StateError:
+        return []
+    return spectrum.thresholds(MASK_LEVELS)
 
 
 def without_secrets(url: str) -> str:

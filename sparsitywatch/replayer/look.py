@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.loading import load_into
 from sparsitywatch.checkpoints.opening import open_checkpoint
@@ -24,6 +25,7 @@ from sparsitywatch.replayer.stage import Stage
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.stored import LazyTensors
 
 __all__ = ["Look", "Plan", "Task", "look", "sample", "unpacked"]
@@ -81,6 +83,7 @@ class Look:
         record: without what needs the look before; None if the weights cannot be read.
         detail: as sinks take it.
         sample: the sampled weights.
+        mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``.
         initial_rms: what "initial" near-zero rules referred to.
         reason: why there is no record, in one line; empty if there is one.
         is_incomplete: whether it may be worth a wait.
@@ -89,6 +92,7 @@ class Look:
     record: Record | None = None
     detail: Detail = field(default_factory=Detail)
     sample: Mapping[str, Packed] = field(default_factory=dict)
+    mask_thresholds: tuple[float, ...] = ()
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     is_incomplete: bool = False
@@ -151,12 +155,19 @@ def _measured(task: Task, checkpoint: Checkpoint, started: float) -> Look:
     taken: dict[str, torch.Tensor] = {}
     if plan.num_samples != 0:
         snapshot = Sampler(plan.num_samples).tapped(snapshot, taken)
+    mask_thresholds: list[float] = []
+
+    def counted(spectrum: MagnitudeSpectrum) -> dict[str, Any]:
+        mask_thresholds.extend(spectrum.thresholds(MASK_LEVELS))
+        return {}  # what moved is told where the look before is known
+
     measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
     record, detail = measurement.record(
         snapshot,
         model,
         started=started,
         stall_s=0.0,
+        motion=counted,
         previous=task.previous,
         num_threads=plan.num_threads,
         strict=plan.strict,
@@ -165,6 +176,7 @@ def _measured(task: Task, checkpoint: Checkpoint, started: float) -> Look:
         record=record,
         detail=detail,
         sample=_packed(taken),
+        mask_thresholds=tuple(mask_thresholds),
         initial_rms=measurement.initial_rms,
     )
 

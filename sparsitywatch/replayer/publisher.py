@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from sparsitywatch.analysis.overlap import MaskHistory
 from sparsitywatch.errors import MeasurementError
 from sparsitywatch.logdir import Claim, prepare
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.pipeline import Pipeline
-from sparsitywatch.records import Detail, Record, RunInfo
+from sparsitywatch.records import Detail, MaskOverlap, Record, RunInfo
 from sparsitywatch.replayer.log import Log
 from sparsitywatch.replayer.look import Look, Plan, unpacked
 from sparsitywatch.replayer.orders import Orders
+from sparsitywatch.weights.masks import removed
 from sparsitywatch.weights.motion import Motion
 
 __all__ = ["Publisher"]
@@ -43,7 +45,7 @@ class Publisher:
         motion: Motion | None,
     ) -> None:
         self._pipeline, self._claim, self._orders = pipeline, claim, orders
-        self._motion = motion
+        self._motion, self._masks = motion, MaskHistory()
         self._measurement: Measurement | None = None  # None until the sinks are open
         self._held: list[tuple[int, str]] = []  # what failed before
         self.last_step = -1
@@ -59,10 +61,20 @@ class Publisher:
         self.last_step = log.records[-1].step
         self._open(plan, log.records[-1].provenance.dtypes)
 
-    def remember(self, step: int, sample: Mapping[str, torch.Tensor]) -> None:
-        """Take the sampled weights of a look that is in the log, to compare the next with."""
+    def remember(
+        self, step: int, sample: Mapping[str, torch.Tensor], mask_thresholds: Sequence[float]
+    ) -> None:
+        """Take up a look that is in the log, to compare the next one with.
+
+        Args:
+            step: of the look.
+            sample: its sampled weights; empty if they are gone.
+            mask_thresholds: below which a weight would have gone, at each of ``MASK_LEVELS``;
+                empty if that is not known any more.
+        """
         if self._motion is not None and sample:
             self._motion.compare(sample, step, None, {})
+            self._compared_masks(step, sample, mask_thresholds)
 
     def take(self, step: int, look: Look, plan: Plan | None) -> None:
         """Pass on one look; steps rise from call to call.
@@ -110,14 +122,27 @@ class Publisher:
     def _with_motion(self, look: Look, record: Record) -> Record:
         if self._motion is None:
             return record
-        moved = self._motion.compare(unpacked(look.sample), record.step, None, {})
+        sample = unpacked(look.sample)
+        moved = self._motion.compare(sample, record.step, None, {})
         layers = tuple(
             dataclasses.replace(layer, dormant=moved.layers.get(layer.name, math.nan))
             for layer in record.layers
         )
         return dataclasses.replace(
-            record, dormant=moved.dormant, movement=moved.movement, layers=layers
+            record,
+            dormant=moved.dormant,
+            movement=moved.movement,
+            masks=self._compared_masks(record.step, sample, look.mask_thresholds),
+            layers=layers,
         )
+
+    def _compared_masks(
+        self, step: int, sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]
+    ) -> MaskOverlap | None:
+        if not thresholds:
+            return None
+        num_sampled = sum(tensor.numel() for tensor in sample.values())
+        return self._masks.look(step, removed(sample, thresholds), num_sampled)
 
     def _publish(self, record: Record, detail: Detail) -> None:
         cost = dataclasses.replace(record.cost, publish_s=self._pipeline.publish_s)

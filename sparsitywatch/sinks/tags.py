@@ -56,6 +56,10 @@ MEANINGS = {
         "explain, divided by that of the weights before."
     ),
     "motion/sign_flips": "Share of the sampled weights that changed sign since the last look.",
+    "motion/mask_overlap_*": (
+        "Of the weights that pruning at the sparsity in the name would have removed at the look "
+        "before, the share that it removes now; without anything in common, that sparsity."
+    ),
     "motion/decay_clock": (
         "Sum of learning rate times weight decay over the steps so far. A weight that gets no "
         "gradient shrinks as exp(-clock)."

@@ -186,6 +186,11 @@ class Motion:
         earlier = self._clock.groups
         return clock.groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
 
+    @property
+    def sample(self) -> Mapping[str, torch.Tensor]:
+        """The sampled weights of the last look, by name; empty before the first one."""
+        return self._before
+
     def state_dict(self) -> dict[str, Any]:
         """The sample at the last look; holds tensors of ``num_samples`` values."""
         return {

@@ -23,6 +23,7 @@ from sparsitywatch.records import (
     LayerShare,
     LedgerEntry,
     LogHistogram,
+    MaskOverlap,
     Movement,
     Outlook,
     Provenance,
@@ -124,6 +125,9 @@ def look(
         dormant=_dormant(step, 0.007 + 0.36 * broken * time**0.5),
         movement=Movement(
             update_to_weight=0.25, sign_flips=0.06, num_sampled=10_000, since_step=step - 25
+        ),
+        masks=MaskOverlap(
+            level=(0.5, 0.9), overlap=(0.8, 0.95), num_sampled=10_000, since_step=step - 25
         ),
         forecast=_forecast(step, near_zero),
         curve=curve,

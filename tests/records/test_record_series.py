@@ -32,6 +32,8 @@ def test_a_full_record_by_hand() -> None:
         "motion/dormant_by_chance": 0.007,
         "motion/update_to_weight": 0.25,
         "motion/sign_flips": 0.06,
+        "motion/mask_overlap_0.5": 0.8,
+        "motion/mask_overlap_0.9": 0.95,
         "forecast/near_zero_in_0.5": FULL.forecast.fraction[1],
         "forecast/near_zero_in_1": FULL.forecast.fraction[2],
         "forecast/near_zero_in_1_low": FULL.forecast.low[2],
@@ -91,6 +93,7 @@ def test_what_could_not_be_measured_is_left_out(name: str, change: object, numbe
         ("curve", {"value/dense", "value/all_removed"}),
         ("dormant", {"motion/dormant", "motion/dormant_by_chance"}),
         ("movement", {"motion/update_to_weight", "motion/sign_flips"}),
+        ("masks", {"motion/mask_overlap_0.5", "motion/mask_overlap_0.9"}),
         ("forecast", {name for name in FULL.series() if name.startswith("forecast/")}),
         ("reliance", {"value/reliance"}),
         (

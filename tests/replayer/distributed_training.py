@@ -23,9 +23,7 @@ def main(folder_name: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with sw.watch(
         model, optimizer, proxy=held_out(), every=2, logdir=folder / "live", max_overhead=None
-    ) as watcher:
-        if rank == 0:
-            watcher.snapshot()
+    ):
         for step in range(1, 5):
             optimizer.zero_grad()
             loss_per_sentence(model, sentences(10 * step + rank, 4)).mean().backward()

@@ -67,6 +67,10 @@ def test_what_only_an_optimizer_knows_is_said_to_be_unknown(live, tmp_path: Path
         assert math.isnan(record.lr)
         assert record.forecast is None
     last, last_live = replayed.records[-1], records[-1]
+    assert last.masks == last_live.masks  # needs no optimizer
+    assert (last.masks.since_step, last.masks.num_sampled) == (9, 4096)
+    assert last.masks.level == (0.5, 0.7, 0.9)
+    assert all(0.8 < x < 1.0 for x in last.masks.overlap)
     assert last.dormant.estimated
     assert not last_live.dormant.estimated
     # known for every optimizer; decay, which is no part of the live one, is tiny here
@@ -102,7 +106,8 @@ def test_bfloat16_in_a_model_of_its_own_dtype_and_of_a_wider_one(tmp_path: Path)
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
     torch.save(model.state_dict(), tmp_path / "step-1.pt")
-    with sw.watch(model, None, logdir=None, proxy=held_out(), strict=True) as watcher:
+    standing = torch.optim.SGD(model.parameters(), lr=0.0)
+    with sw.watch(model, standing, logdir=None, proxy=held_out(), strict=True) as watcher:
         watcher.step(1)
         live = watcher.snapshot()
     narrow = sw.replay(
