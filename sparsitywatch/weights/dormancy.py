@@ -81,18 +81,26 @@ class TensorMotion:
     reason: str = ""
 
 
-def float64_of(tensor: torch.Tensor) -> np.ndarray:
-    """The values of a CPU tensor of any float dtype, flat, in memory of their own.
+def float64_of(*tensors: torch.Tensor) -> np.ndarray:
+    """The values of CPU tensors of any float dtype, one after another, in memory of their own.
 
-    >>> float64_of(torch.tensor([[1.5, -2.0]]).bfloat16())
-    array([ 1.5, -2. ])
+    >>> float64_of(torch.tensor([[1.5, -2.0]]).bfloat16(), torch.tensor(3.0))
+    array([ 1.5, -2. ,  3. ])
     """
-    flat = tensor.detach().reshape(-1)
+    found, end = np.empty(sum(tensor.numel() for tensor in tensors)), 0
+    for tensor in tensors:
+        start, end = end, end + tensor.numel()
+        found[start:end] = _as_numpy(tensor.detach().reshape(-1))
+    return found
+
+
+def _as_numpy(flat: torch.Tensor) -> np.ndarray:
+    """The same values in a dtype that numpy has."""
     if flat.dtype is torch.bfloat16:  # the upper half of a float32
         words = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
-        values: np.ndarray = (words << np.uint32(16)).view(np.float32).astype(np.float64)
+        values: np.ndarray = (words << np.uint32(16)).view(np.float32)
         return values
-    return (flat.float() if flat.dtype.itemsize == 1 else flat).numpy().astype(np.float64)
+    return (flat.float() if flat.dtype.itemsize == 1 else flat).numpy()
 
 
 def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -> np.ndarray:

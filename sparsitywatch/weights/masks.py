@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from sparsitywatch.weights.dormancy import float64_of
+
 __all__ = ["removed"]
 
 
@@ -24,6 +26,6 @@ def removed(sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]) -> 
     array([[128],
            [224]], dtype=uint8)
     """
-    magnitudes = [tensor.double().abs().numpy() for tensor in sample.values()]
-    together = np.concatenate(magnitudes) if magnitudes else np.empty(0)
+    together = float64_of(*sample.values())
+    np.abs(together, out=together)
     return np.stack([np.packbits(together <= threshold) for threshold in thresholds])

@@ -67,8 +67,7 @@ def estimate_shrink(
             ``before`` that are not in ``now`` are left out.
         num_steps: optimizer steps in between.
     """
-    earlier = np.concatenate([np.empty(0), *(float64_of(before[name]) for name in now)])
-    later = np.concatenate([np.empty(0), *map(float64_of, now.values())])
+    earlier, later = float64_of(*(before[name] for name in now)), float64_of(*now.values())
     width = max([_AGREEING, *(_SPACINGS * torch.finfo(t.dtype).eps for t in now.values())])
     is_signed_alike = earlier * later > 0
     ratios = later[is_signed_alike]
