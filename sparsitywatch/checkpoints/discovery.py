@@ -60,6 +60,7 @@ class Found:
 def discover(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None = None,
+    known: Mapping[str, Found] | None = None,
 ) -> list[Found]:
     """Every checkpoint under some places, by step; those without a step come last.
 
@@ -69,10 +70,13 @@ def discover(
     Args:
         urls: files, folders and patterns with ``*`` on any storage that fsspec knows.
         storage_options: passed on to fsspec.
+        known: by URL, what an earlier call found complete; taken as it is and not opened again
+            where the name tells a step. Other names may be written to again and again.
 
     Raises:
         CheckpointError: a place is not there at all, or a pattern matches nothing.
     """
+    known = known or {}
     if isinstance(urls, str | os.PathLike):
         urls = [urls]
     found: dict[str, Found] = {}
@@ -80,7 +84,9 @@ def discover(
         fs, path = filesystem(url, storage_options)
         for place in _expanded(fs, path, os.fspath(url)):
             full = place if "file" in _protocols(fs) else str(fs.unstrip_protocol(place))
-            if full not in found:
+            if full in known and step_of_name(full) is not None:
+                found[full] = known[full]
+            elif full not in found:
                 found[full] = _look(full, storage_options)
     ordered = sorted(found.values(), key=lambda one: (*_by_step(one), natural_order(one.url)))
     return _without_duplicates(ordered)

@@ -37,8 +37,8 @@ class Progress:
         self._line = ""
 
     def begin(self, done: int) -> None:
-        """Count the rate from here: so many were done before."""
-        self._started, self._begun_at = self._clock(), done
+        """So many were done before; the rate is that of the others."""
+        self._begun_at = done
 
     def update(self, done: int, total: int) -> None:
         """So many are done of so many."""

@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from sparsitywatch.cli.progress import Progress
 from sparsitywatch.cli.scope_option import add_scope_option, scope_of
 from sparsitywatch.cli.storage_option import add_storage_option, storage_options
 from sparsitywatch.cli.tables import count, visible
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.records import Event, Record, to_json
 
 if TYPE_CHECKING:  # torch takes a second to import
@@ -126,6 +127,11 @@ def _run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             told.interrupted()
             return _INTERRUPTED
+        except BrokenExecutor as error:
+            raise MeasurementError(
+                "A worker ended before its time, perhaps killed for its memory. The same command "
+                "goes on from here; give fewer `--workers`."
+            ) from error
     told.end(replayed)
     return _NOT_ALL_READABLE if replayed.failures else 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsitywatch.checkpoints.discovery import discover
+from sparsitywatch.checkpoints.discovery import Found, discover
 from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.logdir import place
@@ -173,8 +173,14 @@ def replay(
     )
     replayer = Replayer(orders, pipeline, detectors, Listeners(on_failure, on_progress))
 
+    found: dict[str, Found] = {}
+
     def list_now() -> Selection:
-        return select(discover(places, orders.storage_options))
+        # what is done is not opened again each time that a sidecar looks
+        known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
+        listed = discover(places, orders.storage_options, known)
+        found.update({one.url: one for one in listed if one.state == "complete"})
+        return select(listed)
 
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     _run(replayer, list_now, patience if follow else None)
@@ -194,18 +200,18 @@ def _run(replayer: Replayer, list_now: Callable[[], Selection], patience: Patien
         replayer.close()
 
 
-def _patiently(list_now: Callable[[], Selection]) -> Callable[[], Selection]:
-    """The same, while the place is still to come."""
+def _patiently(list_now: Callable[[], Selection]) -> Callable[[], Selection | None]:
+    """The same, while the place is still to come, or out of reach for a while."""
     told = set()
 
-    def list_or_wait() -> Selection:
+    def list_or_wait() -> Selection | None:
         try:
             return list_now()
         except CheckpointError as error:
             if str(error) not in told:
                 told.add(str(error))
                 _logger.warning("sparsitywatch: waiting: %s", error)
-            return Selection(())
+            return None
 
     return list_or_wait
 

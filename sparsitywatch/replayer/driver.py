@@ -66,6 +66,10 @@ class Replayer:
         self._plan: Plan | None = None  # not before a checkpoint could be opened
         self._seen = _Seen()
 
+    def is_done(self, step: int | None) -> bool:
+        """Whether nothing is left to do about a step."""
+        return step in self._seen.done
+
     @property
     def last_step(self) -> int:
         """The latest step that is done; -1 if there is none."""
@@ -97,6 +101,13 @@ class Replayer:
             for function in self._listeners.on_progress:
                 function(len(self._seen.done), done_before + len(todo))
         return len(self._seen.done) - done_before
+
+    def report_gone(self, gone: Sequence[Wanted]) -> None:
+        """Tell of checkpoints that are not there any more, if they were not looked at."""
+        for one in gone:
+            if not self.is_done(one.step):
+                reason = f"Cannot read {one.url}: it was removed before it could be looked at."
+                self._fail(Failure(one.url, one.step, reason))
 
     def result(self) -> Replayed:
         """What has been seen so far."""
@@ -269,7 +280,7 @@ def _looking(orders: Orders) -> Iterator[tuple[Executor | None, int]]:
 def _failure(one: Wanted, looked: Look) -> Failure:
     reason = looked.reason
     if looked.record is not None:
-        reason = f"Cannot evaluate {one.url}: {looked.record.reason}"
+        reason = f"Cannot evaluate {one.url}: {' '.join(looked.record.reason.split())}"
     return Failure(one.url, one.step, reason)
 
 

@@ -40,6 +40,14 @@ class _Waiting:
     patience: Patience
     overtaken_since: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    complete: dict[int, Wanted] = field(default_factory=dict)
+
+    def gone(self, selection: Selection) -> list[Wanted]:
+        """What was complete before and is not there any more."""
+        there = {one.step for one in selection.wanted}
+        gone = [one for step, one in self.complete.items() if step not in there]
+        self.complete = {one.step: one for one in selection.wanted if not one.reason}
+        return gone
 
     def settled(self, selection: Selection) -> Selection:
         """What may be looked at by now; what is still to be waited for is incomplete."""
@@ -62,14 +70,16 @@ class _Waiting:
         return replace(one, is_incomplete=False) if is_given_up else one
 
 
-def follow(replayer: Replayer, list_now: Callable[[], Selection], patience: Patience) -> None:
+def follow(
+    replayer: Replayer, list_now: Callable[[], Selection | None], patience: Patience
+) -> None:
     """Look at each checkpoint once it is there, until it is time to end.
 
     What is unfinished at the end fails then.
 
     Args:
         replayer: looks.
-        list_now: lists the checkpoints; nothing while there is no place to list yet.
+        list_now: lists the checkpoints; None while they cannot be listed.
         patience: how long to wait for what.
     """
     waiting = _Waiting(patience)
@@ -77,10 +87,15 @@ def follow(replayer: Replayer, list_now: Callable[[], Selection], patience: Pati
     while True:
         # asked before listing: what is there when it says so is still looked at
         is_over = patience.until is not None and patience.until()
-        if replayer.see(waiting.settled(list_now()), is_final=False):
-            latest_news = patience.clock()
+        selection = list_now()
+        if selection is not None:
+            replayer.report_gone(waiting.gone(selection))
+            if replayer.see(waiting.settled(selection), is_final=False):
+                latest_news = patience.clock()
         idle_s = patience.clock() - latest_news
         if is_over or (patience.idle_timeout_s is not None and idle_s >= patience.idle_timeout_s):
             break
         patience.sleep(patience.poll_s)
-    replayer.see(list_now())
+    selection = list_now()
+    if selection is not None:
+        replayer.see(selection)

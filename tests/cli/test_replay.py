@@ -220,6 +220,20 @@ def test_interrupted_it_says_how_to_go_on(
     assert "20 checkpoints looked at, 4 in the log already" in capsys.readouterr().out
 
 
+def die(*_: object) -> None:
+    os._exit(3)
+
+
+def test_a_worker_that_dies_is_said_in_words(
+    run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsitywatch.replayer.workers.look", die)
+        arguments = ["replay", str(run), "--logdir", str(tmp_path), "--workers", "2"]
+        assert main(arguments) == 2
+    assert "A worker ended before its time" in capsys.readouterr().err
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

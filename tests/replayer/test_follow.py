@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from contracts.stored_run import detectors, on_disk
+import torch
+from contracts.stored_run import detectors, on_disk, weights
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints import discovery
 from sparsitywatch.replayer import call
 from sparsitywatch.replayer.following import Patience
 from sparsitywatch.replayer.result import Replayed
@@ -203,3 +205,56 @@ def test_a_place_that_never_comes(tmp_path: Path, follow) -> None:
     replayed = follow()
     assert (replayed.records, replayed.failures) == ([], [])
     assert not os.path.lexists(tmp_path / "sparsitywatch")
+
+
+def test_what_is_done_is_not_opened_again(run, tmp_path: Path, follow, monkeypatch) -> None:
+    place, opened = tmp_path / "run", []
+    place.mkdir()
+    original = discovery.open_checkpoint
+
+    def counting(url, options):
+        opened.append(Path(url).name)
+        return original(url, options)
+
+    monkeypatch.setattr(discovery, "open_checkpoint", counting)
+    torch.save({"model": weights(0), "iter_num": 1}, place / "ckpt.pt")  # rewritten in place
+    shutil.copy(run / "step-10.pt", place)
+    replayed = follow(
+        lambda: shutil.copy(run / "step-20.pt", place),
+        lambda: torch.save({"model": weights(1), "iter_num": 30}, place / "ckpt.pt"),
+        idle_timeout_s=50.0,
+    )
+    assert [record.step for record in replayed.records] == [1, 10, 20, 30]
+    looks = opened.count("ckpt.pt")
+    assert looks >= 8
+    assert opened.count("step-10.pt") == opened.count("step-20.pt") == 1
+
+
+def test_one_that_is_removed_before_its_turn_is_told(run, tmp_path: Path, follow) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "step-10.pt").write_bytes(b"")  # holds up what comes after it
+    shutil.copy(run / "step-20.pt", place)
+    shutil.copy(run / "step-30.pt", place)
+    replayed = follow(
+        lambda: (place / "step-20.pt").unlink(),
+        lambda: shutil.copy(run / "step-10.pt", place),
+    )
+    assert [record.step for record in replayed.records] == [10, 30]
+    (failure,) = replayed.failures
+    expected = f"Cannot read {place}/step-20.pt: it was removed before it could be looked at."
+    assert (failure.step, failure.reason) == (20, expected)
+
+
+def test_a_place_that_is_out_of_reach_for_a_while(run, tmp_path: Path, follow) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "step-10.pt").write_bytes(b"")
+    shutil.copy(run / "step-20.pt", place)
+    replayed = follow(
+        lambda: place.rename(tmp_path / "away"),
+        lambda: (tmp_path / "away").rename(place),
+        lambda: shutil.copy(run / "step-10.pt", place),
+    )
+    assert [record.step for record in replayed.records] == [10, 20]
+    assert replayed.failures == []
