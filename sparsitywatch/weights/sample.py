@@ -88,10 +88,14 @@ class _Index:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """They, on the CPU, in memory of their own."""
-        words = tensor.reshape(-1).view(_WORDS[tensor.dtype.itemsize])
-        if self.where is not None:
-            words = words[torch.from_numpy(self.where).to(tensor.device)]
-        return words.view(tensor.dtype).to("cpu", copy=self.where is None)
+        words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
+        if self.where is None:
+            picked = words.to("cpu", copy=True)
+        elif words.device.type == "cpu":  # by this thread alone; torch would wake its own
+            picked = torch.from_numpy(words.numpy()[self.where])
+        else:
+            picked = words[torch.from_numpy(self.where).to(words.device)].cpu()
+        return picked.view(tensor.dtype)
 
     def put(self, words: np.ndarray, first: int, into: np.ndarray) -> None:
         """Put those that are among ``words``, which lie from index ``first`` on, to the others."""
