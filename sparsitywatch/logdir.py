@@ -56,8 +56,8 @@ def set_aside(directory: Path) -> None:
     directory.rename(target)
     directory.mkdir()
     _logger.warning(
-        "sparsitywatch: %s held an earlier run and this one starts at step 0; the earlier one "
-        "is now %s",
+        "sparsitywatch: %s held an earlier run, which this one does not go on from; the earlier "
+        "one is now %s",
         directory,
         target,
     )

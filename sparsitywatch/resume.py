@@ -50,10 +50,12 @@ def begin(
 ) -> None:
     """Open the sinks of ``pipeline``, after taking up what the log in ``directory`` holds.
 
-    A run that starts at step 0 moves an earlier log aside instead.
+    A run that starts at step 0 moves an earlier log aside instead, and any run that of a replay:
+    what it says of the weights is not of this training.
     """
     if directory is not None:
-        if initial_step == 0:
+        manifest = read_manifest(directory)
+        if initial_step == 0 or (manifest is not None and manifest.replayed_from):
             set_aside(directory)
         else:
             _take_up(directory, initial_step, measurement, pipeline, trace)

@@ -61,7 +61,8 @@ def read_log(directory: Path | None) -> Log:
     if directory is None:
         return Log()
     run, records = read_manifest(directory), read_records(directory)
-    if records and (run is None or not run.replayed_from):
+    is_live = not run.replayed_from if run is not None else bool(records)
+    if is_live:
         raise ConfigurationError(
             f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
             "the log of a live watch. Give another one."

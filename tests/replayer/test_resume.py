@@ -225,6 +225,11 @@ def test_the_log_of_something_else_is_refused(run, tmp_path: Path) -> None:
         watcher.snapshot()
     with pytest.raises(ConfigurationError, match="the log of a live watch"):
         replay(run, live)
+    just_begun = tmp_path / "begun"
+    with sw.watch(model, None, logdir=just_begun, scope="layers", every=9) as watcher:
+        watcher.step()
+        with pytest.raises(ConfigurationError, match="the log of a live watch"):
+            replay(run, just_begun)
     assert on_disk(tmp_path) == before
     assert len(read_records(live / "sparsitywatch")) == 1
 
@@ -252,3 +257,21 @@ def test_two_at_once_do_not_write_to_one_log(run, tmp_path: Path) -> None:
     first = replay(run, tmp_path, on_record=[again])
     assert (len(refused), len(first.records)) == (2, NUM)
     assert replay(run, tmp_path).num_looks == 0  # the claim ended with it
+
+
+def test_a_live_watch_does_not_go_on_from_a_replay(
+    run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replay(run, tmp_path)
+    before = on_disk(tmp_path)
+    model = torch.nn.Linear(3, 3)
+    with sw.watch(
+        model, None, logdir=tmp_path, scope="layers", initial_step=500, max_overhead=None
+    ) as watcher:
+        watcher.step()
+        watcher.snapshot()
+    assert [record.step for record in read_records(tmp_path / "sparsitywatch")] == [501]
+    assert "held an earlier run, which this one does not go on from" in caplog.text
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "sparsitywatch-earlier-1").rename(tmp_path / "kept" / "sparsitywatch")
+    assert on_disk(tmp_path / "kept") == before
