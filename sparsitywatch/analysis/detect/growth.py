@@ -124,6 +124,7 @@ def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Gr
     size = past - start
     recent = past - min(size, max(4, size // 4))
     windows = ((recent, 0), (start, 1), (start, 2))
+    needed = max(kind.min_excess, kind.noise_factor * noise)
     over, score = np.full(2, math.inf), math.inf
     for first, degree in windows:
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
@@ -131,8 +132,10 @@ def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Gr
             continue
         explained, sd = found
         over = np.minimum(over, logs[-2:] - explained)
+        if over[1] < needed:
+            return None
         score = min(score, _normal_score(over[1] / sd[1], size + _PRIOR_LOOKS - 2))
-    if over[1] < max(kind.min_excess, kind.noise_factor * noise) or over[0] < _BORNE_OUT * over[1]:
+    if over[0] < _BORNE_OUT * over[1]:
         return None
     return Growth(len(logs) - past, start, float(over[1]), score, noise)
 

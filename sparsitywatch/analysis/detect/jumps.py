@@ -33,6 +33,10 @@ _HALF = 0.5
 _LARGEST_SURPRISE = 8.0
 #: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
+#: Past scores are kept in tenths: of them only the spread is needed.
+_TENTHS = 10.0
+#: Larger ones are as good as this one.
+_LARGEST_SCORE = 99.9
 _NORMAL, _TINY = NormalDist(), 1e-300
 
 
@@ -63,7 +67,7 @@ class Jumps:
 
     def __init__(self) -> None:
         self._beliefs: list[list[float]] = [[0.0] * len(MODELS)]
-        self._scores: list[list[list[float]]] = []
+        self._scores: list[list[list[int]]] = []
         self.surprise = 0.0
 
     def update(
@@ -104,18 +108,19 @@ class Jumps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
         self._beliefs = [[float(b) for b in row] for row in state["beliefs"]]
-        self._scores = [[[float(z) for z in row] for row in look] for look in state["scores"]]
+        self._scores = [[[int(z) for z in row] for row in look] for look in state["scores"]]
         self.surprise = float(state["surprise"])
 
     def _widened(self, score: Array) -> Array:
         """Scores divided by how much wider than normal they were before the split."""
-        past = np.array(self._scores)
+        past = np.array(self._scores) / _TENTHS
         width = np.ones_like(score)
         for i, split in enumerate(SPLITS):
             seen = np.abs(past[: len(past) - split + 1][-_PAST:, :, i]) if len(past) else past
             if len(seen) >= _MIN_PAST:
-                high = np.quantile(seen, (0.5, _LEVEL), axis=0)
-                wide = np.maximum(high[0] / _MEDIAN, high[1] / _QUANTILE)
+                ordered = np.sort(seen, axis=0)
+                middle, high = (_quantile(ordered, level) for level in (0.5, _LEVEL))
+                wide = np.maximum(middle / _MEDIAN, high / _QUANTILE)
                 width[:, i] = np.sqrt(np.maximum(wide, 1.0))
         return score / width
 
@@ -163,8 +168,19 @@ class Jumps:
         beliefs -= beliefs.max()
         self._beliefs = [*self._beliefs, beliefs.round(_DIGITS).tolist()][-SPLITS[-1] - 1 :]
         if np.isfinite(seen.score).all():
-            scores = seen.score.round(_DIGITS).tolist()
+            kept = np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
+            scores = (_TENTHS * kept).round().astype(int).tolist()
             self._scores = [*self._scores, scores][-_PAST - SPLITS[-1] :]
+
+
+def _quantile(ordered: Array, level: float) -> Array:
+    """Of sorted values along the first axis, linear between neighbours."""
+    place = level * (len(ordered) - 1)
+    low = int(place)
+    share = place - low
+    return np.asarray(
+        (1.0 - share) * ordered[low] + share * ordered[min(low + 1, len(ordered) - 1)]
+    )
 
 
 def _tail(z: float) -> float:
