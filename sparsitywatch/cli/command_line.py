@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0, or 2 if there is nothing to read or something cannot be read.
+        The exit status: 0; 2 if there is nothing to read or something cannot be read; 130 if it
+        was interrupted.
     """
     arguments = _parser().parse_args(argv)
     status = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -16,10 +17,13 @@ from contracts.live_runs import (
     told_by_weights,
     train,
 )
+from contracts.stored_run import EVERY, NUM, detectors, weights
+from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Record
+from sparsitywatch.records import Record, to_json
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
 
 
@@ -142,3 +146,29 @@ def test_the_callers_model_only_changes_its_weights(live) -> None:
     expected = torch.load(live[1] / "torch" / "ckpt-12.pt", weights_only=True)["model"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[f"_orig_mod.{name}"]), name
+
+
+def test_same_events(run: Path, tmp_path: Path) -> None:
+    """A live watch on a model that is given the weights of each checkpoint in turn."""
+    model = nn.ModuleDict(
+        {"first": nn.Linear(16, 64, bias=False), "second": nn.Linear(64, 32),
+         "head": nn.Linear(32, 3, bias=False)}
+    )  # fmt: skip
+    model.load_state_dict(weights(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)  # counts, and changes nothing
+    with sw.watch(
+        model, optimizer, logdir=tmp_path / "live", every=EVERY, detectors=detectors(),
+        max_overhead=None, background=False, strict=True,
+    ) as watcher:  # fmt: skip
+        for step in range(1, NUM * EVERY + 1):
+            model.load_state_dict(weights((step - 1) // EVERY))
+            optimizer.step()
+        live, records = list(watcher.events), list(watcher.records)
+    replayed = sw.replay(run, logdir=tmp_path, detectors=detectors())
+    assert list(map(told_by_weights, replayed.records)) == list(map(told_by_weights, records))
+    (event,) = live
+    # the clock stood still; in a replay it is not known
+    assert event.decay_clock == 0.0
+    unknown = replace(event, on_clock=None, decay_clock=math.nan)
+    assert list(map(to_json, replayed.events)) == [to_json(unknown)]
+    assert main(["compare", str(tmp_path / "live"), str(tmp_path)]) == 0
