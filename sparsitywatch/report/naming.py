@@ -6,6 +6,7 @@ from sparsitywatch.sinks.overview import rule_label
 
 __all__ = ["kind_of", "label_of", "printable"]
 
+_MASKS = "motion/mask_overlap_"
 _LABELS = {
     "essential_sparsity/value": "essential sparsity",
     "essential_sparsity/low": "lower end of its interval",
@@ -43,16 +44,20 @@ def label_of(series: str) -> str:
 
     >>> label_of("near_zero/initial_0.1"), label_of("motion/dormant"), label_of("new/series")
     ('near-zero weights, |w| ≤ 0.1 × first rms', 'dormant weights', 'new/series')
+    >>> label_of("motion/mask_overlap_0.7")
+    'weights that removing 70% takes again'
     """
     room, _, rule = series.partition("/")
     if room == "near_zero" and rule:
         return f"near-zero weights, {rule_label(rule).replace(' x ', ' × ')}"
+    if series.startswith(_MASKS):
+        return f"weights that removing {float(series.removeprefix(_MASKS)):.0%} takes again"
     return _LABELS.get(series, series)
 
 
 def kind_of(series: str) -> str:
     """How its numbers are shown: "fraction", "count" or "plain"."""
-    if series.startswith("near_zero/") or series in _FRACTIONS:
+    if series.startswith(("near_zero/", _MASKS)) or series in _FRACTIONS:
         return "fraction"
     return "count" if series.startswith("weights/num_") else "plain"
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.estimate import allowed_harm
+from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.report.chart import Key
 from sparsitywatch.report.naming import kind_of, label_of
 from sparsitywatch.report.runlog import RunLog
@@ -66,7 +67,7 @@ class Plan:
 def plans_for(run: RunLog) -> list[Plan]:
     """Every chart that the run has numbers for, in the order of the page."""
     plans = [_near_zero(run), _dormant(run), _essential(run), _reliance(), _value(run)]
-    plans += [_MOVEMENT, _LEARNING_RATE, _CLOCK]
+    plans += [_MOVEMENT, _masks(run), _LEARNING_RATE, _CLOCK]
     return [plan for plan in plans if any(run.has(line.series) for line in plan.lines)]
 
 
@@ -193,6 +194,25 @@ def _value(run: RunLog) -> Plan:
         ),
         from_zero=False,
     )  # fmt: skip
+
+
+def _masks(run: RunLog) -> Plan:
+    series = {level: f"motion/mask_overlap_{level:g}" for level in MASK_LEVELS}
+    lines = [
+        Line(series=series[level], colour=colour, label=f"of {level:.0%}")
+        for level, colour in zip(MASK_LEVELS, (SKY, BLUE, PURPLE), strict=True)
+        if run.has(series[level])
+    ]
+    return Plan(
+        key="mask-overlap",
+        title="Whether the same weights could go",
+        text="Of the weights that removing that share of all would have taken at the look before, "
+        "those that it takes now. All of them: the sparse structure stands. That share itself: the "
+        "two have nothing in common. Nearer looks have more in common.",
+        unit="% of the weights that would have gone before",
+        lines=lines,
+        from_zero=False,
+    )
 
 
 _MOVEMENT = Plan(

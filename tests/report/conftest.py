@@ -54,6 +54,12 @@ def _value(record: dict, name: str) -> float:
             "motion/dormant_by_chance": lambda: (record["dormant"] or {}).get("chance"),
             "motion/update_to_weight": lambda: (record["movement"] or {}).get("update_to_weight"),
             "motion/sign_flips": lambda: (record["movement"] or {}).get("sign_flips"),
+            "motion/mask_overlap_0.5": lambda: (record["masks"] or {"overlap": [None]})["overlap"][
+                0
+            ],
+            "motion/mask_overlap_0.9": lambda: (record["masks"] or {"overlap": [None]})["overlap"][
+                -1
+            ],
             "motion/decay_clock": lambda: record["decay_clock"],
             "motion/lr": lambda: record["lr"],
             "value/dense": lambda: at.get(0.0),

@@ -19,6 +19,7 @@ STEP_CHARTS = {
     "reliance": ["value/reliance"],
     "value": ["value/dense", "value/all_removed"],
     "movement": ["motion/update_to_weight", "motion/sign_flips"],
+    "mask-overlap": ["motion/mask_overlap_0.5", "motion/mask_overlap_0.9"],
     "learning-rate": ["motion/lr"],
     "decay-clock": ["motion/decay_clock"],
 }
