@@ -198,8 +198,8 @@ def test_when_it_was_looked(first: float, last: float, told: str) -> None:
 
 def test_without_a_proxy_nothing_is_said_of_the_model(weights_page: Page) -> None:
     keys = [figure["id"] for figure in weights_page.root.all("figure")]
-    assert keys == ["near-zero", "dormant", "mask-overlap", "near-zero-by-layer", "dormant-by-layer",
-                    "movement", "learning-rate", "decay-clock"]  # fmt: skip
+    assert keys == ["near-zero", "dormant", "mask-overlap", "near-zero-by-layer",
+                    "dormant-by-layer", "movement", "learning-rate", "decay-clock"]  # fmt: skip
     told = weights_page.root.by_id("what").text()
     assert "Essential sparsity was not measured: the run had no proxy" in told
     assert weights_page.root.one("h1").text() == "No abrupt change was reported in 41 looks"
