@@ -13,6 +13,7 @@ for each of many small steps and wait for the last one, beside a training that n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "float64_of",
     "median",
     "unexplained_change",
+    "values_of",
 ]
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
@@ -92,6 +94,13 @@ def float64_of(*tensors: torch.Tensor) -> np.ndarray:
         start, end = end, end + tensor.numel()
         found[start:end] = _as_numpy(tensor.detach().reshape(-1))
     return found
+
+
+def values_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The same by name: float64 [N] each, parts of one piece of memory."""
+    ends = np.cumsum([tensor.numel() for tensor in tensors.values()])
+    parts = np.split(float64_of(*tensors.values()), ends[:-1])
+    return dict(zip(tensors, parts, strict=True)) if tensors else {}
 
 
 def _as_numpy(flat: torch.Tensor) -> np.ndarray:

@@ -14,12 +14,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Dormant, Movement, Outlook
 from sparsitywatch.weights.clock import DecayClock, GroupClock
-from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare, float64_of
+from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare, float64_of, values_of
 from sparsitywatch.weights.outlook import outlook
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.shrink import estimate_shrink
@@ -133,16 +134,19 @@ class Motion:
             clock, membership, not_measurable, masters, thresholds: as of ``look``.
         """
         since, before = self._step, self._before
+        earlier, later = dict[str, np.ndarray](), dict[str, np.ndarray]()
         if clock is None:
-            clocks, estimate_failed = self._estimated(now, step)
+            eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
+            earlier, later = values_of(before), values_of(now)  # all of them are needed at once
+            clocks, estimate_failed = _estimated(earlier, later, step - since, eps)
         else:
             clocks, estimate_failed = self._clocks(now, clock, membership), ""
         compared: dict[str, tuple[TensorMotion, GroupClock]] = {}
         for name, between in clocks.items():
             why = not_measurable[membership[name] :][:1] if clock is not None else ()
             motion = compare(
-                float64_of(before[name]),
-                float64_of(now[name]),
+                earlier[name] if earlier else float64_of(before[name]),
+                later[name] if later else float64_of(now[name]),
                 between,
                 dtype=now[name].dtype,
                 has_master=name in masters or clock is None,
@@ -167,17 +171,6 @@ class Motion:
             return {}
         found = {name: self._between(clock, membership.get(name)) for name in names}
         return {name: c for name, c in found.items() if c is not None and c.lr > 0.0}
-
-    def _estimated(
-        self, now: Mapping[str, torch.Tensor], step: int
-    ) -> tuple[dict[str, GroupClock], str]:
-        """The same without an optimizer at hand, and why it could not be estimated."""
-        if not self._before:
-            return {}, ""
-        before = self._before
-        moved = {n: t for n, t in now.items() if (float64_of(t) != float64_of(before[n])).any()}
-        estimate = estimate_shrink(self._before, moved, step - self._step)
-        return dict.fromkeys(moved, estimate.clock), estimate.reason
 
     def _between(self, clock: DecayClock, index: int | None) -> GroupClock | None:
         """What happened to a param group since the last look; None if it is not trained."""
@@ -215,6 +208,17 @@ class Motion:
         self._step = int(state["step"])
         self._clock.load_state_dict(state["clock"])
         self._before = {name: t.clone() for name, t in state["before"].items()}
+
+
+def _estimated(
+    before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], num_steps: int, eps: float
+) -> tuple[dict[str, GroupClock], str]:
+    """What was done to each tensor that moved, without an optimizer at hand; why not, if so."""
+    if not before:
+        return {}, ""
+    moved = {name: values for name, values in now.items() if (values != before[name]).any()}
+    estimate = estimate_shrink(before, moved, num_steps, eps)
+    return dict.fromkeys(moved, estimate.clock), estimate.reason
 
 
 def _moved(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.weights.clock import GroupClock
-from sparsitywatch.weights.dormancy import USUAL_SPEED, float64_of, median, unexplained_change
+from sparsitywatch.weights.dormancy import USUAL_SPEED, median, unexplained_change
 
 __all__ = ["Shrink", "estimate_shrink"]
 
@@ -55,7 +55,10 @@ class Shrink:
 
 @np.errstate(all="ignore")  # ratios of what is not finite are in no pile
 def estimate_shrink(
-    before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], num_steps: int
+    before: Mapping[str, np.ndarray],
+    now: Mapping[str, np.ndarray],
+    num_steps: int,
+    eps: float = torch.finfo(torch.float32).eps,
 ) -> Shrink:
     """The factor that weights without gradient shrank by, and the size of the updates.
 
@@ -63,12 +66,14 @@ def estimate_shrink(
     tolerance for dormant weights. One factor is assumed for all tensors.
 
     Args:
-        before, now: floating point, any shape, the same weights at two looks, by name; names of
-            ``before`` that are not in ``now`` are left out.
+        before, now: float64 [N], the same weights at two looks, by name; names of ``before``
+            that are not in ``now`` are left out.
         num_steps: optimizer steps in between.
+        eps: of the coarsest dtype that they are stored in.
     """
-    earlier, later = float64_of(*(before[name] for name in now)), float64_of(*now.values())
-    width = max([_AGREEING, *(_SPACINGS * torch.finfo(t.dtype).eps for t in now.values())])
+    earlier = np.concatenate([np.empty(0), *(before[name] for name in now)])
+    later = np.concatenate([np.empty(0), *now.values()])
+    width = max(_AGREEING, _SPACINGS * eps)
     is_signed_alike = earlier * later > 0
     ratios = later[is_signed_alike]
     ratios /= earlier[is_signed_alike]

@@ -20,8 +20,9 @@ from sparsitywatch.weights.stored import Store, Stretch
 
 __all__ = ["BUFFER_BYTES", "count_stored"]
 
-#: What a thread reads before it counts: small beside a core's cache, long beside a system call.
-BUFFER_BYTES = 1 << 19
+#: What a thread reads before it counts: it stays in a cache, and is long beside the wait for the
+#: interpreter lock that comes between two of them.
+BUFFER_BYTES = 1 << 21
 
 
 def count_stored(
