@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,19 +61,22 @@ def replayed(
 
 
 @contextmanager
-def executors() -> Iterator[dict[str, Executor]]:
-    """What may look at checkpoints, already running: threads, processes, dask's where it is."""
-    found: dict[str, Executor] = {}
-    with ExitStack() as stack:
-        found["threads"] = stack.enter_context(ThreadPoolExecutor(NUM_WORKERS))
-        found["processes"] = stack.enter_context(
-            ProcessPoolExecutor(NUM_WORKERS, multiprocessing.get_context("spawn"))
-        )
-        if find_spec("distributed"):
-            dask: Any = importlib.import_module("distributed")
-            cluster = dask.LocalCluster(
-                n_workers=NUM_WORKERS, threads_per_worker=1, dashboard_address=None
-            )
-            client = stack.enter_context(dask.Client(stack.enter_context(cluster)))
-            found["dask's LocalCluster"] = client.get_executor(pure=False)
-        yield found
+def _dask() -> Iterator[Executor]:
+    distributed: Any = importlib.import_module("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=NUM_WORKERS, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client.get_executor(pure=False)
+
+
+def executors() -> dict[str, Callable[[], AbstractContextManager[Executor]]]:
+    """What may look at checkpoints: threads, processes, and dask's where it is installed."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, Callable[[], AbstractContextManager[Executor]]] = {
+        "threads": partial(ThreadPoolExecutor, NUM_WORKERS),
+        "processes": partial(ProcessPoolExecutor, NUM_WORKERS, context),
+    }
+    return found | ({"dask's LocalCluster": _dask} if find_spec("distributed") else {})
