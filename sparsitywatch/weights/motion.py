@@ -216,7 +216,7 @@ def _estimated(
     """What was done to each tensor that moved, without an optimizer at hand; why not, if so."""
     if not before:
         return {}, ""
-    moved = {name: values for name, values in now.items() if (values != before[name]).any()}
+    moved = {n: values for n, values in now.items() if not np.array_equal(values, before[n])}
     estimate = estimate_shrink(before, moved, num_steps, eps)
     return dict.fromkeys(moved, estimate.clock), estimate.reason
 

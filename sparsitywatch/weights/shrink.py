@@ -29,6 +29,8 @@ _NEIGHBOURS = 20
 #: and at least this share of the weights.
 _MIN_DEVIATIONS, _MIN_TIMES, _MIN_SHARE, _MIN_COUNT = 8.0, 3.0, 2e-3, 30
 
+#: So many weights tell the factor; of more of them an even part is looked at.
+_ENOUGH = 1 << 18
 #: One in so many values is where a window begins that is always counted.
 _EVERY = 512
 
@@ -42,7 +44,7 @@ class Shrink:
     Args:
         clock: as if the optimizer had been watched: log_shrink, the sums of lr and its square
             and the decay clock, all of them estimates.
-        num_agreeing: weights whose ratio is within the pile.
+        num_agreeing: weights whose ratio is within the pile, of those that were looked at.
         num_by_chance: how many would be there if it were none.
         reason: why there is no estimate; empty if there is one. Then ``clock.log_shrink`` is 0.
     """
@@ -71,8 +73,9 @@ def estimate_shrink(
         num_steps: optimizer steps in between.
         eps: of the coarsest dtype that they are stored in.
     """
-    earlier = np.concatenate([np.empty(0), *(before[name] for name in now)])
-    later = np.concatenate([np.empty(0), *now.values()])
+    every = max(sum(map(len, now.values())) // _ENOUGH, 1)
+    earlier = np.concatenate([np.empty(0), *(before[name][::every] for name in now)])
+    later = np.concatenate([np.empty(0), *(values[::every] for values in now.values())])
     width = max(_AGREEING, _SPACINGS * eps)
     is_signed_alike = earlier * later > 0
     ratios = later[is_signed_alike]

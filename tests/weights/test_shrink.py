@@ -115,6 +115,24 @@ def test_a_planted_factor_is_found(log_shrink: float, share: float, seed: int) -
     assert shrink.num_agreeing == pytest.approx(4000 * share, rel=0.25, abs=30)
 
 
+def test_of_many_weights_a_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(400_000, generator=generator).double()
+    moving = torch.rand(400_000, generator=generator) > 0.05
+    noise = 0.3 * torch.randn(400_000, generator=generator)
+    now = torch.where(moving, 0.9 * before + noise, 0.9 * before)
+    halves = {"a": slice(None, 150_000), "b": slice(150_000, None)}
+    earlier, later = ({n: t[h].numpy() for n, h in halves.items()} for t in (before, now))
+    whole = estimate_shrink(earlier, later, 10)
+    monkeypatch.setattr(shrink, "_ENOUGH", 50_000)
+    part = estimate_shrink(earlier, later, 10)
+    for found in (whole, part):
+        assert found.reason == ""
+        assert found.clock.log_shrink == pytest.approx(math.log(0.9), abs=1e-9)
+    assert part.num_agreeing == pytest.approx(whole.num_agreeing / 8, rel=0.1)
+    assert part.clock.lr == pytest.approx(whole.clock.lr, rel=0.02)
+
+
 @pytest.mark.parametrize("num_weights", [0, 1, 5])
 def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
     before = np.ones(num_weights)
