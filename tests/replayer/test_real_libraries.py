@@ -70,11 +70,11 @@ def test_the_trainer_of_transformers(trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run, records = tmp_path / "run", tmp_path / "sparsitywatch" / "records.jsonl"
     paths = [str(HERE.parents[1]), str(HERE.parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "trainer_run.py"), str(run)],
+        [sys.executable, str(HERE / "trainer_run.py"), str(run), str(records)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -101,7 +101,7 @@ def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
         process.kill()
         output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert [record.step for record in replayed.records] == [2, 4, 6, 8]
+    assert [record.step for record in replayed.records] == [2, 4, 6, 8], (output, replayed.failures)
     assert replayed.failures == []
     assert seen_while_it_ran
     # near zero refers to the first checkpoint here; in the run itself to the very beginning
