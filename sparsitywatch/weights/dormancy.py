@@ -171,8 +171,10 @@ def compare(
         log_shrink, why = 0.0, WIPED
     change = unexplained_change(before, now, log_shrink)
     rounding = _rounding(before, now, between.steps, dtype, has_master=has_master)
-    dormant = change <= tolerance * between.lr + rounding
-    chance, slow = _chance(change, dormant, rounding, between, tolerance)
+    allowed = tolerance * between.lr + rounding
+    dormant = change <= allowed
+    finer = int((change <= 0.1 * tolerance * between.lr + rounding).sum())
+    chance, slow = _chance(change[~dormant], allowed, finer, between)
     if not why:
         why = _too_coarse(before, rounding, between, dtype, has_master=has_master) or slow
     return TensorMotion(
@@ -194,8 +196,11 @@ def _spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """
     info = torch.finfo(dtype)
     # the power of two at or below a number is what is left of it without its significand
-    powers = np.maximum(np.abs(values), info.tiny).view(np.uint64) & _EXPONENT
-    spacing: np.ndarray = powers.view(np.float64) * info.eps
+    spacing: np.ndarray = np.abs(values)
+    np.maximum(spacing, info.tiny, out=spacing)
+    bits = spacing.view(np.uint64)
+    bits &= _EXPONENT
+    spacing *= info.eps
     return spacing
 
 
@@ -209,7 +214,9 @@ def _rounding(
     bits stays exactly what it is.
     """
     if has_master:
-        halves: np.ndarray = 0.5 * (_spacing(before, dtype) + _spacing(now, dtype))
+        halves = _spacing(before, dtype)
+        halves += _spacing(now, dtype)
+        halves *= 0.5
         return halves
     if dtype.itemsize < 4:
         return np.zeros_like(before)
@@ -236,24 +243,25 @@ def _too_coarse(
 
 
 def _chance(
-    change: np.ndarray,
-    dormant: np.ndarray,
-    rounding: np.ndarray,
-    between: GroupClock,
-    tolerance: float,
+    moving: np.ndarray, allowed: np.ndarray, finer: int, between: GroupClock
 ) -> tuple[float, str]:
-    """The share of living weights that pass by chance, and why it would be too large."""
-    moving = change[~dormant]
-    allowed = tolerance * between.lr + rounding
+    """The share of living weights that pass by chance, and why it would be too large.
+
+    Args:
+        moving: unexplained change of the weights that do not pass as dormant.
+        allowed: how much is allowed to each weight.
+        finer: how many would pass if the tolerance were ten times finer.
+        between: what the optimizer did.
+    """
     if len(moving) < _FEW:
         # as good as all stand still; where they do so exactly, they are dormant
         typical, is_slow = USUAL_SPEED * math.sqrt(between.lr_squared), False
     else:
         typical = median(moving)
         is_slow = typical < MIN_SPEED * math.sqrt(between.lr_squared)
-    share = np.minimum(_CHANCE_DENSITY * allowed / max(typical, 1e-300), 1.0)
-    chance = float(share.mean())
-    finer = int((change <= 0.1 * tolerance * between.lr + rounding).sum())
-    if finer >= CONCENTRATED * max(int(dormant.sum()), 1):
+    share = _CHANCE_DENSITY * allowed
+    share /= max(typical, 1e-300)
+    chance = float(np.minimum(share, 1.0, out=share).mean())
+    if finer >= CONCENTRATED * max(len(allowed) - len(moving), 1):
         return chance, ""
     return chance, SLOW if is_slow else FAR if chance > MAX_CHANCE else ""
