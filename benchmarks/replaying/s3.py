@@ -25,24 +25,26 @@ class Server:
 
     Args:
         options: for fsspec.
+        bucket: of its own, since servers of one process share what they hold.
         num_bytes: of the bodies of all answers to GET so far.
         num_requests: answered so far.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
+    bucket: str = ""
     num_bytes: int = 0
     num_requests: int = 0
 
     def put(self, path: Path, place: str) -> str:
-        """Upload a file or a folder into the bucket "runs"; its URL."""
+        """Upload a file or a folder; its URL."""
         fs = fsspec.filesystem("s3", **self.options)
-        fs.put(str(path), f"runs/{place}", recursive=path.is_dir())
-        return f"s3://runs/{place}"
+        fs.put(str(path), f"{self.bucket}/{place}", recursive=path.is_dir())
+        return f"s3://{self.bucket}/{place}"
 
 
 @contextmanager
 def serving() -> Iterator[Server]:
-    """The server of moto, on a port of its own, with an empty bucket "runs"."""
+    """The server of moto, on a port of its own, with an empty bucket."""
     from moto.moto_server import threaded_moto_server as moto
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -58,8 +60,9 @@ def serving() -> Iterator[Server]:
         "endpoint_url": f"http://{host}:{port}",
         "client_kwargs": {"region_name": "eu-central-1"},
     }
+    found.bucket = f"bench-{port}"
     try:
-        fsspec.filesystem("s3", **found.options).mkdir("runs")
+        fsspec.filesystem("s3", **found.options).mkdir(found.bucket)
         yield found
     finally:
         server.stop()
