@@ -18,7 +18,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     distributed = pytest.importorskip("distributed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # its own warnings
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.filterwarnings("ignore"),
+]  # its own warnings
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,8 @@ def client() -> Iterator[Any]:
         distributed.Client(cluster) as client,
     ):
         client.run(torch.set_num_threads, torch.get_num_threads())
+        # transformers is imported once, by no task: under load that alone can take a minute
+        client.run(exec, "import contracts.live_runs; contracts.live_runs.tiny_bert()")
         yield client
 
 
