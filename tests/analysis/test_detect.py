@@ -94,6 +94,24 @@ def first_alarm(series: np.ndarray, clock_per_look: float | None) -> int | None:
     return None
 
 
+@pytest.mark.parametrize("clock_per_look", [None, 0.0, 0.05])
+def test_even_growth_is_told_only_where_decay_can_account_for_it(
+    clock_per_look: float | None,
+) -> None:
+    even = 0.07 * 1.02 ** np.arange(60)
+    seen = first_alarm(even, clock_per_look)
+    if not clock_per_look:
+        assert seen is None
+    else:  # the first of the looks with 1.5 ** 1.5 times the floor is not enough
+        above = np.flatnonzero(even >= 1.5**1.5 * 0.07)
+        assert seen == above[1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_noise_of_a_tenth_does_not_take_off_however_much_decay_there_is(seed: int) -> None:
+    assert first_alarm(0.07 * np.exp(noise(150, 0.1, seed)), 0.05) is None
+
+
 @pytest.mark.parametrize("per_look", [None, 0.0, 0.01])
 def test_growth_that_decay_can_account_for_needs_less_proof(per_look: float | None) -> None:
     growth = 0.07 * np.concatenate([np.ones(5), 1.06 ** np.arange(1, 20)])

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.growth import FALL, RISE, seen_growth
+from sparsitywatch.analysis.detect.growth import FALL, RISE, multiplied, seen_growth
 from sparsitywatch.analysis.detect.jumps import Jumps
 from sparsitywatch.analysis.detect.looks import Looks
 from sparsitywatch.analysis.detect.nulls import WINDOW
 from sparsitywatch.analysis.detect.response import share_left_by_rate
 
-__all__ = ["Candidate", "Limits", "falls", "is_left", "jumps_seen", "rises"]
+__all__ = ["Candidate", "Limits", "decayed", "falls", "is_left", "jumps_seen", "rises"]
 
 Array = NDArray[np.float64]
 
@@ -31,6 +31,9 @@ _FALL_RATIO = 1.25
 #: The run before a growth takes this part of the run so far at least; less, if weight decay can
 #: account for the growth.
 _SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
+#: Where weight decay can account for it, growth to this power of the ratio is told however evenly
+#: it came about.
+_TIMES_EVEN = 1.5
 #: So much less score is asked of growth that weight decay can account for, and of that so much
 #: more with each doubling of the looks beyond a few, up to a limit.
 _LESS_SCORE, _FEW_LOOKS, _MORE_SCORE, _MOST_MORE = 1.5, 10, 0.5, 1.0
@@ -155,6 +158,15 @@ def rises(looks: Looks, limits: Limits) -> list[Candidate]:
     if offset:  # what creeps up from zero is not abrupt
         found = [growth for growth in found if growth.split <= FALL.splits[-1]]
     return [Candidate("up", g.split, g.start, g.excess, g.noise, offset) for g in found]
+
+
+def decayed(looks: Looks, limits: Limits) -> list[Candidate]:
+    """A take-off that went so far that it is told, however evenly, if decay is a cause of it."""
+    _, values, _ = looks.arrays()
+    if not limits.is_decaying or values[-1] - values.min() < limits.min_effect:
+        return []
+    found = multiplied(RISE, values, factor=limits.ratio**_TIMES_EVEN)
+    return [Candidate("up", g.split, g.start, g.excess, g.noise, 0.0) for g in found]
 
 
 def falls(looks: Looks, limits: Limits) -> list[Candidate]:

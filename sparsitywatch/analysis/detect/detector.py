@@ -19,6 +19,7 @@ from sparsitywatch.analysis.arguments import expect_keys, is_number
 from sparsitywatch.analysis.detect.candidates import (
     Candidate,
     Limits,
+    decayed,
     falls,
     is_left,
     jumps_seen,
@@ -231,7 +232,9 @@ class AbruptChange:
         ]
         watched = [[c for c in seen if self._direction in (c.direction, "both")] for seen in found]
         effect = self._limits.min_effect
-        return [seen[0] for seen in watched if seen and is_left(seen[0], self._looks, effect)]
+        left = [seen[0] for seen in watched if seen and is_left(seen[0], self._looks, effect)]
+        # the rate's answer is not asked for where decay is the cause
+        return left or (decayed(self._looks, self._limits) if self._direction != "down" else [])
 
     def _growths(self, limits: Limits) -> list[list[Candidate]]:
         """Take-offs and falls."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsitywatch.analysis.robust import median_of_three, noise_sd
 
-__all__ = ["FALL", "RISE", "Growth", "Kind", "seen_growth"]
+__all__ = ["FALL", "RISE", "Growth", "Kind", "multiplied", "seen_growth"]
 
 Array = NDArray[np.float64]
 
@@ -27,6 +27,8 @@ _BORNE_OUT = 0.5
 _PRIOR_SD, _PRIOR_LOOKS = 0.03, 6.0
 #: The floor is reached within so many times the noise of a look.
 _AT_FLOOR = 2.0
+#: What is at most so many times the floor is at the floor.
+_NEAR_FLOOR = 1.1
 #: A parabola explains something only if its bend is so many times its standard error.
 _BENT = 3.0
 #: Looks that a level, a line and a parabola are fitted to at least.
@@ -112,6 +114,32 @@ def seen_growth(
         if growth is not None and growth.score >= threshold:
             found.append(growth)
     return sorted(found, key=lambda growth: -growth.score)
+
+
+def multiplied(kind: Kind, values: Array, *, factor: float) -> list[Growth]:
+    """Growth to so many times the running floor, however evenly it came about.
+
+    Args:
+        kind: what counts as growth.
+        values: positive, length N.
+        factor: of the last two values to the running floor, at least.
+
+    Returns:
+        One, or none. Its score is in units of the noise.
+    """
+    if len(values) < kind.min_past + 2 or values.min() <= 0.0:
+        return []
+    smooth = median_of_three(values)
+    floor = float(smooth[:-2].min())
+    at_floor = np.flatnonzero(values[:-2] <= _NEAR_FLOOR * floor)
+    if values[-2:].min() < factor * floor or not len(at_floor):
+        return []
+    past = max(int(at_floor[-1]) + 1, kind.min_past)
+    noise = _noise(np.log(values[:past]))
+    excess = math.log(values[-1] / floor)
+    if excess < kind.noise_factor * noise:
+        return []
+    return [Growth(len(values) - past, 0, excess, excess / noise, noise)]
 
 
 def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Growth | None:
