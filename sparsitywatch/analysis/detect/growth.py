@@ -139,7 +139,8 @@ def multiplied(kind: Kind, values: Array, *, factor: float) -> list[Growth]:
     excess = math.log(values[-1] / floor)
     if excess < kind.noise_factor * noise:
         return []
-    return [Growth(len(values) - past, 0, excess, excess / noise, noise)]
+    start = past - kind.min_past  # before it lies what is no part of this growth
+    return [Growth(len(values) - past, start, excess, excess / noise, noise)]
 
 
 def _at_split(kind: Kind, x: Array, logs: Array, smooth: Array, past: int) -> Growth | None:
