@@ -61,6 +61,9 @@ class AbruptChange:
     fifth that is over in at most eight looks is seen in the same way, a smooth decay is none.
     It takes five looks; where values are negative there are only jumps.
 
+    Where the **decay clock** has come far enough to account for a take-off, less is asked of it,
+    and one that is ``ratio ** 1.5`` times its floor on two looks is told however evenly it came.
+
     What the **learning rate** accounts for, with whatever memory, is no change; it is known from
     ``context``.
 
@@ -148,7 +151,7 @@ class AbruptChange:
             step: optimizer step, larger at every call.
             value: the series there; what is not finite is a gap.
             context: what else is known: "lr" and "lr_clock", the learning rate and its sum over
-                the steps, and "decay_clock", which the event carries.
+                the steps, and "decay_clock", the sum of learning rate times weight decay.
 
         Returns:
             The event if a change is seen at this look; its series has no name yet.
