@@ -31,7 +31,16 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import sparsitywatch as sw
-from sparsitywatch.sinks.drawing import BLACK, BLUE, GREY, new_figure, percent, save_figure, styled
+from sparsitywatch.sinks.drawing import (
+    BLACK,
+    BLUE,
+    GREY,
+    ORANGE,
+    new_figure,
+    percent,
+    save_figure,
+    styled,
+)
 
 __all__ = ["main"]
 
@@ -155,7 +164,11 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
         for axes, series in ((top, outcome.accuracy), (bottom, outcome.near_zero())):
             axes.plot(list(series), list(series.values()), color=colour, label=outcome.name)
         for event in outcome.watcher.events:
+            if not event.series.startswith("near_zero/"):
+                continue  # not of what is drawn
             for axes in (top, bottom):
+                ends = event.onset_step, event.detected_step
+                axes.axvspan(*ends, color=ORANGE, alpha=0.15, linewidth=0)
                 axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=(0, (1, 2)))
                 axes.axvline(event.detected_step, color=BLACK, linewidth=1.0)
     top.set_ylabel("accuracy on unseen pairs")
@@ -167,7 +180,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     top.legend(loc="center right")
     top.set_title(f"a + b mod {MODULUS}: understood first, sparse later", fontweight="bold")
     figure.supxlabel(
-        "Event: dotted where it began by estimate, solid where it was seen.",
+        "Events in near-zero weights: dotted where one began by estimate, solid where it was seen.",
         x=0.01, ha="left", fontsize=8.5, color=GREY,
     )  # fmt: skip
     save_figure(figure, path)
