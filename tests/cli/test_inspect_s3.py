@@ -28,6 +28,7 @@ def test_checkpoints_in_a_bucket(tmp_path: Path, capsys) -> None:
 
 
 def inspect_bucket(storage: dict[str, Any], tmp_path: Path, capsys) -> None:
+    capsys.readouterr()  # the server has said that it starts
     fs = s3fs.S3FileSystem(**storage)
     model = small_bert()
     for step in (20, 3):
