@@ -163,7 +163,11 @@ def test_mistakes(
 
 
 def started(*arguments: str) -> subprocess.Popen:
-    code = "import sys; from sparsitywatch.cli import main; sys.exit(main())"
+    # tests that run in the background of a shell have inherited that Ctrl-C is ignored
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from sparsitywatch.cli import main; sys.exit(main())"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,
