@@ -58,7 +58,7 @@ class DormantRise:
     >>> events = [detector.update(25 * i, v, {"dormant_by_chance": 0.01}) for i, v in
     ...           enumerate(series)]
     >>> [(e.direction, e.onset_step, e.detected_step) for e in events if e]
-    [('up', 175, 250)]
+    [('up', 200, 250)]
     """
 
     def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
