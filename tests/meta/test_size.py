@@ -1,4 +1,4 @@
-"""Files and functions stay small enough to be read at once."""
+"""Functions stay small enough to be read at once, and a file is one idea, not two."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted([*ROOT.glob("sparsitywatch/**/*.py"), *ROOT.glob("integrations/**/*.py")])
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 700  # usually 150 to 600: a file holds one idea whole
 MAX_FUNCTION_LINES = 60
 
 

@@ -1,0 +1,1 @@
+"""The cases of ``faults.py``, by what fails; each module has a tuple ``CASES``."""
