@@ -12,10 +12,13 @@
     ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
     └── MissingExtraError (also ImportError)   an optional dependency is not installed
 
-Every message says what was expected, what came, where, and what to do.
+Every message says what was expected, what came, where, and what to do. Logins, signatures and
+control characters are left out of it (``shown.py``), whoever wrote it.
 """
 
 from __future__ import annotations
+
+from sparsitywatch.shown import shown_text
 
 __all__ = [
     "CheckpointError",
@@ -32,6 +35,9 @@ __all__ = [
 
 class SparsityWatchError(Exception):
     """Base of everything this library raises on purpose."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(shown_text(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigurationError(SparsityWatchError, ValueError):
