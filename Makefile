@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
+# one process of tests a core; a range of tests goes to each, and who is done takes from the other
+TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py
 
 .DEFAULT_GOAL := help
@@ -25,7 +27,7 @@ demo: $(VENV)/.ready-demo
 	$(BIN)/python examples/pretrain_bert.py $(ARGS)
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
 check: format lint types imports
 
