@@ -137,6 +137,9 @@ def watch(
     if detectors is None:
         detectors = default_detectors(settings)
     off = _why_off()
+    for note in (chosen.note_on_reparametrized, chosen.note_on_stored):
+        if note and not off:
+            _logger.warning("sparsitywatch: %s", note)
     if proxy is not None and not off:
         proxy.check(inner)
     directory = None if logdir is None or off else place(logdir)

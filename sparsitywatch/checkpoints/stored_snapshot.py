@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.stored import LazyTensors, Stretch
 
 __all__ = ["stored_snapshot"]
 
@@ -24,10 +29,13 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
             is of whole numbers.
     """
     there = {entry.name: entry for entry in checkpoint.entries()}
+    names: dict[str, str] = {}
     for entry in scope.ledger:
         if not entry.in_scope:
             continue
-        stored = there.get(entry.name)
+        # of tied weights some formats keep one name only
+        name = next((n for n in (entry.name, *entry.aliases) if n in there), entry.name)
+        stored, names[entry.name] = there.get(name), name
         problem = None
         if stored is None:
             problem = "it is not there"
@@ -40,5 +48,23 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
                 f"Cannot read {checkpoint.url}, tensor {entry.name!r}: {problem}. Replay "
                 "checkpoints of one model together, or choose another scope."
             )
-    dtypes = {name: there[name].dtype for name in scope.names}
-    return Snapshot(step, scope, LazyTensors(dtypes, checkpoint.read, checkpoint))
+    dtypes = {name: there[stored].dtype for name, stored in names.items()}
+    store = _Renamed(checkpoint, names)
+    return Snapshot(step, scope, LazyTensors(dtypes, store.read, store))
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A checkpoint's tensors by the names that the scope has for them."""
+
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+
+    def read(self, name: str) -> torch.Tensor:
+        return self.checkpoint.read(self.names[name])
+
+    def stretches(self, name: str) -> Sequence[Stretch]:
+        return self.checkpoint.stretches(self.names[name])
+
+    def check_unchanged(self) -> None:
+        self.checkpoint.check_unchanged()

@@ -17,7 +17,7 @@ class LedgerEntry:
     """One parameter of the model, in or out of scope, and why.
 
     Args:
-        name: its first name in ``model.named_parameters()``, wrappers' prefixes removed.
+        name: the alphabetically first of its names, wrappers' prefixes removed.
         shape: its shape.
         num_weights: its number of elements.
         in_scope: whether its weights count.

@@ -135,6 +135,8 @@ class Replayer:
         orders, scope = self._orders, self._scope(wanted)
         if scope is None:
             return
+        if scope.note_on_reparametrized:
+            _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
         self._plan = Plan(
             settings=orders.settings,
             scope=scope,

@@ -42,4 +42,5 @@ class Entry:
     def placeholder(self) -> nn.Parameter:
         """A parameter of this shape and dtype without data, on the meta device."""
         data = torch.empty(self.shape, dtype=self.dtype, device="meta")
-        return nn.Parameter(data, requires_grad=False)
+        # as a parameter in training has it; a file does not tell which were frozen
+        return nn.Parameter(data, requires_grad=self.dtype.is_floating_point)

@@ -1,29 +1,43 @@
-"""What a stored tensor is to its model, told from names and shapes alone.
+"""Which tensors count by a preset: the one decider, for live models and for stored tensors.
 
-The offline counterpart of ``blocks``: a checkpoint has no modules, so blocks, embeddings,
-norms and heads are known by how people name them, and by the shapes beside them.
+Where the blocks are and which layer makes the output is told by names and shapes alone, in
+whatever order they come: a file does not keep that of the model. What kind of layer a tensor
+belongs to its module's class says where there is a model; else how people name such layers, and
+the shapes beside it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from sparsitywatch.weights.blocks import ATTENTION
 from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.names import natural_order
 
-__all__ = ["Decider", "Layout"]
+__all__ = ["REPARAMETRIZED", "Decider", "Layout", "Place"]
 
 #: Name, parameter and all names of one storage, to whether it counts and why.
 Decider = Callable[[str, nn.Parameter, Sequence[str]], tuple[bool, str]]
 
+#: Why a parameter is out that is not the weight itself, such as that of a weight norm.
+REPARAMETRIZED = "reparametrized: the layer's weight is computed from this"
+
 _LISTS = re.compile(r"^(blocks?|layers?|h|resblocks)$", re.IGNORECASE)
+#: A member of a list that is spelled out, such as torchvision's "encoder_layer_0".
+_NUMBERED = re.compile(r"^(?:.*_)?(?:block|layer)s?_?\d+$", re.IGNORECASE)
+_ATTENTION = re.compile(r"attention|attn|mixer", re.IGNORECASE)
 _ATTENTION_LIST = re.compile(r"attentions?$|attns?$", re.IGNORECASE)
+#: What only attention has inside, whatever it is called itself.
+_QUERY = re.compile(
+    r"^(wq|to_q|q_proj|query|query_proj|qkv|to_qkv|qkv_proj|wqkv|query_key_value)$", re.IGNORECASE
+)
 _STATE_SPACE = re.compile(r"^(mamba|ssm|time_mix|rwkv)", re.IGNORECASE)
 _NORM = re.compile(r"norm|^(ln|bn|gn)(_|\d|$)|_(ln|bn)$", re.IGNORECASE)
+_NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"(^|_)(embeddings?|embeds?|emb|embs)$|^embed_(tokens|positions?|in)$|^(wte|wpe|tte|shared)$"
     r"|^tok_embeddings$|^relative_attention_bias$",
@@ -31,63 +45,128 @@ _EMBEDDING = re.compile(
 )
 _BUFFER = re.compile(
     r"^(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq"
-    r"|(cos|sin)_cached|masked_bias|relative_position_index|attn_mask)$"
+    r"|(cos|sin)_cached|masked_bias|relative_position_index|attn_mask|(weight|bias)_mask)$"
 )
 _ROUTER = re.compile(r"^(gate|router)$", re.IGNORECASE)
 _HEAD = re.compile(
-    r"^(lm_head|heads?|head_\w+|classifier|fc|fc_out|linear|output|out|logits|score|proj_out"
-    r"|embed_out|decoder|predictor|qa_outputs)$",
+    r"^(lm_head|heads?|head_\w+|\w+_head|classifier|fc|fc_out|linear|output|out|logits|score"
+    r"|proj_out|embed_out|decoder|predictor|qa_outputs)$",
     re.IGNORECASE,
 )
 #: Weights of matrix products: of a linear or convolution layer, of packed attention.
 _LINEAR = re.compile(r"^(weight|in_proj_weight|[qkv]_proj_weight)$")
+#: ``torch.nn.utils.parametrize``; the older weight norm, spectral norm and pruning masks.
+_PARAMETRIZATIONS = ".parametrizations."
+_REPARAMETRIZED = re.compile(r"^(\w*weight)_(?:g|v|orig)$")
+#: Which layer feeds which is not worked out between more different shapes than this.
+_MOST_SHAPES = 500
+#: Names come from files and may have any length; no model is nested deeper.
+_DEEPEST = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lives: its module, and the attribute that the module uses.
+
+    ``is_raw``: what is stored is not that attribute but what it is computed from;
+    ``is_original``: not the state of that computation either.
+    """
+
+    module: str
+    attribute: str
+    is_raw: bool = False
+    is_original: bool = True
+
+    @classmethod
+    def of(cls, name: str) -> Place:
+        """Told from the tensor's name."""
+        if _PARAMETRIZATIONS in name:
+            module, _, rest = name.partition(_PARAMETRIZATIONS)
+            attribute, _, what = rest.partition(".")
+            return cls(module, attribute, is_raw=True, is_original=what.startswith("original"))
+        module, _, attribute = name.rpartition(".")
+        if older := _REPARAMETRIZED.match(attribute):
+            return cls(module, older[1], is_raw=True)
+        return cls(module, attribute)
+
+    @property
+    def own(self) -> str:
+        """The module's own name."""
+        return self.module.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class _Width:
+    """What a layer takes and gives: features or channels, and whether it is a convolution."""
+
+    inputs: int
+    outputs: int
+    is_convolution: bool
+
+    def takes(self, other: _Width) -> bool:
+        """Whether the output of another layer may be the input of this one."""
+        if self.inputs == other.outputs:
+            return True
+        if self.is_convolution:  # in groups it has as many times fewer inputs in its weight
+            groups = other.outputs // self.inputs if self.inputs else 0
+            return groups > 1 and not other.outputs % self.inputs and not self.outputs % groups
+        # what comes out of a convolution is flattened
+        return other.is_convolution and other.outputs > 1 and self.inputs % other.outputs == 0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a model as its tensors' names tell them.
+    """The parts of a model.
 
     Args:
         entries: every tensor of the model.
+        modules: the class of the module at each path; None where there is no model.
     """
 
     entries: Sequence[Entry]
+    modules: Mapping[str, type[nn.Module]] | None = None
     _shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
+    _places: dict[str, Place] = field(init=False, repr=False)
     _blocks: tuple[str, ...] = field(init=False, repr=False)
+    _mixtures: frozenset[str] = field(init=False, repr=False)
+    _transposed: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # frozen: what is derived is set once, here
         set_once = object.__setattr__
         set_once(self, "_shapes", {entry.name: entry.shape for entry in self.entries})
+        set_once(self, "_places", {entry.name: Place.of(entry.name) for entry in self.entries})
         set_once(self, "_blocks", self._find_blocks())
+        set_once(self, "_mixtures", frozenset(_parents_of_experts(self._shapes)))
+        set_once(self, "_transposed", frozenset(self._find_transposed()))
 
     def decider(self, preset: str) -> Decider:
-        """Decides as a preset says, by name."""
+        """Decides as a preset says."""
         by_name = {entry.name: entry for entry in self.entries}
         output = None if self.has_blocks else self.output_layer()
 
         def decide(name: str, _: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-            entry = by_name[name]
+            del name  # every name of a storage counts alike
             kinds = [self.kind(by_name[alias]) for alias in names]
             if preset == "matrices":
-                counts = (
-                    len(entry.shape) >= 2
-                    and entry.dtype.is_floating_point
-                    and "buffer" not in kinds
-                )
+                entry = by_name[names[0]]
+                is_float = entry.dtype.is_floating_point and "buffer" not in kinds
+                counts = len(entry.shape) >= 2 and is_float
                 return counts, "two or more dimensions" if counts else kinds[0]
-            out = next((kind for kind in kinds if kind not in ("linear", "packed")), None)
+            out = next((kind for kind in kinds if kind not in _MAY_COUNT), None)
             if out is not None:
                 return False, out  # also a head that is tied to an embedding
-            if preset == "layers":
-                return True, "weight of a layer"
-            if self.has_blocks and not any(self.in_block(alias) for alias in names):
+            inside = any(self.in_block(alias) for alias in names)
+            if preset != "layers" and self.has_blocks and not inside:
                 return False, "outside the blocks (head, pooler or input layer)"
-            if output is not None and any(n.rpartition(".")[0] == output for n in names):
+            if preset != "layers" and any(self._places[n].module == output for n in names):
                 return False, "output layer"
-            if preset == "paper" and not self._is_nn_linear(entry):
+            if preset == "paper" and not any(self._is_nn_linear(by_name[n]) for n in names):
                 return False, "not an nn.Linear"
-            return True, "weight inside a block" if self.has_blocks else "weight of a layer"
+            if "reparametrized" in kinds:
+                return False, REPARAMETRIZED
+            where = "inside a block" if preset != "layers" and self.has_blocks else "of a layer"
+            return True, f"weight {where}{'' if self._is_certain(names) else ', by its name'}"
 
         return decide
 
@@ -101,82 +180,143 @@ class Layout:
         return name.startswith(self._blocks)
 
     def kind(self, entry: Entry) -> str:
-        """Either "linear" or "packed" for weights that may count, else why they do not."""
-        module, _, attribute = entry.name.rpartition(".")
-        own = module.rpartition(".")[2]
-        dims = len(entry.shape)
-        if dims == 2 and attribute == "weight" and self._is_embedding(module, own):
-            return "embedding"
-        if _BUFFER.match(attribute):
-            return "buffer"
-        if dims < 2:
-            if _NORM.search(own):
-                return "norm"
-            is_float = entry.dtype.is_floating_point
-            what = "bias" if "bias" in attribute else "fewer than two dimensions"
-            return what if is_float else f"dtype {entry.dtype}"
-        if not entry.dtype.is_floating_point:
+        """One of ``_MAY_COUNT`` for weights that may count, else why they do not."""
+        place = self._places[entry.name]
+        dims, is_float = len(entry.shape), entry.dtype.is_floating_point
+        layer = self._layer(entry, place)
+        if layer in ("embedding", "norm", "buffer"):
+            return layer
+        if not is_float:
             return f"dtype {entry.dtype}"
-        if _LINEAR.match(attribute):
-            if _ROUTER.match(own) and self._has_experts(module):
+        if dims < 2:
+            return "bias" if "bias" in place.attribute else "fewer than two dimensions"
+        if layer == "linear":
+            if _ROUTER.match(place.own) and place.module.rpartition(".")[0] in self._mixtures:
                 return "router of a mixture of experts"
+            return "reparametrized" if place.is_raw else "linear"
+        if dims >= 3 and "bias" not in place.attribute and self.in_block(entry.name):
+            return "packed"  # experts of a mixture kept as one tensor
+        return layer
+
+    def _layer(self, entry: Entry, place: Place) -> str:
+        """What a tensor belongs to: "linear", "embedding", "norm", "buffer", or else in words."""
+        if self.modules is None:
+            return self._layer_by_name(entry, place)
+        kind = self.modules[place.module]
+        if issubclass(kind, nn.Embedding | nn.EmbeddingBag):
+            return "embedding"
+        if _NORM_CLASS.search(kind.__name__):
+            return "norm"
+        return (
+            "linear" if _is_linear(kind) else f"parameter of {kind.__name__}, not of a linear layer"
+        )
+
+    def _layer_by_name(self, entry: Entry, place: Place) -> str:
+        dims, bias = len(entry.shape), self._shapes.get(f"{place.module}.bias")
+        if _BUFFER.match(entry.name.rpartition(".")[2]):
+            return "buffer"
+        # no embedding has a bias: what has one is a projection
+        if (
+            dims == 2
+            and place.attribute == "weight"
+            and bias is None
+            and _EMBEDDING.search(place.own)
+        ):
+            return "embedding"
+        # the bias of a norm has the shape of its weight, that of a layer is a row
+        if _NORM.search(place.own) and (dims < 2 or bias is None or len(bias) != 1):
+            return "norm"
+        if dims >= 2 and bias == entry.shape:
+            return "norm"
+        if _LINEAR.match(place.attribute):
             return "linear"
-        if dims >= 3 and "bias" not in attribute and self.in_block(entry.name):
-            return "packed"
-        return f"parameter {attribute!r}, not of a linear layer"
+        return f"parameter {place.attribute!r}, not of a linear layer"
+
+    def _is_certain(self, names: Sequence[str]) -> bool:
+        """Whether a weight can be nothing but that of a layer; else its name has told."""
+        places = [self._places[name] for name in names]
+        return self.modules is not None or any(
+            f"{place.module}.bias" in self._shapes or place.attribute != "weight"
+            for place in places
+        )
+
+    # ------------------------------------------------------------------ the output layer
 
     def output_layer(self) -> str | None:
-        """Path of the layer that makes the model's output: known by its name, else the last."""
-        modules = [
-            entry.name.rpartition(".")[0] for entry in self.entries if self.kind(entry) == "linear"
-        ]
+        """Path of the layer that makes the model's output; None if there is no layer.
+
+        It is the one whose output no other layer takes, as far as the shapes tell; of several
+        the one that is called a head, nearest to the root; else the last by name.
+        """
+        widths = self._widths()
+        taken = _taken(widths.values())
+        last = [path for path, width in widths.items() if width not in taken] or list(widths)
         named = []
-        for path in modules:
+        for path in last:
             parts = path.split(".")
             number = int(parts.pop()) if parts[-1].isdigit() else 0  # a head may be a Sequential
             if parts and _HEAD.match(parts[-1]):
-                named.append((len(parts), -number, path))
+                named.append((-len(parts), number, natural_order(path), path))
         if named:
-            return min(named)[2]
-        return modules[-1] if modules else None
+            return max(named)[3]
+        return max(last, key=natural_order, default=None)
+
+    def _widths(self) -> dict[str, _Width]:
+        """Of each layer by its path, the largest weight counts."""
+        largest: dict[str, Entry] = {}
+        for entry in self.entries:
+            if self.kind(entry) not in ("linear", "reparametrized"):
+                continue
+            path = self._places[entry.name].module
+            if path not in largest or entry.num_weights > largest[path].num_weights:
+                largest[path] = entry
+        return {path: self._width(entry) for path, entry in largest.items()}
+
+    def _width(self, entry: Entry) -> _Width:
+        outputs, inputs = entry.shape[:2]
+        bias = self._shapes.get(f"{self._places[entry.name].module}.bias")
+        is_convolution = len(entry.shape) > 2
+        # the bias has one element per output: transposed convolutions have their inputs first
+        is_transposed = is_convolution and bias == (inputs,) and bias != (outputs,)
+        if is_transposed or self._is_transposed(entry):
+            outputs, inputs = inputs, outputs
+        return _Width(inputs, outputs, is_convolution)
+
+    # ------------------------------------------------------------------ matrices
 
     def _is_nn_linear(self, entry: Entry) -> bool:
-        is_matrix = len(entry.shape) == 2 and entry.name.endswith("weight")
-        is_packed_attention = entry.name.endswith("_proj_weight")
-        return is_matrix and not is_packed_attention and not self._is_transposed(entry)
+        place = self._places[entry.name]
+        if self.modules is not None:
+            return issubclass(self.modules[place.module], nn.Linear)
+        is_matrix = len(entry.shape) == 2 and place.attribute == "weight"
+        return is_matrix and not self._is_transposed(entry)
 
     def _is_transposed(self, entry: Entry) -> bool:
-        """Whether a matrix is stored as transformers' Conv1D does, inputs first.
+        """Whether a matrix is stored as transformers' Conv1D does, inputs first."""
+        return len(entry.shape) == 2 and _leaf(entry.name) in self._transposed
+
+    def _find_transposed(self) -> Iterable[str]:
+        """The last parts of the names of matrices that have their inputs first.
 
         The bias tells, which has one element per output; for a square matrix, that of
         another of the same name.
         """
-        leaf = ".".join(entry.name.split(".")[-2:])
         for name, shape in self._shapes.items():
-            if ".".join(name.split(".")[-2:]) == leaf and len(shape) == 2 and shape[0] != shape[1]:
+            if len(shape) == 2 and shape[0] != shape[1]:
                 bias = self._shapes.get(f"{name.rpartition('.')[0]}.bias")
-                return bias == (shape[1],)
-        return False
+                if bias == (shape[1],):
+                    yield _leaf(name)
 
-    def _is_embedding(self, module: str, own: str) -> bool:
-        # no embedding has a bias: what has one is a projection
-        return bool(_EMBEDDING.search(own)) and f"{module}.bias" not in self._shapes
-
-    def _has_experts(self, module: str) -> bool:
-        parent = module.rpartition(".")[0]
-        return any(
-            name.startswith((f"{parent}.experts.", f"{parent}.experts_")) for name in self._shapes
-        )
+    # ------------------------------------------------------------------ blocks
 
     def _find_blocks(self) -> tuple[str, ...]:
         """Prefixes of the members of lists that hold attention, the outermost ones."""
         members: dict[str, list[str]] = {}
-        for entry in self.entries:
-            parts = entry.name.split(".")
-            for at, part in enumerate(parts[:-1]):
-                if part.isdigit():
-                    path = ".".join(parts[: at + 1])
-                    members.setdefault(path, []).append(".".join(parts[at + 1 :]))
+        for name, place in self._places.items():
+            parts = place.module.split(".")[:_DEEPEST]
+            for at, part in enumerate(parts):
+                if part.isdigit() or _NUMBERED.match(part):
+                    members.setdefault(".".join(parts[: at + 1]), []).append(name)
         blocks: list[str] = []
         for path in sorted(members, key=lambda path: path.count(".")):
             is_inside = path.startswith(tuple(blocks))
@@ -184,20 +324,58 @@ class Layout:
                 blocks.append(f"{path}.")
         return tuple(blocks)
 
-    def _is_block(self, path: str, inside: Sequence[str]) -> bool:
-        parts = path.split(".")
-        own = parts[-2] if len(parts) > 1 else ""
+    def _is_block(self, path: str, names: Sequence[str]) -> bool:
+        own, _, last = path.rpartition(".")
+        own = own.rpartition(".")[2]  # of the list
         if _ATTENTION_LIST.search(own):
             return False  # a list of attentions lies inside a block or is none
+        places = [self._places[name] for name in names]
+        inside = {place.module: place.module.removeprefix(path).strip(".") for place in places}
         matrices = [
-            name for name in inside
-            if "." in name and _LINEAR.match(name.rpartition(".")[2])
-            and len(self._shapes[f"{path}.{name}"]) >= 2
+            self._shapes[name] for name, place in zip(names, places, strict=True)
+            if inside[place.module] and _LINEAR.match(place.attribute)
+            and len(self._shapes[name]) >= 2
         ]  # fmt: skip
         if not matrices:
             return False
-        modules = {part for name in inside for part in name.split(".")[:-1]}
-        if any(ATTENTION.search(part) or _STATE_SPACE.match(part) for part in modules):
+        parts = {part for rest in inside.values() for part in rest.split(".")}
+        if any(_ATTENTION.search(p) or _QUERY.match(p) or _STATE_SPACE.match(p) for p in parts):
             return True
-        flat = [name for name in matrices if len(self._shapes[f"{path}.{name}"]) == 2]
-        return bool(_LISTS.match(own)) and len(flat) >= 2
+        flat = [shape for shape in matrices if len(shape) == 2]
+        return bool(_LISTS.match(own)) and last.isdigit() and len(flat) >= 2
+
+
+#: Kinds of a weight that may count.
+_MAY_COUNT = ("linear", "packed", "reparametrized")
+
+
+def _is_linear(kind: type[nn.Module]) -> bool:
+    """Whether a module's weight is a matrix product's: linear, convolution, attention."""
+    # transformers' Conv1D is a linear layer with a transposed weight; known by name so
+    # that transformers need not be imported.
+    matrices = nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention
+    return issubclass(kind, matrices) or kind.__name__ in ("Conv1D", "Conv1DCompat")
+
+
+def _taken(widths: Iterable[_Width]) -> set[_Width]:
+    """Those whose output another layer may take."""
+    shapes = Counter(widths)
+    if len(shapes) > _MOST_SHAPES:
+        return set()
+    return {
+        one for one in shapes
+        if any(other.takes(one) for other in shapes if other != one or shapes[one] > 1)
+    }  # fmt: skip
+
+
+def _leaf(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _parents_of_experts(names: Iterable[str]) -> Iterable[str]:
+    """Paths of the modules that hold experts beside a router."""
+    for name in names:
+        parts = name.split(".")[:-1][:_DEEPEST]
+        for at, part in enumerate(parts):
+            if part == "experts" or part.startswith("experts_"):
+                yield ".".join(parts[:at])

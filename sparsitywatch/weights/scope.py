@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import LedgerEntry, ScopeSummary
-from sparsitywatch.weights.blocks import Owner, is_linear, output_layer, owners_of
 from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.layout import Decider, Layout
+from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Layout, Place
 from sparsitywatch.weights.names import clean_name
 
 __all__ = ["PRESETS", "Scope", "ScopeLike"]
@@ -31,8 +30,6 @@ PRESETS = {
     "matrices": "every floating-point parameter with two or more dimensions, embeddings too",
 }
 
-_NORM = re.compile(r"norm", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Scope:
@@ -40,13 +37,17 @@ class Scope:
 
     Args:
         ledger: one entry per storage, in the model's order, in or out.
+        unlike_stored: of a live model: names that a checkpoint of it, by names and shapes
+            alone, would decide otherwise about.
 
     Names carry no wrapper prefixes. Tied parameters share a storage and stand in the
-    ledger once, under their first name. Parameters are looked up again at every call of
-    ``tensors``, since ``load_state_dict(assign=True)`` replaces them.
+    ledger once, under the first of their names in alphabetical order. Parameters are looked
+    up again at every call of ``parameters``, since ``load_state_dict(assign=True)`` replaces
+    them.
     """
 
     ledger: tuple[LedgerEntry, ...]
+    unlike_stored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, scope: ScopeLike = "blocks") -> Scope:
@@ -57,8 +58,10 @@ class Scope:
                 empty, or an in-scope parameter cannot be read (sharded, meta, not
                 floating point).
         """
-        owners = owners_of(model)
-        decide = _decider(owners, scope, lambda preset: _preset_decider(model, owners, preset))
+        named = [(name, p, _storage_key(p)) for name, p in _named_parameters(model)]
+        entries = [_entry(name, p, storage) for name, p, storage in named]
+        modules = _modules(model)
+        decide = _decider(entries, scope, modules)
 
         def checked(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
             in_scope, reason = decide(name, parameter, names)
@@ -66,9 +69,11 @@ class Scope:
                 _check_readable(name, parameter)
             return in_scope, reason
 
-        return cls._decided(
-            [(name, p, _storage_key(p)) for name, p in _named_parameters(model)], checked, scope
-        )
+        decided = cls._decided(named, checked, scope)
+        if callable(scope):  # it may ask for what only a live parameter has
+            return decided
+        buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
+        return replace(decided, unlike_stored=_unlike_stored(decided, entries, buffers, scope))
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
@@ -83,29 +88,28 @@ class Scope:
             ScopeError: the preset is unknown, a pattern matches nothing, or the scope is
                 empty.
         """
-        layout = Layout(entries)
         named = [(e.name, e.placeholder(), e.storage or e.name) for e in entries]
-        decide = _decider([e.name for e in entries], scope, layout.decider)
-        return cls._decided(named, decide, scope)
+        return cls._decided(named, _decider(entries, scope), scope)
 
     @classmethod
     def _decided(
         cls, named: Sequence[tuple[str, nn.Parameter, object]], decide: Decider, scope: ScopeLike
     ) -> Scope:
-        by_storage: dict[object, tuple[str, nn.Parameter, list[str]]] = {}
+        by_storage: dict[object, dict[str, nn.Parameter]] = {}
         for name, parameter, storage in named:
-            by_storage.setdefault(storage, (name, parameter, []))[2].append(name)
+            by_storage.setdefault(storage, {})[name] = parameter
         entries = []
-        for name, parameter, names in by_storage.values():
-            in_scope, reason = decide(name, parameter, names)
+        for tied in by_storage.values():
+            first, *others = sorted(tied)  # a file may have them in another order
+            in_scope, reason = decide(first, tied[first], (first, *others))
             entries.append(
                 LedgerEntry(
-                    name=name,
-                    shape=tuple(parameter.shape),
-                    num_weights=parameter.numel(),
+                    name=first,
+                    shape=tuple(tied[first].shape),
+                    num_weights=tied[first].numel(),
                     in_scope=in_scope,
                     reason=reason,
-                    aliases=tuple(names[1:]),
+                    aliases=tuple(others),
                 )
             )
         result = cls(tuple(entries))
@@ -133,6 +137,35 @@ class Scope:
         text = "\n".join(sorted(f"{e.name} {e.shape}" for e in self.ledger if e.in_scope))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def note_on_reparametrized(self) -> str:
+        """What is left out since it is not the weight itself, in a sentence; empty if nothing."""
+        raw: dict[str, int] = {}
+        for entry in self.ledger:
+            if entry.reason == REPARAMETRIZED and Place.of(entry.name).is_original:
+                layer = Place.of(entry.name).module
+                raw[layer] = max(raw.get(layer, 0), entry.num_weights)
+        if not raw:
+            return ""
+        return (
+            f"{sum(raw.values()):,} weights in {len(raw)} layers are left out, such as those of "
+            f"{next(iter(raw)) or 'the model'}: these layers are reparametrized (weight norm, "
+            "spectral norm, orthogonal, pruning masks), so that what is stored is not the weight "
+            "that they use. Name the parameters in `scope` to watch them as they are stored."
+        )
+
+    @property
+    def note_on_stored(self) -> str:
+        """What a replay may decide otherwise about, in a sentence; empty if nothing."""
+        if not self.unlike_stored:
+            return ""
+        others = " and others" if len(self.unlike_stored) > 3 else ""
+        return (
+            "a replay without the model, from names and shapes alone, may decide otherwise about "
+            f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model, or name the weights "
+            "in `scope`."
+        )
+
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The in-scope parameters of ``model`` as they are now, by name.
 
@@ -158,6 +191,50 @@ class Scope:
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         yield clean_name(name), parameter
+
+
+def _modules(model: nn.Module) -> dict[str, type[nn.Module]]:
+    """The class of the module at each path; of a wrapped one, that of what is inside."""
+    # parents come first, so that what a wrapper holds replaces it
+    return {clean_name(path): type(m) for path, m in model.named_modules(remove_duplicate=False)}
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Those that a checkpoint holds."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in module._non_persistent_buffers_set:
+                yield clean_name(f"{path}.{name}" if path else name), buffer
+
+
+def _entry(name: str, tensor: torch.Tensor, storage: Hashable) -> Entry:
+    return Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype, storage=storage)
+
+
+def _unlike_stored(
+    live: Scope, parameters: Sequence[Entry], buffers: Sequence[Entry], scope: ScopeLike
+) -> tuple[str, ...]:
+    """Names that checkpoints of the model would decide otherwise about.
+
+    Formats differ in what they keep of tied weights: that they are tied, one of the names, or
+    each as a tensor of its own.
+    """
+    expected = {entry.name: entry.shape for entry in live.ledger if entry.in_scope}
+    first = {entry.name for entry in live.ledger}
+    kept = (
+        [*parameters, *buffers],
+        [*(entry for entry in parameters if entry.name in first), *buffers],
+        [replace(entry, storage=None) for entry in (*parameters, *buffers)],
+    )
+    unlike: set[str] = set()
+    for entries in kept:
+        try:
+            stored = Scope.of_entries(entries, scope)
+        except ScopeError:  # it selects nothing there
+            return tuple(expected)
+        found = {entry.name for entry in stored.ledger if entry.in_scope}
+        unlike |= found ^ expected.keys()
+    return tuple(sorted(unlike))
 
 
 def _storage_key(parameter: nn.Parameter) -> object:
@@ -187,18 +264,30 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
 
 
 def _decider(
-    names: Iterable[str], scope: ScopeLike, preset_decider: Callable[[str], Decider]
+    entries: Sequence[Entry],
+    scope: ScopeLike,
+    modules: Mapping[str, type[nn.Module]] | None = None,
 ) -> Decider:
-    if callable(scope):
-        return _filter_decider(scope)
+    """Decides about a live model where its ``modules`` are known, else about stored tensors."""
+    layout = Layout(entries, modules)
     if isinstance(scope, str):
         if scope not in PRESETS:
             raise ScopeError(
                 f"Expected `scope` to be one of {sorted(PRESETS)}, a list of name patterns or a "
                 f"predicate (name, parameter) -> bool, got {scope!r}."
             )
-        return preset_decider(scope)
-    return _pattern_decider(list(names), list(scope))
+        return layout.decider(scope)
+    known = {e.name for e in entries if modules is not None or layout.kind(e) != "buffer"}
+    if callable(scope):
+        chosen = _filter_decider(scope)
+    else:
+        chosen = _pattern_decider(sorted(known), list(scope))
+
+    def decide(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
+        # a live model has no buffers among its parameters
+        return chosen(name, parameter, names) if name in known else (False, "buffer")
+
+    return decide
 
 
 def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
@@ -225,49 +314,6 @@ def _pattern_decider(known: list[str], patterns: list[str]) -> Decider:
         return False, "matches no pattern"
 
     return decide
-
-
-def _preset_decider(model: nn.Module, owners: dict[str, Owner], preset: str) -> Decider:
-    has_blocks = any(owner.in_block for owner in owners.values())
-    output = None if has_blocks else output_layer(model, owners)
-
-    def decide(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-        kind = _kind(parameter, [owners[alias] for alias in names])
-        inside = any(owners[alias].in_block for alias in names)
-        if preset == "matrices":
-            is_matrix = parameter.ndim >= 2 and parameter.is_floating_point()
-            return is_matrix, "two or more dimensions" if is_matrix else "fewer than two dimensions"
-        if kind not in ("linear", "packed"):
-            return False, kind
-        if preset == "layers":
-            return True, "weight of a layer"
-        if has_blocks and not inside:
-            return False, "outside the blocks (head, pooler or input layer)"
-        if output is not None and any(owners[alias].module is output for alias in names):
-            return False, "output layer"
-        if preset == "paper" and not isinstance(owners[name].module, nn.Linear):
-            return False, "not an nn.Linear"
-        return True, "weight inside a block" if has_blocks else "weight of a layer"
-
-    return decide
-
-
-def _kind(parameter: nn.Parameter, holders: Sequence[Owner]) -> str:
-    """Either "linear" or "packed" for weights that may count, else why they do not."""
-    modules = [owner.module for owner in holders]
-    if any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in modules):
-        return "embedding"  # also a head that is tied to one
-    if any(_NORM.search(type(m).__name__) for m in modules):
-        return "norm"
-    if not parameter.is_floating_point():
-        return f"dtype {parameter.dtype}"
-    if parameter.ndim < 2:
-        return "bias" if "bias" in holders[0].attribute else "fewer than two dimensions"
-    if any(is_linear(m) for m in modules):
-        return "linear"
-    if parameter.ndim >= 3 and holders[0].in_block and "bias" not in holders[0].attribute:
-        return "packed"  # experts of a mixture kept as one tensor
-    return f"parameter of {type(modules[0]).__name__}, not of a linear layer"
 
 
 def _nothing_matched(scope: ScopeLike, ledger: Sequence[LedgerEntry]) -> str:

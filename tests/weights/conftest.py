@@ -1,12 +1,16 @@
-"""Shared by the tests of the spectrum."""
+"""Shared by the tests of the spectrum; and where models are generated."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 
 from sparsitywatch.weights.spectrum import counter, kernel
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])

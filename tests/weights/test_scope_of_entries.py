@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import random
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
+from faulting.numbers import chain_of_layers, stored_scopes, tree_of_modules
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_model
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
 
+import sparsitywatch as sw
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.weights.entries import Entry
 from sparsitywatch.weights.scope import PRESETS, Scope
@@ -188,3 +201,155 @@ def test_filters_and_patterns_without_a_model() -> None:
         Scope.of_entries(entries, "block")
     with pytest.raises(ScopeError, match="selects none of 0 parameters"):
         Scope.of_entries([])
+
+
+# ------------------------------------------------------------------ generated models
+
+draws = st.randoms(use_true_random=False)
+#: A folder of its own for each example is not needed: the files are written anew.
+on_disk = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@on_disk
+@given(draw=draws)
+def test_a_layer_called_linear_is_not_the_output_layer_for_its_name(
+    tmp_path: Path, draw: random.Random
+) -> None:
+    model, last = chain_of_layers(draw)
+    live = Scope.of(model)
+    assert {e.name for e in live.ledger if e.reason == "output layer"} == {f"{last}.weight"}
+    for stored in stored_scopes(model, tmp_path).values():
+        assert stored is not None
+        assert (stored.hash, live.unlike_stored) == (live.hash, ())
+
+
+@on_disk
+@given(draw=draws, preset=st.sampled_from(sorted(PRESETS)))
+def test_live_and_stored_scopes_do_not_differ_in_silence(
+    tmp_path: Path, draw: random.Random, preset: str
+) -> None:
+    model = tree_of_modules(draw)
+    try:
+        live = Scope.of(model, preset)
+    except ScopeError:
+        return
+    for stored in stored_scopes(model, tmp_path, preset).values():
+        found = set() if stored is None else set(stored.names)
+        assert found ^ set(live.names) <= set(live.unlike_stored)
+
+
+@given(draw=draws)
+@settings(max_examples=40, deadline=None)
+def test_the_order_of_the_tensors_decides_nothing(draw: random.Random) -> None:
+    entries = entries_of(tree_of_modules(draw))
+    shuffled = draw.sample(entries, len(entries))
+    for preset in PRESETS:
+        try:
+            expected = Scope.of_entries(entries, preset)
+        except ScopeError:
+            continue
+        found = Scope.of_entries(shuffled, preset)
+        assert sorted(found.ledger, key=lambda e: e.name) == sorted(
+            expected.ledger, key=lambda e: e.name
+        )
+
+
+def test_what_only_a_class_can_tell_is_said_on_both_sides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.ModuleDict({"a": nn.Embedding(9, 8), "b": nn.Linear(8, 7), "c": nn.Linear(7, 5)})
+    live = Scope.of(model)
+    assert live.names == ("b.weight",)
+    stored = Scope.of_entries(entries_of(model))
+    assert {e.name: e.reason for e in stored.ledger if e.in_scope} == {
+        "a.weight": "weight of a layer, by its name",
+        "b.weight": "weight of a layer",
+    }
+    assert live.unlike_stored == ("a.weight",)
+    with caplog.at_level(logging.WARNING), sw.watch(model, None, logdir=None):
+        pass
+    assert "may decide otherwise about a.weight. Give it the model" in caplog.text
+
+
+def test_blocks_are_told_alike_where_torchvision_numbers_them_in_their_names() -> None:
+    layers = {f"encoder_layer_{i}": nn.TransformerEncoderLayer(8, 2, 16) for i in range(2)}
+    model = nn.Sequential()
+    model.add_module("conv_proj", nn.Conv2d(3, 8, 4))
+    model.add_module("layers", nn.ModuleDict(layers))
+    model.add_module("heads", nn.Linear(8, 3))
+    live = Scope.of(model)
+    assert all(name.startswith("layers.encoder_layer_") for name in live.names)
+    assert len(live.names) == 8
+    assert Scope.of_entries(entries_of(model)).hash == live.hash
+
+
+def test_buffers_are_no_weights_for_patterns_and_filters() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    for scope in (["*"], lambda name, p: p.requires_grad and p.is_floating_point()):
+        assert Scope.of_entries(entries_of(model), scope).hash == Scope.of(model, scope).hash
+
+
+def test_a_tie_is_found_under_the_name_that_the_file_kept(tmp_path: Path) -> None:
+    model = nn.ModuleDict({f"layer{i}": nn.Linear(4, 4) for i in (10, 2)} | {"z": nn.Linear(4, 3)})
+    model["layer2"].weight = model["layer10"].weight
+    save_model(model, str(tmp_path / "kept.safetensors"))
+    live = Scope.of(model)
+    with open_checkpoint(str(tmp_path / "kept.safetensors")) as checkpoint:
+        assert Scope.of_entries(checkpoint.entries()).hash == live.hash
+    torch.save({"layer2.weight": torch.ones(4, 4)}, tmp_path / "other.pt")
+    with open_checkpoint(str(tmp_path / "other.pt")) as checkpoint:
+        (read,) = stored_snapshot(checkpoint, live, 1).tensors.values()
+    assert torch.equal(read, torch.ones(4, 4))
+
+
+# ------------------------------------------------------------------ reparametrized layers
+
+
+def masked(layer: nn.Module) -> nn.Module:
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    return layer
+
+
+REPARAMETRIZED = {
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "spectral_norm": parametrizations.spectral_norm,
+    "old weight_norm": lambda layer: old_weight_norm(layer),
+    "old spectral_norm": old_spectral_norm,
+    "prune": masked,
+}
+
+
+def old_weight_norm(layer: nn.Module) -> nn.Module:
+    with pytest.warns(FutureWarning):
+        return torch.nn.utils.weight_norm(layer)
+
+
+@pytest.mark.parametrize("how", REPARAMETRIZED)
+def test_reparametrized_layers_are_out_with_that_reason_live_and_stored(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    block = Block()
+    block.mlp["c_fc"] = REPARAMETRIZED[how](block.mlp["c_fc"])
+    model = nn.ModuleDict({"h": nn.ModuleList([Block(), block]), "head": nn.Linear(8, 3)})
+    live, stored = Scope.of(model), Scope.of_entries(entries_of(model))
+    assert len(live.names) == 7
+    assert (stored.hash, live.unlike_stored) == (live.hash, ())
+    for scope in (live, stored):
+        (out, *_) = {e.name for e in scope.ledger if e.reason.startswith("reparametrized")}
+        assert out.startswith("h.1.mlp.c_fc.")
+        assert "256 weights in 1 layers are left out, such as those of h.1.mlp.c_fc" in (
+            scope.note_on_reparametrized
+        )
+    with caplog.at_level(logging.WARNING), sw.watch(model, None, logdir=None):
+        pass
+    assert "256 weights in 1 layers are left out" in caplog.text
+
+
+def test_a_model_of_reparametrized_layers_only_is_refused_with_that_reason() -> None:
+    model = nn.Sequential(*(parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(3)))
+    for scoped in (lambda: Scope.of(model), lambda: Scope.of_entries(entries_of(model))):
+        with pytest.raises(ScopeError, match="reparametrized: the layer's weight is computed"):
+            scoped()
