@@ -64,3 +64,11 @@ def test_robust_sd_of_a_normal_sample() -> None:
     sample = 2 * np.random.default_rng(0).standard_normal(4000)
     sample[:200] = 1e6
     assert robust_sd(sample) == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("sd", [0.01, 3.0])
+def test_noise_of_white_noise_on_a_smooth_trend_is_its_standard_deviation(sd: float) -> None:
+    x = np.linspace(0.0, 1.0, 200_001)
+    white = np.random.default_rng(3).normal(0.0, sd, len(x))
+    assert noise_sd(white) == pytest.approx(sd, rel=0.01)
+    assert noise_sd(white + np.exp(3.0 * x)) == pytest.approx(sd, rel=0.01)
