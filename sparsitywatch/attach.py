@@ -100,8 +100,10 @@ def watch(
         dormant_samples: how many weights are compared between looks, a fixed random sample;
             None for all of them, 0 for none.
         max_overhead: largest share of the wall time that the watch may take, in (0, 1].
-            Looks that are due are left out, and counted, to stay within it; the first one
-            never is. None: every look that is due is taken.
+            What is due is left out, and counted, to stay within it; the first of each never
+            is. A fifth of it is for looking at the weights, which is cheap, the rest for
+            evaluating the proxy, so that the one never waits for the other. None: everything
+            that is due is done.
         background: measure and write behind the training what needs neither the model nor
             the optimizer; False: finish every look before the training goes on. Either way
             ``on_event`` and ``on_record`` are called in the training's thread, at a later
@@ -132,7 +134,7 @@ def watch(
         pattern=GlobalMagnitude() if pattern is None else pattern,
         sweep=as_sweep(levels),
     )
-    pace = Pace(as_schedule(every), max_overhead)
+    pace = Pace(as_schedule(every), max_overhead, evaluates=proxy is not None)
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     if detectors is None:
         detectors = default_detectors(settings)

@@ -42,7 +42,8 @@ class History:
     """Takes records in the order of their steps; keeps them and the events they hold.
 
     A series that was missing for three looks or more, such as an essential sparsity that
-    was not informative, is a new one to its detector when it comes back.
+    was not informative, is a new one to its detector when it comes back. Snapshots whose
+    evaluation was left out do not count: what it would have measured has no gap there.
 
     Args:
         detectors: by the name of the series each one watches.
@@ -145,7 +146,7 @@ class History:
         events = []
         for name, detector in self._detectors.items():
             if name not in series:
-                self._gaps[name] += 1
+                self._gaps[name] += record.was_asked(name)
                 continue
             if self._gaps[name] >= _LONGEST_GAP:
                 detector.load_state_dict(copy.deepcopy(self._unused[name]))

@@ -34,20 +34,39 @@ class Finished:
 
     Args:
         record, events: what it said.
-        cpu_s: processor time of what was done in the thread that finished it.
+        behind_s: what was taken from the training by the thread that finished it: its processor
+            time, spread over the threads of the training.
     """
 
     record: Record
     events: list[Event]
-    cpu_s: float
+    behind_s: float
+
+
+class _Behind:
+    """What a job behind the training takes from it; made in the training's thread."""
+
+    def __init__(self) -> None:
+        self._num_threads = torch.get_num_threads()  # in another thread it may be another number
+        self._began_s = 0.0
+
+    def begun(self) -> _Behind:
+        """The job begins, in this thread."""
+        self._began_s = time.thread_time()
+        return self
+
+    def taken_s(self) -> float:
+        """Its processor time so far, as if all threads of the training had lost it alike."""
+        return (time.thread_time() - self._began_s) / self._num_threads
 
 
 class Looker:
     """Looks at a model's weights: reads, measures, passes on.
 
     Behind the training run what needs neither the model nor the optimizer: the sinks, and
-    all that is said about weights on the CPU, from a copy of them. An evaluation needs the
-    model itself, and weights on a device are counted there: both hold up the training.
+    all that is said about weights on the CPU, from a copy of them, where nothing is evaluated.
+    An evaluation needs the model itself, and weights on a device are counted there: both hold
+    up the training.
     Actions (``on_event``, ``on_record``) are always called in the caller's thread.
 
     Args:
@@ -80,10 +99,17 @@ class Looker:
         """Whether a look is still on its way behind the training."""
         return self._background.is_busy
 
-    def begin(self, step: int) -> None:
-        """Remember the weights of ``step``, so that the first look can tell what moved."""
+    def begin(self, step: int, *, behind: bool) -> None:
+        """Remember the weights of ``step``, so that the first look can tell what moved.
+
+        Args:
+            behind: whether there will be looks behind the training. The memory that they copy the
+                weights into is then touched here, where it is nobody's time.
+        """
         snapshot, moment = self._read(step)
         self._trace.look(snapshot, moment)
+        if behind and self._is_on_cpu:
+            self._copy.take(snapshot)
 
     def look(self, step: int, effort: Effort) -> Finished:
         """Look now and finish before returning; nothing may be on its way."""
@@ -94,23 +120,25 @@ class Looker:
 
         ``collect`` gives it when it is done. Nothing may be on its way.
         """
-        if not self._measurement.evaluates and self._is_on_cpu:
+        evaluates = self._measurement.evaluates and not effort.not_evaluated
+        if not evaluates and self._is_on_cpu:
             self._background.submit(self._postponed(step, effort))
             return
         outcome = self._measured(step, effort)
-        self._background.submit(lambda: self._finished(outcome))
+        clock = _Behind()
+        self._background.submit(lambda: self._finished(outcome, clock.begun()))
 
     def _postponed(self, step: int, effort: Effort) -> Callable[[], Finished]:
         """What a look does behind the training, from a copy that is made here."""
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), _Behind()
         try:
             snapshot, moment = self._read(step)
             copy = self._copy.take(snapshot)
         except Exception as error:  # noqa: BLE001 logged and recorded by _failed
             outcome = self._failed(step, error, started, effort)
-            return lambda: self._finished(outcome)
+            return lambda: self._finished(outcome, clock.begun())
         stall_s = time.perf_counter() - started
-        return lambda: self._behind(copy, moment, stall_s, effort)
+        return lambda: self._behind(copy, moment, stall_s, effort, clock.begun())
 
     def collect(self, *, wait: bool = False) -> Finished | None:
         """A look that has been finished behind the training, once; None if there is none.
@@ -154,9 +182,11 @@ class Looker:
         thresholds = self._measurement.thresholds
         return lambda spectrum: self._trace.look(snapshot, moment, thresholds, spectrum)
 
-    def _behind(self, copy: Snapshot, moment: Moment, stall_s: float, effort: Effort) -> Finished:
+    def _behind(
+        self, copy: Snapshot, moment: Moment, stall_s: float, effort: Effort, clock: _Behind
+    ) -> Finished:
         """What a look says, from a copy of the weights, in the background's thread."""
-        started, cpu_before_s = time.perf_counter(), time.thread_time()
+        started = time.perf_counter()
         try:
             with torch.no_grad():
                 outcome = self._measurement.record(
@@ -166,11 +196,12 @@ class Looker:
                     stall_s=stall_s,
                     motion=self._motion(copy, moment),
                     effort=effort,
+                    behind_s=clock.taken_s,
                     num_threads=1,
                 )
         except Exception as error:  # noqa: BLE001 logged and recorded by _failed
             outcome = self._failed(copy.step, error, started, effort)
-        return self._finished(outcome, cpu_before_s)
+        return self._finished(outcome, clock)
 
     def _failed(self, step: int, error: Exception, started: float, effort: Effort) -> _Outcome:
         if self._strict:
@@ -178,9 +209,8 @@ class Looker:
         _logger.error("sparsitywatch: the look at step %d failed", step, exc_info=error)
         return self._measurement.failed(step, error, started, effort), Detail()
 
-    def _finished(self, outcome: _Outcome, cpu_before_s: float | None = None) -> Finished:
-        before = time.thread_time() if cpu_before_s is None else cpu_before_s
+    def _finished(self, outcome: _Outcome, clock: _Behind | None = None) -> Finished:
         record, detail = outcome
         record = foreseen(record, self._pipeline.records)
         events = self._pipeline.take(record, detail)
-        return Finished(record, events, time.thread_time() - before)
+        return Finished(record, events, 0.0 if clock is None else clock.taken_s())

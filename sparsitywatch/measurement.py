@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
@@ -82,17 +81,43 @@ class Settings:
         return "absolute" if higher_is_better else "relative"
 
 
+def _nobody_counts(beside_s: float) -> float:  # noqa: ARG001 as of ``Effort.overhead``
+    return math.nan
+
+
 @dataclass(frozen=True)
 class Effort:
-    """What is known about the cost of the looks before; fields as of ``Cost``."""
+    """What a driver knows about costs.
+
+    Args:
+        publish_s, num_left_out: as of ``Cost``.
+        overhead: the share of the wall time that the watch has taken when it is asked; of
+            seconds that are being spent behind the training.
+        not_evaluated: why the proxy is not evaluated in this snapshot; empty if it is.
+    """
 
     publish_s: float = 0.0
-    overhead: float = math.nan
+    overhead: Callable[[float], float] = _nobody_counts
     num_left_out: int = 0
+    not_evaluated: str = ""
 
-    def fields(self) -> dict[str, Any]:
-        """As keyword arguments of ``Cost``."""
-        return dataclasses.asdict(self)
+    def fields(self, beside_s: float) -> dict[str, Any]:
+        """As keyword arguments of ``Cost``.
+
+        Args:
+            beside_s: spent behind the training for this snapshot so far.
+        """
+        return {
+            "publish_s": self.publish_s,
+            "overhead": self.overhead(beside_s),
+            "num_left_out": self.num_left_out,
+            "num_evaluations_left_out": int(bool(self.not_evaluated)),
+        }
+
+
+def _in_front() -> float:
+    """Nothing of the snapshot is done behind the training."""
+    return 0.0
 
 
 NO_EFFORT = Effort()
@@ -154,6 +179,7 @@ class Measurement:
         motion: Callable[[MagnitudeSpectrum], Mapping[str, Any]] | None = None,
         previous: SparsityCurve | None = None,
         effort: Effort = NO_EFFORT,
+        behind_s: Callable[[], float] = _in_front,
         num_threads: int | None = None,
         strict: bool = False,
     ) -> tuple[Record, Detail]:
@@ -166,7 +192,8 @@ class Measurement:
             stall_s: how long it held up the training; None if until now.
             motion: tells what only a driver knows, as ``OptimizerTrace.look`` does.
             previous: the curve of the look before.
-            effort: what is known about the looks before.
+            effort: what is known about costs, and why the model is left out.
+            behind_s: tells what was spent behind the training for this snapshot so far.
             num_threads: to read the weights with; None for as many as torch uses.
             strict: let a failing evaluation raise instead of marking the record invalid.
         """
@@ -178,7 +205,7 @@ class Measurement:
         moved = motion(spectrum) if motion else {}
         looked = time.perf_counter()
         result, reason = None, ""
-        if self._proxy is not None and model is not None:
+        if self._proxy is not None and model is not None and not effort.not_evaluated:
             try:
                 result = self._sweep(model, self._proxy, spectrum, previous)
             except Exception as error:
@@ -213,13 +240,14 @@ class Measurement:
             curve=result.curve if result else None,
             reliance=result.curve.reliance if result else math.nan,
             essential_sparsity=estimate,
+            not_evaluated=effort.not_evaluated,
             layers=layers,
             cost=Cost(
                 stall_s=done - started if stall_s is None else stall_s,
                 spectrum_s=read - before,
-                evaluation_s=done - looked if self._proxy else 0.0,
+                evaluation_s=done - looked if self._proxy and not effort.not_evaluated else 0.0,
                 num_forwards=result.num_forwards if result else 0,
-                **effort.fields(),
+                **effort.fields(behind_s()),
             ),
             provenance=self.provenance,
         )
@@ -245,9 +273,10 @@ class Measurement:
                 spectrum_s=0.0,
                 evaluation_s=0.0,
                 num_forwards=0,
-                **effort.fields(),
+                **effort.fields(0.0),
             ),
             provenance=self.provenance,
+            not_evaluated=effort.not_evaluated,
         )
 
     def _sweep(

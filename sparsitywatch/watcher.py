@@ -18,7 +18,7 @@ from sparsitywatch.looker import Finished, Looker
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.optimizers import step_was_skipped
-from sparsitywatch.pace import Pace
+from sparsitywatch.pace import Due, Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Event, Record
@@ -81,9 +81,11 @@ class Watcher:
         self._pid = os.getpid()
         self._opened = self._closed = False
         self._failures = self._steps_seen = 0
+        self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
         self._handle: Any = None
         if not off:
-            self._looker.begin(self._trace.steps_done if initial_step is None else initial_step)
+            begun = self._trace.steps_done if initial_step is None else initial_step
+            self._looker.begin(begun, behind=background)
         if optimizer is not None and not off:
             # a compiled optimizer step must not trace into the watch
             hook = torch.compiler.disable(self._on_optimizer_step)  # type: ignore[no-untyped-call]
@@ -144,7 +146,8 @@ class Watcher:
 
         Returns:
             The record of this step: the one that there is already if this step has been
-            looked at. It is invalid, with the reason, if something failed.
+            looked at, be it without its evaluation (``not_evaluated``). It is invalid, with
+            the reason, if something failed.
         """
         started = time.perf_counter()
         if self._is_idle():
@@ -228,27 +231,33 @@ class Watcher:
         self._steps_seen += 1
         self._trace.advance()
         self._collect()
-        if not self._off and self._pace.is_due(step, is_busy=self._looker.is_busy):
-            self._look(behind=self._background)
+        if self._off:
+            return
+        due = self._pace.due(step, is_busy=self._looker.is_busy)
+        if due is not Due.NOTHING:
+            self._look(behind=self._background, evaluates=due is Due.EVERYTHING)
 
-    def _look(self, *, behind: bool) -> None:
+    def _look(self, *, behind: bool, evaluates: bool = True) -> None:
         self._collect(wait=True)
         if self._off:
             return
-        started = time.perf_counter()
-        effort = self._pace.effort(self._pipeline.publish_s)
+        started = self._pace.budget.now()
+        effort = self._pace.effort(self._pipeline.publish_s, evaluates=evaluates)
         if behind:
             self._looker.look_behind(self.step_count, effort)
+            finished = None
         else:
-            self._finish(self._looker.look(self.step_count, effort))
-        self._pace.budget.expect(time.perf_counter() - started)
+            finished = self._looker.look(self.step_count, effort)
+        evaluated = self._measurement.evaluates and evaluates
+        self._under_way = (self._pace.budget.now() - started, evaluated)
+        if finished is not None:
+            self._finish(finished)
 
     def _collect(self, *, wait: bool = False) -> None:
         """Take what has been finished behind the training."""
         finished = self._looker.collect(wait=wait)
         if finished is not None:
-            # what another thread computed was taken from the threads of the training
-            self._pace.budget.spend(finished.cpu_s / torch.get_num_threads(), is_look=True)
+            self._pace.budget.spend(finished.behind_s)
             self._finish(finished)
 
     def _settle(self) -> None:
@@ -258,6 +267,8 @@ class Watcher:
                 self._collect(wait=True)
 
     def _finish(self, finished: Finished) -> None:
+        in_front_s, evaluated = self._under_way
+        self._pace.budget.book(in_front_s + finished.behind_s, evaluated=evaluated)
         self._pipeline.act(finished.record, finished.events)
         if finished.events or self._pipeline.is_suspicious:
             self._pace.alert(finished.record.step)
@@ -271,7 +282,7 @@ class Watcher:
     @contextlib.contextmanager
     def _boundary(self) -> Iterator[None]:
         """Where faults end: they end the watch, not the training. What it takes is counted."""
-        entered = time.perf_counter()
+        self._pace.budget.enter()
         try:
             yield
         except Exception as error:
@@ -280,7 +291,7 @@ class Watcher:
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(f"{type(error).__name__}: {error}")
         finally:
-            self._pace.budget.spend(time.perf_counter() - entered)
+            self._pace.budget.leave()
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason

@@ -11,6 +11,7 @@ from test_watch import Run, told
 
 import sparsitywatch as sw
 from sparsitywatch.background import Background
+from sparsitywatch.records import to_json
 from sparsitywatch.sinks.jsonl import read_records
 
 
@@ -74,7 +75,7 @@ def test_training_goes_on_while_a_look_is_on_its_way() -> None:
     threads = set()
     actions = [lambda r: threads.add(threading.current_thread().name), seen.append]
     with run.watch(None, **options, on_record=actions) as watcher:
-        watcher._pace.budget.allows = lambda: True  # only being busy counts here
+        watcher._pace.budget.allows_weights = lambda: True  # only being busy counts here
         run.train(5)  # the first look waits in the sink: the others are left out
         assert watcher.step_count == 5
         assert seen == []
@@ -152,10 +153,84 @@ def test_by_default_the_watch_keeps_to_one_percent(caplog) -> None:
     run = Run()
     with run.watch(None, every=1, max_overhead=0.01) as watcher:
         run.train(300)
-    left_out = sum(r.cost.num_left_out for r in watcher.records)
     assert len(watcher.records) < 100
-    assert left_out > 0 or len(watcher.records) == 1
-    assert "looks are left out" in caplog.text
+    assert sum(r.curve is not None for r in watcher.records) < 10
+    assert "some of what is due is left out" in caplog.text
+
+
+class Costly:
+    """A run on a clock of its own: a step takes 0.45 s, an evaluation ten steps."""
+
+    def __init__(self, **options) -> None:
+        self.now = 0.0
+        self.run = Run()
+        value = self.run.proxy().value
+
+        def costly(model, batch) -> torch.Tensor:
+            self.now += 4.5 / 16
+            return value(model, batch)
+
+        proxy = sw.Proxy([[self.run.inputs, self.run.targets]], costly)
+        options = {"max_overhead": 0.01, "proxy": proxy, **options}
+        options["levels"] = [i / 16 for i in range(1, 14)]  # some sixteen forward passes
+        self.watcher = self.run.watch(options.pop("logdir", None), **options)
+        self.watcher._pace.budget.now = lambda: self.now
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.now += 0.45
+            self.run.train(1)
+            len(self.watcher.records)  # nothing is busy, however slow this machine is
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, background) -> None:
+    costly = Costly(every=10, background=background, logdir=tmp_path, max_overhead=0.1)
+    costly.train(450)
+    costly.watcher.close()
+    records = costly.watcher.records
+    assert [r.step for r in records] == list(range(10, 451, 10))
+    assert all(r.valid and r.dormant is not None for r in records)
+    evaluated = [r.step for r in records if r.curve is not None]
+    assert evaluated[0] == 10
+    assert 2 <= len(evaluated) <= 4
+    for record in records:
+        left_out = record.step not in evaluated
+        assert (record.not_evaluated != "") == left_out
+        assert (record.essential_sparsity is None) == left_out
+        assert record.cost.num_evaluations_left_out == left_out
+        assert record.cost.num_left_out == 0
+    assert records[-1].cost.overhead <= 0.11
+    logged = read_records(tmp_path / "sparsitywatch")
+    assert [to_json(record) for record in logged] == [to_json(record) for record in records]
+
+
+def test_a_look_at_the_weights_is_behind_the_training_with_a_proxy_too() -> None:
+    sink = SlowSink()
+    costly = Costly(every=1, sinks=[sink])
+    costly.watcher._pace.budget.allows_evaluation = lambda: costly.watcher.step_count == 1
+    sink.go_on.set()
+    costly.train(1)
+    names = []
+    record = costly.watcher._measurement.record
+    costly.watcher._measurement.record = lambda *a, **k: (  # type: ignore[method-assign]
+        names.append(threading.current_thread().name) or record(*a, **k)
+    )
+    costly.train(1)
+    costly.watcher.close()
+    assert [r.curve is None for r in costly.watcher.records] == [False, True]
+    assert names[0].startswith("sparsitywatch")
+
+
+def test_the_share_of_a_record_includes_its_own_snapshot() -> None:
+    costly = Costly(every=10, background=False)
+    costly.train(10)
+    record = costly.watcher.records[0]
+    # ten steps of 0.45 s, the first of which is before the watch's clock begins
+    assert record.cost.num_forwards == 15 or record.cost.num_forwards == 16
+    spent = record.cost.num_forwards * 4.5 / 16
+    assert record.cost.overhead == pytest.approx(spent / (9 * 0.45 + spent))
+    costly.watcher.close()
 
 
 def test_an_alerted_watch_looks_closer_after_an_event() -> None:

@@ -78,6 +78,19 @@ def test_short_gaps_are_passed_over() -> None:
     assert event.baseline == pytest.approx(0.8)
 
 
+def test_evaluations_that_were_left_out_are_no_gap() -> None:
+    """One estimate in ten snapshots, as the budget makes it: its fall is seen all the same."""
+    values = [0.8] * 20 + [0.5] * 10
+    records = []
+    for i, value in enumerate(values):
+        records.append(made_record(250 * i, essential=value))
+        for k in range(1, 10):
+            bare = made_record(250 * i + 25 * k)
+            records.append(dataclasses.replace(bare, not_evaluated="left out"))
+    (event,) = events_of(History({ESSENTIAL: AbruptChange()}), records)
+    assert (event.direction, event.detected_step % 250) == ("down", 0)
+
+
 def test_after_a_gap_the_next_change_is_seen_again() -> None:
     values = [0.8] * 12 + [math.nan] * 5 + [0.5] * 15 + [0.2] * 10
     (event,) = events_of(History({ESSENTIAL: AbruptChange()}), essential_records(values))

@@ -22,6 +22,8 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 _NAN = float("nan")
+#: Series that come from an evaluation of the proxy begin so.
+_EVALUATED = ("essential_sparsity/", "value/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,11 @@ class Cost:
     one's is not known yet when it is written); what was done behind the training is not
     part of ``stall_s``. ``num_forwards`` counts calls of the value function.
 
-    ``overhead`` is the share of the wall time that the watch had taken when this look
-    began, NaN if nobody kept count; ``num_left_out`` counts the looks that were due since
-    the record before and were left out to keep it small.
+    ``overhead`` is the share of the wall time that the watch has taken, this snapshot
+    included up to the moment when its record was made, NaN if nobody kept count.
+    ``num_left_out`` counts the snapshots that were due since the record before and were left
+    out to keep it small; ``num_evaluations_left_out`` the evaluations that were left out of
+    those that were taken: 1 if this one has none for that reason.
     """
 
     stall_s: float
@@ -76,6 +80,7 @@ class Cost:
     num_forwards: int
     overhead: float = _NAN
     num_left_out: int = 0
+    num_evaluations_left_out: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +121,12 @@ class Record:
         lr: learning rate at the look, likewise.
         dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
-        curve: None without a proxy.
-        reliance: harm of removing every in-scope weight, in units of the value; NaN
-            without a proxy.
-        essential_sparsity: None without a proxy.
+        not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
+            empty if it was, and without a proxy. Such a record is as valid as any other.
+        curve: None without a proxy, and where it was not evaluated.
+        reliance: harm of removing every in-scope weight, in units of the value; NaN where there
+            is no curve.
+        essential_sparsity: None where there is no curve.
         layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
             live model and its checkpoints give the same.
         cost, provenance: what it cost, and what it depends on.
@@ -144,6 +151,7 @@ class Record:
     curve: SparsityCurve | None = None
     reliance: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
+    not_evaluated: str = ""
     layers: tuple[LayerShare, ...] = ()
     cost: Cost
     provenance: Provenance
@@ -163,6 +171,7 @@ class Record:
             "watch/num_forwards": float(self.cost.num_forwards),
             "watch/overhead": self.cost.overhead,
             "watch/num_left_out": float(self.cost.num_left_out),
+            "watch/num_evaluations_left_out": float(self.cost.num_evaluations_left_out),
             "watch/valid": float(self.valid),
             "motion/decay_clock": self.decay_clock,
             "motion/lr_clock": self.lr_clock,
@@ -188,6 +197,13 @@ class Record:
             out["value/all_removed"] = points.get(1.0, _NAN)
         out |= self._estimate_series()
         return {name: x for name, x in out.items() if math.isfinite(x)}
+
+    def was_asked(self, series: str) -> bool:
+        """Whether this snapshot could have had a series; False where it was not evaluated.
+
+        What is missing then is no gap in the series: the next evaluation goes on with it.
+        """
+        return not (self.not_evaluated and series.startswith(_EVALUATED))
 
     def _estimate_series(self) -> dict[str, float]:
         estimate = self.essential_sparsity

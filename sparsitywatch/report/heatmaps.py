@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -33,21 +33,24 @@ _MIN_ROWS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """One heatmap: its words, and what a cell is."""
+    """One heatmap: its words, what a cell is, and whether an evaluation tells it."""
 
     key: str
     title: str
     text: str
     cell: Callable[[Record, LayerShare], float]
+    needs_curve: bool = False
 
 
 def heatmaps(run: RunLog) -> list[Chart]:
     """Every heatmap that the run has numbers for."""
+    evaluated = [record for record in run.records if not record.not_evaluated]
     found = []
     for plan in _plans(run):
-        names, cells = _cells(run, plan)
+        seen = replace(run, records=evaluated) if plan.needs_curve else run
+        names, cells = _cells(seen, plan)
         if cells.size and np.isfinite(cells).any():
-            found.append(_chart(run, plan, names, cells))
+            found.append(_chart(seen, plan, names, cells))
     return found
 
 
@@ -80,6 +83,7 @@ def _plans(run: RunLog) -> list[_Plan]:
                 "share that each tensor loses. A tensor that loses more than the others holds more "
                 "of the small weights.",
                 cell=lambda record, layer: _removed_at(record, layer, level),
+                needs_curve=True,
             )
         )
     return plans

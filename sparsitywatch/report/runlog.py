@@ -52,6 +52,10 @@ class RunLog:
         cached: list[dict[str, float]] = getattr(self, "_series")  # noqa: B009 set once above
         return np.array([series.get(name, math.nan) for series in cached])
 
+    def asked(self, name: str) -> np.ndarray:
+        """Looks that could have had a series, bool [T]: not those that left its evaluation out."""
+        return np.array([record.was_asked(name) for record in self.records])
+
     def has(self, name: str) -> bool:
         """Whether a series was measured at any look."""
         return bool(np.isfinite(self.series(name)).any())

@@ -66,9 +66,10 @@ def _draw(plan: Plan, run: RunLog, paper: Paper) -> Figure:
     figure, axes = new_axes(paper, plan.height)
     for line in plan.lines:
         if run.has(line.series):
-            values = run.series(line.series)
+            asked = run.asked(line.series)
+            values = run.series(line.series)[asked]
             axes.plot(
-                run.steps, values, color=line.colour, linestyle=line.dashes, marker="o",
+                run.steps[asked], values, color=line.colour, linestyle=line.dashes, marker="o",
                 markersize=2.6, markevery=_points(values), linewidth=line.width,
                 gid=f"series-{line.series}",
             )  # fmt: skip

@@ -142,9 +142,13 @@ def _essential(run: RunLog) -> Plan:
 
 
 def _draw_interval(axes: Any, run: RunLog) -> None:
-    value, low, high = (run.series(f"essential_sparsity/{x}") for x in ("value", "low", "high"))
-    axes.fill_between(run.steps, low, high, color=GREEN, alpha=0.2, linewidth=0)
-    for number, ends in enumerate(gaps(run.steps, np.isnan(value)), start=1):
+    asked = run.asked("essential_sparsity/value")
+    steps = run.steps[asked]
+    value, low, high = (
+        run.series(f"essential_sparsity/{x}")[asked] for x in ("value", "low", "high")
+    )
+    axes.fill_between(steps, low, high, color=GREEN, alpha=0.2, linewidth=0)
+    for number, ends in enumerate(gaps(steps, np.isnan(value)), start=1):
         axes.axvspan(*ends, color=LIGHT, alpha=0.7, linewidth=0, zorder=-1, gid=f"gap-{number}")
     axes.set_ylim(0.0, 1.0)
 
@@ -164,14 +168,15 @@ def _reliance() -> Plan:
 
 
 def _draw_allowed(axes: Any, run: RunLog) -> None:
-    dense = run.series("value/dense")
+    dense, asked = run.series("value/dense"), run.asked("value/dense")
     allowed = [
         allowed_harm(x, record.provenance.tolerance, record.provenance.tolerance_mode)
-        for x, record in zip(dense, run.records, strict=True)
+        for x, record, was_asked in zip(dense, run.records, asked, strict=True)
+        if was_asked
     ]
     marker = "_" if len(allowed) == 1 else ""
     axes.plot(
-        run.steps, allowed, color=GREY, linestyle=_DASHED, linewidth=1.2, marker=marker,
+        run.steps[asked], allowed, color=GREY, linestyle=_DASHED, linewidth=1.2, marker=marker,
         gid="allowed",
     )  # fmt: skip
 

@@ -93,11 +93,13 @@ def series_of(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndar
     """Steps, int [T], and values, float [T], of one series; NaN where it was not measured.
 
     Args:
-        records: in the order of the steps.
+        records: in the order of the steps; those that were not evaluated are left out of what
+            an evaluation measures.
         name: as in ``Record.series()``.
     """
-    steps = np.array([record.step for record in records])
-    return steps, np.array([record.series().get(name, math.nan) for record in records])
+    asked = [record for record in records if record.was_asked(name)]
+    steps = np.array([record.step for record in asked], dtype=int)
+    return steps, np.array([record.series().get(name, math.nan) for record in asked], dtype=float)
 
 
 def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, float]]) -> None:

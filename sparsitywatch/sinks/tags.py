@@ -93,11 +93,15 @@ MEANINGS = {
     "watch/publish_s": "Time that detectors and logging took for the look before this one.",
     "watch/num_forwards": "Calls of the value function in this look.",
     "watch/overhead": (
-        "Share of the wall time that the watch had taken when this look began. Looks are left "
-        "out to keep it below max_overhead."
+        "Share of the wall time that the watch has taken, this snapshot included but for its "
+        "own writing; the last point is from when the watch was closed. Snapshots and "
+        "evaluations are left out to keep it below max_overhead."
     ),
     "watch/num_left_out": (
-        "Looks that were due since the one before and were left out to save time."
+        "Snapshots that were due since the one before and were left out to save time."
+    ),
+    "watch/num_evaluations_left_out": (
+        "1 where the weights were looked at and the proxy was not evaluated, to save time."
     ),
     "log10_magnitude/*": (
         "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "

@@ -54,7 +54,7 @@ class TensorBoardSink:
             self._described: set[str] = set()
             self._until_picture = 0
             self._last: Record | None = None
-            self._is_last_drawn = False
+            self._undrawn: Record | None = None  # the latest that can be drawn, until it is
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 self._file = EventFile(self._directory, first_step)
@@ -87,9 +87,10 @@ class TensorBoardSink:
             tag = f"log10_magnitude/{name}"
             value = summaries.histogram(tag, histogram, self._meaning(tag))
             values += [] if value is None else [value]
-        self._last, self._is_last_drawn = record, False
+        self._last = record
         self._add(values, record.step, record.wall_time)
         if _can_be_drawn(record):
+            self._undrawn = record
             if self._until_picture == 0:
                 self._draw_last()
                 self._until_picture = self._picture_every
@@ -110,11 +111,11 @@ class TensorBoardSink:
         wall_time = time.time() if seen_in is None else seen_in.wall_time
         value = summaries.text(tag, texts.event_text(event), self._meaning(tag))
         self._add([value], event.told_step, wall_time)
-        if seen_in is not None:
+        if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
 
     def close(self) -> None:
-        """Draw the last record, unless it is drawn, and close the file."""
+        """Draw the last record with a curve, unless it is drawn, and close the file."""
         if self._session.end():
             atexit.unregister(self.close)
             try:
@@ -131,8 +132,8 @@ class TensorBoardSink:
         return "" if tag in self._described else tags.describe(tag)
 
     def _draw_last(self) -> None:
-        record = self._last
-        if record is None or self._is_last_drawn or not _can_be_drawn(record):
+        record = self._undrawn
+        if record is None:
             return
         # matplotlib takes a second to import, and a run without a proxy draws nothing
         from sparsitywatch.sinks import figures
@@ -144,8 +145,10 @@ class TensorBoardSink:
             summaries.picture(tag, *figures.encode_png(figure), self._meaning(tag))
             for tag, figure in drawings.items()
         ]
-        self._add(values, record.step, record.wall_time)
-        self._is_last_drawn = True
+        # readers cut a file off at its first lost step, so steps have to rise in it
+        step = record.step if self._last is None else max(record.step, self._last.step)
+        self._add(values, step, record.wall_time)
+        self._undrawn = None
 
 
 def _can_be_drawn(record: Record) -> bool:

@@ -38,6 +38,7 @@ def told_by_weights(record: Record) -> str:
                 publish_s=0.0,
                 overhead=math.nan,
                 num_left_out=0,
+                num_evaluations_left_out=0,
             ),
         )
     )

@@ -24,6 +24,7 @@ def test_a_full_record_by_hand() -> None:
         "watch/num_forwards": 26.0,
         "watch/overhead": 0.009,
         "watch/num_left_out": 3.0,
+        "watch/num_evaluations_left_out": 0.0,
         "watch/valid": 1.0,
         "motion/decay_clock": FULL.decay_clock,
         "motion/lr_clock": FULL.lr_clock,
