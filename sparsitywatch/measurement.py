@@ -26,6 +26,7 @@ from sparsitywatch.records import (
     Record,
     SparsityCurve,
 )
+from sparsitywatch.shown import shown_error
 from sparsitywatch.version import __version__
 from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
@@ -212,7 +213,7 @@ class Measurement:
                 if strict:
                     raise
                 _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
-                reason = f"{type(error).__name__}: {error}"
+                reason = shown_error(error)
         layers = self._layers(spectrum, result, moved.get("dormant_by_layer", {}))
         estimate = None
         if result is not None:
@@ -262,7 +263,7 @@ class Measurement:
             step=step,
             wall_time=time.time(),
             valid=False,
-            reason=f"{type(error).__name__}: {error}",
+            reason=shown_error(error),
             scope=self._scope.summary,
             num_nan=-1,
             num_inf=-1,

@@ -1,11 +1,11 @@
 r"""How a URL, a name and a text of others are printed: without secrets, and never obeyed.
 
-What is printed, logged or written goes through one of three functions, and each does nothing
-to what is ordinary:
+What is printed, logged or written goes through one of these functions; what is ordinary comes out
+as it is:
 
 - ``shown_url``: logins and the values of queries are secrets (a SAS token, an X-Amz-Signature);
 - ``shown_name``: a tensor's or a file's name may hold what a terminal would obey;
-- ``shown_text``: an error's text may hold both.
+- ``shown_text``: an error's text may hold both; ``shown_error`` is its kind and its text.
 
 Two URLs are the same if they are, never if they are printed the same.
 """
@@ -16,7 +16,7 @@ import logging
 import os
 import re
 
-__all__ = ["shown_name", "shown_text", "shown_url"]
+__all__ = ["shown_error", "shown_name", "shown_text", "shown_url"]
 
 _LEFT_OUT = "..."
 
@@ -80,6 +80,16 @@ def shown_text(text: str) -> str:
     for secret in _SECRETS:
         text = secret.sub(rf"\g<kept>{_LEFT_OUT}", text)
     return text
+
+
+def shown_error(error: BaseException) -> str:
+    """The kind of an error and what it says, in one line.
+
+    >>> print(shown_error(OSError("no route to ftp://me:secret@host")), shown_error(KeyError()))
+    OSError: no route to ftp://host KeyError
+    """
+    kind, words = type(error).__name__, " ".join(shown_text(str(error)).split())
+    return f"{kind}: {words}" if words else kind
 
 
 def _shown_character(character: str) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from sparsitywatch.bits import Leaf, detail, leaf, nested
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.undisturbed import preserved_rng
+from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.names import clean_name
 
 __all__ = ["Difference", "Trace", "Training", "compare", "trace"]
@@ -115,7 +116,7 @@ class Difference:
 
     def __str__(self) -> str:
         when = f"at step {self.first_step}" if self.first_step else "before the first step"
-        return f"{self.name}: {self.detail}, first {when}"
+        return f"{shown_name(self.name)}: {self.detail}, first {when}"
 
 
 def trace(

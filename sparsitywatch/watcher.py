@@ -23,6 +23,7 @@ from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Event, Record
 from sparsitywatch.resume import begin, check_state
+from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
 
@@ -289,7 +290,7 @@ class Watcher:
             if self._strict:
                 raise
             _logger.exception("sparsitywatch: unexpected error")
-            self._switch_off(f"{type(error).__name__}: {error}")
+            self._switch_off(shown_error(error))
         finally:
             self._pace.budget.leave()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
+from sparsitywatch.shown import shown_error
 
 __all__ = ["Webhook", "pauses", "payload"]
 
@@ -180,7 +181,7 @@ class Webhook:
             is_final = error.code < 500 and error.code not in _WORTH_A_RETRY
             return f"HTTP {error.code} {error.reason}", is_final
         except (OSError, HTTPException) as error:
-            return f"{type(error).__name__}: {error}", False
+            return shown_error(error), False
         return "", False
 
 
@@ -204,10 +205,23 @@ def _host(url: str) -> str:
     except (ValueError, AttributeError, TypeError):
         is_good = False
     if not is_good:
-        raise ConfigurationError(f"Expected `url` to be an http or https address, got {url!r}.")
+        raise ConfigurationError(
+            f"Expected `url` to be an http or https address, got {_kind(url)}. It is not repeated "
+            "here, as it may be a secret."
+        )
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
             "Expected `url` without a user name and a password, got one with them. Give an "
             "Authorization header in `headers`."
         )
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def _kind(url: object) -> str:
+    if not isinstance(url, str):
+        return type(url).__name__
+    scheme, found, _ = url.partition("://")
+    if not found:
+        return "a text without '://'"
+    is_web = scheme in ("http", "https")
+    return "one whose host or port is none, or with a space" if is_web else f"{scheme!r}"

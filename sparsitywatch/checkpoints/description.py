@@ -11,6 +11,7 @@ from sparsitywatch.checkpoints.discovery import Found
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
 from sparsitywatch.records import LedgerEntry
+from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
 __all__ = ["Description", "StoredTensorDescription", "Total", "describe", "step_source"]
@@ -54,7 +55,7 @@ class Description:
     """A checkpoint without its weights.
 
     Args:
-        url: where it lies.
+        url: where it lies, as it is shown.
         format: how it is stored.
         step: optimizer steps done; None if nothing says so.
         step_from: "trainer state", "contents" or "name"; empty without a step.
@@ -112,7 +113,7 @@ def describe(
             problem = str(error)
         tensors = _tensors(checkpoint, decided)
         return Description(
-            url=found.url,
+            url=shown_url(found.url),
             format=checkpoint.format,
             step=found.step,
             step_from=step_source(found),

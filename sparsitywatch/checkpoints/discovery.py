@@ -14,6 +14,7 @@ from sparsitywatch.checkpoints.huggingface import WEIGHT_FILES
 from sparsitywatch.checkpoints.opening import format_of, open_checkpoint
 from sparsitywatch.checkpoints.storage import filesystem, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.names import natural_order
 
 __all__ = ["Found", "discover", "places_in", "step_of_name"]
@@ -106,12 +107,12 @@ def _expanded(fs: fsspec.AbstractFileSystem, path: str, url: str) -> list[str]:
         paths = fs.glob(path) if fsspec.core.has_magic(path) else [path]
         listings = [(p, _listing(fs, p)) for p in sorted(paths, key=natural_order)]
     except Exception as error:  # whatever a storage raises
-        raise CheckpointError(f"Cannot list {url}: {one_line(error)}.") from error
+        raise CheckpointError(f"Cannot list {shown_url(url)}: {one_line(error)}.") from error
     places = [place for p, names in listings for place in _placed(p, names)]
     if not places:
         raise CheckpointError(
-            f"Cannot list {url}: expected checkpoints, found none. Name a checkpoint, a folder of "
-            "them, or a pattern such as 'runs/bert/checkpoint-*'."
+            f"Cannot list {shown_url(url)}: expected checkpoints, found none. Name a checkpoint, "
+            "a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
         )
     return places
 
@@ -183,7 +184,7 @@ def _look(url: str, storage_options: Mapping[str, Any] | None) -> Found:
         state="incomplete",
     )
     if any(_TEMPORARY.search(part) for part in url.rstrip("/").split("/")[-2:]):
-        return _with(unread, reason=f"Cannot read {url} yet: it has a temporary name.")
+        return _with(unread, reason=f"Cannot read {shown_url(url)} yet: it has a temporary name.")
     try:
         with open_checkpoint(url, storage_options) as checkpoint:
             step, kind = checkpoint.step, checkpoint.format
@@ -237,7 +238,7 @@ def _without_duplicates(ordered: Sequence[Found]) -> list[Found]:
         else _with(
             one,
             state="duplicate",
-            reason=f"{best[one.step].url} is of step {one.step} as well and is taken.",
+            reason=f"{shown_url(best[one.step].url)} is of step {one.step} as well and is taken.",
         )
         for one in ordered
     ]

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.shown import shown_error, shown_url
 
 __all__ = ["ByteSource", "Folder", "Source", "check_range", "filesystem", "in_pieces", "one_line"]
 
@@ -22,8 +23,7 @@ _PIECE_BYTES = 64 * 2**20
 
 def one_line(error: BaseException) -> str:
     """The kind and the first words of another library's error."""
-    words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
+    return shown_error(error)[:240]
 
 
 def filesystem(
@@ -38,7 +38,7 @@ def filesystem(
         fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
     except (ImportError, ValueError) as error:
         raise CheckpointError(
-            f"Cannot read {os.fspath(url)}: expected a URL that fsspec can open "
+            f"Cannot read {shown_url(url)}: expected a URL that fsspec can open "
             f"({one_line(error)}). Install what it names, such as pip install "
             "'sparsitywatch[s3]', or correct the URL."
         ) from error
@@ -123,7 +123,7 @@ class Source:
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self.fs, self.path = fs, path
-        self.url = path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+        self.url = shown_url(path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path))
         self.num_bytes_read = 0
         self._counting = threading.Lock()
         self._seeking = threading.Lock()
@@ -255,7 +255,7 @@ class Folder:
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
         self.fs, self.path = fs, path.rstrip("/")
         is_local = isinstance(fs, LocalFileSystem)
-        self.url = self.path if is_local else str(fs.unstrip_protocol(self.path))
+        self.url = shown_url(self.path if is_local else fs.unstrip_protocol(self.path))
 
     def open(self, name: str) -> Source:
         """A file of the folder, by its name.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from sparsitywatch.cli import compare, inspect, plot, replay, report, scope, summary
 from sparsitywatch.errors import SparsityWatchError
+from sparsitywatch.shown import shown_text
 from sparsitywatch.version import __version__
 
 __all__ = ["main"]
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader has seen enough (`| head`); keep the interpreter from flushing again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SparsityWatchError, OSError) as error:
-        print(f"sparsitywatch: {error}", file=sys.stderr)
+        print(f"sparsitywatch: {shown_text(str(error))}", file=sys.stderr)
         return 2
     return status
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.scope_option import add_scope_option, scope_of
 from sparsitywatch.cli.storage_option import add_storage_option, storage_options
-from sparsitywatch.cli.tables import align, count, visible
+from sparsitywatch.cli.tables import align, count
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
+from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.description import Description, StoredTensorDescription
@@ -62,8 +63,11 @@ def _list(found: Sequence[Found], *, as_json: bool) -> int:
     from sparsitywatch.checkpoints.description import step_source
 
     if as_json:
-        lines = [to_json({**asdict(one), "step_from": step_source(one)}) for one in found]
-        print("\n".join(lines))
+        shown = [
+            {**asdict(one), "url": shown_url(one.url), "step_from": step_source(one)}
+            for one in found
+        ]
+        print("\n".join(map(to_json, shown)))
     else:
         states = [one.state for one in found]
         kinds = ", ".join(
@@ -72,13 +76,13 @@ def _list(found: Sequence[Found], *, as_json: bool) -> int:
         header = ("step", "from", "format", "state", "checkpoint")
         rows = [
             ("-" if one.step is None else str(one.step), step_source(one) or "-", one.format or "-",
-             one.state, one.url)
+             one.state, shown_url(one.url))
             for one in found
         ]  # fmt: skip
         print(f"{count(len(found), 'checkpoint')}: {kinds}\n")
         print("\n".join(align([header, *rows], right={0})))
         for reason in (one.reason for one in found if one.reason):
-            print(f"\n{visible(reason)}")
+            print(f"\n{shown_name(reason)}")
     is_readable = all(one.state in ("complete", "duplicate") for one in found)
     return 0 if is_readable else _NOT_ALL_READABLE
 
@@ -91,7 +95,7 @@ def _page(description: Description) -> list[str]:
     if description.step is not None:
         step = f"step {description.step} (from its {description.step_from})"
     whole, chosen = description.total, description.in_scope
-    lines = [visible(description.url), f"{description.format}, {step}"]
+    lines = [description.url, f"{description.format}, {step}"]
     if chosen is None:
         lines.append(
             f"{count(whole.num_tensors, 'tensor')}, {whole.num_weights:,} weights, "

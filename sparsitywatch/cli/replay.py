@@ -18,9 +18,10 @@ from sparsitywatch.cli.model_option import add_model_options, model_and_proxy
 from sparsitywatch.cli.progress import Progress
 from sparsitywatch.cli.scope_option import add_scope_option, scope_of
 from sparsitywatch.cli.storage_option import add_storage_option, storage_options
-from sparsitywatch.cli.tables import count, visible
+from sparsitywatch.cli.tables import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.records import Event, Record, to_json
+from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.replayer.result import Failure, Replayed
@@ -164,7 +165,7 @@ class _Words:
         self._bar.say(event.describe(), sys.stdout)
 
     def failure(self, failure: Failure) -> None:
-        self._bar.say(visible(failure.reason))
+        self._bar.say(shown_name(failure.reason))
 
     def progress(self, done: int, total: int) -> None:
         if self._num_done == 0:
@@ -179,7 +180,7 @@ class _Words:
     def end(self, replayed: Replayed) -> None:
         self._bar.clear()
         for one in replayed.left_out:
-            print(visible(one.reason), file=sys.stderr)
+            print(shown_name(one.reason), file=sys.stderr)
         records, failures = replayed.records, replayed.failures
         earlier = len(records) - replayed.num_looks
         words = [
@@ -204,7 +205,7 @@ class _Lines:
         self._print("event", **json.loads(to_json(event)))
 
     def failure(self, failure: Failure) -> None:
-        self._print("failure", **asdict(failure))
+        self._print("failure", **_fields(failure))
 
     def progress(self, done: int, total: int) -> None:
         self._print("progress", done=done, total=total)
@@ -214,7 +215,7 @@ class _Lines:
 
     def end(self, replayed: Replayed) -> None:
         for one in replayed.left_out:
-            self._print("left_out", **asdict(one))
+            self._print("left_out", **_fields(one))
         self._print(
             "end",
             num_looks=replayed.num_looks,
@@ -227,3 +228,7 @@ class _Lines:
     @staticmethod
     def _print(kind: str, **fields: Any) -> None:
         print(json.dumps({"kind": kind, **fields}, allow_nan=False), flush=True)
+
+
+def _fields(failure: Failure) -> dict[str, Any]:
+    return {**asdict(failure), "url": shown_url(failure.url)}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparsitywatch.shown import shown_name
+
 __all__ = ["Event", "latest_versions"]
 
 _NAN = float("nan")
@@ -101,15 +103,17 @@ class Event:
 
     def describe(self) -> str:
         """One or two sentences for a person."""
-        where = f", most in {', '.join(self.layers[:3])}" if self.layers else ""
+        names = ", ".join(map(shown_name, self.layers[:3]))
+        where = f", most in {names}" if names else ""
         clock = "" if math.isnan(self.decay_clock) else f", decay clock {self.decay_clock:.2f}"
         verb = "rose" if self.direction == "up" else "fell"
         interval = ""
         if self.onset_low < self.onset_high:
             interval = f" ({self.onset_low} to {self.onset_high})"
         first = (
-            f"{self.series} {verb} abruptly: {self.baseline:.4g} -> {self.value:.4g}, began at "
-            f"step {self.onset_step}{interval}, seen at step {self.detected_step}{where}{clock}"
+            f"{shown_name(self.series)} {verb} abruptly: {self.baseline:.4g} -> {self.value:.4g}, "
+            f"began at step {self.onset_step}{interval}, "
+            f"seen at step {self.detected_step}{where}{clock}"
         )
         more = "; ".join(self._remarks())
         return f"{first}. {more[0].upper()}{more[1:]}" if more else first
@@ -122,9 +126,9 @@ class Event:
             speed = "no faster" if self.on_clock else "faster"
             remarks.append(f"{speed} than weight decay alone could")
         if self.related:
-            remarks.append(f"seen in {', '.join(self.related)} too")
+            remarks.append(f"seen in {', '.join(map(shown_name, self.related))} too")
         if self.preceded_by:
-            remarks.append(f"announced by {self.preceded_by}")
+            remarks.append(f"announced by {shown_name(self.preceded_by)}")
         if self.fell_back_step >= 0:
             remarks.append(f"back by half at step {self.fell_back_step}")
         return remarks

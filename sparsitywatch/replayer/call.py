@@ -25,12 +25,12 @@ from sparsitywatch.records import Event, Record
 from sparsitywatch.replayer.driver import Replayer
 from sparsitywatch.replayer.following import Patience
 from sparsitywatch.replayer.following import follow as follow_run
-from sparsitywatch.replayer.log import without_secrets
 from sparsitywatch.replayer.orders import Listeners, Orders
 from sparsitywatch.replayer.result import Failure, Replayed
 from sparsitywatch.replayer.selection import Selection, select
 from sparsitywatch.replayer.stage import Given, Skeleton, Stage
 from sparsitywatch.replayer.workers import window_of
+from sparsitywatch.shown import shown_url
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -153,7 +153,7 @@ def replay(
         window=window_of(executor) if max_in_flight is None else max_in_flight,
         goes_on=goes_on,
         directory=directory,
-        replayed_from=tuple(without_secrets(os.fspath(url)) for url in places),
+        replayed_from=tuple(shown_url(url) for url in places),
         strict=strict,
     )
     if detectors is None:

@@ -22,6 +22,7 @@ from sparsitywatch.replayer.publisher import Publisher
 from sparsitywatch.replayer.result import Failure, Replayed
 from sparsitywatch.replayer.selection import Selection, Wanted
 from sparsitywatch.replayer.workers import in_order
+from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
 
@@ -106,7 +107,8 @@ class Replayer:
         """Tell of checkpoints that are not there any more, if they were not looked at."""
         for one in gone:
             if not self.is_done(one.step):
-                reason = f"Cannot read {one.url}: it was removed before it could be looked at."
+                reason = "it was removed before it could be looked at"
+                reason = f"Cannot read {shown_url(one.url)}: {reason}."
                 self._fail(Failure(one.url, one.step, reason))
 
     def result(self) -> Replayed:
@@ -233,7 +235,9 @@ class Replayer:
 
     def _task(self, one: Wanted) -> Task | Look:
         if one.reason or self._plan is None:
-            reason = one.reason or f"Cannot read {one.url}: it cannot be opened any more."
+            reason = (
+                one.reason or f"Cannot read {shown_url(one.url)}: it cannot be opened any more."
+            )
             return Look(reason=reason, is_incomplete=one.is_incomplete)
         previous = self._pipeline.last_curve if self._orders.goes_on else None
         return Task(url=one.url, step=one.step, plan=self._plan, previous=previous)
@@ -282,14 +286,14 @@ def _looking(orders: Orders) -> Iterator[tuple[Executor | None, int]]:
 def _failure(one: Wanted, looked: Look) -> Failure:
     reason = looked.reason
     if looked.record is not None:
-        reason = f"Cannot evaluate {one.url}: {' '.join(looked.record.reason.split())}"
+        reason = f"Cannot evaluate {shown_url(one.url)}: {' '.join(looked.record.reason.split())}"
     return Failure(one.url, one.step, reason)
 
 
 def _too_late(one: Wanted) -> Failure:
     reason = (
-        f"Left out {one.url}: expected checkpoints in the order of their steps, but step "
-        f"{one.step} came after later ones had been looked at. Replay once more, while they are "
-        "all there, to take it in."
+        f"Left out {shown_url(one.url)}: expected checkpoints in the order of their steps, but "
+        f"step {one.step} came after later ones had been looked at. Replay once more, while they "
+        "are all there, to take it in."
     )
     return Failure(one.url, one.step, reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from sparsitywatch.sinks.jsonl import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["Log", "check_same", "is_told", "mask_thresholds", "read_log", "without_secrets"]
+__all__ = ["Log", "check_same", "is_told", "mask_thresholds", "read_log"]
 
 #: What numbers depend on; the versions of libraries are told in every record.
 _FIELDS = ("scope_hash", "proxy_hash", "tolerance", "tolerance_mode", "pattern")
@@ -117,12 +116,3 @@ def mask_thresholds(directory: Path | None, step: int) -> list[float]:
     except StateError:
         return []
     return spectrum.thresholds(MASK_LEVELS)
-
-
-def without_secrets(url: str) -> str:
-    """A URL without the name and password that may stand in it.
-
-    >>> without_secrets("ftp://me:secret@host/run")
-    'ftp://host/run'
-    """
-    return re.sub(r"(?<=://)[^/@]*@", "", url)

@@ -22,6 +22,7 @@ from sparsitywatch.measurement import Measurement, Settings
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Record, SparsityCurve
 from sparsitywatch.replayer.stage import Stage
+from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -112,7 +113,7 @@ def look(task: Task) -> Look:
     except Exception as error:
         if task.plan.strict:
             raise
-        return Look(reason=f"Cannot replay {task.url}: {one_line(error)}.")
+        return Look(reason=f"Cannot replay {shown_url(task.url)}: {one_line(error)}.")
 
 
 def sample(task: Task) -> Mapping[str, Packed]:

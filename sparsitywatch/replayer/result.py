@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsitywatch.records import Event, Record
+from sparsitywatch.shown import shown_name
 
 __all__ = ["Failure", "Replayed"]
 
@@ -15,7 +16,7 @@ class Failure:
     """A checkpoint that could not be looked at, or not in full.
 
     Args:
-        url: where it lies.
+        url: where it lies, as it can be opened: logins and signatures included.
         step: optimizer steps done; None if that is not known.
         reason: one line that names the file, the tensor where there is one, and the cause.
     """
@@ -23,6 +24,9 @@ class Failure:
     url: str
     step: int | None
     reason: str
+
+    def __repr__(self) -> str:
+        return f"<Failure at step {self.step}: {shown_name(self.reason)}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +51,12 @@ class Replayed:
     left_out: list[Failure]
     num_looks: int
     directory: Path | None
+
+    def __repr__(self) -> str:
+        steps = (
+            f" of steps {self.records[0].step} to {self.records[-1].step}" if self.records else ""
+        )
+        return (
+            f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
+            f"{len(self.failures)} failures>"
+        )

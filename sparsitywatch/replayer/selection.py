@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sparsitywatch.checkpoints.discovery import Found
 from sparsitywatch.replayer.result import Failure
+from sparsitywatch.shown import shown_url
 
 __all__ = ["Selection", "Wanted", "select"]
 
@@ -62,8 +63,8 @@ def select(found: Sequence[Found]) -> Selection:
             left_out.append(Failure(one.url, one.step, one.reason))
         elif one.step is None and one.state == "complete":
             reason = (
-                f"Left out {one.url}: expected a step in its contents or its name, found none. "
-                "Name it as in checkpoint-500."
+                f"Left out {shown_url(one.url)}: expected a step in its contents or its name, "
+                "found none. Name it as in checkpoint-500."
             )
             left_out.append(Failure(one.url, None, reason))
         elif one.step is None:

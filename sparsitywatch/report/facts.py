@@ -15,6 +15,7 @@ from sparsitywatch.report.chart import Table
 from sparsitywatch.report.naming import kind_of, label_of
 from sparsitywatch.report.numbers import Number, count, fraction, of_kind, plain, seconds
 from sparsitywatch.report.runlog import RunLog
+from sparsitywatch.shown import shown_text
 
 __all__ = ["Fact", "cost_facts", "event_rows", "invalid_table", "ledger_table", "provenances"]
 
@@ -215,7 +216,8 @@ def invalid_table(run: RunLog) -> Table | None:
     if not failed:
         return None
     rows: list[Sequence[Cell]] = [
-        [count(record.step), record.reason or "no reason given"] for record in failed[:_MAX_INVALID]
+        [count(record.step), shown_text(record.reason) or "no reason given"]
+        for record in failed[:_MAX_INVALID]
     ]
     caption = "Looks that failed or contradicted themselves"
     if len(failed) > _MAX_INVALID:

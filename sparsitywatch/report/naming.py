@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks.overview import rule_label
 
 __all__ = ["kind_of", "label_of", "printable"]
@@ -26,6 +29,7 @@ _LABELS = {
     "weights/num_nan": "weights that are NaN",
     "weights/num_inf": "weights that are infinite",
 }
+_NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 _FRACTIONS = (
     "essential_sparsity/value",
     "essential_sparsity/low",
@@ -63,16 +67,16 @@ def kind_of(series: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that HTML and SVG can hold: what they cannot is replaced by a mark.
+    r"""Text that HTML and SVG can hold: the rest is escaped as on a terminal.
 
-    >>> ascii(printable(chr(0) + "a" + chr(0xD800))).count("ufffd")
-    2
+    So are marks that turn the direction of writing. Spaces of every width stay.
+
+    >>> print(printable(chr(0) + "a" + chr(0x202E)))
+    \x00a\u202e
     """
-    return "".join(c if _is_allowed(ord(c)) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if _is_allowed(c) else shown_name(c) for c in text)
 
 
-def _is_allowed(code: int) -> bool:
-    """Whether XML 1.0 takes a character, and browsers do not warn of it."""
-    if code < 0x20:
-        return code in (0x09, 0x0A, 0x0D)
-    return not (0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE)
+def _is_allowed(character: str) -> bool:
+    """Whether XML 1.0 takes a character, browsers do not warn of it, and it moves no other."""
+    return character in "\t\n\r" or unicodedata.category(character) not in _NOT_ALLOWED

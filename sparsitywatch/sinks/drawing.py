@@ -54,6 +54,7 @@ _STYLE: dict[Any, object] = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.8,
+    "text.parse_math": False,  # names of tensors are no formulas
     "xtick.color": GREY,
     "xtick.labelcolor": BLACK,
     "ytick.color": GREY,

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record
+from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks.drawing import new_figure, percent, styled
 
 __all__ = ["MAX_ROWS", "by_block", "heatmap_figure", "short_names"]
@@ -53,7 +54,7 @@ def short_names(names: Sequence[str]) -> list[tuple[str, str]]:
     >>> short_names(["bert.layer.0.query.weight", "bert.layer.1.query.weight"])
     [('0', 'query'), ('1', 'query')]
     """
-    parts = [name.split(".") for name in names]
+    parts = [shown_name(name).split(".") for name in names]
     if all(p[-1] == "weight" for p in parts) and all(len(p) > 1 for p in parts):
         parts = [p[:-1] for p in parts]
     while all(len(p) > 1 and p[0] == parts[0][0] for p in parts) and len(parts) > 1:

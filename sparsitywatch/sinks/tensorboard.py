@@ -11,6 +11,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Detail, Event, Record, RunInfo
+from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks import summaries, tags, texts
 from sparsitywatch.sinks.event_file import EventFile
 from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
@@ -84,7 +85,7 @@ class TensorBoardSink:
             for tag, value in _with_band(record.series()).items()
         ]
         for name, histogram in detail.histograms.items():
-            tag = f"log10_magnitude/{name}"
+            tag = f"log10_magnitude/{shown_name(name)}"
             value = summaries.histogram(tag, histogram, self._meaning(tag))
             values += [] if value is None else [value]
         self._last = record

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from sparsitywatch.records import Event, LedgerEntry, Provenance
+from sparsitywatch.shown import shown_name
 
 __all__ = ["about", "event_text", "scope_table"]
 
@@ -45,7 +47,7 @@ weights come from; drawn every few looks.
 - **Text**: `events` are abrupt changes; `scope` says which parameters are watched, and why.
 
 Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
-proxy `{proxy}`, pattern {provenance.pattern}, weights in {", ".join(provenance.dtypes)}, \
+proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
 sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
 All of it, and more, is in `records.jsonl` beside this run's event file.
 """
@@ -57,7 +59,7 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
     num_watched = sum(entry.num_weights for entry in watched)
     num_all = sum(entry.num_weights for entry in ledger)
     rows = [
-        f"| {'**in**' if entry.in_scope else 'out'} | `{entry.name}` "
+        f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
         f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} "
         f"| {_why(entry)} |"
         for entry in ledger
@@ -71,8 +73,23 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
 
 
 def _why(entry: LedgerEntry) -> str:
-    tied = f"; the same as {', '.join(f'`{name}`' for name in entry.aliases)}"
-    return (entry.reason + (tied if entry.aliases else "")).replace("|", "\\|")
+    tied = f"; the same as {', '.join(map(_code, entry.aliases))}" if entry.aliases else ""
+    return _prose(shown_name(entry.reason)) + tied
+
+
+#: What Markdown and HTML take for a mark; an underscore inside a word is none.
+_MARK = re.compile(r"[\\`*\[\]|<&]|(?<!\w)_|_(?!\w)")
+
+
+def _code(name: str) -> str:
+    """A name of whatever characters as a piece of code in Markdown, also in a table."""
+    name = shown_name(name)
+    return f"<code>{_prose(name)}</code>" if re.search(r"[\\`|<&]", name) else f"`{name}`"
+
+
+def _prose(text: str) -> str:
+    """A text in Markdown in which nothing is a mark."""
+    return _MARK.sub(lambda mark: f"&#{ord(mark[0])};", text)
 
 
 def event_text(event: Event) -> str:
@@ -89,13 +106,13 @@ def event_text(event: Event) -> str:
         facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
     if not math.isnan(event.decay_clock):
         facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
-    facts += [f"much of it in `{name}`" for name in event.layers]
-    facts += [f"seen in `{name}` too" for name in event.related]
+    facts += [f"much of it in {_code(name)}" for name in event.layers]
+    facts += [f"seen in {_code(name)} too" for name in event.related]
     if event.preceded_by:
-        facts.append(f"announced by `{event.preceded_by}`")
+        facts.append(f"announced by {_code(event.preceded_by)}")
     if event.before_step >= 0:
         facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
     if event.amended_step >= 0:
         facts.append(f"told again at step {event.amended_step}, with what was learned since")
-    title = f"**{event.describe()}**"
-    return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", f"`{event.id}`"])
+    title = f"**{_prose(event.describe())}**"
+    return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])
