@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
+from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.huggingface import WEIGHT_FILES
 from sparsitywatch.checkpoints.opening import format_of, open_checkpoint
-from sparsitywatch.checkpoints.storage import filesystem, one_line
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name, without_temporary
+from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
+from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.names import natural_order
+from sparsitywatch.weights.stored import in_flat_order
 
-__all__ = ["Found", "discover", "places_in", "step_of_name"]
+__all__ = ["Found", "discover", "places_in"]
 
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
-#: Files that training writes beside the weights, and shards that an index names.
+#: Files that training writes beside the weights.
 _BESIDE = re.compile(
     r"^(optimizer|optim|scheduler|scaler|random_states|rng_state|training_args|trainer_state|ema"
-    r"|sampler|dataloader)[\w.-]*$|-\d+-of-\d+\.|_(model|optim)_states\.pt$"
+    r"|sampler|dataloader)[\w.-]*$|_(model|optim)_states\.pt$"
 )
-#: Names that writers use until they are done.
-_TEMPORARY = re.compile(
-    r"^[._]*tmp[._-]|\.(tmp|part|partial|incomplete|saving)([._-]\w*)?$|~$", re.IGNORECASE
-)
-_NAMED_STEP = re.compile(
-    r"(?:global[_-]?step|checkpoint|ckpt|iteration|iter|step|model)[_=-]?(\d+)", re.IGNORECASE
-)
-_NUMBER = re.compile(r"\d+")
+_SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,53 +61,79 @@ def discover(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None = None,
     known: Mapping[str, Found] | None = None,
+    duplicates: str = "refuse",
 ) -> list[Found]:
     """Every checkpoint under some places, by step; those without a step come last.
 
     Nothing is left out in silence: what is unfinished, refused or a duplicate is in the list
-    and says so. Only descriptions are read.
+    and says so. Only descriptions are read, and where several are of one step some bytes of
+    their weights.
 
     Args:
-        urls: files, folders and patterns with ``*`` on any storage that fsspec knows.
+        urls: files, folders and patterns with ``*`` on any storage that fsspec knows. On the
+            Hub a pattern may stand for branches (``hf://org/model@step*``) and for
+            repositories (``hf://org/model-step_*``).
         storage_options: passed on to fsspec.
-        known: by URL, what an earlier call found complete; taken as it is and not opened again
-            where the name tells a step. Other names may be written to again and again.
+        known: by URL, what an earlier call found; taken as it is and neither listed nor opened
+            again where the name tells a step. Other names may be written to again and again.
+        duplicates: "refuse": of several of one step that do not hold the same weights, such as
+            one for each rank, none is taken. "first": the first is taken.
 
     Raises:
         CheckpointError: a place is not there at all, or a pattern matches nothing.
+        ConfigurationError: ``duplicates`` is something else.
     """
-    known = known or {}
-    if isinstance(urls, str | os.PathLike):
-        urls = [urls]
-    found: dict[str, Found] = {}
-    for url in urls:
-        fs, path = filesystem(url, storage_options)
-        for place in _expanded(fs, path, os.fspath(url)):
-            full = place if "file" in _protocols(fs) else str(fs.unstrip_protocol(place))
-            if full in known and step_of_name(full) is not None:
-                found[full] = known[full]
-            elif full not in found:
-                found[full] = _look(full, storage_options)
+    if duplicates not in ("refuse", "first"):
+        raise ConfigurationError(
+            f"Expected `duplicates` to be 'refuse' or 'first', got {duplicates!r}."
+        )
+    known = {url: one for url, one in (known or {}).items() if step_of_name(url) is not None}
+    places: dict[str, _Place] = {}
+    for url in [urls] if isinstance(urls, str | os.PathLike) else urls:
+        places |= {place.url: place for place in _expanded(os.fspath(url), storage_options, known)}
+    is_strict = duplicates == "refuse"
+    looked = _Looked(storage_options)
+    found = {
+        url: known[url] if url in known else looked.at(place, as_part=is_strict)
+        for url, place in places.items()
+    }
     ordered = sorted(found.values(), key=lambda one: (*_by_step(one), natural_order(one.url)))
-    return _without_duplicates(ordered)
-
-
-def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+    return _without_duplicates(ordered, known, looked.are_same if is_strict else None)
 
 
 def _by_step(one: Found) -> tuple[bool, int]:
     return one.step is None, one.step or 0
 
 
-def _expanded(fs: fsspec.AbstractFileSystem, path: str, url: str) -> list[str]:
-    try:
+# ------------------------------------------------------------------ listing
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A file or a folder that seems to be a checkpoint."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    url: str
+
+    def beside(self, path: str) -> _Place:
+        """Another one on the same storage."""
+        return _Place(self.fs, path, url_at(self.url, self.fs, self.path, path))
+
+
+def _expanded(
+    url: str, storage_options: Mapping[str, Any] | None, known: Mapping[str, Found]
+) -> list[_Place]:
+    fs, path = filesystem(url, storage_options)
+    origin = _Place(fs, path, url)
+
+    def list_now() -> list[_Place]:
         fs.invalidate_cache()  # a live run has written since
-        paths = fs.glob(path) if fsspec.core.has_magic(path) else [path]
-        listings = [(p, _listing(fs, p)) for p in sorted(paths, key=natural_order)]
-    except Exception as error:  # whatever a storage raises
-        raise CheckpointError(f"Cannot list {shown_url(url)}: {one_line(error)}.") from error
-    places = [place for p, names in listings for place in _placed(p, names)]
+        paths = _matching(fs, path) if fsspec.core.has_magic(path) else [path]
+        roots = [origin.beside(p) for p in sorted(paths, key=natural_order)]
+        return [place for root in roots for place in _places_under(root, known, len(roots) > 1)]
+
+    places = asked(f"Cannot list {shown_url(url)}", list_now)
     if not places:
         raise CheckpointError(
             f"Cannot list {shown_url(url)}: expected checkpoints, found none. Name a checkpoint, "
@@ -117,20 +142,114 @@ def _expanded(fs: fsspec.AbstractFileSystem, path: str, url: str) -> list[str]:
     return places
 
 
-def _listing(fs: fsspec.AbstractFileSystem, path: str) -> list[str] | None:
-    """Names of the files below a folder; None if it is no folder."""
-    if not fs.isdir(path):
-        return None if fs.exists(path) else []
-    root = path.rstrip("/") + "/"
-    names = fs.find(path, maxdepth=_MAX_DEPTH)
-    return [name.removeprefix(root) for name in names if name.startswith(root)]
+def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
+    """The paths that a pattern stands for; on the Hub also repositories and branches."""
+    if "hf" not in fs.protocol:
+        return list(fs.glob(pattern))
+    repository, at, rest = pattern.partition("@")
+    if not at:
+        repository, rest = "/".join(pattern.split("/")[:2]), "/".join(pattern.split("/")[2:])
+    from huggingface_hub import HfApi
+
+    hub = HfApi(endpoint=fs.endpoint, token=fs.token)
+    names = [repository]
+    if fsspec.core.has_magic(repository):
+        organization, _, name = repository.partition("/")
+        start = re.split(r"[*?[]", name, maxsplit=1)[0]
+        models = hub.list_models(author=organization, search=start or None)
+        names = sorted(m.id for m in models if fnmatch.fnmatchcase(m.id, repository))
+    if not at:
+        roots = names
+    else:
+        revision, _, rest = rest.partition("/")
+        roots = [f"{n}@{branch}" for n in names for branch in _branches(hub, n, revision)]
+    paths = ["/".join(filter(None, (root, rest))) for root in roots]
+    return [p for path in paths for p in (fs.glob(path) if _has_magic_inside(path) else [path])]
 
 
-def _placed(path: str, names: list[str] | None) -> list[str]:
-    if names is None:
-        return [path]
-    root = path.rstrip("/")
-    return [f"{root}/{place}" if place else root for place in places_in(names)]
+def _has_magic_inside(path: str) -> bool:
+    return bool(fsspec.core.has_magic("/".join(path.split("/")[2:])))
+
+
+def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
+    if not fsspec.core.has_magic(pattern):
+        return [pattern]
+    refs = hub.list_repo_refs(repository)
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    return [quote(name, safe="") for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _places_under(root: _Place, known: Mapping[str, Found], is_listed: bool) -> list[_Place]:
+    is_known = root.url in known
+    if is_known or not bool(root.fs.isdir(root.path)):
+        is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
+        return [root] if is_there else []
+    inside = root.path.rstrip("/")
+    files: list[str] = []
+    done: list[str] = []
+    for name, is_folder in _walk(root, known):
+        # a folder that is known stands for all of its files
+        files.append(f"{name}/." if is_folder else name)
+        if is_folder:
+            done.append(name)
+    names = sorted([*places_in(files), *done], key=natural_order)
+    return [root.beside(f"{inside}/{name}") if name else root for name in names]
+
+
+def _walk(root: _Place, known: Mapping[str, Found]) -> Iterator[tuple[str, bool]]:
+    """Files below a folder, and folders that are known or cannot be listed; relative to it."""
+    inside = root.path.rstrip("/") + "/"
+    list_folder = _local_children if isinstance(root.fs, LocalFileSystem) else _remote_children
+    before = root.beside(f"{inside}x").url[:-1]
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root.path),))]
+    while waiting:
+        folder, reals = waiting.pop()
+        try:
+            children = list(list_folder(root.fs, inside + folder, reals))
+        except (FileNotFoundError, PermissionError):
+            if not folder:
+                raise
+            # removed meanwhile, or none of ours; one of a step is told when it is opened
+            if step_of_name(folder) is not None:
+                yield folder.rstrip("/"), True
+            continue
+        for name, real in children:
+            relative = f"{folder}{name}"
+            if real is None:
+                yield relative, False
+            elif before + relative in known:
+                yield relative, True
+            elif len(reals) < _MAX_DEPTH:
+                waiting.append((f"{relative}/", (*reals, real)))
+
+
+def _local_children(
+    _: fsspec.AbstractFileSystem, folder: str, reals: tuple[str, ...]
+) -> Iterator[tuple[str, str | None]]:
+    """Names in a folder; those of folders with where they are, links resolved."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                yield entry.name, None
+            elif not entry.is_symlink():
+                yield entry.name, f"{reals[-1]}/{entry.name}"
+            else:
+                real = os.path.realpath(entry.path)
+                # what lies below the place that was named is found there, by its own name
+                if not f"{real}/".startswith(f"{reals[0]}/") and real not in reals:
+                    yield entry.name, real
+
+
+def _remote_children(
+    fs: fsspec.AbstractFileSystem, folder: str, _: tuple[str, ...]
+) -> Iterator[tuple[str, str | None]]:
+    for info in fs.ls(folder.rstrip("/"), detail=True):
+        path = info["name"].rstrip("/")
+        if not path.startswith(folder) or path == folder.rstrip("/"):
+            continue  # some storages list the folder itself
+        is_link = info["type"] not in ("file", "directory") or info.get("islink")
+        is_folder = fs.isdir(path) if is_link else info["type"] == "directory"
+        yield path.removeprefix(folder), path if is_folder else None
 
 
 def places_in(files: Iterable[str]) -> list[str]:
@@ -169,76 +288,182 @@ def places_in(files: Iterable[str]) -> list[str]:
 
 
 def _is_weights(name: str) -> bool:
-    stem = _TEMPORARY.sub(".", name).rstrip(".~")
+    stem = without_temporary(name)
     is_one = stem.endswith(_WEIGHT_SUFFIXES) and name not in WEIGHT_FILES
-    return is_one and not _BESIDE.search(name)
+    return is_one and not _BESIDE.search(name) and not _SHARD.search(name)
 
 
-def _look(url: str, storage_options: Mapping[str, Any] | None) -> Found:
-    named = step_of_name(url)
-    unread = Found(
-        url=url,
-        step=named,
-        step_from="" if named is None else "name",
-        format="",
-        state="incomplete",
-    )
-    if any(_TEMPORARY.search(part) for part in url.rstrip("/").split("/")[-2:]):
-        return _with(unread, reason=f"Cannot read {shown_url(url)} yet: it has a temporary name.")
-    try:
-        with open_checkpoint(url, storage_options) as checkpoint:
-            step, kind = checkpoint.step, checkpoint.format
-    except IncompleteCheckpointError as error:
-        return _with(unread, reason=str(error))
-    except CheckpointError as error:
-        return _with(unread, state="refused", reason=str(error))
-    if step is None:
-        return _with(unread, format=kind, state="complete")
-    return _with(unread, step=step, step_from="contents", format=kind, state="complete")
+# ------------------------------------------------------------------ looking
 
 
-def _with(one: Found, **changes: Any) -> Found:
-    return Found(**{**vars(one), **changes})
+@dataclass
+class _Looked:
+    """What one look at a storage has told; nothing is asked twice."""
+
+    storage_options: Mapping[str, Any] | None
+    _groups: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _listed: dict[str, list[str]] = field(default_factory=dict)
+
+    def at(self, place: _Place, *, as_part: bool) -> Found:
+        """What a place holds.
+
+        Args:
+            place: where.
+            as_part: whether one that is of one rank counts only if the others hold the same.
+        """
+        url, named = place.url, step_of_name(place.url)
+        shown = shown_url(url)
+        unread = Found(
+            url=url,
+            step=named,
+            step_from="" if named is None else "name",
+            format="",
+            state="incomplete",
+        )
+        if is_temporary(url):
+            return replace(unread, reason=f"Cannot read {shown} yet: it has a temporary name.")
+        try:
+            if as_part:
+                self._check_whole(place)
+            with open_checkpoint(url, self.storage_options) as checkpoint:
+                step, kind = checkpoint.step, checkpoint.format
+        except IncompleteCheckpointError as error:
+            return replace(unread, reason=str(error))
+        except CheckpointError as error:
+            return replace(unread, state="refused", reason=str(error))
+        except Exception as error:  # noqa: BLE001 one file must not end the list of the others
+            reason = f"Cannot read {shown}: {one_line(error)}."
+            return replace(unread, state="refused", reason=reason)
+        if step is None:
+            return replace(unread, format=kind, state="complete")
+        return replace(unread, step=step, step_from="contents", format=kind, state="complete")
+
+    def are_same(self, one: str, other: str) -> bool:
+        """Whether two checkpoints hold the same weights, by a sample of their bytes."""
+        with (
+            open_checkpoint(one, self.storage_options) as first,
+            open_checkpoint(other, self.storage_options) as second,
+        ):
+            return _are_same(first, second)
+
+    def _check_whole(self, place: _Place) -> None:
+        """Raise if the name says that this is one of several, and it is not one of copies."""
+        part = part_of(place.url)
+        if part is None:
+            return
+        others = self._others(place, part.depth, part.others)
+        group = tuple(sorted([place.url, *others], key=natural_order))
+        if group not in self._groups:
+            self._groups[group] = self._why_not_whole(group, part.is_one_of_several)
+        if self._groups[group]:
+            raise CheckpointError(f"Cannot read {shown_url(place.url)}: {self._groups[group]}")
+
+    def _why_not_whole(self, group: Sequence[str], is_one_of_several: bool) -> str:
+        if len(group) == 1:
+            found = "others are missing" if is_one_of_several else ""
+        elif all(self.are_same(group[0], other) for other in group[1:]):
+            found = ""
+        else:
+            found = f"there are {len(group)}, and they do not hold the same weights"
+        if not found:
+            return ""
+        return f"expected a whole model, got one of several parts: {found}. {_MAKE_WHOLE}"
+
+    def _others(self, place: _Place, depth: int, names: re.Pattern[str]) -> list[str]:
+        parts = place.path.rstrip("/").split("/")
+        at = len(parts) - 1 - depth
+        folder, inside = "/".join(parts[:at]), "".join(f"/{part}" for part in parts[at + 1 :])
+        if folder not in self._listed:
+            self._listed[folder] = Folder(place.fs, folder).names()
+        paths = [
+            f"{folder}/{name}{inside}"
+            for name in self._listed[folder]
+            if name != parts[at] and names.fullmatch(name)
+        ]
+        if inside:
+            what = f"Cannot list {shown_url(place.url)}"
+            paths = asked(what, lambda: [path for path in paths if place.fs.exists(path)])
+        return [place.beside(path).url for path in paths]
 
 
-def step_of_name(url: str) -> int | None:
-    """The step that the name of a checkpoint states, or that of the folder around it.
+_MAKE_WHOLE = (
+    "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
+    "full state dict of FSDP, or name the folder that has an index of its shards; or give "
+    "`--duplicates first` (duplicates='first') to look at the first part as if it were the model."
+)
+#: Tensors that are compared, and bytes of each.
+_NUM_COMPARED, _COMPARED_BYTES = 32, 4096
 
-    >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/step=7.ckpt", "a/000120.pt", "b/w.pt")]
-    [500, 7, 120, None]
+
+def _are_same(first: Checkpoint, second: Checkpoint) -> bool:
+    ours, theirs = ({e.name: e for e in one.entries()} for one in (first, second))
+    names = [name for name in ours if name in theirs]
+    for mine in (ours, theirs):
+        # of tied weights one name may be stored
+        stored = {mine[name].storage for name in names} - {None}
+        if any(e.storage not in stored for n, e in mine.items() if n not in names):
+            return False
+    pairs = [(ours[name], theirs[name]) for name in names]
+    if not names or any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+        return False
+    # what is split between ranks are matrices, and not the smallest of them
+    by_size = sorted(names, key=lambda name: (len(ours[name].shape) > 1, ours[name].num_bytes))
+    step = max(1, len(by_size) // _NUM_COMPARED)
+    return all(_begin(first, n) == _begin(second, n) for n in by_size[::-1][::step])
+
+
+def _begin(checkpoint: Checkpoint, name: str) -> bytes:
+    stretches = in_flat_order(checkpoint.stretches(name), lambda: checkpoint.read(name))
+    first = min(stretches, key=lambda stretch: stretch.offset or 0, default=None)
+    if first is None:
+        return b""
+    piece = next(iter(first.pieces(memoryview(bytearray(_COMPARED_BYTES)))), b"")
+    return bytes(piece[:_COMPARED_BYTES])
+
+
+# ------------------------------------------------------------------ one of each step
+
+
+def _without_duplicates(
+    ordered: Sequence[Found],
+    known: Mapping[str, Found],
+    are_same: Callable[[str, str], bool] | None,
+) -> list[Found]:
+    """Of complete checkpoints of one step the first stays: a whole folder before a file.
+
+    Where others do not hold the same weights, nobody can tell which are those of the step.
     """
-    parts = url.rstrip("/").split("/")[-2:]
-    for part in reversed(parts):
-        stem = _SUFFIX.sub("", part)
-        named = _NAMED_STEP.findall(stem)
-        if named:
-            return int(named[-1][:18])
-        numbers = _NUMBER.findall(stem)
-        if len(numbers) == 1 and stem.isdigit():
-            return int(numbers[0][:18])
-    return None
-
-
-_SUFFIX = re.compile(r"(\.(safetensors|bin|pt|pth|ckpt|tar|tmp|part))+$")
-
-
-def _without_duplicates(ordered: Sequence[Found]) -> list[Found]:
-    """Of complete checkpoints of one step the first stays: a whole folder before a file."""
-    best: dict[int, Found] = {}
+    by_step: dict[int, list[Found]] = {}
     for one in ordered:
         if one.step is not None and one.state == "complete":
-            held = best.setdefault(one.step, one)
-            if held.step_from != "name" and one.step_from == "name":
-                continue
-            if held.step_from == "name" and one.step_from != "name":
-                best[one.step] = one
-    return [
-        one
-        if one.state != "complete" or one.step is None or best[one.step] is one
-        else _with(
-            one,
-            state="duplicate",
-            reason=f"{shown_url(best[one.step].url)} is of step {one.step} as well and is taken.",
-        )
-        for one in ordered
-    ]
+            by_step.setdefault(one.step, []).append(one)
+    resolved: dict[str, Found] = {}
+    for several in by_step.values():
+        best = next((one for one in several if one.url in known), None)
+        best = best or next((one for one in several if one.step_from != "name"), several[0])
+        others = [one for one in several if one is not best]
+        reason = "" if are_same is None or best.url in known else _unlike(best, others, are_same)
+        if reason:
+            resolved[best.url] = replace(best, state="refused", reason=reason)
+        for one in others:
+            taken = "is refused for it" if reason else "is taken"
+            words = f"{shown_url(best.url)} is of step {one.step} as well and {taken}."
+            resolved[one.url] = replace(one, state="duplicate", reason=words)
+    return [resolved.get(one.url, one) for one in ordered]
+
+
+def _unlike(best: Found, others: Sequence[Found], are_same: Callable[[str, str], bool]) -> str:
+    """Why none of several checkpoints of one step can be taken; empty if all are the same."""
+    shown = shown_url(best.url)
+    try:
+        other = next((one for one in others if not are_same(best.url, one.url)), None)
+    except CheckpointError as error:
+        return f"Cannot compare {shown} with others of step {best.step}. {error}"
+    if other is None:
+        return ""
+    return (
+        f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
+        f"{shown_url(other.url)} as well, and they do not hold the same weights: they may be parts "
+        "of a model, or one of them is something else. Name those that you mean, or give "
+        "`--duplicates first` (duplicates='first') to take the first."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +13,7 @@ from sparsitywatch.checkpoints.deepspeed import is_deepspeed, not_supported
 from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed
 from sparsitywatch.checkpoints.huggingface import TRAINER_STATE, open_huggingface, weights_in
 from sparsitywatch.checkpoints.safetensors import read_safetensors
-from sparsitywatch.checkpoints.storage import Folder, Source, filesystem
+from sparsitywatch.checkpoints.storage import Folder, Source, filesystem, url_at
 from sparsitywatch.checkpoints.torch_file import TORCH_STARTS, open_torch
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
@@ -20,6 +21,7 @@ __all__ = ["format_of", "open_checkpoint"]
 
 _START_BYTES = 14
 _SHARDED = ".index.json"
+_SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 
 
 def format_of(names: Collection[str]) -> str | None:
@@ -31,7 +33,9 @@ def format_of(names: Collection[str]) -> str | None:
         return "huggingface"
     if is_deepspeed(names):
         return "deepspeed"
-    return "huggingface" if TRAINER_STATE in names else None
+    # shards come before the index that says which there are
+    is_begun = TRAINER_STATE in names or any(_SHARD.search(name) for name in names)
+    return "huggingface" if is_begun else None
 
 
 def open_checkpoint(
@@ -51,13 +55,14 @@ def open_checkpoint(
         CheckpointError: it cannot be read, or is refused. One line with file and cause.
     """
     fs, path = filesystem(url, storage_options)
-    folder = Folder(fs, path)
+    full = url_at(os.fspath(url), fs, path, path)
+    folder = Folder(fs, path, full)
     if not folder.is_folder():
         if path.endswith(_SHARDED):
             parent, _, name = path.rpartition("/")
-            return open_huggingface(Folder(fs, parent), [name])
+            return open_huggingface(Folder(fs, parent, url_at(full, fs, path, parent)), [name])
         with ExitStack() as unless_open:
-            source = Source(fs, path)
+            source = Source(fs, path, full)
             unless_open.callback(source.close)
             checkpoint = _open_file(source)
             unless_open.pop_all()

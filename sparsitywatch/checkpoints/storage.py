@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import io
 import os
+import re
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -15,7 +19,19 @@ from fsspec.implementations.local import LocalFileSystem
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_error, shown_url
 
-__all__ = ["ByteSource", "Folder", "Source", "check_range", "filesystem", "in_pieces", "one_line"]
+__all__ = [
+    "ByteSource",
+    "Folder",
+    "Source",
+    "asked",
+    "check_range",
+    "filesystem",
+    "forget",
+    "in_pieces",
+    "may_pass",
+    "one_line",
+    "url_at",
+]
 
 #: Longest piece fetched at once from a remote storage, in bytes: bounds the extra memory.
 _PIECE_BYTES = 64 * 2**20
@@ -40,29 +56,129 @@ def filesystem(
         raise CheckpointError(
             f"Cannot read {shown_url(url)}: expected a URL that fsspec can open "
             f"({one_line(error)}). Install what it names, such as pip install "
-            "'sparsitywatch[s3]', or correct the URL."
+            "'sparsitywatch[s3]' or 'sparsitywatch[hub]', or correct the URL."
         ) from error
     return fs, path
 
 
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Turns every failure of a storage into one line that names the file."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise IncompleteCheckpointError(
-            f"Cannot read {url}: expected a file, found none. It may not be written yet, or "
-            "may have been removed."
-        ) from error
-    except PermissionError as error:
-        raise CheckpointError(
-            f"Cannot read {url}: permission denied ({one_line(error)}). Give read access to it."
-        ) from error
-    except Exception as error:  # whatever a storage raises, such as botocore's own
-        raise CheckpointError(f"Cannot read {url}: {one_line(error)}.") from error
+def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> str:
+    """The URL of another place on the storage of a URL: its login, host and chain stay.
+
+    Args:
+        url: of ``path``.
+        fs, path: what ``filesystem`` makes of it.
+        place: another path there.
+    """
+    links = url.split("::")
+    if isinstance(fs, LocalFileSystem) and len(links) == 1:
+        return place
+    # in front of a chain may stand how to read what follows, such as simplecache
+    at = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
+    own, path = links[at].rstrip("/"), path.rstrip("/")
+    if not path:
+        before = links[at]
+    elif own.endswith(path):
+        before = own[: -len(path)]
+    else:
+        before, place = "", str(fs.unstrip_protocol(place))
+    return "::".join([*links[:at], before + place, *links[at + 1 :]])
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+#: Before each further try, in seconds: what passes has mostly passed after a few.
+_PAUSES_S = (0.5, 1.0, 2.0, 4.0)
+#: Answers of a server that may be another one a moment later.
+_PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_PASSING_ERRNO = frozenset({errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+                            errno.ENETUNREACH, errno.EHOSTUNREACH})  # fmt: skip
+#: Errors of clients that need not be installed, by words in their names.
+_CLIENTS = ("aiohttp", "botocore", "httpcore", "httpx", "httpx2", "requests", "urllib3")
+_PASSING_NAME = re.compile(
+    r"Timeout|TimedOut|Disconnected|Connect(?:ion|or|Error)|Protocol(?:Error)?$|ReadError|Payload"
+    r"|IncompleteRead|ChunkedEncoding"
+)
+
+_Answer = TypeVar("_Answer")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether asking again may help: no answer, or a server that is out of order."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        status = _status(cause)
+        if status is not None:
+            return status in _PASSING_STATUS
+        if isinstance(cause, TimeoutError | asyncio.TimeoutError | ConnectionError):
+            return True
+        if isinstance(cause, OSError) and cause.errno in _PASSING_ERRNO:
+            return True
+        kind = type(cause)
+        if kind.__module__.split(".")[0] in _CLIENTS and _PASSING_NAME.search(kind.__name__):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The answer of a server by its number, wherever a client's error keeps it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", getattr(error, "status", None))
+    return status if isinstance(status, int) and status > 0 else None
+
+
+def asked(what: str, ask: Callable[[], _Answer]) -> _Answer:
+    """What a storage answers, asked again a few times where the fault may pass.
+
+    Args:
+        what: such as "Cannot read s3://bucket/a.pt", for the message.
+        ask: asks.
+
+    Raises:
+        IncompleteCheckpointError: what is not there, or is out of reach for now.
+        CheckpointError: anything else that the storage raises, in one line.
+    """
+    for pause_s in (*_PAUSES_S, None):
+        try:
+            return ask()
+        except CheckpointError:  # noqa: PERF203 asking again is what this is for
+            raise
+        except Exception as error:  # whatever a storage raises, such as botocore's own
+            if pause_s is None or not may_pass(error):
+                raise _explained(what, error) from error
+            time.sleep(pause_s)
+    raise AssertionError  # the last pause is None
+
+
+def _explained(what: str, error: Exception) -> CheckpointError:
+    if may_pass(error):
+        return IncompleteCheckpointError(
+            f"{what}: {one_line(_first(error))}, also when asked {len(_PAUSES_S)} more times. The "
+            "storage is out of order, or out of reach; try again later."
+        )
+    if isinstance(error, FileNotFoundError):
+        return IncompleteCheckpointError(
+            f"{what}: expected a file, found none. It may not be written yet, or may have been "
+            "removed."
+        )
+    if isinstance(error, PermissionError):
+        return CheckpointError(
+            f"{what}: permission denied ({one_line(error)}). Give read access to it."
+        )
+    return CheckpointError(f"{what}: {one_line(error)}.")
+
+
+def _first(error: BaseException) -> BaseException:
+    """What a storage made of a fault says less than the fault."""
+    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+
+
+# ------------------------------------------------------------------ files
 
 
 def in_pieces(data: memoryview, buffer: memoryview) -> Iterator[memoryview]:
@@ -112,6 +228,7 @@ class Source:
     Args:
         fs: the file system that it is on.
         path: its path there.
+        url: how it is told; None: as the file system tells it.
 
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
     in place, as nanoGPT does with ``ckpt.pt``, ends the process that looks at it. So a file
@@ -121,9 +238,10 @@ class Source:
     at once, such as s3; others, which need not bear that, one after the other.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
         self.fs, self.path = fs, path
-        self.url = shown_url(path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path))
+        self.url = shown_url(_own_url(fs, path) if url is None else url)
+        self._what = f"Cannot read {self.url}"
         self.num_bytes_read = 0
         self._counting = threading.Lock()
         self._seeking = threading.Lock()
@@ -131,13 +249,21 @@ class Source:
             nullcontext() if fs.async_impl else threading.Lock()
         )
         self._file: io.FileIO | None = None
-        with _explained(self.url):
-            if isinstance(fs, LocalFileSystem):
-                self._file = io.FileIO(path, "rb")
-                self.size = os.fstat(self._file.fileno()).st_size
-            else:
-                self.size = int(fs.info(path)["size"])
-            self._version = self._version_now()
+        # a storage that keeps files open reads ahead of what is asked for; not so without a cache
+        by_opening = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
+        self._exactly = {"cache_type": "none"} if by_opening else {}
+        if isinstance(fs, LocalFileSystem):
+            self._file = asked(self._what, lambda: io.FileIO(path, "rb"))
+            self.size = os.fstat(self._file.fileno()).st_size
+        else:
+            size = asked(self._what, lambda: fs.info(path)["size"])
+            if size is None:
+                raise CheckpointError(
+                    f"{self._what}: expected a server that tells the length of the file, got none. "
+                    "Copy the file, or put simplecache:: in front of the URL."
+                )
+            self.size = int(size)
+        self._version = asked(self._what, self._version_now)
 
     @property
     def is_local(self) -> bool:
@@ -150,7 +276,8 @@ class Source:
             return stat.st_mtime_ns, stat.st_size
         info = self.fs.info(self.path)
         # what a storage tells of a version goes by different names
-        keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size")
+        keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
+                "blob_id", "xet_hash")  # fmt: skip
         return {key: info.get(key) for key in keys}
 
     def check_unchanged(self) -> None:
@@ -159,11 +286,9 @@ class Source:
         Raises:
             IncompleteCheckpointError: the file was written meanwhile.
         """
-        with _explained(self.url):
-            if self._file is None:
-                self.fs.invalidate_cache(self.fs._parent(self.path))
-            is_same = self._version_now() == self._version
-        if not is_same:
+        if self._file is None:
+            forget(self.fs, self.path)
+        if asked(self._what, self._version_now) != self._version:
             raise IncompleteCheckpointError(
                 f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
                 "but it was written meanwhile. Read it again once it is complete."
@@ -181,8 +306,7 @@ class Source:
         check_range(self.url, self.size, start, len(buffer))
         done = 0
         while done < len(buffer):
-            with _explained(self.url):
-                count = self._fill_some(buffer[done:], start + done)
+            count = self._fill_some(buffer[done:], start + done)
             if count == 0:
                 raise IncompleteCheckpointError(
                     f"Cannot read {self.url}: expected {len(buffer)} bytes from {start} on, got "
@@ -208,8 +332,7 @@ class Source:
                 )
 
     def _fetched(self, start: int, length: int) -> memoryview:
-        with _explained(self.url):
-            data = self._cat(start, start + length)
+        data = self._cat(start, start + length)
         self._count(len(data))
         if len(data) == length:
             return memoryview(data)
@@ -223,16 +346,27 @@ class Source:
             data = self._cat(start, start + min(len(buffer), _PIECE_BYTES))
             buffer[: len(data)] = data
             return len(data)
+        file = self._file
         if hasattr(os, "preadv"):
-            return os.preadv(self._file.fileno(), [buffer], start)
+            return asked(self._what, lambda: os.preadv(file.fileno(), [buffer], start))
         with self._seeking:  # Windows
-            self._file.seek(start)
-            return self._file.readinto(buffer) or 0
+            file.seek(start)
+            return asked(self._what, lambda: file.readinto(buffer)) or 0
 
     def _cat(self, start: int, end: int) -> bytes:
-        with self._fetching:
-            data: bytes = self.fs.cat_file(self.path, start=start, end=end)
-        return data[: end - start]
+        def fetch() -> bytes:
+            with self._fetching:
+                data: bytes = self.fs.cat_file(self.path, start=start, end=end, **self._exactly)
+            return data
+
+        data = asked(self._what, fetch)
+        if len(data) > end - start:
+            raise CheckpointError(
+                f"{self._what}: expected the bytes {start} to {end - 1} (an answer of 206), got "
+                f"{len(data)} bytes (200): the server sends files as a whole and does not know "
+                "ranges. Use one that does, or put simplecache:: in front of the URL."
+            )
+        return data
 
     def _count(self, num_bytes: int) -> None:
         with self._counting:
@@ -250,12 +384,13 @@ class Folder:
     Args:
         fs: the file system.
         path: the folder's path there.
+        url: how it is told; None: as the file system tells it.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
         self.fs, self.path = fs, path.rstrip("/")
-        is_local = isinstance(fs, LocalFileSystem)
-        self.url = shown_url(self.path if is_local else fs.unstrip_protocol(self.path))
+        self.url = shown_url(_own_url(fs, self.path) if url is None else url)
+        self._what = f"Cannot read {self.url}"
 
     def open(self, name: str) -> Source:
         """A file of the folder, by its name.
@@ -268,17 +403,33 @@ class Folder:
             raise CheckpointError(
                 f"Refused {self.url}: expected names of files inside the folder, got {name!r}."
             )
-        return Source(self.fs, f"{self.path}/{name}")
+        path = f"{self.path}/{name}"
+        return Source(self.fs, path, url_at(self.url, self.fs, self.path, path))
 
     def is_folder(self) -> bool:
         """Whether it is one now."""
-        with _explained(self.url):
-            self.fs.invalidate_cache(self.fs._parent(self.path))
-            return bool(self.fs.isdir(self.path))
+        forget(self.fs, self.path)
+        return asked(self._what, lambda: bool(self.fs.isdir(self.path)))
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
-        with _explained(self.url):
-            self.fs.invalidate_cache(self.path)
-            listed = self.fs.ls(self.path, detail=False)
+        self.fs.invalidate_cache(self.path)
+        listed = asked(self._what, lambda: self.fs.ls(self.path, detail=False))
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
+
+
+def _own_url(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
+def forget(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Drop what a storage has kept of a path: it may have been written since."""
+    fs.invalidate_cache(path)
+    parent = fs._parent(path)
+    # of a repository of the Hub the parent is no place
+    if parent.strip("/") and not (_protocols(fs)[0] == "hf" and "/" not in parent):
+        fs.invalidate_cache(parent)
+
+
+def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

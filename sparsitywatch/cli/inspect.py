@@ -8,7 +8,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.scope_option import add_scope_option, scope_of
-from sparsitywatch.cli.storage_option import add_storage_option, storage_options
+from sparsitywatch.cli.storage_option import (
+    add_duplicates_option,
+    add_storage_option,
+    storage_options,
+)
 from sparsitywatch.cli.tables import align, count
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
@@ -37,6 +41,7 @@ def add_to(commands: Any) -> None:
     )
     add_scope_option(parser)
     add_storage_option(parser)
+    add_duplicates_option(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a checkpoint")
     parser.set_defaults(run=_run)
 
@@ -46,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sparsitywatch.checkpoints.discovery import discover
 
     options = storage_options(arguments)
-    found = discover(arguments.places, options)
+    found = discover(arguments.places, options, duplicates=arguments.duplicates)
     if len(found) > 1:
         return _list(found, as_json=arguments.json)
     description = describe(found[0], scope_of(arguments), options)

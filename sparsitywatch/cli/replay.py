@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 from sparsitywatch.cli.model_option import add_model_options, model_and_proxy
 from sparsitywatch.cli.progress import Progress
 from sparsitywatch.cli.scope_option import add_scope_option, scope_of
-from sparsitywatch.cli.storage_option import add_storage_option, storage_options
+from sparsitywatch.cli.storage_option import (
+    add_duplicates_option,
+    add_storage_option,
+    storage_options,
+)
 from sparsitywatch.cli.tables import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.records import Event, Record, to_json
@@ -51,6 +55,7 @@ def add_to(commands: Any) -> None:
     )
     add_scope_option(parser)
     add_storage_option(parser)
+    add_duplicates_option(parser)
     parser.add_argument(
         "--tolerance",
         metavar="EPSILON",
@@ -124,6 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 follow=arguments.follow,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
+                duplicates=arguments.duplicates,
             )
         except KeyboardInterrupt:
             told.interrupted()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
 
-__all__ = ["add_storage_option", "storage_options"]
+__all__ = ["add_duplicates_option", "add_storage_option", "storage_options"]
 
 
 def add_storage_option(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,17 @@ def add_storage_option(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="what fsspec is told of the storage, such as endpoint_url=http://... or anon=true; "
         "VALUE is taken as JSON where it is JSON; may be repeated",
+    )
+
+
+def add_duplicates_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option to a command that finds checkpoints."""
+    parser.add_argument(
+        "--duplicates",
+        choices=("refuse", "first"),
+        default="refuse",
+        help="of several checkpoints of one step that do not hold the same weights, such as one "
+        "for each rank, take none (default), or the first",
     )
 
 

@@ -72,6 +72,7 @@ def replay(
     poll_s: float = 5.0,
     idle_timeout_s: float | None = None,
     until: Callable[[], bool] | None = None,
+    duplicates: str = "refuse",
     strict: bool = False,
 ) -> Replayed:
     """Look at saved checkpoints: the same records, events and files as from a live watch.
@@ -112,6 +113,9 @@ def replay(
         poll_s: seconds between two looks at the storage.
         idle_timeout_s: stop following when nothing new has come for so many seconds.
         until: stop following when it returns True; it is asked before each look.
+        duplicates: "refuse": several checkpoints of one step that do not hold the same weights
+            are told and none of them is looked at, since they may be parts of a model; "first":
+            the first one is.
         strict: let what goes wrong in a look out, for tests.
 
     Returns:
@@ -176,10 +180,10 @@ def replay(
     found: dict[str, Found] = {}
 
     def list_now() -> Selection:
-        # what is done is not opened again each time that a sidecar looks
+        # what is done is neither listed nor opened again each time that a sidecar looks
         known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
-        listed = discover(places, orders.storage_options, known)
-        found.update({one.url: one for one in listed if one.state == "complete"})
+        listed = discover(places, orders.storage_options, known, duplicates)
+        found.update({one.url: one for one in listed})
         return select(listed)
 
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)

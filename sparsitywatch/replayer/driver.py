@@ -254,8 +254,9 @@ class Replayer:
     # ------------------------------------------------------------------ failing
 
     def _refuse_late(self, wanted: Sequence[Wanted]) -> None:
+        last_step = self.last_step
         for one in wanted:
-            is_late = one.step < self.last_step and one.step not in self._seen.done
+            is_late = one.step < last_step and one.step not in self._seen.done
             if is_late:
                 self._fail(_too_late(one) if not one.reason else one.failure)
                 self._seen.done.add(one.step)

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from sparsitywatch.checkpoints.stated import part_of
 from sparsitywatch.replayer.driver import Replayer
 from sparsitywatch.replayer.selection import Selection, Wanted
+from sparsitywatch.shown import shown_url
 
 __all__ = ["Patience", "follow"]
 
@@ -39,6 +41,7 @@ class _Waiting:
 
     patience: Patience
     overtaken_since: dict[str, float] = field(default_factory=dict)
+    part_since: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     complete: dict[int, Wanted] = field(default_factory=dict)
 
@@ -57,7 +60,7 @@ class _Waiting:
 
     def _settled(self, one: Wanted, last_complete: int) -> Wanted:
         if not one.reason:
-            return one
+            return self._whole_by_now(one)
         if not one.is_incomplete:
             # what looks damaged may be half-written: it is believed when it stays so
             is_same = self.refused.get(one.url) == one.reason
@@ -68,6 +71,16 @@ class _Waiting:
         since = self.overtaken_since.setdefault(one.url, self.patience.clock())
         is_given_up = self.patience.clock() - since >= self.patience.unfinished_s
         return replace(one, is_incomplete=False) if is_given_up else one
+
+    def _whole_by_now(self, one: Wanted) -> Wanted:
+        """A file of one rank counts once none of another has come beside it for a while."""
+        if part_of(one.url) is None:
+            return one
+        now = self.patience.clock()
+        if now - self.part_since.setdefault(one.url, now) >= self.patience.unfinished_s:
+            return one
+        reason = f"Cannot read {shown_url(one.url)} yet: others of its step may still be written."
+        return replace(one, reason=reason, is_incomplete=True)
 
 
 def follow(

@@ -113,7 +113,7 @@ def test_a_large_tensor_comes_in_pieces(counting, monkeypatch: pytest.MonkeyPatc
     [
         (PermissionError("Forbidden"), r"permission denied \(PermissionError: Forbidden\)"),
         (FileNotFoundError("gone"), "expected a file, found none"),
-        (TimeoutError("slow\nstorage"), "TimeoutError: slow storage"),
+        (TimeoutError("slow\nstorage"), "TimeoutError: slow storage, also when asked 4 more times"),
         (RuntimeError(), "RuntimeError"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("sparsitywatch", ["fast"]),
+        ("sparsitywatch", ["fast", "hub"]),
         ("integrations", ["huggingface"]),
         ("examples", ["demo"]),
         ("benchmarks", ["dev"]),

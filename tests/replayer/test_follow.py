@@ -258,3 +258,18 @@ def test_a_place_that_is_out_of_reach_for_a_while(run, tmp_path: Path, follow) -
     )
     assert [record.step for record in replayed.records] == [10, 20]
     assert replayed.failures == []
+
+
+def test_a_file_of_one_rank_waits_for_the_others(run, tmp_path: Path, follow, steps) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    shutil.copy(run / "step-10.pt", place / "step-10_rank0.pt")
+    replayed = follow(
+        lambda: steps.append("alone"),
+        lambda: shutil.copy(run / "step-20.pt", place / "step-10_rank1.pt"),
+        lambda: shutil.copy(run / "step-30.pt", place / "step-30_rank0.pt"),
+        on_record=[lambda record: steps.append((record.step, record.valid))],
+    )
+    # the second rank has other weights: none of the two is the model
+    assert steps == ["alone", (10, False), (30, True)]
+    assert ["they do not hold the same weights" in f.reason for f in replayed.failures] == [True]

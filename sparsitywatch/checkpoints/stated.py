@@ -1,0 +1,215 @@
+"""What the name of a checkpoint states: its step, of what it is one part, whether it is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+__all__ = ["Part", "is_temporary", "part_of", "path_parts", "step_of_name", "without_temporary"]
+
+#: A link of a chained URL that has no path of its own, such as simplecache.
+_BARE_LINK = re.compile(r"[a-z][a-z0-9_+]*")
+
+
+def path_parts(url: str) -> list[str]:
+    """The components of the path in a URL; of a chained one those of the first path in it.
+
+    >>> path_parts("zip://run/step-5.pt::s3://bucket/all.zip")
+    ['run', 'step-5.pt']
+    >>> path_parts("simplecache::s3://bucket/run/step-5.pt")
+    ['bucket', 'run', 'step-5.pt']
+    """
+    links = url.split("::")
+    while len(links) > 1 and _BARE_LINK.fullmatch(links[0]):
+        del links[0]
+    scheme, has_scheme, path = links[0].rpartition("://")
+    if scheme in ("http", "https"):
+        path = re.split("[?#]", path, maxsplit=1)[0]
+    if has_scheme and len(links) > 1 and not path.strip("/"):  # all of an archive
+        return path_parts("::".join(links[1:]))
+    return [part for part in path.split("/") if part]
+
+
+# ------------------------------------------------------------------ steps
+
+#: 500, 1_000, 1,000 or 1.5, and then k, M or e5.
+_NUMBER = (
+    r"(?P<number>\d{1,3}(?:[_,]\d{3})+(?!\d)|\d+(?:\.\d+)?)"
+    r"(?:[eE]\+?(?P<exponent>\d{1,2})|(?P<unit>[kKmM]))?(?![A-Za-z0-9]|-of-\d)"
+)
+_WHOLE = r"(?P<number>\d+)(?![A-Za-z0-9]|\.\d|-of-\d)"
+_GAP = r"(?:__|--|[_=:. -])?"
+#: "timestep5" and "lambda5" count something else.
+_WORD = r"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z])|(?<=global)|(?<=train)|(?<=opt))"
+_COUNTED = r"(?i:steps?|iterations?|iters?|updates?)"
+
+#: What says that a number counts steps: these are believed, even where it looks like a date.
+_SURE = (
+    re.compile(rf"{_WORD}{_COUNTED}{_GAP}{_NUMBER}"),
+    re.compile(rf"(?<![A-Za-z])ba{_NUMBER}"),  # Composer's ep0-ba1000: epoch, batches
+    re.compile(rf"(?<![A-Za-z])checkpoint_\d+_(?!0\d){_WHOLE}"),  # fairseq's: epoch, updates
+    re.compile(rf"(?<=[_-]){_NUMBER}[_ -]{_COUNTED}$"),
+)
+#: What may as well be a size (125m, 7b) or a day, and is a step only where it is neither.
+_LIKELY = (
+    re.compile(rf"{_WORD}(?i:checkpoint|ckpt){_GAP}{_NUMBER}(?<!m)"),
+    re.compile(rf"{_WORD}(?i:model){_GAP}{_WHOLE}"),
+    re.compile(rf"^{_NUMBER}(?<!m)$"),
+)
+#: Words before "steps" that make of them a setting, not how far training has come.
+_SETTING = re.compile(
+    r"(?:^|[^a-z])(?:accum(?:ulation)?|cooldown|decay|diffusion|eval|every|inference|log(?:ging)?"
+    r"|max|min|n|num|per|sampling|save|total|val|warm_?up)[_. -]?$",
+    re.IGNORECASE,
+)
+_DATE = re.compile(
+    r"(?<!\d)(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[-_T ]?\d\d[-_:.h]?\d\d(?:[-_:.m]?\d\d)?)?(?!\d)"
+)
+_SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar|tmp|part))+$")
+#: No training goes on for so long; a number beyond it is a hash, or a time.
+_TOO_MANY = 10**15
+
+
+def step_of_name(url: str) -> int | None:
+    """The step that the name of a checkpoint states, or that of the folder around it.
+
+    A number counts if the name says that it counts steps, or if it is the whole name. Units are
+    read: 20k, 1.5M, 1e5, 1_000. Sizes of models, days, epochs, ranks and settings are no steps.
+
+    >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/step=7.ckpt", "a/000120.pt", "b/w.pt")]
+    [500, 7, 120, None]
+    >>> [step_of_name(n) for n in ("step_20k", "1M", "ep0-ba1000-rank0.pt", "model-7b")]
+    [20000, 1000000, 1000, None]
+    """
+    # inside the folder of a step each rank may have one of its own
+    parts = [part for part in path_parts(url)[-3:] if not _is_only_a_rank(part)]
+    steps = (_step_in(_SUFFIX.sub("", part)) for part in reversed(parts[-2:]))
+    return next((step for step in steps if step is not None), None)
+
+
+def _step_in(stem: str) -> int | None:
+    undated = _DATE.sub("", stem)
+    for patterns, text in ((_SURE, stem), (_LIKELY, undated)):
+        for pattern in patterns:
+            found = [m for m in pattern.finditer(text) if not _SETTING.search(text[: m.start()])]
+            if found:
+                return _counted(found[-1].groupdict())
+    return None
+
+
+def _counted(said: dict[str, str | None]) -> int | None:
+    value = Fraction(re.sub("[_,]", "", said["number"] or ""))
+    value *= 10 ** {"": 0, "k": 3, "m": 6}[(said.get("unit") or "").lower()]
+    value *= 10 ** int(said.get("exponent") or 0)
+    return int(value) if value.denominator == 1 and value < _TOO_MANY else None
+
+
+# ------------------------------------------------------------------ parts
+
+#: mp_rank_00_000, tp_rank_00_pp_rank_001, world_size_8_rank_0, rank0-of-8, shard0.
+_RANK = (
+    r"(?:world_size_(?P<world>\d+)_)?(?P<axis>(?:[a-z]+_)?)(?:rank|shard)[_-]?(?P<rank>\d+)"
+    r"(?P<stage>_\d{3})?(?:[_-]?of[_-]?(?P<ranks>\d+))?"
+)
+_PART = re.compile(
+    rf"(?:^|(?<=[._-]))(?:{_RANK}|part[_-]?(?P<piece>\d+))(?![A-Za-z0-9])"
+    r"|-(?P<shard>\d+)-of-(?P<shards>\d+)(?=\.|$)"
+    r"|^__(?P<process>\d+)_\d+(?=\.|$)"  # what a process of FSDP saves by itself
+    r"|^consolidated\.(?P<consolidated>\d+)(?=\.|$)"  # Llama as Meta published it
+)
+#: The rank of a matrix, not of a process.
+_RANK_OF_A_MATRIX = re.compile(r"(?:lora|low|svd|lr|matrix|full)[_-]?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A name that says to be of one rank, or one of several files.
+
+    Args:
+        others: what the names of the others match; numbers are left open.
+        depth: how many components of the path follow on the one that says so.
+        is_one_of_several: whether there are others for certain, also where none are found.
+    """
+
+    others: re.Pattern[str]
+    depth: int
+    is_one_of_several: bool
+
+
+def part_of(url: str) -> Part | None:
+    """What a path states of being a part; its last three components are looked at.
+
+    >>> part_of("run/checkpoint-500_rank0.pt").is_one_of_several
+    False
+    >>> part_of("run/model-00001-of-00002.safetensors").is_one_of_several
+    True
+    """
+    for depth, name in enumerate(reversed(path_parts(url)[-3:])):
+        found = [m for m in _PART.finditer(name) if not _is_of_a_matrix(name, m)]
+        if found:
+            is_sure = any(_has_others(match, is_file=depth == 0) for match in found)
+            return Part(_with_open_numbers(name, found), depth, is_sure)
+    return None
+
+
+def _is_of_a_matrix(name: str, match: re.Match[str]) -> bool:
+    before = name[: match.start()] + (match["axis"] or "")
+    return match["rank"] is not None and _RANK_OF_A_MATRIX.search(before) is not None
+
+
+def _has_others(match: re.Match[str], *, is_file: bool) -> bool:
+    said = match.groupdict()
+    if any(int(said[key] or 0) > 1 for key in ("world", "ranks", "shards")) or said["stage"]:
+        return True
+    # without a number 0 there is at least that one; "rank8/" may be many things
+    number = said["rank"] if is_file or said["axis"] else None
+    return int(number or said["process"] or said["consolidated"] or 0) > 0
+
+
+def _with_open_numbers(name: str, found: list[re.Match[str]]) -> re.Pattern[str]:
+    pattern, end = "", 0
+    for match in found:
+        pattern += re.escape(name[end : match.start()]) + re.sub(r"\d+", r"\\d+", match[0])
+        end = match.end()
+    return re.compile(pattern + re.escape(name[end:]))
+
+
+def _is_only_a_rank(name: str) -> bool:
+    return "." not in name and _PART.sub("", name).strip("_-") == ""
+
+
+# ------------------------------------------------------------------ names until a writer is done
+
+_TEMPORARY_START = re.compile(r"^[._]*tmp[._-]", re.IGNORECASE)
+_TEMPORARY_END = re.compile(
+    r"\.(?:tmp|part|partial|incomplete|saving)(?:[._-]\w*)?$|~$", re.IGNORECASE
+)
+
+
+def is_temporary(url: str) -> bool:
+    """Whether a name is one that a writer uses until it is done.
+
+    Of the folder around only if that is of a step itself: a run may lie in ``tmp_exp``.
+
+    >>> [is_temporary(n) for n in ("tmp-checkpoint-5", "tmp_exp/step-5.pt", "a/step-5.pt.tmp")]
+    [True, False, True]
+    """
+    *around, name = path_parts(url)[-2:] or [""]
+    if _TEMPORARY_END.search(name):
+        return True
+    return any(
+        (_TEMPORARY_START.search(part) or _TEMPORARY_END.search(part))
+        and _step_in(without_temporary(part)) is not None
+        for part in (*around, name)
+    )
+
+
+def without_temporary(name: str) -> str:
+    """The name that a file will have once its writer is done.
+
+    >>> without_temporary("tmp-checkpoint-5"), without_temporary("step-5.pt.tmp")
+    ('checkpoint-5', 'step-5.pt')
+    """
+    return _TEMPORARY_END.sub("", _TEMPORARY_START.sub("", name))
