@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.logdir import place, prepare
+from sparsitywatch.logdir import Claim, place, prepare
 from sparsitywatch.measurement import Measurement, Settings
 from sparsitywatch.optimizers import unwrap_optimizer
 from sparsitywatch.pace import Pace
@@ -36,11 +35,6 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 __all__ = ["watch"]
 
 _logger = logging.getLogger("sparsitywatch")
-
-#: The watches of each optimizer by log directory, so that one place is written by one.
-_open_watches: weakref.WeakKeyDictionary[
-    torch.optim.Optimizer, dict[str, weakref.ReferenceType[Watcher]]
-] = weakref.WeakKeyDictionary()
 
 
 def watch(
@@ -145,11 +139,10 @@ def watch(
     if proxy is not None and not off:
         proxy.check(inner)
     directory = None if logdir is None or off else place(logdir)
-    own: list[Sink] = (
-        [] if directory is None else [JsonlSink(directory), TensorBoardSink(directory)]
-    )
     pipeline = Pipeline(
-        sinks=[*own, *sinks],
+        claim=Claim(directory),
+        in_log=(JsonlSink, TensorBoardSink),
+        sinks=sinks,
         detectors=detectors,
         on_event=on_event,
         on_record=on_record,
@@ -157,10 +150,9 @@ def watch(
     )
     snapshot = Snapshot.of(inner, chosen, initial_step or 0)
     initial_rms = {} if off else _rms(snapshot)
-    _replace_open_watch(real_optimizer, logdir)
     if directory is not None:
         prepare(directory)
-    watcher = Watcher(
+    return Watcher(
         model,
         real_optimizer,
         scope=chosen,
@@ -168,32 +160,11 @@ def watch(
         pipeline=pipeline,
         pace=pace,
         motion=None if dormant_samples == 0 else Motion(dormant_samples),
-        directory=directory,
         background=background,
         initial_step=initial_step,
         strict=strict,
         off=off,
     )
-    if real_optimizer is not None:
-        _open_watches.setdefault(real_optimizer, {})[_place(logdir)] = weakref.ref(watcher)
-    return watcher
-
-
-def _replace_open_watch(
-    optimizer: torch.optim.Optimizer | None, logdir: str | os.PathLike[str] | None
-) -> None:
-    """Attaching again, as in a notebook's cell that is run twice, watches once."""
-    if optimizer is None or logdir is None:
-        return
-    reference = _open_watches.get(optimizer, {}).get(_place(logdir))
-    earlier = reference() if reference else None
-    if earlier is not None and not earlier.closed:
-        _logger.warning("sparsitywatch: already watched into %s; the first watch is closed", logdir)
-        earlier.close()
-
-
-def _place(logdir: str | os.PathLike[str] | None) -> str:
-    return "" if logdir is None else os.path.realpath(logdir)
 
 
 def _rms(snapshot: Snapshot) -> dict[str, float]:

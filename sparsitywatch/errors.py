@@ -7,6 +7,7 @@
     │   ├── ScopeError                         which weights count
     │   └── ProxyError                         what is measured
     ├── StateError (also ValueError)           saved state that is incomplete or of another run
+    ├── LogTakenError (also RuntimeError)      another watch writes to this log now
     ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
     │   └── IncompleteCheckpointError          one that is not, or not yet, all there
     ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
@@ -24,6 +25,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "IncompleteCheckpointError",
+    "LogTakenError",
     "MeasurementError",
     "MissingExtraError",
     "ProxyError",
@@ -54,6 +56,10 @@ class ProxyError(ConfigurationError):
 
 class StateError(SparsityWatchError, ValueError):
     """Saved state that lacks a key, or belongs to another model, proxy or schema."""
+
+
+class LogTakenError(SparsityWatchError, RuntimeError):
+    """A log that another watch has taken over: what comes late is not written into it."""
 
 
 class CheckpointError(SparsityWatchError, ValueError):

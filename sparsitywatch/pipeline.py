@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.chronicle import Changes
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, LogTakenError
 from sparsitywatch.history import Detector, History
+from sparsitywatch.logdir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve
 from sparsitywatch.sinks.base import Sink
 
@@ -26,10 +29,14 @@ class Pipeline:
     """Takes records in the order of their steps and passes on what they mean.
 
     Nothing that goes wrong in a sink or an action leaves it: the cause is logged, the
-    others go on, and a sink that keeps failing is left out.
+    others go on, and a sink that keeps failing is left out. Only a log that another watch has
+    taken over ends it: ``take`` raises, and nothing more is written.
 
     Args:
-        sinks: told everything, in this order.
+        claim: to the directory of the log. Sinks write while it is held; None where nobody else
+            can write.
+        in_log: make the sinks that write into that directory, when it is known at last.
+        sinks: told everything after those, in this order.
         detectors: by the name of the series each one watches.
         on_event: called with each event, after the sinks have it.
         on_record: called with each record, after the sinks have it.
@@ -39,6 +46,8 @@ class Pipeline:
     def __init__(
         self,
         *,
+        claim: Claim | None = None,
+        in_log: Sequence[Callable[[Path], Sink]] = (),
         sinks: Sequence[Sink] = (),
         detectors: Mapping[str, Detector] | None = None,
         on_event: Sequence[Callable[[Event], object]] = (),
@@ -51,6 +60,8 @@ class Pipeline:
                     f"Expected `{name}` to be a sequence of functions, got {functions!r}. "
                     "Put a single function in a list."
                 )
+        self.claim = Claim(None) if claim is None else claim
+        self._in_log = in_log
         self._sinks = list(sinks)
         self._history = History(detectors or {})
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
@@ -79,14 +90,24 @@ class Pipeline:
         self._history.recall(records, events)
 
     def open(self, run: RunInfo) -> None:
-        """Open the sinks, before the first record."""
-        for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
-        self._history.initial_rms = dict(run.initial_rms)
-        late = self._history.finish_recall()
-        self._unsaid = late.new
-        for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: self._tell(sink, late))  # type: ignore[misc]
+        """Open the sinks, before the first record.
+
+        Raises:
+            LogTakenError: another watch has taken the log over.
+        """
+        if self.claim.directory is not None:
+            made = [make(self.claim.directory) for make in self._in_log]
+            self._sinks, self._in_log = [*made, *self._sinks], ()
+        with self.claim.writing():
+            for sink in self._sinks:
+                self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
+            self._history.initial_rms = dict(run.initial_rms)
+            late = self._history.finish_recall()
+            self._unsaid = late.new
+            for sink in self._sinks:
+                self._guarded(sink, lambda sink=sink: self._tell(sink, late))  # type: ignore[misc]
+        # what was written is on the disk already; a sink may have a last word, such as a picture
+        atexit.register(self._at_exit)
 
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
@@ -100,11 +121,24 @@ class Pipeline:
         Sinks are also given what is learned about earlier events; actions are not.
 
         May run in another thread than ``act``, one record after the other.
+
+        Raises:
+            LogTakenError: another watch has taken the log over; the record is dropped.
         """
         started = time.perf_counter()
-        changes = self._history.add(record)
-        for sink in self._sinks:
-            self._guarded(sink, lambda sink=sink: self._write(sink, record, detail, changes))  # type: ignore[misc]
+        try:
+            with self.claim.writing():
+                changes = self._history.add(record)
+                for sink in self._sinks:
+                    self._guarded(
+                        sink,
+                        lambda sink=sink: self._write(sink, record, detail, changes),  # type: ignore[misc]
+                    )
+        except LogTakenError as error:
+            _logger.warning(
+                "sparsitywatch: the snapshot at step %d is dropped: %s", record.step, error
+            )
+            raise
         events, self._unsaid = [*self._unsaid, *changes.new], ()
         self.publish_s = time.perf_counter() - started
         return events
@@ -121,13 +155,27 @@ class Pipeline:
         return self._history.is_suspicious
 
     def close(self) -> None:
-        """Close the sinks, then the actions that can be closed."""
-        for sink in self._sinks:
-            self._guarded(sink, sink.close)
+        """Close the sinks, then the actions that can be closed; let go of the log."""
+        self._at_exit()
         for action in (*self._on_event, *self._on_record):
             close = getattr(action, "close", None)
             if callable(close):
                 self._act_once(lambda _, close=close: close(), None)  # type: ignore[misc]
+
+    def _at_exit(self) -> None:
+        atexit.unregister(self._at_exit)
+        self._close_sinks()
+        self.claim.release()
+
+    def _close_sinks(self) -> None:
+        try:
+            with self.claim.writing():
+                for sink in self._sinks:
+                    self._guarded(sink, sink.close)
+        except LogTakenError as error:
+            _logger.warning("sparsitywatch: the log is left as it is: %s", error)
+            for sink in self._sinks:
+                self._guarded(sink, getattr(sink, "abandon", sink.close))
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events of the run go on from; plain data."""

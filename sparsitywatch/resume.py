@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.errors import StateError
-from sparsitywatch.logdir import set_aside
+from sparsitywatch.errors import LogTakenError, StateError
+from sparsitywatch.logdir import Claim
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
@@ -18,6 +19,8 @@ from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.scope import Scope
 
 __all__ = ["begin", "check_state"]
+
+_logger = logging.getLogger("sparsitywatch")
 
 _STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "pace")
 
@@ -41,24 +44,23 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
 
 
 def begin(
-    directory: Path | None,
     initial_step: int,
     scope: Scope,
     measurement: Measurement,
     pipeline: Pipeline,
     trace: OptimizerTrace,
 ) -> None:
-    """Open the sinks of ``pipeline``, after taking up what the log in ``directory`` holds.
+    """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
 
     A run that starts at step 0 moves an earlier log aside instead, and any run that of a replay:
-    what it says of the weights is not of this training.
+    what it says of the weights is not of this training. A log that a living process writes is
+    moved by nobody: a run that does not go on from it writes beside it.
+
+    Raises:
+        LogTakenError: another watch has taken the log over meanwhile.
     """
-    if directory is not None:
-        manifest = read_manifest(directory)
-        if initial_step == 0 or (manifest is not None and manifest.replayed_from):
-            set_aside(directory)
-        else:
-            _take_up(directory, initial_step, measurement, pipeline, trace)
+    if pipeline.claim.directory is not None and _claimed(pipeline.claim, initial_step):
+        _take_up(pipeline.claim.directory, initial_step, measurement, pipeline, trace)
     info = RunInfo(
         initial_step=initial_step,
         provenance=measurement.provenance,
@@ -66,6 +68,27 @@ def begin(
         initial_rms=measurement.initial_rms,
     )
     pipeline.open(info)
+
+
+def _claimed(claim: Claim, initial_step: int) -> bool:
+    """Claim a directory to write into; returns whether this run goes on from what it holds."""
+    directory = claim.directory
+    assert directory is not None  # noqa: S101 for the type checker
+    manifest = read_manifest(directory)
+    goes_on = initial_step > 0 and not (manifest is not None and manifest.replayed_from)
+    anew = "" if goes_on else "which this one does not go on from"
+    try:
+        # the process that this one follows may be dying still, and must not write any more
+        claim.take(over="all" if goes_on else "own", anew=anew)
+    except LogTakenError as error:
+        claim.move()
+        _logger.warning(
+            "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
+            error,
+            claim.directory,
+        )
+        return _claimed(claim, 0)
+    return goes_on
 
 
 def _take_up(

@@ -7,13 +7,12 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sparsitywatch.errors import StateError
+from sparsitywatch.errors import LogTakenError, StateError
 from sparsitywatch.looker import Finished, Looker
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
@@ -49,7 +48,6 @@ class Watcher:
         pipeline: what becomes of the record.
         pace: when to look.
         motion: remembers the weights of the last look; None to leave motion out.
-        directory: where the sinks write, or None.
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         strict: let what goes wrong out, for tests.
@@ -66,7 +64,6 @@ class Watcher:
         pipeline: Pipeline,
         pace: Pace,
         motion: Motion | None,
-        directory: Path | None,
         background: bool,
         initial_step: int | None,
         strict: bool = False,
@@ -74,13 +71,13 @@ class Watcher:
     ) -> None:
         self._scope, self._measurement, self._pipeline = scope, measurement, pipeline
         self._pace, self._background = pace, background
-        self._directory, self._strict, self._off = directory, strict, off
+        self._strict, self._off = strict, off
         self._trace = OptimizerTrace(optimizer, scope, motion)
         masked = MaskedModel(model, scope)
         self._looker = Looker(masked, scope, measurement, pipeline, self._trace, strict=strict)
         self._step = initial_step
         self._pid = os.getpid()
-        self._opened = self._closed = False
+        self._opened = self._closed = self._in_hook = False
         self._failures = self._steps_seen = 0
         self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
         self._handle: Any = None
@@ -120,7 +117,7 @@ class Watcher:
     @property
     def off(self) -> str:
         """Why the watch does nothing; empty if it does."""
-        return self._off
+        return self._off or self._pipeline.claim.lost
 
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
@@ -134,9 +131,7 @@ class Watcher:
         Once called, it alone counts: the optimizer's hook is taken off. ``step`` is the
         number of steps done by now, by default one more than before.
         """
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        self._detach()
         if self._is_idle():
             return
         with self._boundary():
@@ -175,6 +170,7 @@ class Watcher:
             "optimizer": self._trace.state_dict(),
             "pipeline": self._pipeline.state_dict(),
             "pace": self._pace.state_dict(),
+            "log": self._pipeline.claim.name,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +187,7 @@ class Watcher:
         self._measurement.initial_rms = dict(state["initial_rms"])
         self._trace.load_state_dict(state["optimizer"])
         self._pace.load_state_dict(state["pace"])
+        self._pipeline.claim.go_back(str(state.get("log", "")))
         self._open()
         self._pipeline.load_state_dict(state["pipeline"])
 
@@ -200,8 +197,7 @@ class Watcher:
         if self._closed:
             return
         self._closed = True
-        if self._handle is not None:
-            self._handle.remove()
+        self._detach()
         if self._off or os.getpid() != self._pid:
             return
         if self._steps_seen == 0 and not self._opened:
@@ -219,12 +215,22 @@ class Watcher:
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         if self._is_idle():
             return
-        with self._boundary():
-            if step_was_skipped(optimizer):
-                return
-            if self._step is None:  # not told, so the optimizer's own count says it
-                self._step = max(self._trace.steps_done - 1, 0)
-            self._advance(self._step + 1)
+        self._in_hook = True
+        try:
+            with self._boundary():
+                if step_was_skipped(optimizer):
+                    return
+                if self._step is None:  # not told, so the optimizer's own count says it
+                    self._step = max(self._trace.steps_done - 1, 0)
+                self._advance(self._step + 1)
+        finally:
+            self._in_hook = False
+
+    def _detach(self) -> None:
+        """Take the hook off, unless torch is going through the hooks: an idle one does no harm."""
+        if self._handle is not None and not self._in_hook:
+            self._handle.remove()
+            self._handle = None
 
     def _advance(self, step: int) -> None:
         self._open()
@@ -242,6 +248,8 @@ class Watcher:
         self._collect(wait=True)
         if self._off:
             return
+        if lost := self._pipeline.claim.lost:  # before anything is measured in vain
+            raise LogTakenError(lost)
         started = self._pace.budget.now()
         effort = self._pace.effort(self._pipeline.publish_s, evaluates=evaluates)
         if behind:
@@ -286,6 +294,8 @@ class Watcher:
         self._pace.budget.enter()
         try:
             yield
+        except LogTakenError as error:
+            self._switch_off(str(error))
         except Exception as error:
             if self._strict:
                 raise
@@ -307,6 +317,4 @@ class Watcher:
             return
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step
-        begin(
-            self._directory, self._step, self._scope, self._measurement, self._pipeline, self._trace
-        )
+        begin(self._step, self._scope, self._measurement, self._pipeline, self._trace)

@@ -6,6 +6,9 @@ import copy
 import math
 import os
 import pickle
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.measurement import Measurement
 from sparsitywatch.sinks.jsonl import read_events, read_records
 
 
@@ -394,14 +398,165 @@ def test_a_model_or_an_optimizer_that_is_none(tmp_path: Path) -> None:
         sw.watch(run.model, object(), logdir=None)  # type: ignore[arg-type]
 
 
-def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path, caplog) -> None:
+def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -> None:
     run = Run()
     first = run.watch(tmp_path)
     run.train(3)
     second = run.watch(tmp_path)
     run.train(3)
     second.close()
-    assert "already watched" in caplog.text
+    assert "another one in this process has taken over" in first.off
     assert [r.step for r in first.records] == [3]
     assert [r.step for r in second.records] == [3, 6]
     assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
+
+
+# ------------------------------------------------------------------ one writer on a log
+
+
+def hold_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Snapshots wait behind the training: one event says that one does, the other lets it go on."""
+    is_on_its_way, go_on = threading.Event(), threading.Event()
+    measure = Measurement.record
+
+    def wait(*args, **options):
+        is_on_its_way.set()
+        assert go_on.wait(60)
+        return measure(*args, **options)
+
+    monkeypatch.setattr(Measurement, "record", wait)
+    return is_on_its_way, go_on
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_a_later_watch_fences_off_a_snapshot_that_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, is_resumed: bool
+) -> None:
+    """A cell of a notebook that is run again: a new optimizer, and nobody closed the first."""
+    first = Run()
+    late = first.watch(tmp_path, proxy=None)
+    first.train(4)
+    assert [r.step for r in late.records] == [3]
+    checkpoint = first.checkpoint(late)
+    with monkeypatch.context() as patched:
+        is_on_its_way, go_on = hold_up(patched)
+        first.train(2)
+        assert is_on_its_way.wait(60)
+    second = Run()
+    if is_resumed:
+        second.restore(checkpoint)
+    with second.watch(tmp_path, proxy=None) as later:
+        if is_resumed:
+            later.load_state_dict(checkpoint["watch"])
+        second.train(4)
+        go_on.set()
+        assert [r.step for r in late.records] == [3]  # waits for the late one
+        assert "another one in this process has taken over" in late.off
+        assert "the snapshot at step 6 is dropped: another one in this process" in caplog.text
+        first.train(3)
+        second.train(3)
+        steps = [r.step for r in later.records]
+    assert steps == ([3, 6, 9] if is_resumed else [3, 6])
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == steps
+    late.close()
+    assert not (tmp_path / "sparsitywatch" / ".writer").exists()
+
+
+def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
+    is_in, go_on = threading.Event(), threading.Event()
+
+    class Slow(sw.AbruptChange):
+        def update(self, step, value, context=None):
+            if step == 6:
+                is_in.set()
+                assert go_on.wait(60)
+            return super().update(step, value, context)
+
+    first = Run()
+    early = first.watch(tmp_path, detectors={"near_zero/initial_0.1": Slow()})
+    first.train(4)
+    checkpoint = first.checkpoint(early)
+    first.train(2)
+    assert is_in.wait(60)
+    second = Run()
+    second.restore(checkpoint)
+    timer = threading.Timer(0.2, go_on.set)
+    timer.start()
+    options = {"detectors": {"near_zero/initial_0.1": sw.AbruptChange()}}
+    with second.watch(tmp_path, **options) as later:
+        later.load_state_dict(checkpoint["watch"])
+        assert go_on.is_set()
+        second.train(2)
+    timer.join()
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
+    assert [r.step for r in early.records] == [3, 6]  # it was whole before it was superseded
+
+
+def test_closing_the_watch_in_an_action_is_no_fault_of_the_training() -> None:
+    run = Run()
+    options = {"on_record": [lambda _: watcher.close()], "background": False}
+    watcher = run.watch(None, **options)
+    run.train(7)
+    assert (watcher.closed, len(watcher.records)) == (True, 1)
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_watch import Run
+run = Run()
+watcher = run.watch(Path(sys.argv[1]), proxy=None)
+for line in sys.stdin:
+    run.train(int(line))
+    print([r.step for r in watcher.records], watcher.off, flush=True)
+"""
+
+
+class OtherProcess:
+    """A watched training in another process, told how many steps to take."""
+
+    def __init__(self, logdir: Path) -> None:
+        script = OTHER_PROCESS.format(tests=str(Path(__file__).parent))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(logdir)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def train(self, steps: int) -> str:
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> int:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(60)
+
+
+def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
+    other = OtherProcess(tmp_path)
+    assert other.train(4) == "[3]"
+    # another run that was started by mistake: nobody loses anything
+    mistake = Run()
+    with mistake.watch(tmp_path, proxy=None) as beside:
+        mistake.train(3)
+        state = beside.state_dict()
+    assert f"process {other.process.pid}" in caplog.text
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3]
+    assert other.train(2) == "[3, 6]"
+    again = Run()
+    with again.watch(tmp_path, proxy=None) as beside:
+        beside.load_state_dict(state)  # it knows where its log is
+        again.train(3)
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3, 6]
+    # the same run, taken up from its step 4 while the process before is dying
+    resumed = Run()
+    with resumed.watch(tmp_path, proxy=None, initial_step=4) as watcher:
+        resumed.train(1)
+        steps, _, why = other.train(3).partition("] ")
+        assert (steps, f"process {os.getpid()}" in why) == ("[3, 6", True)
+        resumed.train(4)
+        assert [r.step for r in watcher.records] == [3, 6, 9]
+    assert other.end() == 0
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6, 9]

@@ -15,7 +15,7 @@ from torch import nn
 from sparsitywatch.checkpoints.discovery import Found, discover
 from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.logdir import place
+from sparsitywatch.logdir import Claim, place
 from sparsitywatch.measurement import Settings
 from sparsitywatch.pipeline import Detector, Pipeline, log_event
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
@@ -164,12 +164,9 @@ def replay(
         # without the decay clock dormant weights cannot be told from a model that stands still
         defaults = default_detectors(settings)
         detectors = {n: d for n, d in defaults.items() if not n.startswith("motion/")}
-    # the lines of JSON come last: what they hold is everywhere
-    own: list[Sink] = (
-        [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]
-    )
     pipeline = Pipeline(
-        sinks=[*sinks, *own],
+        claim=Claim(directory),
+        sinks=[*sinks, *_sinks_into(directory)],
         detectors=detectors,
         on_event=on_event,
         on_record=on_record,
@@ -189,6 +186,11 @@ def replay(
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     _run(replayer, list_now, patience if follow else None)
     return replayer.result()
+
+
+def _sinks_into(directory: Path | None) -> list[Sink]:
+    """The sinks of the log. The lines of JSON come last: what they hold is everywhere."""
+    return [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]
 
 
 def _run(replayer: Replayer, list_now: Callable[[], Selection], patience: Patience | None) -> None:

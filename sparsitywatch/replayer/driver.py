@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.history import Detector
-from sparsitywatch.logdir import Claim
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Event, Record
 from sparsitywatch.replayer.log import check_same, is_told, mask_thresholds, read_log
@@ -62,8 +61,8 @@ class Replayer:
         self._orders, self._pipeline, self._detectors = orders, pipeline, detectors
         self._listeners = listeners
         motion = None if orders.num_samples == 0 else Motion(orders.num_samples)
-        self._claim = Claim(orders.directory)
-        self._publisher = Publisher(pipeline, self._claim, orders, motion)
+        self._claim = pipeline.claim
+        self._publisher = Publisher(pipeline, orders, motion)
         self._plan: Plan | None = None  # not before a checkpoint could be opened
         self._seen = _Seen()
 
@@ -149,7 +148,7 @@ class Replayer:
             num_threads=None if orders.executor is None else 1,
             strict=orders.strict,
         )
-        self._claim.take()  # nobody may write to what is read here
+        self._claim.take(over="none")  # nobody may write to what is read here
         log = read_log(orders.directory)
         if log.run is None:
             return

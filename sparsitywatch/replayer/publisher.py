@@ -11,7 +11,7 @@ import torch
 
 from sparsitywatch.analysis.overlap import MaskHistory
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.logdir import Claim, prepare
+from sparsitywatch.logdir import prepare
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Detail, MaskOverlap, Record, RunInfo
@@ -29,7 +29,6 @@ class Publisher:
 
     Args:
         pipeline: detects, remembers, tells the sinks.
-        claim: to the directory that the sinks write into.
         orders: what was asked for.
         motion: compares the weights with those of the look before; None to leave that out.
 
@@ -40,11 +39,10 @@ class Publisher:
     def __init__(
         self,
         pipeline: Pipeline,
-        claim: Claim,
         orders: Orders,
         motion: Motion | None,
     ) -> None:
-        self._pipeline, self._claim, self._orders = pipeline, claim, orders
+        self._pipeline, self._orders = pipeline, orders
         self._motion, self._masks = motion, MaskHistory()
         self._measurement: Measurement | None = None  # None until the sinks are open
         self._held: list[tuple[int, str]] = []  # what failed before
@@ -108,7 +106,7 @@ class Publisher:
         measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
         if self._orders.directory is not None:
             prepare(self._orders.directory)
-            self._claim.take()
+            self._pipeline.claim.take(over="none")
         info = RunInfo(
             initial_step=self.last_step,
             provenance=measurement.provenance,

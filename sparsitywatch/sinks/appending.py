@@ -42,3 +42,7 @@ class AppendingFile:
             self.write(b"")
         finally:
             os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Close the file without what is pending."""
+        os.close(self._descriptor)

@@ -20,7 +20,8 @@ class Sink(Protocol):
 
     When ``write`` or ``event`` returns, what was given survives a kill of the process. A
     sink may raise: the caller logs the cause and goes on. Nothing is written after
-    ``close``.
+    ``close``. One that writes into the log's directory may have ``abandon``, which is called
+    instead of ``close`` when another watch has taken the log over, and writes nothing.
     """
 
     def open(self, run: RunInfo) -> None:

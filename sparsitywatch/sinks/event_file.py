@@ -70,6 +70,10 @@ class EventFile:
         """Close the file."""
         self._file.close()
 
+    def abandon(self) -> None:
+        """Close the file without what is pending."""
+        self._file.abandon()
+
 
 def _next_name(earlier: Sequence[Path]) -> str:
     """A name that sorts last, as readers take files in the order of their names.

@@ -114,6 +114,12 @@ class JsonlSink:
             finally:
                 self._events.close()
 
+    def abandon(self) -> None:
+        """Close the files as they are: the directory is another's now."""
+        if self._session.end():
+            self._records.abandon()
+            self._events.abandon()
+
     @property
     def _spectra(self) -> Path:
         return self._directory / "spectra"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import time
@@ -70,8 +69,6 @@ class TensorBoardSink:
                 *(summaries.text(tag, text, tags.describe(tag)) for tag, text in words.items()),
             ]
             self._add(values, first_step, time.time())
-            # only the last picture depends on it; all else is in the file already
-            atexit.register(self.close)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Show one record: scalars and histograms, and pictures where they are due.
@@ -118,11 +115,15 @@ class TensorBoardSink:
     def close(self) -> None:
         """Draw the last record with a curve, unless it is drawn, and close the file."""
         if self._session.end():
-            atexit.unregister(self.close)
             try:
                 self._draw_last()
             finally:
                 self._file.close()
+
+    def abandon(self) -> None:
+        """Close the file as it is: the directory is another's now."""
+        if self._session.end():
+            self._file.abandon()
 
     def _add(self, values: Sequence[Any], step: int, wall_time: float) -> None:
         self._described.update(value.tag for value in values)
