@@ -2,27 +2,94 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 
+from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.entries import Entry
 from sparsitywatch.weights.names import clean_names
 from sparsitywatch.weights.stored import Stretch
 
-__all__ = ["Checkpoint", "File", "StoredTensor", "TensorTable", "refused"]
+__all__ = [
+    "Checkpoint",
+    "File",
+    "StoredTensor",
+    "TensorTable",
+    "as_sizes",
+    "as_step",
+    "reading",
+    "refused",
+]
+
+#: More dimensions than torch's own kernels take; a shape is never longer.
+_MAX_DIMS = 64
+#: Longest name of a tensor, in characters; real ones have some dozens.
+_MAX_NAME = 4096
 
 
 def refused(url: str, cause: str, tensor: str | None = None) -> CheckpointError:
     """The error for a checkpoint whose own description is not true, in one line."""
-    where = url if tensor is None else f"{url}, tensor {tensor[:120]!r}"
     return CheckpointError(
-        f"Refused {where}: {cause}. The file is damaged or forged; save it again."
+        f"Refused {_where(url, tensor)}: {cause}. The file is damaged or forged; save it again."
     )
+
+
+def _where(url: str, tensor: str | None) -> str:
+    return url if tensor is None else f"{url}, tensor {tensor[:120]!r}"
+
+
+@contextmanager
+def reading(url: str, tensor: str | None = None) -> Iterator[None]:
+    """The boundary around the bytes of one file: what they do to a reader is one line about it.
+
+    Readers say what they know to be wrong. Everything else that bytes can bring about, such as
+    a ``RecursionError``, ``MemoryError``, ``OverflowError`` or ``struct.error``, is a fault of
+    this file as well, and the next file is read. Ctrl-C and an exit are no faults of a file,
+    they pass.
+
+    Raises:
+        CheckpointError: for any ``Exception``, with the file named.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        raise CheckpointError(
+            f"Cannot read {_where(url, tensor)}: expected that memory holds what it describes, it "
+            "does not. Give more memory, or save it again if it is a small one."
+        ) from error
+    except Exception as error:  # what bytes bring about, no list is long enough
+        raise CheckpointError(
+            f"Cannot read {_where(url, tensor)}: {one_line(error)}. The file is damaged, or of a "
+            "kind that is not known here; save it again."
+        ) from error
+
+
+def as_sizes(node: object) -> tuple[int, ...] | None:
+    """A shape, strides or offsets out of a file; None for all that no tensor could have.
+
+    >>> as_sizes([2, 3]), as_sizes((2**63,)), as_sizes([2.0]), as_sizes([1] * 1000)
+    ((2, 3), None, None, None)
+    """
+    if not isinstance(node, tuple | list) or len(node) > _MAX_DIMS:
+        return None
+    return tuple(node) if all(type(s) is int and 0 <= s < 2**63 for s in node) else None
+
+
+def as_step(node: object) -> int | None:
+    """A number of optimizer steps out of a file; None if it is something else.
+
+    >>> as_step(500), as_step(True), as_step(-1), as_step(10**5000)
+    (500, None, None, None)
+    """
+    return node if type(node) is int and 0 <= node < 2**63 else None
 
 
 @runtime_checkable
@@ -131,16 +198,14 @@ class TensorTable:
         self.url, self.format = url, format
         self._step = step
         self._sources = list(sources)
-        with ExitStack() as unless_sound:
-            unless_sound.callback(self.close)
-            self._stored = _by_clean_name(url, format, stored)
-            unless_sound.pop_all()
+        self._stored = _by_clean_name(url, format, stored)
 
     @property
     def step(self) -> int | None:
         """Optimizer steps done, where the contents say so."""
         if callable(self._step):
-            self._step = self._step()
+            with reading(self.url):
+                self._step = self._step()
         return self._step
 
     @property
@@ -159,7 +224,9 @@ class TensorTable:
             KeyError: there is no tensor of this name.
             CheckpointError: it cannot be read.
         """
-        return self._stored[name].load()
+        stored = self._stored[name]
+        with reading(self.url, name):
+            return stored.load()
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors one at a time, in the order of the bytes.
@@ -170,7 +237,7 @@ class TensorTable:
         """
         chosen = {name: self._stored[name] for name in (self._stored if names is None else names)}
         for name in sorted(chosen, key=lambda name: chosen[name].position):
-            yield name, self._stored[name].load()
+            yield name, self.read(name)
         self.check_unchanged()
 
     def stretches(self, name: str) -> Sequence[Stretch]:
@@ -178,8 +245,11 @@ class TensorTable:
 
         Raises:
             KeyError: there is no tensor of this name.
+            CheckpointError: it cannot be read; also when a stretch is.
         """
-        return self._stored[name].stretches()
+        stored = self._stored[name]
+        with reading(self.url, name):
+            return [_Bounded(self.url, name, stretch) for stretch in stored.stretches()]
 
     def check_unchanged(self) -> None:
         """Compare every file with what was opened.
@@ -202,13 +272,44 @@ class TensorTable:
         self.close()
 
 
+@dataclass(frozen=True)
+class _Bounded:
+    """A stretch inside the boundary of its file."""
+
+    url: str
+    name: str
+    stretch: Stretch
+
+    @property
+    def position(self) -> tuple[str, int]:
+        return self.stretch.position
+
+    @property
+    def num_bytes(self) -> int:
+        return self.stretch.num_bytes
+
+    @property
+    def offset(self) -> int | None:
+        return self.stretch.offset
+
+    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
+        with reading(self.url, self.name):
+            yield from self.stretch.pieces(buffer)
+
+
 def _by_clean_name(
     url: str, kind: str, stored: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
+    for raw in stored:
+        _check_name(url, raw)
     for raw, name in clean_names(stored).items():
         if name in found:
             raise refused(url, f"two tensors have this name, one of them as {raw[:80]!r}", name)
+        entry = stored[raw].entry
+        # torch multiplies empty dimensions, too, when it computes strides
+        if math.prod(max(size, 1) for size in entry.shape) * entry.dtype.itemsize >= 2**63:
+            raise refused(url, f"expected a shape that memory could hold, got {entry.shape}", name)
         found[name] = stored[raw]
     if not found:
         raise CheckpointError(
@@ -216,3 +317,13 @@ def _by_clean_name(
             "that holds the model's weights."
         )
     return found
+
+
+def _check_name(url: str, name: str) -> None:
+    """A name that every log can take: some kilobytes of Unicode."""
+    if len(name) > _MAX_NAME:
+        cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
+        raise refused(url, cause, name)
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        cause = "expected names of Unicode, got half of a character"
+        raise refused(url, cause, name.encode(errors="backslashreplace").decode())

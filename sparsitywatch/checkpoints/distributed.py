@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, refused
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, reading, refused
 from sparsitywatch.checkpoints.distributed_metadata import Chunk, Described, parse_metadata
 from sparsitywatch.checkpoints.parts import Window
 from sparsitywatch.checkpoints.storage import Folder, Source
@@ -45,20 +44,17 @@ def open_distributed(folder: Folder) -> TensorTable:
     """
     files: dict[str, Source] = {}
     stored: dict[str, StoredTensor] = {}
-    with ExitStack() as unless_whole:
-        source = folder.open(METADATA)
-        unless_whole.callback(source.close)
-        if source.size > MAX_METADATA_BYTES:
-            raise refused(source.url, f"expected at most {MAX_METADATA_BYTES} bytes of metadata")
+    source = folder.open(METADATA)
+    if source.size > MAX_METADATA_BYTES:
+        raise refused(source.url, f"expected at most {MAX_METADATA_BYTES} bytes of metadata")
+    with reading(source.url):
         tensors, places = parse_metadata(source.url, source.read(0, source.size))
-        for name, described in _of_the_model(source.url, tensors).items():
-            for chunk in described.chunks:
-                if chunk.file not in files:
-                    files[chunk.file] = folder.open(chunk.file)
-                    unless_whole.callback(files[chunk.file].close)
-                _check_place(files[chunk.file], name, chunk, described.dtype.itemsize)
-            stored[name] = ChunkedTensor(described, files)
-        unless_whole.pop_all()
+    for name, described in _of_the_model(source.url, tensors).items():
+        for chunk in described.chunks:
+            if chunk.file not in files:
+                files[chunk.file] = folder.open(chunk.file)
+            _check_place(files[chunk.file], name, chunk, described.dtype.itemsize)
+        stored[name] = ChunkedTensor(described, files)
     sources = [source, *files.values()]
     step = partial(_step, folder, places)
     return TensorTable(folder.url, "distributed", stored, sources, step)
@@ -92,7 +88,7 @@ def _check_place(source: Source, name: str, chunk: Chunk, itemsize: int) -> None
     needed = math.prod(chunk.sizes) * itemsize
     if chunk.start + chunk.length > source.size:
         raise IncompleteCheckpointError(
-            f"Cannot read {source.url}, tensor {name!r}: expected it to end at byte "
+            f"Cannot read {source.url}, tensor {name[:120]!r}: expected it to end at byte "
             f"{chunk.start + chunk.length}, but the file ends at {source.size}. It may be "
             "half-written, or truncated."
         )
@@ -113,8 +109,8 @@ def _step(folder: Folder, places: Mapping[str, tuple[str, int, int]]) -> int | N
             try:
                 if length <= _ARCHIVE_BYTES:
                     value, _ = read_torch_zip(source, start, length)
-                    if type(value) is int and value >= 0:
-                        return value
+                    if (step := as_step(value)) is not None:
+                        return step
             finally:
                 source.close()
     return None
@@ -159,13 +155,14 @@ class ChunkedTensor:
     def piece(self, chunk: Chunk) -> StoredTensor:
         """The tensor in the archive of a chunk; read as a whole from a remote storage."""
         described, source = self.described, self.files[chunk.file]
-        if source.is_local:
-            tree, regions = read_torch_zip(source, chunk.start, chunk.length)
-            piece = stored_tensor(source, described.name, tree, regions)
-        else:  # one request in place of some
-            window = Window(source, chunk.start, chunk.length)
-            tree, regions = read_torch_zip(window)
-            piece = stored_tensor(window, described.name, tree, regions)
+        with reading(source.url, described.name):
+            if source.is_local:
+                tree, regions = read_torch_zip(source, chunk.start, chunk.length)
+                piece = stored_tensor(source, described.name, tree, regions)
+            else:  # one request in place of some
+                window = Window(source, chunk.start, chunk.length)
+                tree, regions = read_torch_zip(window)
+                piece = stored_tensor(window, described.name, tree, regions)
         if (piece.entry.shape, piece.entry.dtype) != (chunk.sizes, described.dtype):
             raise refused(
                 source.url,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, reading
 from sparsitywatch.checkpoints.json_file import read_json
 from sparsitywatch.checkpoints.safetensors import read_safetensors
 from sparsitywatch.checkpoints.sharded import read_sharded
@@ -52,11 +51,9 @@ def open_huggingface(folder: Folder, names: Collection[str]) -> TensorTable:
     if main.endswith(".index.json"):
         stored, sources = read_sharded(folder, main, read)
     else:
-        with ExitStack() as unless_read:
-            sources = [folder.open(main)]
-            unless_read.callback(sources[0].close)
+        sources = [folder.open(main)]
+        with reading(sources[0].url):
             stored = read(sources[0])
-            unless_read.pop_all()
     step = _trainer_step(folder) if TRAINER_STATE in names else None
     kind = "safetensors" if ".safetensors" in main else "torch"
     return TensorTable(folder.url, f"huggingface/{kind}", stored, sources, step)
@@ -64,5 +61,4 @@ def open_huggingface(folder: Folder, names: Collection[str]) -> TensorTable:
 
 def _trainer_step(folder: Folder) -> int | None:
     content, _ = read_json(folder, TRAINER_STATE)
-    step = content.get("global_step")
-    return step if type(step) is int and step >= 0 else None
+    return as_step(content.get("global_step"))

@@ -13,7 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-__all__ = ["Call", "Global", "PersistentId", "read_inert"]
+__all__ = ["Call", "Compound", "Global", "PersistentId", "read_inert", "shown"]
+
+#: Beyond what any pickle numbers; whole numbers of any length would hash to whatever one likes.
+_MAX_MEMO = 2**32
+_MAX_KEY_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """A call or an object that the pickle describes; it is never made."""
 
@@ -38,11 +42,48 @@ class Call:
     pairs: dict[Any, Any] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PersistentId:
     """What the pickle keeps outside of itself, such as the bytes of a tensor."""
 
     value: Any
+
+
+@dataclass(eq=False, repr=False)
+class Compound:
+    """A key or a member of a set that is no plain value: itself, and equal to nothing else.
+
+    The hash of a tuple is that of all that is in it, each time anew. Tuples of one tuple twice,
+    forty deep, are a hundred bytes of a pickle and a year of hashing.
+    """
+
+    value: Any
+
+
+def shown(node: Any) -> str:
+    """A node in a few words; what is in it, which may be without end, is not looked at.
+
+    >>> shown("weight"), shown((1, 2)), shown(10**5000), shown(Call(Global("a", "b"), ()))
+    ('weight', 'a tuple', 'a large number', 'an object of a.b')
+    """
+    if isinstance(node, str):
+        return node[:80]
+    if isinstance(node, Global):
+        return f"{node.module[:40]}.{node.name[:40]}"
+    if isinstance(node, Call):
+        what = node.function
+        return f"an object of {shown(what)}" if isinstance(what, Global) else "an object"
+    if isinstance(node, int) and node.bit_length() > _MAX_KEY_BITS:
+        return "a large number"
+    if node is None or isinstance(node, int | float):
+        return str(node)
+    return f"a {type(node).__name__}"
+
+
+def _key(node: Any) -> Any:
+    """What stands for a node in a dictionary or a set: something with a hash of its own."""
+    is_long = type(node) is int and node.bit_length() > _MAX_KEY_BITS
+    return Compound(node) if is_long or isinstance(node, tuple | frozenset) else node
 
 
 #: Opcodes whose argument is the value.
@@ -73,7 +114,8 @@ _DICTIONARIES = frozenset(
 def read_inert(file: BinaryIO, outside: list[PersistentId] | None = None) -> Any:
     r"""What one pickle describes, made of plain data, ``Global``, ``Call`` and ``PersistentId``.
 
-    Memory and time are linear in the bytes of the pickle.
+    Memory and time are linear in the bytes of the pickle: nothing that it shares is ever gone
+    through twice, and no key is hashed that could be as large as the pickle.
 
     Args:
         file: stands at the beginning of the pickle, and behind its end afterwards.
@@ -126,6 +168,8 @@ class _Machine:
         elif name in _FRESH:
             self.stack.append(_FRESH[name]())
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            if argument >= _MAX_MEMO:
+                raise ValueError("a pickle that numbers more than a pickle can hold")
             self.memo[argument] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
@@ -172,7 +216,7 @@ class _Machine:
         items, target = self.to_mark(), self.stack[-1]
         if not isinstance(target, set):
             raise TypeError("expected a set")
-        target.update(items)
+        target.update(map(_key, items))
 
     def do_list(self, _: Any) -> None:
         items = self.to_mark()
@@ -193,7 +237,7 @@ class _Machine:
 
     def do_frozenset(self, _: Any) -> None:
         items = self.to_mark()
-        self.stack.append(frozenset(items))
+        self.stack.append(frozenset(map(_key, items)))
 
     def do_dict(self, _: Any) -> None:
         pairs = self.to_mark()
@@ -212,9 +256,9 @@ class _Machine:
         if not isinstance(target, dict | Call) or len(pairs) % 2:
             raise ValueError("a pickle that sets items of something that is no dictionary")
         mapping = target.pairs if isinstance(target, Call) else target
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        for key, value in zip(map(_key, pairs[::2]), pairs[1::2], strict=True):
             if key in mapping:
-                raise ValueError(f"a dictionary with the key {str(key)[:80]!r} twice")
+                raise ValueError(f"a dictionary with the key {shown(key)!r} twice")
             mapping[key] = value
 
     # ------------------------------------------- what pickle would look up and call

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from sparsitywatch.checkpoints.base import TensorTable
+from sparsitywatch.checkpoints.base import TensorTable, reading
 from sparsitywatch.checkpoints.deepspeed import is_deepspeed, not_supported
 from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed
 from sparsitywatch.checkpoints.huggingface import TRAINER_STATE, open_huggingface, weights_in
@@ -57,16 +57,24 @@ def open_checkpoint(
     fs, path = filesystem(url, storage_options)
     full = url_at(os.fspath(url), fs, path, path)
     folder = Folder(fs, path, full)
-    if not folder.is_folder():
-        if path.endswith(_SHARDED):
+    with ExitStack() as unless_open, reading(folder.url):
+        if folder.is_folder():
+            unless_open.callback(folder.close)
+            checkpoint = _open_folder(folder)
+        elif path.endswith(_SHARDED):
             parent, _, name = path.rpartition("/")
-            return open_huggingface(Folder(fs, parent, url_at(full, fs, path, parent)), [name])
-        with ExitStack() as unless_open:
+            beside = Folder(fs, parent, url_at(full, fs, path, parent))
+            unless_open.callback(beside.close)
+            checkpoint = open_huggingface(beside, [name])
+        else:
             source = Source(fs, path, full)
             unless_open.callback(source.close)
             checkpoint = _open_file(source)
-            unless_open.pop_all()
-            return checkpoint
+        unless_open.pop_all()
+        return checkpoint
+
+
+def _open_folder(folder: Folder) -> TensorTable:
     names = folder.names()
     kind = format_of(names)
     if kind == "distributed":

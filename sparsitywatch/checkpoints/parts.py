@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsitywatch.checkpoints.storage import ByteSource, check_range, in_pieces
 
-__all__ = ["RangeFile", "Window"]
+__all__ = ["DescriptionFile", "RangeFile", "Window"]
 
 
 class Window:
@@ -71,3 +71,32 @@ class RangeFile(io.RawIOBase):
         self.source.fill(memoryview(buffer)[:count], self.start + self._position)
         self._position += count
         return count
+
+
+class DescriptionFile(io.BufferedReader):
+    """Where a description lies: what it wants to read is bounded, whatever lengths it states.
+
+    Args:
+        file: the bytes.
+        max_read: more than this at once is no description.
+        buffer_size: bytes that are fetched at once.
+    """
+
+    def __init__(self, file: RangeFile, max_read: int, buffer_size: int) -> None:
+        super().__init__(file, buffer_size)
+        self._length, self._max_read = file.length, max_read
+        #: Whether something was read that the file is too short for.
+        self.is_short = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As in ``io``; nothing is allocated for what there is not.
+
+        Raises:
+            ValueError: there is as much, and it is too much.
+        """
+        left = max(0, self._length - self.tell())
+        wanted = left if size is None or size < 0 else size
+        self.is_short |= wanted > left
+        if min(wanted, left) > self._max_read:
+            raise ValueError(f"{wanted} bytes at once in a description")
+        return super().read(min(wanted, left))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, refused
+from sparsitywatch.checkpoints.base import StoredTensor, as_sizes, refused
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.strided import StridedTensor
 from sparsitywatch.errors import IncompleteCheckpointError
@@ -66,7 +67,7 @@ def read_safetensors(source: Source) -> dict[str, StoredTensor]:
             raise refused(source.url, f"it {what} (from byte {begin}, expected {end})", name)
         if start + stop > source.size:
             raise IncompleteCheckpointError(
-                f"Cannot read {source.url}, tensor {name!r}: expected it to end at byte "
+                f"Cannot read {source.url}, tensor {name[:120]!r}: expected it to end at byte "
                 f"{start + stop}, but the file ends at {source.size}. It may be half-written, or "
                 "truncated."
             )
@@ -87,8 +88,8 @@ def _parse(url: str, data: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise refused(url, f"expected names that occur once, got {twice[:80]!r} twice")
         return found
 
@@ -114,10 +115,10 @@ def _described(url: str, name: str, value: Any) -> tuple[torch.dtype, tuple[int,
     if dtype is None:
         known = ", ".join(DTYPES)
         raise refused(url, f"expected a dtype out of {known}, got {str(kind)[:40]!r}", name)
-    shape, offsets = _sizes(value.get("shape")), _sizes(value.get("data_offsets"))
+    shape, offsets = as_sizes(value.get("shape")), as_sizes(value.get("data_offsets"))
     if shape is None:
         raise refused(
-            url, f"expected a shape of whole numbers, got {str(value.get('shape'))[:80]}", name
+            url, f"expected a shape of some whole numbers, got {str(value.get('shape'))[:80]}", name
         )
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         came = str(value.get("data_offsets"))[:80]
@@ -131,10 +132,3 @@ def _described(url: str, name: str, value: Any) -> tuple[torch.dtype, tuple[int,
             name,
         )
     return dtype, shape, offsets[0], offsets[1]
-
-
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    """Whole numbers that no file system could exceed; None if it is something else."""
-    if isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value):
-        return tuple(value)
-    return None

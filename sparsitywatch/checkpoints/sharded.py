@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 
-from sparsitywatch.checkpoints.base import StoredTensor, refused
+from sparsitywatch.checkpoints.base import StoredTensor, reading, refused
 from sparsitywatch.checkpoints.json_file import read_json
 from sparsitywatch.checkpoints.storage import Folder, Source
 from sparsitywatch.errors import IncompleteCheckpointError
@@ -33,14 +32,12 @@ def read_sharded(
         raise refused(f"{folder.url}/{index}", "expected a weight_map from names to files")
     sources: list[Source] = []
     found: dict[str, StoredTensor] = {}
-    with ExitStack() as unless_whole:
-        for file in dict.fromkeys(places.values()):
-            sources.append(folder.open(file))
-            unless_whole.callback(sources[-1].close)
+    for file in dict.fromkeys(places.values()):
+        sources.append(folder.open(file))
+        with reading(sources[-1].url):
             shard = read(sources[-1])
-            found |= {name: shard[name] for name in shard if places.get(name) == file}
-        _check_all_there(folder, index, places, found)
-        unless_whole.pop_all()
+        found |= {name: shard[name] for name in shard if places.get(name) == file}
+    _check_all_there(folder, index, places, found)
     return {name: found[name] for name in places}, sources
 
 
@@ -50,6 +47,6 @@ def _check_all_there(
     missing = next((name for name in places if name not in found), None)
     if missing is not None:
         raise IncompleteCheckpointError(
-            f"Cannot read {folder.url}/{places[missing]}, tensor {missing!r}: {index} places it "
-            "there, but the file has none of this name. It may be of another save."
+            f"Cannot read {folder.url}/{places[missing][:120]}, tensor {missing[:120]!r}: {index} "
+            "places it there, but the file has none of this name. It may be of another save."
         )

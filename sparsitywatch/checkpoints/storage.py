@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import fsspec
@@ -35,6 +35,8 @@ __all__ = [
 
 #: Longest piece fetched at once from a remote storage, in bytes: bounds the extra memory.
 _PIECE_BYTES = 64 * 2**20
+#: Longest name of a file that storages take, as on Linux.
+_MAX_NAME = 4096
 
 
 def one_line(error: BaseException) -> str:
@@ -263,7 +265,10 @@ class Source:
                     "Copy the file, or put simplecache:: in front of the URL."
                 )
             self.size = int(size)
-        self._version = asked(self._what, self._version_now)
+        with ExitStack() as unless_known:
+            unless_known.callback(self.close)
+            self._version = asked(self._what, self._version_now)
+            unless_known.pop_all()
 
     @property
     def is_local(self) -> bool:
@@ -381,6 +386,9 @@ class Source:
 class Folder:
     """The files below one folder, as one listing saw them.
 
+    It holds every file that is opened through it: whoever opens a checkpoint and fails closes
+    the folder, and nothing stays open however far a reader came.
+
     Args:
         fs: the file system.
         path: the folder's path there.
@@ -391,6 +399,7 @@ class Folder:
         self.fs, self.path = fs, path.rstrip("/")
         self.url = shown_url(_own_url(fs, self.path) if url is None else url)
         self._what = f"Cannot read {self.url}"
+        self._opened: list[Source] = []
 
     def open(self, name: str) -> Source:
         """A file of the folder, by its name.
@@ -398,13 +407,27 @@ class Folder:
         Raises:
             CheckpointError: the name leads out of the folder, or the file cannot be read.
         """
-        parts = name.replace("\\", "/").split("/")
-        if not name or name.startswith("/") or ".." in parts or "\0" in name or ":" in name:
+        parts = name[: _MAX_NAME + 1].replace("\\", "/").split("/")
+        is_odd = not name or len(name) > _MAX_NAME or "\0" in name or ":" in name
+        if is_odd or name.startswith("/") or ".." in parts:
             raise CheckpointError(
-                f"Refused {self.url}: expected names of files inside the folder, got {name!r}."
+                f"Refused {self.url}: expected names of files inside the folder, got {name[:80]!r}."
             )
         path = f"{self.path}/{name}"
-        return Source(self.fs, path, url_at(self.url, self.fs, self.path, path))
+        self._opened.append(Source(self.fs, path, url_at(self.url, self.fs, self.path, path)))
+        return self._opened[-1]
+
+    def sub(self, name: str) -> Folder:
+        """A folder inside; what is opened through it is held by this one."""
+        path = f"{self.path}/{name}"
+        inside = Folder(self.fs, path, url_at(self.url, self.fs, self.path, path))
+        inside._opened = self._opened
+        return inside
+
+    def close(self) -> None:
+        """Let go of every file that was opened; calling it again does nothing."""
+        for source in self._opened:
+            source.close()
 
     def is_folder(self) -> bool:
         """Whether it is one now."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable
-from sparsitywatch.checkpoints.inert_pickle import Call
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, refused
+from sparsitywatch.checkpoints.inert_pickle import Call, shown
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.torch_legacy import LEGACY_START, read_torch_legacy
 from sparsitywatch.checkpoints.torch_tensors import is_tensor, stored_tensor
@@ -39,36 +40,50 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
             f"Cannot read {source.url}: expected a state dict, or one under "
             f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
         )
-    return {
-        str(name): stored_tensor(source, str(name), node, regions)
-        for name, node in weights.items()
-        if is_tensor(node)
-    }, tree
+    stored: dict[str, StoredTensor] = {}
+    for key, node in weights.items():
+        if not is_tensor(node):
+            continue
+        name = str(key) if type(key) is int else key
+        if not isinstance(name, str) or name in stored:
+            problem = f"names of tensors that occur once, got {shown(key)}"
+            raise refused(source.url, f"expected {problem}")
+        stored[name] = stored_tensor(source, name, node, regions)
+    return stored, tree
 
 
-def _state_dict(tree: Any, depth: int = 0) -> Mapping[Any, Any] | None:
-    if not isinstance(tree, dict) or depth == _MAX_DEPTH:
-        return None
-    for key in MODEL_KEYS:
-        found = _state_dict(tree.get(key), depth + 1)
-        if found is not None:
-            return found
-    return tree if any(is_tensor(node) for node in tree.values()) else None
+def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
+    """The first dictionary that holds tensors, under the keys of a model or at the top.
+
+    Each dictionary is looked at once, however often it is mentioned.
+    """
+    seen: set[int] = set()
+
+    def search(node: Any, depth: int) -> Mapping[Any, Any] | None:
+        if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
+            return None
+        seen.add(id(node))
+        for key in MODEL_KEYS:
+            found = search(node.get(key), depth + 1)
+            if found is not None:
+                return found
+        return node if any(is_tensor(value) for value in node.values()) else None
+
+    return search(tree, 0)
 
 
 def _what(tree: Any) -> str:
     if isinstance(tree, dict):
-        return f"a dictionary of {', '.join(str(key)[:40] for key in list(tree)[:8]) or 'nothing'}"
-    if isinstance(tree, Call):
-        return f"an object of {str(tree.function)[:80]}, which is never made"
-    return f"a {type(tree).__name__}"
+        keys = [shown(key)[:40] for key in islice(tree, 8)]
+        return f"a dictionary of {', '.join(keys) or 'nothing'}"
+    return f"{shown(tree)}, which is never made" if isinstance(tree, Call) else shown(tree)
 
 
 def step_in(tree: Any) -> int | None:
     """The number of optimizer steps that the top level of a checkpoint states."""
     if isinstance(tree, dict):
         for key in STEP_KEYS:
-            if type(step := tree.get(key)) is int and step >= 0:
+            if (step := as_step(tree.get(key))) is not None:
                 return step
     return None
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 from sparsitywatch.checkpoints.base import refused
 from sparsitywatch.checkpoints.inert_pickle import Global, PersistentId, read_inert
-from sparsitywatch.checkpoints.parts import RangeFile
+from sparsitywatch.checkpoints.parts import DescriptionFile, RangeFile
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.torch_tensors import STORAGE_DTYPES, Region
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
@@ -22,6 +21,8 @@ LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
 _PROTOCOL = 1001
 _COUNT_BYTES = 8
 _BUFFER_BYTES = 2**18
+#: Largest description that is read, all pickles together; tensors lie behind it.
+_MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 
 def read_torch_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
@@ -31,15 +32,21 @@ def read_torch_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
         IncompleteCheckpointError: the file ends before its last storage does.
         CheckpointError: it is no such file, or not a true one.
     """
-    file = io.BufferedReader(RangeFile(source), _BUFFER_BYTES)
+    length = min(source.size, _MAX_DESCRIPTION_BYTES)
+    file = DescriptionFile(RangeFile(source, 0, length), length, _BUFFER_BYTES)
     outside: list[PersistentId] = []
     try:
         magic, protocol, system = (read_inert(file) for _ in range(3))
         tree = read_inert(file, outside)
         keys = read_inert(file)
+    except CheckpointError:
+        raise
     except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
+        if length == source.size and (file.is_short or file.tell() == length):
+            raise IncompleteCheckpointError(
+                f"Cannot read {source.url}: expected its description to end, the file ends first. "
+                "It may be half-written, or truncated."
+            ) from error
         raise refused(source.url, f"its description is broken: {error}") from error
     if magic != _MAGIC_NUMBER or protocol != _PROTOCOL or not isinstance(system, dict):
         raise refused(source.url, "it does not begin as files of torch.save do")
@@ -49,7 +56,8 @@ def read_torch_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
             "with a current torch."
         )
     sizes = _sizes(source.url, outside)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(sizes):
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or sorted(keys) != sorted(sizes):
         raise refused(source.url, "its list of storages is not that of its tensors")
     regions: dict[str, Region] = {}
     position = file.tell()
@@ -59,7 +67,7 @@ def read_torch_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
         begin = position + _COUNT_BYTES
         if begin + num_bytes > source.size:
             raise IncompleteCheckpointError(
-                f"Cannot read {source.url}: expected storage {key!r} to end at byte "
+                f"Cannot read {source.url}: expected storage {key[:40]!r} to end at byte "
                 f"{begin + num_bytes}, but the file ends at {source.size}. It may be "
                 "half-written, or truncated."
             )

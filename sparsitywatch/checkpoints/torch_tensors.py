@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, refused
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId
+from sparsitywatch.checkpoints.base import StoredTensor, as_sizes, refused
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, shown
 from sparsitywatch.checkpoints.storage import ByteSource
 from sparsitywatch.checkpoints.strided import StridedTensor, extent
 
@@ -19,7 +19,7 @@ __all__ = [
     "Region",
     "View",
     "as_dtype",
-    "as_sizes",
+    "as_shape",
     "is_tensor",
     "stored_tensor",
     "view_of",
@@ -78,14 +78,11 @@ def _function(node: Any) -> Global | None:
     return None
 
 
-def as_sizes(node: Any) -> tuple[int, ...] | None:
+def as_shape(node: Any) -> tuple[int, ...] | None:
     """A tuple, list or torch.Size of whole numbers; None if it is something else."""
     if _function(node) == Global("torch", "Size") and len(node.arguments) == 1:
         (node,) = node.arguments
-    if not isinstance(node, tuple | list):
-        return None
-    sizes = tuple(node)
-    return sizes if all(type(s) is int and 0 <= s < 2**63 for s in sizes) else None
+    return as_sizes(node)
 
 
 def as_dtype(node: Any) -> torch.dtype | None:
@@ -133,7 +130,7 @@ def view_of(url: str, name: str, node: Any) -> View:
     if call is None or len(call.arguments) < 4:
         raise refused(url, "expected a dense tensor, got another kind", name)
     storage, offset, size, steps = call.arguments[:4]
-    shape, stride = as_sizes(size), as_sizes(steps)
+    shape, stride = as_shape(size), as_shape(steps)
     if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
         raise refused(url, "expected a tensor with a storage, got one without", name)
     if len(storage.value) < 5 or storage.value[0] != "storage":
@@ -144,7 +141,7 @@ def view_of(url: str, name: str, node: Any) -> View:
     if call.function.name == "_rebuild_tensor_v3":
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
     if base is None or dtype is None:
-        raise refused(url, f"expected a dtype that torch has, got {str(kind)[:80]}", name)
+        raise refused(url, f"expected a dtype that torch has, got {shown(kind)}", name)
     is_whole = shape is not None and stride is not None and len(shape) == len(stride)
     if not is_whole or type(offset) is not int or offset < 0 or not isinstance(key, str):
         raise refused(url, "its shape, strides and offset contradict each other", name)

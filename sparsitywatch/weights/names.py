@@ -14,6 +14,9 @@ _WRAPPER_COMPONENTS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
 
+_LEADING = "module."
+_LEADING_ALL = re.compile(r"(?:module\.)*")
+
 
 def clean_name(name: str) -> str:
     """A parameter name without the components that wrappers insert.
@@ -34,9 +37,14 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
     {'module._orig_mod.weight': 'weight', 'module.module.weight': 'module.weight'}
     """
     found = {name: clean_name(name) for name in names}
-    while found and all(name.startswith("module.") for name in found.values()):
-        found = {raw: name.removeprefix("module.") for raw, name in found.items()}
-    return found
+    # at once: names come from files, and may consist of it
+    depth = min((_num_leading(name) for name in found.values()), default=0)
+    return {raw: name[depth * len(_LEADING) :] for raw, name in found.items()}
+
+
+def _num_leading(name: str) -> int:
+    """How often a name begins with ``module.``."""
+    return len(_LEADING_ALL.match(name)[0]) // len(_LEADING)  # type: ignore[index]
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
