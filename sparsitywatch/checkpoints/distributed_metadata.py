@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.checkpoints.base import refused
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, read_inert, shown
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
 from sparsitywatch.checkpoints.torch_file import MODEL_KEYS
 from sparsitywatch.checkpoints.torch_tensors import as_dtype, as_shape
 from sparsitywatch.errors import CheckpointError
@@ -72,7 +72,7 @@ def parse_metadata(
     tensors = {}
     for name, node in described.items():
         if not isinstance(name, str):
-            raise refused(url, f"expected names, got {shown(name)!r}")
+            raise refused(url, f"expected names, got {in_words(name)!r}")
         if isinstance(node, Call) and node.function == Global(_MODULE, "TensorStorageMetadata"):
             tensors[name] = _described(url, name, node, paths, places)
     others = {name: place for (name, offsets), place in places.items() if offsets is None}
@@ -81,7 +81,7 @@ def parse_metadata(
 
 def _fields(url: str, node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
     if not isinstance(node, Call) or node.function != Global(module, kind):
-        raise refused(url, f"expected {kind} in its metadata, got {shown(node)}")
+        raise refused(url, f"expected {kind} in its metadata, got {in_words(node)}")
     if not isinstance(node.state, dict):
         raise refused(url, f"expected the fields of {kind} in its metadata, got none")
     return node.state
@@ -102,7 +102,7 @@ def _place(url: str, node: Any) -> tuple[str, int, int]:
     if state.get("transform_descriptors"):
         raise CheckpointError(
             f"Cannot read {url}: expected tensors as they are, got some that are transformed "
-            f"({shown(state['transform_descriptors'])}). Save without extensions."
+            f"({in_words(state['transform_descriptors'])}). Save without extensions."
         )
     sizes = as_shape((start, length))
     if not isinstance(file, str) or sizes is None:

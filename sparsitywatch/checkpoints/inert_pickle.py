@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-__all__ = ["Call", "Compound", "Global", "PersistentId", "read_inert", "shown"]
+__all__ = ["Call", "Compound", "Global", "PersistentId", "in_words", "read_inert"]
 
 #: Beyond what any pickle numbers; whole numbers of any length would hash to whatever one likes.
 _MAX_MEMO = 2**32
@@ -60,19 +60,21 @@ class Compound:
     value: Any
 
 
-def shown(node: Any) -> str:
+def in_words(node: Any) -> str:
     """A node in a few words; what is in it, which may be without end, is not looked at.
 
-    >>> shown("weight"), shown((1, 2)), shown(10**5000), shown(Call(Global("a", "b"), ()))
-    ('weight', 'a tuple', 'a large number', 'an object of a.b')
+    >>> in_words((1, 2)), in_words(10**5000), in_words(Call(Global("a", "b"), ()))
+    ('a tuple', 'a large number', 'an object of a.b')
     """
     if isinstance(node, str):
         return node[:80]
+    if isinstance(node, Compound):
+        return in_words(node.value)
     if isinstance(node, Global):
         return f"{node.module[:40]}.{node.name[:40]}"
     if isinstance(node, Call):
         what = node.function
-        return f"an object of {shown(what)}" if isinstance(what, Global) else "an object"
+        return f"an object of {in_words(what)}" if isinstance(what, Global) else "an object"
     if isinstance(node, int) and node.bit_length() > _MAX_KEY_BITS:
         return "a large number"
     if node is None or isinstance(node, int | float):
@@ -258,7 +260,7 @@ class _Machine:
         mapping = target.pairs if isinstance(target, Call) else target
         for key, value in zip(map(_key, pairs[::2]), pairs[1::2], strict=True):
             if key in mapping:
-                raise ValueError(f"a dictionary with the key {shown(key)!r} twice")
+                raise ValueError(f"a dictionary with the key {in_words(key)!r} twice")
             mapping[key] = value
 
     # ------------------------------------------- what pickle would look up and call

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, refused
-from sparsitywatch.checkpoints.inert_pickle import Call, shown
+from sparsitywatch.checkpoints.inert_pickle import Call, in_words
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.torch_legacy import LEGACY_START, read_torch_legacy
 from sparsitywatch.checkpoints.torch_tensors import is_tensor, stored_tensor
@@ -46,7 +46,7 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
             continue
         name = str(key) if type(key) is int else key
         if not isinstance(name, str) or name in stored:
-            problem = f"names of tensors that occur once, got {shown(key)}"
+            problem = f"names of tensors that occur once, got {in_words(key)}"
             raise refused(source.url, f"expected {problem}")
         stored[name] = stored_tensor(source, name, node, regions)
     return stored, tree
@@ -74,9 +74,9 @@ def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
 
 def _what(tree: Any) -> str:
     if isinstance(tree, dict):
-        keys = [shown(key)[:40] for key in islice(tree, 8)]
+        keys = [in_words(key)[:40] for key in islice(tree, 8)]
         return f"a dictionary of {', '.join(keys) or 'nothing'}"
-    return f"{shown(tree)}, which is never made" if isinstance(tree, Call) else shown(tree)
+    return f"{in_words(tree)}, which is never made" if isinstance(tree, Call) else in_words(tree)
 
 
 def step_in(tree: Any) -> int | None:

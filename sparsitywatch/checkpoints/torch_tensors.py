@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sparsitywatch.checkpoints.base import StoredTensor, as_sizes, refused
-from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, shown
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words
 from sparsitywatch.checkpoints.storage import ByteSource
 from sparsitywatch.checkpoints.strided import StridedTensor, extent
 
@@ -141,7 +141,7 @@ def view_of(url: str, name: str, node: Any) -> View:
     if call.function.name == "_rebuild_tensor_v3":
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
     if base is None or dtype is None:
-        raise refused(url, f"expected a dtype that torch has, got {shown(kind)}", name)
+        raise refused(url, f"expected a dtype that torch has, got {in_words(kind)}", name)
     is_whole = shape is not None and stride is not None and len(shape) == len(stride)
     if not is_whole or type(offset) is not int or offset < 0 or not isinstance(key, str):
         raise refused(url, "its shape, strides and offset contradict each other", name)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import pickle
+import os
 import tempfile
 from pathlib import Path
 
-import torch
+import pytest
+from faulting.readers import CASES, KINDS, Tally, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.distributed.checkpoint import metadata as md
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from sparsitywatch.checkpoints.distributed_metadata import parse_metadata
 from sparsitywatch.checkpoints.inert_pickle import read_inert
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.safetensors import DTYPES
@@ -49,20 +47,6 @@ def read_or_refuse(name: str, data: bytes) -> None:
     assert not refusal or str(path) in refusal
 
 
-def mutations(data: bytes) -> st.SearchStrategy[bytes]:
-    """A few bytes changed, cut out or put in, anywhere."""
-    place = st.integers(0, len(data) - 1)
-    change = st.tuples(place, st.integers(0, 8), st.binary(max_size=9))
-
-    def apply(changes: list[tuple[int, int, bytes]]) -> bytes:
-        harmed = data
-        for at, length, new in changes:
-            harmed = harmed[:at] + new + harmed[at + length :]
-        return harmed
-
-    return st.lists(change, min_size=1, max_size=4).map(apply)
-
-
 SIZES = st.one_of(st.integers(0, 12), st.integers(), st.sampled_from([2**31, 2**63, 2**64, -1]))
 DESCRIPTIONS = st.fixed_dictionaries(
     {},
@@ -77,7 +61,7 @@ HEADERS = st.dictionaries(
 )
 
 
-@settings(max_examples=1500, **RELAXED)
+@settings(max_examples=300, **RELAXED)
 @given(HEADERS, st.binary(max_size=40), st.integers(-3, 3))
 def test_headers_of_safetensors(header: dict, data: bytes, shift: int) -> None:
     text = json.dumps(header).encode()
@@ -85,67 +69,49 @@ def test_headers_of_safetensors(header: dict, data: bytes, shift: int) -> None:
     read_or_refuse("w.safetensors", length.to_bytes(8, "little") + text + data)
 
 
-def good_safetensors() -> bytes:
-    header = {
-        "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-        "b.weight": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
-    }
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + bytes(range(32))
-
-
-@settings(max_examples=800, **RELAXED)
-@given(mutations(good_safetensors()))
-def test_bytes_of_safetensors(data: bytes) -> None:
-    read_or_refuse("w.safetensors", data)
-
-
-def saved(**options: bool) -> bytes:
-    buffer = io.BytesIO()
-    content = {"model": {"a.weight": torch.ones(3, 2), "b": torch.ones(4).half()}, "step": 3}
-    torch.save(content, buffer, **options)
-    return buffer.getvalue()
-
-
-@settings(max_examples=800, **RELAXED)
-@given(mutations(saved()))
-def test_bytes_of_torch_archives(data: bytes) -> None:
-    read_or_refuse("w.pt", data)
-
-
-@settings(max_examples=600, **RELAXED)
-@given(mutations(saved(_use_new_zipfile_serialization=False)))
-def test_bytes_of_old_torch_files(data: bytes) -> None:
-    read_or_refuse("w.pt", data)
-
-
-def good_metadata() -> bytes:
-    tensor = md.TensorStorageMetadata(
-        md.TensorProperties(dtype=torch.float32), torch.Size([4, 2]),
-        [md.ChunkStorageMetadata(torch.Size([at, 0]), torch.Size([2, 2])) for at in (0, 2)],
-    )  # fmt: skip
-    storage = {
-        md.MetadataIndex("w", torch.Size([at, 0])): _StorageInfo("__0_0.distcp", at * 500, 1000)
-        for at in (0, 2)
-    }
-    return pickle.dumps(md.Metadata({"w": tensor}, {"w": ("model", "w")}, storage))
-
-
-@settings(max_examples=1500, **RELAXED)
-@given(mutations(good_metadata()))
-def test_bytes_of_distributed_metadata(data: bytes) -> None:
-    try:
-        (tensors, _), refusal = parse_metadata("u", data), ""
-    except CheckpointError as error:
-        tensors, refusal = {}, str(error)
-    assert "\n" not in refusal
-    for described in tensors.values():
-        covered = sum(torch.Size(chunk.sizes).numel() for chunk in described.chunks)
-        assert covered == torch.Size(described.shape).numel()
-
-
-@settings(max_examples=800, **RELAXED)
+@settings(max_examples=400, **RELAXED)
 @given(st.binary(max_size=60))
 def test_bytes_that_are_no_pickle(data: bytes) -> None:
     with contextlib.suppress(ValueError):
         read_inert(io.BytesIO(data))
+
+
+def test_mutated_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
+    tally = Tally()
+    tally.run(tmp_path, 600, seed=1)
+    assert tally.num_crashed == 0, tally.worst
+    assert tally.outcomes.keys() == {"read", "refused"}
+    # in lines of Python: on any machine the same
+    assert tally.most_lines < 100
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if "mutated" not in c.what], ids=lambda c: c.what
+)
+def test_a_hostile_file_costs_no_more_than_its_bytes(case, tmp_path: Path) -> None:
+    assert case.run(tmp_path) == case.expected
+
+
+def num_open() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts them as Linux lists them")
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_prefix_of_any_file_leaves_a_file_open(kind: str, tmp_path: Path) -> None:
+    """Found in a sidecar: a trainer_state.json that was half-written held the weights open."""
+    whole = sound(kind)
+    path = whole.write(tmp_path)
+    num_before = num_open()
+    for name, data in whole.files.items():
+        # what a description says of the weights is compared with their length and no more
+        step = 1 if len(data) < 3000 else 16
+        for size in range(len(data) - 1, -1, -step):
+            os.truncate(tmp_path / name, size)
+            try:
+                open_checkpoint(path).close()
+            except CheckpointError:
+                # here, while the error still holds every frame, nobody else closes them
+                assert num_open() == num_before, (name, size)
+        (tmp_path / name).write_bytes(data)
+    assert num_open() == num_before

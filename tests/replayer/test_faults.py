@@ -49,7 +49,21 @@ def garbage(path: Path) -> None:
     path.write_bytes(b"not a checkpoint at all, by any means")
 
 
+def endless_shape(path: Path) -> None:
+    header = '{"w":{"dtype":"F32","shape":' + str([2**62] * 300) + ',"data_offsets":[0,0]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+
+
+def endless_text(path: Path) -> None:
+    torch.save({"n": 3}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    at = data.index(b"X\x01\x00\x00\x00n")
+    path.write_bytes(data[:at] + b"\x8e" + (2**50).to_bytes(8, "little") + data[at + 5 :])
+
+
 FAULTS = {
+    endless_shape: r"tensor 'w': expected a shape of some whole numbers",
+    endless_text: "expected its description to end, the file ends first",
     flip: "data of tensor|checksum|CRC",
     truncate: "cut off|truncated|table of contents|half-written",
     empty: "got an empty file",
