@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SparsityWatchError,
         StateError,
     )
+    from sparsitywatch.pruning.patterns import GlobalMagnitude
     from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.pruning.sweep import Bisection, Grid
     from sparsitywatch.pruning.tracking import Tracking
@@ -45,6 +46,7 @@ _HOMES = {
     "DormantRise": "analysis.detect",
     "EssentialSparsity": "records",
     "Event": "records",
+    "GlobalMagnitude": "pruning.patterns",
     "Grid": "pruning.sweep",
     "MagnitudeSpectrum": "weights.spectrum",
     "MeasurementError": "errors",
@@ -79,6 +81,7 @@ __all__ = [
     "DormantRise",
     "EssentialSparsity",
     "Event",
+    "GlobalMagnitude",
     "Grid",
     "MagnitudeSpectrum",
     "MeasurementError",

@@ -16,7 +16,7 @@ from sparsitywatch.measurement import Measurement, Settings
 from sparsitywatch.optimizers import unwrap_optimizer
 from sparsitywatch.pace import Pace
 from sparsitywatch.pipeline import Detector, Pipeline, log_event
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Sweep
 from sparsitywatch.records import Event, Record
@@ -46,7 +46,7 @@ def watch(
     every: int | Schedule = 500,
     scope: ScopeLike = "blocks",
     levels: Sequence[float] | Sweep | None = None,
-    pattern: Pattern | None = None,
+    pattern: str | Pattern | None = None,
     tolerance: float = 0.01,
     tolerance_mode: str | None = None,
     near_zero: Sequence[str] = DEFAULT_RULES,
@@ -79,7 +79,8 @@ def watch(
         levels: sparsities in [0, 1) to evaluate at every look, or a sweep. By default
             ten levels, and finer ones where the tolerance is first crossed;
             ``Tracking()`` is half the work, with less of a curve.
-        pattern: what a level means; by default one magnitude threshold over all tensors.
+        pattern: what a level means; by default "global", one magnitude threshold over all
+            tensors. A name, or an object such as ``GlobalMagnitude()``.
         tolerance: the epsilon of essential sparsity.
         tolerance_mode: "relative", "absolute" or None: relative for losses, absolute for
             scores.
@@ -125,7 +126,7 @@ def watch(
         tolerance=tolerance,
         tolerance_mode=tolerance_mode,
         near_zero=tuple(near_zero),
-        pattern=GlobalMagnitude() if pattern is None else pattern,
+        pattern=as_pattern(pattern),
         sweep=as_sweep(levels),
     )
     pace = Pace(as_schedule(every), max_overhead, evaluates=proxy is not None)

@@ -15,8 +15,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterable, Sequence
+from html import escape
 
-__all__ = ["shown_error", "shown_name", "shown_text", "shown_url"]
+__all__ = ["html_table", "shown_error", "shown_name", "shown_text", "shown_url"]
 
 _LEFT_OUT = "..."
 
@@ -92,6 +94,22 @@ def shown_error(error: BaseException) -> str:
     return f"{kind}: {words}" if words else kind
 
 
+def html_table(rows: Iterable[Sequence[object]], caption: str) -> str:
+    """Rows of cells as a small table for a notebook: escaped, and complete in itself.
+
+    >>> print(html_table([("step", 5), ("name", "<b>")], "a record"))
+    <table><caption>a record</caption><tr><td>step</td><td>5</td></tr>\
+<tr><td>name</td><td>&lt;b&gt;</td></tr></table>
+    """
+    lines = ("".join(f"<td>{_cell(cell)}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{_cell(caption)}</caption>{body}</table>"
+
+
+def _cell(cell: object) -> str:
+    return escape(shown_text(str(cell)))
+
+
 def _shown_character(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
 
@@ -124,6 +142,10 @@ def _parted(rest: str) -> tuple[str, str, str]:
 
 
 def _without_login(scheme: str, rest: str) -> str:
+    if rest.startswith("/"):  # some storages take all of it for a path
+        path = rest.lstrip("/")
+        has_login = re.match("[^/?#@]*:[^/?#@]*@", path) and scheme not in ("file", "local")
+        return rest[: len(rest) - len(path)] + _without_login(scheme, path) if has_login else rest
     found = re.search("[/?#]", rest)
     host = rest if found is None else rest[: found.start()]
     login, _, bare_host = host.rpartition("@")

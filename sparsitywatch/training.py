@@ -114,6 +114,9 @@ class Difference:
     first_step: int
     detail: str
 
+    def __repr__(self) -> str:
+        return f"<Difference in {str(self)[:180]}>"
+
     def __str__(self) -> str:
         when = f"at step {self.first_step}" if self.first_step else "before the first step"
         return f"{shown_name(self.name)}: {self.detail}, first {when}"

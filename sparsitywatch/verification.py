@@ -42,6 +42,12 @@ class Verification:
     records: tuple[Record, ...] = field(repr=False)
     baseline: Trace = field(repr=False)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Verification of {len(self.records)} records: {len(self.differences)} differences, "
+            f"{len(self.unstable)} without a watch>"
+        )
+
     @property
     def equal(self) -> bool:
         """Whether every bit is the same with and without the watch."""

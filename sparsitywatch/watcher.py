@@ -20,7 +20,7 @@ from sparsitywatch.optimizers import step_was_skipped
 from sparsitywatch.pace import Due, Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.resume import begin, check_state
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.motion import Motion
@@ -88,6 +88,17 @@ class Watcher:
             # a compiled optimizer step must not trace into the watch
             hook = torch.compiler.disable(self._on_optimizer_step)  # type: ignore[no-untyped-call]
             self._handle = optimizer.register_step_post_hook(hook)
+
+    def __repr__(self) -> str:
+        state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
+        return (
+            f"<Watcher at step {self.step_count}, {len(self._pipeline.records)} records, "
+            f"{len(self._pipeline.events)} events, {state}>"
+        )
+
+    def _repr_html_(self) -> str:
+        # as far as it is known: asking must not wait for a snapshot on its way
+        return html_of(repr(self)[1:-1], self._pipeline.records, self._pipeline.events)
 
     @property
     def records(self) -> list[Record]:

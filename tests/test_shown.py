@@ -33,6 +33,7 @@ SECRET = "s3cr3tS3CR3Ts3cr3t"
         ("simplecache::https://me:{}@host/a?sig=x", "simplecache::https://host/a?..."),
         ("zip://a.pt::https://me:{}@host/b.zip", "zip://a.pt::https://host/b.zip"),
         ("zip://a?x=1::simplecache::ftp://me:{}@host/b", "zip://a?...::simplecache::ftp://host/b"),
+        ("memory:///me:{}@host/a.pt?sig=x", "memory:///host/a.pt?..."),
         ("https://hooks.slack.com/services/T0/B0/{}", "https://hooks.slack.com/..."),
         ("https://discord.com/api/webhooks/1/{}", "https://discord.com/..."),
     ],

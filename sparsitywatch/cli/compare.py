@@ -136,13 +136,7 @@ def _event_row(name: str, event: EventDigest) -> tuple[str, ...]:
 
 
 def _estimate(estimate: EssentialSparsity | None) -> str:
-    if estimate is None:
-        return "not measured"
-    if not estimate.informative:
-        return "not informative"
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return "not measured" if estimate is None else estimate.describe()
 
 
 def _number(x: float) -> str:

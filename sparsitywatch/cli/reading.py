@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 
 from sparsitywatch.errors import ConfigurationError
@@ -21,8 +22,21 @@ def read(logdir: Path) -> tuple[list[Record], list[Event]]:
     directory = directory_of(logdir)
     records = list(read_records(directory))
     if not records:
-        raise nothing_in(logdir, "records")
+        raise _not_looked_yet(logdir, directory) or nothing_in(logdir, "records")
     return records, list(read_events(directory))
+
+
+def _not_looked_yet(logdir: Path, directory: Path) -> ConfigurationError | None:
+    """The error that a run has begun and has no record yet; None if nothing says that it has."""
+    manifest = directory / "run.json"
+    if not manifest.is_file():
+        return None
+    begun = datetime.fromtimestamp(manifest.stat().st_mtime, timezone.utc)
+    return ConfigurationError(
+        f"Expected records of a watched run at LOGDIR, found none yet in {str(logdir)!r}: the run "
+        f"began at {begun:%Y-%m-%d %H:%M:%S} UTC and has taken no snapshot so far. The first one "
+        "comes when `every` says so; `sparsitywatch scope` tells already what is watched."
+    )
 
 
 def directory_of(logdir: Path) -> Path:

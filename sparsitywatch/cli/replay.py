@@ -63,6 +63,7 @@ def add_to(commands: Any) -> None:
         default=0.01,
         help="of essential sparsity (default: 0.01)",
     )
+    parser.add_argument("--pattern", metavar="NAME", help="what a level means (default: global)")
     parser.add_argument(
         "--near-zero",
         metavar="RULE",
@@ -119,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 executor=executor,
                 scope=scope_of(arguments),
                 tolerance=arguments.tolerance,
+                pattern=arguments.pattern,
                 near_zero=arguments.near_zero or DEFAULT_RULES,
                 initial_rms=arguments.initial,
                 storage_options=options,

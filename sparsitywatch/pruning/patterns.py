@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["Cut", "GlobalMagnitude", "Pattern", "ThresholdCut"]
+__all__ = ["PATTERNS", "Cut", "GlobalMagnitude", "Pattern", "ThresholdCut", "as_pattern"]
 
 
 class Cut(Protocol):
@@ -90,6 +91,9 @@ def _round_down(threshold: float, dtype: torch.dtype) -> float:
 class GlobalMagnitude:
     """One threshold on raw ``|w|`` for all in-scope weights together.
 
+    Args:
+        name: what it is called in the provenance.
+
     Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3 (one-shot magnitude
     pruning); the threshold runs over all tensors, as in their code.
     """
@@ -109,3 +113,30 @@ class GlobalMagnitude:
                 shares = {name: found[i] for name, found in by_layer.items()}
                 cuts.append(ThresholdCut(level, spectrum.sparsity_at(threshold), threshold, shares))
         return cuts
+
+
+#: Every pattern there is, by the name that ``pattern=`` takes.
+PATTERNS: Mapping[str, Callable[[], Pattern]] = {"global": GlobalMagnitude}
+
+
+def as_pattern(pattern: str | Pattern | None) -> Pattern:
+    """A pattern by its name or as it is; None is "global".
+
+    Raises:
+        ConfigurationError: there is none of that name, or it is no pattern.
+
+    >>> as_pattern("global")
+    GlobalMagnitude(name='global')
+    """
+    if pattern is None or isinstance(pattern, str):
+        make = PATTERNS.get("global" if pattern is None else pattern)
+        if make is not None:
+            return make()
+    elif callable(getattr(pattern, "cuts", None)) and isinstance(
+        getattr(pattern, "name", None), str
+    ):
+        return pattern
+    raise ConfigurationError(
+        f"Expected `pattern` to be one of {', '.join(map(repr, PATTERNS))} or an object with "
+        f"`name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
+    )

@@ -13,6 +13,7 @@ from torch import nn
 from sparsitywatch.errors import ProxyError
 from sparsitywatch.pruning.batches import digest, freeze, halve, move
 from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
+from sparsitywatch.shown import shown_name
 
 __all__ = ["Proxy"]
 
@@ -70,6 +71,9 @@ class Proxy:
         self._num_examples: int | None = None
         identity = f"{digest(self._batches)} {higher_is_better} {self.name}"
         self.hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"<Proxy {shown_name(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
 
     @property
     def num_batches(self) -> int:

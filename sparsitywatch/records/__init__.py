@@ -16,6 +16,7 @@ from sparsitywatch.records.record import (
     Provenance,
     Record,
     ScopeSummary,
+    html_of,
 )
 from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo
 
@@ -39,6 +40,7 @@ __all__ = [
     "ScopeSummary",
     "SparsityCurve",
     "from_json",
+    "html_of",
     "latest_versions",
     "to_json",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,14 @@ class SparsityCurve:
             # NaN stays: the error of a value that broke down is unknown
             _refuse("stderr", self.stderr, lambda e: not e < 0.0, "a non-negative standard error")
 
+    def __repr__(self) -> str:
+        low, high = min(self.sparsity), max(self.sparsity)
+        better = "higher" if self.higher_is_better else "lower"
+        return (
+            f"<SparsityCurve of {len(self.sparsity)} points at sparsity {low:.3g} to {high:.3g}, "
+            f"{better} is better>"
+        )
+
     @property
     def reliance(self) -> float:
         """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
@@ -117,3 +126,14 @@ class EssentialSparsity:
     tolerance: float
     mode: str
     confidence: float = 0.9
+
+    def __repr__(self) -> str:
+        return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
+
+    def describe(self) -> str:
+        """The estimate with its interval, or that there is none."""
+        if not self.informative:
+            return "not informative"
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -84,6 +84,12 @@ class Event:
         if self.series and not self.id:  # detectors do not know the name of their series
             object.__setattr__(self, "id", f"{self.series}@{self.onset_step}")
 
+    def __repr__(self) -> str:
+        return (
+            f"<Event in {shown_name(self.series)[:60]}: {self.direction}, {self.baseline:.4g} to "
+            f"{self.value:.4g}, began at step {self.onset_step}, seen at step {self.detected_step}>"
+        )
+
     @property
     def size(self) -> float:
         """``value`` minus ``baseline``, in units of the series."""

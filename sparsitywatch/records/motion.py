@@ -26,6 +26,9 @@ class Outlook:
     dormant: tuple[float, ...]
     entering: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        return f"<Outlook over {len(self.advance)} advances of the decay clock>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dormant:
@@ -88,6 +91,9 @@ class MaskOverlap:
     num_sampled: int
     since_step: int
 
+    def __repr__(self) -> str:
+        return f"<MaskOverlap at {len(self.level)} levels since step {self.since_step}>"
+
     def series(self) -> dict[str, float]:
         """Scalars to plot, by name."""
         pairs = zip(self.level, self.overlap, strict=True)
@@ -116,6 +122,9 @@ class Forecast:
     high: tuple[float, ...]
     clock_per_step: float
     doubling_step: float = _NAN
+
+    def __repr__(self) -> str:
+        return f"<Forecast of {self.rule}: {self.at(1.0)[0]:.3g} when the clock advanced by 1>"
 
     def at(self, advance: float) -> tuple[float, float, float]:
         """Fraction, low and high at an advance of the clock; NaN if it is not told."""

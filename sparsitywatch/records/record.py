@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.event import Event
 from sparsitywatch.records.motion import Dormant, Forecast, MaskOverlap, Movement
+from sparsitywatch.shown import html_table, shown_name
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -16,6 +18,7 @@ __all__ = [
     "Provenance",
     "Record",
     "ScopeSummary",
+    "html_of",
 ]
 
 #: Version of the JSON form. Raised when a field changes its meaning or disappears.
@@ -54,6 +57,9 @@ class LayerShare:
     near_zero: Mapping[str, float]
     removed: tuple[float, ...] = ()
     dormant: float = _NAN
+
+    def __repr__(self) -> str:
+        return f"<LayerShare of {shown_name(self.name)[:80]}, {self.num_weights:,} weights>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +163,23 @@ class Record:
     provenance: Provenance
     schema: int = SCHEMA_VERSION
 
+    def __repr__(self) -> str:
+        return f"<Record of step {self.step}: {', '.join(f'{n} {x}' for n, x in self._brief())}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._brief(), f"Record of step {self.step}")
+
+    def _brief(self) -> list[tuple[str, str]]:
+        """What a person asks first, by name."""
+        estimate = self.essential_sparsity
+        essential = "not measured" if estimate is None else estimate.describe()
+        rule, fraction = next(iter(self.near_zero.items()), ("", _NAN))
+        return [
+            (f"near zero ({rule})" if rule else "near zero", f"{fraction:.3g}"),
+            ("essential sparsity", essential),
+            ("valid", "yes" if self.valid else f"no: {shown_name(self.reason)[:80]}"),
+        ]
+
     def series(self) -> dict[str, float]:
         """Every scalar of this record that may be plotted or watched, by name.
 
@@ -214,3 +237,23 @@ class Record:
             return informative
         parts = ("value", "last_crossing", "low", "high", "knee", "sharpness")
         return informative | {f"essential_sparsity/{p}": getattr(estimate, p) for p in parts}
+
+
+#: Records and events that a table in a notebook shows, the latest ones.
+_MAX_ROWS = 10
+
+
+def html_of(caption: str, records: Sequence[Record], events: Sequence[Event]) -> str:
+    """The latest of a run as a small table for a notebook.
+
+    Args:
+        caption: what it is.
+        records, events: of the run, in their order.
+    """
+    rows: list[tuple[object, ...]] = []
+    if records:
+        rows.append(("step", *(name for name, _ in records[-1]._brief())))
+    latest = records[-_MAX_ROWS:]
+    rows += [(record.step, *(told for _, told in record._brief())) for record in latest]
+    rows += [("event", event.describe()) for event in events[-_MAX_ROWS:]]
+    return html_table(rows, caption)

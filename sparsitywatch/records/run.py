@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sparsitywatch.records.record import Provenance
+from sparsitywatch.shown import shown_name
 
 __all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo"]
 
@@ -32,6 +33,10 @@ class LedgerEntry:
     reason: str
     aliases: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        verdict = "in" if self.in_scope else "out of"
+        return f"<LedgerEntry {shown_name(self.name)[:80]}: {verdict} scope, {self.reason[:60]}>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
@@ -53,6 +58,13 @@ class RunInfo:
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     replayed_from: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        num = sum(entry.in_scope for entry in self.ledger)
+        return (
+            f"<RunInfo from step {self.initial_step}: {num} of {len(self.ledger)} parameters in "
+            f"scope, {'replayed' if self.replayed_from else 'live'}>"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogHistogram:
@@ -67,6 +79,9 @@ class LogHistogram:
     edges: np.ndarray
     counts: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"<LogHistogram of {int(self.counts.sum()):,} weights in {len(self.counts)} bins>"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
@@ -80,3 +95,6 @@ class Detail:
 
     histograms: Mapping[str, LogHistogram] = field(default_factory=dict)
     spectrum: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Detail: {len(self.histograms)} histograms, {len(self.spectrum)} arrays>"

@@ -18,7 +18,7 @@ from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.logdir import Claim, place
 from sparsitywatch.measurement import Settings
 from sparsitywatch.pipeline import Detector, Pipeline, log_event
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
 from sparsitywatch.records import Event, Record
@@ -54,7 +54,7 @@ def replay(
     executor: Executor | None = None,
     scope: ScopeLike = "blocks",
     levels: Sequence[float] | Sweep | None = None,
-    pattern: Pattern | None = None,
+    pattern: str | Pattern | None = None,
     tolerance: float = 0.01,
     tolerance_mode: str | None = None,
     near_zero: Sequence[str] = DEFAULT_RULES,
@@ -134,7 +134,7 @@ def replay(
         tolerance=tolerance,
         tolerance_mode=tolerance_mode,
         near_zero=tuple(near_zero),
-        pattern=GlobalMagnitude() if pattern is None else pattern,
+        pattern=as_pattern(pattern),
         sweep=as_sweep(levels),
     )
     goes_on = proxy is not None and not isinstance(settings.sweep, Grid | Bisection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.shown import shown_name
 
 __all__ = ["Failure", "Replayed"]
@@ -26,7 +26,7 @@ class Failure:
     reason: str
 
     def __repr__(self) -> str:
-        return f"<Failure at step {self.step}: {shown_name(self.reason)}>"
+        return f"<Failure at step {self.step}: {shown_name(self.reason)[:150]}>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +60,6 @@ class Replayed:
             f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
             f"{len(self.failures)} failures>"
         )
+
+    def _repr_html_(self) -> str:
+        return html_of(repr(self)[1:-1], self.records, self.events)

@@ -117,6 +117,13 @@ class Scope:
             raise ScopeError(_nothing_matched(scope, result.ledger))
         return result
 
+    def __repr__(self) -> str:
+        summary = self.summary
+        return (
+            f"<Scope of {summary.num_tensors} out of {len(self.ledger)} tensors, "
+            f"{summary.num_weights:,} weights>"
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the in-scope tensors, in the model's order."""

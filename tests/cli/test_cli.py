@@ -6,13 +6,17 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
+import torch
 from contracts import fake_run
 
+import sparsitywatch as sw
 from sparsitywatch.cli import main, summarise
 
 STEPS = range(0, 2001, 200)
@@ -21,6 +25,26 @@ STEPS = range(0, 2001, 200)
 @pytest.fixture
 def logdir(tmp_path: Path) -> Path:
     return fake_run.write_run(tmp_path / "run", fake_run.looks(STEPS), fake_run.events())
+
+
+@pytest.mark.parametrize("command", ["summary", "plot", "report", "compare"])
+def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
+    command: str, logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "begun"
+    model = torch.nn.Linear(4, 4)
+    with sw.watch(model, None, logdir=begun, every=500, scope="layers") as watcher:
+        watcher.step()
+        more = [str(logdir)] if command == "compare" else []
+        assert main([command, str(begun), *more]) == 2
+    told = capsys.readouterr().err
+    now = datetime.now(timezone.utc)
+    assert re.search(
+        rf"the run began at {now:%Y-%m-%d} \d\d:\d\d:\d\d UTC and has taken no snapshot", told
+    )
+    assert "found none yet" in told
+    assert "Is it the run's `logdir`?" not in told
+    assert main(["scope", str(begun)]) == 0
 
 
 def row(output: str, name: str) -> list[str]:

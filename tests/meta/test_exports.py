@@ -20,6 +20,7 @@ PUBLIC = {
     "DormantRise",
     "EssentialSparsity",
     "Event",
+    "GlobalMagnitude",
     "Grid",
     "MagnitudeSpectrum",
     "MeasurementError",
