@@ -146,14 +146,18 @@ def text_proxy(
 
 
 def masked_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the masked tokens of each sequence, float [N]."""
+    """Mean cross-entropy of the masked tokens of each sequence, float [N].
+
+    A sequence without a masked token has no loss, and is none of the N.
+    """
     output = model(input_ids=batch["input_ids"])
     logits = output.logits if "logits" in output else output.prediction_logits
     labels = batch["labels"]
     losses = F.cross_entropy(
         logits.float().transpose(1, 2), labels, reduction="none", ignore_index=_IGNORED
     )
-    return losses.sum(1) / (labels != _IGNORED).sum(1)
+    num_masked = (labels != _IGNORED).sum(1)
+    return losses.sum(1)[num_masked > 0] / num_masked[num_masked > 0]
 
 
 def causal_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

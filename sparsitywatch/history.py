@@ -59,6 +59,7 @@ class History:
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
         self._gaps = dict.fromkeys(detectors, 0)
         self._chronicle = Chronicle()
+        self._first_steps: dict[str, int] = {}  # by fingerprint
         self._recalled: tuple[list[Event], list[Event]] | None = None
         self.records: list[Record] = []
         self.events: list[Event] = []
@@ -68,6 +69,13 @@ class History:
     def is_suspicious(self) -> bool:
         """Whether a detector sees what may become an event."""
         return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
+
+    def recognised(self, record: Record) -> Record:
+        """The record that is to be added, told whether its weights have been seen before."""
+        first = self._first_steps.get(record.fingerprint)
+        return (
+            record if first == record.step else dataclasses.replace(record, same_weights_as=first)
+        )
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -115,6 +123,7 @@ class History:
         return {
             "detectors": {name: d.state_dict() for name, d in self._detectors.items()},
             "gaps": dict(self._gaps),
+            "fingerprints": dict(self._first_steps),
             "chronicle": self._chronicle.state_dict(),
         }
 
@@ -137,6 +146,8 @@ class History:
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
         self._chronicle.load_state_dict(state["chronicle"])
+        for mark, step in state.get("fingerprints", {}).items():  # missing in older states
+            self._first_steps.setdefault(mark, int(step))
 
     def _detect(self, record: Record) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
@@ -169,6 +180,8 @@ class History:
 
     def _remember(self, record: Record) -> None:
         self.records.append(record)
+        if record.fingerprint:
+            self._first_steps.setdefault(record.fingerprint, record.step)
         if len(self.records) > _LAYERS_KEPT:
             old = -_LAYERS_KEPT - 1
             self.records[old] = dataclasses.replace(self.records[old], layers=())

@@ -211,6 +211,6 @@ class Looker:
 
     def _finished(self, outcome: _Outcome, clock: _Behind | None = None) -> Finished:
         record, detail = outcome
-        record = foreseen(record, self._pipeline.records)
+        record = foreseen(self._pipeline.recognised(record), self._pipeline.records)
         events = self._pipeline.take(record, detail)
         return Finished(record, events, 0.0 if clock is None else clock.taken_s())

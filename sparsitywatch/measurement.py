@@ -30,9 +30,11 @@ from sparsitywatch.shown import shown_error
 from sparsitywatch.version import __version__
 from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
+from sparsitywatch.weights.sample import FINGERPRINTED, fingerprint
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.stored import LazyTensors
 
 __all__ = ["DEFAULT_LEVELS", "Effort", "Measurement", "Settings"]
 
@@ -199,7 +201,7 @@ class Measurement:
             strict: let a failing evaluation raise instead of marking the record invalid.
         """
         before = time.perf_counter()
-        spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
+        spectrum, mark = _counted(snapshot, num_threads)
         if not self.initial_rms:
             self.initial_rms = {name: layer.rms for name, layer in spectrum.layers().items()}
         read = time.perf_counter()
@@ -237,6 +239,7 @@ class Measurement:
                 name: rule.fraction(spectrum, self.initial_rms)
                 for name, rule in self._rules.items()
             },
+            fingerprint=mark,
             **moved.get("driver", {}),
             curve=result.curve if result else None,
             reliance=result.curve.reliance if result else math.nan,
@@ -327,3 +330,14 @@ class Measurement:
             # a file may have them in another order than the model
             for name in sorted(layers, key=natural_order)
         )
+
+
+def _counted(snapshot: Snapshot, num_threads: int | None) -> tuple[MagnitudeSpectrum, str]:
+    """The spectrum and the fingerprint of the weights, each of which is read once."""
+    bits: dict[str, torch.Tensor] = {}
+    if isinstance(snapshot.tensors, LazyTensors):
+        snapshot = FINGERPRINTED.tapped(snapshot, bits)
+    else:
+        bits = FINGERPRINTED.take(snapshot)
+    spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
+    return spectrum, fingerprint(spectrum, bits)

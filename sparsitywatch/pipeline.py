@@ -109,6 +109,10 @@ class Pipeline:
         # what was written is on the disk already; a sink may have a last word, such as a picture
         atexit.register(self._at_exit)
 
+    def recognised(self, record: Record) -> Record:
+        """A record that is to be taken next, told whether its weights have been seen before."""
+        return self._history.recognised(record)
+
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
         events = self.take(record, detail)
@@ -128,6 +132,9 @@ class Pipeline:
         started = time.perf_counter()
         try:
             with self.claim.writing():
+                previous = self.records[-1] if self.records else None
+                for remark in record.remarks(previous):
+                    _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
                 changes = self._history.add(record)
                 for sink in self._sinks:
                     self._guarded(

@@ -216,3 +216,30 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
         (DORMANT, (INITIAL,), ""),
         ("near_zero/rms_0.1", (), f"{DORMANT}@19"),
     ]
+
+
+# ------------------------------------------------------------------ weights that are not finite
+
+
+def broken(record: Record) -> Record:
+    """As it comes out when all of its weights are NaN."""
+    zero = dict.fromkeys(record.near_zero, 0.0)
+    return dataclasses.replace(record, near_zero=zero, num_nan=record.scope.num_weights)
+
+
+def test_weights_that_became_nan_are_no_fall_of_near_zero_weights() -> None:
+    noise = np.random.default_rng(0)
+    records = [made_record(25 * i, 0.0625 + 1e-4 * noise.normal()) for i in range(30)]
+    fallen = [dataclasses.replace(r, near_zero={"initial_0.1": 0.0}) for r in records[20:]]
+    assert events_of(History({INITIAL: AbruptChange()}), [*records[:20], *fallen])
+    records[20:] = map(broken, records[20:])
+    assert not events_of(History({INITIAL: AbruptChange()}), records)
+    assert all(INITIAL not in record.series() for record in records[20:])
+
+
+def test_an_event_of_a_record_with_nan_weights_says_so() -> None:
+    record = broken(made_record(50))
+    history = History({"weights/num_nan": Above(10)})
+    (event,) = events_of(history, [made_record(25), record])
+    assert event.num_not_finite == 100_000
+    assert "100,000 weights are NaN or infinite" in event.describe()

@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 _MODES = ("relative", "absolute")
 #: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
 ROUNDING = 1e-12
+#: A dense value of less than this share of the largest harm is near zero beside it.
+_NEAR_ZERO = 0.01
 #: Fewer examples give no usable standard error.
 _MIN_EXAMPLES = 5
 _HALVINGS = 40
@@ -96,6 +98,8 @@ def essential_sparsity(
         low, high = _interval(points, allowed, critical, value)
         knee, sharpness = knee_of(points.sparsity, points.harm)
         reason = _caveats(points, allowed, critical, value, last)
+        if mode == "relative":
+            reason = "; ".join(note for note in (_near_zero(points, allowed), reason) if note)
     return EssentialSparsity(
         value=value,
         last_crossing=last,
@@ -194,6 +198,18 @@ def _caveats(points: _Points, allowed: float, critical: float, value: float, las
     if math.isnan(critical):
         notes.append(f"no interval from fewer than {_MIN_EXAMPLES} examples")
     return "; ".join(notes)
+
+
+def _near_zero(points: _Points, allowed: float) -> str:
+    """That a relative tolerance allows next to nothing; empty if it does not."""
+    largest = points.harm[np.isfinite(points.harm)].max()
+    if abs(points.dense) >= _NEAR_ZERO * largest:
+        return ""
+    return (
+        f"the dense value of {abs(points.dense):.3g} is near zero beside the harm of up to "
+        f"{largest:.3g}, so that a relative tolerance allows only {allowed:.3g}; use "
+        "mode='absolute' (tolerance_mode='absolute' of a watch)"
+    )
 
 
 def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:

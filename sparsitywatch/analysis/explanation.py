@@ -27,6 +27,7 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         event,
         meaning=meaning_of(event.series, event.direction),
         decay_clock=now.decay_clock,
+        num_not_finite=now.num_not_finite,
         on_clock=is_on_clock(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest

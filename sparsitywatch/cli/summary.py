@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class RunSummary:
         scope, provenance, essential_sparsity: as in the last record.
         series: every series of the records but the watch's own costs, by name.
         events: in the order in which they were seen.
+        notes: what to know beside the numbers, by step, where it begins.
     """
 
     num_records: int
@@ -61,6 +62,7 @@ class RunSummary:
     essential_sparsity: EssentialSparsity | None
     series: Mapping[str, SeriesSummary]
     events: tuple[Event, ...]
+    notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 def summarise(records: Sequence[Record], events: Iterable[Event]) -> RunSummary:
@@ -88,6 +90,11 @@ def summarise(records: Sequence[Record], events: Iterable[Event]) -> RunSummary:
         essential_sparsity=last.essential_sparsity,
         series={name: _summarise_series(values) for name, values in points.items()},
         events=tuple(events),
+        notes={
+            record.step: remarks
+            for before, record in zip([None, *records], records, strict=False)
+            if (remarks := record.remarks(before))
+        },
     )
 
 
@@ -144,7 +151,9 @@ def _table(summary: RunSummary) -> list[str]:
     ]
     lines += [*align([header, *rows], right=set(range(1, 7))), ""]
     lines += [*_estimate_lines(summary), "", f"{count(len(summary.events), 'event')}"]
-    return lines + [f"  {event.describe()}" for event in summary.events]
+    lines += [f"  {event.describe()}" for event in summary.events]
+    notes = [f"  step {step}: {text}" for step, texts in summary.notes.items() for text in texts]
+    return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 
 
 def _estimate_lines(summary: RunSummary) -> list[str]:

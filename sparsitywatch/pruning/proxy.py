@@ -69,6 +69,7 @@ class Proxy:
         with preserved_rng():
             self._batches = _materialise(batches, max_batches)
         self._num_examples: int | None = None
+        self._sizes: list[int] = []  # examples of each batch
         identity = f"{digest(self._batches)} {higher_is_better} {self.name}"
         self.hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -87,7 +88,7 @@ class Proxy:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        values = []
+        values: list[torch.Tensor] = []
         for index, batch in enumerate(self._batches):
             result = self.value(model, move(batch, device))
             _check(result, index)
@@ -99,6 +100,7 @@ class Proxy:
                 f"before, got {len(examples)}."
             )
         self._num_examples = len(examples)
+        self._sizes = [len(value) for value in values]
         return examples
 
     def halve(self) -> bool:
@@ -114,11 +116,16 @@ class Proxy:
         self._batches = [part for parts in halves for part in parts]
         return len(self._batches) > len(halves)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, *, has_weights: bool = True) -> None:
         """Evaluate once and refuse what could not be used, without disturbing the model.
 
+        Args:
+            model: what will be evaluated.
+            has_weights: False if its weights are still to come, so that values mean nothing.
+
         Raises:
-            ProxyError: ``value`` raises, or returns something else than [N] floats.
+            ProxyError: ``value`` raises, or returns something else than [N] floats, or NaN or
+                infinite ones.
         """
         try:
             with undisturbed(model):
@@ -135,6 +142,22 @@ class Proxy:
                 "Expected `value` to return at least two examples over all batches, so that an "
                 f"error can be estimated, got {values.size}."
             )
+        if has_weights and not np.isfinite(values).all():
+            raise ProxyError(self._not_finite(values))
+
+    def _not_finite(self, values: np.ndarray) -> str:
+        """Which examples have no value."""
+        bad = np.flatnonzero(~np.isfinite(values))
+        ends = np.cumsum(self._sizes)
+        batch = int(np.searchsorted(ends, bad[0], side="right"))
+        example = int(bad[0] - ends[batch] + self._sizes[batch])
+        return (
+            "Expected `value` to return a finite number for every example, got "
+            f"{values[bad[0]]} for example {example} of batch {batch}"
+            f"{f' and {len(bad) - 1} others' if len(bad) > 1 else ''}. A mean over nothing is NaN: "
+            "leave out examples without a label. If the model has broken down, there is nothing "
+            "to evaluate: leave out `proxy`."
+        )
 
 
 def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:
@@ -150,7 +173,8 @@ def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:
 
 def _check(result: object, index: int) -> None:
     if isinstance(result, torch.Tensor):
-        if result.ndim == 1 and result.is_floating_point() and result.numel() > 0:
+        # none of a batch is possible: examples without a label have no loss
+        if result.ndim == 1 and result.is_floating_point():
             return
         came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
     else:

@@ -52,6 +52,7 @@ class Event:
             near-zero ones later. Empty if there was none.
         fell_back_step: first look at which the series had lost half of what the change
             was at its largest.
+        num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
         amended_step: the look at which this version was told; -1 for the first one, which
             is told at ``detected_step``.
     """
@@ -76,6 +77,7 @@ class Event:
     preceded_by: str = ""
     fell_back_step: int = -1
     amended_step: int = -1
+    num_not_finite: int = 0
 
     def __post_init__(self) -> None:
         for end in ("onset_low", "onset_high"):
@@ -126,6 +128,8 @@ class Event:
 
     def _remarks(self) -> list[str]:
         remarks = [self.meaning] if self.meaning else []
+        if self.num_not_finite:
+            remarks.append(f"{self.num_not_finite:,} weights are NaN or infinite")
         if self.change in _CHANGES:
             remarks.append(_CHANGES[self.change])
         if self.on_clock is not None:

@@ -121,6 +121,11 @@ class Record:
         num_nan, num_inf, num_zero: counts of non-finite and exactly zero in-scope weights;
             -1 if the weights could not be read.
         near_zero: fraction of in-scope weights near zero, by rule.
+        fingerprint: of the in-scope weights: of the counts of all magnitudes and the bits of
+            a sample; 16 hexadecimal digits, the same live and from a checkpoint. Empty if the
+            weights could not be read.
+        same_weights_as: step of the first look that had the same fingerprint; None if no
+            other one had it.
         decay_clock: sum of lr times weight decay over the steps so far, averaged over the
             in-scope weights; NaN if unknown.
         lr_clock: sum of lr over the steps so far, likewise.
@@ -147,6 +152,8 @@ class Record:
     num_inf: int
     num_zero: int
     near_zero: Mapping[str, float]
+    fingerprint: str = ""
+    same_weights_as: int | None = None
     decay_clock: float = _NAN
     lr_clock: float = _NAN
     lr: float = _NAN
@@ -180,11 +187,51 @@ class Record:
             ("valid", "yes" if self.valid else f"no: {shown_name(self.reason)[:80]}"),
         ]
 
+    @property
+    def num_not_finite(self) -> int:
+        """In-scope weights that are NaN or infinite; 0 if they could not be read."""
+        return max(self.num_nan, 0) + max(self.num_inf, 0)
+
+    def remarks(self, previous: Record | None = None) -> list[str]:
+        """What a person should know beside the numbers, a sentence each.
+
+        Args:
+            previous: the record before; what holds for it likewise is not said again.
+        """
+        known = {} if previous is None else previous._remarks()
+        return [text for kind, text in self._remarks().items() if kind not in known]
+
+    def _remarks(self) -> dict[str, str]:
+        """By kind: what goes on is one thing."""
+        told = {}
+        if self.num_not_finite:
+            told["not finite"] = (
+                f"{max(self.num_nan, 0):,} in-scope weights are NaN and {max(self.num_inf, 0):,} "
+                "infinite; fractions of weights mean nothing and are left out"
+            )
+        if self.same_weights_as is not None:
+            told[f"same as {self.same_weights_as}"] = (
+                f"the in-scope weights are the same as at step {self.same_weights_as}"
+            )
+        if self.curve is not None and not math.isfinite(self._value_at(0.0)):
+            told["value"] = (
+                "the value of the dense model is not finite, so that there is no essential sparsity"
+            )
+        return told
+
+    def _value_at(self, sparsity: float) -> float:
+        """The value at a sparsity that was measured; NaN if it was not."""
+        if self.curve is None:
+            return _NAN
+        points = dict(zip(self.curve.sparsity, self.curve.value, strict=True))
+        return points.get(sparsity, _NAN)
+
     def series(self) -> dict[str, float]:
         """Every scalar of this record that may be plotted or watched, by name.
 
         What could not be measured is left out, and so are all estimates that are not
-        informative. An invalid record has what was measured before the failure.
+        informative, and fractions of weights where some are NaN or infinite. An invalid record
+        has what was measured before the failure.
         """
         out = {
             "watch/stall_s": self.cost.stall_s,
@@ -203,7 +250,17 @@ class Record:
         }
         counts = {"num_nan": self.num_nan, "num_inf": self.num_inf, "num_zero": self.num_zero}
         out |= {f"weights/{name}": float(n) for name, n in counts.items() if n >= 0}
-        out |= {f"near_zero/{rule}": fraction for rule, fraction in self.near_zero.items()}
+        if not self.num_not_finite:  # what broke did not become less sparse
+            out |= self._fractions()
+        if self.curve is not None:
+            out["value/dense"] = self._value_at(0.0)
+            out["value/all_removed"] = self._value_at(1.0)
+        out |= self._estimate_series()
+        return {name: x for name, x in out.items() if math.isfinite(x)}
+
+    def _fractions(self) -> dict[str, float]:
+        """How many of the weights are small, and how many moved."""
+        out = {f"near_zero/{rule}": fraction for rule, fraction in self.near_zero.items()}
         if self.dormant is not None:
             out["motion/dormant"] = self.dormant.fraction
             out["motion/dormant_by_chance"] = self.dormant.chance
@@ -214,12 +271,7 @@ class Record:
             out |= self.masks.series()
         if self.forecast is not None:
             out |= self.forecast.series()
-        if self.curve is not None:
-            points = dict(zip(self.curve.sparsity, self.curve.value, strict=True))
-            out["value/dense"] = points.get(0.0, _NAN)
-            out["value/all_removed"] = points.get(1.0, _NAN)
-        out |= self._estimate_series()
-        return {name: x for name, x in out.items() if math.isfinite(x)}
+        return out
 
     def was_asked(self, series: str) -> bool:
         """Whether this snapshot could have had a series; False where it was not evaluated.

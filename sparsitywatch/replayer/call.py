@@ -243,7 +243,7 @@ def _staged(
     chosen = Scope.of(inner, scope)
     if proxy is None:
         return chosen, None  # the model has said which weights count
-    proxy.check(inner)
+    proxy.check(inner, has_weights=False)
     make: Callable[[], nn.Module] = Given(inner)
     if executor is not None:
         make = Skeleton(inner) if isinstance(model, nn.Module) else model

@@ -144,7 +144,8 @@ class Publisher:
 
     def _publish(self, record: Record, detail: Detail) -> None:
         cost = dataclasses.replace(record.cost, publish_s=self._pipeline.publish_s)
-        self._pipeline.publish(dataclasses.replace(record, cost=cost), detail)
+        record = self._pipeline.recognised(dataclasses.replace(record, cost=cost))
+        self._pipeline.publish(record, detail)
         self.last_step = record.step
 
 

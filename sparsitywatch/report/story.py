@@ -180,15 +180,29 @@ def _trouble(run: RunLog) -> Iterator[Markup]:
         yield Markup("{} of {} failed or contradicted themselves; see ").format(
             count(invalid), _several(len(run.records), "look")
         ) + Markup('<a href="#invalid">which, and why</a>.')
-    broken = [r for r in run.records if max(r.num_nan, 0) + max(r.num_inf, 0) > 0]
+    broken = [r for r in run.records if r.num_not_finite]
     if broken:
-        worst = max(broken, key=lambda r: max(r.num_nan, 0) + max(r.num_inf, 0))
+        worst = max(broken, key=lambda r: r.num_not_finite)
         yield Markup(
             "{} had weights that are NaN or infinite, first at step {}; most, {}, at step {}."
         ).format(
             _several(len(broken), "look"), count(broken[0].step),
-            count(max(worst.num_nan, 0) + max(worst.num_inf, 0)), count(worst.step),
+            count(worst.num_not_finite), count(worst.step),
         )  # fmt: skip
+    again = [r for r in run.records if r.same_weights_as is not None]
+    if again:
+        first, others = again[0], len(again) - 1
+        yield Markup(
+            "{} had the same weights as an earlier one: at step {} those of step {}{}."
+        ).format(
+            _several(len(again), "look"), count(first.step), count(first.same_weights_as or 0),
+            f", and {others:,} more" if others else "",
+        )  # fmt: skip
+    without = [r for r in run.records if r.curve is not None and "value/dense" not in r.series()]
+    if without:
+        yield Markup("The value was not finite at {}, first at step {}.").format(
+            _several(len(without), "look"), count(without[0].step)
+        )
 
 
 def _several(number: int, noun: str) -> Markup:

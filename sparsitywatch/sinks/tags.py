@@ -115,6 +115,10 @@ MEANINGS = {
         "An abrupt change in the series of that name; told again, at a later step, when more "
         "is known about it."
     ),
+    "notes": (
+        "What to know beside the numbers of a look: weights that are NaN, or the same as at an "
+        "earlier step, a value that is not finite. Told when it begins."
+    ),
     "about": "What the charts mean.",
     "scope": "Every parameter of the model, watched or not, and why.",
     "custom_scalars__config__": 'Which charts the page "Custom Scalars" has.',

@@ -85,6 +85,8 @@ class TensorBoardSink:
             tag = f"log10_magnitude/{shown_name(name)}"
             value = summaries.histogram(tag, histogram, self._meaning(tag))
             values += [] if value is None else [value]
+        if remarks := record.remarks(self._last):
+            values.append(summaries.text("notes", texts.notes(remarks), self._meaning("notes")))
         self._last = record
         self._add(values, record.step, record.wall_time)
         if _can_be_drawn(record):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sparsitywatch.records import Event, LedgerEntry, Provenance
 from sparsitywatch.shown import shown_name
 
-__all__ = ["about", "event_text", "scope_table"]
+__all__ = ["about", "event_text", "notes", "scope_table"]
 
 
 def about(provenance: Provenance) -> str:
@@ -44,7 +44,8 @@ as exp(-clock), and becomes near-zero by decay alone.
 - **Images**: the curve that essential sparsity is read off, and which tensors the removed \
 weights come from; drawn every few looks.
 - **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
-- **Text**: `events` are abrupt changes; `scope` says which parameters are watched, and why.
+- **Text**: `events` are abrupt changes; `notes` are what to know beside the numbers, such as \
+weights that are NaN; `scope` says which parameters are watched, and why.
 
 Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
 proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
@@ -90,6 +91,11 @@ def _code(name: str) -> str:
 def _prose(text: str) -> str:
     """A text in Markdown in which nothing is a mark."""
     return _MARK.sub(lambda mark: f"&#{ord(mark[0])};", text)
+
+
+def notes(remarks: Sequence[str]) -> str:
+    """What to know beside the numbers of a look."""
+    return "\n".join(f"- {remark[:1].upper()}{remark[1:]}." for remark in remarks)
 
 
 def event_text(event: Event) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ import torch
 from sparsitywatch.weights.names import natural_order
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.stored import LazyTensors, SeenStore
 
-__all__ = ["Sampler"]
+__all__ = ["FINGERPRINTED", "Sampler", "fingerprint"]
 
 #: Integers of the width of a weight: any float dtype can be picked from as these.
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -74,6 +76,23 @@ class Sampler:
         return _draw(sizes, self.num_samples, self.seed)
 
 
+#: Whose bits are in a fingerprint, however many weights are compared from look to look.
+FINGERPRINTED = Sampler(65_536)
+
+
+def fingerprint(spectrum: MagnitudeSpectrum, sample: Mapping[str, torch.Tensor]) -> str:
+    """What tells weights from others: 16 hexadecimal digits.
+
+    Args:
+        spectrum: of all of them; counts them by magnitude, without their place.
+        sample: of ``FINGERPRINTED``; has signs and last bits of some, in their place.
+    """
+    state = hashlib.sha256(spectrum.digest().encode())
+    for name, tensor in sorted(sample.items()):
+        state.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class _Index:
     """Which weights of a flat tensor are sampled.
@@ -106,7 +125,7 @@ class _Index:
         into[begin:end] = words[self.where[begin:end] - first]
 
 
-@lru_cache(maxsize=4)  # of the same model again and again, in a replay by samplers made anew
+@lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew
 def _draw(
     sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
 ) -> Mapping[str, _Index]:

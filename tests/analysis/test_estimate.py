@@ -237,3 +237,14 @@ def test_the_interval_holds_the_value(points: dict[float, float], stderr: float)
     if estimate.informative:
         assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
         assert estimate.value <= estimate.last_crossing <= 1
+
+
+def test_a_relative_tolerance_of_a_loss_near_zero_names_the_absolute_mode() -> None:
+    points = {0: 1e-6, 0.2: 2e-6, 0.5: 0.01, 1: 4.0}
+    estimate = of_loss(points, tolerance=0.01, mode="relative")
+    assert estimate.informative
+    assert estimate.value < 0.01
+    assert "the dense value of 1e-06 is near zero beside the harm of up to 4" in estimate.reason
+    assert "allows only 1e-08; use mode='absolute'" in estimate.reason
+    assert "near zero" not in of_loss(points, tolerance=0.1, mode="absolute").reason
+    assert "near zero" not in of_loss({0: 1, 0.5: 1, 1: 4}, tolerance=0.01, mode="relative").reason

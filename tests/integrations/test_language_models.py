@@ -162,3 +162,19 @@ def test_from_a_text_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     )
     for ours, theirs in zip(here.records, records, strict=True):
         assert theirs.curve.value == pytest.approx(ours.curve.value, rel=1e-5)
+
+
+def test_a_window_without_a_masked_token_has_no_loss() -> None:
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=20, **SMALL)).eval()
+    tokens = torch.randint(20, (4, 6))
+    labels = torch.full_like(tokens, -100)
+    labels[0, 1], labels[2, :3] = 5, 7
+    losses = masked_loss(model, {"input_ids": tokens, "labels": labels})
+    logits = model(input_ids=tokens).logits.log_softmax(-1)
+    expected = [-logits[0, 1, 5], -logits[2, :3, 7].mean()]
+    torch.testing.assert_close(losses, torch.stack(expected))
+    none = {"input_ids": tokens[1:2], "labels": labels[1:2]}
+    assert masked_loss(model, none).shape == (0,)
+    proxy = sw.Proxy([none, {"input_ids": tokens, "labels": labels}], masked_loss)
+    proxy.check(model)  # two examples, and both are numbers

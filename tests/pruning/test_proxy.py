@@ -87,7 +87,7 @@ def test_bad_batches(source: object, message: str) -> None:
         (lambda m, b: m(b), r"got a tensor of shape \(4, 2\)"),
         (lambda m, b: m(b).argmax(1), r"dtype torch\.int64"),
         (lambda m, b: m(b).mean().item(), "got float"),
-        (lambda m, b: m(b[:0]).mean(1), r"shape \(0,\)"),
+        (lambda m, b: m(b[:0]).mean(1), "at least two examples over all batches.*got 0"),
         (lambda m, b: 1 / 0, "it raised ZeroDivisionError: division by zero"),
         (lambda m, b: m(b[:1]).mean(1)[:1], None),
     ],
@@ -111,3 +111,16 @@ def test_one_example_is_too_few_for_an_error() -> None:
 def test_a_value_that_is_no_function() -> None:
     with pytest.raises(ProxyError, match="`value` to be a function"):
         Proxy(batches(), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_by_batch_and_example(broken: float) -> None:
+    source = batches()
+    source[1][2] = broken
+    proxy = Proxy(source, value)
+    with pytest.raises(ProxyError, match=r"got (nan|inf) for example 2 of batch 1\. A mean over"):
+        proxy.check(nn.Linear(3, 2))
+    proxy.check(nn.Linear(3, 2), has_weights=False)  # what a replay evaluates is still to come
+    source[2][0] = broken
+    with pytest.raises(ProxyError, match="example 2 of batch 1 and 1 others"):
+        Proxy(source, value).check(nn.Linear(3, 2))

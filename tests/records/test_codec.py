@@ -45,6 +45,7 @@ def plain(cls: type, **special: st.SearchStrategy) -> st.SearchStrategy:
     """Any instance of a dataclass of strings, numbers and flags."""
     by_type = {str: st.text(max_size=8), int: COUNTS, float: FLOATS, bool: st.booleans()}
     by_type[bool | None] = st.none() | st.booleans()
+    by_type[int | None] = st.none() | COUNTS
     by_type[tuple[str, ...]] = st.lists(NAMES, max_size=3).map(tuple)
     by_type[tuple[int, ...]] = st.lists(COUNTS, max_size=3).map(tuple)
     by_type[tuple[float, ...]] = st.lists(FLOATS, max_size=3).map(tuple)

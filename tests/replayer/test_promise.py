@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from contracts import event_readers
 from contracts.live_runs import (
     held_out,
     save_safetensors,
@@ -172,3 +174,53 @@ def test_same_events(run: Path, tmp_path: Path) -> None:
     unknown = replace(event, on_clock=None, decay_clock=math.nan)
     assert list(map(to_json, replayed.events)) == [to_json(unknown)]
     assert main(["compare", str(tmp_path / "live"), str(tmp_path)]) == 0
+
+
+# ------------------------------------------------------------------ the same weights again
+
+
+def rolled_back(folder: Path, step: int) -> nn.Module:
+    """A model that stands still until step 2, and is back where it was at step 4."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    generator = torch.Generator().manual_seed({1: 0, 2: 0, 4: 0}.get(step, step))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    torch.save(model.state_dict(), folder / f"step-{step}.pt")
+    return model
+
+
+def test_weights_that_come_again_are_said_live_and_replayed_and_after_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored, live, replayed = (tmp_path / name for name in ("stored", "live", "replayed"))
+    stored.mkdir()
+    model = rolled_back(stored, 1)
+    for steps in ((1, 2, 3), (4, 5)):  # a process each
+        watcher = sw.watch(model, None, logdir=live, initial_step=steps[0] - 1, every=10**6)
+        for step in steps:
+            model.load_state_dict(rolled_back(stored, step).state_dict())
+            watcher.step()
+            watcher.snapshot()
+        watcher.close()
+    records = read_records(live / "sparsitywatch")
+    assert [record.same_weights_as for record in records] == [None, 1, None, 1, None]
+    assert len({record.fingerprint for record in records}) == 3
+    assert all(record.valid for record in records)
+    assert "step 2: the in-scope weights are the same as at step 1" in caplog.text
+
+    (stored / "step-5.pt").rename(tmp_path / "later.pt")
+    sw.replay(stored, logdir=replayed)
+    (tmp_path / "later.pt").rename(stored / "step-5.pt")
+    again = sw.replay(stored, logdir=replayed).records
+    for name in ("fingerprint", "same_weights_as"):
+        assert [getattr(r, name) for r in again] == [getattr(r, name) for r in records]
+
+    assert main(["summary", str(replayed)]) == 0
+    assert "  step 4: the in-scope weights are the same as at step 1" in capsys.readouterr().out
+    assert main(["report", str(live), "-o", str(tmp_path / "page.html")]) == 0
+    assert "2 looks had the same weights as an earlier one" in "".join(
+        re.sub("<[^>]*>", "", (tmp_path / "page.html").read_text())
+    )
+    texts = event_readers.accumulator(live / "sparsitywatch").Tensors("notes")
+    assert [text.step for text in texts] == [2, 4]

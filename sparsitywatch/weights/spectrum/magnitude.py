@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -79,6 +80,16 @@ class MagnitudeSpectrum:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything as a few plain arrays, for ``numpy.savez`` and ``allow_pickle=False``."""
         return arrays.pack(self._histograms)
+
+    def digest(self) -> str:
+        """Identity of the counts by name, in whatever order: 64 hexadecimal digits."""
+        state = hashlib.sha256()
+        for name, histogram in sorted(self._histograms.items()):
+            numbers = (histogram.num_inf, histogram.num_nan, len(histogram.keys))
+            state.update(f"{name} {STORAGES[histogram.dtype].name} {numbers}".encode())
+            state.update(histogram.keys.astype(np.int32).tobytes())
+            state.update(histogram.counts.astype(np.int64).tobytes())
+        return state.hexdigest()
 
     def __add__(self, other: MagnitudeSpectrum) -> MagnitudeSpectrum:
         """All weights of both: counts of the same name add, new names follow in order.
