@@ -116,6 +116,11 @@ class _Place:
     path: str
     url: str
 
+    @property
+    def inside(self) -> str:
+        """What the paths inside of it begin with; of all of an archive nothing."""
+        return self.path and self.path.rstrip("/") + "/"
+
     def beside(self, path: str) -> _Place:
         """Another one on the same storage."""
         return _Place(self.fs, path, url_at(self.url, self.fs, self.path, path))
@@ -181,10 +186,9 @@ def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
 
 def _places_under(root: _Place, known: Mapping[str, Found], is_listed: bool) -> list[_Place]:
     is_known = root.url in known
-    if is_known or not bool(root.fs.isdir(root.path)):
+    if is_known or not (root.inside == "" or root.fs.isdir(root.path)):
         is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
         return [root] if is_there else []
-    inside = root.path.rstrip("/")
     files: list[str] = []
     done: list[str] = []
     for name, is_folder in _walk(root, known):
@@ -193,19 +197,18 @@ def _places_under(root: _Place, known: Mapping[str, Found], is_listed: bool) -> 
         if is_folder:
             done.append(name)
     names = sorted([*places_in(files), *done], key=natural_order)
-    return [root.beside(f"{inside}/{name}") if name else root for name in names]
+    return [root.beside(root.inside + name) if name else root for name in names]
 
 
 def _walk(root: _Place, known: Mapping[str, Found]) -> Iterator[tuple[str, bool]]:
     """Files below a folder, and folders that are known or cannot be listed; relative to it."""
-    inside = root.path.rstrip("/") + "/"
     list_folder = _local_children if isinstance(root.fs, LocalFileSystem) else _remote_children
-    before = root.beside(f"{inside}x").url[:-1]
+    before = root.beside(f"{root.inside}x").url[:-1]
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root.path),))]
     while waiting:
         folder, reals = waiting.pop()
         try:
-            children = list(list_folder(root.fs, inside + folder, reals))
+            children = list(list_folder(root.fs, root.inside + folder, reals))
         except (FileNotFoundError, PermissionError):
             if not folder:
                 raise

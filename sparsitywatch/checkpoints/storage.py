@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import fsspec
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
@@ -251,9 +252,10 @@ class Source:
             nullcontext() if fs.async_impl else threading.Lock()
         )
         self._file: io.FileIO | None = None
-        # a storage that keeps files open reads ahead of what is asked for; not so without a cache
-        by_opening = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
-        self._exactly = {"cache_type": "none"} if by_opening else {}
+        # where a file is opened for each range, as on the Hub, it must not read ahead of it
+        opens = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
+        is_cache = isinstance(fs, CachingFileSystem)
+        self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
         if isinstance(fs, LocalFileSystem):
             self._file = asked(self._what, lambda: io.FileIO(path, "rb"))
             self.size = os.fstat(self._file.fileno()).st_size
