@@ -19,7 +19,15 @@ __all__ = ["MODEL_KEYS", "STEP_KEYS", "TORCH_STARTS", "open_torch", "read_torch"
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
 MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
 #: Keys under which a checkpoint keeps the number of optimizer steps done.
-STEP_KEYS = ("global_step", "iter_num", "step", "global_steps", "iteration", "num_updates")
+STEP_KEYS = (
+    "global_step",
+    "iter_num",
+    "step",
+    "global_steps",
+    "iteration",
+    "num_updates",
+    "steps_done",
+)
 #: How files of torch.save begin.
 TORCH_STARTS = (b"PK\x03\x04", LEGACY_START)
 
@@ -53,23 +61,40 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
 
 
 def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
+    """The tensors of the model: under its usual keys, at the top, or one dictionary further in."""
+    found = _search(tree, set())
+    # a loss beside it does not make the top a state dict
+    inner = _around_model(tree) if found is None or found is tree else None
+    return found if inner is None else _search(inner, set())
+
+
+def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
     """The first dictionary that holds tensors, under the keys of a model or at the top.
 
     Each dictionary is looked at once, however often it is mentioned.
     """
+    if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
+        return None
+    seen.add(id(node))
+    for key in MODEL_KEYS:
+        found = _search(node.get(key), seen, depth + 1)
+        if found is not None:
+            return found
+    return node if any(is_tensor(value) for value in node.values()) else None
+
+
+def _around_model(tree: Any) -> Mapping[Any, Any] | None:
+    """The one dictionary at the top that holds a model under its key, whatever its own is.
+
+    None if there are several: which one is watched nobody has said.
+    """
     seen: set[int] = set()
-
-    def search(node: Any, depth: int) -> Mapping[Any, Any] | None:
-        if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
-            return None
-        seen.add(id(node))
-        for key in MODEL_KEYS:
-            found = search(node.get(key), depth + 1)
-            if found is not None:
-                return found
-        return node if any(is_tensor(value) for value in node.values()) else None
-
-    return search(tree, 0)
+    holders = [
+        node
+        for node in (tree.values() if isinstance(tree, dict) else ())
+        if isinstance(node, dict) and any(_search(node.get(key), seen) for key in MODEL_KEYS)
+    ]
+    return holders[0] if len(holders) == 1 else None
 
 
 def _what(tree: Any) -> str:
@@ -80,11 +105,12 @@ def _what(tree: Any) -> str:
 
 
 def step_in(tree: Any) -> int | None:
-    """The number of optimizer steps that the top level of a checkpoint states."""
-    if isinstance(tree, dict):
-        for key in STEP_KEYS:
-            if (step := as_step(tree.get(key))) is not None:
-                return step
+    """The number of optimizer steps that a checkpoint states, at its top or beside the model."""
+    for node in (tree, _around_model(tree)):
+        if isinstance(node, dict):
+            for key in STEP_KEYS:
+                if (step := as_step(node.get(key))) is not None:
+                    return step
     return None
 
 

@@ -153,6 +153,27 @@ def test_ties_share_their_storage_and_slices_do_not(tmp_path: Path) -> None:
     assert len(set(storages.values())) == 3
 
 
+@pytest.mark.parametrize("loss", [3.1, torch.tensor(3.1)])
+def test_a_model_one_dictionary_further_in_is_found_with_its_step(
+    loss: object, tmp_path: Path
+) -> None:
+    model = nn.Linear(3, 2)
+    training = {"model": model.state_dict(), "optimizer": trained(model).state_dict()}
+    torch.save(
+        {"training": {**training, "steps_done": 60}, "watch": {"step": 50}, "loss": loss},
+        tmp_path / "checkpoint.pt",
+    )
+    with open_checkpoint(tmp_path / "checkpoint.pt") as checkpoint:
+        assert [entry.name for entry in checkpoint.entries()] == ["weight", "bias"]
+        assert checkpoint.step == 60
+
+
+def test_of_two_models_none_is_taken_for_the_one(tmp_path: Path) -> None:
+    models = {name: {"model": nn.Linear(3, 2).state_dict()} for name in ("training", "teacher")}
+    torch.save(models, tmp_path / "checkpoint.pt")
+    assert "got a dictionary of training, teacher" in failure(tmp_path / "checkpoint.pt")
+
+
 def test_a_part_that_is_called_module_keeps_its_name(tmp_path: Path) -> None:
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
     torch.save(model.state_dict(), tmp_path / "w.pt")

@@ -15,6 +15,9 @@ import torch
 from arguments import identity, parser
 from contracts import event_readers
 
+import sparsitywatch as sw
+from sparsitywatch.cli import main
+
 
 def _records(logdir: Path) -> list[dict]:
     text = (logdir / "sparsitywatch" / "records.jsonl").read_text(encoding="utf-8")
@@ -54,6 +57,16 @@ def test_the_demo_writes_everything(demo):
     scalars = event_readers.scalars_of_plugin_accumulator(watched)
     for tag in ("near_zero/initial_0.1", "value/reliance", "motion/dormant", "value/dense"):
         assert [step for step, _ in scalars[tag]] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.slow
+def test_the_demos_own_checkpoint_can_be_inspected_and_replayed(demo, capsys):
+    logdir, _ = demo
+    assert main(["inspect", str(logdir / "checkpoint.pt")]) == 0
+    assert "step 60 (from its contents)" in capsys.readouterr().out
+    (record,) = sw.replay(logdir / "checkpoint.pt", logdir=None).records
+    assert record.step == 60
+    assert record.near_zero["rms_0.1"] == _records(logdir)[-1]["near_zero"]["rms_0.1"]
 
 
 @pytest.mark.slow
