@@ -185,13 +185,17 @@ class OverheadBudget:
             return math.inf
         return self.max_overhead * (WEIGHTS_SHARE if self.evaluates else 1.0)
 
+    def elapsed_s(self) -> float:
+        """Wall time since the beginning; NaN before."""
+        return self.now() - self._started
+
     def training_s(self) -> float:
         """Wall time since the beginning that was not the watch's; NaN before."""
-        return self.now() - self._started - self._spent_s
+        return self.elapsed_s() - self._spent_s
 
     def _balances(self) -> tuple[float, float]:
         """What the accounts of the weights and of the evaluation hold, in seconds."""
-        allowed_s = (self.max_overhead or 0.0) * (self.now() - self._started)
+        allowed_s = (self.max_overhead or 0.0) * self.elapsed_s()
         if not self.evaluates:
             return allowed_s - self._spent_s, 0.0
         weights = WEIGHTS_SHARE * allowed_s - self._weights_s - self._lent_s

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsitywatch.budget import OverheadBudget
 from sparsitywatch.measurement import Effort
-from sparsitywatch.schedule import Adaptive, Schedule
+from sparsitywatch.schedule import Adaptive, Schedule, next_due
 
 __all__ = ["Due", "Pace"]
 
@@ -85,6 +85,17 @@ class Pace:
         num_left_out, self._num_left_out = self._num_left_out, 0
         not_evaluated = LEFT_OUT if self.budget.evaluates and not evaluates else ""
         return Effort(publish_s, self.budget.overhead, num_left_out, not_evaluated)
+
+    def next_due(self, step: int) -> int:
+        """The first step after ``step`` at which something is due; -1 if that cannot be told."""
+        return next_due(self._schedule, step)
+
+    @property
+    def step_s(self) -> float:
+        """Wall time of a step, on average; NaN before the second one."""
+        if self._num_steps < 2:
+            return math.nan
+        return self.budget.elapsed_s() / (self._num_steps - 1)
 
     def alert(self, step: int) -> None:
         """Something may be going on: a schedule that can looks more often for a while."""

@@ -14,7 +14,7 @@ from sparsitywatch.analysis.chronicle import Changes
 from sparsitywatch.errors import ConfigurationError, LogTakenError
 from sparsitywatch.history import Detector, History
 from sparsitywatch.logdir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve
+from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve, WatchState
 from sparsitywatch.sinks.base import Sink
 
 __all__ = ["Detector", "Pipeline", "log_event"]
@@ -68,6 +68,7 @@ class Pipeline:
         self._strict = strict
         self._failures: dict[int, int] = {}
         self._unsaid: tuple[Event, ...] = ()  # by actions
+        self._is_open = False
         self.publish_s = 0.0
 
     @property
@@ -105,7 +106,8 @@ class Pipeline:
             late = self._history.finish_recall()
             self._unsaid = late.new
             for sink in self._sinks:
-                self._guarded(sink, lambda sink=sink: self._tell(sink, late))  # type: ignore[misc]
+                self._guarded(sink, lambda sink=sink: self._tell_changes(sink, late))  # type: ignore[misc]
+        self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         atexit.register(self._at_exit)
 
@@ -156,6 +158,33 @@ class Pipeline:
             self._act(self._on_event, event)
         self._act(self._on_record, record)
 
+    def tell(self, state: WatchState) -> None:
+        """Tell the sinks that ask for it how the watch is.
+
+        A sink that fails in this is not held to have failed: no number is lost, and the next
+        state says it all again.
+        """
+        if not self._is_open:
+            return
+        try:
+            with self.claim.writing():
+                for sink in self._sinks:
+                    self._tell_state(sink, state)
+        except LogTakenError:
+            return  # it has a state of its own by now; this end is told at the next snapshot
+
+    def _tell_state(self, sink: Sink, state: WatchState) -> None:
+        told = getattr(sink, "state", None)
+        if not callable(told) or self._failures.get(id(sink), 0) >= _MAX_FAILURES:
+            return
+        try:
+            told(state)
+        except Exception as error:
+            if self._strict:
+                raise
+            name = type(sink).__name__
+            _logger.warning("sparsitywatch: %s was not told the watch's state: %s", name, error)
+
     @property
     def is_suspicious(self) -> bool:
         """Whether a detector sees what may become an event."""
@@ -170,6 +199,7 @@ class Pipeline:
                 self._act_once(lambda _, close=close: close(), None)  # type: ignore[misc]
 
     def _at_exit(self) -> None:
+        self._is_open = False
         atexit.unregister(self._at_exit)
         self._close_sinks()
         self.claim.release()
@@ -199,10 +229,10 @@ class Pipeline:
     @classmethod
     def _write(cls, sink: Sink, record: Record, detail: Detail, changes: Changes) -> None:
         sink.write(record, detail)
-        cls._tell(sink, changes)
+        cls._tell_changes(sink, changes)
 
     @staticmethod
-    def _tell(sink: Sink, changes: Changes) -> None:
+    def _tell_changes(sink: Sink, changes: Changes) -> None:
         for event in (*changes.amended, *changes.new):
             sink.event(event)
 

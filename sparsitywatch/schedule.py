@@ -11,10 +11,32 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, StateError
 
-__all__ = ["Adaptive", "Schedule", "adaptive", "as_schedule", "at", "every", "geometric"]
+__all__ = [
+    "Adaptive",
+    "Schedule",
+    "adaptive",
+    "as_schedule",
+    "at",
+    "every",
+    "geometric",
+    "next_due",
+]
 
 #: True for the steps at which to look. Steps count from 1: the first optimizer step.
 Schedule = Callable[[int], bool]
+
+#: So many steps are looked ahead for the next one that is due.
+_AHEAD = 10_000
+
+
+class _Pure:
+    """A schedule that is made here: it depends on the step alone, and may be asked ahead."""
+
+    def __init__(self, due: Schedule) -> None:
+        self._due = due
+
+    def __call__(self, step: int) -> bool:
+        return self._due(step)
 
 
 def every(interval: int) -> Schedule:
@@ -27,7 +49,7 @@ def every(interval: int) -> Schedule:
         raise ConfigurationError(
             f"Expected `every` to be a whole number of optimizer steps >= 1, got {interval!r}."
         )
-    return lambda step: step % interval == 0
+    return _Pure(lambda step: step % interval == 0)
 
 
 def at(steps: Iterable[int]) -> Schedule:
@@ -41,7 +63,7 @@ def at(steps: Iterable[int]) -> Schedule:
         raise ConfigurationError(
             f"Expected `steps` to be whole numbers >= 1, at least one, got {sorted(chosen)!r}."
         )
-    return lambda step: step in chosen
+    return _Pure(lambda step: step in chosen)
 
 
 def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> Schedule:
@@ -68,7 +90,7 @@ def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = Non
             steps.append(steps[-1] + (ahead if max_interval is None else min(ahead, max_interval)))
         return step in steps if step < steps[-1] else step == steps[-1]
 
-    return due
+    return _Pure(due)
 
 
 class Adaptive:
@@ -131,6 +153,19 @@ def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
     [20, 22, 24, 26, 28, 30, 40, 50]
     """
     return Adaptive(interval, closer=closer, intervals=intervals)
+
+
+def next_due(schedule: Schedule, step: int) -> int:
+    """The first step after ``step`` that is due; -1 if that cannot be told.
+
+    A function of the user's is not asked: it may remember what it was asked.
+
+    >>> next_due(every(50), 50), next_due(at([3]), 3), next_due(lambda step: True, 3)
+    (100, -1, -1)
+    """
+    if not isinstance(schedule, (_Pure, Adaptive)):
+        return -1
+    return next((s for s in range(step + 1, step + 1 + _AHEAD) if schedule(s)), -1)
 
 
 def as_schedule(spec: int | Schedule) -> Schedule:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +22,7 @@ from sparsitywatch.optimizers import step_was_skipped
 from sparsitywatch.pace import Due, Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.records import Event, Record, html_of
+from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.resume import begin, check_state
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.motion import Motion
@@ -31,6 +33,8 @@ __all__ = ["Watcher"]
 _logger = logging.getLogger("sparsitywatch")
 
 _MAX_FAILURES = 3  # looks that fail in a row, then the watch is off
+#: So often the log is told how the watch is: with a snapshot, and without one.
+_TELL_S, _SIGN_OF_LIFE_S = 10.0, 60.0
 
 
 class Watcher:
@@ -80,6 +84,9 @@ class Watcher:
         self._opened = self._closed = self._in_hook = False
         self._failures = self._steps_seen = 0
         self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
+        self._last_step = self._last_evaluated_step = -1
+        self._begun_at = 0
+        self._told_at = -math.inf
         self._handle: Any = None
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
@@ -218,6 +225,8 @@ class Watcher:
             )
         if self._opened:
             self._looker.close()
+            with self._boundary():
+                self._tell("closed")
             self._pipeline.close()
 
     def _is_idle(self) -> bool:
@@ -251,6 +260,8 @@ class Watcher:
         self._collect()
         if self._off:
             return
+        if not self._looker.is_busy:  # it holds the log
+            self._tell_again(_SIGN_OF_LIFE_S)
         due = self._pace.due(step, is_busy=self._looker.is_busy)
         if due is not Due.NOTHING:
             self._look(behind=self._background, evaluates=due is Due.EVERYTHING)
@@ -292,11 +303,16 @@ class Watcher:
         self._pipeline.act(finished.record, finished.events)
         if finished.events or self._pipeline.is_suspicious:
             self._pace.alert(finished.record.step)
-        self._count_failures(finished.record)
+        self._count(finished.record)
 
-    def _count_failures(self, record: Record) -> None:
+    def _count(self, record: Record) -> None:
+        self._last_step = record.step
+        if record.curve is not None:
+            self._last_evaluated_step = record.step
         self._failures = 0 if record.valid else self._failures + 1
-        if self._failures >= _MAX_FAILURES:
+        if self._failures < _MAX_FAILURES:
+            self._tell_again(_TELL_S if record.valid else 0.0)
+        else:
             self._switch_off(f"{self._failures} looks in a row failed; the last: {record.reason}")
 
     @contextlib.contextmanager
@@ -320,7 +336,34 @@ class Watcher:
         _logger.error("sparsitywatch: the watch switched itself off: %s", reason)
         if self._opened:
             self._looker.close()
+            self._tell("off", reason)
             self._pipeline.close()
+
+    def _tell_again(self, seconds: float) -> None:
+        """Tell the sinks that the watch is on, unless they were told within these seconds."""
+        if time.monotonic() - self._told_at >= seconds:
+            self._tell("on")
+
+    def _tell(self, status: str, reason: str = "") -> None:
+        """Tell the sinks how the watch is; never in the thread behind the training."""
+        self._told_at = time.monotonic()
+        seen_until = max(self._last_step, self._begun_at)
+        self._pipeline.tell(
+            WatchState(
+                status=status,
+                reason=reason,
+                step=self.step_count,
+                wall_time=time.time(),
+                last_step=self._last_step,
+                last_evaluated_step=self._last_evaluated_step,
+                next_due_step=self._pace.next_due(seen_until),
+                num_failures=self._failures,
+                overhead=self._pace.budget.overhead(),
+                step_s=self._pace.step_s,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
+        )
 
     def _open(self) -> None:
         """Begin the log at the first look or step, when the initial step is known."""
@@ -328,4 +371,10 @@ class Watcher:
             return
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step
+        self._begun_at = self._step
         begin(self._step, self._scope, self._measurement, self._pipeline, self._trace)
+        for record in self._pipeline.records:
+            self._last_step = record.step
+            if record.curve is not None:
+                self._last_evaluated_step = record.step
+        self._tell("on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from sparsitywatch.analysis.comparison import (
     digest,
     require_comparable,
 )
+from sparsitywatch.analysis.standing import standing
 from sparsitywatch.cli.plot import save
-from sparsitywatch.cli.reading import read
+from sparsitywatch.cli.reading import directory_of, read
 from sparsitywatch.cli.tables import align
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, Event, Record, to_json
+from sparsitywatch.shown import shown_text
+from sparsitywatch.sinks.jsonl import read_manifest
 
 __all__ = ["Comparison", "add_to"]
 
@@ -66,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
     require_comparable(records, weights_only=weights_only)
     comparison = Comparison(
         weights_only=weights_only,
-        notes=tuple(_notes(records, weights_only=weights_only)),
+        notes=(*_troubles(arguments.runs, records), *_notes(records, weights_only=weights_only)),
         runs=tuple(
             digest(name, found, events, weights_only=weights_only)
             for name, (found, events) in runs.items()
@@ -95,6 +99,16 @@ def _read_all(logdirs: Sequence[Path]) -> Runs:
         str(place.relative_to(common) if place != common else place): read(logdir)
         for place, logdir in zip(places, logdirs, strict=True)
     }
+
+
+def _troubles(logdirs: Sequence[Path], records: dict[str, list[Record]]) -> list[str]:
+    """Runs whose watch did not see to the end: that they are quiet says nothing."""
+    told = []
+    for logdir, (name, found) in zip(logdirs, records.items(), strict=True):
+        info = read_manifest(directory_of(logdir))
+        trouble = standing(found, info, now=time.time()).trouble
+        told += [shown_text(f"{name}: {trouble}.")] if trouble else []
+    return told
 
 
 def _notes(records: dict[str, list[Record]], *, weights_only: bool) -> list[str]:

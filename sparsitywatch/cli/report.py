@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def _run(arguments: argparse.Namespace) -> None:
         records=records,
         events=events,
         info=read_manifest(directory_of(arguments.logdir)),
+        now=time.time(),
     )
     _write(arguments.output, render(run))
     print(arguments.output)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.cli.reading import read
+from sparsitywatch.analysis.standing import standing
+from sparsitywatch.cli.reading import directory_of, read
 from sparsitywatch.cli.tables import align, count
 from sparsitywatch.records import (
     EssentialSparsity,
     Event,
     Provenance,
     Record,
+    RunInfo,
     ScopeSummary,
+    WatchState,
     to_json,
 )
+from sparsitywatch.shown import shown_text
+from sparsitywatch.sinks.jsonl import read_manifest
 
 __all__ = ["RunSummary", "SeriesSummary", "add_to", "summarise"]
 
@@ -45,7 +51,13 @@ class RunSummary:
         num_informative: those with an informative essential sparsity.
         first_step, last_step: steps of the first and the last look.
         stall_s: time for which all looks together held up the training, in seconds.
-        scope, provenance, essential_sparsity: as in the last record.
+        num_evaluated: those with an evaluation that succeeded.
+        scope, provenance: as in the last record.
+        essential_sparsity: as in the last record that has one, which is of ``estimated_step``; None
+            and -1 if none has.
+        standing: sentences on how the watch itself is, the most important one first; nothing of
+            a replay without faults.
+        state: the watch's own word on that; None of a replay, and in earlier logs.
         series: every series of the records but the watch's own costs, by name.
         events: in the order in which they were seen.
         notes: what to know beside the numbers, by step, where it begins.
@@ -57,20 +69,32 @@ class RunSummary:
     first_step: int
     last_step: int
     stall_s: float
+    num_evaluated: int
     scope: ScopeSummary
     provenance: Provenance
     essential_sparsity: EssentialSparsity | None
+    estimated_step: int
+    standing: tuple[str, ...]
+    state: WatchState | None
     series: Mapping[str, SeriesSummary]
     events: tuple[Event, ...]
     notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
-def summarise(records: Sequence[Record], events: Iterable[Event]) -> RunSummary:
+def summarise(
+    records: Sequence[Record],
+    events: Iterable[Event],
+    info: RunInfo | None = None,
+    *,
+    now: float | None = None,
+) -> RunSummary:
     """A run in short.
 
     Args:
         records: in the order of the steps, at least one.
         events: in the order in which they were seen.
+        info: what was said about the run; None if that is not known.
+        now: seconds since the epoch, to see whether a watch still lives; None to take its word.
     """
     points: dict[str, list[tuple[float, int]]] = {}
     for record in records:
@@ -78,6 +102,7 @@ def summarise(records: Sequence[Record], events: Iterable[Event]) -> RunSummary:
             if not name.startswith("watch/") and name != "essential_sparsity/informative":
                 points.setdefault(name, []).append((value, record.step))
     last = records[-1]
+    estimated = [record for record in records if record.essential_sparsity is not None]
     return RunSummary(
         num_records=len(records),
         num_invalid=sum(not record.valid for record in records),
@@ -85,9 +110,13 @@ def summarise(records: Sequence[Record], events: Iterable[Event]) -> RunSummary:
         first_step=records[0].step,
         last_step=last.step,
         stall_s=math.fsum(record.cost.stall_s for record in records),
+        num_evaluated=sum(record.curve is not None for record in records),
         scope=last.scope,
         provenance=last.provenance,
-        essential_sparsity=last.essential_sparsity,
+        essential_sparsity=estimated[-1].essential_sparsity if estimated else None,
+        estimated_step=estimated[-1].step if estimated else -1,
+        standing=standing(records, info, now=now).sentences,
+        state=None if info is None else info.state,
         series={name: _summarise_series(values) for name, values in points.items()},
         events=tuple(events),
         notes={
@@ -121,7 +150,8 @@ def add_to(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     records, events = read(arguments.logdir)
-    summary = summarise(records, events)
+    info = read_manifest(directory_of(arguments.logdir))
+    summary = summarise(records, events, info, now=time.time())
     print(to_json(summary) if arguments.json else "\n".join(_table(summary)))
 
 
@@ -132,6 +162,7 @@ def _table(summary: RunSummary) -> list[str]:
     tensors = count(summary.scope.num_tensors, "tensor")
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
+        *map(shown_text, summary.standing),
         f"{looks} at steps {steps}, {summary.num_invalid} invalid; stall {summary.stall_s:.1f} s",
         f"{weights} in {tensors}; pattern {pattern}, {evaluation}",
         "",
@@ -158,10 +189,15 @@ def _table(summary: RunSummary) -> list[str]:
 
 def _estimate_lines(summary: RunSummary) -> list[str]:
     estimate = summary.essential_sparsity
+    if estimate is None and summary.provenance.proxy_hash:
+        return ["essential sparsity: not known, no evaluation has succeeded"]
     if estimate is None:
-        return ["essential sparsity: not measured"]
-    here = f"essential sparsity at step {summary.last_step}:"
-    seen = f"informative at {summary.num_informative} of {count(summary.num_records, 'look')}"
+        return ["essential sparsity: not measured, there was no proxy"]
+    here = f"essential sparsity at step {summary.estimated_step}:"
+    seen = (
+        f"evaluated at {summary.num_evaluated}, informative at {summary.num_informative} of "
+        f"{count(summary.num_records, 'look')}"
+    )
     if not estimate.informative:
         return [f"{here} not informative; {estimate.reason}", seen]
     interval = "without an interval"

@@ -18,7 +18,7 @@ from sparsitywatch.records.record import (
     ScopeSummary,
     html_of,
 )
-from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo
+from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo, WatchState
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -39,6 +39,7 @@ __all__ = [
     "RunInfo",
     "ScopeSummary",
     "SparsityCurve",
+    "WatchState",
     "from_json",
     "html_of",
     "latest_versions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy as np
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo"]
+__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo", "WatchState"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,58 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchState:
+    """How a live watch is: told at every snapshot, once a minute, and when it ends.
+
+    Args:
+        status: "on"; "off" if it switched itself off; "closed" if it was told to end.
+        reason: why it is off; empty otherwise.
+        step: optimizer steps done when this was told; of a watch that is off, since when.
+        wall_time: when it was told, seconds since the epoch.
+        last_step: the last snapshot; -1 if there is none.
+        last_evaluated_step: the last one with an evaluation that succeeded; -1 likewise.
+        next_due_step: the first step after it at which a snapshot is due; -1 if that cannot be
+            foreseen.
+        num_failures: snapshots in a row that failed, up to the last one.
+        overhead: share of the wall time that the watch has taken; NaN if nobody kept count.
+        step_s: wall time of a step, on average; NaN before the second one.
+        pid, host: the process that trains.
+    """
+
+    status: str
+    reason: str = ""
+    step: int
+    wall_time: float
+    last_step: int = -1
+    last_evaluated_step: int = -1
+    next_due_step: int = -1
+    num_failures: int = 0
+    overhead: float = math.nan
+    step_s: float = math.nan
+    pid: int = -1
+    host: str = ""
+
+    def describe(self) -> str:
+        """A few sentences for a person; whether its process still lives is another question."""
+        began = {
+            "off": f"The watch switched itself off at step {self.step:,}: {self.reason}",
+            "closed": f"The watch was closed at step {self.step:,}",
+        }.get(self.status, f"The watch is {self.status}, at step {self.step:,}")
+        told = ["no snapshot was taken"]
+        if self.last_step >= 0:
+            told = [f"the last snapshot is of step {self.last_step:,}"]
+        if 0 <= self.last_evaluated_step < self.last_step:
+            told.append(f"the last evaluation of step {self.last_evaluated_step:,}")
+        if self.status == "on" and self.next_due_step >= 0:
+            told.append(f"the next is due at step {self.next_due_step:,}")
+        if self.num_failures and self.status != "off":
+            told.append(f"the last {self.num_failures} failed")
+        if math.isfinite(self.overhead):
+            told.append(f"it took {100 * self.overhead:.2g} % of the wall time")
+        return f"{began.rstrip('.')}. {'; '.join(told).capitalize()}."
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunInfo:
     """What a sink is told once, before the first record.
 
@@ -50,6 +103,7 @@ class RunInfo:
         ledger: every parameter of the model, in or out of scope.
         initial_rms: root mean square of each in-scope tensor when the watch first saw it.
         replayed_from: where the checkpoints lay, as asked for; empty for a live watch.
+        state: how the watch itself is, as last told; None of a replay, and in earlier logs.
     """
 
     initial_step: int
@@ -57,6 +111,7 @@ class RunInfo:
     ledger: tuple[LedgerEntry, ...] = ()
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     replayed_from: tuple[str, ...] = ()
+    state: WatchState | None = None
 
     def __repr__(self) -> str:
         num = sum(entry.in_scope for entry in self.ledger)

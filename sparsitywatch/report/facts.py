@@ -203,9 +203,16 @@ def cost_facts(run: RunLog) -> list[Fact]:
         Fact("evaluating", evaluating, evaluations),
         Fact("looks left out", count(sum(c.num_left_out for c in costs)),
              "they were due, and would have cost too much"),
+        Fact("evaluations left out", count(sum(c.num_evaluations_left_out for c in costs)),
+             "only the weights were looked at"),
     ]  # fmt: skip
     known = [cost.overhead for cost in costs if math.isfinite(cost.overhead)]
-    if known:
+    state = None if run.info is None else run.info.state
+    if state is not None and math.isfinite(state.overhead):
+        facts.append(
+            Fact("share of the wall time", fraction(state.overhead), f"up to step {state.step:,}")
+        )
+    elif known:
         facts.append(Fact("share of the wall time", fraction(known[-1]), "up to the last look"))
     return facts
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsitywatch.analysis.standing import Standing, standing
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, Record, RunInfo
 
@@ -23,6 +24,8 @@ class RunLog:
         records: in the order of the steps, at least one.
         events: each once, in the order in which they were seen.
         info: what was said once about the run; None if that is not known.
+        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
+            to take its word.
 
     Raises:
         ConfigurationError: there is no record.
@@ -32,6 +35,7 @@ class RunLog:
     records: Sequence[Record]
     events: Sequence[Event] = ()
     info: RunInfo | None = None
+    now: float | None = None
 
     def __post_init__(self) -> None:
         if not self.records:
@@ -64,6 +68,11 @@ class RunLog:
     def replayed_from(self) -> tuple[str, ...]:
         """Where the checkpoints lay, in a replay; empty for a live watch."""
         return () if self.info is None else self.info.replayed_from
+
+    @property
+    def standing(self) -> Standing:
+        """How the watch itself is."""
+        return standing(self.records, self.info, now=self.now)
 
     @property
     def rules(self) -> tuple[str, ...]:

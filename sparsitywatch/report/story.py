@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sparsitywatch.records import EssentialSparsity, Event, Record
 from sparsitywatch.report.naming import kind_of, label_of
@@ -18,7 +18,14 @@ __all__ = ["headline", "looks_taken", "sentences"]
 
 
 def headline(run: RunLog) -> Markup:
-    """The first thing to know."""
+    """The first thing to know: what happened, and whether the watch could see it."""
+    trouble = run.standing.trouble
+    if not trouble:
+        return _what_happened(run)
+    return Markup("{}; {}").format(_what_happened(run), trouble)
+
+
+def _what_happened(run: RunLog) -> Markup:
     looks = _several(len(run.records), "look")
     if not run.events:
         return Markup("No abrupt change was reported in {}").format(looks)
@@ -40,7 +47,7 @@ def _is_sparse_now(event: Event) -> bool:
 def sentences(run: RunLog) -> list[Markup]:
     """What to know next, each for itself; what was not measured is said."""
     told = [*_near_zero(run), *_dormant(run), _essential(run), *_forecast(run), *_trouble(run)]
-    return told if not run.events else [*map(_event, run.events), *told]
+    return [*map(escape, run.standing.sentences), *map(_event, run.events), *told]
 
 
 def looks_taken(run: RunLog) -> Markup:
@@ -128,6 +135,8 @@ def _course(run: RunLog, series: str, *, with_floor: bool) -> Markup:
 
 def _essential(run: RunLog) -> Markup:
     measured = [r for r in run.records if r.essential_sparsity is not None]
+    if not measured and run.records[-1].provenance.proxy_hash:
+        return Markup("Essential sparsity is not known: no evaluation has succeeded.")
     if not measured:
         return Markup(
             "Essential sparsity was not measured: the run had no proxy, no examples to evaluate."

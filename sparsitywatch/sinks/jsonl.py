@@ -2,7 +2,8 @@
 
 ::
 
-    run.json                      what is said once: provenance, ledger, first sizes
+    run.json                      what is said once: provenance, ledger, first sizes; and how the
+                                  watch is
     records.jsonl                 one Record per line
     events.jsonl                  one Event per line; of lines with one id the last counts
     spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
@@ -23,7 +24,15 @@ from pathlib import Path
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.records import Detail, Event, Record, RunInfo, from_json, latest_versions
+from sparsitywatch.records import (
+    Detail,
+    Event,
+    Record,
+    RunInfo,
+    WatchState,
+    from_json,
+    latest_versions,
+)
 from sparsitywatch.sinks import journal
 from sparsitywatch.sinks.appending import AppendingFile
 from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
@@ -80,6 +89,7 @@ class JsonlSink:
         journal.rewind(directory / _RECORDS, ["step"], lost, superseded)
         journal.rewind(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
         _rewind_spectra(self._spectra, lost)
+        self._run = run
         _replace(directory / _MANIFEST, journal.encode(run))
         self._records = AppendingFile(directory / _RECORDS)
         self._events = AppendingFile(directory / _EVENTS)
@@ -105,6 +115,16 @@ class JsonlSink:
         """
         self._session.require()
         self._events.write(journal.encode(event))
+
+    def state(self, state: WatchState) -> None:
+        """Put the state of the watch into the manifest, which is the old one or the new one, whole.
+
+        Raises:
+            OSError: the disk did not take it; the old one stays.
+        """
+        self._session.require()
+        self._run = replace(self._run, state=state)
+        _replace(self._directory / _MANIFEST, journal.encode(self._run))
 
     def close(self) -> None:
         """Close the files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsitywatch.records import Detail, Event, Record, RunInfo, latest_versions
+from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState, latest_versions
 from sparsitywatch.sinks.session import Session, first_lost_step
 
 __all__ = ["MemorySink"]
@@ -15,6 +15,7 @@ class MemorySink:
         runs: what ``open`` was told, once per call.
         records, details: what ``write`` was told, item by item of the same look.
         events: each event that ``event`` was told, in its last version.
+        states: what ``state`` was told.
 
     >>> sink = MemorySink()
     >>> sink.records
@@ -26,6 +27,7 @@ class MemorySink:
         self.records: list[Record] = []
         self.details: list[Detail] = []
         self.events: list[Event] = []
+        self.states: list[WatchState] = []
         self._told: list[Event] = []
         self._session = Session("MemorySink")
 
@@ -52,6 +54,11 @@ class MemorySink:
         self._session.require()
         self._told.append(event)
         self.events[:] = latest_versions(self._told)
+
+    def state(self, state: WatchState) -> None:
+        """Keep how the watch is."""
+        self._session.require()
+        self.states.append(state)
 
     def close(self) -> None:
         """Accept nothing more until the next ``open``; the lists stay."""

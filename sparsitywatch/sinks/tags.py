@@ -119,6 +119,11 @@ MEANINGS = {
         "What to know beside the numbers of a look: weights that are NaN, or the same as at an "
         "earlier step, a value that is not finite. Told when it begins."
     ),
+    "watch/state": (
+        "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what is "
+        "due next, its share of the time. Told whenever that changes."
+    ),
+    "watch/reason": "Why a snapshot is not valid.",
     "about": "What the charts mean.",
     "scope": "Every parameter of the model, watched or not, and why.",
     "custom_scalars__config__": 'Which charts the page "Custom Scalars" has.',

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Detail, Event, Record, RunInfo
+from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
 from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks import summaries, tags, texts
 from sparsitywatch.sinks.event_file import EventFile
@@ -17,6 +17,7 @@ from sparsitywatch.sinks.session import Session, first_lost_step, local_director
 
 __all__ = ["TensorBoardSink"]
 
+_REASON, _STATE, _SHARE = "watch/reason", "watch/state", "watch/overhead"
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
 
 
@@ -52,6 +53,7 @@ class TensorBoardSink:
         with self._session.opening():
             first_step = first_lost_step(run)
             self._described: set[str] = set()
+            self._status = ""
             self._until_picture = 0
             self._last: Record | None = None
             self._undrawn: Record | None = None  # the latest that can be drawn, until it is
@@ -87,6 +89,8 @@ class TensorBoardSink:
             values += [] if value is None else [value]
         if remarks := record.remarks(self._last):
             values.append(summaries.text("notes", texts.notes(remarks), self._meaning("notes")))
+        if not record.valid:
+            values.append(summaries.text(_REASON, record.reason, self._meaning(_REASON)))
         self._last = record
         self._add(values, record.step, record.wall_time)
         if _can_be_drawn(record):
@@ -113,6 +117,21 @@ class TensorBoardSink:
         self._add([value], event.told_step, wall_time)
         if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
+
+    def state(self, state: WatchState) -> None:
+        """Tell how the watch is when that changes, and at the end what share of the time it took.
+
+        Raises:
+            OSError: the disk did not take everything; the rest follows at the next call.
+        """
+        self._session.require()
+        if state.status == self._status:
+            return
+        self._status = state.status
+        values = [summaries.text(_STATE, state.describe(), self._meaning(_STATE))]
+        if state.status != "on" and math.isfinite(state.overhead):
+            values.append(summaries.scalar(_SHARE, state.overhead, self._meaning(_SHARE)))
+        self._add(values, state.step, state.wall_time)
 
     def close(self) -> None:
         """Draw the last record with a curve, unless it is drawn, and close the file."""

@@ -114,10 +114,11 @@ def test_a_run_without_proxy_and_with_broken_weights(
 ) -> None:
     record, detail = fake_run.look(100)
     record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "dormant")
-    record = dataclasses.replace(record, num_nan=7)
+    provenance = dataclasses.replace(record.provenance, proxy_hash="")
+    record = dataclasses.replace(record, num_nan=7, provenance=provenance)
     assert main(["summary", str(fake_run.write_run(tmp_path, [(record, detail)]))]) == 0
     output = capsys.readouterr().out
-    assert "essential sparsity: not measured" in output
+    assert "essential sparsity: not measured, there was no proxy" in output
     assert "1 look at steps 100 to 100" in output
     assert "0 events" in output
     assert row(output, "weights/num_nan")[0] == "7"

@@ -30,6 +30,7 @@ from sparsitywatch.records import (
     RunInfo,
     ScopeSummary,
     SparsityCurve,
+    WatchState,
     from_json,
     to_json,
 )
@@ -93,6 +94,7 @@ RUNS = plain(
     provenance=PROVENANCES,
     ledger=st.lists(plain(LedgerEntry), max_size=2).map(tuple),
     initial_rms=RULES,
+    state=st.none() | plain(WatchState),
 )
 
 

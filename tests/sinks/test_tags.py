@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from contracts import event_readers, fake_run
 
-from sparsitywatch.records import Detail
+from sparsitywatch.records import Detail, WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tags import MEANINGS, describe
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -31,7 +31,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for sink in (JsonlSink(directory), TensorBoardSink(directory)):
         sink.open(fake_run.run_info())
         sink.write(record, detail)
+        if isinstance(sink, TensorBoardSink):
+            sink.write(replace(record, step=2001, valid=False, reason="for once"), detail)
         sink.event(replace(fake_run.events()[1], detected_step=2000))
+        sink.state(WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01))
         sink.close()
     return directory
 

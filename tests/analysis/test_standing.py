@@ -1,0 +1,141 @@
+"""What a log says of its watch: on, off, closed, gone, overdue, blind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from contracts.made_records import PROVENANCE, made_record
+
+from sparsitywatch.analysis.standing import standing
+from sparsitywatch.records import Record, RunInfo, WatchState
+
+NOW = 1_700_000_000.0
+
+
+def info(status: str = "on", **fields) -> RunInfo:
+    known = {"step": 340, "wall_time": NOW, "last_step": 300, "next_due_step": 400, "step_s": 1.0}
+    known |= {"pid": os.getpid(), "host": socket.gethostname()}
+    state = WatchState(status=status, **{**known, **fields})
+    return RunInfo(initial_step=0, provenance=PROVENANCE, state=state)
+
+
+def looks(*steps: int) -> list[Record]:
+    return [made_record(step) for step in steps]
+
+
+def failed(record: Record, reason: str = "OSError: no") -> Record:
+    return dataclasses.replace(record, valid=False, reason=reason)
+
+
+def with_proxy(record: Record, **fields) -> Record:
+    provenance = dataclasses.replace(PROVENANCE, proxy_hash="p")
+    return dataclasses.replace(record, provenance=provenance, **fields)
+
+
+def test_a_watch_that_is_on_is_no_trouble() -> None:
+    found = standing(looks(100, 300), info(overhead=0.0079), now=NOW + 60.0)
+    assert found.trouble == ""
+    (sentence,) = found.sentences
+    assert sentence == (
+        "The watch is on, at step 340. The last snapshot is of step 300; the next is due at step "
+        "400; it took 0.79 % of the wall time."
+    )
+
+
+def test_a_replay_and_an_earlier_log_say_nothing_of_a_watch() -> None:
+    found = standing(looks(100), RunInfo(initial_step=0, provenance=PROVENANCE), now=NOW)
+    assert (found.trouble, found.sentences) == ("", ())
+
+
+def test_off_says_since_when_and_why() -> None:
+    found = standing(looks(100, 300), info("off", reason="RuntimeError: no disk"), now=NOW + 1e6)
+    assert found.trouble == "the watch has been off since step 340"
+    assert "switched itself off at step 340: RuntimeError: no disk." in found.sentences[0]
+    assert len(found.sentences) == 1
+
+
+def test_closed_is_closed_however_long_ago() -> None:
+    found = standing(looks(300), info("closed", pid=2**22 + 1), now=NOW + 1e9)
+    assert found.trouble == ""
+    assert found.sentences[0].startswith("The watch was closed at step 340.")
+
+
+def test_a_process_that_is_gone_is_said_with_its_last_sign_of_life() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    found = standing(looks(300), info(pid=child.pid), now=NOW + 1.0)
+    assert found.trouble == "the watch was last heard of at step 340"
+    (sentence,) = found.sentences
+    assert f"its process {child.pid} is gone" in sentence
+    assert "step 340, 2023-11-14 22:13:20 UTC" in sentence
+
+
+def test_a_process_on_another_machine_is_judged_by_the_clock_alone() -> None:
+    elsewhere = info(pid=2**22 + 1, host="another machine")
+    assert standing(looks(300), elsewhere, now=NOW + 60.0).trouble == ""
+    late = standing(looks(300), elsewhere, now=NOW + 600.0)
+    assert late.trouble == "the watch was last heard of at step 340"
+    assert "No step was seen for 10 minutes" in late.sentences[0]
+    assert "The snapshot of step 400 has not come." in late.sentences[0]
+
+
+def test_slow_steps_and_long_snapshots_are_not_late() -> None:
+    slow = info(step_s=300.0)
+    assert standing(looks(300), slow, now=NOW + 1400.0).trouble == ""
+    assert standing(looks(300), slow, now=NOW + 1600.0).trouble != ""
+    long = made_record(300)
+    long = dataclasses.replace(long, cost=dataclasses.replace(long.cost, stall_s=500.0))
+    assert standing([long], info(), now=NOW + 1000.0).trouble == ""
+
+
+def test_without_a_clock_the_word_of_the_watch_is_taken() -> None:
+    assert standing(looks(300), info(pid=2**22 + 1)).trouble == ""
+
+
+def test_overdue_is_said() -> None:
+    found = standing(looks(100, 300), info(step=450), now=NOW)
+    assert found.trouble == "nothing was looked at since step 300"
+    assert "was due at step 400, and at step 450 there was none" in found.sentences[0]
+
+
+def test_a_record_that_is_newer_than_the_state_counts() -> None:
+    found = standing(looks(100, 300, 400, 500), info(step=450), now=NOW)
+    assert found.trouble == ""
+    assert "The last snapshot is of step 500" in found.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("valid", "trouble"),
+    [
+        ("+++", ""),
+        ("+-+", ""),
+        ("++--", ""),
+        ("+---", "the last 3 snapshots failed"),
+        ("-", "all snapshots failed"),
+        ("--", "all snapshots failed"),
+    ],
+)
+def test_a_blind_watch_is_known_from_its_records_alone(valid: str, trouble: str) -> None:
+    records = [
+        made_record(i) if sign == "+" else failed(made_record(i)) for i, sign in enumerate(valid)
+    ]
+    found = standing(records)
+    assert found.trouble == trouble
+    assert [("because of: OSError: no." in s) for s in found.sentences] == [True] * bool(trouble)
+
+
+def test_no_evaluation_that_succeeded_is_said_and_one_left_out_is_none() -> None:
+    left_out = with_proxy(made_record(2), not_evaluated="left out")
+    broken = with_proxy(made_record(1), valid=False, reason="ValueError: no")
+    found = standing([broken, left_out])
+    assert found.trouble == "no evaluation has succeeded"
+    assert (
+        "none of 1 evaluations succeeded, the last because of: ValueError: no."
+        in (found.sentences[0])
+    )
+    assert standing([left_out]).trouble == ""
