@@ -127,9 +127,14 @@ def masked_losses(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def held_out_value(model: Any, batch: Batch) -> torch.Tensor:
-    """Masked-LM loss of each sequence, the mean over its masked positions, shape [N]."""
+    """Masked-LM loss of each sequence, the mean over its masked positions, shape [N].
+
+    A sequence without one has no loss, and is none of the N.
+    """
     losses = masked_losses(model, batch)
     masked = (batch["labels"] != IGNORED).to(losses.device)
     # scattered to their places and summed by row: bit for bit the same each time, also on a GPU
     per_position = losses.new_zeros(masked.shape).masked_scatter(masked, losses)
-    return per_position.sum(dim=1) / masked.sum(dim=1)
+    num_masked = masked.sum(dim=1)
+    has_loss = num_masked > 0  # of nothing there is no mean
+    return per_position.sum(dim=1)[has_loss] / num_masked[has_loss]

@@ -128,7 +128,12 @@ def digest(
         num_invalid=sum(not record.valid for record in records),
         first_step=records[0].step,
         last_step=records[-1].step,
-        near_zero={rule: x for record in records for rule, x in record.near_zero.items()},
+        near_zero={
+            rule: x
+            for record in records
+            for rule, x in record.near_zero.items()
+            if not record.num_not_finite
+        },
         dormant=_last([record.series().get("motion/dormant", math.nan) for record in records]),
         essential_sparsity=estimates[-1] if estimates and not weights_only else None,
         decay_clock=_last([record.decay_clock for record in records]),

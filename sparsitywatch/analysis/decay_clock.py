@@ -52,7 +52,9 @@ def is_on_clock(event: Event, records: Sequence[Record]) -> bool | None:
     if rule == "zero":
         return False
     start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    looks = [r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0]
+    looks = [
+        r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
+    ]
     if len(looks) < 2:
         return None
     clock = np.array([r.decay_clock for r in looks])

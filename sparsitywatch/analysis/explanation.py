@@ -31,7 +31,7 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         on_clock=is_on_clock(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest
-    with_layers = [record for record in records[:-1] if record.layers]
+    with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
     before = [record for record in with_layers if record.step <= event.onset_step]
     compared = before[-1:] or with_layers[:1]
     if not compared:

@@ -48,7 +48,12 @@ def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
     rule = next(iter(record.near_zero), "")
     if dormant is None or dormant.outlook is None or not math.isfinite(dormant.fraction):
         return record
-    past = [r for r in earlier if r.valid and r.step < record.step and rule in r.near_zero]
+    if record.num_not_finite:  # nothing is known of weights that broke
+        return record
+    past = [
+        r for r in earlier
+        if r.valid and r.step < record.step and rule in r.near_zero and not r.num_not_finite
+    ]  # fmt: skip
     timed = [r for r in past if math.isfinite(r.decay_clock)]
     if not timed or not record.decay_clock > timed[-1].decay_clock:
         return record

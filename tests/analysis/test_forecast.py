@@ -189,3 +189,16 @@ def test_the_crossing_is_where_the_line_is(values, target) -> None:
 def test_the_floor_needs_five_looks() -> None:
     assert math.isnan(running_floor(np.array([1.0, 1.0, 1.0, 1.0])))
     assert running_floor(np.array([9.0, 1.0, 9.0, 9.0, 2.0, 2.0, 2.0])) == 2.0
+
+
+def test_weights_that_were_nan_are_not_the_floor() -> None:
+    population = Population()
+    records = run(population, 12)
+    expected = records[-1].forecast
+    assert expected is not None
+    for at in (4, 5, 6, 7, 8):  # as it comes out when they are NaN for a while
+        records[at] = replace(records[at], near_zero={"initial_0.1": 0.0}, num_nan=4096)
+    found = foreseen(replace(records[-1], forecast=None), records[:-1]).forecast
+    assert found is not None
+    assert found.doubling_step == expected.doubling_step
+    assert foreseen(replace(records[-1], forecast=None, num_inf=1), records[:-1]).forecast is None
