@@ -15,11 +15,15 @@ from torch import nn
 
 from sparsitywatch.bits import Leaf, detail, leaf, nested
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.kept import told
 from sparsitywatch.pruning.undisturbed import preserved_rng
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.names import clean_name
 
-__all__ = ["Difference", "Trace", "Training", "compare", "trace"]
+__all__ = ["STATE", "Difference", "Trace", "Training", "compare", "trace"]
+
+#: What names of Python's own state begin with: attributes, closures, globals, generators held.
+STATE = "state"
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,8 @@ def _leaves(training: Training, returned: Any) -> Iterator[tuple[str, Leaf]]:
     for name, other in training.others.items():
         yield from nested(name, other.state_dict())
     yield from nested("returned by step()", returned)
+    for name, value in told(model):
+        yield from nested(f"{STATE} {name}", value)
     yield "grad mode", leaf(torch.is_grad_enabled())
     yield from _generators()
 

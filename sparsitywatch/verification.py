@@ -16,7 +16,7 @@ from sparsitywatch.attach import watch
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.records import Record
 from sparsitywatch.schedule import Schedule
-from sparsitywatch.training import Difference, Trace, Training, compare, trace
+from sparsitywatch.training import STATE, Difference, Trace, Training, compare, trace
 from sparsitywatch.watcher import Watcher
 
 __all__ = ["Verification", "verify"]
@@ -35,12 +35,15 @@ class Verification:
             is not deterministic by itself and ``differences`` say nothing about the watch.
         records: what the watch saw.
         baseline: the training without a watch.
+        by_itself: names of Python's state that differs between any two runs, such as a time
+            that a module remembers; left out of both.
     """
 
     differences: tuple[Difference, ...]
     unstable: tuple[Difference, ...]
     records: tuple[Record, ...] = field(repr=False)
     baseline: Trace = field(repr=False)
+    by_itself: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -99,12 +102,12 @@ def verify(
 ) -> Verification:
     """Train with and without a watch from the same seed, and say which bits differ.
 
-    Compared after each step are parameters, buffers, gradients, the state of the optimizer
-    and of ``others``, the generators of torch (all CUDA devices, too), numpy and python,
-    requires_grad and the train/eval flag, the attributes of each module, the keys of the
-    state dict, and what ``step()`` returned. The training runs three times: twice without a
-    watch, which shows whether it is deterministic by itself, then with one. Each step is
-    hashed on the CPU, so a small model answers sooner.
+    Compared after each step are parameters, buffers, gradients, the state of the optimizer and of
+    ``others``, the generators of torch (all CUDA devices, too), numpy and python, requires_grad
+    and the train/eval flag, the attributes of each module and what containers, plain objects,
+    generators and closures in them hold, the keys of the state dict, and what ``step()`` returned.
+    The training runs three times: twice without a watch, which shows whether it is deterministic
+    by itself, then with one. Each step is hashed on the CPU, so a small model answers sooner.
 
     Args:
         make_training: builds everything from scratch and returns
@@ -150,6 +153,10 @@ def verify(
         unstable = compare(first, plain)
     else:
         plain, unstable = baseline.baseline, baseline.unstable
+    # a time or a count of runs that an object remembers says nothing about the watch
+    by_itself = {d.name for d in unstable if d.name.startswith(f"{STATE} ")}
+    by_itself |= set() if baseline is None else baseline.by_itself
+    unstable = tuple(d for d in unstable if d.name not in by_itself)
     watchers: list[Watcher] = []
 
     @contextlib.contextmanager
@@ -168,7 +175,8 @@ def verify(
             f"{f' (it is off: {watcher.off})' if watcher.off else ''}. Lower `every` or raise "
             f"`steps` (now {steps})."
         )
-    return Verification(compare(plain, watched), unstable, tuple(watcher.records), plain)
+    differences = tuple(d for d in compare(plain, watched) if d.name not in by_itself)
+    return Verification(differences, unstable, tuple(watcher.records), plain, frozenset(by_itself))
 
 
 def _check(

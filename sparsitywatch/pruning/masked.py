@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from sparsitywatch.errors import ScopeError
+from sparsitywatch.pruning.kept import Kept
 from sparsitywatch.pruning.patterns import Cut
 from sparsitywatch.pruning.undisturbed import undisturbed
 from sparsitywatch.weights.names import unwrap_model
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.shards import why_not_whole
 
 __all__ = ["MaskedModel"]
 
@@ -32,16 +35,29 @@ class MaskedModel:
         self.module = unwrap_model(model)
         self._scope = scope
 
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The in-scope parameters as they are now, by name.
+
+        Raises:
+            ScopeError: one is gone or has another shape, or the model has been sharded since.
+        """
+        if why := why_not_whole(self.module):
+            raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+        return self._scope.parameters(self.module)
+
     @contextlib.contextmanager
-    def session(self) -> Iterator[Masks]:
+    def session(self, value: object = None) -> Iterator[Masks]:
         """Evaluation without a trace: masks may be applied until the session ends.
 
         On leaving, also by an exception, the dense weights are back bit for bit.
+
+        Args:
+            value: the function that will run the model.
         """
-        parameters = self._scope.parameters(self.module)
-        with undisturbed(self.module):
+        parameters = self.parameters()
+        with undisturbed(self.module, value) as kept:
             dense = {name: p.detach().clone() for name, p in parameters.items()}
-            masks = Masks(parameters, dense)
+            masks = Masks(parameters, dense, kept)
             try:
                 yield masks
             finally:
@@ -49,16 +65,20 @@ class MaskedModel:
 
 
 class Masks:
-    """The masks of one open session."""
+    """The masks of one open session; each starts from the model as it was before."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], dense: Mapping[str, torch.Tensor]
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        dense: Mapping[str, torch.Tensor],
+        kept: Kept,
     ) -> None:
-        self._parameters = parameters
-        self._dense = dense
+        self._parameters, self._dense, self._kept = parameters, dense, kept
+        self._has_run = False
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights."""
+        self._rewind()
         for name, parameter in self._parameters.items():
             # .data: no version counter moves, so a graph that is still alive stays usable
             cut.prune(name, self._dense[name], out=parameter.data)
@@ -67,10 +87,18 @@ class Masks:
     def restore(self) -> None:
         """Put the dense weights back, whatever interrupts."""
         try:
+            self._rewind()
             self._copy_back()
         except BaseException:  # a second Ctrl-C in the middle: finish first, then let it out
+            self._rewind()
             self._copy_back()
             raise
+
+    def _rewind(self) -> None:
+        """Undo what the forwards since the last call have left behind."""
+        # the first forward shows which tensors are written to without a trace in their version
+        self._kept.put_back(fully=not self._has_run)
+        self._has_run = True
 
     def _copy_back(self) -> None:
         for name, parameter in self._parameters.items():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ProxyError
+from sparsitywatch.errors import MeasurementError, ProxyError
 from sparsitywatch.pruning.batches import digest, freeze, halve, move
 from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
 from sparsitywatch.shown import shown_name
@@ -125,13 +125,22 @@ class Proxy:
 
         Raises:
             ProxyError: ``value`` raises, or returns something else than [N] floats, or NaN or
-                infinite ones.
+                infinite ones; the forward begins a collective, or leaves behind what cannot be
+                put back.
         """
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if nn.parameter.is_lazy(tensor):
+                raise ProxyError(
+                    f"Expected a model whose parameters are all there, but {shown_name(name)!r} is "
+                    "made by the first forward. Run one forward before attaching."
+                )
         try:
-            with undisturbed(model):
+            with undisturbed(model, self.value, copies_parameters=True):
                 values = self.evaluate(model)
         except ProxyError:
             raise
+        except MeasurementError as error:  # it says all there is to say
+            raise ProxyError(str(error)) from error
         except Exception as error:
             raise ProxyError(
                 "Expected `value(model, batch)` of the proxy to work on the model as it is, but "

@@ -161,7 +161,7 @@ def run_sweep(
             removing everything changes nothing (a stale autocast cache, a compiled graph
             that holds old weights, a value function that does not run this model).
     """
-    with model.session() as masks:
+    with model.session(proxy.value) as masks:
         session = _Session(model, proxy, spectrum, pattern, masks)
         dense = float(session.check_canaries().mean())
         scale = allowed(dense)

@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.errors import MeasurementError
+from sparsitywatch.pruning.collectives import without_collectives
+from sparsitywatch.pruning.kept import Kept
+
 __all__ = ["preserved_rng", "undisturbed"]
 
 
@@ -37,18 +41,29 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, value: object = None, *, copies_parameters: bool = False
+) -> Iterator[Kept]:
     """Evaluation mode, without gradients, eagerly; everything is as before afterwards.
 
-    Kept: the global generators, the train/eval flag of every module, the contents of
-    every buffer. Weights that autocast has cast and cached are dropped before and after,
-    and none are cached meanwhile: a cached cast would hide the masks. Compiled code runs
-    eagerly. Forward hooks of the user fire as in any forward.
+    Put back are the global generators, the train/eval flag of every module, and all that
+    ``Kept`` knows of the model and of the value function. Weights that autocast has cast and
+    cached are dropped before and after, and none are cached meanwhile: a cached cast would
+    hide the masks. Compiled code runs eagerly. Forward hooks of the user fire as in any forward. No
+    collective may begin where other processes would have to take part.
+
+    Args:
+        model: what runs.
+        value: a function that runs it, and may keep something itself.
+        copies_parameters: put back the contents of parameters, too; else a change is an error.
+
+    Raises:
+        MeasurementError: something was left behind that cannot be put back, or a collective
+            was about to begin; the rest is as before.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(_preserved_flags(model))
-        stack.enter_context(_preserved_buffers(model))
         stack.enter_context(_uncached_autocast())
         if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -56,7 +71,35 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             # Not model.eval(): a user's own train() may freeze, merge or print.
             module.training = False
-        yield
+        kept = Kept(model, value, copies_parameters=copies_parameters)
+        try:
+            with without_collectives():
+                yield kept
+        except Exception:
+            _put_back(kept)
+            _refuse_lost(kept)  # it may be the cause
+            raise
+        finally:
+            _put_back(kept)
+        _refuse_lost(kept)
+
+
+def _refuse_lost(kept: Kept) -> None:
+    if lost := kept.lost():
+        raise MeasurementError(
+            "Expected a forward that leaves nothing behind which cannot be put back, since the "
+            f"training goes on from it, but it changed {', '.join(lost[:5])}"
+            f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Let the module do so "
+            "only `if self.training`, or leave `proxy` out."
+        )
+
+
+def _put_back(kept: Kept) -> None:
+    try:
+        kept.put_back()
+    except BaseException:  # a second Ctrl-C in the middle: finish first, then let it out
+        kept.put_back()
+        raise
 
 
 @contextlib.contextmanager
@@ -67,28 +110,6 @@ def _preserved_flags(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-@contextlib.contextmanager
-def _preserved_buffers(model: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, copy in before:
-            # bitwise: NaN equals NaN here; untouched buffers keep their version counter
-            if not _same_bits(buffer, copy):
-                buffer.data.copy_(copy)
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(_bytes(a), _bytes(b))
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,176 @@
+"""What a forward leaves behind is put back, or refused by name."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sparsitywatch as sw
+from sparsitywatch.pruning.kept import Kept
+from sparsitywatch.pruning.undisturbed import undisturbed
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from faulting.forward import LEFTOVERS, REFUSED, Remembering, make_training, refused, verified
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
+
+
+@pytest.mark.parametrize("what", LEFTOVERS)
+def test_a_training_is_the_same_whatever_its_forward_leaves_behind(what: str) -> None:
+    assert verified(*LEFTOVERS[what]) == "the same bits"
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_put_back_is_refused_by_name(what: str) -> None:
+    assert refused(*REFUSED[what]) == "refused by name"
+
+
+@pytest.mark.parametrize("what", ["a Python counter", "an RNN's self.state", "a torch.Generator"])
+def test_verify_sees_what_a_forward_leaves_behind(what: str) -> None:
+    """A record's action runs the model as a careless watch would."""
+    make = make_training(*LEFTOVERS[what])
+    models: list[Any] = []
+
+    def made() -> tuple[Any, ...]:
+        model, optimizer, step = make()
+        models.append(model)
+        return model, optimizer, step
+
+    def careless(_: sw.Record) -> None:
+        with torch.no_grad():
+            models[-1](torch.ones(5, 6))
+
+    report = sw.verify(
+        made, steps=3, every=2, scope="layers", on_record=[careless], background=False
+    )
+    assert report.differences[0].name.startswith("state ")
+    assert report.differences[0].first_step == 2
+
+
+def test_what_differs_from_run_to_run_says_nothing_about_the_watch() -> None:
+    runs = itertools.count()
+    make = make_training(*LEFTOVERS["a Python counter"])
+
+    def made() -> tuple[Any, ...]:
+        model, optimizer, step = make()
+        model.made_at = next(runs)
+        return model, optimizer, step
+
+    report = sw.verify(made, steps=2, every=1, scope="layers")
+    assert report.deterministic
+    assert report.equal
+    assert report.by_itself == {"state made_at"}
+    assert sw.verify(made, steps=2, every=2, scope="layers", baseline=report).equal
+
+
+def remembering(what: str) -> Remembering:
+    torch.manual_seed(0)
+    return Remembering(*LEFTOVERS[what])
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_it_is_put_back_whatever_ends_the_forward(error: type[BaseException]) -> None:
+    model = remembering("an RNN's self.state")
+    model(torch.ones(5, 6))
+    state, bits = model.state, model.state.detach().clone()
+
+    def interrupted() -> None:
+        with undisturbed(model):
+            model(torch.ones(3, 6))
+            model.state.zero_()
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert model.state is state
+    assert torch.equal(state, bits)
+
+
+def test_a_buffer_that_was_resized_has_its_size_and_contents_again() -> None:
+    model = nn.BatchNorm1d(3)
+    with undisturbed(model):
+        model.running_mean.resize_(5).fill_(7.0)
+        model.register_buffer("late", torch.ones(1))
+    assert model.running_mean.tolist() == [0.0, 0.0, 0.0]
+    assert "late" not in dict(model.named_buffers())
+
+
+def test_every_forward_of_a_sweep_starts_from_the_state_before() -> None:
+    model = remembering("a Python counter")
+    proxy = sw.Proxy([torch.linspace(-1, 1, 24).reshape(4, 6)], lambda m, x: m(x).square().mean(1))
+    with sw.watch(model, None, logdir=None, proxy=proxy, scope="layers", levels=[0.5]) as watcher:
+        record = watcher.snapshot()
+    assert record.valid
+    assert record.curve is not None
+    with undisturbed(model):
+        dense = float(proxy.evaluate(model).mean())
+    assert record.curve.value[0] == dense
+    assert model.count == 0
+
+
+def test_what_a_value_function_counts_is_its_own_but_not_the_modules_it_uses() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("centre", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.centre = 0.9 * self.centre + 0.1 * x.mean(0)
+            return (x - self.centre).square().mean(1)
+
+    seen: list[int] = []
+    criterion, model = Centred(), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    centre = criterion.centre
+
+    def value(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        seen.append(len(batch))
+        return criterion(model(batch))
+
+    proxy = sw.Proxy([torch.ones(4, 6)], value)
+    proxy.check(model)
+    assert seen == [4]
+    assert criterion.centre is centre
+
+
+def test_a_lazy_module_anywhere_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.LazyBatchNorm1d())
+    proxy = sw.Proxy([torch.ones(4, 6)], lambda m, x: m(x).square().mean(1))
+    with pytest.raises(sw.ProxyError, match=r"'2\.weight' is made by the first forward"):
+        proxy.check(model)
+
+
+def test_a_change_that_begins_after_the_attach_makes_the_record_invalid_and_names_it() -> None:
+    class Clipping(nn.Sequential):
+        is_late = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.is_late:
+                self[1].weight.mul_(0.5)
+            return super().forward(x)
+
+    model = Clipping(nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 6))
+    proxy = sw.Proxy([torch.ones(4, 6)], lambda m, x: m(x).square().mean(1))
+    with sw.watch(model, None, logdir=None, proxy=proxy, scope=["0.weight"]) as watcher:
+        assert watcher.snapshot().valid
+        Clipping.is_late = True
+        watcher.step()
+        record = watcher.snapshot()
+    assert not record.valid
+    assert "it changed 1.weight (changed in place)" in record.reason
+
+
+def test_machinery_of_a_training_is_not_looked_into() -> None:
+    """An optimizer that a module refers to is not copied with it."""
+    model = nn.Sequential(nn.Linear(6, 6))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    model.trainer = {"optimizer": optimizer}
+    kept = Kept(model)
+    assert len(kept._tensors) == 2
