@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.defaults import as_sweep, default_detectors
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, ScopeError
 from sparsitywatch.logdir import Claim, place, prepare
 from sparsitywatch.measurement import Measurement, Settings
 from sparsitywatch.optimizers import unwrap_optimizer
@@ -19,6 +19,7 @@ from sparsitywatch.pipeline import Detector, Pipeline, log_event
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Sweep
+from sparsitywatch.ranks import Replicas, why_another_rank_watches, why_only_a_stage
 from sparsitywatch.records import Event, Record
 from sparsitywatch.schedule import Schedule, as_schedule
 from sparsitywatch.sinks.base import Sink
@@ -29,6 +30,7 @@ from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.names import unwrap_model
 from sparsitywatch.weights.near_zero import DEFAULT_RULES
 from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.shards import why_not_whole
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -109,18 +111,15 @@ def watch(
 
     Raises:
         ConfigurationError: an argument cannot be used; nothing has been written yet.
-        ScopeError: the scope selects nothing.
-        ProxyError: the proxy does not work on this model.
+        ScopeError: the scope selects nothing, or the model is one process's part of the whole
+            one (FSDP, ZeRO-3, a stage of a pipeline).
+        ProxyError: the proxy does not work on this model: it raises, its forward communicates
+            with other processes, or leaves behind what cannot be put back.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
-        )
-    if initial_step is not None and initial_step < 0:
-        raise ConfigurationError(f"Expected `initial_step` >= 0, got {initial_step!r}.")
-    if dormant_samples is not None and dormant_samples < 0:
-        raise ConfigurationError(f"Expected `dormant_samples` >= 0, got {dormant_samples!r}.")
+    _check(model, initial_step=initial_step, dormant_samples=dormant_samples)
     inner = unwrap_model(model)
+    off = _why_off()
+    replicas = _check_whole(inner, logdir)
     chosen = Scope.of(inner, scope)
     settings = Settings(
         tolerance=tolerance,
@@ -133,7 +132,6 @@ def watch(
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
     if detectors is None:
         detectors = default_detectors(settings)
-    off = _why_off()
     for note in (chosen.note_on_reparametrized, chosen.note_on_stored):
         if note and not off:
             _logger.warning("sparsitywatch: %s", note)
@@ -165,7 +163,18 @@ def watch(
         initial_step=initial_step,
         strict=strict,
         off=off,
+        replicas=replicas,
     )
+
+
+def _check(model: object, **counts: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
+        )
+    for name, count in counts.items():
+        if count is not None and count < 0:
+            raise ConfigurationError(f"Expected `{name}` >= 0, got {count!r}.")
 
 
 def _rms(snapshot: Snapshot) -> dict[str, float]:
@@ -175,10 +184,24 @@ def _rms(snapshot: Snapshot) -> dict[str, float]:
 
 def _why_off() -> str:
     """Why this process does not watch; empty if it does."""
-    if os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0"):
+    if _is_disabled():
         _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
         return "SPARSITYWATCH_DISABLED is set"
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_rank() != 0:
-        return "rank 0 watches; replicas hold the same weights"
-    return ""
+    why = why_another_rank_watches()
+    if why:
+        _logger.info("sparsitywatch: this process does not watch: %s", why)
+    return why
+
+
+def _is_disabled() -> bool:
+    return os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0")
+
+
+def _check_whole(model: nn.Module, logdir: str | os.PathLike[str] | None) -> Replicas | None:
+    """Refuse a model that is one process's part of the whole one, on every rank alike."""
+    if _is_disabled():
+        return None
+    replicas = Replicas(model, "" if logdir is None else os.fspath(logdir))
+    if why := why_not_whole(model) or why_only_a_stage(model) or replicas.why_different():
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    return replicas

@@ -153,7 +153,7 @@ class Looker:
         self._background.close()
 
     def _read(self, step: int) -> tuple[Snapshot, Moment]:
-        parameters = self._scope.parameters(self._masked.module)
+        parameters = self._masked.parameters()
         snapshot = Snapshot.of_parameters(parameters, self._scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.moment(parameters)

@@ -161,7 +161,9 @@ class OptimizerTrace:
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
             "motion": self._motion.state_dict() if self._motion else None,
-            "masks": {k: torch.as_tensor(v) for k, v in self._masks.state_dict().items()},
+            "masks": {
+                k: torch.as_tensor(v, device="cpu") for k, v in self._masks.state_dict().items()
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

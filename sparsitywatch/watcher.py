@@ -22,6 +22,7 @@ from sparsitywatch.optimizers import step_was_skipped
 from sparsitywatch.pace import Due, Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.ranks import Replicas, why_another_rank_watches
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.resume import begin, check_state
 from sparsitywatch.shown import shown_error
@@ -56,6 +57,7 @@ class Watcher:
         initial_step: steps done before the first one that is watched; None to find out.
         strict: let what goes wrong out, for tests.
         off: why this watch does nothing; empty if it does.
+        replicas: whether other ranks hold the same model; None without other ranks.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Watcher:
         initial_step: int | None,
         strict: bool = False,
         off: str = "",
+        replicas: Replicas | None = None,
     ) -> None:
         self._scope, self._measurement, self._pipeline = scope, measurement, pipeline
-        self._pace, self._background = pace, background
+        self._pace, self._background, self._replicas = pace, background, replicas
         self._strict, self._off = strict, off
         self._trace = OptimizerTrace(optimizer, scope, motion)
         masked = MaskedModel(model, scope)
@@ -170,11 +173,13 @@ class Watcher:
             return self._measurement.failed(self.step_count, error, started)
         with self._boundary():
             self._open()
-            self._collect(wait=True)
-            records = self._pipeline.records
-            if not records or records[-1].step != self.step_count:
-                self._look(behind=False)
-            return records[-1]
+            if not self._off:
+                self._collect(wait=True)
+                records = self._pipeline.records
+                if not records or records[-1].step != self.step_count:
+                    self._look(behind=False)
+                if records and records[-1].step == self.step_count:
+                    return records[-1]
         return self._measurement.failed(self.step_count, RuntimeError(self._off), started)
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,6 +259,8 @@ class Watcher:
 
     def _advance(self, step: int) -> None:
         self._open()
+        if self._off:
+            return
         self._step = step
         self._steps_seen += 1
         self._trace.advance()
@@ -268,6 +275,7 @@ class Watcher:
 
     def _look(self, *, behind: bool, evaluates: bool = True) -> None:
         self._collect(wait=True)
+        self._stand_back()
         if self._off:
             return
         if lost := self._pipeline.claim.lost:  # before anything is measured in vain
@@ -283,6 +291,20 @@ class Watcher:
         self._under_way = (self._pace.budget.now() - started, evaluated)
         if finished is not None:
             self._finish(finished)
+
+    def _stand_back(self) -> None:
+        """Switch off where this process turns out not to be the one that watches the model.
+
+        Asked before anything is written: the ranks may be known only after the attach.
+        """
+        why = why_another_rank_watches()
+        if why and not self._opened:
+            self._off = why
+            _logger.info("sparsitywatch: this process does not watch: %s", why)
+            return
+        why = why or (self._replicas.why_different() if self._replicas else "")
+        if why:
+            self._switch_off(why)
 
     def _collect(self, *, wait: bool = False) -> None:
         """Take what has been finished behind the training."""
@@ -367,7 +389,9 @@ class Watcher:
 
     def _open(self) -> None:
         """Begin the log at the first look or step, when the initial step is known."""
-        if self._opened:
+        if not self._opened:
+            self._stand_back()
+        if self._opened or self._off:
             return
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step

@@ -140,7 +140,7 @@ class ChunkedTensor:
 
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size and that of its largest piece."""
-        tensor = torch.empty(self.described.shape, dtype=self.described.dtype)
+        tensor = torch.empty(self.described.shape, dtype=self.described.dtype, device="cpu")
         for chunk in self.described.chunks:
             target = tensor
             for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):

@@ -74,7 +74,7 @@ class StridedTensor:
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size."""
         count = extent(self.shape, self.stride) if self.stride else math.prod(self.shape)
-        data = torch.empty(count, dtype=self.dtype)
+        data = torch.empty(count, dtype=self.dtype, device="cpu")
         if count:
             buffer = memoryview(data.view(torch.uint8).numpy().data)
             self.source.fill(buffer, self.first_byte)

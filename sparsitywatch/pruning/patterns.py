@@ -81,9 +81,9 @@ class ThresholdCut:
 
 def _round_down(threshold: float, dtype: torch.dtype) -> float:
     """The largest value of ``dtype`` that is not above a non-negative ``threshold``."""
-    rounded = torch.tensor(threshold, dtype=torch.float64).to(dtype)
+    rounded = torch.tensor(threshold, dtype=torch.float64, device="cpu").to(dtype)
     if float(rounded) > threshold:
-        rounded = torch.nextafter(rounded, torch.zeros((), dtype=dtype))
+        rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
     return float(rounded)
 
 

@@ -54,7 +54,7 @@ class Sampler:
         assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
         words: dict[str, np.ndarray] = {}
         for name, index in drawn.items():
-            taken[name] = torch.empty(index.num, dtype=lazy.dtypes[name])
+            taken[name] = torch.empty(index.num, dtype=lazy.dtypes[name], device="cpu")
             words[name] = taken[name].view(_WORDS[lazy.dtypes[name].itemsize]).numpy()
 
         def read(name: str) -> torch.Tensor:
@@ -137,6 +137,6 @@ def _draw(
         num, where = math.ceil(share * size), None
         if num < size:
             # With replacement: no permutation of a large tensor is ever built.
-            where = np.sort(torch.randint(size, (num,), generator=generator).numpy())
+            where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
         drawn[name] = _Index(num, where)
     return MappingProxyType(drawn)
