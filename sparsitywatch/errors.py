@@ -71,7 +71,7 @@ class CheckpointError(SparsityWatchError, ValueError):
 
 
 class IncompleteCheckpointError(CheckpointError):
-    """A checkpoint that is not all there: half-written, or truncated. It may be worth a wait."""
+    """A checkpoint that is not all there, or out of reach for now: it may be worth a wait."""
 
 
 class MeasurementError(SparsityWatchError, RuntimeError):

@@ -270,8 +270,10 @@ def places_in(files: Iterable[str]) -> list[str]:
         for depth in range(len(parts)):
             children.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
     found: list[str] = []
+    folders: set[str] = set()  # that are checkpoints
     for folder in sorted(children, key=lambda name: (name.count("/"), natural_order(name))):
-        if any(folder == f or folder.startswith(f"{f}/") for f in found if f):
+        parts = folder.split("/")
+        if any("/".join(parts[:depth]) in folders for depth in range(1, len(parts))):
             continue
         names = children[folder]
         inside = f"{folder}/" if folder else ""
@@ -280,6 +282,7 @@ def places_in(files: Iterable[str]) -> list[str]:
         has_parts = kind == "deepspeed" and any(f"{inside}{name}" in children for name in names)
         if kind and not has_parts:
             found.append(folder)
+            folders.add(folder)
             if folder or kind != "huggingface":
                 continue
         found += [

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 __all__ = ["Part", "is_temporary", "part_of", "path_parts", "step_of_name", "without_temporary"]
 
+#: A sidecar asks for the same names again at each look: so many are remembered.
+_NUM_NAMES = 2**16
 #: A link of a chained URL that has no path of its own, such as simplecache.
 _BARE_LINK = re.compile(r"[a-z][a-z0-9_+]*")
 
@@ -72,6 +75,7 @@ _SUFFIX = re.compile(r"(?:\.(?:safetensors|bin|pt|pth|ckpt|tar|tmp|part))+$")
 _TOO_MANY = 10**15
 
 
+@lru_cache(_NUM_NAMES)
 def step_of_name(url: str) -> int | None:
     """The step that the name of a checkpoint states, or that of the folder around it.
 
@@ -138,6 +142,7 @@ class Part:
     is_one_of_several: bool
 
 
+@lru_cache(_NUM_NAMES)
 def part_of(url: str) -> Part | None:
     """What a path states of being a part; its last three components are looked at.
 

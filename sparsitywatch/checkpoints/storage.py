@@ -438,9 +438,16 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
+        if isinstance(self.fs, LocalFileSystem):  # which would ask for each file what it is
+            return sorted(asked(self._what, lambda: _local_names(self.path or "/")))
         self.fs.invalidate_cache(self.path)
         listed = asked(self._what, lambda: self.fs.ls(self.path, detail=False))
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
+
+
+def _local_names(path: str) -> list[str]:
+    with os.scandir(path) as entries:
+        return [entry.name for entry in entries]
 
 
 def _own_url(fs: fsspec.AbstractFileSystem, path: str) -> str:

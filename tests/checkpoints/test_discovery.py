@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import discover, places_in
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
@@ -151,3 +153,29 @@ def test_deepspeed_is_answered_with_what_to_do(files: list[str], tmp_path: Path)
         (tmp_path / file).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"zero_to_fp32\.py \. consolidated --safe_serial"):
         open_checkpoint(tmp_path)
+
+
+def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkeypatch) -> None:
+    for step in range(20):
+        trainer_folder(tmp_path / f"checkpoint-{step}", step)
+    known = {one.url: one for one in discover(tmp_path)}
+    trainer_folder(tmp_path / "checkpoint-20", 20)
+    (tmp_path / "ckpt.pt").write_bytes(b"")  # its name tells no step: it may be another by now
+    known[str(tmp_path / "ckpt.pt")] = known[str(tmp_path / "checkpoint-3")]
+    opened, listed = [], []
+    plain_open, plain_children = discovery.open_checkpoint, discovery._local_children
+
+    def opening(url: str, options: object) -> object:
+        opened.append(Path(url).name)
+        return plain_open(url, options)
+
+    def children(fs: object, folder: str, reals: tuple[str, ...]) -> object:
+        listed.append(Path(folder).name)
+        return plain_children(fs, folder, reals)
+
+    monkeypatch.setattr(discovery, "open_checkpoint", opening)
+    monkeypatch.setattr(discovery, "_local_children", children)
+    shutil.rmtree(tmp_path / "checkpoint-7")
+    steps = [f.step for f in discover(tmp_path, known=known)]
+    assert steps == [*range(7), *range(8, 21), None]
+    assert (opened, listed) == (["checkpoint-20", "ckpt.pt"], [tmp_path.name, "checkpoint-20"])
