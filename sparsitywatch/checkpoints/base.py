@@ -21,10 +21,12 @@ __all__ = [
     "File",
     "StoredTensor",
     "TensorTable",
+    "Unreadable",
     "as_sizes",
     "as_step",
     "reading",
     "refused",
+    "unreadable",
 ]
 
 #: More dimensions than torch's own kernels take; a shape is never longer.
@@ -37,6 +39,14 @@ def refused(url: str, cause: str, tensor: str | None = None) -> CheckpointError:
     """The error for a checkpoint whose own description is not true, in one line."""
     return CheckpointError(
         f"Refused {_where(url, tensor)}: {cause}. The file is damaged or forged; save it again."
+    )
+
+
+def unreadable(url: str, entry: Entry) -> CheckpointError:
+    """The error for a tensor that is what it says, and still holds no weights to be read."""
+    return CheckpointError(
+        f"Cannot read {_where(url, entry.name)}: expected weights, but {entry.problem}. Leave it "
+        "out of the scope, or save the model in a floating-point dtype."
     )
 
 
@@ -159,6 +169,36 @@ class StoredTensor(Protocol):
         """What together holds each of its elements once."""
 
 
+#: Stored tensors by name.
+Resolved = Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A tensor whose values cannot be read: what it is, and why.
+
+    Args:
+        own: its entry, with the ``problem``.
+        position: as of ``StoredTensor``.
+    """
+
+    own: Entry
+    position: tuple[str, int] = ("", 0)
+
+    @property
+    def entry(self) -> Entry:
+        """What is known of it."""
+        return self.own
+
+    def load(self) -> torch.Tensor:
+        """Raise: a table asks for the ``problem`` first."""
+        raise CheckpointError(self.own.problem)
+
+    def stretches(self) -> Sequence[Stretch]:
+        """Raise likewise."""
+        raise CheckpointError(self.own.problem)
+
+
 class File(Protocol):
     """What a table reads from."""
 
@@ -224,7 +264,7 @@ class TensorTable:
             KeyError: there is no tensor of this name.
             CheckpointError: it cannot be read.
         """
-        stored = self._stored[name]
+        stored = self._readable(name)
         with reading(self.url, name):
             return stored.load()
 
@@ -247,9 +287,19 @@ class TensorTable:
             KeyError: there is no tensor of this name.
             CheckpointError: it cannot be read; also when a stretch is.
         """
-        stored = self._stored[name]
+        stored = self._readable(name)
         with reading(self.url, name):
             return [_Bounded(self.url, name, stretch) for stretch in stored.stretches()]
+
+    def _readable(self, name: str) -> StoredTensor:
+        stored = self._stored[name]
+        if stored.entry.problem:
+            raise unreadable(self.url, replace(stored.entry, name=name))
+        return stored
+
+    def resolve(self, resolver: Callable[[Resolved], Resolved]) -> None:
+        """Take what lies in the file as what it stands for, such as codes as weights."""
+        self._stored = dict(resolver(self._stored))
 
     def check_unchanged(self) -> None:
         """Compare every file with what was opened.

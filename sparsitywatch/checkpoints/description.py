@@ -136,11 +136,11 @@ def _tensors(checkpoint: Checkpoint, scope: Scope | None) -> list[StoredTensorDe
             StoredTensorDescription(
                 name=line.name,
                 shape=entry.shape,
-                dtype=str(entry.dtype).removeprefix("torch."),
+                dtype=entry.stored_as or str(entry.dtype).removeprefix("torch."),
                 num_weights=entry.num_weights,
                 num_bytes=entry.num_bytes,
                 in_scope=None if scope is None else line.in_scope,
-                reason=line.reason,
+                reason="; ".join(filter(None, (line.reason, entry.problem))),
                 aliases=line.aliases,
             )
         )

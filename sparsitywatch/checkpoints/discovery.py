@@ -14,8 +14,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.huggingface import WEIGHT_FILES
-from sparsitywatch.checkpoints.opening import format_of, open_checkpoint
+from sparsitywatch.checkpoints.huggingface import FSDP_FOLDER, is_inside
+from sparsitywatch.checkpoints.opening import foreign, format_of, open_checkpoint
 from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name, without_temporary
 from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
@@ -32,6 +32,8 @@ _BESIDE = re.compile(
     r"^(optimizer|optim|scheduler|scaler|random_states|rng_state|training_args|trainer_state|ema"
     r"|sampler|dataloader)[\w.-]*$|_(model|optim)_states\.pt$"
 )
+#: Folders in which FSDP keeps what it has sharded of an optimizer.
+_OPTIMIZER = re.compile(r"optimizer(_\d+)?")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -140,11 +142,22 @@ def _expanded(
 
     places = asked(f"Cannot list {shown_url(url)}", list_now)
     if not places:
+        what_to_do = asked(f"Cannot list {shown_url(url)}", lambda: _foreign_under(origin))
         raise CheckpointError(
-            f"Cannot list {shown_url(url)}: expected checkpoints, found none. Name a checkpoint, "
-            "a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
+            f"Cannot list {shown_url(url)}: expected checkpoints, found none. "
+            + (what_to_do or _NAME_ONE)
         )
     return places
+
+
+_NAME_ONE = "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
+
+
+def _foreign_under(root: _Place) -> str:
+    """What other libraries have written below a folder, in a sentence; empty if nothing."""
+    if fsspec.core.has_magic(root.path) or not root.fs.isdir(root.path):
+        return ""
+    return foreign(name for name, _ in _walk(root, {}))
 
 
 def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
@@ -275,6 +288,9 @@ def places_in(files: Iterable[str]) -> list[str]:
         parts = folder.split("/")
         if any("/".join(parts[:depth]) in folders for depth in range(1, len(parts))):
             continue
+        parent, _, own = folder.rpartition("/")
+        if (own == FSDP_FOLDER and parent in folders) or _OPTIMIZER.fullmatch(own):
+            continue  # a part of the checkpoint around it
         names = children[folder]
         inside = f"{folder}/" if folder else ""
         kind = format_of(names)
@@ -283,6 +299,8 @@ def places_in(files: Iterable[str]) -> list[str]:
         if kind and not has_parts:
             found.append(folder)
             folders.add(folder)
+            if kind == "nanotron" and not folder:
+                return found  # each file below is one of its tensors
             if folder or kind != "huggingface":
                 continue
         found += [
@@ -295,7 +313,7 @@ def places_in(files: Iterable[str]) -> list[str]:
 
 def _is_weights(name: str) -> bool:
     stem = without_temporary(name)
-    is_one = stem.endswith(_WEIGHT_SUFFIXES) and name not in WEIGHT_FILES
+    is_one = stem.endswith(_WEIGHT_SUFFIXES) and not is_inside(name)
     return is_one and not _BESIDE.search(name) and not _SHARD.search(name)
 
 

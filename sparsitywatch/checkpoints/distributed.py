@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,8 +35,15 @@ def is_distributed(names: Collection[str]) -> bool:
     return METADATA in names or any(name.endswith(".distcp") for name in names)
 
 
-def open_distributed(folder: Folder) -> TensorTable:
+def open_distributed(
+    folder: Folder, url: str | None = None, kind: str = "distributed", step: int | None = None
+) -> TensorTable:
     """A folder of torch.distributed.checkpoint; needs no process group.
+
+    Args:
+        folder: where its ``.metadata`` lies.
+        url, kind: of the checkpoint that it is a part of, if it is.
+        step: optimizer steps done, where somebody else says so.
 
     Raises:
         IncompleteCheckpointError: the metadata, which come last, or a file are missing.
@@ -56,12 +63,16 @@ def open_distributed(folder: Folder) -> TensorTable:
             _check_place(files[chunk.file], name, chunk, described.dtype.itemsize)
         stored[name] = ChunkedTensor(described, files)
     sources = [source, *files.values()]
-    step = partial(_step, folder, places)
-    return TensorTable(folder.url, "distributed", stored, sources, step)
+    own_step = partial(_step, folder, places)
+    told = own_step if step is None else step
+    return TensorTable(url or folder.url, kind, stored, sources, told)
 
 
 def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
     """The model's tensors by their own names, out of a state dict that holds more."""
+    if {described.path[0] for described in tensors.values()} <= {"state", "rng"}:  # Composer's
+        inner = [d for d in tensors.values() if d.path[0] == "state" and len(d.path) > 1]
+        tensors = {".".join(d.path[1:]): replace(d, path=d.path[1:]) for d in inner}
     heads = {described.path[0] for described in tensors.values() if len(described.path) > 1}
     key = next((key for key in MODEL_KEYS if key in heads), None)
     if key is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.base import Checkpoint, unreadable
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.entries import Entry
 from sparsitywatch.weights.names import clean_name, unwrap_model
@@ -69,6 +69,8 @@ def _by_storage(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
 
 def _check_fits(url: str, stored: Entry, own: torch.Tensor) -> None:
     problem = ""
+    if stored.problem:
+        raise unreadable(url, stored)
     if stored.shape != tuple(own.shape):
         problem = f"expected shape {tuple(own.shape)} as in the model, got {stored.shape}"
     elif stored.dtype != own.dtype and torch.promote_types(stored.dtype, own.dtype) != own.dtype:

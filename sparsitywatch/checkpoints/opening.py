@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from sparsitywatch.checkpoints.base import TensorTable, reading
-from sparsitywatch.checkpoints.deepspeed import is_deepspeed, not_supported
+from sparsitywatch.checkpoints.deepspeed import is_deepspeed, open_deepspeed
 from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed
-from sparsitywatch.checkpoints.huggingface import TRAINER_STATE, open_huggingface, weights_in
+from sparsitywatch.checkpoints.huggingface import (
+    FSDP_FOLDER,
+    is_adapter,
+    is_begun,
+    not_a_model,
+    open_huggingface,
+    weights_in,
+)
+from sparsitywatch.checkpoints.nanotron import is_nanotron, open_nanotron
+from sparsitywatch.checkpoints.quantised import as_weights
 from sparsitywatch.checkpoints.safetensors import read_safetensors
 from sparsitywatch.checkpoints.storage import Folder, Source, filesystem, url_at
 from sparsitywatch.checkpoints.torch_file import TORCH_STARTS, open_torch
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
-__all__ = ["format_of", "open_checkpoint"]
+__all__ = ["foreign", "format_of", "open_checkpoint"]
 
 _START_BYTES = 14
 _SHARDED = ".index.json"
-_SHARD = re.compile(r"-\d+-of-\d+\.(?:safetensors|bin)$")
 
 
 def format_of(names: Collection[str]) -> str | None:
@@ -29,13 +36,38 @@ def format_of(names: Collection[str]) -> str | None:
     if is_distributed(names):
         return "distributed"
     # a Trainer under DeepSpeed writes whole weights beside the partitions where it can
-    if weights_in(names):
+    if weights_in(names) or FSDP_FOLDER in names:
         return "huggingface"
+    if is_nanotron(names):
+        return "nanotron"
     if is_deepspeed(names):
         return "deepspeed"
-    # shards come before the index that says which there are
-    is_begun = TRAINER_STATE in names or any(_SHARD.search(name) for name in names)
-    return "huggingface" if is_begun else None
+    return "huggingface" if is_begun(names) else None
+
+
+#: What other libraries write, by the ends of names; none of it is read.
+_FOREIGN = (
+    ("GGUF, as llama.cpp takes it", (".gguf",)),
+    ("flax or JAX, as msgpack", (".msgpack",)),
+    ("orbax (JAX)", ("_CHECKPOINT_METADATA", "manifest.ocdbt", "orbax.checkpoint")),
+    ("TensorFlow or Keras", (".h5", ".keras", "saved_model.pb", ".ckpt.index", ".ckpt.meta")),
+    ("ONNX", (".onnx",)),
+    ("numpy or MLX", (".npz", ".npy")),
+    ("NeMo, an archive", (".nemo",)),
+)
+
+
+def foreign(names: Iterable[str]) -> str:
+    """What files of other libraries there are, in a sentence; empty if there are none."""
+    names = list(names)
+    for kind, ends in _FOREIGN:
+        one = next((name for name in names if name.endswith(ends)), None)
+        if one is not None:
+            return (
+                f"There is {one[-80:]!r}, a format of {kind}, which is not read. Load it with the "
+                "library that wrote it, and save the weights with torch.save or as safetensors."
+            )
+    return ""
 
 
 def open_checkpoint(
@@ -70,6 +102,9 @@ def open_checkpoint(
             source = Source(fs, path, full)
             unless_open.callback(source.close)
             checkpoint = _open_file(source)
+        if is_adapter([entry.name for entry in checkpoint.entries()]):
+            raise not_a_model(checkpoint.url)
+        checkpoint.resolve(as_weights)
         unless_open.pop_all()
         return checkpoint
 
@@ -82,7 +117,11 @@ def _open_folder(folder: Folder) -> TensorTable:
     if kind == "huggingface":
         return open_huggingface(folder, names)
     if kind == "deepspeed":
-        raise not_supported(folder.url)
+        return open_deepspeed(folder, names)
+    if kind == "nanotron":
+        return open_nanotron(folder)
+    if told := foreign(names):
+        raise CheckpointError(f"Cannot read {folder.url}: expected a checkpoint. {told}")
     raise IncompleteCheckpointError(
         f"Cannot read {folder.url}: expected a checkpoint, got a folder with "
         f"{', '.join(names[:8]) or 'nothing'} in it. Name the file that holds the weights."
@@ -100,6 +139,8 @@ def _open_file(source: Source) -> TensorTable:
         return open_torch(source)
     if source.path.endswith(".safetensors") or start[8:9] == b"{":
         return TensorTable(source.url, "safetensors", read_safetensors(source), [source])
+    if told := foreign([source.path]):
+        raise CheckpointError(f"Cannot read {source.url}: expected a checkpoint. {told}")
     raise CheckpointError(
         f"Cannot read {source.url}: expected a file of safetensors or of torch.save, got one "
         f"that begins with {start!r}."

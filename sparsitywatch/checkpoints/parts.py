@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ class RangeFile(io.RawIOBase):
         """As in ``io``."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
         if base + offset < 0:
-            raise ValueError(f"a seek to {base + offset}, before the beginning")
+            # as files of the system do; zipfile takes it for an end that is not there
+            raise OSError(errno.EINVAL, f"a seek to {base + offset}, before the beginning")
         self._position = base + offset
         return self._position
 

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, as_sizes, refused
+from sparsitywatch.checkpoints.base import StoredTensor, Unreadable, as_sizes, refused
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.strided import StridedTensor
 from sparsitywatch.errors import IncompleteCheckpointError
+from sparsitywatch.weights.entries import Entry
 
 __all__ = ["DTYPES", "MAX_HEADER_BYTES", "read_safetensors"]
 
@@ -41,6 +43,13 @@ DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "C64": torch.complex64,
 }
+#: dtypes that only some versions of torch have: scales and codes of quantised weights.
+_NEWER = {"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+          "F8_E5M2FNUZ": "float8_e5m2fnuz"}  # fmt: skip
+#: dtypes of which several elements share bytes, by the bits of one.
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+#: How names of dtypes look; one that is not known here is of a newer format.
+_KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
 
 
 def read_safetensors(source: Source) -> dict[str, StoredTensor]:
@@ -59,7 +68,7 @@ def read_safetensors(source: Source) -> dict[str, StoredTensor]:
     start = 8 + length
     stored: dict[str, StoredTensor] = {}
     end = 0
-    for name, (dtype, shape, begin, stop) in sorted(
+    for name, (kind, shape, begin, stop) in sorted(
         header.items(), key=lambda item: (item[1][2:], item[0])
     ):
         if begin != end:
@@ -71,7 +80,15 @@ def read_safetensors(source: Source) -> dict[str, StoredTensor]:
                 f"{start + stop}, but the file ends at {source.size}. It may be half-written, or "
                 "truncated."
             )
-        stored[name] = StridedTensor(source, name, dtype, shape, start + begin)
+        dtype = _dtype(kind)
+        if dtype is None:
+            entry = Entry(
+                name=name, shape=shape, dtype=torch.uint8, stored_as=kind,
+                problem=f"it is of dtype {kind}, which cannot be read here",
+            )  # fmt: skip
+            stored[name] = Unreadable(entry, (source.path, start + begin))
+        else:
+            stored[name] = StridedTensor(source, name, dtype, shape, start + begin)
         end = stop
     if start + end != source.size:
         raise refused(
@@ -82,7 +99,12 @@ def read_safetensors(source: Source) -> dict[str, StoredTensor]:
     return stored
 
 
-def _parse(url: str, data: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
+def _dtype(kind: str) -> torch.dtype | None:
+    found = DTYPES.get(kind) or getattr(torch, _NEWER.get(kind, ""), None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _parse(url: str, data: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
     """dtype, shape, first and last byte of every tensor in a header."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,28 +129,30 @@ def _parse(url: str, data: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...
     return {name: _described(url, name, value) for name, value in header.items()}
 
 
-def _described(url: str, name: str, value: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+def _described(url: str, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(value, dict):
         raise refused(url, f"expected a description, got {str(value)[:80]!r}", name)
     kind = value.get("dtype")
-    dtype = DTYPES.get(kind) if isinstance(kind, str) else None
-    if dtype is None:
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         known = ", ".join(DTYPES)
-        raise refused(url, f"expected a dtype out of {known}, got {str(kind)[:40]!r}", name)
+        raise refused(url, f"expected a dtype such as {known}, got {str(kind)[:40]!r}", name)
     shape, offsets = as_sizes(value.get("shape")), as_sizes(value.get("data_offsets"))
     if shape is None:
-        raise refused(
-            url, f"expected a shape of some whole numbers, got {str(value.get('shape'))[:80]}", name
-        )
+        came = str(value.get("shape"))[:80]
+        raise refused(url, f"expected a shape of some whole numbers, got {came}", name)
     if offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         came = str(value.get("data_offsets"))[:80]
         raise refused(url, f"expected two rising offsets, got {came}", name)
-    size = math.prod(shape) * dtype.itemsize
-    if offsets[1] - offsets[0] != size:
+    dtype, came_bytes = _dtype(kind), offsets[1] - offsets[0]
+    bits = _BITS.get(kind) if dtype is None else 8 * dtype.itemsize
+    size = None if bits is None else -(-math.prod(shape) * bits // 8)
+    # of a dtype that nobody here knows at most a number is as long as the longest one
+    is_true = came_bytes <= math.prod(shape) * 16 if size is None else came_bytes == size
+    if not is_true:
         raise refused(
             url,
             f"expected {str(size)[:40]} bytes for shape {str(shape)[:80]} of {kind}, got offsets "
-            f"for {offsets[1] - offsets[0]}",
+            f"for {came_bytes}",
             name,
         )
-    return dtype, shape, offsets[0], offsets[1]
+    return kind, shape, offsets[0], offsets[1]

@@ -436,6 +436,13 @@ class Folder:
         forget(self.fs, self.path)
         return asked(self._what, lambda: bool(self.fs.isdir(self.path)))
 
+    def all_names(self) -> list[str]:
+        """Names of all files below, relative to it, sorted."""
+        forget(self.fs, self.path)
+        found = asked(self._what, lambda: self.fs.find(self.path))
+        before = f"{self.path}/"
+        return sorted(str(path).removeprefix(before) for path in found)
+
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
         if isinstance(self.fs, LocalFileSystem):  # which would ask for each file what it is

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.base import Checkpoint, unreadable
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -26,7 +26,7 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
 
     Raises:
         CheckpointError: a tensor that is in scope is not there, or has another shape, or
-            is of whole numbers.
+            is of whole numbers, or its values cannot be read.
     """
     there = {entry.name: entry for entry in checkpoint.entries()}
     names: dict[str, str] = {}
@@ -39,6 +39,8 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
         problem = None
         if stored is None:
             problem = "it is not there"
+        elif stored.problem:
+            raise unreadable(checkpoint.url, stored)
         elif stored.shape != entry.shape:
             problem = f"expected shape {entry.shape}, got {stored.shape}"
         elif not stored.dtype.is_floating_point:

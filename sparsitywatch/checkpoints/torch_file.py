@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, refused
+from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, Unreadable, as_step, refused
 from sparsitywatch.checkpoints.inert_pickle import Call, in_words
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.torch_legacy import LEGACY_START, read_torch_legacy
-from sparsitywatch.checkpoints.torch_tensors import is_tensor, stored_tensor
+from sparsitywatch.checkpoints.torch_tensors import (
+    Region,
+    is_tensor,
+    stored_tensor,
+    unreadable_tensor,
+)
 from sparsitywatch.checkpoints.torch_zip import read_torch_zip
 from sparsitywatch.errors import CheckpointError
 
@@ -32,6 +38,11 @@ STEP_KEYS = (
 TORCH_STARTS = (b"PK\x03\x04", LEGACY_START)
 
 _MAX_DEPTH = 3
+#: What views of its storages may come to, as a multiple of a file and in bytes beside it.
+_MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
+#: Where Composer keeps the model, and the number of batches done.
+_COMPOSER = "state"
+_COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 
 def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
@@ -48,6 +59,19 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
             f"Cannot read {source.url}: expected a state dict, or one under "
             f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
         )
+    return _stored(source, weights, regions), tree
+
+
+def _stored(
+    source: Source, weights: Mapping[Any, Any], regions: Mapping[str, Region]
+) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name.
+
+    Views of one storage may be many and large: what a few bytes of a pickle make of it can be
+    read as long as all together is not much more than the file.
+    """
+    left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
+    seen: set[Hashable] = set()
     stored: dict[str, StoredTensor] = {}
     for key, node in weights.items():
         if not is_tensor(node):
@@ -56,8 +80,17 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
         if not isinstance(name, str) or name in stored:
             problem = f"names of tensors that occur once, got {in_words(key)}"
             raise refused(source.url, f"expected {problem}")
-        stored[name] = stored_tensor(source, name, node, regions)
-    return stored, tree
+        one = unreadable_tensor(name, node) or stored_tensor(source, name, node, regions)
+        entry = one.entry
+        if not entry.problem and entry.storage not in seen:
+            seen.add(entry.storage)
+            if entry.num_bytes > left:
+                problem = f"it is expanded to {entry.num_bytes} bytes that are not in the file"
+                one = Unreadable(replace(entry, problem=problem))
+            else:
+                left -= entry.num_bytes
+        stored[name] = one
+    return stored
 
 
 def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
@@ -111,13 +144,18 @@ def step_in(tree: Any) -> int | None:
             for key in STEP_KEYS:
                 if (step := as_step(node.get(key))) is not None:
                     return step
-    return None
+    node = tree
+    for key in _COMPOSER_STEP:
+        node = node.get(key) if isinstance(node, dict) else None
+    return as_step(node)
 
 
 def open_torch(source: Source) -> TensorTable:
     """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
     stored, tree = read_torch(source)
-    is_lightning = isinstance(tree, dict) and "pytorch-lightning_version" in tree
-    return TensorTable(
-        source.url, "lightning" if is_lightning else "torch", stored, [source], step_in(tree)
-    )
+    kind = "torch"
+    if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
+        kind = "lightning"
+    elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
+        kind = "composer"
+    return TensorTable(source.url, kind, stored, [source], step_in(tree))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, as_sizes, refused
+from sparsitywatch.checkpoints.base import StoredTensor, Unreadable, as_sizes, refused
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words
 from sparsitywatch.checkpoints.storage import ByteSource
 from sparsitywatch.checkpoints.strided import StridedTensor, extent
+from sparsitywatch.weights.entries import Entry
 
 __all__ = [
     "STORAGE_DTYPES",
@@ -22,6 +23,7 @@ __all__ = [
     "as_shape",
     "is_tensor",
     "stored_tensor",
+    "unreadable_tensor",
     "view_of",
 ]
 
@@ -120,6 +122,35 @@ def is_tensor(node: Any) -> bool:
     )
 
 
+#: What a tensor is that is not dense, by the function that would make it.
+_KINDS = (
+    (re.compile(r"_rebuild_(sparse|sparse_csr)_tensor$"), "it is sparse"),
+    (re.compile(r"_rebuild_qtensor$"), "it is codes of a quantised tensor"),
+    (re.compile(r"_rebuild_nested_tensor$"), "it is a nested tensor"),
+    (re.compile(r"_rebuild_meta_tensor"), "it is on the meta device, without data"),
+)
+
+
+def unreadable_tensor(name: str, node: Any) -> Unreadable | None:
+    """The tensor of a node that is no dense one; None for a dense one, and for nonsense."""
+    function = _function(node)
+    if function is None or _plain_call(node) is not None:
+        return None
+    problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
+    if not problem:
+        if function.name in _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}:
+            return None
+        problem = f"it is a tensor of another kind ({in_words(function)})"
+    # where they are told, the shape comes after the storage, or last among the parts
+    arguments = node.arguments if isinstance(node.arguments, tuple) else ()
+    flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
+    shapes = [shape for part in flat[:32] if (shape := as_shape(part)) is not None]
+    shape = next((shape for shape in shapes if shape), ())
+    what = problem.removeprefix("it is ")
+    entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
+    return Unreadable(entry)
+
+
 def view_of(url: str, name: str, node: Any) -> View:
     """What a node says of its tensor.
 
@@ -159,7 +190,7 @@ def stored_tensor(
         raise refused(source.url, f"its storage {view.key[:40]!r} is not in the file", name)
     reach, itemsize = extent(view.shape, view.stride), view.dtype.itemsize
     end = (view.offset + reach) * itemsize
-    if end > region.num_bytes or math.prod(view.shape) * itemsize > region.num_bytes:
+    if end > region.num_bytes:
         raise refused(
             source.url,
             f"expected shape {view.shape} with strides {view.stride} of {view.dtype} inside its "

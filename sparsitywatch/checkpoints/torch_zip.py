@@ -6,7 +6,7 @@ import io
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sparsitywatch.checkpoints.base import refused
@@ -51,12 +51,17 @@ def read_torch_zip(
             f"Cannot read {source.url}: expected the table of contents at the end of a torch "
             f"archive, got {error}. It may be half-written, or truncated."
         ) from error
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected a state dict, got a TorchScript program. Save its "
+            "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
+        )
     members = _members(source.url, archive, length)
     pickle = next((name for name in members if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError(
             f"Cannot read {source.url}: expected a file that torch.save wrote, got a zip "
-            "archive without a data.pkl."
+            f"archive without a data.pkl{_kind_of(members)}."
         )
     root = pickle.removesuffix("data.pkl")
     regions = {
@@ -72,6 +77,17 @@ def read_torch_zip(
     if f"{root}byteorder" in members:
         _check_byteorder(source, start, members[f"{root}byteorder"], length)
     return _tree(source, start, members[pickle], length), regions
+
+
+def _kind_of(members: Collection[str]) -> str:
+    """What an archive is that torch.save did not write, where its records tell."""
+    if any(name.endswith(".npy") for name in members):
+        return " (one of numpy)"
+    if any(
+        "models/" in name or name.endswith("serialized_exported_program.json") for name in members
+    ):
+        return " (a program of torch.export; save the module's state_dict)"
+    return " (one of Keras)" if "model.weights.h5" in members else ""
 
 
 def _members(url: str, archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:

@@ -150,7 +150,7 @@ class Layout:
             kinds = [self.kind(by_name[alias]) for alias in names]
             if preset == "matrices":
                 entry = by_name[names[0]]
-                is_float = entry.dtype.is_floating_point and "buffer" not in kinds
+                is_float = entry.may_be_weights and "buffer" not in kinds
                 counts = len(entry.shape) >= 2 and is_float
                 return counts, "two or more dimensions" if counts else kinds[0]
             out = next((kind for kind in kinds if kind not in _MAY_COUNT), None)
@@ -182,7 +182,7 @@ class Layout:
     def kind(self, entry: Entry) -> str:
         """One of ``_MAY_COUNT`` for weights that may count, else why they do not."""
         place = self._places[entry.name]
-        dims, is_float = len(entry.shape), entry.dtype.is_floating_point
+        dims, is_float = len(entry.shape), entry.may_be_weights
         layer = self._layer(entry, place)
         if layer in ("embedding", "norm", "buffer"):
             return layer

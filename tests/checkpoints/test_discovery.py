@@ -71,7 +71,7 @@ def test_what_will_never_be_readable_is_in_the_list(tmp_path: Path) -> None:
     zero = tmp_path / "global_step3"
     zero.mkdir()
     (tmp_path / "latest").write_text("global_step3")
-    (zero / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    (zero / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
     found = discover(tmp_path)
     assert [(f.step, f.state) for f in found] == [(1, "complete"), (2, "refused"), (3, "refused")]
     assert "zero_to_fp32.py" in found[2].reason
@@ -145,7 +145,8 @@ def test_places(files: list[str], places: list[str]) -> None:
 
 @pytest.mark.parametrize("files", [
     ["latest", "zero_to_fp32.py", "global_step5/zero_pp_rank_0_mp_rank_00_model_states.pt"],
-    ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"],
+    ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"],
+    ["mp_rank_00_model_states.pt", "layer_0_expert_0_mp_rank_00_model_states.pt"],
 ])  # fmt: skip
 def test_deepspeed_is_answered_with_what_to_do(files: list[str], tmp_path: Path) -> None:
     for file in files:

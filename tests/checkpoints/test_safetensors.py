@@ -52,7 +52,7 @@ LIES = {
     "nested too deep": (b"[" * 200_000, b"", "header in JSON"),
     "endless number": (b'{"w": ' + b"9" * 5000 + b"}", b"", "thousands of digits"),
     "no description": ({"w": 1}, b"", "'w': expected a description, got '1'"),
-    "unknown dtype": ({"w": described("F33")}, bytes(8), "'w': expected a dtype out of.*'F33'"),
+    "no dtype": ({"w": described("f 33")}, bytes(8), "'w': expected a dtype such as.*'f 33'"),
     "dtype of another kind": ({"w": described(["F32"])}, bytes(8), "'w': expected a dtype"),
     "negative size": ({"w": described(shape=[-2])}, bytes(8), "'w': expected a shape"),
     "size that is true": ({"w": described(shape=[True])}, bytes(8), "'w': expected a shape"),

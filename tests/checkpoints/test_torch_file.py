@@ -220,7 +220,7 @@ def test_what_is_no_state_dict_is_told(tmp_path: Path) -> None:
         torch.save(content, path)
         assert message in failure(path)
     torch.save({"w": torch.ones(3).to_sparse()}, path)
-    assert "tensor 'w': expected a dense tensor, got another kind" in failure(path)
+    assert "tensor 'w': expected weights, but it is sparse" in failure(path)
     path.write_bytes(b"no checkpoint at all")
     assert "expected a file of safetensors or of torch.save, got one that begins" in failure(path)
     with zipfile.ZipFile(path, "w") as archive:

@@ -151,7 +151,7 @@ def test_what_cannot_be_read_is_in_the_list_with_its_reason(tmp_path: Path, caps
 def deepspeed(folder: Path) -> None:
     (folder / "global_step3").mkdir(parents=True)
     (folder / "latest").write_text("global_step3")
-    (folder / "global_step3" / "mp_rank_00_model_states.pt").write_bytes(b"x")
+    (folder / "global_step3" / "zero_pp_rank_0_mp_rank_00_model_states.pt").write_bytes(b"x")
 
 
 def truncated(folder: Path) -> None:
