@@ -40,8 +40,14 @@ class Page:
         return [record["step"] for record in self.records]
 
 
+_OF_THE_OPTIMIZER = ("motion/decay_clock", "motion/lr")
+
+
 def _value(record: dict, name: str) -> float:
     room, _, rest = name.partition("/")
+    is_fraction = name.startswith(("near_zero/", "motion/")) and name not in _OF_THE_OPTIMIZER
+    if is_fraction and max(record["num_nan"], 0) + max(record["num_inf"], 0) > 0:
+        return math.nan
     curve = record["curve"] or {"sparsity": [], "value": []}
     at = dict(zip(curve["sparsity"], curve["value"], strict=True))
     estimate = record["essential_sparsity"]
