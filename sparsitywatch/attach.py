@@ -69,7 +69,9 @@ def watch(
 
     Args:
         model: the model in training, in whatever wrappers (compiled, DDP).
-        optimizer: its steps are counted through a post-step hook. None if
+        optimizer: its steps are counted through a post-step hook. One that takes its place (a new
+            one, a copy, one that was unpickled) is known by ten steps of the same weights with
+            none of the first one between, and followed, with a warning. None if
             ``watcher.step()`` is called after each step instead.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         proxy: what to evaluate; without one there is no essential sparsity, only what the

@@ -80,6 +80,34 @@ class OptimizerTrace:
         if self._optimizer is not None:
             self._clock.advance(self._optimizer.param_groups)
 
+    def follow(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Mapping[str, torch.Tensor],
+        num_missed: int,
+    ) -> None:
+        """Go on with another optimizer, which has taken steps already that were not counted.
+
+        What moved until the next look is not told, unless its param groups hold the same
+        weights.
+
+        Args:
+            optimizer: the other one.
+            parameters: the in-scope weights, by name.
+            num_missed: its steps so far, taken to be like the last one.
+        """
+        before, now = self._optimizer, group_membership(optimizer, parameters)
+        known = group_membership(before, parameters) if before is not None else {}
+        if before is not None and known != now:
+            since = self._clock.reading(known, self._scope)
+            self._start = ClockReading(self._start.decay + since.decay, self._start.lr + since.lr)
+            self._clock = DecayClock()
+            if self._motion is not None:
+                self._motion.forget()
+        self._optimizer, self._masters = optimizer, None
+        for _ in range(num_missed):
+            self.advance()
+
     def moment(self, parameters: Mapping[str, torch.Tensor]) -> Moment:
         """What the optimizer has done so far; it stays as it is when training goes on.
 

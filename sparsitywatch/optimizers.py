@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparsitywatch.errors import ConfigurationError
 
-__all__ = ["step_was_skipped", "steps_done", "unwrap_optimizer"]
+__all__ = ["StepHooks", "Successor", "step_was_skipped", "steps_done", "unwrap_optimizer"]
+
+#: So many steps of another optimizer, none of the watched one between them, and it has taken over.
+_FEW_STEPS = 10
 
 
 def unwrap_optimizer(optimizer: object) -> torch.optim.Optimizer:
@@ -49,3 +57,149 @@ def steps_done(optimizer: torch.optim.Optimizer) -> int:
         float(state["step"]) for state in list(optimizer.state.values())[:1] if "step" in state
     ]
     return int(max(counts, default=0.0))
+
+
+class StepHooks:
+    """Calls back after the steps of one optimizer, and after those of all others.
+
+    The second hook is torch's own for every optimizer in the process. It holds ``on_other`` weakly:
+    a watch that is dropped takes it along.
+
+    Args:
+        optimizer: the one that is watched; None for no hooks.
+        on_step: called with it after each of its steps.
+        on_other: a method, called with each other optimizer after each of its steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer | None,
+        on_step: Callable[[torch.optim.Optimizer], None],
+        on_other: Callable[[torch.optim.Optimizer], None],
+    ) -> None:
+        self._on_step, self._is_on, self._depth = on_step, False, 0
+        self._own: Any = None
+        if optimizer is None:
+            return
+        self._is_on = True
+        self._hook_to(optimizer)
+        hooks, method = weakref.ref(self), weakref.WeakMethod(on_other)
+
+        def other(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            living, call = hooks(), method()
+            if living is not None and call is not None and not living.are_of(optimizer):
+                living._call(call, optimizer)
+
+        handle = register_optimizer_step_post_hook(_uncompiled(other))
+        self._remove_other = weakref.finalize(self, handle.remove)
+        self._remove_other.atexit = False
+
+    def are_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this is the optimizer that is watched."""
+        return self._own is not None and self._own() is optimizer
+
+    def move(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch another optimizer from here on; may be called from ``on_other`` with it."""
+        self._handle.remove()
+        self._hook_to(optimizer)
+
+    def remove(self) -> None:
+        """Call back no more; may be called from a callback, and again."""
+        if self._is_on and self._depth == 0:  # torch is going through its hooks otherwise
+            self._handle.remove()
+            self._remove_other()
+        self._is_on = False
+
+    def _hook_to(self, optimizer: torch.optim.Optimizer) -> None:
+        self._own = weakref.ref(optimizer)
+
+        def step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            self._call(self._on_step, optimizer)
+
+        self._handle = optimizer.register_step_post_hook(_uncompiled(step))
+
+    def _call(
+        self,
+        function: Callable[[torch.optim.Optimizer], None],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        if not self._is_on:
+            return
+        self._depth += 1
+        try:
+            function(optimizer)
+        finally:
+            self._depth -= 1
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """A compiled optimizer step must not trace into the watch."""
+    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+class Successor:
+    """Finds the optimizer that has taken the place of the watched one.
+
+    A copied or unpickled optimizer has no hooks, and neither has a new one. It is known by
+    stepping the same weights again and again while the watched one takes no step. Two that take
+    turns are none: neither those of the halves of a model, nor one inside the other, nor
+    several steps of an inner one to each of an outer one.
+
+    Args:
+        optimizer: the one that is watched.
+        in_scope: gives the weights that are watched, as the model holds them.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, in_scope: Callable[[], Iterable[torch.Tensor]]
+    ) -> None:
+        self._optimizer, self._in_scope = optimizer, in_scope
+        self._kinds: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._streaks = {"same": 0, "alike": 0}
+        self._needed = _FEW_STEPS
+
+    def own_step(self) -> None:
+        """The watched optimizer took a step."""
+        # what steps in between may do so again, and for as long
+        self._needed = max(self._needed, 2 * self._streaks["same"])
+        self._streaks = dict.fromkeys(self._streaks, 0)
+
+    def other_step(self, optimizer: torch.optim.Optimizer) -> tuple[str, int]:
+        """Another optimizer took a step.
+
+        Returns:
+            What it steps, once it has done so often enough, and the number of these steps: "same"
+            for the watched weights; "alike" for others of the same shapes, as those of a copied
+            model; "" for anything else, and until then.
+        """
+        kind = self._kinds.get(optimizer)
+        if kind is None:
+            kind = self._kinds[optimizer] = self._kind(optimizer)
+        if not kind or step_was_skipped(optimizer):
+            return "", 0
+        self._streaks[kind] += 1
+        if self._streaks[kind] < self._needed:
+            return "", 0
+        number, self._streaks[kind] = self._streaks[kind], 0
+        return kind, number
+
+    def _kind(self, optimizer: torch.optim.Optimizer) -> str:
+        watched = self._optimizer
+        if _holds(watched, optimizer) or _holds(optimizer, watched):
+            return ""  # one wraps the other
+        own, other = _trained(watched), _trained(optimizer)
+        ids, in_scope = {id(p) for p in own}, {id(p) for p in self._in_scope()}
+        if {id(p) for p in other} & ((ids & in_scope) or ids | in_scope):
+            return "same"
+        return "alike" if [p.shape for p in other] == [p.shape for p in own] else ""
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _holds(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
+    return any(value is inner for value in vars(outer).values())

@@ -75,6 +75,11 @@ class Pace:
         self.budget.settle(evaluated=evaluates)
         return Due.EVERYTHING if evaluates or not self.budget.evaluates else Due.WEIGHTS
 
+    def miss(self, steps: range) -> None:
+        """Steps that were not seen when they were taken: what was due is left out."""
+        self._num_steps += len(steps)
+        self._num_left_out += sum(bool(self._schedule(step)) for step in steps)
+
     def effort(self, publish_s: float, *, evaluates: bool) -> Effort:
         """What the snapshots before cost, and how many were left out since the last one.
 

@@ -18,7 +18,7 @@ from sparsitywatch.errors import LogTakenError, StateError
 from sparsitywatch.looker import Finished, Looker
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
-from sparsitywatch.optimizers import step_was_skipped
+from sparsitywatch.optimizers import StepHooks, Successor, step_was_skipped
 from sparsitywatch.pace import Due, Pace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
@@ -80,24 +80,31 @@ class Watcher:
         self._pace, self._background, self._replicas = pace, background, replicas
         self._strict, self._off = strict, off
         self._trace = OptimizerTrace(optimizer, scope, motion)
-        masked = MaskedModel(model, scope)
-        self._looker = Looker(masked, scope, measurement, pipeline, self._trace, strict=strict)
+        self._masked = MaskedModel(model, scope)
+        self._looker = Looker(
+            self._masked, scope, measurement, pipeline, self._trace, strict=strict
+        )
         self._step = initial_step
         self._pid = os.getpid()
-        self._opened = self._closed = self._in_hook = False
+        self._opened = self._closed = False
         self._failures = self._steps_seen = 0
         self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
         self._last_step = self._last_evaluated_step = -1
         self._begun_at = 0
+        self._has_warned = False
         self._told_at = -math.inf
-        self._handle: Any = None
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._looker.begin(begun, behind=background)
-        if optimizer is not None and not off:
-            # a compiled optimizer step must not trace into the watch
-            hook = torch.compiler.disable(self._on_optimizer_step)  # type: ignore[no-untyped-call]
-            self._handle = optimizer.register_step_post_hook(hook)
+        watched = None if off else optimizer
+        self._hooks = StepHooks(watched, self._on_optimizer_step, self._on_other_step)
+        self._successor = None if watched is None else self._successor_of(watched)
+
+    def _successor_of(self, optimizer: torch.optim.Optimizer) -> Successor:
+        return Successor(optimizer, lambda: self._parameters().values())
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return dict(self._scope.parameters(self._masked.module))
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
@@ -152,7 +159,8 @@ class Watcher:
         Once called, it alone counts: the optimizer's hook is taken off. ``step`` is the
         number of steps done by now, by default one more than before.
         """
-        self._detach()
+        self._hooks.remove()
+        self._successor = None
         if self._is_idle():
             return
         with self._boundary():
@@ -220,7 +228,7 @@ class Watcher:
         if self._closed:
             return
         self._closed = True
-        self._detach()
+        self._hooks.remove()
         if self._off or os.getpid() != self._pid:
             return
         if self._steps_seen == 0 and not self._opened:
@@ -237,25 +245,58 @@ class Watcher:
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
 
-    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._is_idle():
             return
-        self._in_hook = True
-        try:
-            with self._boundary():
-                if step_was_skipped(optimizer):
-                    return
-                if self._step is None:  # not told, so the optimizer's own count says it
-                    self._step = max(self._trace.steps_done - 1, 0)
-                self._advance(self._step + 1)
-        finally:
-            self._in_hook = False
+        with self._boundary():
+            if self._successor is not None:
+                self._successor.own_step()
+            if step_was_skipped(optimizer):
+                return
+            if self._step is None:  # not told, so the optimizer's own count says it
+                self._step = max(self._trace.steps_done - 1, 0)
+            self._advance(self._step + 1)
 
-    def _detach(self) -> None:
-        """Take the hook off, unless torch is going through the hooks: an idle one does no harm."""
-        if self._handle is not None and not self._in_hook:
-            self._handle.remove()
-            self._handle = None
+    def _on_other_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Another optimizer took a step: one of another model, or the one that is trained now."""
+        if self._successor is None or self._is_idle():
+            return
+        with self._boundary():
+            kind, number = self._successor.other_step(optimizer)
+            if kind == "same":
+                self._follow(optimizer, number)
+            elif kind and not self._has_warned:
+                self._has_warned = True
+                _logger.warning(
+                    "sparsitywatch: the watched optimizer takes no steps, while another %s steps "
+                    "%d weights of the same shapes: if the training goes on with a copied or "
+                    "unpickled model, nothing more is seen of it. Attach a watch to that one.",
+                    type(optimizer).__name__,
+                    sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
+                )
+
+    def _follow(self, optimizer: torch.optim.Optimizer, number: int) -> None:
+        """Go on with the optimizer that has taken the last ``number`` steps of these weights."""
+        self._collect(wait=True)
+        if self._off:
+            return
+        self._hooks.move(optimizer)
+        self._successor = self._successor_of(optimizer)
+        self._trace.follow(optimizer, self._parameters(), number - 1)
+        if self._step is None:
+            self._step = max(self._trace.steps_done - number, 0)
+        self._open()
+        first = self._step + 1
+        _logger.warning(
+            "sparsitywatch: the watched optimizer takes no steps any more, while another %s steps "
+            "the same weights: it was replaced, copied or unpickled, which drops hooks. The watch "
+            "follows it from step %d on, and counts the %d steps that it has taken.",
+            type(optimizer).__name__,
+            first,
+            number,
+        )
+        self._pace.miss(range(first, first + number - 1))
+        self._advance(self._step + number)
 
     def _advance(self, step: int) -> None:
         self._open()

@@ -179,6 +179,10 @@ class Motion:
         earlier = self._clock.groups
         return clock.groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
 
+    def forget(self) -> None:
+        """The next look has none before it: what was done since is not known."""
+        self._before, self._clock, self._step = {}, DecayClock(), -1
+
     @property
     def sample(self) -> Mapping[str, torch.Tensor]:
         """The sampled weights of the last look, by name; empty before the first one."""
