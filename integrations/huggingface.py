@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from torch import distributed
 from sparsitywatch.actions import SaveNow, StopTraining, log_event
 from sparsitywatch.attach import watch
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
+from sparsitywatch.faults import boundary, let_out
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
+from sparsitywatch.shown import shown_error
 from sparsitywatch.watcher import Watcher
 
 try:
@@ -86,27 +89,47 @@ class SparsityWatchCallback(TrainerCallback):
         **trainer: Any,
     ) -> None:
         """Attach to the Trainer's model and optimizer."""
-        if self.watcher is not None:
-            self.watcher.close()
-        self.watcher = watch(
-            trainer["model"],
-            trainer["optimizer"],
-            proxy=self._proxy,
-            logdir=self._logdir or _default_logdir(args),
-            initial_step=state.global_step,
-            on_event=self._on_event,
-            **self._options,
-        )
-        saved = _checkpoint(args, state) / _STATE_FILE
-        if state.global_step > 0 and not self.watcher.off:
-            if saved.exists():
-                self.watcher.load_state_dict(torch.load(saved, weights_only=True))
-            else:
-                _logger.warning(
-                    "sparsitywatch: no %s; going on from the log alone, without the decay clock "
-                    "and the motion since the last look",
-                    saved,
-                )
+        self._close()
+        self.watcher = None
+        is_resumed = state.global_step > 0
+        try:
+            self.watcher = watch(
+                trainer["model"],
+                trainer["optimizer"],
+                proxy=self._proxy,
+                logdir=self._logdir or _default_logdir(args),
+                initial_step=state.global_step,
+                on_event=self._on_event,
+                **self._options,
+            )
+        except BaseException as error:
+            # at the first launch also a disk that is full is one; later nobody may be there
+            is_mistake = isinstance(error, ConfigurationError) and not (
+                is_resumed and isinstance(error.__cause__, OSError)
+            )
+            let_out(error, strict=is_mistake or self._is_strict)
+            _logger.exception("sparsitywatch: attaching failed; training goes on unwatched")
+            return
+        if is_resumed and not self.watcher.off:
+            self._take_up(self.watcher, _checkpoint(args, state) / _STATE_FILE)
+
+    def _take_up(self, watcher: Watcher, saved: Path) -> None:
+        """Go on from the state in a checkpoint, or without it."""
+
+        def say(error: BaseException) -> None:
+            _logger.warning(
+                "sparsitywatch: %s cannot be taken up (%s). The decay clock and the motion since "
+                "the last snapshot are lost. The watch goes on from the log, or begins a new one "
+                "if numbers could not be compared with those in it.",
+                saved,
+                shown_error(error),
+            )
+
+        with boundary(say, strict=self._is_strict):
+            if not saved.exists():
+                say(FileNotFoundError("it is not there"))
+                return
+            watcher.load_state_dict(torch.load(saved, weights_only=True))
 
     def on_step_end(
         self,
@@ -121,7 +144,8 @@ class SparsityWatchCallback(TrainerCallback):
             return control
         if self.watcher is not None and state.global_step >= state.max_steps:
             # the last chance: a look that is on its way may ask for something
-            _events = self.watcher.events
+            with self._contained("waiting for the last snapshot"):
+                _events = self.watcher.events
         wanted = [request.take() is not None for request in requests]
         for request, is_wanted in zip(requests, _agreed(wanted, args), strict=True):
             if isinstance(request, SaveNow):
@@ -138,15 +162,13 @@ class SparsityWatchCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Put the watch's state beside the checkpoint that was just saved."""
-        folder = _checkpoint(args, state)
-        if self.watcher is None or self.watcher.off or not folder.is_dir():
-            return
-        temporary = folder / f"{_STATE_FILE}.tmp"
-        try:
-            torch.save(self.watcher.state_dict(), temporary)
-            temporary.replace(folder / _STATE_FILE)
-        except OSError:
-            _logger.exception("sparsitywatch: the watch's state was not saved; training goes on")
+        with self._contained("saving the watch's state"):
+            folder = _checkpoint(args, state)
+            if self.watcher is None or self.watcher.off or not folder.is_dir():
+                return
+            watch_state = self.watcher.state_dict()
+            if watch_state:
+                _save(watch_state, folder / _STATE_FILE)
 
     def on_train_end(
         self,
@@ -156,8 +178,34 @@ class SparsityWatchCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Detach."""
+        self._close()
+
+    def _close(self) -> None:
         if self.watcher is not None:
-            self.watcher.close()
+            with self._contained("closing the watch"):
+                self.watcher.close()
+
+    @property
+    def _is_strict(self) -> bool:
+        return bool(self._options.get("strict", False))
+
+    def _contained(self, what: str) -> AbstractContextManager[None]:
+        """Around everything that is done for the watch: what fails in it is logged."""
+
+        def say(_: BaseException) -> None:
+            _logger.exception("sparsitywatch: %s failed; training goes on", what)
+
+        return boundary(say, strict=self._is_strict)
+
+
+def _save(state: dict[str, Any], file: Path) -> None:
+    """There is the whole file or none; a full disk makes torch raise a RuntimeError."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _as_actions(on_event: object) -> list[Callable[[Event], object]]:

@@ -42,8 +42,11 @@ class Background(Generic[T]):
         """
         if self._job is None or (self.is_busy and not wait):
             return None
-        job, self._job = self._job, None
-        return job.result()
+        try:
+            return self._job.result()
+        finally:
+            if not self.is_busy:  # a signal may have interrupted the wait
+                self._job = None
 
     def close(self) -> None:
         """End the thread; a job that runs is finished first."""

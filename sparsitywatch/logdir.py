@@ -118,13 +118,11 @@ class Claim:
             return ""
         return f"{_described(holder)} has taken over {str(self.directory)!r}"
 
-    def take(self, *, over: Literal["none", "own", "all"], anew: str = "") -> None:
+    def take(self, *, over: Literal["none", "own", "all"]) -> None:
         """Claim the directory, if there is one and it is not claimed yet.
 
         Args:
             over: which holders that live are fenced off: none, those of this process, or all.
-            anew: why an earlier run in it is not gone on from, which is set aside then; empty to
-                leave everything in its place.
 
         Raises:
             ConfigurationError: it is claimed by somebody who lives, and ``over`` is "none".
@@ -145,9 +143,18 @@ class Claim:
                 )
             if lives and over == "own" and not _is_here(holder):
                 raise LogTakenError(f"{_described(holder)} writes to {str(directory)!r}")
-            if anew:
-                set_aside(directory, anew)
             self._sign(directory)
+
+    def set_aside(self, why: str) -> None:
+        """Claim an empty directory of the same name; what it held is renamed, as ``set_aside``.
+
+        Raises:
+            LogTakenError: somebody else has taken the directory over.
+        """
+        if self.directory is not None:
+            with self.writing():
+                set_aside(self.directory, why)
+                self._sign(self.directory)
 
     @property
     def name(self) -> str:
@@ -195,13 +202,12 @@ class Claim:
                 self._depth -= 1
 
     def release(self) -> None:
-        """Let go; calling it again, or in a forked child, does nothing."""
-        directory, token = self.directory, self._token
-        if directory is None or not token or self._pid != os.getpid():
+        """Let go; calling it again, or in a forked child, does nothing.
+
+        The name stays, so that an earlier holder does not take it for a log that is its own again.
+        """
+        if self._pid != os.getpid():
             return
-        with self._lock, _locked(directory):
-            if _holder(directory).get("token") == token:
-                (directory / _WRITER).unlink()
         self._token = ""
         if self._let_go is not None:
             self._let_go()
@@ -228,6 +234,8 @@ class Claim:
             return
         self._token, self._pid = token, os.getpid()
         if sys.platform != "win32":
+            if self._let_go is not None:
+                self._let_go()
             self._let_go = weakref.finalize(self, os.close, descriptor)
             self._let_go.atexit = False
 

@@ -12,6 +12,7 @@ import torch
 
 from sparsitywatch.analysis.forecast import foreseen
 from sparsitywatch.background import Background
+from sparsitywatch.faults import let_out
 from sparsitywatch.measurement import Effort, Measurement
 from sparsitywatch.optimizer_trace import Moment, OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
@@ -134,7 +135,7 @@ class Looker:
         try:
             snapshot, moment = self._read(step)
             copy = self._copy.take(snapshot)
-        except Exception as error:  # noqa: BLE001 logged and recorded by _failed
+        except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, started, effort)
             return lambda: self._finished(outcome, clock.begun())
         stall_s = time.perf_counter() - started
@@ -173,7 +174,8 @@ class Looker:
                     effort=effort,
                     strict=self._strict,
                 )
-        except Exception as error:  # noqa: BLE001 logged and recorded by _failed
+        except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
+            self._masked.restore()  # done before, unless a signal came at that very moment
             return self._failed(step, error, started, effort)
 
     def _motion(
@@ -199,13 +201,12 @@ class Looker:
                     behind_s=clock.taken_s,
                     num_threads=1,
                 )
-        except Exception as error:  # noqa: BLE001 logged and recorded by _failed
+        except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(copy.step, error, started, effort)
         return self._finished(outcome, clock)
 
-    def _failed(self, step: int, error: Exception, started: float, effort: Effort) -> _Outcome:
-        if self._strict:
-            raise error
+    def _failed(self, step: int, error: BaseException, started: float, effort: Effort) -> _Outcome:
+        let_out(error, strict=self._strict)
         _logger.error("sparsitywatch: the look at step %d failed", step, exc_info=error)
         return self._measurement.failed(step, error, started, effort), Detail()
 

@@ -6,13 +6,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.faults import let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.memory import with_less_memory
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
@@ -163,6 +164,16 @@ class Measurement:
         )
 
     @property
+    def proxy(self) -> Proxy | None:
+        """What is evaluated."""
+        return self._proxy
+
+    @proxy.setter
+    def proxy(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self.provenance = replace(self.provenance, proxy_hash=proxy.hash)
+
+    @property
     def evaluates(self) -> bool:
         """Whether a look runs the model."""
         return self._proxy is not None
@@ -211,9 +222,8 @@ class Measurement:
         if self._proxy is not None and model is not None and not effort.not_evaluated:
             try:
                 result = self._sweep(model, self._proxy, spectrum, previous)
-            except Exception as error:
-                if strict:
-                    raise
+            except BaseException as error:  # sorted by let_out
+                let_out(error, strict=strict)
                 _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
                 reason = shown_error(error)
         layers = self._layers(spectrum, result, moved.get("dormant_by_layer", {}))

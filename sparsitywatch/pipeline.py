@@ -12,6 +12,7 @@ from typing import Any
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.chronicle import Changes
 from sparsitywatch.errors import ConfigurationError, LogTakenError
+from sparsitywatch.faults import boundary
 from sparsitywatch.history import Detector, History
 from sparsitywatch.logdir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve, WatchState
@@ -177,13 +178,13 @@ class Pipeline:
         told = getattr(sink, "state", None)
         if not callable(told) or self._failures.get(id(sink), 0) >= _MAX_FAILURES:
             return
-        try:
-            told(state)
-        except Exception as error:
-            if self._strict:
-                raise
+
+        def say(error: BaseException) -> None:
             name = type(sink).__name__
             _logger.warning("sparsitywatch: %s was not told the watch's state: %s", name, error)
+
+        with boundary(say, strict=self._strict):
+            told(state)
 
     @property
     def is_suspicious(self) -> bool:
@@ -241,25 +242,24 @@ class Pipeline:
             self._act_once(function, argument)
 
     def _act_once(self, function: Callable[[Any], object], argument: object) -> None:
-        try:
-            function(argument)
-        except Exception:
-            if self._strict:
-                raise
+        def say(_: BaseException) -> None:
             _logger.exception("sparsitywatch: %r failed; training goes on", function)
+
+        with boundary(say, strict=self._strict):
+            function(argument)
 
     def _guarded(self, sink: Sink, operation: Callable[[], object]) -> None:
         failures = self._failures.get(id(sink), 0)
         if failures >= _MAX_FAILURES:
             return
-        try:
-            operation()
-            self._failures[id(sink)] = 0
-        except Exception:
-            if self._strict:
-                raise
+
+        def say(_: BaseException) -> None:
             self._failures[id(sink)] = failures + 1
             name = type(sink).__name__
             last = failures + 1 >= _MAX_FAILURES
             what = "is switched off" if last else "is tried again at the next record"
             _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
+
+        with boundary(say, strict=self._strict):
+            operation()
+            self._failures[id(sink)] = 0

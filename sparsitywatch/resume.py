@@ -8,21 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.errors import LogTakenError, StateError
+from sparsitywatch.errors import LogTakenError, ProxyError, StateError
 from sparsitywatch.logdir import Claim
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Provenance, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["begin", "check_state"]
+__all__ = ["begin", "check_state", "recall_proxy"]
 
 _logger = logging.getLogger("sparsitywatch")
 
 _STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "pace")
+#: Batches of a proxy that are larger than this are not kept with the run.
+_MOST_KEPT_BYTES = 256 * 2**20
 
 
 def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
@@ -43,6 +46,30 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
             )
 
 
+def recall_proxy(directory: Path | None, measurement: Measurement, wanted: str) -> None:
+    """Evaluate the batches that the run's log kept, where the source gave others this time.
+
+    Args:
+        directory: of the log.
+        measurement: whose proxy is replaced, if that makes it the one that is wanted.
+        wanted: hash of the run's proxy.
+    """
+    proxy = measurement.proxy
+    if directory is None or proxy is None or wanted == proxy.hash:
+        return
+    file = _kept_batches(directory, wanted)
+    if not file.is_file():
+        return
+    try:
+        kept = proxy.with_kept(file)
+    except ProxyError as error:
+        _logger.warning("sparsitywatch: %s", error)
+        return
+    if kept.hash == wanted:  # else it is another value, or the file is not what was written
+        measurement.proxy = kept
+        _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
+
+
 def begin(
     initial_step: int,
     scope: Scope,
@@ -52,15 +79,22 @@ def begin(
 ) -> None:
     """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
 
-    A run that starts at step 0 moves an earlier log aside instead, and any run that of a replay:
-    what it says of the weights is not of this training. A log that a living process writes is
-    moved by nobody: a run that does not go on from it writes beside it.
+    What cannot be gone on from is moved aside, and the log begins anew: an earlier log where this
+    run starts at step 0, that of a replay, one whose numbers cannot be compared with those that
+    come, and one that cannot be read. A log that a living process writes is moved by nobody: a run
+    that does not go on from it writes beside it.
 
     Raises:
         LogTakenError: another watch has taken the log over meanwhile.
     """
-    if pipeline.claim.directory is not None and _claimed(pipeline.claim, initial_step):
-        _take_up(pipeline.claim.directory, initial_step, measurement, pipeline, trace)
+    claim = pipeline.claim
+    if claim.directory is not None:
+        goes_on = _claimed(claim, initial_step)
+        why = "which this one does not go on from"
+        if goes_on:
+            why = _take_up(claim.directory, initial_step, measurement, pipeline, trace)
+        if why:
+            claim.set_aside(why)
     info = RunInfo(
         initial_step=initial_step,
         provenance=measurement.provenance,
@@ -68,18 +102,17 @@ def begin(
         initial_rms=measurement.initial_rms,
     )
     pipeline.open(info)
+    if claim.directory is not None and measurement.proxy is not None:
+        _keep_batches(claim, measurement.proxy)
 
 
 def _claimed(claim: Claim, initial_step: int) -> bool:
-    """Claim a directory to write into; returns whether this run goes on from what it holds."""
-    directory = claim.directory
-    assert directory is not None  # noqa: S101 for the type checker
-    manifest = read_manifest(directory)
-    goes_on = initial_step > 0 and not (manifest is not None and manifest.replayed_from)
-    anew = "" if goes_on else "which this one does not go on from"
+    """Claim a directory to write into; returns whether this run may go on from what it holds."""
+    assert claim.directory is not None  # noqa: S101 for the type checker
+    goes_on = initial_step > 0 and not _is_replay(claim.directory)
     try:
         # the process that this one follows may be dying still, and must not write any more
-        claim.take(over="all" if goes_on else "own", anew=anew)
+        claim.take(over="all" if goes_on else "own")
     except LogTakenError as error:
         claim.move()
         _logger.warning(
@@ -91,23 +124,43 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
     return goes_on
 
 
+def _is_replay(directory: Path) -> bool:
+    try:
+        manifest = read_manifest(directory)
+    except StateError:  # told by _take_up
+        return False
+    return manifest is not None and bool(manifest.replayed_from)
+
+
 def _take_up(
     directory: Path,
     initial_step: int,
     measurement: Measurement,
     pipeline: Pipeline,
     trace: OptimizerTrace,
-) -> None:
+) -> str:
     """Go on from what the log in ``directory`` holds up to ``initial_step``.
 
     The tensors' first sizes, the records and events seen, what the detectors learned from
     them, and the clocks, unless a loaded state knows better.
+
+    Returns:
+        Why that cannot be done, empty if it was done.
     """
-    manifest = read_manifest(directory)
-    if manifest and set(manifest.initial_rms) == set(measurement.initial_rms):
-        measurement.initial_rms = dict(manifest.initial_rms)
-    records = read_records(directory, max_step=initial_step)
-    events = read_events(directory, max_step=initial_step)
+    try:
+        manifest = read_manifest(directory)
+        records = read_records(directory, max_step=initial_step)
+        events = read_events(directory, max_step=initial_step)
+    except StateError as error:
+        return f"which cannot be gone on from: {error}"
+    if manifest is not None:
+        recall_proxy(directory, measurement, manifest.provenance.proxy_hash)
+        then, now = manifest.provenance.settings(), measurement.provenance.settings()
+        changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
+        if changed:
+            return f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
+        if set(manifest.initial_rms) == set(measurement.initial_rms):
+            measurement.initial_rms = dict(manifest.initial_rms)
     pipeline.recall(records, events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(
@@ -115,3 +168,32 @@ def _take_up(
         if last is None
         else ClockReading(last.decay_clock, last.lr_clock)
     )
+    return ""
+
+
+def _kept_batches(directory: Path, proxy_hash: str) -> Path:
+    return directory / f"proxy-{proxy_hash}.pt"
+
+
+def _keep_batches(claim: Claim, proxy: Proxy) -> None:
+    """Write the batches beside the log, once, for a resume whose source gives others."""
+    assert claim.directory is not None  # noqa: S101 for the type checker
+    file = _kept_batches(claim.directory, proxy.hash)
+    if file.exists():
+        return
+    if proxy.num_bytes > _MOST_KEPT_BYTES:
+        _logger.info(
+            "sparsitywatch: the proxy's batches are not kept with the run: %.0f MiB",
+            proxy.num_bytes / 2**20,
+        )
+        return
+    try:
+        with claim.writing():
+            proxy.keep(file)
+    except (OSError, RuntimeError, ValueError) as error:  # torch says so of a full disk
+        _logger.warning(
+            "sparsitywatch: the proxy's batches could not be kept in %s: %s. A resumed run whose "
+            "source gives others will begin a new log.",
+            file,
+            error,
+        )

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import LogTakenError, StateError
+from sparsitywatch.faults import boundary, let_out, note_signal_handlers
 from sparsitywatch.looker import Finished, Looker
 from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
@@ -24,7 +25,7 @@ from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.ranks import Replicas, why_another_rank_watches
 from sparsitywatch.records import Event, Record, WatchState, html_of
-from sparsitywatch.resume import begin, check_state
+from sparsitywatch.resume import begin, check_state, recall_proxy
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
@@ -191,36 +192,67 @@ class Watcher:
         return self._measurement.failed(self.step_count, RuntimeError(self._off), started)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from: numbers, strings, tensors (weights-only safe)."""
+        """What a resumed run goes on from: numbers, strings, tensors (weights-only safe).
+
+        Empty, with the cause in the log, if something fails.
+        """
         self._settle()
-        return {
-            "step": self.step_count,
-            "scope_hash": self._scope.hash,
-            "proxy_hash": self._measurement.provenance.proxy_hash,
-            "initial_rms": dict(self._measurement.initial_rms),
-            "optimizer": self._trace.state_dict(),
-            "pipeline": self._pipeline.state_dict(),
-            "pace": self._pace.state_dict(),
-            "log": self._pipeline.claim.name,
-        }
+
+        def say(_: BaseException) -> None:
+            _logger.exception("sparsitywatch: the watch's state is not known; training goes on")
+
+        with boundary(say, strict=self._strict):
+            return {
+                "step": self.step_count,
+                "scope_hash": self._scope.hash,
+                "proxy_hash": self._measurement.provenance.proxy_hash,
+                "initial_rms": dict(self._measurement.initial_rms),
+                "optimizer": self._trace.state_dict(),
+                "pipeline": self._pipeline.state_dict(),
+                "pace": self._pace.state_dict(),
+                "log": self._pipeline.claim.name,
+            }
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave; call it before the first step.
 
+        An empty one changes nothing: the watch goes on from its log.
+
         Raises:
-            StateError: a key is missing, the state is of another scope or proxy, or steps
-                have been watched already.
+            StateError: a key is missing, a value is damaged, the state is of another scope or
+                proxy, or steps have been watched already. Unless some have, the watch is as it
+                was, and goes on from its log.
         """
-        check_state(state, self._measurement.provenance)
+        if self._is_idle():
+            return
         if self._opened or self._steps_seen:
             raise StateError("Expected load_state_dict before the first step, got it after.")
-        self._step = int(state["step"])
-        self._measurement.initial_rms = dict(state["initial_rms"])
-        self._trace.load_state_dict(state["optimizer"])
-        self._pace.load_state_dict(state["pace"])
-        self._pipeline.claim.go_back(str(state.get("log", "")))
-        self._open()
-        self._pipeline.load_state_dict(state["pipeline"])
+        if not state:
+            _logger.warning("sparsitywatch: the saved state is empty; going on from the log alone")
+            return
+        claim = self._pipeline.claim
+        claim.go_back(str(state.get("log", "")))
+        recall_proxy(claim.directory, self._measurement, str(state.get("proxy_hash")))
+        check_state(state, self._measurement.provenance)
+        before = (self._step, self.state_dict())
+        try:
+            self._take_up(int(state["step"]), state)
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self._take_up(*before)
+            raise StateError(
+                f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
+            ) from error
+        with self._boundary():
+            self._open()
+            self._pipeline.load_state_dict(state["pipeline"])
 
     def close(self) -> None:
         """Detach and finish the sinks; the model and the optimizer stay as they are."""
@@ -241,6 +273,12 @@ class Watcher:
             with self._boundary():
                 self._tell("closed")
             self._pipeline.close()
+
+    def _take_up(self, step: int | None, state: Mapping[str, Any]) -> None:
+        self._step = step
+        self._measurement.initial_rms = dict(state["initial_rms"])
+        self._trace.load_state_dict(state["optimizer"])
+        self._pace.load_state_dict(state["pace"])
 
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
@@ -322,6 +360,7 @@ class Watcher:
         if lost := self._pipeline.claim.lost:  # before anything is measured in vain
             raise LogTakenError(lost)
         started = self._pace.budget.now()
+        note_signal_handlers()
         effort = self._pace.effort(self._pipeline.publish_s, evaluates=evaluates)
         if behind:
             self._looker.look_behind(self.step_count, effort)
@@ -386,9 +425,8 @@ class Watcher:
             yield
         except LogTakenError as error:
             self._switch_off(str(error))
-        except Exception as error:
-            if self._strict:
-                raise
+        except BaseException as error:  # sorted by let_out
+            let_out(error, strict=self._strict)
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(shown_error(error))
         finally:

@@ -456,10 +456,10 @@ def test_a_later_watch_fences_off_a_snapshot_that_is_on_its_way(
         first.train(3)
         second.train(3)
         steps = [r.step for r in later.records]
+    first.train(3)  # also when nobody else writes any more
     assert steps == ([3, 6, 9] if is_resumed else [3, 6])
     assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == steps
     late.close()
-    assert not (tmp_path / "sparsitywatch" / ".writer").exists()
 
 
 def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:

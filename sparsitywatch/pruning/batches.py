@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import io
 from collections import UserDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from sparsitywatch.errors import ProxyError
 
-__all__ = ["digest", "freeze", "halve", "move"]
+__all__ = ["digest", "freeze", "halve", "move", "packed", "unpacked"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _Leaf = Callable[[Any], Any]
@@ -96,6 +97,61 @@ def digest(batches: Iterable[Any]) -> str:
         state.update(b"batch")
         _map(batch, leaf, "batch", state.update)
     return state.hexdigest()[:16]
+
+
+def packed(batches: Iterable[Any]) -> list[list[Any]]:
+    """The tensors, arrays, numbers and strings of each batch, in order; weights-only safe."""
+
+    def pack(batch: Any) -> list[Any]:
+        leaves: list[Any] = []
+
+        def leaf(value: Any) -> Any:
+            leaves.append(_as_bytes(value) if isinstance(value, np.ndarray) else value)
+            return value
+
+        _map(batch, leaf, "batch")
+        return leaves
+
+    return [pack(batch) for batch in batches]
+
+
+def unpacked(batches: Iterable[Any], leaves: Sequence[Sequence[Any]]) -> list[Any]:
+    """``batches`` with the leaves of others of the same structure, as ``packed`` gave them.
+
+    Raises:
+        ProxyError: the structure is another one.
+    """
+
+    def unpack(batch: Any, others: Sequence[Any]) -> Any:
+        waiting = list(reversed(others))
+
+        def leaf(value: Any) -> Any:
+            if not waiting:
+                raise ProxyError("Expected batches like those that were kept, got larger ones.")
+            other = waiting.pop()
+            return _as_array(other) if isinstance(value, np.ndarray) else other
+
+        result = _map(batch, leaf, "batch")
+        if waiting:
+            raise ProxyError("Expected batches like those that were kept, got smaller ones.")
+        return result
+
+    frozen = list(batches)
+    if len(frozen) != len(leaves):
+        raise ProxyError(f"Expected {len(leaves)} batches as were kept, got {len(frozen)}.")
+    return [unpack(batch, others) for batch, others in zip(frozen, leaves, strict=True)]
+
+
+def _as_bytes(array: np.ndarray) -> torch.Tensor:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def _as_array(stored: torch.Tensor) -> np.ndarray:
+    file = io.BytesIO(stored.numpy().tobytes())
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def _map(

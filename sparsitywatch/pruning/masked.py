@@ -34,6 +34,7 @@ class MaskedModel:
     def __init__(self, model: nn.Module, scope: Scope) -> None:
         self.module = unwrap_model(model)
         self._scope = scope
+        self._open: Masks | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The in-scope parameters as they are now, by name.
@@ -57,11 +58,17 @@ class MaskedModel:
         parameters = self.parameters()
         with undisturbed(self.module, value) as kept:
             dense = {name: p.detach().clone() for name, p in parameters.items()}
-            masks = Masks(parameters, dense, kept)
+            self._open = masks = Masks(parameters, dense, kept)
             try:
                 yield masks
             finally:
-                masks.restore()
+                self.restore()
+
+    def restore(self) -> None:
+        """Put back the dense weights of a session, if its end was interrupted before it began."""
+        if self._open is not None and not self._open.is_restored:
+            self._open.restore()
+        self._open = None
 
 
 class Masks:
@@ -75,6 +82,7 @@ class Masks:
     ) -> None:
         self._parameters, self._dense, self._kept = parameters, dense, kept
         self._has_run = False
+        self.is_restored = False
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights."""
@@ -87,12 +95,17 @@ class Masks:
     def restore(self) -> None:
         """Put the dense weights back, whatever interrupts."""
         try:
-            self._rewind()
-            self._copy_back()
+            self._put_back()
         except BaseException:  # a second Ctrl-C in the middle: finish first, then let it out
-            self._rewind()
-            self._copy_back()
+            self._put_back()
             raise
+
+    def _put_back(self) -> None:
+        try:
+            self._rewind()
+        finally:  # whatever else the forwards have left
+            self._copy_back()
+            self.is_restored = True
 
     def _rewind(self) -> None:
         """Undo what the forwards since the last call have left behind."""

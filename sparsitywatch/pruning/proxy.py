@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import random
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError
-from sparsitywatch.pruning.batches import digest, freeze, halve, move
+from sparsitywatch.pruning.batches import digest, freeze, halve, move, packed, unpacked
 from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
-from sparsitywatch.shown import shown_name
+from sparsitywatch.shown import shown_error, shown_name
 
 __all__ = ["Proxy"]
 
@@ -25,7 +28,9 @@ class Proxy:
     """A quick stand-in for how well the model does, always on the same examples.
 
     The batches are copied and hashed here, once, so that every later number is about the
-    same examples; the global generators are left as they were, whatever the source draws.
+    same examples. A source that draws, such as a DataLoader that shuffles or masks, draws the same
+    at every launch; the global generators are left as they were. A run that is resumed goes on
+    with the batches that its log kept, whatever the source gives now.
 
     Args:
         batches: an iterable of batches (a list, a DataLoader), each of tensors, arrays,
@@ -37,6 +42,8 @@ class Proxy:
         higher_is_better: True for scores and accuracies, False (default) for losses.
         name: what the value is, for captions.
         max_batches: stop after so many batches; needed for an endless source.
+        seed: of the global generators of torch, numpy and python while the batches are drawn, in
+            [0, 2**32); None: they go on from where they are.
 
     Raises:
         ProxyError: there is no batch, or one holds something that cannot be copied.
@@ -50,6 +57,7 @@ class Proxy:
         higher_is_better: bool = False,
         name: str = "",
         max_batches: int | None = None,
+        seed: int | None = 0,
     ) -> None:
         if not callable(value):
             raise ProxyError(
@@ -63,15 +71,62 @@ class Proxy:
             )
         if max_batches is not None and max_batches < 1:
             raise ProxyError(f"Expected `max_batches` >= 1, got {max_batches!r}.")
+        if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
+            raise ProxyError(f"Expected `seed` to be in [0, 2**32) or None, got {seed!r}.")
         self.value = value
         self.higher_is_better = higher_is_better
         self.name = name or getattr(value, "__name__", type(value).__name__)
         with preserved_rng():
+            if seed is not None:
+                _seed_generators(seed)
             self._batches = _materialise(batches, max_batches)
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # examples of each batch
-        identity = f"{digest(self._batches)} {higher_is_better} {self.name}"
-        self.hash = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        self.hash = self._identity()
+
+    def _identity(self) -> str:
+        identity = f"{digest(self._batches)} {self.higher_is_better} {self.name}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+    def keep(self, file: Path) -> None:
+        """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute.
+
+        Raises:
+            OSError, RuntimeError, ValueError: they cannot be written.
+        """
+        temporary = file.with_suffix(".tmp")
+        try:
+            torch.save(packed(self._batches), temporary)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def with_kept(self, file: Path) -> Proxy:
+        """This proxy with the batches that another one of its kind kept.
+
+        Raises:
+            ProxyError: they cannot be read, or are of another structure.
+        """
+        try:
+            leaves = torch.load(file, weights_only=True, map_location="cpu")
+            other = copy.copy(self)
+            other._batches = unpacked(self._batches, leaves)
+            other._num_examples = None
+            other.hash = other._identity()
+        except ProxyError:
+            raise
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise ProxyError(
+                f"Expected the batches that a proxy kept in {str(file)!r}, got "
+                f"{shown_error(error)}."
+            ) from error
+        return other
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors and arrays of the batches."""
+        leaves = (leaf for batch in packed(self._batches) for leaf in batch)
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def __repr__(self) -> str:
         return f"<Proxy {shown_name(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
@@ -167,6 +222,15 @@ class Proxy:
             "leave out examples without a label. If the model has broken down, there is nothing "
             "to evaluate: leave out `proxy`."
         )
+
+
+def _seed_generators(seed: int) -> None:
+    """Those that ``preserved_rng`` puts back, and no others."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event
@@ -106,6 +107,11 @@ class Provenance:
     tolerance_mode: str
     pattern: str
     evaluation: str = "zero-shot"
+
+    def settings(self) -> dict[str, Any]:
+        """What has to agree for numbers to be compared; versions of libraries need not."""
+        names = ("scope_hash", "proxy_hash", "tolerance", "tolerance_mode", "pattern")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,6 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["Log", "check_same", "is_told", "mask_thresholds", "read_log"]
 
-#: What numbers depend on; the versions of libraries are told in every record.
-_FIELDS = ("scope_hash", "proxy_hash", "tolerance", "tolerance_mode", "pattern")
-
 
 @dataclass(frozen=True)
 class Log:
@@ -80,7 +77,8 @@ def check_same(log: Log, plan: Plan) -> None:
     assert log.run is not None  # noqa: S101 for the type checker
     proxy = None if plan.stage is None else plan.stage.proxy
     now = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy).provenance
-    pairs = {n: (getattr(log.run.provenance, n), getattr(now, n)) for n in _FIELDS}
+    then = log.run.provenance.settings()
+    pairs = {name: (then[name], value) for name, value in now.settings().items()}
     rules = plan.settings.near_zero
     logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
     pairs["near_zero"] = (sorted(logged), sorted(rules))

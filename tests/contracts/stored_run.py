@@ -62,7 +62,7 @@ def on_disk(logdir: Path) -> dict[str, Any]:
         },
         "names": sorted(
             path.name
-            for path in directory.rglob("*")
+            for path in directory.rglob("[!.]*")
             if "tfevents" not in path.name and path.suffix != ".torn"
         ),
     }

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +19,7 @@ from torch.utils.data import Dataset
 import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
+from sparsitywatch.integrations.language_models import masked_loss
 from sparsitywatch.sinks.jsonl import read_records
 
 
@@ -68,27 +75,30 @@ def train(
     steps: int,
     callback: SparsityWatchCallback | None,
     resume: bool = False,
+    before: list[transformers.TrainerCallback] | None = None,
     **options,
 ) -> transformers.Trainer:
     transformers.set_seed(0)
     arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=8,
-        learning_rate=1e-3,
-        lr_scheduler_type="constant",
-        save_steps=4,
-        logging_steps=2,
-        report_to=["tensorboard"],
-        use_cpu=True,
-        disable_tqdm=True,
-        **options,
+        **{
+            "output_dir": str(folder),
+            "max_steps": steps,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
+            "save_steps": 4,
+            "logging_steps": 2,
+            "report_to": ["tensorboard"],
+            "use_cpu": True,
+            "disable_tqdm": True,
+        }
+        | options,
     )
     trainer = transformers.Trainer(
         model=bert(),
         args=arguments,
         train_dataset=Sentences(),
-        callbacks=[callback] if callback else [],
+        callbacks=[*(before or []), *([callback] if callback else [])],
     )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -252,3 +262,163 @@ def test_every_rank_does_what_the_first_one_wants(monkeypatch: pytest.MonkeyPatc
 def test_a_word_that_is_no_action_is_refused(bad: object) -> None:
     with pytest.raises(sw.ConfigurationError, match=r"words \['log', 'save', 'stop'\]"):
         SparsityWatchCallback(on_event=bad)
+
+
+# ------------------------------------------------------------------ nothing ends the training
+
+
+def natural_proxy(num_sentences: int = 16, **options) -> sw.Proxy:
+    """As anybody would write it: the collator hides other tokens each time that it is asked."""
+    words = {f"w{i}": i for i in range(36)} | {"[PAD]": 36, "[UNK]": 37, "[MASK]": 38}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]")),
+        pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
+    )  # fmt: skip
+    held = [{"input_ids": Sentences(num_sentences, seed=1).labels[i]} for i in range(num_sentences)]
+    collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
+    loader = torch.utils.data.DataLoader(held, 8, shuffle=True, collate_fn=collate)
+    return sw.Proxy(loader, masked_loss, **options)
+
+
+def test_the_natural_proxy_is_the_same_at_every_launch() -> None:
+    hashes = set()
+    for seed in (1, 2):
+        transformers.set_seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        hashes.add(natural_proxy().hash)
+        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+    assert len(hashes) == 1
+    assert natural_proxy(seed=5).hash not in hashes
+
+
+def resumed(folder: Path, spoil, *, second: sw.Proxy, **options) -> SparsityWatchCallback:
+    """A run of 4 steps, ``spoil`` on its checkpoint, and its resume up to step 6."""
+    options = {"max_overhead": None, "every": 2, "logdir": str(folder / "log")} | options
+    transformers.set_seed(1)
+    train(folder / "run", 4, SparsityWatchCallback(natural_proxy(seed=None), **options))
+    spoil(folder / "run" / "checkpoint-4")
+    callback = SparsityWatchCallback(second, **options)
+    trainer = train(folder / "run", 6, callback, resume=True)
+    assert trainer.state.global_step == 6
+    return callback
+
+
+def steps(folder: Path) -> list[int]:
+    return [record.step for record in read_records(folder)]
+
+
+def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(tmp_path: Path) -> None:
+    transformers.set_seed(2)
+    second = natural_proxy(seed=None)  # other sentences together, other words hidden
+    callback = resumed(tmp_path, lambda _: None, second=second, strict=True)
+    records = read_records(tmp_path / "log" / "sparsitywatch")
+    assert [r.step for r in records] == [2, 4, 6]
+    assert len({r.provenance.proxy_hash for r in records}) == 1
+    assert records[-1].provenance.proxy_hash != second.hash
+    assert callback.watcher.off == ""
+    assert not math.isnan(records[-1].decay_clock)
+
+
+def test_other_batches_begin_a_new_log_with_a_word(tmp_path: Path, caplog) -> None:
+    resumed(tmp_path, lambda _: None, second=natural_proxy(24))
+    assert "sparsitywatch.pt cannot be taken up" in caplog.text
+    assert "whose numbers cannot be compared with those that come (proxy_hash" in caplog.text
+    assert steps(tmp_path / "log" / "sparsitywatch-earlier-1") == [2, 4]
+    assert steps(tmp_path / "log" / "sparsitywatch") == [6]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100, 5000])
+def test_a_truncated_state_is_said_and_the_log_gone_on_from(
+    tmp_path: Path, caplog, num_bytes: int
+) -> None:
+    def truncate(checkpoint: Path) -> None:
+        os.truncate(checkpoint / "sparsitywatch.pt", num_bytes)
+
+    resumed(tmp_path, truncate, second=natural_proxy())
+    said = [r.getMessage() for r in caplog.records if "cannot be taken up" in r.getMessage()]
+    assert len(said) == 1
+    assert "The decay clock and the motion since the last snapshot are lost" in said[0]
+    assert steps(tmp_path / "log" / "sparsitywatch") == [2, 4, 6]
+
+
+class Saboteur(transformers.TrainerCallback):
+    """Asked before the watch's callback at each save."""
+
+    def __init__(self, on_save) -> None:
+        self.sabotage = on_save
+
+    def on_save(self, args, state, control, **_):
+        self.sabotage(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+
+def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, caplog) -> None:
+    """One run, a fault at each save: a full disk, a state that cannot be told, no log any more."""
+    failing = set()
+
+    class Detector(sw.AbruptChange):
+        def state_dict(self):
+            if "state" in failing:
+                raise RuntimeError("the detector's state broke")
+            return super().state_dict()
+
+    def sabotage(checkpoint: Path, step: int) -> None:
+        failing.clear()
+        if step == 2:  # torch raises a RuntimeError, not an OSError
+            (checkpoint / "sparsitywatch.pt.tmp").symlink_to("/dev/full")
+        if step == 4:
+            failing.add("state")
+        if step == 6:
+            shutil.rmtree(tmp_path / "log")
+            (tmp_path / "log").write_text("in the way")
+
+    def value(model, batch):
+        if "exit" in failing:
+            raise SystemExit("the value function exits")
+        return loss_per_sentence(model, batch)
+
+    given = sw.Proxy(proxy()._batches, value)
+    callback = SparsityWatchCallback(
+        given, max_overhead=None, every=1, logdir=str(tmp_path / "log"),
+        detectors={"near_zero/initial_0.1": Detector()},
+        on_record=[lambda record: failing.add("exit") if record.step == 4 else None],
+    )  # fmt: skip
+    options = {"save_steps": 2, "max_steps": 9}
+    watched = train(tmp_path / "on", 9, callback, before=[Saboteur(sabotage)], **options)
+    assert watched.state.global_step == 9
+    states = [path.parent.name for path in (tmp_path / "on").rglob("sparsitywatch.pt*")]
+    assert sorted(states) == ["checkpoint-6", "checkpoint-8", "checkpoint-9"]
+    assert "saving the watch's state failed; training goes on" in caplog.text
+    assert "the watch's state is not known; training goes on" in caplog.text
+    invalid = [r for r in callback.watcher.records if not r.valid]
+    assert [(r.step, r.reason) for r in invalid][:1] == [
+        (5, "SystemExit: the value function exits")
+    ]
+    plain = train(tmp_path / "off", 9, None, **options)
+    torch.testing.assert_close(weights(watched), weights(plain), rtol=0, atol=0)
+
+
+def test_a_full_disk_at_a_resume_does_not_end_it(tmp_path: Path, caplog) -> None:
+    def fill(_: Path) -> None:
+        shutil.rmtree(tmp_path / "log")
+        (tmp_path / "log").write_text("in the way")
+
+    callback = resumed(tmp_path, fill, second=natural_proxy())
+    assert callback.watcher is None
+    assert "attaching failed; training goes on unwatched" in caplog.text
+
+
+def test_two_trainers_on_one_log(tmp_path: Path) -> None:
+    options = {"max_overhead": None, "every": 1, "logdir": str(tmp_path / "log")}
+    inner = SparsityWatchCallback(proxy(), **options)
+
+    def train_another(_: Path, step: int) -> None:
+        if step == 2:
+            train(tmp_path / "inner", 2, inner)
+
+    outer = SparsityWatchCallback(proxy(), **options)
+    trainer = train(tmp_path / "outer", 4, outer, before=[Saboteur(train_another)], save_steps=2)
+    assert trainer.state.global_step == 4
+    assert steps(tmp_path / "log" / "sparsitywatch") == [1, 2]
+    assert steps(tmp_path / "log" / "sparsitywatch-earlier-1") == [1, 2]

@@ -106,7 +106,7 @@ def test_a_finished_one_does_nothing_more(run, whole, tmp_path: Path) -> None:
     first = replay(run, tmp_path)
 
     def files() -> dict[Path, int]:
-        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("[!.]*") if p.is_file()}
 
     before = files()
     again = replay(run, tmp_path)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.faults import let_out
 from sparsitywatch.weights.spectrum import loops
 from sparsitywatch.weights.spectrum.bins import STORAGES
 
@@ -97,7 +98,8 @@ def load(num_bytes: int) -> Kernel | None:
             _compiled(numba, loops.drain, _DRAIN_SIGNATURE),
         )
         _check(kernel)
-    except Exception as error:  # noqa: BLE001  it is reported
+    except BaseException as error:  # noqa: BLE001  sorted, and reported
+        let_out(error)
         version = getattr(numba, "__version__", "of unknown version")
         _report(f"numba {version} failed on the counter of {num_bytes}-byte weights", error)
         return None
@@ -115,13 +117,14 @@ def _numba() -> Any:
             _logger.info("sparsitywatch: counting without numba, NUMBA_DISABLE_JIT is set")
             return None
         _give_prefetch_a_body()
-    except Exception as error:  # noqa: BLE001  it is reported
+    except BaseException as error:  # noqa: BLE001  sorted, and reported
+        let_out(error)
         _report("numba is installed and cannot be used", error)
         return None
     return numba
 
 
-def _report(what: str, error: Exception) -> None:
+def _report(what: str, error: BaseException) -> None:
     reason = (str(error).strip().splitlines() or [""])[0]  # numba's go on for pages
     _logger.warning(
         "sparsitywatch: %s (%s: %s); counting goes on without, slower and with the same result",
@@ -166,7 +169,8 @@ def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Calla
     # a signature compiles now, not at the first call
     try:
         kept: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True)(function)
-    except Exception as error:
+    except BaseException as error:
+        let_out(error)
         # nowhere to keep it, or what was kept cannot be read
         _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
         _logger.debug("sparsitywatch: the whole error", exc_info=True)
