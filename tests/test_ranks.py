@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sparsitywatch as sw
 from sparsitywatch.ranks import why_another_rank_watches
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from faulting.forward import RANKED, UNRANKED, came_of, run_ranked, script_of
+from faulting.forward import RANKED, came_of, run_ranked, script_of
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +30,23 @@ def test_a_training_on_two_ranks_goes_on_and_the_watch_says_why_not(
     assert came_of(said, what) == RANKED[what][1]
 
 
-@pytest.mark.parametrize("what", UNRANKED)
-def test_ranks_that_attach_before_there_is_a_process_group_write_one_log(
-    what: str, tmp_path: Path
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_attaches_before_it_knows_its_number_writes_only_as_rank_0(
+    rank: int, tmp_path: Path
 ) -> None:
-    assert came_of(run_ranked(UNRANKED[what][0], tmp_path)) == UNRANKED[what][1]
+    """What mp.spawn does: nothing in the environment tells."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sw.watch(model, optimizer, logdir=tmp_path, every=1, scope="layers") as watcher:
+        distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            model(torch.ones(1, 6)).sum().backward()
+            optimizer.step()
+        finally:
+            distributed.destroy_process_group()
+    assert len(watcher.records) == 1 - rank
+    assert watcher.off == ("rank 0 watches; replicas hold the same weights" if rank else "")
+    assert (tmp_path / "sparsitywatch" / "records.jsonl").exists() is (rank == 0)
 
 
 @pytest.mark.parametrize(

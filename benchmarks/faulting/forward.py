@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
+import socket
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +29,6 @@ __all__ = [
     "LEFTOVERS",
     "RANKED",
     "REFUSED",
-    "UNRANKED",
     "came_of",
     "make_training",
     "mean_square",
@@ -208,6 +210,11 @@ def _old_norm(kind: str) -> Callable[[Any], None]:
     return make
 
 
+def _normed(m: Any, h: torch.Tensor) -> Any:
+    stale = m.norm.weight.detach().mean()  # as the forward before left it
+    return m.norm(h) + stale
+
+
 def _observed(model: Any) -> None:
     from torch.ao.quantization import FakeQuantize
 
@@ -233,6 +240,26 @@ def _rnn_forward(m: Any, h: torch.Tensor) -> Any:
     return out[:, 0]
 
 
+def _rope(model: Any) -> None:
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    model.rope = LlamaRotaryEmbedding(
+        LlamaConfig(
+            hidden_size=2 * WIDTH,
+            num_attention_heads=2,
+            max_position_embeddings=4,
+            rope_parameters=scaling,
+        )
+    )
+
+
+def _turned(m: Any, h: torch.Tensor) -> Any:
+    cos, sin = m.rope(h[None], torch.arange(6 if m.training else 9)[None])
+    return h * (cos[0, 1] + sin[0, 1])
+
+
 _ZEROS = torch.zeros(WIDTH)
 
 #: By what is left behind: what sets a model up, and what its forward does.
@@ -251,8 +278,8 @@ LEFTOVERS: dict[str, tuple[Callable[[Any], object], Forward]] = {
         _python_drawn,
     ),
     "a torchmetrics metric": (_set(metric=_metric_of), _metric),
-    "weight_norm, the old one": (_old_norm("weight_norm"), lambda m, h: m.norm(h)),
-    "spectral_norm, the old one": (_old_norm("spectral_norm"), lambda m, h: m.norm(h)),
+    "weight_norm, the old one": (_old_norm("weight_norm"), _normed),
+    "spectral_norm, the old one": (_old_norm("spectral_norm"), _normed),
     "a cache in a dict, a deque": (_set(cache=dict, last=lambda: deque(maxlen=3)), _cached),
     "a counter in a plain object, an array": (_set(inner=Inner), _nested),
     "a counter in slots": (_set(inner=Slotted), _slotted),
@@ -266,6 +293,7 @@ LEFTOVERS: dict[str, tuple[Callable[[Any], object], Forward]] = {
         _replaced,
     ),
     "requires_grad toggled": (_set(), _thawed),
+    "a rope that grows with the sequence (transformers)": (_rope, _turned),
     "an observer for quantization": (_observed, lambda m, h: m.observer(h)),
     "a gradient taken away": (_set(), _gradient),
 }
@@ -445,22 +473,33 @@ os._exit(0)  # torch 2.13 at times hangs when it lets go of a DDP
 
 
 def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -> list[str]:
-    """Run a script on ranks, as torchrun starts them; the lines that they print, sorted."""
-    path = folder / "script.py"
+    """Run a script on ranks, in the environment of torchrun; the lines that they print, sorted.
+
+    What a rank does not say within the time is missing.
+    """
+    path, said = folder / "script.py", folder / "said.txt"
     path.write_text(_HEAD + textwrap.dedent(script) + _END)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={num}", str(path), str(folder / "logs")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    said = folder / "said.txt"
-    with said.open("wb") as file:
-        process = subprocess.Popen(  # noqa: S603
-            command, stdout=file, stderr=subprocess.STDOUT, env=environment
-        )
-        try:
-            process.wait(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # asked, it ends its workers
-            process.wait(timeout=30)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    together = {"WORLD_SIZE": num, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with said.open("ab") as file, contextlib.ExitStack() as stack:
+        processes = []
+        for rank in range(num):
+            own = {**together, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+            process = subprocess.Popen(  # noqa: S603
+                [sys.executable, str(path), str(folder / "logs")],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {name: str(value) for name, value in own.items()},
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        ends = time.monotonic() + limit_s
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(ends - time.monotonic(), 0.0))
     output = said.read_text(errors="replace")
     lines = sorted(line for line in output.splitlines() if line[:1] == "[" and line[2:4] == "] ")
     return lines or [output[-2000:]]

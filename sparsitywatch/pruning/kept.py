@@ -44,6 +44,8 @@ _MACHINERY = frozenset(
     | {"tensorboardX", "mlflow", "tqdm", "sparsitywatch", "numpy", "scipy", "pandas", "sklearn"}
     | {"PIL", "jax"}
 )
+#: Who holds something of these shares itself with other threads or processes.
+_SHARING = frozenset({"threading", "_thread", "queue", "_queue", "concurrent", "multiprocessing"})
 #: Packages whose functions and classes are not looked into; their objects are.
 _LIBRARIES = _MACHINERY | {"torchvision", "torchaudio", "transformers", "timm", "torchmetrics"}
 _NOT_FOLLOWED = (
@@ -255,6 +257,12 @@ class _Search:
             self.modules.append((name, thing))
             self.items.append((name, thing, _CLASS_OF))
             self._attributes(name, thing)
+            if issubclass(kind, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
+                named = [
+                    *thing.named_parameters(recurse=False),
+                    *thing.named_buffers(recurse=False),
+                ]
+                self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in named]
             self._class(kind)
         elif issubclass(kind, (dict, list, tuple, set, frozenset, deque, bytearray)):
             self._container(name, thing)
@@ -265,7 +273,7 @@ class _Search:
             self._todo.extend((name, inner) for inner in _cell_contents(thing))
         elif (leaf := _leaf(thing)) is not None:
             self.items.append((name, *leaf))
-        elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(kind):
+        elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(thing):
             self._attributes(name, thing)
             self._class(kind)
 
@@ -344,9 +352,15 @@ def _key(key: object) -> str:
     return repr(key) if type(key) in _ATOMS else type(key).__name__
 
 
-def _is_machinery(kind: type) -> bool:
+def _is_machinery(thing: Any) -> bool:
+    """Whether an object belongs to the training's machinery, or is shared with a thread."""
+    kind = type(thing)
+    bases = {_package(base) for base in kind.__mro__} - {"abc", "typing"}
     is_trainer = any(base.__module__.startswith("transformers.trainer") for base in kind.__mro__)
-    return is_trainer or _package(kind) in _MACHINERY
+    if is_trainer or _package(kind) in _MACHINERY or bases & _MACHINERY:
+        return True
+    held = getattr(thing, "__dict__", None)
+    return type(held) is dict and any(_package(type(v)) in _SHARING for v in held.values())
 
 
 def _leaf(thing: Any) -> tuple[Any, _Kind] | None:

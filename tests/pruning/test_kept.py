@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,39 @@ def test_a_change_that_begins_after_the_attach_makes_the_record_invalid_and_name
         record = watcher.snapshot()
     assert not record.valid
     assert "it changed 1.weight (changed in place)" in record.reason
+
+
+def test_buffers_of_a_scripted_module_are_put_back() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return x * self.calls[0]
+
+    model = nn.Sequential(torch.jit.script(Counting()))
+    with undisturbed(model):
+        model(torch.ones(1))
+    assert model[0].calls.tolist() == [0.0, 0.0]
+
+
+def test_what_is_shared_with_a_thread_is_left_alone() -> None:
+    class Prefetcher:
+        def __init__(self) -> None:
+            self.lock, self.ready = threading.Lock(), [1]
+
+    class Worker(threading.Thread):
+        ready = 1
+
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.prefetcher, model.worker = Prefetcher(), Worker()
+    with undisturbed(model):
+        model.prefetcher.ready.append(2)  # as the other thread does
+        model.worker.ready = 2
+    assert model.prefetcher.ready == [1, 2]
+    assert model.worker.ready == 2
 
 
 def test_machinery_of_a_training_is_not_looked_into() -> None:
