@@ -789,8 +789,8 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "safetensors: a shape that is empty and beyond memory": lambda f: _header(
         f, _piece((0, 2**62, 2**62))
     ),
-    "safetensors: 50,000 names that are there twice": lambda f: _header(
-        f, "{" + ",".join(f'"{n}":0' for n in [*range(50_000), *range(50_000)][::-1]) + "}"
+    "safetensors: 100,000 names, the last one twice": lambda f: _header(
+        f, "{" + ",".join(f'"{n}":0' for n in [*range(100_000), 99_999]) + "}"
     ),
     "safetensors: lists 100,000 deep": lambda f: _header(f, '{"w":' + "[" * 100_000),
     "safetensors: a number of 5,000 digits": lambda f: _header(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.errors import CheckpointError
+from sparsitywatch.errors import CheckpointError, ScopeError
 from sparsitywatch.history import Detector
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.records import Event, Record
@@ -168,9 +168,14 @@ class Replayer:
         self._publisher.go_on(kept, self._plan)
 
     def _scope(self, wanted: Sequence[Wanted]) -> Scope | None:
-        """Which weights count; None if no checkpoint can be opened that says so."""
+        """Which weights count; None if no checkpoint can be opened that says so.
+
+        Raises:
+            ScopeError: of none that can be opened the scope selects any.
+        """
         if isinstance(self._orders.scope, Scope):
             return self._orders.scope
+        undecided: ScopeError | None = None
         for one in wanted:
             if one.reason:
                 continue
@@ -179,6 +184,10 @@ class Replayer:
                     return Scope.of_entries(checkpoint.entries(), self._orders.scope)
             except CheckpointError:
                 continue  # its turn to be told comes
+            except ScopeError as error:  # something else among the checkpoints, perhaps
+                undecided = undecided or error
+        if undecided is not None:
+            raise undecided
         return None
 
     def _kept_until(self, records: Sequence[Record], wanted: Sequence[Wanted]) -> int:

@@ -130,6 +130,14 @@ def test_the_first_ones_are_broken(place: Path, tmp_path: Path) -> None:
     assert first.near_zero["initial_0.1"] == first.near_zero["rms_0.1"]
 
 
+def test_the_first_one_is_of_something_else(place: Path, tmp_path: Path) -> None:
+    save_file({"other.bias": torch.ones(3)}, place / "step-5.safetensors")
+    replayed = sw.replay(place, logdir=tmp_path)
+    (failure,) = replayed.failures
+    assert (failure.step, "it is not there" in failure.reason) == (5, True)
+    assert [record.step for record in replayed.records if record.valid] == [*range(10, 70, 10)]
+
+
 def test_all_are_broken(place: Path, tmp_path: Path) -> None:
     for path in place.iterdir():
         truncate(path)

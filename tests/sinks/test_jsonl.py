@@ -93,13 +93,15 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
         read_spectrum(tmp_path, 7)
 
 
-def test_truncated_at_every_byte(tmp_path: Path) -> None:
+def test_truncated_anywhere(tmp_path: Path) -> None:
     """Wherever a write was cut off, the whole lines before it are read and kept."""
     write_run(tmp_path / "whole", [(small(step), Detail()) for step in (0, 25, 50)])
     content = (tmp_path / "whole" / "records.jsonl").read_bytes()
     path = tmp_path / "cut" / "records.jsonl"
     path.parent.mkdir()
-    for size in range(len(content) + 1):
+    # every byte around the ends of lines; inside of them any place is like its neighbours
+    ends = [at for at in range(len(content) + 1) if b"\n" in content[max(0, at - 3) : at + 3]]
+    for size in sorted({0, 1, 2, *ends, *range(0, len(content), 29)}):
         torn = content[:size]
         complete = [0, 25, 50][: torn.count(b"\n")]
         path.write_bytes(torn)
