@@ -79,6 +79,8 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     assert "the watch has been off since step" in headline
     assert "switched itself off at step" in html
     assert "on fire" in html
+    assert main(["plot", str(tmp_path), "-o", str(tmp_path / "run.svg")]) == 0
+    assert "the watch has been off since step" in (tmp_path / "run.svg").read_text()
     told = texts(tmp_path, "watch/state")
     assert told[0].startswith("The watch is on")
     assert told[-1].startswith("The watch switched itself off")

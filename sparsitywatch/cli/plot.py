@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.cli.reading import read
+from sparsitywatch.analysis.standing import standing
+from sparsitywatch.cli.reading import directory_of, read
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.shown import shown_text
+from sparsitywatch.sinks.jsonl import read_manifest
 
 __all__ = ["add_to", "save"]
 
@@ -32,7 +36,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from sparsitywatch.sinks.figures import overview_figure
 
     records, events = read(arguments.logdir)
-    save(overview_figure(records, events), arguments.output)
+    info = read_manifest(directory_of(arguments.logdir))
+    trouble = standing(records, info, now=time.time()).trouble
+    title = "Sparsity during training" + (f"; {shown_text(trouble)}" if trouble else "")
+    save(overview_figure(records, events, title=title), arguments.output)
     print(arguments.output)
 
 
