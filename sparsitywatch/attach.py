@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from sparsitywatch.arguments import expect, expect_path, expect_whole
 from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import ConfigurationError, ScopeError
 from sparsitywatch.logdir import Claim, place, prepare
@@ -28,7 +29,7 @@ from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.watcher import Watcher
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.names import unwrap_model
-from sparsitywatch.weights.near_zero import DEFAULT_RULES
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.shards import why_not_whole
 from sparsitywatch.weights.snapshot import Snapshot
@@ -118,7 +119,11 @@ def watch(
         ProxyError: the proxy does not work on this model: it raises, its forward communicates
             with other processes, or leaves behind what cannot be put back.
     """
-    _check(model, initial_step=initial_step, dormant_samples=dormant_samples)
+    _check(model, proxy, initial_step=initial_step, dormant_samples=dormant_samples)
+    if logdir is not None:
+        expect_path("logdir", logdir, "a local directory or None")
+    for name, flag in (("background", background), ("strict", strict)):
+        expect(isinstance(flag, bool), name, "True or False", flag)
     inner = unwrap_model(model)
     off = _why_off()
     replicas = _check_whole(inner, logdir)
@@ -126,7 +131,7 @@ def watch(
     settings = Settings(
         tolerance=tolerance,
         tolerance_mode=tolerance_mode,
-        near_zero=tuple(near_zero),
+        near_zero=near_zero_rules(near_zero),
         pattern=as_pattern(pattern),
         sweep=as_sweep(levels),
     )
@@ -169,14 +174,16 @@ def watch(
     )
 
 
-def _check(model: object, **counts: int | None) -> None:
+def _check(model: object, proxy: object, **counts: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
         )
     for name, count in counts.items():
-        if count is not None and count < 0:
-            raise ConfigurationError(f"Expected `{name}` >= 0, got {count!r}.")
+        if count is not None:
+            expect_whole(name, count, 0)
+    is_proxy = proxy is None or isinstance(proxy, Proxy)
+    expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
 
 
 def _rms(snapshot: Snapshot) -> dict[str, float]:

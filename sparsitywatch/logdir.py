@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsitywatch.arguments import expect_path
 from sparsitywatch.errors import ConfigurationError, LogTakenError
 
 __all__ = ["Claim", "place", "prepare", "set_aside"]
@@ -34,6 +35,7 @@ def place(logdir: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigurationError: it is not local.
     """
+    expect_path("logdir", logdir, "a local directory")
     text = os.fspath(logdir)
     if "://" in text:
         raise ConfigurationError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
+from sparsitywatch.arguments import expect
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.faults import let_out
 from sparsitywatch.pruning.masked import MaskedModel
@@ -70,6 +71,9 @@ class Settings:
     sweep: Sweep = field(default_factory=lambda: Bisection(DEFAULT_LEVELS))
 
     def __post_init__(self) -> None:
+        mode = self.tolerance_mode
+        is_mode = mode is None or (isinstance(mode, str) and mode in ("relative", "absolute"))
+        expect(is_mode, "tolerance_mode", "'relative', 'absolute' or None", mode)
         allowed_harm(1.0, self.tolerance, self.mode(higher_is_better=False))  # refuses bad values
         if not 0.0 < self.confidence < 1.0:
             raise ConfigurationError(f"Expected `confidence` in (0, 1), got {self.confidence!r}.")

@@ -11,14 +11,15 @@ from typing import Any
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.chronicle import Changes
-from sparsitywatch.errors import ConfigurationError, LogTakenError
+from sparsitywatch.arguments import expect_functions, expect_mapping, expect_methods, listed
+from sparsitywatch.errors import LogTakenError
 from sparsitywatch.faults import boundary
 from sparsitywatch.history import Detector, History
 from sparsitywatch.logdir import Claim
 from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve, WatchState
 from sparsitywatch.sinks.base import Sink
 
-__all__ = ["Detector", "Pipeline", "log_event"]
+__all__ = ["Detector", "Pipeline", "as_sinks", "log_event"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -56,15 +57,11 @@ class Pipeline:
         strict: bool = False,
     ) -> None:
         for name, functions in (("on_event", on_event), ("on_record", on_record)):
-            if callable(functions) or not all(callable(f) for f in functions):
-                raise ConfigurationError(
-                    f"Expected `{name}` to be a sequence of functions, got {functions!r}. "
-                    "Put a single function in a list."
-                )
+            expect_functions(name, functions)
         self.claim = Claim(None) if claim is None else claim
         self._in_log = in_log
-        self._sinks = list(sinks)
-        self._history = History(detectors or {})
+        self._sinks = as_sinks(sinks)
+        self._history = History(_as_detectors(detectors))
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}
@@ -263,3 +260,27 @@ class Pipeline:
         with boundary(say, strict=self._strict):
             operation()
             self._failures[id(sink)] = 0
+
+
+def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
+    """Sinks in a list.
+
+    Raises:
+        ConfigurationError: one lacks a method of a sink, or they are no list.
+    """
+    what = "an object with open, write, event and close"
+    found = listed("sinks", sinks, "a list of sinks")
+    for index, sink in enumerate(found):
+        expect_methods(f"sinks[{index}]", sink, ("open", "write", "event", "close"), what)
+    return found
+
+
+def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detector]:
+    if detectors is None:
+        return {}
+    what = "detectors by name of the series, such as {'motion/dormant': sw.DormantRise()}"
+    expect_mapping("detectors", detectors, what)
+    methods = ("update", "state_dict", "load_state_dict")
+    for name, detector in detectors.items():
+        expect_methods(f"detectors[{name!r}]", detector, methods, "a detector")
+    return dict(detectors)

@@ -6,10 +6,12 @@ run and a resumed run decide alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.arguments import expect, expect_number, expect_whole, listed
+from sparsitywatch.errors import StateError
 
 __all__ = [
     "Adaptive",
@@ -45,10 +47,7 @@ def every(interval: int) -> Schedule:
     >>> [step for step in range(1, 7) if every(2)(step)]
     [2, 4, 6]
     """
-    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-        raise ConfigurationError(
-            f"Expected `every` to be a whole number of optimizer steps >= 1, got {interval!r}."
-        )
+    expect_whole("interval", interval, 1)
     return _Pure(lambda step: step % interval == 0)
 
 
@@ -58,11 +57,12 @@ def at(steps: Iterable[int]) -> Schedule:
     >>> [step for step in range(1, 7) if at([1, 5])(step)]
     [1, 5]
     """
-    chosen = frozenset(steps)
-    if not chosen or not all(isinstance(step, int) and step >= 1 for step in chosen):
-        raise ConfigurationError(
-            f"Expected `steps` to be whole numbers >= 1, at least one, got {sorted(chosen)!r}."
-        )
+    what = "whole numbers >= 1, at least one"
+    given = listed("steps", steps, what)
+    expect(given, "steps", what, given)
+    for index, step in enumerate(given):
+        expect_whole(f"steps[{index}]", step, 1)
+    chosen = frozenset(given)
     return _Pure(lambda step: step in chosen)
 
 
@@ -77,11 +77,10 @@ def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = Non
     >>> [step for step in range(1, 40) if geometric(first=2, max_interval=10)(step)]
     [2, 4, 8, 16, 26, 36]
     """
-    if first < 1 or not ratio > 1.0 or (max_interval is not None and max_interval < 1):
-        raise ConfigurationError(
-            "Expected `first` >= 1, `ratio` > 1 and `max_interval` >= 1, "
-            f"got {first!r}, {ratio!r} and {max_interval!r}."
-        )
+    expect_whole("first", first, 1)
+    expect_number("ratio", ratio, lambda r: 1.0 < r < math.inf, "a factor > 1")
+    if max_interval is not None:
+        expect_whole("max_interval", max_interval, 1)
     steps = [first]
 
     def due(step: int) -> bool:
@@ -102,10 +101,8 @@ class Adaptive:
 
     def __init__(self, interval: int, *, closer: int, intervals: int) -> None:
         self._usually = every(interval)
-        if not closer >= 2 or not intervals >= 1:
-            raise ConfigurationError(
-                f"Expected `closer` >= 2 and `intervals` >= 1, got {closer!r} and {intervals!r}."
-            )
+        expect_whole("closer", closer, 2)
+        expect_whole("intervals", intervals, 1)
         self._closely = every(max(1, interval // closer))
         self._while_steps = interval * intervals
         self._until = -1
@@ -174,4 +171,9 @@ def as_schedule(spec: int | Schedule) -> Schedule:
     Raises:
         ConfigurationError: ``spec`` is neither a whole number >= 1 nor callable.
     """
-    return spec if callable(spec) else every(spec)
+    if isinstance(spec, int):
+        expect_whole("every", spec, 1)
+        return every(spec)
+    is_schedule = callable(spec) and not isinstance(spec, type)
+    expect(is_schedule, "every", "a whole number of optimizer steps >= 1 or a schedule", spec)
+    return spec

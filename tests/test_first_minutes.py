@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from contracts import fake_run
@@ -135,3 +139,100 @@ def test_a_pattern_that_there_is_not_is_refused_with_those_that_there_are(patter
     ):
         with pytest.raises(sw.ConfigurationError, match="Expected `pattern` to be one of 'global'"):
             call()
+
+
+# ------------------------------------------------------------------ wrong arguments
+
+WRONG = (
+    None, 0, -1, 1.5, math.nan, math.inf, "nonsense", b"x", [], [None], ["x", 1], (1, 2), {},
+    {"a": 1}, object(), True, lambda: None, int, torch.zeros(3), np.array([0.5, 2.0]),
+)  # fmt: skip
+
+
+def detect(step: Any, value: Any, context: Any = None) -> object:
+    return sw.AbruptChange().update(step, value, context)
+
+
+def make_training() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+    model = layers(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(4, 8)).square().mean().backward()
+        optimizer.step()
+
+    return model, optimizer, step
+
+
+def calls(folder: Path) -> dict[str, tuple[Callable[..., object], dict[str, Any]]]:
+    """Functions of the public face, each with arguments that are right."""
+    model = layers(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.save(model.state_dict(), folder / "checkpoint-1.pt")
+    spectrum = sw.MagnitudeSpectrum.of(dict(model.named_parameters()))
+    curve = {"sparsity": [0.0, 0.5, 1.0], "value": [1.0, 0.9, 0.1]}
+    return {
+        "watch": (sw.watch, {"model": model, "optimizer": optimizer, "logdir": None}),
+        "Proxy": (sw.Proxy, {"batches": [torch.randn(4, 8)], "value": value}),
+        "replay": (sw.replay, {"urls": folder / "checkpoint-1.pt", "logdir": None}),
+        "verify": (sw.verify, {"make_training": make_training, "steps": 1, "every": 1}),
+        "essential_sparsity": (sw.essential_sparsity, {"curve": sw.SparsityCurve(**curve)}),
+        "SparsityCurve": (sw.SparsityCurve, curve),
+        "of": (sw.MagnitudeSpectrum.of, {"tensors": {"a": torch.ones(3)}}),
+        "thresholds": (spectrum.thresholds, {"levels": [0.5]}),
+        "sparsity_at": (spectrum.sparsity_at, {}),
+        "near_zero": (spectrum.near_zero, {}),
+        "AbruptChange": (sw.AbruptChange, {}),
+        "update": (detect, {"step": 1, "value": 0.5}),
+        "DormantRise": (sw.DormantRise, {}),
+        "Grid": (sw.Grid, {"levels": [0.5]}),
+        "Bisection": (sw.Bisection, {"levels": [0.5]}),
+        "Tracking": (sw.Tracking, {}),
+        "every": (sw.every, {}),
+        "at": (sw.at, {}),
+        "geometric": (sw.geometric, {}),
+        "adaptive": (sw.adaptive, {"interval": 5}),
+    }
+
+
+NAMES = (
+    "watch", "Proxy", "replay", "verify", "essential_sparsity", "SparsityCurve", "of",
+    "thresholds", "sparsity_at", "near_zero", "AbruptChange", "update", "DormantRise", "Grid",
+    "Bisection", "Tracking", "every", "at", "geometric", "adaptive",
+)  # fmt: skip
+#: Arguments that only belong to others, or whose refusal speaks of what is meant.
+NAMED_OTHERWISE = {"urls": "Cannot list", "levels": "`level", "reference": "`initial`"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_argument_is_refused_by_its_name_and_never_an_error_from_inside(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    function, right = calls(tmp_path)[name]
+    arguments = inspect.signature(function).parameters.keys() - {"follow", "watch_arguments"}
+    told = [refusal(function, right, name, wrong) for name in arguments for wrong in WRONG]
+    assert sum(map(bool, told)) > 5
+
+
+def refusal(
+    function: Callable[..., object], right: dict[str, Any], argument: str, wrong: object
+) -> str:
+    """What one wrong argument is refused with; empty if it is taken."""
+    try:
+        given = function(**{**right, argument: wrong})
+    except sw.SparsityWatchError as error:
+        told = str(error)
+        assert argument in told or NAMED_OTHERWISE.get(argument, argument) in told, (
+            argument,
+            wrong,
+        )
+        assert len(told) < 500
+        return told
+    except Exception as error:
+        raise AssertionError(f"{argument}={wrong!r}") from error
+    if isinstance(given, sw.Watcher):
+        given.close()
+    return ""

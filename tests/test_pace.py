@@ -123,9 +123,9 @@ def test_closer_looks_are_those_in_the_alerted_stretch(interval, closer, interva
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"interval": 0}, "`every`"),
-        ({"interval": 10, "closer": 1}, "`closer` >= 2"),
-        ({"interval": 10, "intervals": 0}, "`intervals` >= 1"),
+        ({"interval": 0}, "`interval`"),
+        ({"interval": 10, "closer": 1}, "`closer` to be a whole number >= 2"),
+        ({"interval": 10, "intervals": 0}, "`intervals` to be a whole number >= 1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message) -> None:

@@ -363,8 +363,16 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
         ({"near_zero": ["small"]}, sw.ConfigurationError, "`near_zero` rules.*got 'small'"),
         ({"near_zero": []}, sw.ConfigurationError, "`near_zero` with at least one"),
         ({"on_event": print}, sw.ConfigurationError, "`on_event` to be a sequence"),
-        ({"initial_step": -1}, sw.ConfigurationError, "`initial_step` >= 0, got -1"),
-        ({"dormant_samples": -1}, sw.ConfigurationError, "`dormant_samples` >= 0, got -1"),
+        (
+            {"initial_step": -1},
+            sw.ConfigurationError,
+            "`initial_step` to be a whole number >= 0, got -1",
+        ),
+        (
+            {"dormant_samples": -1},
+            sw.ConfigurationError,
+            "`dormant_samples` to be a whole number >= 0, got -1",
+        ),
     ],
 )
 def test_mistakes_are_one_clear_error_and_nothing_is_written(

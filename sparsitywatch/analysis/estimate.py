@@ -9,8 +9,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.arguments import is_number
 from sparsitywatch.analysis.knee import knee_of
+from sparsitywatch.arguments import expect, is_number
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 
@@ -84,6 +84,7 @@ def essential_sparsity(
     >>> round(essential_sparsity(curve, tolerance=0.01).value, 3)
     0.5
     """
+    expect(isinstance(curve, SparsityCurve), "curve", "a sw.SparsityCurve", curve)
     if mode is None:
         mode = "absolute" if curve.higher_is_better else "relative"
     _check_confidence(confidence)
@@ -125,7 +126,7 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     >>> allowed_harm(-3.0, 0.01, "relative"), allowed_harm(-3.0, 0.01, "absolute")
     (0.03, 0.01)
     """
-    if mode not in _MODES:
+    if not isinstance(mode, str) or mode not in _MODES:
         raise ConfigurationError(f"Expected `mode` to be one of {_MODES}, got {mode!r}.")
     # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
     limit = 1.0 if mode == "relative" else math.inf

@@ -85,7 +85,7 @@ def discover(
         CheckpointError: a place is not there at all, or a pattern matches nothing.
         ConfigurationError: ``duplicates`` is something else.
     """
-    if duplicates not in ("refuse", "first"):
+    if not isinstance(duplicates, str) or duplicates not in ("refuse", "first"):
         raise ConfigurationError(
             f"Expected `duplicates` to be 'refuse' or 'first', got {duplicates!r}."
         )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.arguments import expect, expect_whole
 from sparsitywatch.errors import MeasurementError, ProxyError
 from sparsitywatch.pruning.batches import digest, freeze, halve, move, packed, unpacked
 from sparsitywatch.pruning.undisturbed import preserved_rng, undisturbed
@@ -69,8 +70,9 @@ class Proxy:
                 "Expected `batches` to be an iterable of batches such as a list or a DataLoader, "
                 f"got {type(batches).__name__}. Wrap a single batch in a list."
             )
-        if max_batches is not None and max_batches < 1:
-            raise ProxyError(f"Expected `max_batches` >= 1, got {max_batches!r}.")
+        if max_batches is not None:
+            expect_whole("max_batches", max_batches, 1)
+        expect(isinstance(name, str), "name", "a text", name)
         if seed is not None and not (type(seed) is int and 0 <= seed < 2**32):
             raise ProxyError(f"Expected `seed` to be in [0, 2**32) or None, got {seed!r}.")
         self.value = value

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sparsitywatch.arguments import expect_number, listed
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.pruning.masked import MaskedModel, Masks
 from sparsitywatch.pruning.patterns import Cut, Pattern
@@ -85,8 +86,7 @@ class Bisection:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if not 0.0 < self.resolution < 1.0:
-            raise ConfigurationError(f"Expected `resolution` in (0, 1), got {self.resolution!r}.")
+        expect_number("resolution", self.resolution, lambda r: 0.0 < r < 1.0, "in (0, 1)")
 
     def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure the grid, then close in on its first crossing."""
@@ -111,6 +111,7 @@ def check_levels(levels: Sequence[float]) -> None:
     Raises:
         ConfigurationError: a level lies outside [0, 1), or there is none.
     """
+    levels = listed("levels", levels, "a list of sparsities in [0, 1)")
     if len(levels) == 0:
         raise ConfigurationError(
             "Expected `levels` with at least one sparsity in [0, 1), got none."

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sparsitywatch.arguments import expect_numbers
 from sparsitywatch.errors import ConfigurationError
 
 __all__ = ["EssentialSparsity", "SparsityCurve"]
@@ -49,7 +50,7 @@ class SparsityCurve:
         if self.stderr is not None:
             columns["stderr"] = self.stderr
         for name, column in columns.items():
-            object.__setattr__(self, name, tuple(float(x) for x in column))
+            object.__setattr__(self, name, expect_numbers(name, column, "a list of numbers"))
         num_points = len(self.sparsity)
         if num_points == 0:
             raise ConfigurationError("Expected `sparsity` with at least one point, got none.")

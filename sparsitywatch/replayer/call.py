@@ -12,12 +12,21 @@ from typing import Any
 
 from torch import nn
 
+from sparsitywatch.arguments import (
+    expect,
+    expect_mapping,
+    expect_methods,
+    expect_path,
+    expect_whole,
+    is_number,
+    listed,
+)
 from sparsitywatch.checkpoints.discovery import Found, discover
 from sparsitywatch.defaults import as_sweep, default_detectors
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.logdir import Claim, place
 from sparsitywatch.measurement import Settings
-from sparsitywatch.pipeline import Detector, Pipeline, log_event
+from sparsitywatch.pipeline import Detector, Pipeline, as_sinks, log_event
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
@@ -35,7 +44,7 @@ from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.names import unwrap_model
-from sparsitywatch.weights.near_zero import DEFAULT_RULES
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
 __all__ = ["replay"]
@@ -129,21 +138,19 @@ def replay(
         StateError: the log of an earlier replay is damaged.
         OSError: the log cannot be written.
     """
-    places = [urls] if isinstance(urls, str | os.PathLike) else list(urls)
+    places = _places(urls)
     settings = Settings(
         tolerance=tolerance,
         tolerance_mode=tolerance_mode,
-        near_zero=tuple(near_zero),
+        near_zero=near_zero_rules(near_zero),
         pattern=as_pattern(pattern),
         sweep=as_sweep(levels),
     )
     goes_on = proxy is not None and not isinstance(settings.sweep, Grid | Bisection)
-    _check_numbers(dormant_samples, max_in_flight, poll_s, idle_timeout_s)
-    if goes_on and executor is not None:
-        raise ConfigurationError(
-            f"Expected `levels` that do not go on from the look before, got {levels!r}: looks of "
-            "an `executor` know nothing of each other. Leave one of the two out."
-        )
+    patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
+    listeners = Listeners(on_failure, on_progress)
+    _check(storage_options, dormant_samples, max_in_flight)
+    _check_executor(executor, levels, goes_on=goes_on)
     chosen, stage = _staged(model, proxy, scope, executor)
     directory = None if logdir is None else place(logdir)
     orders = Orders(
@@ -161,18 +168,16 @@ def replay(
         strict=strict,
     )
     if detectors is None:
-        # without the decay clock dormant weights cannot be told from a model that stands still
-        defaults = default_detectors(settings)
-        detectors = {n: d for n, d in defaults.items() if not n.startswith("motion/")}
+        detectors = _default_detectors(settings)
     pipeline = Pipeline(
         claim=Claim(directory),
-        sinks=[*sinks, *_sinks_into(directory)],
+        sinks=[*as_sinks(sinks), *_sinks_into(directory)],
         detectors=detectors,
         on_event=on_event,
         on_record=on_record,
         strict=True,
     )
-    replayer = Replayer(orders, pipeline, detectors, Listeners(on_failure, on_progress))
+    replayer = Replayer(orders, pipeline, detectors, listeners)
 
     found: dict[str, Found] = {}
 
@@ -183,9 +188,14 @@ def replay(
         found.update({one.url: one for one in listed})
         return select(listed)
 
-    patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     _run(replayer, list_now, patience if follow else None)
     return replayer.result()
+
+
+def _default_detectors(settings: Settings) -> dict[str, Detector]:
+    # without the decay clock dormant weights cannot be told from a model that stands still
+    defaults = default_detectors(settings)
+    return {name: d for name, d in defaults.items() if not name.startswith("motion/")}
 
 
 def _sinks_into(directory: Path | None) -> list[Sink]:
@@ -233,6 +243,8 @@ def _staged(
         if proxy is not None:
             raise ConfigurationError("Expected `model` beside `proxy`, got none: what to evaluate?")
         return scope, None
+    is_model = isinstance(model, nn.Module) or callable(model)
+    expect(is_model, "model", "a torch.nn.Module or a function that makes one", model)
     made = model if isinstance(model, nn.Module) else model()
     if not isinstance(made, nn.Module):
         raise ConfigurationError(
@@ -268,7 +280,10 @@ def _initial_rms(
     given: Mapping[str, float] | str | os.PathLike[str] | None,
 ) -> Mapping[str, float] | None:
     if given is None or isinstance(given, Mapping):
+        is_good = all(isinstance(n, str) and is_number(x) for n, x in (given or {}).items())
+        expect(is_good, "initial_rms", "numbers by name", given)
         return given
+    expect_path("initial_rms", given, "numbers by name or the log directory of a run")
     for directory in (place(given), Path(given)):
         manifest = read_manifest(directory)
         if manifest is not None:
@@ -279,17 +294,33 @@ def _initial_rms(
     )
 
 
-def _check_numbers(
+def _check(
+    storage_options: Mapping[str, Any] | None,
     dormant_samples: int | None,
     max_in_flight: int | None,
-    poll_s: float,
-    idle_timeout_s: float | None,
 ) -> None:
-    if dormant_samples is not None and dormant_samples < 0:
-        raise ConfigurationError(f"Expected `dormant_samples` >= 0, got {dormant_samples!r}.")
-    if max_in_flight is not None and max_in_flight < 1:
-        raise ConfigurationError(f"Expected `max_in_flight` >= 1, got {max_in_flight!r}.")
-    if not poll_s > 0.0:
-        raise ConfigurationError(f"Expected `poll_s` > 0, got {poll_s!r}.")
-    if idle_timeout_s is not None and not idle_timeout_s > 0.0:
-        raise ConfigurationError(f"Expected `idle_timeout_s` > 0, got {idle_timeout_s!r}.")
+    if storage_options is not None:
+        expect_mapping("storage_options", storage_options, "options of fsspec by name")
+    if dormant_samples is not None:
+        expect_whole("dormant_samples", dormant_samples, 0)
+    if max_in_flight is not None:
+        expect_whole("max_in_flight", max_in_flight, 1)
+
+
+def _check_executor(executor: Executor | None, levels: object, *, goes_on: bool) -> None:
+    if executor is None:
+        return
+    expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
+    if goes_on:
+        raise ConfigurationError(
+            f"Expected `levels` that do not go on from the look before, got {levels!r}: looks of "
+            "an `executor` know nothing of each other. Leave one of the two out."
+        )
+
+
+def _places(urls: Url | Iterable[Url]) -> list[Url]:
+    what = "a path or a URL of checkpoints, or a list of them"
+    given = [urls] if isinstance(urls, str | os.PathLike) else listed("urls", urls, what)
+    for index, url in enumerate(given):
+        expect_path("urls" if given == [urls] else f"urls[{index}]", url, what)
+    return given

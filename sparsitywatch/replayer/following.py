@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from sparsitywatch.arguments import expect, expect_number
 from sparsitywatch.checkpoints.stated import part_of
 from sparsitywatch.replayer.driver import Replayer
 from sparsitywatch.replayer.selection import Selection, Wanted
@@ -33,6 +34,13 @@ class Patience:
     unfinished_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        expect_number("poll_s", self.poll_s, lambda s: s > 0.0, "seconds > 0")
+        if self.idle_timeout_s is not None:
+            expect_number("idle_timeout_s", self.idle_timeout_s, lambda s: s > 0.0, "seconds > 0")
+        is_good = self.until is None or callable(self.until)
+        expect(is_good, "until", "a function or None", self.until)
 
 
 @dataclass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsitywatch.arguments import expect_functions
 from sparsitywatch.measurement import Settings
 from sparsitywatch.replayer.result import Failure
 from sparsitywatch.replayer.stage import Stage
@@ -60,3 +61,7 @@ class Listeners:
 
     on_failure: Sequence[Callable[[Failure], object]] = ()
     on_progress: Sequence[Callable[[int, int], object]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("on_failure", "on_progress"):
+            expect_functions(name, getattr(self, name))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sparsitywatch.arguments import expect, listed
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -39,6 +40,7 @@ class NearZeroRule:
         >>> NearZeroRule.parse("rms_0.1")
         NearZeroRule(kind='rms', factor=0.1)
         """
+        expect(isinstance(name, str), "near_zero", "names of rules such as 'initial_0.1'", name)
         if name == "zero":
             return cls("zero", 0.0)
         kind, _, number = name.partition("_")
@@ -75,3 +77,15 @@ class NearZeroRule:
         if self.kind == "initial":
             return {name: self.factor * rms for name, rms in initial_rms.items()}
         return dict.fromkeys(initial_rms, self.factor) if self.kind == "abs" else None
+
+
+def near_zero_rules(rules: Sequence[str]) -> tuple[str, ...]:
+    """The names of some rules, checked.
+
+    Raises:
+        ConfigurationError: they are no list of such names.
+    """
+    names = tuple(listed("near_zero", rules, "a list of rules such as 'initial_0.1'"))
+    for name in names:
+        NearZeroRule.parse(name)
+    return names

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ScopeError
+from sparsitywatch.arguments import expect, listed
+from sparsitywatch.errors import ConfigurationError, ScopeError
 from sparsitywatch.records import LedgerEntry, ScopeSummary
+from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.entries import Entry
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Layout, Place
 from sparsitywatch.weights.names import clean_name
@@ -285,10 +287,11 @@ def _decider(
             )
         return layout.decider(scope)
     known = {e.name for e in entries if modules is not None or layout.kind(e) != "buffer"}
-    if callable(scope):
+
+    if callable(scope) and not isinstance(scope, type):
         chosen = _filter_decider(scope)
     else:
-        chosen = _pattern_decider(sorted(known), list(scope))
+        chosen = _pattern_decider(sorted(known), _patterns(scope))
 
     def decide(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
         # a live model has no buffers among its parameters
@@ -297,9 +300,27 @@ def _decider(
     return decide
 
 
+def _patterns(scope: object) -> list[str]:
+    what = f"one of {sorted(PRESETS)}, a list of name patterns or a function (name, parameter)"
+    try:
+        patterns = listed("scope", scope, what)
+        for index, pattern in enumerate(patterns):
+            expect(isinstance(pattern, str), f"scope[{index}]", "a pattern of names", pattern)
+    except ConfigurationError as error:
+        raise ScopeError(str(error)) from None
+    return patterns
+
+
 def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
     def decide(name: str, parameter: nn.Parameter, _: Sequence[str]) -> tuple[bool, str]:
-        if chooses(name, parameter):
+        try:
+            is_chosen = bool(chooses(name, parameter))
+        except Exception as error:
+            raise ScopeError(
+                "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
+                f"{shown_error(error)} for {name!r}."
+            ) from error
+        if is_chosen:
             return True, "chosen by the filter"
         return False, "refused by the filter"
 

@@ -241,7 +241,7 @@ def test_mistakes_in_the_call_are_errors_before_anything_is_written(
     logdir = tmp_path / "log"
     for options, error, message in (
         ({"proxy": held_out()}, ConfigurationError, "`model` beside `proxy`"),
-        ({"model": 3}, TypeError, "not callable"),
+        ({"model": 3}, ConfigurationError, "`model` to be a torch.nn.Module or a function"),
         ({"model": lambda: 3}, ConfigurationError, "torch.nn.Module or a function"),
         ({"scope": ["nothing.*"]}, ScopeError, "matches none"),
         ({"tolerance": -1}, ConfigurationError, "tolerance"),

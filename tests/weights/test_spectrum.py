@@ -292,7 +292,7 @@ def test_a_level_that_is_no_fraction_is_refused(level):
     spectrum = MagnitudeSpectrum.of({"w": torch.ones(3)})
     with pytest.raises(ConfigurationError, match=r"`level`.*in \[0, 1\]"):
         spectrum.thresholds([0.5, level])
-    with pytest.raises(ConfigurationError, match="NaN"):
+    with pytest.raises(ConfigurationError, match="`t` to be a magnitude, got nan"):
         spectrum.sparsity_at(math.nan)
 
 

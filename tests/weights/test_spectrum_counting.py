@@ -226,7 +226,7 @@ def test_what_cannot_be_counted_is_refused_by_name(tensor, got):
 
 
 def test_num_threads_is_at_least_one():
-    with pytest.raises(ConfigurationError, match="`num_threads` of at least 1, got 0"):
+    with pytest.raises(ConfigurationError, match="`num_threads` to be a whole number >= 1, got 0"):
         MagnitudeSpectrum.of({"w": torch.ones(3)}, num_threads=0)
 
 

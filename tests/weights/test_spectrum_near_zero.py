@@ -49,7 +49,7 @@ def test_near_zero_wants_exactly_one_rule(tensors):
     with pytest.raises(ConfigurationError, match=r"got \['abs', 'rms'\]"):
         spectrum.near_zero(abs=0.1, rms=0.1)
     for wrong in (-0.1, math.nan, math.inf):
-        with pytest.raises(ConfigurationError, match="`rms` of at least 0"):
+        with pytest.raises(ConfigurationError, match="`rms` to be a finite number >= 0"):
             spectrum.near_zero(rms=wrong)
     with pytest.raises(ConfigurationError, match=r"`reference`.*got none"):
         spectrum.near_zero(initial=0.1)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.arguments import expect_keys, is_number
 from sparsitywatch.analysis.detect.candidates import (
     Candidate,
     Limits,
@@ -29,6 +28,7 @@ from sparsitywatch.analysis.detect.jumps import Jumps
 from sparsitywatch.analysis.detect.looks import Looks
 from sparsitywatch.analysis.detect.onset import onset_of
 from sparsitywatch.analysis.robust import noise_sd
+from sparsitywatch.arguments import expect, expect_keys, expect_mapping, expect_whole, is_number
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event
 
@@ -106,7 +106,7 @@ class AbruptChange:
             raise ConfigurationError(
                 f"Expected `ratio` to be finite and above 1, got {ratio!r}. 1.5 is a rise by half."
             )
-        if direction not in _DIRECTIONS:
+        if not isinstance(direction, str) or direction not in _DIRECTIONS:
             raise ConfigurationError(
                 f"Expected `direction` to be one of {_DIRECTIONS}, got {direction!r}."
             )
@@ -159,6 +159,10 @@ class AbruptChange:
         Raises:
             ConfigurationError: the step does not come after that of the last look.
         """
+        expect_whole("step", step, 0)
+        expect(is_number(value), "value", "a number, NaN for a gap", value)
+        if context is not None:
+            expect_mapping("context", context, "numbers by name")
         if len(self._looks) and step <= self._looks.steps[-1]:
             raise ConfigurationError(
                 f"Expected `step` after {self._looks.steps[-1]}, the last look, got {step!r}."

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.arguments import expect_keys, is_number
 from sparsitywatch.analysis.detect.looks import Looks
 from sparsitywatch.analysis.detect.onset import onset_of
 from sparsitywatch.analysis.robust import median_of_three, noise_sd
+from sparsitywatch.arguments import expect_keys, is_number
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.arguments import expect_keys
+from sparsitywatch.arguments import expect_keys
 from sparsitywatch.errors import StateError
 
 __all__ = ["Looks"]

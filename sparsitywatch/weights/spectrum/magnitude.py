@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from sparsitywatch.arguments import expect_mapping, expect_number, expect_numbers, expect_whole
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import LogHistogram
 from sparsitywatch.weights.spectrum import arrays, counting, rules
@@ -60,11 +61,11 @@ class MagnitudeSpectrum:
             ConfigurationError: a tensor is not floating point, sparse, distributed or
                 without data; ``num_threads`` is less than 1.
         """
-        if num_threads is not None and num_threads < 1:
-            raise ConfigurationError(
-                f"Expected `num_threads` of at least 1, got {num_threads}; leave it out for "
-                "as many as torch uses."
-            )
+        if num_threads is not None:
+            expect_whole("num_threads", num_threads, 1)
+        expect_mapping(
+            "tensors", tensors, "tensors by name, such as dict(model.named_parameters())"
+        )
         with torch.no_grad():
             return cls(counting.count(tensors, num_threads))
 
@@ -185,6 +186,9 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1], or ``exact`` holds other weights.
         """
+        levels = expect_numbers("levels", levels, "a list of sparsities in [0, 1]")
+        if exact is not None:
+            expect_mapping("exact", exact, "the tensors that were counted, by name")
         asked = [num_pruned(self.num_weights, level) for level in levels]
         magnitudes, cumulative = self._distribution.steps
         num_finite = int(cumulative[-1]) if len(cumulative) else 0
@@ -209,8 +213,7 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: ``t`` is NaN.
         """
-        if math.isnan(t):
-            raise ConfigurationError("Expected `t` to be a magnitude, got NaN.")
+        expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
         if self.num_weights == 0:
             return math.nan
         return self._num_at_most(t) / self.num_weights

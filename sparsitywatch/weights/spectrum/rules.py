@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from sparsitywatch.arguments import expect_mapping, expect_number
 from sparsitywatch.errors import ConfigurationError
 
 __all__ = ["chosen", "scales_of"]
@@ -22,9 +23,8 @@ def chosen(**rules: float | None) -> tuple[str, float]:
             f"Expected exactly one of `abs`, `rms` and `initial`, got {sorted(given)}."
         )
     ((rule, factor),) = given.items()
-    if not 0.0 <= factor < math.inf:
-        raise ConfigurationError(f"Expected `{rule}` of at least 0 and finite, got {factor!r}.")
-    return rule, factor
+    expect_number(rule, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
+    return rule, float(factor)
 
 
 def scales_of(names: Sequence[str], reference: Mapping[str, float] | None) -> list[float]:
@@ -33,6 +33,8 @@ def scales_of(names: Sequence[str], reference: Mapping[str, float] | None) -> li
     Raises:
         ConfigurationError: a tensor has no entry.
     """
+    if reference is not None:
+        expect_mapping("reference", reference, "scales by name")
     missing = [name for name in names if name not in (reference or {})]
     if reference is None or missing:
         raise ConfigurationError(
