@@ -88,8 +88,14 @@ class Pipeline:
         """Take up what an earlier process saw: histories and detectors, but no sink."""
         self._history.recall(records, events)
 
-    def open(self, run: RunInfo) -> None:
-        """Open the sinks, before the first record.
+    def open(
+        self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
+    ) -> None:
+        """Open the sinks, before the first record; those that lag behind the log catch up.
+
+        Args:
+            run: what is said once.
+            detail_of: what is left of the detail of a record that was recalled.
 
         Raises:
             LogTakenError: another watch has taken the log over.
@@ -100,6 +106,12 @@ class Pipeline:
         with self.claim.writing():
             for sink in self._sinks:
                 self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
+                catch_up = getattr(sink, "catch_up", None)
+                if callable(catch_up) and self.records:
+                    self._guarded(
+                        sink,
+                        lambda do=catch_up: do(self.records, self.events, detail_of),  # type: ignore[misc]
+                    )
             self._history.initial_rms = dict(run.initial_rms)
             late = self._history.finish_recall()
             self._unsaid = late.new

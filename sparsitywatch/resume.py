@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
 from sparsitywatch.logdir import Claim
@@ -14,10 +15,11 @@ from sparsitywatch.measurement import Measurement
 from sparsitywatch.optimizer_trace import OptimizerTrace
 from sparsitywatch.pipeline import Pipeline
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import Provenance, RunInfo
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+from sparsitywatch.records import Detail, Provenance, RunInfo
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["begin", "check_state", "recall_proxy"]
 
@@ -101,7 +103,7 @@ def begin(
         ledger=scope.ledger,
         initial_rms=measurement.initial_rms,
     )
-    pipeline.open(info)
+    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
     if claim.directory is not None and measurement.proxy is not None:
         _keep_batches(claim, measurement.proxy)
 
@@ -169,6 +171,16 @@ def _take_up(
         else ClockReading(last.decay_clock, last.lr_clock)
     )
     return ""
+
+
+def _detail(directory: Path | None, step: int) -> Detail:
+    """What the spectrum of a logged record still tells."""
+    try:
+        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory or "", step))
+    except (StateError, OSError, ValueError, LookupError, BadZipFile) as error:
+        _logger.info("sparsitywatch: no histograms for step %d: %s", step, error)
+        return Detail()
+    return Detail(histograms=spectrum.log10_histograms())
 
 
 def _kept_batches(directory: Path, proxy_hash: str) -> Path:

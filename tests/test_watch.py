@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 
 import sparsitywatch as sw
@@ -568,3 +570,69 @@ def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
         assert [r.step for r in watcher.records] == [3, 6, 9]
     assert other.end() == 0
     assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6, 9]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import sparsitywatch as sw
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from test_watch import Run, sees_step_6
+
+def die(self, told, *_):
+    if told.step == 6 if isinstance(told, sw.Record) else True:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run = Run()
+watcher = run.watch(Path(sys.argv[1]), **sees_step_6())
+run.train(4)
+watcher.records
+write, event = TensorBoardSink.write, TensorBoardSink.event
+setattr(TensorBoardSink, sys.argv[2], die)
+run.train(5)
+watcher.records
+"""
+
+
+def sees_step_6() -> dict:
+    """Options of a watch that sees an event at step 6."""
+
+    class Sees(sw.AbruptChange):
+        def update(self, step, value, context=None):
+            return None if step != 6 else sw.Event(
+                series="", direction="up", onset_step=step, detected_step=step, baseline=0.0,
+                value=value,
+            )  # fmt: skip
+
+    return {"proxy": None, "detectors": {"near_zero/initial_0.1": Sees()}}
+
+
+def shown(logdir: Path, until: int) -> dict[str, list[int]]:
+    """Steps of every scalar, histogram and event text in TensorBoard, up to a step."""
+    read = event_accumulator.EventAccumulator(
+        str(logdir / "sparsitywatch"), {"scalars": 0, "compressedHistograms": 0, "tensors": 0}
+    ).Reload()
+    tags = [t for t in read.Tags()["tensors"] if t.startswith(("log10_magnitude", "events"))]
+    steps = {tag: [e.step for e in read.Tensors(tag)] for tag in tags}
+    steps |= {tag: [e.step for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    return {tag: kept for tag, of in steps.items() if (kept := [n for n in of if n <= until])}
+
+
+@pytest.mark.parametrize("place", ["write", "event"])
+def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, place: str) -> None:
+    whole = Run()
+    with whole.watch(tmp_path / "whole", **sees_step_6()):
+        whole.train(12)
+    script = KILLED.format(tests=str(Path(__file__).parent))
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "log"), place], timeout=90
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [r.step for r in read_records(tmp_path / "log" / "sparsitywatch")] == [3, 6]
+    resumed = Run()
+    with resumed.watch(tmp_path / "log", initial_step=6, **sees_step_6()):
+        resumed.train(6)
+    assert shown(tmp_path / "log", 6) == shown(tmp_path / "whole", 6)
+    assert shown(tmp_path / "log", 6)["events/near_zero/initial_0.1"] == [6]
+    assert shown(tmp_path / "log", 12)["watch/valid"] == [3, 6, 9, 12]

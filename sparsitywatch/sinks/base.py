@@ -24,7 +24,8 @@ class Sink(Protocol):
     When ``write`` or ``event`` returns, what was given survives a kill of the process. A
     sink may raise: the caller logs the cause and goes on. Nothing is written after
     ``close``. One that writes into the log's directory may have ``abandon``, which is called
-    instead of ``close`` when another watch has taken the log over, and writes nothing.
+    instead of ``close`` when another watch has taken the log over, and writes nothing. One that
+    may lag behind the log has ``catch_up``, called after ``open`` when a run is taken up.
     """
 
     def open(self, run: RunInfo) -> None:

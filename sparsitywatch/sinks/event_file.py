@@ -38,12 +38,14 @@ class EventFile:
     Args:
         directory: of one run that nobody else writes to.
         first_step: step of the first point that may follow.
+
+    Attributes:
+        held: step and tag of every value in the earlier files, as far as they are kept.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
-        for path in earlier:
-            _cut(path, first_step)
+        self.held = {value for path in earlier for value in _cut(path, first_step)}
         self._file = AppendingFile(directory / _next_name(earlier))
         self._writer = RecordWriter(self._file)
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -86,12 +88,18 @@ def _next_name(earlier: Sequence[Path]) -> str:
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
-def _cut(path: Path, first_lost_step: int) -> None:
-    """Cut a file off before its first summary of a lost step; steps rise within a file."""
+def _cut(path: Path, first_lost_step: int) -> set[tuple[int, str]]:
+    """Cut a file off before its first summary of a lost step; returns what stays.
+
+    Steps rise within a file, but for what was missing when it began.
+    """
+    held: set[tuple[int, str]] = set()
     for offset, event in _events(path):
         if event.HasField("summary") and event.step >= first_lost_step:
             os.truncate(path, offset)
-            return
+            break
+        held.update((event.step, value.tag) for value in event.summary.value)
+    return held
 
 
 def _events(path: Path) -> Iterator[tuple[int, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
@@ -18,6 +18,7 @@ from sparsitywatch.sinks.session import Session, first_lost_step, local_director
 __all__ = ["TensorBoardSink"]
 
 _REASON, _STATE, _SHARE = "watch/reason", "watch/state", "watch/overhead"
+_IN_EVERY_RECORD = "watch/valid"
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
 
 
@@ -71,6 +72,35 @@ class TensorBoardSink:
                 *(summaries.text(tag, text, tags.describe(tag)) for tag, text in words.items()),
             ]
             self._add(values, first_step, time.time())
+
+    def catch_up(
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        detail_of: Callable[[Record], Detail],
+    ) -> None:
+        """Show what a log holds and the earlier event files do not.
+
+        A kill between the two leaves it so, or a disk that was full to the end.
+
+        Args:
+            records, events: what is known of the run, by rising step.
+            detail_of: what can still be known of a record.
+
+        Raises:
+            OSError: the disk did not take everything; the rest follows at the next call.
+        """
+        self._session.require()
+        told: dict[int, list[Event]] = {}
+        for event in events:
+            told.setdefault(event.told_step, []).append(event)
+        for record in records:
+            if (record.step, _IN_EVERY_RECORD) not in self._file.held:
+                self.write(record, detail_of(record))
+            self._last = record
+            for event in told.get(record.step, ()):
+                if (record.step, f"events/{event.series}") not in self._file.held:
+                    self.event(event)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Show one record: scalars and histograms, and pictures where they are due.
