@@ -251,10 +251,10 @@ class Budgeted:
 
 def budgeted(*, small: bool) -> Budgeted:
     """A BERT of 11.6 million parameters for 500 steps, every 50th due; the rest as it comes."""
-    num_steps, every, length = (100, 10, 32) if small else (500, 50, 128)
+    num_steps, every = 110 if small else 500, 50
     model = bert(4, hidden=384, vocabulary=10_000).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    batch = batch_of(16, length, 10_000)
+    batch = batch_of(8, 64, 10_000)
     # sixteen forward passes over two such batches are some ten steps
     proxy = sw.Proxy([batch, batch], loss_per_example)
     times = np.zeros(num_steps)

@@ -16,6 +16,9 @@ __all__ = ["WEIGHTS_SHARE", "OverheadBudget"]
 WEIGHTS_SHARE = 0.2
 #: So many snapshots of the weights are paid for ahead before an evaluation may have the rest.
 _KEPT_SNAPSHOTS = 10
+#: So many may be taken ahead of their share: a start is dearer than what follows, and a busy
+#: machine for a while.
+_CREDIT_SNAPSHOTS = 10
 #: What the next one will cost is the median of the last so many: one busy moment says little.
 _NUM_COSTS = 3
 
@@ -30,7 +33,8 @@ class OverheadBudget:
     there is one account.
 
     The first of each is always allowed: until then nobody knows what one costs. After it
-    one is allowed once its account can pay for one more like the last ones.
+    one is allowed once its account can pay for one more like the last ones. That of the weights
+    may be overdrawn by ten, beside a proxy.
 
     It decides by the wall clock. Where several ranks must decide alike, one of them
     decides and tells the others.
@@ -141,7 +145,7 @@ class OverheadBudget:
         weights, evaluation = self._balances()
         cost = self.weights_cost_s
         # where both can be paid together, what the evaluation has saved up pays for both
-        return weights >= cost or (
+        return weights + self._credit_s() >= cost or (
             self.evaluates and weights + evaluation >= cost + _expected(self._evaluation_costs, 0.0)
         )
 
@@ -162,7 +166,7 @@ class OverheadBudget:
             return
         weights, evaluation = self._balances()
         cost = _expected(self._weights_costs, 0.0)
-        if weights < cost <= weights + evaluation:
+        if weights + self._credit_s() < cost <= weights + evaluation:
             self._lent_s -= cost - weights
         elif evaluated and self._evaluation_costs:
             missing = max(self.evaluation_cost_s - evaluation, 0.0)
@@ -200,6 +204,10 @@ class OverheadBudget:
             return allowed_s - self._spent_s, 0.0
         weights = WEIGHTS_SHARE * allowed_s - self._weights_s - self._lent_s
         return weights, allowed_s - self._spent_s - weights
+
+    def _credit_s(self) -> float:
+        """By how much the account of the weights may be overdrawn, if it is not the only one."""
+        return _CREDIT_SNAPSHOTS * _expected(self._weights_costs, 0.0) if self.evaluates else 0.0
 
     def _unneeded(self) -> float:
         """What the account of the weights holds beyond what is kept for them."""

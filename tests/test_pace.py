@@ -68,7 +68,7 @@ def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
     pace = Pace(every(10), 0.01, evaluates=True)
     clock = [0.0]
     pace.budget.now = lambda: clock[0]
-    for step in range(1, 61):
+    for step in range(1, 201):
         found = pace.due(step, is_busy=False)
         clock[0] += 1.0
         if found is not Due.NOTHING:
