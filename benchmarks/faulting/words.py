@@ -126,6 +126,45 @@ def _longest_repr(_: Path) -> str:
     return f"{line}, {'a small table' if page < 3000 else f'{page} characters of HTML'}"
 
 
+def _further_in(folder: Path) -> str:
+    """A checkpoint as examples/pretrain_bert.py writes it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    training = {"model": model.state_dict(), "steps_done": 60}
+    torch.save({"identity": {"steps": 60}, "training": training}, folder / "checkpoint.pt")
+    with _said() as text:
+        status = main(["inspect", str(folder / "checkpoint.pt")])
+    return f"exit status {status}, {'step 60' if 'step 60' in text.getvalue() else 'no step'}"
+
+
+def _is_refused(call: Callable[[dict[str, object]], object], name: str, wrong: object) -> bool:
+    try:
+        call({name: wrong})
+    except sw.SparsityWatchError:
+        return True
+    except Exception:  # noqa: BLE001 it is counted
+        return False
+    return True
+
+
+def _wrong_arguments(folder: Path) -> str:
+    """How often an error from inside comes of an argument that means nothing."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    torch.save(model.state_dict(), folder / "checkpoint-1.pt")
+    names = ("proxy", "scope", "levels", "detectors", "sinks", "on_event", "logdir", "near_zero")
+    calls: tuple[Callable[[dict[str, object]], object], ...] = (
+        lambda given: sw.watch(model, None, **{"logdir": None, **given}),  # type: ignore[arg-type]
+        lambda given: sw.replay(folder, **{"logdir": None, **given}),  # type: ignore[arg-type]
+    )
+    from_inside = [
+        name
+        for call in calls
+        for name in names
+        for wrong in (3, object(), [None], b"x")
+        if not _is_refused(call, name, wrong)
+    ]
+    return f"{len(from_inside)} errors from inside {' '.join(from_inside)}".strip()
+
+
 CASES = (
     Case(
         point="secrets and escapes",
@@ -163,5 +202,17 @@ CASES = (
         what="repr and HTML of what a watch of 200 layers gives back",
         expected="one short line, a small table",
         run=_longest_repr,
+    ),
+    Case(
+        point="first minutes",
+        what="inspect of a checkpoint as the demo writes it",
+        expected="exit status 0, step 60",
+        run=_further_in,
+    ),
+    Case(
+        point="first minutes",
+        what="64 wrong arguments of watch and replay",
+        expected="0 errors from inside",
+        run=_wrong_arguments,
     ),
 )

@@ -128,6 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 on_record=[told.record],
                 on_failure=[told.failure],
                 on_progress=[told.progress],
+                on_waiting=[told.waiting],
                 follow=arguments.follow,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
@@ -181,6 +182,9 @@ class _Words:
         self._num_done += 1
         self._bar.update(done, total)
 
+    def waiting(self, reason: str) -> None:
+        self._bar.say(shown_name(f"Waiting, as nothing is there yet: {reason}"))
+
     def interrupted(self) -> None:
         self._bar.clear()
         print("Interrupted; the same command goes on from here.", file=sys.stderr)
@@ -217,6 +221,9 @@ class _Lines:
 
     def progress(self, done: int, total: int) -> None:
         self._print("progress", done=done, total=total)
+
+    def waiting(self, reason: str) -> None:
+        self._print("waiting", reason=reason)
 
     def interrupted(self) -> None:
         self._print("interrupted")

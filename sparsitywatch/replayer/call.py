@@ -73,6 +73,7 @@ def replay(
     on_record: Sequence[Callable[[Record], object]] = (),
     on_failure: Sequence[Callable[[Failure], object]] = (),
     on_progress: Sequence[Callable[[int, int], object]] = (),
+    on_waiting: Sequence[Callable[[str], object]] = (),
     sinks: Sequence[Sink] = (),
     dormant_samples: int | None = 1_000_000,
     storage_options: Mapping[str, Any] | None = None,
@@ -113,6 +114,7 @@ def replay(
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be looked at; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
+        on_waiting: called with the reason, once for each, why ``follow`` finds nothing to list yet.
         dormant_samples: how many weights are compared from one checkpoint to the next.
         storage_options: passed on to fsspec, such as credentials and an endpoint.
         max_in_flight: how many looks an executor is given at once, at most; by default two to
@@ -148,7 +150,7 @@ def replay(
     )
     goes_on = proxy is not None and not isinstance(settings.sweep, Grid | Bisection)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
-    listeners = Listeners(on_failure, on_progress)
+    listeners = Listeners(on_failure, on_progress, on_waiting)
     _check(storage_options, dormant_samples, max_in_flight)
     _check_executor(executor, levels, goes_on=goes_on)
     chosen, stage = _staged(model, proxy, scope, executor)
@@ -188,7 +190,7 @@ def replay(
         found.update({one.url: one for one in listed})
         return select(listed)
 
-    _run(replayer, list_now, patience if follow else None)
+    _run(replayer, list_now, patience if follow else None, listeners)
     return replayer.result()
 
 
@@ -203,20 +205,27 @@ def _sinks_into(directory: Path | None) -> list[Sink]:
     return [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]
 
 
-def _run(replayer: Replayer, list_now: Callable[[], Selection], patience: Patience | None) -> None:
+def _run(
+    replayer: Replayer,
+    list_now: Callable[[], Selection],
+    patience: Patience | None,
+    listeners: Listeners,
+) -> None:
     try:
         if patience is None:
             replayer.see(list_now())
             return
         try:
-            follow_run(replayer, _patiently(list_now), patience)
+            follow_run(replayer, _patiently(list_now, listeners), patience)
         except KeyboardInterrupt:
             _logger.info("sparsitywatch: interrupted; following ends")
     finally:
         replayer.close()
 
 
-def _patiently(list_now: Callable[[], Selection]) -> Callable[[], Selection | None]:
+def _patiently(
+    list_now: Callable[[], Selection], listeners: Listeners
+) -> Callable[[], Selection | None]:
     """The same, while the place is still to come, or out of reach for a while."""
     told = set()
 
@@ -227,6 +236,8 @@ def _patiently(list_now: Callable[[], Selection]) -> Callable[[], Selection | No
             if str(error) not in told:
                 told.add(str(error))
                 _logger.warning("sparsitywatch: waiting: %s", error)
+                for function in listeners.on_waiting:
+                    function(str(error))
             return None
 
     return list_or_wait

@@ -57,11 +57,13 @@ class Listeners:
     Args:
         on_failure: called with each checkpoint that could not be looked at.
         on_progress: called with how many checkpoints are done, and how many there are.
+        on_waiting: called with why nothing can be listed yet.
     """
 
     on_failure: Sequence[Callable[[Failure], object]] = ()
     on_progress: Sequence[Callable[[int, int], object]] = ()
+    on_waiting: Sequence[Callable[[str], object]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("on_failure", "on_progress"):
+        for name in ("on_failure", "on_progress", "on_waiting"):
             expect_functions(name, getattr(self, name))

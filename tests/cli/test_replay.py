@@ -269,3 +269,16 @@ def test_the_bar_is_not_drawn_into_files_nor_too_often() -> None:
         progress.update(done, 1000)
     assert 80 < stream.getvalue().count("\r") / 2 < 120
     assert "1000/1000" in stream.getvalue()
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_follow_that_finds_nothing_yet_says_that_it_waits(
+    as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path / "log"), "--follow"]
+    quick = ["--poll", "0.01", "--idle-timeout", "0.05", *(["--json"] if as_json else [])]
+    assert main([*arguments, *quick]) == 0
+    printed = capsys.readouterr()
+    told = [line for line in (printed.out + printed.err).splitlines() if "aiting" in line]
+    assert len(told) == 1
+    assert str(tmp_path / "run") in told[0]
