@@ -845,7 +845,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "index: a file with a name of a million letters": lambda f: _index(f, {"w": "n" * 10**6}),
     "index: a file whose name is half a character": lambda f: _index(f, {"w": "\ud800"}),
     "distributed: nested tuples as a path": lambda f: _metadata(
-        f, lambda d: d.replace(b"\x8c\x05model", bomb() + b"\x8c\x05other")
+        f, lambda d: d.replace(b"\x8c\x05model", bomb())
     ),
     "distributed: nested tuples as a name": lambda f: _metadata(
         f, lambda d: d.replace(b"\x8c\x01w", bomb(), 1)
@@ -881,7 +881,7 @@ def _fuzz(folder: Path) -> str:
 
 CASES = (
     *(
-        Case(point="hostile files", what=name, expected="refused", run=_hostile(name), limit_s=30.0)
+        Case(point="hostile files", what=name, expected="refused", run=_hostile(name))
         for name in HOSTILE
     ),
     *(
