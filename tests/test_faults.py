@@ -6,6 +6,8 @@ import asyncio
 import functools
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -234,3 +236,31 @@ def test_the_boundary_gives_faults_to_a_function_and_with_strict_lets_them_out()
     with pytest.raises(ZeroDivisionError), boundary(seen.append, strict=True):
         _ = 1 / 0
     assert len(seen) == 1
+
+
+AT_EXIT = """
+import sys
+import torch
+import sparsitywatch as sw
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+
+def fails(self):
+    raise SystemExit(7)
+
+TensorBoardSink.close = fails
+model = torch.nn.Linear(4, 4)
+watcher = sw.watch(model, None, logdir=sys.argv[1], scope="layers")
+watcher.step()
+print("trained", flush=True)
+"""
+
+
+def test_what_fails_at_the_interpreters_exit_is_logged_and_changes_no_exit_code(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path)], capture_output=True, text=True, timeout=90
+    )
+    assert (ended.returncode, ended.stdout) == (0, "trained\n")
+    assert "TensorBoardSink failed" in ended.stderr
+    assert "Exception ignored" not in ended.stderr

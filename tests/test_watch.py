@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -304,6 +305,60 @@ def test_state_of_another_watch_is_refused_by_key() -> None:
         run.train(1)
         with pytest.raises(sw.StateError, match="before the first step"):
             watcher.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"step": "x"}, {"initial_rms": 3}, {"optimizer": {}}, {"optimizer": None}, {"pace": 3}],
+)
+def test_a_damaged_state_changes_nothing(damage: dict) -> None:
+    first = Run()
+    with first.watch(None, every=sw.adaptive(3)) as watcher:
+        first.train(4)
+        state = watcher.state_dict()
+    second = Run()
+    with second.watch(None, every=sw.adaptive(3)) as watcher:
+        before = watcher.state_dict()
+        with pytest.raises(sw.StateError, match="Expected"):
+            watcher.load_state_dict(state | damage)
+        assert repr(watcher.state_dict()) == repr(before)
+        watcher.load_state_dict(state)
+        assert watcher.step_count == 4
+
+
+def test_an_empty_state_is_said_and_changes_nothing(tmp_path: Path, caplog) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        watcher.load_state_dict({})
+        run.train(3)
+    assert [r.step for r in watcher.records] == [3]
+    assert "the saved state is empty; going on from the log alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "word"),
+    [
+        ({"tolerance": 0.05}, b"", "numbers cannot be compared.*tolerance 0.01, now 0.05"),
+        ({"scope": "matrices"}, b"", "numbers cannot be compared.*scope_hash"),
+        ({}, b'{"schema":99}\n', "cannot be gone on from.*99"),
+    ],
+)
+def test_a_log_that_cannot_be_gone_on_from_is_set_aside(
+    tmp_path: Path, caplog, options: dict, damage: bytes, word: str
+) -> None:
+    first = Run()
+    with first.watch(tmp_path):
+        first.train(6)
+    records = tmp_path / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(damage + records.read_bytes())
+    second = Run()
+    with second.watch(tmp_path, initial_step=6, **options) as watcher:
+        second.train(3)
+    assert watcher.off == ""
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [9]
+    kept = tmp_path / "sparsitywatch-earlier-1" / "records.jsonl"
+    assert kept.read_bytes().count(b"\n") == 2 + bool(damage)
+    assert re.search(word, caplog.text)
 
 
 def test_state_saves_as_weights_only(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 import transformers
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.batches import digest, freeze, move
+from sparsitywatch.pruning.batches import digest, freeze, move, packed, unpacked
+from sparsitywatch.pruning.proxy import Proxy
 
 
 class Pair(NamedTuple):
@@ -92,3 +94,35 @@ def test_moving_gives_containers_of_its_own() -> None:
 def test_what_cannot_be_copied_is_refused_with_its_place() -> None:
     with pytest.raises(ProxyError, match=r"got object at batches\[3\]\['a'\]\[1\]"):
         freeze({"a": [1, object()]}, "batches[3]")
+
+
+def test_kept_batches_come_back_into_the_same_structure(tmp_path: Path) -> None:
+    def batches(offset: int) -> list:
+        return [
+            UserDict(ids=torch.arange(3) + offset, mask=torch.ones(2, dtype=torch.bfloat16)),
+            {"a": np.arange(4.0) + offset, "b": (np.array(["x", f"{offset}"]), [offset, None])},
+            [1j * offset, b"%d" % offset, f"text {offset}", True, 0.5 * offset],
+        ]
+
+    file = tmp_path / "kept.pt"
+    torch.save(packed(batches(1)), file)
+    leaves = torch.load(file, weights_only=True)
+    assert digest(unpacked(batches(7), leaves)) == digest(batches(1))
+    with pytest.raises(ProxyError, match="Expected 3 batches as were kept, got 2"):
+        unpacked(batches(7)[:2], leaves)
+    for change, word in (([0], "larger"), (None, "smaller")):
+        other = batches(7)
+        other[2] = other[2] + change if change else other[2][:-1]
+        with pytest.raises(ProxyError, match=f"got {word} ones"):
+            unpacked(other, leaves)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"not a file of torch"])
+def test_a_damaged_file_of_kept_batches_is_refused(tmp_path: Path, damage: bytes) -> None:
+    proxy = Proxy([torch.ones(2, 3)], lambda model, batch: model(batch).mean(1))
+    (tmp_path / "kept.pt").write_bytes(damage)
+    with pytest.raises(ProxyError, match="Expected the batches that a proxy kept"):
+        proxy.with_kept(tmp_path / "kept.pt")
+    proxy.keep(tmp_path / "kept.pt")
+    assert proxy.with_kept(tmp_path / "kept.pt").hash == proxy.hash
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
