@@ -184,7 +184,8 @@ def _detail(directory: Path | None, step: int) -> Detail:
 
 
 def _kept_batches(directory: Path, proxy_hash: str) -> Path:
-    return directory / f"proxy-{proxy_hash}.pt"
+    # files of this name are no checkpoints to a replay, which may look at the folder around the log
+    return directory / f"sparsitywatch-proxy-{proxy_hash}.pt"
 
 
 def _keep_batches(claim: Claim, proxy: Proxy) -> None:

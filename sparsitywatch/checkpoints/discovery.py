@@ -27,10 +27,10 @@ __all__ = ["Found", "discover", "places_in"]
 
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
-#: Files that training writes beside the weights.
+#: Files that training, and a watch, write beside the weights.
 _BESIDE = re.compile(
     r"^(optimizer|optim|scheduler|scaler|random_states|rng_state|training_args|trainer_state|ema"
-    r"|sampler|dataloader)[\w.-]*$|_(model|optim)_states\.pt$"
+    r"|sampler|dataloader|sparsitywatch)[\w.-]*$|_(model|optim)_states\.pt$"
 )
 #: Folders in which FSDP keeps what it has sharded of an optimizer.
 _OPTIMIZER = re.compile(r"optimizer(_\d+)?")

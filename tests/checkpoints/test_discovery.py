@@ -180,3 +180,13 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
     steps = [f.step for f in discover(tmp_path, known=known)]
     assert steps == [*range(7), *range(8, 21), None]
     assert (opened, listed) == (["checkpoint-20", "ckpt.pt"], [tmp_path.name, "checkpoint-20"])
+
+
+def test_what_a_watch_keeps_beside_its_log_is_no_checkpoint() -> None:
+    log = "runs/sparsitywatch"
+    files = [
+        f"{log}/run.json",
+        f"{log}/sparsitywatch-proxy-0123456789abcdef.pt",
+        "sparsitywatch.pt",
+    ]
+    assert places_in([*files, "checkpoint-2/model.safetensors"]) == ["checkpoint-2"]
