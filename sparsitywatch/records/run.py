@@ -87,7 +87,7 @@ class WatchState:
         if self.num_failures and self.status != "off":
             told.append(f"the last {self.num_failures} failed")
         if math.isfinite(self.overhead):
-            told.append(f"it took {100 * self.overhead:.2g} % of the wall time")
+            told.append(f"the watch took {100 * self.overhead:.2g} % of the wall time")
         return f"{began.rstrip('.')}. {'; '.join(told).capitalize()}."
 
 

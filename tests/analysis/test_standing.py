@@ -43,7 +43,7 @@ def test_a_watch_that_is_on_is_no_trouble() -> None:
     (sentence,) = found.sentences
     assert sentence == (
         "The watch is on, at step 340. The last snapshot is of step 300; the next is due at step "
-        "400; it took 0.79 % of the wall time."
+        "400; the watch took 0.79 % of the wall time."
     )
 
 
