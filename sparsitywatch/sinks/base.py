@@ -1,17 +1,22 @@
-"""The seam to the outside: where records and events go."""
+"""The seam to the outside: where records and events go, and what every sink needs for that."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.records import Detail, Event, Record, RunInfo
 
-__all__ = ["Sink"]
+__all__ = ["AppendingFile", "Session", "Sink", "first_lost_step", "local_directory"]
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """A place that records and events go to, told in the order of the steps.
+    """A place that records and events go to, in the order of the steps.
 
     The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
     event after the record that it was seen in, then ``close``. What is learned about an
@@ -39,3 +44,129 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Finish; calling it again does nothing."""
+
+
+def first_lost_step(run: RunInfo) -> int:
+    """The first step whose record, if there is one already, is of a future that was lost.
+
+    A record at ``initial_step`` itself was written before the checkpoint was, and stays.
+    At step 0 nothing has been trained: all that is held is of another start; not so in a
+    replay, which may have seen weights of step 0.
+
+    >>> from sparsitywatch.records import Provenance, RunInfo
+    >>> provenance = Provenance(
+    ...     sparsitywatch="0", torch="2", scope_hash="", proxy_hash="", dtypes=(),
+    ...     tolerance=0.01, tolerance_mode="relative", pattern="global",
+    ... )
+    >>> [first_lost_step(RunInfo(initial_step=n, provenance=provenance)) for n in (0, 500)]
+    [0, 501]
+    """
+    is_new = run.initial_step == 0 and not run.replayed_from
+    return 0 if is_new else run.initial_step + 1
+
+
+def local_directory(directory: str | os.PathLike[str]) -> Path:
+    """``directory`` as a path.
+
+    Raises:
+        ConfigurationError: it is a URL.
+    """
+    if "://" in os.fspath(directory):
+        raise ConfigurationError(
+            f"Expected `directory` to be a local path, got {os.fspath(directory)!r}. Write to "
+            "a local directory and sync it."
+        )
+    return Path(directory)
+
+
+class Session:
+    """Whether a sink is open, and in which process.
+
+    A forked child inherits every open sink of its parent. What it wrote would stand
+    between the parent's lines, so only the process that opened a sink may write to it.
+    """
+
+    def __init__(self, sink: str) -> None:
+        self._sink = sink
+        self._pid: int | None = None
+
+    @contextmanager
+    def opening(self, directory: Path | None = None) -> Iterator[None]:
+        """Around the work of ``open``; the session begins if it succeeds.
+
+        Raises:
+            StateError: the sink is open already.
+            ConfigurationError: ``directory`` cannot be written to.
+        """
+        if self._pid is not None:
+            raise StateError(
+                f"Expected a closed {self._sink} in open(), but it is open; close() it first."
+            )
+        try:
+            yield
+        except OSError as error:
+            raise ConfigurationError(
+                f"Expected `directory` to be a directory that can be written to, got "
+                f"{str(directory)!r}: {error}."
+            ) from error
+        self._pid = os.getpid()
+
+    def require(self) -> None:
+        """Check that this process may write.
+
+        Raises:
+            StateError: the sink is not open, or was opened by another process.
+        """
+        if self._pid is None:
+            raise StateError(
+                f"Expected an open {self._sink}, but it is closed; call open(run) before writing."
+            )
+        if self._pid != os.getpid():
+            raise StateError(
+                f"Expected process {self._pid}, which opened this {self._sink}, got its child "
+                f"{os.getpid()}. Attach the watch in the process that trains."
+            )
+
+    def end(self) -> bool:
+        """Finish; False if there is nothing to finish here (closed, or another's)."""
+        if self._pid != os.getpid():
+            return False
+        self._pid = None
+        return True
+
+
+class AppendingFile:
+    """Appends blocks of bytes in order, each handed to the operating system at once.
+
+    There is no buffer in the process and no thread, so that a kill loses nothing and a
+    forked child neither hangs nor writes twice. What a full disk does not take stays
+    pending and goes first at the next call, continuing where the file ends: readers never
+    see a hole, only an end that is still to come.
+    """
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, flags, 0o666)
+        self._pending = bytearray()
+
+    def write(self, block: bytes) -> None:
+        """Append ``block``, after anything that is still pending.
+
+        Raises:
+            OSError: the operating system did not take everything; the rest is pending.
+        """
+        self._pending += block
+        while self._pending:
+            num_written = os.write(self._descriptor, self._pending)
+            del self._pending[:num_written]
+
+    def close(self) -> None:
+        """Try once more to write what is pending, and close the file in any case."""
+        try:
+            self.write(b"")
+        finally:
+            os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Close the file without what is pending."""
+        os.close(self._descriptor)

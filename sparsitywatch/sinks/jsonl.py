@@ -14,17 +14,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
+    SCHEMA_VERSION,
     Detail,
     Event,
     Record,
@@ -32,16 +35,17 @@ from sparsitywatch.records import (
     WatchState,
     from_json,
     latest_versions,
+    to_json,
 )
-from sparsitywatch.sinks import journal
-from sparsitywatch.sinks.appending import AppendingFile
-from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
+from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
 __all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
 
 _RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
 _EVENT_STEPS = ("detected_step", "amended_step")
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
+
+T = TypeVar("T")
 
 
 class JsonlSink:
@@ -58,6 +62,7 @@ class JsonlSink:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = local_directory(directory)
+        self._spectra = self._directory / "spectra"
         self._session = Session("JsonlSink")
 
     def open(self, run: RunInfo) -> None:
@@ -70,29 +75,20 @@ class JsonlSink:
             ConfigurationError: the directory cannot be written to.
             StateError: a file is damaged above its end, or of another schema version.
         """
-        with self._session.opening():
-            try:
-                self._open(run)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"Expected `directory` to be a directory that can be written to, got "
-                    f"{str(self._directory)!r}: {error}."
-                ) from error
-
-    def _open(self, run: RunInfo) -> None:
-        lost = first_lost_step(run)
-        directory, superseded = self._directory, self._directory / "superseded.jsonl"
-        self._spectra.mkdir(parents=True, exist_ok=True)
-        earlier = read_manifest(directory)
-        if earlier is not None and run.initial_step > 0:
-            run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
-        journal.rewind(directory / _RECORDS, ["step"], lost, superseded)
-        journal.rewind(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
-        _rewind_spectra(self._spectra, lost)
-        self._run = run
-        _replace(directory / _MANIFEST, journal.encode(run))
-        self._records = AppendingFile(directory / _RECORDS)
-        self._events = AppendingFile(directory / _EVENTS)
+        with self._session.opening(self._directory):
+            lost = first_lost_step(run)
+            directory, superseded = self._directory, self._directory / "superseded.jsonl"
+            self._spectra.mkdir(parents=True, exist_ok=True)
+            earlier = read_manifest(directory)
+            if earlier is not None and run.initial_step > 0:
+                run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
+            _rewind_append_log(directory / _RECORDS, ["step"], lost, superseded)
+            _rewind_append_log(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
+            _rewind_spectra(self._spectra, lost)
+            self._run = run
+            _replace(directory / _MANIFEST, _line(run))
+            self._records = AppendingFile(directory / _RECORDS)
+            self._events = AppendingFile(directory / _EVENTS)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Write the spectrum, then the record: a line's spectrum is there when it is.
@@ -105,7 +101,7 @@ class JsonlSink:
             if detail.spectrum:
                 _write_arrays(self._spectra / _spectrum_name(record.step), detail.spectrum)
         finally:
-            self._records.write(journal.encode(record))
+            self._records.write(_line(record))
 
     def event(self, event: Event) -> None:
         """Write one event, or a new version of one.
@@ -114,7 +110,7 @@ class JsonlSink:
             OSError: the disk did not take everything; the line is kept for later.
         """
         self._session.require()
-        self._events.write(journal.encode(event))
+        self._events.write(_line(event))
 
     def state(self, state: WatchState) -> None:
         """Put the state of the watch into the manifest, which is the old one or the new one, whole.
@@ -124,7 +120,7 @@ class JsonlSink:
         """
         self._session.require()
         self._run = replace(self._run, state=state)
-        _replace(self._directory / _MANIFEST, journal.encode(self._run))
+        _replace(self._directory / _MANIFEST, _line(self._run))
 
     def close(self) -> None:
         """Close the files."""
@@ -140,10 +136,6 @@ class JsonlSink:
             self._records.abandon()
             self._events.abandon()
 
-    @property
-    def _spectra(self) -> Path:
-        return self._directory / "spectra"
-
 
 def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
     """The records in a directory, oldest first, also while it is still being written to.
@@ -155,21 +147,21 @@ def read_records(directory: str | os.PathLike[str], *, max_step: int | None = No
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    records = journal.read(Path(directory) / _RECORDS, Record)
+    records = _read_append_log(Path(directory) / _RECORDS, Record)
     return [record for record in records if max_step is None or record.step <= max_step]
 
 
 def read_events(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Event]:
-    """The events in a directory, each as it was told last, in the order of their detection.
+    """The events in a directory, each in its last version, in the order of their detection.
 
     Args:
         directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
-        max_step: leave out what was told at later steps.
+        max_step: leave out what was reported at later steps.
 
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    events = journal.read(Path(directory) / _EVENTS, Event)
+    events = _read_append_log(Path(directory) / _EVENTS, Event)
     return latest_versions(e for e in events if max_step is None or e.told_step <= max_step)
 
 
@@ -233,3 +225,126 @@ def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+# ------------------------------------------------------------------ an append-only log
+#
+# A line counts once it ends in a newline. The end of the file may be torn: a kill, or a full
+# disk, in the middle of a write. Anything wrong further up is not ours to repair and is an
+# error that names the file and the line.
+
+#: One whole line: its number, counted from 1, the offset of its first byte, and its bytes.
+_Line = tuple[int, int, bytes]
+
+
+def _line(value: Any) -> bytes:
+    """A dataclass of the package as one line of JSON that names its schema version."""
+    text = to_json(value)
+    if not hasattr(value, "schema"):
+        text = f'{{"schema":{SCHEMA_VERSION},{text[1:]}'
+    return text.encode() + b"\n"
+
+
+def _read_append_log(path: Path, cls: type[T]) -> Iterator[T]:
+    """Every whole line of a file, oldest first; nothing if there is no file.
+
+    The file may be written to meanwhile: a torn end is left out.
+
+    Raises:
+        StateError: a line cannot be read; the message names the file and the line.
+    """
+    for number, _, raw in _whole_lines(path):
+        try:
+            value = from_json(cls, raw.decode())
+        except (StateError, UnicodeDecodeError) as error:
+            raise StateError(f"{path}, line {number}: {error}") from error
+        yield value
+
+
+def _rewind_append_log(
+    path: Path, step_keys: Sequence[str], first_lost_step: int, superseded: Path
+) -> None:
+    """Cut off a torn end and the lines of a future that was lost.
+
+    Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
+    beside ``path`` with the ending ``.torn``. The copy is made before the cut, so that a
+    kill in between leaves a line twice rather than not at all.
+
+    Args:
+        path: lines by rising step; it need not exist.
+        step_keys: names of the fields that hold a line's step: the largest that is there.
+        first_lost_step: the first line with this step or a later one is cut off, with
+            everything after it.
+
+    Raises:
+        StateError: a line cannot be read, or is of another schema version.
+    """
+    if not path.exists():
+        return
+    end = 0
+    cut = None
+    for number, offset, raw in _whole_lines(path):
+        end = offset + len(raw)
+        if cut is None and _step(path, number, raw, step_keys) >= first_lost_step:
+            cut = offset
+    _move_end(path, end, path.with_suffix(".torn"))
+    if cut is not None:
+        _move_end(path, cut, superseded)
+
+
+def _whole_lines(path: Path) -> Iterator[_Line]:
+    """Lines that end in a newline; if the last one is not JSON it counts as torn."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    held: _Line | None = None
+    offset = 0
+    with file:
+        for number, raw in enumerate(file, start=1):
+            if held is not None:
+                yield held
+            held = (number, offset, raw) if raw.endswith(b"\n") else None
+            offset += len(raw)
+    if held is not None and _is_json(held[2]):
+        yield held
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except ValueError:
+        return False
+    return True
+
+
+def _step(path: Path, number: int, raw: bytes, keys: Sequence[str]) -> int:
+    try:
+        data = json.loads(raw)
+    except ValueError as error:
+        raise StateError(f"{path}, line {number}: Expected a JSON object: {error}.") from error
+    if not isinstance(data, dict):
+        data = {}
+    schema, steps = data.get("schema"), [data[key] for key in keys if key in data]
+    if schema != SCHEMA_VERSION or not steps or any(type(step) is not int for step in steps):
+        raise StateError(
+            f"{path}, line {number}: Expected schema version {SCHEMA_VERSION} and an integer "
+            f"{keys[0]!r}, got {schema!r} and {data.get(keys[0])!r}. Log into another "
+            "directory, or go on with the version of sparsitywatch that wrote this one."
+        )
+    return int(max(steps))
+
+
+def _move_end(path: Path, start: int, target: Path) -> None:
+    """Append what ``path`` holds from ``start`` on to ``target``, then cut it off."""
+    with path.open("rb") as file:
+        file.seek(start)
+        end = file.read()
+    if not end:
+        return
+    copy = AppendingFile(target)
+    try:
+        copy.write(end if end.endswith(b"\n") else end + b"\n")
+    finally:
+        copy.close()
+    os.truncate(path, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState, latest_versions
-from sparsitywatch.sinks.session import Session, first_lost_step
+from sparsitywatch.sinks.base import Session, first_lost_step
 
 __all__ = ["MemorySink"]
 
@@ -13,7 +13,7 @@ class MemorySink:
 
     Attributes:
         runs: what ``open`` was told, once per call.
-        records, details: what ``write`` was told, item by item of the same look.
+        records, details: what ``write`` was told, item by item of the same snapshot.
         events: each event that ``event`` was told, in its last version.
         states: what ``state`` was told.
 
@@ -28,19 +28,19 @@ class MemorySink:
         self.details: list[Detail] = []
         self.events: list[Event] = []
         self.states: list[WatchState] = []
-        self._told: list[Event] = []
+        self._reported: list[Event] = []
         self._session = Session("MemorySink")
 
     def open(self, run: RunInfo) -> None:
         """Drop the records and events of a future that was lost."""
         with self._session.opening():
             lost = first_lost_step(run)
-            looks = zip(self.records, self.details, strict=True)
-            kept = [(record, detail) for record, detail in looks if record.step < lost]
+            pairs = zip(self.records, self.details, strict=True)
+            kept = [(record, detail) for record, detail in pairs if record.step < lost]
             self.records[:] = [record for record, _ in kept]
             self.details[:] = [detail for _, detail in kept]
-            self._told[:] = [event for event in self._told if event.told_step < lost]
-            self.events[:] = latest_versions(self._told)
+            self._reported[:] = [event for event in self._reported if event.told_step < lost]
+            self.events[:] = latest_versions(self._reported)
             self.runs.append(run)
 
     def write(self, record: Record, detail: Detail) -> None:
@@ -52,8 +52,8 @@ class MemorySink:
     def event(self, event: Event) -> None:
         """Keep one event, or a new version of one."""
         self._session.require()
-        self._told.append(event)
-        self.events[:] = latest_versions(self._told)
+        self._reported.append(event)
+        self.events[:] = latest_versions(self._reported)
 
     def state(self, state: WatchState) -> None:
         """Keep how the watch is."""

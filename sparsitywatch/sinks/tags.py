@@ -6,11 +6,7 @@ with this file and with what is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sparsitywatch.records import Provenance
-
-__all__ = ["MEANINGS", "describe", "layout"]
+__all__ = ["MEANINGS", "describe"]
 
 #: Meaning by tag; ``*`` stands for the rest of a name.
 MEANINGS = {
@@ -129,8 +125,6 @@ MEANINGS = {
     "custom_scalars__config__": 'Which charts the page "Custom Scalars" has.',
 }
 
-_WEIGHTS = "Small weights, and weights without gradient"
-
 
 def describe(tag: str) -> str:
     """The meaning of a tag; empty if it is not known.
@@ -142,32 +136,3 @@ def describe(tag: str) -> str:
         if tag == name or (name.endswith("*") and tag.startswith(name[:-1])):
             return meaning
     return ""
-
-
-def layout(provenance: Provenance) -> dict[str, dict[str, tuple[str, Sequence[str]]]]:
-    """The charts of the page "Custom Scalars"; without a proxy, those of weights alone.
-
-    TensorBoard puts a chart with a band last in its category, so it has one of its own.
-    """
-    weights: dict[str, tuple[str, Sequence[str]]] = {
-        "near-zero fraction, by rule, and its forecast": (
-            "lines",
-            ["near_zero/.+", "forecast/near_zero_in_1$"],
-        ),
-        "dormant fraction (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
-    }
-    if not provenance.proxy_hash:
-        return {_WEIGHTS: weights}
-    band = [f"essential_sparsity/{part}" for part in ("value", "low", "high")]
-    reliance = ["value/reliance", "value/dense"]
-    crossings = ["essential_sparsity/(value|last_crossing|knee)"]
-    return {
-        "How much could be thrown away": {
-            "essential sparsity and its interval": ("margin", band),
-        },
-        "What removing weights costs": {
-            "harm of removing all (reliance); value of dense": ("lines", reliance),
-            "first crossing, last crossing, knee": ("lines", crossings),
-        },
-        _WEIGHTS: weights,
-    }

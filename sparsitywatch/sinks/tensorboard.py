@@ -1,23 +1,60 @@
-"""A TensorBoard run of its own: charts, pictures, histograms and texts."""
+"""A TensorBoard run of its own: charts, pictures, histograms and texts.
+
+The file format is that of torch's SummaryWriter, whose record writer is used, but not its
+thread: a record is with the operating system when the call returns, what fails fails in
+the call that caused it, and a forked child cannot hang.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import socket
+import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tensorboard.compat.proto.event_pb2 import Event as ProtoEvent
+from tensorboard.compat.proto.event_pb2 import SessionLog
+from tensorboard.compat.proto.summary_pb2 import (
+    DATA_CLASS_BLOB_SEQUENCE,
+    DATA_CLASS_SCALAR,
+    DATA_CLASS_TENSOR,
+    HistogramProto,
+    Summary,
+    SummaryMetadata,
+)
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar
+from tensorboard.plugins.histogram import metadata as histogram_plugin
+from tensorboard.plugins.image import metadata as image_plugin
+from tensorboard.plugins.scalar import metadata as scalar_plugin
+from tensorboard.plugins.text import metadata as text_plugin
+from tensorboard.summary.writer.record_writer import RecordWriter
+
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
+from sparsitywatch.records import (
+    Detail,
+    Event,
+    LogHistogram,
+    Provenance,
+    Record,
+    RunInfo,
+    WatchState,
+)
 from sparsitywatch.shown import shown_name
-from sparsitywatch.sinks import summaries, tags, texts
-from sparsitywatch.sinks.event_file import EventFile
-from sparsitywatch.sinks.session import Session, first_lost_step, local_directory
+from sparsitywatch.sinks import tags, texts
+from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
-__all__ = ["TensorBoardSink"]
+__all__ = ["TensorBoardSink", "charts"]
 
-_REASON, _STATE, _SHARE = "watch/reason", "watch/state", "watch/overhead"
 _IN_EVERY_RECORD = "watch/valid"
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
 
@@ -51,27 +88,20 @@ class TensorBoardSink:
         Raises:
             ConfigurationError: the directory cannot be written to.
         """
-        with self._session.opening():
+        with self._session.opening(self._directory):
             first_step = first_lost_step(run)
-            self._described: set[str] = set()
             self._status = ""
             self._until_picture = 0
             self._last: Record | None = None
             self._undrawn: Record | None = None  # the latest that can be drawn, until it is
-            try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                self._file = EventFile(self._directory, first_step)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"Expected `directory` to be a directory that can be written to, got "
-                    f"{str(self._directory)!r}: {error}."
-                ) from error
-            words = {"about": texts.about(run.provenance), "scope": texts.scope_table(run.ledger)}
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._file = _EventFile(self._directory, first_step)
             values = [
-                summaries.layout(tags.layout(run.provenance)),
-                *(summaries.text(tag, text, tags.describe(tag)) for tag, text in words.items()),
+                _layout(charts(run.provenance)),
+                _text("about", texts.about(run.provenance)),
+                _text("scope", texts.scope_table(run.ledger)),
             ]
-            self._add(values, first_step, time.time())
+            self._file.add(values, first_step, time.time())
 
     def catch_up(
         self,
@@ -91,14 +121,14 @@ class TensorBoardSink:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
-        told: dict[int, list[Event]] = {}
+        reported: dict[int, list[Event]] = {}
         for event in events:
-            told.setdefault(event.told_step, []).append(event)
+            reported.setdefault(event.told_step, []).append(event)
         for record in records:
             if (record.step, _IN_EVERY_RECORD) not in self._file.held:
                 self.write(record, detail_of(record))
             self._last = record
-            for event in told.get(record.step, ()):
+            for event in reported.get(record.step, ()):
                 if (record.step, f"events/{event.series}") not in self._file.held:
                     self.event(event)
 
@@ -109,21 +139,15 @@ class TensorBoardSink:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
-        values = [
-            summaries.scalar(tag, value, self._meaning(tag))
-            for tag, value in _with_band(record.series()).items()
-        ]
-        for name, histogram in detail.histograms.items():
-            tag = f"log10_magnitude/{shown_name(name)}"
-            value = summaries.histogram(tag, histogram, self._meaning(tag))
-            values += [] if value is None else [value]
+        values = _scalars(_with_band(record.series()))
+        values += _histograms(detail.histograms)
         if remarks := record.remarks(self._last):
-            values.append(summaries.text("notes", texts.notes(remarks), self._meaning("notes")))
+            values.append(_text("notes", texts.notes(remarks)))
         if not record.valid:
-            values.append(summaries.text(_REASON, record.reason, self._meaning(_REASON)))
+            values.append(_text("watch/reason", record.reason))
         self._last = record
-        self._add(values, record.step, record.wall_time)
-        if _can_be_drawn(record):
+        self._file.add(values, record.step, record.wall_time)
+        if record.valid and record.curve is not None:
             self._undrawn = record
             if self._until_picture == 0:
                 self._draw_last()
@@ -133,18 +157,17 @@ class TensorBoardSink:
     def event(self, event: Event) -> None:
         """Tell of one event, and draw the record that it was seen in.
 
-        A new version of an event is one more text, at the step at which it was told.
+        A new version of an event is one more text, at the step at which it was reported.
 
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
-        # a tag per series: two events at one step would replace each other
-        tag = f"events/{event.series}"
         seen_in = self._last if self._last and self._last.step == event.told_step else None
         wall_time = time.time() if seen_in is None else seen_in.wall_time
-        value = summaries.text(tag, texts.event_text(event), self._meaning(tag))
-        self._add([value], event.told_step, wall_time)
+        # a tag per series: two events at one step would replace each other
+        value = _text(f"events/{event.series}", texts.event_text(event))
+        self._file.add([value], event.told_step, wall_time)
         if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
 
@@ -158,10 +181,10 @@ class TensorBoardSink:
         if state.status == self._status:
             return
         self._status = state.status
-        values = [summaries.text(_STATE, state.describe(), self._meaning(_STATE))]
+        values = [_text("watch/state", state.describe())]
         if state.status != "on" and math.isfinite(state.overhead):
-            values.append(summaries.scalar(_SHARE, state.overhead, self._meaning(_SHARE)))
-        self._add(values, state.step, state.wall_time)
+            values += _scalars({"watch/overhead": state.overhead})
+        self._file.add(values, state.step, state.wall_time)
 
     def close(self) -> None:
         """Draw the last record with a curve, unless it is drawn, and close the file."""
@@ -176,14 +199,6 @@ class TensorBoardSink:
         if self._session.end():
             self._file.abandon()
 
-    def _add(self, values: Sequence[Any], step: int, wall_time: float) -> None:
-        self._described.update(value.tag for value in values)
-        self._file.add(values, step, wall_time)
-
-    def _meaning(self, tag: str) -> str:
-        """The meaning of a tag, the first time it is written; readers keep the first."""
-        return "" if tag in self._described else tags.describe(tag)
-
     def _draw_last(self) -> None:
         record = self._undrawn
         if record is None:
@@ -194,26 +209,244 @@ class TensorBoardSink:
         drawings: dict[str, Any] = {"pictures/sparsity_value_curve": figures.curve_figure(record)}
         if any(layer.removed for layer in record.layers):
             drawings["pictures/removed_per_layer"] = figures.heatmap_figure(record)
-        values = [
-            summaries.picture(tag, *figures.encode_png(figure), self._meaning(tag))
-            for tag, figure in drawings.items()
-        ]
+        values = [_picture(tag, *figures.encode_png(figure)) for tag, figure in drawings.items()]
         # readers cut a file off at its first lost step, so steps have to rise in it
         step = record.step if self._last is None else max(record.step, self._last.step)
-        self._add(values, step, record.wall_time)
+        self._file.add(values, step, record.wall_time)
         self._undrawn = None
 
 
-def _can_be_drawn(record: Record) -> bool:
-    return record.valid and record.curve is not None
-
-
-def _with_band(series: Mapping[str, float]) -> dict[str, float]:
+def _with_band(series: dict[str, float]) -> dict[str, float]:
     """A series of scalars whose essential sparsity has both ends of its interval.
 
     The chart with the band refuses all three lines if their steps differ; an end that is
     not known is NaN there.
     """
     if "essential_sparsity/value" not in series:
-        return dict(series)
+        return series
     return {**dict.fromkeys(_BAND, math.nan), **series}
+
+
+_WEIGHTS = "Small weights, and weights without gradient"
+#: Charts by title, by title of their category. A chart is ("margin", [value, low, high]) with
+#: three tags, or ("lines", patterns) with regular expressions of tags.
+_Charts = Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]
+
+
+def charts(provenance: Provenance) -> _Charts:
+    """The charts of the page "Custom Scalars"; without a proxy, those of weights alone.
+
+    TensorBoard puts a chart with a band last in its category, so it has one of its own.
+    """
+    weights: dict[str, tuple[str, Sequence[str]]] = {
+        "near-zero fraction, by rule, and its forecast": (
+            "lines",
+            ["near_zero/.+", "forecast/near_zero_in_1$"],
+        ),
+        "dormant fraction (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
+    }
+    if not provenance.proxy_hash:
+        return {_WEIGHTS: weights}
+    band = [f"essential_sparsity/{part}" for part in ("value", "low", "high")]
+    reliance = ["value/reliance", "value/dense"]
+    crossings = ["essential_sparsity/(value|last_crossing|knee)"]
+    return {
+        "How much could be thrown away": {
+            "essential sparsity and its interval": ("margin", band),
+        },
+        "What removing weights costs": {
+            "harm of removing all (reliance); value of dense": ("lines", reliance),
+            "first crossing, last crossing, knee": ("lines", crossings),
+        },
+        _WEIGHTS: weights,
+    }
+
+
+# ------------------------------------------------------------------ values, from plain data
+
+
+def _plugin(name: str, data_class: Any) -> Any:
+    """Metadata; TensorBoard's default server drops the description without a data class."""
+    plugin = SummaryMetadata.PluginData(plugin_name=name)
+    return SummaryMetadata(plugin_data=plugin, data_class=data_class)
+
+
+_SCALAR = _plugin(scalar_plugin.PLUGIN_NAME, DATA_CLASS_SCALAR)
+_HISTOGRAM = _plugin(histogram_plugin.PLUGIN_NAME, DATA_CLASS_TENSOR)
+_PICTURE = _plugin(image_plugin.PLUGIN_NAME, DATA_CLASS_BLOB_SEQUENCE)
+
+
+def _scalars(series: Mapping[str, float]) -> list[Any]:
+    return [
+        Summary.Value(tag=tag, simple_value=value, metadata=_SCALAR)
+        for tag, value in series.items()
+    ]
+
+
+def _histograms(histograms: Mapping[str, LogHistogram]) -> list[Any]:
+    """Histograms by tensor, but for empty ones.
+
+    TensorBoard takes right edges of buckets, and the outermost left edge from ``min``.
+    Empty buckets at the ends would give buckets with a negative width.
+    """
+    values = []
+    for name, histogram in histograms.items():
+        filled = np.flatnonzero(histogram.counts)
+        if not filled.size:
+            continue
+        first, last = int(filled[0]), int(filled[-1])
+        edges = np.asarray(histogram.edges, dtype=np.float64)[first : last + 2]
+        counts = np.asarray(histogram.counts, dtype=np.float64)[first : last + 1]
+        middles = (edges[:-1] + edges[1:]) / 2
+        proto = HistogramProto(
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=counts @ middles,
+            sum_squares=counts @ middles**2,
+            bucket_limit=edges[1:].tolist(),
+            bucket=counts.tolist(),
+        )
+        tag = f"log10_magnitude/{shown_name(name)}"
+        values.append(Summary.Value(tag=tag, histo=proto, metadata=_HISTOGRAM))
+    return values
+
+
+def _picture(tag: str, png: bytes, size: tuple[int, int]) -> Any:
+    """One picture of ``size`` (width, height) in pixels, encoded as PNG."""
+    width, height = size
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+    return Summary.Value(tag=tag, image=image, metadata=_PICTURE)
+
+
+def _text(tag: str, markdown: str) -> Any:
+    metadata = text_plugin.create_summary_metadata(tag, "")
+    return Summary.Value(tag=tag, metadata=metadata, tensor=_strings([markdown.encode()], [1]))
+
+
+def _layout(categories: _Charts) -> Any:
+    """The page "Custom Scalars"."""
+    proto = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title=title, chart=[_chart(name, *chart) for name, chart in charts.items()]
+            )
+            for title, charts in categories.items()
+        ]
+    )
+    return Summary.Value(
+        tag=custom_scalar.CONFIG_SUMMARY_TAG,
+        metadata=custom_scalar.create_summary_metadata(),
+        tensor=_strings([proto.SerializeToString()], []),
+    )
+
+
+def _chart(title: str, kind: str, patterns: Sequence[str]) -> Any:
+    if kind == "margin":
+        value, low, high = patterns
+        series = layout_pb2.MarginChartContent.Series(value=value, lower=low, upper=high)
+        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
+    return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
+
+
+def _strings(values: Sequence[bytes], shape: Sequence[int]) -> Any:
+    dimensions = [TensorShapeProto.Dim(size=size) for size in shape]
+    return TensorProto(
+        dtype="DT_STRING", string_val=values, tensor_shape=TensorShapeProto(dim=dimensions)
+    )
+
+
+# ------------------------------------------------------------------ the file
+
+_NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
+
+
+class _EventFile:
+    """The next event file of a run.
+
+    The points of a future that was lost are cut off the earlier files. A TensorBoard that
+    has read them already is told as well, by a START event with the step from which on it
+    should forget; one must stand in every file, since its first one is ignored.
+
+    Args:
+        directory: of one run that nobody else writes to.
+        first_step: step of the first point that may follow.
+
+    Attributes:
+        held: step and tag of every value in the earlier files, as far as they are kept.
+    """
+
+    def __init__(self, directory: Path, first_step: int) -> None:
+        earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+        self.held = {value for path in earlier for value in _cut(path, first_step)}
+        self._described: set[str] = set()
+        self._file = AppendingFile(directory / _next_name(earlier))
+        self._writer = RecordWriter(self._file)
+        self._add(ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._add(ProtoEvent(wall_time=time.time(), step=first_step, session_log=start))
+
+    def add(self, values: Sequence[Any], step: int, wall_time: float) -> None:
+        """Write values that belong to one step as one record; each tag is described once.
+
+        Raises:
+            OSError: the disk did not take everything; the rest follows at the next call.
+        """
+        for value in values:
+            if value.tag not in self._described:
+                self._described.add(value.tag)  # readers keep the first description
+                value.metadata.summary_description = tags.describe(value.tag)
+        self._add(ProtoEvent(wall_time=wall_time, step=step, summary=Summary(value=values)))
+
+    def _add(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def abandon(self) -> None:
+        self._file.abandon()
+
+
+def _next_name(earlier: Sequence[Path]) -> str:
+    """A name that sorts last, as readers take files in the order of their names.
+
+    The names start with a time in seconds, and a run may be resumed within one, or on a
+    machine whose clock is behind.
+    """
+    stamps = [int(match[1]) + 1 for path in earlier if (match := _NAME.fullmatch(path.name))]
+    stamp = max([int(time.time()), *stamps])
+    return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
+
+
+def _cut(path: Path, first_lost_step: int) -> set[tuple[int, str]]:
+    """Cut a file off before its first summary of a lost step; returns what stays.
+
+    Steps rise within a file, but for what was missing when it began.
+    """
+    held: set[tuple[int, str]] = set()
+    for offset, event in _events(path):
+        if event.HasField("summary") and event.step >= first_lost_step:
+            os.truncate(path, offset)
+            break
+        held.update((event.step, value.tag) for value in event.summary.value)
+    return held
+
+
+def _events(path: Path) -> Iterator[tuple[int, Any]]:
+    """The whole events of a file with their offsets, up to the first damaged one."""
+    with path.open("rb") as file:
+        while True:
+            offset = file.tell()
+            header = file.read(12)  # length of the data, checksum of the length
+            if len(header) < 12:
+                return
+            (length,) = struct.unpack("<Q", header[:8])
+            data = file.read(length + 4)  # the data, its checksum
+            if len(data) < length + 4:
+                return
+            try:
+                event = ProtoEvent.FromString(data[:-4])
+            except DecodeError:
+                return
+            yield offset, event

@@ -21,7 +21,7 @@ def about(provenance: Provenance) -> str:
     return f"""\
 ### How much of this model could be thrown away right now?
 
-At every look the smallest in-scope weights are masked, more and more of them, and the same \
+At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
 held-out examples are evaluated each time. Training itself is not touched.
 
 - **essential sparsity**: the largest share of weights whose removal leaves the value within \
@@ -35,14 +35,14 @@ something.
 use them.
 - **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
 - **dormant fraction**: the share of weights that only weight decay has moved since the last \
-look: they got no gradient. It can rise long before near-zero counts do. What passes *by chance* \
-is drawn beside it.
+snapshot: they got no gradient. It can rise long before near-zero counts do. What passes \
+*by chance* is drawn beside it.
 - **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
 as exp(-clock), and becomes near-zero by decay alone.
 - **forecast**: the near-zero fraction to come, from the dormant weights and the clock. \
 `doubling_step` is when it will be twice its floor; it is absent where that cannot be foreseen.
 - **Images**: the curve that essential sparsity is read off, and which tensors the removed \
-weights come from; drawn every few looks.
+weights come from; drawn every few snapshots.
 - **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
 - **Text**: `events` are abrupt changes; `notes` are what to know beside the numbers, such as \
 weights that are NaN; `scope` says which parameters are watched, and why.
@@ -94,7 +94,7 @@ def _prose(text: str) -> str:
 
 
 def notes(remarks: Sequence[str]) -> str:
-    """What to know beside the numbers of a look."""
+    """What to know beside the numbers of a snapshot."""
     return "\n".join(f"- {remark[:1].upper()}{remark[1:]}." for remark in remarks)
 
 
@@ -119,6 +119,6 @@ def event_text(event: Event) -> str:
     if event.before_step >= 0:
         facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
     if event.amended_step >= 0:
-        facts.append(f"told again at step {event.amended_step}, with what was learned since")
+        facts.append(f"revised at step {event.amended_step}, with what was learned since")
     title = f"**{_prose(event.describe())}**"
     return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -11,8 +11,7 @@ import pytest
 from browser import chromium
 from contracts import event_readers, fake_run
 
-from sparsitywatch.sinks import tags
-from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.sinks.tensorboard import TensorBoardSink, charts
 
 pytestmark = [
     pytest.mark.browser,
@@ -61,8 +60,8 @@ def test_scalars(page: chromium.Page, url: str) -> None:
 
 def test_custom_scalars(page: chromium.Page, url: str) -> None:
     page.open(f"{url}/#custom_scalars")
-    layout = tags.layout(fake_run.provenance())
-    titles = [title for charts in layout.values() for title in charts]
+    layout = charts(fake_run.provenance())
+    titles = [title for category in layout.values() for title in category]
     # one line with a band; four rules and the forecast, without its band
     text = page.wait_for(
         *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (5)"

@@ -193,7 +193,7 @@ def test_a_name_that_sorts_last_whatever_the_clock_says(
     times = iter([2e9, 1e9, 1e9, 3e9])
     for initial_step in (0, 25, 50, 75):
         now = next(times)
-        monkeypatch.setattr("sparsitywatch.sinks.event_file.time.time", lambda now=now: now)
+        monkeypatch.setattr("sparsitywatch.sinks.tensorboard.time.time", lambda now=now: now)
         sink = TensorBoardSink(tmp_path)
         sink.open(fake_run.run_info(initial_step))
         sink.close()
