@@ -26,8 +26,7 @@ from reporting import commit
 import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.measurement import DEFAULT_LEVELS
-from sparsitywatch.pruning.point import Point, points_of
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.pruning.sweep import Bisection, Grid, Point, Sweep, points_of
 from sparsitywatch.pruning.tracking import Tracking
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 

@@ -16,10 +16,9 @@ from sparsitywatch.arguments import expect
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.faults import let_out
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.pruning.memory import with_less_memory
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep
+from sparsitywatch.pruning.sweep import Bisection, Sweep, SweepResult, run_sweep, with_less_memory
 from sparsitywatch.records import (
     Cost,
     Detail,

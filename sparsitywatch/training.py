@@ -15,8 +15,7 @@ from torch import nn
 
 from sparsitywatch.bits import Leaf, detail, leaf, nested
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.kept import told
-from sparsitywatch.pruning.undisturbed import preserved_rng
+from sparsitywatch.pruning.preserve import plain_state, preserve_rng
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.names import clean_name
 
@@ -146,7 +145,7 @@ def trace(
     Raises:
         ConfigurationError: ``make_training`` returned something else than a training.
     """
-    with preserved_rng():
+    with preserve_rng():
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002 what user code draws from
         random.seed(seed)
@@ -209,7 +208,7 @@ def _leaves(training: Training, returned: Any) -> Iterator[tuple[str, Leaf]]:
     for name, other in training.others.items():
         yield from nested(name, other.state_dict())
     yield from nested("returned by step()", returned)
-    for name, value in told(model):
+    for name, value in plain_state(model):
         yield from nested(f"{STATE} {name}", value)
     yield "grad mode", leaf(torch.is_grad_enabled())
     yield from _generators()

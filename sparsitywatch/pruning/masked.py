@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.pruning.kept import Kept
 from sparsitywatch.pruning.patterns import Cut
-from sparsitywatch.pruning.undisturbed import undisturbed
+from sparsitywatch.pruning.preserve import ModelState, preserve_state
 from sparsitywatch.weights.names import unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.shards import why_not_whole
@@ -56,7 +55,7 @@ class MaskedModel:
             value: the function that will run the model.
         """
         parameters = self.parameters()
-        with undisturbed(self.module, value) as kept:
+        with preserve_state(self.module, value) as kept:
             dense = {name: p.detach().clone() for name, p in parameters.items()}
             self._open = masks = Masks(parameters, dense, kept)
             try:
@@ -78,7 +77,7 @@ class Masks:
         self,
         parameters: Mapping[str, nn.Parameter],
         dense: Mapping[str, torch.Tensor],
-        kept: Kept,
+        kept: ModelState,
     ) -> None:
         self._parameters, self._dense, self._kept = parameters, dense, kept
         self._has_run = False

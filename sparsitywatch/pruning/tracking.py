@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.point import Point
-from sparsitywatch.pruning.sweep import check_levels
+from sparsitywatch.pruning.sweep import Point, check_levels
 
 __all__ = ["Tracking"]
 

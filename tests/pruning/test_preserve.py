@@ -1,25 +1,117 @@
-"""What a forward leaves behind is put back, or refused by name."""
+"""A model run in the middle of training shows no trace of it, or is refused by name."""
 
 from __future__ import annotations
 
 import itertools
+import random
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.kept import Kept
-from sparsitywatch.pruning.undisturbed import undisturbed
+from sparsitywatch.pruning.preserve import ModelState, preserve_state
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from faulting.forward import LEFTOVERS, REFUSED, Remembering, make_training, refused, verified
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
+
+
+class Greedy(nn.Module):
+    """Does in forward what a module should not: counts, draws, remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("nan", torch.tensor([float("nan"), 1.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.nan[1] = 5.0
+        np.random.rand()  # noqa: NPY002
+        random.random()
+        return self.dropout(self.norm(self.linear(x))) + torch.rand(())
+
+
+def state(model: nn.Module) -> list[object]:
+    return [
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [m.training for m in model.modules()],
+        torch.get_rng_state(),
+        np.random.get_state()[1].copy(),  # noqa: NPY002
+        random.getstate(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_cache_enabled(),
+    ]
+
+
+def test_nothing_is_left_behind() -> None:
+    model = Greedy()
+    model.norm.eval()
+    before = state(model)
+    with preserve_state(model):
+        assert not any(m.training for m in model.modules())
+        assert not torch.is_grad_enabled()
+        model(torch.randn(4, 3))
+    torch.testing.assert_close(state(model), before, equal_nan=True, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_is_left_behind_by_an_exception(error: type[BaseException]) -> None:
+    model = Greedy()
+    before = state(model)
+
+    def interrupted() -> None:
+        with preserve_state(model):
+            model(torch.randn(4, 3))
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    torch.testing.assert_close(state(model), before, equal_nan=True, rtol=0, atol=0)
+
+
+def test_buffers_that_stayed_the_same_are_not_written_to() -> None:
+    model = nn.BatchNorm1d(3)
+    versions = [b._version for b in model.buffers()]
+    with preserve_state(model):
+        model(torch.randn(4, 3))
+    assert [b._version for b in model.buffers()] == versions
+
+
+def test_a_users_own_train_method_is_not_called() -> None:
+    class Merging(nn.Linear):
+        def train(self, mode: bool = True):
+            raise AssertionError("train() merges the adapters")
+
+    with preserve_state(nn.Sequential(Merging(2, 2))):
+        pass
+
+
+def test_weights_masked_inside_autocast_are_the_ones_that_run() -> None:
+    """The cached cast of the dense weights must not be used (a known trap of autocast)."""
+    model, x = nn.Linear(8, 8, bias=False), torch.randn(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).abs().sum() > 0
+        with preserve_state(model):
+            kept = model.weight.detach().clone()
+            model(x)
+            model.weight.data.zero_()
+            assert model(x).abs().sum() == 0
+            model.weight.data.copy_(kept)
+        assert model(x).abs().sum() > 0
+        model(x).sum().backward()
+    assert model.weight.grad is not None
+    assert model.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("what", LEFTOVERS)
@@ -82,7 +174,7 @@ def test_it_is_put_back_whatever_ends_the_forward(error: type[BaseException]) ->
     state, bits = model.state, model.state.detach().clone()
 
     def interrupted() -> None:
-        with undisturbed(model):
+        with preserve_state(model):
             model(torch.ones(3, 6))
             model.state.zero_()
             raise error
@@ -95,7 +187,7 @@ def test_it_is_put_back_whatever_ends_the_forward(error: type[BaseException]) ->
 
 def test_a_buffer_that_was_resized_has_its_size_and_contents_again() -> None:
     model = nn.BatchNorm1d(3)
-    with undisturbed(model):
+    with preserve_state(model):
         model.running_mean.resize_(5).fill_(7.0)
         model.register_buffer("late", torch.ones(1))
     assert model.running_mean.tolist() == [0.0, 0.0, 0.0]
@@ -109,7 +201,7 @@ def test_every_forward_of_a_sweep_starts_from_the_state_before() -> None:
         record = watcher.snapshot()
     assert record.valid
     assert record.curve is not None
-    with undisturbed(model):
+    with preserve_state(model):
         dense = float(proxy.evaluate(model).mean())
     assert record.curve.value[0] == dense
     assert model.count == 0
@@ -177,7 +269,7 @@ def test_buffers_of_a_scripted_module_are_put_back() -> None:
             return x * self.calls[0]
 
     model = nn.Sequential(torch.jit.script(Counting()))
-    with undisturbed(model):
+    with preserve_state(model):
         model(torch.ones(1))
     assert model[0].calls.tolist() == [0.0, 0.0]
 
@@ -192,7 +284,7 @@ def test_what_is_shared_with_a_thread_is_left_alone() -> None:
 
     model = nn.Sequential(nn.Linear(2, 2))
     model.prefetcher, model.worker = Prefetcher(), Worker()
-    with undisturbed(model):
+    with preserve_state(model):
         model.prefetcher.ready.append(2)  # as the other thread does
         model.worker.ready = 2
     assert model.prefetcher.ready == [1, 2]
@@ -206,5 +298,5 @@ def test_machinery_of_a_training_is_not_looked_into() -> None:
     model(torch.ones(1, 6)).sum().backward()
     optimizer.step()
     model.trainer = {"optimizer": optimizer}
-    kept = Kept(model)
+    kept = ModelState(model)
     assert len(kept._tensors) == 2
