@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, Event, Record
+from sparsitywatch.series import describe
 
 __all__ = [
     "Difference",
@@ -32,8 +33,6 @@ _CURVE_FIELDS = (
     "dtypes",
 )
 _WEIGHT_FIELDS = ("scope_hash",)
-#: Rooms of the series that need a proxy.
-_CURVE_ROOMS = frozenset({"essential_sparsity", "value"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ def _digest_event(
     seen_in = [
         series
         for series in (event.series, *event.related)
-        if not weights_only or _room(series) not in _CURVE_ROOMS
+        if not weights_only or not describe(series).needs_proxy
     ]
     if not seen_in:
         return None
@@ -162,10 +161,6 @@ def _digest_event(
         related=tuple(seen_in[1:]),
         onset_clock=decay_clock_at(records, event.onset_step),
     )
-
-
-def _room(series: str) -> str:
-    return series.partition("/")[0]
 
 
 def _last(values: Sequence[float]) -> float:

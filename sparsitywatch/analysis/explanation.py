@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from sparsitywatch.analysis.attribution import accountable_layers
 from sparsitywatch.analysis.decay_clock import is_on_clock
-from sparsitywatch.analysis.meaning import meaning_of
 from sparsitywatch.analysis.scale_or_shape import what_moved
 from sparsitywatch.records import Event, Record
+from sparsitywatch.series import describe
 
 __all__ = ["explained"]
 
@@ -25,7 +25,7 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     now = records[-1]
     event = replace(
         event,
-        meaning=meaning_of(event.series, event.direction),
+        meaning=describe(event.series).meaning(event.direction),
         decay_clock=now.decay_clock,
         num_not_finite=now.num_not_finite,
         on_clock=is_on_clock(event, records),

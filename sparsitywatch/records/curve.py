@@ -76,13 +76,22 @@ class SparsityCurve:
         )
 
     @property
+    def dense(self) -> float:
+        """The value of the model as it is; NaN without a point at sparsity 0."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)
+
+    @property
+    def all_removed(self) -> float:
+        """The value with every in-scope weight removed; NaN without a point at sparsity 1."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(1.0, _NAN)
+
+    @property
     def reliance(self) -> float:
         """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
 
         Positive when the model needs the weights, whatever the direction of the value.
         """
-        points = dict(zip(self.sparsity, self.value, strict=True))
-        difference = points.get(1.0, _NAN) - points.get(0.0, _NAN)
+        difference = self.all_removed - self.dense
         return -difference if self.higher_is_better else difference
 
 

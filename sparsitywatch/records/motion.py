@@ -94,10 +94,11 @@ class MaskOverlap:
     def __repr__(self) -> str:
         return f"<MaskOverlap at {len(self.level)} levels since step {self.since_step}>"
 
-    def series(self) -> dict[str, float]:
-        """Scalars to plot, by name."""
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Each overlap by the last part of the name of its series."""
         pairs = zip(self.level, self.overlap, strict=True)
-        return {f"motion/mask_overlap_{level:g}": overlap for level, overlap in pairs}
+        return {f"mask_overlap_{level:g}": overlap for level, overlap in pairs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +134,13 @@ class Forecast:
                 return told[0], told[1], told[2]
         return _NAN, _NAN, _NAN
 
-    def series(self) -> dict[str, float]:
-        """Scalars to plot, by name."""
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What is foreseen, by the last part of the name of its series."""
         middle, (whole, low, high) = self.at(0.5)[0], self.at(1.0)
         return {
-            "forecast/near_zero_in_0.5": middle,
-            "forecast/near_zero_in_1": whole,
-            "forecast/near_zero_in_1_low": low,
-            "forecast/near_zero_in_1_high": high,
-            "forecast/doubling_step": self.doubling_step,
+            "near_zero_in_0.5": middle,
+            "near_zero_in_1": whole,
+            "near_zero_in_1_low": low,
+            "near_zero_in_1_high": high,
         }

@@ -10,6 +10,7 @@ from typing import Any
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event
 from sparsitywatch.records.motion import Dormant, Forecast, MaskOverlap, Movement
+from sparsitywatch.series import describe, measured
 from sparsitywatch.shown import html_table, shown_name
 
 __all__ = [
@@ -26,8 +27,6 @@ __all__ = [
 SCHEMA_VERSION = 1
 
 _NAN = float("nan")
-#: Series that come from an evaluation of the proxy begin so.
-_EVALUATED = ("essential_sparsity/", "value/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +197,16 @@ class Record:
         """In-scope weights that are NaN or infinite; 0 if they could not be read."""
         return max(self.num_nan, 0) + max(self.num_inf, 0)
 
+    @property
+    def all_finite(self) -> bool:
+        """Whether fractions of weights mean something: what broke did not become less sparse."""
+        return not self.num_not_finite
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the weights could be read."""
+        return self.num_nan >= 0
+
     def remarks(self, previous: Record | None = None) -> list[str]:
         """What a person should know beside the numbers, a sentence each.
 
@@ -219,82 +228,27 @@ class Record:
             told[f"same as {self.same_weights_as}"] = (
                 f"the in-scope weights are the same as at step {self.same_weights_as}"
             )
-        if self.curve is not None and not math.isfinite(self._value_at(0.0)):
+        if self.curve is not None and not math.isfinite(self.curve.dense):
             told["value"] = (
                 "the value of the dense model is not finite, so that there is no essential sparsity"
             )
         return told
-
-    def _value_at(self, sparsity: float) -> float:
-        """The value at a sparsity that was measured; NaN if it was not."""
-        if self.curve is None:
-            return _NAN
-        points = dict(zip(self.curve.sparsity, self.curve.value, strict=True))
-        return points.get(sparsity, _NAN)
 
     def series(self) -> dict[str, float]:
         """Every scalar of this record that may be plotted or watched, by name.
 
         What could not be measured is left out, and so are all estimates that are not
         informative, and fractions of weights where some are NaN or infinite. An invalid record
-        has what was measured before the failure.
+        has what was measured before the failure. ``sparsitywatch.series`` says what each is.
         """
-        out = {
-            "watch/stall_s": self.cost.stall_s,
-            "watch/spectrum_s": self.cost.spectrum_s,
-            "watch/evaluation_s": self.cost.evaluation_s,
-            "watch/publish_s": self.cost.publish_s,
-            "watch/num_forwards": float(self.cost.num_forwards),
-            "watch/overhead": self.cost.overhead,
-            "watch/num_left_out": float(self.cost.num_left_out),
-            "watch/num_evaluations_left_out": float(self.cost.num_evaluations_left_out),
-            "watch/valid": float(self.valid),
-            "motion/decay_clock": self.decay_clock,
-            "motion/lr_clock": self.lr_clock,
-            "motion/lr": self.lr,
-            "value/reliance": self.reliance,
-        }
-        counts = {"num_nan": self.num_nan, "num_inf": self.num_inf, "num_zero": self.num_zero}
-        out |= {f"weights/{name}": float(n) for name, n in counts.items() if n >= 0}
-        if not self.num_not_finite:  # what broke did not become less sparse
-            out |= self._fractions()
-        if self.curve is not None:
-            out["value/dense"] = self._value_at(0.0)
-            out["value/all_removed"] = self._value_at(1.0)
-        out |= self._estimate_series()
-        return {name: x for name, x in out.items() if math.isfinite(x)}
-
-    def _fractions(self) -> dict[str, float]:
-        """How many of the weights are small, and how many moved."""
-        out = {f"near_zero/{rule}": fraction for rule, fraction in self.near_zero.items()}
-        if self.dormant is not None:
-            out["motion/dormant"] = self.dormant.fraction
-            out["motion/dormant_by_chance"] = self.dormant.chance
-        if self.movement is not None:
-            out["motion/update_to_weight"] = self.movement.update_to_weight
-            out["motion/sign_flips"] = self.movement.sign_flips
-        if self.masks is not None:
-            out |= self.masks.series()
-        if self.forecast is not None:
-            out |= self.forecast.series()
-        return out
+        return measured(self)
 
     def was_asked(self, series: str) -> bool:
         """Whether this snapshot could have had a series; False where it was not evaluated.
 
         What is missing then is no gap in the series: the next evaluation goes on with it.
         """
-        return not (self.not_evaluated and series.startswith(_EVALUATED))
-
-    def _estimate_series(self) -> dict[str, float]:
-        estimate = self.essential_sparsity
-        if estimate is None:
-            return {}
-        informative = {"essential_sparsity/informative": float(estimate.informative)}
-        if not estimate.informative:
-            return informative
-        parts = ("value", "last_crossing", "low", "high", "knee", "sharpness")
-        return informative | {f"essential_sparsity/{p}": getattr(estimate, p) for p in parts}
+        return not (self.not_evaluated and describe(series).needs_proxy)
 
 
 #: Records and events that a table in a notebook shows, the latest ones.

@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from sparsitywatch.records import Event, Provenance, Record
 from sparsitywatch.report.chart import Table
-from sparsitywatch.report.naming import kind_of, label_of
-from sparsitywatch.report.numbers import Number, count, fraction, of_kind, plain, seconds
+from sparsitywatch.report.numbers import Number, count, fraction, number_of, plain, seconds
 from sparsitywatch.report.runlog import RunLog
+from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_text
 
 __all__ = ["Fact", "cost_facts", "event_rows", "invalid_table", "ledger_table", "provenances"]
@@ -46,20 +46,21 @@ def event_rows(run: RunLog) -> list[dict[str, Cell]]:
 
 def _event_row(event: Event, numbers: dict[str, int]) -> dict[str, Cell]:
     verb = "rose" if event.direction == "up" else "fell"
-    kind = kind_of(event.series)
     began: Cell = count(event.onset_step)
     if event.onset_low < event.onset_high:
         began = Markup("{} <small>({} to {})</small>").format(
             began, count(event.onset_low), count(event.onset_high)
         )
-    size = Markup("{} → {}").format(of_kind(kind, event.baseline), of_kind(kind, event.value))
+    size = Markup("{} → {}").format(
+        number_of(event.series, event.baseline), number_of(event.series, event.value)
+    )
     if math.isfinite(event.size_in_noise):
         size += Markup("<br><small>{} times its noise</small>").format(
             plain(abs(event.size_in_noise))
         )
     return {
         "what": Markup("{} {}<br><small>{}</small>").format(
-            label_of(event.series), verb, event.meaning
+            describe(event.series).label, verb, event.meaning
         ),
         "began": began,
         "seen": count(event.detected_step),
@@ -101,7 +102,11 @@ def _since(event: Event, numbers: dict[str, int]) -> Markup:
         told.append(Markup("announced by {}").format(
             f"event {number}" if number else event.preceded_by))  # fmt: skip
     if event.related:
-        told.append(Markup("seen in {} too").format("; ".join(map(label_of, event.related))))
+        told.append(
+            Markup("seen in {} too").format(
+                "; ".join(describe(series).label for series in event.related)
+            )
+        )
     if event.fell_back_step >= 0:
         told.append(Markup("half of it gone at step {}").format(count(event.fell_back_step)))
     return Markup("<br>").join(told) if told else Markup("\N{EN DASH}")

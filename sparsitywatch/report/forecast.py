@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from sparsitywatch.report.chart import Chart, Key, Table, on_both_papers
 from sparsitywatch.report.marks import event_marks, mark_events, step_axis
-from sparsitywatch.report.naming import label_of
 from sparsitywatch.report.numbers import Number, count, fraction
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.step_table import chosen_looks
 from sparsitywatch.report.svg import charted
 from sparsitywatch.report.theme import INK, Paper, new_axes, value_axis
+from sparsitywatch.series import describe
 from sparsitywatch.sinks.drawing import LIGHT, RED, SKY
 
 __all__ = ["Foreseen", "forecast_chart", "foreseen"]
@@ -98,7 +98,7 @@ def forecast_chart(run: RunLog) -> Chart | None:
         "in ten.",
         unit="% of in-scope weights",
         keys=(
-            Key(label=f"what came: {label_of(f'near_zero/{rule}')}", colour="red"),
+            Key(label=f"what came: {describe(f'near_zero/{rule}').label}", colour="red"),
             Key(label="foreseen one unit of the clock before", colour="ink", shape="dashed"),
             Key(label="its band", colour="sky", shape="band"),
             Key(label="ahead of the last look", colour="light", shape="band"),

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from sparsitywatch.records import LayerShare, Record
 from sparsitywatch.report.chart import Chart, Key, Table, on_both_papers
 from sparsitywatch.report.marks import edges_of, event_marks, mark_events, step_axis
-from sparsitywatch.report.naming import label_of, printable
-from sparsitywatch.report.numbers import Number, count, fraction
+from sparsitywatch.report.numbers import Number, count, fraction, printable
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.step_table import chosen_looks
 from sparsitywatch.report.svg import charted
 from sparsitywatch.report.theme import Paper, new_axes
+from sparsitywatch.series import describe
 from sparsitywatch.sinks.heatmap import MAX_ROWS, by_block, short_names
 
 __all__ = ["heatmaps", "on_even_steps"]
@@ -62,7 +62,7 @@ def _plans(run: RunLog) -> list[_Plan]:
             key="near-zero-by-layer",
             title="Near-zero weights, layer by layer",
             text="The share of each tensor's own weights that are near zero "
-            f"({label_of(f'near_zero/{rule}').partition(', ')[2] or rule}): which layers empty "
+            f"({describe(f'near_zero/{rule}').short_label}): which layers empty "
             "out, and when.",
             cell=lambda _, layer: layer.near_zero.get(rule, math.nan),
         ),

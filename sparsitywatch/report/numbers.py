@@ -7,12 +7,17 @@ attribute is the recorded number.
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Number", "count", "fraction", "of_kind", "plain", "seconds"]
+from sparsitywatch.series import describe
+from sparsitywatch.shown import shown_name
 
+__all__ = ["Number", "count", "fraction", "number_of", "plain", "printable", "seconds"]
+
+_NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
@@ -78,15 +83,31 @@ def seconds(x: float) -> Number:
     return _shown(x, f"{x:.3g}{_NO_BREAK}s")
 
 
-_KINDS = {"fraction": fraction, "plain": plain, "count": count, "seconds": seconds}
+_UNITS = {"fraction": fraction, "count": count, "steps": count, "s": seconds}
 
 
-def of_kind(kind: str, x: float) -> Number:
-    """A number of a kind: "fraction", "plain", "count" or "seconds"."""
-    return _KINDS[kind](x)
+def number_of(series: str, x: float) -> Number:
+    """A number of a series, in its unit."""
+    return _UNITS.get(describe(series).unit, plain)(x)
 
 
 def _shown(x: float, text: str) -> Number:
     # a number of numpy writes its type into its exact form
     exact = x if isinstance(x, int) else float(x)
     return Number(exact, "\N{EN DASH}" if math.isnan(x) else text)
+
+
+def printable(text: str) -> str:
+    r"""Text that HTML and SVG can hold: the rest is escaped as on a terminal.
+
+    So are marks that turn the direction of writing. Spaces of every width stay.
+
+    >>> print(printable(chr(0) + "a" + chr(0x202E)))
+    \x00a\u202e
+    """
+    return "".join(c if _is_allowed(c) else shown_name(c) for c in text)
+
+
+def _is_allowed(character: str) -> bool:
+    """Whether XML 1.0 takes a character, browsers do not warn of it, and it moves no other."""
+    return character in "\t\n\r" or unicodedata.category(character) not in _NOT_ALLOWED

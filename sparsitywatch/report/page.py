@@ -21,8 +21,7 @@ from sparsitywatch.report.facts import (
 )
 from sparsitywatch.report.forecast import forecast_chart
 from sparsitywatch.report.heatmaps import heatmaps
-from sparsitywatch.report.naming import kind_of, printable
-from sparsitywatch.report.numbers import Number, of_kind
+from sparsitywatch.report.numbers import Number, number_of, printable
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.step_charts import step_charts
 from sparsitywatch.report.story import headline, looks_taken, sentences
@@ -126,10 +125,9 @@ def _figures(run: RunLog) -> list[_Figure]:
         values = run.series(series)
         known = np.flatnonzero(np.isfinite(values))
         if known.size:
-            kind = kind_of(series)
             step = f"{run.steps[known[-1]]:,}"
             figures.append(
-                _Figure(label, of_kind(kind, values[known[-1]]), f"{remark}, at step {step}")
+                _Figure(label, number_of(series, values[known[-1]]), f"{remark}, at step {step}")
             )
     return figures
 

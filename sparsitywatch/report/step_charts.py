@@ -17,8 +17,7 @@ from sparsitywatch.report.marks import (
     step_axis,
     strips_of,
 )
-from sparsitywatch.report.naming import kind_of, label_of
-from sparsitywatch.report.numbers import count, of_kind
+from sparsitywatch.report.numbers import count, number_of
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.step_plans import Line, Plan, plans_for
 from sparsitywatch.report.step_table import step_table
@@ -81,7 +80,7 @@ def _draw(plan: Plan, run: RunLog, paper: Paper) -> Figure:
     if plan.from_zero:
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, 0.0) if low < 0.0 else 0.0, high)
-    value_axis(axes, plan.kind)
+    value_axis(axes, plan.unit_of_axis)
     return figure
 
 
@@ -97,8 +96,7 @@ def _points(values: np.ndarray) -> list[int]:
 def _told(record: Record, lines: Sequence[Line]) -> str:
     series = record.series()
     shown = [
-        f"{line.label or label_of(line.series)}: "
-        f"{of_kind(kind_of(line.series), series.get(line.series, math.nan))}"
+        f"{line.name}: {number_of(line.series, series.get(line.series, math.nan))}"
         for line in lines
     ]
     broken = "" if record.valid else "\ninvalid look"
@@ -111,10 +109,10 @@ def _description(plan: Plan, lines: Sequence[Line], run: RunLog) -> str:
     for line in lines:
         values = run.series(line.series)
         known = np.flatnonzero(np.isfinite(values))
-        (first, last), kind = known[[0, -1]], kind_of(line.series)
+        first, last = known[[0, -1]]
         told.append(
-            f"{line.label or label_of(line.series)}: {of_kind(kind, values[first])} at step "
-            f"{count(run.steps[first])}, {of_kind(kind, values[last])} at step "
+            f"{line.name}: {number_of(line.series, values[first])} at step "
+            f"{count(run.steps[first])}, {number_of(line.series, values[last])} at step "
             f"{count(run.steps[last])}"
         )
     return f"Over the optimizer steps, {plan.unit}. {'; '.join(told)}. The table has all numbers."

@@ -11,9 +11,9 @@ import numpy as np
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.report.chart import Key
-from sparsitywatch.report.naming import kind_of, label_of
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.theme import INK, VARIABLES
+from sparsitywatch.series import describe
 from sparsitywatch.sinks.drawing import BLUE, GREEN, GREY, LIGHT, ORANGE, PURPLE, RED, SKY
 from sparsitywatch.sinks.overview import gaps
 
@@ -36,12 +36,15 @@ class Line:
     width: float = 1.6
     in_legend: bool = True
 
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.label or describe(self.series).label
+
     def key(self) -> Key:
         """Its line of the legend."""
         shape = "line" if self.dashes == "-" else "dashed"
-        return Key(
-            label=self.label or label_of(self.series), colour=VARIABLES[self.colour], shape=shape
-        )
+        return Key(label=self.name, colour=VARIABLES[self.colour], shape=shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,9 @@ class Plan:
     height: float = 2.0
 
     @property
-    def kind(self) -> str:
-        """How its numbers are shown."""
-        return kind_of(self.lines[0].series)
+    def unit_of_axis(self) -> str:
+        """What is counted along its vertical axis."""
+        return describe(self.lines[0].series).unit
 
 
 def plans_for(run: RunLog) -> list[Plan]:
@@ -76,7 +79,7 @@ def _near_zero(run: RunLog) -> Plan:
         Line(
             series=f"near_zero/{rule}",
             colour=colour,
-            label=label_of(f"near_zero/{rule}").partition(", ")[2],
+            label=describe(f"near_zero/{rule}").short_label,
         )
         for rule, colour in zip(run.rules, _RULE_COLOURS * len(run.rules), strict=False)
     ]

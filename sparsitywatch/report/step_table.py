@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sparsitywatch.report.chart import Table
-from sparsitywatch.report.naming import kind_of, label_of
-from sparsitywatch.report.numbers import Number, count, of_kind
+from sparsitywatch.report.numbers import Number, count, number_of
 from sparsitywatch.report.runlog import RunLog
+from sparsitywatch.series import describe
 
 __all__ = ["chosen_looks", "step_table"]
 
@@ -23,7 +23,7 @@ def step_table(run: RunLog, series: Sequence[str], title: str) -> Table:
     columns = [run.series(name) for name in series]
     rows: list[Sequence[Number | str]] = [
         [count(run.steps[i]), *(
-            of_kind(kind_of(name), column[i]) for name, column in zip(series, columns, strict=True)
+            number_of(name, column[i]) for name, column in zip(series, columns, strict=True)
         )]
         for i in chosen
     ]  # fmt: skip
@@ -33,7 +33,7 @@ def step_table(run: RunLog, series: Sequence[str], title: str) -> Table:
             f": {len(chosen)} of {len(run.records):,} looks, evenly chosen, and those with an "
             "event; records.jsonl has all"
         )
-    header = [("step", "step"), *((label_of(name), name) for name in series)]
+    header = [("step", "step"), *((describe(name).label, name) for name in series)]
     return Table(caption=caption, header=header, rows=rows)
 
 

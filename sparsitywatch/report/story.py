@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from sparsitywatch.records import EssentialSparsity, Event, Record
-from sparsitywatch.report.naming import kind_of, label_of
-from sparsitywatch.report.numbers import Number, count, fraction, of_kind, plain
+from sparsitywatch.report.numbers import Number, count, fraction, number_of, plain
 from sparsitywatch.report.runlog import RunLog
+from sparsitywatch.series import describe
 
 __all__ = ["headline", "looks_taken", "sentences"]
 
@@ -35,7 +35,7 @@ def _what_happened(run: RunLog) -> Markup:
         return Markup("Weights turned sparse abruptly, from about step {} on").format(about)
     verb = "rose" if first.direction == "up" else "fell"
     return Markup("{} {} abruptly, from about step {} on").format(
-        _capitalised(label_of(first.series)), verb, about
+        _capitalised(describe(first.series).label), verb, about
     )
 
 
@@ -88,10 +88,9 @@ def _taken(run: RunLog) -> str:
 
 def _event(event: Event) -> Markup:
     verb = "rose" if event.direction == "up" else "fell"
-    kind = kind_of(event.series)
     text = Markup("{} {} abruptly, from {} to {}: began at about step {}, seen at step {}.").format(
-        Markup("<strong>{}</strong>").format(_capitalised(label_of(event.series))), verb,
-        of_kind(kind, event.baseline), of_kind(kind, event.value),
+        Markup("<strong>{}</strong>").format(_capitalised(describe(event.series).label)), verb,
+        number_of(event.series, event.baseline), number_of(event.series, event.value),
         count(event.onset_step), count(event.detected_step),
     )  # fmt: skip
     if event.fell_back_step >= 0:
@@ -116,19 +115,19 @@ def _course(run: RunLog, series: str, *, with_floor: bool) -> Markup:
     values = run.series(series)
     known = np.flatnonzero(np.isfinite(values))
     first, last = known[0], known[-1]
-    name, kind = _capitalised(label_of(series)), kind_of(series)
+    name = _capitalised(describe(series).label)
     if first == last:
         return Markup("{}: {} at step {}.").format(
-            name, of_kind(kind, values[first]), count(run.steps[first])
+            name, number_of(series, values[first]), count(run.steps[first])
         )
     text = Markup("{}: {} at step {}, {} at step {}").format(
-        name, of_kind(kind, values[first]), count(run.steps[first]),
-        of_kind(kind, values[last]), count(run.steps[last]),
+        name, number_of(series, values[first]), count(run.steps[first]),
+        number_of(series, values[last]), count(run.steps[last]),
     )  # fmt: skip
     lowest = known[int(np.argmin(values[known]))]
     if with_floor and lowest not in (first, last):
         text += Markup("; lowest {} at step {}").format(
-            of_kind(kind, values[lowest]), count(run.steps[lowest])
+            number_of(series, values[lowest]), count(run.steps[lowest])
         )
     return text + Markup(".")
 

@@ -15,7 +15,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sparsitywatch.report.naming import printable
+from sparsitywatch.report.numbers import printable
 from sparsitywatch.report.theme import STYLE, VARIABLES
 from sparsitywatch.sinks.drawing import styled
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, Record
+from sparsitywatch.series import describe
 from sparsitywatch.sinks.drawing import (
     BLACK,
     BLUE,
@@ -33,11 +34,10 @@ _COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
 #: Series by panel, with its label.
 _PANELS = {
-    "near_zero/initial_0.1": "near zero\n|w| ≤ 0.1 x first rms",
+    "near_zero/initial_0.1": "near zero\n|w| ≤ 0.1 × first rms",
     "motion/dormant": "dormant",
     "essential_sparsity/value": "essential sparsity\n(zero-shot)",
 }
-_NEEDS_PROXY = frozenset({"essential_sparsity/value"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def comparison_figure(
     panels = [
         name
         for name in _PANELS
-        if not (weights_only and name in _NEEDS_PROXY)
+        if not (weights_only and describe(name).needs_proxy)
         and any(name in record.series() for line in lines for record in line.records)
     ]
     rows = max(len(panels), 1)

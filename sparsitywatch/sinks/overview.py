@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, Record
+from sparsitywatch.series import describe
 from sparsitywatch.sinks.drawing import (
     BLACK,
     BLUE,
@@ -27,7 +28,7 @@ from sparsitywatch.sinks.drawing import (
     styled,
 )
 
-__all__ = ["gaps", "overview_figure", "rule_label", "series_of"]
+__all__ = ["gaps", "overview_figure", "series_of"]
 
 _RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
 
@@ -115,7 +116,8 @@ def _draw_value(axes: Any, records: Sequence[Record], loss: Sequence[tuple[int, 
 def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:
     rules = dict.fromkeys(rule for record in records for rule in record.near_zero)
     for rule, colour in zip(rules, _RULE_COLOURS * len(rules), strict=False):
-        axes.plot(*series_of(records, f"near_zero/{rule}"), color=colour, label=rule_label(rule))
+        name = f"near_zero/{rule}"
+        axes.plot(*series_of(records, name), color=colour, label=describe(name).short_label)
     steps, dormant = series_of(records, "motion/dormant")
     if np.isfinite(dormant).any():
         label = "dormant: no gradient\nsince the last look"
@@ -123,17 +125,6 @@ def _draw_near_zero(axes: Any, records: Sequence[Record]) -> None:
     axes.set_ylabel("share of weights")
     axes.set_ylim(bottom=0.0)
     percent(axes.yaxis, None)
-
-
-def rule_label(rule: str) -> str:
-    """A near-zero rule in short, such as ``|w| ≤ 0.1 x first rms``."""
-    kind, _, number = rule.partition("_")
-    return {
-        "initial": f"|w| ≤ {number} x first rms",
-        "rms": f"|w| ≤ {number} x present rms",
-        "abs": f"|w| ≤ {number}",
-        "zero": "w = 0",
-    }.get(kind, rule)
 
 
 def _draw_essential_sparsity(axes: Any, records: Sequence[Record]) -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.chronicle import Changes, Chronicle
-from sparsitywatch.analysis.meaning import meaning_of
 from sparsitywatch.records import Event
+from sparsitywatch.series import describe
 
 INITIAL, RMS, DORMANT = "near_zero/initial_0.1", "near_zero/rms_0.1", "motion/dormant"
 ESSENTIAL = "essential_sparsity/value"
@@ -35,7 +35,7 @@ def event(
         detected_step=detected,
         baseline=baseline,
         value=value,
-        **{"meaning": meaning_of(series, direction), **fields},
+        **{"meaning": describe(series).meaning(direction), **fields},
     )
 
 

@@ -19,8 +19,7 @@ from report.conftest import EVIL, SCRIPT, STRANGE, Make, Page
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.report import RunLog, render
 from sparsitywatch.report.heatmaps import on_even_steps
-from sparsitywatch.report.naming import printable
-from sparsitywatch.report.numbers import count, fraction, plain, seconds
+from sparsitywatch.report.numbers import count, fraction, plain, printable, seconds
 from sparsitywatch.report.story import looks_taken
 
 KINDS = ["page", "weights_page", "troubled_page"]

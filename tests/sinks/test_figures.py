@@ -246,7 +246,7 @@ def test_the_overview_holds_the_series() -> None:
     dense = [record.curve.value[0] for record in RECORDS]
     assert data("loss", "held-out value") == (steps, dense)
     near_zero = [record.near_zero["initial_0.1"] for record in RECORDS]
-    assert data("share of weights", "|w| ≤ 0.1 x first rms") == (steps, near_zero)
+    assert data("share of weights", "|w| ≤ 0.1 × first rms") == (steps, near_zero)
     dormant = [record.dormant.fraction for record in RECORDS]
     assert data("share of weights", "dormant") == (steps, dormant)
     reliance = [record.reliance for record in RECORDS]

@@ -12,11 +12,12 @@ import pytest
 from contracts import event_readers, fake_run
 
 from sparsitywatch.records import Detail, WatchState
+from sparsitywatch.series import SERIES
 from sparsitywatch.sinks.jsonl import JsonlSink
-from sparsitywatch.sinks.tags import MEANINGS, describe
-from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.sinks.tensorboard import OTHER_TAGS, TensorBoardSink
 
-DOCS = (Path(__file__).parents[2] / "docs" / "tags.md").read_text()
+PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
+DOCS = PAGE.read_text()
 #: fields whose keys are names from the run
 MAPPINGS = ("near_zero", "layers[].near_zero", "initial_rms")
 
@@ -93,12 +94,23 @@ def test_tensorboard_tags(directory: Path) -> None:
     written = {
         tag for plugin in reader.ActivePlugins() for tag in event_readers.tags_of(reader, plugin)
     }
-    documented = rows("TensorBoard tags")
-    compare(set(documented), written)
-    meanings = {tag: cells[-1].replace("&#124;", "|") for tag, cells in documented.items()}
-    assert meanings == MEANINGS
-    assert all(describe(tag) for tag in written)
-    assert describe("no/such/tag") == ""
+    compare({*rows("Series"), *rows("Other tags of TensorBoard")}, written)
+
+
+def tables() -> str:
+    """What docs/tags.md says of every series and of TensorBoard's other tags."""
+    series = [f"| `{row.name}` | {row.unit} | {row.sentence} | `{row.source}` |" for row in SERIES]
+    others = [f"| `{tag}` | {kind} | {meaning} |" for tag, (kind, meaning) in OTHER_TAGS.items()]
+    lines = [
+        "| series | unit | meaning | place in the record |", "|---|---|---|---|", *series, "",
+        "## Other tags of TensorBoard", "| tag | kind | meaning |", "|---|---|---|", *others,
+    ]  # fmt: skip
+    return "\n".join(lines).replace("|w|", "&#124;w&#124;")
+
+
+def test_the_page_says_what_the_tables_of_the_package_say() -> None:
+    """``python tests/sinks/test_tags.py`` writes them anew."""
+    assert tables() in DOCS
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl", "run.json"])
@@ -121,3 +133,9 @@ def test_files(directory: Path) -> None:
     patterns = {name for cell in documented for name in re.findall(r"`([^`]+)`", cell)}
     found = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     compare({p + "*" if p.endswith("/") else p for p in patterns}, found)
+
+
+if __name__ == "__main__":
+    before, _, rest = DOCS.partition("| series | unit")
+    _, _, after = rest.partition("\n\n## Fields of `records.jsonl`")
+    PAGE.write_text(f"{before}{tables()}\n\n## Fields of `records.jsonl`{after}")

@@ -1,0 +1,78 @@
+"""The table of every number that is followed: all of it is emitted, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from contracts import fake_run
+
+from sparsitywatch.series import SERIES, describe
+
+FULL = fake_run.look(2000)[0]
+
+
+def row_of(name: str) -> str:
+    """Name of the row that describes a series."""
+    (row,) = [
+        row
+        for row in SERIES
+        if row.name == name or (row.name.endswith("*") and name.startswith(row.name[:-1]))
+    ]
+    return row.name
+
+
+def test_each_row_is_emitted_and_each_emitted_number_has_one_row() -> None:
+    assert {row_of(name) for name in FULL.series()} == {row.name for row in SERIES}
+    assert len({row.name for row in SERIES}) == len(SERIES)
+
+
+@pytest.mark.parametrize("row", SERIES, ids=lambda row: row.name)
+def test_each_row_says_everything(row: object) -> None:
+    assert row.unit
+    assert row.sentence[0].isupper() or row.sentence[0].isdigit()
+    assert row.sentence.endswith(".")
+    assert row.label[0].islower()
+    assert not row.label.endswith(".")
+    assert ("*" in row.name) == ("*" in row.label)
+    assert row.direction in ("", "up", "down")
+
+
+def test_a_member_of_a_family_is_described_by_its_name() -> None:
+    row = describe("near_zero/abs_0.001")
+    assert (row.name, row.unit) == ("near_zero/abs_0.001", "fraction")
+    assert row.label == "near-zero weights, |w| ≤ 0.001"
+    assert row.short_label == "|w| ≤ 0.001"
+    assert (
+        describe("motion/mask_overlap_0.5").short_label == "weights that removing 50% takes again"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["", "motion", "motion/dormant2", "near_zero/", "motion/mask_overlap_much", "</title>"]
+)
+def test_whatever_stands_in_a_log_has_a_description(name: str) -> None:
+    row = describe(name)
+    assert row.name == name
+    assert row.meaning("up") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "up", "down"),
+    [
+        ("near_zero/rms_0.1", "sparsifying", "densifying"),
+        ("motion/dormant", "sparsifying", "densifying"),
+        ("essential_sparsity/value", "sparsifying", "densifying"),
+        ("weights/num_zero", "sparsifying", "densifying"),
+        ("value/reliance", "", ""),
+        ("motion/dormant_by_chance", "", ""),
+        ("essential_sparsity/sharpness", "", ""),
+    ],
+)
+def test_what_a_direction_means(name: str, up: str, down: str) -> None:
+    assert (describe(name).meaning("up"), describe(name).meaning("down")) == (up, down)
+
+
+def test_what_needs_a_proxy() -> None:
+    needing = {name for name in FULL.series() if describe(name).needs_proxy}
+    assert needing == {
+        name for name in FULL.series() if name.startswith(("essential_sparsity/", "value/"))
+    }
