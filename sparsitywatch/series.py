@@ -249,30 +249,22 @@ def measured(record: Any) -> dict[str, float]:
     """
     found: dict[str, Any] = {}
     reached: dict[str, Any] = {"": True}  # several rows read one place
-    for row in SERIES:
+    for row, stem, is_family in _STEMS:
         for path in (row.only, row.source):
             if path not in reached:
-                reached[path] = _at(record, path)
-        if not reached[row.only]:
-            continue
-        value = reached[row.source]
+                place, _, last = path.rpartition(".")
+                around = getattr(record, place) if place else record
+                reached[path] = None if around is None else getattr(around, last)
+        value = reached[row.source] if reached[row.only] else None
         if isinstance(value, Mapping):
-            room, _, stem = row.name.partition("/")
-            whole, is_family, _ = stem.partition("*")
-            found |= {
-                f"{room}/{key}": x
-                for key, x in value.items()
-                if key == whole or (is_family and key.startswith(whole))
-            }
+            for key, x in value.items():
+                name = f"{row.name.partition('/')[0]}/{key}"
+                if name == stem or (is_family and name.startswith(stem)):
+                    found[name] = x
         elif value is not None:
             found[row.name] = value
     return {name: float(x) for name, x in found.items() if math.isfinite(x)}
 
 
-def _at(record: Any, path: str) -> Any:
-    value = record
-    for name in path.split("."):
-        if value is None:
-            return None
-        value = getattr(value, name)
-    return value
+#: Each row with its name up to the ``*``, and whether there is one.
+_STEMS = [(row, row.name.rstrip("*"), row.name.endswith("*")) for row in SERIES]
