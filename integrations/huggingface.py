@@ -21,13 +21,12 @@ import torch
 from torch import distributed
 
 from sparsitywatch.actions import SaveNow, StopTraining, log_event
-from sparsitywatch.attach import watch
-from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.faults import boundary, let_out
+from sparsitywatch.errors import ConfigurationError, MissingExtraError, boundary, let_out
+from sparsitywatch.live.watch import watch
+from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
 from sparsitywatch.shown import shown_error
-from sparsitywatch.watcher import Watcher
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

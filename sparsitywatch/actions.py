@@ -1,30 +1,230 @@
-"""What is done when an event is seen: functions of the event, for ``on_event``.
-
-::
-
-    sw.watch(..., on_event=[
-        sw.actions.log_event,                          # the default
-        sw.actions.Webhook("https://example.com/hook"),
-        sw.actions.SaveCheckpoint(lambda event: save(model, f"at-{event.detected_step}.pt")),
-    ])
-
-Actions run in the training's thread, one after the other. One that raises is logged and
-the training goes on; one that has ``close`` is closed with the watch. An event that a
-resumed run knows from its log, or that is only added to, calls no action again.
-"""
+"""Events posted to a URL, behind the training and never in its way."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+import math
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from typing import Any
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Event
-from sparsitywatch.webhook import Webhook
+from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
+from sparsitywatch.shown import shown_error
 
-__all__ = ["SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event"]
+__all__ = ["SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses", "payload"]
 
 _logger = logging.getLogger("sparsitywatch")
+
+#: Answers of a server that may differ next time: time-out, too early, too many requests.
+_WORTH_A_RETRY = (408, 425, 429)
+#: Longest pause between two tries, in seconds.
+_MAX_PAUSE_S = 60.0
+
+
+def payload(event: Event) -> dict[str, Any]:
+    """The JSON object that is posted: the event's fields, and in words as "text".
+
+    Numbers that are not known are null. "text" is what chat services show.
+    """
+    numbers = {"size": event.size, "size_in_noise": event.size_in_noise}
+    return {
+        "text": event.describe(),
+        "schema": SCHEMA_VERSION,
+        **json.loads(to_json(event)),
+        **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
+    }
+
+
+def pauses(first_s: float, num: int) -> list[float]:
+    """Seconds before each of ``num`` retries: doubled each time, up to a minute.
+
+    >>> pauses(8.0, 5)
+    [8.0, 16.0, 32.0, 60.0, 60.0]
+    """
+    # the exponent is bounded, as a float is
+    return [min(first_s * 2.0 ** min(i, 60), _MAX_PAUSE_S) for i in range(num)]
+
+
+class Webhook:
+    """Posts each event as a JSON object, from a thread of its own.
+
+    The training waits for nothing: an event goes into a queue, and is left out, with a
+    warning, when that is full. A post that fails is tried again after pauses that double,
+    unless the server says that the request itself is wrong (4xx other than 408, 425 and
+    429) or redirects, which would drop the data. What fails for good is logged with its
+    cause. Messages show the host only: the rest of such a URL is often a secret.
+
+    Args:
+        url: http or https, without user name and password: they belong into ``headers``.
+        timeout_s: for connecting and for each wait for an answer, in seconds.
+        retries: tries after the first one.
+        pause_s: before the first retry, in seconds; doubled each time, to a minute.
+        headers: sent along, such as {"Authorization": "Bearer ..."}.
+        max_queue: events that may wait.
+        close_s: how long ``close`` waits for what is in the queue, in seconds.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 10.0,
+        retries: int = 5,
+        pause_s: float = 1.0,
+        headers: Mapping[str, str] | None = None,
+        max_queue: int = 100,
+        close_s: float = 10.0,
+    ) -> None:
+        self._url, self._host = url, _host(url)
+        for name, number, least in (
+            ("timeout_s", timeout_s, 1e-3),
+            ("retries", retries, 0),
+            ("pause_s", pause_s, 0.0),
+            ("max_queue", max_queue, 1),
+            ("close_s", close_s, 0.0),
+        ):
+            if not (least <= number < math.inf):
+                raise ConfigurationError(f"Expected `{name}` >= {least:g}, got {number!r}.")
+        self._timeout_s, self._retries, self._pause_s = timeout_s, retries, pause_s
+        self._headers = {"Content-Type": "application/json", **(headers or {})}
+        self._close_s = close_s
+        self._max_queue = max_queue
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    def __call__(self, event: Event) -> None:
+        """Put the event into the queue."""
+        item = payload(event)
+        with self._changed:
+            is_full = len(self._waiting) >= self._max_queue
+            if not is_full:
+                self._waiting.append(item)
+                self._changed.notify()
+        if is_full:
+            _logger.warning(
+                "sparsitywatch: %s is not posted to %s: %d events wait already",
+                event.id,
+                self._host,
+                self._max_queue,
+            )
+        if self._thread is None:
+            self._closing = threading.Event()
+            # a daemon: a server that hangs must not keep the process from ending
+            self._thread = threading.Thread(
+                target=self._work, args=[self._closing], name="sparsitywatch-webhook", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """Post what is left, without pauses, for ``close_s`` at most; then give up."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        with self._changed:
+            self._closing.set()
+            self._changed.notify()
+        thread.join(self._close_s)
+        if thread.is_alive():
+            with self._changed:
+                num_left = 1 + len(self._waiting)  # one is on its way
+                self._waiting.clear()
+            _logger.warning(
+                "sparsitywatch: %s does not answer; events that were not posted: %d",
+                self._host,
+                num_left,
+            )
+
+    def _work(self, closing: threading.Event) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or closing.is_set())
+                if not self._waiting:
+                    return
+                item = self._waiting.popleft()
+            self._deliver(item, closing)
+
+    def _deliver(self, item: Mapping[str, Any], closing: threading.Event) -> None:
+        body = json.dumps(item, allow_nan=False).encode()
+        cause = ""
+        for pause_s in (0.0, *pauses(self._pause_s, self._retries)):
+            closing.wait(pause_s)
+            cause, is_final = self._post(body)
+            if not cause:
+                return
+            if is_final:
+                break
+        _logger.error("sparsitywatch: %s was not posted to %s: %s", item["id"], self._host, cause)
+
+    def _post(self, body: bytes) -> tuple[str, bool]:
+        """One try: the cause of a failure, empty if there was none, and whether it is final."""
+        request = urllib.request.Request(  # noqa: S310 the scheme was checked
+            self._url, data=body, headers=self._headers, method="POST"
+        )
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
+                answer.read(1)
+        except urllib.error.HTTPError as error:
+            error.close()
+            is_final = error.code < 500 and error.code not in _WORTH_A_RETRY
+            return f"HTTP {error.code} {error.reason}", is_final
+        except (OSError, HTTPException) as error:
+            return shown_error(error), False
+        return "", False
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for a failure: followed, a POST would become a GET without data."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _host(url: str) -> str:
+    """The host of a URL that can be posted to.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_good = is_good and parts.port != 0 and url.isprintable() and " " not in url
+    except (ValueError, AttributeError, TypeError):
+        is_good = False
+    if not is_good:
+        raise ConfigurationError(
+            f"Expected `url` to be an http or https address, got {_kind(url)}. It is not repeated "
+            "here, as it may be a secret."
+        )
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError(
+            "Expected `url` without a user name and a password, got one with them. Give an "
+            "Authorization header in `headers`."
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _kind(url: object) -> str:
+    if not isinstance(url, str):
+        return type(url).__name__
+    scheme, found, _ = url.partition("://")
+    if not found:
+        return "a text without '://'"
+    is_web = scheme in ("http", "https")
+    return "one whose host or port is none, or with a space" if is_web else f"{scheme!r}"
 
 
 def log_event(event: Event) -> None:

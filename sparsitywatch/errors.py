@@ -19,6 +19,16 @@ control characters are left out of it (``shown.py``), whoever wrote it.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import numbers
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, FrameType
+from typing import Any
+
 from sparsitywatch.shown import shown_text
 
 __all__ = [
@@ -32,6 +42,20 @@ __all__ = [
     "ScopeError",
     "SparsityWatchError",
     "StateError",
+    "boundary",
+    "expect",
+    "expect_functions",
+    "expect_keys",
+    "expect_mapping",
+    "expect_methods",
+    "expect_number",
+    "expect_numbers",
+    "expect_path",
+    "expect_whole",
+    "is_number",
+    "let_out",
+    "listed",
+    "note_signal_handlers",
 ]
 
 
@@ -86,3 +110,227 @@ class MissingExtraError(SparsityWatchError, ImportError):
             f"Expected the package {package!r} for {purpose}, but it is not installed. "
             f"Install the extra: pip install 'sparsitywatch[{extra}]'"
         )
+
+
+_SIGNALS = tuple(int(number) for number in signal.valid_signals())
+#: Of handlers that were seen. One may put another in its place, and raise then.
+_handlers: set[CodeType] = set()
+
+
+@contextlib.contextmanager
+def boundary(
+    on_fault: Callable[[BaseException], object], *, strict: bool = False
+) -> Iterator[None]:
+    """Gives faults to ``on_fault``; what is none goes on, and with ``strict`` so do faults."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 sorted by let_out
+        let_out(error, strict=strict)
+        on_fault(error)
+
+
+def let_out(error: BaseException, *, strict: bool = False) -> None:
+    """Raise what is not a fault of the watch; call it where ``error`` was caught.
+
+    Args:
+        error: what was caught.
+        strict: raise faults, too.
+    """
+    note_signal_handlers()
+    for raised in _chain(error):
+        if _is_of_signal(raised):
+            raise raised
+    if strict or not isinstance(error, (Exception, SystemExit)):
+        raise error
+
+
+def note_signal_handlers() -> None:
+    """Remember what handles signals now, to know its exceptions later."""
+    for number in _SIGNALS:
+        code = _code(signal.getsignal(number))
+        if code is not None:
+            _handlers.add(code)
+
+
+def _code(handler: Any) -> CodeType | None:
+    """Of the function that runs first; None for the system's handlers and those not in Python."""
+    if handler is signal.default_int_handler or not callable(handler):
+        return None
+    while hasattr(handler, "func") and not hasattr(handler, "__code__"):
+        handler = handler.func  # of a functools.partial
+    if not hasattr(handler, "__code__"):
+        handler = type(handler).__call__
+    code: CodeType | None = getattr(handler, "__code__", None)
+    return code
+
+
+def _is_of_signal(error: BaseException) -> bool:
+    """Whether a handler of a signal was running when it was raised."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in _handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those that led to it, but none that the training handles already."""
+    handled_by = set(_callers())
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        trace = one.__traceback__
+        if one is error or (trace is not None and trace.tb_frame not in handled_by):
+            yield one
+            waiting += [one.__context__, one.__cause__]
+
+
+def _callers() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+#: Longest repr of what came that a message repeats.
+_LONGEST = 80
+
+
+def expect(is_good: object, name: str, what: str, came: object) -> None:
+    """Refuse an argument unless it is good.
+
+    Raises:
+        ConfigurationError: it is not; says what was expected of ``name``, and what came.
+
+    >>> expect(False, "steps", "at least 1", 0)
+    Traceback (most recent call last):
+    ...
+    sparsitywatch.errors.ConfigurationError: Expected `steps` to be at least 1, got 0.
+    """
+    if not is_good:
+        told = repr(came)
+        told = told if len(told) <= _LONGEST else f"{told[:_LONGEST]}... ({type(came).__name__})"
+        raise ConfigurationError(f"Expected `{name}` to be {what}, got {told}.")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none.
+
+    >>> is_number(0.5), is_number(True), is_number("0.5")
+    (True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def expect_number(name: str, value: Any, is_good: Callable[[float], bool], what: str) -> None:
+    """Refuse what is no number, or not one for which ``is_good`` holds.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    expect(is_number(value) and is_good(value), name, what, value)
+
+
+def expect_whole(name: str, value: Any, lowest: int) -> None:
+    """Refuse what is no whole number, or below ``lowest``.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    expect(is_whole and value >= lowest, name, f"a whole number >= {lowest}", value)
+
+
+def listed(name: str, values: Any, what: str) -> list[Any]:
+    """The members of a list, a tuple or the like; a text is none of them.
+
+    Raises:
+        ConfigurationError: there are none to go through.
+    """
+    is_text = isinstance(values, str | bytes)
+    expect(isinstance(values, Iterable) and not is_text and not isinstance(values, type),
+           name, what, values)  # fmt: skip
+    try:
+        return list(values)
+    except TypeError:  # such as an array without dimensions
+        expect(is_good=False, name=name, what=what, came=values)
+        raise
+
+
+def expect_numbers(name: str, values: Any, what: str) -> tuple[float, ...]:
+    """Numbers as floats, out of a list, an array or a tensor.
+
+    Raises:
+        ConfigurationError: one is none, or there is no list of them.
+    """
+    found = []
+    for index, value in enumerate(listed(name, values, what)):
+        try:
+            is_good = not isinstance(value, str | bytes)
+            number = float(value) if is_good else math.nan
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            is_good, number = False, math.nan
+        expect(is_good, f"{name}[{index}]", "a number", value)
+        found.append(number)
+    return tuple(found)
+
+
+def expect_functions(name: str, functions: Any) -> None:
+    """Refuse what is no sequence of functions.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    what = "a sequence of functions"
+    is_one = callable(functions)
+    members = [] if is_one else listed(name, functions, what)
+    hint = f"{what}; put a single function in a list" if is_one else what
+    expect(not is_one and all(map(callable, members)), name, hint, functions)
+
+
+def expect_methods(name: str, thing: object, methods: Iterable[str], what: str) -> None:
+    """Refuse an object that lacks one of some methods, and a class in the place of an object.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    has_all = all(callable(getattr(thing, method, None)) for method in methods)
+    expect(has_all and not isinstance(thing, type), name, what, thing)
+
+
+def expect_mapping(name: str, value: Any, what: str) -> None:
+    """Refuse what is no mapping from texts.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    is_good = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    expect(is_good, name, what, value)
+
+
+def expect_path(name: str, value: Any, what: str) -> None:
+    """Refuse what is neither text nor a path.
+
+    Raises:
+        ConfigurationError: likewise.
+    """
+    is_path = isinstance(value, str | os.PathLike) and value != ""
+    expect(is_path, name, what, value)
+
+
+def expect_keys(state: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse a detector's state that lacks a key.
+
+    Raises:
+        StateError: it does; the key is named.
+    """
+    for key in keys:
+        if key not in state:
+            raise StateError(
+                f"Expected a detector's state with the key {key!r}, got {sorted(state)}."
+            )

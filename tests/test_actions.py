@@ -7,10 +7,9 @@ from dataclasses import replace
 import pytest
 
 import sparsitywatch as sw
-from sparsitywatch.actions import SaveCheckpoint, SaveNow, StopTraining
-from sparsitywatch.pipeline import Pipeline, log_event
+from sparsitywatch.actions import SaveCheckpoint, SaveNow, StopTraining, Webhook
+from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.records import Event
-from sparsitywatch.webhook import Webhook
 
 EVENT = Event(
     series="s", direction="up", onset_step=3, detected_step=5, baseline=0.0, value=1.0,

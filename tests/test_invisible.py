@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sparsitywatch as sw
-from sparsitywatch.training import Training, compare, trace
+from sparsitywatch.verification import Training, compare, trace
 
 STEPS = 50
 WIDTH = 6

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sparsitywatch as sw
-from sparsitywatch.training import Difference, Training, compare, trace
+from sparsitywatch.verification import Difference, Training, compare, trace
 
 STEPS = 8
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.training import Training, compare, trace
+from sparsitywatch.verification import Training, compare, trace
 
 
 def make_training() -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
+from sparsitywatch.actions import Webhook, pauses, payload
 from sparsitywatch.records import Event
-from sparsitywatch.webhook import Webhook, pauses, payload
 
 WAIT_S = 60.0  # for what will happen; far more than it takes
 

@@ -190,14 +190,17 @@ def _switched_off(folder: Path) -> str:
     training = Training(evaluation_s=0.0)
     with training.watch(folder, background=False):
         training.steps(10)
-        with _failing("sparsitywatch.measurement.MagnitudeSpectrum.of"):
+        with _failing("sparsitywatch.pipeline.measure.MagnitudeSpectrum.of"):
             training.steps(50)
     return f"{_state(folder).status}; {_told(folder)}"
 
 
 def _evaluations_fail(folder: Path) -> str:
     training = Training(evaluation_s=0.0)
-    with _failing("sparsitywatch.measurement.run_sweep"), training.watch(folder, background=False):
+    with (
+        _failing("sparsitywatch.pipeline.measure.run_sweep"),
+        training.watch(folder, background=False),
+    ):
         training.steps(20)
     return f"{_state(folder).status}; {_told(folder)}"
 

@@ -24,7 +24,7 @@ import sparsitywatch as sw
 from faulting.case import Case
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.integrations.language_models import masked_loss
-from sparsitywatch.measurement import Measurement
+from sparsitywatch.pipeline.measure import Measurement
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 

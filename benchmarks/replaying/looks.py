@@ -10,7 +10,8 @@ from typing import Any
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
-from sparsitywatch.measurement import Measurement, Settings
+from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.settings import Settings
 from sparsitywatch.weights.scope import Scope
 
 __all__ = ["look", "read_in_order"]

@@ -12,8 +12,7 @@ import torch
 
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError
-from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.names import clean_names
+from sparsitywatch.weights.layout import Entry, clean_names
 from sparsitywatch.weights.stored import Stretch
 
 __all__ = [

@@ -20,7 +20,7 @@ from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name
 from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_url
-from sparsitywatch.weights.names import natural_order
+from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.stored import in_flat_order
 
 __all__ = ["Found", "discover", "places_in"]

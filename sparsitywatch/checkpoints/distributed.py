@@ -17,7 +17,7 @@ from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS
 from sparsitywatch.checkpoints.torch_tensors import stored_tensor
 from sparsitywatch.checkpoints.torch_zip import read_torch_zip
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.stored import Stretch, in_flat_order
 
 __all__ = ["MAX_METADATA_BYTES", "METADATA", "is_distributed", "open_distributed"]

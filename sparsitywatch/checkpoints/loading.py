@@ -9,8 +9,7 @@ from torch import nn
 
 from sparsitywatch.checkpoints.base import Checkpoint, unreadable
 from sparsitywatch.errors import CheckpointError
-from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.names import clean_name, unwrap_model
+from sparsitywatch.weights.layout import Entry, clean_name, unwrap_model
 
 __all__ = ["load_into"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparsitywatch.checkpoints.base import Resolved, StoredTensor, Unreadable
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.stored import LoadedStretch, Stretch
 
 __all__ = ["as_weights"]

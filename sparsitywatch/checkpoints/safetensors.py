@@ -18,7 +18,7 @@ from sparsitywatch.checkpoints.base import StoredTensor, Unreadable, as_sizes, r
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.checkpoints.strided import StridedTensor
 from sparsitywatch.errors import IncompleteCheckpointError
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 
 __all__ = ["DTYPES", "MAX_HEADER_BYTES", "read_safetensors"]
 

@@ -11,7 +11,7 @@ import torch
 
 from sparsitywatch.checkpoints.base import refused
 from sparsitywatch.checkpoints.storage import ByteSource
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.stored import LoadedStretch, Stretch
 
 __all__ = ["STRETCH_BYTES", "StridedTensor", "extent"]

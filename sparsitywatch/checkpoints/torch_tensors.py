@@ -13,7 +13,7 @@ from sparsitywatch.checkpoints.base import StoredTensor, Unreadable, as_sizes, r
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words
 from sparsitywatch.checkpoints.storage import ByteSource
 from sparsitywatch.checkpoints.strided import StridedTensor, extent
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 
 __all__ = [
     "STORAGE_DTYPES",

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from sparsitywatch.cli import compare, inspect, plot, replay, report, scope, summary
 from sparsitywatch.errors import SparsityWatchError
+from sparsitywatch.records.run import __version__
 from sparsitywatch.shown import shown_text
-from sparsitywatch.version import __version__
 
 __all__ = ["main"]
 

@@ -28,7 +28,7 @@ from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.replayer.result import Failure, Replayed
+    from sparsitywatch.offline.selection import Failure, Replayed
 
 __all__ = ["add_to"]
 
@@ -99,8 +99,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options = storage_options(arguments)
     if arguments.workers < 1:
         raise ConfigurationError(f"Expected `--workers` >= 1, got {arguments.workers}.")
-    from sparsitywatch.replayer.call import replay
-    from sparsitywatch.replayer.processes import processes
+    from sparsitywatch.offline.jobs import processes
+    from sparsitywatch.offline.replay import replay
     from sparsitywatch.weights.near_zero import DEFAULT_RULES
 
     model, proxy = model_and_proxy(arguments)

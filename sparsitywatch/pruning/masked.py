@@ -11,9 +11,9 @@ from torch import nn
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.pruning.patterns import Cut
 from sparsitywatch.pruning.preserve import ModelState, preserve_state
-from sparsitywatch.weights.names import unwrap_model
+from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import why_not_whole
+from sparsitywatch.weights.snapshot import why_not_whole
 
 __all__ = ["MaskedModel"]
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.arguments import expect, expect_whole
-from sparsitywatch.errors import MeasurementError, ProxyError
+from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
 from sparsitywatch.shown import shown_error, shown_name
 

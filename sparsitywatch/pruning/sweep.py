@@ -11,8 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 
-from sparsitywatch.arguments import expect_number, listed
-from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, listed
 from sparsitywatch.pruning.masked import MaskedModel, Masks
 from sparsitywatch.pruning.patterns import Cut, Pattern
 from sparsitywatch.pruning.proxy import Proxy

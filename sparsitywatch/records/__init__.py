@@ -8,11 +8,15 @@ that was not asked for is None; both are ``null`` in JSON.
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event, latest_versions
-from sparsitywatch.records.motion import Dormant, Forecast, MaskOverlap, Movement, Outlook
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
+    Dormant,
+    Forecast,
     LayerShare,
+    MaskOverlap,
+    Movement,
+    Outlook,
     Provenance,
     Record,
     ScopeSummary,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sparsitywatch.arguments import expect_numbers
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, expect_numbers
 
 __all__ = ["EssentialSparsity", "SparsityCurve"]
 

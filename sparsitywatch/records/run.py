@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
 import numpy as np
 
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo", "WatchState"]
+__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo", "WatchState", "__version__"]
+
+#: Of the package, from its installed metadata; every run says which one wrote it.
+__version__ = version("sparsitywatch")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from sparsitywatch.records.run import __version__
 from sparsitywatch.report.curves import curve_chart
 from sparsitywatch.report.facts import (
     cost_facts,
@@ -25,7 +26,6 @@ from sparsitywatch.report.numbers import Number, number_of, printable
 from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.report.step_charts import step_charts
 from sparsitywatch.report.story import headline, looks_taken, sentences
-from sparsitywatch.version import __version__
 
 __all__ = ["render"]
 

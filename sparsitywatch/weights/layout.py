@@ -1,24 +1,139 @@
-"""Which tensors count by a preset: the one decider, for live models and for stored tensors.
-
-Where the blocks are and which layer makes the output is told by names and shapes alone, in
-whatever order they come: a file does not keep that of the model. What kind of layer a tensor
-belongs to its module's class says where there is a model; else how people name such layers, and
-the shapes beside it.
-"""
+"""Parameter names as the user wrote them, whatever has been wrapped around the model."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
-from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.names import natural_order
+__all__ = [
+    "REPARAMETRIZED",
+    "Decider",
+    "Entry",
+    "Layout",
+    "Place",
+    "clean_name",
+    "clean_names",
+    "natural_order",
+    "unwrap_model",
+]
 
-__all__ = ["REPARAMETRIZED", "Decider", "Layout", "Place"]
+#: Path components that wrappers insert; they may stand anywhere in a name.
+_WRAPPER_COMPONENTS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
+
+_LEADING = "module."
+_LEADING_ALL = re.compile(r"(?:module\.)*")
+
+
+def clean_name(name: str) -> str:
+    """A parameter name without the components that wrappers insert.
+
+    >>> clean_name("_orig_mod.encoder._checkpoint_wrapped_module.weight")
+    'encoder.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_COMPONENTS)
+
+
+def clean_names(names: Iterable[str]) -> dict[str, str]:
+    """Stored names of one model's tensors to the names that its user wrote.
+
+    ``module.``, which data-parallel wrappers put in front, goes where every name has it: a
+    model may have a part of that name.
+
+    >>> clean_names(["module._orig_mod.weight", "module.module.weight"])
+    {'module._orig_mod.weight': 'weight', 'module.module.weight': 'module.weight'}
+    """
+    found = {name: clean_name(name) for name in names}
+    # at once: names come from files, and may consist of it
+    depth = min((_num_leading(name) for name in found.values()), default=0)
+    return {raw: name[depth * len(_LEADING) :] for raw, name in found.items()}
+
+
+def _num_leading(name: str) -> int:
+    """How often a name begins with ``module.``."""
+    return len(_LEADING_ALL.match(name)[0]) // len(_LEADING)  # type: ignore[index]
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+    """What to sort names by, so that numbers inside them count by their value.
+
+    >>> sorted(["layer.10.a", "layer.2.b", "layer.2.a"], key=natural_order)
+    ['layer.2.a', 'layer.2.b', 'layer.10.a']
+    """
+    parts = []
+    for part in re.split(r"([0-9]+)", name):
+        number = part.lstrip("0")
+        # by length, then by digits: names come from files, and may hold numbers of any length
+        parts.append((len(number), number) if part.isdecimal() else (-1, part))
+    return parts, name
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The user's own module inside torch.compile, DDP and DataParallel wrappers.
+
+    A forward of the inner module takes part in no collective and compiles nothing.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # as torch.compile(model) names it
+        if isinstance(inner, nn.Module):
+            model = inner
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One tensor of a checkpoint, without its data.
+
+    Args:
+        name: its name, wrappers' prefixes removed.
+        shape: its shape.
+        dtype: its dtype.
+        storage: equal for tensors that are one and the same piece of storage (tied
+            weights); None where the format keeps every tensor by itself.
+        stored_as: what it is in the file, where ``dtype`` does not say it: "F4", "int8 codes".
+        problem: why its values cannot be read, as "it is sparse"; empty if they can. It is in
+            scope by its name and shape all the same, and refused only there.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: Hashable = None
+    stored_as: str = ""
+    problem: str = ""
+
+    @property
+    def may_be_weights(self) -> bool:
+        """Whether its values are weights, or would be if they could be read."""
+        return self.dtype.is_floating_point or bool(self.problem)
+
+    @property
+    def num_weights(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its elements, in bytes."""
+        return self.num_weights * self.dtype.itemsize
+
+    def placeholder(self) -> nn.Parameter:
+        """A parameter of this shape and dtype without data, on the meta device."""
+        dtype = torch.float32 if self.problem else self.dtype
+        data = torch.empty(self.shape, dtype=dtype, device="meta")
+        # as a parameter in training has it; a file does not tell which were frozen
+        return nn.Parameter(data, requires_grad=dtype.is_floating_point)
+
 
 #: Name, parameter and all names of one storage, to whether it counts and why.
 Decider = Callable[[str, nn.Parameter, Sequence[str]], tuple[bool, str]]

@@ -20,10 +20,16 @@ import torch
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import Dormant, Movement, Outlook
 from sparsitywatch.weights.clock import DecayClock, GroupClock
-from sparsitywatch.weights.dormancy import STILL, TensorMotion, compare, float64_of, values_of
-from sparsitywatch.weights.outlook import outlook
+from sparsitywatch.weights.dormancy import (
+    STILL,
+    TensorMotion,
+    compare,
+    estimate_shrink,
+    float64_of,
+    outlook,
+    values_of,
+)
 from sparsitywatch.weights.sample import Sampler
-from sparsitywatch.weights.shrink import estimate_shrink
 from sparsitywatch.weights.snapshot import Snapshot
 
 __all__ = ["Motion", "Moved", "why_not_measurable"]

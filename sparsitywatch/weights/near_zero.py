@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsitywatch.arguments import expect, listed
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, expect, listed
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["DEFAULT_RULES", "NearZeroRule"]

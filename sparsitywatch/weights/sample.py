@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -12,13 +12,14 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from sparsitywatch.weights.names import natural_order
+from sparsitywatch.weights.dormancy import float64_of
+from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.stored import LazyTensors, SeenStore
 
-__all__ = ["FINGERPRINTED", "Sampler", "fingerprint"]
+__all__ = ["FINGERPRINTED", "Sampler", "fingerprint", "removed"]
 
 #: Integers of the width of a weight: any float dtype can be picked from as these.
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -140,3 +141,22 @@ def _draw(
             where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
         drawn[name] = _Index(num, where)
     return MappingProxyType(drawn)
+
+
+def removed(sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]) -> np.ndarray:
+    """The weights that go at each threshold, as packed bits.
+
+    Args:
+        sample: floating point, [N] in all, by name.
+        thresholds: K of them; a weight goes if |w| <= threshold.
+
+    Returns:
+        uint8 [K, ceil(N / 8)].
+
+    >>> removed({"w": torch.tensor([0.1, -2.0, 0.3, float("nan")])}, [0.2, 9.0])
+    array([[128],
+           [224]], dtype=uint8)
+    """
+    together = float64_of(*sample.values())
+    np.abs(together, out=together)
+    return np.stack([np.packbits(together <= threshold) for threshold in thresholds])

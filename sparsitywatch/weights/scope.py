@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from sparsitywatch.arguments import expect, listed
-from sparsitywatch.errors import ConfigurationError, ScopeError
+from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.shown import shown_error
-from sparsitywatch.weights.entries import Entry
-from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Layout, Place
-from sparsitywatch.weights.names import clean_name
+from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 
 __all__ = ["PRESETS", "Scope", "ScopeLike"]
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from sparsitywatch.analysis.attribution import accountable_layers
+from sparsitywatch.analysis.events import accountable_layers
 from sparsitywatch.records import Cost, LayerShare, Provenance, Record, ScopeSummary
 
 SIZES = {"a": 100, "b": 1000, "c": 10, "d": 100}

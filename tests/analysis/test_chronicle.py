@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.chronicle import Changes, Chronicle
+from sparsitywatch.analysis.events import Changes, Chronicle
 from sparsitywatch.records import Event
 from sparsitywatch.series import describe
 

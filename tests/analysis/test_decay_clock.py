@@ -13,7 +13,7 @@ from contracts.made_records import made_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.decay_clock import is_on_clock
+from sparsitywatch.analysis.events import is_on_clock
 from sparsitywatch.records import Event, Record
 
 SERIES = "near_zero/initial_0.1"

@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.detect.growth import FALL, RISE, seen_growth
-from sparsitywatch.analysis.detect.looks import Looks
-from sparsitywatch.analysis.detect.nulls import MODELS, SPLITS, WINDOW, forecasts, normal_score
-from sparsitywatch.analysis.detect.onset import onset_of
-from sparsitywatch.analysis.detect.response import share_left_by_rate
+from sparsitywatch.analysis.detect.detector import Looks
+from sparsitywatch.analysis.detect.growth import FALL, RISE, seen_growth, share_left_by_rate
+from sparsitywatch.analysis.detect.jumps import (
+    MODELS,
+    SPLITS,
+    WINDOW,
+    forecasts,
+    normal_score,
+    onset_of,
+)
 
 RNG = np.random.default_rng(5)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.knee import knee_of
+from sparsitywatch.analysis.estimate import knee_of
 
 GRID = np.linspace(0, 1, 11)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory, overlap
-from sparsitywatch.weights.masks import removed
+from sparsitywatch.weights.sample import removed
 
 bits = st.lists(st.booleans(), min_size=1, max_size=70)
 

@@ -8,7 +8,7 @@ from contracts.made_records import counted, made_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.scale_or_shape import what_moved
+from sparsitywatch.analysis.events import what_moved
 
 RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
 SERIES = "near_zero/initial_0.1"

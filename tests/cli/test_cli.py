@@ -250,7 +250,7 @@ def imports_torch(code: str) -> bool:
 
 
 def test_the_probe_sees_torch() -> None:
-    assert imports_torch("import sparsitywatch.weights.names, torch")
+    assert imports_torch("import sparsitywatch.weights.scope, torch")
 
 
 @pytest.mark.parametrize("command", ["summary", "plot", "scope", "compare"])

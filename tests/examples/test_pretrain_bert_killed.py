@@ -33,7 +33,7 @@ SERVER = """
 import json, os, runpy, sys
 import tensorboard.compat.proto.event_pb2, torch, transformers
 from transformers import BertConfig, BertForMaskedLM
-import sparsitywatch.attach, sparsitywatch.sinks.figures
+import sparsitywatch.live.watch, sparsitywatch.sinks.figures
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)

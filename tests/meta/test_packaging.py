@@ -99,7 +99,9 @@ def test_the_link_is_a_link() -> None:
 def data_files() -> set[str]:
     """What is installed and is no Python."""
     templates = ROOT.glob("sparsitywatch/report/templates/*")
-    return {"sparsitywatch/py.typed"} | {p.relative_to(ROOT).as_posix() for p in templates}
+    return {"sparsitywatch/__init__.pyi", "sparsitywatch/py.typed"} | {
+        p.relative_to(ROOT).as_posix() for p in templates
+    }
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -136,7 +138,7 @@ print(json.dumps([sw.__version__, modules, files]))
     )
     version, modules, files = json.loads(done.stdout.splitlines()[-1])
     assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert {"sparsitywatch.integrations.huggingface", "sparsitywatch.watcher"} <= set(modules)
+    assert {"sparsitywatch.integrations.huggingface", "sparsitywatch.live.watcher"} <= set(modules)
     home = clean_python.parents[1]
     assert all(home in Path(file).parents for file in files)
 

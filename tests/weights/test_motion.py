@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.optimizer_trace import OptimizerTrace
+from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.weights.clock import DecayClock, group_membership
 from sparsitywatch.weights.motion import Motion, Moved, why_not_measurable
 from sparsitywatch.weights.scope import Scope

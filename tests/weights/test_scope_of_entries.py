@@ -21,7 +21,7 @@ import sparsitywatch as sw
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.weights.entries import Entry
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import PRESETS, Scope
 
 SMALL = {

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsitywatch.weights import dormancy, shrink
-from sparsitywatch.weights.dormancy import values_of
+from sparsitywatch.weights import dormancy
+from sparsitywatch.weights import dormancy as shrink
+from sparsitywatch.weights.dormancy import estimate_shrink, values_of
 from sparsitywatch.weights.motion import Motion
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shrink import estimate_shrink
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum.bins import STORAGES
 

@@ -1,6 +1,6 @@
 """Detection of abrupt changes: of any series, and of weights that no longer get a gradient."""
 
-from sparsitywatch.analysis.detect.detector import AbruptChange
+from sparsitywatch.analysis.detect.detector import AbruptChange, Detector
 from sparsitywatch.analysis.detect.dormant import DormantRise
 
-__all__ = ["AbruptChange", "DormantRise"]
+__all__ = ["AbruptChange", "Detector", "DormantRise"]

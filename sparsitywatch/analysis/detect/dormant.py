@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.looks import Looks
-from sparsitywatch.analysis.detect.onset import onset_of
+from sparsitywatch.analysis.detect.detector import Looks
+from sparsitywatch.analysis.detect.jumps import onset_of
 from sparsitywatch.analysis.robust import median_of_three, noise_sd
-from sparsitywatch.arguments import expect_keys, is_number
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, expect_keys, is_number
 from sparsitywatch.records import Event
 
 __all__ = ["DormantRise"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.faults import let_out
+from sparsitywatch.errors import let_out
 from sparsitywatch.weights.spectrum import loops
 from sparsitywatch.weights.spectrum.bins import STORAGES
 

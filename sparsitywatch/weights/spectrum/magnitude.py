@@ -10,8 +10,13 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from sparsitywatch.arguments import expect_mapping, expect_number, expect_numbers, expect_whole
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import (
+    ConfigurationError,
+    expect_mapping,
+    expect_number,
+    expect_numbers,
+    expect_whole,
+)
 from sparsitywatch.records import LogHistogram
 from sparsitywatch.weights.spectrum import arrays, counting, rules
 from sparsitywatch.weights.spectrum.bins import STORAGES

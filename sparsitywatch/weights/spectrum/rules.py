@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from sparsitywatch.arguments import expect_mapping, expect_number
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, expect_mapping, expect_number
 
 __all__ = ["chosen", "scales_of"]
 

@@ -1,0 +1,487 @@
+"""What an event means: where it lies, what moved, whether decay explains it; then one story."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
+from sparsitywatch.series import describe
+
+__all__ = [
+    "Changes",
+    "Chronicle",
+    "accountable_layers",
+    "explained",
+    "is_on_clock",
+    "what_moved",
+]
+
+
+def accountable_layers(
+    before: Record, after: Record, series: str, share: float = 0.5
+) -> tuple[str, ...]:
+    """The fewest layers that make up ``share`` of a change in a near-zero or dormant fraction.
+
+    Args:
+        before, after: two records of one scope.
+        series: name of the series, "near_zero/RULE" or "motion/dormant"; others have no
+            layers: ().
+        share: fraction of the change in the direction of the whole, in (0, 1].
+
+    Returns:
+        Tensor names, the largest contribution first.
+    """
+    earlier = {layer.name: _fraction(layer, series) for layer in before.layers}
+    changes = {
+        layer.name: layer.num_weights * (_fraction(layer, series) - earlier[layer.name])
+        for layer in after.layers
+        if layer.name in earlier
+    }
+    changes = {name: change for name, change in changes.items() if math.isfinite(change)}
+    sign = 1.0 if sum(changes.values()) >= 0 else -1.0
+    moved = {name: sign * change for name, change in changes.items() if sign * change > 0}
+    needed = share * sum(moved.values())
+    chosen: list[str] = []
+    total = 0.0
+    for name, change in sorted(moved.items(), key=lambda item: -item[1]):
+        if total >= needed:
+            break
+        chosen.append(name)
+        total += change
+    return tuple(chosen)
+
+
+def _fraction(layer: LayerShare, series: str) -> float:
+    """A layer's own part of a series; NaN if it has none."""
+    kind, _, rule = series.partition("/")
+    if kind == "near_zero":
+        return layer.near_zero.get(rule, math.nan)
+    return layer.dormant if series == "motion/dormant" else math.nan
+
+
+#: Standard deviations by which one look may exceed the bound, and all together.
+_NOISE_FACTOR = 4.0
+#: Part of the share of weights that decay must have moved which is seen to be dormant.
+_MIN_SEEN = 0.1
+
+
+def is_on_clock(event: Event, records: Sequence[Record]) -> bool | None:
+    """Whether weight decay alone could account for a rise of a near-zero fraction.
+
+    Args:
+        event: seen in the last record; its series, onset and noise are used.
+        records: by rising step, up to the one that the event was seen in.
+
+    Returns:
+        False: it grew faster than decay could make it, between two looks since the onset
+        or over all of them; or exact zeros appeared, which decay never makes. True: it did
+        not, and weights that decay alone moves were not found missing. None: unknown, or
+        the series is no near-zero fraction with a fixed threshold that rose.
+    """
+    room, _, rule = event.series.partition("/")
+    if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
+        return None
+    if rule == "zero":
+        return False
+    start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
+    looks = [
+        r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
+    ]
+    if len(looks) < 2:
+        return None
+    clock = np.array([r.decay_clock for r in looks])
+    values = np.array([r.near_zero[rule] for r in looks])
+    if not (np.isfinite(clock).all() and np.isfinite(values).all()):
+        return None
+    noise = _relative_noise(values, event.noise, looks[-1].scope.num_weights)
+    if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
+        return False
+    return True if _is_seen(looks, values, clock) else None
+
+
+def _relative_noise(values: np.ndarray, noise: float, num_weights: int) -> np.ndarray:
+    """Standard deviation of log(later / earlier) for each value and the one after it."""
+    counting = 1.0 / np.sqrt(np.maximum(values[:-1] * num_weights, 1.0))
+    known = 0.0 if math.isnan(noise) else noise
+    return np.asarray(math.sqrt(2.0) * np.maximum(counting, known / values[:-1]))
+
+
+def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:
+    excess = np.diff(np.log(values)) - np.diff(clock)
+    return bool((excess > _NOISE_FACTOR * noise).any())
+
+
+def _is_seen(looks: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> bool:
+    """Whether a good part of the weights that decay must have moved are seen to be dormant."""
+    advance = math.expm1(float(clock[-1] - clock[0]))
+    if advance <= 0.0:
+        return False
+    needed = float(values[-1] / values[0] - 1.0) / advance
+    fractions = [r.dormant.fraction for r in looks if r.dormant is not None]
+    seen = [fraction for fraction in fractions if math.isfinite(fraction)]
+    return not seen or max(seen) >= _MIN_SEEN * needed
+
+
+#: Share of a change at which the other cause is left unmentioned.
+_MOST = 0.75
+#: Least change of the near-zero fraction, relative to it, that is told to have a cause.
+_MIN_MOVED = 0.05
+#: A rule relative to the present root mean square, up to this factor, tells what is small.
+_LARGEST_FACTOR = 0.2
+#: Thresholds closer than this ratio give no slope.
+_MIN_RATIO = 1.1
+
+
+def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
+    """What moved between two records: "scale", "shape", "both", or empty if unknown.
+
+    A near-zero fraction with a fixed threshold is split into what the scale alone would
+    have done and the rest; a cause with three quarters of the change stands alone. For
+    another series the first such fraction of the records is split. A rule relative to the
+    present root mean square, and exact zeros, are deaf to scale: if one of them is the
+    series, the shape changed at least.
+
+    Args:
+        before, now: two records of one scope, with layers.
+        series: name of the series that an event was seen in.
+        initial_rms: root mean square of each tensor that "initial_*" rules refer to.
+    """
+    room, _, rule = series.partition("/")
+    is_near_zero = room == "near_zero"
+    if is_near_zero and _is_fixed(rule):
+        return _cause(before, now, rule, initial_rms)
+    fixed = next((name for name in now.near_zero if _is_fixed(name)), None)
+    cause = "" if fixed is None else _cause(before, now, fixed, initial_rms)
+    if is_near_zero:
+        return "both" if cause in ("scale", "both") else "shape"
+    return cause
+
+
+def _is_fixed(rule: str) -> bool:
+    return rule.startswith(("initial_", "abs_"))
+
+
+def _cause(before: Record, now: Record, rule: str, initial_rms: Mapping[str, float]) -> str:
+    earlier = {layer.name: layer for layer in before.layers}
+    was = by_scale = is_now = 0.0
+    for layer in now.layers:
+        old = earlier.get(layer.name)
+        if old is None or rule not in layer.near_zero or rule not in old.near_zero:
+            continue
+        was += layer.num_weights * old.near_zero[rule]
+        by_scale += layer.num_weights * _by_scale_alone(old, layer, rule, initial_rms)
+        is_now += layer.num_weights * layer.near_zero[rule]
+    change = is_now - was
+    if not math.isfinite(change) or abs(change) <= _MIN_MOVED * was:
+        return ""
+    sign = math.copysign(1.0, change)
+    scale, shape = max(sign * (by_scale - was), 0.0), max(sign * (is_now - by_scale), 0.0)
+    share = scale / (scale + shape)
+    return "scale" if share >= _MOST else "shape" if share <= 1.0 - _MOST else "both"
+
+
+def _by_scale_alone(
+    old: LayerShare, new: LayerShare, rule: str, initial_rms: Mapping[str, float]
+) -> float:
+    """The near-zero fraction that ``old`` would have with the scale of ``new``."""
+    was, is_now = _scale(old), _scale(new)
+    fraction, zero = old.near_zero[rule], old.near_zero.get("zero", 0.0)
+    if not (was > 0.0 and is_now > 0.0) or fraction <= zero:
+        return fraction
+    ways = {_threshold(name, old, initial_rms): f - zero for name, f in old.near_zero.items()}
+    ways.pop(0.0, None)
+    own = _threshold(rule, old, initial_rms)
+    points = [(math.log(t), math.log(f)) for t, f in sorted(ways.items()) if f > 0.0]
+    here = (math.log(own), math.log(fraction - zero)) if own else (0.0, math.log(fraction - zero))
+    moved = _follow(points if own else [here], here, math.log(was / is_now))
+    return zero + min(math.exp(moved), 1.0 - zero)
+
+
+def _follow(points: list[tuple[float, float]], here: tuple[float, float], way: float) -> float:
+    """The curve through ``points`` (log threshold, log share), ``way`` from ``here``.
+
+    Between points it is a straight line, beyond them one of the last slope, between 0 and
+    1: a share grows at most as fast as its threshold where small weights are no rarer than
+    larger ones. With ``here`` alone the slope is 1, which a flat density has.
+    """
+    x, y = here
+    direction = math.copysign(1.0, way)
+    ahead = [p for p in points if direction * (p[0] - x) >= math.log(_MIN_RATIO)]
+    behind = [p for p in points if direction * (x - p[0]) >= math.log(_MIN_RATIO)]
+    ahead.sort(key=lambda p: direction * p[0])
+    slope = 1.0
+    if behind:
+        near = max(behind, key=lambda p: direction * p[0])
+        slope = _slope(near, here)
+    for point in ahead:
+        slope = _slope((x, y), point)
+        if direction * (point[0] - here[0]) >= abs(way):
+            break
+        x, y = point
+    return y + slope * (here[0] + way - x)
+
+
+def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
+    return min(max((b[1] - a[1]) / (b[0] - a[0]), 0.0), 1.0)
+
+
+def _threshold(rule: str, layer: LayerShare, initial_rms: Mapping[str, float]) -> float:
+    """The magnitude that a rule stands for in a layer; 0 if there is none or it is unknown."""
+    kind, _, number = rule.partition("_")
+    if kind == "zero":
+        return 0.0
+    unit = {"abs": 1.0, "rms": layer.rms, "initial": initial_rms.get(layer.name, 0.0)}[kind]
+    return float(number) * unit
+
+
+def _scale(layer: LayerShare) -> float:
+    """Root mean square of the weights that are not small beside it; NaN if there are none."""
+    small = layer.near_zero.get("zero", 0.0)
+    for rule, fraction in layer.near_zero.items():
+        kind, _, number = rule.partition("_")
+        if kind == "rms" and float(number) <= _LARGEST_FACTOR:
+            small = fraction
+            break
+    return layer.rms / math.sqrt(1.0 - small) if small < 1.0 else math.nan
+
+
+def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
+    """The event with its meaning, its layers, what moved, and what the decay clock says.
+
+    Args:
+        event: as a detector gave it, with the name of its series.
+        records: by rising step; the last one is that in which the event was seen.
+        initial_rms: root mean square of each tensor when the watch first saw it.
+    """
+    now = records[-1]
+    event = replace(
+        event,
+        meaning=describe(event.series).meaning(event.direction),
+        decay_clock=now.decay_clock,
+        num_not_finite=now.num_not_finite,
+        on_clock=is_on_clock(event, records),
+    )
+    # the layers of old records are let go: then the oldest that has them is the closest
+    with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
+    before = [record for record in with_layers if record.step <= event.onset_step]
+    compared = before[-1:] or with_layers[:1]
+    if not compared:
+        return event
+    return replace(
+        event,
+        layers=accountable_layers(compared[0], now, event.series),
+        change=what_moved(compared[0], now, event.series, initial_rms),
+        before_step=compared[0].step,
+    )
+
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: So many looks after a detection another one may still have seen the same thing.
+_FEW_LOOKS = 3
+#: What is left of the largest size of a change that fell back.
+_LEFT = 0.5
+#: Events that are followed; older ones are left as they are.
+_MAX_FOLLOWED = 50
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What one look adds to the events of a run.
+
+    Args:
+        new: events seen for the first time.
+        amended: new versions of earlier events.
+    """
+
+    new: tuple[Event, ...] = ()
+    amended: tuple[Event, ...] = ()
+
+
+@dataclass
+class _Followed:
+    """An event, and what its series did since.
+
+    Args:
+        event: its latest version.
+        looks: looks since it was detected.
+        until: step up to which an onset still belongs to it; -1 while that is any.
+        peak: its largest size on two looks in a row, positive in its direction.
+        last: its size at the last look that had the series.
+        low_step: first of the looks in a row with half of the peak or less; -1 if not so.
+    """
+
+    event: Event
+    looks: int = 0
+    until: int = -1
+    peak: float = math.nan
+    last: float = math.nan
+    low_step: int = -1
+
+    @property
+    def has_fallen(self) -> bool:
+        return self.event.fell_back_step >= 0
+
+    def height(self, value: float) -> float:
+        sign = 1.0 if self.event.direction == "up" else -1.0
+        return sign * (value - self.event.baseline)
+
+    def follow(self, step: int, values: Mapping[str, float]) -> bool:
+        """One more look; True if the event is seen to have fallen back."""
+        self.looks += 1
+        if self.looks == _FEW_LOOKS:
+            self.until = step
+        if self.has_fallen or self.event.series not in values:
+            return False
+        height = self.height(values[self.event.series])
+        self.peak = max(self.peak, min(height, self.last))
+        self.last = height
+        if not (self.peak > 0.0 and height <= _LEFT * self.peak):
+            self.low_step = -1
+        elif self.low_step < 0:
+            self.low_step = step
+        else:
+            return True
+        return False
+
+
+class Chronicle:
+    """Follows the events of a run, look by look."""
+
+    def __init__(self) -> None:
+        self._followed: dict[str, _Followed] = {}
+
+    def look(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        seen: Sequence[Event],
+        told: Sequence[Event] = (),
+    ) -> Changes:
+        """One more look.
+
+        Args:
+            step: of the look.
+            values: its series, by name.
+            seen: what the detectors saw at it, with series, meaning and noise.
+            told: events of this look that a log holds already; they are followed only.
+        """
+        new: dict[str, Event] = {}
+        amended: dict[str, Event] = {}
+        for followed in self._followed.values():
+            if followed.follow(step, values):
+                self._fell_back(followed, step, amended)
+        for event in told:
+            self._add(event)
+        for event in sorted(seen, key=_strength, reverse=True):
+            if self._is_fall(event, step, amended):
+                continue
+            same = self._same(event, step)
+            if same is None:
+                added = self._add(self._named(event))
+                new[added.id] = added
+            else:
+                self._relate(same, event, step, new, amended)
+        return Changes(tuple(new.values()), tuple(amended.values()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data that ``load_state_dict`` goes on from."""
+        followed = self._followed.values()
+        return {"followed": [{**vars(f), "event": to_json(f.event)} for f in followed]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        found = [
+            _Followed(**{**saved, "event": from_json(Event, saved["event"])})
+            for saved in state["followed"]
+        ]
+        self._followed = {followed.event.id: followed for followed in found}
+
+    def _add(self, event: Event) -> Event:
+        followed = _Followed(event)
+        followed.peak = followed.last = followed.height(event.value)
+        self._followed[event.id] = followed
+        for old in list(self._followed)[:-_MAX_FOLLOWED]:
+            del self._followed[old]
+        return event
+
+    def _named(self, event: Event) -> Event:
+        """The event under an id that no other one has, with the one that announced it."""
+        number = 2
+        while event.id in self._followed:
+            event = replace(event, id=f"{event.series}@{event.onset_step}-{number}")
+            number += 1
+        if not event.meaning or _is_early(event):
+            return event
+        for followed in reversed(self._followed.values()):
+            earlier = followed.event
+            if _is_early(earlier) and earlier.meaning == event.meaning and not followed.has_fallen:
+                return replace(event, preceded_by=earlier.id)
+        return event
+
+    def _same(self, event: Event, step: int) -> _Followed | None:
+        """The event that this detection is a part of, the latest if there are several."""
+        if not event.meaning:
+            return None
+        for followed in reversed(self._followed.values()):
+            first = followed.event
+            is_other = event.series != first.series and event.series not in first.related
+            if not is_other or first.meaning != event.meaning:
+                continue
+            until = step if followed.until < 0 else followed.until
+            touches = event.onset_low <= until and event.onset_high >= first.onset_low
+            is_late = followed.looks > _FEW_LOOKS and _is_early(first) != _is_early(event)
+            if touches and not is_late:
+                return followed
+        return None
+
+    def _relate(
+        self,
+        same: _Followed,
+        event: Event,
+        step: int,
+        new: dict[str, Event],
+        amended: dict[str, Event],
+    ) -> None:
+        first = replace(same.event, related=(*same.event.related, event.series))
+        if first.id in new:
+            same.event = new[first.id] = first
+            return
+        same.event = amended[first.id] = replace(first, amended_step=step)
+        _logger.info("sparsitywatch: %s is seen in another series: %s", first.id, event.describe())
+
+    def _is_fall(self, event: Event, step: int, amended: dict[str, Event]) -> bool:
+        """Whether a detection is the fall of an earlier event, which is told with that one."""
+        for followed in reversed(self._followed.values()):
+            rise = followed.event
+            is_back = event.direction != rise.direction and event.onset_high >= rise.detected_step
+            if event.series not in (rise.series, *rise.related) or not is_back:
+                continue
+            if followed.has_fallen:
+                return event.onset_low <= rise.fell_back_step
+            if followed.low_step >= 0:
+                self._fell_back(followed, step, amended)
+                return True
+            return False
+        return False
+
+    def _fell_back(self, followed: _Followed, step: int, amended: dict[str, Event]) -> None:
+        event = replace(followed.event, fell_back_step=followed.low_step, amended_step=step)
+        followed.event = amended[event.id] = event
+        _logger.info("sparsitywatch: a change fell back: %s", event.describe())
+
+
+def _is_early(event: Event) -> bool:
+    """Whether the event is of the early signal, weights that get no gradient."""
+    return event.series.startswith("motion/")
+
+
+def _strength(event: Event) -> float:
+    size = abs(event.size_in_noise)
+    return -1.0 if math.isnan(size) else size

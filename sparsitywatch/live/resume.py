@@ -1,0 +1,212 @@
+"""How a run's log begins: anew, or where an earlier process left it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+from sparsitywatch.errors import LogTakenError, ProxyError, StateError
+from sparsitywatch.live.trace import OptimizerTrace
+from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.pipeline import Pipeline
+from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.records import Detail, Provenance, RunInfo
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
+from sparsitywatch.weights.clock import ClockReading
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["begin", "check_state", "recall_proxy"]
+
+_logger = logging.getLogger("sparsitywatch")
+
+_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "pace")
+#: Batches of a proxy that are larger than this are not kept with the run.
+_MOST_KEPT_BYTES = 256 * 2**20
+
+
+def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
+    """Refuse the saved state of another watch before anything is changed.
+
+    Raises:
+        StateError: a key is missing, or the state is of another scope or proxy.
+    """
+    missing = [key for key in _STATE_KEYS if key not in state]
+    if missing:
+        raise StateError(f"Expected the keys {missing} in the watch's state, got {list(state)}.")
+    for key in ("scope_hash", "proxy_hash"):
+        expected = getattr(provenance, key)
+        if state[key] != expected:
+            raise StateError(
+                f"Expected a state with {key} {expected!r}, got {state[key]!r}: it belongs to "
+                "another model or to other held-out batches. Start a new logdir."
+            )
+
+
+def recall_proxy(directory: Path | None, measurement: Measurement, wanted: str) -> None:
+    """Evaluate the batches that the run's log kept, where the source gave others this time.
+
+    Args:
+        directory: of the log.
+        measurement: whose proxy is replaced, if that makes it the one that is wanted.
+        wanted: hash of the run's proxy.
+    """
+    proxy = measurement.proxy
+    if directory is None or proxy is None or wanted == proxy.hash:
+        return
+    file = _kept_batches(directory, wanted)
+    if not file.is_file():
+        return
+    try:
+        kept = proxy.with_kept(file)
+    except ProxyError as error:
+        _logger.warning("sparsitywatch: %s", error)
+        return
+    if kept.hash == wanted:  # else it is another value, or the file is not what was written
+        measurement.proxy = kept
+        _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
+
+
+def begin(
+    initial_step: int,
+    scope: Scope,
+    measurement: Measurement,
+    pipeline: Pipeline,
+    trace: OptimizerTrace,
+) -> None:
+    """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
+
+    What cannot be gone on from is moved aside, and the log begins anew: an earlier log where this
+    run starts at step 0, that of a replay, one whose numbers cannot be compared with those that
+    come, and one that cannot be read. A log that a living process writes is moved by nobody: a run
+    that does not go on from it writes beside it.
+
+    Raises:
+        LogTakenError: another watch has taken the log over meanwhile.
+    """
+    claim = pipeline.claim
+    if claim.directory is not None:
+        goes_on = _claimed(claim, initial_step)
+        why = "which this one does not go on from"
+        if goes_on:
+            why = _take_up(claim.directory, initial_step, measurement, pipeline, trace)
+        if why:
+            claim.set_aside(why)
+    info = RunInfo(
+        initial_step=initial_step,
+        provenance=measurement.provenance,
+        ledger=scope.ledger,
+        initial_rms=measurement.initial_rms,
+    )
+    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
+    if claim.directory is not None and measurement.proxy is not None:
+        _keep_batches(claim, measurement.proxy)
+
+
+def _claimed(claim: Claim, initial_step: int) -> bool:
+    """Claim a directory to write into; returns whether this run may go on from what it holds."""
+    assert claim.directory is not None  # noqa: S101 for the type checker
+    goes_on = initial_step > 0 and not _is_replay(claim.directory)
+    try:
+        # the process that this one follows may be dying still, and must not write any more
+        claim.take(over="all" if goes_on else "own")
+    except LogTakenError as error:
+        claim.move()
+        _logger.warning(
+            "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
+            error,
+            claim.directory,
+        )
+        return _claimed(claim, 0)
+    return goes_on
+
+
+def _is_replay(directory: Path) -> bool:
+    try:
+        manifest = read_manifest(directory)
+    except StateError:  # told by _take_up
+        return False
+    return manifest is not None and bool(manifest.replayed_from)
+
+
+def _take_up(
+    directory: Path,
+    initial_step: int,
+    measurement: Measurement,
+    pipeline: Pipeline,
+    trace: OptimizerTrace,
+) -> str:
+    """Go on from what the log in ``directory`` holds up to ``initial_step``.
+
+    The tensors' first sizes, the records and events seen, what the detectors learned from
+    them, and the clocks, unless a loaded state knows better.
+
+    Returns:
+        Why that cannot be done, empty if it was done.
+    """
+    try:
+        manifest = read_manifest(directory)
+        records = read_records(directory, max_step=initial_step)
+        events = read_events(directory, max_step=initial_step)
+    except StateError as error:
+        return f"which cannot be gone on from: {error}"
+    if manifest is not None:
+        recall_proxy(directory, measurement, manifest.provenance.proxy_hash)
+        then, now = manifest.provenance.settings(), measurement.provenance.settings()
+        changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
+        if changed:
+            return f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
+        if set(manifest.initial_rms) == set(measurement.initial_rms):
+            measurement.initial_rms = dict(manifest.initial_rms)
+    pipeline.recall(records, events)
+    last = records[-1] if records and records[-1].step == initial_step else None
+    trace.continue_from(
+        ClockReading(math.nan, math.nan)
+        if last is None
+        else ClockReading(last.decay_clock, last.lr_clock)
+    )
+    return ""
+
+
+def _detail(directory: Path | None, step: int) -> Detail:
+    """What the spectrum of a logged record still tells."""
+    try:
+        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory or "", step))
+    except (StateError, OSError, ValueError, LookupError, BadZipFile) as error:
+        _logger.info("sparsitywatch: no histograms for step %d: %s", step, error)
+        return Detail()
+    return Detail(histograms=spectrum.log10_histograms())
+
+
+def _kept_batches(directory: Path, proxy_hash: str) -> Path:
+    # files of this name are no checkpoints to a replay, which may look at the folder around the log
+    return directory / f"sparsitywatch-proxy-{proxy_hash}.pt"
+
+
+def _keep_batches(claim: Claim, proxy: Proxy) -> None:
+    """Write the batches beside the log, once, for a resume whose source gives others."""
+    assert claim.directory is not None  # noqa: S101 for the type checker
+    file = _kept_batches(claim.directory, proxy.hash)
+    if file.exists():
+        return
+    if proxy.num_bytes > _MOST_KEPT_BYTES:
+        _logger.info(
+            "sparsitywatch: the proxy's batches are not kept with the run: %.0f MiB",
+            proxy.num_bytes / 2**20,
+        )
+        return
+    try:
+        with claim.writing():
+            proxy.keep(file)
+    except (OSError, RuntimeError, ValueError) as error:  # torch says so of a full disk
+        _logger.warning(
+            "sparsitywatch: the proxy's batches could not be kept in %s: %s. A resumed run whose "
+            "source gives others will begin a new log.",
+            file,
+            error,
+        )

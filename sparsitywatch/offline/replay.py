@@ -1,0 +1,334 @@
+"""``replay``: everything a user may ask for, checked, then handed to the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.checkpoints.discovery import Found, discover
+from sparsitywatch.errors import (
+    CheckpointError,
+    ConfigurationError,
+    expect,
+    expect_mapping,
+    expect_methods,
+    expect_path,
+    expect_whole,
+    is_number,
+    listed,
+)
+from sparsitywatch.offline.driver import Replayer
+from sparsitywatch.offline.jobs import Given, Listeners, Orders, Skeleton, Stage, window_of
+from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
+from sparsitywatch.offline.selection import follow as follow_run
+from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
+from sparsitywatch.pipeline.rundir import Claim, place
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.records import Event, Record
+from sparsitywatch.settings import Settings, as_sweep, default_detectors
+from sparsitywatch.shown import shown_url
+from sparsitywatch.sinks.base import Sink
+from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.weights.layout import unwrap_model
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
+from sparsitywatch.weights.scope import Scope, ScopeLike
+
+__all__ = ["replay"]
+
+_logger = logging.getLogger("sparsitywatch")
+
+Url = str | os.PathLike[str]
+
+
+def replay(
+    urls: Url | Iterable[Url],
+    *,
+    logdir: str | os.PathLike[str] | None,
+    model: nn.Module | Callable[[], nn.Module] | None = None,
+    proxy: Proxy | None = None,
+    executor: Executor | None = None,
+    scope: ScopeLike = "blocks",
+    levels: Sequence[float] | Sweep | None = None,
+    pattern: str | Pattern | None = None,
+    tolerance: float = 0.01,
+    tolerance_mode: str | None = None,
+    near_zero: Sequence[str] = DEFAULT_RULES,
+    initial_rms: Mapping[str, float] | str | os.PathLike[str] | None = None,
+    detectors: Mapping[str, Detector] | None = None,
+    on_event: Sequence[Callable[[Event], object]] = (log_event,),
+    on_record: Sequence[Callable[[Record], object]] = (),
+    on_failure: Sequence[Callable[[Failure], object]] = (),
+    on_progress: Sequence[Callable[[int, int], object]] = (),
+    on_waiting: Sequence[Callable[[str], object]] = (),
+    sinks: Sequence[Sink] = (),
+    dormant_samples: int | None = 1_000_000,
+    storage_options: Mapping[str, Any] | None = None,
+    max_in_flight: int | None = None,
+    follow: bool = False,
+    poll_s: float = 5.0,
+    idle_timeout_s: float | None = None,
+    until: Callable[[], bool] | None = None,
+    duplicates: str = "refuse",
+    strict: bool = False,
+) -> Replayed:
+    """Look at saved checkpoints: the same records, events and files as from a live watch.
+
+    The same weights give the same record as live, but for wall time, costs, and what only an
+    optimizer knows: the decay clock, the learning rate and the forecast are unknown, and what
+    moved between two looks is estimated from the weights (``dormant.estimated``).
+
+    A replay that was killed does only what is missing when it is started again.
+
+    Args:
+        urls: checkpoints, folders of them and patterns such as "runs/bert/checkpoint-*", on
+            any storage that fsspec knows. They are looked at by step.
+        logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
+        model: what was trained, or a function that makes it. Every parameter is overwritten by
+            those of the checkpoints. Without it nothing but tensors is needed; which weights
+            count is then told from their names and shapes.
+        proxy: what to evaluate, as live; needs ``model``.
+        executor: who looks: any ``concurrent.futures.Executor`` (threads, processes that are
+            spawned, ``client.get_executor(pure=False)`` of dask). It gets URLs and gives
+            records; closing it is yours. None: this process, which
+            without a model reads one checkpoint ahead.
+        scope, levels, pattern, tolerance, tolerance_mode, near_zero: as of ``watch``.
+        initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
+            refer to, or the log directory of a run that has them. By default those of the
+            first checkpoint that can be read.
+        detectors: as of ``watch``; by default those of the near-zero weights. Without the decay
+            clock the early signal cannot be told from a model that has stopped to learn.
+        on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
+        on_failure: called with each checkpoint that cannot be looked at; the others go on.
+        on_progress: called with the number of checkpoints that are done and of all.
+        on_waiting: called with the reason, once for each, why ``follow`` finds nothing to list yet.
+        dormant_samples: how many weights are compared from one checkpoint to the next.
+        storage_options: passed on to fsspec, such as credentials and an endpoint.
+        max_in_flight: how many looks an executor is given at once, at most; by default two to
+            each worker.
+        follow: wait for the checkpoints of a run that goes on; also for the first one. Ends
+            with Ctrl-C, with ``idle_timeout_s`` and with ``until``.
+        poll_s: seconds between two looks at the storage.
+        idle_timeout_s: stop following when nothing new has come for so many seconds.
+        until: stop following when it returns True; it is asked before each look.
+        duplicates: "refuse": several checkpoints of one step that do not hold the same weights
+            are told and none of them is looked at, since they may be parts of a model; "first":
+            the first one is.
+        strict: let what goes wrong in a look out, for tests.
+
+    Returns:
+        Records, events, and what could not be looked at.
+
+    Raises:
+        ConfigurationError: an argument cannot be used, or ``logdir`` holds something else.
+        ScopeError: the scope selects nothing.
+        ProxyError: the proxy does not work on this model.
+        CheckpointError: there are no checkpoints at all.
+        StateError: the log of an earlier replay is damaged.
+        OSError: the log cannot be written.
+    """
+    places = _places(urls)
+    settings = Settings(
+        tolerance=tolerance,
+        tolerance_mode=tolerance_mode,
+        near_zero=near_zero_rules(near_zero),
+        pattern=as_pattern(pattern),
+        sweep=as_sweep(levels),
+    )
+    goes_on = proxy is not None and not isinstance(settings.sweep, Grid | Bisection)
+    patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
+    listeners = Listeners(on_failure, on_progress, on_waiting)
+    _check(storage_options, dormant_samples, max_in_flight)
+    _check_executor(executor, levels, goes_on=goes_on)
+    chosen, stage = _staged(model, proxy, scope, executor)
+    directory = None if logdir is None else place(logdir)
+    orders = Orders(
+        settings=settings,
+        scope=chosen,
+        stage=stage,
+        initial_rms=_initial_rms(initial_rms),
+        num_samples=dormant_samples,
+        storage_options=dict(storage_options or {}),
+        executor=executor,
+        window=window_of(executor) if max_in_flight is None else max_in_flight,
+        goes_on=goes_on,
+        directory=directory,
+        replayed_from=tuple(shown_url(url) for url in places),
+        strict=strict,
+    )
+    if detectors is None:
+        detectors = _default_detectors(settings)
+    pipeline = Pipeline(
+        claim=Claim(directory),
+        sinks=[*as_sinks(sinks), *_sinks_into(directory)],
+        detectors=detectors,
+        on_event=on_event,
+        on_record=on_record,
+        strict=True,
+    )
+    replayer = Replayer(orders, pipeline, detectors, listeners)
+
+    found: dict[str, Found] = {}
+
+    def list_now() -> Selection:
+        # what is done is neither listed nor opened again each time that a sidecar looks
+        known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
+        listed = discover(places, orders.storage_options, known, duplicates)
+        found.update({one.url: one for one in listed})
+        return select(listed)
+
+    _run(replayer, list_now, patience if follow else None, listeners)
+    return replayer.result()
+
+
+def _default_detectors(settings: Settings) -> dict[str, Detector]:
+    # without the decay clock dormant weights cannot be told from a model that stands still
+    defaults = default_detectors(settings)
+    return {name: d for name, d in defaults.items() if not name.startswith("motion/")}
+
+
+def _sinks_into(directory: Path | None) -> list[Sink]:
+    """The sinks of the log. The lines of JSON come last: what they hold is everywhere."""
+    return [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]
+
+
+def _run(
+    replayer: Replayer,
+    list_now: Callable[[], Selection],
+    patience: Patience | None,
+    listeners: Listeners,
+) -> None:
+    try:
+        if patience is None:
+            replayer.see(list_now())
+            return
+        try:
+            follow_run(replayer, _patiently(list_now, listeners), patience)
+        except KeyboardInterrupt:
+            _logger.info("sparsitywatch: interrupted; following ends")
+    finally:
+        replayer.close()
+
+
+def _patiently(
+    list_now: Callable[[], Selection], listeners: Listeners
+) -> Callable[[], Selection | None]:
+    """The same, while the place is still to come, or out of reach for a while."""
+    told = set()
+
+    def list_or_wait() -> Selection | None:
+        try:
+            return list_now()
+        except CheckpointError as error:
+            if str(error) not in told:
+                told.add(str(error))
+                _logger.warning("sparsitywatch: waiting: %s", error)
+                for function in listeners.on_waiting:
+                    function(str(error))
+            return None
+
+    return list_or_wait
+
+
+def _staged(
+    model: nn.Module | Callable[[], nn.Module] | None,
+    proxy: Proxy | None,
+    scope: ScopeLike,
+    executor: Executor | None,
+) -> tuple[Scope | ScopeLike, Stage | None]:
+    """Which weights count, and how workers come by the model."""
+    if model is None:
+        if proxy is not None:
+            raise ConfigurationError("Expected `model` beside `proxy`, got none: what to evaluate?")
+        return scope, None
+    is_model = isinstance(model, nn.Module) or callable(model)
+    expect(is_model, "model", "a torch.nn.Module or a function that makes one", model)
+    made = model if isinstance(model, nn.Module) else model()
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(
+            "Expected `model` to be a torch.nn.Module or a function that makes one, got "
+            f"{type(made).__name__}."
+        )
+    inner = unwrap_model(made)
+    chosen = Scope.of(inner, scope)
+    if proxy is None:
+        return chosen, None  # the model has said which weights count
+    proxy.check(inner, has_weights=False)
+    make: Callable[[], nn.Module] = Given(inner)
+    if executor is not None:
+        make = Skeleton(inner) if isinstance(model, nn.Module) else model
+    stage = Stage(make, proxy)
+    if isinstance(executor, ProcessPoolExecutor):
+        _check_picklable(stage)
+    return chosen, stage
+
+
+def _check_picklable(stage: Stage) -> None:
+    try:
+        pickle.dumps(stage)
+    except Exception as error:
+        raise ConfigurationError(
+            "Expected a `model` and a `proxy` that can be sent to other processes, but pickling "
+            f"raised {type(error).__name__}: {error}. Define their functions at the top of a "
+            "module."
+        ) from error
+
+
+def _initial_rms(
+    given: Mapping[str, float] | str | os.PathLike[str] | None,
+) -> Mapping[str, float] | None:
+    if given is None or isinstance(given, Mapping):
+        is_good = all(isinstance(n, str) and is_number(x) for n, x in (given or {}).items())
+        expect(is_good, "initial_rms", "numbers by name", given)
+        return given
+    expect_path("initial_rms", given, "numbers by name or the log directory of a run")
+    for directory in (place(given), Path(given)):
+        manifest = read_manifest(directory)
+        if manifest is not None:
+            return manifest.initial_rms
+    raise ConfigurationError(
+        "Expected `initial_rms` to be numbers by name or the log directory of a run, found no "
+        f"run in {os.fspath(given)!r}."
+    )
+
+
+def _check(
+    storage_options: Mapping[str, Any] | None,
+    dormant_samples: int | None,
+    max_in_flight: int | None,
+) -> None:
+    if storage_options is not None:
+        expect_mapping("storage_options", storage_options, "options of fsspec by name")
+    if dormant_samples is not None:
+        expect_whole("dormant_samples", dormant_samples, 0)
+    if max_in_flight is not None:
+        expect_whole("max_in_flight", max_in_flight, 1)
+
+
+def _check_executor(executor: Executor | None, levels: object, *, goes_on: bool) -> None:
+    if executor is None:
+        return
+    expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
+    if goes_on:
+        raise ConfigurationError(
+            f"Expected `levels` that do not go on from the look before, got {levels!r}: looks of "
+            "an `executor` know nothing of each other. Leave one of the two out."
+        )
+
+
+def _places(urls: Url | Iterable[Url]) -> list[Url]:
+    what = "a path or a URL of checkpoints, or a list of them"
+    given = [urls] if isinstance(urls, str | os.PathLike) else listed("urls", urls, what)
+    for index, url in enumerate(given):
+        expect_path("urls" if given == [urls] else f"urls[{index}]", url, what)
+    return given

@@ -1,0 +1,464 @@
+"""What a run has shown so far: records, detectors and events; the same after a resume."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsitywatch.actions import log_event
+from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.analysis.events import Changes, Chronicle, explained
+from sparsitywatch.errors import (
+    LogTakenError,
+    StateError,
+    boundary,
+    expect_functions,
+    expect_mapping,
+    expect_methods,
+    listed,
+)
+from sparsitywatch.pipeline.rundir import Claim
+from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve, WatchState
+from sparsitywatch.sinks.base import Sink
+
+__all__ = ["History", "Pipeline", "as_sinks", "log_event"]
+
+#: Records keep their layers this long in memory; the log has all of them.
+_LAYERS_KEPT = 100
+#: A series that was missing at so many looks in a row begins anew: what happened meanwhile
+#: is not known, so that what comes after it cannot be called abrupt.
+_LONGEST_GAP = 3
+#: What detectors are told beside their series, if it is known.
+_CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
+
+
+class History:
+    """Takes records in the order of their steps; keeps them and the events they hold.
+
+    A series that was missing for three looks or more, such as an essential sparsity that
+    was not informative, is a new one to its detector when it comes back. Snapshots whose
+    evaluation was left out do not count: what it would have measured has no gap there.
+
+    Args:
+        detectors: by the name of the series each one watches.
+
+    Attributes:
+        records: every record; layers are kept for the latest hundred only.
+        events: every event in its latest version, in the order in which they were seen.
+        initial_rms: root mean square of each tensor when the watch first saw it.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector]) -> None:
+        self._detectors = dict(detectors)
+        self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
+        self._gaps = dict.fromkeys(detectors, 0)
+        self._chronicle = Chronicle()
+        self._first_steps: dict[str, int] = {}  # by fingerprint
+        self._recalled: tuple[list[Event], list[Event]] | None = None
+        self.records: list[Record] = []
+        self.events: list[Event] = []
+        self.initial_rms: dict[str, float] = {}
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a detector sees what may become an event."""
+        return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
+
+    def recognised(self, record: Record) -> Record:
+        """The record that is to be added, told whether its weights have been seen before."""
+        first = self._first_steps.get(record.fingerprint)
+        return (
+            record if first == record.step else dataclasses.replace(record, same_weights_as=first)
+        )
+
+    def add(self, record: Record) -> Changes:
+        """One more record; returns what it adds to the events."""
+        late = self.finish_recall()
+        seen = self._detect(record)
+        self._remember(record)
+        changes = self._tell(record, seen)
+        return Changes((*late.new, *changes.new), (*late.amended, *changes.amended))
+
+    def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
+        """Take up what an earlier process saw and logged, before the first ``add``.
+
+        Args:
+            records: by rising step.
+            events: the latest version of each, as of the last record.
+        """
+        self.events = list(events)
+        waiting = sorted(events, key=lambda event: event.detected_step)
+        for record in records:
+            seen = self._detect(record)
+            self._remember(record)
+            told = [e for e in waiting if e.detected_step <= record.step]
+            waiting = waiting[len(told) :]
+            if record is records[-1]:
+                self._recalled = (seen, told)
+            else:
+                self._chronicle.look(record.step, record.series(), (), told)
+
+    def finish_recall(self) -> Changes:
+        """What the last record that was recalled holds and the log does not, once.
+
+        A kill between a record and its events leaves it so; nothing was told of them.
+        ``initial_rms`` is to be set before.
+        """
+        if self._recalled is None:
+            return Changes()
+        (seen, told), self._recalled = self._recalled, None
+        record = self.records[-1]
+        logged = [e for e in self.events if e.told_step == record.step]
+        known = {name for e in logged for name in (e.series, *e.related)}
+        return self._tell(record, [e for e in seen if e.series not in known], told)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the detectors and the events go on from; plain data."""
+        return {
+            "detectors": {name: d.state_dict() for name, d in self._detectors.items()},
+            "gaps": dict(self._gaps),
+            "fingerprints": dict(self._first_steps),
+            "chronicle": self._chronicle.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
+
+        Raises:
+            StateError: a part, or the state of a detector, is missing.
+        """
+        missing = [key for key in ("detectors", "gaps", "chronicle") if key not in state]
+        if missing:
+            raise StateError(f"Expected the keys {missing} in the state, got {sorted(state)}.")
+        saved = state["detectors"]
+        if any(name not in saved for name in self._detectors):
+            raise StateError(
+                f"Expected the state of the detectors {sorted(self._detectors)}, got "
+                f"{sorted(saved)}. Watch the same series as before."
+            )
+        for name, detector in self._detectors.items():
+            detector.load_state_dict(saved[name])
+        self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
+        self._chronicle.load_state_dict(state["chronicle"])
+        for mark, step in state.get("fingerprints", {}).items():  # missing in older states
+            self._first_steps.setdefault(mark, int(step))
+
+    def _detect(self, record: Record) -> list[Event]:
+        """What the detectors see; they know neither their series nor what it means."""
+        series = record.series()
+        known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
+        context = {name: value for name, value in known.items() if value is not None}
+        events = []
+        for name, detector in self._detectors.items():
+            if name not in series:
+                self._gaps[name] += record.was_asked(name)
+                continue
+            if self._gaps[name] >= _LONGEST_GAP:
+                detector.load_state_dict(copy.deepcopy(self._unused[name]))
+            self._gaps[name] = 0
+            event = detector.update(record.step, series[name], context)
+            if event is not None:
+                events.append(dataclasses.replace(event, series=name))
+        return events
+
+    def _tell(self, record: Record, seen: Sequence[Event], told: Sequence[Event] = ()) -> Changes:
+        known = [explained(event, self.records, self.initial_rms) for event in seen]
+        changes = self._chronicle.look(record.step, record.series(), known, told)
+        places = {event.id: i for i, event in enumerate(self.events)}
+        for event in (*changes.new, *changes.amended):
+            if event.id in places:
+                self.events[places[event.id]] = event
+            else:
+                self.events.append(event)
+        return changes
+
+    def _remember(self, record: Record) -> None:
+        self.records.append(record)
+        if record.fingerprint:
+            self._first_steps.setdefault(record.fingerprint, record.step)
+        if len(self.records) > _LAYERS_KEPT:
+            old = -_LAYERS_KEPT - 1
+            self.records[old] = dataclasses.replace(self.records[old], layers=())
+
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: A sink that failed so often in a row is not asked again.
+_MAX_FAILURES = 3
+
+
+class Pipeline:
+    """Takes records in the order of their steps and passes on what they mean.
+
+    Nothing that goes wrong in a sink or an action leaves it: the cause is logged, the
+    others go on, and a sink that keeps failing is left out. Only a log that another watch has
+    taken over ends it: ``take`` raises, and nothing more is written.
+
+    Args:
+        claim: to the directory of the log. Sinks write while it is held; None where nobody else
+            can write.
+        in_log: make the sinks that write into that directory, when it is known at last.
+        sinks: told everything after those, in this order.
+        detectors: by the name of the series each one watches.
+        on_event: called with each event, after the sinks have it.
+        on_record: called with each record, after the sinks have it.
+        strict: let what goes wrong out, for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        claim: Claim | None = None,
+        in_log: Sequence[Callable[[Path], Sink]] = (),
+        sinks: Sequence[Sink] = (),
+        detectors: Mapping[str, Detector] | None = None,
+        on_event: Sequence[Callable[[Event], object]] = (),
+        on_record: Sequence[Callable[[Record], object]] = (),
+        strict: bool = False,
+    ) -> None:
+        for name, functions in (("on_event", on_event), ("on_record", on_record)):
+            expect_functions(name, functions)
+        self.claim = Claim(None) if claim is None else claim
+        self._in_log = in_log
+        self._sinks = as_sinks(sinks)
+        self._history = History(_as_detectors(detectors))
+        self._on_event, self._on_record = tuple(on_event), tuple(on_record)
+        self._strict = strict
+        self._failures: dict[int, int] = {}
+        self._unsaid: tuple[Event, ...] = ()  # by actions
+        self._is_open = False
+        self.publish_s = 0.0
+
+    @property
+    def records(self) -> list[Record]:
+        """Every record; layers are kept for the latest hundred only."""
+        return self._history.records
+
+    @property
+    def events(self) -> list[Event]:
+        """Every event in its latest version, in the order in which they were seen."""
+        return self._history.events
+
+    @property
+    def last_curve(self) -> SparsityCurve | None:
+        """The curve of the latest record that has one; the same after a resume."""
+        return next((r.curve for r in reversed(self.records) if r.curve is not None), None)
+
+    def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
+        """Take up what an earlier process saw: histories and detectors, but no sink."""
+        self._history.recall(records, events)
+
+    def open(
+        self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
+    ) -> None:
+        """Open the sinks, before the first record; those that lag behind the log catch up.
+
+        Args:
+            run: what is said once.
+            detail_of: what is left of the detail of a record that was recalled.
+
+        Raises:
+            LogTakenError: another watch has taken the log over.
+        """
+        if self.claim.directory is not None:
+            made = [make(self.claim.directory) for make in self._in_log]
+            self._sinks, self._in_log = [*made, *self._sinks], ()
+        with self.claim.writing():
+            for sink in self._sinks:
+                self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
+                catch_up = getattr(sink, "catch_up", None)
+                if callable(catch_up) and self.records:
+                    self._guarded(
+                        sink,
+                        lambda do=catch_up: do(self.records, self.events, detail_of),  # type: ignore[misc]
+                    )
+            self._history.initial_rms = dict(run.initial_rms)
+            late = self._history.finish_recall()
+            self._unsaid = late.new
+            for sink in self._sinks:
+                self._guarded(sink, lambda sink=sink: self._tell_changes(sink, late))  # type: ignore[misc]
+        self._is_open = True
+        # what was written is on the disk already; a sink may have a last word, such as a picture
+        atexit.register(self._at_exit)
+
+    def recognised(self, record: Record) -> Record:
+        """A record that is to be taken next, told whether its weights have been seen before."""
+        return self._history.recognised(record)
+
+    def publish(self, record: Record, detail: Detail) -> list[Event]:
+        """Take a record and act on it at once; returns the events seen."""
+        events = self.take(record, detail)
+        self.act(record, events)
+        return events
+
+    def take(self, record: Record, detail: Detail) -> list[Event]:
+        """Detect, remember, tell the sinks; returns the new events, for ``act``.
+
+        Sinks are also given what is learned about earlier events; actions are not.
+
+        May run in another thread than ``act``, one record after the other.
+
+        Raises:
+            LogTakenError: another watch has taken the log over; the record is dropped.
+        """
+        started = time.perf_counter()
+        try:
+            with self.claim.writing():
+                previous = self.records[-1] if self.records else None
+                for remark in record.remarks(previous):
+                    _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
+                changes = self._history.add(record)
+                for sink in self._sinks:
+                    self._guarded(
+                        sink,
+                        lambda sink=sink: self._write(sink, record, detail, changes),  # type: ignore[misc]
+                    )
+        except LogTakenError as error:
+            _logger.warning(
+                "sparsitywatch: the snapshot at step %d is dropped: %s", record.step, error
+            )
+            raise
+        events, self._unsaid = [*self._unsaid, *changes.new], ()
+        self.publish_s = time.perf_counter() - started
+        return events
+
+    def act(self, record: Record, events: Sequence[Event]) -> None:
+        """Call the actions, in the thread that they belong to."""
+        for event in events:
+            self._act(self._on_event, event)
+        self._act(self._on_record, record)
+
+    def tell(self, state: WatchState) -> None:
+        """Tell the sinks that ask for it how the watch is.
+
+        A sink that fails in this is not held to have failed: no number is lost, and the next
+        state says it all again.
+        """
+        if not self._is_open:
+            return
+        try:
+            with self.claim.writing():
+                for sink in self._sinks:
+                    self._tell_state(sink, state)
+        except LogTakenError:
+            return  # it has a state of its own by now; this end is told at the next snapshot
+
+    def _tell_state(self, sink: Sink, state: WatchState) -> None:
+        told = getattr(sink, "state", None)
+        if not callable(told) or self._failures.get(id(sink), 0) >= _MAX_FAILURES:
+            return
+
+        def say(error: BaseException) -> None:
+            name = type(sink).__name__
+            _logger.warning("sparsitywatch: %s was not told the watch's state: %s", name, error)
+
+        with boundary(say, strict=self._strict):
+            told(state)
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a detector sees what may become an event."""
+        return self._history.is_suspicious
+
+    def close(self) -> None:
+        """Close the sinks, then the actions that can be closed; let go of the log."""
+        self._at_exit()
+        for action in (*self._on_event, *self._on_record):
+            close = getattr(action, "close", None)
+            if callable(close):
+                self._act_once(lambda _, close=close: close(), None)  # type: ignore[misc]
+
+    def _at_exit(self) -> None:
+        self._is_open = False
+        atexit.unregister(self._at_exit)
+        self._close_sinks()
+        self.claim.release()
+
+    def _close_sinks(self) -> None:
+        try:
+            with self.claim.writing():
+                for sink in self._sinks:
+                    self._guarded(sink, sink.close)
+        except LogTakenError as error:
+            _logger.warning("sparsitywatch: the log is left as it is: %s", error)
+            for sink in self._sinks:
+                self._guarded(sink, getattr(sink, "abandon", sink.close))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the detectors and the events of the run go on from; plain data."""
+        return self._history.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
+
+        Raises:
+            StateError: the state of a detector is missing.
+        """
+        self._history.load_state_dict(state)
+
+    @classmethod
+    def _write(cls, sink: Sink, record: Record, detail: Detail, changes: Changes) -> None:
+        sink.write(record, detail)
+        cls._tell_changes(sink, changes)
+
+    @staticmethod
+    def _tell_changes(sink: Sink, changes: Changes) -> None:
+        for event in (*changes.amended, *changes.new):
+            sink.event(event)
+
+    def _act(self, functions: Sequence[Callable[[Any], object]], argument: object) -> None:
+        for function in functions:
+            self._act_once(function, argument)
+
+    def _act_once(self, function: Callable[[Any], object], argument: object) -> None:
+        def say(_: BaseException) -> None:
+            _logger.exception("sparsitywatch: %r failed; training goes on", function)
+
+        with boundary(say, strict=self._strict):
+            function(argument)
+
+    def _guarded(self, sink: Sink, operation: Callable[[], object]) -> None:
+        failures = self._failures.get(id(sink), 0)
+        if failures >= _MAX_FAILURES:
+            return
+
+        def say(_: BaseException) -> None:
+            self._failures[id(sink)] = failures + 1
+            name = type(sink).__name__
+            last = failures + 1 >= _MAX_FAILURES
+            what = "is switched off" if last else "is tried again at the next record"
+            _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
+
+        with boundary(say, strict=self._strict):
+            operation()
+            self._failures[id(sink)] = 0
+
+
+def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
+    """Sinks in a list.
+
+    Raises:
+        ConfigurationError: one lacks a method of a sink, or they are no list.
+    """
+    what = "an object with open, write, event and close"
+    found = listed("sinks", sinks, "a list of sinks")
+    for index, sink in enumerate(found):
+        expect_methods(f"sinks[{index}]", sink, ("open", "write", "event", "close"), what)
+    return found
+
+
+def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detector]:
+    if detectors is None:
+        return {}
+    what = "detectors by name of the series, such as {'motion/dormant': sw.DormantRise()}"
+    expect_mapping("detectors", detectors, what)
+    methods = ("update", "state_dict", "load_state_dict")
+    for name, detector in detectors.items():
+        expect_methods(f"detectors[{name!r}]", detector, methods, "a detector")
+    return dict(detectors)

@@ -1,0 +1,325 @@
+"""The directory of a watched run: checked, claimed by one writer, set aside for a new run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
+
+__all__ = ["Claim", "place", "prepare", "set_aside"]
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: Names the writer of a directory, who keeps it locked while it lives.
+_WRITER = ".writer"
+#: How long to wait for another writer to finish what it has begun.
+_WAIT_S = 30.0
+
+
+def place(logdir: str | os.PathLike[str]) -> Path:
+    """The directory ``<logdir>/sparsitywatch``; nothing is made yet.
+
+    Raises:
+        ConfigurationError: it is not local.
+    """
+    expect_path("logdir", logdir, "a local directory")
+    text = os.fspath(logdir)
+    if "://" in text:
+        raise ConfigurationError(
+            f"Expected `logdir` to be a local directory, got {text!r}. Log locally and sync."
+        )
+    return Path(text) / "sparsitywatch"
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory and know that it can be written to.
+
+    Raises:
+        ConfigurationError: it cannot be made or written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigurationError(
+            "Expected `logdir` to be a directory that can be written to, got "
+            f"{str(directory.parent)!r}: {error}."
+        ) from error
+
+
+def set_aside(directory: Path, why: str) -> None:
+    """Rename the directory of an earlier run, so that a new one loses nothing of it.
+
+    ``why``: ends the sentence "it held an earlier run, ...".
+    """
+    if not _holds_run(directory):
+        return
+    number = 1
+    while (target := directory.with_name(f"{directory.name}-earlier-{number}")).exists():
+        number += 1
+    directory.rename(target)
+    (target / _WRITER).unlink(missing_ok=True)
+    directory.mkdir()
+    _logger.warning(
+        "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s",
+        directory,
+        why,
+        target,
+    )
+
+
+def _holds_run(directory: Path) -> bool:
+    return (directory / "records.jsonl").exists() or (directory / "run.json").exists()
+
+
+class Claim:
+    """The right to write into a directory. Whoever claimed it last has it.
+
+    A file in the directory names the holder, who keeps it locked while it lives. Everything is
+    written inside ``writing``, which locks the directory and looks at that name. So a later claim
+    waits for what is being written, and an earlier holder writes nothing after it, be they in one
+    process or in two. The locks end with the process, however that ends.
+
+    Without locks (Windows, some network file systems) an earlier holder still finds another name
+    there, but a write that has begun is not waited for, and nobody knows whether a holder lives.
+
+    Args:
+        directory: of a log; None claims nothing.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = self._first = directory
+        self._number = 1
+        self._token, self._pid = "", 0
+        self._let_go: weakref.finalize[..., Claim] | None = None  # of the locked file
+        self._lock = threading.RLock()
+        self._depth = 0
+
+    @property
+    def lost(self) -> str:
+        """Who has taken the directory over since; empty if nobody has."""
+        if self.directory is None or not self._token:
+            return ""
+        holder = _holder(self.directory)
+        if not holder or holder["token"] == self._token:
+            return ""
+        return f"{_described(holder)} has taken over {str(self.directory)!r}"
+
+    def take(self, *, over: Literal["none", "own", "all"]) -> None:
+        """Claim the directory, if there is one and it is not claimed yet.
+
+        Args:
+            over: which holders that live are fenced off: none, those of this process, or all.
+
+        Raises:
+            ConfigurationError: it is claimed by somebody who lives, and ``over`` is "none".
+            LogTakenError: it is claimed by another process that lives, and ``over`` is "own"; or
+                what somebody else is writing does not end.
+        """
+        directory = self.directory
+        if directory is None or self._token or not directory.is_dir():
+            return
+        with self._lock, _locked(directory):
+            holder = _holder(directory)
+            lives = bool(holder) and _is_locked(directory / _WRITER)
+            if lives and over == "none":
+                raise ConfigurationError(
+                    f"Expected `logdir` for this replay alone, but another one writes to "
+                    f"{str(directory)!r} ({_described(holder)}). Wait for its end, or give "
+                    "another one."
+                )
+            if lives and over == "own" and not _is_here(holder):
+                raise LogTakenError(f"{_described(holder)} writes to {str(directory)!r}")
+            self._sign(directory)
+
+    def set_aside(self, why: str) -> None:
+        """Claim an empty directory of the same name; what it held is renamed, as ``set_aside``.
+
+        Raises:
+            LogTakenError: somebody else has taken the directory over.
+        """
+        if self.directory is not None:
+            with self.writing():
+                set_aside(self.directory, why)
+                self._sign(self.directory)
+
+    @property
+    def name(self) -> str:
+        """Of the directory; empty if there is none."""
+        return "" if self.directory is None else self.directory.name
+
+    def go_back(self, name: str) -> None:
+        """Claim the directory ``name`` beside it next, if a run was logged there."""
+        if self._first is None or not name.startswith(self._first.name):
+            return
+        logged = self._first.with_name(name)
+        if not self._token and _holds_run(logged):
+            self.directory = logged
+
+    def move(self) -> None:
+        """Claim a directory beside it next, one that holds no run."""
+        assert self._first is not None  # noqa: S101 for the type checker
+        while True:
+            self._number += 1
+            beside = self._first.with_name(f"{self._first.name}-{self._number}")
+            if not _holds_run(beside):
+                beside.mkdir(exist_ok=True)
+                self.directory = beside
+                return
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around everything that is written: nobody else writes meanwhile.
+
+        Raises:
+            LogTakenError: somebody else has taken the directory over. Nothing may be written.
+        """
+        if not self._token or self.directory is None:
+            yield
+            return
+        with self._lock, contextlib.ExitStack() as stack:
+            if self._depth == 0:  # a signal's handler may close the watch in the midst of a write
+                stack.enter_context(_locked(self.directory))
+            if self.lost:
+                raise LogTakenError(self.lost)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+
+    def release(self) -> None:
+        """Let go; calling it again, or in a forked child, does nothing.
+
+        The name stays, so that an earlier holder does not take it for a log that is its own again.
+        """
+        if self._pid != os.getpid():
+            return
+        self._token = ""
+        if self._let_go is not None:
+            self._let_go()
+
+    def _sign(self, directory: Path) -> None:
+        """Put a file with this holder's name in place, locked."""
+        token = uuid.uuid4().hex
+        holder = {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
+        temporary = directory / f"{_WRITER}-{token}"
+        try:
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                os.write(descriptor, json.dumps(holder).encode())
+                _try_lock(descriptor)
+                if sys.platform == "win32":  # cannot rename a file that is open
+                    os.close(descriptor)
+                temporary.replace(directory / _WRITER)
+            except OSError:
+                os.close(descriptor)
+                temporary.unlink(missing_ok=True)
+                raise
+        except OSError as error:  # such as a full disk, of which the sinks will tell, too
+            _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
+            return
+        self._token, self._pid = token, os.getpid()
+        if sys.platform != "win32":
+            if self._let_go is not None:
+                self._let_go()
+            self._let_go = weakref.finalize(self, os.close, descriptor)
+            self._let_go.atexit = False
+
+
+def _holder(directory: Path) -> dict[str, Any]:
+    """Whoever signed last; empty if nobody did."""
+    try:
+        holder = json.loads((directory / _WRITER).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(holder, dict) and {"token", "pid", "host"} <= set(holder)
+    return holder if known else {}
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+
+
+def _described(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    if _is_here(holder):
+        return "another one in this process"
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock of a file; False where there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:  # it has just been taken away
+        return False
+    try:
+        return _try_lock(descriptor) is False
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    """Whether the lock was free and is ours now; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Nobody else is inside this for the same directory, in whatever process.
+
+    Raises:
+        LogTakenError: somebody stays inside.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # it is gone, or closed to us: so is every file in it, as the sinks will tell
+        yield
+        return
+    try:
+        give_up = time.monotonic() + _WAIT_S
+        while _try_lock(descriptor) is False:
+            if time.monotonic() > give_up:
+                raise LogTakenError(
+                    f"{_described(_holder(directory))} keeps {str(directory)!r} locked"
+                )
+            time.sleep(0.005)
+        yield
+    finally:
+        _unlock(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    """Unlock and close; a forked child may hold the same lock."""
+    if sys.platform != "win32":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # where there are no locks
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)

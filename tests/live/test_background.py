@@ -1,0 +1,255 @@
+"""Looks behind the training: the same records, nothing lost, the training not held up."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.watched import Run, told
+
+import sparsitywatch as sw
+from sparsitywatch.live.looker import Background
+from sparsitywatch.records import to_json
+from sparsitywatch.sinks.jsonl import JsonlSink, read_records
+
+
+def test_one_job_at_a_time_is_collected_once() -> None:
+    background: Background[int] = Background()
+    release = threading.Event()
+    assert background.collect() is None
+    background.submit(lambda: release.wait(60) and 1)
+    assert background.is_busy
+    assert background.collect() is None
+    with pytest.raises(RuntimeError, match="to be collected"):
+        background.submit(lambda: 2)
+    release.set()
+    assert background.collect(wait=True) == 1
+    assert background.collect(wait=True) is None
+    background.submit(lambda: 3)
+    background.close()
+    assert background.collect() == 3
+
+
+def test_what_a_job_raises_reaches_the_collector() -> None:
+    background: Background[int] = Background()
+    background.submit(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        background.collect(wait=True)
+    background.close()
+
+
+@pytest.mark.parametrize("with_proxy", [True, False])
+def test_records_are_the_same_behind_and_in_front(tmp_path: Path, with_proxy: bool) -> None:
+    found = []
+    for background in (False, True):
+        run = Run()
+        logdir = tmp_path / str(background)
+        options = {} if with_proxy else {"proxy": None}
+        with run.watch(logdir, background=background, every=1, **options) as watcher:
+            run.train(20)
+        found.append(told(watcher.records))
+        assert told(read_records(logdir / "sparsitywatch")) == found[-1]
+        assert [r.step for r in watcher.records] == list(range(1, 21))
+    assert found[0] == found[1]
+
+
+class SlowSink(sw.MemorySink):
+    """Holds what is written until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.thread = ""
+
+    def write(self, record, detail) -> None:
+        self.thread = threading.current_thread().name
+        assert self.go_on.wait(60)
+        super().write(record, detail)
+
+
+def test_training_goes_on_while_a_look_is_on_its_way() -> None:
+    run, sink, seen = Run(), SlowSink(), []
+    options = {"every": 1, "proxy": None, "sinks": [sink], "max_overhead": 1.0}
+    threads = set()
+    actions = [lambda r: threads.add(threading.current_thread().name), seen.append]
+    with run.watch(None, **options, on_record=actions) as watcher:
+        watcher._pace.budget.allows_weights = lambda: True  # only being busy counts here
+        run.train(5)  # the first look waits in the sink: the others are left out
+        assert watcher.step_count == 5
+        assert seen == []
+        sink.go_on.set()
+        assert [r.step for r in watcher.records] == [1]
+        run.train(1)
+    assert [r.step for r in watcher.records] == [1, 6]
+    assert seen == watcher.records
+    assert watcher.records[1].cost.num_left_out == 4
+    assert sink.thread.startswith("sparsitywatch")
+    assert threads == {threading.main_thread().name}
+
+
+def test_without_a_limit_a_due_look_waits_and_none_is_left_out() -> None:
+    run = Run()
+    with run.watch(None, every=1, proxy=None) as watcher:
+        run.train(30)
+    assert [r.step for r in watcher.records] == list(range(1, 31))
+    assert all(r.cost.num_left_out == 0 for r in watcher.records)
+
+
+def test_the_copy_is_of_the_step_of_the_look() -> None:
+    """Training goes on before the copy is read: the record is about the weights before."""
+    run, sink = Run(), SlowSink()
+    expected = []
+    with run.watch(None, every=2, proxy=None, sinks=[sink], near_zero=["abs_0.1"]) as watcher:
+        sink.go_on.set()
+        for _ in range(4):
+            run.train(2)
+            weight = run.model[0].weight.detach()
+            expected.append(float((weight.abs() <= 0.1).double().mean()))
+            with torch.no_grad():
+                weight += 0.05
+    assert [r.near_zero["abs_0.1"] for r in watcher.records] == expected
+
+
+def test_state_is_saved_with_the_look_on_its_way() -> None:
+    run, sink = Run(), SlowSink()
+    with run.watch(None, every=2, proxy=None, sinks=[sink]) as watcher:
+        run.train(2)
+        sink.go_on.set()
+        state = watcher.state_dict()
+        assert state["step"] == 2
+        assert len(watcher._pipeline.records) == 1
+        assert state["optimizer"]["motion"]["step"] == 2
+
+
+def test_a_failing_look_behind_is_marked_and_three_switch_the_watch_off(monkeypatch) -> None:
+    run = Run()
+    with run.watch(None, every=1, proxy=None, strict=False) as watcher:
+
+        def broken(*_: object, **__: object) -> None:
+            raise ValueError("no spectrum today")
+
+        monkeypatch.setattr("sparsitywatch.pipeline.measure.MagnitudeSpectrum.of", broken)
+        run.train(6)
+        assert "no spectrum today" in watcher.off
+    assert [r.valid for r in watcher.records] == [False] * 3
+    assert "no spectrum today" in watcher.records[0].reason
+
+
+def test_a_failing_copy_is_marked_too(monkeypatch) -> None:
+    run = Run()
+    with run.watch(None, every=1, proxy=None, strict=False) as watcher:
+
+        def broken(*_: object) -> None:
+            raise MemoryError("no room for a copy")
+
+        monkeypatch.setattr("sparsitywatch.live.looker.WarmCopy.take", broken)
+        run.train(2)
+        assert [r.reason for r in watcher.records] == ["MemoryError: no room for a copy"] * 2
+
+
+def test_by_default_the_watch_keeps_to_one_percent(caplog) -> None:
+    run = Run()
+    with run.watch(None, every=1, max_overhead=0.01) as watcher:
+        run.train(300)
+    assert len(watcher.records) < 100
+    assert sum(r.curve is not None for r in watcher.records) < 10
+    assert "some of what is due is left out" in caplog.text
+
+
+class Costly:
+    """A run on a clock of its own: a step takes 0.45 s, an evaluation ten steps."""
+
+    def __init__(self, **options) -> None:
+        self.now = 0.0
+        self.run = Run()
+        value = self.run.proxy().value
+
+        def costly(model, batch) -> torch.Tensor:
+            self.now += 4.5 / 16
+            return value(model, batch)
+
+        proxy = sw.Proxy([[self.run.inputs, self.run.targets]], costly)
+        options = {"max_overhead": 0.01, "proxy": proxy, **options}
+        options["levels"] = [i / 16 for i in range(1, 14)]  # some sixteen forward passes
+        self.watcher = self.run.watch(options.pop("logdir", None), **options)
+        self.watcher._pace.budget.now = lambda: self.now
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.now += 0.45
+            self.run.train(1)
+            len(self.watcher.records)  # nothing is busy, however slow this machine is
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, background) -> None:
+    sinks = [JsonlSink(tmp_path)]  # TensorBoard's draws, which takes real time
+    costly = Costly(every=10, background=background, sinks=sinks, max_overhead=0.1)
+    costly.train(450)
+    costly.watcher.close()
+    records = costly.watcher.records
+    assert [r.step for r in records] == list(range(10, 451, 10))
+    assert all(r.valid and r.dormant is not None for r in records)
+    evaluated = [r.step for r in records if r.curve is not None]
+    assert evaluated[0] == 10
+    assert 2 <= len(evaluated) <= 4
+    for record in records:
+        left_out = record.step not in evaluated
+        assert (record.not_evaluated != "") == left_out
+        assert (record.essential_sparsity is None) == left_out
+        assert record.cost.num_evaluations_left_out == left_out
+        assert record.cost.num_left_out == 0
+    assert records[-1].cost.overhead <= 0.11
+    logged = read_records(tmp_path)
+    assert [to_json(record) for record in logged] == [to_json(record) for record in records]
+
+
+def test_a_look_at_the_weights_is_behind_the_training_with_a_proxy_too() -> None:
+    sink = SlowSink()
+    costly = Costly(every=1, sinks=[sink])
+    costly.watcher._pace.budget.allows_evaluation = lambda: costly.watcher.step_count == 1
+    sink.go_on.set()
+    costly.train(1)
+    names = []
+    record = costly.watcher._measurement.record
+    costly.watcher._measurement.record = lambda *a, **k: (  # type: ignore[method-assign]
+        names.append(threading.current_thread().name) or record(*a, **k)
+    )
+    costly.train(1)
+    costly.watcher.close()
+    assert [r.curve is None for r in costly.watcher.records] == [False, True]
+    assert names[0].startswith("sparsitywatch")
+
+
+def test_the_share_of_a_record_includes_its_own_snapshot() -> None:
+    costly = Costly(every=10, background=False)
+    costly.train(10)
+    record = costly.watcher.records[0]
+    # ten steps of 0.45 s, the first of which is before the watch's clock begins
+    assert record.cost.num_forwards == 15 or record.cost.num_forwards == 16
+    spent = record.cost.num_forwards * 4.5 / 16
+    assert record.cost.overhead == pytest.approx(spent / (9 * 0.45 + spent))
+    costly.watcher.close()
+
+
+def test_an_alerted_watch_looks_closer_after_an_event() -> None:
+    run = Run()
+    # of less than a hundred weights a few are near zero by chance
+    detectors = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    every = sw.adaptive(5, closer=5, intervals=2)
+    options = {"every": every, "proxy": None, "detectors": detectors}
+    with run.watch(None, **options) as watcher:
+        for step in range(1, 121):
+            run.train(1)
+            if step == 62:
+                with torch.no_grad():
+                    run.model[0].weight[:8] = 0.0
+    (event,) = watcher.events
+    steps = [r.step for r in watcher.records]
+    assert set(range(5, 121, 5)) <= set(steps)
+    closer = [s for s in steps if s % 5]
+    assert closer
+    assert min(closer) > 62
+    assert max(closer) <= event.detected_step + 15

@@ -1,0 +1,267 @@
+"""Whose steps are counted: the watched optimizer's, and those of one that takes its place."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import logging
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from contracts.watched import Run
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks
+
+import sparsitywatch as sw
+
+Optimizer = torch.optim.Optimizer
+
+
+def new(run: Run) -> Optimizer:
+    return torch.optim.AdamW(run.model.parameters(), lr=0.01)
+
+
+def of_another_kind(run: Run) -> Optimizer:
+    weights = [p for p in run.model.parameters() if p.dim() > 1]
+    others = [p for p in run.model.parameters() if p.dim() == 1]
+    return torch.optim.SGD(
+        [{"params": others}, {"params": weights, "weight_decay": 0.5}], lr=0.01, momentum=0.9
+    )
+
+
+def shallow_copy(run: Run) -> Optimizer:
+    return copy.copy(run.optimizer)
+
+
+def deep_copy(run: Run) -> Optimizer:
+    shared = {id(p): p for p in run.model.parameters()}
+    return copy.deepcopy(run.optimizer, shared)
+
+
+def unpickled(run: Run) -> Optimizer:
+    file = io.BytesIO()
+    torch.save(run.optimizer, file)
+    file.seek(0)
+    optimizer = torch.load(file, weights_only=False)
+    state = optimizer.state_dict()
+    for group in optimizer.param_groups:
+        group["params"] = list(run.model.parameters())
+    optimizer.state.clear()
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+@pytest.mark.parametrize("replace", [new, of_another_kind, shallow_copy, deep_copy, unpickled])
+def test_a_watch_goes_on_with_the_optimizer_that_takes_the_place(
+    replace: Callable[[Run], Optimizer], caplog
+) -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        run.train(25)
+        run.optimizer = replace(run)
+        run.train(75)
+    assert watcher.step_count == 100
+    assert [r.step for r in watcher.records] == [10, 20, *range(40, 101, 10)]
+    assert sum(r.cost.num_left_out for r in watcher.records) == 1  # step 30
+    told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    (message,) = [text for text in told if "optimizer" in text]
+    name = type(run.optimizer).__name__
+    assert f"another {name} steps the same weights: it was replaced" in message
+    assert "follows it from step 26 on, and counts the 10 steps" in message
+    assert watcher.records[-1].lr_clock == pytest.approx(100 * 0.01)
+    assert run.optimizer._optimizer_step_post_hooks == {}
+
+
+def test_the_decay_clock_goes_on_and_motion_begins_anew_with_other_groups() -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        run.train(20)
+        run.optimizer = of_another_kind(run)
+        run.train(30)
+    records = {r.step: r for r in watcher.records}
+    # AdamW's own decay of 0.01, then 0.5 for the weights
+    assert records[20].decay_clock == pytest.approx(20 * 0.01 * 0.01)
+    assert records[50].decay_clock == pytest.approx(20 * 0.01 * 0.01 + 30 * 0.01 * 0.5)
+    assert records[30].dormant.reason == "no earlier look"
+    assert math.isnan(records[30].movement.update_to_weight)
+    assert records[40].movement.since_step == 30
+    assert records[40].movement.update_to_weight > 0.0
+
+
+def test_an_optimizer_replaced_before_the_first_step_is_followed() -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        run.optimizer = new(run)
+        run.train(40)
+    assert [r.step for r in watcher.records] == [10, 20, 30, 40]
+
+
+def test_one_that_is_replaced_twice_is_followed_twice(caplog) -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        for _ in range(3):
+            run.train(25)
+            run.optimizer = new(run)
+        run.train(25)
+    assert watcher.step_count == 100
+    assert len(watcher.records) >= 7
+    assert caplog.text.count("it was replaced") == 3
+
+
+def test_a_copied_model_with_its_optimizer_is_said(caplog) -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        run.train(25)
+        run.model, run.optimizer = copy.deepcopy((run.model, run.optimizer))
+        run.train(75)
+    assert watcher.step_count == 25
+    messages = [r.getMessage() for r in caplog.records]
+    assert len(messages) == 1
+    assert "another AdamW steps 146 weights of the same shapes" in messages[0]
+    assert "Attach a watch to that one" in messages[0]
+
+
+# ------------------------------------------------------------------ others beside it
+
+
+def train_by_turns(run: Run, *turns: tuple[Optimizer, int], rounds: int) -> None:
+    """Each optimizer takes its number of steps, round after round."""
+    for _ in range(rounds):
+        for optimizer, number in turns:
+            for _ in range(number):
+                optimizer.zero_grad()
+                nn.functional.mse_loss(run.model(run.inputs), run.targets).backward()
+                optimizer.step()
+
+
+def check_only_its_own(run: Run, other: Optimizer, own: int, others: int, caplog) -> None:
+    rounds = 40 // own
+    with run.watch(None, every=10, proxy=None) as watcher:
+        train_by_turns(run, (other, others), (run.optimizer, own), rounds=rounds)
+    assert watcher.step_count == rounds * own
+    assert len(watcher.records) == rounds * own // 10
+    assert all(r.cost.num_left_out == 0 for r in watcher.records)
+    assert caplog.records == []
+
+
+def test_the_halves_of_a_model_are_not_counted_twice(caplog) -> None:
+    others = set(_global_optimizer_post_hooks)  # of watches that tests before have left open
+    run = Run()
+    run.optimizer = torch.optim.AdamW(run.model[0].parameters(), lr=0.01)
+    other = torch.optim.AdamW(run.model[2].parameters(), lr=0.01)
+    check_only_its_own(run, other, 1, 1, caplog)
+    assert not set(_global_optimizer_post_hooks) - others
+
+
+def test_the_other_half_alone_is_no_successor(caplog) -> None:
+    run = Run()
+    run.optimizer = torch.optim.AdamW(run.model[0].parameters(), lr=0.01)
+    other = torch.optim.AdamW(run.model[2].parameters(), lr=0.01)
+    check_only_its_own(run, other, 1, 30, caplog)
+
+
+def test_the_opponent_of_a_gan_is_not_counted(caplog) -> None:
+    run = Run()
+    opponent = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    other = torch.optim.AdamW(opponent.parameters())
+    check_only_its_own(run, other, 1, 5, caplog)
+
+
+def test_two_that_step_the_same_weights_by_turns_stay_two(caplog) -> None:
+    run = Run()
+    check_only_its_own(run, torch.optim.SGD(run.model.parameters(), lr=1e-3), 1, 5, caplog)
+
+
+def test_inner_steps_that_grow_longer_stay_inner_steps(caplog) -> None:
+    run = Run()
+    other = torch.optim.SGD(run.model.parameters(), lr=1e-3)
+    with run.watch(None, every=10, proxy=None) as watcher:
+        for number in (4, 8, 15, 29, 50):
+            train_by_turns(run, (other, number), (run.optimizer, 1), rounds=2)
+    assert watcher.step_count == 10
+    assert caplog.records == []
+
+
+class Wrapping(Optimizer):
+    """An optimizer around another one, which it calls twice a step."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+
+    def step(self, closure=None):
+        for _ in range(2):
+            self.inner.step()
+
+
+@pytest.mark.parametrize("watched", ["outer", "inner"])
+def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
+    run = Run()
+    inner = run.optimizer
+    outer = Wrapping(inner)
+    run.optimizer = outer if watched == "outer" else inner
+    with run.watch(None, every=10, proxy=None) as watcher:
+        run.optimizer = outer
+        run.train(30)
+    assert watcher.step_count == (30 if watched == "outer" else 60)
+    assert caplog.records == []
+
+
+# ------------------------------------------------------------------ the hooks themselves
+
+
+def test_no_hook_is_left_behind() -> None:
+    gc.collect()
+    others = set(_global_optimizer_post_hooks)  # of watches that tests before have left open
+    run = Run()
+    watcher = run.watch(None)
+    assert len(set(_global_optimizer_post_hooks) - others) == 1
+    watcher.close()
+    assert not set(_global_optimizer_post_hooks) - others
+    run.watch(None)
+    del run, watcher
+    gc.collect()
+    assert not set(_global_optimizer_post_hooks) - others
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_watch_may_be_closed_from_an_action(explicit: bool) -> None:
+    """Torch goes through its hooks meanwhile, and raises where they change."""
+    run, watchers = Run(), []
+    watchers.append(
+        run.watch(
+            None, every=2, proxy=None, background=False, strict=False,
+            on_record=[lambda _: watchers[0].step() if explicit else watchers[0].close()],
+        )
+    )  # fmt: skip
+    run.train(10)
+    assert [r.step for r in watchers[0].records] == [2]
+    watchers[0].close()
+
+
+def test_explicit_steps_follow_nobody(caplog) -> None:
+    run = Run()
+    with sw.watch(run.model, run.optimizer, logdir=None, every=5, max_overhead=None) as watcher:
+        watcher.step()
+        run.optimizer = new(run)
+        run.train(30)
+        assert watcher.step_count == 1
+    assert caplog.records == []
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
+def test_a_compiled_step_is_counted_and_followed() -> None:
+    run = Run()
+    with run.watch(None, every=10, proxy=None) as watcher:
+        step = torch.compile(run.optimizer.step, backend="eager")
+        for _ in range(4):
+            run.optimizer.zero_grad()
+            run.model(run.inputs).square().mean().backward()
+            step()
+        run.optimizer = new(run)
+        run.train(16)
+    assert watcher.step_count == 20
+    assert [r.step for r in watcher.records] == [20]

@@ -1,0 +1,633 @@
+"""The live watch: attaching, counting steps, looking, resuming, being refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.watched import Run, sees_step_6, told
+from tensorboard.backend.event_processing import event_accumulator
+
+import sparsitywatch as sw
+from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.sinks.jsonl import read_events, read_records
+
+
+def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        run.train(10)
+    assert [r.step for r in watcher.records] == [3, 6, 9]
+    assert watcher.step_count == 10
+    assert told(read_records(tmp_path / "sparsitywatch")) == told(watcher.records)
+    assert any((tmp_path / "sparsitywatch").glob("events.out.tfevents.*"))
+    record = watcher.records[-1]
+    assert record.valid
+    assert record.scope.num_weights == 6 * 16
+    assert record.curve is not None
+    assert record.curve.sparsity[0] == 0.0
+    assert record.curve.sparsity[-1] == 1.0
+    assert record.dormant is not None
+    assert record.dormant.since_step == 6
+    assert record.decay_clock == pytest.approx(9 * 0.01 * 0.01)
+    assert (record.lr_clock, record.lr) == (pytest.approx(9 * 0.01), 0.01)
+    assert record.cost.num_forwards > 10
+    assert 0 < record.cost.evaluation_s < record.cost.stall_s
+
+
+def test_a_curve_is_that_of_the_weights_at_its_step(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(None, levels=[0.25, 0.5]) as watcher:
+        run.train(3)
+        value = ((run.model(run.inputs[:10]) - run.targets[:10]) ** 2).mean().detach()
+        assert watcher.records[0].curve is not None
+        assert watcher.records[0].curve.value[0] == pytest.approx(float(value), rel=1e-6)
+        assert watcher.records[0].curve.level == (0.0, 0.25, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_watch_foresees_near_zero_weights_of_dead_units(background: bool) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    with torch.no_grad():
+        model[0].bias[16:] = -50.0  # three quarters of the units never fire
+    groups = [
+        {"params": [model[0].weight, model[2].weight], "weight_decay": 5.0},
+        {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    with sw.watch(
+        model, optimizer, logdir=None, every=4, dormant_samples=None, max_overhead=None,
+        background=background, strict=True,
+    ) as watcher:  # fmt: skip
+        for _ in range(60):
+            optimizer.zero_grad()
+            model(torch.randn(32, 16)).square().mean().backward()
+            optimizer.step()
+    records = watcher.records
+    assert records[-1].dormant.num_sampled == 16 * 64
+    assert 0.75 <= records[-1].layers[0].dormant < 0.85  # and some by chance
+    assert records[-1].movement.update_to_weight > 0
+    found = {round(r.decay_clock, 9): r.near_zero["initial_0.1"] for r in records}
+    foretold = next(r for r in records if r.step == 40)
+    for advance in (0.2, 0.6, 1.0):
+        fraction, low, high = foretold.forecast.at(advance)
+        assert low < fraction < high
+        came = found[round(foretold.decay_clock + advance, 9)]
+        assert fraction == pytest.approx(came, rel=0.1)
+
+
+def test_looking_now_gives_the_record_of_this_step_once() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        start = watcher.snapshot()
+        assert start.step == 0
+        run.train(2)
+        record = watcher.snapshot()
+        assert record.step == 2
+        assert watcher.snapshot() is record
+        run.train(1)
+        assert [r.step for r in watcher.records] == [0, 2, 3]
+
+
+def test_explicit_steps_replace_the_hook() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        for _ in range(6):
+            watcher.step()
+            run.train(1)
+        assert [r.step for r in watcher.records] == [3, 6]
+        watcher.step(12)
+        assert watcher.records[-1].step == 12
+        assert watcher.step_count == 12
+
+
+def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
+    run = Run()
+    with sw.watch(run.model, None, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
+        run.train(3)
+        assert watcher.records == []
+        for _ in range(4):
+            watcher.step()
+    assert [r.step for r in watcher.records] == [2, 4]
+    record = watcher.records[0]
+    assert all(math.isnan(x) for x in (record.decay_clock, record.lr_clock, record.lr))
+    assert record.dormant is None
+
+
+def test_after_close_nothing_is_seen_and_closing_twice_is_fine(tmp_path: Path) -> None:
+    run = Run()
+    watcher = run.watch(tmp_path)
+    run.train(3)
+    watcher.close()
+    watcher.close()
+    run.train(3)
+    assert len(watcher.records) == 1
+    late = watcher.snapshot()
+    assert not late.valid
+    assert "closed" in late.reason
+
+
+def test_no_step_seen_is_said(caplog) -> None:
+    run = Run()
+    with run.watch(None):
+        other = copy.deepcopy(run.optimizer)  # drops hooks, silently
+        other.step()
+    assert "no optimizer step was seen" in caplog.text
+
+
+def test_model_and_optimizer_still_pickle_and_copy() -> None:
+    run = Run()
+    with run.watch(None):
+        run.train(4)
+        again = pickle.loads(pickle.dumps((run.model, run.optimizer)))
+        copy.deepcopy(run.model)
+    assert len(again[1].state) == 4
+
+
+def test_a_forked_child_does_not_look(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        run.train(3)
+        assert len(watcher.records) == 1  # and nothing is on its way
+        watcher._pid = os.getpid() + 1  # what a forked child finds
+        run.train(3)
+        assert len(watcher.records) == 1
+        watcher._pid = os.getpid()
+
+
+def test_switched_off_by_the_environment(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SPARSITYWATCH_DISABLED", "1")
+    run = Run()
+    with run.watch(tmp_path / "log") as watcher:
+        run.train(4)
+        assert watcher.off == "SPARSITYWATCH_DISABLED is set"
+        assert not watcher.snapshot().valid
+    assert watcher.records == []
+    assert not (tmp_path / "log").exists()
+
+
+# ------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6, 10])
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int, lost: int) -> None:
+    whole = Run()
+    with whole.watch(tmp_path / "whole") as watcher:
+        whole.train(17)
+    first = Run()
+    watcher_first = first.watch(tmp_path / "log")
+    first.train(stop)
+    checkpoint = first.checkpoint(watcher_first)
+    first.train(lost)  # steps after the checkpoint, then the process dies: no close
+    second = Run(seed=1)
+    second.restore(checkpoint)
+    second.inputs, second.targets = first.inputs, first.targets
+    with second.watch(tmp_path / "log") as resumed:
+        resumed.load_state_dict(checkpoint["watch"])
+        second.train(17 - stop)
+    expected = told(watcher.records)
+    assert told(resumed.records) == expected
+    assert told(read_records(tmp_path / "log" / "sparsitywatch")) == expected
+
+
+def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path: Path) -> None:
+    first = Run()
+    watcher = first.watch(tmp_path)
+    first.train(7)
+    checkpoint = first.checkpoint(watcher)
+    second = Run()
+    second.restore(checkpoint)
+    with second.watch(tmp_path) as resumed:
+        second.train(3)
+    assert [r.step for r in resumed.records] == [3, 6, 9]
+    assert resumed._measurement.initial_rms == watcher._measurement.initial_rms
+    last = resumed.records[-1]
+    assert math.isnan(last.decay_clock)  # the clocks of step 7 were not saved
+    assert math.isnan(last.lr_clock)
+    assert last.lr == 0.01
+
+
+def test_without_saved_state_the_clocks_go_on_where_the_log_ends(tmp_path: Path) -> None:
+    first = Run()
+    watcher = first.watch(tmp_path)
+    first.train(6)
+    checkpoint = first.checkpoint(watcher)
+    second = Run()
+    second.restore(checkpoint)
+    with second.watch(tmp_path) as resumed:
+        second.train(3)
+    last = resumed.records[-1]
+    assert last.step == 9
+    assert last.decay_clock == pytest.approx(9 * 0.01 * 0.01)
+    assert last.lr_clock == pytest.approx(9 * 0.01)
+
+
+def test_a_new_run_in_a_used_logdir_sets_the_earlier_one_aside(tmp_path: Path, caplog) -> None:
+    for _ in range(3):
+        run = Run()
+        with run.watch(tmp_path):
+            run.train(3)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["sparsitywatch", "sparsitywatch-earlier-1", "sparsitywatch-earlier-2"]
+    assert all(len(read_records(tmp_path / name)) == 1 for name in names)
+    assert "held an earlier run" in caplog.text
+
+
+def test_state_of_another_watch_is_refused_by_key() -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        state = watcher.state_dict()
+        with pytest.raises(sw.StateError, match=r"keys \['pipeline'\]"):
+            watcher.load_state_dict({k: v for k, v in state.items() if k != "pipeline"})
+        with pytest.raises(sw.StateError, match=r"proxy_hash .* other held-out batches"):
+            watcher.load_state_dict(state | {"proxy_hash": "0"})
+        with pytest.raises(sw.StateError, match="scope_hash"):
+            watcher.load_state_dict(state | {"scope_hash": "0"})
+        run.train(1)
+        with pytest.raises(sw.StateError, match="before the first step"):
+            watcher.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"step": "x"}, {"initial_rms": 3}, {"optimizer": {}}, {"optimizer": None}, {"pace": 3}],
+)
+def test_a_damaged_state_changes_nothing(damage: dict) -> None:
+    first = Run()
+    with first.watch(None, every=sw.adaptive(3)) as watcher:
+        first.train(4)
+        state = watcher.state_dict()
+    second = Run()
+    with second.watch(None, every=sw.adaptive(3)) as watcher:
+        before = watcher.state_dict()
+        with pytest.raises(sw.StateError, match="Expected"):
+            watcher.load_state_dict(state | damage)
+        assert repr(watcher.state_dict()) == repr(before)
+        watcher.load_state_dict(state)
+        assert watcher.step_count == 4
+
+
+def test_an_empty_state_is_said_and_changes_nothing(tmp_path: Path, caplog) -> None:
+    run = Run()
+    with run.watch(tmp_path) as watcher:
+        watcher.load_state_dict({})
+        run.train(3)
+    assert [r.step for r in watcher.records] == [3]
+    assert "the saved state is empty; going on from the log alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "word"),
+    [
+        ({"tolerance": 0.05}, b"", "numbers cannot be compared.*tolerance 0.01, now 0.05"),
+        ({"scope": "matrices"}, b"", "numbers cannot be compared.*scope_hash"),
+        ({}, b'{"schema":99}\n', "cannot be gone on from.*99"),
+    ],
+)
+def test_a_log_that_cannot_be_gone_on_from_is_set_aside(
+    tmp_path: Path, caplog, options: dict, damage: bytes, word: str
+) -> None:
+    first = Run()
+    with first.watch(tmp_path):
+        first.train(6)
+    records = tmp_path / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(damage + records.read_bytes())
+    second = Run()
+    with second.watch(tmp_path, initial_step=6, **options) as watcher:
+        second.train(3)
+    assert watcher.off == ""
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [9]
+    kept = tmp_path / "sparsitywatch-earlier-1" / "records.jsonl"
+    assert kept.read_bytes().count(b"\n") == 2 + bool(damage)
+    assert re.search(word, caplog.text)
+
+
+def test_state_saves_as_weights_only(tmp_path: Path) -> None:
+    run = Run()
+    with run.watch(None) as watcher:
+        run.train(4)
+        torch.save(watcher.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["step"] == 4
+
+
+def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
+    def sparse_run() -> tuple[Run, list]:
+        run, seen = Run(), []
+        return run, seen
+
+    run, seen = sparse_run()
+    # of less than a hundred weights a few are near zero by chance
+    detectors = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    options = {"every": 1, "on_event": [seen.append], "proxy": None, "detectors": detectors}
+    watcher = run.watch(tmp_path, **options)
+    for step in range(1, 41):
+        run.train(1)
+        if step == 20:
+            with torch.no_grad():
+                run.model[0].weight[:8] = 0.0
+    assert [e.direction for e in seen] == ["up"]
+    assert 19 <= seen[0].onset_step <= 22
+    assert seen[0].layers == ("0.weight",)
+    checkpoint = run.checkpoint(watcher)
+    again = Run()
+    again.restore(checkpoint)
+    options["detectors"] = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    with again.watch(tmp_path, **options) as resumed:
+        resumed.load_state_dict(checkpoint["watch"])
+        again.train(10)
+    assert len(seen) == 1
+    # the weights were not held at zero, and what they did since belongs to the same event
+    assert [e.id for e in resumed.events] == [seen[0].id]
+    assert resumed.events[0].fell_back_step > seen[0].detected_step
+    assert read_events(tmp_path / "sparsitywatch") == resumed.events
+
+
+# ------------------------------------------------------------------ mistakes in the call
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"scope": "nothing"}, sw.ScopeError, "`scope` to be one of"),
+        ({"scope": lambda n, p: False}, sw.ScopeError, "`scope` to select at least one weight"),
+        ({"every": 0}, sw.ConfigurationError, "`every` to be a whole number.*got 0"),
+        ({"levels": [0.5, 1.0]}, sw.ConfigurationError, r"`levels\[1\]`.*got 1\.0"),
+        ({"levels": []}, sw.ConfigurationError, "`levels` with at least one"),
+        ({"levels": 5}, sw.ConfigurationError, "`levels` to be sparsities.*got 5"),
+        ({"tolerance": -0.1}, sw.ConfigurationError, "`tolerance`.*got -0.1"),
+        ({"tolerance": float("nan")}, sw.ConfigurationError, "`tolerance`.*got nan"),
+        ({"tolerance_mode": "percent"}, sw.ConfigurationError, "mode.*got 'percent'"),
+        ({"near_zero": ["small"]}, sw.ConfigurationError, "`near_zero` rules.*got 'small'"),
+        ({"near_zero": []}, sw.ConfigurationError, "`near_zero` with at least one"),
+        ({"on_event": print}, sw.ConfigurationError, "`on_event` to be a sequence"),
+        (
+            {"initial_step": -1},
+            sw.ConfigurationError,
+            "`initial_step` to be a whole number >= 0, got -1",
+        ),
+        (
+            {"dormant_samples": -1},
+            sw.ConfigurationError,
+            "`dormant_samples` to be a whole number >= 0, got -1",
+        ),
+    ],
+)
+def test_mistakes_are_one_clear_error_and_nothing_is_written(
+    options, error, message, tmp_path
+) -> None:
+    run = Run()
+    with pytest.raises(error, match=message):
+        run.watch(tmp_path / "log", **options)
+    assert not (tmp_path / "log").exists()
+    assert run.optimizer._optimizer_step_post_hooks == {}
+
+
+def test_a_logdir_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run = Run()
+    with pytest.raises(
+        sw.ConfigurationError, match="`logdir` to be a directory that can be written"
+    ):
+        run.watch(tmp_path / "file")
+    with pytest.raises(
+        sw.ConfigurationError, match="`logdir` to be a local directory, got 's3://b'"
+    ):
+        run.watch("s3://b")  # type: ignore[arg-type]
+
+
+def test_a_model_or_an_optimizer_that_is_none(tmp_path: Path) -> None:
+    run = Run()
+    with pytest.raises(sw.ConfigurationError, match=r"`model` to be a torch.nn.Module, got str"):
+        sw.watch("model", run.optimizer, logdir=None)  # type: ignore[arg-type]
+    with pytest.raises(sw.ConfigurationError, match=r"`optimizer` to be a torch.optim.Optimizer"):
+        sw.watch(run.model, object(), logdir=None)  # type: ignore[arg-type]
+
+
+def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -> None:
+    run = Run()
+    first = run.watch(tmp_path)
+    run.train(3)
+    second = run.watch(tmp_path)
+    run.train(3)
+    second.close()
+    assert "another one in this process has taken over" in first.off
+    assert [r.step for r in first.records] == [3]
+    assert [r.step for r in second.records] == [3, 6]
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
+
+
+# ------------------------------------------------------------------ one writer on a log
+
+
+def hold_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Snapshots wait behind the training: one event says that one does, the other lets it go on."""
+    is_on_its_way, go_on = threading.Event(), threading.Event()
+    measure = Measurement.record
+
+    def wait(*args, **options):
+        is_on_its_way.set()
+        assert go_on.wait(60)
+        return measure(*args, **options)
+
+    monkeypatch.setattr(Measurement, "record", wait)
+    return is_on_its_way, go_on
+
+
+@pytest.mark.parametrize("is_resumed", [True, False])
+def test_a_later_watch_fences_off_a_snapshot_that_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, is_resumed: bool
+) -> None:
+    """A cell of a notebook that is run again: a new optimizer, and nobody closed the first."""
+    first = Run()
+    late = first.watch(tmp_path, proxy=None)
+    first.train(4)
+    assert [r.step for r in late.records] == [3]
+    checkpoint = first.checkpoint(late)
+    with monkeypatch.context() as patched:
+        is_on_its_way, go_on = hold_up(patched)
+        first.train(2)
+        assert is_on_its_way.wait(60)
+    second = Run()
+    if is_resumed:
+        second.restore(checkpoint)
+    with second.watch(tmp_path, proxy=None) as later:
+        if is_resumed:
+            later.load_state_dict(checkpoint["watch"])
+        second.train(4)
+        go_on.set()
+        assert [r.step for r in late.records] == [3]  # waits for the late one
+        assert "another one in this process has taken over" in late.off
+        assert "the snapshot at step 6 is dropped: another one in this process" in caplog.text
+        first.train(3)
+        second.train(3)
+        steps = [r.step for r in later.records]
+    first.train(3)  # also when nobody else writes any more
+    assert steps == ([3, 6, 9] if is_resumed else [3, 6])
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == steps
+    late.close()
+
+
+def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
+    is_in, go_on = threading.Event(), threading.Event()
+
+    class Slow(sw.AbruptChange):
+        def update(self, step, value, context=None):
+            if step == 6:
+                is_in.set()
+                assert go_on.wait(60)
+            return super().update(step, value, context)
+
+    first = Run()
+    early = first.watch(tmp_path, detectors={"near_zero/initial_0.1": Slow()})
+    first.train(4)
+    checkpoint = first.checkpoint(early)
+    first.train(2)
+    assert is_in.wait(60)
+    second = Run()
+    second.restore(checkpoint)
+    timer = threading.Timer(0.2, go_on.set)
+    timer.start()
+    options = {"detectors": {"near_zero/initial_0.1": sw.AbruptChange()}}
+    with second.watch(tmp_path, **options) as later:
+        later.load_state_dict(checkpoint["watch"])
+        assert go_on.is_set()
+        second.train(2)
+    timer.join()
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
+    assert [r.step for r in early.records] == [3, 6]  # it was whole before it was superseded
+
+
+def test_closing_the_watch_in_an_action_is_no_fault_of_the_training() -> None:
+    run = Run()
+    options = {"on_record": [lambda _: watcher.close()], "background": False}
+    watcher = run.watch(None, **options)
+    run.train(7)
+    assert (watcher.closed, len(watcher.records)) == (True, 1)
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from contracts.watched import Run
+run = Run()
+watcher = run.watch(Path(sys.argv[1]), proxy=None)
+for line in sys.stdin:
+    run.train(int(line))
+    print([r.step for r in watcher.records], watcher.off, flush=True)
+"""
+
+
+class OtherProcess:
+    """A watched training in another process, told how many steps to take."""
+
+    def __init__(self, logdir: Path) -> None:
+        script = OTHER_PROCESS.format(tests=str(Path(__file__).parents[1]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(logdir)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def train(self, steps: int) -> str:
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> int:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(60)
+
+
+def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
+    other = OtherProcess(tmp_path)
+    assert other.train(4) == "[3]"
+    # another run that was started by mistake: nobody loses anything
+    mistake = Run()
+    with mistake.watch(tmp_path, proxy=None) as beside:
+        mistake.train(3)
+        state = beside.state_dict()
+    assert f"process {other.process.pid}" in caplog.text
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3]
+    assert other.train(2) == "[3, 6]"
+    again = Run()
+    with again.watch(tmp_path, proxy=None) as beside:
+        beside.load_state_dict(state)  # it knows where its log is
+        again.train(3)
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3, 6]
+    # the same run, taken up from its step 4 while the process before is dying
+    resumed = Run()
+    with resumed.watch(tmp_path, proxy=None, initial_step=4) as watcher:
+        resumed.train(1)
+        steps, _, why = other.train(3).partition("] ")
+        assert (steps, f"process {os.getpid()}" in why) == ("[3, 6", True)
+        resumed.train(4)
+        assert [r.step for r in watcher.records] == [3, 6, 9]
+    assert other.end() == 0
+    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6, 9]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import sparsitywatch as sw
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from contracts.watched import Run, sees_step_6
+
+def die(self, told, *_):
+    if told.step == 6 if isinstance(told, sw.Record) else True:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run = Run()
+watcher = run.watch(Path(sys.argv[1]), **sees_step_6())
+run.train(4)
+watcher.records
+write, event = TensorBoardSink.write, TensorBoardSink.event
+setattr(TensorBoardSink, sys.argv[2], die)
+run.train(5)
+watcher.records
+"""
+
+
+def shown(logdir: Path, until: int) -> dict[str, list[int]]:
+    """Steps of every scalar, histogram and event text in TensorBoard, up to a step."""
+    read = event_accumulator.EventAccumulator(
+        str(logdir / "sparsitywatch"), {"scalars": 0, "compressedHistograms": 0, "tensors": 0}
+    ).Reload()
+    tags = [t for t in read.Tags()["tensors"] if t.startswith(("log10_magnitude", "events"))]
+    steps = {tag: [e.step for e in read.Tensors(tag)] for tag in tags}
+    steps |= {tag: [e.step for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    return {tag: kept for tag, of in steps.items() if (kept := [n for n in of if n <= until])}
+
+
+@pytest.mark.parametrize("place", ["write", "event"])
+def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, place: str) -> None:
+    whole = Run()
+    with whole.watch(tmp_path / "whole", **sees_step_6()):
+        whole.train(12)
+    script = KILLED.format(tests=str(Path(__file__).parents[1]))
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "log"), place], timeout=90
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert [r.step for r in read_records(tmp_path / "log" / "sparsitywatch")] == [3, 6]
+    resumed = Run()
+    with resumed.watch(tmp_path / "log", initial_step=6, **sees_step_6()):
+        resumed.train(6)
+    assert shown(tmp_path / "log", 6) == shown(tmp_path / "whole", 6)
+    assert shown(tmp_path / "log", 6)["events/near_zero/initial_0.1"] == [6]
+    assert shown(tmp_path / "log", 12)["watch/valid"] == [3, 6, 9, 12]

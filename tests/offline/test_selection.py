@@ -1,0 +1,58 @@
+"""What is looked at of what was found."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsitywatch.checkpoints.discovery import Found
+from sparsitywatch.offline.selection import select
+
+STATES = ("complete", "incomplete", "refused", "duplicate")
+
+
+@st.composite
+def listings(draw: st.DrawFn) -> list[Found]:
+    """What ``discover`` may give: one complete checkpoint of a step at most."""
+    found, complete = [], set()
+    for number in range(draw(st.integers(2, 12))):
+        step = draw(st.none() | st.integers(0, 6))
+        state = draw(st.sampled_from(STATES))
+        if state == "complete" and step is not None:
+            state = "duplicate" if step in complete else state
+            complete.add(step)
+        found.append(
+            Found(
+                url=f"u{number}", step=step, step_from="name", format="", state=state,
+                reason="" if state == "complete" else f"why {number}",
+            )
+        )  # fmt: skip
+    return found
+
+
+@given(listings())
+def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[Found]) -> None:
+    selection = select(found)
+    steps = [one.step for one in selection.wanted]
+    assert steps == sorted(set(steps))
+    by_url = {one.url: one for one in found}
+    complete = {one.step: one.url for one in found if one.state == "complete"}
+    for one in selection.wanted:
+        # a complete one is never passed over for another of its step
+        assert one.url == complete.get(one.step, one.url)
+        assert (one.reason == "") == (by_url[one.url].state == "complete")
+        assert one.is_incomplete == (by_url[one.url].state == "incomplete")
+    told = {one.url for one in (*selection.left_out, *selection.unreadable)}
+    for one in found:
+        is_told = one.url in told or any(w.url == one.url for w in selection.wanted)
+        # the only silence: a broken or unfinished one beside another one of its step
+        assert is_told or (one.state in ("incomplete", "refused") and one.step in steps)
+    assert all(one.reason for one in (*selection.left_out, *selection.unreadable))
+
+
+def test_a_single_one_without_a_step_stands_for_step_zero() -> None:
+    alone = Found(url="u", step=None, step_from="", format="torch", state="complete")
+    assert [(one.url, one.step) for one in select([alone]).wanted] == [("u", 0)]
+    broken = Found(url="v", step=None, step_from="", format="", state="refused", reason="why")
+    assert select([broken]).wanted == ()
+    assert [one.reason for one in select([broken]).unreadable] == ["why"]

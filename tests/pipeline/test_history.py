@@ -1,0 +1,245 @@
+"""Records in, events out: gaps, what is explained, and what a log holds of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from contracts.made_records import counted, made_record
+
+from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.pipeline.pipeline import History
+from sparsitywatch.records import Event, Record
+
+INITIAL, DORMANT, ESSENTIAL = "near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value"
+
+
+class Above:
+    """A detector that is easy to predict: an event at the first value above a limit."""
+
+    def __init__(self, limit: float = 0.4) -> None:
+        self.limit, self.seen = limit, 0
+
+    def update(self, step, value, context=None):
+        if value <= self.limit or self.seen:
+            return None
+        self.seen = step
+        return Event(
+            series="", direction="up", onset_step=step - 1, detected_step=step, baseline=0.0,
+            value=value, noise=0.01,
+        )  # fmt: skip
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+def essential_records(values: list[float]) -> list[Record]:
+    """NaN for looks at which it is not informative."""
+    return [made_record(25 * i, essential=value) for i, value in enumerate(values)]
+
+
+def events_of(history: History, records: list[Record]) -> list[Event]:
+    return [event for record in records for event in history.add(record).new]
+
+
+# ------------------------------------------------------------------ gaps
+
+
+def test_a_fall_in_full_view_is_seen() -> None:
+    records = essential_records([0.8] * 20 + [0.5] * 10)
+    (event,) = events_of(History({ESSENTIAL: AbruptChange()}), records)
+    assert (event.direction, event.meaning) == ("down", "densifying")
+
+
+@pytest.mark.parametrize("gap", [3, 10, 40])
+def test_what_happened_while_an_estimate_was_not_informative_is_no_alarm(gap: int) -> None:
+    records = essential_records([0.8] * 20 + [math.nan] * gap + [0.5] * 20)
+    assert events_of(History({ESSENTIAL: AbruptChange()}), records) == []
+
+
+def test_an_estimate_that_is_never_informative_is_never_shown_to_a_detector() -> None:
+    class Refuses(Above):
+        def update(self, step, value, context=None):
+            raise AssertionError(value)
+
+    records = essential_records([math.nan] * 20)
+    assert events_of(History({ESSENTIAL: Refuses()}), records) == []
+
+
+def test_short_gaps_are_passed_over() -> None:
+    values = [0.8, 0.8, math.nan] * 7 + [math.nan, 0.8, 0.5, math.nan, 0.5, 0.5, 0.5, 0.5]
+    (event,) = events_of(History({ESSENTIAL: AbruptChange()}), essential_records(values))
+    assert event.baseline == pytest.approx(0.8)
+
+
+def test_evaluations_that_were_left_out_are_no_gap() -> None:
+    """One estimate in ten snapshots, as the budget makes it: its fall is seen all the same."""
+    values = [0.8] * 20 + [0.5] * 10
+    records = []
+    for i, value in enumerate(values):
+        records.append(made_record(250 * i, essential=value))
+        for k in range(1, 10):
+            bare = made_record(250 * i + 25 * k)
+            records.append(dataclasses.replace(bare, not_evaluated="left out"))
+    (event,) = events_of(History({ESSENTIAL: AbruptChange()}), records)
+    assert (event.direction, event.detected_step % 250) == ("down", 0)
+
+
+def test_after_a_gap_the_next_change_is_seen_again() -> None:
+    values = [0.8] * 12 + [math.nan] * 5 + [0.5] * 15 + [0.2] * 10
+    (event,) = events_of(History({ESSENTIAL: AbruptChange()}), essential_records(values))
+    assert (event.baseline, event.value) == (0.5, 0.2)
+
+
+def test_a_gap_survives_a_resume() -> None:
+    records = essential_records([0.8] * 20 + [math.nan] * 3 + [0.5] * 20)
+    for cut in range(1, len(records)):
+        first = History({ESSENTIAL: AbruptChange()})
+        assert events_of(first, records[:cut]) == []
+        second = History({ESSENTIAL: AbruptChange()})
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert events_of(second, records[cut:]) == []
+
+
+# ------------------------------------------------------------------ what an event says
+
+
+def test_an_event_says_what_happened() -> None:
+    random = np.random.default_rng(0)
+    first = {name: 0.02 * random.normal(size=5000) for name in ("a", "b")}
+    rms = {name: float(np.sqrt(np.mean(w**2))) for name, w in first.items()}
+    history = History({INITIAL: Above(0.3), "near_zero/rms_0.1": Above(0.3)})
+    history.initial_rms = rms
+    for step in (1, 2, 3):
+        assert history.add(counted(step, first, rms)).new == ()
+    pruned = {"a": first["a"] * (np.arange(5000) > 3000), "b": first["b"]}
+    (event,) = history.add(counted(4, pruned, rms)).new
+    assert (event.meaning, event.layers, event.change) == ("sparsifying", ("a",), "shape")
+    assert (event.before_step, event.on_clock) == (3, None)  # no decay clock in these records
+    assert len(event.related) == 1
+    assert event.id == f"{event.series}@3"
+    assert history.events == [event]
+
+
+def test_an_onset_of_long_ago_is_compared_with_the_oldest_layers_there_are() -> None:
+    weights = {"a": np.linspace(-1.0, 1.0, 100)}
+
+    class Late(Above):
+        def update(self, step, value, context=None):
+            event = super().update(step, 1.0) if step == 150 else None
+            return event and dataclasses.replace(event, onset_step=10)
+
+    history = History({INITIAL: Late()})
+    for step in range(151):
+        told = history.add(counted(step, weights, {"a": 1.0}))
+    assert told.new[0].before_step == 51
+
+
+# ------------------------------------------------------------------ what a log holds
+
+
+def test_events_that_a_kill_kept_out_of_the_log_are_told_when_it_is_taken_up() -> None:
+    records = [made_record(i, x) for i, x in enumerate([0.1, 0.1, 0.5])]
+    whole = History({INITIAL: Above()})
+    (event,) = events_of(whole, records)
+    second = History({INITIAL: Above()})
+    second.recall(records, [])
+    assert [e.id for e in second.finish_recall().new] == [event.id]
+    assert second.finish_recall().new == ()
+    assert [e.id for e in second.events] == [event.id]
+
+
+def test_what_a_log_holds_is_not_told_again() -> None:
+    records = [made_record(i, {"initial_0.1": x, "rms_0.1": x}) for i, x in enumerate([0.1, 0.5])]
+    whole = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
+    (event,) = events_of(whole, records)
+    second = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
+    second.recall(records, [event])
+    told = second.finish_recall()
+    assert (told.new, told.amended) == ((), ())
+    assert second.events == [event]
+
+
+def test_a_fall_that_a_kill_kept_out_of_the_log_is_told() -> None:
+    values = [0.1, 0.5, 0.5, 0.1, 0.1, 0.1]
+    records = [made_record(i, x) for i, x in enumerate(values)]
+    whole = History({INITIAL: Above()})
+    (event,) = events_of(whole, records)
+    second = History({INITIAL: Above()})
+    second.recall(records[:5], [event])
+    ((amended),) = second.finish_recall().amended
+    assert repr(amended) == repr(whole.events[0])
+    assert (amended.fell_back_step, amended.amended_step) == (3, 4)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+@pytest.mark.parametrize("way", ["state", "log"])
+def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
+    initial = [0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 0.6, 0.7, 0.7, 0.2, 0.1, 0.1]
+    dormant = [0.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    rms = [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 0.5, 0.5, 0.1, 0.1]
+    records = [
+        made_record(10 * i, {"initial_0.1": a, "rms_0.1": b}, dormant=d, clock=0.1 * i)
+        for i, (a, b, d) in enumerate(zip(initial, rms, dormant, strict=True))
+    ]
+
+    def new() -> History:
+        return History({s: Above() for s in (INITIAL, "near_zero/rms_0.1", DORMANT)})
+
+    whole, part, told = new(), new(), []
+    for record in records:
+        changes = whole.add(record)
+        told += [(record.step, e) for e in (*changes.new, *changes.amended)]
+    for record in records[:cut]:
+        part.add(record)
+    again = new()
+    again.recall(records[:cut], part.events)
+    if way == "state":
+        again = new()
+        again.events = list(part.events)
+        again.load_state_dict(part.state_dict())
+    rest = [
+        (record.step, e)
+        for record in records[cut:]
+        for changes in [again.add(record)]
+        for e in (*changes.new, *changes.amended)
+    ]
+    assert repr(rest) == repr([(s, e) for s, e in told if s >= 10 * cut])
+    assert repr(again.events) == repr(whole.events)
+    assert [(e.series, e.related, e.preceded_by) for e in whole.events] == [
+        (DORMANT, (INITIAL,), ""),
+        ("near_zero/rms_0.1", (), f"{DORMANT}@19"),
+    ]
+
+
+# ------------------------------------------------------------------ weights that are not finite
+
+
+def broken(record: Record) -> Record:
+    """As it comes out when all of its weights are NaN."""
+    zero = dict.fromkeys(record.near_zero, 0.0)
+    return dataclasses.replace(record, near_zero=zero, num_nan=record.scope.num_weights)
+
+
+def test_weights_that_became_nan_are_no_fall_of_near_zero_weights() -> None:
+    noise = np.random.default_rng(0)
+    records = [made_record(25 * i, 0.0625 + 1e-4 * noise.normal()) for i in range(30)]
+    fallen = [dataclasses.replace(r, near_zero={"initial_0.1": 0.0}) for r in records[20:]]
+    assert events_of(History({INITIAL: AbruptChange()}), [*records[:20], *fallen])
+    records[20:] = map(broken, records[20:])
+    assert not events_of(History({INITIAL: AbruptChange()}), records)
+    assert all(INITIAL not in record.series() for record in records[20:])
+
+
+def test_an_event_of_a_record_with_nan_weights_says_so() -> None:
+    record = broken(made_record(50))
+    history = History({"weights/num_nan": Above(10)})
+    (event,) = events_of(history, [made_record(25), record])
+    assert event.num_not_finite == 100_000
+    assert "100,000 weights are NaN or infinite" in event.describe()

@@ -1,0 +1,226 @@
+"""Records in, events out, everything to the sinks, and faults go no further."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+
+from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.pipeline.pipeline import Pipeline, log_event
+from sparsitywatch.records import (
+    Cost,
+    Detail,
+    Event,
+    LayerShare,
+    Provenance,
+    Record,
+    RunInfo,
+    ScopeSummary,
+)
+from sparsitywatch.sinks.memory import MemorySink
+
+PROVENANCE = Provenance(
+    sparsitywatch="0",
+    torch="0",
+    scope_hash="s",
+    proxy_hash="",
+    dtypes=("float32",),
+    tolerance=0.01,
+    tolerance_mode="relative",
+    pattern="global",
+)
+
+
+def record(step: int, near_zero: float) -> Record:
+    """A record of two layers of 100 weights, the second of which holds all near-zero ones."""
+    layers = tuple(
+        LayerShare(name=name, num_weights=100, rms=1.0, near_zero={"initial_0.1": fraction})
+        for name, fraction in (("quiet", 0.0), ("sparse", 2 * near_zero))
+    )
+    return Record(
+        step=step,
+        wall_time=0.0,
+        scope=ScopeSummary(num_tensors=2, num_weights=200),
+        num_nan=0,
+        num_inf=0,
+        num_zero=0,
+        near_zero={"initial_0.1": near_zero},
+        decay_clock=step / 100,
+        layers=layers,
+        cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
+        provenance=PROVENANCE,
+    )
+
+
+class Above:
+    """A detector that is easy to predict: an event at the first value above 0.4."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def update(self, step, value, context=None):
+        if value <= 0.4 or self.seen:
+            return None
+        self.seen = step
+        return Event(
+            series="",
+            direction="up",
+            onset_step=step - 1,
+            detected_step=step,
+            baseline=0.0,
+            value=value,
+        )
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
+class Broken(MemorySink):
+    """A sink whose disk is full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def write(self, record, detail):
+        self.calls += 1
+        raise OSError("no space left")
+
+
+def watched(**options) -> Pipeline:
+    return Pipeline(detectors={"near_zero/initial_0.1": Above()}, **options)
+
+
+def test_an_event_carries_its_series_its_layers_and_the_clock() -> None:
+    sink, told = MemorySink(), []
+    pipeline = watched(
+        sinks=[sink], on_event=[told.append], on_record=[lambda r: told.append(r.step)]
+    )
+    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    for step, value in enumerate([0.1, 0.1, 0.45], start=1):
+        pipeline.publish(record(step, value), Detail())
+    (event,) = sink.events
+    assert event.series == "near_zero/initial_0.1"
+    assert event.layers == ("sparse",)
+    assert event.decay_clock == pytest.approx(0.03)
+    assert told == [1, 2, event, 3]
+    assert [r.step for r in sink.records] == [1, 2, 3]
+    assert pipeline.events == [event]
+
+
+def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
+    contexts = []
+
+    class Noting(Above):
+        def update(self, step, value, context=None):
+            contexts.append(context)
+
+    pipeline = Pipeline(detectors={"near_zero/initial_0.1": Noting()})
+    pipeline.publish(dataclasses.replace(record(1, 0.1), lr=0.5, lr_clock=2.0), Detail())
+    pipeline.publish(dataclasses.replace(record(2, 0.1), decay_clock=float("nan")), Detail())
+    assert contexts == [{"decay_clock": 0.01, "lr": 0.5, "lr_clock": 2.0}, {}]
+
+
+def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:
+    broken, good = Broken(), MemorySink()
+    pipeline = watched(sinks=[broken, good])
+    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    for step in range(1, 7):
+        pipeline.publish(record(step, 0.1), Detail())
+    assert broken.calls == 3
+    assert len(good.records) == 6
+    assert "no space left" in caplog.text
+    assert "Broken failed and is switched off" in caplog.text
+
+
+def test_a_sink_that_recovers_is_kept() -> None:
+    class Flaky(Broken):
+        def write(self, record, detail):
+            self.calls += 1
+            if self.calls % 2:
+                raise OSError("busy")
+            MemorySink.write(self, record, detail)
+
+    flaky = Flaky()
+    pipeline = watched(sinks=[flaky])
+    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    for step in range(1, 9):
+        pipeline.publish(record(step, 0.1), Detail())
+    assert flaky.calls == 8
+
+
+def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:
+    told = []
+
+    def fails(_):
+        raise RuntimeError("webhook down")
+
+    pipeline = watched(on_event=[fails, told.append])
+    pipeline.publish(record(1, 0.5), Detail())
+    assert len(told) == 1
+    assert "webhook down" in caplog.text
+
+
+def test_strict_lets_faults_out() -> None:
+    pipeline = watched(sinks=[Broken()], strict=True)
+    with pytest.raises(OSError, match="no space left"):
+        pipeline.publish(record(1, 0.1), Detail())
+
+
+def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
+    sink = MemorySink()
+    pipeline = watched(sinks=[sink])
+    earlier = [record(1, 0.1), record(2, 0.5)]
+    event = Event(
+        series="near_zero/initial_0.1",
+        direction="up",
+        onset_step=1,
+        detected_step=2,
+        baseline=0.1,
+        value=0.5,
+    )
+    pipeline.recall(earlier, [event])
+    assert pipeline.records == earlier
+    assert pipeline.events == [event]
+    assert not hasattr(sink, "run") or not sink.records
+    assert pipeline.publish(record(3, 0.6), Detail()) == []  # the detector has seen it already
+
+
+def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
+    pipeline = watched()
+    pipeline.publish(record(1, 0.5), Detail())
+    other = watched()
+    other.load_state_dict(pipeline.state_dict())
+    assert other.publish(record(2, 0.6), Detail()) == []
+    with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
+        other.load_state_dict({**pipeline.state_dict(), "detectors": {}})
+    with pytest.raises(StateError, match=r"keys \['detectors', 'gaps', 'chronicle'\]"):
+        other.load_state_dict({})
+
+
+def test_old_records_give_up_their_layers() -> None:
+    pipeline = watched()
+    for step in range(1, 131):
+        pipeline.publish(record(step, 0.1), Detail())
+    assert [bool(r.layers) for r in pipeline.records] == [False] * 30 + [True] * 100
+    assert dataclasses.replace(record(1, 0.1), layers=()) == pipeline.records[0]
+
+
+@pytest.mark.parametrize("bad", [print, [1], "log"])
+def test_actions_must_be_functions(bad) -> None:
+    with pytest.raises(ConfigurationError, match="`on_event` to be a sequence of functions"):
+        watched(on_event=bad)
+
+
+def test_the_default_action_warns(caplog) -> None:
+    event = Event(
+        series="s", direction="down", onset_step=3, detected_step=5, baseline=1.0, value=0.5
+    )
+    with caplog.at_level(logging.WARNING, logger="sparsitywatch"):
+        log_event(event)
+    assert "s fell abruptly: 1 -> 0.5, began at step 3, seen at step 5" in caplog.text
