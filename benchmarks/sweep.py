@@ -25,10 +25,10 @@ from reporting import commit
 
 import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity
-from sparsitywatch.pipeline.measure import DEFAULT_LEVELS
 from sparsitywatch.pruning.sweep import Bisection, Grid, Point, Sweep, points_of
 from sparsitywatch.pruning.tracking import Tracking
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
+from sparsitywatch.settings import DEFAULT_LEVELS
 
 Array = NDArray[np.float64]
 
