@@ -15,7 +15,7 @@ from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sp
 from sparsitywatch.errors import let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import SweepResult, run_sweep, with_less_memory
+from sparsitywatch.pruning.sweep import SweepResult, run_sweep
 from sparsitywatch.records import (
     Cost,
     Detail,
@@ -260,18 +260,15 @@ class Measurement:
         def allowed(dense: float) -> float:
             return allowed_harm(dense, self._settings.tolerance, mode) + ROUNDING * abs(dense)
 
-        def sweep() -> SweepResult:
-            return run_sweep(
-                model,
-                proxy,
-                spectrum,
-                pattern=self._settings.pattern,
-                sweep=self._settings.sweep,
-                allowed=allowed,
-                previous=previous,
-            )
-
-        return with_less_memory(sweep, proxy)
+        return run_sweep(
+            model,
+            proxy,
+            spectrum,
+            pattern=self._settings.pattern,
+            sweep=self._settings.sweep,
+            allowed=allowed,
+            previous=previous,
+        )
 
     def _layers(
         self,
@@ -289,7 +286,7 @@ class Measurement:
                     rule_name: rule.fraction(layers[name], self.initial_rms)
                     for rule_name, rule in self._rules.items()
                 },
-                removed=tuple(cut.share(name) for cut in result.cuts) if result else (),
+                removed=tuple(cut.shares[name] for cut in result.cuts) if result else (),
                 dormant=dormant.get(name, math.nan),
             )
             # a file may have them in another order than the model

@@ -10,12 +10,12 @@ from torch import nn
 
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.pruning.patterns import Cut
-from sparsitywatch.pruning.preserve import ModelState, preserve_state
+from sparsitywatch.pruning.preserve import ModelState, insist, preserve_state
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import why_not_whole
 
-__all__ = ["MaskedModel"]
+__all__ = ["MaskedModel", "Masks"]
 
 
 class MaskedModel:
@@ -55,9 +55,8 @@ class MaskedModel:
             value: the function that will run the model.
         """
         parameters = self.parameters()
-        with preserve_state(self.module, value) as kept:
-            dense = {name: p.detach().clone() for name, p in parameters.items()}
-            self._open = masks = Masks(parameters, dense, kept)
+        with preserve_state(self.module, value) as state:
+            self._open = masks = Masks(parameters, state)
             try:
                 yield masks
             finally:
@@ -65,53 +64,30 @@ class MaskedModel:
 
     def restore(self) -> None:
         """Put back the dense weights of a session, if its end was interrupted before it began."""
-        if self._open is not None and not self._open.is_restored:
-            self._open.restore()
-        self._open = None
+        masks, self._open = self._open, None
+        if masks is not None:
+            insist(masks.remove)
 
 
 class Masks:
     """The masks of one open session; each starts from the model as it was before."""
 
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        dense: Mapping[str, torch.Tensor],
-        kept: ModelState,
-    ) -> None:
-        self._parameters, self._dense, self._kept = parameters, dense, kept
-        self._has_run = False
-        self.is_restored = False
+    def __init__(self, parameters: Mapping[str, nn.Parameter], state: ModelState) -> None:
+        self._state = state
+        self._weights = [(name, p, p.detach().clone()) for name, p in parameters.items()]
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights."""
-        self._rewind()
-        for name, parameter in self._parameters.items():
+        self._state.rewind()
+        for name, parameter, dense in self._weights:
             # .data: no version counter moves, so a graph that is still alive stays usable
-            cut.prune(name, self._dense[name], out=parameter.data)
+            cut.prune(name, dense, out=parameter.data)
         torch.clear_autocast_cache()
 
-    def restore(self) -> None:
-        """Put the dense weights back, whatever interrupts."""
+    def remove(self) -> None:
+        """Put the dense weights back, and what the forwards have left behind."""
         try:
-            self._put_back()
-        except BaseException:  # a second Ctrl-C in the middle: finish first, then let it out
-            self._put_back()
-            raise
-
-    def _put_back(self) -> None:
-        try:
-            self._rewind()
-        finally:  # whatever else the forwards have left
-            self._copy_back()
-            self.is_restored = True
-
-    def _rewind(self) -> None:
-        """Undo what the forwards since the last call have left behind."""
-        # the first forward shows which tensors are written to without a trace in their version
-        self._kept.put_back(fully=not self._has_run)
-        self._has_run = True
-
-    def _copy_back(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data.copy_(self._dense[name])
+            self._state.rewind()
+        finally:
+            for _, parameter, dense in self._weights:
+                parameter.data.copy_(dense)

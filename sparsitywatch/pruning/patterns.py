@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,9 @@ class Cut(Protocol):
     def sparsity(self) -> float:
         """The counted fraction of all in-scope weights that it removes."""
 
-    def share(self, name: str) -> float:
-        """The counted fraction of one tensor's weights that it removes."""
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The counted fraction of each tensor's weights that it removes, by name."""
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``.
@@ -62,10 +64,6 @@ class ThresholdCut:
     threshold: float
     shares: Mapping[str, float]
 
-    def share(self, name: str) -> float:
-        """The counted fraction of one tensor's weights that it removes."""
-        return self.shares[name]
-
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:  # noqa: ARG002 a global threshold is the same for every tensor
         """Write ``weights`` without the removed ones to ``out``."""
         if self.threshold == -math.inf:
@@ -79,6 +77,7 @@ class ThresholdCut:
             torch.hardshrink(weights, threshold, out=out)
 
 
+@functools.lru_cache
 def _round_down(threshold: float, dtype: torch.dtype) -> float:
     """The largest value of ``dtype`` that is not above a non-negative ``threshold``."""
     rounded = torch.tensor(threshold, dtype=torch.float64, device="cpu").to(dtype)
@@ -103,15 +102,16 @@ class GlobalMagnitude:
     def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``."""
         thresholds = spectrum.thresholds(levels)
+        sparsities = [spectrum.sparsity_at(threshold) for threshold in thresholds]
         by_layer = spectrum.layer_sparsity_at(thresholds)
         cuts: list[Cut] = []
-        for i, (level, threshold) in enumerate(zip(levels, thresholds, strict=True)):
+        for i, level in enumerate(levels):
             if level >= 1.0:
                 shares = dict.fromkeys(by_layer, 1.0)
                 cuts.append(ThresholdCut(level, 1.0, math.inf, shares))
             else:
                 shares = {name: found[i] for name, found in by_layer.items()}
-                cuts.append(ThresholdCut(level, spectrum.sparsity_at(threshold), threshold, shares))
+                cuts.append(ThresholdCut(level, sparsities[i], thresholds[i], shares))
         return cuts
 
 

@@ -14,7 +14,8 @@ import sys
 import types
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +23,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.pruning.collectives import without_collectives
 from sparsitywatch.shown import shown_name
 
-__all__ = ["ModelState", "plain_state", "preserve_rng", "preserve_state", "same_bits"]
+__all__ = ["ModelState", "insist", "plain_state", "preserve_rng", "preserve_state"]
 
 #: Tensors and arrays above this many bytes that are no buffers (a dataset, a cache) are not
 #: copied; their version or a sample tells whether they have changed.
@@ -58,61 +58,135 @@ _NOT_FOLLOWED = (
 )
 
 
+@contextlib.contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Put the global generators of torch (all devices), numpy and python back afterwards.
+
+    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
+    """
+    cuda = torch.cuda.is_available()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    # numpy's global generator is what user code draws from, whether we like it or not
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextlib.contextmanager
+def preserve_state(
+    model: nn.Module, value: object = None, *, copies_parameters: bool = False
+) -> Iterator[ModelState]:
+    """Evaluation mode, without gradients, eagerly; everything is as before afterwards.
+
+    Put back are the global generators, the train/eval flag of every module, and all that
+    ``ModelState`` knows of the model and of the value function. Weights that autocast has cast
+    and cached are dropped before and after, and none are cached meanwhile: a cached cast would
+    hide the masks. Compiled code runs eagerly. Forward hooks of the user fire as in any forward.
+    No collective may begin where other processes would have to take part. The contents of
+    parameters are put back with ``copies_parameters``; else a change of them is an error.
+
+    Raises:
+        MeasurementError: something was left behind that cannot be put back, or a collective
+            was about to begin; the rest is as before.
+    """
+    modules = [*model.modules()]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserve_rng())
+        stack.callback(_set_training, modules, [module.training for module in modules])
+        stack.callback(torch.clear_autocast_cache)
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(False)
+        if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        # Not model.eval(): a user's own train() may freeze, merge or print.
+        _set_training(modules, itertools.repeat(False))
+        state = ModelState(model, value, copies_parameters=copies_parameters)
+        try:
+            try:
+                with _collectives_refused():
+                    yield state
+            finally:
+                insist(state.put_back)
+        except Exception:
+            state.refuse_lost()  # it may be the cause
+            raise
+        state.refuse_lost()
+
+
+def insist(put_back: Callable[[], object]) -> None:
+    """Put something back; a second Ctrl-C in the middle waits until that is done."""
+    try:
+        put_back()
+    except BaseException:
+        put_back()
+        raise
+
+
+def _set_training(modules: Sequence[nn.Module], flags: Iterable[bool]) -> None:
+    for module, flag in zip(modules, flags, strict=False):
+        module.training = flag
+
+
+def _collectives_refused() -> contextlib.AbstractContextManager[None]:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not distributed or torch.distributed.get_world_size() == 1:
+        return contextlib.nullcontext()
+    from sparsitywatch.pruning.collectives import without_collectives
+
+    return without_collectives()
+
+
 # ------------------------------------------------------------------ kinds of things that change
 
 
-class _Kind(NamedTuple):
-    """How to copy what a mutable thing holds, whether it holds the same, how to put it back.
+@dataclass(frozen=True, eq=False)
+class _Kind:
+    """How to copy what a mutable thing holds, and how to put the copy back (None: only reported).
 
-    Without ``put_back`` a change can only be told.
+    ``base`` of a container: its own methods are used, those of a subclass may convert or count.
     """
 
     copy: Callable[[Any], Any]
-    is_same: Callable[[Any, Any], bool]  # the thing itself, and a copy
     put_back: Callable[[Any, Any], object] | None
+    is_same: Callable[[Any, Any], bool] = operator.eq  # of two copies
+    base: Any = None
+
+    def contents(self, things: list[Any]) -> Iterator[Any]:
+        """Everything in some containers, one after the other."""
+        walks = (self.base.__iter__, *([self.base.values] if hasattr(self.base, "values") else ()))
+        flat = itertools.chain.from_iterable
+        return flat(flat(map(walk, things)) for walk in walks)
 
 
 def _same_items(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _same_set(thing: set[Any], held: set[Any]) -> bool:
-    return len(thing) == len(held) and {*map(id, thing)} == {*map(id, held)}
+def _same_dict(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
+    return _same_items(a, b) and all(map(operator.is_, a.values(), b.values()))
 
 
-def _by_copy(
-    copy: Callable[[Any], Any],
-    put_back: Callable[[Any, Any], object] | None,
-    same: Any = operator.eq,
-) -> _Kind:
-    """A kind whose things are compared by what a copy of them says."""
-    return _Kind(copy, lambda thing, held: bool(same(copy(thing), held)), put_back)
+def _same_set(a: set[Any], b: set[Any]) -> bool:
+    return {*map(id, a)} == {*map(id, b)}
 
 
-def _base(thing: dict[Any, Any]) -> type[dict[Any, Any]]:
-    """Whose own methods to use: those of a subclass may convert or count."""
-    return OrderedDict if isinstance(thing, OrderedDict) else dict
+def _dict_kind(base: Any) -> _Kind:
+    def put_back(thing: dict[Any, Any], held: dict[Any, Any]) -> None:
+        base.clear(thing)
+        for key, value in held.items():
+            base.__setitem__(thing, key, value)
 
-
-def _copy_dict(thing: dict[Any, Any]) -> dict[Any, Any]:
-    return dict(_base(thing).items(thing)) if thing else {}
-
-
-def _same_dict(thing: dict[Any, Any], held: dict[Any, Any]) -> bool:
-    if len(thing) != len(held):
-        return False
-    base = _base(thing)  # most are empty: the hooks of modules
-    return not held or (
-        all(map(operator.is_, base.__iter__(thing), held))
-        and all(map(operator.is_, base.values(thing), held.values()))
-    )
-
-
-def _refill_dict(thing: dict[Any, Any], held: dict[Any, Any]) -> None:
-    base = _base(thing)
-    base.clear(thing)
-    for key, value in held.items():
-        base.__setitem__(thing, key, value)
+    return _Kind(lambda thing: dict(base.items(thing)), put_back, _same_dict, base)
 
 
 def _refill_deque(thing: deque[Any], held: list[Any]) -> None:
@@ -125,28 +199,35 @@ def _refill_set(thing: set[Any], held: set[Any]) -> None:
     set.update(thing, held)
 
 
-def _refill_attributes(thing: Any, held: dict[str, Any]) -> None:
-    """For classes and slots: what has no dict to write to."""
-    for name in _named_values(thing).keys() - held.keys():
-        delattr(thing, name)
-    for name, value in held.items():
-        setattr(thing, name, value)
-
-
 def _named_values(thing: Any) -> dict[str, Any]:
-    """Data of a class, or of an object with slots."""
+    """Data of a class, or of an object with slots; what is in a variable of a closure."""
     if isinstance(thing, type):
         return {
             name: value
             for name, value in vars(thing).items()
             if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
         }
-    slots = itertools.chain.from_iterable(
-        [declared] if isinstance(declared := vars(kind).get("__slots__", ()), str) else declared
-        for kind in type(thing).__mro__
-    )
-    names = [name for name in slots if name not in ("__dict__", "__weakref__")]
-    return {name: getattr(thing, name) for name in names if hasattr(thing, name)}
+    found = {}
+    for name in _slots(type(thing)):
+        with contextlib.suppress(AttributeError, ValueError):  # there may be nothing in it
+            found[name] = getattr(thing, name)
+    return found
+
+
+def _slots(kind: type) -> list[str]:
+    if kind is types.CellType:
+        return ["cell_contents"]
+    declared = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in declared for name in ([slots] if isinstance(slots, str) else slots)]
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
+
+
+def _refill_attributes(thing: Any, held: dict[str, Any]) -> None:
+    """For classes and slots: what has no dict to write to."""
+    for name in _named_values(thing).keys() - held.keys():
+        delattr(thing, name)
+    for name, value in held.items():
+        setattr(thing, name, value)
 
 
 class _Globals(NamedTuple):
@@ -166,20 +247,6 @@ class _Globals(NamedTuple):
                 self.variables.pop(name, None)
 
 
-def _cell_contents(cell: types.CellType) -> tuple[Any, ...]:
-    try:
-        return (cell.cell_contents,)
-    except ValueError:  # it is empty
-        return ()
-
-
-def _refill_cell(cell: types.CellType, held: tuple[Any, ...]) -> None:
-    if held:
-        cell.cell_contents = held[0]
-    else:
-        del cell.cell_contents
-
-
 def _fingerprint(thing: Any) -> Any:
     """Tells whether an iterator was moved on, as far as it lets one see."""
     if isinstance(thing, types.GeneratorType):
@@ -194,26 +261,55 @@ def _fingerprint(thing: Any) -> Any:
     return repr(thing), operator.length_hint(thing, -1)
 
 
-_DICT = _Kind(_copy_dict, _same_dict, _refill_dict)
-_LIST = _Kind(list, _same_items, lambda a, held: list.__setitem__(a, slice(None), held))
-_DEQUE = _Kind(list, _same_items, _refill_deque)
-_SET = _Kind(set, _same_set, _refill_set)
-_BYTES = _Kind(bytes, operator.eq, lambda a, held: a.__setitem__(slice(None), held))
-_CELL = _by_copy(_cell_contents, _refill_cell, _same_items)
-_NAMED = _by_copy(_named_values, _refill_attributes, _same_dict)
-_GLOBALS = _by_copy(_Globals.values, _Globals.put_back, _same_dict)
-_CLASS_OF = _by_copy(type, lambda a, held: setattr(a, "__class__", held), operator.is_)
-_ARRAY = _Kind(np.copy, lambda a, held: a.tobytes() == held.tobytes(), np.copyto)
-_TORCH_GENERATOR = _by_copy(
-    lambda g: g.get_state(), lambda g, state: g.set_state(state), torch.equal
+def _bit_generator(generator: Any) -> Any:
+    own = getattr(generator, "bit_generator", None)
+    return own or getattr(generator, "_bit_generator", generator)
+
+
+_DICT, _ORDERED_DICT = _dict_kind(dict), _dict_kind(OrderedDict)
+_LIST = _Kind(list, lambda a, held: list.__setitem__(a, slice(None), held), _same_items, list)
+_DEQUE = _Kind(list, _refill_deque, _same_items, deque)
+_SET = _Kind(set, _refill_set, _same_set, set)
+_BYTES = _Kind(bytes, lambda a, held: a.__setitem__(slice(None), held))
+_NAMED = _Kind(_named_values, _refill_attributes, _same_dict)
+_GLOBALS = _Kind(_Globals.values, _Globals.put_back, _same_dict)
+_ARRAY = _Kind(np.copy, np.copyto, lambda a, b: a.tobytes() == b.tobytes())
+_TORCH_GENERATOR = _Kind(lambda g: g.get_state(), lambda g, state: g.set_state(state), torch.equal)
+_PYTHON_GENERATOR = _Kind(lambda g: g.getstate(), lambda g, state: g.setstate(state))
+_NUMPY_GENERATOR = _Kind(  # its state may hold arrays
+    lambda g: pickle.dumps(_bit_generator(g).state),
+    lambda g, state: setattr(_bit_generator(g), "state", pickle.loads(state)),  # noqa: S301 dumped above
 )
-_PYTHON_GENERATOR = _by_copy(lambda g: g.getstate(), lambda g, state: g.setstate(state))
-_NUMPY_GENERATOR = _by_copy(  # a bit generator; its state may hold arrays
-    lambda g: pickle.dumps(g.state),
-    lambda g, state: setattr(g, "state", pickle.loads(state)),  # noqa: S301 dumped above
-)
-_CONTAINERS = {dict: _DICT, list: _LIST, set: _SET, deque: _DEQUE, bytearray: _BYTES}
-_ONLY_TOLD = _by_copy(_fingerprint, None)
+_ONLY_REPORTED = _Kind(_fingerprint, None)
+_LEAVES = {set: _SET, bytearray: _BYTES, torch.Generator: _TORCH_GENERATOR}
+_LEAVES |= {random.Random: _PYTHON_GENERATOR, np.random.BitGenerator: _NUMPY_GENERATOR}
+_LEAVES |= {np.random.Generator: _NUMPY_GENERATOR, np.random.RandomState: _NUMPY_GENERATOR}
+
+
+class _Group:
+    """Things of one kind. Containers are compared all at once: a model has thousands of dicts."""
+
+    def __init__(self, kind: _Kind, named: list[tuple[str, Any]]) -> None:
+        self.kind, self.named = kind, named
+        self.things = [thing for _, thing in named]
+        self.copies = [*map(kind.copy, self.things)]
+        if kind.base is not None:
+            self.sizes = [*map(kind.base.__len__, self.things)]
+            self.filled = [*itertools.compress(self.things, self.sizes)]
+            self.contents = [*kind.contents(self.filled)]
+
+    def changed(self) -> list[tuple[str, Any, Any]]:
+        """The name, the thing and the copy, where they no longer agree."""
+        base, is_same = self.kind.base, self.kind.is_same
+        is_as_large = base is not None and [*map(base.__len__, self.things)] == self.sizes
+        if is_as_large and _same_items(self.contents, [*self.kind.contents(self.filled)]):
+            return []
+        now = map(self.kind.copy, self.things)
+        return [
+            (name, thing, copy)
+            for (name, thing), copy, other in zip(self.named, self.copies, now, strict=True)
+            if not is_same(other, copy)
+        ]
 
 
 # ------------------------------------------------------------------ finding them
@@ -236,74 +332,92 @@ def _package(kind: Any) -> str:
 class _Search:
     """Goes through everything that hangs on some roots; each thing is met once."""
 
-    def __init__(self) -> None:
-        self.items: list[tuple[str, Any, _Kind]] = []
+    def __init__(self, *roots: tuple[str, Any]) -> None:
+        self.held: dict[_Kind, list[tuple[str, Any]]] = {}
         self.tensors: list[tuple[str, torch.Tensor]] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self._seen: dict[int, Any] = {}  # by id, which is one thing's only while that lives
-        self._todo: list[tuple[str, Any]] = []
-
-    def run(self, roots: Iterable[tuple[str, Any]]) -> None:
+        self._visits: dict[type, Callable[[str, Any], None]] = {}
+        self._is_slotted: dict[type, bool] = {}
         self._todo = [*roots][::-1]
         while self._todo:
             name, thing = self._todo.pop()
-            if type(thing) in _ATOMS or id(thing) in self._seen:
+            kind = type(thing)  # not isinstance: a weakref.proxy passes itself off as what it is of
+            if kind in _ATOMS or id(thing) in self._seen:
                 continue
             self._seen[id(thing)] = thing
-            self._visit(name, thing)
+            if kind not in self._visits:
+                self._visits[kind] = self._visit_of(kind)
+            self._visits[kind](name, thing)
 
-    def _visit(self, name: str, thing: Any) -> None:
-        kind = type(thing)  # not isinstance: a weakref.proxy passes itself off as what it is of
-        if issubclass(kind, torch.Tensor):
-            if not nn.parameter.is_lazy(thing):
-                self.tensors.append((name, thing))
-        elif issubclass(kind, nn.Module):
-            self.modules.append((name, thing))
-            self.items.append((name, thing, _CLASS_OF))
+    def _visit_of(self, kind: type) -> Callable[[str, Any], None]:
+        for bases, visit in (
+            (torch.Tensor, self._tensor),
+            (nn.Module, self._module),
+            (dict, self._dict),
+            ((list, tuple, deque), self._sequence),
+            ((types.FunctionType, types.MethodType, functools.partial), self._callable),
+        ):
+            if issubclass(kind, bases):
+                return visit
+        return self._other
+
+    def _hold(self, kind: _Kind, name: str, thing: Any) -> None:
+        self.held.setdefault(kind, []).append((name, thing))
+
+    def _follow(self, pairs: Iterable[tuple[str, Any]], number: int) -> None:
+        if number <= _MAX_FOLLOWED:
+            # in reverse, so that what stands first is met, and named, first
+            self._todo += [pair for pair in pairs if type(pair[1]) not in _ATOMS][::-1]
+
+    def _tensor(self, name: str, tensor: torch.Tensor) -> None:
+        if not nn.parameter.is_lazy(tensor):
+            self.tensors.append((name, tensor))
+
+    def _module(self, name: str, module: nn.Module) -> None:
+        self.modules.append((name, module))
+        self._attributes(name, module)
+        if isinstance(module, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
+            named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in named]
+        self._class(type(module))
+
+    def _dict(self, name: str, thing: Any) -> None:
+        kind = _ORDERED_DICT if isinstance(thing, OrderedDict) else _DICT
+        self._hold(kind, name, thing)
+        if number := kind.base.__len__(thing):
+            entries = enumerate(kind.base.items(thing))  # hooks have numbers of the process
+            pairs = ((f"{name}[{i if type(k) is int else _key(k)}]", v) for i, (k, v) in entries)
+            self._follow(pairs, number)
+        if type(thing).__module__ not in ("builtins", "collections"):
             self._attributes(name, thing)
-            if issubclass(kind, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
-                named = [
-                    *thing.named_parameters(recurse=False),
-                    *thing.named_buffers(recurse=False),
-                ]
-                self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in named]
-            self._class(kind)
-        elif issubclass(kind, (dict, list, tuple, set, frozenset, deque, bytearray)):
-            self._container(name, thing)
-        elif issubclass(kind, (types.FunctionType, types.MethodType, functools.partial)):
-            self._callable(name, thing)
-        elif kind is types.CellType:
-            self.items.append((name, thing, _CELL))
-            self._todo.extend((name, inner) for inner in _cell_contents(thing))
-        elif (leaf := _leaf(thing)) is not None:
-            self.items.append((name, *leaf))
-        elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(thing):
+
+    def _sequence(self, name: str, thing: Any) -> None:
+        if not isinstance(thing, tuple):
+            self._hold(_DEQUE if isinstance(thing, deque) else _LIST, name, thing)
+        self._follow(((f"{name}[{i}]", value) for i, value in enumerate(thing)), len(thing))
+        if type(thing).__module__ not in ("builtins", "collections"):
             self._attributes(name, thing)
-            self._class(kind)
 
     def _attributes(self, name: str, thing: Any) -> None:
         held = getattr(thing, "__dict__", None)
         if type(held) is dict:
-            self.items.append((name, held, _DICT))
+            self._hold(_DICT, name, held)
             self._follow(((f"{name}.{key}", value) for key, value in held.items()), len(held))
-        if slots := _named_values(thing):
-            self.items.append((name, thing, _NAMED))
-            self._follow(((f"{name}.{k}", value) for k, value in slots.items()), len(slots))
+        kind = type(thing)
+        if kind not in self._is_slotted:
+            self._is_slotted[kind] = bool(_slots(kind))
+        if self._is_slotted[kind]:
+            self._hold(_NAMED, name, thing)
+            slots = _named_values(thing)
+            self._follow(((f"{name}.{key}", value) for key, value in slots.items()), len(slots))
 
-    def _container(self, name: str, thing: Any) -> None:
-        for base, kind in _CONTAINERS.items():
-            if isinstance(thing, base):
-                self.items.append((name, thing, kind))
-        if isinstance(thing, dict):
-            entries = enumerate(_base(thing).items(thing))  # hooks have numbers of the process
-            pairs = ((f"{name}[{i if type(k) is int else _key(k)}]", v) for i, (k, v) in entries)
-        elif isinstance(thing, (list, tuple, deque)):
-            pairs = ((f"{name}[{index}]", value) for index, value in enumerate(thing))
-        else:
-            return  # what can be hashed is not written to
-        self._follow(pairs, len(thing))
-        if type(thing).__module__ not in ("builtins", "collections"):
+    def _other(self, name: str, thing: Any) -> None:
+        if (leaf := _leaf_kind(thing)) is not None:
+            self._hold(leaf, name, thing)
+        elif not issubclass(type(thing), _NOT_FOLLOWED) and not _is_machinery(thing):
             self._attributes(name, thing)
+            self._class(type(thing))
 
     def _callable(self, name: str, thing: Any) -> None:
         if isinstance(thing, types.MethodType):
@@ -321,7 +435,7 @@ class _Search:
         if _package(thing) in _LIBRARIES:
             return
         found = _Globals(thing.__globals__, _global_names(thing.__code__))
-        self.items.append((f"{name}'s globals", found, _GLOBALS))
+        self._hold(_GLOBALS, f"{name}'s globals", found)
         for variable, value in found.values().items():
             # a class or a function of another package is not this model's
             is_code = isinstance(value, (type, types.FunctionType))
@@ -335,15 +449,23 @@ class _Search:
                 continue
             self._seen[id(base)] = base
             name = f"class {base.__name__}"
-            self.items.append((name, base, _NAMED))
+            self._hold(_NAMED, name, base)
             held = [(f"{name}.{key}", value) for key, value in _named_values(base).items()]
             code = [(f"{base.__name__}.{key}", _code(value)) for key, value in vars(base).items()]
             self._todo += held + [pair for pair in code if pair[1] is not None]
 
-    def _follow(self, pairs: Iterator[tuple[str, Any]], number: int) -> None:
-        if number <= _MAX_FOLLOWED:
-            # in reverse, so that what stands first is met, and named, first
-            self._todo += [pair for pair in pairs if type(pair[1]) not in _ATOMS][::-1]
+
+def _leaf_kind(thing: Any) -> _Kind | None:
+    """The kind of a mutable thing that holds no others to be searched."""
+    kind = type(thing)
+    if issubclass(kind, np.ndarray):
+        is_copied = not thing.dtype.hasobject and thing.nbytes <= _MAX_COPY_BYTES
+        return _ARRAY if is_copied else _ONLY_REPORTED
+    if issubclass(kind, Iterator) and _package(kind) in ("builtins", "itertools"):
+        return _ONLY_REPORTED
+    if issubclass(kind, random.SystemRandom):  # it has no state
+        return None
+    return next((leaf for base, leaf in _LEAVES.items() if issubclass(kind, base)), None)
 
 
 def _code(value: Any) -> types.FunctionType | None:
@@ -367,32 +489,11 @@ def _is_machinery(thing: Any) -> bool:
     return type(held) is dict and any(_package(type(v)) in _SHARING for v in held.values())
 
 
-def _leaf(thing: Any) -> tuple[Any, _Kind] | None:
-    """A mutable thing that nothing else hangs on, as what holds its state, and its kind."""
-    kind = type(thing)
-    if issubclass(kind, np.ndarray):
-        is_copied = not thing.dtype.hasobject and thing.nbytes <= _MAX_COPY_BYTES
-        return thing, _ARRAY if is_copied else _ONLY_TOLD
-    if issubclass(kind, torch.Generator):
-        return thing, _TORCH_GENERATOR
-    if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
-        return thing, _PYTHON_GENERATOR
-    if issubclass(kind, np.random.Generator):
-        return thing.bit_generator, _NUMPY_GENERATOR
-    if issubclass(kind, np.random.RandomState):
-        return thing._bit_generator, _NUMPY_GENERATOR
-    if issubclass(kind, np.random.BitGenerator):
-        return thing, _NUMPY_GENERATOR
-    if issubclass(kind, Iterator) and _package(kind) in ("builtins", "itertools"):
-        return thing, _ONLY_TOLD
-    return None
-
-
 # ------------------------------------------------------------------ tensors
 
 
-class _Tensor:
-    """A tensor, its memory, and a copy of its contents unless these can only be told."""
+class _TensorState:
+    """A tensor, its memory, and a copy of its contents unless these can only be reported."""
 
     def __init__(self, name: str, tensor: torch.Tensor, *, copies: bool) -> None:
         self.name, self.tensor = name, tensor
@@ -413,7 +514,7 @@ class _Tensor:
         moved = _version(tensor) != self.version
         # bitwise; what was not written to is not, either
         if self.copy is not None and (fully or moved or self.is_volatile):
-            if not same_bits(tensor, self.copy):
+            if not _same_bits(tensor, self.copy):
                 self.is_volatile = self.was_written = True
                 tensor.data.copy_(self.copy)
             if not self.is_parameter:
@@ -453,79 +554,12 @@ def _is_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
         return True
 
 
-def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two dense tensors are the same bit for bit: NaN equals the same NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.equal(_bytes(a), _bytes(b))
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    return plain.contiguous().reshape(-1).view(torch.uint8)
-
-
-# ------------------------------------------------------------------ all of it
-
-
-class ModelState:
-    """Everything that running some modules and functions may change, as it is now.
-
-    ModelState are, of every module: its attributes and what containers and plain objects in them
-    hold, its dicts of parameters, buffers, modules and hooks, its class; the contents of
-    buffers and other tensors; generators of torch, numpy and python; variables of closures,
-    of the user's classes, and those globals that the functions name. Of a parameter its
-    memory, gradient and ``requires_grad`` are kept and its contents are watched: a copy would be
-    as large as the model. Not seen: what C++ holds, files, other processes.
-
-    Args:
-        model: what runs.
-        value: a function that runs it. Of this only the modules are kept that it uses, such
-            as a loss with a state: what else it counts or collects is its own.
-        copies_parameters: keep the contents of parameters, too.
-    """
-
-    def __init__(
-        self, model: nn.Module, value: object = None, *, copies_parameters: bool = False
-    ) -> None:
-        uses = _Search()
-        uses.run([("the value function", value)])
-        search = _Search()
-        search.run([("", model), *uses.modules])
-        self._items = [(name, thing, kind, kind.copy(thing)) for name, thing, kind in search.items]
-        parameters = [t for _, t in search.tensors if isinstance(t, nn.Parameter)]
-        of_parameters = {_storage(t) for t in parameters} - {None}
-        self._tensors = []
-        for name, tensor in search.tensors:
-            if isinstance(tensor, nn.Parameter):
-                copies = copies_parameters
-            else:
-                is_buffer = "._buffers[" in name
-                is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
-                copies = (is_small or is_buffer) and _storage(tensor) not in of_parameters
-            self._tensors.append(_Tensor(name, tensor, copies=copies))
-
-    def put_back(self, *, fully: bool = True) -> None:
-        """Make everything as it was; may be called again.
-
-        Args:
-            fully: compare the contents of every tensor; False: only of those that have been
-                written to by an operator, or at any time before.
-        """
-        for _, thing, kind, held in self._items:
-            if kind.put_back is not None and not kind.is_same(thing, held):
-                kind.put_back(thing, held)
-        for tensor in self._tensors:
-            tensor.put_back(fully=fully)
-
-    def lost(self) -> list[str]:
-        """Names of what is not as it was, after ``put_back``."""
-        items = [
-            _readable(name)
-            for name, thing, kind, held in self._items
-            if not kind.is_same(thing, held)
-        ]
-        return items + [_readable(lost) for t in self._tensors if (lost := t.lost())]
+    plain = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in (a, b)]
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in plain))
 
 
 def _storage(tensor: torch.Tensor) -> int | None:
@@ -535,141 +569,107 @@ def _storage(tensor: torch.Tensor) -> int | None:
         return None
 
 
+# ------------------------------------------------------------------ all of it
+
+
+class ModelState:
+    """Everything that running some modules and functions may change, as it is now.
+
+    Kept are, of every module: its attributes and what containers and plain objects in them
+    hold, its dicts of parameters, buffers, modules and hooks, its class; the contents of
+    buffers and other tensors; generators of torch, numpy and python; variables of closures,
+    of the user's classes, and those globals that the functions name. Of a parameter its
+    memory, gradient and ``requires_grad`` are kept and its contents are watched: a copy would be
+    as large as the model; ``copies_parameters`` makes one. Not seen: what C++ holds, files,
+    other processes. Of the value function only the modules are kept that it uses, such as a
+    loss with a state: what else it counts or collects is its own.
+    """
+
+    def __init__(
+        self, model: nn.Module, value: object = None, *, copies_parameters: bool = False
+    ) -> None:
+        uses = _Search(("the value function", value))
+        found = _Search(("", model), *uses.modules)
+        self._has_run = False
+        self._classes = [(module, type(module)) for _, module in found.modules]
+        self._groups = [_Group(kind, named) for kind, named in found.held.items()]
+        of_parameters = {_storage(t) for _, t in found.tensors if isinstance(t, nn.Parameter)}
+        self._tensors = []
+        for name, tensor in found.tensors:
+            if isinstance(tensor, nn.Parameter):
+                copies = copies_parameters
+            else:
+                is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
+                is_part = _storage(tensor) in of_parameters - {None}
+                copies = (is_small or "._buffers[" in name) and not is_part
+            self._tensors.append(_TensorState(name, tensor, copies=copies))
+
+    def rewind(self) -> None:
+        """Undo what the forwards since the last call have left behind."""
+        # the first forward shows which tensors are written to without a trace in their version
+        self.put_back(fully=not self._has_run)
+        self._has_run = True
+
+    def put_back(self, *, fully: bool = True) -> None:
+        """Make everything as it was; may be called again.
+
+        Unless ``fully``, contents are compared only of tensors that have been written to by an
+        operator, or at any time before.
+        """
+        for module, kind in self._classes:
+            if type(module) is not kind:
+                module.__class__ = kind
+        for group in self._groups:
+            if (put_back := group.kind.put_back) is not None:
+                for _, thing, copy in group.changed():
+                    put_back(thing, copy)
+        for tensor in self._tensors:
+            tensor.put_back(fully=fully)
+
+    def refuse_lost(self) -> None:
+        """Refuse, by its name, what is not as it was after ``put_back``."""
+        lost = [name for group in self._groups for name, _, _ in group.changed()]
+        lost += filter(None, [tensor.lost() for tensor in self._tensors])
+        if lost:
+            raise MeasurementError(
+                "Expected a forward that leaves nothing behind which cannot be put back, since the "
+                f"training goes on from it, but it changed {', '.join(map(_readable, lost[:5]))}"
+                f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Let the module do so "
+                "only `if self.training`, or leave `proxy` out."
+            )
+
+
 def _readable(name: str) -> str:
     """A path as a user writes it: a module's own dicts stand for what is in them.
 
     >>> _readable("._modules['encoder']._buffers['mean']")
     'encoder.mean'
     """
-    path = re.sub(r"\._(?:modules|buffers|parameters)\['([^']*)'\]", r".\1", name).lstrip(".")
+    path = name.replace(".cell_contents", "")
+    path = re.sub(r"\._(?:modules|buffers|parameters)\['([^']*)'\]", r".\1", path).lstrip(".")
     return shown_name(path)
 
 
 def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """By name what ``ModelState`` keeps beside parameters and buffers, as plain data."""
-    search = _Search()
-    search.run([("", model)])
-    for name, thing, kind in search.items:
-        held = kind.copy(thing)
-        if kind in (_ARRAY, _TORCH_GENERATOR, _PYTHON_GENERATOR, _NUMPY_GENERATOR, _BYTES):
-            yield _readable(name), held
-        elif isinstance(held, dict):
-            pairs = ((key, value) for key, value in held.items() if type(value) in _ATOMS)
-            yield from (
-                (_readable(f"{name}.{key if type(key) is str else _key(key)}"), value)
-                for key, value in pairs
-            )
-        elif kind in (_LIST, _DEQUE, _CELL):
-            yield _readable(name), [v if type(v) in _ATOMS else type(v).__name__ for v in held]
-        elif kind is _SET:
-            yield _readable(name), sorted(map(_key, held))
-    for name, tensor in search.tensors:
-        is_told = isinstance(tensor, nn.Parameter) or "._buffers[" in name
-        if not is_told and tensor.layout is torch.strided and not tensor.is_meta:
+    found = _Search(("", model))
+    for kind, named in found.held.items():
+        for name, thing in named:
+            yield from _plain(kind, name, kind.copy(thing))
+    for name, tensor in found.tensors:
+        is_named = isinstance(tensor, nn.Parameter) or "._buffers[" in name
+        if not is_named and tensor.layout is torch.strided and not tensor.is_meta:
             yield _readable(name), tensor
 
 
-@contextlib.contextmanager
-def preserve_rng() -> Iterator[None]:
-    """Put the global generators of torch (all devices), numpy and python back afterwards.
-
-    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
-    """
-    cuda = torch.cuda.is_available()
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
-    # numpy's global generator is what user code draws from, whether we like it or not
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    python_state = random.getstate()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-@contextlib.contextmanager
-def preserve_state(
-    model: nn.Module, value: object = None, *, copies_parameters: bool = False
-) -> Iterator[ModelState]:
-    """Evaluation mode, without gradients, eagerly; everything is as before afterwards.
-
-    Put back are the global generators, the train/eval flag of every module, and all that
-    ``ModelState`` knows of the model and of the value function. Weights that autocast has cast and
-    cached are dropped before and after, and none are cached meanwhile: a cached cast would
-    hide the masks. Compiled code runs eagerly. Forward hooks of the user fire as in any forward. No
-    collective may begin where other processes would have to take part.
-
-    Args:
-        model: what runs.
-        value: a function that runs it, and may keep something itself.
-        copies_parameters: put back the contents of parameters, too; else a change is an error.
-
-    Raises:
-        MeasurementError: something was left behind that cannot be put back, or a collective
-            was about to begin; the rest is as before.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(preserve_rng())
-        stack.enter_context(_preserved_flags(model))
-        stack.enter_context(_uncached_autocast())
-        if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.no_grad())
-        for module in model.modules():
-            # Not model.eval(): a user's own train() may freeze, merge or print.
-            module.training = False
-        kept = ModelState(model, value, copies_parameters=copies_parameters)
-        try:
-            with without_collectives():
-                yield kept
-        except Exception:
-            _put_back(kept)
-            _refuse_lost(kept)  # it may be the cause
-            raise
-        finally:
-            _put_back(kept)
-        _refuse_lost(kept)
-
-
-def _refuse_lost(kept: ModelState) -> None:
-    if lost := kept.lost():
-        raise MeasurementError(
-            "Expected a forward that leaves nothing behind which cannot be put back, since the "
-            f"training goes on from it, but it changed {', '.join(lost[:5])}"
-            f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}. Let the module do so "
-            "only `if self.training`, or leave `proxy` out."
-        )
-
-
-def _put_back(kept: ModelState) -> None:
-    try:
-        kept.put_back()
-    except BaseException:  # a second Ctrl-C in the middle: finish first, then let it out
-        kept.put_back()
-        raise
-
-
-@contextlib.contextmanager
-def _preserved_flags(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextlib.contextmanager
-def _uncached_autocast() -> Iterator[None]:
-    enabled = torch.is_autocast_cache_enabled()
-    torch.clear_autocast_cache()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
-        torch.clear_autocast_cache()
+def _plain(kind: _Kind, name: str, held: Any) -> Iterator[tuple[str, Any]]:
+    if kind in (_ARRAY, _TORCH_GENERATOR, _PYTHON_GENERATOR, _NUMPY_GENERATOR, _BYTES):
+        yield _readable(name), held
+    elif isinstance(held, dict):
+        for key, value in held.items():
+            if type(value) in _ATOMS:
+                yield _readable(f"{name}.{key if type(key) is str else _key(key)}"), value
+    elif kind in (_LIST, _DEQUE):
+        yield _readable(name), [v if type(v) in _ATOMS else type(v).__name__ for v in held]
+    elif kind is _SET:
+        yield _readable(name), sorted(map(_key, held))

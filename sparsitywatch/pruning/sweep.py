@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, listed
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MeasurementError,
+    expect_number,
+    is_number,
+    listed,
+)
 from sparsitywatch.pruning.masked import MaskedModel, Masks
 from sparsitywatch.pruning.patterns import Cut, Pattern
 from sparsitywatch.pruning.proxy import Proxy
@@ -30,8 +38,14 @@ __all__ = [
     "points_of",
     "run_sweep",
     "standard_error",
-    "with_less_memory",
 ]
+
+_logger = logging.getLogger("sparsitywatch")
+
+#: What torch's CPU allocators say in a plain RuntimeError.
+_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
+#: Relative size up to which repeated evaluations may differ by the order of additions.
+_ROUNDING = 1e-4
 
 #: The harm that is accepted, given the mean value of the dense model; both in the value's units.
 Allowed = Callable[[float], float]
@@ -70,7 +84,7 @@ def points_of(curve: SparsityCurve, allowed: Allowed) -> tuple[Point, ...]:
     """The points of a curve by rising level, as the sweep that chose them saw them.
 
     Args:
-        curve: of an earlier look.
+        curve: of an earlier snapshot.
         allowed: the harm that is accepted for a dense mean value.
 
     Returns:
@@ -91,50 +105,6 @@ def points_of(curve: SparsityCurve, allowed: Allowed) -> tuple[Point, ...]:
     return tuple(Point.of(level, sign * (value - dense), e, scale) for level, value, e in found)
 
 
-_logger = logging.getLogger("sparsitywatch")
-
-T = TypeVar("T")
-
-#: What torch's CPU allocators say in a plain RuntimeError.
-_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
-
-
-def with_less_memory(evaluate: Callable[[], T], proxy: Proxy) -> T:
-    """``evaluate()``; as long as memory does not suffice, again with batches of half the size.
-
-    The smaller batches are kept for later looks.
-
-    Raises:
-        Exception: what ``evaluate`` raised, if it was something else, or if no batch can be
-            made smaller.
-    """
-    while True:
-        try:
-            return evaluate()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or not proxy.halve():
-                raise
-        # only here, without the error and the tensors that its traceback holds, is there room
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        _logger.warning(
-            "sparsitywatch: out of memory while evaluating; going on with smaller batches, %d "
-            "in all. A smaller proxy avoids this.",
-            proxy.num_batches,
-        )
-
-
-#: Relative size up to which repeated evaluations may differ by the order of additions.
-_ROUNDING = 1e-4
-
-
 class Sweep(Protocol):
     """Chooses the levels between 0 and 1; both ends are always measured."""
 
@@ -144,7 +114,7 @@ class Sweep(Protocol):
         Args:
             measure: evaluates a level in [0, 1]; measuring one twice costs nothing, and 0
                 and 1 have been measured already.
-            previous: the points of the look before, by rising level; empty at the first one.
+            previous: the points of the snapshot before, by rising level; empty at the first one.
         """
 
 
@@ -166,7 +136,7 @@ class Grid:
 
     def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure every level."""
-        del previous  # a grid does not look at what comes out
+        del previous  # a grid does not depend on what comes out
         for level in self.levels:
             measure(level)
 
@@ -193,7 +163,7 @@ class Bisection:
 
     def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure the grid, then close in on its first crossing."""
-        del previous  # every look starts anew
+        del previous  # every snapshot starts anew
         within = {level: measure(level).is_within for level in sorted({*self.levels, 0.0})}
         within[1.0] = measure(1.0).is_within
         if all(within.values()):
@@ -220,8 +190,7 @@ def check_levels(levels: Sequence[float]) -> None:
             "Expected `levels` with at least one sparsity in [0, 1), got none."
         )
     for index, level in enumerate(levels):
-        is_number = isinstance(level, (int, float)) and not isinstance(level, bool)
-        if not is_number or not 0.0 <= level < 1.0:
+        if not is_number(level) or not 0.0 <= level < 1.0:
             raise ConfigurationError(
                 f"Expected `levels[{index}]` to be a sparsity in [0, 1), got {level!r}. "
                 "The level 1, everything removed, is always measured."
@@ -255,51 +224,72 @@ def run_sweep(
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
+    Where memory does not suffice it begins again with batches of half the size, which the
+    proxy keeps.
+
     Args:
         spectrum: of the model's in-scope weights now.
         allowed: the harm that is accepted for a dense mean value.
-        previous: the curve of the look before, for sweeps that go on from it.
+        previous: the curve of the snapshot before, for sweeps that go on from it.
 
     Raises:
         MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
             removing everything changes nothing (a stale autocast cache, a compiled graph
             that holds old weights, a value function that does not run this model).
     """
-    with model.session(proxy.value) as masks:
-        session = _Session(model, proxy, spectrum, pattern, masks)
-        dense = float(session.check_canaries().mean())
-        scale = allowed(dense)
+    points = () if previous is None else points_of(previous, allowed)
 
-        def measure(level: float) -> Point:
-            value, stderr = session.measure(level)
-            harm = dense - value if proxy.higher_is_better else value - dense
-            return Point.of(level, harm, stderr, scale)
+    def attempt() -> SweepResult:
+        with model.session(proxy.value) as masks:
+            levels = _Levels(model.module, proxy, masks, partial(pattern.cuts, spectrum))
+            levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
+            sweep.choose(levels.measure, points)
+        return levels.result()
 
-        sweep.choose(measure, () if previous is None else points_of(previous, allowed))
-    return session.result(proxy.higher_is_better)
+    while True:
+        try:
+            return attempt()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not proxy.halve():
+                raise
+        # only here, without the error and the tensors that its traceback holds, is there room
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _logger.warning(
+            "sparsitywatch: out of memory while evaluating; going on with smaller batches, %d "
+            "in all. A smaller proxy avoids this.",
+            proxy.num_batches,
+        )
 
 
-class _Session:
-    """Measured points by level, each measured once."""
+class _Levels:
+    """What each level costs, measured once."""
 
     def __init__(
         self,
-        model: MaskedModel,
+        module: nn.Module,
         proxy: Proxy,
-        spectrum: MagnitudeSpectrum,
-        pattern: Pattern,
         masks: Masks,
+        cuts: Callable[[Sequence[float]], list[Cut]],
     ) -> None:
-        self._module, self._proxy, self._masks = model.module, proxy, masks
-        self._spectrum, self._pattern = spectrum, pattern
-        self._points: dict[float, tuple[Cut, np.ndarray]] = {}
+        self._module, self._proxy, self._masks, self._make_cuts = module, proxy, masks, cuts
+        self._cuts: dict[float, Cut] = {}
+        self._values: dict[float, np.ndarray] = {}
+        self._points: dict[float, Point] = {}
         self._num_evaluations = 0
 
-    def check_canaries(self) -> np.ndarray:
-        """Values of the dense model; level 0 and level 1 are measured on the way."""
+    def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
+        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right.
+
+        Args:
+            expected: levels that will be measured: their cuts are made in one go.
+        """
         dense = self._evaluate()
+        self._dense, self._allowed = float(dense.mean()), allowed(float(dense.mean()))
+        at = sorted({0.0, 1.0, *map(float, expected)})
+        self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
         self.measure(0.0)
-        masked = self._points[0.0][1]
+        masked = self._values[0.0]
         if not _same(dense, masked) and not self._is_noise(dense, masked):
             raise MeasurementError(
                 "Expected level 0 to equal the dense model bit for bit, but the values differ by "
@@ -308,53 +298,62 @@ class _Session:
             )
         self.measure(1.0)
         # a model that has broken down gives NaN with and without its weights
-        if np.isfinite(dense).all() and _same(dense, self._points[1.0][1]):
+        if np.isfinite(dense).all() and _same(dense, self._values[1.0]):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, a stale autocast cache, or a compiled graph that holds old weights)."
             )
-        return dense
 
     def _is_noise(self, dense: np.ndarray, masked: np.ndarray) -> bool:
         """Whether two dense evaluations differ as much: kernels that are not deterministic.
 
         They differ in the last digits only; more than that is a random value function.
         """
-        self._masks.restore()
+        self._masks.remove()
         noise = np.abs(self._evaluate() - dense).max()
         is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
         return bool(is_rounding and np.abs(masked - dense).max() <= 10 * noise)
 
-    def measure(self, level: float) -> tuple[float, float]:
-        """Mean value at ``level``, and the standard error of its difference to dense."""
+    def measure(self, level: float) -> Point:
+        """What ``level`` costs."""
         level = float(level)
         if level not in self._points:
-            (cut,) = self._pattern.cuts(self._spectrum, [level])
-            self._masks.apply(cut)
-            self._points[level] = (cut, self._evaluate())
-        values = self._points[level][1]
-        return float(values.mean()), standard_error(values, self._points[0.0][1])
+            if level not in self._cuts:
+                (self._cuts[level],) = self._make_cuts([level])
+            self._masks.apply(self._cuts[level])
+            self._values[level] = values = self._evaluate()
+            value, dense = float(values.mean()), self._dense
+            harm = dense - value if self._proxy.higher_is_better else value - dense
+            stderr = standard_error(values, self._values[0.0])
+            self._points[level] = Point.of(level, harm, stderr, self._allowed)
+        return self._points[level]
 
     def _evaluate(self) -> np.ndarray:
         self._num_evaluations += 1
         return self._proxy.evaluate(self._module)
 
-    def result(self, higher_is_better: bool) -> SweepResult:
+    def result(self) -> SweepResult:
         """The curve of everything measured."""
-        dense = self._points[0.0][1]
-        levels = sorted(self._points)
-        cuts = tuple(self._points[level][0] for level in levels)
-        values = [self._points[level][1] for level in levels]
+        dense = self._values[0.0]
+        levels = sorted(self._values)
         curve = SparsityCurve(
-            sparsity=[cut.sparsity for cut in cuts],
-            value=[float(v.mean()) for v in values],
-            stderr=[standard_error(v, dense) for v in values],
-            higher_is_better=higher_is_better,
+            sparsity=[self._cuts[level].sparsity for level in levels],
+            value=[float(self._values[level].mean()) for level in levels],
+            stderr=[standard_error(self._values[level], dense) for level in levels],
+            higher_is_better=self._proxy.higher_is_better,
             level=levels,
             num_examples=len(dense),
         )
+        cuts = tuple([self._cuts[level] for level in levels])
         return SweepResult(curve, cuts, self._num_evaluations * self._proxy.num_batches)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, on whatever device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
 
 
 def standard_error(values: np.ndarray, dense: np.ndarray) -> float:

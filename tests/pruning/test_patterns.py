@@ -49,7 +49,7 @@ def test_a_cut_removes_what_it_counts_and_keeps_the_rest_bit_for_bit(dtype, seed
                 assert not removed.any()
                 assert torch.equal(out.signbit(), dense.signbit())
             assert torch.equal(out, kept_bits)
-            assert cut.share(name) == pytest.approx(removed.mean(), abs=1e-12)
+            assert cut.shares[name] == pytest.approx(removed.mean(), abs=1e-12)
             assert (removed | ~previous.get(name, removed)).all(), "masks of rising levels nest"
             previous[name] = removed
             removed_in_all += int(removed.sum())
@@ -63,7 +63,7 @@ def test_level_one_removes_nan_too_and_level_zero_keeps_negative_zero() -> None:
     everything.prune("w", dense, out)
     assert torch.equal(out, torch.zeros(4))
     assert everything.sparsity == 1.0
-    assert everything.share("w") == 1.0
+    assert everything.shares["w"] == 1.0
     nothing.prune("w", dense, out)
     assert torch.equal(out.view(torch.int32), dense.view(torch.int32))
     assert nothing.sparsity == 0.0

@@ -23,7 +23,6 @@ from sparsitywatch.pruning.sweep import (
     is_out_of_memory,
     run_sweep,
     standard_error,
-    with_less_memory,
 )
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -234,15 +233,13 @@ def test_without_any_room_records_are_marked_and_training_goes_on(caplog) -> Non
 def test_other_errors_are_not_tried_again() -> None:
     calls = []
 
-    def fails() -> None:
-        calls.append(1)
+    def fails(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))
         raise RuntimeError("shape mismatch")
 
-    proxy = sw.Proxy([torch.ones(4, 2)], Hungry(math.inf), name="value")
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        with_less_memory(fails, proxy)
-    assert len(calls) == 1
-    assert proxy.num_batches == 1
+        sweep(net(), fails)
+    assert calls == [5]
 
 
 def test_a_value_that_changes_its_number_of_examples_is_refused() -> None:
