@@ -180,7 +180,7 @@ class Comparison:
         low, high: 90 % bootstrap interval of ``ratio``, over pairs of stretches.
         cpu_ratio: of the processor times; steadier where others use the machine.
         overhead: the watch's share by its own count.
-        num_looks: looks that it took.
+        num_snapshots: looks that it took.
     """
 
     ratio: float
@@ -188,7 +188,7 @@ class Comparison:
     high: float
     cpu_ratio: float
     overhead: float
-    num_looks: int
+    num_snapshots: int
 
 
 def whole_training(num_rounds: int) -> Comparison:
@@ -215,12 +215,12 @@ def whole_training(num_rounds: int) -> Comparison:
                 cpu[number, case] = time.process_time() - started_s
         watcher.snapshot()
         overhead = watcher.records[-1].cost.overhead
-        num_looks = len(watcher.records) - 1
+        num_snapshots = len(watcher.records) - 1
     drawn = np.random.default_rng(0).integers(num_rounds, size=(2000, num_rounds))
     sums = wall[drawn].sum(axis=1)
     low, high = np.quantile(sums[:, 1] / sums[:, 0], [0.05, 0.95])
     ratio, cpu_ratio = (float(t[:, 1].sum() / t[:, 0].sum()) for t in (wall, cpu))
-    return Comparison(ratio, float(low), float(high), cpu_ratio, overhead, num_looks)
+    return Comparison(ratio, float(low), float(high), cpu_ratio, overhead, num_snapshots)
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def report(arguments: argparse.Namespace) -> str:
     counted = (
         f"The whole training: wall time {training.ratio:.3f} x, 90 % interval "
         f"{training.low:.3f} to {training.high:.3f}; processor time {training.cpu_ratio:.3f} x; "
-        f"{training.num_looks} looks, {100 * training.overhead:.2f} % by the watch's own count."
+        f"{training.num_snapshots} looks, {100 * training.overhead:.2f} % by the watch's own count."
     )
     rows = [
         ("one copy of the weights into warm buffers", copy_s),

@@ -100,7 +100,7 @@ def _is_rise(event: Event) -> bool:
     """Whether near-zero weights rose in it, seen first by their series or by another one."""
     if event.series == _WATCHED:
         return event.direction == "up"
-    return _WATCHED in event.related and event.meaning == "sparsifying"
+    return _WATCHED in event.related and event.trend == "sparsifying"
 
 
 def table(runs: Sequence[VolumeRun]) -> str:

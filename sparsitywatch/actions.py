@@ -239,8 +239,8 @@ class SaveCheckpoint:
         save: called with the event, in the training's thread, at most once for each. It
             may raise: the failure is logged, and does not count.
         max_saves: how often at most, in this process; disks are finite.
-        meaning: only for events of this meaning, "sparsifying" or "densifying"; by
-            default for all.
+        trend: only for events of this trend, "sparsifying" or "densifying"; by default for
+            all.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -255,7 +255,7 @@ class SaveCheckpoint:
     """
 
     def __init__(
-        self, save: Callable[[Event], object], *, max_saves: int = 3, meaning: str = ""
+        self, save: Callable[[Event], object], *, max_saves: int = 3, trend: str = ""
     ) -> None:
         if not callable(save):
             raise ConfigurationError(
@@ -263,17 +263,17 @@ class SaveCheckpoint:
             )
         if isinstance(max_saves, bool) or not isinstance(max_saves, int) or max_saves < 1:
             raise ConfigurationError(f"Expected `max_saves` >= 1, got {max_saves!r}.")
-        if meaning not in ("", "sparsifying", "densifying"):
+        if trend not in ("", "sparsifying", "densifying"):
             raise ConfigurationError(
-                f"Expected `meaning` to be 'sparsifying', 'densifying' or '', got {meaning!r}."
+                f"Expected `trend` to be 'sparsifying', 'densifying' or '', got {trend!r}."
             )
-        self._save, self._max_saves, self._meaning = save, max_saves, meaning
+        self._save, self._max_saves, self._trend = save, max_saves, trend
         self._seen: set[str] = set()
         self._num_saves = 0
 
     def __call__(self, event: Event) -> None:
         """Save for this event, unless that was done or enough was saved."""
-        if event.id in self._seen or (self._meaning and event.meaning != self._meaning):
+        if event.id in self._seen or (self._trend and event.trend != self._trend):
             return
         self._seen.add(event.id)
         if self._num_saves >= self._max_saves:

@@ -55,8 +55,8 @@ class Series:
         """Whether only an evaluation of the proxy tells it."""
         return self.source.partition(".")[0] in ("curve", "essential_sparsity", "reliance")
 
-    def meaning(self, direction: str) -> str:
-        """What it says when the number goes "up" or "down".
+    def trend(self, direction: str) -> str:
+        """Where the model goes when the number goes "up" or "down".
 
         Returns:
             "sparsifying", "densifying", or "" for a series that does not say.
@@ -224,7 +224,7 @@ def describe(name: str) -> Series:
 
     >>> describe("near_zero/initial_0.1").label, describe("motion/mask_overlap_0.7").label
     ('near-zero weights, |w| ≤ 0.1 × first rms', 'weights that removing 70% takes again')
-    >>> describe("new/series").label, describe("near_zero/zero").meaning("up")
+    >>> describe("new/series").label, describe("near_zero/zero").trend("up")
     ('new/series', 'sparsifying')
     """
     for row in SERIES:

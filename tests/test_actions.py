@@ -13,7 +13,7 @@ from sparsitywatch.records import Event
 
 EVENT = Event(
     series="s", direction="up", onset_step=3, detected_step=5, baseline=0.0, value=1.0,
-    meaning="sparsifying",
+    trend="sparsifying",
 )  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def test_a_save_that_failed_does_not_count(caplog) -> None:
 
 def test_only_events_that_are_meant() -> None:
     saved = []
-    action = SaveCheckpoint(saved.append, meaning="densifying")
+    action = SaveCheckpoint(saved.append, trend="densifying")
     action(EVENT)
-    action(replace(at(7), meaning="densifying"))
+    action(replace(at(7), trend="densifying"))
     assert [e.detected_step for e in saved] == [7]
 
 
@@ -65,7 +65,7 @@ def test_only_events_that_are_meant() -> None:
         ({"save": None}, "`save` to be a function"),
         ({"save": print, "max_saves": 0}, "`max_saves` >= 1"),
         ({"save": print, "max_saves": True}, "`max_saves` >= 1"),
-        ({"save": print, "meaning": "up"}, "`meaning` to be"),
+        ({"save": print, "trend": "up"}, "`trend` to be"),
     ],
 )
 def test_mistakes_are_named(arguments: dict, message: str) -> None:

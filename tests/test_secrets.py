@@ -136,7 +136,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[
         )
     logging.getLogger("sparsitywatch").removeHandler(said)
     assert [record.step for record in done.records if record.valid] == list(steps)
-    assert [again.num_looks, len(again.records)] == [0, len(done.records)]
+    assert [again.num_snapshots, len(again.records)] == [0, len(done.records)]
     assert done.events
     reasons = [one.reason for one in (*done.failures, *done.left_out)]
     return (

@@ -52,7 +52,7 @@ def test_a_member_of_a_family_is_described_by_its_name() -> None:
 def test_whatever_stands_in_a_log_has_a_description(name: str) -> None:
     row = describe(name)
     assert row.name == name
-    assert row.meaning("up") == ""
+    assert row.trend("up") == ""
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_whatever_stands_in_a_log_has_a_description(name: str) -> None:
     ],
 )
 def test_what_a_direction_means(name: str, up: str, down: str) -> None:
-    assert (describe(name).meaning("up"), describe(name).meaning("down")) == (up, down)
+    assert (describe(name).trend("up"), describe(name).trend("down")) == (up, down)
 
 
 def test_what_needs_a_proxy() -> None:

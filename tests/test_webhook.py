@@ -28,7 +28,7 @@ def event(step: int = 350, **fields) -> Event:
             "baseline": 0.05,
             "value": 0.1,
             "noise": 0.01,
-            "meaning": "sparsifying",
+            "trend": "sparsifying",
             **fields,
         }
     )
@@ -120,9 +120,9 @@ def test_an_event_arrives_as_json(serve, caplog) -> None:
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer x")
     assert data == payload(event())
     assert data["text"] == event().describe()
-    assert (data["id"], data["schema"]) == ("near_zero/initial_0.1@300", 1)
+    assert (data["id"], data["schema"]) == ("near_zero/initial_0.1@300", 2)
     assert (data["size"], data["size_in_noise"]) == (pytest.approx(0.05), pytest.approx(5.0))
-    assert data["meaning"] == "sparsifying"
+    assert data["trend"] == "sparsifying"
     assert data["decay_clock"] is None
     assert caplog.text == ""
 

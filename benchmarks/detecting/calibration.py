@@ -34,7 +34,7 @@ class Told:
         where: "made up" or "recorded controls".
         told: false alarms per 1000 looks.
         low, high: 90 % interval of that.
-        num_false, num_looks: what it was counted from.
+        num_false, num_snapshots: what it was counted from.
     """
 
     asked: float
@@ -43,12 +43,12 @@ class Told:
     low: float
     high: float
     num_false: int
-    num_looks: int
+    num_snapshots: int
 
     @property
     def is_within_factor_two(self) -> bool | None:
         """Whether it is; None if so few looks cannot tell."""
-        if self.asked * self.num_looks < 1000.0 * _LEAST_COUNT:
+        if self.asked * self.num_snapshots < 1000.0 * _LEAST_COUNT:
             return None
         return self.asked / 2.0 <= self.told <= 2.0 * self.asked
 
@@ -99,5 +99,5 @@ def _told(asked: float, where: str, found: Score) -> Told:
         low=low,
         high=high,
         num_false=sum(o.num_false for o in found.outcomes),
-        num_looks=sum(o.num_quiet for o in found.outcomes),
+        num_snapshots=sum(o.num_quiet for o in found.outcomes),
     )

@@ -194,7 +194,7 @@ def calibration_rows(results: Results) -> list[str]:
     said = {True: "yes", False: "no", None: "too few looks to say"}
     rows = [
         [f"{t.asked:g}", t.where, f"{t.told:.3g}", f"{t.low:.3g} to {t.high:.3g}",
-         f"{t.num_false} in {t.num_looks}", said[t.is_within_factor_two]]
+         f"{t.num_false} in {t.num_snapshots}", said[t.is_within_factor_two]]
         for t in sorted(results.told, key=lambda t: (t.where, t.asked))
     ]  # fmt: skip
     return table(head, rows, left=0)

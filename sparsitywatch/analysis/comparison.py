@@ -63,7 +63,7 @@ class RunDigest:
 
     Args:
         name: what to call it.
-        num_looks, num_invalid: looks at the weights, and those whose measurement failed.
+        num_snapshots, num_invalid: looks at the weights, and those whose measurement failed.
         first_step, last_step: steps of the first and the last look.
         near_zero: fraction of in-scope weights near zero by rule, at the last look that has it.
         dormant: dormant fraction at the last look that could measure it; NaN if none could.
@@ -74,7 +74,7 @@ class RunDigest:
     """
 
     name: str
-    num_looks: int
+    num_snapshots: int
     num_invalid: int
     first_step: int
     last_step: int
@@ -123,7 +123,7 @@ def digest(
     told = (_digest_event(event, records, weights_only=weights_only) for event in events)
     return RunDigest(
         name=name,
-        num_looks=len(records),
+        num_snapshots=len(records),
         num_invalid=sum(not record.valid for record in records),
         first_step=records[0].step,
         last_step=records[-1].step,

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
+from sparsitywatch.records import Event, LayerShare, Record, from_json, renamed, to_json
 from sparsitywatch.series import describe
 
 __all__ = [
     "Changes",
-    "Chronicle",
+    "EventTracker",
     "accountable_layers",
     "explained",
-    "is_on_clock",
+    "explained_by_decay",
     "what_moved",
 ]
 
@@ -71,7 +71,7 @@ _NOISE_FACTOR = 4.0
 _MIN_SEEN = 0.1
 
 
-def is_on_clock(event: Event, records: Sequence[Record]) -> bool | None:
+def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     """Whether weight decay alone could account for a rise of a near-zero fraction.
 
     Args:
@@ -252,7 +252,7 @@ def _scale(layer: LayerShare) -> float:
 
 
 def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
-    """The event with its meaning, its layers, what moved, and what the decay clock says.
+    """The event with its trend, its layers, what moved, and what the decay clock says.
 
     Args:
         event: as a detector gave it, with the name of its series.
@@ -262,10 +262,10 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     now = records[-1]
     event = replace(
         event,
-        meaning=describe(event.series).meaning(event.direction),
+        trend=describe(event.series).trend(event.direction),
         decay_clock=now.decay_clock,
         num_not_finite=now.num_not_finite,
-        on_clock=is_on_clock(event, records),
+        explained_by_decay=explained_by_decay(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
@@ -297,11 +297,11 @@ class Changes:
 
     Args:
         new: events seen for the first time.
-        amended: new versions of earlier events.
+        revised: new versions of earlier events.
     """
 
     new: tuple[Event, ...] = ()
-    amended: tuple[Event, ...] = ()
+    revised: tuple[Event, ...] = ()
 
 
 @dataclass
@@ -310,7 +310,7 @@ class _Followed:
 
     Args:
         event: its latest version.
-        looks: looks since it was detected.
+        num_snapshots: taken since it was detected.
         until: step up to which an onset still belongs to it; -1 while that is any.
         peak: its largest size on two looks in a row, positive in its direction.
         last: its size at the last look that had the series.
@@ -318,7 +318,7 @@ class _Followed:
     """
 
     event: Event
-    looks: int = 0
+    num_snapshots: int = 0
     until: int = -1
     peak: float = math.nan
     last: float = math.nan
@@ -326,7 +326,7 @@ class _Followed:
 
     @property
     def has_fallen(self) -> bool:
-        return self.event.fell_back_step >= 0
+        return self.event.reverted_step >= 0
 
     def height(self, value: float) -> float:
         sign = 1.0 if self.event.direction == "up" else -1.0
@@ -334,8 +334,8 @@ class _Followed:
 
     def follow(self, step: int, values: Mapping[str, float]) -> bool:
         """One more look; True if the event is seen to have fallen back."""
-        self.looks += 1
-        if self.looks == _FEW_LOOKS:
+        self.num_snapshots += 1
+        if self.num_snapshots == _FEW_LOOKS:
             self.until = step
         if self.has_fallen or self.event.series not in values:
             return False
@@ -351,7 +351,7 @@ class _Followed:
         return False
 
 
-class Chronicle:
+class EventTracker:
     """Follows the events of a run, look by look."""
 
     def __init__(self) -> None:
@@ -369,26 +369,26 @@ class Chronicle:
         Args:
             step: of the look.
             values: its series, by name.
-            seen: what the detectors saw at it, with series, meaning and noise.
+            seen: what the detectors saw at it, with series, trend and noise.
             told: events of this look that a log holds already; they are followed only.
         """
         new: dict[str, Event] = {}
-        amended: dict[str, Event] = {}
+        revised: dict[str, Event] = {}
         for followed in self._followed.values():
             if followed.follow(step, values):
-                self._fell_back(followed, step, amended)
+                self._fell_back(followed, step, revised)
         for event in told:
             self._add(event)
         for event in sorted(seen, key=_strength, reverse=True):
-            if self._is_fall(event, step, amended):
+            if self._is_fall(event, step, revised):
                 continue
             same = self._same(event, step)
             if same is None:
                 added = self._add(self._named(event))
                 new[added.id] = added
             else:
-                self._relate(same, event, step, new, amended)
-        return Changes(tuple(new.values()), tuple(amended.values()))
+                self._relate(same, event, step, new, revised)
+        return Changes(tuple(new.values()), tuple(revised.values()))
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` goes on from."""
@@ -399,7 +399,7 @@ class Chronicle:
         """Go on from what ``state_dict`` gave."""
         found = [
             _Followed(**{**saved, "event": from_json(Event, saved["event"])})
-            for saved in state["followed"]
+            for saved in (renamed(saved, looks="num_snapshots") for saved in state["followed"])
         ]
         self._followed = {followed.event.id: followed for followed in found}
 
@@ -417,26 +417,26 @@ class Chronicle:
         while event.id in self._followed:
             event = replace(event, id=f"{event.series}@{event.onset_step}-{number}")
             number += 1
-        if not event.meaning or _is_early(event):
+        if not event.trend or _is_early(event):
             return event
         for followed in reversed(self._followed.values()):
             earlier = followed.event
-            if _is_early(earlier) and earlier.meaning == event.meaning and not followed.has_fallen:
+            if _is_early(earlier) and earlier.trend == event.trend and not followed.has_fallen:
                 return replace(event, preceded_by=earlier.id)
         return event
 
     def _same(self, event: Event, step: int) -> _Followed | None:
         """The event that this detection is a part of, the latest if there are several."""
-        if not event.meaning:
+        if not event.trend:
             return None
         for followed in reversed(self._followed.values()):
             first = followed.event
             is_other = event.series != first.series and event.series not in first.related
-            if not is_other or first.meaning != event.meaning:
+            if not is_other or first.trend != event.trend:
                 continue
             until = step if followed.until < 0 else followed.until
             touches = event.onset_low <= until and event.onset_high >= first.onset_low
-            is_late = followed.looks > _FEW_LOOKS and _is_early(first) != _is_early(event)
+            is_late = followed.num_snapshots > _FEW_LOOKS and _is_early(first) != _is_early(event)
             if touches and not is_late:
                 return followed
         return None
@@ -447,16 +447,16 @@ class Chronicle:
         event: Event,
         step: int,
         new: dict[str, Event],
-        amended: dict[str, Event],
+        revised: dict[str, Event],
     ) -> None:
         first = replace(same.event, related=(*same.event.related, event.series))
         if first.id in new:
             same.event = new[first.id] = first
             return
-        same.event = amended[first.id] = replace(first, amended_step=step)
+        same.event = revised[first.id] = replace(first, revised_step=step)
         _logger.info("sparsitywatch: %s is seen in another series: %s", first.id, event.describe())
 
-    def _is_fall(self, event: Event, step: int, amended: dict[str, Event]) -> bool:
+    def _is_fall(self, event: Event, step: int, revised: dict[str, Event]) -> bool:
         """Whether a detection is the fall of an earlier event, which is told with that one."""
         for followed in reversed(self._followed.values()):
             rise = followed.event
@@ -464,16 +464,16 @@ class Chronicle:
             if event.series not in (rise.series, *rise.related) or not is_back:
                 continue
             if followed.has_fallen:
-                return event.onset_low <= rise.fell_back_step
+                return event.onset_low <= rise.reverted_step
             if followed.low_step >= 0:
-                self._fell_back(followed, step, amended)
+                self._fell_back(followed, step, revised)
                 return True
             return False
         return False
 
-    def _fell_back(self, followed: _Followed, step: int, amended: dict[str, Event]) -> None:
-        event = replace(followed.event, fell_back_step=followed.low_step, amended_step=step)
-        followed.event = amended[event.id] = event
+    def _fell_back(self, followed: _Followed, step: int, revised: dict[str, Event]) -> None:
+        event = replace(followed.event, reverted_step=followed.low_step, revised_step=step)
+        followed.event = revised[event.id] = event
         _logger.info("sparsitywatch: a change fell back: %s", event.describe())
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sparsitywatch.records import Dormant, Forecast, Outlook, Record
+from sparsitywatch.records import DecayProjection, Dormant, Forecast, Record
 
 __all__ = ["crossing", "foreseen", "growth_of", "near_zero_ahead", "running_floor"]
 
@@ -46,7 +46,7 @@ def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
     """
     dormant = record.dormant
     rule = next(iter(record.near_zero), "")
-    if dormant is None or dormant.outlook is None or not math.isfinite(dormant.fraction):
+    if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
         return record
     if record.num_not_finite:  # nothing is known of weights that broke
         return record
@@ -62,9 +62,9 @@ def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
     growth, window = growth_of([h for h in history if math.isfinite(h[1])])
     now = record.near_zero[rule]
     fraction, half = near_zero_ahead(
-        now, dormant.outlook, growth, window, num_sampled=dormant.num_sampled
+        now, dormant.projection, growth, window, num_sampled=dormant.num_sampled
     )
-    advance = np.array(dormant.outlook.advance)
+    advance = np.array(dormant.projection.advance)
     # farther ahead than the run is old nothing of this can be known
     known = advance / rate <= _FARTHEST * record.step
     fraction = np.where(known, fraction, np.nan)
@@ -101,18 +101,18 @@ def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def near_zero_ahead(
-    now: float, outlook: Outlook, growth: float, window: float, *, num_sampled: int
+    now: float, projection: DecayProjection, growth: float, window: float, *, num_sampled: int
 ) -> tuple[Array, Array]:
     """The near-zero fraction at each advance of the clock, and half the width of its band.
 
     Args:
         now: the fraction now.
-        outlook: dormant weights and those that may follow, [N] advances.
+        projection: dormant weights and those that may follow, [N] advances.
         growth, window: from ``growth_of``; growth ends when the clock has advanced by window.
-        num_sampled: size of the sample that the outlook was counted on.
+        num_sampled: size of the sample that the projection was counted on.
     """
     advance, dormant, entering = (
-        np.array(x) for x in (outlook.advance, outlook.dormant, outlook.entering)
+        np.array(x) for x in (projection.advance, projection.dormant, projection.entering)
     )
     gone = np.minimum(growth * np.minimum(advance, window), 1.0)
     # those that go dormant at y have shrunk by exp(-(x - y)) at x; near-zero ones are counted

@@ -138,7 +138,7 @@ def _table(comparison: Comparison) -> list[str]:
 
 
 def _row(run: RunDigest, *, weights_only: bool) -> tuple[str, ...]:
-    looks = f"{run.num_looks}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
+    looks = f"{run.num_snapshots}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
     numbers = (run.near_zero.get(_RULE, math.nan), run.dormant, run.decay_clock)
     cells = (run.name, looks, str(run.last_step), *map(_number, numbers))
     return cells if weights_only else (*cells, _estimate(run.essential_sparsity))

@@ -194,9 +194,9 @@ class _Words:
         for one in replayed.left_out:
             print(shown_name(one.reason), file=sys.stderr)
         records, failures = replayed.records, replayed.failures
-        earlier = len(records) - replayed.num_looks
+        earlier = len(records) - replayed.num_snapshots
         words = [
-            f"{count(replayed.num_looks, 'checkpoint')} looked at",
+            f"{count(replayed.num_snapshots, 'checkpoint')} looked at",
             *([f"{earlier:,} in the log already"] if earlier > 0 else []),
             count(len(replayed.events), "event"),
             *([f"{len(failures):,} could not be read"] if failures else []),
@@ -233,7 +233,7 @@ class _Lines:
             self._print("left_out", **_fields(one))
         self._print(
             "end",
-            num_looks=replayed.num_looks,
+            num_snapshots=replayed.num_snapshots,
             num_records=len(replayed.records),
             num_events=len(replayed.events),
             num_failures=len(replayed.failures),

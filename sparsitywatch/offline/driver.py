@@ -75,7 +75,7 @@ class Log:
         return Log(
             self.run,
             [record for record in self.records if record.step <= step],
-            [event for event in self.events if event.told_step <= step],
+            [event for event in self.events if event.reported_step <= step],
         )
 
 
@@ -134,7 +134,7 @@ def is_told(log: Log, detectors: Mapping[str, Detector]) -> bool:
     history.initial_rms = dict(log.run.initial_rms)
     history.recall(log.records, log.events)
     late = history.finish_recall()
-    return not late.new and not late.amended
+    return not late.new and not late.revised
 
 
 def mask_thresholds(directory: Path | None, step: int) -> list[float]:
@@ -288,7 +288,7 @@ class _Seen:
     done: set[int] = field(default_factory=set)  # steps
     failures: dict[str, Failure] = field(default_factory=dict)
     left_out: dict[str, Failure] = field(default_factory=dict)
-    num_looks: int = 0
+    num_snapshots: int = 0
     logged: tuple[list[Record], list[Event]] = ([], [])  # where nothing had to be added
 
 
@@ -369,7 +369,7 @@ class Replayer:
             events=list(self._pipeline.events) or events,
             failures=list(self._seen.failures.values()),
             left_out=list(self._seen.left_out.values()),
-            num_looks=self._seen.num_looks,
+            num_snapshots=self._seen.num_snapshots,
             directory=self._orders.directory,
         )
 
@@ -508,7 +508,7 @@ class Replayer:
         if looked.record is not None and self._plan is not None and not self._plan.initial_rms:
             self._plan = replace(self._plan, initial_rms=looked.initial_rms)
         self._seen.done.add(one.step)
-        self._seen.num_looks += 1
+        self._seen.num_snapshots += 1
 
     # ------------------------------------------------------------------ failing
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.analysis.events import Changes, Chronicle, explained
+from sparsitywatch.analysis.events import Changes, EventTracker, explained
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -24,7 +24,15 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import Detail, Event, Record, RunInfo, SparsityCurve, WatchState
+from sparsitywatch.records import (
+    Detail,
+    Event,
+    Record,
+    RunInfo,
+    SparsityCurve,
+    WatchState,
+    renamed,
+)
 from sparsitywatch.sinks.base import Sink
 
 __all__ = ["History", "Pipeline", "as_sinks", "log_event"]
@@ -58,7 +66,7 @@ class History:
         self._detectors = dict(detectors)
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
         self._gaps = dict.fromkeys(detectors, 0)
-        self._chronicle = Chronicle()
+        self._tracker = EventTracker()
         self._first_steps: dict[str, int] = {}  # by fingerprint
         self._recalled: tuple[list[Event], list[Event]] | None = None
         self.records: list[Record] = []
@@ -83,7 +91,7 @@ class History:
         seen = self._detect(record)
         self._remember(record)
         changes = self._tell(record, seen)
-        return Changes((*late.new, *changes.new), (*late.amended, *changes.amended))
+        return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
 
     def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw and logged, before the first ``add``.
@@ -102,7 +110,7 @@ class History:
             if record is records[-1]:
                 self._recalled = (seen, told)
             else:
-                self._chronicle.look(record.step, record.series(), (), told)
+                self._tracker.look(record.step, record.series(), (), told)
 
     def finish_recall(self) -> Changes:
         """What the last record that was recalled holds and the log does not, once.
@@ -114,7 +122,7 @@ class History:
             return Changes()
         (seen, told), self._recalled = self._recalled, None
         record = self.records[-1]
-        logged = [e for e in self.events if e.told_step == record.step]
+        logged = [e for e in self.events if e.reported_step == record.step]
         known = {name for e in logged for name in (e.series, *e.related)}
         return self._tell(record, [e for e in seen if e.series not in known], told)
 
@@ -124,7 +132,7 @@ class History:
             "detectors": {name: d.state_dict() for name, d in self._detectors.items()},
             "gaps": dict(self._gaps),
             "fingerprints": dict(self._first_steps),
-            "chronicle": self._chronicle.state_dict(),
+            "tracker": self._tracker.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -133,7 +141,8 @@ class History:
         Raises:
             StateError: a part, or the state of a detector, is missing.
         """
-        missing = [key for key in ("detectors", "gaps", "chronicle") if key not in state]
+        state = renamed(state, chronicle="tracker")
+        missing = [key for key in ("detectors", "gaps", "tracker") if key not in state]
         if missing:
             raise StateError(f"Expected the keys {missing} in the state, got {sorted(state)}.")
         saved = state["detectors"]
@@ -145,7 +154,7 @@ class History:
         for name, detector in self._detectors.items():
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
-        self._chronicle.load_state_dict(state["chronicle"])
+        self._tracker.load_state_dict(state["tracker"])
         for mark, step in state.get("fingerprints", {}).items():  # missing in older states
             self._first_steps.setdefault(mark, int(step))
 
@@ -169,9 +178,9 @@ class History:
 
     def _tell(self, record: Record, seen: Sequence[Event], told: Sequence[Event] = ()) -> Changes:
         known = [explained(event, self.records, self.initial_rms) for event in seen]
-        changes = self._chronicle.look(record.step, record.series(), known, told)
+        changes = self._tracker.look(record.step, record.series(), known, told)
         places = {event.id: i for i, event in enumerate(self.events)}
-        for event in (*changes.new, *changes.amended):
+        for event in (*changes.new, *changes.revised):
             if event.id in places:
                 self.events[places[event.id]] = event
             else:
@@ -409,7 +418,7 @@ class Pipeline:
 
     @staticmethod
     def _tell_changes(sink: Sink, changes: Changes) -> None:
-        for event in (*changes.amended, *changes.new):
+        for event in (*changes.revised, *changes.new):
             sink.event(event)
 
     def _act(self, functions: Sequence[Callable[[Any], object]], argument: object) -> None:

@@ -5,18 +5,18 @@ seconds, ``step`` is an optimizer step. A float that could not be measured is Na
 that was not asked for is None; both are ``null`` in JSON.
 """
 
-from sparsitywatch.records.codec import from_json, to_json
+from sparsitywatch.records.codec import READABLE_SCHEMAS, from_json, renamed, to_json
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
+    DecayProjection,
     Dormant,
     Forecast,
     LayerShare,
     MaskOverlap,
     Movement,
-    Outlook,
     Provenance,
     Record,
     ScopeSummary,
@@ -25,8 +25,10 @@ from sparsitywatch.records.record import (
 from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo, WatchState
 
 __all__ = [
+    "READABLE_SCHEMAS",
     "SCHEMA_VERSION",
     "Cost",
+    "DecayProjection",
     "Detail",
     "Dormant",
     "EssentialSparsity",
@@ -37,7 +39,6 @@ __all__ = [
     "LogHistogram",
     "MaskOverlap",
     "Movement",
-    "Outlook",
     "Provenance",
     "Record",
     "RunInfo",
@@ -47,5 +48,6 @@ __all__ = [
     "from_json",
     "html_of",
     "latest_versions",
+    "renamed",
     "to_json",
 ]

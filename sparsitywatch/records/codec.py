@@ -2,7 +2,7 @@
 
 NaN and None are ``null``; infinities are the strings "Infinity" and "-Infinity".
 Reading ignores keys it does not know, so that newer lines can be read by older code of
-the same schema version.
+the same schema version. Logs of schema version 1 are read too: fields had other names there.
 """
 
 from __future__ import annotations
@@ -19,9 +19,22 @@ from typing import Any, TypeVar
 from sparsitywatch.errors import StateError
 from sparsitywatch.records.record import SCHEMA_VERSION
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["READABLE_SCHEMAS", "from_json", "renamed", "to_json"]
 
 T = TypeVar("T")
+
+#: Schema versions that can be read; what is written has the last one.
+READABLE_SCHEMAS = (1, SCHEMA_VERSION)
+#: By class, each field that had another name in schema version 1, and that name.
+_OLD_NAMES: dict[str, dict[str, str]] = {
+    "Event": {
+        "trend": "meaning",
+        "explained_by_decay": "on_clock",
+        "reverted_step": "fell_back_step",
+        "revised_step": "amended_step",
+    },
+    "Dormant": {"projection": "outlook"},
+}
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -35,19 +48,25 @@ def from_json(cls: type[T], text: str) -> T:
 
     Raises:
         StateError: the text is not JSON, lacks a field, holds one of the wrong type, or
-            was written with another schema version.
+            was written with a schema version that is not read.
     """
     try:
         data = json.loads(text)
     except ValueError as error:
         raise StateError(f"Expected one JSON object for {cls.__name__}: {error}.") from error
-    schema = data.get("schema", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
-    if schema != SCHEMA_VERSION:
-        raise StateError(
-            f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, got {schema!r}. "
-            "Read it with the version of sparsitywatch that wrote it."
-        )
+    if isinstance(data, dict) and "schema" in data:
+        if data["schema"] not in READABLE_SCHEMAS:
+            raise StateError(
+                f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, "
+                f"got {data['schema']!r}. Read it with the version of sparsitywatch that wrote it."
+            )
+        data["schema"] = SCHEMA_VERSION
     return typing.cast("T", _decode(cls, data, cls.__name__))
+
+
+def renamed(state: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """A saved state whose keys have their present names, given by the ones they had before."""
+    return {names.get(key, key): value for key, value in state.items()}
 
 
 def _encode(value: Any) -> Any:
@@ -94,11 +113,12 @@ def _decode_float(data: Any, where: str) -> float:
 
 def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
     _expect(isinstance(data, dict), "an object", data, where)
-    hints = _hints(cls)
+    hints, old_names = _hints(cls), _OLD_NAMES.get(cls.__name__, {})
     fields = {}
     for item in dataclasses.fields(cls):
-        if item.name in data:
-            fields[item.name] = _decode(hints[item.name], data[item.name], f"{where}.{item.name}")
+        name = item.name if item.name in data else old_names.get(item.name, item.name)
+        if name in data:
+            fields[item.name] = _decode(hints[item.name], data[name], f"{where}.{name}")
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise StateError(f"Expected a field {item.name!r} in {where}, got {sorted(data)}.")
     return cls(**fields)

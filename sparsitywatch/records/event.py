@@ -37,12 +37,12 @@ class Event:
         value: the series at ``detected_step``.
         noise: standard deviation of the series around its baseline; NaN if unknown.
         id: what tells the event from others of its run; by default ``series@onset_step``.
-        meaning: "sparsifying" or "densifying", what the direction means for this series;
-            empty if it has no such meaning.
+        trend: "sparsifying" or "densifying", which way the model goes; empty if the direction
+            of this series does not say.
         layers: tensors that account for most of the change, most first; empty if unknown.
         change: what moved since ``before_step``: "scale" (all magnitudes together),
             "shape" (of their distribution), "both", or empty if unknown.
-        on_clock: whether weight decay alone could have done it in the time of the decay
+        explained_by_decay: whether weight decay alone could have done it in the time of the decay
             clock; None if that cannot be told. ``analysis.decay_clock`` says how.
         decay_clock: sum of lr times weight decay at ``detected_step``; NaN if unknown.
         before_step: the look before the onset that ``layers`` and ``change`` compare
@@ -50,10 +50,10 @@ class Event:
         related: the other series that saw the same thing.
         preceded_by: id of the event that announced this one: dormant weights become
             near-zero ones later. Empty if there was none.
-        fell_back_step: first look at which the series had lost half of what the change
+        reverted_step: first look at which the series had lost half of what the change
             was at its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
-        amended_step: the look at which this version was told; -1 for the first one, which
+        revised_step: the look at which this version was told; -1 for the first one, which
             is told at ``detected_step``.
     """
 
@@ -69,14 +69,14 @@ class Event:
     id: str = ""
     onset_low: int = -1
     onset_high: int = -1
-    meaning: str = ""
+    trend: str = ""
     change: str = ""
-    on_clock: bool | None = None
+    explained_by_decay: bool | None = None
     before_step: int = -1
     related: tuple[str, ...] = ()
     preceded_by: str = ""
-    fell_back_step: int = -1
-    amended_step: int = -1
+    reverted_step: int = -1
+    revised_step: int = -1
     num_not_finite: int = 0
 
     def __post_init__(self) -> None:
@@ -105,9 +105,9 @@ class Event:
         return self.size / self.noise
 
     @property
-    def told_step(self) -> int:
+    def reported_step(self) -> int:
         """The look at which this version was told."""
-        return max(self.detected_step, self.amended_step)
+        return max(self.detected_step, self.revised_step)
 
     def describe(self) -> str:
         """One or two sentences for a person."""
@@ -127,20 +127,20 @@ class Event:
         return f"{first}. {more[0].upper()}{more[1:]}" if more else first
 
     def _remarks(self) -> list[str]:
-        remarks = [self.meaning] if self.meaning else []
+        remarks = [self.trend] if self.trend else []
         if self.num_not_finite:
             remarks.append(f"{self.num_not_finite:,} weights are NaN or infinite")
         if self.change in _CHANGES:
             remarks.append(_CHANGES[self.change])
-        if self.on_clock is not None:
-            speed = "no faster" if self.on_clock else "faster"
+        if self.explained_by_decay is not None:
+            speed = "no faster" if self.explained_by_decay else "faster"
             remarks.append(f"{speed} than weight decay alone could")
         if self.related:
             remarks.append(f"seen in {', '.join(map(shown_name, self.related))} too")
         if self.preceded_by:
             remarks.append(f"announced by {shown_name(self.preceded_by)}")
-        if self.fell_back_step >= 0:
-            remarks.append(f"back by half at step {self.fell_back_step}")
+        if self.reverted_step >= 0:
+            remarks.append(f"back by half at step {self.reverted_step}")
         return remarks
 
 
@@ -151,7 +151,7 @@ def latest_versions(events: Iterable[Event]) -> list[Event]:
     >>> first = Event(
     ...     series="s", direction="up", onset_step=3, detected_step=5, baseline=0.0, value=1.0
     ... )
-    >>> [e.fell_back_step for e in latest_versions([first, replace(first, fell_back_step=9)])]
+    >>> [e.reverted_step for e in latest_versions([first, replace(first, reverted_step=9)])]
     [9]
     """
     return list({event.id: event for event in events}.values())

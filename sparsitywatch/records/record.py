@@ -15,12 +15,12 @@ from sparsitywatch.shown import html_table, shown_name
 __all__ = [
     "SCHEMA_VERSION",
     "Cost",
+    "DecayProjection",
     "Dormant",
     "Forecast",
     "LayerShare",
     "MaskOverlap",
     "Movement",
-    "Outlook",
     "Provenance",
     "Record",
     "ScopeSummary",
@@ -31,7 +31,7 @@ _NAN = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
+class DecayProjection:
     """How far the decay clock must advance until dormant weights are near zero.
 
     Args:
@@ -47,7 +47,7 @@ class Outlook:
     entering: tuple[float, ...]
 
     def __repr__(self) -> str:
-        return f"<Outlook over {len(self.advance)} advances of the decay clock>"
+        return f"<DecayProjection over {len(self.advance)} advances of the decay clock>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Dormant:
             known. It grows with the distance of the looks.
         estimated: the shrink by decay and the size of updates were estimated from the weights
             themselves, as nothing was known of the optimizer.
-        outlook: None if the decay clock stands still or is not known.
+        projection: None if the decay clock stands still or is not known.
     """
 
     fraction: float
@@ -72,7 +72,7 @@ class Dormant:
     reason: str = ""
     chance: float = _NAN
     estimated: bool = False
-    outlook: Outlook | None = None
+    projection: DecayProjection | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Forecast:
 
 
 #: Version of the JSON form. Raised when a field changes its meaning or disappears.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

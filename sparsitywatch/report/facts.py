@@ -60,7 +60,7 @@ def _event_row(event: Event, numbers: dict[str, int]) -> dict[str, Cell]:
         )
     return {
         "what": Markup("{} {}<br><small>{}</small>").format(
-            describe(event.series).label, verb, event.meaning
+            describe(event.series).label, verb, event.trend
         ),
         "began": began,
         "seen": count(event.detected_step),
@@ -84,10 +84,10 @@ def _cause(event: Event) -> Markup:
         "shape": "the shape of their distribution changed",
         "both": "scale and shape changed",
     }.get(event.change, "")
-    clock = "weight decay alone could have done it" if event.on_clock else ""
-    if event.on_clock is False:
+    clock = "weight decay alone could have done it" if event.explained_by_decay else ""
+    if event.explained_by_decay is False:
         clock = "faster than weight decay alone could"
-    elif event.on_clock is None and event.series.startswith("near_zero/"):
+    elif event.explained_by_decay is None and event.series.startswith("near_zero/"):
         clock = "whether weight decay alone could have done it is not known"
     told: list[str | Markup] = [text for text in (change, clock) if text] or ["not known"]
     if math.isfinite(event.decay_clock):
@@ -107,8 +107,8 @@ def _since(event: Event, numbers: dict[str, int]) -> Markup:
                 "; ".join(describe(series).label for series in event.related)
             )
         )
-    if event.fell_back_step >= 0:
-        told.append(Markup("half of it gone at step {}").format(count(event.fell_back_step)))
+    if event.reverted_step >= 0:
+        told.append(Markup("half of it gone at step {}").format(count(event.reverted_step)))
     return Markup("<br>").join(told) if told else Markup("\N{EN DASH}")
 
 

@@ -29,14 +29,14 @@ class Foreseen:
     """What one look foresaw for one unit of the decay clock later.
 
     Args:
-        told_step: the look.
+        reported_step: the look.
         due_step: when the clock had advanced, or will have at its present rate.
         fraction, low, high: near-zero fraction, with its band.
         came: near-zero fraction at ``due_step``, between looks a straight line; NaN if that
             lies ahead.
     """
 
-    told_step: int
+    reported_step: int
     due_step: float
     fraction: float
     low: float
@@ -136,10 +136,10 @@ def _draw(run: RunLog, rule: str, told: Sequence[Foreseen], paper: Paper) -> Fig
 def _table(run: RunLog, told: Sequence[Foreseen]) -> Table:
     chosen = {int(run.steps[i]) for i in chosen_looks(run, _MAX_ROWS)}
     rows: list[Sequence[Number | str]] = [
-        [count(one.told_step), count(round(one.due_step)),
+        [count(one.reported_step), count(round(one.due_step)),
          *map(fraction, (one.fraction, one.low, one.high, one.came))]
         for one in told
-        if one.told_step in chosen
+        if one.reported_step in chosen
     ]  # fmt: skip
     header = [
         ("told at step", "step"), ("for about step", "due"),

@@ -60,8 +60,8 @@ def mark_events(axes: Any, run: RunLog, *, fill: bool = True) -> None:
             event.detected_step, color=INK if fill else "white", linewidth=1.0,
             gid=f"seen-{number}",
         )  # fmt: skip
-        if event.fell_back_step >= 0 and fill:
-            axes.axvline(event.fell_back_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
+        if event.reverted_step >= 0 and fill:
+            axes.axvline(event.reverted_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
         # a number above the axes; those of neighbours stand one above the other
         lift = 8 + 4 * ((number - 1) % 2)
         note = axes.annotate(

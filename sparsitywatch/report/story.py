@@ -41,7 +41,7 @@ def _what_happened(run: RunLog) -> Markup:
 
 def _is_sparse_now(event: Event) -> bool:
     """Whether weights are gone: dormant ones only announce it."""
-    return event.meaning == "sparsifying" and event.series.startswith("near_zero/")
+    return event.trend == "sparsifying" and event.series.startswith("near_zero/")
 
 
 def sentences(run: RunLog) -> list[Markup]:
@@ -93,8 +93,8 @@ def _event(event: Event) -> Markup:
         number_of(event.series, event.baseline), number_of(event.series, event.value),
         count(event.onset_step), count(event.detected_step),
     )  # fmt: skip
-    if event.fell_back_step >= 0:
-        text += Markup(" Half of it was gone again at step {}.").format(count(event.fell_back_step))
+    if event.reverted_step >= 0:
+        text += Markup(" Half of it was gone again at step {}.").format(count(event.reverted_step))
     return text
 
 

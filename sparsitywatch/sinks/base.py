@@ -21,7 +21,7 @@ class Sink(Protocol):
     The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
     event after the record that it was seen in, then ``close``. What is learned about an
     event later is given to ``event`` as a new version of it: the same ``id``, and the step
-    of the record before as ``amended_step``; the last version counts.
+    of the record before as ``revised_step``; the last version counts.
 
     A sink may also have ``state(WatchState)``: it is told how the watch is, at every snapshot and
     once a minute, from the training's thread, also while ``write`` runs in another.

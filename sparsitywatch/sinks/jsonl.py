@@ -27,6 +27,7 @@ import numpy as np
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
+    READABLE_SCHEMAS,
     SCHEMA_VERSION,
     Detail,
     Event,
@@ -42,7 +43,7 @@ from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, lo
 __all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
 
 _RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
-_EVENT_STEPS = ("detected_step", "amended_step")
+_EVENT_STEPS = ("detected_step", "revised_step", "amended_step")  # the last one in version 1
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 T = TypeVar("T")
@@ -162,7 +163,7 @@ def read_events(directory: str | os.PathLike[str], *, max_step: int | None = Non
         StateError: a line other than a torn last one cannot be read.
     """
     events = _read_append_log(Path(directory) / _EVENTS, Event)
-    return latest_versions(e for e in events if max_step is None or e.told_step <= max_step)
+    return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
@@ -326,7 +327,7 @@ def _step(path: Path, number: int, raw: bytes, keys: Sequence[str]) -> int:
     if not isinstance(data, dict):
         data = {}
     schema, steps = data.get("schema"), [data[key] for key in keys if key in data]
-    if schema != SCHEMA_VERSION or not steps or any(type(step) is not int for step in steps):
+    if schema not in READABLE_SCHEMAS or not steps or any(type(step) is not int for step in steps):
         raise StateError(
             f"{path}, line {number}: Expected schema version {SCHEMA_VERSION} and an integer "
             f"{keys[0]!r}, got {schema!r} and {data.get(keys[0])!r}. Log into another "

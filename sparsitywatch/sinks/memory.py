@@ -39,7 +39,7 @@ class MemorySink:
             kept = [(record, detail) for record, detail in pairs if record.step < lost]
             self.records[:] = [record for record, _ in kept]
             self.details[:] = [detail for _, detail in kept]
-            self._reported[:] = [event for event in self._reported if event.told_step < lost]
+            self._reported[:] = [event for event in self._reported if event.reported_step < lost]
             self.events[:] = latest_versions(self._reported)
             self.runs.append(run)
 

@@ -190,8 +190,8 @@ def _mark_events(axes: Any, panel: str, events: Sequence[Event]) -> None:
             ends = (event.onset_low, event.onset_high)
             axes.axvspan(*ends, ymin=foot, ymax=foot + 0.02, color=BLACK, linewidth=0)
         axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=(0, (1, 2)))
-        if event.fell_back_step >= 0:
-            axes.axvline(event.fell_back_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
+        if event.reverted_step >= 0:
+            axes.axvline(event.reverted_step, color=GREY, linewidth=1.0, linestyle=(0, (4, 2)))
         axes.axvline(event.detected_step, color=BLACK, linewidth=1.0)
         if is_home:
             box = {"boxstyle": "circle,pad=0.25", "facecolor": BLACK, "edgecolor": "white"}
@@ -212,7 +212,7 @@ def _caption(last: Record, events: Sequence[Event]) -> list[str]:
         line = "Events: dotted where they began by estimate, solid where they were seen"
         if any(event.onset_low < event.onset_high for event in events):
             line += ", a bar over the interval of the beginning"
-        if any(event.fell_back_step >= 0 for event in events):
+        if any(event.reverted_step >= 0 for event in events):
             line += ", dashed where half of it was gone again"
         lines.append(line + ".")
     if last.essential_sparsity is not None:

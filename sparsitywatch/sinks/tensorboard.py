@@ -168,7 +168,7 @@ class TensorBoardSink:
         self._session.require()
         reported: dict[int, list[Event]] = {}
         for event in events:
-            reported.setdefault(event.told_step, []).append(event)
+            reported.setdefault(event.reported_step, []).append(event)
         for record in records:
             if (record.step, _IN_EVERY_RECORD) not in self._file.held:
                 self.write(record, detail_of(record))
@@ -208,11 +208,11 @@ class TensorBoardSink:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
-        seen_in = self._last if self._last and self._last.step == event.told_step else None
+        seen_in = self._last if self._last and self._last.step == event.reported_step else None
         wall_time = time.time() if seen_in is None else seen_in.wall_time
         # a tag per series: two events at one step would replace each other
         value = _text(f"events/{event.series}", texts.event_text(event))
-        self._file.add([value], event.told_step, wall_time)
+        self._file.add([value], event.reported_step, wall_time)
         if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
 

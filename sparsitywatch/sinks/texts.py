@@ -118,7 +118,7 @@ def event_text(event: Event) -> str:
         facts.append(f"announced by {_code(event.preceded_by)}")
     if event.before_step >= 0:
         facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
-    if event.amended_step >= 0:
-        facts.append(f"revised at step {event.amended_step}, with what was learned since")
+    if event.revised_step >= 0:
+        facts.append(f"revised at step {event.revised_step}, with what was learned since")
     title = f"**{_prose(event.describe())}**"
     return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparsitywatch.records import Outlook
+from sparsitywatch.records import DecayProjection
 from sparsitywatch.weights.clock import GroupClock
 
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
     "Shrink",
     "TensorMotion",
     "compare",
+    "decay_projection",
     "estimate_shrink",
     "float64_of",
     "median",
-    "outlook",
     "unexplained_change",
     "values_of",
 ]
@@ -381,16 +381,16 @@ def _pile(ratios: np.ndarray, width: float) -> tuple[float, int, float]:
     return float(ratios[first + (count - 1) // 2]), count, beside
 
 
-#: Advances of the decay clock that an outlook is told for: 0 to 2 in steps of 0.1.
+#: Advances of the decay clock that a projection is made for: 0 to 2 in steps of 0.1.
 ADVANCES = tuple(round(0.1 * k, 1) for k in range(21))
 
 
 @np.errstate(all="ignore")  # a weight of exactly zero has been near zero for ever
-def outlook(
+def decay_projection(
     compared: Mapping[str, tuple[TensorMotion, GroupClock]],
     now: Mapping[str, torch.Tensor],
     thresholds: Mapping[str, float],
-) -> Outlook | None:
+) -> DecayProjection | None:
     """The share of the weights that is dormant and will be near zero, by the clock's advance.
 
     Args:
@@ -422,7 +422,7 @@ def outlook(
         weight = max(num_dormant - 2.0 * by_chance, 0.0) + 1e-6 * size
         entering += weight * share
         weight_of_all += weight
-    return Outlook(
+    return DecayProjection(
         advance=ADVANCES,
         dormant=_rounded(np.maximum.accumulate(dormant)),
         entering=_rounded(entering / weight_of_all),

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import Dormant, Movement, Outlook
+from sparsitywatch.records import DecayProjection, Dormant, Movement
 from sparsitywatch.weights.clock import DecayClock, GroupClock
 from sparsitywatch.weights.dormancy import (
     STILL,
     TensorMotion,
     compare,
+    decay_projection,
     estimate_shrink,
     float64_of,
-    outlook,
     values_of,
 )
 from sparsitywatch.weights.sample import Sampler
@@ -108,7 +108,7 @@ class Motion:
             not_measurable: why the rule does not apply, by param group, as
                 ``why_not_measurable`` says; nothing for groups without an entry.
             masters: names whose steps are taken on a copy of higher precision.
-            thresholds: below which a weight is near zero, by name, for the outlook; without
+            thresholds: below which a weight is near zero, by name, for the projection; without
                 them there is none.
         """
         return self.compare(
@@ -165,7 +165,7 @@ class Motion:
         self._clock = DecayClock() if clock is None else clock.copy()
         if reason:
             return _unmeasured(reason, num_sampled, since)
-        ahead = outlook(compared, now, thresholds) if thresholds else None
+        ahead = decay_projection(compared, now, thresholds) if thresholds else None
         motions = {name: motion for name, (motion, _) in compared.items()}
         return _moved(motions, since, ahead, estimated=clock is None)
 
@@ -232,7 +232,11 @@ def _estimated(
 
 
 def _moved(
-    motions: Mapping[str, TensorMotion], since: int, ahead: Outlook | None, *, estimated: bool
+    motions: Mapping[str, TensorMotion],
+    since: int,
+    ahead: DecayProjection | None,
+    *,
+    estimated: bool,
 ) -> Moved:
     """The tensors' motions as one."""
     sizes = {name: len(motion.dormant) for name, motion in motions.items()}
@@ -261,7 +265,7 @@ def _moved(
             since_step=since,
             chance=sum(sizes[name] * m.chance for name, m in known.items()) / seen,
             estimated=estimated,
-            outlook=ahead,
+            projection=ahead,
         )
     layers = {name: float(motion.dormant.mean()) for name, motion in known.items()}
     return Moved(dormant=dormant, movement=movement, layers=layers)

@@ -49,7 +49,7 @@ def test_a_digest_by_hand() -> None:
     ]  # fmt: skip
     (event, _) = fake_run.events()
     found = digest("a", records, [replace(event, onset_step=350, detected_step=400)])
-    assert (found.name, found.num_looks, found.num_invalid) == ("a", 4, 1)
+    assert (found.name, found.num_snapshots, found.num_invalid) == ("a", 4, 1)
     assert (found.first_step, found.last_step, found.decay_clock) == (0, 600, 1.5)
     assert found.near_zero["initial_0.1"] == 0.3
     assert found.near_zero["zero"] == 0.2

@@ -13,7 +13,7 @@ from contracts.made_records import made_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.events import is_on_clock
+from sparsitywatch.analysis.events import explained_by_decay
 from sparsitywatch.records import Event, Record
 
 SERIES = "near_zero/initial_0.1"
@@ -51,43 +51,43 @@ def shrinking(
 
 @given(st.floats(0.02, 1.0), st.floats(0.3, 3.0), st.integers(2, 30), st.integers(0, 50))
 def test_weights_that_only_shrink_are_on_the_clock(
-    share: float, advance: float, num_looks: int, seed: int
+    share: float, advance: float, num_snapshots: int, seed: int
 ) -> None:
-    records = shrinking(share, np.linspace(0.0, advance, num_looks), seed, dormant=share)
-    assert is_on_clock(event(records, 0), records) is True
+    records = shrinking(share, np.linspace(0.0, advance, num_snapshots), seed, dormant=share)
+    assert explained_by_decay(event(records, 0), records) is True
 
 
 @given(st.floats(0.1, 0.9), st.integers(2, 20))
-def test_weights_that_are_cut_off_are_not(part: float, num_looks: int) -> None:
-    clock = np.linspace(0.0, 0.5, num_looks)
-    values = [0.08] * (num_looks - 1) + [0.08 + 0.92 * part]
+def test_weights_that_are_cut_off_are_not(part: float, num_snapshots: int) -> None:
+    clock = np.linspace(0.0, 0.5, num_snapshots)
+    values = [0.08] * (num_snapshots - 1) + [0.08 + 0.92 * part]
     records = [
         made_record(i, v, clock=float(c))
         for i, (v, c) in enumerate(zip(values, clock, strict=True))
     ]
-    assert is_on_clock(event(records, num_looks - 2), records) is False
+    assert explained_by_decay(event(records, num_snapshots - 2), records) is False
     # nor if the onset is thought to be earlier: between two looks it is too fast in any case
-    assert is_on_clock(event(records, 0), records) is False
+    assert explained_by_decay(event(records, 0), records) is False
 
 
 def test_growth_while_the_clock_stands_is_not_decay() -> None:
     records = [made_record(i, 0.05 * 1.1**i, clock=1.0) for i in range(8)]
-    assert is_on_clock(event(records, 0), records) is False
+    assert explained_by_decay(event(records, 0), records) is False
 
 
 def test_the_noise_of_the_series_is_allowed_for() -> None:
     values = [0.050, 0.050, 0.056, 0.060, 0.064]
     records = [made_record(i, v, clock=0.05 * i, num_weights=10**8) for i, v in enumerate(values)]
-    assert is_on_clock(event(records, 0), records) is False  # 0.11 within 0.05 of the clock
-    assert is_on_clock(event(records, 0, noise=0.002), records) is True
+    assert explained_by_decay(event(records, 0), records) is False  # 0.11 within 0.05 of the clock
+    assert explained_by_decay(event(records, 0, noise=0.002), records) is True
 
 
 def test_where_next_to_nothing_is_dormant_nothing_is_claimed() -> None:
     clock = np.linspace(0.0, 1.0, 8)
-    assert is_on_clock(event(shrinking(0.3, clock), 0), shrinking(0.3, clock)) is True
+    assert explained_by_decay(event(shrinking(0.3, clock), 0), shrinking(0.3, clock)) is True
     for dormant, told in ((0.3, True), (0.05, True), (0.01, None), (math.nan, True)):
         records = shrinking(0.3, clock, dormant=dormant)
-        assert is_on_clock(event(records, 0), records) is told
+        assert explained_by_decay(event(records, 0), records) is told
 
 
 def test_what_cannot_be_told() -> None:
@@ -99,13 +99,16 @@ def test_what_cannot_be_told() -> None:
         {"series": "motion/dormant"},
         {"series": "essential_sparsity/value"},
     ):
-        assert is_on_clock(event(records, 0, **changes), records) is None
-    assert is_on_clock(event(records, 0, series="near_zero/zero"), records) is False
+        assert explained_by_decay(event(records, 0, **changes), records) is None
+    assert explained_by_decay(event(records, 0, series="near_zero/zero"), records) is False
     unknown = [replace(r, decay_clock=math.nan) for r in records]
-    assert is_on_clock(event(unknown, 0), unknown) is None
-    assert is_on_clock(event(records[:1], 0), records[:1]) is None
+    assert explained_by_decay(event(unknown, 0), unknown) is None
+    assert explained_by_decay(event(records[:1], 0), records[:1]) is None
     from_nothing = [replace(r, near_zero={"initial_0.1": 0.0}) for r in records[:-1]]
-    assert is_on_clock(event([*from_nothing, records[-1]], 0), [*from_nothing, records[-1]]) is None
+    assert (
+        explained_by_decay(event([*from_nothing, records[-1]], 0), [*from_nothing, records[-1]])
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,4 +140,6 @@ def test_recorded_trainings(kind: str, expected: bool) -> None:
             for step in steps
         ]
         noise = 0.01 * floor
-        assert is_on_clock(event(records, onset, noise=noise), records) is expected, path.name
+        assert explained_by_decay(event(records, onset, noise=noise), records) is expected, (
+            path.name
+        )

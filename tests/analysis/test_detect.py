@@ -348,14 +348,14 @@ def test_a_state_that_lacks_a_key_is_refused(key: str) -> None:
 @pytest.mark.parametrize("key", ["steps", "values", "rates"])
 def test_a_state_whose_looks_lack_a_key_is_refused(key: str) -> None:
     state = AbruptChange().state_dict()
-    del state["looks"][key]
+    del state["history"][key]
     with pytest.raises(StateError, match=f"key '{key}'"):
         AbruptChange().load_state_dict(state)
 
 
 def test_a_state_whose_parts_differ_in_length_is_refused() -> None:
     state = AbruptChange().state_dict()
-    state["looks"] = {"steps": [1, 2], "values": [0.1], "rates": [None, None]}
+    state["history"] = {"steps": [1, 2], "values": [0.1], "rates": [None, None]}
     with pytest.raises(StateError, match="as many 'values' as 'steps'"):
         AbruptChange().load_state_dict(state)
 

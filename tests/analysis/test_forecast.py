@@ -18,7 +18,7 @@ from sparsitywatch.analysis.forecast import (
     near_zero_ahead,
     running_floor,
 )
-from sparsitywatch.records import Dormant, Outlook, Record
+from sparsitywatch.records import DecayProjection, Dormant, Record
 
 ADVANCES = tuple(round(0.1 * k, 1) for k in range(21))
 TAU = 0.1
@@ -46,10 +46,10 @@ class Population:
             self.share += 0.01 * self.growth
             self.clock += 0.01
 
-    def outlook(self) -> Outlook:
+    def projection(self) -> DecayProjection:
         reach = TAU * np.exp(ADVANCES)
         sleeping, living = self.weights[self.dormant], self.weights[~self.dormant]
-        return Outlook(
+        return DecayProjection(
             advance=ADVANCES,
             dormant=tuple(float((sleeping <= r).sum()) / len(self.weights) for r in reach),
             entering=tuple(float((living <= r).mean()) for r in reach),
@@ -61,7 +61,7 @@ class Population:
             num_sampled=len(self.weights),
             since_step=0,
             chance=0.0,
-            outlook=self.outlook(),
+            projection=self.projection(),
         )
         return replace(
             fake_run.look(step)[0],
@@ -126,7 +126,7 @@ def test_nothing_is_foreseen_farther_ahead_than_twice_the_age_of_the_run() -> No
     "change",
     [
         lambda r: replace(r, dormant=None),
-        lambda r: replace(r, dormant=replace(r.dormant, outlook=None)),
+        lambda r: replace(r, dormant=replace(r.dormant, projection=None)),
         lambda r: replace(r, dormant=replace(r.dormant, fraction=math.nan)),
         lambda r: replace(r, decay_clock=math.nan),
         lambda r: replace(r, decay_clock=0.05),  # it does not run
@@ -166,12 +166,12 @@ monotone = st.lists(st.floats(0.0, 1.0), min_size=21, max_size=21).map(sorted).m
     window=st.floats(0.0, 2.0),
 )
 def test_shrinking_weights_never_leave(now, dormant, entering, growth, window) -> None:
-    outlook = Outlook(advance=ADVANCES, dormant=dormant, entering=entering)
-    fraction, half = near_zero_ahead(now, outlook, growth, window, num_sampled=1000)
+    projection = DecayProjection(advance=ADVANCES, dormant=dormant, entering=entering)
+    fraction, half = near_zero_ahead(now, projection, growth, window, num_sampled=1000)
     assert fraction[0] == pytest.approx(now)
     assert (np.diff(fraction) >= -1e-12).all()
     assert (half >= 0).all()
-    still, _ = near_zero_ahead(now, outlook, 0.0, window, num_sampled=1000)
+    still, _ = near_zero_ahead(now, projection, 0.0, window, num_sampled=1000)
     assert (fraction >= still - 1e-12).all()
 
 

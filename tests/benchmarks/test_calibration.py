@@ -31,7 +31,7 @@ def test_every_stable_family_is_counted() -> None:
         *(jumps.make(f, seed) for f in jumps.STABLE for seed in range(2)),
         *(slow.make(f, seed) for f in slow.STABLE for seed in range(2)),
     ]
-    assert told.num_looks == sum(len(s.values) for s in made)
+    assert told.num_snapshots == sum(len(s.values) for s in made)
     assert told.num_false == sum(len(s.values) // 50 for s in made)
     assert told.low <= told.told <= told.high
     assert told.is_within_factor_two
@@ -40,7 +40,7 @@ def test_every_stable_family_is_counted() -> None:
 def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:
     told = on_controls(1.0)
     controls = [c for c in cases() if c.truth.kind == "control"]
-    assert told.num_looks == sum(len(c.steps) for c in controls)
+    assert told.num_snapshots == sum(len(c.steps) for c in controls)
     assert told.num_false == sum(len(c.steps) // 50 for c in controls)
     assert told.is_within_factor_two is False
 

@@ -59,7 +59,7 @@ def test_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert found["runs"][0]["near_zero"] == last.near_zero
     assert [event["onset_step"] for event in found["runs"][0]["events"]] == [600, 1050]
     assert found["runs"][0]["events"][1]["onset_clock"] == pytest.approx(3.15)
-    assert found["runs"][1]["num_looks"] == 11
+    assert found["runs"][1]["num_snapshots"] == 11
 
 
 def test_the_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

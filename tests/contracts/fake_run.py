@@ -15,6 +15,7 @@ import numpy as np
 
 from sparsitywatch.records import (
     Cost,
+    DecayProjection,
     Detail,
     Dormant,
     EssentialSparsity,
@@ -25,7 +26,6 @@ from sparsitywatch.records import (
     LogHistogram,
     MaskOverlap,
     Movement,
-    Outlook,
     Provenance,
     Record,
     RunInfo,
@@ -154,7 +154,7 @@ def _dormant(step: int, fraction: float) -> Dormant:
         num_sampled=10_000,
         since_step=step - 25,
         chance=0.007,
-        outlook=Outlook(
+        projection=DecayProjection(
             advance=(0.0, 1.0, 2.0),
             dormant=(0.1 * fraction, 0.3 * fraction, 0.7 * fraction),
             entering=(0.06, 0.15, 0.4),
@@ -287,9 +287,9 @@ def events(last_step: int = 2000) -> list[Event]:
         layers=tuple(name for name in names(12) if name.endswith("output.dense.weight"))[1::2],
         onset_low=int(0.5 * last_step),
         onset_high=int(0.55 * last_step),
-        meaning="sparsifying",
+        trend="sparsifying",
         change="shape",
-        on_clock=True,
+        explained_by_decay=True,
         before_step=int(0.525 * last_step),
         related=("near_zero/rms_0.1",),
         decay_clock=0.003 * 0.5625 * last_step,
@@ -299,7 +299,7 @@ def events(last_step: int = 2000) -> list[Event]:
 
 def fallen(event: Event, step: int) -> Event:
     """What is told at ``step`` of an event that fell back a look before."""
-    return replace(event, fell_back_step=step - 25, amended_step=step)
+    return replace(event, reverted_step=step - 25, revised_step=step)
 
 
 def without(record: Record, *parts: str) -> Record:

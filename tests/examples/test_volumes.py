@@ -45,7 +45,7 @@ def test_a_run_is_read_from_its_log(tmp_path):
 @pytest.mark.parametrize(("meaning", "began"), [("sparsifying", 600.0), ("densifying", 1050.0)])
 def test_a_rise_that_another_series_saw_first_counts(tmp_path, meaning, began):
     first, second = fake_run.events()
-    first = replace(first, related=("near_zero/initial_0.1",), meaning=meaning)
+    first = replace(first, related=("near_zero/initial_0.1",), trend=meaning)
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), [first, second])
     assert read_run(tmp_path, 0.6, 7).began == began
 

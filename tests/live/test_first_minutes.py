@@ -16,7 +16,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.patterns import PATTERNS, as_pattern
-from sparsitywatch.records import Event, Forecast, MaskOverlap, Outlook
+from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
 from sparsitywatch.shown import html_table
 from sparsitywatch.verification import Difference
 
@@ -58,7 +58,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "ledger": sink.runs[0].ledger[0], "detail": sink.details[0], "event": event,
         "histogram": next(iter(sink.details[0].histograms.values())), "proxy": proxy,
         "curve": curve, "estimate": sw.essential_sparsity(curve), "forecast": forecast,
-        "outlook": Outlook(advance=numbers, dormant=numbers, entering=numbers),
+        "projection": DecayProjection(advance=numbers, dormant=numbers, entering=numbers),
         "masks": MaskOverlap(level=numbers, overlap=numbers, num_sampled=5, since_step=1),
         "share": watcher.records[-1].layers[0], "replayed": replayed,
         "failure": replayed.failures[0], "scope": sw.Scope.of(model),

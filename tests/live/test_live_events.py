@@ -55,13 +55,13 @@ def both(model: nn.Module) -> None:
 def test_scale_or_shape(change: Callable[[nn.Module], None]) -> None:
     (event,) = watched(change)
     expected = {multiply: "scale", zero_some: "shape", both: "both"}
-    assert (event.change, event.meaning) == (expected[change], "sparsifying")
+    assert (event.change, event.trend) == (expected[change], "sparsifying")
     assert event.before_step == 20
-    assert event.on_clock is False  # this optimizer decays nothing
+    assert event.explained_by_decay is False  # this optimizer decays nothing
 
 
 def test_two_rules_make_one_event() -> None:
     rules = ("near_zero/rms_0.1", "near_zero/initial_0.1", "near_zero/zero")
     (event,) = watched(zero_some, detectors={name: sw.AbruptChange() for name in rules})
     assert {event.series, *event.related} == set(rules)
-    assert event.amended_step == -1
+    assert event.revised_step == -1

@@ -125,10 +125,10 @@ def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
     assert near_zero.series.startswith("near_zero/")
     assert near_zero.preceded_by == dormant.id
     assert near_zero.related
-    assert near_zero.on_clock is True
+    assert near_zero.explained_by_decay is True
     assert near_zero.layers == ("0.weight",)
     assert near_zero.change == "shape"
-    assert near_zero.fell_back_step == EVERY * (REVIVED + 1)
+    assert near_zero.reverted_step == EVERY * (REVIVED + 1)
     assert len(lines(whole.folder / "log")) > len(events) + 1
 
 

@@ -351,7 +351,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
     assert len(seen) == 1
     # the weights were not held at zero, and what they did since belongs to the same event
     assert [e.id for e in resumed.events] == [seen[0].id]
-    assert resumed.events[0].fell_back_step > seen[0].detected_step
+    assert resumed.events[0].reverted_step > seen[0].detected_step
     assert read_events(tmp_path / "sparsitywatch") == resumed.events
 
 

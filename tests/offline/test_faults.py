@@ -109,11 +109,11 @@ def test_a_repaired_one_is_taken_in(run, place: Path, tmp_path: Path, fault) -> 
     sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
     before = on_disk(tmp_path / "log")
     again = sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
-    assert (again.num_looks, len(again.failures)) == (0, 1)  # tried again, and still broken
+    assert (again.num_snapshots, len(again.failures)) == (0, 1)  # tried again, and still broken
     assert on_disk(tmp_path / "log") == before
     shutil.copy(run / "step-30.pt", place)
     repaired = sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
-    assert (repaired.num_looks, repaired.failures) == (4, [])
+    assert (repaired.num_snapshots, repaired.failures) == (4, [])
     sw.replay(place, logdir=tmp_path / "whole", detectors=detectors())
     names = {"names": []}
     assert on_disk(tmp_path / "log") | names == on_disk(tmp_path / "whole") | names

@@ -78,7 +78,7 @@ def test_each_is_looked_at_when_it_is_there(run, tmp_path: Path, follow, steps) 
         text for step in range(10, 250, 10) for text in (f"saved {step}", f"seen {step}")
     ]
     assert follow.clock.now == 10 + 24 * 10 + 100
-    assert (replayed.num_looks, replayed.failures) == (24, [])
+    assert (replayed.num_snapshots, replayed.failures) == (24, [])
     sw.replay(run, logdir=tmp_path / "whole", detectors=detectors())
     ours, theirs = on_disk(tmp_path), on_disk(tmp_path / "whole")
     for found in (ours, theirs):
@@ -134,7 +134,7 @@ def test_what_looks_damaged_is_believed_when_it_stays_so(run, tmp_path, follow, 
     shutil.copy(run / "step-10.pt", place)
     (place / "step-20.pt").write_bytes(b"neither a zip nor anything else")
     replayed = follow(lambda: shutil.copy(run / "step-20.pt", place))
-    assert (replayed.num_looks, replayed.failures) == (2, [])
+    assert (replayed.num_snapshots, replayed.failures) == (2, [])
     (place / "step-30.pt").write_bytes(b"neither a zip nor anything else")
     shutil.copy(run / "step-40.pt", place)
     replayed = follow()
@@ -184,7 +184,7 @@ def test_an_interruption_ends_it_in_order(run, tmp_path: Path, follow) -> None:
 
     replayed = follow(lambda: None, interrupt, idle_timeout_s=None)
     assert [record.step for record in replayed.records] == [10]
-    assert follow().num_looks == 0
+    assert follow().num_snapshots == 0
 
 
 def test_a_restarted_sidecar_goes_on(run, tmp_path: Path, follow) -> None:
@@ -196,7 +196,7 @@ def test_a_restarted_sidecar_goes_on(run, tmp_path: Path, follow) -> None:
     (place / "step-10.pt").unlink()  # the run keeps the last two
     shutil.copy(run / "step-30.pt", place)
     replayed = follow()
-    assert (replayed.num_looks, len(replayed.records)) == (1, 3)
+    assert (replayed.num_snapshots, len(replayed.records)) == (1, 3)
     assert replayed.records[-1].movement.since_step == 20
 
 

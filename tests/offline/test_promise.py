@@ -171,7 +171,7 @@ def test_same_events(run: Path, tmp_path: Path) -> None:
     (event,) = live
     # the clock stood still; in a replay it is not known
     assert event.decay_clock == 0.0
-    unknown = replace(event, on_clock=None, decay_clock=math.nan)
+    unknown = replace(event, explained_by_decay=None, decay_clock=math.nan)
     assert list(map(to_json, replayed.events)) == [to_json(unknown)]
     assert main(["compare", str(tmp_path / "live"), str(tmp_path)]) == 0
 

@@ -205,7 +205,7 @@ def test_on_s3(options, tmp_path: Path) -> None:
     replayed = sw.replay("s3://replayed/bert/", logdir=tmp_path, storage_options=options)
     assert_same(replayed.records, live)
     again = sw.replay("s3://replayed/bert/", logdir=tmp_path, storage_options=options)
-    assert (again.num_looks, len(again.records)) == (0, 5)
+    assert (again.num_snapshots, len(again.records)) == (0, 5)
     # what it is told of the storage stays here
     assert all(
         b"testing" not in p.read_bytes() for p in (tmp_path / "sparsitywatch").glob("*.json*")

@@ -80,7 +80,7 @@ def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, wh
         num_killed += 1
         again = replay(run, logdir)
         assert on_disk(logdir) == whole, call
-        num_kept = again.num_looks
+        num_kept = again.num_snapshots
         assert num_kept in (NUM - call, NUM - call + 1) or method == "event"
     assert num_killed == (len(whole["events"]) if method == "event" else NUM)
 
@@ -111,7 +111,7 @@ def test_a_finished_one_does_nothing_more(run, whole, tmp_path: Path) -> None:
     before = files()
     again = replay(run, tmp_path)
     assert files() == before
-    assert (first.num_looks, again.num_looks) == (NUM, 0)
+    assert (first.num_snapshots, again.num_snapshots) == (NUM, 0)
     assert [record.step for record in again.records] == [record.step for record in first.records]
     assert repr(again.events) == repr(first.events)  # NaN is no equal of itself
 
@@ -157,7 +157,7 @@ def test_checkpoints_that_came_later_are_added(run, whole, tmp_path: Path) -> No
         for look in looks:
             name = f"step-{EVERY * (look + 1)}.pt"
             shutil.copy(run / name, place / name)
-        assert replay(place, tmp_path).num_looks == len(looks)
+        assert replay(place, tmp_path).num_snapshots == len(looks)
     assert _of(whole, tmp_path) == on_disk(tmp_path)
 
 
@@ -173,7 +173,7 @@ def test_a_gap_that_is_filled_is_taken_in(run, whole, tmp_path: Path) -> None:
     replay(place, tmp_path)
     (tmp_path / "hidden").rename(hidden)
     again = replay(place, tmp_path)
-    assert (again.num_looks, len(again.records)) == (NUM - 4, NUM)
+    assert (again.num_snapshots, len(again.records)) == (NUM - 4, NUM)
     found = on_disk(tmp_path)
     assert {**found, "names": []} == {**_of(whole, tmp_path), "names": []}
     # nothing is thrown away
@@ -193,7 +193,7 @@ def test_a_gap_is_not_filled_at_the_price_of_records_whose_checkpoints_are_gone(
     again = replay(place, tmp_path)
     assert len(again.records) == NUM - 1
     (failure,) = again.failures
-    assert (failure.step, again.num_looks) == (50, 0)
+    assert (failure.step, again.num_snapshots) == (50, 0)
     assert "came after later ones had been looked at" in failure.reason
 
 
@@ -244,7 +244,7 @@ def test_step_zero_is_kept(tmp_path: Path) -> None:
     for look in range(3):
         torch.save(weights(look), tmp_path / f"step-{look}.pt")
         again = sw.replay(tmp_path, logdir=tmp_path / "log", detectors=detectors())
-        assert again.num_looks == 1
+        assert again.num_snapshots == 1
     assert [record.step for record in again.records] == [0, 1, 2]
     assert not (tmp_path / "log" / "sparsitywatch" / "superseded.jsonl").exists()
 
@@ -262,7 +262,7 @@ def test_two_at_once_do_not_write_to_one_log(run, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     first = replay(run, tmp_path, on_record=[again])
     assert (len(refused), len(first.records)) == (2, NUM)
-    assert replay(run, tmp_path).num_looks == 0  # the claim ended with it
+    assert replay(run, tmp_path).num_snapshots == 0  # the claim ended with it
 
 
 def test_a_live_watch_does_not_go_on_from_a_replay(

@@ -168,7 +168,7 @@ def test_a_worker_that_dies_ends_the_replay_and_the_next_one_goes_on(
         )
     assert 5 <= len(done) < NUM
     again = sw.replay(run, logdir=tmp_path, detectors=detectors())
-    assert again.num_looks == NUM - len(done)
+    assert again.num_snapshots == NUM - len(done)
     sw.replay(run, logdir=tmp_path / "whole", detectors=detectors())
     assert on_disk(tmp_path) == on_disk(tmp_path / "whole")
 

@@ -54,7 +54,7 @@ def events_of(history: History, records: list[Record]) -> list[Event]:
 def test_a_fall_in_full_view_is_seen() -> None:
     records = essential_records([0.8] * 20 + [0.5] * 10)
     (event,) = events_of(History({ESSENTIAL: AbruptChange()}), records)
-    assert (event.direction, event.meaning) == ("down", "densifying")
+    assert (event.direction, event.trend) == ("down", "densifying")
 
 
 @pytest.mark.parametrize("gap", [3, 10, 40])
@@ -120,8 +120,11 @@ def test_an_event_says_what_happened() -> None:
         assert history.add(counted(step, first, rms)).new == ()
     pruned = {"a": first["a"] * (np.arange(5000) > 3000), "b": first["b"]}
     (event,) = history.add(counted(4, pruned, rms)).new
-    assert (event.meaning, event.layers, event.change) == ("sparsifying", ("a",), "shape")
-    assert (event.before_step, event.on_clock) == (3, None)  # no decay clock in these records
+    assert (event.trend, event.layers, event.change) == ("sparsifying", ("a",), "shape")
+    assert (event.before_step, event.explained_by_decay) == (
+        3,
+        None,
+    )  # no decay clock in these records
     assert len(event.related) == 1
     assert event.id == f"{event.series}@3"
     assert history.events == [event]
@@ -162,7 +165,7 @@ def test_what_a_log_holds_is_not_told_again() -> None:
     second = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
     second.recall(records, [event])
     told = second.finish_recall()
-    assert (told.new, told.amended) == ((), ())
+    assert (told.new, told.revised) == ((), ())
     assert second.events == [event]
 
 
@@ -173,9 +176,9 @@ def test_a_fall_that_a_kill_kept_out_of_the_log_is_told() -> None:
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above()})
     second.recall(records[:5], [event])
-    ((amended),) = second.finish_recall().amended
+    ((amended),) = second.finish_recall().revised
     assert repr(amended) == repr(whole.events[0])
-    assert (amended.fell_back_step, amended.amended_step) == (3, 4)
+    assert (amended.reverted_step, amended.revised_step) == (3, 4)
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -195,7 +198,7 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     whole, part, told = new(), new(), []
     for record in records:
         changes = whole.add(record)
-        told += [(record.step, e) for e in (*changes.new, *changes.amended)]
+        told += [(record.step, e) for e in (*changes.new, *changes.revised)]
     for record in records[:cut]:
         part.add(record)
     again = new()
@@ -208,7 +211,7 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
         (record.step, e)
         for record in records[cut:]
         for changes in [again.add(record)]
-        for e in (*changes.new, *changes.amended)
+        for e in (*changes.new, *changes.revised)
     ]
     assert repr(rest) == repr([(s, e) for s, e in told if s >= 10 * cut])
     assert repr(again.events) == repr(whole.events)

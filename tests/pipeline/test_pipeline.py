@@ -199,7 +199,7 @@ def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
     assert other.publish(record(2, 0.6), Detail()) == []
     with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
         other.load_state_dict({**pipeline.state_dict(), "detectors": {}})
-    with pytest.raises(StateError, match=r"keys \['detectors', 'gaps', 'chronicle'\]"):
+    with pytest.raises(StateError, match=r"keys \['detectors', 'gaps', 'tracker'\]"):
         other.load_state_dict({})
 
 

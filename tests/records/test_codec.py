@@ -16,6 +16,7 @@ from sparsitywatch.errors import StateError
 from sparsitywatch.records import (
     SCHEMA_VERSION,
     Cost,
+    DecayProjection,
     Dormant,
     EssentialSparsity,
     Event,
@@ -24,7 +25,6 @@ from sparsitywatch.records import (
     LedgerEntry,
     MaskOverlap,
     Movement,
-    Outlook,
     Provenance,
     Record,
     RunInfo,
@@ -79,7 +79,7 @@ RECORDS = plain(
     schema=st.just(SCHEMA_VERSION),
     scope=plain(ScopeSummary),
     near_zero=RULES,
-    dormant=st.none() | plain(Dormant, outlook=st.none() | plain(Outlook)),
+    dormant=st.none() | plain(Dormant, projection=st.none() | plain(DecayProjection)),
     movement=st.none() | plain(Movement),
     masks=st.none() | plain(MaskOverlap),
     forecast=st.none() | plain(Forecast),
@@ -208,8 +208,8 @@ def change(path: str, value: object) -> str:
         ("layers", {}, r"Expected a list at Record\.layers, got \{\}"),
         ("layers.1.rms", [], r"Expected a number or null at Record\.layers\[1\]\.rms"),
         ("curve", 3, r"Expected an object at Record\.curve, got 3"),
-        ("schema", 99, r"Expected a Record of schema version 1, got 99\. Read it with"),
-        ("schema", None, r"schema version 1, got None"),
+        ("schema", 99, r"Expected a Record of schema version 2, got 99\. Read it with"),
+        ("schema", None, r"schema version 2, got None"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: object, message: str) -> None:

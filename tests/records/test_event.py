@@ -20,7 +20,7 @@ EVENT = Event(
 def test_what_is_not_given() -> None:
     assert (EVENT.onset_low, EVENT.onset_high) == (300, 300)
     assert EVENT.id == "near_zero/initial_0.1@300"
-    assert (EVENT.on_clock, EVENT.fell_back_step, EVENT.amended_step) == (None, -1, -1)
+    assert (EVENT.explained_by_decay, EVENT.reverted_step, EVENT.revised_step) == (None, -1, -1)
     assert replace(EVENT, series="").id == EVENT.id
     nameless = replace(EVENT, series="", id="")
     assert nameless.id == ""
@@ -45,8 +45,8 @@ def test_size_in_units_of_the_noise(noise: float, value: float, sizes: float) ->
 
 
 def test_told_at_its_detection_or_when_it_was_added_to() -> None:
-    assert EVENT.told_step == 350
-    assert replace(EVENT, amended_step=400).told_step == 400
+    assert EVENT.reported_step == 350
+    assert replace(EVENT, revised_step=400).reported_step == 400
 
 
 def test_in_words() -> None:
@@ -58,12 +58,12 @@ def test_in_words() -> None:
         onset_high=325,
         layers=("a", "b", "c", "d"),
         decay_clock=2.5,
-        meaning="sparsifying",
+        trend="sparsifying",
         change="both",
-        on_clock=False,
+        explained_by_decay=False,
         related=("x", "y"),
         preceded_by="motion/dormant@100",
-        fell_back_step=500,
+        reverted_step=500,
     )
     assert full.describe() == (
         "near_zero/initial_0.1 rose abruptly: 0.05 -> 0.1, began at step 300 (275 to 325), seen "
@@ -71,7 +71,7 @@ def test_in_words() -> None:
         "weights' distribution changed; faster than weight decay alone could; seen in x, y too; "
         "announced by motion/dormant@100; back by half at step 500"
     )
-    few = replace(EVENT, direction="down", change="scale", on_clock=True)
+    few = replace(EVENT, direction="down", change="scale", explained_by_decay=True)
     assert few.describe().startswith("near_zero/initial_0.1 fell abruptly")
     assert few.describe().endswith(
         "350. The scale of the weights moved; no faster than weight decay alone could"
@@ -80,8 +80,8 @@ def test_in_words() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=12))
 def test_the_last_version_of_each_counts(told: list[tuple[str, int]]) -> None:
-    events = [replace(EVENT, id=name, amended_step=step) for name, step in told]
+    events = [replace(EVENT, id=name, revised_step=step) for name, step in told]
     found = latest_versions(events)
     assert [e.id for e in found] == list(dict.fromkeys(name for name, _ in told))
     for event in found:
-        assert event.amended_step == [step for name, step in told if name == event.id][-1]
+        assert event.revised_step == [step for name, step in told if name == event.id][-1]

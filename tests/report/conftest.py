@@ -154,11 +154,12 @@ def troubled_page(make_page: Make) -> Page:
             record = replace(record, provenance=provenance)
         looks.append((record, detail))
     first, second = fake_run.events()
-    second = replace(second, layers=(EVIL, STRANGE), fell_back_step=1600, amended_step=1650)
+    second = replace(second, layers=(EVIL, STRANGE), reverted_step=1600, revised_step=1650)
     third = replace(
-        second, id=f"x@{SCRIPT}", series=f"new/{SCRIPT}", direction="down", meaning="",
-        onset_step=1300, onset_low=1250, onset_high=1350, detected_step=1350, on_clock=None,
-        change="", layers=(), preceded_by=second.id, fell_back_step=-1, amended_step=-1,
+        second, id=f"x@{SCRIPT}", series=f"new/{SCRIPT}", direction="down", trend="",
+        onset_step=1300, onset_low=1250, onset_high=1350, detected_step=1350,
+        explained_by_decay=None, change="", layers=(), preceded_by=second.id,
+        reverted_step=-1, revised_step=-1,
         decay_clock=math.nan, noise=0.0,
     )  # fmt: skip
     return make_page(looks, [first, second, third], "a <i>run & 'more'")

@@ -296,10 +296,12 @@ def test_the_table_of_events(either) -> None:
             )
         else:
             assert len(size) == 2
-        assert event["meaning"] in cells["what"].text()
+        assert event["trend"] in cells["what"].text()
         clock = {True: "weight decay alone could have done it", False: "faster than", None: ""}
-        assert clock[event["on_clock"]] in cells["cause"].text()
-        assert ("could have done it" in cells["cause"].text()) == (event["on_clock"] is True)
+        assert clock[event["explained_by_decay"]] in cells["cause"].text()
+        assert ("could have done it" in cells["cause"].text()) == (
+            event["explained_by_decay"] is True
+        )
         if event["decay_clock"] is not None:
             assert number(cells["cause"]) == event["decay_clock"]
 

@@ -60,7 +60,7 @@ class TestJsonlSink(DurableSinkContract):
         return [(event.series, event.detected_step) for event in read_events(directory)]
 
     def fallen_events(self, sink: JsonlSink, directory: Path) -> list[str]:
-        return [event.series for event in read_events(directory) if event.fell_back_step >= 0]
+        return [event.series for event in read_events(directory) if event.reverted_step >= 0]
 
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: 
     sink.event(fake_run.events()[0])
     sink.close()
     path = tmp_path / name
-    path.write_bytes(path.read_bytes().replace(b'"schema":1', b'"schema":99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema":2', b'"schema":99'))
     before = path.read_bytes()
     read = {"records.jsonl": read_records, "events.jsonl": read_events, "run.json": read_manifest}
-    with pytest.raises(StateError, match=rf"{name}.* schema version 1, got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 2, got 99"):
         read[name](tmp_path)
-    with pytest.raises(StateError, match=rf"{name}.* schema version 1.* got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 2.* got 99"):
         JsonlSink(tmp_path).open(fake_run.run_info(100))
     assert path.read_bytes() == before
 
@@ -357,7 +357,8 @@ def test_events_of_an_earlier_version_of_the_package_are_read(tmp_path: Path) ->
     (tmp_path / "events.jsonl").write_text(json.dumps(line) + "\n")
     (event,) = read_events(tmp_path)
     assert (event.id, event.onset_low, event.onset_high) == ("near_zero/initial_0.1@300", 300, 300)
-    assert (event.meaning, event.on_clock, event.related, event.told_step) == ("", None, (), 350)
+    assert (event.trend, event.explained_by_decay, event.related) == ("", None, ())
+    assert event.reported_step == 350
     sink = JsonlSink(tmp_path)
     sink.open(fake_run.run_info(350))
     sink.close()

@@ -21,7 +21,7 @@ class TestMemorySink(SinkContract):
         return [(event.series, event.detected_step) for event in sink.events]
 
     def fallen_events(self, sink: MemorySink, directory: Path) -> list[str]:
-        return [event.series for event in sink.events if event.fell_back_step >= 0]
+        return [event.series for event in sink.events if event.reverted_step >= 0]
 
 
 def test_details_stay_with_their_records() -> None:

@@ -278,20 +278,20 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
     assert dormant.fraction == pytest.approx(dormant.chance, rel=0.15, abs=3 * deviation)
 
 
-# ------------------------------------------------------------------ the outlook
+# ------------------------------------------------------------------ the projection
 
 
 def test_the_outlook_counts_when_dormant_weights_fall_below_the_threshold() -> None:
     planted, motion = Planted(decay=2.0), Motion(None)
     planted.look(motion)
     planted.train(25)
-    outlook = planted.look(motion, {"0.weight": 0.02}).dormant.outlook
+    projection = planted.look(motion, {"0.weight": 0.02}).dormant.projection
     weights = planted.model[0].weight.detach().abs().numpy()
     dead, living = weights[10:], weights[:10]
     for k in (0, 5, 20):
-        reach = 0.02 * math.exp(outlook.advance[k])
-        assert outlook.dormant[k] == pytest.approx((dead <= reach).sum() / 800, abs=0.01)
-        assert outlook.entering[k] == pytest.approx((living <= reach).mean(), abs=0.05)
+        reach = 0.02 * math.exp(projection.advance[k])
+        assert projection.dormant[k] == pytest.approx((dead <= reach).sum() / 800, abs=0.01)
+        assert projection.entering[k] == pytest.approx((living <= reach).mean(), abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -301,4 +301,4 @@ def test_without_a_clock_or_a_threshold_there_is_no_outlook(decay, thresholds) -
     planted, motion = Planted(decay), Motion(None)
     planted.look(motion)
     planted.train(25)
-    assert planted.look(motion, thresholds).dormant.outlook is None
+    assert planted.look(motion, thresholds).dormant.projection is None

@@ -28,7 +28,7 @@ from sparsitywatch.errors import (
     expect_whole,
     is_number,
 )
-from sparsitywatch.records import Event
+from sparsitywatch.records import Event, renamed
 
 __all__ = [
     "AbruptChange",
@@ -175,11 +175,11 @@ class Limits:
         """Part of the run so far that comes before a growth."""
         return _SHARE_BEFORE_DECAY if self.is_decaying else _SHARE_BEFORE
 
-    def growth_score_at(self, num_looks: int) -> float:
+    def growth_score_at(self, num_snapshots: int) -> float:
         """What has a known cause needs less proof; chance has been tried at every look."""
         if not self.is_decaying:
             return self.growth_score
-        more = _MORE_SCORE * math.log2(max(num_looks / _FEW_LOOKS, 1.0))
+        more = _MORE_SCORE * math.log2(max(num_snapshots / _FEW_LOOKS, 1.0))
         return self.growth_score - _LESS_SCORE + min(more, _MOST_MORE)
 
     def part(self, share: float) -> Limits:
@@ -337,7 +337,7 @@ _SKIPPED = 4
 _BASELINE_LOOKS = 5
 #: The part of every requirement of an event that makes a suspicion of a take-off or a fall.
 _SUSPICION = 0.5
-_STATE_KEYS = ("looks", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed")
+_STATE_KEYS = ("history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed")
 
 
 class Detector(Protocol):
@@ -494,7 +494,7 @@ class AbruptChange:
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
         return {
-            "looks": self._looks.state_dict(),
+            "history": self._looks.state_dict(),
             "jumps": self._jumps.state_dict(),
             "ongoing": None if self._ongoing is None else dict(self._ongoing),
             "num_skipped": self._num_skipped,
@@ -509,9 +509,10 @@ class AbruptChange:
         Raises:
             StateError: a key is missing, or the parts do not go together.
         """
+        state = renamed(state, looks="history")
         expect_keys(state, _STATE_KEYS)
         looks, jumps = Looks(), Jumps()
-        looks.load_state_dict(state["looks"])
+        looks.load_state_dict(state["history"])
         jumps.load_state_dict(state["jumps"])
         self._looks, self._jumps = looks, jumps
         self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])

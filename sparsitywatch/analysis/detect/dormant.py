@@ -18,7 +18,7 @@ from sparsitywatch.analysis.detect.detector import Looks
 from sparsitywatch.analysis.detect.jumps import onset_of
 from sparsitywatch.analysis.robust import median_of_three, noise_sd
 from sparsitywatch.errors import ConfigurationError, expect_keys, is_number
-from sparsitywatch.records import Event
+from sparsitywatch.records import Event, renamed
 
 __all__ = ["DormantRise"]
 
@@ -28,7 +28,7 @@ _IN_A_ROW = 2
 _LEAST_NOISE = 0.05
 #: Part of every requirement that makes a suspicion.
 _SUSPICION = 0.5
-_STATE_KEYS = ("looks", "ongoing", "num_above", "decay_clock")
+_STATE_KEYS = ("history", "ongoing", "num_above", "decay_clock")
 
 
 class DormantRise:
@@ -120,7 +120,7 @@ class DormantRise:
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
         return {
-            "looks": self._looks.state_dict(),
+            "history": self._looks.state_dict(),
             "ongoing": None if self._ongoing is None else dict(self._ongoing),
             "num_above": self._num_above,
             "decay_clock": None if math.isnan(self._decay_clock) else self._decay_clock,
@@ -132,9 +132,10 @@ class DormantRise:
         Raises:
             StateError: a key is missing, or the parts do not go together.
         """
+        state = renamed(state, looks="history")
         expect_keys(state, _STATE_KEYS)
         looks = Looks()
-        looks.load_state_dict(state["looks"])
+        looks.load_state_dict(state["history"])
         self._looks = looks
         self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
         self._num_above = int(state["num_above"])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.events import Changes, Chronicle
+from sparsitywatch.analysis.events import Changes, EventTracker
 from sparsitywatch.records import Event
 from sparsitywatch.series import describe
 
@@ -35,25 +35,25 @@ def event(
         detected_step=detected,
         baseline=baseline,
         value=value,
-        **{"meaning": describe(series).meaning(direction), **fields},
+        **{"trend": describe(series).trend(direction), **fields},
     )
 
 
 def run(
     seen: Sequence[Event], values: Mapping[str, Sequence[float]] | None = None, steps: int = 30
 ) -> list[tuple[int, Changes]]:
-    """A chronicle's answers look by look, those that are empty left out."""
-    chronicle, told = Chronicle(), []
+    """A tracker's answers look by look, those that are empty left out."""
+    tracker, told = EventTracker(), []
     for step in range(steps):
         now = {name: v[step] for name, v in (values or {}).items() if v[step] is not None}
-        changes = chronicle.look(step, now, [e for e in seen if e.detected_step == step])
+        changes = tracker.look(step, now, [e for e in seen if e.detected_step == step])
         if changes != Changes():
             told.append((step, changes))
     return told
 
 
 def final(told: list[tuple[int, Changes]]) -> list[Event]:
-    versions = {e.id: e for _, c in told for e in (*c.new, *c.amended)}
+    versions = {e.id: e for _, c in told for e in (*c.new, *c.revised)}
     return list(versions.values())
 
 
@@ -66,18 +66,18 @@ def test_at_one_look_the_strongest_stands_for_all() -> None:
     unknown = event("near_zero/abs_0.001")
     ((step, changes),) = run([weak, unknown, strong])
     (told,) = changes.new
-    assert (step, told.series, told.amended_step) == (8, RMS, -1)
+    assert (step, told.series, told.revised_step) == (8, RMS, -1)
     assert told.related == (INITIAL, "near_zero/abs_0.001")
-    assert changes.amended == ()
+    assert changes.revised == ()
 
 
 def test_what_another_series_sees_later_is_added_to_the_first() -> None:
     first, second = event(INITIAL, 5, 8), event(RMS, 7, 12)
     (_, new), (step, later) = run([first, second])
     assert new == Changes(new=(first,))
-    (told,) = later.amended
+    (told,) = later.revised
     assert later.new == ()
-    assert (step, told.id, told.related, told.amended_step) == (12, first.id, (RMS,), 12)
+    assert (step, told.id, told.related, told.revised_step) == (12, first.id, (RMS,), 12)
     assert (told.onset_step, told.detected_step, told.value) == (5, 8, 1.0)
 
 
@@ -101,7 +101,7 @@ def test_what_touches_in_time_is_the_same(onset: int, low: int, high: int, is_sa
     "other",
     [
         event(ESSENTIAL, 5, 9, direction="down"),  # densifying
-        event("value/reliance", 5, 9),  # no such meaning
+        event("value/reliance", 5, 9),  # no such trend
         event(INITIAL, 6, 9),  # the same series again is a second event
     ],
 )
@@ -143,8 +143,8 @@ def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) ->
     assert sorted(new) == sorted(e.id for e in events)
     assert sum(1 + len(e.related) for e in events) == len(seen)
     for step, changes in told:
-        assert all(e.detected_step == step and e.amended_step == -1 for e in changes.new)
-        assert all(e.amended_step == step > e.detected_step for e in changes.amended)
+        assert all(e.detected_step == step and e.revised_step == -1 for e in changes.new)
+        assert all(e.revised_step == step > e.detected_step for e in changes.revised)
 
 
 # ------------------------------------------------------------------ early signal
@@ -178,8 +178,8 @@ def test_a_rise_that_falls_back_is_told_on_the_second_look() -> None:
     (_, first), (step, changes) = run([rise], {INITIAL: values})
     assert first.new == (rise,)
     # half of 2.0 above the baseline is 1.1: passed at step 11, seen again at 12
-    (told,) = changes.amended
-    assert (step, told.fell_back_step, told.amended_step) == (12, 11, 12)
+    (told,) = changes.revised
+    assert (step, told.reverted_step, told.revised_step) == (12, 11, 12)
     assert told.id == rise.id
 
 
@@ -187,7 +187,7 @@ def test_a_fall_that_comes_back_likewise() -> None:
     values = [0.8] * 5 + [0.6, 0.5, 0.4, 0.4, 0.4, 0.7, 0.7] + [0.7] * 18
     fall = event(ESSENTIAL, 5, 7, direction="down", baseline=0.8, value=0.4)
     (told,) = final(run([fall], {ESSENTIAL: values}))
-    assert told.fell_back_step == 10
+    assert told.reverted_step == 10
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_a_fall_that_comes_back_likewise() -> None:
 def test_single_looks_are_no_fall(after: list) -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0] + [1.0, 1.0, *after]
     (told,) = final(run([event(INITIAL, 5, 7)], {INITIAL: values}))
-    assert told.fell_back_step == -1
+    assert told.reverted_step == -1
 
 
 def test_looks_without_the_series_neither_confirm_nor_deny() -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 0.2, None, None, 0.2] + [0.2] * 17
     ((_, _), (step, changes)) = run([event(INITIAL, 5, 7)], {INITIAL: values})
-    assert (step, changes.amended[0].fell_back_step) == (12, 9)
+    assert (step, changes.revised[0].reverted_step) == (12, 9)
 
 
 def test_the_detection_of_the_fall_is_no_new_event() -> None:
@@ -219,7 +219,7 @@ def test_the_detection_of_the_fall_is_no_new_event() -> None:
         told = run([rise, event(INITIAL, 9, detected, **back)], {INITIAL: values})
         assert [len(c.new) for _, c in told] == [1, 0]
         (last,) = final(told)
-        assert last.fell_back_step == 10
+        assert last.reverted_step == 10
     related = [rise, event(RMS, 5, 8), event(RMS, 9, 12, **back)]
     assert len(final(run(related, {INITIAL: values}))) == 1
     # much later it is another matter
@@ -243,21 +243,21 @@ def test_additions_are_logged_below_a_warning(caplog) -> None:
 def test_the_state_goes_round_at_any_look(cut: int) -> None:
     values = {INITIAL: [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 0.2, 0.1] + [0.1] * 18}
     seen = [event(DORMANT, 1, 3), event(INITIAL, 5, 7), event(RMS, 6, 9), event(RMS, 22, 24)]
-    chronicle, told = Chronicle(), []
+    tracker, told = EventTracker(), []
     for step in range(30):
         if step == cut:
-            state = json.loads(json.dumps(chronicle.state_dict()))
-            chronicle = Chronicle()
-            chronicle.load_state_dict(state)
+            state = json.loads(json.dumps(tracker.state_dict()))
+            tracker = EventTracker()
+            tracker.load_state_dict(state)
         now = {name: v[step] for name, v in values.items()}
-        changes = chronicle.look(step, now, [e for e in seen if e.detected_step == step])
+        changes = tracker.look(step, now, [e for e in seen if e.detected_step == step])
         if changes != Changes():
             told.append((step, changes))
     assert repr(told) == repr(run(seen, values))  # NaN is not itself
 
 
 def test_the_state_stays_small() -> None:
-    chronicle = Chronicle()
+    tracker = EventTracker()
     for step in range(0, 2000, 5):
-        chronicle.look(step, {}, [event("value/reliance", step, step)])
-    assert len(chronicle.state_dict()["followed"]) == 50
+        tracker.look(step, {}, [event("value/reliance", step, step)])
+    assert len(tracker.state_dict()["followed"]) == 50
