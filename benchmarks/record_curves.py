@@ -23,9 +23,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
-from arguments import parser as example_parser  # noqa: E402
-from pretrain_bert import held_out_proxy  # noqa: E402
-from run import prepare  # noqa: E402
+from pretrain_bert import Pretraining  # noqa: E402
+from pretrain_bert import parser as example_parser  # noqa: E402
 
 from sparsitywatch.pruning.masked import MaskedModel  # noqa: E402
 from sparsitywatch.pruning.patterns import GlobalMagnitude  # noqa: E402
@@ -46,12 +45,12 @@ RUNS = {
 def record(arguments: list[str], steps: int, first: int, every: int) -> dict[str, Any]:
     """Train for some steps, and the arrays of every look from the first one on."""
     args = example_parser().parse_args([*arguments, "--steps", str(steps)])
-    run = prepare(args)
-    model, proxy = run.training.model, held_out_proxy(run)
+    run = Pretraining(args)
+    model, proxy = run.model, run.proxy()
     scope = Scope.of(model)
     found = []
     for step in range(1, steps + 1):
-        run.training.step()
+        run.step()
         if step % every or step < first:
             continue
         spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, step).tensors)

@@ -2,19 +2,21 @@ r"""Grokking under watch: near-zero weights take off long after the model has un
 
     python examples/grokking.py
 
-teaches a small ReLU network a + b modulo 53 from half of all pairs, twice: with weight decay
-1.0, and a control without. Both soon know the pairs they are shown. With decay the network
-goes on to *understand*: around step 400 it begins to get the pairs right that it never saw
-(grokking, arXiv:2201.02177). Its near-zero weights take off some 600 steps later; with
-``--steps 4000`` part of them is seen to come back. The control does neither. About a minute on
-one CPU core.
+teaches a small ReLU network a + b modulo 53 from half of all pairs. It does so twice: with weight
+decay 1.0, and without, as a control. Both soon know the pairs they are shown. With decay the
+network goes on to *understand*: around step 400 it begins to get the pairs right that it never
+saw (grokking, arXiv:2201.02177). Its near-zero weights take off some 600 steps later. With
+``--steps 4000`` part of them comes back. The control does neither. It takes about a minute on one
+CPU core.
 
-Dormant weights mean nothing in the control: its loss sinks below 1e-5, and what its weights
-still get is too little to tell from nothing.
+Dormant weights mean nothing in the control. Its loss sinks below 1e-5, and the gradients that are
+left are too small to tell from none.
 
-The watch is one line; the loop is an ordinary one. Afterwards
+The watch is one call; the loop is an ordinary one. Afterwards
 
     sparsitywatch compare runs/grokking/decay runs/grokking/control
+
+puts the two runs side by side.
 """
 
 from __future__ import annotations
@@ -27,22 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 import sparsitywatch as sw
-from sparsitywatch.sinks.drawing import (
-    BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    new_figure,
-    percent,
-    save_figure,
-    styled,
-)
-
-__all__ = ["main"]
 
 MODULUS, WIDTH = 53, 256
 NEAR_ZERO = "initial_0.1"
@@ -96,7 +87,7 @@ def train(name: str, decay: float, args: argparse.Namespace) -> Outcome:
         optimizer,
         every=args.every,
         logdir=args.logdir / name,
-        max_overhead=None,  # every look: they are cheap, and so are these steps
+        max_overhead=None,  # take every snapshot, though these steps are short
         background=False,  # the record of a step is there when the step is done
         on_event=[lambda event: print(f">> {name}: {event.describe()}")],
     ) as watcher:
@@ -104,7 +95,7 @@ def train(name: str, decay: float, args: argparse.Namespace) -> Outcome:
         for step in range(1, args.steps + 1):
             loss = F.cross_entropy(model(seen), seen.sum(1) % MODULUS)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if step % args.every == 0:
                 with torch.no_grad():
@@ -116,7 +107,7 @@ def train(name: str, decay: float, args: argparse.Namespace) -> Outcome:
 
 
 def row(outcome: Outcome, loss: float) -> str:
-    """The latest look as a line of the table."""
+    """The latest snapshot as a line of the table."""
     record = outcome.watcher.records[-1]
     numbers = (
         f"{loss:.2e}",
@@ -155,35 +146,24 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-@styled
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Accuracy on unseen pairs above near-zero weights, with the events."""
-    figure = new_figure(8.0, 5.0)
+    """Accuracy on unseen pairs above near-zero weights, with the events in these."""
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True)
-    for outcome, colour in zip(outcomes, (BLUE, GREY), strict=True):
+    for outcome in outcomes:
         for axes, series in ((top, outcome.accuracy), (bottom, outcome.near_zero())):
-            axes.plot(list(series), list(series.values()), color=colour, label=outcome.name)
+            axes.plot(list(series), list(series.values()), label=outcome.name)
         for event in outcome.watcher.events:
-            if not event.series.startswith("near_zero/"):
-                continue  # not of what is drawn
-            for axes in (top, bottom):
-                ends = event.onset_step, event.detected_step
-                axes.axvspan(*ends, color=ORANGE, alpha=0.15, linewidth=0)
-                axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=(0, (1, 2)))
-                axes.axvline(event.detected_step, color=BLACK, linewidth=1.0)
+            if event.series.startswith("near_zero/"):
+                for axes in (top, bottom):
+                    axes.axvline(event.onset_step, color="black", linestyle="dotted")
+                    axes.axvline(event.detected_step, color="black")
+    top.set_title(f"a + b mod {MODULUS}: understood first, sparse later")
     top.set_ylabel("accuracy on unseen pairs")
-    bottom.set_ylabel("near zero\n|w| ≤ 0.1 x first rms")
-    bottom.set_xlabel("optimizer step")
-    bottom.set_ylim(bottom=0.0)
-    percent(top.yaxis)
-    percent(bottom.yaxis, None)
-    top.legend(loc="center right")
-    top.set_title(f"a + b mod {MODULUS}: understood first, sparse later", fontweight="bold")
-    figure.supxlabel(
-        "Events in near-zero weights: dotted where one began by estimate, solid where it was seen.",
-        x=0.01, ha="left", fontsize=8.5, color=GREY,
-    )  # fmt: skip
-    save_figure(figure, path)
+    top.legend()
+    bottom.set_ylabel("near zero: |w| ≤ 0.1 x first RMS")
+    bottom.set_xlabel("optimizer step (events: dotted where one began, solid where it was seen)")
+    figure.savefig(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=20, help="steps between two looks")
+    parser.add_argument("--every", type=int, default=20, help="steps between two snapshots")
     parser.add_argument("--logdir", type=Path, default=Path("runs/grokking"))
     args = parser.parse_args(argv)
     if not 1 <= args.every <= args.steps:

@@ -127,7 +127,7 @@ def _longest_repr(_: Path) -> str:
 
 
 def _further_in(folder: Path) -> str:
-    """A checkpoint as examples/pretrain_bert.py writes it."""
+    """A checkpoint whose weights and step are further in."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     training = {"model": model.state_dict(), "steps_done": 60}
     torch.save({"identity": {"steps": 60}, "training": training}, folder / "checkpoint.pt")

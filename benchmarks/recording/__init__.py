@@ -1,6 +1,6 @@
 """Recorded runs: small trainings under a real watch, labelled from their own series.
 
-The models are those of the examples, whose modules import each other from their folder.
+The language models are those of examples/pretrain_bert.py.
 """
 
 import sys

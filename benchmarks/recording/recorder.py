@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from training import learning_rate_factor
+from pretrain_bert import lr_factor
 
 import sparsitywatch as sw
 from recording.catalog import Interference, RunSpec
@@ -63,7 +63,7 @@ class Training:
     def step(self) -> None:
         """One optimizer step, the learning rate set before."""
         spec, event = self._spec, self._interference
-        factor = learning_rate_factor(
+        factor = lr_factor(
             self.steps_done + 1, schedule=spec.schedule, warmup=spec.warmup, steps=spec.steps
         )
         if event and event.what == "lr" and self.steps_done < event.step + event.duration:

@@ -14,21 +14,19 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from corpus import Corpus, split, text_blocks
-from masking import TextSampler, masked_losses
+from data_volume import share_of
 from PIL import Image, ImageDraw, ImageFont
+from pretrain_bert import Pretraining, masked_losses, parser
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from training import bert
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
-from vocabulary import CharacterVocabulary
 
 from recording.catalog import RunSpec
 
 __all__ = ["Task", "build"]
 
 _LAYERS, _HIDDEN, _HEADS, _FFN = 2, 64, 4, 256
-_LENGTH, _BATCH, _HELD_OUT = 32, 64, 192
+_LENGTH, _BATCH = 32, 64
 _MODULUS, _WIDTH = 53, 256
 _IMAGE, _PATCH, _DRAWN = 8, 2, 4000
 
@@ -54,35 +52,31 @@ def build(spec: RunSpec) -> Task:
     return {"bert": _bert, "gpt": _gpt, "vit": _vit, "modular": _modular}[spec.model](spec)
 
 
-@functools.cache
-def _text(fraction: float) -> tuple[Corpus, int]:
-    """Python's documentation in characters, and how many different ones there are."""
-    blocks = list(text_blocks(None))
-    vocabulary = CharacterVocabulary(blocks)
-    return split(vocabulary.encode(blocks), _HELD_OUT, _LENGTH, fraction), vocabulary.size
+def _pretraining(spec: RunSpec) -> Pretraining:
+    """The demo, on a share of its text."""
+    words = ["--seed", str(spec.seed), "--activation", spec.activation]
+    run = Pretraining(parser().parse_args(words))
+    run.text = share_of(run.text, spec.fraction)
+    return run
 
 
 def _bert(spec: RunSpec) -> Task:
     """The demo's masked language model."""
-    corpus, vocabulary_size = _text(spec.fraction)
-    model = bert(
-        layers=_LAYERS,
-        hidden=_HIDDEN,
-        heads=_HEADS,
-        ffn=_FFN,
-        activation=spec.activation,
-        dropout=0.0,
-        vocabulary_size=vocabulary_size,
-        length=_LENGTH,
-    )
-    generator = torch.Generator().manual_seed(spec.seed)
-    sampler = TextSampler(corpus.train, _BATCH, _LENGTH, vocabulary_size, generator)
-    return Task(model, lambda: masked_losses(model, sampler.batch()).mean())
+    run = _pretraining(spec)
+    return Task(run.model, lambda: masked_losses(run.model, run.batch()).mean())
+
+
+@functools.cache
+def _text(fraction: float) -> tuple[np.ndarray, int]:
+    """Python's documentation in characters, and how many different ones there are."""
+    run = Pretraining(parser().parse_args([]))
+    return share_of(run.text, fraction), run.vocabulary.size
 
 
 def _gpt(spec: RunSpec) -> Task:
     """A causal language model of the same size on the same text."""
-    corpus, vocabulary_size = _text(spec.fraction)
+    text, vocabulary_size = _text(spec.fraction)
+    torch.manual_seed(spec.seed)  # reading the text made a model, too
     config = GPT2Config(
         vocab_size=vocabulary_size,
         n_positions=_LENGTH,
@@ -102,9 +96,9 @@ def _gpt(spec: RunSpec) -> Task:
     window = np.arange(_LENGTH + 1)
 
     def loss() -> torch.Tensor:
-        last = len(corpus.train) - _LENGTH
+        last = len(text) - _LENGTH
         starts = torch.randint(0, last, (_BATCH,), generator=generator).numpy()
-        tokens = torch.from_numpy(corpus.train[starts[:, None] + window].astype(np.int64))
+        tokens = torch.from_numpy(text[starts[:, None] + window].astype(np.int64))
         logits = model(input_ids=tokens[:, :-1]).logits
         return F.cross_entropy(logits.mT, tokens[:, 1:])
 

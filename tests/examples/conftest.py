@@ -1,4 +1,4 @@
-"""The example's modules are imported as its own script imports them: from its folder."""
+"""The examples are imported from their folder, and run as scripts."""
 
 from __future__ import annotations
 
@@ -11,34 +11,12 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-#: A model and a run so small that a look takes longer than a step.
+#: A model and a run so small that a snapshot takes longer than a step.
 TINY = [
-    "--layers",
-    "1",
-    "--hidden",
-    "16",
-    "--heads",
-    "2",
-    "--ffn",
-    "64",
-    "--sequence",
-    "16",
-    "--batch",
-    "8",
-    "--held-out",
-    "16",
-    "--warmup",
-    "10",
-    "--dropout",
-    "0.1",
-    "--lr",
-    "0.01",
-    "--decay",
-    "3",
-    "--checkpoint-every",
-    "2",
-    "--quiet",
-]
+    "--layers", "1", "--hidden", "16", "--heads", "2", "--ffn", "64", "--sequence", "16",
+    "--batch", "8", "--held-out", "16", "--warmup", "10", "--dropout", "0.1", "--lr", "0.01",
+    "--decay", "3", "--save-every", "8",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

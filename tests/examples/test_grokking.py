@@ -67,7 +67,7 @@ def test_the_sums_are_modulo_53():
 
 
 @pytest.mark.parametrize("every", ["0", "50"])
-def test_looks_further_apart_than_the_run_is_long_are_refused(every, tmp_path, capsys):
+def test_snapshots_further_apart_than_the_run_is_long_are_refused(every, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         grokking.main(["--steps", "40", "--every", every, "--logdir", str(tmp_path / "x")])
     assert stop.value.code == 2

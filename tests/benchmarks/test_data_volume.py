@@ -1,0 +1,237 @@
+"""The data-volume experiment: shares of a text, tiny runs, table and conclusion."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import data_volume
+import numpy as np
+import pytest
+import torch
+from contracts import fake_run
+from data_volume import (
+    VolumeRun,
+    chance_of_gap,
+    conclusion,
+    gap,
+    mean_and_spread,
+    read_run,
+    share_of,
+    table,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+# ------------------------------------------------------------------ shares of a text
+
+
+def test_shares_are_nested_and_have_their_size():
+    tokens = np.arange(1_000_000, dtype=np.int32)
+    larger = set(share_of(tokens, 1.0).tolist())
+    assert len(larger) == len(tokens)
+    for fraction in (0.9, 0.8, 0.7, 0.6, 0.2):
+        part = share_of(tokens, fraction)
+        kept = set(part.tolist())
+        assert kept < larger
+        assert len(kept) == pytest.approx(fraction * len(tokens), rel=0.01)
+        assert (np.diff(part) > 0).all()  # the order of the text
+        larger = kept
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_a_share_out_of_range_is_refused(fraction):
+    with pytest.raises(ValueError, match=r"Expected `--fractions` in \(0, 1\]"):
+        share_of(np.arange(500, dtype=np.int32), fraction)
+
+
+# ------------------------------------------------------------------ the command
+
+TINY = (
+    "--layers 1 --hidden 16 --heads 2 --ffn 64 --sequence 16 --batch 8 --held-out 16 --warmup 10 "
+    "--lr 0.01 --decay 3"
+)
+
+
+def _main(folder: Path, *arguments: object, pretraining: str = TINY) -> int:
+    text = folder / "text.txt"
+    text.write_text("To be, or not to be: that is the question. " * 1_000)
+    words = ["--logdir", folder, "--steps", 12, "--every", 4, *arguments, "--pretraining"]
+    return data_volume.main([*map(str, words), *pretraining.split(), "--text", str(text)])
+
+
+def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsys):
+    assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0) == 0
+    first = capsys.readouterr().out
+    assert first.count(": done\n") == 2
+    assert "Nothing follows: it takes two shares of the text and two seeds" in first
+    folders = ["text-100-seed-0", "text-50-seed-0"]
+    hashes = set()
+    for folder in folders:
+        lines = (tmp_path / folder / "sparsitywatch" / "records.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        assert [record["step"] for record in records] == [4, 8, 12]
+        hashes.add(torch.load(tmp_path / folder / "checkpoint.pt")["settings"]["text_hash"])
+    assert len(hashes) == 2
+    written = (tmp_path / folders[0] / "checkpoint.pt").stat().st_mtime_ns
+
+    assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0, 1) == 0
+    second = capsys.readouterr().out
+    assert second.count("finished before") == 2  # and two new ones
+    assert second.count("\n| 100% |") == second.count("\n| 50% |") == 2
+    assert "near zero at the end: the means of the shares lie up to" in second
+    assert (tmp_path / folders[0] / "checkpoint.pt").stat().st_mtime_ns == written
+    assert (tmp_path / "data_volume.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_used_is_refused_by_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _main(tmp_path, "--fractions", 1.5, "--seeds", 0)
+    assert stop.value.code == 2
+    assert "Expected `--fractions` in (0, 1], got 1.5" in capsys.readouterr().err
+
+
+def test_what_cannot_be_trained_stops_with_its_reason(tmp_path):
+    with pytest.raises(SystemExit, match="The loss is nan"):
+        _main(tmp_path, "--fractions", 1.0, pretraining=f"{TINY} --lr 1e30 --warmup 0")
+
+
+# ------------------------------------------------------------------ whether groups differ
+
+numbers = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5)
+
+
+@given(numbers)
+def test_mean_and_spread_against_numpy(values):
+    mean, spread = mean_and_spread(values)
+    assert mean == pytest.approx(np.mean(values), abs=1e-9)
+    expected = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    assert spread == pytest.approx(expected, abs=1e-9)
+
+
+def _exact(groups):
+    """Every deal of the pooled values to groups of these sizes."""
+    pooled = [x for values in groups.values() for x in values]
+    sizes = [len(values) for values in groups.values()]
+    ends = [0, *itertools.accumulate(sizes)]
+    gaps = []
+    for deal in itertools.permutations(pooled):
+        means = [statistics.fmean(deal[i:j]) for i, j in itertools.pairwise(ends)]
+        gaps.append(max(means) - min(means) >= gap(groups) - 1e-9)
+    return statistics.fmean(gaps)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"a": [1.0, 2.0], "b": [4.0, 6.0]},
+        {"a": [1.0, 5.0, 2.0], "b": [3.0, 4.0]},
+        {"a": [1.0, 1.1], "b": [2.0, 2.1], "c": [3.0, 3.3]},
+        {"a": [1.0, 3.0], "b": [2.0, 2.5], "c": [1.5, 2.6]},
+    ],
+)
+def test_random_deals_against_all_deals(groups):
+    assert chance_of_gap(groups) == pytest.approx(_exact(groups), abs=0.02)
+
+
+def test_equal_runs_lie_as_far_apart_in_every_deal():
+    assert chance_of_gap({"a": [0.1, 0.1], "b": [0.1, 0.1]}) == 1.0
+
+
+def test_three_shares_of_three_seeds_can_be_told_apart():
+    far = {"a": [1.0, 1.1, 1.2], "b": [2.0, 2.1, 2.2], "c": [3.0, 3.1, 3.2]}
+    assert chance_of_gap(far) < 0.05 / 4
+
+
+# ------------------------------------------------------------------ table and conclusion
+
+ESTIMATE = fake_run.look(2000)[0].essential_sparsity
+
+
+def _run(fraction, seed, near_zero, essential=0.5, doubled=1000.0, began=900.0):
+    return VolumeRun(
+        fraction=fraction, seed=seed, near_zero=near_zero,
+        essential=(essential, essential - 0.1, essential + 0.1),
+        doubled=doubled, doubled_clock=0.003 * doubled, began=began, began_clock=0.003 * began,
+    )  # fmt: skip
+
+
+def _runs(means, spread=0.01):
+    return [
+        _run(fraction, seed, mean + spread * (seed - 1), doubled=1000.0 + 50 * seed)
+        for fraction, mean in means.items()
+        for seed in range(3)
+    ]
+
+
+def test_a_run_is_read_from_its_log(tmp_path):
+    fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), fake_run.events())
+    run = read_run(tmp_path, 0.6, 7)
+    records = [record for record, _ in fake_run.looks(range(0, 2001, 100))]
+    near_zero = [record.near_zero["initial_0.1"] for record in records]
+    low = near_zero.index(min(near_zero))
+    doubled = next(i for i in range(low, 21) if near_zero[i] > 2 * near_zero[low])
+    assert (run.doubled, run.doubled_clock) == (100.0 * doubled, records[doubled].decay_clock)
+    assert (run.began, run.began_clock) == (1050.0, pytest.approx(3.15))
+    assert run.near_zero == near_zero[-1]
+    assert run.essential == (ESTIMATE.value, ESTIMATE.low, ESTIMATE.high)
+    assert (run.group, run.proxy_hash) == ("60%", records[0].provenance.proxy_hash)
+    assert (run.steps, run.series) == (list(range(0, 2001, 100)), near_zero)
+
+
+@pytest.mark.parametrize(("direction", "began"), [("up", 600.0), ("down", 1050.0)])
+def test_a_rise_that_another_series_saw_first_counts(tmp_path, direction, began):
+    first, second = fake_run.events()
+    first = replace(first, related=("near_zero/initial_0.1",), direction=direction)
+    fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), [first, second])
+    assert read_run(tmp_path, 0.6, 7).began == began
+
+
+def test_a_run_without_event_or_doubling(tmp_path):
+    fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1)), [])
+    run = read_run(tmp_path, 1.0, 0)
+    assert all(math.isnan(x) for x in (run.doubled, run.began, run.began_clock, *run.essential))
+    row = table([run]).splitlines()[2]
+    assert row.count("never") == 2
+    assert "not informative" in row
+
+
+def test_the_table_has_each_run_and_each_share():
+    lines = table([_run(1.0, 0, 0.30), _run(1.0, 1, 0.34), _run(0.2, 0, 0.1)]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[2] == [
+        "100%", "0", "0.300", "1000 (3.00)", "900 (2.70)", "0.500 [0.400, 0.600]"
+    ]  # fmt: skip
+    assert cells[5][:3] == ["**100%**", "mean ± sd", "0.320 ± 0.028"]
+    assert cells[6][:3] == ["**20%**", "mean ± sd", "0.100 ± 0.000"]
+    assert len({len(row) for row in cells}) == 1
+
+
+def test_a_measure_that_some_runs_lack_says_how_many_have_it():
+    runs = [_run(1.0, 0, 0.3), _run(1.0, 1, 0.3, began=math.nan)]
+    assert "900 ± 0 (1 of 2)" in table(runs)
+    runs += [_run(0.2, 0, 0.3), _run(0.2, 1, 0.3)]
+    assert "event began at step: some runs have none" in conclusion(runs)
+
+
+def test_shares_that_differ_less_than_seeds():
+    told = conclusion(_runs({1.0: 0.300, 0.6: 0.302, 0.2: 0.298}))
+    assert "within the spread of the seeds" in told
+    assert 'sparser" is not seen' in told
+
+
+@pytest.mark.parametrize(("most", "words"), [(0.5, "more"), (0.1, "fewer")])
+def test_shares_that_differ_more_than_seeds(most, words):
+    told = conclusion(_runs({1.0: most, 0.6: 0.3, 0.2: 0.6 - most}))
+    assert "The shares differ by more than the seeds do in: near zero at the end (limit" in told
+    assert f"With 100% of the text {words} weights end near zero than with 20%." in told
+    assert ('sparser" is seen' in told) == (words == "more")
+
+
+def test_one_seed_or_one_share_says_nothing():
+    for runs in ([_run(1.0, 0, 0.3), _run(0.2, 0, 0.1)], _runs({1.0: 0.3})):
+        assert conclusion(runs).startswith("Nothing follows")
