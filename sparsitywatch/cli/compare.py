@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     if arguments.output is not None:
         # drawing takes a second to import
-        from sparsitywatch.sinks.comparison import comparison_figure
+        from sparsitywatch.plots import comparison_figure
 
         save(comparison_figure(runs, weights_only=weights_only), arguments.output)
     print(to_json(comparison) if arguments.json else "\n".join(_table(comparison)))

@@ -33,7 +33,7 @@ def add_to(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
-    from sparsitywatch.sinks.figures import overview_figure
+    from sparsitywatch.plots import overview_figure
 
     records, events = read(arguments.logdir)
     info = read_manifest(directory_of(arguments.logdir))
@@ -49,7 +49,7 @@ def save(figure: Any, path: Path) -> None:
     Raises:
         ConfigurationError: it cannot be written there, or in no such format.
     """
-    from sparsitywatch.sinks.drawing import save_figure
+    from sparsitywatch.plots import save_figure
 
     try:
         save_figure(figure, path)

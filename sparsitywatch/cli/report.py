@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     # drawing takes a second to import; the other commands should not wait for it
-    from sparsitywatch.report import RunLog, render
+    from sparsitywatch.page import RunLog, render
 
     records, events = read(arguments.logdir)
     run = RunLog(

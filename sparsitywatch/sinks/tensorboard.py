@@ -249,12 +249,12 @@ class TensorBoardSink:
         if record is None:
             return
         # matplotlib takes a second to import, and a run without a proxy draws nothing
-        from sparsitywatch.sinks import figures
+        from sparsitywatch import plots
 
-        drawings: dict[str, Any] = {"pictures/sparsity_value_curve": figures.curve_figure(record)}
+        drawings: dict[str, Any] = {"pictures/sparsity_value_curve": plots.curve_figure(record)}
         if any(layer.removed for layer in record.layers):
-            drawings["pictures/removed_per_layer"] = figures.heatmap_figure(record)
-        values = [_picture(tag, *figures.encode_png(figure)) for tag, figure in drawings.items()]
+            drawings["pictures/removed_per_layer"] = plots.heatmap_figure(record)
+        values = [_picture(tag, *plots.encode_png(figure)) for tag, figure in drawings.items()]
         # readers cut a file off at its first lost step, so steps have to rise in it
         step = record.step if self._last is None else max(record.step, self._last.step)
         self._file.add(values, step, record.wall_time)

@@ -107,7 +107,7 @@ def test_the_probe_sees_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["analysis", "cli", "errors", "records", "report", "sinks.jsonl"]
+    "module", ["analysis", "cli", "errors", "records", "page", "plots", "sinks.jsonl"]
 )
 def test_rooms_without_torch(module: str) -> None:
     loaded = modules_after(f"import sparsitywatch.{module}")

@@ -98,7 +98,7 @@ def test_the_link_is_a_link() -> None:
 
 def data_files() -> set[str]:
     """What is installed and is no Python."""
-    templates = ROOT.glob("sparsitywatch/report/templates/*")
+    templates = ROOT.glob("sparsitywatch/page/templates/*")
     return {"sparsitywatch/__init__.pyi", "sparsitywatch/py.typed"} | {
         p.relative_to(ROOT).as_posix() for p in templates
     }

@@ -55,7 +55,7 @@ def pictures(directory: Path) -> dict[str, list[int]]:
 @pytest.fixture
 def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that look at other things than pictures."""
-    figures = "sparsitywatch.sinks.figures"
+    figures = "sparsitywatch.plots"
     monkeypatch.setattr(f"{figures}.curve_figure", lambda record: record)
     monkeypatch.setattr(f"{figures}.heatmap_figure", lambda record: record)
     monkeypatch.setattr(f"{figures}.encode_png", lambda figure: (b"PNG", (1, 1)))
@@ -333,7 +333,7 @@ def test_a_drawing_that_fails_loses_no_numbers(
     sink = TensorBoardSink(tmp_path)
     sink.open(fake_run.run_info())
     with monkeypatch.context() as patch:
-        patch.setattr("sparsitywatch.sinks.figures.curve_figure", fail)
+        patch.setattr("sparsitywatch.plots.curve_figure", fail)
         with pytest.raises(RuntimeError, match="no ink"):
             sink.write(*LOOKS[0])
     sink.write(*LOOKS[1])

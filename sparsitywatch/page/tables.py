@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from sparsitywatch.page.charts import Table
+from sparsitywatch.page.data import Cell, RunLog, count, fraction, number_of, plain, seconds
 from sparsitywatch.records import Event, Provenance, Record
-from sparsitywatch.report.chart import Table
-from sparsitywatch.report.numbers import Number, count, fraction, number_of, plain, seconds
-from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_text
 
@@ -22,8 +21,6 @@ __all__ = ["Fact", "cost_facts", "event_rows", "invalid_table", "ledger_table", 
 #: Longer ledgers are for `sparsitywatch scope`.
 _MAX_LEDGER = 1500
 _MAX_INVALID = 200
-
-Cell = Number | Markup | str
 
 
 @dataclass(frozen=True)
@@ -116,18 +113,18 @@ def _since(event: Event, numbers: dict[str, int]) -> Markup:
 
 
 def provenances(run: RunLog) -> list[tuple[Markup, list[Fact]]]:
-    """What the numbers depend on, once for each stretch of looks that share it."""
-    stretches: list[tuple[Provenance, list[Record]]] = []
+    """What the numbers depend on, once for each chunk of snapshots that share it."""
+    chunks: list[tuple[Provenance, list[Record]]] = []
     for record in run.records:
-        if not stretches or stretches[-1][0] != record.provenance:
-            stretches.append((record.provenance, []))
-        stretches[-1][1].append(record)
+        if not chunks or chunks[-1][0] != record.provenance:
+            chunks.append((record.provenance, []))
+        chunks[-1][1].append(record)
     return [
         (
             Markup("steps {} to {}").format(count(records[0].step), count(records[-1].step)),
             _provenance(provenance, records),
         )
-        for provenance, records in stretches
+        for provenance, records in chunks
     ]
 
 
@@ -198,18 +195,18 @@ def cost_facts(run: RunLog) -> list[Fact]:
     evaluations = Markup("{} evaluations").format(count(sum(c.num_forwards for c in costs)))
     if run.replayed_from:
         return [
-            Fact("reading weights", reading, "all looks together"),
+            Fact("reading weights", reading, "all snapshots together"),
             Fact("evaluating", evaluating, evaluations),
         ]
     facts = [
-        Fact("held up the training", seconds(math.fsum(stalls)), "all looks together"),
-        Fact("one look", seconds(statistics.median(stalls)), "median time held up"),
-        Fact("reading weights", reading, "all looks, behind the training where that is possible"),
+        Fact("held up the training", seconds(math.fsum(stalls)), "all snapshots together"),
+        Fact("one snapshot", seconds(statistics.median(stalls)), "median time held up"),
+        Fact("reading weights", reading, "all snapshots, behind the training where it can be"),
         Fact("evaluating", evaluating, evaluations),
-        Fact("looks left out", count(sum(c.num_left_out for c in costs)),
+        Fact("snapshots left out", count(sum(c.num_left_out for c in costs)),
              "they were due, and would have cost too much"),
         Fact("evaluations left out", count(sum(c.num_evaluations_left_out for c in costs)),
-             "only the weights were looked at"),
+             "only the weights were read"),
     ]  # fmt: skip
     known = [cost.overhead for cost in costs if math.isfinite(cost.overhead)]
     state = None if run.info is None else run.info.state
@@ -218,12 +215,12 @@ def cost_facts(run: RunLog) -> list[Fact]:
             Fact("share of the wall time", fraction(state.overhead), f"up to step {state.step:,}")
         )
     elif known:
-        facts.append(Fact("share of the wall time", fraction(known[-1]), "up to the last look"))
+        facts.append(Fact("share of the wall time", fraction(known[-1]), "up to the last snapshot"))
     return facts
 
 
 def invalid_table(run: RunLog) -> Table | None:
-    """The looks that failed, with the reason; None if there is none."""
+    """The snapshots that failed, with the reason; None if there is none."""
     failed = [record for record in run.records if not record.valid]
     if not failed:
         return None
@@ -231,7 +228,7 @@ def invalid_table(run: RunLog) -> Table | None:
         [count(record.step), shown_text(record.reason) or "no reason given"]
         for record in failed[:_MAX_INVALID]
     ]
-    caption = "Looks that failed or contradicted themselves"
+    caption = "Snapshots that failed or contradicted themselves"
     if len(failed) > _MAX_INVALID:
         caption += f": the first {_MAX_INVALID} of {len(failed):,}"
     return Table(caption=caption, header=[("step", "step"), ("why", "reason")], rows=rows)

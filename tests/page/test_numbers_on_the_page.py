@@ -353,15 +353,15 @@ def test_costs(either) -> None:
     facts = {name: float(row.one("dd").all("data")[0]["value"]) for name, row in rows.items()}
     costs = [record["cost"] for record in either.records]
     assert facts["held up the training"] == pytest.approx(sum(c["stall_s"] for c in costs))
-    assert facts["one look"] == statistics.median(c["stall_s"] for c in costs)
+    assert facts["one snapshot"] == statistics.median(c["stall_s"] for c in costs)
     assert facts["reading weights"] == pytest.approx(sum(c["spectrum_s"] for c in costs))
     assert facts["evaluating"] == pytest.approx(sum(c["evaluation_s"] for c in costs))
     assert number(rows["evaluating"].one("small")) == sum(c["num_forwards"] for c in costs)
-    assert facts["looks left out"] == sum(c["num_left_out"] for c in costs)
+    assert facts["snapshots left out"] == sum(c["num_left_out"] for c in costs)
     assert facts["share of the wall time"] == costs[-1]["overhead"]
 
 
-def test_the_pointer_is_told_the_numbers_of_a_look(page) -> None:
+def test_the_pointer_is_told_the_numbers_of_a_snapshot(page) -> None:
     drawing = drawing_of(page.root, "dormant")
     strips = drawing.svg.one("g", class_="strips").all("rect")
     assert len(strips) == len(page.records)

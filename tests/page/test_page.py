@@ -14,13 +14,13 @@ from contracts import fake_run
 from contracts.page import Element, drawing_of, number, parse, table_of
 from hypothesis import given
 from hypothesis import strategies as st
-from report.conftest import EVIL, SCRIPT, STRANGE, Make, Page
+from page.conftest import EVIL, SCRIPT, STRANGE, Make, Page
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.report import RunLog, render
-from sparsitywatch.report.heatmaps import on_even_steps
-from sparsitywatch.report.numbers import count, fraction, plain, printable, seconds
-from sparsitywatch.report.story import looks_taken
+from sparsitywatch.page import RunLog, render
+from sparsitywatch.page.data import count, fraction, plain, printable, seconds
+from sparsitywatch.page.narrative import snapshots_taken
+from sparsitywatch.plots.heatmap import on_even_steps
 
 KINDS = ["page", "weights_page", "troubled_page"]
 
@@ -185,11 +185,11 @@ def test_whatever_is_printable_is_in_xml(text: str) -> None:
         (1.7e9, 1e300, "step 0 to step 100."),
     ],
 )
-def test_when_it_was_looked(first: float, last: float, told: str) -> None:
+def test_when_the_snapshots_were_taken(first: float, last: float, told: str) -> None:
     look, _ = fake_run.look(0)
     records = [replace(look, wall_time=first), replace(look, step=100, wall_time=last)]
-    shown = parse(str(looks_taken(RunLog(name="x", records=records)))).text()
-    assert shown.startswith("2 looks at 49,152 weights in 12 tensors, from step 0")
+    shown = parse(str(snapshots_taken(RunLog(name="x", records=records)))).text()
+    assert shown.startswith("2 snapshots of 49,152 weights in 12 tensors, from step 0")
     assert shown.endswith(told)
 
 
@@ -202,7 +202,7 @@ def test_without_a_proxy_nothing_is_said_of_the_model(weights_page: Page) -> Non
                     "dormant-by-layer", "movement", "learning-rate", "decay-clock"]  # fmt: skip
     told = weights_page.root.by_id("what").text()
     assert "Essential sparsity was not measured: the run had no proxy" in told
-    assert weights_page.root.one("h1").text() == "No abrupt change was reported in 41 looks"
+    assert weights_page.root.one("h1").text() == "No abrupt change was reported in 41 snapshots"
     assert "None was reported" in weights_page.root.by_id("events").text()
     assert "none: nothing was evaluated" in weights_page.root.by_id("provenance").text()
     figures = weights_page.root.one("ul", class_="figures").all("span", class_="label")
@@ -211,7 +211,7 @@ def test_without_a_proxy_nothing_is_said_of_the_model(weights_page: Page) -> Non
 
 def test_one_look(make_page: Make) -> None:
     page = make_page(fake_run.looks(range(1)))
-    assert "One look at 49,152 weights in 12 tensors, at step 0" in page.root.text()
+    assert "One snapshot of 49,152 weights in 12 tensors, at step 0" in page.root.text()
     assert "was not informative: the model does not rely on these weights yet" in page.root.text()
     assert "-0" not in drawing_of(page.root, "near-zero").tick_labels("xtick")
     assert drawing_of(page.root, "near-zero").tick_labels("xtick") == ["0"]
@@ -237,7 +237,7 @@ def test_two_looks_and_a_score_with_an_absolute_tolerance(make_page: Make) -> No
 
 
 def test_a_run_without_a_look_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="Expected `records` with at least one look"):
+    with pytest.raises(ConfigurationError, match="Expected `records` with at least one record"):
         RunLog(name="x", records=[])
 
 
@@ -254,7 +254,7 @@ def test_looks_that_all_failed(make_page: Make) -> None:
         looks.append((record, detail))
     page = make_page(looks)
     assert not page.root.all("figure")
-    assert "3 of 3 looks failed or contradicted themselves" in page.root.by_id("what").text()
+    assert "3 of 3 snapshots failed or contradicted themselves" in page.root.by_id("what").text()
 
 
 def test_an_interval_that_is_not_known(make_page: Make) -> None:
@@ -274,7 +274,7 @@ def test_a_replay_says_so_and_held_up_no_training() -> None:
     ]
     info = replace(fake_run.run_info(), replayed_from=("s3://bucket/<b>run</b>", "runs/x"))
     root = parse(render(RunLog(name="x", records=records, info=info)))
-    assert "They are saved checkpoints, looked at later." in root.one("header").text()
+    assert "They are of saved checkpoints, read later." in root.one("header").text()
     provenance = root.by_id("provenance").text()
     assert "Replayed from saved checkpoints: s3://bucket/<b>run</b>, runs/x." in provenance
     assert "Estimated: what weight decay" in root.by_id("dormant").text()
@@ -298,7 +298,7 @@ def test_a_long_run_with_many_tensors(make_page: Make) -> None:
     assert steps == sorted(set(steps))
     assert {0, 3000} <= set(steps)
     caption = page.root.by_id("dormant").one("caption").text()
-    assert f"{len(rows)} of 151 looks" in caption
+    assert f"{len(rows)} of 151 snapshots" in caption
     # by block, weighed by the tensors' sizes, which are equal here
     chart = page.root.by_id("near-zero-by-layer")
     names, rows = table_of(chart)

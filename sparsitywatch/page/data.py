@@ -1,4 +1,4 @@
-"""Numbers on the page: rounded for people, exact for whoever reads the source.
+"""What a page is made of: the log of one run, and its numbers as a person reads them.
 
 A number is written as ``<data value="0.3630">36.3 %</data>``: what is shown is rounded, the
 attribute is the recorded number.
@@ -12,13 +12,58 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from sparsitywatch.analysis.standing import Standing, standing
+from sparsitywatch.plots.steps import Timeline
+from sparsitywatch.records import RunInfo
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Number", "count", "fraction", "number_of", "plain", "printable", "seconds"]
+__all__ = [
+    "Cell",
+    "Number",
+    "RunLog",
+    "count",
+    "fraction",
+    "number_of",
+    "plain",
+    "printable",
+    "seconds",
+    "several",
+]
 
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLog(Timeline):
+    """The log of one run.
+
+    Args:
+        records: in the order of the steps, at least one.
+        events: each once, in the order in which they were seen.
+        name: what the run is called, for the title.
+        info: what was said once about the run; None if that is not known.
+        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
+            to take its word.
+
+    Raises:
+        ConfigurationError: there is no record.
+    """
+
+    name: str
+    info: RunInfo | None = None
+    now: float | None = None
+
+    @property
+    def replayed_from(self) -> tuple[str, ...]:
+        """Where the checkpoints lay, in a replay; empty for a live watch."""
+        return () if self.info is None else self.info.replayed_from
+
+    @property
+    def standing(self) -> Standing:
+        """How the watch itself is."""
+        return standing(self.records, self.info, now=self.now)
 
 
 @dataclass(frozen=True)
@@ -40,6 +85,10 @@ class Number:
         if math.isnan(self.value):
             return Markup('<span class="none" title="not measured">{}</span>').format(self.text)
         return Markup('<data value="{}">{}</data>').format(repr(self.value), self.text)
+
+
+#: What stands in a table.
+Cell = Number | Markup | str
 
 
 def fraction(x: float) -> Number:
@@ -68,6 +117,11 @@ def count(n: float) -> Number:
     """
     whole = n if math.isnan(n) or math.isinf(n) else int(n)
     return _shown(whole, f"{whole:,}")
+
+
+def several(number: int, noun: str) -> Markup:
+    """So many of something."""
+    return Markup("{} {}").format(count(number), noun if number == 1 else f"{noun}s")
 
 
 def seconds(x: float) -> Number:

@@ -1,35 +1,47 @@
-"""Drawings as SVG inside the page: its colours, its font, what they say for who cannot see them."""
+"""A figure as SVG inside the page: its colours, its font, what it says to who cannot see it."""
 
 from __future__ import annotations
 
-import functools
 import io
 import re
-import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from sparsitywatch.report.numbers import printable
-from sparsitywatch.report.theme import STYLE, VARIABLES
-from sparsitywatch.sinks.drawing import styled
+from sparsitywatch.page.data import printable
+from sparsitywatch.plots.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    RED,
+    SKY,
+    styled,
+)
 
-__all__ = ["Strip", "charted", "inline_svg", "mark_id"]
+__all__ = ["COLOURS", "Strip", "inline_svg"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
+#: Colours of the drawings, and the variables of the page that they become.
+COLOURS = {
+    colour.lower(): name
+    for colour, name in (
+        (BLACK, "ink"), (PAPER, "paper"), (BLUE, "blue"), (GREEN, "green"), (ORANGE, "orange"),
+        (PURPLE, "purple"), (RED, "red"), (SKY, "sky"), (GREY, "grey"), (LIGHT, "light"),
+    )
+}  # fmt: skip
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-_VARIABLES = {colour.lower(): f"var(--{name})" for colour, name in VARIABLES.items()}
-_COLOUR = re.compile("|".join(_VARIABLES))  # matplotlib writes colours in lower case
+_COLOUR = re.compile("|".join(COLOURS))  # matplotlib writes colours in lower case
 _FONT = re.compile(r"(font: [^;'\"]*?\d+(?:\.\d+)?px)[^;]*")
 _REFERENCE = re.compile(r"url\(#([^)]*)\)")
-_MARK = "mark-"
 
 
 @dataclass(frozen=True)
@@ -46,26 +58,7 @@ class Strip:
     text: str
 
 
-def charted(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that draws in the style of the page."""
-
-    @functools.wraps(function)
-    @styled
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context(STYLE), warnings.catch_warnings():
-            # names may be in any script: the browser has the letters that are not measured here
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            return function(*args, **kwargs)
-
-    return wrapper
-
-
-def mark_id(number: int) -> str:
-    """The gid of what marks an event in a drawing; it becomes a link to the event."""
-    return f"{_MARK}{number}"
-
-
-@charted
+@styled
 def inline_svg(
     figure: Figure,
     key: str,
@@ -115,7 +108,7 @@ def _adapt(element: ET.Element, key: str) -> None:
             element.set(name, f"#{key}-{value[1:]}")
         elif name in ("style", "clip-path", "fill", "stroke"):
             value = _REFERENCE.sub(rf"url(#{key}-\1)", value)
-            value = _COLOUR.sub(lambda match: _VARIABLES[match[0]], value)
+            value = _COLOUR.sub(lambda match: f"var(--{COLOURS[match[0]]})", value)
             element.set(name, _FONT.sub(r"\1 var(--font)", value))
 
 
@@ -158,10 +151,10 @@ def _link_marks(root: ET.Element, key: str, marks: Sequence[str]) -> None:
     found = {
         element.get("id", ""): element
         for element in root.iter(f"{{{_SVG}}}g")
-        if element.get("id", "").startswith(f"{key}-{_MARK}")
+        if element.get("id", "").startswith(f"{key}-mark-")
     }
     for number, text in enumerate(marks, start=1):
-        mark = found.get(f"{key}-{mark_id(number)}")
+        mark = found.get(f"{key}-mark-{number}")
         if mark is None:
             continue
         parents[mark].remove(mark)

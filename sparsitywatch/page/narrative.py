@@ -9,12 +9,11 @@ from datetime import datetime, timezone
 import numpy as np
 from markupsafe import Markup, escape
 
+from sparsitywatch.page.data import Number, RunLog, count, fraction, number_of, plain, several
 from sparsitywatch.records import EssentialSparsity, Event, Record
-from sparsitywatch.report.numbers import Number, count, fraction, number_of, plain
-from sparsitywatch.report.runlog import RunLog
 from sparsitywatch.series import describe
 
-__all__ = ["headline", "looks_taken", "sentences"]
+__all__ = ["headline", "sentences", "snapshots_taken"]
 
 
 def headline(run: RunLog) -> Markup:
@@ -26,9 +25,9 @@ def headline(run: RunLog) -> Markup:
 
 
 def _what_happened(run: RunLog) -> Markup:
-    looks = _several(len(run.records), "look")
+    number = several(len(run.records), "snapshot")
     if not run.events:
-        return Markup("No abrupt change was reported in {}").format(looks)
+        return Markup("No abrupt change was reported in {}").format(number)
     first = next((event for event in run.events if _is_sparse_now(event)), run.events[0])
     about = count(first.onset_step)
     if _is_sparse_now(first):
@@ -50,28 +49,28 @@ def sentences(run: RunLog) -> list[Markup]:
     return [*map(escape, run.standing.sentences), *map(_event, run.events), *told]
 
 
-def looks_taken(run: RunLog) -> Markup:
-    """When was looked, at how much, and whether during the training."""
-    told = _looks(run)
+def snapshots_taken(run: RunLog) -> Markup:
+    """When the snapshots were taken, of how much, and whether during the training."""
+    told = _snapshots(run)
     if run.replayed_from:
-        told += Markup(" They are saved checkpoints, looked at later.")
+        told += Markup(" They are of saved checkpoints, read later.")
     return told
 
 
-def _looks(run: RunLog) -> Markup:
+def _snapshots(run: RunLog) -> Markup:
     scope, steps, when = run.records[-1].scope, run.steps, _taken(run)
     where = Markup("{} in {}").format(
-        _several(scope.num_weights, "weight"), _several(scope.num_tensors, "tensor")
+        several(scope.num_weights, "weight"), several(scope.num_tensors, "tensor")
     )
     if len(run.records) == 1:
-        return Markup("One look at {}, at step {}{}.").format(where, count(steps[0]), when)
-    return Markup("{} at {}, from step {} to step {}{}.").format(
-        _several(len(run.records), "look"), where, count(steps[0]), count(steps[-1]), when
+        return Markup("One snapshot of {}, at step {}{}.").format(where, count(steps[0]), when)
+    return Markup("{} of {}, from step {} to step {}{}.").format(
+        several(len(run.records), "snapshot"), where, count(steps[0]), count(steps[-1]), when
     )
 
 
 def _taken(run: RunLog) -> str:
-    """When the looks were taken, to the minute; empty if a clock was wrong."""
+    """When the snapshots were taken, to the minute; empty if a clock was wrong."""
     try:
         first, last = (
             datetime.fromtimestamp(run.records[i].wall_time, timezone.utc) for i in (0, -1)
@@ -186,7 +185,7 @@ def _trouble(run: RunLog) -> Iterator[Markup]:
     invalid = sum(not record.valid for record in run.records)
     if invalid:
         yield Markup("{} of {} failed or contradicted themselves; see ").format(
-            count(invalid), _several(len(run.records), "look")
+            count(invalid), several(len(run.records), "snapshot")
         ) + Markup('<a href="#invalid">which, and why</a>.')
     broken = [r for r in run.records if r.num_not_finite]
     if broken:
@@ -194,7 +193,7 @@ def _trouble(run: RunLog) -> Iterator[Markup]:
         yield Markup(
             "{} had weights that are NaN or infinite, first at step {}; most, {}, at step {}."
         ).format(
-            _several(len(broken), "look"), count(broken[0].step),
+            several(len(broken), "snapshot"), count(broken[0].step),
             count(worst.num_not_finite), count(worst.step),
         )  # fmt: skip
     again = [r for r in run.records if r.same_weights_as is not None]
@@ -203,18 +202,14 @@ def _trouble(run: RunLog) -> Iterator[Markup]:
         yield Markup(
             "{} had the same weights as an earlier one: at step {} those of step {}{}."
         ).format(
-            _several(len(again), "look"), count(first.step), count(first.same_weights_as or 0),
+            several(len(again), "snapshot"), count(first.step), count(first.same_weights_as or 0),
             f", and {others:,} more" if others else "",
         )  # fmt: skip
     without = [r for r in run.records if r.curve is not None and "value/dense" not in r.series()]
     if without:
         yield Markup("The value was not finite at {}, first at step {}.").format(
-            _several(len(without), "look"), count(without[0].step)
+            several(len(without), "snapshot"), count(without[0].step)
         )
-
-
-def _several(number: int, noun: str) -> Markup:
-    return Markup("{} {}").format(count(number), noun if number == 1 else f"{noun}s")
 
 
 def _capitalised(text: str) -> str:

@@ -11,21 +11,17 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from sparsitywatch.records.run import __version__
-from sparsitywatch.report.curves import curve_chart
-from sparsitywatch.report.facts import (
+from sparsitywatch.page.charts import charts_of
+from sparsitywatch.page.data import Number, RunLog, number_of, printable
+from sparsitywatch.page.narrative import headline, sentences, snapshots_taken
+from sparsitywatch.page.tables import (
     cost_facts,
     event_rows,
     invalid_table,
     ledger_table,
     provenances,
 )
-from sparsitywatch.report.forecast import forecast_chart
-from sparsitywatch.report.heatmaps import heatmaps
-from sparsitywatch.report.numbers import Number, number_of, printable
-from sparsitywatch.report.runlog import RunLog
-from sparsitywatch.report.step_charts import step_charts
-from sparsitywatch.report.story import headline, looks_taken, sentences
+from sparsitywatch.records.run import __version__
 
 __all__ = ["render"]
 
@@ -53,11 +49,11 @@ def render(run: RunLog) -> str:
     context = {
         "run": run,
         "headline": headline(run),
-        "looks_taken": looks_taken(run),
+        "snapshots_taken": snapshots_taken(run),
         "sentences": sentences(run),
         "figures": _figures(run),
         "events": event_rows(run),
-        "charts": _charts(run),
+        "charts": charts_of(run),
         "invalid": invalid_table(run),
         "provenances": provenances(run),
         "costs": cost_facts(run),
@@ -82,7 +78,7 @@ def _environment() -> Environment:
 
 
 def _template(name: str) -> str:
-    return (resources.files("sparsitywatch.report") / "templates" / name).read_text("utf-8")
+    return (resources.files("sparsitywatch.page") / "templates" / name).read_text("utf-8")
 
 
 def _finalize(value: Any) -> Any:
@@ -90,23 +86,6 @@ def _finalize(value: Any) -> Any:
     if isinstance(value, Markup):
         return Markup(printable(value))  # noqa: S704 escaped already
     return printable(value) if isinstance(value, str) else value
-
-
-def _charts(run: RunLog) -> list[tuple[str, list[Any]]]:
-    """Charts by section."""
-    steps, maps = step_charts(run), heatmaps(run)
-    curve, forecast = curve_chart(run), forecast_chart(run)
-    main = [chart for chart in steps if chart.key not in _BACKGROUND]
-    sections = [
-        ("Over the steps", main + ([] if forecast is None else [forecast])),
-        ("What removing weights does", [] if curve is None else [curve]),
-        ("Layer by layer", maps),
-        ("In the background", [chart for chart in steps if chart.key in _BACKGROUND]),
-    ]
-    return [(title, charts) for title, charts in sections if charts]
-
-
-_BACKGROUND = ("movement", "learning-rate", "decay-clock")
 
 
 def _figures(run: RunLog) -> list[_Figure]:
