@@ -36,8 +36,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from faulting.case import Case
 from sparsitywatch.checkpoints.discovery import discover
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.pipeline.measure import Measurement
 from sparsitywatch.settings import Settings
 from sparsitywatch.weights.scope import Scope

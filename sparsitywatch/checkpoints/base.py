@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 
-from sparsitywatch.checkpoints.storage import one_line
+from sparsitywatch.checkpoints.storage import ByteSource, Source, one_line
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry, clean_names
-from sparsitywatch.weights.stored import Stretch
 
 __all__ = [
     "Checkpoint",
-    "File",
+    "Stored",
     "StoredTensor",
-    "TensorTable",
-    "Unreadable",
-    "as_sizes",
+    "StridedTensor",
     "as_step",
     "reading",
     "refused",
     "unreadable",
 ]
 
-#: More dimensions than torch's own kernels take; a shape is never longer.
-_MAX_DIMS = 64
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
 
@@ -81,17 +76,6 @@ def reading(url: str, tensor: str | None = None) -> Iterator[None]:
         ) from error
 
 
-def as_sizes(node: object) -> tuple[int, ...] | None:
-    """A shape, strides or offsets out of a file; None for all that no tensor could have.
-
-    >>> as_sizes([2, 3]), as_sizes((2**63,)), as_sizes([2.0]), as_sizes([1] * 1000)
-    ((2, 3), None, None, None)
-    """
-    if not isinstance(node, tuple | list) or len(node) > _MAX_DIMS:
-        return None
-    return tuple(node) if all(type(s) is int and 0 <= s < 2**63 for s in node) else None
-
-
 def as_step(node: object) -> int | None:
     """A number of optimizer steps out of a file; None if it is something else.
 
@@ -101,123 +85,101 @@ def as_step(node: object) -> int | None:
     return node if type(node) is int and 0 <= node < 2**63 else None
 
 
-@runtime_checkable
-class Checkpoint(Protocol):
-    """The weights of one step at rest.
+# ------------------------------------------------------------------ tensors in files
 
-    Opening reads descriptions only; they are checked before anything is allocated. A tensor
-    is read when it is asked for, and nothing is held afterwards: memory is that of the
-    tensors in use. What cannot be read raises ``CheckpointError``. Threads may read tensors
-    and stretches side by side; a checkpoint that was open at a fork is not for the child.
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor in a file, found and checked but not read; this one alone cannot be read.
+
+    Args:
+        entry: what is known without reading; raw readers give it the name of the file.
+        position: file and place in it, to read in the order of the bytes.
     """
 
-    @property
-    def url(self) -> str:
-        """Where it lies."""
-
-    @property
-    def format(self) -> str:
-        """How it is stored, such as "safetensors"."""
-
-    @property
-    def step(self) -> int | None:
-        """Optimizer steps done, where the contents say so."""
-
-    @property
-    def num_bytes_read(self) -> int:
-        """Bytes taken from the storage so far."""
-
-    def entries(self) -> tuple[Entry, ...]:
-        """Every tensor of the model, in the order of the file; optimizer state is none."""
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in its own dtype."""
-
-    def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one at a time, in the order of the bytes; all of them for None."""
-
-    def stretches(self, name: str) -> Sequence[Stretch]:
-        """What together holds each element of a tensor once, to be read piece by piece."""
-
-    def check_unchanged(self) -> None:
-        """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""
-
-    def close(self) -> None:
-        """Let go of the files; calling it again does nothing."""
-
-    def __enter__(self) -> Checkpoint: ...  # noqa: PYI034 typing.Self needs Python 3.11
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-class StoredTensor(Protocol):
-    """One tensor in a file, found and checked but not read."""
-
-    @property
-    def entry(self) -> Entry:
-        """What is known without reading, under the name that the file gives."""
-
-    @property
-    def position(self) -> tuple[str, int]:
-        """File and place in it, to read in the order of the bytes."""
+    entry: Entry
+    position: tuple[str, int] = ("", 0)
 
     def load(self) -> torch.Tensor:
-        """Read it."""
+        """Read it. Of one with a ``problem`` the checkpoint says so before."""
+        raise CheckpointError(self.entry.problem)
 
-    def stretches(self) -> Sequence[Stretch]:
-        """What together holds each of its elements once."""
+    def parts(self) -> Iterable[StoredTensor]:
+        """Tensors whose elements, one after another, are its own in flat order."""
+        return (self,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StridedTensor(StoredTensor):
+    """A tensor whose elements lie in one file as they lie in memory.
+
+    Args:
+        source: the file.
+        start: the first byte, or a function that finds it when it is needed.
+        num_bytes: from its first element to its last.
+        stride: steps between neighbours in elements; None: they lie in flat order.
+        crc: the checksum of its bytes that the file itself states, if any.
+    """
+
+    source: ByteSource
+    start: int | Callable[[], int]
+    num_bytes: int
+    stride: tuple[int, ...] | None = None
+    crc: int | None = None
+
+    def load(self) -> torch.Tensor:
+        """Read it; memory: ``num_bytes``."""
+        shape, dtype = self.entry.shape, self.entry.dtype
+        data = torch.empty(self.num_bytes // dtype.itemsize, dtype=dtype, device="cpu")
+        for _ in self.chunks(memoryview(data.view(torch.uint8).numpy().data)):
+            pass  # it is one
+        if self.stride is None or self.num_bytes == 0:
+            return data.view(shape)
+        return data.as_strided(shape, self.stride)
+
+    def chunks(self, buffer: memoryview) -> Iterator[memoryview]:
+        """Its bytes as they lie, from the first on; each chunk lies in ``buffer``."""
+        if self.num_bytes == 0:
+            return
+        start = self.start if isinstance(self.start, int) else self.start()
+        crc = 0
+        for done in range(0, self.num_bytes, len(buffer)):
+            chunk = buffer[: self.num_bytes - done]
+            self.source.fill(chunk, start + done)
+            crc = crc if self.crc is None else zlib.crc32(chunk, crc)
+            yield chunk
+        if self.crc is not None and crc != self.crc:
+            cause = "its bytes do not match the checksum beside them"
+            raise refused(self.source.url, cause, self.entry.name)
 
 
 #: Stored tensors by name.
-Resolved = Mapping[str, StoredTensor]
+Stored = Mapping[str, StoredTensor]
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A tensor whose values cannot be read: what it is, and why.
+# ------------------------------------------------------------------ checkpoints
 
-    Args:
-        own: its entry, with the ``problem``.
-        position: as of ``StoredTensor``.
-    """
-
-    own: Entry
-    position: tuple[str, int] = ("", 0)
-
-    @property
-    def entry(self) -> Entry:
-        """What is known of it."""
-        return self.own
-
-    def load(self) -> torch.Tensor:
-        """Raise: a table asks for the ``problem`` first."""
-        raise CheckpointError(self.own.problem)
-
-    def stretches(self) -> Sequence[Stretch]:
-        """Raise likewise."""
-        raise CheckpointError(self.own.problem)
+#: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
+#: and is long beside the wait for the interpreter lock that comes between two of them. From a
+#: remote storage: what is long beside the wait for an answer.
+_CHUNK_BYTES, _REMOTE_CHUNK_BYTES = 1 << 21, 1 << 24
+#: Tensors that only come as a whole, and are in memory at once however many threads ask.
+_WHOLE_AT_ONCE = 2
 
 
-class File(Protocol):
-    """What a table reads from."""
+class Checkpoint:
+    """The weights of one step at rest; every reader ends in one.
 
-    url: str
-    num_bytes_read: int
-
-    def check_unchanged(self) -> None:
-        """Raise if it was written since it was opened."""
-
-    def close(self) -> None:
-        """Let go of it."""
-
-
-class TensorTable:
-    """A checkpoint as a table of stored tensors: what every reader here ends in.
+    Opening reads descriptions only; they are checked before anything is allocated. A tensor
+    is read when it is asked for, and nothing is held afterwards: memory is that of the
+    tensors in use. Threads may read side by side; a checkpoint that was open at a fork is not
+    for the child.
 
     Args:
         url: where it lies.
-        format: how it is stored.
-        stored: the tensors of the model by the names that the files give.
+        format: how it is stored, such as "safetensors".
+        stored: the tensors of the model by the names that the files give, in their order;
+            optimizer state is none.
         sources: the open files; closed with this.
         step: optimizer steps done, or a function that looks it up when it is asked for.
 
@@ -230,14 +192,15 @@ class TensorTable:
         self,
         url: str,
         format: str,  # noqa: A002
-        stored: Mapping[str, StoredTensor],
-        sources: Iterable[File],
+        stored: Stored,
+        sources: Iterable[Source],
         step: int | Callable[[], int | None] | None = None,
     ) -> None:
         self.url, self.format = url, format
         self._step = step
         self._sources = list(sources)
         self._stored = _by_clean_name(url, format, stored)
+        self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
 
     @property
     def step(self) -> int | None:
@@ -252,9 +215,15 @@ class TensorTable:
         """Bytes taken from the storage so far."""
         return sum(source.num_bytes_read for source in self._sources)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """How long the buffer for ``chunks`` should be."""
+        is_local = all(source.is_local for source in self._sources)
+        return _CHUNK_BYTES if is_local else _REMOTE_CHUNK_BYTES
+
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
-        return tuple(replace(stored.entry, name=name) for name, stored in self._stored.items())
+        return tuple(stored.entry for stored in self._stored.values())
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in its own dtype.
@@ -268,37 +237,53 @@ class TensorTable:
             return stored.load()
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one at a time, in the order of the bytes.
+        """Names and tensors one at a time, in the order of the bytes; all of them for None.
 
         Raises:
             KeyError: there is no tensor of one of these names; raised before any is read.
             CheckpointError: one cannot be read, or a file was written meanwhile.
         """
-        chosen = {name: self._stored[name] for name in (self._stored if names is None else names)}
-        for name in sorted(chosen, key=lambda name: chosen[name].position):
+        for name in self.in_byte_order(self._stored if names is None else names):
             yield name, self.read(name)
         self.check_unchanged()
 
-    def stretches(self, name: str) -> Sequence[Stretch]:
-        """What together holds each element of a tensor once, to be read piece by piece.
+    def in_byte_order(self, names: Iterable[str]) -> list[str]:
+        """Names of tensors as the files have them; KeyError if there is none of one."""
+        return sorted(names, key=lambda name: self._stored[name].position)
+
+    def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of a tensor in flat order, a number of whole elements at once.
+
+        Layouts that have no bytes in that order come as one chunk, the whole tensor.
+
+        Args:
+            name: of the tensor.
+            buffer: writable memory that chunks may lie in, a multiple of eight bytes; each is
+                good until the next is asked for.
 
         Raises:
             KeyError: there is no tensor of this name.
-            CheckpointError: it cannot be read; also when a stretch is.
+            CheckpointError: it cannot be read, or is not what was stored.
         """
         stored = self._readable(name)
         with reading(self.url, name):
-            return [_Bounded(self.url, name, stretch) for stretch in stored.stretches()]
+            for part in stored.parts():
+                if isinstance(part, StridedTensor) and part.stride is None:
+                    yield from part.chunks(buffer)
+                elif part.entry.num_weights:
+                    with self._whole:
+                        tensor = part.load().contiguous()
+                        yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
     def _readable(self, name: str) -> StoredTensor:
         stored = self._stored[name]
         if stored.entry.problem:
-            raise unreadable(self.url, replace(stored.entry, name=name))
+            raise unreadable(self.url, stored.entry)
         return stored
 
-    def resolve(self, resolver: Callable[[Resolved], Resolved]) -> None:
+    def resolve(self, resolver: Callable[[Stored], Stored]) -> None:
         """Take what lies in the file as what it stands for, such as codes as weights."""
-        self._stored = dict(resolver(self._stored))
+        self._stored = _named(resolver(self._stored))
 
     def check_unchanged(self) -> None:
         """Compare every file with what was opened.
@@ -314,57 +299,43 @@ class TensorTable:
         for source in self._sources:
             source.close()
 
-    def __enter__(self) -> TensorTable:  # noqa: PYI034 typing.Self needs Python 3.11
+    def __enter__(self) -> Checkpoint:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-@dataclass(frozen=True)
-class _Bounded:
-    """A stretch inside the boundary of its file."""
-
-    url: str
-    name: str
-    stretch: Stretch
-
-    @property
-    def position(self) -> tuple[str, int]:
-        return self.stretch.position
-
-    @property
-    def num_bytes(self) -> int:
-        return self.stretch.num_bytes
-
-    @property
-    def offset(self) -> int | None:
-        return self.stretch.offset
-
-    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
-        with reading(self.url, self.name):
-            yield from self.stretch.pieces(buffer)
-
-
-def _by_clean_name(
-    url: str, kind: str, stored: Mapping[str, StoredTensor]
-) -> dict[str, StoredTensor]:
-    found: dict[str, StoredTensor] = {}
+def _by_clean_name(url: str, kind: str, stored: Stored) -> dict[str, StoredTensor]:
     for raw in stored:
         _check_name(url, raw)
+    found: dict[str, StoredTensor] = {}
     for raw, name in clean_names(stored).items():
+        one = stored[raw]
         if name in found:
             raise refused(url, f"two tensors have this name, one of them as {raw[:80]!r}", name)
-        entry = stored[raw].entry
         # torch multiplies empty dimensions, too, when it computes strides
-        if math.prod(max(size, 1) for size in entry.shape) * entry.dtype.itemsize >= 2**63:
-            raise refused(url, f"expected a shape that memory could hold, got {entry.shape}", name)
-        found[name] = stored[raw]
+        size = one.entry.dtype.itemsize
+        for length in one.entry.shape:
+            size *= max(length, 1)
+        if size >= 2**63:
+            cause = f"expected a shape that memory could hold, got {one.entry.shape}"
+            raise refused(url, cause, name)
+        found[name] = one
     if not found:
         raise CheckpointError(
             f"Cannot read {url}: expected tensors, found none in {kind}. Name the file or folder "
             "that holds the model's weights."
         )
+    return _named(found)
+
+
+def _named(stored: Stored) -> dict[str, StoredTensor]:
+    """The same with the names that they have here, in their entries, too."""
+    found = {}
+    for name, one in stored.items():
+        is_so = one.entry.name == name
+        found[name] = one if is_so else replace(one, entry=replace(one.entry, name=name))
     return found
 
 
@@ -373,6 +344,8 @@ def _check_name(url: str, name: str) -> None:
     if len(name) > _MAX_NAME:
         cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
         raise refused(url, cause, name)
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
         cause = "expected names of Unicode, got half of a character"
-        raise refused(url, cause, name.encode(errors="backslashreplace").decode())
+        raise refused(url, cause, name.encode(errors="backslashreplace").decode()) from error

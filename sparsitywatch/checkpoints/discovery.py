@@ -14,14 +14,18 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.huggingface import FSDP_FOLDER, is_inside
-from sparsitywatch.checkpoints.opening import foreign, format_of, open_checkpoint
+from sparsitywatch.checkpoints.opening import (
+    FSDP_FOLDER,
+    foreign,
+    format_of,
+    is_inside,
+    open_checkpoint,
+)
 from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name, without_temporary
 from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.layout import natural_order
-from sparsitywatch.weights.stored import in_flat_order
 
 __all__ = ["Found", "discover", "places_in"]
 
@@ -437,12 +441,9 @@ def _are_same(first: Checkpoint, second: Checkpoint) -> bool:
 
 
 def _begin(checkpoint: Checkpoint, name: str) -> bytes:
-    stretches = in_flat_order(checkpoint.stretches(name), lambda: checkpoint.read(name))
-    first = min(stretches, key=lambda stretch: stretch.offset or 0, default=None)
-    if first is None:
-        return b""
-    piece = next(iter(first.pieces(memoryview(bytearray(_COMPARED_BYTES)))), b"")
-    return bytes(piece[:_COMPARED_BYTES])
+    """The first bytes of a tensor in flat order."""
+    chunks = checkpoint.chunks(name, memoryview(bytearray(_COMPARED_BYTES)))
+    return bytes(next(chunks, b"")[:_COMPARED_BYTES])
 
 
 # ------------------------------------------------------------------ one of each step

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from typing import Any
 
+import numpy as np
 import torch
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, as_step, reading, refused
-from sparsitywatch.checkpoints.distributed_metadata import Chunk, Described, parse_metadata
-from sparsitywatch.checkpoints.parts import Window
-from sparsitywatch.checkpoints.storage import Folder, Source
-from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS
-from sparsitywatch.checkpoints.torch_tensors import stored_tensor
-from sparsitywatch.checkpoints.torch_zip import read_torch_zip
+from sparsitywatch.checkpoints.base import (
+    Checkpoint,
+    StoredTensor,
+    StridedTensor,
+    as_step,
+    reading,
+    refused,
+)
+from sparsitywatch.checkpoints.inert_pickle import (
+    Call,
+    Global,
+    as_dtype,
+    as_sizes,
+    in_words,
+    read_inert,
+    stored_tensor,
+)
+from sparsitywatch.checkpoints.storage import ByteSource, Folder, Source, Window
+from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS, read_torch_zip
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry
-from sparsitywatch.weights.stored import Stretch, in_flat_order
 
-__all__ = ["MAX_METADATA_BYTES", "METADATA", "is_distributed", "open_distributed"]
+__all__ = ["is_distributed", "open_distributed", "parse_metadata"]
 
 METADATA = ".metadata"
 #: Largest description that is read: millions of pieces.
@@ -28,6 +43,33 @@ MAX_METADATA_BYTES = 512 * 2**20
 
 #: What the archive around a piece may add to its bytes.
 _ARCHIVE_BYTES = 2**16
+#: State dicts are not nested deeper.
+_MAX_PARTS = 64
+#: In how many dimensions the pieces of one tensor may be cut: a mesh has two or three.
+_MAX_CUTS = 8
+_MODULE = "torch.distributed.checkpoint.metadata"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of a tensor, and the archive that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor as the metadata describe it."""
+
+    name: str
+    path: tuple[str, ...]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
 
 
 def is_distributed(names: Collection[str]) -> bool:
@@ -37,7 +79,7 @@ def is_distributed(names: Collection[str]) -> bool:
 
 def open_distributed(
     folder: Folder, url: str | None = None, kind: str = "distributed", step: int | None = None
-) -> TensorTable:
+) -> Checkpoint:
     """A folder of torch.distributed.checkpoint; needs no process group.
 
     Args:
@@ -57,15 +99,19 @@ def open_distributed(
     with reading(source.url):
         tensors, places = parse_metadata(source.url, source.read(0, source.size))
     for name, described in _of_the_model(source.url, tensors).items():
-        for chunk in described.chunks:
-            if chunk.file not in files:
-                files[chunk.file] = folder.open(chunk.file)
-            _check_place(files[chunk.file], name, chunk, described.dtype.itemsize)
-        stored[name] = ChunkedTensor(described, files)
+        for piece in described.pieces:
+            if piece.file not in files:
+                files[piece.file] = folder.open(piece.file)
+            _check_place(files[piece.file], name, piece, described.dtype.itemsize)
+        first = min(((piece.file, piece.start) for piece in described.pieces), default=("", 0))
+        entry = Entry(name=described.name, shape=described.shape, dtype=described.dtype)
+        stored[name] = _ChunkedTensor(
+            entry=entry, position=first, pieces=described.pieces, files=files
+        )
     sources = [source, *files.values()]
     own_step = partial(_step, folder, places)
     told = own_step if step is None else step
-    return TensorTable(url or folder.url, kind, stored, sources, told)
+    return Checkpoint(url or folder.url, kind, stored, sources, told)
 
 
 def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
@@ -95,18 +141,18 @@ def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Descr
     return chosen
 
 
-def _check_place(source: Source, name: str, chunk: Chunk, itemsize: int) -> None:
-    needed = math.prod(chunk.sizes) * itemsize
-    if chunk.start + chunk.length > source.size:
+def _check_place(source: Source, name: str, piece: Piece, itemsize: int) -> None:
+    needed = math.prod(piece.sizes) * itemsize
+    if piece.start + piece.length > source.size:
         raise IncompleteCheckpointError(
             f"Cannot read {source.url}, tensor {name[:120]!r}: expected it to end at byte "
-            f"{chunk.start + chunk.length}, but the file ends at {source.size}. It may be "
+            f"{piece.start + piece.length}, but the file ends at {source.size}. It may be "
             "half-written, or truncated."
         )
-    if not needed <= chunk.length <= 2 * needed + _ARCHIVE_BYTES:
+    if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
         raise refused(
             source.url,
-            f"expected a piece of {needed} bytes and a little around it, got {chunk.length}",
+            f"expected a piece of {needed} bytes and a little around it, got {piece.length}",
             name,
         )
 
@@ -130,84 +176,193 @@ def _step(folder: Folder, places: Mapping[str, tuple[str, int, int]]) -> int | N
 # ------------------------------------------------------------------ tensors
 
 
-@dataclass(frozen=True)
-class ChunkedTensor:
+@dataclass(frozen=True, kw_only=True)
+class _ChunkedTensor(StoredTensor):
     """A tensor in pieces, each an archive of torch.save inside a larger file."""
 
-    described: Described
+    pieces: tuple[Piece, ...]
     files: Mapping[str, Source]
-
-    @property
-    def entry(self) -> Entry:
-        """What is known without reading."""
-        described = self.described
-        return Entry(name=described.name, shape=described.shape, dtype=described.dtype)
-
-    @property
-    def position(self) -> tuple[str, int]:
-        """Where its first piece lies."""
-        chunk = min(self.described.chunks, key=lambda c: (c.file, c.start), default=None)
-        return (chunk.file, chunk.start) if chunk else ("", 0)
 
     def load(self) -> torch.Tensor:
         """Read it; memory: its own size and that of its largest piece."""
-        tensor = torch.empty(self.described.shape, dtype=self.described.dtype, device="cpu")
-        for chunk in self.described.chunks:
+        tensor = torch.empty(self.entry.shape, dtype=self.entry.dtype, device="cpu")
+        for piece in self.pieces:
             target = tensor
-            for dim, (offset, size) in enumerate(zip(chunk.offsets, chunk.sizes, strict=True)):
+            for dim, (offset, size) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
                 target = target.narrow(dim, offset, size)
-            target.copy_(self.piece(chunk).load())
+            target.copy_(self._open(piece).load())
         return tensor
 
-    def stretches(self) -> Sequence[Stretch]:
-        """One for each piece."""
-        return [_ChunkStretch(self, chunk) for chunk in self.described.chunks]
+    def parts(self) -> Iterable[StoredTensor]:
+        """Its pieces, unless they are cut across rows."""
+        if any(piece.sizes[1:] != self.entry.shape[1:] for piece in self.pieces):
+            return (self,)
+        return map(self._open, sorted(self.pieces, key=lambda piece: piece.offsets))
 
-    def piece(self, chunk: Chunk) -> StoredTensor:
-        """The tensor in the archive of a chunk; read as a whole from a remote storage."""
-        described, source = self.described, self.files[chunk.file]
-        with reading(source.url, described.name):
-            if source.is_local:
-                tree, regions = read_torch_zip(source, chunk.start, chunk.length)
-                piece = stored_tensor(source, described.name, tree, regions)
-            else:  # one request in place of some
-                window = Window(source, chunk.start, chunk.length)
-                tree, regions = read_torch_zip(window)
-                piece = stored_tensor(window, described.name, tree, regions)
-        if (piece.entry.shape, piece.entry.dtype) != (chunk.sizes, described.dtype):
+    def _open(self, piece: Piece) -> StridedTensor:
+        """The tensor in the archive of a piece; read as a whole from a remote storage."""
+        name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
+        with reading(source.url, name):
+            place: ByteSource = source
+            start = piece.start
+            if not source.is_local:  # one request in place of some
+                place, start = Window(source, piece.start, piece.length), 0
+            tree, regions = read_torch_zip(place, start, piece.length)
+            found = stored_tensor(place, name, tree, regions)
+        if (found.entry.shape, found.entry.dtype) != (piece.sizes, dtype):
             raise refused(
                 source.url,
-                f"expected a piece of shape {chunk.sizes} and {described.dtype}, got "
-                f"{piece.entry.shape} and {piece.entry.dtype}",
-                described.name,
+                f"expected a piece of shape {piece.sizes} and {dtype}, got {found.entry.shape} "
+                f"and {found.entry.dtype}",
+                name,
             )
-        return piece
+        return found
 
 
-@dataclass(frozen=True)
-class _ChunkStretch:
-    """The elements of one chunk."""
+# ------------------------------------------------------------------ metadata
 
-    tensor: ChunkedTensor
-    chunk: Chunk
 
-    @property
-    def position(self) -> tuple[str, int]:
-        return self.chunk.file, self.chunk.start
+def parse_metadata(
+    url: str, data: bytes
+) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
+    """The tensors that a ``.metadata`` describes, and where other values lie: both by name.
 
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.chunk.sizes) * self.tensor.described.dtype.itemsize
+    Raises:
+        CheckpointError: they are not true. Nothing that they name is imported or called.
+    """
+    try:
+        tree = read_inert(io.BytesIO(data))
+    except ValueError as error:
+        raise refused(url, f"its metadata are broken: {error}") from error
+    state = _fields(url, tree, "Metadata")
+    described, storage = state.get("state_dict_metadata"), state.get("storage_data")
+    if not isinstance(described, dict) or not isinstance(storage, dict):
+        raise refused(url, "expected metadata of tensors and of files, got something else")
+    paths = state.get("planner_data")
+    places = {_index(url, key): _place(url, value) for key, value in storage.items()}
+    if len(places) != len(storage):
+        raise refused(url, "it places one of its pieces twice")
+    tensors = {}
+    for name, node in described.items():
+        if not isinstance(name, str):
+            raise refused(url, f"expected names, got {in_words(name)!r}")
+        if isinstance(node, Call) and node.function == Global(_MODULE, "TensorStorageMetadata"):
+            tensors[name] = _described(url, name, node, paths, places)
+    others = {name: place for (name, offsets), place in places.items() if offsets is None}
+    return tensors, others
 
-    @property
-    def offset(self) -> int | None:
-        shape, chunk = self.tensor.described.shape, self.chunk
-        if chunk.sizes[1:] != shape[1:]:  # cut across rows
-            return None
-        itemsize = self.tensor.described.dtype.itemsize
-        return math.prod(shape[1:]) * itemsize * (chunk.offsets[0] if shape else 0)
 
-    def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
-        piece = self.tensor.piece(self.chunk)
-        for stretch in in_flat_order(piece.stretches(), piece.load):
-            yield from stretch.pieces(buffer)
+def _fields(url: str, node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
+    if not isinstance(node, Call) or node.function != Global(module, kind):
+        raise refused(url, f"expected {kind} in its metadata, got {in_words(node)}")
+    if not isinstance(node.state, dict):
+        raise refused(url, f"expected the fields of {kind} in its metadata, got none")
+    return node.state
+
+
+def _index(url: str, node: Any) -> tuple[str, tuple[int, ...] | None]:
+    state = _fields(url, node, "MetadataIndex")
+    name, offset = state.get("fqn"), state.get("offset")
+    offsets = None if offset is None else as_sizes(offset)
+    if not isinstance(name, str) or (offset is not None and offsets is None):
+        raise refused(url, "expected a name and offsets in its metadata, got something else")
+    return name, offsets
+
+
+def _place(url: str, node: Any) -> tuple[str, int, int]:
+    state = _fields(url, node, "_StorageInfo", "torch.distributed.checkpoint.filesystem")
+    file, start, length = (state.get(k) for k in ("relative_path", "offset", "length"))
+    if state.get("transform_descriptors"):
+        raise CheckpointError(
+            f"Cannot read {url}: expected tensors as they are, got some that are transformed "
+            f"({in_words(state['transform_descriptors'])}). Save without extensions."
+        )
+    sizes = as_sizes((start, length))
+    if not isinstance(file, str) or sizes is None:
+        raise refused(url, "expected a file and a range in its metadata, got something else")
+    return file, sizes[0], sizes[1]
+
+
+def _described(
+    url: str,
+    name: str,
+    node: Call,
+    paths: Any,
+    places: Mapping[tuple[str, tuple[int, ...] | None], tuple[str, int, int]],
+) -> Described:
+    state = _fields(url, node, "TensorStorageMetadata")
+    properties = state.get("properties")
+    values = properties.state if isinstance(properties, Call) else None
+    dtype = as_dtype(values[0]) if isinstance(values, tuple) and values else None
+    shape, nodes = as_sizes(state.get("size")), state.get("chunks")
+    if dtype is None or shape is None or not isinstance(nodes, list):
+        raise refused(url, "expected dtype, shape and pieces in its metadata", name)
+    pieces = []
+    for piece in nodes:
+        fields = _fields(url, piece, "ChunkStorageMetadata")
+        offsets, sizes = as_sizes(fields.get("offsets")), as_sizes(fields.get("sizes"))
+        if offsets is None or sizes is None or not len(offsets) == len(sizes) == len(shape):
+            raise refused(url, "its pieces and its shape contradict each other", name)
+        if (name, offsets) not in places:
+            raise refused(url, f"the piece at {offsets} lies in no file", name)
+        pieces.append(Piece(offsets, sizes, *places[name, offsets]))
+    _check_cover(url, name, shape, pieces)
+    path = paths.get(name) if isinstance(paths, dict) else None
+    return Described(name, _parts(path) or _guessed(name), dtype, shape, tuple(pieces))
+
+
+def _parts(path: Any) -> tuple[str, ...]:
+    """The keys that lead to a tensor in the state dict; nothing if they are no such keys."""
+    if not isinstance(path, tuple) or len(path) > _MAX_PARTS:
+        return ()
+    is_path = all(isinstance(part, str) or (type(part) is int and part < 2**63) for part in path)
+    return tuple(map(str, path)) if is_path else ()
+
+
+def _guessed(name: str) -> tuple[str, ...]:
+    head, _, rest = name.partition(".")
+    is_known = head in MODEL_KEYS or head.startswith("optim")
+    return (head, rest) if is_known and rest else (name,)
+
+
+def _check_cover(url: str, name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None:
+    """Every element in exactly one piece: inside, disjoint, and as many as there are."""
+    total = math.prod(shape)
+    if total >= 2**63:
+        raise refused(url, f"expected a shape that memory could hold, got {shape}", name)
+    for piece in pieces:
+        ends = [offset + size for offset, size in zip(piece.offsets, piece.sizes, strict=True)]
+        if any(end > size for end, size in zip(ends, shape, strict=True)):
+            raise refused(url, f"the piece at {piece.offsets} reaches beyond {shape}", name)
+    covered = sum(math.prod(piece.sizes) for piece in pieces)
+    if covered != total:
+        raise refused(url, f"expected pieces of {total} elements together, got {covered}", name)
+    filled = [piece for piece in pieces if 0 not in piece.sizes]
+    cut = [at for at, size in enumerate(shape) if any(c.sizes[at] != size for c in filled)]
+    if len(cut) > _MAX_CUTS:
+        raise refused(url, f"expected pieces cut in a few dimensions, got {len(cut)}", name)
+    if len(filled) > 1 and not _is_tiled([shape[at] for at in cut], cut, filled):
+        raise refused(url, "two of its pieces overlap", name)
+
+
+def _is_tiled(shape: list[int], cut: list[int], pieces: list[Piece]) -> bool:
+    """Whether boxes fill a box, each point once; linear in their number.
+
+    They do if their corners, each with the sign of a mixed difference, cancel to those of the
+    whole: what has the same mixed derivative everywhere and is nothing far out is the same.
+    """
+    begins = np.array([[piece.offsets[at] for at in cut] for piece in pieces], dtype=np.int64)
+    sizes = np.array([[piece.sizes[at] for at in cut] for piece in pieces], dtype=np.int64)
+    whole = np.zeros((1, len(cut)), np.int64), np.array([shape], np.int64)
+    corners, signs = [], []
+    for origin, size, sign in ((begins, sizes, 1), (*whole, -1)):
+        for which in product((0, 1), repeat=len(cut)):
+            corners.append(origin + size * np.array(which, np.int64))
+            signs.append(np.full(len(origin), sign * (-1) ** sum(which)))
+    points, weights = np.concatenate(corners), np.concatenate(signs)
+    if not cut:
+        return not bool(weights.sum())
+    order = np.lexsort(points.T)
+    points, weights = points[order], weights[order]
+    is_first = np.concatenate([[True], (points[1:] != points[:-1]).any(axis=1)])
+    return not bool(np.add.reduceat(weights, np.flatnonzero(is_first)).any())

@@ -7,13 +7,36 @@ the few nodes that it knows; a malicious one is a node like any other and does n
 
 from __future__ import annotations
 
+import math
 import pickletools
+import re
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, BinaryIO
 
-__all__ = ["Call", "Compound", "Global", "PersistentId", "in_words", "read_inert"]
+import torch
+
+from sparsitywatch.checkpoints.base import StoredTensor, StridedTensor, refused
+from sparsitywatch.checkpoints.storage import ByteSource
+from sparsitywatch.weights.layout import Entry
+
+__all__ = [
+    "STORAGE_DTYPES",
+    "Call",
+    "Compound",
+    "Global",
+    "PersistentId",
+    "Region",
+    "as_dtype",
+    "as_sizes",
+    "in_words",
+    "is_tensor",
+    "read_inert",
+    "stored_tensor",
+    "stored_tensors",
+]
 
 #: Beyond what any pickle numbers; whole numbers of any length would hash to whatever one likes.
 _MAX_MEMO = 2**32
@@ -309,3 +332,264 @@ class _Machine:
 
     def do_binpersid(self, _: Any) -> None:
         self.do_persid(self.pop())
+
+
+# ------------------------------------------------------------------ what torch.save describes
+
+#: More dimensions than torch's own kernels take; a shape is never longer.
+_MAX_DIMS = 64
+
+#: dtypes of the storage classes that torch.save names.
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+}
+_NAMED_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+_PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
+_WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
+
+
+@dataclass(frozen=True)
+class Region:
+    """The bytes of one storage.
+
+    Args:
+        num_bytes: how many.
+        start: finds where they begin, when that is needed, and adds what it is given.
+        order: about where they begin, to read in the order of the bytes.
+        crc: their checksum, if the file states one.
+    """
+
+    num_bytes: int
+    start: Callable[[int], int]
+    order: int
+    crc: int | None = None
+
+
+def _function(node: Any) -> Global | None:
+    if isinstance(node, Call) and isinstance(node.function, Global):
+        return node.function
+    return None
+
+
+def as_sizes(node: Any) -> tuple[int, ...] | None:
+    """A shape, strides or offsets out of a pickle or JSON; None for all that no tensor could have.
+
+    >>> as_sizes([2, 3]), as_sizes((2**63,)), as_sizes([2.0]), as_sizes([1] * 1000)
+    ((2, 3), None, None, None)
+    """
+    if _function(node) == Global("torch", "Size") and len(node.arguments) == 1:
+        (node,) = node.arguments
+    if not isinstance(node, tuple | list) or len(node) > _MAX_DIMS:
+        return None
+    for size in node:
+        if type(size) is not int or not 0 <= size < 2**63:
+            return None
+    return tuple(node)
+
+
+def as_dtype(node: Any) -> torch.dtype | None:
+    """The dtype that a global such as torch.float32 names; None if it is something else."""
+    if isinstance(node, Global) and node.module == "torch":
+        return _NAMED_DTYPES.get(node.name)
+    return None
+
+
+def _plain_call(node: Any) -> Call | None:
+    """The call that builds a dense tensor, out of what parameters wrap around it."""
+    for _ in range(4):
+        function = _function(node)
+        if function is None or not isinstance(node.arguments, tuple) or not node.arguments:
+            return None
+        if function.module == "torch._utils" and function.name in _PLAIN:
+            return node  # type: ignore[no-any-return]
+        if function.module == "torch._utils" and function.name in _WRAPPED:
+            node = node.arguments[0]
+        elif function == Global("torch._tensor", "_rebuild_from_type_v2"):
+            if len(node.arguments) < 3 or not isinstance(node.arguments[2], tuple):
+                return None
+            node = Call(node.arguments[0], node.arguments[2])
+        else:
+            return None
+    return None
+
+
+def is_tensor(node: Any) -> bool:
+    """Whether a node of a pickle describes a tensor of any kind."""
+    function = _function(node)
+    return function is not None and (
+        (function.module == "torch._utils" and function.name.startswith("_rebuild"))
+        or (function.module == "torch._tensor" and function.name.startswith("_rebuild"))
+    )
+
+
+#: What a tensor is that is not dense, by the function that would make it.
+_KINDS = (
+    (re.compile(r"_rebuild_(sparse|sparse_csr)_tensor$"), "it is sparse"),
+    (re.compile(r"_rebuild_qtensor$"), "it is codes of a quantised tensor"),
+    (re.compile(r"_rebuild_nested_tensor$"), "it is a nested tensor"),
+    (re.compile(r"_rebuild_meta_tensor"), "it is on the meta device, without data"),
+)
+
+
+def _unreadable_tensor(name: str, node: Any) -> StoredTensor | None:
+    """The tensor of a node that is no dense one; None for a dense one, and for nonsense."""
+    function = _function(node)
+    if function is None or _plain_call(node) is not None:
+        return None
+    problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
+    if not problem:
+        if function.name in _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}:
+            return None
+        problem = f"it is a tensor of another kind ({in_words(function)})"
+    # where they are told, the shape comes after the storage, or last among the parts
+    arguments = node.arguments if isinstance(node.arguments, tuple) else ()
+    flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
+    shapes = [shape for part in flat[:32] if (shape := as_sizes(part)) is not None]
+    shape = next((shape for shape in shapes if shape), ())
+    what = problem.removeprefix("it is ")
+    entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
+    return StoredTensor(entry=entry)
+
+
+#: What views of its storages may come to, as a multiple of a file and in bytes beside it.
+_MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
+
+
+def stored_tensors(
+    source: ByteSource, weights: Mapping[Any, Any], regions: Mapping[str, Region]
+) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name.
+
+    Views of one storage may be many and large: what a few bytes of a pickle make of it can be
+    read as long as all together is not much more than the file.
+
+    Raises:
+        CheckpointError: the description contradicts itself, or the file.
+    """
+    left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
+    seen: set[Hashable] = set()
+    stored: dict[str, StoredTensor] = {}
+    for key, node in weights.items():
+        if not is_tensor(node):
+            continue
+        name = str(key) if type(key) is int else key
+        if not isinstance(name, str) or name in stored:
+            problem = f"names of tensors that occur once, got {in_words(key)}"
+            raise refused(source.url, f"expected {problem}")
+        one = _unreadable_tensor(name, node) or stored_tensor(source, name, node, regions)
+        entry = one.entry
+        if not entry.problem and entry.storage not in seen:
+            seen.add(entry.storage)
+            num_bytes = math.prod(entry.shape) * entry.dtype.itemsize
+            if num_bytes > left:
+                problem = f"it is expanded to {num_bytes} bytes that are not in the file"
+                one = StoredTensor(entry=replace(entry, problem=problem))
+            else:
+                left -= num_bytes
+        stored[name] = one
+    return stored
+
+
+def stored_tensor(
+    source: ByteSource, name: str, node: Any, regions: Mapping[str, Region]
+) -> StridedTensor:
+    """The tensor of a node, its place in the file checked against that of its storage.
+
+    Raises:
+        CheckpointError: it is no dense tensor, contradicts itself, or lies outside.
+    """
+    call = _plain_call(node)
+    if call is None or len(call.arguments) < 4:
+        raise refused(source.url, "expected a dense tensor, got another kind", name)
+    _, offset, size, steps = call.arguments[:4]
+    key, dtype = _storage_of(source.url, name, call)
+    shape, stride = as_sizes(size), as_sizes(steps)
+    is_sound = shape is not None and stride is not None and len(shape) == len(stride)
+    if not is_sound or type(offset) is not int or offset < 0:
+        raise refused(source.url, "its shape, strides and offset contradict each other", name)
+    assert shape is not None and stride is not None  # noqa: S101, PT018
+    region = regions.get(key)
+    if region is None:
+        raise refused(source.url, f"its storage {key[:40]!r} is not in the file", name)
+    begin, num_bytes = offset * dtype.itemsize, extent(shape, stride) * dtype.itemsize
+    if begin + num_bytes > region.num_bytes:
+        raise refused(
+            source.url,
+            f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
+            f"{region.num_bytes} bytes, it needs {begin + num_bytes}",
+            name,
+        )
+    storage = (source.path, key, offset, shape, stride)
+    return StridedTensor(
+        entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
+        position=(source.path, region.order + begin),
+        source=source,
+        start=partial(region.start, begin),
+        num_bytes=num_bytes,
+        stride=None if _is_flat(shape, stride) else stride,
+        crc=region.crc if num_bytes == region.num_bytes else None,
+    )
+
+
+def _storage_of(url: str, name: str, call: Call) -> tuple[str, torch.dtype]:
+    """The key of the storage that a tensor is a part of, and the tensor's dtype."""
+    storage = call.arguments[0]
+    if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
+        raise refused(url, "expected a tensor with a storage, got one without", name)
+    if len(storage.value) < 5 or storage.value[0] != "storage":
+        raise refused(url, "expected a storage, got something else", name)
+    kind, key = storage.value[1], storage.value[2]
+    base = STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    dtype = base
+    if call.function.name == "_rebuild_tensor_v3":
+        dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
+    if base is None or dtype is None:
+        raise refused(url, f"expected a dtype that torch has, got {in_words(kind)}", name)
+    if not isinstance(key, str):
+        raise refused(url, "its shape, strides and offset contradict each other", name)
+    return key, dtype
+
+
+def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """How many elements of storage a tensor reaches over, from its first to its last.
+
+    >>> extent((3, 2), (2, 1)), extent((3, 2), (5, 1)), extent((3, 0), (1, 1))
+    (6, 12, 0)
+    """
+    reach = 1
+    for size, step in zip(shape, stride, strict=True):
+        if size == 0:
+            return 0
+        reach += (size - 1) * step
+    return reach
+
+
+def _is_flat(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether elements lie one after another, in the order of a contiguous tensor.
+
+    >>> _is_flat((2, 1, 3), (3, 9, 1)), _is_flat((2, 3), (1, 2))
+    (True, False)
+    """
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        if size != 1:
+            if step != expected:
+                return False
+            expected *= size
+    return True

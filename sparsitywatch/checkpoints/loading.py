@@ -1,4 +1,4 @@
-"""A checkpoint into a model: everything that its forward needs, in place."""
+"""What is done with an open checkpoint: its weights as a snapshot, or all of it into a model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,50 @@ from torch import nn
 from sparsitywatch.checkpoints.base import Checkpoint, unreadable
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, unwrap_model
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
-__all__ = ["load_into"]
+__all__ = ["load_into", "stored_snapshot"]
+
+
+def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot:
+    """The in-scope weights of a checkpoint, to be read while it is open.
+
+    Args:
+        checkpoint: an open checkpoint.
+        scope: of a live model, or ``Scope.of_entries(checkpoint.entries())``.
+        step: optimizer steps done.
+
+    Raises:
+        CheckpointError: a tensor that is in scope is not there, or has another shape, or
+            is of whole numbers, or its values cannot be read.
+    """
+    there = {entry.name: entry for entry in checkpoint.entries()}
+    found: dict[str, Entry] = {}
+    for entry in scope.ledger:
+        if not entry.in_scope:
+            continue
+        # of tied weights some formats keep one name only
+        name = next((n for n in (entry.name, *entry.aliases) if n in there), entry.name)
+        stored = there.get(name)
+        problem = None
+        if stored is None:
+            problem = "it is not there"
+        elif stored.problem:
+            raise unreadable(checkpoint.url, stored)
+        elif stored.shape != entry.shape:
+            problem = f"expected shape {entry.shape}, got {stored.shape}"
+        elif not stored.dtype.is_floating_point:
+            problem = f"expected a floating-point dtype, got {stored.dtype}"
+        if stored is None or problem:
+            raise CheckpointError(
+                f"Cannot read {checkpoint.url}, tensor {entry.name!r}: {problem}. Replay "
+                "checkpoints of one model together, or choose another scope."
+            )
+        found[entry.name] = stored
+    tensors = LazyTensors(found, lambda name: checkpoint.read(found[name].name), checkpoint)
+    return Snapshot(step, scope, tensors)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -9,9 +9,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import fsspec
 from fsspec.implementations.cached import CachingFileSystem
@@ -22,13 +22,13 @@ from sparsitywatch.shown import shown_error, shown_url
 
 __all__ = [
     "ByteSource",
+    "DescriptionFile",
     "Folder",
+    "RangeFile",
     "Source",
+    "Window",
     "asked",
-    "check_range",
     "filesystem",
-    "forget",
-    "in_pieces",
     "may_pass",
     "one_line",
     "url_at",
@@ -102,6 +102,7 @@ _PASSING_NAME = re.compile(
     r"|IncompleteRead|ChunkedEncoding"
 )
 
+_Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
 
@@ -135,12 +136,14 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) and status > 0 else None
 
 
-def asked(what: str, ask: Callable[[], _Answer]) -> _Answer:
+def asked(
+    what: str, ask: Callable[_Asked, _Answer], *args: _Asked.args, **kwargs: _Asked.kwargs
+) -> _Answer:
     """What a storage answers, asked again a few times where the fault may pass.
 
     Args:
         what: such as "Cannot read s3://bucket/a.pt", for the message.
-        ask: asks.
+        ask: asks, with ``args`` and ``kwargs``.
 
     Raises:
         IncompleteCheckpointError: what is not there, or is out of reach for now.
@@ -148,7 +151,7 @@ def asked(what: str, ask: Callable[[], _Answer]) -> _Answer:
     """
     for pause_s in (*_PAUSES_S, None):
         try:
-            return ask()
+            return ask(*args, **kwargs)
         except CheckpointError:  # noqa: PERF203 asking again is what this is for
             raise
         except Exception as error:  # whatever a storage raises, such as botocore's own
@@ -181,57 +184,64 @@ def _first(error: BaseException) -> BaseException:
     return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
 
 
-# ------------------------------------------------------------------ files
+# ------------------------------------------------------------------ bytes
 
 
-def in_pieces(data: memoryview, buffer: memoryview) -> Iterator[memoryview]:
-    """``data``, copied into ``buffer`` piece by piece."""
-    for start in range(0, len(data), len(buffer)):
-        piece = buffer[: len(data) - start]
-        piece[:] = data[start : start + len(piece)]
-        yield piece
+class ByteSource:
+    """Bytes that are read by ranges.
 
+    Args:
+        url: how it is shown.
+        path: its path, to read in the order of the bytes.
+        size: how many bytes there are.
+    """
 
-class ByteSource(Protocol):
-    """Bytes that can be read by ranges."""
+    #: Whether it lies on this machine's own file system, or in memory.
+    is_local = True
 
-    url: str
-    path: str
-    size: int
+    def __init__(self, url: str, path: str, size: int) -> None:
+        self.url, self.path, self.size = url, path, size
 
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``; of what there is not, nothing is allocated."""
+        self.check_range(start, length)
+        buffer = bytearray(length)
+        self.fill(memoryview(buffer), start)
+        return bytes(buffer)
 
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
+        raise NotImplementedError
 
-    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The same bytes as of ``read``, in order.
-
-        Args:
-            start: the first.
-            length: how many.
-            buffer: writable memory in which the pieces lie, a multiple of eight bytes; each is
-                good until the next is asked for.
-        """
-
-
-def check_range(url: str, size: int, start: int, length: int) -> None:
-    """Raise ``IncompleteCheckpointError`` unless these bytes are there."""
-    if start < 0 or length < 0 or start + length > size:
-        raise IncompleteCheckpointError(
-            f"Cannot read {url}: expected at least {start + length} bytes, got {size}. It may be "
-            "half-written, or truncated."
-        )
+    def check_range(self, start: int, length: int) -> None:
+        """Raise ``IncompleteCheckpointError`` unless these bytes are there."""
+        if start < 0 or length < 0 or start + length > self.size:
+            raise IncompleteCheckpointError(
+                f"Cannot read {self.url}: expected at least {start + length} bytes, got "
+                f"{self.size}. It may be half-written, or truncated."
+            )
 
 
-class Source:
+class Window(ByteSource):
+    """A part of a source, read at once and held in memory."""
+
+    def __init__(self, source: ByteSource, start: int, length: int) -> None:
+        super().__init__(source.url, source.path, length)
+        self._data = memoryview(source.read(start, length))
+
+    def fill(self, buffer: memoryview, start: int) -> None:
+        """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
+        self.check_range(start, len(buffer))
+        buffer[:] = self._data[start : start + len(buffer)]
+
+
+class Source(ByteSource):
     """One file, read by ranges.
 
     Args:
         fs: the file system that it is on.
         path: its path there.
-        url: how it is told; None: as the file system tells it.
+        url: its URL; None: as the file system names it.
 
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
     in place, as nanoGPT does with ``ckpt.pt``, ends the process that looks at it. So a file
@@ -242,8 +252,8 @@ class Source:
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
-        self.fs, self.path = fs, path
-        self.url = shown_url(_own_url(fs, path) if url is None else url)
+        super().__init__(shown_url(_own_url(fs, path) if url is None else url), path, 0)
+        self.fs = fs
         self._what = f"Cannot read {self.url}"
         self.num_bytes_read = 0
         self._counting = threading.Lock()
@@ -252,30 +262,26 @@ class Source:
             nullcontext() if fs.async_impl else threading.Lock()
         )
         self._file: io.FileIO | None = None
-        # where a file is opened for each range, as on the Hub, it must not read ahead of it
-        opens = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
-        is_cache = isinstance(fs, CachingFileSystem)
-        self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
         if isinstance(fs, LocalFileSystem):
-            self._file = asked(self._what, lambda: io.FileIO(path, "rb"))
+            self._file = asked(self._what, io.FileIO, path, "rb")
             self.size = os.fstat(self._file.fileno()).st_size
         else:
-            size = asked(self._what, lambda: fs.info(path)["size"])
+            # where a file is opened for each range, as on the Hub, it must not read ahead of it
+            opens = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
+            is_cache = isinstance(fs, CachingFileSystem)
+            self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
+            size = asked(self._what, fs.info, path)["size"]
             if size is None:
                 raise CheckpointError(
                     f"{self._what}: expected a server that tells the length of the file, got none. "
                     "Copy the file, or put simplecache:: in front of the URL."
                 )
             self.size = int(size)
+        self.is_local = self._file is not None
         with ExitStack() as unless_known:
             unless_known.callback(self.close)
             self._version = asked(self._what, self._version_now)
             unless_known.pop_all()
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it lies on this machine's own file system."""
-        return self._file is not None
 
     def _version_now(self) -> object:
         if self._file is not None:
@@ -294,79 +300,45 @@ class Source:
             IncompleteCheckpointError: the file was written meanwhile.
         """
         if self._file is None:
-            forget(self.fs, self.path)
+            _forget(self.fs, self.path)
         if asked(self._what, self._version_now) != self._version:
             raise IncompleteCheckpointError(
                 f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
                 "but it was written meanwhile. Read it again once it is complete."
             )
 
-    def read(self, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start``; of what there is not, nothing is allocated."""
-        check_range(self.url, self.size, start, length)
-        buffer = bytearray(length)
-        self.fill(memoryview(buffer), start)
-        return bytes(buffer)
-
     def fill(self, buffer: memoryview, start: int) -> None:
         """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
-        check_range(self.url, self.size, start, len(buffer))
+        self.check_range(start, len(buffer))
         done = 0
         while done < len(buffer):
-            count = self._fill_some(buffer[done:], start + done)
+            count = asked(self._what, self._read_into, buffer[done:], start + done)
             if count == 0:
                 raise IncompleteCheckpointError(
                     f"Cannot read {self.url}: expected {len(buffer)} bytes from {start} on, got "
                     f"{done}. It may have been cut off while it was read."
                 )
-            self._count(count)
+            with self._counting:
+                self.num_bytes_read += count
             done += count
         if self._file is not None:
             self.check_unchanged()
 
-    def pieces(self, start: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-        """The bytes from ``start`` on, in order, each piece in ``buffer``."""
-        check_range(self.url, self.size, start, length)
-        if self.is_local:
-            for done in range(0, length, len(buffer)):
-                piece = buffer[: length - done]
-                self.fill(piece, start + done)
-                yield piece
-        else:
-            for done in range(0, length, _PIECE_BYTES):
-                yield from in_pieces(
-                    self._fetched(start + done, min(_PIECE_BYTES, length - done)), buffer
-                )
-
-    def _fetched(self, start: int, length: int) -> memoryview:
-        data = self._cat(start, start + length)
-        self._count(len(data))
-        if len(data) == length:
-            return memoryview(data)
-        whole = memoryview(bytearray(length))
-        whole[: len(data)] = data
-        self.fill(whole[len(data) :], start + len(data))
-        return whole
-
-    def _fill_some(self, buffer: memoryview, start: int) -> int:
+    def _read_into(self, buffer: memoryview, start: int) -> int:
+        """Some bytes from ``start`` on; how many."""
         if self._file is None:
-            data = self._cat(start, start + min(len(buffer), _PIECE_BYTES))
+            data = self._fetched(start, start + min(len(buffer), _PIECE_BYTES))
             buffer[: len(data)] = data
             return len(data)
-        file = self._file
         if hasattr(os, "preadv"):
-            return asked(self._what, lambda: os.preadv(file.fileno(), [buffer], start))
+            return os.preadv(self._file.fileno(), [buffer], start)
         with self._seeking:  # Windows
-            file.seek(start)
-            return asked(self._what, lambda: file.readinto(buffer)) or 0
+            self._file.seek(start)
+            return self._file.readinto(buffer) or 0
 
-    def _cat(self, start: int, end: int) -> bytes:
-        def fetch() -> bytes:
-            with self._fetching:
-                data: bytes = self.fs.cat_file(self.path, start=start, end=end, **self._exactly)
-            return data
-
-        data = asked(self._what, fetch)
+    def _fetched(self, start: int, end: int) -> bytes:
+        with self._fetching:
+            data: bytes = self.fs.cat_file(self.path, start=start, end=end, **self._exactly)
         if len(data) > end - start:
             raise CheckpointError(
                 f"{self._what}: expected the bytes {start} to {end - 1} (an answer of 206), got "
@@ -375,14 +347,80 @@ class Source:
             )
         return data
 
-    def _count(self, num_bytes: int) -> None:
-        with self._counting:
-            self.num_bytes_read += num_bytes
-
     def close(self) -> None:
         """Let go of the file; calling it again does nothing."""
         if self._file is not None:
             self._file.close()
+
+
+class RangeFile(io.RawIOBase):
+    """A source, or a part of it, as a file object that the standard library can read."""
+
+    def __init__(self, source: ByteSource, start: int = 0, length: int | None = None) -> None:
+        super().__init__()
+        self._source, self._start = source, start
+        self.length = source.size - start if length is None else length
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As in ``io``."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
+        if base + offset < 0:
+            # as files of the system do; zipfile takes it for an end that is not there
+            raise OSError(errno.EINVAL, f"a seek to {base + offset}, before the beginning")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """As in ``io``."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """As in ``io``; fewer bytes at the end."""
+        count = max(0, min(len(buffer), self.length - self._position))
+        self._source.fill(memoryview(buffer)[:count], self._start + self._position)
+        self._position += count
+        return count
+
+
+class DescriptionFile(io.BufferedReader):
+    """Where a description lies: what it wants to read is bounded, whatever lengths it states.
+
+    Args:
+        file: the bytes.
+        max_read: more than this at once is no description.
+        buffer_size: bytes that are fetched at once.
+    """
+
+    def __init__(self, file: RangeFile, max_read: int, buffer_size: int) -> None:
+        super().__init__(file, buffer_size)
+        self._length, self._max_read = file.length, max_read
+        #: Whether something was read that the file is too short for.
+        self.is_short = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """As in ``io``; nothing is allocated for what there is not.
+
+        Raises:
+            ValueError: there is as much, and it is too much.
+        """
+        left = max(0, self._length - self.tell())
+        wanted = left if size is None or size < 0 else size
+        self.is_short |= wanted > left
+        if min(wanted, left) > self._max_read:
+            raise ValueError(f"{wanted} bytes at once in a description")
+        return super().read(min(wanted, left))
+
+
+# ------------------------------------------------------------------ folders
 
 
 class Folder:
@@ -433,42 +471,33 @@ class Folder:
 
     def is_folder(self) -> bool:
         """Whether it is one now."""
-        forget(self.fs, self.path)
-        return asked(self._what, lambda: bool(self.fs.isdir(self.path)))
+        _forget(self.fs, self.path)
+        return bool(asked(self._what, self.fs.isdir, self.path))
 
     def all_names(self) -> list[str]:
         """Names of all files below, relative to it, sorted."""
-        forget(self.fs, self.path)
-        found = asked(self._what, lambda: self.fs.find(self.path))
+        _forget(self.fs, self.path)
+        found = asked(self._what, self.fs.find, self.path)
         before = f"{self.path}/"
         return sorted(str(path).removeprefix(before) for path in found)
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
         if isinstance(self.fs, LocalFileSystem):  # which would ask for each file what it is
-            return sorted(asked(self._what, lambda: _local_names(self.path or "/")))
+            return sorted(asked(self._what, os.listdir, self.path or "/"))
         self.fs.invalidate_cache(self.path)
-        listed = asked(self._what, lambda: self.fs.ls(self.path, detail=False))
+        listed = asked(self._what, self.fs.ls, self.path, detail=False)
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
-
-
-def _local_names(path: str) -> list[str]:
-    with os.scandir(path) as entries:
-        return [entry.name for entry in entries]
 
 
 def _own_url(fs: fsspec.AbstractFileSystem, path: str) -> str:
     return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
 
 
-def forget(fs: fsspec.AbstractFileSystem, path: str) -> None:
+def _forget(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Drop what a storage has kept of a path: it may have been written since."""
     fs.invalidate_cache(path)
     parent = fs._parent(path)
     # of a repository of the Hub the parent is no place
-    if parent.strip("/") and not (_protocols(fs)[0] == "hf" and "/" not in parent):
+    if parent.strip("/") and ("/" in parent or "hf" not in fs.protocol):
         fs.invalidate_cache(parent)
-
-
-def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

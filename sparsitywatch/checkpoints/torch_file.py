@@ -1,26 +1,44 @@
-"""What people put into ``torch.save``: the model's state dict somewhere, a step somewhere."""
+"""What ``torch.save`` writes: a pickle that describes, and the bytes of each storage.
+
+Since version 1.6 it is a zip archive with one record a storage; before, pickles one after the
+other and the storages behind them. The model's state dict is somewhere inside, as the step is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import replace
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from sparsitywatch.checkpoints.base import StoredTensor, TensorTable, Unreadable, as_step, refused
-from sparsitywatch.checkpoints.inert_pickle import Call, in_words
-from sparsitywatch.checkpoints.storage import Source
-from sparsitywatch.checkpoints.torch_legacy import LEGACY_START, read_torch_legacy
-from sparsitywatch.checkpoints.torch_tensors import (
+from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, refused
+from sparsitywatch.checkpoints.inert_pickle import (
+    STORAGE_DTYPES,
+    Call,
+    Global,
+    PersistentId,
     Region,
+    in_words,
     is_tensor,
-    stored_tensor,
-    unreadable_tensor,
+    read_inert,
+    stored_tensors,
 )
-from sparsitywatch.checkpoints.torch_zip import read_torch_zip
-from sparsitywatch.errors import CheckpointError
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, RangeFile, Source
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
-__all__ = ["MODEL_KEYS", "STEP_KEYS", "TORCH_STARTS", "open_torch", "read_torch", "step_in"]
+__all__ = [
+    "MODEL_KEYS",
+    "STEP_KEYS",
+    "TORCH_STARTS",
+    "open_torch",
+    "read_torch",
+    "read_torch_zip",
+    "step_in",
+]
 
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
 MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
@@ -34,12 +52,13 @@ STEP_KEYS = (
     "num_updates",
     "steps_done",
 )
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+#: The first bytes of a file from before version 1.6: the pickled magic number.
+_LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
 #: How files of torch.save begin.
-TORCH_STARTS = (b"PK\x03\x04", LEGACY_START)
+TORCH_STARTS = (b"PK\x03\x04", _LEGACY_START)
 
 _MAX_DEPTH = 3
-#: What views of its storages may come to, as a multiple of a file and in bytes beside it.
-_MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
 #: Where Composer keeps the model, and the number of batches done.
 _COMPOSER = "state"
 _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
@@ -51,46 +70,15 @@ def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
     Raises:
         CheckpointError: the file is refused, or holds no state dict.
     """
-    is_legacy = source.read(0, min(source.size, len(LEGACY_START))) == LEGACY_START
-    tree, regions = read_torch_legacy(source) if is_legacy else read_torch_zip(source)
+    is_legacy = source.read(0, min(source.size, len(_LEGACY_START))) == _LEGACY_START
+    tree, regions = _read_legacy(source) if is_legacy else read_torch_zip(source)
     weights = _state_dict(tree)
     if weights is None:
         raise CheckpointError(
             f"Cannot read {source.url}: expected a state dict, or one under "
             f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
         )
-    return _stored(source, weights, regions), tree
-
-
-def _stored(
-    source: Source, weights: Mapping[Any, Any], regions: Mapping[str, Region]
-) -> dict[str, StoredTensor]:
-    """The tensors of a state dict by name.
-
-    Views of one storage may be many and large: what a few bytes of a pickle make of it can be
-    read as long as all together is not much more than the file.
-    """
-    left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
-    seen: set[Hashable] = set()
-    stored: dict[str, StoredTensor] = {}
-    for key, node in weights.items():
-        if not is_tensor(node):
-            continue
-        name = str(key) if type(key) is int else key
-        if not isinstance(name, str) or name in stored:
-            problem = f"names of tensors that occur once, got {in_words(key)}"
-            raise refused(source.url, f"expected {problem}")
-        one = unreadable_tensor(name, node) or stored_tensor(source, name, node, regions)
-        entry = one.entry
-        if not entry.problem and entry.storage not in seen:
-            seen.add(entry.storage)
-            if entry.num_bytes > left:
-                problem = f"it is expanded to {entry.num_bytes} bytes that are not in the file"
-                one = Unreadable(replace(entry, problem=problem))
-            else:
-                left -= entry.num_bytes
-        stored[name] = one
-    return stored
+    return stored_tensors(source, weights, regions), tree
 
 
 def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
@@ -142,15 +130,15 @@ def step_in(tree: Any) -> int | None:
     for node in (tree, _around_model(tree)):
         if isinstance(node, dict):
             for key in STEP_KEYS:
-                if (step := as_step(node.get(key))) is not None:
+                if key in node and (step := as_step(node[key])) is not None:
                     return step
     node = tree
     for key in _COMPOSER_STEP:
         node = node.get(key) if isinstance(node, dict) else None
-    return as_step(node)
+    return None if node is None else as_step(node)
 
 
-def open_torch(source: Source) -> TensorTable:
+def open_torch(source: Source) -> Checkpoint:
     """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
     stored, tree = read_torch(source)
     kind = "torch"
@@ -158,4 +146,236 @@ def open_torch(source: Source) -> TensorTable:
         kind = "lightning"
     elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
         kind = "composer"
-    return TensorTable(source.url, kind, stored, [source], step_in(tree))
+    return Checkpoint(source.url, kind, stored, [source], step_in(tree))
+
+
+# ------------------------------------------------------------------ zip archives
+
+#: Largest description that is read. Tensors lie outside of it: a few MB in practice.
+MAX_PICKLE_BYTES = 256 * 2**20
+
+#: Largest table of contents that is read: some hundred thousand records.
+_MAX_CONTENTS_BYTES = 64 * 2**20
+_LOCAL_HEADER_BYTES = 30
+_BUFFER_BYTES = 32 * 2**10
+
+
+def read_torch_zip(
+    source: ByteSource, start: int = 0, length: int | None = None
+) -> tuple[Any, dict[str, Region]]:
+    """What an archive describes, and where the bytes of its storages lie.
+
+    Args:
+        source: the file.
+        start: where the archive begins in it.
+        length: how long it is; None for the rest of the file.
+
+    Raises:
+        IncompleteCheckpointError: the archive has no end, where its table of contents is.
+        CheckpointError: it is no archive of ``torch.save``, or not a true one.
+    """
+    length = source.size - start if length is None else length
+    contents = RangeFile(source, start, length)
+    view = DescriptionFile(contents, _MAX_CONTENTS_BYTES, _BUFFER_BYTES)
+    try:
+        archive = zipfile.ZipFile(view)
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise IncompleteCheckpointError(
+            f"Cannot read {source.url}: expected the table of contents at the end of a torch "
+            f"archive, got {error}. It may be half-written, or truncated."
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected a state dict, got a TorchScript program. Save its "
+            "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
+        )
+    members = _members(source.url, archive, length)
+    pickle = next((name for name in members if name.endswith("/data.pkl")), None)
+    if pickle is None:
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected a file that torch.save wrote, got a zip "
+            f"archive without a data.pkl{_kind_of(members)}."
+        )
+    root = pickle.removesuffix("data.pkl")
+    regions = {}
+    for name, member in members.items():
+        if name.startswith(f"{root}data/"):
+            regions[name.removeprefix(f"{root}data/")] = Region(
+                member.file_size,
+                partial(_data_start, source, start, member, length),
+                order=start + member.header_offset,
+                crc=member.CRC or None,  # torch writes 0 where it was told to compute none
+            )
+    if f"{root}byteorder" in members:
+        _check_byteorder(source, start, members[f"{root}byteorder"], length)
+    return _tree(source, start, members[pickle], length), regions
+
+
+def _kind_of(members: Collection[str]) -> str:
+    """What an archive is that torch.save did not write, where its records tell."""
+    if any(name.endswith(".npy") for name in members):
+        return " (one of numpy)"
+    if any(
+        "models/" in name or name.endswith("serialized_exported_program.json") for name in members
+    ):
+        return " (a program of torch.export; save the module's state_dict)"
+    return " (one of Keras)" if "model.weights.h5" in members else ""
+
+
+def _members(url: str, archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:
+    """The records by name, each as long as it says, inside the file, beside the others."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    end = 0
+    for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+        name = member.filename
+        if name in members:
+            raise refused(url, f"the record {name[:80]!r} is there twice")
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise refused(url, f"expected records as torch writes them, {name[:80]!r} is packed")
+        if member.flag_bits & 1:
+            raise refused(url, f"the record {name[:80]!r} is encrypted")
+        if member.header_offset < end:
+            raise refused(url, f"the record {name[:80]!r} overlaps the one before it")
+        end = member.header_offset + _LOCAL_HEADER_BYTES + member.file_size
+        if member.header_offset < 0 or end > length:
+            raise refused(url, f"the record {name[:80]!r} reaches beyond the end of the file")
+        members[name] = member
+    return members
+
+
+def _data_start(
+    source: ByteSource, start: int, member: zipfile.ZipInfo, length: int, offset: int = 0
+) -> int:
+    """Where a byte of a record lies: they begin behind a local header that torch pads."""
+    begin = start + member.header_offset
+    header = bytearray(_LOCAL_HEADER_BYTES)
+    source.fill(memoryview(header), begin)
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    if header[:4] != b"PK\x03\x04":
+        raise refused(source.url, f"the record {member.filename[:80]!r} has a false header")
+    begin += _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
+    if begin + member.file_size > start + length:
+        raise refused(source.url, f"the record {member.filename[:80]!r} reaches too far")
+    return begin + offset
+
+
+def _read_member(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> bytes:
+    """The bytes of a small record, read as they lie: nothing is ever unpacked."""
+    data = source.read(_data_start(source, start, member, length), member.file_size)
+    if member.CRC and zlib.crc32(data) != member.CRC:
+        name = member.filename[:80]
+        raise refused(source.url, f"the record {name!r} does not match its checksum")
+    return data
+
+
+def _check_byteorder(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> None:
+    is_short = member.file_size <= len("little")
+    order = _read_member(source, start, member, length) if is_short else b""
+    if order != b"little":
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected little-endian tensors, got byte order "
+            f"{order!r}. Save it again on a little-endian machine, or as safetensors."
+        )
+
+
+def _tree(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> Any:
+    if member.file_size > MAX_PICKLE_BYTES:
+        raise refused(
+            source.url,
+            f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
+            f"{member.file_size}",
+        )
+    data = _read_member(source, start, member, length)
+    try:
+        return read_inert(io.BytesIO(data))
+    except ValueError as error:
+        raise refused(source.url, f"its description is broken: {error}") from error
+
+
+# ------------------------------------------------------------------ before version 1.6
+
+_PROTOCOL = 1001
+_COUNT_BYTES = 8
+_LEGACY_BUFFER_BYTES = 2**18
+#: Largest description that is read, all pickles together; tensors lie behind it.
+_MAX_DESCRIPTION_BYTES = 256 * 2**20
+
+
+def _read_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
+    """What the file describes, and where the bytes of its storages lie.
+
+    Raises:
+        IncompleteCheckpointError: the file ends before its last storage does.
+        CheckpointError: it is no such file, or not a true one.
+    """
+    length = min(source.size, _MAX_DESCRIPTION_BYTES)
+    file = DescriptionFile(RangeFile(source, 0, length), length, _LEGACY_BUFFER_BYTES)
+    outside: list[PersistentId] = []
+    try:
+        magic, protocol, system = (read_inert(file) for _ in range(3))
+        tree = read_inert(file, outside)
+        keys = read_inert(file)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        if length == source.size and (file.is_short or file.tell() == length):
+            raise IncompleteCheckpointError(
+                f"Cannot read {source.url}: expected its description to end, the file ends first. "
+                "It may be half-written, or truncated."
+            ) from error
+        raise refused(source.url, f"its description is broken: {error}") from error
+    if magic != _MAGIC_NUMBER or protocol != _PROTOCOL or not isinstance(system, dict):
+        raise refused(source.url, "it does not begin as files of torch.save do")
+    if system.get("little_endian") is not True:
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected little-endian tensors, got others. Save it again "
+            "with a current torch."
+        )
+    sizes = _sizes(source.url, outside)
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or sorted(keys) != sorted(sizes):
+        raise refused(source.url, "its list of storages is not that of its tensors")
+    regions: dict[str, Region] = {}
+    position = file.tell()
+    for key in keys:
+        count, itemsize = sizes[key]
+        num_bytes = count * itemsize
+        begin = position + _COUNT_BYTES
+        if begin + num_bytes > source.size:
+            raise IncompleteCheckpointError(
+                f"Cannot read {source.url}: expected storage {key[:40]!r} to end at byte "
+                f"{begin + num_bytes}, but the file ends at {source.size}. It may be "
+                "half-written, or truncated."
+            )
+        regions[key] = Region(num_bytes, partial(_checked_start, source, begin, count), order=begin)
+        position = begin + num_bytes
+    return tree, regions
+
+
+def _sizes(url: str, outside: list[PersistentId]) -> dict[str, tuple[int, int]]:
+    """Number of elements and their size of every storage, by key."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for persistent in outside:
+        value = persistent.value
+        if isinstance(value, tuple) and len(value) == 6 and value[0] == "storage":
+            _, kind, key, _, count, view = value
+            dtype = STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
+            is_sound = dtype and isinstance(key, str) and type(count) is int and count >= 0
+            if is_sound and view is None and sizes.get(key, (count,))[0] == count:
+                assert dtype is not None  # noqa: S101
+                sizes[key] = (count, dtype.itemsize)
+                continue
+        elif isinstance(value, tuple) and value[:1] == ("module",):
+            continue  # source code of a pickled module; not needed
+        raise refused(url, "it has a storage of a kind that current torch does not write")
+    return sizes
+
+
+def _checked_start(source: Source, begin: int, count: int, offset: int = 0) -> int:
+    """Where a byte of a storage lies; the number of elements in front is compared first."""
+    said = bytearray(_COUNT_BYTES)
+    source.fill(memoryview(said), begin - _COUNT_BYTES)
+    if int.from_bytes(said, "little") != count:
+        found = int.from_bytes(said, "little")
+        raise refused(source.url, f"expected a storage of {count} elements, got one of {found}")
+    return begin + offset

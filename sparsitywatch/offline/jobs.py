@@ -24,10 +24,9 @@ from torch import nn
 
 from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.loading import load_into
+from sparsitywatch.checkpoints.loading import load_into, stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -45,7 +44,7 @@ from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 __all__ = [
     "Given",
@@ -303,8 +302,8 @@ def _loaded(stored: Snapshot, module: nn.Module) -> Snapshot:
     """The same weights from the model that holds them now, in the dtype of the file."""
     parameters = stored.scope.parameters(module)
     assert isinstance(stored.tensors, LazyTensors)  # noqa: S101 for the type checker
-    dtypes = stored.tensors.dtypes
-    tensors = LazyTensors(dtypes, lambda name: parameters[name].detach().to(dtypes[name]))
+    entries = stored.tensors.entries
+    tensors = LazyTensors(entries, lambda name: parameters[name].detach().to(entries[name].dtype))
     return Snapshot(stored.step, stored.scope, tensors)
 
 

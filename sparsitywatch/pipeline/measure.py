@@ -33,7 +33,7 @@ from sparsitywatch.weights.sample import FINGERPRINTED, fingerprint
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 __all__ = ["Effort", "Measurement"]
 

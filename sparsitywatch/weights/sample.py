@@ -17,7 +17,7 @@ from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.stored import LazyTensors, SeenStore
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 __all__ = ["FINGERPRINTED", "Sampler", "fingerprint", "removed"]
 
@@ -53,22 +53,9 @@ class Sampler:
         """
         lazy, drawn = snapshot.tensors, self._drawn(snapshot.scope)
         assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
-        words: dict[str, np.ndarray] = {}
         for name, index in drawn.items():
             taken[name] = torch.empty(index.num, dtype=lazy.dtypes[name], device="cpu")
-            words[name] = taken[name].view(_WORDS[lazy.dtypes[name].itemsize]).numpy()
-
-        def read(name: str) -> torch.Tensor:
-            tensor = lazy[name]
-            taken[name].copy_(drawn[name].of(tensor))
-            return tensor
-
-        def see(name: str, offset: int, data: memoryview) -> None:
-            own = words[name]
-            drawn[name].put(np.frombuffer(data, own.dtype), offset // own.itemsize, own)
-
-        store = None if lazy.store is None else SeenStore(lazy.store, lazy.__getitem__, see)
-        return Snapshot(snapshot.step, snapshot.scope, LazyTensors(lazy.dtypes, read, store))
+        return Snapshot(snapshot.step, snapshot.scope, lazy.tapped(_Tap(drawn, taken)))
 
     def _drawn(self, scope: Scope) -> Mapping[str, _Index]:
         """What is sampled of each tensor, in the order of ``take``."""
@@ -124,6 +111,28 @@ class _Index:
             return
         begin, end = self.where.searchsorted([first, first + len(words)])
         into[begin:end] = words[self.where[begin:end] - first]
+
+
+class _Tap:
+    """Takes the sampled ones of the weights that are read.
+
+    Args:
+        drawn: which, of each tensor.
+        taken: where they go: memory for as many.
+    """
+
+    def __init__(self, drawn: Mapping[str, _Index], taken: Mapping[str, torch.Tensor]) -> None:
+        self._drawn, self._taken = drawn, taken
+        self._words = {
+            name: into.view(_WORDS[into.dtype.itemsize]).numpy() for name, into in taken.items()
+        }
+
+    def see(self, name: str, tensor: torch.Tensor) -> None:
+        self._taken[name].copy_(self._drawn[name].of(tensor))
+
+    def see_some(self, name: str, first: int, words: np.ndarray) -> None:
+        into = self._words[name]
+        self._drawn[name].put(words.view(into.dtype), first, into)
 
 
 @lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew

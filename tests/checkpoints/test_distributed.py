@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from sparsitywatch.checkpoints.distributed_metadata import parse_metadata
+from sparsitywatch.checkpoints.distributed import parse_metadata
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
@@ -95,7 +95,7 @@ def described(shape, chunks, **place) -> bytes:
 
 def test_a_described_tensor() -> None:
     tensors, others = parse_metadata("u", described((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
-    assert (tensors["w"].shape, tensors["w"].path, len(tensors["w"].chunks)) == (
+    assert (tensors["w"].shape, tensors["w"].path, len(tensors["w"].pieces)) == (
         (4, 2), ("model", "w"), 2,
     )  # fmt: skip
     assert others == {}

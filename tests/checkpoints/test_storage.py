@@ -18,10 +18,9 @@ from contracts.reader_contract import small_bert
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sparsitywatch.checkpoints import storage
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.parts import RangeFile, Window
-from sparsitywatch.checkpoints.storage import Folder, Source
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
+from sparsitywatch.checkpoints.storage import Folder, RangeFile, Source, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -71,7 +70,7 @@ def large_bert() -> torch.nn.Module:
     return transformers.BertForMaskedLM(config)
 
 
-@pytest.mark.parametrize("how", ["whole", "in stretches"])
+@pytest.mark.parametrize("how", ["whole", "in chunks"])
 @pytest.mark.parametrize("kind", ["safetensors", "torch"])
 def test_only_what_is_in_scope_is_fetched(
     kind: str, how: str, counting: CountingFileSystem
@@ -171,28 +170,30 @@ def test_a_part_as_a_file(tmp_path: Path) -> None:
     source.close()
 
 
-def test_pieces_are_the_bytes_in_their_order(counting, tmp_path: Path, monkeypatch) -> None:
+def test_a_buffer_is_filled_with_the_bytes_in_their_order(
+    counting, tmp_path: Path, monkeypatch
+) -> None:
     data = bytes(range(256)) * 2
     (tmp_path / "f").write_bytes(data)
     counting.pipe_file("counting://f", data)
     monkeypatch.setattr(storage, "_PIECE_BYTES", 104)
-    buffer = memoryview(bytearray(48))
+    buffer = memoryview(bytearray(451))
     local = Source(fsspec.filesystem("file"), str(tmp_path / "f"))
     remote = Source(counting, "/f")
-    for source, sizes in ((local, [48] * 9 + [19]), (remote, [48, 48, 8] * 4 + [35])):
-        pieces = [(len(piece), bytes(piece)) for piece in source.pieces(5, 451, buffer)]
-        assert b"".join(piece for _, piece in pieces) == data[5:456]
-        assert [size for size, _ in pieces] == sizes
+    for source in (local, remote):
+        buffer[:] = bytes(451)
+        source.fill(buffer, 5)
+        assert buffer == data[5:456]
         assert source.num_bytes_read == 451
-        assert list(source.pieces(512, 0, buffer)) == []
+        source.fill(buffer[:0], 512)
         with pytest.raises(IncompleteCheckpointError, match="at least 513 bytes, got 512"):
-            next(source.pieces(0, 513, buffer))
+            source.fill(buffer, 62)
         source.close()
     assert counting.fetched == [104] * 4 + [35]
     window = Window(remote, 100, 90)
-    assert b"".join(bytes(p) for p in window.pieces(10, 80, buffer)) == data[110:190]
+    assert window.read(10, 80) == data[110:190]
     with pytest.raises(IncompleteCheckpointError):
-        next(window.pieces(10, 81, buffer))
+        window.fill(buffer[:81], 10)
 
 
 def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None:
@@ -205,8 +206,7 @@ def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None
 
     monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
     source = Source(counting, "/f")
-    pieces = source.pieces(3, 190, memoryview(bytearray(8)))
-    assert b"".join(bytes(piece) for piece in pieces) == data[3:193]
+    assert source.read(3, 190) == data[3:193]
     assert source.num_bytes_read == 190
 
 
@@ -241,11 +241,7 @@ def test_only_storages_made_for_it_are_asked_at_once(is_async, counting, monkeyp
 
     monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
     with ThreadPoolExecutor(2) as pool:
-        list(
-            pool.map(
-                lambda i: list(source.pieces(500 * i, 400, memoryview(bytearray(8)))), range(2)
-            )
-        )
+        list(pool.map(lambda i: source.read(500 * i, 400), range(2)))
     assert source.num_bytes_read == 800
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.reader_contract import ReaderContract, failure, in_stretches, same_bits, small_bert
+from contracts.reader_contract import ReaderContract, failure, in_chunks, same_bits, small_bert
 from torch import nn
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:
@@ -141,7 +141,7 @@ def test_tensors_of_every_form(is_zip: bool, tmp_path: Path) -> None:
     with open_checkpoint(path) as checkpoint:
         for name, tensor in checkpoint.tensors():
             assert same_bits(tensor, weights[name].detach()), name
-            assert in_stretches(checkpoint, name), name
+            assert in_chunks(checkpoint, name), name
 
 
 def test_ties_share_their_storage_and_slices_do_not(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
         torch.serialization.set_crc32_options(True)
     with open_checkpoint(tmp_path / "w.pt") as checkpoint:
         assert checkpoint.read("w").tolist() == [1.0] * 5
-        assert in_stretches(checkpoint, "w")
+        assert in_chunks(checkpoint, "w")
 
 
 def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> N
         assert checkpoint.read("good").tolist() == [1.0] * 3
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             checkpoint.read("bad")
-        dtypes = dict.fromkeys(["good", "bad"], torch.float32)
-        lazy = LazyTensors(dtypes, checkpoint.read, checkpoint)
+        entries = {entry.name: entry for entry in checkpoint.entries()}
+        lazy = LazyTensors(entries, checkpoint.read, checkpoint)
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             MagnitudeSpectrum.of(lazy)
 

@@ -15,17 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
 
-from sparsitywatch.checkpoints import strided
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.discovery import discover
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -62,25 +60,13 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def in_stretches(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether the stretches of a tensor hold its elements, whatever their order."""
+def in_chunks(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether the chunks of a tensor are its bytes in flat order."""
     tensor = checkpoint.read(name)
-    buffer = memoryview(bytearray(64))
-    found = b""
     expected = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    for stretch in checkpoint.stretches(name):
-        pieces = [bytes(piece) for piece in stretch.pieces(buffer)]
-        assert all(len(piece) % tensor.itemsize == 0 for piece in pieces)
-        data = b"".join(pieces)
-        assert len(data) == stretch.num_bytes
-        if stretch.offset is not None:
-            assert data == expected[stretch.offset : stretch.offset + len(data)]
-        found += data
-    element = f"V{tensor.itemsize}"
-    return bool(
-        sorted(np.frombuffer(found, element).tolist())
-        == sorted(np.frombuffer(expected, element).tolist())
-    )
+    chunks = [bytes(chunk) for chunk in checkpoint.chunks(name, memoryview(bytearray(64)))]
+    assert all(len(chunk) % tensor.itemsize == 0 for chunk in chunks)
+    return b"".join(chunks) == expected
 
 
 def failure(path: Path) -> str | None:
@@ -192,13 +178,12 @@ class ReaderContract:
             with pytest.raises(KeyError):
                 checkpoint.read("no.such.name")
 
-    def test_stretches_hold_each_element_once(self, written, monkeypatch) -> None:
-        monkeypatch.setattr(strided, "STRETCH_BYTES", 200)
+    def test_chunks_are_the_bytes_in_flat_order(self, written) -> None:
         with open_checkpoint(written[1]) as checkpoint:
             for entry in checkpoint.entries():
-                assert in_stretches(checkpoint, entry.name), entry.name
+                assert in_chunks(checkpoint, entry.name), entry.name
             with pytest.raises(KeyError):
-                checkpoint.stretches("no.such.name")
+                next(checkpoint.chunks("no.such.name", memoryview(bytearray(64))))
 
     def test_descriptions_are_read_without_the_weights(self, written) -> None:
         with open_checkpoint(written[1]) as checkpoint:

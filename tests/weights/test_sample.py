@@ -11,14 +11,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from sparsitywatch.checkpoints import strided
+from sparsitywatch.checkpoints import base
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 
 def made(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -84,7 +85,7 @@ def save_distributed(model: nn.Module, path: Path) -> Path:
 def test_taken_while_it_is_counted(
     save: Callable[[nn.Module, Path], Path], num_samples, dtype, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(strided, "STRETCH_BYTES", 400)
+    monkeypatch.setattr(base, "_CHUNK_BYTES", 400)
     model = made(dtype)
     expected = Sampler(num_samples).take(live(model))
     with open_checkpoint(save(model, tmp_path)) as checkpoint:
@@ -102,8 +103,11 @@ def test_taken_while_it_is_counted(
 def test_taken_of_tensors_that_a_function_reads() -> None:
     model = made()
     snapshot = live(model)
-    dtypes = {name: tensor.dtype for name, tensor in snapshot.tensors.items()}
-    lazy = LazyTensors(dtypes, lambda name: snapshot.tensors[name])
+    entries = {
+        name: Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype)
+        for name, tensor in snapshot.tensors.items()
+    }
+    lazy = LazyTensors(entries, lambda name: snapshot.tensors[name])
     taken: dict[str, torch.Tensor] = {}
     tapped = Sampler(77).tapped(Snapshot(1, snapshot.scope, lazy), taken)
     assert MagnitudeSpectrum.of(tapped.tensors) == MagnitudeSpectrum.of(snapshot.tensors)

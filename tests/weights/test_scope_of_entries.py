@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stored_snapshot import stored_snapshot
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import PRESETS, Scope

@@ -12,8 +12,7 @@ from sparsitywatch.weights.spectrum.counter import Counter, kernels_for
 from sparsitywatch.weights.spectrum.histogram import Histogram
 from sparsitywatch.weights.spectrum.keys import raw_keys_on_device
 from sparsitywatch.weights.spectrum.reading import MAX_PIECE, map_pieces, pieces, words_of
-from sparsitywatch.weights.spectrum.stored import count_stored
-from sparsitywatch.weights.stored import LazyTensors
+from sparsitywatch.weights.spectrum.stored import LazyTensors, count_stored
 
 __all__ = ["count", "count_on_device"]
 
@@ -25,7 +24,7 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
     """One histogram per tensor, in the order of ``tensors``."""
     if isinstance(tensors, LazyTensors):  # stored ones, never all in memory
         if tensors.store is not None:
-            return count_stored(tensors.dtypes, tensors.store, num_threads)
+            return count_stored(tensors, num_threads)
         one_by_one = (count({name: tensors[name]}, num_threads) for name in tensors)
         return {name: found for counted in one_by_one for name, found in counted.items()}
     words = {name: words_of(name, tensor) for name, tensor in tensors.items()}

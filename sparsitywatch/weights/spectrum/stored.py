@@ -1,110 +1,167 @@
-"""Stored tensors counted as they are read, so that none is ever in memory as a whole.
+"""Weights that lie somewhere else: read when they are asked for, and counted as they are read.
 
 Each thread reads a little and counts it while it is still in that core's cache: the weights
-go through memory once less than if they were read first, and no page of it is ever fresh.
+go through memory once less than if they were read first, and no page of it is ever fresh. Reading
+whole tensors takes two to four times as long (docs/costs.md).
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum.bins import Storage
 from sparsitywatch.weights.spectrum.counter import MAX_ADDED, Counter, kernels_for
 from sparsitywatch.weights.spectrum.histogram import Histogram
 from sparsitywatch.weights.spectrum.reading import share_out, storage_of, worth_threads
-from sparsitywatch.weights.stored import Store, Stretch
 
-__all__ = ["BUFFER_BYTES", "count_stored"]
-
-#: What a thread reads before it counts: it stays in a cache, and is long beside the wait for the
-#: interpreter lock that comes between two of them.
-BUFFER_BYTES = 1 << 21
+__all__ = ["LazyTensors", "Store", "Tap", "count_stored"]
 
 
-def count_stored(
-    dtypes: Mapping[str, torch.dtype], store: Store, num_threads: int | None
-) -> dict[str, Histogram]:
-    """One histogram per tensor, in the order of ``dtypes``.
+class Tap(Protocol):
+    """Who sees stored weights while they are read for somebody else."""
+
+    def see(self, name: str, tensor: torch.Tensor) -> None:
+        """All of a tensor that is read as a whole."""
+
+    def see_some(self, name: str, first: int, words: np.ndarray) -> None:
+        """The bits, as integers, of weights from index ``first`` on in the flat tensor.
+
+        From several threads, each weight once.
+        """
+
+
+class Store(Protocol):
+    """Where stored weights lie; a ``Checkpoint`` is one. Threads may read side by side."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """How long the buffer for ``chunks`` should be."""
+
+    def in_byte_order(self, names: Iterable[str]) -> list[str]:
+        """Names of tensors in the order in which they are best read."""
+
+    def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+        """The bytes of a tensor in flat order, a number of whole weights at once.
+
+        Args:
+            name: of the tensor.
+            buffer: memory that chunks may lie in; each is good until the next is asked for.
+
+        Raises:
+            CheckpointError: they cannot be read, or are not what was stored.
+        """
+
+    def check_unchanged(self) -> None:
+        """Raise if something was written since it was opened."""
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Name to weights, each read when it is asked for and not kept.
 
     Args:
-        dtypes: the tensors to count, by name.
-        store: where they lie.
+        entries: what is known of each, in the order of the scope; an entry's own name is the
+            one in the store.
+        read: reads one tensor by its name.
+        store: gives the same weights in chunks, to be counted while they are read; None:
+            each tensor is read first and counted then.
+        taps: see what is read.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        read: Callable[[str], torch.Tensor],
+        store: Store | None = None,
+        taps: Sequence[Tap] = (),
+    ) -> None:
+        self.entries, self.store, self.taps = dict(entries), store, tuple(taps)
+        self.dtypes = {name: entry.dtype for name, entry in self.entries.items()}
+        self._read = read
+
+    def tapped(self, tap: Tap) -> LazyTensors:
+        """The same weights; ``tap``, too, sees what is read of them."""
+        return LazyTensors(self.entries, self._read, self.store, (*self.taps, tap))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.entries:
+            raise KeyError(name)
+        tensor = self._read(name)
+        for tap in self.taps:
+            tap.see(name, tensor)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, Histogram]:
+    """One histogram per tensor, in the order of the scope; each is read by one thread.
+
+    Args:
+        tensors: of a store.
         num_threads: at most; by default ``torch.get_num_threads()``.
 
     Raises:
         ConfigurationError: a tensor has a dtype that cannot be counted.
         CheckpointError: one cannot be read, or was written meanwhile.
     """
-    storages = {name: storage_of(name, dtype) for name, dtype in dtypes.items()}
-    tasks = [(name, stretch) for name in dtypes for stretch in store.stretches(name)]
-    tasks.sort(key=lambda task: task[1].position)
-    num_weights = sum(stretch.num_bytes // storages[name].num_bytes for name, stretch in tasks)
-    counter = Counter(kernels_for(num_weights, dtypes.values()))
-    buffers = _Buffer()
+    store = tensors.store
+    assert store is not None  # noqa: S101 for the type checker
+    storages = {name: storage_of(name, dtype) for name, dtype in tensors.dtypes.items()}
+    num_weights = sum(math.prod(entry.shape) for entry in tensors.entries.values())
+    counter = Counter(kernels_for(num_weights, tensors.dtypes.values()))
+    own_names = {entry.name: name for name, entry in tensors.entries.items()}
+    buffers = threading.local()
 
-    def counted(task: tuple[str, Stretch]) -> Histogram:
-        name, stretch = task
-        return _count(_words(stretch, storages[name], buffers.view), storages[name], counter)
+    def counted(stored_name: str) -> Histogram:
+        if not hasattr(buffers, "own"):
+            buffers.own = memoryview(bytearray(store.chunk_bytes))
+        name = own_names[stored_name]
+        storage, num_added, first = storages[name], 0, 0
+        found: list[Histogram] = []
+        for chunk in store.chunks(stored_name, buffers.own):
+            words = np.frombuffer(chunk, f"u{storage.num_bytes}")
+            for tap in tensors.taps:
+                tap.see_some(name, first, words)
+            first += len(words)
+            for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
+                if num_added + len(part) > MAX_ADDED:
+                    found.append(counter.take(storage))
+                    num_added = 0
+                counter.add(part, storage)
+                num_added += len(part)
+        return sum(found, counter.take(storage))
 
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
     num_threads = min(num_threads, worth_threads(num_weights, counter.pieces_per_thread))
-    parts: dict[str, list[Histogram]] = {name: [] for name in dtypes}
-    for (name, _), part in zip(tasks, share_out(counted, tasks, num_threads), strict=True):
-        parts[name].append(part)
-    found = {name: _sum(dtypes[name], own) for name, own in parts.items()}
-    for name, histogram in found.items():
+    order = store.in_byte_order(own_names)
+    by_stored_name = dict(zip(order, share_out(counted, order, num_threads), strict=True))
+    histograms = {}
+    for name, entry in tensors.entries.items():
+        histogram = by_stored_name[entry.name]
         if histogram.may_hold_inf:
-            found[name] = histogram.with_inf(_num_inf(store, name, storages[name]))
+            histogram = histogram.with_inf(_num_inf(store, entry.name, storages[name]))
+        histograms[name] = histogram
     store.check_unchanged()
-    return found
+    return histograms
 
 
-class _Buffer(threading.local):
-    """What one thread reads into."""
-
-    def __init__(self) -> None:
-        self.view = memoryview(bytearray(BUFFER_BYTES))
-
-
-def _count(words: Iterator[np.ndarray], storage: Storage, counter: Counter) -> Histogram:
-    found: list[Histogram] = []
-    num_added = 0
-    for piece in words:
-        for start in range(0, len(piece), MAX_ADDED):
-            part = piece[start : start + MAX_ADDED]
-            if num_added + len(part) > MAX_ADDED:
-                found.append(counter.take(storage))
-                num_added = 0
-            counter.add(part, storage)
-            num_added += len(part)
-    return _sum(storage.dtype, [*found, counter.take(storage)])
-
-
-def _sum(dtype: torch.dtype, histograms: Sequence[Histogram]) -> Histogram:
-    if not histograms:
-        return Histogram.empty(dtype)
-    first, *others = histograms
-    return sum(others, first)
-
-
-def _words(stretch: Stretch, storage: Storage, buffer: memoryview) -> Iterator[np.ndarray]:
-    """The words of a stretch, flat and aligned, some at once."""
-    for piece in stretch.pieces(buffer):
-        words = np.frombuffer(piece, f"u{storage.num_bytes}")
-        # what is compiled takes no others
-        yield words if words.flags.aligned and words.flags.writeable else words.copy()
-
-
-def _num_inf(store: Store, name: str, storage: Storage) -> int:
+def _num_inf(store: Store, stored_name: str, storage: Storage) -> int:
     """How many weights are infinite, of a dtype whose bins do not tell; reads them again."""
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+    buffer = memoryview(bytearray(store.chunk_bytes))
     sign_off = (1 << (8 * storage.num_bytes - 1)) - 1
-    return sum(
-        int(np.count_nonzero((words & words.dtype.type(sign_off)) == storage.inf_bits))
-        for stretch in store.stretches(name)
-        for words in _words(stretch, storage, buffer)
-    )
+    found = 0
+    for chunk in store.chunks(stored_name, buffer):
+        words = np.frombuffer(chunk, f"u{storage.num_bytes}")
+        found += int(np.count_nonzero((words & words.dtype.type(sign_off)) == storage.inf_bits))
+    return found
