@@ -4,6 +4,7 @@ from .analysis.detect import DormantRise as DormantRise
 from .analysis.estimate import essential_sparsity as essential_sparsity
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigurationError as ConfigurationError
+from .errors import IncompleteCheckpointError as IncompleteCheckpointError
 from .errors import MeasurementError as MeasurementError
 from .errors import MissingExtraError as MissingExtraError
 from .errors import ProxyError as ProxyError

@@ -22,6 +22,7 @@ PUBLIC = {
     "Event",
     "GlobalMagnitude",
     "Grid",
+    "IncompleteCheckpointError",
     "MagnitudeSpectrum",
     "MeasurementError",
     "MemorySink",
