@@ -18,6 +18,7 @@ from .live.schedule import geometric as geometric
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
 from .offline.replay import replay as replay
+from .pipeline.rundir import load as load
 from .pruning.patterns import GlobalMagnitude as GlobalMagnitude
 from .pruning.proxy import Proxy as Proxy
 from .pruning.sweep import Bisection as Bisection

@@ -5,33 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.analysis.comparison import (
-    EventDigest,
-    RunDigest,
-    differences,
-    digest,
-    require_comparable,
-)
-from sparsitywatch.analysis.standing import standing
-from sparsitywatch.cli.plot import save
-from sparsitywatch.cli.reading import directory_of, read
-from sparsitywatch.cli.tables import align
+from sparsitywatch.analysis.digest import Digest, differences, digest, require_comparable
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.cli.pictures import save
+from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import EssentialSparsity, Event, Record, to_json
+from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.shown import shown_text
-from sparsitywatch.sinks.jsonl import read_manifest
 
 __all__ = ["Comparison", "add_to"]
-
-_RULE = "initial_0.1"
-
-Runs = dict[str, tuple[list[Record], list[Event]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +28,12 @@ class Comparison:
     Args:
         weights_only: whether what depends on a proxy is left out.
         notes: what to know before reading the numbers.
-        runs: what each came to, in the order of the call.
+        runs: each in short, in the order of the call.
     """
 
     weights_only: bool
     notes: tuple[str, ...]
-    runs: tuple[RunDigest, ...]
+    runs: tuple[Digest, ...]
 
 
 def add_to(commands: Any) -> None:
@@ -65,28 +52,25 @@ def add_to(commands: Any) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     runs = _read_all(arguments.runs)
-    records = {name: found for name, (found, _) in runs.items()}
     weights_only: bool = arguments.weights_only
-    require_comparable(records, weights_only=weights_only)
-    comparison = Comparison(
-        weights_only=weights_only,
-        notes=(*_troubles(arguments.runs, records), *_notes(records, weights_only=weights_only)),
-        runs=tuple(
-            digest(name, found, events, weights_only=weights_only)
-            for name, (found, events) in runs.items()
-        ),
-    )
+    require_comparable(_records(runs), weights_only=weights_only)
+    digests = tuple(digest(run, weights_only=weights_only) for run in runs)
+    # that a run is quiet says nothing where its watch did not see to the end
+    troubles = [shown_text(f"{one.name}: {one.trouble}.") for one in digests if one.trouble]
+    notes = (*troubles, *(_notes(runs) if weights_only else ()))
+    comparison = Comparison(weights_only=weights_only, notes=notes, runs=digests)
     if arguments.output is not None:
         # drawing takes a second to import
         from sparsitywatch.plots import comparison_figure
 
-        save(comparison_figure(runs, weights_only=weights_only), arguments.output)
+        drawn = {run.name: (run.records, run.events) for run in runs}
+        save(comparison_figure(drawn, weights_only=weights_only), arguments.output)
     print(to_json(comparison) if arguments.json else "\n".join(_table(comparison)))
     if arguments.output is not None and not arguments.json:
         print(f"\n{arguments.output}")
 
 
-def _read_all(logdirs: Sequence[Path]) -> Runs:
+def _read_all(logdirs: Sequence[Path]) -> list[Run]:
     """Every run by a short name of its own, in the order of the call."""
     places = [Path(os.path.normpath(logdir.absolute())) for logdir in logdirs]
     if len(places) < 2 or len(set(places)) < len(places):
@@ -95,41 +79,34 @@ def _read_all(logdirs: Sequence[Path]) -> Runs:
             f"{', '.join(str(logdir) for logdir in logdirs)}."
         )
     common = Path(os.path.commonpath(places))
-    return {
-        str(place.relative_to(common) if place != common else place): read(logdir)
+    return [
+        read(logdir, str(place.relative_to(common) if place != common else place))
         for place, logdir in zip(places, logdirs, strict=True)
-    }
+    ]
 
 
-def _troubles(logdirs: Sequence[Path], records: dict[str, list[Record]]) -> list[str]:
-    """Runs whose watch did not see to the end: that they are quiet says nothing."""
-    told = []
-    for logdir, (name, found) in zip(logdirs, records.items(), strict=True):
-        info = read_manifest(directory_of(logdir))
-        trouble = standing(found, info, now=time.time()).trouble
-        told += [shown_text(f"{name}: {trouble}.")] if trouble else []
-    return told
+def _records(runs: Sequence[Run]) -> dict[str, Sequence[Record]]:
+    return {run.name: run.records for run in runs}
 
 
-def _notes(records: dict[str, list[Record]], *, weights_only: bool) -> list[str]:
-    if not weights_only:
-        return []
+def _notes(runs: Sequence[Run]) -> list[str]:
+    """What to know of runs of which only the weights are compared."""
     notes = ["Weights only: what depends on a proxy is left out."]
-    ignored = differences(records)
+    ignored = [difference.field for difference in differences(_records(runs))]
     if ignored:
-        notes.append(f"The runs differ in {', '.join(d.field for d in ignored)}.")
-    if any(difference.field == "dtypes" for difference in ignored):
+        notes.append(f"The runs differ in {', '.join(ignored)}.")
+    if "dtypes" in ignored:
         notes.append("Rounding to another dtype changes which weights pass as dormant.")
     return notes
 
 
 def _table(comparison: Comparison) -> list[str]:
-    header = ("run", "looks", "last step", "near zero", "dormant", "decay clock")
+    header = ("run", "snapshots", "last step", "near zero", "dormant", "decay clock")
     estimates = () if comparison.weights_only else ("essential sparsity",)
     rows = [_row(run, weights_only=comparison.weights_only) for run in comparison.runs]
     lines = [*comparison.notes, *([""] if comparison.notes else [])]
     lines += ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]
-    events = [_event_row(run.name, event) for run in comparison.runs for event in run.events]
+    events = [_event_row(run, event) for run in comparison.runs for event in run.events]
     if not events:
         return [*lines, "Events: none"]
     header = ("run", "series", "", "began", "seen", "decay clock when it began")
@@ -137,20 +114,19 @@ def _table(comparison: Comparison) -> list[str]:
     return [*lines, "Events", *align([header, *events, *quiet], right={3, 4, 5})]
 
 
-def _row(run: RunDigest, *, weights_only: bool) -> tuple[str, ...]:
-    looks = f"{run.num_snapshots}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
-    numbers = (run.near_zero.get(_RULE, math.nan), run.dormant, run.decay_clock)
-    cells = (run.name, looks, str(run.last_step), *map(_number, numbers))
-    return cells if weights_only else (*cells, _estimate(run.essential_sparsity))
+def _row(run: Digest, *, weights_only: bool) -> tuple[str, ...]:
+    snapshots = f"{run.num_records}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
+    watched = ("near_zero/initial_0.1", "motion/dormant", "motion/decay_clock")
+    cells = (run.name, snapshots, str(run.last_step), *(_number(run.last(s)) for s in watched))
+    if weights_only:
+        return cells
+    estimate = run.essential_sparsity
+    return (*cells, "not measured" if estimate is None else estimate.describe())
 
 
-def _event_row(name: str, event: EventDigest) -> tuple[str, ...]:
+def _event_row(run: Digest, event: Event) -> tuple[str, ...]:
     steps = str(event.onset_step), str(event.detected_step)
-    return name, event.series, event.direction, *steps, _number(event.onset_clock)
-
-
-def _estimate(estimate: EssentialSparsity | None) -> str:
-    return "not measured" if estimate is None else estimate.describe()
+    return run.name, event.series, event.direction, *steps, _number(run.onset_clock[event.id])
 
 
 def _number(x: float) -> str:

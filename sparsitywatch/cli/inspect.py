@@ -7,13 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sparsitywatch.cli.scope_option import add_scope_option, scope_of
-from sparsitywatch.cli.storage_option import (
-    add_duplicates_option,
-    add_storage_option,
-    storage_options,
-)
-from sparsitywatch.cli.tables import align, count
+from sparsitywatch.cli.options import add_checkpoint_options, scope_of, storage_options
+from sparsitywatch.cli.summary import align, count
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
 from sparsitywatch.shown import shown_name, shown_url
@@ -33,15 +28,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect", help="what checkpoints hold, and which of it would count"
     )
-    parser.add_argument(
-        "places",
-        metavar="CHECKPOINT",
-        nargs="+",
-        help="a checkpoint, a folder of them or a pattern, on any storage that fsspec knows",
-    )
-    add_scope_option(parser)
-    add_storage_option(parser)
-    add_duplicates_option(parser)
+    add_checkpoint_options(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a checkpoint")
     parser.set_defaults(run=_run)
 
@@ -96,7 +83,7 @@ def _list(found: Sequence[Found], *, as_json: bool) -> int:
 
 
 def _page(description: Description) -> list[str]:
-    step = "no step is told"
+    step = "no step is stated"
     if description.step is not None:
         step = f"step {description.step} (from its {description.step_from})"
     whole, chosen = description.total, description.in_scope

@@ -1,4 +1,4 @@
-"""``sparsitywatch replay``: saved checkpoints looked at as a live watch would have."""
+"""``sparsitywatch replay``: saved checkpoints measured as a live watch would have."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from sparsitywatch.cli.model_option import add_model_options, model_and_proxy
-from sparsitywatch.cli.progress import Progress
-from sparsitywatch.cli.scope_option import add_scope_option, scope_of
-from sparsitywatch.cli.storage_option import (
-    add_duplicates_option,
-    add_storage_option,
+from sparsitywatch.cli.options import (
+    add_checkpoint_options,
+    add_model_options,
+    model_and_proxy,
+    scope_of,
     storage_options,
 )
-from sparsitywatch.cli.tables import count
+from sparsitywatch.cli.summary import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.shown import shown_name, shown_url
@@ -32,7 +31,7 @@ if TYPE_CHECKING:  # torch takes a second to import
 
 __all__ = ["add_to"]
 
-#: Exit status when some checkpoints could not be looked at; the others are in the log.
+#: Exit status when some checkpoints could not be measured; the others are in the log.
 _NOT_ALL_READABLE = 2
 _INTERRUPTED = 130
 
@@ -41,21 +40,13 @@ def add_to(commands: Any) -> None:
     """Add the command to the subparsers of the command line."""
     parser = commands.add_parser(
         "replay",
-        help="look at saved checkpoints as a live watch would have",
-        description="Look at saved checkpoints, by step. Started again, it does what is missing.",
+        help="measure saved checkpoints as a live watch would have",
+        description="Measure saved checkpoints, by step. Started again, it does what is missing.",
     )
-    parser.add_argument(
-        "places",
-        metavar="CHECKPOINT",
-        nargs="+",
-        help="a checkpoint, a folder of them or a pattern, on any storage that fsspec knows",
-    )
+    add_checkpoint_options(parser)
     parser.add_argument(
         "--logdir", metavar="DIR", type=Path, required=True, help="where everything goes"
     )
-    add_scope_option(parser)
-    add_storage_option(parser)
-    add_duplicates_option(parser)
     parser.add_argument(
         "--tolerance",
         metavar="EPSILON",
@@ -79,13 +70,17 @@ def add_to(commands: Any) -> None:
         "default the first checkpoint",
     )
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=1, help="processes that look (default: 1)"
+        "--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)"
     )
     parser.add_argument(
         "--follow", action="store_true", help="wait for the checkpoints of a run that goes on"
     )
     parser.add_argument(
-        "--poll", metavar="S", type=float, default=5.0, help="seconds between looks for new ones"
+        "--poll",
+        metavar="S",
+        type=float,
+        default=5.0,
+        help="seconds between two listings of the folder (default: 5)",
     )
     parser.add_argument(
         "--idle-timeout", metavar="S", type=float, help="end after so many seconds without news"
@@ -104,11 +99,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from sparsitywatch.weights.near_zero import DEFAULT_RULES
 
     model, proxy = model_and_proxy(arguments)
-    # everything that is logged is told below
+    # everything that is logged is printed below
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
-    told = _Lines() if arguments.json else _Words()
+    output = _Lines() if arguments.json else _Words()
     with ExitStack() as stack:
         stack.enter_context(_terminated_as_interrupted())
+        stack.callback(output.close)
         num = arguments.workers
         executor = None if num == 1 else stack.enter_context(processes(num))
         try:
@@ -124,25 +120,25 @@ def _run(arguments: argparse.Namespace) -> int:
                 near_zero=arguments.near_zero or DEFAULT_RULES,
                 initial_rms=arguments.initial,
                 storage_options=options,
-                on_event=[told.event],
-                on_record=[told.record],
-                on_failure=[told.failure],
-                on_progress=[told.progress],
-                on_waiting=[told.waiting],
+                on_event=[output.event],
+                on_record=[output.record],
+                on_failure=[output.failure],
+                on_progress=[output.progress],
+                on_waiting=[output.waiting],
                 follow=arguments.follow,
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
                 duplicates=arguments.duplicates,
             )
         except KeyboardInterrupt:
-            told.interrupted()
+            output.interrupted()
             return _INTERRUPTED
         except BrokenExecutor as error:
             raise MeasurementError(
                 "A worker ended before its time, perhaps killed for its memory. The same command "
                 "goes on from here; give fewer `--workers`."
             ) from error
-    told.end(replayed)
+    output.end(replayed)
     return _NOT_ALL_READABLE if replayed.failures else 0
 
 
@@ -161,42 +157,50 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 class _Words:
-    """For people: a bar, and a line for what matters."""
+    """For people: a bar on a terminal, and a line for what matters."""
 
     def __init__(self) -> None:
-        self._bar = Progress("checkpoints")
-        self._num_done = 0
+        from tqdm import tqdm
+
+        # None: drawn on a terminal, nowhere else; not before there is something to count
+        self._bar = tqdm(
+            unit=" checkpoints", disable=None, delay=0.1, leave=False, smoothing=0.0,
+            dynamic_ncols=True,
+        )  # fmt: skip
+        self._is_counting = False
 
     def record(self, record: Record) -> None:
-        """Nothing: the bar says that it is done."""
+        """Nothing: the bar shows that it is done."""
 
     def event(self, event: Event) -> None:
-        self._bar.say(event.describe(), sys.stdout)
+        self._print(event.describe(), sys.stdout)
 
     def failure(self, failure: Failure) -> None:
-        self._bar.say(shown_name(failure.reason))
+        self._print(shown_name(failure.reason), sys.stderr)
 
     def progress(self, done: int, total: int) -> None:
-        if self._num_done == 0:
-            self._bar.begin(done - 1)
-        self._num_done += 1
-        self._bar.update(done, total)
+        if not self._is_counting:  # the rate is that of the checkpoints of this call
+            self._bar.initial = self._bar.n = done - 1
+            self._is_counting = True
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
     def waiting(self, reason: str) -> None:
-        self._bar.say(shown_name(f"Waiting, as nothing is there yet: {reason}"))
+        self._print(shown_name(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
 
     def interrupted(self) -> None:
-        self._bar.clear()
-        print("Interrupted; the same command goes on from here.", file=sys.stderr)
+        self._print("Interrupted; the same command goes on from here.", sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
 
     def end(self, replayed: Replayed) -> None:
-        self._bar.clear()
         for one in replayed.left_out:
             print(shown_name(one.reason), file=sys.stderr)
         records, failures = replayed.records, replayed.failures
         earlier = len(records) - replayed.num_snapshots
         words = [
-            f"{count(replayed.num_snapshots, 'checkpoint')} looked at",
+            f"{count(replayed.num_snapshots, 'checkpoint')} measured",
             *([f"{earlier:,} in the log already"] if earlier > 0 else []),
             count(len(replayed.events), "event"),
             *([f"{len(failures):,} could not be read"] if failures else []),
@@ -205,6 +209,11 @@ class _Words:
         if records and replayed.directory is not None:
             logdir = replayed.directory.parent
             print(f"  tensorboard --logdir {logdir}\n  sparsitywatch summary {logdir}")
+
+    def _print(self, text: str, stream: TextIO) -> None:
+        """A line of its own, above the bar."""
+        with self._bar.external_write_mode(file=stream):
+            print(text, file=stream, flush=True)
 
 
 class _Lines:
@@ -227,6 +236,9 @@ class _Lines:
 
     def interrupted(self) -> None:
         self._print("interrupted")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def end(self, replayed: Replayed) -> None:
         for one in replayed.left_out:

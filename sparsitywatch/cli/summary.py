@@ -1,142 +1,46 @@
-"""``sparsitywatch summary``: a run in short, as a table or as JSON."""
+"""``sparsitywatch summary`` and ``scope``: a run in short, and which parameters are watched."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.analysis.standing import standing
-from sparsitywatch.cli.reading import directory_of, read
-from sparsitywatch.cli.tables import align, count
-from sparsitywatch.records import (
-    EssentialSparsity,
-    Event,
-    Provenance,
-    Record,
-    RunInfo,
-    ScopeSummary,
-    WatchState,
-    to_json,
-)
-from sparsitywatch.shown import shown_text
-from sparsitywatch.sinks.jsonl import read_manifest
+from sparsitywatch.analysis.digest import Digest, digest
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pipeline.rundir import load
+from sparsitywatch.records import LedgerEntry, to_json
+from sparsitywatch.shown import shown_name, shown_text
 
-__all__ = ["RunSummary", "SeriesSummary", "add_to", "summarise"]
+__all__ = ["add_scope_to", "add_to", "align", "count", "read"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeriesSummary:
-    """One series over a run: its ends and its extremes, with the steps of the extremes."""
-
-    first: float
-    last: float
-    lowest: float
-    lowest_step: int
-    highest: float
-    highest_step: int
+#: Of a run that has begun, in the order in which their times say when.
+_FILES = ("records.jsonl", "run.json")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """A run in short.
+def read(logdir: Path, name: str | None = None) -> Run:
+    """A run with at least one record.
 
-    Args:
-        num_records: looks at the weights so far.
-        num_invalid: those whose measurement failed.
-        num_informative: those with an informative essential sparsity.
-        first_step, last_step: steps of the first and the last look.
-        stall_s: time for which all looks together held up the training, in seconds.
-        num_evaluated: those with an evaluation that succeeded.
-        scope, provenance: as in the last record.
-        essential_sparsity: as in the last record that has one, which is of ``estimated_step``; None
-            and -1 if none has.
-        standing: sentences on how the watch itself is, the most important one first; nothing of
-            a replay without faults.
-        state: the watch's own word on that; None of a replay, and in earlier logs.
-        series: every series of the records but the watch's own costs, by name.
-        events: in the order in which they were seen.
-        notes: what to know beside the numbers, by step, where it begins.
+    Raises:
+        ConfigurationError: there is no run, or no record in it yet.
+        StateError: the log is damaged.
     """
-
-    num_records: int
-    num_invalid: int
-    num_informative: int
-    first_step: int
-    last_step: int
-    stall_s: float
-    num_evaluated: int
-    scope: ScopeSummary
-    provenance: Provenance
-    essential_sparsity: EssentialSparsity | None
-    estimated_step: int
-    standing: tuple[str, ...]
-    state: WatchState | None
-    series: Mapping[str, SeriesSummary]
-    events: tuple[Event, ...]
-    notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
-
-
-def summarise(
-    records: Sequence[Record],
-    events: Iterable[Event],
-    info: RunInfo | None = None,
-    *,
-    now: float | None = None,
-) -> RunSummary:
-    """A run in short.
-
-    Args:
-        records: in the order of the steps, at least one.
-        events: in the order in which they were seen.
-        info: what was said about the run; None if that is not known.
-        now: seconds since the epoch, to see whether a watch still lives; None to take its word.
-    """
-    points: dict[str, list[tuple[float, int]]] = {}
-    for record in records:
-        for name, value in record.series().items():
-            if not name.startswith("watch/") and name != "essential_sparsity/informative":
-                points.setdefault(name, []).append((value, record.step))
-    last = records[-1]
-    estimated = [record for record in records if record.essential_sparsity is not None]
-    return RunSummary(
-        num_records=len(records),
-        num_invalid=sum(not record.valid for record in records),
-        num_informative=len(points.get("essential_sparsity/value", ())),
-        first_step=records[0].step,
-        last_step=last.step,
-        stall_s=math.fsum(record.cost.stall_s for record in records),
-        num_evaluated=sum(record.curve is not None for record in records),
-        scope=last.scope,
-        provenance=last.provenance,
-        essential_sparsity=estimated[-1].essential_sparsity if estimated else None,
-        estimated_step=estimated[-1].step if estimated else -1,
-        standing=standing(records, info, now=now).sentences,
-        state=None if info is None else info.state,
-        series={name: _summarise_series(values) for name, values in points.items()},
-        events=tuple(events),
-        notes={
-            record.step: remarks
-            for before, record in zip([None, *records], records, strict=False)
-            if (remarks := record.remarks(before))
-        },
-    )
-
-
-def _summarise_series(points: Sequence[tuple[float, int]]) -> SeriesSummary:
-    lowest = min(points, key=lambda point: point[0])
-    highest = max(points, key=lambda point: point[0])
-    return SeriesSummary(
-        first=points[0][0],
-        last=points[-1][0],
-        lowest=lowest[0],
-        lowest_step=lowest[1],
-        highest=highest[0],
-        highest_step=highest[1],
+    run = load(logdir, name=name)
+    if run.records:
+        return run
+    directory = run.directory or logdir
+    # a manifest is written anew while it is waited for the first record
+    files = [path for file in _FILES if (path := directory / file).exists()]
+    begun = datetime.fromtimestamp(files[0].stat().st_mtime, timezone.utc)
+    raise ConfigurationError(
+        f"Expected records of a watched run at LOGDIR, found none yet in {str(logdir)!r}: the run "
+        f"began at {begun:%Y-%m-%d %H:%M:%S} UTC and has taken no snapshot so far. The first one "
+        "comes when `every` says so; `sparsitywatch scope` shows what is watched."
     )
 
 
@@ -149,21 +53,20 @@ def add_to(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    records, events = read(arguments.logdir)
-    info = read_manifest(directory_of(arguments.logdir))
-    summary = summarise(records, events, info, now=time.time())
+    summary = digest(read(arguments.logdir))
     print(to_json(summary) if arguments.json else "\n".join(_table(summary)))
 
 
-def _table(summary: RunSummary) -> list[str]:
-    looks = count(summary.num_records, "look")
+def _table(summary: Digest) -> list[str]:
+    snapshots = count(summary.num_records, "snapshot")
     steps = f"{summary.first_step} to {summary.last_step}"
+    stall = f"stall {summary.cost.stall_s:.1f} s"
     weights = f"{summary.scope.num_weights:,} weights"
     tensors = count(summary.scope.num_tensors, "tensor")
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
         *map(shown_text, summary.standing),
-        f"{looks} at steps {steps}, {summary.num_invalid} invalid; stall {summary.stall_s:.1f} s",
+        f"{snapshots} at steps {steps}, {summary.num_invalid} invalid; {stall}",
         f"{weights} in {tensors}; pattern {pattern}, {evaluation}",
         "",
     ]
@@ -187,7 +90,7 @@ def _table(summary: RunSummary) -> list[str]:
     return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 
 
-def _estimate_lines(summary: RunSummary) -> list[str]:
+def _estimate_lines(summary: Digest) -> list[str]:
     estimate = summary.essential_sparsity
     if estimate is None and summary.provenance.proxy_hash:
         return ["essential sparsity: not known, no evaluation has succeeded"]
@@ -196,7 +99,7 @@ def _estimate_lines(summary: RunSummary) -> list[str]:
     here = f"essential sparsity at step {summary.estimated_step}:"
     seen = (
         f"evaluated at {summary.num_evaluated}, informative at {summary.num_informative} of "
-        f"{count(summary.num_records, 'look')}"
+        f"{count(summary.num_records, 'snapshot')}"
     )
     if not estimate.informative:
         return [f"{here} not informative; {estimate.reason}", seen]
@@ -205,3 +108,70 @@ def _estimate_lines(summary: RunSummary) -> list[str]:
         interval = f"[{estimate.low:.3f}, {estimate.high:.3f}] at {estimate.confidence:.0%}"
     tolerance = f"tolerance {estimate.tolerance:g} {estimate.mode}"
     return [f"{here} {estimate.value:.3f}, {interval}, {tolerance}", seen]
+
+
+# ------------------------------------------------------------------ which parameters are watched
+
+
+def add_scope_to(commands: Any) -> None:
+    """Add the command ``scope`` to the subparsers of the command line."""
+    parser = commands.add_parser("scope", help="which parameters are watched")
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
+    parser.set_defaults(run=_scope)
+
+
+def _scope(arguments: argparse.Namespace) -> None:
+    info = load(arguments.logdir).info
+    if info is None:
+        raise ConfigurationError(
+            f"Expected run.json, which has the scope ledger, found none in "
+            f"{str(arguments.logdir)!r}."
+        )
+    watched = [entry for entry in info.ledger if entry.in_scope]
+    num_watched, num_all = _num_weights(watched), _num_weights(info.ledger)
+    print(
+        f"{len(watched)} of {len(info.ledger)} parameters in scope, "
+        f"{num_watched:,} of {num_all:,} weights ({num_watched / max(num_all, 1):.1%})\n"
+    )
+    header = ("scope", "parameter", "shape", "weights", "why")
+    print("\n".join(align([header, *map(_ledger_row, info.ledger)], right={3})))
+
+
+def _num_weights(entries: Iterable[LedgerEntry]) -> int:
+    return sum(entry.num_weights for entry in entries)
+
+
+def _ledger_row(entry: LedgerEntry) -> tuple[str, ...]:
+    tied = f"; the same as {', '.join(entry.aliases)}" if entry.aliases else ""
+    shape = " x ".join(map(str, entry.shape)) or "scalar"
+    scope = "in" if entry.in_scope else "out"
+    return scope, entry.name, shape, f"{entry.num_weights:,}", entry.reason + tied
+
+
+# ------------------------------------------------------------------ plain-text tables
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count(1, "snapshot"), count(1200, "snapshot")
+    ('1 snapshot', '1,200 snapshots')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
+    """Lines with the cells below each other; the columns in ``right`` end together.
+
+    >>> align([("run", "step"), ("a", "5")], right={1})
+    ['run  step', 'a       5']
+    """
+    rows = [tuple(map(shown_name, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sparsitywatch.analysis.standing import Standing, standing
+from sparsitywatch.analysis.run import Standing, standing
 from sparsitywatch.plots.steps import Timeline
 from sparsitywatch.records import RunInfo
 from sparsitywatch.series import describe

@@ -1,8 +1,9 @@
-"""The directory of a watched run: checked, claimed by one writer, set aside for a new run."""
+"""The directory of a watched run: read, checked, claimed by one writer, set aside for a new run."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -16,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 
-__all__ = ["Claim", "place", "prepare", "set_aside"]
+__all__ = ["Claim", "load", "place", "prepare", "set_aside"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -26,6 +29,43 @@ _logger = logging.getLogger("sparsitywatch")
 _WRITER = ".writer"
 #: How long to wait for another writer to finish what it has begun.
 _WAIT_S = 30.0
+
+
+def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
+    """A run from its log, also while it is still being written.
+
+    Args:
+        logdir: where the run logs to, such as "runs/bert", or the folder in it that has the log,
+            such as "runs/bert/sparsitywatch".
+        name: what to call the run; by default as its folder.
+
+    Returns:
+        Its records, its events, its manifest, and how its watch stands; each is read when it is
+        first asked for. A line that is only half written by then is left out.
+
+    Raises:
+        ConfigurationError: there is no run; runs that are near are named.
+    """
+    given = place(logdir).parent
+    directory = given / "sparsitywatch" if (given / "sparsitywatch").is_dir() else given
+    if not _holds_run(directory):
+        near = sorted(str(path.parents[1]) for path in given.glob("*/sparsitywatch/run.json"))
+        hint = f"Watched runs in there: {', '.join(near)}" if near else "Is it the run's `logdir`?"
+        found = "neither records.jsonl nor run.json" if directory.is_dir() else "no directory"
+        raise ConfigurationError(
+            f"Expected `logdir` to hold the log of a watched run, found {found} in "
+            f"{str(logdir)!r}. {hint}"
+        )
+    own = directory.absolute()
+    own = own.parent if own.name == "sparsitywatch" else own
+    return Run(
+        functools.partial(read_records, directory),
+        functools.partial(read_events, directory),
+        functools.partial(read_manifest, directory),
+        name=(own.name or str(logdir)) if name is None else name,
+        directory=directory,
+        now=time.time(),
+    )
 
 
 def place(logdir: str | os.PathLike[str]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ import torch
 from contracts import fake_run
 
 import sparsitywatch as sw
-from sparsitywatch.cli import main, summarise
+from sparsitywatch.cli import main
 
 STEPS = range(0, 2001, 200)
 
@@ -68,14 +67,14 @@ def test_summary_table(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None
         str(STEPS[near_zero.index(highest)]),
     ]
     assert row(output, "value/reliance")[1] == f"{records[-1].reliance:.4g}"
-    assert "11 looks at steps 0 to 2000, 0 invalid; stall 3.4 s" in output
+    assert "11 snapshots at steps 0 to 2000, 0 invalid; stall 3.4 s" in output
     assert "49,152 weights in 12 tensors; pattern global, zero-shot" in output
     estimate = records[-1].essential_sparsity
     interval = f"{estimate.value:.3f}, [{estimate.low:.3f}, {estimate.high:.3f}] at 90%"
     assert f"essential sparsity at step 2000: {interval}, tolerance 0.01 relative" in output
     num_informative = sum(record.essential_sparsity.informative for record in records)
     assert 0 < num_informative < len(records)
-    assert f"informative at {num_informative} of 11 looks" in output
+    assert f"informative at {num_informative} of 11 snapshots" in output
     assert output.count("rose abruptly") == len(fake_run.events())
     assert "weights/num_nan" not in output  # nothing broken, no line
     table, _, _ = output.partition("2 events")
@@ -91,22 +90,11 @@ def test_summary_as_json(logdir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["essential_sparsity"]["value"] == last.essential_sparsity.value
     assert [event["onset_step"] for event in found["events"]] == [600, 1050]
     assert not any(name.startswith("watch/") for name in found["series"])
-
-
-def test_series_ends_and_extremes_by_hand() -> None:
-    look, _ = fake_run.look(0)
-    values = (0.3, math.nan, 0.1, 0.5, 0.2)
-    records = [
-        dataclasses.replace(look, step=10 * i, near_zero={"zero": value})
-        for i, value in enumerate(values)
-    ]
-    records[3] = dataclasses.replace(records[3], valid=False)  # what it measured counts
-    summary = summarise(records, [])
-    found = summary.series["near_zero/zero"]
-    assert (found.first, found.last) == (0.3, 0.2)
-    assert (found.lowest, found.lowest_step) == (0.1, 20)
-    assert (found.highest, found.highest_step) == (0.5, 30)
-    assert (summary.num_records, summary.num_invalid) == (5, 1)
+    records = [record for record, _ in fake_run.looks(STEPS)]
+    for field in ("stall_s", "spectrum_s", "evaluation_s"):
+        total = sum(getattr(record.cost, field) for record in records)
+        assert found["cost"][field] == pytest.approx(total)
+    assert found["cost"]["num_forwards"] == sum(r.cost.num_forwards for r in records)
 
 
 def test_a_run_without_proxy_and_with_broken_weights(
@@ -119,7 +107,7 @@ def test_a_run_without_proxy_and_with_broken_weights(
     assert main(["summary", str(fake_run.write_run(tmp_path, [(record, detail)]))]) == 0
     output = capsys.readouterr().out
     assert "essential sparsity: not measured, there was no proxy" in output
-    assert "1 look at steps 100 to 100" in output
+    assert "1 snapshot at steps 100 to 100" in output
     assert "0 events" in output
     assert row(output, "weights/num_nan")[0] == "7"
     assert "value/reliance" not in output
@@ -131,7 +119,7 @@ def test_not_informative_is_said_with_its_reason(
     assert main(["summary", str(fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1))))]) == 0
     output = capsys.readouterr().out
     assert "not informative; the model does not rely on these weights yet" in output
-    assert "informative at 0 of 1 look" in output
+    assert "informative at 0 of 1 snapshot" in output
 
 
 def test_summary_while_the_run_is_writing(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +128,7 @@ def test_summary_while_the_run_is_writing(logdir: Path, capsys: pytest.CaptureFi
         file.write('{"step":2200,"wall_ti')  # a line on its way to the disk
     before = records.read_bytes()
     assert main(["summary", str(logdir)]) == 0
-    assert "11 looks at steps 0 to 2000" in capsys.readouterr().out
+    assert "11 snapshots at steps 0 to 2000" in capsys.readouterr().out
     assert records.read_bytes() == before
 
 

@@ -56,10 +56,12 @@ def test_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert (found["weights_only"], found["notes"]) == (False, [])
     last = fake_run.look(2000)[0]
     assert found["runs"][0]["essential_sparsity"]["low"] == last.essential_sparsity.low
-    assert found["runs"][0]["near_zero"] == last.near_zero
+    ends = {name: series["last"] for name, series in found["runs"][0]["series"].items()}
+    assert {name: ends[f"near_zero/{name}"] for name in last.near_zero} == last.near_zero
     assert [event["onset_step"] for event in found["runs"][0]["events"]] == [600, 1050]
-    assert found["runs"][0]["events"][1]["onset_clock"] == pytest.approx(3.15)
-    assert found["runs"][1]["num_snapshots"] == 11
+    event = found["runs"][0]["events"][1]["id"]
+    assert found["runs"][0]["onset_clock"][event] == pytest.approx(3.15)
+    assert found["runs"][1]["num_records"] == 11
 
 
 def test_the_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,6 @@ from contracts.stored_run import NUM, SHRUNK, weights
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
-from sparsitywatch.cli.progress import Progress
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +50,7 @@ def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert event.onset_step in (10 * SHRUNK, 10 * (SHRUNK + 1))
     assert output.out.splitlines() == [
         event.describe(),
-        "24 checkpoints looked at, 1 event.",
+        "24 checkpoints measured, 1 event.",
         f"  tensorboard --logdir {logdir}",
         f"  sparsitywatch summary {logdir}",
     ]
@@ -60,7 +59,7 @@ def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
     assert capsys.readouterr().out.startswith(
-        "0 checkpoints looked at, 24 in the log already, 1 event.\n"
+        "0 checkpoints measured, 24 in the log already, 1 event.\n"
     )
 
 
@@ -72,7 +71,7 @@ def test_a_broken_checkpoint_is_one_line_and_the_exit_status(
     output = capsys.readouterr()
     reason = "expected weights, got an empty file. It may be half-written."
     assert output.err == f"Cannot read {folder}/step-50.pt: {reason}\n"
-    assert "24 checkpoints looked at, 1 event, 1 could not be read.\n" in output.out
+    assert "24 checkpoints measured, 1 event, 1 could not be read.\n" in output.out
     assert len(read_records(tmp_path / "sparsitywatch")) == NUM
 
 
@@ -221,7 +220,7 @@ def test_interrupted_it_says_how_to_go_on(
         assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 130
     assert "Interrupted; the same command goes on from here." in capsys.readouterr().err
     assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 0
-    assert "20 checkpoints looked at, 4 in the log already" in capsys.readouterr().out
+    assert "20 checkpoints measured, 4 in the log already" in capsys.readouterr().out
 
 
 def die(*_: object) -> None:
@@ -243,32 +242,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_tells_rate_and_time_left() -> None:
-    stream, now = Terminal(), [0.0]
-    progress = Progress("checkpoints", stream, lambda: now[0])
-    progress.begin(2)
-    for done in (3, 4, 5):
-        now[0] += 2.0
-        progress.update(done, 10)
-    drawn = stream.getvalue().split("\r")[-1]
-    assert drawn == "[############------------] 5/10 checkpoints, 2.0 s each, 0:10 left"
-    progress.say("something happened")
-    assert stream.getvalue().split("\n")[-2].endswith("\rsomething happened")
-    assert stream.getvalue().endswith(drawn)
-    progress.clear()
-    assert stream.getvalue().endswith(f"\r{' ' * len(drawn)}\r")
-
-
-def test_the_bar_is_not_drawn_into_files_nor_too_often() -> None:
-    silent, stream, now = io.StringIO(), Terminal(), [0.0]
-    Progress("checkpoints", silent).update(1, 2)
-    assert silent.getvalue() == ""
-    progress = Progress("checkpoints", stream, lambda: now[0])
-    for done in range(1, 1001):
-        now[0] += 0.01
-        progress.update(done, 1000)
-    assert 80 < stream.getvalue().count("\r") / 2 < 120
-    assert "1000/1000" in stream.getvalue()
+def test_a_terminal_is_shown_a_bar_and_whole_lines_above_it(
+    run: Path, tmp_path: Path, monkeypatch
+) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("sys.stdout", screen)
+    folder = broken(run, tmp_path / "run")
+    torch.save(weights(NUM), folder / "step-1000.pt")
+    arguments = ["replay", str(folder), "--logdir", str(tmp_path)]
+    assert main(arguments) == 2
+    drawn = [piece for line in screen.getvalue().split("\n") for piece in line.split("\r")]
+    bars = [piece for piece in drawn if "checkpoints/s" in piece]
+    assert bars
+    assert all(f"/{NUM + 1} [" in bar for bar in bars)
+    (event,) = read_events(tmp_path / "sparsitywatch")
+    for line in (event.describe(), "25 checkpoints measured, 1 event, 1 could not be read."):
+        assert f"\r{line}\n" in screen.getvalue() or f"\n{line}\n" in screen.getvalue()
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -44,6 +44,7 @@ PUBLIC = {
     "essential_sparsity",
     "every",
     "geometric",
+    "load",
     "replay",
     "verify",
     "watch",

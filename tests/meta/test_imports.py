@@ -72,7 +72,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("sparsitywatch", ["fast", "hub"]),
+        ("sparsitywatch", ["fast", "hub", "pandas"]),
         ("integrations", ["huggingface"]),
         ("examples", ["demo"]),
         ("benchmarks", ["dev"]),
@@ -107,7 +107,8 @@ def test_the_probe_sees_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["analysis", "cli", "errors", "records", "page", "plots", "sinks.jsonl"]
+    "module",
+    ["analysis", "cli", "errors", "page", "pipeline.rundir", "plots", "records", "sinks.jsonl"],
 )
 def test_rooms_without_torch(module: str) -> None:
     loaded = modules_after(f"import sparsitywatch.{module}")

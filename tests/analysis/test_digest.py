@@ -1,4 +1,4 @@
-"""What runs came to, and what keeps them from being compared."""
+"""Runs in short, and what keeps them from being compared."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from contracts import fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.comparison import (
+from sparsitywatch.analysis.digest import (
     decay_clock_at,
     differences,
     digest,
     require_comparable,
 )
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Record
+from sparsitywatch.records import Record, WatchState
 
 RECORDS = [record for record, _ in fake_run.looks(range(0, 2001, 200))]
 FIELDS = {
@@ -36,6 +37,21 @@ def with_provenance(records: list[Record], **changes: object) -> list[Record]:
     return [replace(r, provenance=replace(r.provenance, **changes)) for r in records]
 
 
+def test_series_ends_and_extremes_by_hand() -> None:
+    look = RECORDS[0]
+    values = (0.3, math.nan, 0.1, 0.5, 0.2)
+    records = [
+        replace(look, step=10 * i, near_zero={"zero": value}) for i, value in enumerate(values)
+    ]
+    records[3] = replace(records[3], valid=False)  # what it measured counts
+    summary = digest(Run(records))
+    found = summary.series["near_zero/zero"]
+    assert (found.first, found.last) == (0.3, 0.2)
+    assert (found.lowest, found.lowest_step) == (0.1, 20)
+    assert (found.highest, found.highest_step) == (0.5, 30)
+    assert (summary.num_records, summary.num_invalid) == (5, 1)
+
+
 def test_a_digest_by_hand() -> None:
     records = [
         replace(RECORDS[0], decay_clock=0.5),
@@ -48,47 +64,71 @@ def test_a_digest_by_hand() -> None:
         ),
     ]  # fmt: skip
     (event, _) = fake_run.events()
-    found = digest("a", records, [replace(event, onset_step=350, detected_step=400)])
-    assert (found.name, found.num_snapshots, found.num_invalid) == ("a", 4, 1)
-    assert (found.first_step, found.last_step, found.decay_clock) == (0, 600, 1.5)
-    assert found.near_zero["initial_0.1"] == 0.3
-    assert found.near_zero["zero"] == 0.2
-    assert found.dormant == records[2].dormant.fraction
+    event = replace(event, onset_step=350, detected_step=400)
+    found = digest(Run(records, [event], name="a"))
+    assert (found.name, found.num_records, found.num_invalid) == ("a", 4, 1)
+    assert (found.first_step, found.last_step) == (0, 600)
+    assert (found.last("motion/decay_clock"), found.series["motion/decay_clock"].last_step) == (
+        1.5, 400,
+    )  # fmt: skip
+    assert found.last("near_zero/initial_0.1") == 0.3
+    assert found.last("near_zero/zero") == 0.2
+    assert math.isnan(found.last("near_zero/abs_7"))
+    assert found.last("motion/dormant") == records[2].dormant.fraction
     assert found.essential_sparsity == records[2].essential_sparsity
-    (told,) = found.events
-    assert (told.series, told.direction) == ("value/reliance", "up")
-    assert (told.onset_step, told.detected_step) == (350, 400)
-    assert told.onset_clock == pytest.approx(0.7 + 0.75 * 0.8)
+    assert found.estimated_step == 400
+    assert found.events == (event,)
+    assert found.onset_clock[event.id] == pytest.approx(0.7 + 0.75 * 0.8)
+
+
+def test_what_all_snapshots_cost_is_the_sum_and_the_share_the_last_one_known() -> None:
+    costs = [
+        replace(RECORDS[0].cost, stall_s=0.25 * i, num_left_out=i, overhead=overhead)
+        for i, overhead in enumerate((0.5, 0.03, math.nan))
+    ]
+    records = [replace(r, cost=c) for r, c in zip(RECORDS[:3], costs, strict=True)]
+    found = digest(Run(records)).cost
+    assert (found.stall_s, found.num_left_out, found.overhead) == (0.75, 3, 0.03)
+    assert found.num_forwards == sum(cost.num_forwards for cost in costs)
+    info = replace(fake_run.run_info(), state=WatchState(status="closed", step=9, wall_time=0.0))
+    assert digest(Run(records, (), info)).cost.overhead == 0.03
+    state = replace(info.state, overhead=0.04)
+    assert digest(Run(records, (), replace(info, state=state))).cost.overhead == 0.04
 
 
 def test_the_last_estimate_counts_even_if_it_is_not_informative() -> None:
     nothing = replace(RECORDS[-1].essential_sparsity, value=math.nan, informative=False)
     records = [RECORDS[-2], replace(RECORDS[-1], essential_sparsity=nothing)]
-    assert digest("a", records, []).essential_sparsity.informative is False
+    assert digest(Run(records)).essential_sparsity.informative is False
 
 
 def test_without_its_proxy_a_digest_keeps_what_weights_tell() -> None:
-    whole = digest("a", RECORDS, fake_run.events())
-    part = digest("a", RECORDS, fake_run.events(), weights_only=True)
+    run = Run(RECORDS, fake_run.events())
+    whole, part = digest(run), digest(run, weights_only=True)
     assert [e.series for e in whole.events] == ["value/reliance", "near_zero/initial_0.1"]
     assert [e.series for e in part.events] == ["near_zero/initial_0.1"]
     assert part.essential_sparsity is None
-    assert (part.near_zero, part.dormant) == (whole.near_zero, whole.dormant)
+    dropped = whole.series.keys() - part.series.keys()
+    assert {name.partition("/")[0] for name in dropped} == {"value", "essential_sparsity"}
+    assert all(part.series[name] == whole.series[name] for name in part.series)
 
 
 def test_an_event_that_several_series_saw_is_kept_for_those_that_may_be_compared() -> None:
     (event, _) = fake_run.events()
     event = replace(event, related=("essential_sparsity/value", "motion/dormant"), onset_high=640)
-    (whole,) = digest("a", RECORDS, [event]).events
-    assert (whole.series, whole.direction) == ("value/reliance", "up")
-    assert (whole.onset_low, whole.onset_high) == (600, 640)
-    (part,) = digest("a", RECORDS, [event], weights_only=True).events
+    run = Run(RECORDS, [event])
+    (whole,) = digest(run).events
+    assert whole == event
+    (part,) = digest(run, weights_only=True).events
     assert (part.series, part.direction, part.related) == ("motion/dormant", "", ())
+    assert (part.id, part.onset_low, part.onset_high) == (event.id, 600, 640)
+    assert math.isnan(part.value)  # in units of the other series
+    assert math.isnan(part.baseline)
 
 
 def test_no_record_is_refused_by_name() -> None:
     with pytest.raises(ConfigurationError, match="Expected records of the run 'a', got none"):
-        digest("a", [], [])
+        digest(Run([], name="a"))
 
 
 @given(

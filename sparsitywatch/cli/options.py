@@ -1,10 +1,11 @@
-"""``--model``, ``--text`` and what belongs to them: what is evaluated on each checkpoint."""
+"""Options of the commands that read checkpoints: where they lie, which weights count, the model."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import importlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,90 @@ if TYPE_CHECKING:  # torch takes a second to import
 
     from sparsitywatch.pruning.proxy import Proxy
 
-__all__ = ["add_model_options", "model_and_proxy"]
+__all__ = [
+    "add_checkpoint_options",
+    "add_model_options",
+    "model_and_proxy",
+    "scope_of",
+    "storage_options",
+]
+
+
+def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
+    """Add where checkpoints lie, and which weights of them count."""
+    parser.add_argument(
+        "places",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="a checkpoint, a folder of them or a pattern, on any storage that fsspec knows",
+    )
+    parser.add_argument(
+        "--scope",
+        metavar="PRESET|PATTERN",
+        action="append",
+        help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
+        "tensor names such as '*.query.weight'; patterns may be repeated",
+    )
+    parser.add_argument(
+        "--storage-option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="what fsspec is given for the storage, such as endpoint_url=http://... or anon=true; "
+        "VALUE is taken as JSON where it is JSON; may be repeated",
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("refuse", "first"),
+        default="refuse",
+        help="of several checkpoints of one step that do not hold the same weights, such as one "
+        "for each rank, take none (default), or the first",
+    )
+
+
+def scope_of(arguments: argparse.Namespace) -> str | list[str]:
+    """The preset or the patterns that were given."""
+    from sparsitywatch.weights.scope import PRESETS  # imports torch
+
+    given: list[str] = arguments.scope or ["blocks"]
+    return given[0] if len(given) == 1 and given[0] in PRESETS else given
+
+
+def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of the storage that were given.
+
+    Raises:
+        ConfigurationError: one is not of the form KEY=VALUE, or a key is there twice.
+    """
+    options: dict[str, Any] = {}
+    for given in arguments.storage_option:
+        key, equals, value = given.partition("=")
+        if not key or not equals:
+            # the value may be a secret: it is not repeated
+            raise ConfigurationError(
+                "Expected `--storage-option` of the form KEY=VALUE, got one without a key or '='."
+            )
+        if key in options:
+            raise ConfigurationError(
+                f"Expected `--storage-option` {key} once, got it twice. Give one value."
+            )
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself.
+
+    >>> _value("true"), _value('{"region_name": "eu"}'), _value("http://localhost:9000")
+    (True, {'region_name': 'eu'}, 'http://localhost:9000')
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+# ------------------------------------------------------------------ what is evaluated
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
