@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-__all__ = ["SERIES", "Series", "describe", "measured"]
+__all__ = ["SERIES", "Series", "describe"]
 
 _FINITE, _INFORMATIVE = "all_finite", "essential_sparsity.informative"
 
@@ -30,9 +27,9 @@ class Series:
         label: what it is called in a sentence; ``*`` stands for the same as in the name, and
             ``*%`` for that as a percentage.
         sentence: what it says.
-        source: path from a record to it. Where that is a mapping, each of its keys is the last
-            part of a name.
-        only: path from a record to what must hold, else the number means nothing.
+        source: where a record has it: "field" or "field.attribute". Where that is a mapping, each
+            of its keys is the last part of a name.
+        only: where a record says whether the number means anything; always if empty.
         direction: "up" or "down" if the model turns sparser when the number goes there; empty if
             it does not say.
     """
@@ -240,31 +237,3 @@ def _filled(label: str, rest: str) -> str:
     with contextlib.suppress(ValueError):  # a name that somebody else made up
         label = label.replace("*%", f"{float(rest):.0%}")
     return label.replace("*", rest)
-
-
-def measured(record: Any) -> dict[str, float]:
-    """Every number of a record that may be plotted or watched, by name.
-
-    What could not be measured is left out, and what means nothing at this snapshot.
-    """
-    found: dict[str, Any] = {}
-    reached: dict[str, Any] = {"": True}  # several rows read one place
-    for row, stem, is_family in _STEMS:
-        for path in (row.only, row.source):
-            if path not in reached:
-                place, _, last = path.rpartition(".")
-                around = getattr(record, place) if place else record
-                reached[path] = None if around is None else getattr(around, last)
-        value = reached[row.source] if reached[row.only] else None
-        if isinstance(value, Mapping):
-            for key, x in value.items():
-                name = f"{row.name.partition('/')[0]}/{key}"
-                if name == stem or (is_family and name.startswith(stem)):
-                    found[name] = x
-        elif value is not None:
-            found[row.name] = value
-    return {name: float(x) for name, x in found.items() if math.isfinite(x)}
-
-
-#: Each row with its name up to the ``*``, and whether there is one.
-_STEMS = [(row, row.name.rstrip("*"), row.name.endswith("*")) for row in SERIES]

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event
-from sparsitywatch.series import describe, measured
+from sparsitywatch.series import SERIES, describe
 from sparsitywatch.shown import html_table, shown_name
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 _NAN = float("nan")
+#: Each series with its name up to the ``*``, and whether there is one.
+_ROWS = [(row, row.name.rstrip("*"), row.name.endswith("*")) for row in SERIES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,7 +384,23 @@ class Record:
         informative, and fractions of weights where some are NaN or infinite. An invalid record
         has what was measured before the failure. ``sparsitywatch.series`` says what each is.
         """
-        return measured(self)
+        found: dict[str, Any] = {}
+        reached: dict[str, Any] = {"": True}  # several rows read one place
+        for row, stem, is_family in _ROWS:
+            for path in (row.only, row.source):
+                if path not in reached:
+                    place, _, last = path.rpartition(".")
+                    around = getattr(self, place) if place else self
+                    reached[path] = None if around is None else getattr(around, last)
+            value = reached[row.source] if reached[row.only] else None
+            if isinstance(value, Mapping):
+                for key, x in value.items():
+                    name = f"{row.name.partition('/')[0]}/{key}"
+                    if name == stem or (is_family and name.startswith(stem)):
+                        found[name] = x
+            elif value is not None:
+                found[row.name] = value
+        return {name: float(x) for name, x in found.items() if math.isfinite(x)}
 
     def was_asked(self, series: str) -> bool:
         """Whether this snapshot could have had a series; False where it was not evaluated.
