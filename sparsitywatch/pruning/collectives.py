@@ -38,21 +38,16 @@ _GROUP_METHODS = (
 def without_collectives() -> Iterator[None]:
     """Refuse, before it begins, every collective of this thread and of those it starts.
 
-    Does nothing where there is no other process to wait for; a collective of a group of one
-    goes on. Seen are the operators of torch, whoever calls them, also from C++ (a wrapper that
-    broadcasts buffers); and in Python the process groups themselves, so that a thread which
-    the model starts is seen too. Threads that were there before are the training's own: what
-    they send, all ranks send. Not seen: libraries that do without torch.distributed, and a
-    captured CUDA graph.
+    A collective of a group of one goes on. Seen are the operators of torch, whoever calls them,
+    also from C++ (a wrapper that broadcasts buffers); and in Python the process groups
+    themselves, so that a thread which the model starts is seen too. Threads that were there
+    before are the training's own: what they send, all ranks send. Not seen: libraries that do
+    without torch.distributed, and a captured CUDA graph.
 
     Raises:
         MeasurementError: a collective was about to begin; also where the model caught the
             exception that it was given.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
-        yield
-        return
     guard = _Guard()
     try:
         with _on_the_groups(guard), _Refusing(guard):

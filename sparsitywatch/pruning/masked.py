@@ -23,11 +23,7 @@ class MaskedModel:
 
     Masks are written in place, from a copy of the dense weights: parameters keep their
     identity and address, so compiled and wrapped modules see them. Memory: one copy of
-    the in-scope weights while a session is open.
-
-    Args:
-        model: the model, in whatever wrappers; its inner module is what runs.
-        scope: which weights are masked.
+    the in-scope weights while a session is open. Of a wrapped model the inner module runs.
     """
 
     def __init__(self, model: nn.Module, scope: Scope) -> None:
@@ -47,12 +43,9 @@ class MaskedModel:
 
     @contextlib.contextmanager
     def session(self, value: object = None) -> Iterator[Masks]:
-        """Evaluation without a trace: masks may be applied until the session ends.
+        """Evaluation by ``value`` without a trace: masks may be applied until the session ends.
 
         On leaving, also by an exception, the dense weights are back bit for bit.
-
-        Args:
-            value: the function that will run the model.
         """
         parameters = self.parameters()
         with preserve_state(self.module, value) as state:

@@ -13,8 +13,8 @@ import re
 import sys
 import types
 import zlib
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ _MACHINERY = frozenset(
 _SHARING = frozenset({"threading", "_thread", "queue", "_queue", "concurrent", "multiprocessing"})
 #: Packages whose functions and classes are not looked into; their objects are.
 _LIBRARIES = _MACHINERY | {"torchvision", "torchaudio", "transformers", "timm", "torchmetrics"}
+_NO_USERS_CLASSES = _LIBRARIES | {"builtins", "collections"}
 _NOT_FOLLOWED = (
     *(torch.optim.Optimizer, torch.utils.data.DataLoader, torch.utils.data.Dataset),
     *(type, types.ModuleType),
@@ -140,7 +141,7 @@ def _set_training(modules: Sequence[nn.Module], flags: Iterable[bool]) -> None:
 def _collectives_refused() -> contextlib.AbstractContextManager[None]:
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_world_size() == 1:
-        return contextlib.nullcontext()
+        return contextlib.nullcontext()  # there is nobody to wait for
     from sparsitywatch.pruning.collectives import without_collectives
 
     return without_collectives()
@@ -161,11 +162,12 @@ class _Kind:
     is_same: Callable[[Any, Any], bool] = operator.eq  # of two copies
     base: Any = None
 
-    def contents(self, things: list[Any]) -> Iterator[Any]:
-        """Everything in some containers, one after the other."""
-        walks = (self.base.__iter__, *([self.base.values] if hasattr(self.base, "values") else ()))
+    def contents(self, things: Sequence[Any]) -> Iterator[Any]:
+        """Everything in some containers, one after the other: keys, and then values."""
         flat = itertools.chain.from_iterable
-        return flat(flat(map(walk, things)) for walk in walks)
+        keys = flat(map(self.base.__iter__, things))
+        is_dict = issubclass(self.base, dict)
+        return itertools.chain(keys, flat(map(self.base.values, things))) if is_dict else keys
 
 
 def _same_items(a: Any, b: Any) -> bool:
@@ -217,8 +219,10 @@ def _named_values(thing: Any) -> dict[str, Any]:
 def _slots(kind: type) -> list[str]:
     if kind is types.CellType:
         return ["cell_contents"]
-    declared = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    names = [name for slots in declared for name in ([slots] if isinstance(slots, str) else slots)]
+    names: list[str] = []
+    for base in kind.__mro__:
+        declared = vars(base).get("__slots__", ())
+        names += [declared] if isinstance(declared, str) else declared
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
@@ -290,8 +294,8 @@ class _Group:
     """Things of one kind. Containers are compared all at once: a model has thousands of dicts."""
 
     def __init__(self, kind: _Kind, named: list[tuple[str, Any]]) -> None:
-        self.kind, self.named = kind, named
-        self.things = [thing for _, thing in named]
+        self.kind = kind
+        self.names, self.things = zip(*named, strict=True)
         self.copies = [*map(kind.copy, self.things)]
         if kind.base is not None:
             self.sizes = [*map(kind.base.__len__, self.things)]
@@ -304,12 +308,8 @@ class _Group:
         is_as_large = base is not None and [*map(base.__len__, self.things)] == self.sizes
         if is_as_large and _same_items(self.contents, [*self.kind.contents(self.filled)]):
             return []
-        now = map(self.kind.copy, self.things)
-        return [
-            (name, thing, copy)
-            for (name, thing), copy, other in zip(self.named, self.copies, now, strict=True)
-            if not is_same(other, copy)
-        ]
+        copied = zip(self.names, self.things, self.copies, strict=True)
+        return [item for item in copied if not is_same(self.kind.copy(item[1]), item[2])]
 
 
 # ------------------------------------------------------------------ finding them
@@ -333,91 +333,86 @@ class _Search:
     """Goes through everything that hangs on some roots; each thing is met once."""
 
     def __init__(self, *roots: tuple[str, Any]) -> None:
-        self.held: dict[_Kind, list[tuple[str, Any]]] = {}
+        self.held: dict[_Kind, list[tuple[str, Any]]] = defaultdict(list)
         self.tensors: list[tuple[str, torch.Tensor]] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self._seen: dict[int, Any] = {}  # by id, which is one thing's only while that lives
-        self._visits: dict[type, Callable[[str, Any], None]] = {}
-        self._is_slotted: dict[type, bool] = {}
         self._todo = [*roots][::-1]
         while self._todo:
             name, thing = self._todo.pop()
-            kind = type(thing)  # not isinstance: a weakref.proxy passes itself off as what it is of
-            if kind in _ATOMS or id(thing) in self._seen:
+            if type(thing) not in _ATOMS and id(thing) not in self._seen:
+                self._seen[id(thing)] = thing
+                self._visit(name, thing)
+
+    def _visit(self, name: str, thing: Any) -> None:
+        kind = type(thing)  # not isinstance: a weakref.proxy passes itself off as what it is of
+        if issubclass(kind, (dict, list, tuple, deque)):
+            self._container(name, thing)
+        elif issubclass(kind, torch.Tensor):
+            if not nn.parameter.is_lazy(thing):
+                self.tensors.append((name, thing))
+        elif issubclass(kind, nn.Module):
+            self.modules.append((name, thing))
+            self._object(name, thing)
+        elif issubclass(kind, (types.FunctionType, types.MethodType, functools.partial)):
+            self._callable(name, thing)
+        elif (leaf := _leaf_kind(thing)) is not None:
+            self.held[leaf].append((name, thing))
+        elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(thing):
+            self._object(name, thing)
+
+    def _follow(
+        self, before: str, keys: Iterable[Any], values: Collection[Any], after: str = ""
+    ) -> None:
+        """Go on with values, named by their keys."""
+        if len(values) <= _MAX_FOLLOWED:
+            pairs = [
+                (f"{before}{key}{after}", value)
+                for key, value in zip(keys, values, strict=False)
+                if type(value) not in _ATOMS
+            ]
+            self._todo += pairs[::-1]  # so that what stands first is met, and named, first
+
+    def _container(self, name: str, thing: Any) -> None:
+        if isinstance(thing, dict):
+            kind = _ORDERED_DICT if isinstance(thing, OrderedDict) else _DICT
+            self.held[kind].append((name, thing))
+            if kind.base.__len__(thing):
+                keys = map(_key, kind.base.keys(thing), itertools.count())
+                self._follow(f"{name}[", keys, kind.base.values(thing), "]")
+        else:
+            if not isinstance(thing, tuple):
+                self.held[_DEQUE if isinstance(thing, deque) else _LIST].append((name, thing))
+            self._follow(f"{name}[", itertools.count(), thing, "]")
+        if type(thing).__module__ not in ("builtins", "collections"):
+            self._attributes(name, thing)
+
+    def _object(self, name: str, thing: Any) -> None:
+        self._attributes(name, thing)
+        for base in type(thing).__mro__:  # the data of a user's class, and the functions in it
+            if _package(base) in _NO_USERS_CLASSES or id(base) in self._seen:
                 continue
-            self._seen[id(thing)] = thing
-            if kind not in self._visits:
-                self._visits[kind] = self._visit_of(kind)
-            self._visits[kind](name, thing)
-
-    def _visit_of(self, kind: type) -> Callable[[str, Any], None]:
-        for bases, visit in (
-            (torch.Tensor, self._tensor),
-            (nn.Module, self._module),
-            (dict, self._dict),
-            ((list, tuple, deque), self._sequence),
-            ((types.FunctionType, types.MethodType, functools.partial), self._callable),
-        ):
-            if issubclass(kind, bases):
-                return visit
-        return self._other
-
-    def _hold(self, kind: _Kind, name: str, thing: Any) -> None:
-        self.held.setdefault(kind, []).append((name, thing))
-
-    def _follow(self, pairs: Iterable[tuple[str, Any]], number: int) -> None:
-        if number <= _MAX_FOLLOWED:
-            # in reverse, so that what stands first is met, and named, first
-            self._todo += [pair for pair in pairs if type(pair[1]) not in _ATOMS][::-1]
-
-    def _tensor(self, name: str, tensor: torch.Tensor) -> None:
-        if not nn.parameter.is_lazy(tensor):
-            self.tensors.append((name, tensor))
-
-    def _module(self, name: str, module: nn.Module) -> None:
-        self.modules.append((name, module))
-        self._attributes(name, module)
-        if isinstance(module, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
-            named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in named]
-        self._class(type(module))
-
-    def _dict(self, name: str, thing: Any) -> None:
-        kind = _ORDERED_DICT if isinstance(thing, OrderedDict) else _DICT
-        self._hold(kind, name, thing)
-        if number := kind.base.__len__(thing):
-            entries = enumerate(kind.base.items(thing))  # hooks have numbers of the process
-            pairs = ((f"{name}[{i if type(k) is int else _key(k)}]", v) for i, (k, v) in entries)
-            self._follow(pairs, number)
-        if type(thing).__module__ not in ("builtins", "collections"):
-            self._attributes(name, thing)
-
-    def _sequence(self, name: str, thing: Any) -> None:
-        if not isinstance(thing, tuple):
-            self._hold(_DEQUE if isinstance(thing, deque) else _LIST, name, thing)
-        self._follow(((f"{name}[{i}]", value) for i, value in enumerate(thing)), len(thing))
-        if type(thing).__module__ not in ("builtins", "collections"):
-            self._attributes(name, thing)
+            self._seen[id(base)] = base
+            self.held[_NAMED].append((f"class {base.__name__}", base))
+            for key, value in _named_values(base).items():
+                self._todo.append((f"class {base.__name__}.{key}", value))
+            for key, value in vars(base).items():
+                code = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+                if isinstance(code, types.FunctionType):
+                    self._todo.append((f"{base.__name__}.{key}", code))
 
     def _attributes(self, name: str, thing: Any) -> None:
         held = getattr(thing, "__dict__", None)
         if type(held) is dict:
-            self._hold(_DICT, name, held)
-            self._follow(((f"{name}.{key}", value) for key, value in held.items()), len(held))
-        kind = type(thing)
-        if kind not in self._is_slotted:
-            self._is_slotted[kind] = bool(_slots(kind))
-        if self._is_slotted[kind]:
-            self._hold(_NAMED, name, thing)
+            self.held[_DICT].append((name, held))
+            self._follow(f"{name}.", held, held.values())
+        if isinstance(thing, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
+            found = [*thing.named_parameters(recurse=False), *thing.named_buffers(recurse=False)]
+            self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in found]
+        if _slots(type(thing)):
+            self.held[_NAMED].append((name, thing))
             slots = _named_values(thing)
-            self._follow(((f"{name}.{key}", value) for key, value in slots.items()), len(slots))
-
-    def _other(self, name: str, thing: Any) -> None:
-        if (leaf := _leaf_kind(thing)) is not None:
-            self._hold(leaf, name, thing)
-        elif not issubclass(type(thing), _NOT_FOLLOWED) and not _is_machinery(thing):
-            self._attributes(name, thing)
-            self._class(type(thing))
+            self._follow(f"{name}.", slots, slots.values())
 
     def _callable(self, name: str, thing: Any) -> None:
         if isinstance(thing, types.MethodType):
@@ -435,24 +430,12 @@ class _Search:
         if _package(thing) in _LIBRARIES:
             return
         found = _Globals(thing.__globals__, _global_names(thing.__code__))
-        self._hold(_GLOBALS, f"{name}'s globals", found)
+        self.held[_GLOBALS].append((f"{name}'s globals", found))
         for variable, value in found.values().items():
             # a class or a function of another package is not this model's
             is_code = isinstance(value, (type, types.FunctionType))
             if not is_code or (_package(value) == _package(thing) and not isinstance(value, type)):
                 self._todo.append((f"global {variable}", value))
-
-    def _class(self, kind: type) -> None:
-        """The data of a user's class, and the functions in it."""
-        for base in kind.__mro__:
-            if _package(base) in _LIBRARIES | {"builtins", "collections"} or id(base) in self._seen:
-                continue
-            self._seen[id(base)] = base
-            name = f"class {base.__name__}"
-            self._hold(_NAMED, name, base)
-            held = [(f"{name}.{key}", value) for key, value in _named_values(base).items()]
-            code = [(f"{base.__name__}.{key}", _code(value)) for key, value in vars(base).items()]
-            self._todo += held + [pair for pair in code if pair[1] is not None]
 
 
 def _leaf_kind(thing: Any) -> _Kind | None:
@@ -465,16 +448,15 @@ def _leaf_kind(thing: Any) -> _Kind | None:
         return _ONLY_REPORTED
     if issubclass(kind, random.SystemRandom):  # it has no state
         return None
-    return next((leaf for base, leaf in _LEAVES.items() if issubclass(kind, base)), None)
+    for base, leaf in _LEAVES.items():
+        if issubclass(kind, base):
+            return leaf
+    return None
 
 
-def _code(value: Any) -> types.FunctionType | None:
-    """The function behind an entry of a class; None if there is none."""
-    value = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
-    return value if isinstance(value, types.FunctionType) else None
-
-
-def _key(key: object) -> str:
+def _key(key: object, position: int | None = None) -> str:
+    if position is not None and type(key) is int:
+        return str(position)  # hooks have numbers of the process
     return repr(key) if type(key) in _ATOMS else type(key).__name__
 
 
@@ -592,16 +574,17 @@ class ModelState:
         found = _Search(("", model), *uses.modules)
         self._has_run = False
         self._classes = [(module, type(module)) for _, module in found.modules]
-        self._groups = [_Group(kind, named) for kind, named in found.held.items()]
-        of_parameters = {_storage(t) for _, t in found.tensors if isinstance(t, nn.Parameter)}
+        self._groups = [*map(_Group, found.held.keys(), found.held.values())]
+        parameters = [t for _, t in found.tensors if isinstance(t, nn.Parameter)]
+        of_parameters = {*map(_storage, parameters)} - {None}
         self._tensors = []
         for name, tensor in found.tensors:
+            is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
+            copies = is_small or "._buffers[" in name
             if isinstance(tensor, nn.Parameter):
                 copies = copies_parameters
-            else:
-                is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
-                is_part = _storage(tensor) in of_parameters - {None}
-                copies = (is_small or "._buffers[" in name) and not is_part
+            elif _storage(tensor) in of_parameters:
+                copies = False
             self._tensors.append(_TensorState(name, tensor, copies=copies))
 
     def rewind(self) -> None:

@@ -163,7 +163,7 @@ class Proxy:
                 f"before, got {len(examples)}."
             )
         self._num_examples = len(examples)
-        self._sizes = [len(value) for value in values]
+        self._sizes = [*map(len, values)]
         return examples
 
     def halve(self) -> bool:

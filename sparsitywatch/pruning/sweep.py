@@ -83,12 +83,7 @@ class Point(NamedTuple):
 def points_of(curve: SparsityCurve, allowed: Allowed) -> tuple[Point, ...]:
     """The points of a curve by rising level, as the sweep that chose them saw them.
 
-    Args:
-        curve: of an earlier snapshot.
-        allowed: the harm that is accepted for a dense mean value.
-
-    Returns:
-        One point for each of the curve; none without a dense value at level 0.
+    There are none without a dense value at level 0.
 
     >>> curve = SparsityCurve([0, 0.5, 1], [2.0, 2.01, 4.0], higher_is_better=False)
     >>> [round(point.harm, 6) for point in points_of(curve, lambda dense: 0.01 * dense)]
@@ -179,11 +174,7 @@ class Bisection:
 
 
 def check_levels(levels: Sequence[float]) -> None:
-    """Refuse levels that no sweep can measure.
-
-    Raises:
-        ConfigurationError: a level lies outside [0, 1), or there is none.
-    """
+    """Refuse levels that no sweep can measure: outside [0, 1), or none at all."""
     levels = listed("levels", levels, "a list of sparsities in [0, 1)")
     if len(levels) == 0:
         raise ConfigurationError(
@@ -199,17 +190,11 @@ def check_levels(levels: Sequence[float]) -> None:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep measured.
-
-    Args:
-        curve: points by rising level, from 0 to 1.
-        cuts: what was removed at each point of the curve.
-        num_forwards: calls of the value function.
-    """
+    """What a sweep measured: points by rising level, from 0 to 1."""
 
     curve: SparsityCurve
-    cuts: tuple[Cut, ...]
-    num_forwards: int
+    cuts: tuple[Cut, ...]  # what was removed at each point
+    num_forwards: int  # calls of the value function
 
 
 def run_sweep(
@@ -224,13 +209,9 @@ def run_sweep(
 ) -> SweepResult:
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
-    Where memory does not suffice it begins again with batches of half the size, which the
-    proxy keeps.
-
-    Args:
-        spectrum: of the model's in-scope weights now.
-        allowed: the harm that is accepted for a dense mean value.
-        previous: the curve of the snapshot before, for sweeps that go on from it.
+    ``spectrum`` is of the model's in-scope weights now, ``previous`` the curve of the snapshot
+    before, for sweeps that go on from it. Where memory does not suffice it begins again with
+    batches of half the size, which the proxy keeps.
 
     Raises:
         MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
@@ -279,14 +260,10 @@ class _Levels:
         self._num_evaluations = 0
 
     def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
-        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right.
-
-        Args:
-            expected: levels that will be measured: their cuts are made in one go.
-        """
+        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
         dense = self._evaluate()
         self._dense, self._allowed = float(dense.mean()), allowed(float(dense.mean()))
-        at = sorted({0.0, 1.0, *map(float, expected)})
+        at = sorted({0.0, 1.0, *map(float, expected)})  # in one go
         self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
         self.measure(0.0)
         masked = self._values[0.0]
@@ -357,10 +334,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def standard_error(values: np.ndarray, dense: np.ndarray) -> float:
-    """Standard error of the mean of ``values - dense``, both float64 [N], N >= 2.
+    """Standard error of the mean of ``values - dense``, both float64 [N], N >= 2; NaN if broken.
 
-    NaN if a value is not finite. The same examples are compared, so what all share drops
-    out.
+    The same examples are compared, so what all share drops out.
 
     >>> round(standard_error(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0])), 6)
     0.57735

@@ -1,4 +1,4 @@
-"""A sweep that follows the crossing from look to look."""
+"""A sweep that follows the crossing from snapshot to snapshot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import expect_number
 from sparsitywatch.pruning.sweep import Point, check_levels
 
 __all__ = ["Tracking"]
@@ -19,7 +19,7 @@ _MAX_HARM = 20.0
 #: After so many levels a search for the crossing only halves.
 _MAX_GUESSES = 6
 #: Neighbours around an end of the interval are at most so many times its distance apart.
-_MAX_STRETCH = 3.0
+_MAX_GAP = 3.0
 #: Levels for the ends of the interval are chosen a little farther out, so as to be beyond them.
 _REACH = 1.5
 #: Harm less its error that is near enough to the tolerance.
@@ -30,12 +30,12 @@ _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 @dataclass(frozen=True)
 class Tracking:
-    """Starts from the crossing of the look before: about five levels a look, not a grid.
+    """Starts from the crossing of the snapshot before: about five levels a snapshot, not a grid.
 
-    All levels are multiples of ``resolution``. The first look, and one after a look that
+    All levels are multiples of ``resolution``. The first snapshot, and one after a snapshot that
     crossed nothing, measures ``levels`` and closes in on their first crossing. A later one
-    first measures where the interval began at the look before. The harm there and the
-    slope of harm at the look before tell where the crossing is now, so the second level is
+    first measures where the interval began at the snapshot before. The harm there and the
+    slope of harm at the snapshot before tell where the crossing is now, so the second level is
     the end of the interval and the third the crossing. Where the crossing is not between
     them the search gallops outwards, then halves. It stops when the crossing lies between
     neighbouring levels, or no farther than ``resolution`` from a level whose harm the
@@ -44,15 +44,15 @@ class Tracking:
     ``resolution`` of it, and beyond where harm stays near the tolerance over many levels
     (benchmarks/sweep.py shows how often).
 
-    A dip that opens below the interval is not on the way. So every look also checks one
+    A dip that opens below the interval is not on the way. So every snapshot also checks one
     level down there, another one each time: the lowest level of the curve before says which
     one is next, so a resumed run decides alike. While the interval stays, a dip over the
-    share w of the levels below it is met within 3 / w looks, all levels in as many looks as
+    share w of the levels below it is met within 3 / w snapshots, all levels in as many snapshots as
     there are. Until then the crossing above it is reported.
 
-    Every look also evaluates dense, level 0 and level 1, as with any sweep. Level 0 could
-    be left out at most looks, but what it catches, such as a value function that turned
-    random, can begin at any look and would pass for a move of the crossing.
+    Every snapshot also evaluates dense, level 0 and level 1, as with any sweep. Level 0 could
+    be left out at most snapshots, but what it catches, such as a value function that turned
+    random, can begin at any snapshot and would pass for a move of the crossing.
 
     What lies far from the crossing is not seen: the knee is rough, the last crossing and
     the pictures know few points. Where removing everything is within the tolerance there
@@ -60,9 +60,9 @@ class Tracking:
 
     Args:
         resolution: distance of neighbouring levels.
-        levels: those of the first look, fractions in [0, 1), each taken to the nearest
+        levels: those of the first snapshot, fractions in [0, 1), each taken to the nearest
             multiple.
-        checks_below: False saves the evaluation that each look spends on the check, and
+        checks_below: False saves the evaluation that each snapshot spends on the check, and
             never sees a crossing that opens below the interval.
 
     Raises:
@@ -76,29 +76,28 @@ class Tracking:
 
     def __post_init__(self) -> None:
         check_levels(self.levels)
-        if not _is_number(self.resolution) or not 0.0 < self.resolution <= 0.5:
-            raise ConfigurationError(f"Expected `resolution` in (0, 0.5], got {self.resolution!r}.")
+        expect_number("resolution", self.resolution, lambda r: 0.0 < r <= 0.5, "in (0, 0.5]")
 
     def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure the crossing and both ends of its interval."""
-        look = _Look(measure, self.resolution)
-        if look[look.last].is_within:
+        search = _Search(measure, self.resolution)
+        if search[search.last].is_within:
             return
         points = {point.level / self.resolution: point for point in previous}
         guess = _Guess.of(points)
         if guess is None:
             for level in self.levels:
-                look.measure(round(level / self.resolution))
-            guess = _Guess.of(look) or _Guess(1.0, 1.0, 0.5, 0.5, look)
+                search.measure(round(level / self.resolution))
+            guess = _Guess.of(search) or _Guess(1.0, 1.0, 0.5, 0.5, search)
         elif self.checks_below:
             lowest = min(i for i in points if i > 0.0)
             index = _next_check(round(lowest), round(guess.crossing - 2 * guess.below))
             if index is not None:
-                look.measure(index)
+                search.measure(index)
         # what has been measured up to here does not follow from the guess
-        look.searched.clear()
-        while (index := _next(look, guess)) is not None:
-            look.measure(index)
+        search.searched.clear()
+        while (index := _next(search, guess)) is not None:
+            search.measure(index)
 
 
 def _next_check(before: int, end: int) -> int | None:
@@ -116,8 +115,8 @@ def _next_check(before: int, end: int) -> int | None:
     return 1 + (before - 1 + stride) % number
 
 
-class _Look(dict[float, Point]):
-    """What this look has measured, by index: level over resolution; the last one is level 1.
+class _Search(dict[float, Point]):
+    """What this snapshot has measured, by index: level over resolution; the last one is level 1.
 
     ``searched`` are the indices by the order of their measurement.
     """
@@ -228,69 +227,65 @@ def _straight(
     return left + (right - left) * (1.0 - inside) / (outside - inside)
 
 
-def _next(look: _Look, guess: _Guess) -> int | None:
+def _next(search: _Search, guess: _Guess) -> int | None:
     """The index to measure next; None when enough is known."""
-    bracket = _bracket(look)
+    bracket = _bracket(search)
     if bracket is None:
         return None
     left, right = (round(index) for index in bracket)
-    if right - left > 1 and not _is_settled(look, guess, left, right):
-        return min(max(round(_between(look, guess, left, right)), left + 1), right - 1)
-    crossing = _straight(look, left, right)
-    low = _missing_end(look, guess, crossing, -1)
-    return _missing_end(look, guess, crossing, 1) if low is None else low
+    if right - left > 1 and not _is_settled(search, guess, left, right):
+        return min(max(round(_between(search, guess, left, right)), left + 1), right - 1)
+    crossing = _straight(search, left, right)
+    low = _missing_end(search, guess, crossing, -1)
+    return _missing_end(search, guess, crossing, 1) if low is None else low
 
 
-def _is_settled(look: _Look, guess: _Guess, left: int, right: int) -> bool:
+def _is_settled(search: _Search, guess: _Guess, left: int, right: int) -> bool:
     """Whether the crossing is beside a level that noise does not tell from it."""
-    if right - left > _MAX_STRETCH * (guess.below + guess.above) / 2:
+    if right - left > _MAX_GAP * (guess.below + guess.above) / 2:
         return False
-    crossing = _straight(look, left, right)
+    crossing = _straight(search, left, right)
     near = left if crossing - left < right - crossing else right
-    point = look[near]
+    point = search[near]
     return abs(crossing - near) <= 1.0 and abs(1.0 - point.harm) < _CRITICAL * point.stderr
 
 
-def _between(look: _Look, guess: _Guess, left: int, right: int) -> float:
+def _between(search: _Search, guess: _Guess, left: int, right: int) -> float:
     """Where to look for the crossing between two measured indices that are not neighbours."""
-    inside = look.searched
-    if not inside and right == look.last:
+    inside = search.searched
+    if not inside and right == search.last:
         return guess.crossing - guess.below
     middle = (left + right) / 2
     if len(inside) >= _MAX_GUESSES:
         return middle
-    if right == look.last:  # it has moved up
+    if right == search.last:  # it has moved up
         step = guess.above * 2 ** (sum(index <= left for index in inside) - 1)
-        wanted = guess.from_point(left, look[left].harm) + step
+        wanted = guess.from_point(left, search[left].harm) + step
     elif left == 0:  # it has moved down
         step = guess.below * 2 ** max(sum(index >= right for index in inside) - 1, 0)
-        wanted = guess.from_point(right, look[right].harm) - step
+        wanted = guess.from_point(right, search[right].harm) - step
     else:
-        good, bad = (_distance_in_harm(look[index].harm) for index in (left, right))
+        good, bad = (_distance_in_harm(search[index].harm) for index in (left, right))
         return left + (right - left) * good / (good - bad)
     return wanted if left < wanted < right else middle
 
 
-def _missing_end(look: _Look, guess: _Guess, crossing: float, side: int) -> int | None:
+def _missing_end(search: _Search, guess: _Guess, crossing: float, side: int) -> int | None:
     """The index to measure for the low (-1) or high (+1) end of the interval; None if it is known.
 
     The end is read off between two neighbours, which must not be too far from each other.
     Above, nearly at the end is enough: the estimate goes on from there along the slope.
     """
     critical = -side * _CRITICAL
-    bracket = _bracket(look, critical)
+    bracket = _bracket(search, critical)
     if bracket is None:
         return None
     left, right = (round(index) for index in bracket)
     margin = guess.above if side > 0 else guess.below
-    is_near = side > 0 and look[left].harm + critical * look[left].stderr >= _ALMOST
-    if is_near or right - left <= max(_MAX_STRETCH * margin, 1.0):
+    is_near = side > 0 and search[left].harm + critical * search[left].stderr >= _ALMOST
+    if is_near or right - left <= max(_MAX_GAP * margin, 1.0):
         return None
     wanted = round(crossing + side * margin)
     if not left < wanted < right:
         wanted = round((left if side > 0 else right) + side * 2 * margin)
     return min(max(wanted, left + 1), right - 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

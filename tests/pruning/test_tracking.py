@@ -1,4 +1,4 @@
-"""Few levels a look, and still the estimate of the full grid."""
+"""Few levels a snapshot, and still the estimate of the full grid."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def allowed(dense: float) -> float:
     return (0.01 + 1e-12) * dense
 
 
-class Look:
-    """One look at a made-up curve: harm, and its error, in units of what is allowed."""
+class Snapshot:
+    """One snapshot of a made-up model: harm, and its error, in units of what is allowed."""
 
     def __init__(self, harm: Harm, error: Harm = lambda level: 0.0) -> None:
         self.harm, self.error = harm, error
@@ -66,13 +66,13 @@ class Look:
         return essential_sparsity(self.curve(GRID))
 
 
-def follow(looks: list[Look], sweep: Tracking | None = None) -> list[Look]:
-    """Sweep the looks one after another, each from the curve before."""
+def follow(snapshots: list[Snapshot], sweep: Tracking | None = None) -> list[Snapshot]:
+    """Sweep the snapshots one after another, each from the curve before."""
     previous: tuple[Point, ...] = ()
-    for look in looks:
-        (sweep or Tracking()).choose(look, previous)
-        previous = points_of(look.curve(), allowed)
-    return looks
+    for snapshot in snapshots:
+        (sweep or Tracking()).choose(snapshot, previous)
+        previous = points_of(snapshot.curve(), allowed)
+    return snapshots
 
 
 def power(crossing: float, exponent: float = 8.0) -> Harm:
@@ -89,8 +89,8 @@ exponents = st.floats(0.5, 30.0)
 
 @given(st.lists(st.tuples(crossings, exponents), min_size=2, max_size=6))
 def test_harm_that_rises_without_noise_gives_the_estimate_of_the_full_grid(shapes) -> None:
-    for look in follow([Look(power(*shape)) for shape in shapes]):
-        assert look.estimate().value == pytest.approx(look.full().value, abs=1e-6)
+    for snapshot in follow([Snapshot(power(*shape)) for shape in shapes]):
+        assert snapshot.estimate().value == pytest.approx(snapshot.full().value, abs=1e-6)
 
 
 steps = st.lists(st.sampled_from([0.0, 0.0, 0.02, 0.3, 2.0, math.inf]), min_size=100, max_size=100)
@@ -99,114 +99,118 @@ steps = st.lists(st.sampled_from([0.0, 0.0, 0.02, 0.3, 2.0, math.inf]), min_size
 @given(st.lists(steps, min_size=1, max_size=3))
 def test_so_does_any_harm_that_rises_in_steps_and_breaks_down(rises) -> None:
     """Any monotone curve: shelves, cliffs, models that break."""
-    looks = []
+    snapshots = []
     for rise in rises:
         harms = np.concatenate([[0.0], np.cumsum(rise)])
-        looks.append(Look(lambda level, harms=harms: float(harms[round(100 * level)])))
-    for look in follow(looks):
-        full = look.full()
-        assert look.estimate().informative == full.informative
+        snapshots.append(Snapshot(lambda level, harms=harms: float(harms[round(100 * level)])))
+    for snapshot in follow(snapshots):
+        full = snapshot.full()
+        assert snapshot.estimate().informative == full.informative
         if full.informative:
-            assert look.estimate().value == pytest.approx(full.value, abs=1e-6)
+            assert snapshot.estimate().value == pytest.approx(full.value, abs=1e-6)
 
 
 def test_a_settled_crossing_takes_two_levels_and_a_check() -> None:
-    looks = follow([Look(power(0.605)) for _ in range(20)])
-    assert all(len(look.between) <= 3 for look in looks[3:])
-    assert {0.6, 0.61} <= set(looks[-1].between)
-    bare = follow([Look(power(0.605)) for _ in range(20)], Tracking(checks_below=False))
-    assert all(len(look.between) == 2 for look in bare[3:])
+    snapshots = follow([Snapshot(power(0.605)) for _ in range(20)])
+    assert all(len(snapshot.between) <= 3 for snapshot in snapshots[3:])
+    assert {0.6, 0.61} <= set(snapshots[-1].between)
+    bare = follow([Snapshot(power(0.605)) for _ in range(20)], Tracking(checks_below=False))
+    assert all(len(snapshot.between) == 2 for snapshot in bare[3:])
 
 
 def test_a_drifting_crossing_takes_few() -> None:
-    looks = follow([Look(power(0.6 + 0.1 * math.sin(t / 10))) for t in range(60)])
-    assert np.mean([len(look.between) for look in looks[1:]]) <= 4.0
+    snapshots = follow([Snapshot(power(0.6 + 0.1 * math.sin(t / 10))) for t in range(60)])
+    assert np.mean([len(snapshot.between) for snapshot in snapshots[1:]]) <= 4.0
 
 
 @given(crossings, crossings)
 def test_a_jump_is_followed_with_a_bounded_number_of_levels(before: float, after: float) -> None:
-    look = follow([Look(power(before)), Look(power(after))])[1]
-    assert abs(look.estimate().value - look.full().value) <= 1e-6
-    assert len(look.between) <= 16
+    snapshot = follow([Snapshot(power(before)), Snapshot(power(after))])[1]
+    assert abs(snapshot.estimate().value - snapshot.full().value) <= 1e-6
+    assert len(snapshot.between) <= 16
 
 
 @pytest.mark.parametrize("crossing", [0.002, 0.05, 0.995])
-def test_a_crossing_outside_the_levels_of_the_first_look(crossing: float) -> None:
-    for look in follow([Look(power(crossing)) for _ in range(3)]):
-        assert abs(look.estimate().value - look.full().value) <= 0.01
+def test_a_crossing_outside_the_levels_of_the_first_snapshot(crossing: float) -> None:
+    for snapshot in follow([Snapshot(power(crossing)) for _ in range(3)]):
+        assert abs(snapshot.estimate().value - snapshot.full().value) <= 0.01
 
 
-def noisy(crossing: float) -> Look:
-    return Look(power(crossing), lambda level: 0.3 * math.sqrt(level))
+def noisy(crossing: float) -> Snapshot:
+    return Snapshot(power(crossing), lambda level: 0.3 * math.sqrt(level))
 
 
 def test_with_errors_both_ends_of_the_interval_are_measured() -> None:
-    looks = follow([noisy(0.6 + 0.03 * math.sin(t)) for t in range(40)])[1:]
-    for look in looks:
-        found, full = look.estimate(), look.full()
+    snapshots = follow([noisy(0.6 + 0.03 * math.sin(t)) for t in range(40)])[1:]
+    for snapshot in snapshots:
+        found, full = snapshot.estimate(), snapshot.full()
         assert abs(found.value - full.value) <= 0.01
         assert found.low == pytest.approx(full.low, abs=0.03)
         assert found.high == pytest.approx(full.high, abs=0.03)
         assert found.low <= full.value <= found.high
-    assert np.mean([len(look.between) for look in looks]) <= 5.0
+    assert np.mean([len(snapshot.between) for snapshot in snapshots]) <= 5.0
 
 
 def test_a_dip_below_the_interval_is_met_in_time() -> None:
-    """Within 3 / w looks, wherever it opens; w is its share of the levels below."""
+    """Within 3 / w snapshots, wherever it opens; w is its share of the levels below."""
     for start in (0.05, 0.13, 0.3, 0.42):
         for width in (0.05, 0.1):
-            calm = follow([Look(power(0.6)) for _ in range(5)])
+            calm = follow([Snapshot(power(0.6)) for _ in range(5)])
             dipped = [
-                Look(with_dip(power(0.6), start, width)) for _ in range(round(3 * 0.6 / width))
+                Snapshot(with_dip(power(0.6), start, width)) for _ in range(round(3 * 0.6 / width))
             ]
-            looks = follow(calm + dipped)
-            assert abs(looks[-1].estimate().value - looks[-1].full().value) <= 0.01
+            snapshots = follow(calm + dipped)
+            assert abs(snapshots[-1].estimate().value - snapshots[-1].full().value) <= 0.01
 
 
 def test_every_level_below_the_interval_is_checked_in_its_turn() -> None:
-    looks = follow([Look(power(0.605)) for _ in range(75)])
-    checked = {min(look.between) for look in looks[1:]}
+    snapshots = follow([Snapshot(power(0.605)) for _ in range(75)])
+    checked = {min(snapshot.between) for snapshot in snapshots[1:]}
     assert checked >= {i / 100 for i in range(1, 58)}
 
 
 def test_once_met_a_dip_is_followed_and_when_it_closes_left() -> None:
     dip = with_dip(power(0.8), 0.3, 0.15)
-    looks = follow([Look(dip) for _ in range(3)] + [Look(power(0.8)) for _ in range(3)])
-    for look in looks:
-        assert abs(look.estimate().value - look.full().value) <= 0.01
+    snapshots = follow([Snapshot(dip) for _ in range(3)] + [Snapshot(power(0.8)) for _ in range(3)])
+    for snapshot in snapshots:
+        assert abs(snapshot.estimate().value - snapshot.full().value) <= 0.01
 
 
 def test_without_checks_it_is_not_seen() -> None:
     """The test of the checks can fail."""
-    looks = [Look(power(0.6))] + [Look(with_dip(power(0.6), 0.13, 0.05)) for _ in range(40)]
-    follow(looks, Tracking(checks_below=False))
-    assert looks[-1].estimate().value == pytest.approx(0.6, abs=0.01)
+    snapshots = [Snapshot(power(0.6))] + [
+        Snapshot(with_dip(power(0.6), 0.13, 0.05)) for _ in range(40)
+    ]
+    follow(snapshots, Tracking(checks_below=False))
+    assert snapshots[-1].estimate().value == pytest.approx(0.6, abs=0.01)
 
 
 def test_where_nothing_is_crossed_nothing_is_measured_between() -> None:
-    looks = follow([Look(lambda level: 0.5 * level) for _ in range(2)] + [Look(power(0.7))])
-    assert looks[0].between == looks[1].between == []
-    assert not looks[1].estimate().informative
-    assert abs(looks[2].estimate().value - looks[2].full().value) <= 1e-6
+    snapshots = follow(
+        [Snapshot(lambda level: 0.5 * level) for _ in range(2)] + [Snapshot(power(0.7))]
+    )
+    assert snapshots[0].between == snapshots[1].between == []
+    assert not snapshots[1].estimate().informative
+    assert abs(snapshots[2].estimate().value - snapshots[2].full().value) <= 1e-6
 
 
-def test_a_look_depends_on_the_curve_before_and_nothing_else() -> None:
+def test_a_snapshot_depends_on_the_curve_before_and_nothing_else() -> None:
     """So a resumed run, which reads that curve from its records, goes on alike."""
     sweep = Tracking()
-    looks = follow([noisy(0.6 + 0.03 * math.sin(t)) for t in range(12)], sweep)
-    for before, look in itertools.pairwise(looks):
-        again = Look(look.harm, look.error)
+    snapshots = follow([noisy(0.6 + 0.03 * math.sin(t)) for t in range(12)], sweep)
+    for before, snapshot in itertools.pairwise(snapshots):
+        again = Snapshot(snapshot.harm, snapshot.error)
         stored = from_json(SparsityCurve, to_json(before.curve()))
         Tracking().choose(again, points_of(stored, allowed))
-        assert again.measured == look.measured
+        assert again.measured == snapshot.measured
 
 
 def test_a_previous_curve_of_another_sweep_is_as_good() -> None:
-    previous = points_of(Look(power(0.5)).curve([0.0, 0.0375, 0.4625, 0.55, 1.0]), allowed)
-    look = Look(power(0.52))
-    Tracking().choose(look, previous)
-    assert abs(look.estimate().value - look.full().value) <= 1e-6
-    assert len(look.between) <= 6
+    previous = points_of(Snapshot(power(0.5)).curve([0.0, 0.0375, 0.4625, 0.55, 1.0]), allowed)
+    snapshot = Snapshot(power(0.52))
+    Tracking().choose(snapshot, previous)
+    assert abs(snapshot.estimate().value - snapshot.full().value) <= 1e-6
+    assert len(snapshot.between) <= 6
 
 
 class Job:
@@ -230,7 +234,7 @@ class Job:
         }
         return sw.watch(self.model, None, proxy=self.proxy, logdir=logdir, **options)
 
-    def look(self, times: int) -> None:
+    def snapshot(self, times: int) -> None:
         for _ in range(times):
             with torch.no_grad():
                 self.model[0].weight.mul_(1.01)
@@ -239,15 +243,15 @@ class Job:
 
 def test_a_watch_that_is_resumed_goes_on_tracking(tmp_path: Path) -> None:
     straight = Job(tmp_path / "straight")
-    straight.look(6)
+    straight.snapshot(6)
     straight.watcher.close()
     job = Job(tmp_path / "resumed")
-    job.look(3)
+    job.snapshot(3)
     state = job.watcher.state_dict()
     job.watcher.close()
     job.watcher = job.watch(tmp_path / "resumed")
     job.watcher.load_state_dict(state)
-    job.look(3)
+    job.snapshot(3)
     job.watcher.close()
     records = straight.watcher.records
     assert [r.curve for r in job.watcher.records] == [r.curve for r in records]
@@ -258,16 +262,18 @@ def test_a_watch_that_is_resumed_goes_on_tracking(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("resolution", [0.003, 0.03, 0.07, 0.5])
 def test_levels_are_multiples_of_the_resolution(resolution: float) -> None:
-    for look in follow([Look(power(0.61)), Look(power(0.63))], Tracking(resolution=resolution)):
-        for level in look.between:
+    for snapshot in follow(
+        [Snapshot(power(0.61)), Snapshot(power(0.63))], Tracking(resolution=resolution)
+    ):
+        for level in snapshot.between:
             assert level / resolution == pytest.approx(round(level / resolution), abs=1e-3)
-        crossing = 0.61 if look.harm(0.61) == 1.0 else 0.63
-        assert abs(look.estimate().value - crossing) <= resolution
+        crossing = 0.61 if snapshot.harm(0.61) == 1.0 else 0.63
+        assert abs(snapshot.estimate().value - crossing) <= resolution
 
 
 @pytest.mark.parametrize("resolution", [0.0, -0.01, 0.6, math.nan, "0.01", True])
 def test_a_resolution_out_of_range_is_refused(resolution) -> None:
-    with pytest.raises(ConfigurationError, match=r"`resolution` in \(0, 0.5\]"):
+    with pytest.raises(ConfigurationError, match=r"`resolution` to be in \(0, 0.5\]"):
         Tracking(resolution=resolution)
 
 
@@ -293,9 +299,9 @@ def test_the_interval_covers_as_often_as_that_of_the_full_grid() -> None:
             noise = np.interp(level, np.linspace(0, 1, 11), knots)
             return (level / crossing) ** 6 + error(level) * noise
 
-        look = Look(harm, error)
-        Tracking().choose(look, previous)
-        previous = points_of(look.curve(), allowed)
-        estimate = look.estimate()
+        snapshot = Snapshot(harm, error)
+        Tracking().choose(snapshot, previous)
+        previous = points_of(snapshot.curve(), allowed)
+        estimate = snapshot.estimate()
         held.append(estimate.low <= crossing <= estimate.high)
     assert np.mean(held[1:]) >= 0.85
