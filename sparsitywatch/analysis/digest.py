@@ -119,9 +119,8 @@ def digest(run: Run, *, weights_only: bool = False) -> Digest:
         ConfigurationError: there is no record.
         StateError: the log is damaged.
     """
+    run.require_records()
     records, info = run.records, run.info
-    if not records:
-        raise ConfigurationError(f"Expected records of the run {run.name!r}, got none.")
     last = records[-1]
     estimated = [r for r in records if r.essential_sparsity is not None and not weights_only]
     events = _without_proxy(run.events) if weights_only else run.events

@@ -81,6 +81,18 @@ class Run:
         """
         return self._records() if callable(self._records) else self._records
 
+    def require_records(self) -> None:
+        """Refuse a run that there is nothing to show of.
+
+        Raises:
+            ConfigurationError: it has no record.
+        """
+        if not self.records:
+            raise ConfigurationError(
+                "Expected `records` with at least one record, got none: the run "
+                f"{self.name!r} has taken no snapshot yet."
+            )
+
     @cached_property
     def events(self) -> Sequence[Event]:
         """Each event once, in its last version, in the order in which they were seen.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +64,9 @@ def save(figure: Any, path: Path) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from sparsitywatch.page import RunLog, render
+    from sparsitywatch.page import render
 
-    run = read(arguments.logdir)
-    log = RunLog(
-        name=run.name, records=run.records, events=run.events, info=run.info, now=time.time()
-    )
-    _write(arguments.output, render(log))
+    _write(arguments.output, render(read(arguments.logdir)))
     print(arguments.output)
 
 

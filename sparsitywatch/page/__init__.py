@@ -2,15 +2,14 @@
 
 ::
 
-    RunLog ── headline and sentences ───────────┐
-           ── figures of plots/, as SVG ────────┼─► page.html
-           ── events, provenance, costs ────────┘
+    Run ── headline and sentences ───────────┐
+        ── figures of plots/, as SVG ────────┼─► page.html
+        ── events, provenance, costs ────────┘
 
 Each chart is drawn twice, for a wide page and for a narrow one, and every number in it stands
 in a table below it as well. The same log gives the same bytes.
 """
 
-from sparsitywatch.page.data import RunLog
 from sparsitywatch.page.render import render
 
-__all__ = ["RunLog", "render"]
+__all__ = ["render"]

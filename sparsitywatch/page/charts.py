@@ -14,12 +14,21 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sparsitywatch.page.data import Cell, Number, RunLog, count, fraction, number_of, plain
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.page.data import Cell, Number, count, fraction, number_of, plain
 from sparsitywatch.page.svg import COLOURS, Strip, inline_svg
 from sparsitywatch.plots.curves import MOST, chosen_curves, curves_figure
 from sparsitywatch.plots.drawing import NARROW, WIDE, Paper
 from sparsitywatch.plots.heatmap import Map, map_figure, maps_of
-from sparsitywatch.plots.steps import Line, Panel, edges_of, foreseen, panel_figure, panels_of
+from sparsitywatch.plots.steps import (
+    Line,
+    Panel,
+    chosen_snapshots,
+    edges_of,
+    foreseen,
+    panel_figure,
+    panels_of,
+)
 from sparsitywatch.records import Event, Record
 from sparsitywatch.series import describe
 
@@ -83,7 +92,7 @@ class Chart:
     scale: tuple[Number, Number] | None = None
 
 
-def charts_of(run: RunLog) -> list[tuple[str, list[Chart]]]:
+def charts_of(run: Run) -> list[tuple[str, list[Chart]]]:
     """Every chart that the run has numbers for, by the title of its section."""
     panels = panels_of(run)
     chosen = chosen_curves(run)
@@ -131,7 +140,7 @@ def _key(handle: Any, label: str) -> Key:
 # ------------------------------------------------------------------ over the steps
 
 
-def _of_steps(panel: Panel, run: RunLog) -> Chart:
+def _of_steps(panel: Panel, run: Run) -> Chart:
     lines = [line for line in panel.lines if run.has(line.series)]
     is_forecast = panel.key == "forecast"
     return _chart(
@@ -147,11 +156,11 @@ def _of_steps(panel: Panel, run: RunLog) -> Chart:
     )
 
 
-def _course(panel: Panel, lines: Sequence[Line], run: RunLog) -> str:
+def _course(panel: Panel, lines: Sequence[Line], run: Run) -> str:
     """What a screen reader says: the ends of every line."""
     told = []
     for line in lines:
-        values = run.series(line.series)
+        values = run.column(line.series)
         ends = np.flatnonzero(np.isfinite(values))[[0, -1]]
         first, last = (
             f"{number_of(line.series, values[i])} at step {count(run.steps[i])}" for i in ends
@@ -160,7 +169,7 @@ def _course(panel: Panel, lines: Sequence[Line], run: RunLog) -> str:
     return f"Over the optimizer steps, {panel.unit}. {'; '.join(told)}. The table has all numbers."
 
 
-def _strips(run: RunLog, lines: Sequence[Line]) -> list[Strip]:
+def _strips(run: Run, lines: Sequence[Line]) -> list[Strip]:
     """What is told of each snapshot, over the part of the chart that is nearest to it."""
     chosen = np.arange(len(run.records))
     if len(chosen) > _MAX_STRIPS:
@@ -168,7 +177,7 @@ def _strips(run: RunLog, lines: Sequence[Line]) -> list[Strip]:
     edges = edges_of(run.steps[chosen])
     if len(chosen) == 1:
         edges = edges + np.array([-0.5, 0.5])
-    values = [(line, run.series(line.series)) for line in lines]
+    values = [(line, run.column(line.series)) for line in lines]
     strips = []
     for i, left, right in zip(chosen.tolist(), edges[:-1], edges[1:], strict=True):
         told = [f"step {count(run.steps[i])}"]
@@ -178,10 +187,10 @@ def _strips(run: RunLog, lines: Sequence[Line]) -> list[Strip]:
     return strips
 
 
-def _table(run: RunLog, title: str, lines: Sequence[Line]) -> Table:
+def _table(run: Run, title: str, lines: Sequence[Line]) -> Table:
     """Every snapshot, or of very many some, with several series."""
-    chosen = run.chosen(_MAX_ROWS)
-    columns = [(line.series, run.series(line.series)) for line in lines]
+    chosen = chosen_snapshots(run, _MAX_ROWS)
+    columns = [(line.series, run.column(line.series)) for line in lines]
     caption = f"{title}, by step"
     if len(chosen) < len(run.records):
         caption += (
@@ -198,7 +207,7 @@ def _table(run: RunLog, title: str, lines: Sequence[Line]) -> Table:
     )
 
 
-def _outlook(run: RunLog) -> str:
+def _outlook(run: Run) -> str:
     last = foreseen(run)[-1]
     return (
         "What was foreseen one unit of the decay clock ahead, beside what came. The last one is "
@@ -207,8 +216,8 @@ def _outlook(run: RunLog) -> str:
     )
 
 
-def _forecasts(run: RunLog) -> Table:
-    chosen = {int(run.steps[i]) for i in run.chosen(_MAX_FORECASTS)}
+def _forecasts(run: Run) -> Table:
+    chosen = {int(run.steps[i]) for i in chosen_snapshots(run, _MAX_FORECASTS)}
     return Table(
         caption="What was foreseen, and what came",
         header=[
@@ -279,7 +288,7 @@ def _values(chosen: Sequence[Record]) -> Table:
 
 def _of_map(one: Map) -> Chart:
     row, t = np.unravel_index(np.nanargmax(one.cells), one.cells.shape)
-    chosen, steps = one.run.chosen(_MAP_COLUMNS), one.run.steps
+    chosen, steps = chosen_snapshots(one.run, _MAP_COLUMNS), one.run.steps
     blank = [Key("blank: not measured", "light", "band")] if np.isnan(one.cells).any() else []
     return _chart(
         lambda paper: map_figure(one, paper),

@@ -1,4 +1,4 @@
-"""What a page is made of: the log of one run, and its numbers as a person reads them.
+"""Numbers as a person reads them on the page.
 
 A number is written as ``<data value="0.3630">36.3 %</data>``: what is shown is rounded, the
 attribute is the recorded number.
@@ -12,16 +12,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from sparsitywatch.analysis.run import Standing, standing
-from sparsitywatch.plots.steps import Timeline
-from sparsitywatch.records import RunInfo
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
 __all__ = [
     "Cell",
     "Number",
-    "RunLog",
     "count",
     "fraction",
     "number_of",
@@ -33,37 +29,6 @@ __all__ = [
 
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunLog(Timeline):
-    """The log of one run.
-
-    Args:
-        records: in the order of the steps, at least one.
-        events: each once, in the order in which they were seen.
-        name: what the run is called, for the title.
-        info: what was said once about the run; None if that is not known.
-        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
-            to take its word.
-
-    Raises:
-        ConfigurationError: there is no record.
-    """
-
-    name: str
-    info: RunInfo | None = None
-    now: float | None = None
-
-    @property
-    def replayed_from(self) -> tuple[str, ...]:
-        """Where the checkpoints lay, in a replay; empty for a live watch."""
-        return () if self.info is None else self.info.replayed_from
-
-    @property
-    def standing(self) -> Standing:
-        """How the watch itself is."""
-        return standing(self.records, self.info, now=self.now)
 
 
 @dataclass(frozen=True)

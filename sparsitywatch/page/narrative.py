@@ -6,17 +6,18 @@ import math
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-import numpy as np
 from markupsafe import Markup, escape
 
-from sparsitywatch.page.data import Number, RunLog, count, fraction, number_of, plain, several
+from sparsitywatch.analysis.digest import Digest, SeriesDigest
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.page.data import Number, count, fraction, number_of, plain, several
 from sparsitywatch.records import EssentialSparsity, Event, Record
 from sparsitywatch.series import describe
 
 __all__ = ["headline", "sentences", "snapshots_taken"]
 
 
-def headline(run: RunLog) -> Markup:
+def headline(run: Run) -> Markup:
     """The first thing to know: what happened, and whether the watch could see it."""
     trouble = run.standing.trouble
     if not trouble:
@@ -24,7 +25,7 @@ def headline(run: RunLog) -> Markup:
     return Markup("{}; {}").format(_what_happened(run), trouble)
 
 
-def _what_happened(run: RunLog) -> Markup:
+def _what_happened(run: Run) -> Markup:
     number = several(len(run.records), "snapshot")
     if not run.events:
         return Markup("No abrupt change was reported in {}").format(number)
@@ -43,13 +44,13 @@ def _is_sparse_now(event: Event) -> bool:
     return event.trend == "sparsifying" and event.series.startswith("near_zero/")
 
 
-def sentences(run: RunLog) -> list[Markup]:
+def sentences(run: Run, digest: Digest) -> list[Markup]:
     """What to know next, each for itself; what was not measured is said."""
-    told = [*_near_zero(run), *_dormant(run), _essential(run), *_forecast(run), *_trouble(run)]
+    told = [*_courses(run, digest), _essential(digest), *_forecast(run), *_trouble(run)]
     return [*map(escape, run.standing.sentences), *map(_event, run.events), *told]
 
 
-def snapshots_taken(run: RunLog) -> Markup:
+def snapshots_taken(run: Run) -> Markup:
     """When the snapshots were taken, of how much, and whether during the training."""
     told = _snapshots(run)
     if run.replayed_from:
@@ -57,7 +58,7 @@ def snapshots_taken(run: RunLog) -> Markup:
     return told
 
 
-def _snapshots(run: RunLog) -> Markup:
+def _snapshots(run: Run) -> Markup:
     scope, steps, when = run.records[-1].scope, run.steps, _taken(run)
     where = Markup("{} in {}").format(
         several(scope.num_weights, "weight"), several(scope.num_tensors, "tensor")
@@ -69,7 +70,7 @@ def _snapshots(run: RunLog) -> Markup:
     )
 
 
-def _taken(run: RunLog) -> str:
+def _taken(run: Run) -> str:
     """When the snapshots were taken, to the minute; empty if a clock was wrong."""
     try:
         first, last = (
@@ -97,54 +98,42 @@ def _event(event: Event) -> Markup:
     return text
 
 
-def _near_zero(run: RunLog) -> Iterator[Markup]:
-    for rule in run.rules[:1]:
-        series = f"near_zero/{rule}"
-        if run.has(series):
-            yield _course(run, series, with_floor=True)
+def _courses(run: Run, digest: Digest) -> Iterator[Markup]:
+    """From where to where near-zero weights, by the first rule, and dormant ones went."""
+    for series in (*(f"near_zero/{rule}" for rule in run.rules[:1]), "motion/dormant"):
+        if series in digest.series:
+            yield _course(series, digest.series[series])
 
 
-def _dormant(run: RunLog) -> Iterator[Markup]:
-    if run.has("motion/dormant"):
-        yield _course(run, "motion/dormant", with_floor=False)
-
-
-def _course(run: RunLog, series: str, *, with_floor: bool) -> Markup:
-    """From where to where a series went."""
-    values = run.series(series)
-    known = np.flatnonzero(np.isfinite(values))
-    first, last = known[0], known[-1]
+def _course(series: str, one: SeriesDigest) -> Markup:
     name = _capitalised(describe(series).label)
-    if first == last:
-        return Markup("{}: {} at step {}.").format(
-            name, number_of(series, values[first]), count(run.steps[first])
-        )
+    first, last = number_of(series, one.first), number_of(series, one.last)
+    if one.first_step == one.last_step:
+        return Markup("{}: {} at step {}.").format(name, first, count(one.first_step))
     text = Markup("{}: {} at step {}, {} at step {}").format(
-        name, number_of(series, values[first]), count(run.steps[first]),
-        number_of(series, values[last]), count(run.steps[last]),
-    )  # fmt: skip
-    lowest = known[int(np.argmin(values[known]))]
-    if with_floor and lowest not in (first, last):
+        name, first, count(one.first_step), last, count(one.last_step)
+    )
+    has_floor = series.startswith("near_zero/")
+    if has_floor and one.lowest_step not in (one.first_step, one.last_step):
         text += Markup("; lowest {} at step {}").format(
-            number_of(series, values[lowest]), count(run.steps[lowest])
+            number_of(series, one.lowest), count(one.lowest_step)
         )
     return text + Markup(".")
 
 
-def _essential(run: RunLog) -> Markup:
-    measured = [r for r in run.records if r.essential_sparsity is not None]
-    if not measured and run.records[-1].provenance.proxy_hash:
+def _essential(digest: Digest) -> Markup:
+    estimate = digest.essential_sparsity
+    if estimate is None and digest.provenance.proxy_hash:
         return Markup("Essential sparsity is not known: no evaluation has succeeded.")
-    if not measured:
+    if estimate is None:
         return Markup(
             "Essential sparsity was not measured: the run had no proxy, no examples to evaluate."
         )
-    last = measured[-1]
-    estimate = last.essential_sparsity
-    where = Markup("At step {} ").format(count(last.step))
-    if estimate is None or not estimate.informative:
-        reason = "" if estimate is None else estimate.reason
-        return where + Markup("the essential sparsity was not informative: {}.").format(reason)
+    where = Markup("At step {} ").format(count(digest.estimated_step))
+    if not estimate.informative:
+        return where + Markup("the essential sparsity was not informative: {}.").format(
+            estimate.reason
+        )
     return where + Markup(
         "the smallest {} of the in-scope weights could have been removed at once{} with the "
         "value staying within {} of what it was."
@@ -165,7 +154,7 @@ def _tolerance(estimate: EssentialSparsity) -> Number | Markup:
     return plain(estimate.tolerance)
 
 
-def _forecast(run: RunLog) -> Iterator[Markup]:
+def _forecast(run: Run) -> Iterator[Markup]:
     last: Record = run.records[-1]
     if last.forecast is None:
         return
@@ -181,7 +170,7 @@ def _forecast(run: RunLog) -> Iterator[Markup]:
         )
 
 
-def _trouble(run: RunLog) -> Iterator[Markup]:
+def _trouble(run: Run) -> Iterator[Markup]:
     invalid = sum(not record.valid for record in run.records)
     if invalid:
         yield Markup("{} of {} failed or contradicted themselves; see ").format(

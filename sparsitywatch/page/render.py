@@ -11,8 +11,10 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from sparsitywatch.analysis.digest import Digest, digest
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.charts import charts_of
-from sparsitywatch.page.data import Number, RunLog, number_of, printable
+from sparsitywatch.page.data import Number, number_of, printable
 from sparsitywatch.page.narrative import headline, sentences, snapshots_taken
 from sparsitywatch.page.tables import (
     cost_facts,
@@ -37,7 +39,7 @@ class _Figure:
     remark: str
 
 
-def render(run: RunLog) -> str:
+def render(run: Run) -> str:
     """The page of a run: one HTML document that needs nothing else.
 
     Args:
@@ -45,18 +47,22 @@ def render(run: RunLog) -> str:
 
     Returns:
         HTML, in UTF-8 when it is written. The same log gives the same text.
+
+    Raises:
+        ConfigurationError: there is no record.
     """
+    told = digest(run)
     context = {
         "run": run,
         "headline": headline(run),
         "snapshots_taken": snapshots_taken(run),
-        "sentences": sentences(run),
-        "figures": _figures(run),
+        "sentences": sentences(run, told),
+        "figures": _figures(run, told),
         "events": event_rows(run),
         "charts": charts_of(run),
         "invalid": invalid_table(run),
         "provenances": provenances(run),
-        "costs": cost_facts(run),
+        "costs": cost_facts(run, told),
         "ledger": ledger_table(run),
         "viridis": _viridis(),
         "version": __version__,
@@ -88,7 +94,7 @@ def _finalize(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _figures(run: RunLog) -> list[_Figure]:
+def _figures(run: Run, told: Digest) -> list[_Figure]:
     """The latest of what matters most."""
     wanted = [
         (f"near_zero/{rule}", "near zero", "of the in-scope weights") for rule in run.rules[:1]
@@ -101,13 +107,10 @@ def _figures(run: RunLog) -> list[_Figure]:
     ]
     figures = []
     for series, label, remark in wanted:
-        values = run.series(series)
-        known = np.flatnonzero(np.isfinite(values))
-        if known.size:
-            step = f"{run.steps[known[-1]]:,}"
-            figures.append(
-                _Figure(label, number_of(series, values[known[-1]]), f"{remark}, at step {step}")
-            )
+        if series in told.series:
+            one = told.series[series]
+            remark = f"{remark}, at step {one.last_step:,}"
+            figures.append(_Figure(label, number_of(series, one.last), remark))
     return figures
 
 

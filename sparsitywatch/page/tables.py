@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from sparsitywatch.analysis.digest import Digest
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.charts import Table
-from sparsitywatch.page.data import Cell, RunLog, count, fraction, number_of, plain, seconds
+from sparsitywatch.page.data import Cell, count, fraction, number_of, plain, seconds
 from sparsitywatch.records import Event, Provenance, Record
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_text
@@ -35,7 +37,7 @@ class Fact:
 # ------------------------------------------------------------------ events
 
 
-def event_rows(run: RunLog) -> list[dict[str, Cell]]:
+def event_rows(run: Run) -> list[dict[str, Cell]]:
     """One row an event, by column."""
     numbers = {event.id: i for i, event in enumerate(run.events, start=1)}
     return [_event_row(event, numbers) for event in run.events]
@@ -112,7 +114,7 @@ def _since(event: Event, numbers: dict[str, int]) -> Markup:
 # ------------------------------------------------------------------ provenance
 
 
-def provenances(run: RunLog) -> list[tuple[Markup, list[Fact]]]:
+def provenances(run: Run) -> list[tuple[Markup, list[Fact]]]:
     """What the numbers depend on, once for each chunk of snapshots that share it."""
     chunks: list[tuple[Provenance, list[Record]]] = []
     for record in run.records:
@@ -157,7 +159,7 @@ def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]
     ]
 
 
-def ledger_table(run: RunLog) -> Table | None:
+def ledger_table(run: Run) -> Table | None:
     """Every parameter, in or out of scope, and why; None if that was not logged."""
     if run.info is None or not run.info.ledger:
         return None
@@ -186,40 +188,35 @@ def ledger_table(run: RunLog) -> Table | None:
 # ------------------------------------------------------------------ what it cost, what failed
 
 
-def cost_facts(run: RunLog) -> list[Fact]:
+def cost_facts(run: Run, digest: Digest) -> list[Fact]:
     """What the watch took from the training; a replay has no training to hold up."""
-    costs = [record.cost for record in run.records]
-    stalls = [cost.stall_s for cost in costs]
-    reading = seconds(math.fsum(cost.spectrum_s for cost in costs))
-    evaluating = seconds(math.fsum(cost.evaluation_s for cost in costs))
-    evaluations = Markup("{} evaluations").format(count(sum(c.num_forwards for c in costs)))
+    total, state = digest.cost, digest.state
+    reading, evaluating = seconds(total.spectrum_s), seconds(total.evaluation_s)
+    evaluations = Markup("{} evaluations").format(count(total.num_forwards))
     if run.replayed_from:
         return [
             Fact("reading weights", reading, "all snapshots together"),
             Fact("evaluating", evaluating, evaluations),
         ]
+    median_s = statistics.median(record.cost.stall_s for record in run.records)
     facts = [
-        Fact("held up the training", seconds(math.fsum(stalls)), "all snapshots together"),
-        Fact("one snapshot", seconds(statistics.median(stalls)), "median time held up"),
+        Fact("held up the training", seconds(total.stall_s), "all snapshots together"),
+        Fact("one snapshot", seconds(median_s), "median time held up"),
         Fact("reading weights", reading, "all snapshots, behind the training where it can be"),
         Fact("evaluating", evaluating, evaluations),
-        Fact("snapshots left out", count(sum(c.num_left_out for c in costs)),
+        Fact("snapshots left out", count(total.num_left_out),
              "they were due, and would have cost too much"),
-        Fact("evaluations left out", count(sum(c.num_evaluations_left_out for c in costs)),
+        Fact("evaluations left out", count(total.num_evaluations_left_out),
              "only the weights were read"),
     ]  # fmt: skip
-    known = [cost.overhead for cost in costs if math.isfinite(cost.overhead)]
-    state = None if run.info is None else run.info.state
-    if state is not None and math.isfinite(state.overhead):
-        facts.append(
-            Fact("share of the wall time", fraction(state.overhead), f"up to step {state.step:,}")
-        )
-    elif known:
-        facts.append(Fact("share of the wall time", fraction(known[-1]), "up to the last snapshot"))
+    if math.isfinite(total.overhead):
+        is_later = state is not None and math.isfinite(state.overhead)
+        until = f"step {state.step:,}" if state is not None and is_later else "the last snapshot"
+        facts.append(Fact("share of the wall time", fraction(total.overhead), f"up to {until}"))
     return facts
 
 
-def invalid_table(run: RunLog) -> Table | None:
+def invalid_table(run: Run) -> Table | None:
     """The snapshots that failed, with the reason; None if there is none."""
     failed = [record for record in run.records if not record.valid]
     if not failed:

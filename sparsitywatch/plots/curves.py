@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from sparsitywatch.analysis.estimate import allowed_harm
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.plots.drawing import (
     BLUE,
@@ -30,7 +31,6 @@ from sparsitywatch.plots.drawing import (
     styled,
     value_axis,
 )
-from sparsitywatch.plots.steps import Timeline
 from sparsitywatch.records import EssentialSparsity, Record, SparsityCurve
 
 __all__ = ["MOST", "chosen_curves", "curve_figure", "curves_figure"]
@@ -162,7 +162,7 @@ def _draw_estimate(axes: Any, estimate: EssentialSparsity) -> None:
 # ------------------------------------------------------------------ several snapshots
 
 
-def chosen_curves(run: Timeline) -> list[Record]:
+def chosen_curves(run: Run) -> list[Record]:
     """The first snapshot with a curve and the last, those where events were seen, some between."""
     drawable = [r for r in run.records if r.curve is not None and not np.isnan(_harm(r)).all()]
     if len(drawable) <= len(_COLOURS):

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.plots.drawing import Paper, new_axes, new_figure, percent, styled
-from sparsitywatch.plots.steps import Timeline, edges_of, label_steps, mark_events
+from sparsitywatch.plots.steps import edges_of, label_steps, mark_events
 from sparsitywatch.records import LayerShare, Record
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
@@ -155,7 +156,7 @@ class Map:
     key: str
     title: str
     text: str
-    run: Timeline
+    run: Run
     names: Sequence[str]
     cells: np.ndarray
 
@@ -165,7 +166,7 @@ class Map:
         return float(np.nanmax(self.cells)) or 1.0
 
 
-def maps_of(run: Timeline) -> list[Map]:
+def maps_of(run: Run) -> list[Map]:
     """Every heatmap that the run has numbers for."""
     rule = next((r for x in run.records for layer in x.layers for r in layer.near_zero), "")
     found = [
@@ -190,7 +191,7 @@ def maps_of(run: Timeline) -> list[Map]:
     return [one for one in found if one is not None and np.isfinite(one.cells).any()]
 
 
-def _removed_map(run: Timeline) -> Map | None:
+def _removed_map(run: Run) -> Map | None:
     """Of the levels that most snapshots asked for the one nearest to a half."""
     evaluated = [record for record in run.records if not record.not_evaluated]
     asked: dict[float, int] = {}
@@ -212,7 +213,7 @@ def _removed_map(run: Timeline) -> Map | None:
 
     share = f"{100 * level:.3g}\N{NO-BREAK SPACE}%"
     return _map(
-        Timeline(records=evaluated, events=run.events),
+        Run(records=evaluated, events=run.events),
         "removed-by-layer",
         f"Where the smallest {share} are",
         f"If the smallest {share} of all in-scope weights are removed: the share that each tensor "
@@ -222,7 +223,7 @@ def _removed_map(run: Timeline) -> Map | None:
 
 
 def _map(
-    run: Timeline, key: str, title: str, text: str, cell: Callable[[Record, LayerShare], float]
+    run: Run, key: str, title: str, text: str, cell: Callable[[Record, LayerShare], float]
 ) -> Map | None:
     tensors = run.tensors
     if not tensors:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.plots.drawing import (
     BLACK,
@@ -28,7 +29,6 @@ from sparsitywatch.plots.drawing import (
 )
 from sparsitywatch.plots.steps import (
     Panel,
-    Timeline,
     draw_interval,
     draw_panel,
     label_steps,
@@ -62,7 +62,8 @@ def overview_figure(
     Raises:
         ConfigurationError: there is no record.
     """
-    run = Timeline(records=records, events=events)
+    run = Run(records, events)
+    run.require_records()
     found = {panel.key: panel for panel in panels_of(run)}
     if loss:
         found.setdefault("value", _LOSS)
@@ -172,7 +173,7 @@ class _Line:
     """How a run is drawn."""
 
     name: str
-    run: Timeline
+    run: Run
     colour: str
     dashes: Any
 
@@ -247,7 +248,7 @@ def _lines(
         lines.append(
             _Line(
                 name=name,
-                run=Timeline(records=records, events=events),
+                run=Run(records, events),
                 colour=_COLOURS[place % len(_COLOURS)],
                 dashes=_DASHES[dash % len(_DASHES)],
             )
@@ -256,7 +257,7 @@ def _lines(
 
 
 def _draw_run(axes: Any, name: str, line: _Line) -> None:
-    steps, values = line.run.points(name)
+    steps, values = line.run.series(name)
     axes.plot(
         steps, values, color=line.colour, linestyle=line.dashes, linewidth=1.4, label=line.name
     )

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.plots.drawing import (
     BLACK,
     BLUE,
@@ -31,14 +31,14 @@ from sparsitywatch.plots.drawing import (
     styled,
     value_axis,
 )
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Event
 from sparsitywatch.series import describe
 
 __all__ = [
     "Foreseen",
     "Line",
     "Panel",
-    "Timeline",
+    "chosen_snapshots",
     "draw_interval",
     "draw_panel",
     "edges_of",
@@ -54,66 +54,20 @@ _RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
 _FEW_SNAPSHOTS = 40
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timeline:
-    """The records of a run in the order of their steps, at least one, and its events."""
+def chosen_snapshots(run: Run, most: int) -> list[int]:
+    """Indices of snapshots to show: evenly spread, the ends and those with an event.
 
-    records: Sequence[Record]
-    events: Sequence[Event] = ()
-
-    def __post_init__(self) -> None:
-        if not self.records:
-            raise ConfigurationError(
-                "Expected `records` with at least one record, got none. There is nothing to show "
-                "of a run that has taken no snapshot."
-            )
-        # asked for again and again: by charts, tables and sentences
-        object.__setattr__(self, "_series", [record.series() for record in self.records])
-
-    @property
-    def steps(self) -> np.ndarray:
-        """Steps of the snapshots, int [T]."""
-        return np.array([record.step for record in self.records])
-
-    def series(self, name: str) -> np.ndarray:
-        """One series, float [T]; NaN where it was not measured."""
-        cached: list[dict[str, float]] = getattr(self, "_series")  # noqa: B009 set once above
-        return np.array([series.get(name, math.nan) for series in cached])
-
-    def points(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of the snapshots that were asked for a series."""
-        asked = np.array([record.was_asked(name) for record in self.records])
-        return self.steps[asked], self.series(name)[asked]
-
-    def has(self, name: str) -> bool:
-        """Whether a series was measured at any snapshot."""
-        return bool(np.isfinite(self.series(name)).any())
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The near-zero rules of the run, the first one first."""
-        return tuple(dict.fromkeys(rule for record in self.records for rule in record.near_zero))
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """Names of the in-scope tensors of all snapshots, in the model's order, length N."""
-        return tuple(
-            dict.fromkeys(layer.name for record in self.records for layer in record.layers)
-        )
-
-    def chosen(self, most: int) -> list[int]:
-        """Indices of snapshots to tell of: evenly spread, the ends and those with an event.
-
-        Args:
-            most: how many are spread evenly.
-        """
-        number = len(self.records)
-        if number <= most:
-            return list(range(number))
-        spread = np.linspace(0, number - 1, most).round().astype(int)
-        seen = {event.detected_step for event in self.events}
-        marked = [i for i, step in enumerate(self.steps) if int(step) in seen]
-        return sorted({*spread.tolist(), *marked})
+    Args:
+        run: whose snapshots.
+        most: how many are spread evenly.
+    """
+    number = len(run.records)
+    if number <= most:
+        return list(range(number))
+    spread = np.linspace(0, number - 1, most).round().astype(int)
+    seen = {event.detected_step for event in run.events}
+    marked = [i for i, step in enumerate(run.steps) if int(step) in seen]
+    return sorted({*spread.tolist(), *marked})
 
 
 # ------------------------------------------------------------------ which panels there are
@@ -156,21 +110,21 @@ class Panel:
     text: str
     unit: str
     lines: Sequence[Line]
-    more: Callable[[Any, Timeline], None] | None = None
+    more: Callable[[Any, Run], None] | None = None
     ahead: float = -math.inf
     from_zero: bool = True
     up_to: float | None = None
     height: float = 2.0
 
 
-def panels_of(run: Timeline) -> list[Panel]:
+def panels_of(run: Run) -> list[Panel]:
     """Every panel that the run has numbers for, in the order of a report."""
     panels = [_near_zero(run), _dormant(run), _essential(run), _RELIANCE, _value(run)]
     panels += [_masks(run), _forecast(run), _MOVEMENT, _LEARNING_RATE, _CLOCK]
     return [panel for panel in panels if any(run.has(line.series) for line in panel.lines)]
 
 
-def _near_zero(run: Timeline) -> Panel:
+def _near_zero(run: Run) -> Panel:
     names = [f"near_zero/{rule}" for rule in run.rules]
     return Panel(
         key="near-zero",
@@ -187,7 +141,7 @@ def _near_zero(run: Timeline) -> Panel:
     )
 
 
-def _dormant(run: Timeline) -> Panel:
+def _dormant(run: Run) -> Panel:
     text = (
         "The share of weights that only weight decay has moved since the snapshot before: they got "
         "no gradient, so they belong to parts of the model that are dead. Some living weights pass "
@@ -211,14 +165,14 @@ def _dormant(run: Timeline) -> Panel:
     )
 
 
-def _essential(run: Timeline) -> Panel:
+def _essential(run: Run) -> Panel:
     confidence = next(
         (r.essential_sparsity.confidence for r in run.records if r.essential_sparsity), 0.9
     )
 
-    def draw(axes: Any, run: Timeline) -> None:
+    def draw(axes: Any, run: Run) -> None:
         draw_interval(axes, run, GREEN, f"{confidence:.0%} interval")
-        steps, value = run.points("essential_sparsity/value")
+        steps, value = run.series("essential_sparsity/value")
         for number, ends in enumerate(_gaps(steps, np.isnan(value)), start=1):
             axes.axvspan(
                 *ends, color=LIGHT, alpha=0.7, linewidth=0, zorder=-1, gid=f"gap-{number}",
@@ -244,10 +198,10 @@ def _essential(run: Timeline) -> Panel:
     )
 
 
-def draw_interval(axes: Any, run: Timeline, colour: str, label: str | None = None) -> None:
+def draw_interval(axes: Any, run: Run, colour: str, label: str | None = None) -> None:
     """The interval of essential sparsity as a band."""
-    steps, low = run.points("essential_sparsity/low")
-    _, high = run.points("essential_sparsity/high")
+    steps, low = run.series("essential_sparsity/low")
+    _, high = run.series("essential_sparsity/high")
     axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
 
 
@@ -268,8 +222,8 @@ def edges_of(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([steps[:1], (steps[1:] + steps[:-1]) / 2, steps[-1:]])
 
 
-def _draw_allowed(axes: Any, run: Timeline) -> None:
-    steps, dense = run.points("value/dense")
+def _draw_allowed(axes: Any, run: Run) -> None:
+    steps, dense = run.series("value/dense")
     by_step = {record.step: record.provenance for record in run.records}
     allowed = [
         allowed_harm(x, by_step[step].tolerance, by_step[step].tolerance_mode)
@@ -293,7 +247,7 @@ _RELIANCE = Panel(
 )
 
 
-def _value(run: Timeline) -> Panel:
+def _value(run: Run) -> Panel:
     curve = next((r.curve for r in run.records if r.curve is not None), None)
     is_score = curve is not None and curve.higher_is_better
     better = "higher is better" if is_score else "lower is better"
@@ -313,7 +267,7 @@ def _value(run: Timeline) -> Panel:
     )
 
 
-def _masks(run: Timeline) -> Panel:
+def _masks(run: Run) -> Panel:
     levels = dict.fromkeys(x for record in run.records if record.masks for x in record.masks.level)
     return Panel(
         key="mask-overlap",
@@ -385,16 +339,16 @@ class Foreseen:
     came: float
 
 
-def foreseen(run: Timeline) -> list[Foreseen]:
+def foreseen(run: Run) -> list[Foreseen]:
     """Every forecast of the run for one unit of the clock, in the order of the snapshots."""
     forecasts = [(record, record.forecast) for record in run.records if record.forecast is not None]
     if not forecasts:
         return []
-    clock, rate = run.series("motion/decay_clock"), forecasts[-1][1].clock_per_step
+    clock, rate = run.column("motion/decay_clock"), forecasts[-1][1].clock_per_step
     found = []
     for record, forecast in forecasts:
         middle, low, high = forecast.at(1.0)
-        actual = run.series(f"near_zero/{forecast.rule}")
+        actual = run.column(f"near_zero/{forecast.rule}")
         known = np.isfinite(clock) & np.isfinite(actual)
         clocks, steps, actual = clock[known], run.steps[known], actual[known]
         due = record.decay_clock + 1.0
@@ -412,12 +366,12 @@ def foreseen(run: Timeline) -> list[Foreseen]:
     return found
 
 
-def _forecast(run: Timeline) -> Panel:
+def _forecast(run: Run) -> Panel:
     told = sorted(foreseen(run), key=lambda one: one.due_step)
     rule = next((r.forecast.rule for r in run.records if r.forecast is not None), "")
     name = f"near_zero/{rule}"
 
-    def draw(axes: Any, run: Timeline) -> None:
+    def draw(axes: Any, run: Run) -> None:
         due = [one.due_step for one in told]
         axes.plot(
             due, [one.fraction for one in told], color=BLACK, linestyle=DASHED, linewidth=1.4,
@@ -453,7 +407,7 @@ def _forecast(run: Timeline) -> Panel:
 
 
 @styled
-def panel_figure(panel: Panel, run: Timeline, paper: Paper) -> Figure:
+def panel_figure(panel: Panel, run: Run, paper: Paper) -> Figure:
     """One panel by itself; what its colours mean is for the page to say."""
     figure, axes = new_axes(paper, panel.height)
     draw_panel(axes, panel, run)
@@ -461,9 +415,7 @@ def panel_figure(panel: Panel, run: Timeline, paper: Paper) -> Figure:
     return figure
 
 
-def draw_panel(
-    axes: Any, panel: Panel, run: Timeline, inside: Collection[int] | None = None
-) -> None:
+def draw_panel(axes: Any, panel: Panel, run: Run, inside: Collection[int] | None = None) -> None:
     """Lines, what else there is, events, and snapshots that failed.
 
     Args:
@@ -472,7 +424,7 @@ def draw_panel(
     _limit_steps(axes, run, panel.ahead)
     for line in panel.lines:
         if run.has(line.series):
-            steps, values = run.points(line.series)
+            steps, values = run.series(line.series)
             axes.plot(
                 steps, values, color=line.colour, linestyle=line.dashes, marker="o",
                 markersize=2.6, markevery=_points(values), linewidth=line.width,
@@ -496,13 +448,13 @@ def _points(values: np.ndarray) -> list[int]:
     return [int(i) for i in np.flatnonzero(known)]
 
 
-def _limit_steps(axes: Any, run: Timeline, ahead: float = -math.inf) -> None:
+def _limit_steps(axes: Any, run: Run, ahead: float = -math.inf) -> None:
     first, last = run.steps[[0, -1]]
     pad = 0.02 * (last - first) or 0.5
     axes.set_xlim(first - pad, max(last, ahead) + pad)
 
 
-def label_steps(axes: Any, run: Timeline, paper: Paper) -> None:
+def label_steps(axes: Any, run: Run, paper: Paper) -> None:
     """Optimizer steps from the first snapshot to the last."""
     if len(run.records) == 1:
         axes.set_xticks([run.steps[0]])
@@ -566,7 +518,7 @@ def _mark_beginning(axes: Any, number: int, event: Event) -> None:
     )  # fmt: skip
 
 
-def _mark_invalid(axes: Any, run: Timeline) -> None:
+def _mark_invalid(axes: Any, run: Run) -> None:
     """A cross at the foot for each snapshot that failed."""
     steps = [record.step for record in run.records if not record.valid]
     if steps:

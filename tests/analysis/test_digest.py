@@ -127,7 +127,7 @@ def test_an_event_that_several_series_saw_is_kept_for_those_that_may_be_compared
 
 
 def test_no_record_is_refused_by_name() -> None:
-    with pytest.raises(ConfigurationError, match="Expected records of the run 'a', got none"):
+    with pytest.raises(ConfigurationError, match="at least one record, got none: the run 'a'"):
         digest(Run([], name="a"))
 
 

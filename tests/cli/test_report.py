@@ -53,7 +53,7 @@ def test_while_the_run_is_writing(logdir: Path, tmp_path: Path) -> None:
     with records.open("a") as file:
         file.write('{"step":2500,"wall_ti')  # a line on its way to the disk
     assert main(["report", str(logdir), "-o", str(tmp_path / "r.html")]) == 0
-    assert "5 looks at 49,152 weights" in parse((tmp_path / "r.html").read_text("utf-8")).text()
+    assert "5 snapshots of 49,152 weights" in parse((tmp_path / "r.html").read_text("utf-8")).text()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from page.conftest import EVIL, SCRIPT, STRANGE, Make, Page
 
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.page import RunLog, render
+from sparsitywatch.page import render
 from sparsitywatch.page.data import count, fraction, plain, printable, seconds
 from sparsitywatch.page.narrative import snapshots_taken
 from sparsitywatch.plots.heatmap import on_even_steps
@@ -63,7 +64,7 @@ def test_nothing_runs(any_page: Page) -> None:
 
 def test_the_same_log_gives_the_same_page() -> None:
     records = [record for record, _ in fake_run.looks(range(0, 2001, 400))]
-    run = RunLog(name="x", records=records, events=fake_run.events(), info=fake_run.run_info())
+    run = Run(records, fake_run.events(), fake_run.run_info())
     assert render(run) == render(run)
 
 
@@ -188,7 +189,7 @@ def test_whatever_is_printable_is_in_xml(text: str) -> None:
 def test_when_the_snapshots_were_taken(first: float, last: float, told: str) -> None:
     look, _ = fake_run.look(0)
     records = [replace(look, wall_time=first), replace(look, step=100, wall_time=last)]
-    shown = parse(str(snapshots_taken(RunLog(name="x", records=records)))).text()
+    shown = parse(str(snapshots_taken(Run(records)))).text()
     assert shown.startswith("2 snapshots of 49,152 weights in 12 tensors, from step 0")
     assert shown.endswith(told)
 
@@ -237,8 +238,8 @@ def test_two_looks_and_a_score_with_an_absolute_tolerance(make_page: Make) -> No
 
 
 def test_a_run_without_a_look_is_an_error() -> None:
-    with pytest.raises(ConfigurationError, match="Expected `records` with at least one record"):
-        RunLog(name="x", records=[])
+    with pytest.raises(ConfigurationError, match="with at least one record, got none"):
+        render(Run([]))
 
 
 def test_looks_that_all_failed(make_page: Make) -> None:
@@ -273,7 +274,7 @@ def test_a_replay_says_so_and_held_up_no_training() -> None:
         for record, _ in fake_run.looks(range(0, 2001, 1000))
     ]
     info = replace(fake_run.run_info(), replayed_from=("s3://bucket/<b>run</b>", "runs/x"))
-    root = parse(render(RunLog(name="x", records=records, info=info)))
+    root = parse(render(Run(records, info=info)))
     assert "They are of saved checkpoints, read later." in root.one("header").text()
     provenance = root.by_id("provenance").text()
     assert "Replayed from saved checkpoints: s3://bucket/<b>run</b>, runs/x." in provenance
