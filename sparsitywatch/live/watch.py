@@ -185,8 +185,7 @@ def _check(model: object, proxy: object, **counts: int | None) -> None:
 
 
 def _rms(snapshot: Snapshot) -> dict[str, float]:
-    spectrum = MagnitudeSpectrum.of(snapshot.tensors)
-    return {name: layer.rms for name, layer in spectrum.layers().items()}
+    return MagnitudeSpectrum.of(snapshot.tensors).layer_rms()
 
 
 def _why_off() -> str:

@@ -169,7 +169,7 @@ class Measurement:
         before = time.perf_counter()
         spectrum, mark = _counted(snapshot, num_threads)
         if not self.initial_rms:
-            self.initial_rms = {name: layer.rms for name, layer in spectrum.layers().items()}
+            self.initial_rms = spectrum.layer_rms()
         read = time.perf_counter()
         moved = motion(spectrum) if motion else {}
         looked = time.perf_counter()
@@ -181,7 +181,9 @@ class Measurement:
                 let_out(error, strict=strict)
                 _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
                 reason = shown_error(error)
-        layers = self._layers(spectrum, result, moved.get("dormant_by_layer", {}))
+        near_zero, near_zero_of = spectrum.near_zero_by_rule(self._rules, self.initial_rms)
+        dormant = moved.get("dormant_by_layer", {})
+        layers = self._layers(spectrum, near_zero_of, result, dormant)
         estimate = None
         if result is not None:
             estimate = essential_sparsity(
@@ -200,10 +202,7 @@ class Measurement:
             num_nan=spectrum.num_nan,
             num_inf=spectrum.num_inf,
             num_zero=spectrum.num_zero,
-            near_zero={
-                name: rule.fraction(spectrum, self.initial_rms)
-                for name, rule in self._rules.items()
-            },
+            near_zero=near_zero,
             fingerprint=mark,
             **moved.get("driver", {}),
             curve=result.curve if result else None,
@@ -273,24 +272,22 @@ class Measurement:
     def _layers(
         self,
         spectrum: MagnitudeSpectrum,
+        near_zero: Mapping[str, Mapping[str, float]],
         result: SweepResult | None,
         dormant: Mapping[str, float],
     ) -> tuple[LayerShare, ...]:
-        layers = spectrum.layers()
+        num_weights, rms = spectrum.layer_num_weights(), spectrum.layer_rms()
         return tuple(
             LayerShare(
                 name=name,
-                num_weights=layers[name].num_weights,
-                rms=layers[name].rms,
-                near_zero={
-                    rule_name: rule.fraction(layers[name], self.initial_rms)
-                    for rule_name, rule in self._rules.items()
-                },
+                num_weights=num_weights[name],
+                rms=rms[name],
+                near_zero=near_zero[name],
                 removed=tuple(cut.shares[name] for cut in result.cuts) if result else (),
                 dormant=dormant.get(name, math.nan),
             )
             # a file may have them in another order than the model
-            for name in sorted(layers, key=natural_order)
+            for name in sorted(num_weights, key=natural_order)
         )
 
 

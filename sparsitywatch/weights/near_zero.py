@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsitywatch.errors import ConfigurationError, expect, listed
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+import numpy as np
 
-__all__ = ["DEFAULT_RULES", "NearZeroRule"]
+from sparsitywatch.errors import ConfigurationError, expect, expect_number, listed
+
+__all__ = ["DEFAULT_RULES", "NearZeroRule", "near_zero_rules", "thresholds_of"]
 
 #: The first one is what detectors watch by default.
 DEFAULT_RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
@@ -54,18 +55,24 @@ class NearZeroRule:
             )
         return cls(kind, factor)
 
-    def fraction(self, spectrum: MagnitudeSpectrum, initial_rms: Mapping[str, float]) -> float:
-        """Fraction of the spectrum's weights that are near zero by this rule.
+    @classmethod
+    def only(cls, **factors: float | None) -> NearZeroRule:
+        """The rule of the one kind whose factor is not None.
 
-        Args:
-            spectrum: of one or more tensors.
-            initial_rms: root mean square of each tensor when the watch first saw it.
+        Raises:
+            ConfigurationError: not exactly one, or a factor that is negative or not finite.
+
+        >>> NearZeroRule.only(abs=0.001, rms=None)
+        NearZeroRule(kind='abs', factor=0.001)
         """
-        if self.kind == "initial":
-            return spectrum.near_zero(initial=self.factor, reference=initial_rms)
-        if self.kind == "rms":
-            return spectrum.near_zero(rms=self.factor)
-        return spectrum.near_zero(abs=self.factor)
+        given = [(kind, factor) for kind, factor in factors.items() if factor is not None]
+        if len(given) != 1:
+            raise ConfigurationError(
+                f"Expected exactly one of `abs`, `rms` and `initial`, got {sorted(dict(given))}."
+            )
+        ((kind, factor),) = given
+        expect_number(kind, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
+        return cls(kind, float(factor))
 
     def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
         """Below which a weight is near zero, by tensor; None where that is not fixed, or 0.
@@ -88,3 +95,43 @@ def near_zero_rules(rules: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         NearZeroRule.parse(name)
     return names
+
+
+def thresholds_of(
+    rules: Sequence[NearZeroRule],
+    names: Sequence[str],
+    rms: np.ndarray,
+    initial_rms: Mapping[str, float] | None,
+) -> np.ndarray:
+    """The threshold in each of T tensors by each of R rules, float64 [T, R].
+
+    Args:
+        rules: what is asked.
+        names: of the tensors.
+        rms: root mean square of each tensor, float64 [T].
+        initial_rms: of each when it was first seen, by name; may be None where no rule asks.
+
+    Raises:
+        ConfigurationError: a rule asks for an initial scale that a tensor does not have.
+    """
+    found = np.empty((len(names), len(rules)))
+    for i, rule in enumerate(rules):
+        found[:, i] = rule.factor
+        if rule.kind == "rms":
+            found[:, i] *= rms
+        elif rule.kind == "initial":
+            found[:, i] *= _initial_scales(names, initial_rms)
+    # a tensor without a scale has no finite weights, so none near zero
+    return np.where(np.isnan(found), -1.0, found)
+
+
+def _initial_scales(names: Sequence[str], initial_rms: Mapping[str, float] | None) -> list[float]:
+    came = "none"
+    if initial_rms is not None:
+        try:
+            return list(map(initial_rms.__getitem__, names))
+        except KeyError as error:
+            came = f"no entry for {error}"
+    raise ConfigurationError(
+        f"Expected `reference` with the initial scale of each tensor for `initial`, got {came}."
+    )

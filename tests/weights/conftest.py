@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsitywatch.weights.spectrum import counter, kernel
+from sparsitywatch.weights.spectrum import counting, kernel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -23,5 +23,5 @@ def counted_by(request: pytest.FixtureRequest):
             patch.setattr(kernel, "load", lambda num_bytes: None)
         else:
             assert all(kernel.load(num_bytes) for num_bytes in (2, 4, 8))
-            patch.setattr(counter, "MIN_COMPILED", 0)
+            patch.setattr(counting, "MIN_COMPILED", 0)
         yield request.param

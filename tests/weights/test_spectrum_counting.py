@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, keys, reading
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
+from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.histogram import Histogram
 
 pytestmark = pytest.mark.usefixtures("counted_by")
@@ -60,8 +61,8 @@ def all_bits(dtype):
     ],
 )
 def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
-    monkeypatch.setattr(reading, "MIN_PIECE", 700)
-    monkeypatch.setattr(keys, "CHUNK", 256)
+    monkeypatch.setattr(counting, "MIN_PIECE", 700)
+    monkeypatch.setattr(counting, "CHUNK", 256)
     tensor = view(random_tensor(120, 50, dtype=dtype))
     copy = tensor.clone(memory_format=torch.contiguous_format)
     of_view = MagnitudeSpectrum.of({"w": tensor}, num_threads=2)
@@ -72,7 +73,7 @@ def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
 def test_permuted_tensors_are_walked_as_they_lie_in_memory():
     tensor = random_tensor(6, 8, 10)
     for view in (tensor, tensor.permute(2, 0, 1), tensor.transpose(0, 1)):
-        words = reading.words_of("w", view)
+        words = counting.words_of("w", view)
         assert words.is_contiguous()
         assert words.data_ptr() == tensor.data_ptr()
 
@@ -81,7 +82,7 @@ def test_permuted_tensors_are_walked_as_they_lie_in_memory():
 def test_pieces_hold_each_element_once_and_stay_small(dtype):
     base = torch.arange(6000).to(dtype).view(3, 40, 50)
     for words in (base, base.transpose(0, 2), base[:, ::3, 1:], base[0, 0, 0], base[:0]):
-        found = list(reading.pieces(words, 64))
+        found = list(counting.pieces(words, 64))
         assert all(0 < piece.numel() <= 64 for piece in found)
         flat = torch.cat([piece.flatten() for piece in found]) if found else torch.empty(0)
         assert torch.equal(flat.double().sort().values, words.double().flatten().sort().values)
@@ -89,7 +90,7 @@ def test_pieces_hold_each_element_once_and_stay_small(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_does_not_matter(dtype, monkeypatch):
-    monkeypatch.setattr(reading, "MIN_PIECE", 1000)
+    monkeypatch.setattr(counting, "MIN_PIECE", 1000)
     tensors = {f"w{i}": random_tensor(61 + i, 97, dtype=dtype, seed=i) for i in range(5)}
     tensors["all bits"] = all_bits(dtype)
     one, three = (MagnitudeSpectrum.of(tensors, num_threads=n) for n in (1, 3))
@@ -106,10 +107,9 @@ def test_counting_on_a_device_is_counting_on_cpu(dtype):
         else torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
     )
     tensors = {"all bits": tensor, "strided": tensor[::3], "none": tensor[:0]}
-    words = {name: reading.words_of(name, w) for name, w in tensors.items()}
-    on_cpu = counting._count_on_cpu(words, dict.fromkeys(words, dtype), 1)
-    on_device = counting.count_on_device(words, dict.fromkeys(words, dtype))
-    assert list(on_cpu.values()) == list(on_device.values())
+    words = {name: counting.words_of(name, w) for name, w in tensors.items()}
+    storages = dict.fromkeys(words, STORAGES[dtype])
+    assert counting._count_on_cpu(words, storages, 1) == counting._count_on_device(words, storages)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -156,7 +156,7 @@ def test_nothing_of_the_caller_is_touched(three_threads):
     before = [w.detach().clone() for w in tensors.values()]
     state = caller_state(tensors)
     spectrum = MagnitudeSpectrum.of(tensors, num_threads=2)
-    spectrum.thresholds([0.1, 0.5], exact=tensors)
+    spectrum.thresholds([0.1, 0.5])
     spectrum.near_zero(rms=0.1)
     assert caller_state(tensors) == state
     assert all(torch.equal(a, b) for a, b in zip(before, tensors.values(), strict=True))
@@ -233,7 +233,8 @@ def test_num_threads_is_at_least_one():
 def test_device_groups_keep_all_names_and_stay_small(monkeypatch):
     monkeypatch.setattr(counting, "MAX_DEVICE_BINS", 140_000)
     dtypes = {"a": torch.float32, "b": torch.bfloat16, "c": torch.float64, "d": torch.float16}
-    groups = list(counting._groups(list(dtypes), dtypes))
+    storages = {name: STORAGES[dtype] for name, dtype in dtypes.items()}
+    groups = counting._groups(list(dtypes), storages)
     assert groups == [["a", "b"], ["c"], ["d"]]
 
 
@@ -251,4 +252,4 @@ def test_cuda_counts_like_cpu(dtype):
     spectrum = MagnitudeSpectrum.of(on_cuda)
     assert spectrum == MagnitudeSpectrum.of(tensors)
     levels = [0.1, 0.5, 0.8]
-    assert spectrum.thresholds(levels, exact=on_cuda) == spectrum.thresholds(levels, exact=tensors)
+    assert spectrum.thresholds(levels) == MagnitudeSpectrum.of(tensors).thresholds(levels)

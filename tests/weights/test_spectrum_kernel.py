@@ -16,9 +16,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counter, kernel, loops
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel
 from sparsitywatch.weights.spectrum.bins import STORAGES
-from sparsitywatch.weights.spectrum.keys import raw_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -55,7 +54,7 @@ def fake_numba(monkeypatch):
 
 @pytest.fixture
 def always_compiled(monkeypatch):
-    monkeypatch.setattr(counter, "MIN_COMPILED", 0)
+    monkeypatch.setattr(counting, "MIN_COMPILED", 0)
 
 
 def words_of(num_bytes, seed=0, size=3000):
@@ -65,10 +64,13 @@ def words_of(num_bytes, seed=0, size=3000):
     return words
 
 
+def storage_of(num_bytes):
+    return next(s for s in STORAGES.values() if s.num_bytes == num_bytes)
+
+
 def expected_counts(words):
-    storage = next(s for s in STORAGES.values() if s.num_bytes == words.itemsize)
     keys = np.empty(len(words), np.uint64 if words.itemsize == 8 else np.uint32)
-    raw_keys(words, storage, keys)
+    counting.raw_keys(words, storage_of(words.itemsize), keys)
     if words.itemsize == 2:
         keys &= np.uint32(0x7FFF)
     return np.unique(keys, return_counts=True)
@@ -77,14 +79,15 @@ def expected_counts(words):
 @pytest.mark.parametrize("num_bytes", [2, 4, 8])
 def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
     # the same functions, run by the interpreter: tested without numba, too
-    interpreted = kernel.Kernel(num_bytes, kernel._COUNT[num_bytes], loops.drain)
-    buffers = kernel.Buffers(num_bytes)
+    interpreted = kernel.Kernel(num_bytes, kernel._COUNT[num_bytes], kernel.drain)
+    table = kernel.Table(interpreted, storage_of(num_bytes))
     for seed, size in enumerate((0, 1, 15, 16, 17, 500)):
         words = words_of(num_bytes, seed, size)
-        keys, counts = interpreted(words, buffers)
+        table.add(words)
+        keys, counts = table.drain()
         assert (keys.dtype, counts.dtype) == (np.int32, np.int64)
         assert all(map(np.array_equal, (keys, counts), expected_counts(words)))
-    assert not buffers.table.any()
+    assert not any(map(len, table.drain()))
     kernel._check(interpreted)
 
 
@@ -95,8 +98,9 @@ def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
 def test_any_start_and_length_is_counted(num_bytes, start, size, seed):
     # packs of eight bytes start where the address allows it; the rest is counted singly
     words = words_of(num_bytes, seed)[start : start + size]
-    found = kernel.load(num_bytes)(words, kernel.Buffers(num_bytes))
-    assert all(map(np.array_equal, found, expected_counts(words)))
+    table = kernel.Table(kernel.load(num_bytes), storage_of(num_bytes))
+    table.add(words)
+    assert all(map(np.array_equal, table.drain(), expected_counts(words)))
 
 
 @needs_numba

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.weights.layout import Entry
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counter, reading, stored
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, stored
 from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.stored import LazyTensors
 
@@ -76,7 +76,7 @@ def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_the_same_integers_as_in_memory(dtype, num_threads, monkeypatch) -> None:
-    monkeypatch.setattr(reading, "MIN_PIECE", 500)
+    monkeypatch.setattr(counting, "MIN_PIECE", 500)
     weights = some_weights(dtype)
     store = Chunks(weights)
     found = MagnitudeSpectrum.of(store.lazy(), num_threads=num_threads)
@@ -100,8 +100,8 @@ def test_however_it_comes(size, most, dtype) -> None:
 
 
 def test_few_are_counted_without_numba(monkeypatch) -> None:
-    monkeypatch.setattr(counter, "MIN_COMPILED", 1 << 18)
-    monkeypatch.setattr(counter.kernel, "load", lambda num_bytes: pytest.fail("loaded"))
+    monkeypatch.setattr(counting, "MIN_COMPILED", 1 << 18)
+    monkeypatch.setattr(counting.kernel, "load", lambda num_bytes: pytest.fail("loaded"))
     weights = some_weights(torch.float32)
     assert MagnitudeSpectrum.of(Chunks(weights).lazy()) == MagnitudeSpectrum.of(weights)
 
@@ -120,7 +120,7 @@ def test_a_store_that_was_written_meanwhile_is_noticed() -> None:
 
 
 def test_after_a_failure_nothing_more_is_read(monkeypatch) -> None:
-    monkeypatch.setattr(reading, "MIN_PIECE", 500)
+    monkeypatch.setattr(counting, "MIN_PIECE", 500)
     emptied = threading.Event()
 
     class Queue(deque):
@@ -136,7 +136,7 @@ def test_after_a_failure_nothing_more_is_read(monkeypatch) -> None:
             assert emptied.wait(60)
             yield from super().chunks(name, buffer)
 
-    monkeypatch.setattr(reading, "deque", Queue)
+    monkeypatch.setattr(counting, "deque", Queue)
     store = Damaged({f"{at:03}": torch.ones(1000) for at in range(100)})
     with pytest.raises(CheckpointError, match="damaged"):
         MagnitudeSpectrum.of(store.lazy(), num_threads=2)

@@ -16,10 +16,13 @@ from functools import cache, cached_property, lru_cache
 import numpy as np
 import torch
 
-__all__ = ["BINS", "STORAGES", "Bins", "Storage", "common_edges"]
+__all__ = ["NO_DECADE", "STORAGES", "Bins", "Storage", "common_edges", "decades"]
+
+#: Which bin of log10|w| zeros are in.
+NO_DECADE = np.iinfo(np.int32).min
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bins:
     """The bins of one family of magnitudes.
 
@@ -37,12 +40,12 @@ class Bins:
     significand_bits: int
     shift: int
 
-    @property
+    @cached_property
     def is_exact(self) -> bool:
         """Whether each bin is a single value."""
         return self.shift == 0
 
-    @property
+    @cached_property
     def inf_key(self) -> int:
         """Key of the infinities in a dense array of counts; the NaN key is one more."""
         return len(self.edges)
@@ -51,38 +54,21 @@ class Bins:
     def edges(self) -> np.ndarray:
         """Largest magnitude of each bin: float64, rising, from 0 to the largest finite."""
         inf = ((2 * self.exponent_bias + 1) << self.significand_bits) << self.shift
-        if self.is_exact:
-            return _values(np.arange(inf, dtype=np.uint16), self.name).astype(np.float64)
+        if self.name == "bfloat16":  # numpy has none: the upper half of a float32
+            return (np.arange(inf, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
         word = np.dtype(f"u{self.float_bits // 8}")
-        magnitudes = np.arange((inf >> self.shift) + 1, dtype=word) << word.type(self.shift)
-        magnitudes[-1] -= 1  # the last bin ends at the largest finite value
-        return _values(magnitudes, self.name).astype(np.float64)
-
-    def place(self, t: float) -> tuple[np.int32, float]:
-        """The last bin that lies wholly at or below ``t``, and how far t is into the next.
-
-        Returns:
-            Its key, -1 if none does, and a fraction in [0, 1) of the next bin's width.
-        """
-        return _place(self.name, t)
-
-    @cached_property
-    def log10_middles(self) -> np.ndarray:
-        """log10 of the geometric middle of each bin, float64; meaningless for bin 0.
-
-        The bin next to zero, which has no geometric middle, counts as its end.
-        """
-        logs: np.ndarray = np.log10(np.maximum(self.edges, self.edges[1]))
+        magnitudes: np.ndarray = np.arange((inf >> self.shift) + (not self.is_exact), dtype=word)
+        magnitudes <<= word.type(self.shift)
         if not self.is_exact:
-            logs[2:] = (logs[1:-1] + logs[2:]) / 2
-        return logs
+            magnitudes[-1] -= 1  # the last bin ends at the largest finite value
+        return magnitudes.view(self.name).astype(np.float64)
 
     @cached_property
     def unit_exponents(self) -> np.ndarray:
-        """Binary exponent of the last kept significand bit in each bin, int32."""
-        field = np.maximum(self._lower >> self.significand_bits, 1)
-        exponents: np.ndarray = field - self.exponent_bias - self.significand_bits
-        return exponents
+        """Binary exponent of the last kept significand bit in each bin, int16."""
+        field: np.ndarray = np.maximum(self._lower >> self.significand_bits, 1)
+        field -= self.exponent_bias + self.significand_bits
+        return field.astype(np.int16)
 
     @cached_property
     def second_moments(self) -> np.ndarray:
@@ -105,18 +91,35 @@ class Bins:
         return keys if self.is_exact else np.maximum(keys - 1, 0)
 
 
-BINS = {
-    bins.name: bins
-    for bins in (
-        Bins("bfloat16", 16, 127, 7, 0),
-        Bins("float16", 16, 15, 10, 0),
-        Bins("float32", 32, 127, 8, 15),
-        Bins("float64", 64, 1023, 8, 44),
-    )
-}
+@lru_cache(maxsize=8)
+def decades(bins: Bins, bins_per_decade: int) -> np.ndarray:
+    """Which bin of log10|w| each bin lies in by its geometric middle, int32.
+
+    The bin next to zero, which has no geometric middle, counts as its end; zeros have NO_DECADE.
+    """
+    logs: np.ndarray = np.log10(np.maximum(bins.edges, bins.edges[1]))
+    if not bins.is_exact:
+        logs[2:] = (logs[1:-1] + logs[2:]) / 2
+    found: np.ndarray = np.floor(logs * bins_per_decade).astype(np.int32)
+    found[0] = NO_DECADE
+    return found
 
 
-@dataclass(frozen=True)
+@cache
+def common_edges(*kinds: Bins) -> np.ndarray:
+    """Magnitudes that end a bin of each kind, and the largest of all.
+
+    Counts at these are exact for weights of every dtype among them, also where a comparison
+    casts the threshold to the dtype of the weights.
+    """
+    edges: np.ndarray = kinds[0].edges
+    for bins in kinds[1:]:
+        edges = np.intersect1d(edges, bins.edges, assume_unique=True)
+    largest = max(float(bins.edges[-1]) for bins in kinds)
+    return np.append(edges, largest) if edges[-1] < largest else edges
+
+
+@dataclass(frozen=True, eq=False)
 class Storage:
     """How one torch dtype is stored, and the bins that its magnitudes fall into.
 
@@ -127,27 +130,32 @@ class Storage:
     dtype: torch.dtype
     bins: Bins
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The dtype's name without ``torch.``."""
         return str(self.dtype).removeprefix("torch.")
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes per value."""
         return self.dtype.itemsize
 
-    @property
+    @cached_property
     def bits_dtype(self) -> torch.dtype:
         """Integer dtype of the same width."""
         return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[self.num_bytes]
 
-    @property
+    @cached_property
+    def sign_off(self) -> int:
+        """The bits of a word but the sign."""
+        return (1 << (8 * self.num_bytes - 1)) - 1
+
+    @cached_property
     def inf_bits(self) -> int:
         """Magnitude bits of infinity, for float32 and float64."""
         return (self.bins.inf_key - 1) << self.bins.shift
 
-    @property
+    @cached_property
     def num_raw(self) -> int:
         """Number of raw keys."""
         if self.num_bytes <= 2:
@@ -156,78 +164,34 @@ class Storage:
 
     @cached_property
     def key_of_raw(self) -> np.ndarray:
-        """Key of each raw key, int32: a bin, ``bins.inf_key``, or one more for NaN.
+        """Key of each raw key of a one- or two-byte dtype, int32.
 
-        float32 and float64 infinities share the last bin with the largest finite values.
+        It is a bin, ``bins.inf_key``, or one more for NaN.
         """
-        nan_key = self.bins.inf_key + 1
-        if self.num_bytes > 2:
-            keys = np.arange(self.num_raw, dtype=np.int32)
-            keys[self.bins.inf_key :] = nan_key
-            return keys
-        keys = self.bins.edges.searchsorted(self.raw_values).astype(np.int32)
-        keys[np.isnan(self.raw_values)] = nan_key
-        return keys
-
-    @cached_property
-    def raw_values(self) -> np.ndarray:
-        """Magnitude of each raw key of a one- or two-byte dtype, float64."""
         words = np.arange(self.num_raw, dtype=f"u{self.num_bytes}")
-        values = torch.from_numpy(words.view(np.int16 if self.num_bytes == 2 else np.uint8))
-        magnitudes: np.ndarray = values.view(self.dtype).to(torch.float64).abs().numpy()
-        return magnitudes
-
-    def magnitudes(self, words: np.ndarray) -> np.ndarray:
-        """|w| of unsigned ``words`` of this dtype's width, as float32 or float64."""
-        if self.num_bytes <= 2:
-            values: np.ndarray = self.raw_values[words].astype(np.float32)
-            return values
-        sign_off = words.dtype.type((1 << (8 * self.num_bytes - 1)) - 1)
-        return _values(words & sign_off, self.name)
+        bits = torch.from_numpy(words.view(np.int16 if self.num_bytes == 2 else np.uint8))
+        values = bits.view(self.dtype).to(torch.float64).abs().numpy()
+        keys = self.bins.edges.searchsorted(values).astype(np.int32)
+        keys[np.isnan(values)] = self.bins.inf_key + 1
+        return keys
 
 
 def _storages() -> dict[torch.dtype, Storage]:
-    bins_of = dict(BINS)
+    kinds = (
+        Bins("bfloat16", 16, 127, 7, 0),
+        Bins("float16", 16, 15, 10, 0),
+        Bins("float32", 32, 127, 8, 15),
+        Bins("float64", 64, 1023, 8, 44),
+    )
+    bins_of = {bins.name: bins for bins in kinds}
     # every float8 value is a float16 value, but for the powers of two in e8m0
     bins_of |= dict.fromkeys(
-        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), BINS["float16"]
+        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), bins_of["float16"]
     )
-    bins_of["float8_e8m0fnu"] = BINS["float32"]
+    bins_of["float8_e8m0fnu"] = bins_of["float32"]
     found = {getattr(torch, name, None): bins for name, bins in bins_of.items()}
     return {dtype: Storage(dtype, bins) for dtype, bins in found.items() if dtype is not None}
 
 
-def _values(words: np.ndarray, name: str) -> np.ndarray:
-    if name == "bfloat16":  # numpy has none: the upper half of a float32
-        words, name = words.astype(np.uint32) << np.uint32(16), "float32"
-    values: np.ndarray = words.view(np.dtype(name))
-    return values
-
-
 #: Every dtype that can be counted.
 STORAGES = _storages()
-
-
-@lru_cache(maxsize=1024)
-def _place(name: str, t: float) -> tuple[np.int32, float]:
-    # cached: the few thresholds of a snapshot are asked of every layer
-    bins = BINS[name]
-    key = int(bins.edges.searchsorted(t, side="right")) - 1
-    if bins.is_exact or key < 0 or key + 1 == len(bins.edges):
-        return np.int32(key), 0.0
-    lo, hi = map(float, bins.edges[key : key + 2])
-    return np.int32(key), (t - lo) / (hi - lo)
-
-
-@cache
-def common_edges(names: tuple[str, ...]) -> np.ndarray:
-    """Magnitudes that end a bin in each of the named bins, and the largest of all.
-
-    Counts at these are exact for weights of every named dtype, also where a comparison
-    casts the threshold to the dtype of the weights.
-    """
-    edges: np.ndarray = BINS[names[0]].edges
-    for name in names[1:]:
-        edges = np.intersect1d(edges, BINS[name].edges, assume_unique=True)
-    largest = max(float(BINS[name].edges[-1]) for name in names)
-    return np.append(edges, largest) if edges[-1] < largest else edges

@@ -1,15 +1,34 @@
-"""Integer counts of one tensor in the bins of its dtype; they add."""
+"""Integer counts by magnitude: of one tensor, which add, and of many, which answer.
+
+Shapes: T tensors, K thresholds, B occupied bins of all tensors.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
 
-from sparsitywatch.weights.spectrum.bins import STORAGES, Bins, Storage
+from sparsitywatch.records import LogHistogram
+from sparsitywatch.weights.spectrum.bins import (
+    NO_DECADE,
+    STORAGES,
+    Bins,
+    Storage,
+    common_edges,
+    decades,
+)
 
-__all__ = ["Histogram"]
+__all__ = ["Histogram", "Histograms"]
+
+#: Bins that are gone through at once, unless one tensor has more: they stay in a core's cache.
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,16 +54,15 @@ class Histogram:
         return cls(dtype, np.empty(0, np.int32), np.empty(0, np.int64), 0, 0)
 
     @classmethod
-    def from_raw(cls, storage: Storage, raw_counts: np.ndarray) -> Histogram:
+    def of_raw(cls, storage: Storage, raw_counts: np.ndarray) -> Histogram:
         """From counts by raw key, integers of length ``storage.num_raw``."""
         raw = np.flatnonzero(raw_counts != 0)  # several times faster than of integers
         if storage.num_bytes <= 2:
             return cls._summed(storage.dtype, storage.key_of_raw[raw], raw_counts[raw])
-        counts = raw_counts[raw].astype(np.int64)
-        return cls.from_magnitudes(storage, raw.astype(np.int32), counts)
+        return cls.of_keys(storage, raw.astype(np.int32), raw_counts[raw].astype(np.int64))
 
     @classmethod
-    def from_magnitudes(cls, storage: Storage, keys: np.ndarray, counts: np.ndarray) -> Histogram:
+    def of_keys(cls, storage: Storage, keys: np.ndarray, counts: np.ndarray) -> Histogram:
         """From counts by magnitude, signs and low bits dropped; not for one-byte dtypes.
 
         Args:
@@ -71,30 +89,11 @@ class Histogram:
         return cls(dtype, occupied.astype(np.int32), dense[occupied], num_inf, num_nan)
 
     @property
-    def bins(self) -> Bins:
-        """The bins that ``keys`` are of."""
-        return STORAGES[self.dtype].bins
-
-    @property
-    def num_finite(self) -> int:
-        """Weights that have a bin."""
-        return int(self.counts.sum())
-
-    @property
-    def num_weights(self) -> int:
-        """All weights, those that are not finite included."""
-        return self.num_finite + self.num_inf + self.num_nan
-
-    @property
-    def num_zero(self) -> int:
-        """Exact zeros of either sign."""
-        return int(self.counts[0]) if len(self.keys) and self.keys[0] == 0 else 0
-
-    @property
     def may_hold_inf(self) -> bool:
         """Whether infinities may be among the largest finite values, whose bin they share."""
-        shares = STORAGES[self.dtype].num_bytes > 2
-        return shares and len(self.keys) > 0 and int(self.keys[-1]) == self.bins.inf_key - 1
+        storage = STORAGES[self.dtype]
+        shares = storage.num_bytes > 2 and len(self.keys) > 0
+        return shares and int(self.keys[-1]) == storage.bins.inf_key - 1
 
     def with_inf(self, num_inf: int) -> Histogram:
         """The same, with ``num_inf`` weights of the last bin known to be infinite."""
@@ -122,3 +121,243 @@ class Histogram:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Histograms:
+    """The histograms of T tensors, of any dtypes: how many weights lie at or below a magnitude.
+
+    A model has some hundred tensors, and a snapshot asks each of them for its share at each of
+    some twenty thresholds. One by one that costs as much as counting the weights; here the bins
+    of all tensors lie end to end, and each question is a few array operations. Bins of several
+    kinds stay apart, so that no weight is moved.
+
+    Args:
+        histograms: one per tensor; answers have their order.
+    """
+
+    def __init__(self, histograms: Sequence[Histogram]) -> None:
+        rows: dict[Bins, list[int]] = {}
+        num_inf, num_nan = [], []
+        for i, histogram in enumerate(histograms):
+            rows.setdefault(STORAGES[histogram.dtype].bins, []).append(i)
+            num_inf.append(histogram.num_inf)
+            num_nan.append(histogram.num_nan)
+        self.num_inf, self.num_nan = np.array(num_inf, np.int64), np.array(num_nan, np.int64)
+        self.num_finite = np.zeros(len(histograms), np.int64)
+        self._kinds = []
+        for bins in sorted(rows, key=attrgetter("name")):
+            kind = _Kind(bins, rows[bins], histograms)
+            self.num_finite[rows[bins]] = kind.before[kind.ends] - kind.before[kind.starts]
+            self._kinds.append(kind)
+        self.num_weights = self.num_finite + self.num_inf + self.num_nan
+
+    def at_most(self, t: np.ndarray) -> np.ndarray:
+        """Weights with |w| <= t in each tensor, float64 [T, K]: interpolated within a bin.
+
+        Args:
+            t: float64 [K], or [T, K] for thresholds of each tensor's own; no NaN.
+        """
+        t = np.broadcast_to(t, (len(self.num_weights), t.shape[-1]))
+        found = np.empty(t.shape)
+        for kind in self._kinds:
+            found[kind.rows] = kind.at_most(t[kind.rows])
+        return np.where(t == math.inf, (self.num_finite + self.num_inf)[:, None], found)
+
+    def at_most_in_all(self, t: float) -> float:
+        """Weights with |w| <= t: whole at the end of a bin, interpolated linearly within."""
+        if t == math.inf:
+            return float(self.num_finite.sum() + self.num_inf.sum())
+        found = 0.0
+        for kind in self._kinds:
+            begins, ends, before = kind.total
+            i = ends.searchsorted(t, "right")
+            below = before.item(i)
+            if i < len(ends) and t > begins[i]:
+                fraction = (t - begins.item(i)) / (ends.item(i) - begins.item(i))
+                below += (before.item(i + 1) - below) * fraction
+            found += below
+        return found
+
+    @cached_property
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitudes where the count of all weights steps up, and the count from there on.
+
+        float64 and int64, rising. With bins of several kinds, only magnitudes that end a
+        bin in each of them: the counts there are exact for every dtype.
+        """
+        if not self._kinds:
+            return np.empty(0), np.empty(0, np.int64)
+        if len(self._kinds) == 1:
+            _, ends, before = self._kinds[0].total
+            return ends, before[1:]
+        magnitudes = common_edges(*map(attrgetter("bins"), self._kinds))
+        counts = np.zeros(len(magnitudes), np.int64)
+        for kind in self._kinds:
+            _, ends, before = kind.total
+            counts += before[ends.searchsorted(magnitudes, "right")]
+        is_step = np.diff(counts, prepend=0) > 0
+        return magnitudes[is_step], counts[is_step]
+
+    @cached_property
+    def rms(self) -> np.ndarray:
+        """Root mean square of the finite weights of each tensor, [T]; NaN without any."""
+        found = np.empty(len(self.num_finite))
+        for kind in self._kinds:
+            found[kind.rows] = _root_mean_squares(*kind.squares, self.num_finite[kind.rows])
+        return found
+
+    @cached_property
+    def rms_of_all(self) -> float:
+        """Root mean square of all finite weights; NaN without any."""
+        sums, exponents = [np.empty(0, np.int64)], [np.empty(0, np.int16)]
+        for kind in self._kinds:
+            sums.append(kind.squares[0])
+            exponents.append(kind.squares[1])
+        ends, num_finite = [0, sum(map(len, sums))], self.num_finite.sum(keepdims=True)
+        return float(
+            _root_mean_squares(np.concatenate(sums), np.concatenate(exponents), ends, num_finite)[0]
+        )
+
+    def log10_histograms(self, bins_per_decade: int) -> list[LogHistogram]:
+        """Counts of the finite non-zero weights by decade fraction, trimmed to what is there."""
+        nothing = LogHistogram(edges=np.empty(0), counts=np.empty(0, np.int64))
+        found = [nothing] * len(self.num_weights)
+        for kind in self._kinds:
+            sums, places, ends = kind.sums(decades(kind.bins, bins_per_decade))
+            for row, start, end in zip(kind.rows.tolist(), ends, ends[1:], strict=False):
+                start += start < end and places[start] == NO_DECADE
+                if start < end:
+                    lowest, highest = places[start], places[end - 1]
+                    counts = np.zeros(highest - lowest + 1, np.int64)
+                    counts[places[start:end] - lowest] = sums[start:end]
+                    edges = np.arange(lowest, highest + 2) / bins_per_decade
+                    found[row] = LogHistogram(edges=edges, counts=counts)
+        return found
+
+
+class _Kind:
+    """Tensors whose bins are of one kind; their bins end to end.
+
+    Args:
+        bins: theirs.
+        rows: their positions among all tensors.
+        histograms: of all tensors.
+    """
+
+    def __init__(self, bins: Bins, rows: list[int], histograms: Sequence[Histogram]) -> None:
+        self.bins, self.rows = bins, np.array(rows)
+        keys, counts, lengths, self._cuts = [], [], [], [0]
+        num_bins = 0
+        for row in rows:
+            keys.append(histograms[row].keys)
+            counts.append(histograms[row].counts)
+            lengths.append(len(keys[-1]))
+            if num_bins + lengths[-1] - self._cuts[-1] > BLOCK:
+                self._cuts.append(num_bins)
+            num_bins += lengths[-1]
+        self._cuts.append(num_bins)
+        self.ends = np.cumsum(lengths)
+        self.starts = self.ends - lengths
+        self.before = np.zeros(self.ends[-1] + 1, np.int64)
+        np.concatenate(counts, out=self.before[1:])
+        np.cumsum(self.before, out=self.before)
+        # rises throughout: the row of a bin above its key
+        self._num_key_bits = bins.inf_key.bit_length()
+        is_short = len(rows) << self._num_key_bits < 1 << 31
+        self._bases = np.arange(len(rows), dtype=np.int32 if is_short else np.int64)
+        self._bases <<= self._num_key_bits
+        self._order = np.repeat(self._bases, lengths)
+        self._order += np.concatenate(keys)
+
+    def at_most(self, t: np.ndarray) -> np.ndarray:
+        """Weights with |w| <= t in each of these tensors, [T, K] like ``t``."""
+        edges = self.bins.edges
+        next_key = edges.searchsorted(t, "right")
+        # in the dtype of what is searched, or all of that would be cast
+        queries = self._bases[:, None] + next_key.astype(self._order.dtype)
+        index = self._order.searchsorted(queries)
+        found: np.ndarray = (self.before[index] - self.before[self.starts][:, None]) + 0.0
+        if self.bins.is_exact:
+            return found
+        # the bin around t, where there is one and it holds weights
+        inside = np.flatnonzero((next_key > 0) & (index < self.ends[:, None]))
+        flat = index.ravel()[inside]
+        is_own = self._order[flat] == queries.ravel()[inside]
+        inside, flat = inside[is_own], flat[is_own]
+        begins, ends = edges[next_key.ravel()[inside] - 1], edges[next_key.ravel()[inside]]
+        counts = self.before[flat + 1] - self.before[flat]
+        found.ravel()[inside] += counts * ((t.ravel()[inside] - begins) / (ends - begins))
+        return found
+
+    @cached_property
+    def total(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of these tensors together: begins and ends of the occupied bins, weights before each."""
+        dense = np.zeros(self.bins.inf_key, np.int64)
+        for start, end, keys in self._blocks():
+            np.add.at(dense, keys, np.diff(self.before[start : end + 1]))
+        keys = np.flatnonzero(dense != 0)
+        ends = self.bins.edges[keys]
+        begins = ends if self.bins.is_exact else self.bins.edges[np.maximum(keys - 1, 0)]
+        return begins, ends, np.concatenate(([0], np.cumsum(dense[keys])))
+
+    @cached_property
+    def squares(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Three times the sums of squares by binary exponent, as of ``sums``, in 4**exponent."""
+        return self.sums(self.bins.unit_exponents, self.bins.second_moments)
+
+    def sums(
+        self, class_of_key: np.ndarray, factor_of_key: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Weights of each tensor, or a multiple of them, by class of their bin.
+
+        Args:
+            class_of_key: of each bin there is; classes of rising bins rise.
+            factor_of_key: what the weights of a bin are multiplied with, integers; None: 1.
+
+        Returns:
+            Sums of one tensor after another; the class of each; how many there are before each
+            tensor, and in all.
+        """
+        sums, classes, firsts = [np.empty(0, np.int64)], [class_of_key[:0]], [np.empty(0, np.int64)]
+        for start, end, keys in self._blocks():
+            of_bins = class_of_key.take(keys)
+            is_first = np.ones(len(keys), np.bool_)
+            np.not_equal(of_bins[1:], of_bins[:-1], out=is_first[1:])
+            is_first[self.starts[(self.starts >= start) & (self.starts < end)] - start] = True
+            first = np.flatnonzero(is_first)
+            if factor_of_key is None:
+                sums.append(np.diff(self.before[start + first], append=self.before[end]))
+            else:
+                counts = np.diff(self.before[start : end + 1])
+                counts *= factor_of_key.take(keys)
+                sums.append(np.add.reduceat(counts, first))
+            classes.append(of_bins[first])
+            firsts.append(start + first)
+        ends = np.concatenate(firsts).searchsorted(self.starts)
+        found = np.concatenate(sums)
+        return found, np.concatenate(classes), [*ends.tolist(), len(found)]
+
+    def _blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Where a block of whole tensors begins and ends, and the keys of its bins, intp."""
+        for start, end in itertools.pairwise(self._cuts):
+            keys = self._order[start:end] & ((1 << self._num_key_bits) - 1)
+            # most of what takes indices is much faster without a cast
+            yield start, end, keys.astype(np.intp)
+
+
+def _root_mean_squares(
+    sums: np.ndarray, exponents: np.ndarray, ends: list[int], num_finite: np.ndarray
+) -> np.ndarray:
+    """Of the ``num_finite`` weights of each tensor, from the results of ``_Kind.squares``.
+
+    One correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
+    order they were added. NaN where there are no weights.
+    """
+    # behind them one that is no exponent: a tensor without sums may be the last
+    tops = np.maximum.reduceat(np.append(exponents, np.iinfo(exponents.dtype).min), ends[:-1])
+    shifts = 2 * (exponents - np.repeat(tops, np.diff(ends)))
+    terms = np.ldexp(sums.astype(np.float64), shifts).tolist()
+    totals = [math.fsum(terms[start:end]) for start, end in itertools.pairwise(ends)]
+    found = np.full(len(totals), math.nan)
+    np.divide(totals, 3 * num_finite, out=found, where=num_finite > 0)
+    return np.asarray(np.ldexp(np.sqrt(found), tops))

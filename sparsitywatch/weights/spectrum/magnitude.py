@@ -12,20 +12,50 @@ import torch
 
 from sparsitywatch.errors import (
     ConfigurationError,
+    StateError,
     expect_mapping,
     expect_number,
     expect_numbers,
     expect_whole,
 )
 from sparsitywatch.records import LogHistogram
-from sparsitywatch.weights.spectrum import arrays, counting, rules
+from sparsitywatch.weights.near_zero import NearZeroRule, thresholds_of
 from sparsitywatch.weights.spectrum.bins import STORAGES
-from sparsitywatch.weights.spectrum.distribution import Distribution, num_pruned
-from sparsitywatch.weights.spectrum.exact import exact_thresholds
-from sparsitywatch.weights.spectrum.histogram import Histogram
-from sparsitywatch.weights.spectrum.layered import Layered
+from sparsitywatch.weights.spectrum.counting import count
+from sparsitywatch.weights.spectrum.histogram import Histogram, Histograms
+from sparsitywatch.weights.spectrum.stored import LazyTensors, count_stored
 
-__all__ = ["MagnitudeSpectrum"]
+__all__ = ["MagnitudeSpectrum", "num_pruned"]
+
+#: Meaning of the stored arrays; raised when the bins of a dtype change.
+FORMAT = 1
+_ARRAYS = ("format", "names", "dtypes", "num_bins", "num_inf", "num_nan", "keys", "counts")
+
+
+def num_pruned(numel: int, level: float) -> int:
+    """How many of ``numel`` weights a sparsity level asks to remove, before ties.
+
+    The only rounding rule of the package: to the nearest integer, halves to even, as
+    ``torch.nn.utils.prune`` does.
+
+    Args:
+        numel: number of weights.
+        level: a fraction in [0, 1].
+
+    Returns:
+        An integer in [0, numel].
+
+    Raises:
+        ConfigurationError: ``level`` lies outside [0, 1].
+
+    >>> num_pruned(10, 0.25), num_pruned(10, 0.35)
+    (2, 4)
+    """
+    if not 0.0 <= level <= 1.0:
+        raise ConfigurationError(
+            f"Expected `level` to be a fraction of weights in [0, 1], got {level!r}."
+        )
+    return round(float(level) * numel)
 
 
 class MagnitudeSpectrum:
@@ -72,7 +102,14 @@ class MagnitudeSpectrum:
             "tensors", tensors, "tensors by name, such as dict(model.named_parameters())"
         )
         with torch.no_grad():
-            return cls(counting.count(tensors, num_threads))
+            if not isinstance(tensors, LazyTensors):
+                return cls(count(tensors, num_threads))
+            if tensors.store is not None:
+                return cls(count_stored(tensors, num_threads))
+            counted: dict[str, Histogram] = {}
+            for name in tensors:  # one by one: never all in memory
+                counted |= count({name: tensors[name]}, num_threads)
+            return cls(counted)
 
     @classmethod
     def from_arrays(cls, stored: Mapping[str, np.ndarray]) -> MagnitudeSpectrum:
@@ -81,11 +118,30 @@ class MagnitudeSpectrum:
         Raises:
             StateError: an array is missing, or they contradict each other.
         """
-        return cls(arrays.unpack(stored))
+        return cls(_unpacked(stored))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Everything as a few plain arrays, for ``numpy.savez`` and ``allow_pickle=False``."""
-        return arrays.pack(self._histograms)
+        """Everything as a few plain arrays, for ``numpy.savez`` and ``allow_pickle=False``.
+
+        T tensors as arrays of length T, and ``keys`` and ``counts`` of all, one after another.
+        Integers are as narrow as their largest value allows.
+        """
+        dtypes, num_bins, keys, counts = [], [], [], []
+        for histogram in self._histograms.values():
+            dtypes.append(STORAGES[histogram.dtype].name)
+            num_bins.append(len(histogram.keys))
+            keys.append(histogram.keys)
+            counts.append(histogram.counts)
+        return {
+            "format": np.array(FORMAT),
+            "names": np.array(self.names, dtype=np.str_),
+            "dtypes": np.array(dtypes, dtype=np.str_),
+            "num_bins": _narrow(np.array(num_bins, np.int64)),
+            "num_inf": _narrow(self._counts.num_inf),
+            "num_nan": _narrow(self._counts.num_nan),
+            "keys": _narrow(np.concatenate([np.empty(0, np.int32), *keys])),
+            "counts": _narrow(np.concatenate([np.empty(0, np.int64), *counts])),
+        }
 
     def digest(self) -> str:
         """Identity of the counts by name, in whatever order: 64 hexadecimal digits."""
@@ -107,13 +163,13 @@ class MagnitudeSpectrum:
             return NotImplemented
         summed = dict(self._histograms)
         for name, histogram in other._histograms.items():
-            mine = summed.get(name, Histogram.empty(histogram.dtype))
-            if mine.dtype != histogram.dtype:
+            mine = summed.get(name)
+            if mine is not None and mine.dtype != histogram.dtype:
                 raise ConfigurationError(
                     f"Expected {name!r} to have the same dtype in both spectra, got "
                     f"{mine.dtype} and {histogram.dtype}. Convert the tensor before counting."
                 )
-            summed[name] = mine + histogram if name in summed else histogram
+            summed[name] = histogram if mine is None else mine + histogram
         return MagnitudeSpectrum(summed)
 
     def __eq__(self, other: object) -> bool:
@@ -127,7 +183,7 @@ class MagnitudeSpectrum:
         dtypes = ", ".join(self.dtypes)
         return f"MagnitudeSpectrum({len(self.names)} tensors, {self.num_weights} weights, {dtypes})"
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors, in order."""
         return tuple(self._histograms)
@@ -140,35 +196,33 @@ class MagnitudeSpectrum:
     @cached_property
     def num_weights(self) -> int:
         """All weights, those that are not finite included."""
-        return sum(h.num_weights for h in self._histograms.values())
+        return int(self._counts.num_weights.sum())
 
     @property
     def num_nan(self) -> int:
         """Weights that are NaN."""
-        return sum(h.num_nan for h in self._histograms.values())
+        return int(self._counts.num_nan.sum())
 
     @property
     def num_inf(self) -> int:
         """Weights that are infinite."""
-        return sum(h.num_inf for h in self._histograms.values())
+        return int(self._counts.num_inf.sum())
 
     @property
     def num_zero(self) -> int:
         """Exact zeros of either sign."""
-        return sum(h.num_zero for h in self._histograms.values())
+        return int(self._counts.at_most_in_all(0.0))
 
-    @cached_property
+    @property
     def rms(self) -> float:
         """Root mean square of the finite weights; NaN without any.
 
         Computed from the integer counts alone, so that shards, chunks and stored spectra
         give the same bits; bins are taken as filled evenly.
         """
-        return self._distribution.rms
+        return self._counts.rms_of_all
 
-    def thresholds(
-        self, levels: Sequence[float], *, exact: Mapping[str, torch.Tensor] | None = None
-    ) -> list[float]:
+    def thresholds(self, levels: Sequence[float]) -> list[float]:
         """A threshold t per sparsity level: the weights with |w| <= t are removed.
 
         t is the largest value of the first bin at which the count of weights reaches
@@ -180,48 +234,42 @@ class MagnitudeSpectrum:
 
         Args:
             levels: fractions in [0, 1], in any order.
-            exact: the very tensors that were counted. A second pass over them, inside the
-                boundary bins, then gives the smallest magnitude that reaches each level, as
-                a sort would. Such a t lies within a bin: count the weights at or below it in
-                the tensors, ``sparsity_at`` would interpolate.
 
         Returns:
             float64 thresholds, in the order of ``levels``.
 
         Raises:
-            ConfigurationError: a level lies outside [0, 1], or ``exact`` holds other weights.
+            ConfigurationError: a level lies outside [0, 1].
         """
-        levels = expect_numbers("levels", levels, "a list of sparsities in [0, 1]")
-        if exact is not None:
-            expect_mapping("exact", exact, "the tensors that were counted, by name")
-        asked = [num_pruned(self.num_weights, level) for level in levels]
-        magnitudes, cumulative = self._distribution.steps
-        num_finite = int(cumulative[-1]) if len(cumulative) else 0
-        found = {k: -math.inf if k == 0 else math.inf for k in asked}
-        inside = sorted({k for k in asked if 0 < k <= num_finite})
-        if exact is None:
-            found |= {k: float(magnitudes[self._distribution.step_reaching(k)]) for k in inside}
-        else:
-            with torch.no_grad():
-                refined = exact_thresholds(self._distribution, self._histograms, exact, inside)
-            found |= dict(zip(inside, refined, strict=True))
-        return [found[k] for k in asked]
+        # a sweep asks one level after another, and a list of floats is quickly told
+        if not (isinstance(levels, list) and set(map(type, levels)) <= {float}):
+            levels = expect_numbers("levels", levels, "a list of sparsities in [0, 1]")
+        magnitudes, cumulative = self._counts.steps
+        found = []
+        for level in levels:
+            num_removed = num_pruned(self.num_weights, level)
+            step = cumulative.searchsorted(num_removed)
+            if num_removed == 0:
+                found.append(-math.inf)
+            else:
+                found.append(magnitudes.item(step) if step < len(magnitudes) else math.inf)
+        return found
 
     def sparsity_at(self, t: float) -> float:
         """The fraction of all weights with |w| <= t.
 
-        Counted, not estimated, at every t that ``thresholds`` returned without ``exact``,
-        at every value of dtypes of 16 bits or less, and at 0. At another t the float32 and
-        float64 weights of the one bin around t are interpolated linearly: off by at most
-        that bin's mass.
+        Counted, not estimated, at every t that ``thresholds`` returned, at every value of
+        dtypes of 16 bits or less, and at 0. At another t the float32 and float64 weights of the
+        one bin around t are interpolated linearly: off by at most that bin's mass.
 
         Raises:
             ConfigurationError: ``t`` is NaN.
         """
-        expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
+        if type(t) is not float or math.isnan(t):
+            expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
         if self.num_weights == 0:
             return math.nan
-        return self._num_at_most(t) / self.num_weights
+        return self._counts.at_most_in_all(t) / self.num_weights
 
     def near_zero(
         self,
@@ -243,22 +291,55 @@ class MagnitudeSpectrum:
             ConfigurationError: not exactly one rule, a negative factor, or a tensor without
                 an entry in ``reference``.
         """
-        rule, factor = rules.chosen(abs=abs, rms=rms, initial=initial)
-        if rule == "abs":
-            return self.sparsity_at(factor)
-        scales = self._rms_by_layer if rule == "rms" else rules.scales_of(self.names, reference)
+        rule = NearZeroRule.only(abs=abs, rms=rms, initial=initial)
+        if rule.kind == "abs":
+            return self.sparsity_at(rule.factor)
+        if rule.kind == "initial" and reference is not None:
+            expect_mapping("reference", reference, "scales by name")
         if self.num_weights == 0:
             return math.nan
-        # a tensor without a scale has no finite weights, so none near zero
-        taus = [-1.0 if math.isnan(scale) else factor * scale for scale in scales]
-        if len(taus) == 1:
-            return self._num_at_most(taus[0]) / self.num_weights
-        found = self._layered.num_at_most(np.array(taus)[:, None])
-        return math.fsum(found.ravel()) / self.num_weights
+        taus = thresholds_of([rule], self.names, self._counts.rms, reference)
+        return math.fsum(self._counts.at_most(taus).ravel().tolist()) / self.num_weights
+
+    def near_zero_by_rule(
+        self, rules: Mapping[str, NearZeroRule], initial_rms: Mapping[str, float] | None
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """Fractions of weights that are near zero, by several rules in one go.
+
+        Args:
+            rules: by what they are called.
+            initial_rms: root mean square of each tensor when it was first seen, by name; may be
+                None where no rule asks for it.
+
+        Returns:
+            Of all weights, by rule; and of each tensor's own weights, by its name and by rule.
+
+        Raises:
+            ConfigurationError: a tensor has no initial scale, and a rule asks for it.
+        """
+        taus = thresholds_of(list(rules.values()), self.names, self._counts.rms, initial_rms)
+        near = self._counts.at_most(taus)
+        whole, by_layer = {}, {}
+        for (name, rule), counts in zip(rules.items(), near.T.tolist(), strict=True):
+            if rule.kind in ("abs", "zero") or self.num_weights == 0:
+                whole[name] = self.sparsity_at(rule.factor)
+            else:
+                whole[name] = math.fsum(counts) / self.num_weights
+        for name, fractions in zip(self.names, self._shares(near), strict=True):
+            by_layer[name] = dict(zip(rules, fractions, strict=True))
+        return whole, by_layer
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
-        return dict(self._layers)
+        return {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
+
+    def layer_rms(self) -> dict[str, float]:
+        """``rms`` of each layer, in one go; by name, in order."""
+        return dict(zip(self.names, self._counts.rms.tolist(), strict=True))
+
+    def layer_num_weights(self) -> dict[str, int]:
+        """``num_weights`` of each layer; by name, in order."""
+        return dict(zip(self.names, self._counts.num_weights.tolist(), strict=True))
 
     def layer_sparsity_at(self, thresholds: Sequence[float]) -> dict[str, list[float]]:
         """``sparsity_at`` of each layer at each threshold, in one go; by name, in order.
@@ -269,10 +350,7 @@ class MagnitudeSpectrum:
         t = np.array(thresholds, np.float64)
         if np.isnan(t).any():
             raise ConfigurationError("Expected `thresholds` to be magnitudes, got NaN.")
-        num_weights = self._layered.num_weights[:, None]
-        found = np.full((len(num_weights), len(t)), math.nan)
-        np.divide(self._layered.num_at_most(t), num_weights, out=found, where=num_weights > 0)
-        return dict(zip(self.names, found.tolist(), strict=True))
+        return dict(zip(self.names, self._shares(self._counts.at_most(t)), strict=True))
 
     def log10_histograms(self, bins_per_decade: int = 10) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
@@ -288,31 +366,62 @@ class MagnitudeSpectrum:
             raise ConfigurationError(
                 f"Expected `bins_per_decade` of at least 1, got {bins_per_decade!r}."
             )
-        found = self._layered.log10_histograms(bins_per_decade)
+        found = self._counts.log10_histograms(bins_per_decade)
         return dict(zip(self.names, found, strict=True))
 
-    @cached_property
-    def _distribution(self) -> Distribution:
-        if len(self._histograms) > 1:
-            return Distribution(self._layered.totals)
-        return Distribution({h.bins: (h.keys, h.counts) for h in self._histograms.values()})
+    def _shares(self, num: np.ndarray) -> list[list[float]]:
+        """``num`` weights of each tensor, [T, K], as fractions of all that it has."""
+        num_weights = self._counts.num_weights[:, None]
+        found = np.full(num.shape, math.nan)
+        np.divide(num, num_weights, out=found, where=num_weights > 0)
+        shares: list[list[float]] = found.tolist()
+        return shares
 
     @cached_property
-    def _layered(self) -> Layered:
-        return Layered(list(self._histograms.values()))
+    def _counts(self) -> Histograms:
+        return Histograms(list(self._histograms.values()))
 
-    @cached_property
-    def _layers(self) -> dict[str, MagnitudeSpectrum]:
-        layers = {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
-        for layer, rms in zip(layers.values(), self._rms_by_layer, strict=True):
-            layer.rms = rms  # cheaper for all at once
-        return layers
 
-    def _num_at_most(self, t: float) -> float:
-        if t == math.inf:
-            return self.num_weights - self.num_nan
-        return self._distribution.count(t)
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
-    @property
-    def _rms_by_layer(self) -> list[float]:
-        return [self.rms] if len(self._histograms) == 1 else self._layered.rms
+
+def _unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, Histogram]:
+    missing = [name for name in _ARRAYS if name not in stored]
+    if missing:
+        raise StateError(f"Expected the arrays of a spectrum, got none named {missing[0]!r}.")
+    # once each: a file is read each time that it is asked
+    version, names, dtypes, num_bins, num_inf, num_nan, keys, counts = (stored[n] for n in _ARRAYS)
+    if int(version) != FORMAT:
+        raise StateError(
+            f"Expected a spectrum of format {FORMAT}, got {int(version)}. Read it with "
+            "the version of sparsitywatch that wrote it."
+        )
+    lengths = {
+        "names": len(names),
+        "dtypes": len(dtypes),
+        "num_inf": len(num_inf),
+        "num_nan": len(num_nan),
+    }
+    ends = np.cumsum(num_bins.astype(np.int64)).tolist()
+    total = ends[-1] if ends else 0
+    if set(lengths.values()) != {len(ends)} or not len(keys) == len(counts) == total:
+        raise StateError(
+            f"Expected the arrays of a spectrum to agree on {len(ends)} tensors and {total} "
+            f"bins, got {lengths}, {len(keys)} keys, {len(counts)} counts."
+        )
+    found = {}
+    start = 0
+    for i, (name, end) in enumerate(zip(names.tolist(), ends, strict=True)):
+        dtype = getattr(torch, str(dtypes[i]), None)
+        if dtype not in STORAGES:
+            raise StateError(
+                f"Expected a float dtype of torch for {name!r}, got {str(dtypes[i])!r}."
+            )
+        own = keys[start:end].astype(np.int32), counts[start:end].astype(np.int64)
+        is_rising = bool(np.all(np.diff(own[0], prepend=-1) > 0))
+        if not is_rising or np.any(own[1] <= 0) or np.any(own[0] >= STORAGES[dtype].bins.inf_key):
+            raise StateError(f"Expected rising bins with positive counts for {name!r}.")
+        found[name] = Histogram(dtype, *own, int(num_inf[i]), int(num_nan[i]))
+        start = end
+    return found

@@ -17,9 +17,8 @@ import torch
 
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum.bins import Storage
-from sparsitywatch.weights.spectrum.counter import MAX_ADDED, Counter, kernels_for
+from sparsitywatch.weights.spectrum.counting import MAX_ADDED, Counter, share_out, storage_of
 from sparsitywatch.weights.spectrum.histogram import Histogram
-from sparsitywatch.weights.spectrum.reading import share_out, storage_of, worth_threads
 
 __all__ = ["LazyTensors", "Store", "Tap", "count_stored"]
 
@@ -119,7 +118,7 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
     assert store is not None  # noqa: S101 for the type checker
     storages = {name: storage_of(name, dtype) for name, dtype in tensors.dtypes.items()}
     num_weights = sum(math.prod(entry.shape) for entry in tensors.entries.values())
-    counter = Counter(kernels_for(num_weights, tensors.dtypes.values()))
+    counter = Counter(num_weights, storages.values())
     own_names = {entry.name: name for name, entry in tensors.entries.items()}
     buffers = threading.local()
 
@@ -128,6 +127,7 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
             buffers.own = memoryview(bytearray(store.chunk_bytes))
         name = own_names[stored_name]
         storage, num_added, first = storages[name], 0, 0
+        table = counter.table(storage)
         found: list[Histogram] = []
         for chunk in store.chunks(stored_name, buffers.own):
             words = np.frombuffer(chunk, f"u{storage.num_bytes}")
@@ -136,14 +136,14 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
             first += len(words)
             for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
                 if num_added + len(part) > MAX_ADDED:
-                    found.append(counter.take(storage))
+                    found.append(table.take())
                     num_added = 0
-                counter.add(part, storage)
+                table.add(part)
                 num_added += len(part)
-        return sum(found, counter.take(storage))
+        return sum(found, table.take())
 
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    num_threads = min(num_threads, worth_threads(num_weights, counter.pieces_per_thread))
+    num_threads = counter.num_threads(num_threads)
     order = store.in_byte_order(own_names)
     by_stored_name = dict(zip(order, share_out(counted, order, num_threads), strict=True))
     histograms = {}
@@ -159,9 +159,10 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
 def _num_inf(store: Store, stored_name: str, storage: Storage) -> int:
     """How many weights are infinite, of a dtype whose bins do not tell; reads them again."""
     buffer = memoryview(bytearray(store.chunk_bytes))
-    sign_off = (1 << (8 * storage.num_bytes - 1)) - 1
     found = 0
     for chunk in store.chunks(stored_name, buffer):
         words = np.frombuffer(chunk, f"u{storage.num_bytes}")
-        found += int(np.count_nonzero((words & words.dtype.type(sign_off)) == storage.inf_bits))
+        found += int(
+            np.count_nonzero((words & words.dtype.type(storage.sign_off)) == storage.inf_bits)
+        )
     return found

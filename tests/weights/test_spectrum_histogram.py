@@ -1,0 +1,188 @@
+"""Counting answers of many tensors: those of a sort, and of each tensor alone to the bit."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.weights.near_zero import NearZeroRule
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, histogram
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+VALUES = [0.0, -0.0, 1.0, -1.5, 2e-2, 1e-3, 3e4, math.inf, -math.inf, math.nan, 1e-45, 1e-7]
+
+
+@pytest.fixture(scope="module", params=[histogram.BLOCK, 40], autouse=True)
+def bins_of_a_block(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(histogram, "BLOCK", request.param)
+        yield
+
+
+@st.composite
+def some_tensors(draw):
+    """Up to five tensors of any dtypes: random, special, empty, all zero."""
+    tensors = {}
+    for i in range(draw(st.integers(0, 5))):
+        size, scale = draw(st.sampled_from([0, 1, 300])), draw(st.sampled_from([0.0, 1e-5, 0.1]))
+        generator = torch.Generator().manual_seed(i)
+        random = scale * torch.randn(size, generator=generator, dtype=torch.float64)
+        special = torch.tensor(draw(st.lists(st.sampled_from(VALUES), max_size=6)))
+        dtype = draw(st.sampled_from(DTYPES))
+        tensors[f"w{i}"] = torch.cat([random, special.double()]).to(dtype)
+    return tensors
+
+
+def spectra():
+    return some_tensors().map(MagnitudeSpectrum.of)
+
+
+def cut(ordered, t):
+    """How many of sorted magnitudes, NaN last, are at most ``t``."""
+    return int(np.searchsorted(ordered, t, side="right"))
+
+
+def around(t, dtype):
+    """Less and more than ``t`` by no less than its bin is wide: counts lie between theirs."""
+    if dtype.itemsize == 2 or t <= 0.0 or math.isinf(t):
+        return t, t
+    width = max(t * 2**-8, 2.0**-134)
+    return t - width, t + width
+
+
+some_thresholds = st.lists(
+    st.sampled_from([-math.inf, -1.0, 0.0, 1e-45, 0.1, 1.0, 1.001, 65504.0, 3e38, math.inf])
+    | st.floats(0.0, 2.0),
+    max_size=6,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(spectra(), some_thresholds)
+def test_shares_are_those_of_each_tensor_alone(spectrum, asked):
+    found = spectrum.layer_sparsity_at(asked)
+    assert list(found) == list(spectrum.names)
+    for name, layer in spectrum.layers().items():
+        expected = [layer.sparsity_at(t) for t in asked]
+        assert np.array_equal(found[name], expected, equal_nan=True)
+
+
+@settings(deadline=None, max_examples=200)
+@given(some_tensors(), some_thresholds)
+def test_counts_are_those_of_a_sort_and_cut(tensors, asked):
+    spectrum = MagnitudeSpectrum.of(tensors)
+    ordered = {n: np.sort(w.double().abs().numpy()) for n, w in tensors.items()}
+    found = histogram.Histograms(list(spectrum._histograms.values())).at_most(np.array(asked))
+    for (name, magnitudes), row in zip(ordered.items(), found.tolist(), strict=True):
+        for t, count in zip(asked, row, strict=True):
+            low, high = around(t, tensors[name].dtype)
+            assert cut(magnitudes, low) <= count <= cut(magnitudes, high)
+    for t, whole in zip(asked, found.sum(0).tolist(), strict=True):
+        if spectrum.num_weights:
+            expected = whole / spectrum.num_weights
+            assert spectrum.sparsity_at(t) == pytest.approx(expected, rel=1e-14)
+
+
+@settings(deadline=None, max_examples=200)
+@given(some_tensors(), st.floats(0.01, 3.0))
+def test_what_is_near_zero_by_any_rule_is_what_a_sort_cuts_off(tensors, factor):
+    spectrum = MagnitudeSpectrum.of(tensors)
+    initial = {name: 0.01 * (1 + i) for i, name in enumerate(tensors)}
+    rules = {kind: NearZeroRule(kind, factor) for kind in ("abs", "rms", "initial")}
+    whole, by_layer = spectrum.near_zero_by_rule(
+        rules | {"zero": NearZeroRule("zero", 0.0)}, initial
+    )
+    near = dict.fromkeys(whole, 0.0)
+    for name, w in tensors.items():
+        ordered = np.sort(w.double().abs().numpy())
+        scale = {
+            "abs": 1.0,
+            "rms": spectrum.layer_rms()[name],
+            "initial": initial[name],
+            "zero": 0.0,
+        }
+        for rule, share in by_layer[name].items():
+            t = factor * scale[rule]
+            if w.numel() and not math.isnan(t):
+                low, high = around(t, w.dtype)
+                # back from a fraction to a number
+                assert cut(ordered, low) - 1e-6 <= share * w.numel() <= cut(ordered, high) + 1e-6
+            near[rule] += 0.0 if math.isnan(share) else share * w.numel()
+    if spectrum.num_weights:
+        assert whole == pytest.approx({r: n / spectrum.num_weights for r, n in near.items()})
+
+
+@settings(deadline=None, max_examples=200)
+@given(spectra(), st.floats(0.0, 3.0))
+def test_scales_and_what_is_near_zero_are_those_of_each_tensor_alone(spectrum, factor):
+    layers = spectrum.layers()
+    assert list(spectrum.layer_num_weights().values()) == [x.num_weights for x in layers.values()]
+    together = list(spectrum.layer_rms().values())
+    assert np.array_equal(together, [layer.rms for layer in layers.values()], equal_nan=True)
+    near = [layer.near_zero(rms=factor) * layer.num_weights for layer in layers.values()]
+    if spectrum.num_weights:
+        expected = math.fsum(x for x in near if not math.isnan(x)) / spectrum.num_weights
+        assert spectrum.near_zero(rms=factor) == pytest.approx(expected, rel=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(spectra(), st.sampled_from([1, 10, 300]))
+def test_log_histograms_are_those_of_each_tensor_alone(spectrum, bins_per_decade):
+    found = spectrum.log10_histograms(bins_per_decade)
+    assert list(found) == list(spectrum.names)
+    for name, layer in spectrum.layers().items():
+        expected = layer.log10_histograms(bins_per_decade)[name]
+        assert np.array_equal(found[name].edges, expected.edges)
+        assert np.array_equal(found[name].counts, expected.counts)
+
+
+def test_a_threshold_that_is_nan_is_refused():
+    spectrum = MagnitudeSpectrum.of({"w": torch.ones(3)})
+    with pytest.raises(ConfigurationError, match="`thresholds` to be magnitudes, got NaN"):
+        spectrum.layer_sparsity_at([0.1, math.nan])
+    assert spectrum.layer_sparsity_at([]) == {"w": []}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bins_per_decade", [1, 10, 40])
+def test_log_histogram_holds_each_finite_nonzero_weight(dtype, bins_per_decade):
+    tensor = torch.randn(3000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    special = torch.tensor([0.0, -0.0, math.nan, math.inf, -math.inf], dtype=torch.float64)
+    tensor = torch.cat([tensor, special]).to(dtype)
+    found = MagnitudeSpectrum.of({"w": tensor}).log10_histograms(bins_per_decade)["w"]
+    assert found.counts.sum() == 3000
+    assert found.counts.dtype == np.int64
+    assert found.counts[0] > 0
+    assert found.counts[-1] > 0
+    places = found.edges * bins_per_decade
+    assert np.allclose(places, np.round(places), atol=1e-9)
+    assert np.allclose(np.diff(found.edges), 1 / bins_per_decade)
+    # against the weights themselves: nobody is further away than a bin of the spectrum
+    logs = np.log10(tensor.double().abs()[:3000].numpy())
+    below = np.cumsum(found.counts)
+    width = 0.0 if dtype in (torch.bfloat16, torch.float16) else math.log10(1 + 2**-8)
+    for edge, count in zip(found.edges[1:], below, strict=True):
+        assert (logs < edge - width).sum() <= count <= (logs < edge + width).sum()
+
+
+def test_log_histogram_of_nothing_is_empty():
+    tensors = {"zeros": torch.zeros(4), "none": torch.empty(0), "nan": torch.tensor(math.nan)}
+    for found in MagnitudeSpectrum.of(tensors).log10_histograms().values():
+        assert len(found.edges) == len(found.counts) == 0
+    with pytest.raises(ConfigurationError, match="`bins_per_decade` of at least 1"):
+        MagnitudeSpectrum.of(tensors).log10_histograms(0)
+
+
+def test_log_histogram_takes_the_smallest_and_the_largest_magnitudes():
+    for dtype in (torch.float64, torch.float32):
+        info = torch.finfo(dtype)
+        tensor = torch.tensor([info.smallest_normal * info.eps, info.max], dtype=dtype)
+        found = MagnitudeSpectrum.of({"w": tensor}).log10_histograms(1)["w"]
+        assert found.counts.sum() == 2
+        assert found.edges[-1] == math.ceil(math.log10(info.max))
