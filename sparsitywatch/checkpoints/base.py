@@ -141,16 +141,17 @@ class StridedTensor(StoredTensor):
         """Its bytes as they lie, from the first on; each chunk lies in ``buffer``."""
         if self.num_bytes == 0:
             return
-        start = self.start if isinstance(self.start, int) else self.start()
-        crc = 0
-        for done in range(0, self.num_bytes, len(buffer)):
-            chunk = buffer[: self.num_bytes - done]
-            self.source.fill(chunk, start + done)
-            crc = crc if self.crc is None else zlib.crc32(chunk, crc)
-            yield chunk
-        if self.crc is not None and crc != self.crc:
-            cause = "its bytes do not match the checksum beside them"
-            raise refused(self.source.url, cause, self.entry.name)
+        with reading(self.source.url, self.entry.name):
+            start = self.start if isinstance(self.start, int) else self.start()
+            crc = 0
+            for done in range(0, self.num_bytes, len(buffer)):
+                chunk = buffer[: self.num_bytes - done]
+                self.source.fill(chunk, start + done)
+                crc = crc if self.crc is None else zlib.crc32(chunk, crc)
+                yield chunk
+            if self.crc is not None and crc != self.crc:
+                cause = "its bytes do not match the checksum beside them"
+                raise refused(self.source.url, cause, self.entry.name)
 
 
 #: Stored tensors by name.
@@ -200,6 +201,7 @@ class Checkpoint:
         self._step = step
         self._sources = list(sources)
         self._stored = _by_clean_name(url, format, stored)
+        self._entries = tuple(one.entry for one in self._stored.values())
         self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
 
     @property
@@ -218,12 +220,11 @@ class Checkpoint:
     @property
     def chunk_bytes(self) -> int:
         """How long the buffer for ``chunks`` should be."""
-        is_local = all(source.is_local for source in self._sources)
-        return _CHUNK_BYTES if is_local else _REMOTE_CHUNK_BYTES
+        return _CHUNK_BYTES if self._sources[0].is_local else _REMOTE_CHUNK_BYTES
 
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
-        return tuple(stored.entry for stored in self._stored.values())
+        return self._entries
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in its own dtype.
@@ -263,10 +264,15 @@ class Checkpoint:
 
         Raises:
             KeyError: there is no tensor of this name.
-            CheckpointError: it cannot be read, or is not what was stored.
+            CheckpointError: it cannot be read; or, while it is, is not what was stored.
         """
         stored = self._readable(name)
-        with reading(self.url, name):
+        if isinstance(stored, StridedTensor) and stored.stride is None:
+            return stored.chunks(buffer)
+        return self._in_parts(stored, buffer)
+
+    def _in_parts(self, stored: StoredTensor, buffer: memoryview) -> Iterator[memoryview]:
+        with reading(self.url, stored.entry.name):
             for part in stored.parts():
                 if isinstance(part, StridedTensor) and part.stride is None:
                     yield from part.chunks(buffer)
@@ -284,6 +290,7 @@ class Checkpoint:
     def resolve(self, resolver: Callable[[Stored], Stored]) -> None:
         """Take what lies in the file as what it stands for, such as codes as weights."""
         self._stored = _named(resolver(self._stored))
+        self._entries = tuple(one.entry for one in self._stored.values())
 
     def check_unchanged(self) -> None:
         """Compare every file with what was opened.
@@ -307,8 +314,7 @@ class Checkpoint:
 
 
 def _by_clean_name(url: str, kind: str, stored: Stored) -> dict[str, StoredTensor]:
-    for raw in stored:
-        _check_name(url, raw)
+    _check_names(url, stored)
     found: dict[str, StoredTensor] = {}
     for raw, name in clean_names(stored).items():
         one = stored[raw]
@@ -339,13 +345,15 @@ def _named(stored: Stored) -> dict[str, StoredTensor]:
     return found
 
 
-def _check_name(url: str, name: str) -> None:
-    """A name that every log can take: some kilobytes of Unicode."""
-    if len(name) > _MAX_NAME:
-        cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
-        raise refused(url, cause, name)
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        cause = "expected names of Unicode, got half of a character"
-        raise refused(url, cause, name.encode(errors="backslashreplace").decode()) from error
+def _check_names(url: str, names: Iterable[str]) -> None:
+    """Names that every log can take: some kilobytes of Unicode."""
+    for name in names:
+        if len(name) > _MAX_NAME:
+            cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
+            raise refused(url, cause, name)
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            cause = "expected names of Unicode, got half of a character"
+            shown = name.encode(errors="backslashreplace").decode()
+            raise refused(url, cause, shown) from error

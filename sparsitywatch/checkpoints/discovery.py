@@ -96,19 +96,20 @@ def discover(
     known = {url: one for url, one in (known or {}).items() if step_of_name(url) is not None}
     places: dict[str, _Place] = {}
     for url in [urls] if isinstance(urls, str | os.PathLike) else urls:
-        places |= {place.url: place for place in _expanded(os.fspath(url), storage_options, known)}
+        for place in _expanded(os.fspath(url), storage_options, known):
+            places[place.url] = place
     is_strict = duplicates == "refuse"
-    looked = _Looked(storage_options)
-    found = {
-        url: known[url] if url in known else looked.at(place, as_part=is_strict)
-        for url, place in places.items()
-    }
-    ordered = sorted(found.values(), key=lambda one: (*_by_step(one), natural_order(one.url)))
-    return _without_duplicates(ordered, known, looked.are_same if is_strict else None)
+    probe = _Probe(storage_options)
+    found = []
+    for url, place in places.items():
+        found.append(known[url] if url in known else probe.at(place, as_part=is_strict))
+    found.sort(key=_order)
+    return _without_duplicates(found, known, probe.are_same if is_strict else None)
 
 
-def _by_step(one: Found) -> tuple[bool, int]:
-    return one.step is None, one.step or 0
+def _order(one: Found) -> tuple[bool, int, object]:
+    """By step; those without one come last, by name."""
+    return one.step is None, one.step or 0, natural_order(one.url)
 
 
 # ------------------------------------------------------------------ listing
@@ -137,21 +138,25 @@ def _expanded(
 ) -> list[_Place]:
     fs, path = filesystem(url, storage_options)
     origin = _Place(fs, path, url)
-
-    def list_now() -> list[_Place]:
-        fs.invalidate_cache()  # a live run has written since
-        paths = _matching(fs, path) if fsspec.core.has_magic(path) else [path]
-        roots = [origin.beside(p) for p in sorted(paths, key=natural_order)]
-        return [place for root in roots for place in _places_under(root, known, len(roots) > 1)]
-
-    places = asked(f"Cannot list {shown_url(url)}", list_now)
+    what = f"Cannot list {shown_url(url)}"
+    places = asked(what, _places_of, origin, known)
     if not places:
-        what_to_do = asked(f"Cannot list {shown_url(url)}", lambda: _foreign_under(origin))
+        what_to_do = asked(what, _foreign_under, origin)
         raise CheckpointError(
-            f"Cannot list {shown_url(url)}: expected checkpoints, found none. "
-            + (what_to_do or _NAME_ONE)
+            f"{what}: expected checkpoints, found none. {what_to_do or _NAME_ONE}"
         )
     return places
+
+
+def _places_of(origin: _Place, known: Mapping[str, Found]) -> list[_Place]:
+    """What a URL stands for, as the storage has it now."""
+    fs, path = origin.fs, origin.path
+    fs.invalidate_cache()  # a live run has written since
+    paths = _matching(fs, path) if fsspec.core.has_magic(path) else [path]
+    found = []
+    for one in sorted(paths, key=natural_order):
+        found += _places_under(origin.beside(one), known, len(paths) > 1)
+    return found
 
 
 _NAME_ONE = "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
@@ -321,12 +326,12 @@ def _is_weights(name: str) -> bool:
     return is_one and not _BESIDE.search(name) and not _SHARD.search(name)
 
 
-# ------------------------------------------------------------------ looking
+# ------------------------------------------------------------------ opening
 
 
 @dataclass
-class _Looked:
-    """What one look at a storage has told; nothing is asked twice."""
+class _Probe:
+    """What a storage has answered so far; nothing is asked twice."""
 
     storage_options: Mapping[str, Any] | None
     _groups: dict[tuple[str, ...], str] = field(default_factory=dict)
@@ -464,6 +469,8 @@ def _without_duplicates(
             by_step.setdefault(one.step, []).append(one)
     resolved: dict[str, Found] = {}
     for several in by_step.values():
+        if len(several) == 1:
+            continue
         best = next((one for one in several if one.url in known), None)
         best = best or next((one for one in several if one.step_from != "name"), several[0])
         others = [one for one in several if one is not best]

@@ -16,7 +16,6 @@ import torch
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
     StoredTensor,
-    StridedTensor,
     as_step,
     reading,
     refused,
@@ -199,7 +198,7 @@ class _ChunkedTensor(StoredTensor):
             return (self,)
         return map(self._open, sorted(self.pieces, key=lambda piece: piece.offsets))
 
-    def _open(self, piece: Piece) -> StridedTensor:
+    def _open(self, piece: Piece) -> StoredTensor:
         """The tensor in the archive of a piece; read as a whole from a remote storage."""
         name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
         with reading(source.url, name):
@@ -209,11 +208,14 @@ class _ChunkedTensor(StoredTensor):
                 place, start = Window(source, piece.start, piece.length), 0
             tree, regions = read_torch_zip(place, start, piece.length)
             found = stored_tensor(place, name, tree, regions)
-        if (found.entry.shape, found.entry.dtype) != (piece.sizes, dtype):
+        own = found.entry
+        if own.problem:
+            raise refused(source.url, "expected a dense tensor, got another kind", name)
+        if (own.shape, own.dtype) != (piece.sizes, dtype):
             raise refused(
                 source.url,
-                f"expected a piece of shape {piece.sizes} and {dtype}, got {found.entry.shape} "
-                f"and {found.entry.dtype}",
+                f"expected a piece of shape {piece.sizes} and {dtype}, got {own.shape} and "
+                f"{own.dtype}",
                 name,
             )
         return found

@@ -121,15 +121,30 @@ _LITERALS = frozenset(
     }
 )
 #: Opcodes without an argument that push a value of their own.
-_FRESH: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": set,
-}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set
+}  # fmt: skip
+#: What else happens on the stack: to single values, to containers, to what pickle would call.
+_ON_VALUES = frozenset(
+    {
+        *("MARK", "POP", "POP_MARK", "DUP", "PROTO", "FRAME"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    }
+)
+_ON_CONTAINERS = frozenset(
+    {
+        *("APPEND", "APPENDS", "LIST", "ADDITEMS", "FROZENSET"),
+        *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "DICT", "SETITEM", "SETITEMS"),
+    }
+)
+_NUM_ITEMS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+_ON_OBJECTS = frozenset(
+    {
+        *("GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ", "BUILD"),
+        *("PERSID", "BINPERSID"),
+    }
+)
 #: Calls without any effect that give a dictionary.
 _DICTIONARIES = frozenset(
     {Global("collections", "OrderedDict"), Global("collections", "defaultdict")}
@@ -162,7 +177,7 @@ def read_inert(file: BinaryIO, outside: list[PersistentId] | None = None) -> Any
             warnings.simplefilter("ignore")
             for opcode, argument, _ in pickletools.genops(file):
                 if opcode.name == "STOP":
-                    return machine.pop()
+                    return machine.stack.pop()
                 machine.step(opcode.name, argument)
     except (
         IndexError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
@@ -180,104 +195,78 @@ class _Machine:
         self.below: list[list[Any]] = []  # stacks under the marks
         self.memo: dict[int, Any] = {}
 
-    def pop(self) -> Any:
-        return self.stack.pop()
-
-    def to_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
-        return items
-
     def step(self, name: str, argument: Any) -> None:
+        """Do what one opcode says."""
         if name in _LITERALS:
             self.stack.append(argument)
-        elif name in _FRESH:
-            self.stack.append(_FRESH[name]())
+        elif name in _CONSTANTS:
+            self.stack.append(_CONSTANTS[name])
+        elif name in _EMPTY:
+            self.stack.append(_EMPTY[name]())
+        elif name in _ON_VALUES:
+            self._move(name, argument)
+        elif name in _ON_CONTAINERS:
+            self._collect(name)
+        elif name in _ON_OBJECTS:
+            self._describe(name, argument)
+        else:
+            raise ValueError(f"the pickle opcode {name}, which no checkpoint needs")
+
+    def _move(self, name: str, argument: Any) -> None:
+        if name == "MARK":
+            self.below.append(self.stack)
+            self.stack = []
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             if argument >= _MAX_MEMO:
                 raise ValueError("a pickle that numbers more than a pickle can hold")
             self.memo[argument] = self.stack[-1]
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
             self.stack.append(self.memo[argument])
-        elif name not in ("PROTO", "FRAME"):
-            method = getattr(self, f"do_{name.lower()}", None)
-            if method is None:
-                raise ValueError(f"the pickle opcode {name}, which no checkpoint needs")
-            method(argument)
-
-    def do_mark(self, _: Any) -> None:
-        self.below.append(self.stack)
-        self.stack = []
-
-    def do_pop(self, _: Any) -> None:
-        if self.stack:
+        elif name == "DUP":
+            self.stack.append(self.stack[-1])
+        elif name == "POP_MARK" or (name == "POP" and not self.stack):
+            self._to_mark()
+        elif name == "POP":
             self.stack.pop()
-        else:
-            self.to_mark()
 
-    def do_pop_mark(self, _: Any) -> None:
-        self.to_mark()
+    def _to_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
 
-    def do_dup(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
+    def _items(self, name: str) -> list[Any]:
+        """What an opcode puts into a container: so many values, or all since the mark."""
+        count = _NUM_ITEMS.get(name)
+        if count is None:
+            return self._to_mark()
+        items = self.stack[-count:]
+        if len(items) < count:
+            raise IndexError("too few values")
+        del self.stack[-count:]
+        return items
 
-    def do_memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
-
-    # ------------------------------------------------------------ containers
-
-    def do_append(self, _: Any) -> None:
-        self._extend([self.pop()])
-
-    def do_appends(self, _: Any) -> None:
-        self._extend(self.to_mark())
-
-    def _extend(self, items: list[Any]) -> None:
+    def _collect(self, name: str) -> None:
+        items = self._items(name)
+        if name.startswith("TUPLE"):
+            self.stack.append(tuple(items))
+        elif name == "FROZENSET":
+            self.stack.append(frozenset(map(_key, items)))
+        elif name in ("LIST", "DICT"):
+            self.stack.append([] if name == "LIST" else {})
         target = self.stack[-1]
-        if not isinstance(target, list | Call):
-            raise TypeError("expected a list")
-        (target.items if isinstance(target, Call) else target).extend(items)
+        if name in ("LIST", "APPEND", "APPENDS"):
+            if not isinstance(target, list | Call):
+                raise TypeError("expected a list")
+            (target.items if isinstance(target, Call) else target).extend(items)
+        elif name in ("DICT", "SETITEM", "SETITEMS"):
+            self._set(target, items)
+        elif name == "ADDITEMS":
+            if not isinstance(target, set):
+                raise TypeError("expected a set")
+            target.update(map(_key, items))
 
-    def do_additems(self, _: Any) -> None:
-        items, target = self.to_mark(), self.stack[-1]
-        if not isinstance(target, set):
-            raise TypeError("expected a set")
-        target.update(map(_key, items))
-
-    def do_list(self, _: Any) -> None:
-        items = self.to_mark()
-        self.stack.append(items)
-
-    def do_tuple(self, _: Any) -> None:
-        items = self.to_mark()
-        self.stack.append(tuple(items))
-
-    def do_tuple1(self, _: Any) -> None:
-        self.stack[-1:] = [(self.stack[-1],)]
-
-    def do_tuple2(self, _: Any) -> None:
-        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
-
-    def do_tuple3(self, _: Any) -> None:
-        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    def do_frozenset(self, _: Any) -> None:
-        items = self.to_mark()
-        self.stack.append(frozenset(map(_key, items)))
-
-    def do_dict(self, _: Any) -> None:
-        pairs = self.to_mark()
-        self.stack.append({})
-        self._set(pairs)
-
-    def do_setitem(self, _: Any) -> None:
-        value, key = self.pop(), self.pop()
-        self._set([key, value])
-
-    def do_setitems(self, _: Any) -> None:
-        self._set(self.to_mark())
-
-    def _set(self, pairs: list[Any]) -> None:
-        target = self.stack[-1]
+    def _set(self, target: Any, pairs: list[Any]) -> None:
         if not isinstance(target, dict | Call) or len(pairs) % 2:
             raise ValueError("a pickle that sets items of something that is no dictionary")
         mapping = target.pairs if isinstance(target, Call) else target
@@ -286,52 +275,38 @@ class _Machine:
                 raise ValueError(f"a dictionary with the key {in_words(key)!r} twice")
             mapping[key] = value
 
-    # ------------------------------------------- what pickle would look up and call
-
-    def do_global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self.stack.append(Global(module, name))
-
-    def do_stack_global(self, _: Any) -> None:
-        name, module = self.pop(), self.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise TypeError("expected words")
-        self.stack.append(Global(module, name))
-
-    def _call(self, function: Any, arguments: Any) -> None:
-        is_dictionary = isinstance(function, Global) and function in _DICTIONARIES
-        self.stack.append({} if is_dictionary else Call(function, arguments))
-
-    def do_reduce(self, _: Any) -> None:
-        arguments, function = self.pop(), self.pop()
-        self._call(function, arguments)
-
-    do_newobj = do_reduce
-
-    def do_newobj_ex(self, _: Any) -> None:
-        keywords, arguments, function = self.pop(), self.pop(), self.pop()
-        self.stack.append(Call(function, (arguments, keywords)))
-
-    def do_inst(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._call(Global(module, name), tuple(self.to_mark()))
-
-    def do_obj(self, _: Any) -> None:
-        function, *arguments = self.to_mark()
-        self._call(function, tuple(arguments))
-
-    def do_build(self, _: Any) -> None:
-        state = self.pop()
-        target = self.stack[-1]
-        if isinstance(target, Call):
-            target.state = state  # that of a dictionary, torch's _metadata, is not needed
-
-    def do_persid(self, argument: Any) -> None:
-        self.outside.append(PersistentId(argument))
-        self.stack.append(self.outside[-1])
-
-    def do_binpersid(self, _: Any) -> None:
-        self.do_persid(self.pop())
+    def _describe(self, name: str, argument: Any) -> None:
+        """What pickle would look up and call."""
+        pop = self.stack.pop
+        if name in ("PERSID", "BINPERSID"):
+            self.outside.append(PersistentId(argument if name == "PERSID" else pop()))
+            self.stack.append(self.outside[-1])
+        elif name == "BUILD":
+            state, target = pop(), self.stack[-1]
+            if isinstance(target, Call):
+                target.state = state  # that of a dictionary, torch's _metadata, is not needed
+        elif name in ("GLOBAL", "STACK_GLOBAL"):
+            if name == "STACK_GLOBAL":
+                attribute, module = pop(), pop()
+            else:
+                module, _, attribute = argument.partition(" ")
+            if not isinstance(attribute, str) or not isinstance(module, str):
+                raise TypeError("expected words")
+            self.stack.append(Global(module, attribute))
+        else:
+            if name == "NEWOBJ_EX":
+                keywords, arguments, function = pop(), pop(), pop()
+                arguments = (arguments, keywords)
+            elif name == "INST":
+                module, _, attribute = argument.partition(" ")
+                function, arguments = Global(module, attribute), tuple(self._to_mark())
+            elif name == "OBJ":
+                function, *rest = self._to_mark()
+                arguments = tuple(rest)
+            else:
+                arguments, function = pop(), pop()
+            is_dictionary = isinstance(function, Global) and function in _DICTIONARIES
+            self.stack.append({} if is_dictionary else Call(function, arguments))
 
 
 # ------------------------------------------------------------------ what torch.save describes
@@ -362,6 +337,7 @@ _NAMED_DTYPES = {
 }
 _PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
 _WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
+_DENSE = _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}
 
 
 @dataclass(frozen=True)
@@ -447,17 +423,20 @@ _KINDS = (
 )
 
 
-def _unreadable_tensor(name: str, node: Any) -> StoredTensor | None:
-    """The tensor of a node that is no dense one; None for a dense one, and for nonsense."""
+def _unreadable(url: str, name: str, node: Any) -> StoredTensor:
+    """The tensor of a node that is no dense one.
+
+    Raises:
+        CheckpointError: it is none of any kind that torch writes.
+    """
     function = _function(node)
-    if function is None or _plain_call(node) is not None:
-        return None
-    problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
-    if not problem:
-        if function.name in _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}:
-            return None
-        problem = f"it is a tensor of another kind ({in_words(function)})"
-    # where they are told, the shape comes after the storage, or last among the parts
+    problem = ""
+    if function is not None:
+        problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
+    if function is None or (not problem and function.name in _DENSE):
+        raise refused(url, "expected a dense tensor, got another kind", name)
+    problem = problem or f"it is a tensor of another kind ({in_words(function)})"
+    # where they are given, the shape comes after the storage, or last among the parts
     arguments = node.arguments if isinstance(node.arguments, tuple) else ()
     flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
     shapes = [shape for part in flat[:32] if (shape := as_sizes(part)) is not None]
@@ -492,31 +471,30 @@ def stored_tensors(
         if not isinstance(name, str) or name in stored:
             problem = f"names of tensors that occur once, got {in_words(key)}"
             raise refused(source.url, f"expected {problem}")
-        one = _unreadable_tensor(name, node) or stored_tensor(source, name, node, regions)
+        one = stored[name] = stored_tensor(source, name, node, regions)
         entry = one.entry
         if not entry.problem and entry.storage not in seen:
             seen.add(entry.storage)
             num_bytes = math.prod(entry.shape) * entry.dtype.itemsize
-            if num_bytes > left:
+            left -= num_bytes
+            if left < 0:
+                left += num_bytes
                 problem = f"it is expanded to {num_bytes} bytes that are not in the file"
-                one = StoredTensor(entry=replace(entry, problem=problem))
-            else:
-                left -= num_bytes
-        stored[name] = one
+                stored[name] = StoredTensor(entry=replace(entry, problem=problem))
     return stored
 
 
 def stored_tensor(
     source: ByteSource, name: str, node: Any, regions: Mapping[str, Region]
-) -> StridedTensor:
+) -> StoredTensor:
     """The tensor of a node, its place in the file checked against that of its storage.
 
     Raises:
-        CheckpointError: it is no dense tensor, contradicts itself, or lies outside.
+        CheckpointError: it is no tensor, contradicts itself, or lies outside.
     """
     call = _plain_call(node)
     if call is None or len(call.arguments) < 4:
-        raise refused(source.url, "expected a dense tensor, got another kind", name)
+        return _unreadable(source.url, name, node)
     _, offset, size, steps = call.arguments[:4]
     key, dtype = _storage_of(source.url, name, call)
     shape, stride = as_sizes(size), as_sizes(steps)
@@ -527,7 +505,8 @@ def stored_tensor(
     region = regions.get(key)
     if region is None:
         raise refused(source.url, f"its storage {key[:40]!r} is not in the file", name)
-    begin, num_bytes = offset * dtype.itemsize, extent(shape, stride) * dtype.itemsize
+    reach, is_flat = extent(shape, stride)
+    begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
     if begin + num_bytes > region.num_bytes:
         raise refused(
             source.url,
@@ -542,7 +521,7 @@ def stored_tensor(
         source=source,
         start=partial(region.start, begin),
         num_bytes=num_bytes,
-        stride=None if _is_flat(shape, stride) else stride,
+        stride=None if is_flat else stride,
         crc=region.crc if num_bytes == region.num_bytes else None,
     )
 
@@ -566,30 +545,17 @@ def _storage_of(url: str, name: str, call: Call) -> tuple[str, torch.dtype]:
     return key, dtype
 
 
-def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """How many elements of storage a tensor reaches over, from its first to its last.
+def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:
+    """How many elements of storage a tensor reaches over, and whether they lie in flat order.
 
-    >>> extent((3, 2), (2, 1)), extent((3, 2), (5, 1)), extent((3, 0), (1, 1))
-    (6, 12, 0)
+    >>> extent((3, 1, 2), (2, 9, 1)), extent((3, 2), (5, 1)), extent((3, 2), (1, 3))
+    ((6, True), (12, False), (6, False))
     """
-    reach = 1
-    for size, step in zip(shape, stride, strict=True):
-        if size == 0:
-            return 0
-        reach += (size - 1) * step
-    return reach
-
-
-def _is_flat(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether elements lie one after another, in the order of a contiguous tensor.
-
-    >>> _is_flat((2, 1, 3), (3, 9, 1)), _is_flat((2, 3), (1, 2))
-    (True, False)
-    """
-    expected = 1
+    if 0 in shape:
+        return 0, True
+    reach, num_flat, is_flat = 1, 1, True
     for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
+        reach += (size - 1) * step
+        is_flat &= size == 1 or step == num_flat
+        num_flat *= size
+    return reach, is_flat

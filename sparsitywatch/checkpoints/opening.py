@@ -21,6 +21,8 @@ from sparsitywatch.checkpoints.safetensors import CODES, as_weights, read_safete
 from sparsitywatch.checkpoints.storage import Folder, Source, filesystem, url_at
 from sparsitywatch.checkpoints.torch_file import TORCH_STARTS, open_torch, read_torch, step_in
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.shown import shown_url
+from sparsitywatch.weights.layout import Entry
 
 __all__ = ["FSDP_FOLDER", "foreign", "format_of", "is_inside", "open_checkpoint"]
 
@@ -46,23 +48,23 @@ def open_checkpoint(
     """
     fs, path = filesystem(url, storage_options)
     full = url_at(os.fspath(url), fs, path, path)
-    folder = Folder(fs, path, full)
+    folder = Folder(fs, path, shown_url(full))
     with ExitStack() as unless_open, reading(folder.url):
         if folder.is_folder():
             unless_open.callback(folder.close)
             checkpoint = _open_folder(folder)
         elif path.endswith(_SHARDED):
             parent, _, name = path.rpartition("/")
-            beside = Folder(fs, parent, url_at(full, fs, path, parent))
+            beside = Folder(fs, parent, shown_url(url_at(full, fs, path, parent)))
             unless_open.callback(beside.close)
             checkpoint = _open_huggingface(beside, [name])
         else:
-            source = Source(fs, path, full)
+            source = Source(fs, path, folder.url)
             unless_open.callback(source.close)
             checkpoint = _open_file(source)
-        if _is_adapter([entry.name for entry in checkpoint.entries()]):
+        if _is_adapter(checkpoint.entries()):
             raise _not_a_model(checkpoint.url)
-        if not CODES.isdisjoint(entry.dtype for entry in checkpoint.entries()):
+        if any(entry.dtype in CODES for entry in checkpoint.entries()):
             checkpoint.resolve(as_weights)
         unless_open.pop_all()
         return checkpoint
@@ -95,7 +97,7 @@ def _open_file(source: Source) -> Checkpoint:
         )
     start = source.read(0, min(_START_BYTES, source.size))
     if start.startswith(TORCH_STARTS):
-        return open_torch(source)
+        return open_torch(source, start)
     if source.path.endswith(".safetensors") or start[8:9] == b"{":
         return Checkpoint(source.url, "safetensors", read_safetensors(source), [source])
     if told := foreign([source.path]):
@@ -184,11 +186,14 @@ def is_inside(name: str) -> bool:
     return is_known or _OF_A_RANK.match(name) is not None
 
 
-def _is_adapter(names: Collection[str]) -> bool:
+def _is_adapter(entries: Iterable[Entry]) -> bool:
     """Whether tensors are those of an adapter of PEFT alone, by the names that it gives them."""
-    has_base = any(".base_layer." in name for name in names)
-    all_inside = all(name.startswith("base_model.model.") for name in names)
-    return all_inside and not has_base and any(".lora_" in name for name in names)
+    has_adapter = False
+    for entry in entries:
+        if ".base_layer." in entry.name or not entry.name.startswith("base_model.model."):
+            return False
+        has_adapter |= ".lora_" in entry.name
+    return has_adapter
 
 
 def _not_a_model(url: str) -> CheckpointError:

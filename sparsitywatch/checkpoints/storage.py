@@ -241,7 +241,7 @@ class Source(ByteSource):
     Args:
         fs: the file system that it is on.
         path: its path there.
-        url: its URL; None: as the file system names it.
+        url: its URL as it is shown; None: as the file system names it.
 
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
     in place, as nanoGPT does with ``ckpt.pt``, ends the process that looks at it. So a file
@@ -252,7 +252,7 @@ class Source(ByteSource):
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
-        super().__init__(shown_url(_own_url(fs, path) if url is None else url), path, 0)
+        super().__init__(_shown(fs, path) if url is None else url, path, 0)
         self.fs = fs
         self._what = f"Cannot read {self.url}"
         self.num_bytes_read = 0
@@ -280,14 +280,14 @@ class Source(ByteSource):
         self.is_local = self._file is not None
         with ExitStack() as unless_known:
             unless_known.callback(self.close)
-            self._version = asked(self._what, self._version_now)
+            self._version = self._version_now()
             unless_known.pop_all()
 
     def _version_now(self) -> object:
         if self._file is not None:
             stat = os.fstat(self._file.fileno())
             return stat.st_mtime_ns, stat.st_size
-        info = self.fs.info(self.path)
+        info = asked(self._what, self.fs.info, self.path)
         # what a storage tells of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
                 "blob_id", "xet_hash")  # fmt: skip
@@ -301,7 +301,7 @@ class Source(ByteSource):
         """
         if self._file is None:
             _forget(self.fs, self.path)
-        if asked(self._what, self._version_now) != self._version:
+        if self._version_now() != self._version:
             raise IncompleteCheckpointError(
                 f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
                 "but it was written meanwhile. Read it again once it is complete."
@@ -432,12 +432,12 @@ class Folder:
     Args:
         fs: the file system.
         path: the folder's path there.
-        url: how it is told; None: as the file system tells it.
+        url: its URL as it is shown; None: as the file system names it.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
         self.fs, self.path = fs, path.rstrip("/")
-        self.url = shown_url(_own_url(fs, self.path) if url is None else url)
+        self.url = _shown(fs, self.path) if url is None else url
         self._what = f"Cannot read {self.url}"
         self._opened: list[Source] = []
 
@@ -490,8 +490,8 @@ class Folder:
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
 
-def _own_url(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+def _shown(fs: fsspec.AbstractFileSystem, path: str) -> str:
+    return shown_url(path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path))
 
 
 def _forget(fs: fsspec.AbstractFileSystem, path: str) -> None:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, refused
@@ -64,13 +65,19 @@ _COMPOSER = "state"
 _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 
-def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
+def read_torch(source: Source, start: bytes | None = None) -> tuple[dict[str, StoredTensor], Any]:
     """The tensors of the model by name, and all that the file describes.
+
+    Args:
+        source: the file.
+        start: its first bytes, where they are known.
 
     Raises:
         CheckpointError: the file is refused, or holds no state dict.
     """
-    is_legacy = source.read(0, min(source.size, len(_LEGACY_START))) == _LEGACY_START
+    if start is None:
+        start = source.read(0, min(source.size, len(_LEGACY_START)))
+    is_legacy = start.startswith(_LEGACY_START)
     tree, regions = _read_legacy(source) if is_legacy else read_torch_zip(source)
     weights = _state_dict(tree)
     if weights is None:
@@ -138,9 +145,9 @@ def step_in(tree: Any) -> int | None:
     return None if node is None else as_step(node)
 
 
-def open_torch(source: Source) -> Checkpoint:
+def open_torch(source: Source, start: bytes | None = None) -> Checkpoint:
     """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
-    stored, tree = read_torch(source)
+    stored, tree = read_torch(source, start)
     kind = "torch"
     if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
         kind = "lightning"
@@ -175,21 +182,7 @@ def read_torch_zip(
         CheckpointError: it is no archive of ``torch.save``, or not a true one.
     """
     length = source.size - start if length is None else length
-    contents = RangeFile(source, start, length)
-    view = DescriptionFile(contents, _MAX_CONTENTS_BYTES, _BUFFER_BYTES)
-    try:
-        archive = zipfile.ZipFile(view)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise IncompleteCheckpointError(
-            f"Cannot read {source.url}: expected the table of contents at the end of a torch "
-            f"archive, got {error}. It may be half-written, or truncated."
-        ) from error
-    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise CheckpointError(
-            f"Cannot read {source.url}: expected a state dict, got a TorchScript program. Save its "
-            "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
-        )
-    members = _members(source.url, archive, length)
+    members = _members(source, start, length)
     pickle = next((name for name in members if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError(
@@ -206,9 +199,20 @@ def read_torch_zip(
                 order=start + member.header_offset,
                 crc=member.CRC or None,  # torch writes 0 where it was told to compute none
             )
-    if f"{root}byteorder" in members:
-        _check_byteorder(source, start, members[f"{root}byteorder"], length)
-    return _tree(source, start, members[pickle], length), regions
+    byteorder = members.get(f"{root}byteorder")
+    if byteorder is not None:
+        _check_byteorder(source, start, byteorder, length)
+    if members[pickle].file_size > MAX_PICKLE_BYTES:
+        cause = (
+            f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
+            f"{members[pickle].file_size}"
+        )
+        raise refused(source.url, cause)
+    data = _read_member(source, start, members[pickle], length)
+    try:
+        return read_inert(io.BytesIO(data)), regions
+    except ValueError as error:
+        raise refused(source.url, f"its description is broken: {error}") from error
 
 
 def _kind_of(members: Collection[str]) -> str:
@@ -222,11 +226,25 @@ def _kind_of(members: Collection[str]) -> str:
     return " (one of Keras)" if "model.weights.h5" in members else ""
 
 
-def _members(url: str, archive: zipfile.ZipFile, length: int) -> dict[str, zipfile.ZipInfo]:
+def _members(source: ByteSource, start: int, length: int) -> dict[str, zipfile.ZipInfo]:
     """The records by name, each as long as it says, inside the file, beside the others."""
+    contents = RangeFile(source, start, length)
+    url = source.url
+    try:
+        archive = zipfile.ZipFile(DescriptionFile(contents, _MAX_CONTENTS_BYTES, _BUFFER_BYTES))
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise IncompleteCheckpointError(
+            f"Cannot read {url}: expected the table of contents at the end of a torch archive, got "
+            f"{error}. It may be half-written, or truncated."
+        ) from error
+    if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+        raise CheckpointError(
+            f"Cannot read {url}: expected a state dict, got a TorchScript program. Save its "
+            "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
+        )
     members: dict[str, zipfile.ZipInfo] = {}
     end = 0
-    for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
+    for member in sorted(archive.infolist(), key=attrgetter("header_offset")):
         name = member.filename
         if name in members:
             raise refused(url, f"the record {name[:80]!r} is there twice")
@@ -276,20 +294,6 @@ def _check_byteorder(source: ByteSource, start: int, member: zipfile.ZipInfo, le
             f"Cannot read {source.url}: expected little-endian tensors, got byte order "
             f"{order!r}. Save it again on a little-endian machine, or as safetensors."
         )
-
-
-def _tree(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> Any:
-    if member.file_size > MAX_PICKLE_BYTES:
-        raise refused(
-            source.url,
-            f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
-            f"{member.file_size}",
-        )
-    data = _read_member(source, start, member, length)
-    try:
-        return read_inert(io.BytesIO(data))
-    except ValueError as error:
-        raise refused(source.url, f"its description is broken: {error}") from error
 
 
 # ------------------------------------------------------------------ before version 1.6
