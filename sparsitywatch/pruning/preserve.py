@@ -306,7 +306,7 @@ class _Group:
         """The name, the thing and the copy, where they no longer agree."""
         base, is_same = self.kind.base, self.kind.is_same
         is_as_large = base is not None and [*map(base.__len__, self.things)] == self.sizes
-        if is_as_large and _same_items(self.contents, [*self.kind.contents(self.filled)]):
+        if is_as_large and all(map(operator.is_, self.kind.contents(self.filled), self.contents)):
             return []
         copied = zip(self.names, self.things, self.copies, strict=True)
         return [item for item in copied if not is_same(self.kind.copy(item[1]), item[2])]

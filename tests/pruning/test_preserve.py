@@ -6,6 +6,8 @@ import itertools
 import random
 import sys
 import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +194,58 @@ def test_a_buffer_that_was_resized_has_its_size_and_contents_again() -> None:
         model.register_buffer("late", torch.ones(1))
     assert model.running_mean.tolist() == [0.0, 0.0, 0.0]
     assert "late" not in dict(model.named_buffers())
+
+
+class Slotted:
+    __slots__ = ("late",)
+
+
+class OwnList(list):
+    pass
+
+
+def a_closure() -> Any:
+    def count() -> None:
+        nonlocal late
+        late = 1
+
+    if count is None:
+        late = 0
+    return count
+
+
+#: By what a forward does to it: what a module holds, and how that reads.
+HELD: dict[str, tuple[Any, Callable[[Any], object], Callable[[Any], object]]] = {
+    "the order of an OrderedDict": (
+        lambda: OrderedDict(a=1, b=2), lambda h: h.move_to_end("a"), list),
+    "an entry moved to the next container": (
+        lambda: [[1], []], lambda h: h[1].append(h[0].pop()), repr),
+    "an entry made by reading": (lambda: defaultdict(list), lambda h: h["new"], dict),
+    "a long list": (lambda: [0] * 20_000, lambda h: h.__setitem__(5, 1), sum),
+    "a set": (lambda: {1, 2}, lambda h: (h.add(9), h.discard(1)), sorted),
+    "a bytearray": (lambda: bytearray(b"ab"), lambda h: h.append(1), bytes),
+    "an attribute of a list": (OwnList, lambda h: setattr(h, "extra", 1), lambda h: {**vars(h)}),
+    "a slot that was empty": (
+        Slotted, lambda h: setattr(h, "late", 1), lambda h: hasattr(h, "late")),
+    "a variable of a closure that was empty": (
+        a_closure, lambda h: h(), lambda h: "empty" in repr(h.__closure__[0])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_what_a_module_holds_is_as_before(what: str) -> None:
+    make, change, read = HELD[what]
+    model = nn.Linear(2, 2)
+    model.held = held = make()
+    before = read(held)
+    with preserve_state(model) as state:
+        change(held)
+        assert read(held) != before
+        state.rewind()
+        assert read(held) == before
+        change(held)
+    assert model.held is held
+    assert read(held) == before
 
 
 def test_every_forward_of_a_sweep_starts_from_the_state_before() -> None:

@@ -75,6 +75,18 @@ def test_the_curve_against_pruning_by_hand() -> None:
     assert result.curve.num_examples == 10
 
 
+def test_a_sweep_of_ones_own_says_its_levels_as_it_goes() -> None:
+    class Own:
+        def choose(self, measure, previous) -> None:
+            assert measure(0.25).level == 0.25
+            measure(0.25 if measure(0.5).is_within else 0.125)
+
+    curve = sweep(net(), levels=Own()).curve
+    assert curve.level == (0.0, 0.25, 0.5, 1.0)
+    by_grid = sweep(net(), levels=(0.25, 0.5)).curve
+    assert curve == by_grid
+
+
 def test_a_value_function_that_is_random_is_caught() -> None:
     def noisy(model, batch):
         return mean_square(model, batch) + torch.rand(len(batch))
