@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.detect.detector import Looks
-from sparsitywatch.analysis.detect.growth import FALL, RISE, seen_growth, share_left_by_rate
+from sparsitywatch.analysis.detect.change import Limits
+from sparsitywatch.analysis.detect.detector import SeriesHistory
+from sparsitywatch.analysis.detect.growth import FALL, RISE
+from sparsitywatch.analysis.detect.growth import grown as growths
 from sparsitywatch.analysis.detect.jumps import (
     MODELS,
     SPLITS,
     WINDOW,
     forecasts,
     normal_score,
-    onset_of,
 )
 
 RNG = np.random.default_rng(5)
@@ -26,7 +27,7 @@ RNG = np.random.default_rng(5)
 
 # ------------------------------------------------------------------------- forecasts
 def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Score and effect by the joint normal distribution of all looks, nothing whitened.
+    """Score and effect by the joint normal distribution of all snapshots, nothing whitened.
 
     Without outliers, which nothing is winsorised for.
     """
@@ -35,9 +36,9 @@ def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, fl
     covariance = (model.ar ** np.abs(i[:, None] - i) if model.ar else np.eye(n)) + (
         model.walk**2 * (np.minimum(i[:, None], i) + 1.0)
     )
-    before = np.arange(max(0, n - split - model.looks), n - split)
+    before = np.arange(max(0, n - split - model.num_fitted), n - split)
     after = np.arange(n - split, n)
-    if model.ar or model.walk:  # then it reads every look there is
+    if model.ar or model.walk:  # then it reads every snapshot there is
         assert before[0] == 0
     design = np.vander(x, model.degree + 1, increasing=True)
     inner = covariance[np.ix_(before, before)]
@@ -89,7 +90,7 @@ def test_forecasts_are_those_of_the_textbook(index: int) -> None:
     assert num_compared >= 3
 
 
-def test_a_model_says_nothing_before_eight_looks() -> None:
+def test_a_model_says_nothing_before_eight_snapshots() -> None:
     seen = forecasts(np.arange(9.0), RNG.normal(size=9), 1e-9)
     assert np.isfinite(seen.score[:, 0]).all()
     assert np.isnan(seen.score[:, 1:]).all()
@@ -99,7 +100,7 @@ def test_scores_of_white_noise_are_normal() -> None:
     scores = []
     for _ in range(400):
         seen = forecasts(np.arange(float(WINDOW)), RNG.normal(size=WINDOW), 1e-9)
-        scores.append(seen.score[1, 0])  # one look ahead, a line of thirty-two looks
+        scores.append(seen.score[1, 0])  # one snapshot ahead, a line of thirty-two snapshots
     assert np.std(scores) == pytest.approx(1.0, abs=0.12)
     assert np.mean(np.abs(scores) > 1.96) == pytest.approx(0.05, abs=0.03)
 
@@ -114,9 +115,9 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 
 
 # ---------------------------------------------------------------------------- growth
-def grown(values: np.ndarray, kind=RISE, ratio: float = 1.5) -> bool:
-    x = np.arange(float(len(values)))
-    return bool(seen_growth(kind, x, values, ratio=ratio, threshold=2.0, min_share=1 / 3))
+def grown(values: np.ndarray, kind=RISE) -> bool:
+    limits = Limits(min_effect=1e-9, ratio=1.5, jump_score=2.0, growth_score=2.0)
+    return bool(growths(kind, np.arange(float(len(values))), values, limits))
 
 
 def test_growth_that_its_past_explains_is_none() -> None:
@@ -126,17 +127,17 @@ def test_growth_that_its_past_explains_is_none() -> None:
     assert grown(0.05 * np.exp(np.maximum(time - 30, 0) / 20))
 
 
-def test_five_looks_are_enough() -> None:
+def test_five_snapshots_are_enough() -> None:
     assert grown(np.array([0.06, 0.061, 0.06, 0.13, 0.2]))
     assert not grown(np.array([0.06, 0.061, 0.1, 0.2]))
-    assert not grown(np.array([0.06, 0.061, 0.06, 0.06, 0.2]))  # one look is not
+    assert not grown(np.array([0.06, 0.061, 0.06, 0.06, 0.2]))  # one snapshot is not
 
 
-def test_a_fall_is_growth_of_the_reciprocal_and_takes_eight_looks_at_most() -> None:
+def test_a_fall_takes_eight_snapshots_at_most() -> None:
     quick = np.concatenate([np.full(12, 0.8), [0.7, 0.6, 0.5]])
     slow = np.concatenate([np.full(40, 0.8), np.linspace(0.8, 0.5, 30)])
-    assert grown(1 / quick, FALL, 1.25)
-    assert not any(grown(1 / slow[:n], FALL, 1.25) for n in range(42, 71))
+    assert grown(quick, FALL)
+    assert not any(grown(slow[:n], FALL) for n in range(42, 71))
 
 
 @given(st.floats(1e-6, 1e6), st.integers(0, 100))
@@ -146,63 +147,18 @@ def test_the_unit_of_the_series_does_not_matter(unit: float, seed: int) -> None:
     assert grown(unit * values) == grown(values)
 
 
-# ------------------------------------------------------------------------------ rate
-def share_left(rates: np.ndarray, y: np.ndarray, split: int) -> float:
-    x = np.arange(float(len(y)))
-    shape = np.maximum(x - (len(y) - split - 1), 0.0) / split
-    return share_left_by_rate(x, y, rates, shape, noise=0.01, strongest=0.5, first=0)
-
-
-def test_a_rate_that_does_not_move_accounts_for_nothing() -> None:
-    y = np.concatenate([np.zeros(30), np.linspace(0, 0.5, 10)])
-    assert share_left(np.full(40, 3e-3), y, 10) == 1.0
-    assert share_left(np.full(40, math.nan), y, 10) == 1.0
-
-
-def test_a_rate_that_falls_with_the_change_accounts_for_it() -> None:
-    rates = np.where(np.arange(40) < 30, 3e-3, 3e-4)
-    follows = -0.4 * (1 - np.exp(-np.maximum(np.arange(40) - 29, 0) / 4))
-    assert share_left(rates, -follows, 10) < 0.5
-
-
-def test_a_rate_that_moved_long_before_accounts_for_little() -> None:
-    rates = np.minimum(np.arange(1, 81) / 4, 1.0)
-    y = np.concatenate([np.zeros(60), np.linspace(0.02, 0.5, 20)])
-    assert share_left(rates, y, 20) > 0.9
-
-
-# ----------------------------------------------------------------------------- onset
-@pytest.mark.parametrize("at", [10, 20, 33])
-@pytest.mark.parametrize("kind", ["bend", "step"])
-def test_the_onset_is_where_it_was_put(at: int, kind: str) -> None:
-    x = 25.0 * np.arange(40)
-    late = np.maximum(np.arange(40) - at, 0)
-    y = 0.1 + (0.01 * late if kind == "bend" else 0.1 * (late > 0))
-    assert onset_of(x, y, noise=1e-6, latest=37) == (at, at, at)
-
-
-def test_the_interval_of_the_onset_holds_it_about_as_often_as_it_says() -> None:
-    held = 0
-    for _ in range(200):
-        late = np.maximum(np.arange(60) - 40, 0)
-        y = 0.1 + 0.004 * late + 0.01 * RNG.normal(size=60)
-        _, low, high = onset_of(np.arange(60.0), y, noise=0.01, latest=57)
-        held += low <= 40 <= high
-    assert 0.8 <= held / 200 <= 1.0
-
-
-# ----------------------------------------------------------------------------- looks
+# ----------------------------------------------------------------------------- history
 @given(st.integers(0, 700))
-def test_recent_looks_are_all_kept_and_older_ones_thinned(number: int) -> None:
-    looks = Looks()
+def test_recent_snapshots_are_all_kept_and_older_ones_thinned(number: int) -> None:
+    history = SeriesHistory()
     for step in range(number):
-        looks.add(step, 0.5 * step, math.nan)
-    assert len(looks) <= 192
+        history.add(step, 0.5 * step, math.nan)
+    assert len(history) <= 192
     recent = min(number, 96)
-    assert looks.steps[len(looks) - recent :] == list(range(number - recent, number))
-    assert looks.steps == sorted(set(looks.steps))
-    assert looks.steps[:1] == [0][:number]
-    again = Looks()
-    again.load_state_dict(json.loads(json.dumps(looks.state_dict(), allow_nan=False)))
-    assert again.steps == looks.steps
-    assert again.values == looks.values
+    assert history.steps[len(history) - recent :] == list(range(number - recent, number))
+    assert history.steps == sorted(set(history.steps))
+    assert history.steps[:1] == [0][:number]
+    again = SeriesHistory()
+    again.load_state_dict(json.loads(json.dumps(history.state_dict(), allow_nan=False)))
+    assert again.steps == history.steps
+    assert again.values == history.values

@@ -1,6 +1,5 @@
 """Detection of abrupt changes: of any series, and of weights that no longer get a gradient."""
 
-from sparsitywatch.analysis.detect.detector import AbruptChange, Detector
-from sparsitywatch.analysis.detect.dormant import DormantRise
+from sparsitywatch.analysis.detect.detector import AbruptChange, Detector, DormantRise
 
 __all__ = ["AbruptChange", "Detector", "DormantRise"]

@@ -1,24 +1,29 @@
-"""What a detector remembers of its series: every recent look, and fewer of the older ones."""
+"""The detectors: abrupt changes of any series, and weights that no longer get a gradient.
+
+A series goes in, one snapshot at a time, and at some snapshots an event comes out. The tests for
+jumps and for growth have files of their own; here is when they are asked, what is remembered
+between snapshots, and when a change is over.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.growth import (
-    FALL,
-    RISE,
-    multiplied,
-    seen_growth,
-    share_left_by_rate,
+from sparsitywatch.analysis.detect.change import (
+    Array,
+    Candidate,
+    Limits,
+    is_left_by_rate,
+    median_of_three,
+    noise_sd,
+    onset_of,
 )
-from sparsitywatch.analysis.detect.jumps import WINDOW, Jumps, onset_of
-from sparsitywatch.analysis.robust import noise_sd
+from sparsitywatch.analysis.detect.growth import FALL, RISE, grown, multiplied
+from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, Jumps
 from sparsitywatch.errors import (
     ConfigurationError,
     StateError,
@@ -30,31 +35,35 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.records import Event, renamed
 
-__all__ = [
-    "AbruptChange",
-    "Candidate",
-    "Detector",
-    "Limits",
-    "Looks",
-    "decayed",
-    "falls",
-    "is_left",
-    "jumps_seen",
-    "rises",
-]
-
-Array = NDArray[np.float64]
+__all__ = ["AbruptChange", "Detector", "DormantRise", "SeriesHistory"]
 
 #: When there are so many, every second one of those that are not recent is dropped.
 _MOST, _RECENT = 192, 96
-#: A change goes on while so many looks still add this part of its size.
-_SETTLING_LOOKS, _SETTLING_SHARE = 5, 0.1
-#: The rate is known to so many digits.
+#: A change goes on while so many snapshots still add this part of its size.
+_SETTLING_SNAPSHOTS, _SETTLING_SHARE = 5, 0.1
+#: The learning rate is known to so many digits.
 _RATE_DIGITS = 6
+#: The part of every requirement of an event that makes a suspicion.
+_SUSPICION = 0.5
 
 
-class Looks:
-    """Steps, values and learning rates, by rising step; NaN where the rate is not known."""
+class Detector(Protocol):
+    """Watches one series, fed in the order of the steps."""
+
+    def update(
+        self, step: int, value: float, context: Mapping[str, float] | None = None
+    ) -> Event | None:
+        """An event if the change is seen at this snapshot."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data that ``load_state_dict`` goes on from."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+
+
+class SeriesHistory:
+    """A series so far, by rising step: every recent snapshot, and fewer of the older ones."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -64,32 +73,39 @@ class Looks:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def add(self, step: int, value: float, rate: float) -> None:
-        """One more look.
+    def add(self, step: int, value: float, rate: float = math.nan) -> None:
+        """One more snapshot, after the last one.
 
         Args:
-            step: after that of the last look.
+            step: of the snapshot.
             value: finite.
-            rate: mean learning rate since the last look; NaN if it is not known.
+            rate: mean learning rate since the last snapshot; NaN if it is not known.
         """
-        columns = zip(self._columns(), (int(step), float(value), _rounded(rate)), strict=True)
-        for column, new in columns:
-            column.append(new)
-        if len(self) > _MOST:
+        self.steps.append(int(step))
+        self.values.append(float(value))
+        self.rates.append(float(f"{rate:.{_RATE_DIGITS}g}"))
+        if len(self.steps) > _MOST:
             for column in self._columns():
                 column[:-_RECENT] = column[:-_RECENT:2]
 
+    def require_later(self, step: int) -> None:
+        """Refuse a step that does not come after the last one."""
+        if self.steps and step <= self.steps[-1]:
+            raise ConfigurationError(
+                f"Expected `step` after {self.steps[-1]}, the last snapshot, got {step!r}."
+            )
+
     def has_settled(self, direction: str, baseline: float) -> bool:
-        """Whether a change from ``baseline`` is over: the latest looks add little to it."""
+        """Whether a change from ``baseline`` is over: the latest snapshots add little to it."""
         sign = 1.0 if direction == "up" else -1.0
-        recent = self.values[-_SETTLING_LOOKS:]
+        recent = self.values[-_SETTLING_SNAPSHOTS:]
         size = sign * (float(np.median(recent)) - baseline)
         return sign * (recent[-1] - recent[0]) < _SETTLING_SHARE * max(size, 0.0)
 
     def keep_settled(self) -> None:
-        """Forget all but the looks that showed it: a new level, a new baseline."""
+        """Forget all but the snapshots that showed it: a new level, a new baseline."""
         for column in self._columns():
-            del column[: max(0, len(column) - _SETTLING_LOOKS)]
+            del column[:-_SETTLING_SNAPSHOTS]
 
     def arrays(self) -> tuple[Array, Array, Array]:
         """Steps, values and rates."""
@@ -115,269 +131,82 @@ class Looks:
                 )
         self.steps = [int(step) for step in state["steps"]]
         self.values = [float(value) for value in state["values"]]
-        self.rates = [float("nan") if rate is None else float(rate) for rate in state["rates"]]
+        self.rates = [math.nan if rate is None else float(rate) for rate in state["rates"]]
 
     def _columns(self) -> Sequence[list[Any]]:
         return self.steps, self.values, self.rates
 
 
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.{_RATE_DIGITS}g}")
-
-
-#: Looks that tell the grid of a quantised series.
-_GRID_LOOKS = 80
-#: Part of the grid that is noise at least, and steps of it that a jump takes.
-_GRID_NOISE, _GRID_STEPS = 0.3, 1.5
-#: Noise that is allowed for where none is seen: parts of the smallest effect and of the level.
-_LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
-#: A jump is looked for once there are so many looks.
-_MIN_LOOKS = 9
-#: A fall leaves this part of the running ceiling, at most.
-_FALL_RATIO = 1.25
-#: The run before a growth takes this part of the run so far at least; less, if weight decay can
-#: account for the growth.
-_SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
-#: Where weight decay can account for it, growth to this power of the ratio is told however evenly
-#: it came about.
-_TIMES_EVEN = 1.5
-#: So much less score is asked of growth that weight decay can account for, and of that so much
-#: more with each doubling of the looks beyond a few, up to a limit.
-_LESS_SCORE, _FEW_LOOKS, _MORE_SCORE, _MOST_MORE = 1.5, 10, 0.5, 1.0
-#: What the learning rate leaves of a change, at least.
-_LEAST_LEFT = 0.5
-#: Standard deviation of a series' answer to the full learning rate: of the logarithm, and in
-#: ranges of the series where a change adds.
-_ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
-#: Looks that tell what the rate leaves of a jump.
-_ANSWER_LOOKS = 64
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is required of a change.
+def _event(history: SeriesHistory, onset: tuple[int, int, int], **known: Any) -> Event:
+    """The event of the last snapshot; the name of its series is not known here.
 
     Args:
-        min_effect: its smallest size, in units of the series.
-        ratio: of a take-off to its running floor.
-        jump_score, growth_score: smallest normal scores.
-        is_decaying: weight decay has advanced far enough to account for the growth.
+        history: the series.
+        onset: index of the onset, and of both ends of its interval.
+        known: other fields of the event.
     """
-
-    min_effect: float
-    ratio: float
-    jump_score: float
-    growth_score: float
-    is_decaying: bool = False
-
-    @property
-    def min_share(self) -> float:
-        """Part of the run so far that comes before a growth."""
-        return _SHARE_BEFORE_DECAY if self.is_decaying else _SHARE_BEFORE
-
-    def growth_score_at(self, num_snapshots: int) -> float:
-        """What has a known cause needs less proof; chance has been tried at every look."""
-        if not self.is_decaying:
-            return self.growth_score
-        more = _MORE_SCORE * math.log2(max(num_snapshots / _FEW_LOOKS, 1.0))
-        return self.growth_score - _LESS_SCORE + min(more, _MOST_MORE)
-
-    def part(self, share: float) -> Limits:
-        """The same with ``share`` of every requirement."""
-        return Limits(
-            share * self.min_effect,
-            1.0 + share * (self.ratio - 1.0),
-            share * self.jump_score,
-            share * self.growth_score,
-            self.is_decaying,
-        )
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A change that a member saw.
-
-    Args:
-        direction: "up" or "down".
-        split: looks since it began.
-        start: index of the first look of its baseline.
-        size: of the change, in the logarithm for growth.
-        noise: standard deviation of a look, in the logarithm for growth.
-        offset: added to the series before taking logarithms; None for a jump, which adds.
-    """
-
-    direction: str
-    split: int
-    start: int
-    size: float
-    noise: float
-    offset: float | None = None
-
-    def transformed(self, values: Array) -> Array:
-        """The series in which the change is a step or a bend upward or downward."""
-        return values if self.offset is None else np.log(values + self.offset)
-
-
-def jumps_seen(looks: Looks, jumps: Jumps, limits: Limits, num_skipped: int) -> list[Candidate]:
-    """What cannot be foreseen from the looks before; ``jumps`` takes one more look.
-
-    Args:
-        looks: with the new one.
-        jumps: what is known of the series' noise.
-        limits: what is required.
-        num_skipped: looks at the start that are left out.
-    """
-    begin = max(num_skipped, len(looks) - _GRID_LOOKS)
-    if len(looks) - begin < _MIN_LOOKS:
-        return []
-    steps, values, _ = looks.arrays()
-    grid = _grid(values[begin:])
-    first = max(begin, len(looks) - WINDOW)
-    x, y = steps[first:], values[first:]
-    least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
-    found = jumps.update(
-        x / float(np.median(np.diff(x))),
-        y,
-        min_effect=max(limits.min_effect, _GRID_STEPS * grid),
-        threshold=limits.jump_score,
-        floor=max(_GRID_NOISE * grid, *least),
+    at, low, high = onset
+    return Event(
+        series="",
+        onset_step=history.steps[at],
+        onset_low=history.steps[low],
+        onset_high=history.steps[high],
+        detected_step=history.steps[-1],
+        value=history.values[-1],
+        noise=noise_sd(np.array(history.values[: at + 1])),
+        **known,
     )
-    return [
-        Candidate("up" if j.score > 0.0 else "down", j.split, first, abs(j.effect), j.noise)
-        for j in found
-    ]
 
 
-def rises(looks: Looks, limits: Limits) -> list[Candidate]:
-    """Take-offs."""
-    steps, values, _ = looks.arrays()
-    if values.min() < 0.0 or values[-1] - values.min() < limits.min_effect:
-        return []
-    offset = limits.min_effect if values.min() == 0.0 else 0.0  # the smallest size that counts
-    found = seen_growth(
-        RISE,
-        steps,
-        values + offset,
-        ratio=limits.ratio,
-        threshold=limits.growth_score_at(len(looks)),
-        min_share=limits.min_share,
-    )
-    if offset:  # what creeps up from zero is not abrupt
-        found = [growth for growth in found if growth.split <= FALL.splits[-1]]
-    return [Candidate("up", g.split, g.start, g.excess, g.noise, offset) for g in found]
+def _or_none(number: float) -> float | None:
+    """NaN as None: a state is plain JSON."""
+    return None if math.isnan(number) else number
 
 
-def decayed(looks: Looks, limits: Limits) -> list[Candidate]:
-    """A take-off that went so far that it is told, however evenly, if decay is a cause of it."""
-    _, values, _ = looks.arrays()
-    if not limits.is_decaying or values[-1] - values.min() < limits.min_effect:
-        return []
-    found = multiplied(RISE, values, factor=limits.ratio**_TIMES_EVEN)
-    return [Candidate("up", g.split, g.start, g.excess, g.noise, 0.0) for g in found]
+def _or_nan(number: float | None) -> float:
+    return math.nan if number is None else float(number)
 
 
-def falls(looks: Looks, limits: Limits) -> list[Candidate]:
-    """Falls that are over in a few looks."""
-    steps, values, _ = looks.arrays()
-    if values.min() < 0.0 or values.max() - values[-1] < limits.min_effect:
-        return []
-    offset = limits.min_effect if values.min() == 0.0 else 0.0
-    found = seen_growth(
-        FALL,
-        steps,
-        1.0 / (values + offset),
-        ratio=_FALL_RATIO,
-        threshold=limits.growth_score_at(len(looks)),
-        min_share=limits.min_share,
-    )
-    return [Candidate("down", g.split, g.start, g.excess, g.noise, offset) for g in found]
-
-
-def is_left(candidate: Candidate, looks: Looks, min_effect: float) -> bool:
-    """Whether the change is still one when the learning rate has been accounted for."""
-    steps, values, rates = looks.arrays()
-    y = candidate.transformed(values)
-    split = len(y) - candidate.split
-    if candidate.offset is None:
-        first = max(0, len(y) - _ANSWER_LOOKS)
-        needed, strongest = min_effect, _ANSWER_IN_RANGES * float(np.ptp(y[first:]))
-    else:
-        first, needed, strongest = candidate.start, RISE.min_excess, _ANSWER_IN_LOG
-    for shape in _shapes(steps, split, is_jump=candidate.offset is None):
-        left = share_left_by_rate(
-            steps, y, rates, shape, noise=candidate.noise, strongest=strongest, first=first
-        )
-        if left >= _LEAST_LEFT and left * candidate.size >= needed:
-            return True
-    return False
-
-
-def _shapes(steps: Array, split: int, *, is_jump: bool) -> list[Array]:
-    """The change from look ``split`` on: a bend, or also a step; 1 at the last look."""
-    bend = np.maximum(steps - steps[split - 1], 0.0)
-    bend /= bend[-1]
-    return [bend, (bend > 0.0).astype(np.float64)] if is_jump else [bend]
-
-
-def _grid(values: Array) -> float:
-    """Distance of neighbouring values of a quantised series; 0 if it is not one."""
-    distinct = np.unique(values)
-    if not 1 < len(distinct) <= len(values) / 2:
-        return 0.0
-    return float(np.diff(distinct).min())
-
+# ------------------------------------------------------------------ abrupt changes
 
 _DIRECTIONS = ("up", "down", "both")
 #: Smallest scores at one false alarm per 1000 snapshots, and what each factor of ten less adds;
 #: from benchmarks/detecting/calibration.py.
 _JUMP_SCORE, _GROWTH_SCORE = (2.66, 0.71), (3.0, 0.5)
-#: Looks at the start of a run that jumps are not looked for in: a start is violent.
+#: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
-#: Looks up to the onset whose median is the baseline.
-_BASELINE_LOOKS = 5
-#: The part of every requirement of an event that makes a suspicion of a take-off or a fall.
-_SUSPICION = 0.5
-_STATE_KEYS = ("history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed")
-
-
-class Detector(Protocol):
-    """Watches one series, fed in the order of the steps."""
-
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
-        """An event if the change is seen at this point."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data that ``load_state_dict`` goes on from."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
+#: Snapshots up to the onset whose median is the baseline.
+_BASELINE_SNAPSHOTS = 5
+_ABRUPT_KEYS = (
+    "history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed"
+)  # fmt: skip
 
 
 class AbruptChange:
-    """Watches one series for abrupt changes, look by look.
+    """Watches one series for abrupt changes, snapshot by snapshot.
 
-    **Jumps**, sigmoids and kinks, up or down: two looks or more that no model of a healthy
+    **Jumps**, sigmoids and kinks, up or down: two snapshots or more that no model of a healthy
     series foresaw. The models are lines and parabolas with independent, correlated and
-    wandering noise; each is believed as far as its forecasts were right so far, and a change is
-    as certain as all of them together say. It takes fourteen looks before it can be seen.
+    wandering noise. Each is believed as far as its forecasts were right so far, and a change is
+    as certain as all of them together say. It takes fourteen snapshots before one can be seen.
 
-    **Take-offs**: the last look is ``ratio`` times the lowest level so far, and the last two are
-    above what the whole run before explains, continued: its level, its line and its bend, in the
-    logarithm. Growth that is steady from the start is explained by its own past. A fall by a
-    fifth that is over in at most eight looks is seen in the same way, a smooth decay is none.
-    It takes five looks; where values are negative there are only jumps.
+    **Take-offs**: the last snapshot is ``ratio`` times the lowest level so far, and the last two
+    are above what the whole run before explains, continued: its level, its line and its bend, in
+    the logarithm. Growth that is steady from the start is explained by its own past. A fall by a
+    fifth that is over in at most eight snapshots is seen in the same way; a smooth decay is none.
+    It takes five snapshots. Where values are negative there are only jumps.
 
-    Where the **decay clock** has come far enough to account for a take-off, less is asked of it,
-    and one that is ``ratio ** 1.5`` times its floor on two looks is told however evenly it came.
+    Where the **decay clock** has come far enough to account for a take-off, less is asked of it.
+    One that is ``ratio ** 1.5`` times its floor at two snapshots is then an event, however evenly
+    it came.
 
-    What the **learning rate** accounts for, with whatever memory, is no change; it is known from
+    What the **learning rate** accounts for, with whatever memory, is no change. It is known from
     ``context``.
 
-    A spike of one look and a value that is not finite give no event. One change is one event
-    however long it goes on: the next one is looked for after the series has settled, five looks
-    that add less than a tenth of the whole change; the level it settled at is the new baseline.
+    A spike of one snapshot and a value that is not finite give no event. One change is one event
+    however long it goes on. The next one is looked for after the series has settled: five
+    snapshots that add less than a tenth of the whole change. The level it settled at is the new
+    baseline.
 
     Args:
         min_effect: smallest change worth waking somebody for, in units of the series. For a
@@ -430,30 +259,31 @@ class AbruptChange:
             _JUMP_SCORE[0] + _JUMP_SCORE[1] * rarity,
             _GROWTH_SCORE[0] + _GROWTH_SCORE[1] * rarity,
         )
+        self._suspicion = self._limits.part(_SUSPICION)
         self._direction = direction
-        self._looks, self._jumps = Looks(), Jumps()
+        self._history, self._jumps = SeriesHistory(), Jumps()
         self._ongoing: dict[str, Any] | None = None
         self._num_skipped, self._lr_clock = _SKIPPED, math.nan
-        self._decay_clock, self._decayed = math.nan, 0.0
+        self._decay_clock, self._decayed, self._is_decaying = math.nan, 0.0, False
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the last look may become an event.
+        """Whether the last snapshot may become an event.
 
         No model foresaw it, though it is alone so far; or it met half of every requirement of a
         take-off or a fall.
         """
-        if self._ongoing is not None or len(self._looks) == 0:
+        if self._ongoing is not None or len(self._history) == 0:
             return False
-        grown = [c for seen in self._growths(self._limits.part(_SUSPICION)) for c in seen]
-        return self._jumps.surprise >= self._limits.jump_score or any(
-            self._direction in (c.direction, "both") for c in grown
-        )
+        if self._jumps.surprise >= self._limits.jump_score:
+            return True
+        steps, values, _ = self._history.arrays()
+        return any(self._growths(steps, values, self._suspicion))
 
     def update(
         self, step: int, value: float, context: Mapping[str, float] | None = None
     ) -> Event | None:
-        """One more look.
+        """One more snapshot.
 
         Args:
             step: optimizer step, larger at every call.
@@ -462,29 +292,27 @@ class AbruptChange:
                 the steps, and "decay_clock", the sum of learning rate times weight decay.
 
         Returns:
-            The event if a change is seen at this look; its series has no name yet.
+            The event if a change is seen at this snapshot; its series has no name yet.
 
         Raises:
-            ConfigurationError: the step does not come after that of the last look.
+            ConfigurationError: the step does not come after that of the last snapshot.
         """
         expect_whole("step", step, 0)
         expect(is_number(value), "value", "a number, NaN for a gap", value)
         if context is not None:
             expect_mapping("context", context, "numbers by name")
-        if len(self._looks) and step <= self._looks.steps[-1]:
-            raise ConfigurationError(
-                f"Expected `step` after {self._looks.steps[-1]}, the last look, got {step!r}."
-            )
+        self._history.require_later(step)
         if not math.isfinite(value):
             return None
-        context = context or {}
-        self._looks.add(step, value, self._mean_rate(step, context))
-        self._advance(float(context.get("decay_clock", math.nan)))
+        self._history.add(step, value, self._advance(step, context or {}))
         if self._ongoing is not None:
-            self._settle(self._ongoing)
+            if self._history.has_settled(self._ongoing["direction"], self._ongoing["baseline"]):
+                self._history.keep_settled()  # only the new level is left
+                self._ongoing, self._num_skipped, self._decayed = None, 0, 0.0
             return None
-        for candidate in self._candidates():
-            event = self._event(candidate, context.get("decay_clock", math.nan))
+        steps, values, rates = self._history.arrays()
+        for candidate in self._candidates(steps, values, rates):
+            event = self._event(candidate, steps, values)
             if event is not None:
                 self._ongoing = {"direction": event.direction, "baseline": event.baseline}
                 self._jumps = Jumps()
@@ -494,12 +322,12 @@ class AbruptChange:
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
         return {
-            "history": self._looks.state_dict(),
+            "history": self._history.state_dict(),
             "jumps": self._jumps.state_dict(),
             "ongoing": None if self._ongoing is None else dict(self._ongoing),
             "num_skipped": self._num_skipped,
-            "lr_clock": None if math.isnan(self._lr_clock) else self._lr_clock,
-            "decay_clock": None if math.isnan(self._decay_clock) else self._decay_clock,
+            "lr_clock": _or_none(self._lr_clock),
+            "decay_clock": _or_none(self._decay_clock),
             "decayed": self._decayed,
         }
 
@@ -510,84 +338,221 @@ class AbruptChange:
             StateError: a key is missing, or the parts do not go together.
         """
         state = renamed(state, looks="history")
-        expect_keys(state, _STATE_KEYS)
-        looks, jumps = Looks(), Jumps()
-        looks.load_state_dict(state["history"])
+        expect_keys(state, _ABRUPT_KEYS)
+        history, jumps = SeriesHistory(), Jumps()
+        history.load_state_dict(state["history"])
         jumps.load_state_dict(state["jumps"])
-        self._looks, self._jumps = looks, jumps
+        self._history, self._jumps = history, jumps
         self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
         self._num_skipped = int(state["num_skipped"])
-        self._lr_clock, self._decay_clock = (
-            math.nan if state[key] is None else float(state[key])
-            for key in ("lr_clock", "decay_clock")
-        )
+        self._lr_clock = _or_nan(state["lr_clock"])
+        self._decay_clock = _or_nan(state["decay_clock"])
         self._decayed = float(state["decayed"])
 
-    def _mean_rate(self, step: int, context: Mapping[str, float]) -> float:
-        """Mean learning rate since the last look; the one at the look if no sum is known."""
-        clock = float(context.get("lr_clock", math.nan))
-        before, self._lr_clock = self._lr_clock, clock
-        if len(self._looks) and math.isfinite(clock - before):
-            return (clock - before) / (step - self._looks.steps[-1])
-        return float(context.get("lr", math.nan))
-
-    def _advance(self, clock: float) -> None:
-        """How far the decay clock has come since the baseline began."""
+    def _advance(self, step: int, context: Mapping[str, float]) -> float:
+        """Follow both clocks; returns the mean learning rate since the last snapshot."""
+        clock = float(context.get("decay_clock", math.nan))
         if clock > self._decay_clock:  # False if one of them is not known
             self._decayed += clock - self._decay_clock
         self._decay_clock = clock
         # weights that decay alone shrinks multiply near-zero ones by exp(clock) at most
-        is_decaying = self._decayed >= math.log(self._limits.ratio)
-        self._limits = replace(self._limits, is_decaying=is_decaying)
+        self._is_decaying = self._decayed >= math.log(self._limits.ratio)
+        clock = float(context.get("lr_clock", math.nan))
+        before, self._lr_clock = self._lr_clock, clock
+        if len(self._history) and math.isfinite(clock - before):
+            return (clock - before) / (step - self._history.steps[-1])
+        return float(context.get("lr", math.nan))
 
-    def _candidates(self) -> list[Candidate]:
-        """The most certain change that each member sees, if the rate does not account for it."""
-        found = [
-            jumps_seen(self._looks, self._jumps, self._limits, self._num_skipped),
-            *self._growths(self._limits),
-        ]
-        watched = [[c for c in seen if self._direction in (c.direction, "both")] for seen in found]
-        effect = self._limits.min_effect
-        left = [seen[0] for seen in watched if seen and is_left(seen[0], self._looks, effect)]
-        # the rate's answer is not asked for where decay is the cause
-        return left or (decayed(self._looks, self._limits) if self._direction != "down" else [])
+    def _candidates(self, steps: Array, values: Array, rates: Array) -> list[Candidate]:
+        """The most certain change of each kind, if the rate does not account for it."""
+        limits, found = self._limits, []
+        if len(values) - self._num_skipped >= MIN_SNAPSHOTS:
+            jumps = self._jumps.update(steps, values, limits, num_skipped=self._num_skipped)
+            found.append([jump for jump in jumps if self._direction in (jump.direction, "both")])
+        left = []
+        for seen in (*found, *self._growths(steps, values, limits)):
+            least = limits.min_effect if seen and seen[0].offset is None else RISE.min_excess
+            if seen and is_left_by_rate(seen[0], steps, values, rates, least):
+                left.append(seen[0])
+        may_decay = self._is_decaying and self._direction != "down"
+        if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
+            return multiplied(values, limits.ratio)  # where decay is the cause the rate is not
+        return left
 
-    def _growths(self, limits: Limits) -> list[list[Candidate]]:
-        """Take-offs and falls."""
-        return [rises(self._looks, limits), falls(self._looks, limits)]
+    def _growths(self, steps: Array, values: Array, limits: Limits) -> list[list[Candidate]]:
+        """Take-offs and falls, where the series has moved far enough for one."""
+        low, high, found = float(values.min()), float(values.max()), []
+        for kind, moved in ((RISE, values[-1] - low), (FALL, high - values[-1])):
+            is_watched = low >= 0.0 and self._direction in (kind.direction, "both")
+            if is_watched and moved >= limits.min_effect:
+                found.append(grown(kind, steps, values, limits, is_decaying=self._is_decaying))
+        return found
 
-    def _event(self, candidate: Candidate, decay_clock: float) -> Event | None:
+    def _event(self, candidate: Candidate, steps: Array, values: Array) -> Event | None:
         """The event, if it is of a size that matters."""
-        steps, values, _ = self._looks.arrays()
         first = candidate.start
-        onset, low, high = (
-            first + i
-            for i in onset_of(
-                steps[first:],
-                candidate.transformed(values)[first:],
-                noise=candidate.noise,
-                latest=len(values) - 3 - first,
-            )
+        onset, low, high = onset_of(
+            steps[first:],
+            candidate.transformed(values)[first:],
+            noise=candidate.noise,
+            latest=len(values) - 3 - first,
         )
-        baseline = float(np.median(values[max(0, onset - _BASELINE_LOOKS + 1) : onset + 1]))
+        onset += first
+        baseline = float(np.median(values[max(0, onset - _BASELINE_SNAPSHOTS + 1) : onset + 1]))
         size = values[-1] - baseline if candidate.direction == "up" else baseline - values[-1]
         if size < self._limits.min_effect:
             return None
-        return Event(
-            series="",
+        return _event(
+            self._history,
+            (onset, first + low, first + high),
             direction=candidate.direction,
-            onset_step=int(steps[onset]),
-            onset_low=int(steps[low]),
-            onset_high=int(steps[high]),
-            detected_step=int(steps[-1]),
             baseline=baseline,
-            value=float(values[-1]),
-            noise=noise_sd(values[: onset + 1]),
-            decay_clock=float(decay_clock),
+            decay_clock=self._decay_clock,
         )
 
-    def _settle(self, ongoing: Mapping[str, Any]) -> None:
-        """End the ongoing change once it adds little; then only the new level is left."""
-        if self._looks.has_settled(ongoing["direction"], ongoing["baseline"]):
-            self._looks.keep_settled()
-            self._ongoing, self._num_skipped, self._decayed = None, 0, 0.0
+
+# ------------------------------------------------------------------ dormant weights
+#
+# A generic detector is of little use on the dormant fraction. It grows over tens of snapshots once
+# units die, so evenly that its own past explains it, and without dead units it drifts with the
+# learning rate. But what it should be is known: the share of living weights that passes as dormant
+# by chance, which the watch measures at each snapshot. So what is watched is the excess over that.
+
+#: Snapshots in a row that meet the requirements, or one that does so this many times over.
+_IN_A_ROW = 2
+#: Noise of a snapshot that the onset's interval allows for at least, in smallest effects.
+_LEAST_NOISE = 0.05
+_DORMANT_KEYS = ("history", "ongoing", "num_above", "decay_clock")
+
+
+class DormantRise:
+    """Watches the dormant fraction, ``motion/dormant``: units die, long before weights shrink.
+
+    There is an event when two snapshots in a row are ``min_effect`` above, and ``ratio`` times,
+    what is expected, or one snapshot is above it by twice as much. Expected is the share of living
+    weights that passes by chance, or the running floor of the series if that is higher: units
+    that were dead before the watch began are no change.
+
+    Where the decay clock is known and stands still, nothing is seen: without decay no weight
+    shrinks, and a model that has memorised its data gets no gradient anywhere.
+
+    Units die one after the other, and that is one event. The next one is looked for when the
+    series has come back to less than half of what an event takes.
+
+    Args:
+        min_effect: smallest excess worth waking somebody for, as a fraction of the weights.
+        ratio: of the series to what is expected, at least.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+
+    >>> detector = DormantRise()
+    >>> series = [0.008] * 8 + [0.02, 0.05, 0.09, 0.15]
+    >>> events = [detector.update(25 * i, v, {"dormant_by_chance": 0.01}) for i, v in
+    ...           enumerate(series)]
+    >>> [(e.direction, e.onset_step, e.detected_step) for e in events if e]
+    [('up', 200, 250)]
+    """
+
+    def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
+        if not is_number(min_effect) or not 0.0 < min_effect < 1.0:
+            raise ConfigurationError(
+                f"Expected `min_effect` in (0, 1), got {min_effect!r}. It is a fraction of the "
+                "weights: 0.03 is three percentage points."
+            )
+        if not is_number(ratio) or not 1.0 <= ratio < math.inf:
+            raise ConfigurationError(f"Expected `ratio` to be finite, 1 or more, got {ratio!r}.")
+        self._min_effect, self._ratio = float(min_effect), float(ratio)
+        self._history = SeriesHistory()
+        self._ongoing: dict[str, Any] | None = None
+        self._num_above, self._decay_clock = 0, math.nan
+        self.is_suspicious = False
+
+    def update(
+        self, step: int, value: float, context: Mapping[str, float] | None = None
+    ) -> Event | None:
+        """One more snapshot.
+
+        Args:
+            step: optimizer step, larger at every call.
+            value: dormant fraction since the snapshot before, in [0, 1]; what is not finite is a
+                gap.
+            context: what else is known: "dormant_by_chance", the share of living weights that
+                passes by chance, and "decay_clock".
+
+        Returns:
+            The event if a rise is seen at this snapshot; its series has no name yet.
+
+        Raises:
+            ConfigurationError: the step does not come after that of the last snapshot.
+        """
+        self._history.require_later(step)
+        context = context or {}
+        clock = float(context.get("decay_clock", math.nan))
+        stands_still = clock <= self._decay_clock  # False if one of them is not known
+        self._decay_clock = clock
+        if not math.isfinite(value):
+            return None
+        by_chance = float(context.get("dormant_by_chance", math.nan))
+        expected = self._expected(by_chance)
+        self._history.add(step, value)
+        if self._ongoing is not None:
+            self._end_if_back(value, by_chance, self._ongoing)
+            return None
+        share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
+        self._num_above = self._num_above + 1 if share >= 1.0 else 0
+        self.is_suspicious = share >= _SUSPICION
+        if self._num_above < _IN_A_ROW and share < _IN_A_ROW:
+            return None
+        steps, values, _ = self._history.arrays()
+        latest, noise = len(values) - self._num_above - 1, _LEAST_NOISE * self._min_effect
+        onset = onset_of(steps, values, noise=noise, latest=max(latest, 0))
+        self._ongoing, self._num_above = {"baseline": expected, "num_back": 0}, 0
+        self.is_suspicious = False
+        return _event(self._history, onset, direction="up", baseline=expected, decay_clock=clock)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
+        return {
+            "history": self._history.state_dict(),
+            "ongoing": None if self._ongoing is None else dict(self._ongoing),
+            "num_above": self._num_above,
+            "decay_clock": _or_none(self._decay_clock),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave.
+
+        Raises:
+            StateError: a key is missing, or the parts do not go together.
+        """
+        state = renamed(state, looks="history")
+        expect_keys(state, _DORMANT_KEYS)
+        history = SeriesHistory()
+        history.load_state_dict(state["history"])
+        self._history = history
+        self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
+        self._num_above = int(state["num_above"])
+        self._decay_clock = _or_nan(state["decay_clock"])
+        self.is_suspicious = False
+
+    def _end_if_back(self, value: float, by_chance: float, ongoing: dict[str, Any]) -> None:
+        """Units die one after the other: it is one rise, unless the series comes back."""
+        expected = max(ongoing["baseline"], 0.0 if math.isnan(by_chance) else by_chance)
+        is_back = self._share(value, expected) < _SUSPICION
+        ongoing["num_back"] = ongoing["num_back"] + 1 if is_back else 0
+        if ongoing["num_back"] >= _IN_A_ROW:
+            self._history.keep_settled()
+            self._ongoing = None
+
+    def _expected(self, by_chance: float) -> float:
+        """What living weights alone would show; NaN as long as nothing says so."""
+        before = np.array(self._history.values[: len(self._history) - self._num_above])
+        if not len(before):
+            return math.nan
+        floor = float((median_of_three(before) if len(before) > 2 else before).min())
+        return floor if math.isnan(by_chance) else max(by_chance, floor)
+
+    def _share(self, value: float, expected: float) -> float:
+        """How much of what is required of a rise is there; 1 or more is all."""
+        return (value - expected) / max(self._min_effect, (self._ratio - 1.0) * expected)

@@ -1,9 +1,9 @@
-"""Models of a series in which nothing abrupt happens, and what they forecast.
+"""Jumps: what no model of a series in which nothing abrupt happens did forecast.
 
-Nobody knows what a healthy series does: it drifts, bends, wanders. So several models are fitted
-to the looks before a split, and each says how unlikely the looks after it are. How much a model
-is believed is what its own one-look forecasts were worth so far (prequential weights, Dawid
-1984), with forgetting, so that a series may change its ways.
+Nobody knows what a healthy series does: it drifts, bends, wanders. So several models are fitted to
+the snapshots before a split, and each says how unlikely the snapshots after it are. A model is
+believed as far as its own forecasts of one snapshot were right so far (prequential weights, Dawid
+1984). It forgets, so that a series may change its ways.
 """
 
 from __future__ import annotations
@@ -18,27 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.robust import MAD_TO_SD
+from sparsitywatch.analysis.detect.change import MAD_TO_SD, Candidate, Limits
 
 __all__ = [
+    "MIN_SNAPSHOTS",
     "MODELS",
     "SPLITS",
     "WINDOW",
     "Forecasts",
-    "Jump",
     "Jumps",
     "forecasts",
     "normal_score",
-    "onset_of",
 ]
 
 Array = NDArray[np.float64]
 
-#: Looks after the split. With one look there is only a forecast, no change is seen yet.
+#: Snapshots after the split. With one there is only a forecast, no change is seen yet.
 SPLITS = (1, 2, 3, 4, 5, 6)
-#: Looks that any model reads: the longest fit and the longest split.
+#: Snapshots that any model reads: the longest fit and the longest split.
 WINDOW = 38
-#: Looks before a split without which a model says nothing.
+#: Snapshots before a split without which a model says nothing.
 _MIN_FIT = 8
 #: Residuals and forecast errors are cut off at so many standard deviations.
 _WINSOR, _CLIP = 3.0, 10.0
@@ -46,16 +45,16 @@ _WINSOR, _CLIP = 3.0, 10.0
 
 @dataclass(frozen=True)
 class Model:
-    """Polynomial of the looks' abscissa, with noise.
+    """Polynomial of the snapshots' abscissa, with noise.
 
     Args:
-        looks: that it is fitted to, before the split.
+        num_fitted: snapshots that it is fitted to, before the split.
         degree: of the polynomial.
-        ar: correlation of the noise of neighbouring looks.
+        ar: correlation of the noise of neighbouring snapshots.
         walk: standard deviation of the steps of a random walk, in that of the noise.
     """
 
-    looks: int
+    num_fitted: int
     degree: int
     ar: float = 0.0
     walk: float = 0.0
@@ -69,15 +68,15 @@ _HELD = 1e9
 
 @dataclass(frozen=True)
 class Forecasts:
-    """What each model says about the looks after each split; arrays [models, splits].
+    """What each model says about the snapshots after each split; arrays [models, splits].
 
     Args:
         score: normal score of the change that explains them best, positive upward; NaN where
             a model says nothing.
-        effect: size of that change at the last look, in units of the series.
+        effect: size of that change at the last snapshot, in units of the series.
         width: its standard error.
-        sd: standard deviation of a look.
-        errors: of the last looks, [models, splits, longest split], zero before the split.
+        sd: standard deviation of a snapshot.
+        errors: of the last snapshots, [models, splits, longest split], zero before the split.
     """
 
     score: Array
@@ -91,9 +90,9 @@ def forecasts(x: Array, y: Array, floor: float) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
     Args:
-        x: abscissa of the latest looks, rising; the spacing of looks is about one.
+        x: abscissa of the latest snapshots, rising; the spacing of snapshots is about one.
         y: the series there, as long.
-        floor: smallest standard deviation of a look.
+        floor: smallest standard deviation of a snapshot.
     """
     n = len(x)
     basis = _basis(x)
@@ -129,7 +128,7 @@ def _basis(x: Array) -> Array:
 def _whitening(n: int) -> Array:
     """For each model the matrix that makes its noise independent, [models, n, n].
 
-    Lower triangular: what it makes of a look knows only the looks before.
+    Lower triangular: what it makes of a snapshot knows only the snapshots before.
     """
     lags = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
     walked = np.minimum.outer(np.arange(n), np.arange(n)) + 1.0
@@ -142,16 +141,16 @@ def _whitening(n: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Looks fitted to, and looks after the split; both [models, splits, n]."""
+    """Snapshots fitted to, and those after the split; both [models, splits, n]."""
     age = np.arange(n)[::-1]
     after = np.array([[age < split for split in SPLITS]] * len(MODELS))
-    limits = np.array([[split + model.looks for split in SPLITS] for model in MODELS])
+    limits = np.array([[split + model.num_fitted for split in SPLITS] for model in MODELS])
     return ~after & (age < limits[..., None]), after
 
 
 @functools.lru_cache(maxsize=64)
 def _templates(n: int) -> Array:
-    """A step and a ramp from each split on, [splits, n, 2], one at the last look."""
+    """A step and a ramp from each split on, [splits, n, 2], one at the last snapshot."""
     age = np.arange(n)[::-1]
     split = np.array(SPLITS)[:, None]
     step = (age < split).astype(np.float64)
@@ -166,7 +165,7 @@ def _whitened_templates(n: int) -> Array:
 def _robust_fit(
     design: Array, target: Array, used: NDArray[np.bool_], nu: Array, floor: float
 ) -> tuple[Array, Array, Array]:
-    """Coefficients, gram matrix and standard deviation of a look, twice winsorised."""
+    """Coefficients, gram matrix and standard deviation of a snapshot, twice winsorised."""
     weighted = design * used[..., None]
     # coefficients that a model does not have are held at zero
     unused = np.arange(design.shape[-1]) > _DEGREES[..., None]
@@ -220,13 +219,21 @@ def _matched(
     return pick[0], pick[1], pick[2]
 
 
-#: What a model was worth so many looks ago counts this much of what it is worth now.
+#: A jump is looked for once there are so many snapshots.
+MIN_SNAPSHOTS = 9
+#: Snapshots that tell the grid of a quantised series.
+_GRID_SNAPSHOTS = 80
+#: Part of the grid that is noise at least, and steps of it that a jump takes.
+_GRID_NOISE, _GRID_STEPS = 0.3, 1.5
+#: Noise that is allowed for where none is seen: parts of the smallest effect and of the level.
+_LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
+#: What a model was worth so many snapshots ago counts this much of what it is worth now.
 _FORGETTING = 0.95
 #: Past scores that show how wide a model's scores really are, and how many it takes.
 _PAST, _MIN_PAST = 40, 8
 #: Of a normal variable: median and 94 percent quantile of its magnitude.
 _MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
-#: Each of the last two looks bears out this part of the change, and this many noises.
+#: Each of the last two snapshots bears out this part of the change, and this many noises.
 _BORNE_OUT, _NOISES = 0.5, 1.5
 #: So does the third largest error, for this part.
 _THIRD = 0.3
@@ -243,28 +250,11 @@ _LARGEST_SCORE = 99.9
 _NORMAL, _TINY = NormalDist(), 1e-300
 
 
-@dataclass(frozen=True)
-class Jump:
-    """A change that was not foreseen.
-
-    Args:
-        split: looks since it began.
-        score: normal score, positive upward.
-        effect: size of the change, in units of the series.
-        noise: standard deviation of a look.
-    """
-
-    split: int
-    score: float
-    effect: float
-    noise: float
-
-
 class Jumps:
-    """What the models' forecasts were worth so far; one series, look by look.
+    """What the models' forecasts were worth so far; one series, snapshot by snapshot.
 
     Attributes:
-        surprise: normal score of the least expected of the latest looks, in magnitude, if they
+        surprise: normal score of the least expected of the latest snapshots, in magnitude, if they
             are half of the smallest effect away; also of a single one, which is no change yet.
     """
 
@@ -274,44 +264,52 @@ class Jumps:
         self.surprise = 0.0
 
     def update(
-        self, x: Array, y: Array, *, min_effect: float, threshold: float, floor: float
-    ) -> list[Jump]:
-        """One more look: the changes that it shows, the most certain first.
+        self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
+    ) -> list[Candidate]:
+        """One more snapshot: the changes that it shows, the most certain first.
 
         Args:
-            x, y: the latest looks, at most ``WINDOW`` of them.
-            min_effect: smallest change, in units of the series.
-            threshold: smallest score.
-            floor: smallest standard deviation of a look.
+            steps, values: the series with the new snapshot, length N.
+            limits: what is required of a change.
+            num_skipped: snapshots at the start that are left out; there are
+                ``MIN_SNAPSHOTS`` after them.
         """
-        seen = forecasts(x, y, floor)
-        scores = self._widened(seen.score)
-        combined = self._combined(scores)
+        begin = max(num_skipped, len(values) - _GRID_SNAPSHOTS)
+        grid = _grid(values[begin:])
+        first = max(begin, len(values) - WINDOW)
+        x, y = steps[first:], values[first:]
+        x = x / float(np.median(np.diff(x)))
+        least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
+        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least))
+        min_effect = max(limits.min_effect, _GRID_STEPS * grid)
+        combined = self._combined(self._widened(seen.score))
         is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
         self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
         found = []
         for index in np.argsort(-np.abs(combined)):
-            if SPLITS[index] == 1 or not abs(combined[index]) >= threshold:
+            score, split = float(combined[index]), SPLITS[index]
+            if split == 1 or not abs(score) >= limits.jump_score:
                 continue
-            if self._is_borne_out(seen, int(index), float(combined[index]), min_effect):
-                weights = self._weights(SPLITS[index])
-                effect, noise = (float(weights @ v[:, index]) for v in (seen.effect, seen.sd))
-                found.append(Jump(SPLITS[index], float(combined[index]), effect, noise))
+            if self._is_borne_out(seen, int(index), score, min_effect):
+                weights = self._weights(split)
+                size, noise = (float(weights @ v[:, index]) for v in (seen.effect, seen.sd))
+                direction = "up" if score > 0.0 else "down"
+                found.append(Candidate(direction, split, first, abs(size), abs(score), noise))
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` goes on from."""
         return {
             "beliefs": [list(row) for row in self._beliefs],
-            "scores": [[list(row) for row in look] for look in self._scores],
+            "scores": [[list(row) for row in snapshot] for snapshot in self._scores],
             "surprise": self.surprise,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
         self._beliefs = [[float(b) for b in row] for row in state["beliefs"]]
-        self._scores = [[[int(z) for z in row] for row in look] for look in state["scores"]]
+        self._scores = [[[int(z) for z in row] for row in snapshot] for snapshot in state["scores"]]
         self.surprise = float(state["surprise"])
 
     def _widened(self, score: Array) -> Array:
@@ -328,7 +326,7 @@ class Jumps:
         return score / width
 
     def _weights(self, split: int) -> Array:
-        """How much each model is believed, as of the look before the split."""
+        """How much each model is believed, as of the snapshot before the split."""
         beliefs = np.array(self._beliefs[max(0, len(self._beliefs) - split)])
         weights = np.exp(beliefs - beliefs.max())
         return np.asarray(weights / weights.sum())
@@ -376,6 +374,14 @@ class Jumps:
             self._scores = [*self._scores, scores][-_PAST - SPLITS[-1] :]
 
 
+def _grid(values: Array) -> float:
+    """Distance of neighbouring values of a quantised series; 0 if it is not one."""
+    distinct = np.unique(values)
+    if not 1 < len(distinct) <= len(values) / 2:
+        return 0.0
+    return float(np.diff(distinct).min())
+
+
 def _quantile(ordered: Array, level: float) -> Array:
     """Of sorted values along the first axis, linear between neighbours."""
     place = level * (len(ordered) - 1)
@@ -388,52 +394,3 @@ def _quantile(ordered: Array, level: float) -> Array:
 
 def _tail(z: float) -> float:
     return 0.5 * math.erfc(z / math.sqrt(2.0))
-
-
-#: Looks that are searched.
-_LOOKS = 96
-#: Twice the log-likelihood that may be lost within a 90 percent profile interval.
-_LOST = 2.706
-
-
-def onset_of(x: Array, y: Array, *, noise: float, latest: int) -> tuple[int, int, int]:
-    """Index of the last look before the change, and the interval that it lies in.
-
-    Fitted are a line before the change and either a bend or a step and a bend after it; the
-    better one counts. The interval holds the onsets whose fit is not clearly worse (90 percent,
-    profile likelihood).
-
-    Args:
-        x: abscissa, rising, length N.
-        y: the series, from where its baseline begins.
-        noise: standard deviation of a look, which the fits cannot beat.
-        latest: the last index that can be the onset.
-
-    Returns:
-        onset, low, high.
-    """
-    begin = max(0, len(y) - _LOOKS)
-    z = (x - x[begin]) / (x[-1] - x[begin])
-    last = max(min(latest, len(y) - 2), begin)
-    first = min(begin + 1, last)
-    candidates = np.arange(first, last + 1)
-    errors = np.array([_error(z[begin:], y[begin:], int(k) - begin) for k in candidates])
-    best = int(errors.argmin())
-    size = len(y) - begin
-    variance = max(noise**2, float(errors[best]) / max(size - 4, 1), 1e-300)
-    inside = candidates[(errors - errors[best]) / variance <= _LOST]
-    return int(candidates[best]), int(inside.min()), int(inside.max())
-
-
-def _error(z: Array, y: Array, k: int) -> float:
-    """Squared error of the better fit with the change after look ``k``."""
-    ones = np.ones_like(z)
-    bend = np.maximum(z - z[k], 0.0)
-    step = (z > z[k]).astype(np.float64)
-    line = [ones, z] if k >= 2 else [ones]
-    found = []
-    for shape in ([bend], [step]):
-        design = np.stack([*line, *shape], axis=1)
-        residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-        found.append(float(residuals @ residuals))
-    return min(found)
