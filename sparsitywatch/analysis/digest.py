@@ -240,27 +240,25 @@ def decay_clock_at(records: Sequence[Record], step: int) -> float:
     return float(np.interp(step, steps, clock, left=math.nan, right=math.nan))
 
 
-def differences(
-    runs: Mapping[str, Sequence[Record]], *, weights_only: bool = False
-) -> tuple[Difference, ...]:
+def differences(runs: Sequence[Run], *, weights_only: bool = False) -> tuple[Difference, ...]:
     """What keeps runs from being compared; nothing if they can be.
 
     Args:
-        runs: records by the name of the run. A run whose provenance changed on the way (it
-            was resumed with another proxy, say) is reported with the step of the change.
+        runs: each with a name of its own. One whose provenance changed on the way (it was
+            resumed with another proxy, say) is reported with the step of the change.
         weights_only: what only the weights tell is compared: the scope must agree, and the
             proxy, the tolerance and the pattern do not matter.
     """
     found = []
     for field in _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS:
         by_value: dict[str, list[str]] = {}
-        for name, records in runs.items():
-            for value, step in _first_steps(records, field).items():
-                since = "" if step == records[0].step else f" from step {step}"
-                by_value.setdefault(value, []).append(f"{name}{since}")
+        for run in runs:
+            for value, step in _first_steps(run.records, field).items():
+                since = "" if step == run.records[0].step else f" from step {step}"
+                by_value.setdefault(value, []).append(f"{run.name}{since}")
         if len(by_value) > 1:
-            told = {value: tuple(names) for value, names in by_value.items()}
-            found.append(Difference(field=field, runs=told))
+            values = {value: tuple(names) for value, names in by_value.items()}
+            found.append(Difference(field=field, runs=values))
     return tuple(found)
 
 
@@ -274,7 +272,7 @@ def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
     return steps
 
 
-def require_comparable(runs: Mapping[str, Sequence[Record]], *, weights_only: bool = False) -> None:
+def require_comparable(runs: Sequence[Run], *, weights_only: bool = False) -> None:
     """Refuse runs that cannot be compared.
 
     Args:

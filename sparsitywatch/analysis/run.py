@@ -241,14 +241,14 @@ def standing(
     state = None if info is None else _up_to_date(info.state, records)
     lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
     found = [f for f in (_ended(state), lost, _blind(records), _overdue(state)) if f is not None]
-    told = [finding.sentence for finding in found]
+    sentences = [finding.sentence for finding in found]
     if state is not None and state.status != "off" and lost is None:
-        told.append(state.describe())
-    return Standing(found[0].trouble if found else "", tuple(told))
+        sentences.append(state.describe())
+    return Standing(found[0].trouble if found else "", tuple(sentences))
 
 
 def _up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
-    """The state with what the log knows better: it is not told anew with every record."""
+    """The state with what the log knows better: it is not written anew with every record."""
     if state is None or not records or records[-1].step <= state.last_step:
         return state
     last = records[-1].step
@@ -348,7 +348,7 @@ def _overdue(state: WatchState | None) -> _Finding | None:
     if state is None or state.status == "off" or not 0 <= state.next_due_step < state.step:
         return None
     return _Finding(
-        f"nothing was looked at since step {max(state.last_step, 0):,}",
+        f"no snapshot was taken since step {max(state.last_step, 0):,}",
         f"Overdue: a snapshot was due at step {state.next_due_step:,}, and at step "
         f"{state.step:,} there was none.",
     )

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,10 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli.pictures import save
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Event, Record, to_json
+from sparsitywatch.records import Event, to_json
 from sparsitywatch.shown import shown_text
 
-__all__ = ["Comparison", "add_to"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Runs side by side.
-
-    Args:
-        weights_only: whether what depends on a proxy is left out.
-        notes: what to know before reading the numbers.
-        runs: each in short, in the order of the call.
-    """
-
-    weights_only: bool
-    notes: tuple[str, ...]
-    runs: tuple[Digest, ...]
+__all__ = ["add_to"]
 
 
 def add_to(commands: Any) -> None:
@@ -53,21 +37,23 @@ def add_to(commands: Any) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     runs = _read_all(arguments.runs)
     weights_only: bool = arguments.weights_only
-    require_comparable(_records(runs), weights_only=weights_only)
-    digests = tuple(digest(run, weights_only=weights_only) for run in runs)
+    require_comparable(runs, weights_only=weights_only)
+    digests = [digest(run, weights_only=weights_only) for run in runs]
     # that a run is quiet says nothing where its watch did not see to the end
     troubles = [shown_text(f"{one.name}: {one.trouble}.") for one in digests if one.trouble]
-    notes = (*troubles, *(_notes(runs) if weights_only else ()))
-    comparison = Comparison(weights_only=weights_only, notes=notes, runs=digests)
+    notes = [*troubles, *(_notes(runs) if weights_only else ())]
     if arguments.output is not None:
         # drawing takes a second to import
         from sparsitywatch.plots import comparison_figure
 
         drawn = {run.name: (run.records, run.events) for run in runs}
         save(comparison_figure(drawn, weights_only=weights_only), arguments.output)
-    print(to_json(comparison) if arguments.json else "\n".join(_table(comparison)))
-    if arguments.output is not None and not arguments.json:
-        print(f"\n{arguments.output}")
+    if arguments.json:
+        print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
+        return
+    lines = [*notes, *([""] if notes else []), *_table(digests, weights_only=weights_only)]
+    written = [] if arguments.output is None else ["", str(arguments.output)]
+    print("\n".join([*lines, *written]))
 
 
 def _read_all(logdirs: Sequence[Path]) -> list[Run]:
@@ -85,14 +71,10 @@ def _read_all(logdirs: Sequence[Path]) -> list[Run]:
     ]
 
 
-def _records(runs: Sequence[Run]) -> dict[str, Sequence[Record]]:
-    return {run.name: run.records for run in runs}
-
-
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What to know of runs of which only the weights are compared."""
     notes = ["Weights only: what depends on a proxy is left out."]
-    ignored = [difference.field for difference in differences(_records(runs))]
+    ignored = [difference.field for difference in differences(runs)]
     if ignored:
         notes.append(f"The runs differ in {', '.join(ignored)}.")
     if "dtypes" in ignored:
@@ -100,17 +82,16 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     return notes
 
 
-def _table(comparison: Comparison) -> list[str]:
+def _table(runs: Sequence[Digest], *, weights_only: bool) -> list[str]:
     header = ("run", "snapshots", "last step", "near zero", "dormant", "decay clock")
-    estimates = () if comparison.weights_only else ("essential sparsity",)
-    rows = [_row(run, weights_only=comparison.weights_only) for run in comparison.runs]
-    lines = [*comparison.notes, *([""] if comparison.notes else [])]
-    lines += ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]
-    events = [_event_row(run, event) for run in comparison.runs for event in run.events]
+    estimates = () if weights_only else ("essential sparsity",)
+    rows = [_row(run, weights_only=weights_only) for run in runs]
+    lines = ["At the end", *align([(*header, *estimates), *rows], right=set(range(1, 6))), ""]
+    events = [_event_row(run, event) for run in runs for event in run.events]
     if not events:
         return [*lines, "Events: none"]
     header = ("run", "series", "", "began", "seen", "decay clock when it began")
-    quiet = [(run.name, "none", "", "", "", "") for run in comparison.runs if not run.events]
+    quiet = [(run.name, "none", "", "", "", "") for run in runs if not run.events]
     return [*lines, "Events", *align([header, *events, *quiet], right={3, 4, 5})]
 
 
@@ -118,10 +99,9 @@ def _row(run: Digest, *, weights_only: bool) -> tuple[str, ...]:
     snapshots = f"{run.num_records}" + (f" ({run.num_invalid} invalid)" if run.num_invalid else "")
     watched = ("near_zero/initial_0.1", "motion/dormant", "motion/decay_clock")
     cells = (run.name, snapshots, str(run.last_step), *(_number(run.last(s)) for s in watched))
-    if weights_only:
-        return cells
     estimate = run.essential_sparsity
-    return (*cells, "not measured" if estimate is None else estimate.describe())
+    essential = "not measured" if estimate is None else estimate.describe()
+    return cells if weights_only else (*cells, essential)
 
 
 def _event_row(run: Digest, event: Event) -> tuple[str, ...]:

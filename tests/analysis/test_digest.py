@@ -150,24 +150,30 @@ def test_the_clock_between_looks_against_a_loop(clock: list[float], step: int) -
     assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
+def named(records: dict[str, list[Record]]) -> list[Run]:
+    return [Run(found, name=name) for name, found in records.items()]
+
+
 def test_the_same_provenance_can_be_compared() -> None:
     runs = {"a": RECORDS, "b": RECORDS[:3]}
-    assert differences(runs) == ()
-    require_comparable(runs)
+    assert differences(named(runs)) == ()
+    require_comparable(named(runs))
     # versions are in the provenance, too, and forbid nothing
-    require_comparable({**runs, "c": with_provenance(RECORDS, sparsitywatch="0.2", torch="3")})
+    require_comparable(
+        named({**runs, "c": with_provenance(RECORDS, sparsitywatch="0.2", torch="3")})
+    )
 
 
 @pytest.mark.parametrize(("field", "value"), FIELDS.items(), ids=FIELDS)
 def test_each_field_that_differs_is_refused_with_the_runs(field: str, value: object) -> None:
     runs = {"a": RECORDS, "b": with_provenance(RECORDS, **{field: value}), "c": RECORDS}
-    (found,) = differences(runs)
+    (found,) = differences(named(runs))
     assert found.field == field
     assert sorted(found.runs.values()) == [("a", "c"), ("b",)]
     with pytest.raises(ConfigurationError, match=rf"differ in\n  {field}: .* in a, c; .* in b"):
-        require_comparable(runs)
+        require_comparable(named(runs))
     # among them the scope alone matters to what only weights tell
-    assert bool(differences(runs, weights_only=True)) == (field == "scope_hash")
+    assert bool(differences(named(runs), weights_only=True)) == (field == "scope_hash")
 
 
 def test_every_field_of_the_provenance_is_thought_of() -> None:
@@ -178,19 +184,19 @@ def test_every_field_of_the_provenance_is_thought_of() -> None:
 def test_what_helps_is_said_only_where_it_helps() -> None:
     other_proxy = {"a": RECORDS, "b": with_provenance(RECORDS, proxy_hash="")}
     with pytest.raises(ConfigurationError, match=r"9r0xy in a; none in b\n.*--weights-only"):
-        require_comparable(other_proxy)
-    require_comparable(other_proxy, weights_only=True)
+        require_comparable(named(other_proxy))
+    require_comparable(named(other_proxy), weights_only=True)
     other_scope = {"a": RECORDS, "b": with_provenance(RECORDS, scope_hash="07her")}
     with pytest.raises(ConfigurationError) as caught:
-        require_comparable(other_scope)
+        require_comparable(named(other_scope))
     assert "--weights-only" not in str(caught.value)
     with pytest.raises(ConfigurationError, match="watch the same weights"):
-        require_comparable(other_scope, weights_only=True)
+        require_comparable(named(other_scope), weights_only=True)
 
 
 def test_a_run_that_changed_on_its_way_is_told_with_the_step() -> None:
     changed = [*RECORDS[:4], *with_provenance(RECORDS[4:], proxy_hash="07her")]
-    (found,) = differences({"a": RECORDS, "b": changed})
+    (found,) = differences(named({"a": RECORDS, "b": changed}))
     assert found.runs == {"9r0xy": ("a", "b"), "07her": ("b from step 800",)}
     assert found.describe() == "proxy_hash: 9r0xy in a, b; 07her in b from step 800"
-    assert differences({"b": changed}) != ()
+    assert differences(named({"b": changed})) != ()

@@ -99,7 +99,7 @@ def test_without_a_clock_the_word_of_the_watch_is_taken() -> None:
 
 def test_overdue_is_said() -> None:
     found = standing(looks(100, 300), info(step=450), now=NOW)
-    assert found.trouble == "nothing was looked at since step 300"
+    assert found.trouble == "no snapshot was taken since step 300"
     assert "was due at step 400, and at step 450 there was none" in found.sentences[0]
 
 
