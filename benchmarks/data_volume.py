@@ -26,7 +26,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +35,10 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
-from milestones import NEAR_ZERO, Line, find_takeoff, read_log
+from milestones import NEAR_ZERO, find_takeoff
 from pretrain_bert import Pretraining, parser, take_up, train
+
+import sparsitywatch as sw
 
 __all__ = ["chance_of_gap", "conclusion", "gap", "main", "read_run", "share_of", "table"]
 
@@ -113,40 +115,35 @@ MEASURES: tuple[tuple[str, Measure, int], ...] = (
 
 def read_run(logdir: Path, fraction: float, seed: int) -> VolumeRun:
     """A run from its log."""
-    records, events = read_log(logdir)
-    takeoff = find_takeoff(records)
-    doubled = takeoff is not None and takeoff.doubling_step is not None
-    rise = next((float(event["onset_step"]) for event in events if _is_rise(event)), math.nan)
-    steps = [record["step"] for record in records]
-    clock = [float(record["decay_clock"]) for record in records]
-    last = records[-1]
-    estimate = last["essential_sparsity"] or {}
-    keys = ("value", "low", "high")
-    is_informative = bool(estimate.get("informative"))
-    return VolumeRun(
+    run = sw.load(logdir)
+    last = run.records[-1]
+    takeoff, estimate = find_takeoff(run.records), last.essential_sparsity
+    doubled = takeoff.doubling_step if takeoff else None
+    doubled_clock = takeoff.decay_clock if takeoff else None
+    rise = next((float(event.onset_step) for event in run.events if _is_rise(event)), math.nan)
+    steps, near_zero = run.series(f"near_zero/{NEAR_ZERO}")
+    clock = run.series("motion/decay_clock")
+    measured = VolumeRun(
         fraction=fraction,
         seed=seed,
-        near_zero=last["near_zero"][NEAR_ZERO],
-        essential=tuple(
-            math.nan if not is_informative or estimate[key] is None else estimate[key]
-            for key in keys
-        ),  # type: ignore[arg-type]  # three of them
-        doubled=float(takeoff.doubling_step or 0) if takeoff and doubled else math.nan,
-        doubled_clock=float(takeoff.decay_clock or 0) if takeoff and doubled else math.nan,
+        near_zero=last.near_zero[NEAR_ZERO],
+        doubled=math.nan if doubled is None else float(doubled),
+        doubled_clock=math.nan if doubled_clock is None else doubled_clock,
         began=rise,
-        began_clock=math.nan if math.isnan(rise) else float(np.interp(rise, steps, clock)),
-        steps=steps,
-        series=[record["near_zero"][NEAR_ZERO] for record in records],
-        proxy_hash=last["provenance"]["proxy_hash"],
+        began_clock=math.nan if math.isnan(rise) else float(np.interp(rise, *clock)),
+        steps=steps.tolist(),
+        series=near_zero.tolist(),
+        proxy_hash=last.provenance.proxy_hash,
     )
+    if estimate is None or not estimate.informative:
+        return measured
+    return replace(measured, essential=(estimate.value, estimate.low, estimate.high))
 
 
-def _is_rise(event: Line) -> bool:
+def _is_rise(event: sw.Event) -> bool:
     """Whether near-zero weights rose in it, seen first by their series or by another one."""
     watched = f"near_zero/{NEAR_ZERO}"
-    if event["series"] == watched:
-        return bool(event["direction"] == "up")
-    return watched in event["related"] and event["direction"] == "up"
+    return event.direction == "up" and (event.series == watched or watched in event.related)
 
 
 # ---------------------------------------------------------------- what follows

@@ -8,15 +8,14 @@ reads the log of each run, and prints a table in Markdown with a column for each
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-__all__ = ["Breakthrough", "Takeoff", "find_breakthrough", "find_takeoff", "read_log", "table"]
+import sparsitywatch as sw
+
+__all__ = ["Breakthrough", "Takeoff", "find_breakthrough", "find_takeoff", "table"]
 
 NEAR_ZERO = "initial_0.1"
 #: A breakthrough is this many nats below the plateau ...
@@ -26,9 +25,6 @@ PLATEAU = (0.1, 0.3)
 MIN_PLATEAU = 4
 #: "Early" is at this share of a run.
 EARLY = 0.2
-
-#: A line of records.jsonl or events.jsonl; NaN is None there.
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,12 @@ class Takeoff:
     decay_clock: float | None
 
 
-def read_log(logdir: Path) -> tuple[list[Line], list[Line]]:
-    """Records and events of a run; of an event that was reported again only the latest."""
-    files = [logdir / "sparsitywatch" / f"{name}.jsonl" for name in ("records", "events")]
-    records, events = ([json.loads(x) for x in file.read_text().splitlines()] for file in files)
-    return records, list({event["id"]: event for event in events}.values())
-
-
-def dense(record: Line) -> float:
+def dense(record: sw.Record) -> float:
     """The held-out loss; NaN if it was not measured."""
-    value = (record.get("curve") or {}).get("value", [None])[0]
-    return math.nan if value is None else float(value)
+    return record.series().get("value/dense", math.nan)
 
 
-def find_breakthrough(records: Sequence[Line], steps: int) -> Breakthrough | None:
+def find_breakthrough(records: Sequence[sw.Record], steps: int) -> Breakthrough | None:
     """When the held-out loss left its plateau; None without a plateau, or if it did not yet.
 
     The plateau is the median held-out loss between 10 and 30 % of the run, if there are at
@@ -83,35 +71,34 @@ def find_breakthrough(records: Sequence[Line], steps: int) -> Breakthrough | Non
     """
     first, last = (share * steps for share in PLATEAU)
     evaluated = [r for r in records if math.isfinite(dense(r))]
-    before = [r for r in evaluated if first <= r["step"] <= last]
+    before = [r for r in evaluated if first <= r.step <= last]
     losses = [dense(r) for r in before]
     if len(losses) < MIN_PLATEAU or max(losses) - min(losses) > DROP:
         return None
     plateau = statistics.median(losses)
     for record in evaluated:
-        if record["step"] > last and dense(record) < plateau - DROP:
-            reliance = statistics.median(r["reliance"] for r in before)
-            return Breakthrough(record["step"], plateau, reliance, record["reliance"])
+        if record.step > last and dense(record) < plateau - DROP:
+            reliance = statistics.median(r.reliance for r in before)
+            return Breakthrough(record.step, plateau, reliance, record.reliance)
     return None
 
 
-def find_takeoff(records: Sequence[Line], rule: str = NEAR_ZERO) -> Takeoff | None:
+def find_takeoff(records: Sequence[sw.Record], rule: str = NEAR_ZERO) -> Takeoff | None:
     """The floor of the near-zero fraction and its doubling; None without records."""
-    seen = [r for r in records if r["near_zero"].get(rule) is not None]
+    seen = [r for r in records if rule in r.near_zero]
     if not seen:
         return None
-    low = min(seen, key=lambda r: r["near_zero"][rule])
-    floor = low["near_zero"][rule]
+    low = min(seen, key=lambda r: r.near_zero[rule])
+    floor = low.near_zero[rule]
     for record in seen:
-        if record["step"] > low["step"] and record["near_zero"][rule] > 2 * floor:
-            return Takeoff(floor, low["step"], record["step"], record["decay_clock"])
-    return Takeoff(floor, low["step"], None, None)
+        if record.step > low.step and record.near_zero[rule] > 2 * floor:
+            return Takeoff(floor, low.step, record.step, record.decay_clock)
+    return Takeoff(floor, low.step, None, None)
 
 
-def table(runs: dict[str, tuple[Sequence[Line], Sequence[Line]]]) -> str:
-    """One column a run, in Markdown."""
-    columns = [["", "---:"], *(_column(name, *run) for name, run in runs.items())]
-    rows = zip(*[[first.strip() for first in _ROWS], *columns[1:]], strict=True)
+def table(runs: dict[str, tuple[Sequence[sw.Record], Sequence[sw.Event]]]) -> str:
+    """One column a run, from its records and events, in Markdown."""
+    rows = zip(_ROWS, *(_column(name, *run) for name, run in runs.items()), strict=True)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     rule = "|---|" + "---:|" * len(runs)
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -132,11 +119,11 @@ _ROWS = (
 )
 
 
-def _column(name: str, records: Sequence[Line], events: Sequence[Line]) -> list[str]:
+def _column(name: str, records: Sequence[sw.Record], events: Sequence[sw.Event]) -> list[str]:
     last = records[-1]
-    early = min(records, key=lambda r: abs(r["step"] - EARLY * last["step"]))
-    found, takeoff = find_breakthrough(records, last["step"]), find_takeoff(records)
-    there = next((r for r in records if found and r["step"] == found.step), None)
+    early = min(records, key=lambda r: abs(r.step - EARLY * last.step))
+    found, takeoff = find_breakthrough(records, last.step), find_takeoff(records)
+    there = next((r for r in records if found and r.step == found.step), None)
     doubled = takeoff is not None and takeoff.doubling_step is not None
     return [
         name,
@@ -146,38 +133,37 @@ def _column(name: str, records: Sequence[Line], events: Sequence[Line]) -> list[
         _event(events, "motion/dormant"),
         _essential(early),
         _essential(last),
-        f"{takeoff.floor:.1%}, {last['near_zero'][NEAR_ZERO]:.1%}" if takeoff else "-",
+        f"{takeoff.floor:.1%}, {last.near_zero[NEAR_ZERO]:.1%}" if takeoff else "-",
         f"{takeoff.doubling_step} ({takeoff.decay_clock:.2f})" if takeoff and doubled else "never",
         _event(events, f"near_zero/{NEAR_ZERO}"),
         f"{dense(last):.2f}",
     ]
 
 
-def _dormant(record: Line) -> str:
-    fraction = (record.get("dormant") or {}).get("fraction")
-    return "-" if fraction is None else f"{fraction:.1%}"
+def _dormant(record: sw.Record) -> str:
+    fraction = record.series().get("motion/dormant", math.nan)
+    return "-" if math.isnan(fraction) else f"{fraction:.1%}"
 
 
-def _event(events: Sequence[Line], series: str) -> str:
-    first = next((e for e in events if e["series"] == series and e["direction"] == "up"), None)
-    return f"{first['onset_step']}, {first['detected_step']}" if first else "none"
+def _event(events: Sequence[sw.Event], series: str) -> str:
+    first = next((e for e in events if e.series == series and e.direction == "up"), None)
+    return f"{first.onset_step}, {first.detected_step}" if first else "none"
 
 
-def _essential(record: Line) -> str:
-    estimate = record.get("essential_sparsity") or {}
-    if not estimate.get("informative"):
+def _essential(record: sw.Record) -> str:
+    estimate = record.essential_sparsity
+    if estimate is None or not estimate.informative:
         return "not informative"
-    told = f"{estimate['value']:.2f}"
-    if estimate["low"] is None:
-        return told
-    return f"{told} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.2f}{interval}"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("logdirs", nargs="+", type=Path, metavar="LOGDIR")
-    print(table({str(logdir): read_log(logdir) for logdir in parser.parse_args().logdirs}))
+    parser.add_argument("logdirs", nargs="+", metavar="LOGDIR")
+    runs = {logdir: sw.load(logdir) for logdir in parser.parse_args().logdirs}
+    print(table({logdir: (run.records, run.events) for logdir, run in runs.items()}))
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def show(record: sw.Record) -> None:
 
 
 def report(logdir: Path) -> None:
-    """What was seen, and where to look at it."""
+    """What was seen, and where it can be seen again."""
     sparsitywatch(["summary", str(logdir)])
     sparsitywatch(["plot", str(logdir), "--output", str(logdir / "overview.png")])
     sparsitywatch(["report", str(logdir), "--output", str(logdir / "report.html")])

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import pytest
 from contracts import fake_run
-from milestones import Line, find_breakthrough, find_takeoff, read_log, table
+from milestones import find_breakthrough, find_takeoff, table
+
+import sparsitywatch as sw
+from sparsitywatch.records import Cost, Provenance, Record, ScopeSummary, SparsityCurve
+
+PROVENANCE = Provenance(
+    sparsitywatch="0", torch="0", scope_hash="s", proxy_hash="p", dtypes=("float32",),
+    tolerance=0.01, tolerance_mode="relative", pattern="global",
+)  # fmt: skip
 
 
 def _record(step: int, loss: float = 3.0, reliance: float = 0.1, near_zero: float = 0.05, **more):
     fields = {
         "step": step,
+        "wall_time": 0.0,
+        "scope": ScopeSummary(num_tensors=1, num_weights=10),
+        "num_nan": 0, "num_inf": 0, "num_zero": 0,
         "near_zero": {"initial_0.1": near_zero, "abs_0.001": near_zero / 2},
         "decay_clock": step / 100,
-        "curve": {"value": [loss, loss + reliance]},
+        "curve": SparsityCurve(sparsity=[0, 1], value=[loss, loss + reliance]),
         "reliance": reliance,
-    }
-    return {**fields, **more}
+        "cost": Cost(
+            stall_s=1.0, spectrum_s=0.1, evaluation_s=0.5, publish_s=0.25, num_forwards=3
+        ),
+        "provenance": PROVENANCE,
+    }  # fmt: skip
+    return Record(**{**fields, **more})
 
 
-def _losses(*losses: float) -> list[Line]:
+def _losses(*losses: float) -> list[Record]:
     """A snapshot every 10 steps."""
     return [_record(10 * i, loss=x) for i, x in enumerate(losses, start=1)]
 
@@ -62,7 +77,7 @@ def test_failed_snapshots_are_left_out():
     assert find_breakthrough(records, steps=200).step == 80
 
 
-def _near_zero(*fractions: float) -> list[Line]:
+def _near_zero(*fractions: float) -> list[Record]:
     return [_record(10 * i, near_zero=x) for i, x in enumerate(fractions, start=1)]
 
 
@@ -80,7 +95,8 @@ def test_a_fraction_that_only_falls_never_doubles():
 
 def test_the_table_of_a_run(tmp_path) -> None:
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 2001, 100)), fake_run.events())
-    records, events = read_log(tmp_path)
+    run = sw.load(tmp_path)
+    records, events = run.records, run.events
     found, takeoff = find_breakthrough(records, 2000), find_takeoff(records)
     head, rule, *rows = table({"run": (records, events)}).splitlines()
     assert (head, rule) == ("|  | run |", "|---|---:|")
@@ -95,6 +111,6 @@ def test_the_table_of_a_run(tmp_path) -> None:
 
 def test_the_table_of_a_run_that_shows_nothing(tmp_path) -> None:
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1)), [])
-    told = table({"run": read_log(tmp_path)})
+    told = table({"run": (sw.load(tmp_path).records, [])})
     assert "at step | none |" in told
     assert "at step (decay clock) | never |" in told
