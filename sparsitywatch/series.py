@@ -181,6 +181,10 @@ SERIES = (
     Series("weights/num_zero", "count", "weights that are exactly zero",
            "In-scope weights that are exactly zero.",
            "num_zero", only="was_read", direction="up"),
+    Series("weights/largest", "of a weight", "largest weight",
+           "Magnitude that no in-scope weight exceeds: at most 0.4 % above the largest one. It "
+           "grows where a training diverges.",
+           "largest", only="was_read"),
     # the watch itself
     Series("watch/valid", "0 or 1", "whether the snapshot is valid",
            "0 where a measurement failed or contradicted itself; records.jsonl says why.",

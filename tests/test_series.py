@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from contracts import fake_run
+import math
 
+import pytest
+import torch
+from contracts import fake_run
+from torch import nn
+
+import sparsitywatch as sw
 from sparsitywatch.series import SERIES, describe
 
 FULL = fake_run.look(2000)[0]
@@ -76,3 +81,20 @@ def test_what_needs_a_proxy() -> None:
     assert needing == {
         name for name in FULL.series() if name.startswith(("essential_sparsity/", "value/"))
     }
+
+
+@pytest.mark.parametrize(
+    ("planted", "told"), [(0.3, 0.3), (-7.0, 7.0), (math.inf, math.inf), (math.nan, math.nan)]
+)
+def test_the_largest_weight(planted: float, told: float) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).bfloat16(), nn.Linear(8, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.clamp_(-0.1, 0.1)
+        model[0].weight[3, 4] = planted
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with sw.watch(model, optimizer, proxy=None, logdir=None, scope="layers") as watcher:
+        record = watcher.snapshot()
+    assert record.largest == pytest.approx(told, rel=0.004, nan_ok=True)
+    assert not record.largest < abs(torch.tensor(told))
+    assert ("weights/largest" in record.series()) == math.isfinite(told)

@@ -202,6 +202,7 @@ class Measurement:
             num_nan=spectrum.num_nan,
             num_inf=spectrum.num_inf,
             num_zero=spectrum.num_zero,
+            largest=math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
             near_zero=near_zero,
             fingerprint=mark,
             **moved.get("driver", {}),

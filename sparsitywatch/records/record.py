@@ -268,6 +268,9 @@ class Record:
         scope: size of what was watched.
         num_nan, num_inf, num_zero: counts of non-finite and exactly zero in-scope weights;
             -1 if the weights could not be read.
+        largest: magnitude that no in-scope weight exceeds, the end of the bin that holds the
+            largest one: at most 0.4 % above it. Infinite if one is; NaN if one is NaN, or none
+            could be read.
         near_zero: fraction of in-scope weights near zero, by rule.
         fingerprint: of the in-scope weights: of the counts of all magnitudes and the bits of
             a sample; 16 hexadecimal digits, the same live and from a checkpoint. Empty if the
@@ -299,6 +302,7 @@ class Record:
     num_nan: int
     num_inf: int
     num_zero: int
+    largest: float = _NAN
     near_zero: Mapping[str, float]
     fingerprint: str = ""
     same_weights_as: int | None = None

@@ -113,6 +113,7 @@ def look(
         num_nan=0,
         num_inf=0,
         num_zero=0,
+        largest=0.11,
         near_zero={
             "initial_0.1": near_zero,
             "rms_0.1": 0.08 + 0.4 * (near_zero - 0.063),

@@ -46,6 +46,7 @@ def test_a_full_record_by_hand() -> None:
         "weights/num_nan": 0.0,
         "weights/num_inf": 0.0,
         "weights/num_zero": 0.0,
+        "weights/largest": 0.11,
         "near_zero/initial_0.1": FULL.near_zero["initial_0.1"],
         "near_zero/rms_0.1": FULL.near_zero["rms_0.1"],
         "near_zero/abs_0.001": FULL.near_zero["abs_0.001"],
