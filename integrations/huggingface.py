@@ -26,6 +26,7 @@ from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
+from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_error
 
 try:
@@ -70,7 +71,8 @@ class SparsityWatchCallback(TrainerCallback):
         on_event: Sequence[Callable[[Event], object] | str] = ("log",),
         **watch_options: Any,
     ) -> None:
-        known = set(inspect.signature(watch).parameters) - {"model", "optimizer", "initial_step"}
+        known = {*inspect.signature(watch).parameters, *Settings.names()}
+        known -= {"model", "optimizer", "initial_step", "fields"}
         unknown = sorted(set(watch_options) - known)
         if unknown:
             raise ConfigurationError(

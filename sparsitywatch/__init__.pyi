@@ -18,6 +18,7 @@ from .live.schedule import geometric as geometric
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
 from .offline.replay import replay as replay
+from .pipeline.measure import measure as measure
 from .pipeline.rundir import load as load
 from .pruning.patterns import GlobalMagnitude as GlobalMagnitude
 from .pruning.proxy import Proxy as Proxy
@@ -29,6 +30,7 @@ from .records import Event as Event
 from .records import Record as Record
 from .records import SparsityCurve as SparsityCurve
 from .records.run import __version__ as __version__
+from .settings import Settings as Settings
 from .sinks.memory import MemorySink as MemorySink
 from .verification import verify as verify
 from .weights.scope import Scope as Scope

@@ -1,46 +1,79 @@
-"""What is measured and how: one object a run, shared by every way to run the pipeline."""
+"""``Settings``: what is measured and how; shared by every way to measure a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.errors import ConfigurationError, expect
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Pattern
+from sparsitywatch.errors import ConfigurationError, expect, expect_whole
+from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
+from sparsitywatch.weights.scope import ScopeLike
 
-__all__ = ["DEFAULT_LEVELS", "Settings", "as_sweep", "default_detectors"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["DEFAULT_LEVELS", "Settings", "SettingsFields", "default_detectors"]
 
 #: Levels of the default sweep; the crossing is then closed in on by bisection.
 DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
+class SettingsFields(TypedDict, total=False):
+    """The fields of ``Settings`` as keyword arguments."""
+
+    scope: ScopeLike
+    levels: Sequence[float] | Sweep | None
+    pattern: str | Pattern | None
+    tolerance: float
+    tolerance_mode: str | None
+    confidence: float
+    near_zero: Sequence[str]
+    dormant_samples: int | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is measured at every look, and how.
+    """What is measured of a model, and how: the same for a live watch, a replay and one model.
 
     Args:
-        tolerance: the epsilon of essential sparsity.
+        scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"), name
+            patterns, or a predicate (name, parameter) -> bool.
+        levels: sparsities in [0, 1) to evaluate in every snapshot, or a sweep. By default ten
+            levels, and finer ones where the tolerance is first crossed; ``Tracking()`` is half
+            the work, with less of a curve.
+        pattern: what a level means; by default "global", one magnitude threshold over all
+            tensors. A name, or an object such as ``GlobalMagnitude()``.
+        tolerance: the epsilon of essential sparsity, a fraction.
         tolerance_mode: "relative" to the dense value, "absolute", or None: relative for
             losses, absolute for scores.
-        confidence: nominal coverage of the interval.
-        near_zero: names of the near-zero rules.
-        pattern: what a level means.
-        sweep: which levels are evaluated.
+        confidence: nominal coverage of the interval of essential sparsity, in (0, 1).
+        near_zero: rules that count near-zero weights, such as "initial_0.1", "rms_0.1",
+            "abs_0.001" and "zero"; detectors watch the first one.
+        dormant_samples: how many weights are compared from snapshot to snapshot, a fixed random
+            sample; None for all of them, 0 for none.
 
     Raises:
-        ConfigurationError: a value is out of range; the argument is named.
+        ConfigurationError: a value cannot be used; the field is named.
+
+    >>> Settings(tolerance=0.02).near_zero
+    ('initial_0.1', 'rms_0.1', 'abs_0.001', 'zero')
     """
 
+    scope: ScopeLike = "blocks"
+    levels: Sequence[float] | Sweep | None = None
+    pattern: Pattern = None  # type: ignore[assignment]  # a name, too: made one when it is set
     tolerance: float = 0.01
     tolerance_mode: str | None = None
     confidence: float = 0.9
     near_zero: tuple[str, ...] = DEFAULT_RULES
-    pattern: Pattern = field(default_factory=GlobalMagnitude)
-    sweep: Sweep = field(default_factory=lambda: Bisection(DEFAULT_LEVELS))
+    dormant_samples: int | None = 1_000_000
+    sweep: Sweep = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         mode = self.tolerance_mode
@@ -49,10 +82,14 @@ class Settings:
         allowed_harm(1.0, self.tolerance, self.mode(higher_is_better=False))  # refuses bad values
         if not 0.0 < self.confidence < 1.0:
             raise ConfigurationError(f"Expected `confidence` in (0, 1), got {self.confidence!r}.")
-        if not self.near_zero:
+        if self.dormant_samples is not None:
+            expect_whole("dormant_samples", self.dormant_samples, 0)
+        rules = near_zero_rules(self.near_zero)
+        if not rules:
             raise ConfigurationError("Expected `near_zero` with at least one rule, got none.")
-        for name in self.near_zero:
-            NearZeroRule.parse(name)
+        object.__setattr__(self, "near_zero", rules)
+        object.__setattr__(self, "pattern", as_pattern(self.pattern))
+        object.__setattr__(self, "sweep", _as_sweep(self.levels))
 
     def mode(self, *, higher_is_better: bool) -> str:
         """The tolerance mode that applies to a value of this direction."""
@@ -60,21 +97,52 @@ class Settings:
             return self.tolerance_mode
         return "absolute" if higher_is_better else "relative"
 
+    @classmethod
+    def of(cls, settings: Settings | None, **changes: Unpack[SettingsFields]) -> Settings:
+        """``settings``, or the defaults, with some fields changed.
 
-def default_detectors(settings: Settings) -> dict[str, Detector]:
-    """What is watched, by name of the series."""
+        Raises:
+            ConfigurationError: a value cannot be used; the field is named.
+            TypeError: there is no such field.
+        """
+        is_settings = settings is None or isinstance(settings, cls)
+        expect(is_settings, "settings", "a sw.Settings or None", settings)
+        cls.check_names(changes)
+        return replace(settings or cls(), **changes)  # type: ignore[arg-type]
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """Names of the fields that can be set."""
+        return frozenset(one.name for one in fields(cls) if one.init)
+
+    @classmethod
+    def check_names(cls, given: Iterable[str], also: Iterable[str] = ()) -> None:
+        """Refuse an argument that is no field, as Python refuses one that a function lacks.
+
+        Args:
+            given: names of arguments.
+            also: those that are known beside the fields.
+
+        Raises:
+            TypeError: one is not known; says which one is like it.
+        """
+        known = cls.names() | set(also)
+        for name in given:
+            if name not in known:
+                like = difflib.get_close_matches(name, known, 1)
+                hint = f" Did you mean {like[0]!r}?" if like else ""
+                raise TypeError(f"got an unexpected keyword argument {name!r}.{hint}")
+
+
+def default_detectors(settings: Settings) -> Mapping[str, Detector]:
+    """What is watched unless told otherwise, by name of the series."""
     return {
         "motion/dormant": DormantRise(),
         f"near_zero/{settings.near_zero[0]}": AbruptChange(),
     }
 
 
-def as_sweep(levels: Sequence[float] | Sweep | None) -> Sweep:
-    """The sweep that ``levels`` asks for.
-
-    Raises:
-        ConfigurationError: it asks for none.
-    """
+def _as_sweep(levels: Any) -> Sweep:
     if levels is None:
         return Bisection(DEFAULT_LEVELS)
     if isinstance(levels, Sequence):
@@ -83,4 +151,5 @@ def as_sweep(levels: Sequence[float] | Sweep | None) -> Sweep:
         raise ConfigurationError(
             f"Expected `levels` to be sparsities in [0, 1) or a sweep, got {levels!r}."
         )
-    return levels
+    sweep: Sweep = levels
+    return sweep

@@ -20,6 +20,7 @@ from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.preserve import plain_state, preserve_rng
 from sparsitywatch.records import Record
+from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import clean_name
 
@@ -513,7 +514,8 @@ def _check(
             raise ConfigurationError(
                 f"Expected `{name}` to be a whole number of at least {lowest}, got {number!r}."
             )
-    known = set(inspect.signature(watch).parameters) - {"model", "optimizer"}
+    known = {*inspect.signature(watch).parameters, *Settings.names()}
+    known -= {"model", "optimizer", "fields"}
     unknown = sorted(set(watch_arguments) - known)
     if unknown:
         raise ConfigurationError(

@@ -67,7 +67,7 @@ def _dear(training: Training, *, steps: int, **options: Any) -> sw.Watcher:
     """Steps of 0.45 s under the default budget or another, by the training's clock."""
     options = {"max_overhead": 0.01, **options}
     watcher = training.watch(None, background=False, **options)
-    watcher._pace.budget.now = lambda: training.now_s
+    watcher._budget.now = lambda: training.now_s
     training.steps(steps, 0.45)
     watcher.close()
     return watcher

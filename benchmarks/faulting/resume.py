@@ -24,7 +24,7 @@ import sparsitywatch as sw
 from faulting.case import Case
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.integrations.language_models import masked_loss
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 
@@ -289,7 +289,7 @@ def _late_snapshot(folder: Path) -> str:
     import threading
 
     is_on_its_way, go_on = threading.Event(), threading.Event()
-    measure = Measurement.record
+    measure = snapshots.measure_snapshot
 
     def wait(*arguments: Any, **options: Any) -> Any:
         is_on_its_way.set()
@@ -300,7 +300,7 @@ def _late_snapshot(folder: Path) -> str:
     late = first.watch(folder)
     first.steps(4)
     state = late.state_dict()
-    with mock.patch.object(Measurement, "record", wait):
+    with mock.patch.object(snapshots, "measure_snapshot", wait):
         first.steps(2)
         is_on_its_way.wait(60)
     with second.watch(folder) as later:

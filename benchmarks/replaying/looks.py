@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.measure import Context, measure_snapshot
 from sparsitywatch.settings import Settings
 from sparsitywatch.weights.scope import Scope
 
@@ -22,13 +21,14 @@ _BUFFER_BYTES = 1 << 19
 
 def look(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> int:
     """Everything that a record without a model says; the number of weights in scope."""
-    started = time.perf_counter()
     with open_checkpoint(url, options) as checkpoint:
         scope = Scope.of_entries(checkpoint.entries())
         snapshot = stored_snapshot(checkpoint, scope, 1)
         initial_rms = dict.fromkeys(scope.names, 0.02)
-        measurement = Measurement(Settings(), scope, initial_rms, None, snapshot.dtypes)
-        record, _ = measurement.record(snapshot, None, started=started)
+        context = Context(
+            settings=Settings(), scope=scope, initial_rms=initial_rms, dtypes=snapshot.dtypes
+        )
+        record = measure_snapshot(snapshot, context).record
     return record.scope.num_weights
 
 

@@ -5,27 +5,35 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
 from sparsitywatch.live.trace import OptimizerTrace
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.clock import ClockReading
-from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["begin", "check_state", "recall_proxy"]
 
 _logger = logging.getLogger("sparsitywatch")
 
-_STATE_KEYS = ("step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "pace")
+_STATE_KEYS = (
+    "step",
+    "scope_hash",
+    "proxy_hash",
+    "initial_rms",
+    "optimizer",
+    "pipeline",
+    "schedule",
+)
 #: Batches of a proxy that are larger than this are not kept with the run.
 _MOST_KEPT_BYTES = 256 * 2**20
 
@@ -48,43 +56,43 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
             )
 
 
-def recall_proxy(directory: Path | None, measurement: Measurement, wanted: str) -> None:
+def recall_proxy(directory: Path | None, context: Context, wanted: str) -> Context:
     """Evaluate the batches that the run's log kept, where the source gave others this time.
 
     Args:
         directory: of the log.
-        measurement: whose proxy is replaced, if that makes it the one that is wanted.
+        context: whose proxy is replaced, if that makes it the one that is wanted.
         wanted: hash of the run's proxy.
     """
-    proxy = measurement.proxy
+    proxy = context.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
-        return
+        return context
     file = _kept_batches(directory, wanted)
     if not file.is_file():
-        return
+        return context
     try:
         kept = proxy.with_kept(file)
     except ProxyError as error:
         _logger.warning("sparsitywatch: %s", error)
-        return
-    if kept.hash == wanted:  # else it is another value, or the file is not what was written
-        measurement.proxy = kept
-        _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
+        return context
+    if kept.hash != wanted:  # it is another value, or the file is not what was written
+        return context
+    _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
+    return replace(context, proxy=kept)
 
 
 def begin(
-    initial_step: int,
-    scope: Scope,
-    measurement: Measurement,
-    pipeline: Pipeline,
-    trace: OptimizerTrace,
-) -> None:
+    initial_step: int, context: Context, pipeline: Pipeline, trace: OptimizerTrace
+) -> Context:
     """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
 
     What cannot be gone on from is moved aside, and the log begins anew: an earlier log where this
     run starts at step 0, that of a replay, one whose numbers cannot be compared with those that
     come, and one that cannot be read. A log that a living process writes is moved by nobody: a run
     that does not go on from it writes beside it.
+
+    Returns:
+        ``context`` with what the log knows better: the tensors' first sizes, the proxy's batches.
 
     Raises:
         LogTakenError: another watch has taken the log over meanwhile.
@@ -94,18 +102,19 @@ def begin(
         goes_on = _claimed(claim, initial_step)
         why = "which this one does not go on from"
         if goes_on:
-            why = _take_up(claim.directory, initial_step, measurement, pipeline, trace)
+            context, why = _take_up(claim.directory, initial_step, context, pipeline, trace)
         if why:
             claim.set_aside(why)
     info = RunInfo(
         initial_step=initial_step,
-        provenance=measurement.provenance,
-        ledger=scope.ledger,
-        initial_rms=measurement.initial_rms,
+        provenance=context.provenance,
+        ledger=context.scope.ledger,
+        initial_rms=context.initial_rms,
     )
     pipeline.open(info, lambda record: _detail(claim.directory, record.step))
-    if claim.directory is not None and measurement.proxy is not None:
-        _keep_batches(claim, measurement.proxy)
+    if claim.directory is not None and context.proxy is not None:
+        _keep_batches(claim, context.proxy)
+    return context
 
 
 def _claimed(claim: Claim, initial_step: int) -> bool:
@@ -137,32 +146,33 @@ def _is_replay(directory: Path) -> bool:
 def _take_up(
     directory: Path,
     initial_step: int,
-    measurement: Measurement,
+    context: Context,
     pipeline: Pipeline,
     trace: OptimizerTrace,
-) -> str:
+) -> tuple[Context, str]:
     """Go on from what the log in ``directory`` holds up to ``initial_step``.
 
     The tensors' first sizes, the records and events seen, what the detectors learned from
     them, and the clocks, unless a loaded state knows better.
 
     Returns:
-        Why that cannot be done, empty if it was done.
+        The context as of ``begin``, and why it cannot be done; empty if it was done.
     """
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)
         events = read_events(directory, max_step=initial_step)
     except StateError as error:
-        return f"which cannot be gone on from: {error}"
+        return context, f"which cannot be gone on from: {error}"
     if manifest is not None:
-        recall_proxy(directory, measurement, manifest.provenance.proxy_hash)
-        then, now = manifest.provenance.settings(), measurement.provenance.settings()
+        context = recall_proxy(directory, context, manifest.provenance.proxy_hash)
+        then, now = manifest.provenance.settings(), context.provenance.settings()
         changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
         if changed:
-            return f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
-        if set(manifest.initial_rms) == set(measurement.initial_rms):
-            measurement.initial_rms = dict(manifest.initial_rms)
+            why = f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
+            return context, why
+        if set(manifest.initial_rms) == set(context.initial_rms):
+            context = replace(context, initial_rms=dict(manifest.initial_rms))
     pipeline.recall(records, events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(
@@ -170,7 +180,7 @@ def _take_up(
         if last is None
         else ClockReading(last.decay_clock, last.lr_clock)
     )
-    return ""
+    return context, ""
 
 
 def _detail(directory: Path | None, step: int) -> Detail:

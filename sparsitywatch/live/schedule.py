@@ -23,14 +23,14 @@ from sparsitywatch.errors import (
     expect_whole,
     listed,
 )
-from sparsitywatch.pipeline.measure import Effort
 
 __all__ = [
+    "LEFT_OUT",
     "WEIGHTS_SHARE",
     "Adaptive",
+    "BudgetedSchedule",
     "Due",
     "OverheadBudget",
-    "Pace",
     "Schedule",
     "adaptive",
     "as_schedule",
@@ -416,7 +416,7 @@ class Due(Enum):
     EVERYTHING = "everything"
 
 
-class Pace:
+class BudgetedSchedule:
     """Decides step by step, and counts the snapshots that were due and are left out.
 
     Args:
@@ -468,16 +468,10 @@ class Pace:
         self._num_steps += len(steps)
         self._num_left_out += sum(bool(self._schedule(step)) for step in steps)
 
-    def effort(self, publish_s: float, *, evaluates: bool) -> Effort:
-        """What the snapshots before cost, and how many were left out since the last one.
-
-        Args:
-            publish_s: as of ``Cost``.
-            evaluates: whether this one evaluates the proxy, if there is one.
-        """
+    def pop_left_out(self) -> int:
+        """How many snapshots were due and left out since this was asked last."""
         num_left_out, self._num_left_out = self._num_left_out, 0
-        not_evaluated = LEFT_OUT if self.budget.evaluates and not evaluates else ""
-        return Effort(publish_s, self.budget.overhead, num_left_out, not_evaluated)
+        return num_left_out
 
     def next_due(self, step: int) -> int:
         """The first step after ``step`` at which something is due; -1 if that cannot be told."""

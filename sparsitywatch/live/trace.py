@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory
 from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.pipeline.measure import MotionTracker
 from sparsitywatch.weights.clock import (
     ClockReading,
     DecayClock,
+    OptimizerReading,
     group_membership,
     masters_of,
     weight_average,
 )
-from sparsitywatch.weights.motion import Motion, why_not_measurable
-from sparsitywatch.weights.sample import removed
+from sparsitywatch.weights.motion import why_not_measurable
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = [
-    "Moment",
     "OptimizerTrace",
     "StepHooks",
     "Successor",
@@ -228,46 +223,21 @@ def _holds(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
     return any(value is inner for value in vars(outer).values())
 
 
-@dataclass(frozen=True)
-class Moment:
-    """What an optimizer has done up to one step.
-
-    Args:
-        decay_clock: sum of lr times weight decay, averaged over the in-scope weights; NaN if
-            unknown.
-        lr_clock: sum of lr, likewise.
-        lr: the learning rate as it stands, likewise.
-        clock: the clocks of the param groups; None if the optimizer cannot be seen.
-        membership: in-scope name to index of its param group.
-        not_measurable: why dormant weights cannot be told, by param group; empty if they can.
-        masters: names whose steps are taken on a copy of higher precision.
-    """
-
-    decay_clock: float = math.nan
-    lr_clock: float = math.nan
-    lr: float = math.nan
-    clock: DecayClock | None = None
-    membership: Mapping[str, int] = field(default_factory=dict)
-    not_measurable: tuple[str, ...] = ()
-    masters: frozenset[str] = frozenset()
-
-
 class OptimizerTrace:
     """The decay clock and the motion of the weights under one optimizer.
 
     Args:
         optimizer: None if it cannot be seen; then nothing is known.
         scope: which weights count.
-        motion: remembers the weights of the last look; None to leave motion out.
+        motion: remembers the weights of the last snapshot; None to leave motion out.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer | None, scope: Scope, motion: Motion | None
+        self, optimizer: torch.optim.Optimizer | None, scope: Scope, motion: MotionTracker | None
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
-        self._masks = MaskHistory()
         self._clock = DecayClock()
-        self._masters: dict[str, torch.Tensor] | None = None  # found at the first moment
+        self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
         self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
 
     @property
@@ -288,7 +258,7 @@ class OptimizerTrace:
     ) -> None:
         """Go on with another optimizer, which has taken steps already that were not counted.
 
-        What moved until the next look is not told, unless its param groups hold the same
+        What moved until the next snapshot is not told, unless its param groups hold the same
         weights.
 
         Args:
@@ -308,20 +278,20 @@ class OptimizerTrace:
         for _ in range(num_missed):
             self.advance()
 
-    def moment(self, parameters: Mapping[str, torch.Tensor]) -> Moment:
+    def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
         """What the optimizer has done so far; it stays as it is when training goes on.
 
         Args:
             parameters: the in-scope weights as the optimizer holds them, by name.
         """
         if self._optimizer is None:
-            return Moment()
+            return OptimizerReading()
         if self._masters is None:
             self._masters = masters_of(self._optimizer, parameters)
         membership = group_membership(self._optimizer, {**parameters, **self._masters})
         since = self._clock.reading(membership, self._scope)
         rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
-        return Moment(
+        return OptimizerReading(
             decay_clock=self._start.decay + since.decay,
             lr_clock=self._start.lr + since.lr,
             lr=weight_average(rates, membership, self._scope),
@@ -330,49 +300,6 @@ class OptimizerTrace:
             not_measurable=why_not_measurable(self._optimizer),
             masters=frozenset(self._masters),
         )
-
-    def look(
-        self,
-        snapshot: Snapshot,
-        moment: Moment,
-        thresholds: Mapping[str, float] | None = None,
-        spectrum: MagnitudeSpectrum | None = None,
-    ) -> dict[str, Any]:
-        """What the optimizer did and what moved since the last look.
-
-        Args:
-            snapshot: the weights at that moment.
-            moment: from ``moment``; nothing else of the optimizer is read, so that this
-                may run behind the training.
-            thresholds: below which a weight is near zero, by name; None if not known.
-            spectrum: of these weights; without it nothing is told of masks.
-
-        Returns:
-            ``driver``: fields of the record; ``dormant``, ``movement`` and ``masks`` are absent
-            if motion is not watched. ``dormant_by_layer``: fractions by tensor.
-        """
-        fields: dict[str, Any] = {
-            "decay_clock": moment.decay_clock,
-            "lr_clock": moment.lr_clock,
-            "lr": moment.lr,
-        }
-        if self._motion is None or moment.clock is None:
-            return {"driver": fields, "dormant_by_layer": {}}
-        moved = self._motion.look(
-            snapshot,
-            moment.clock,
-            moment.membership,
-            moment.not_measurable,
-            masters=moment.masters,
-            thresholds=thresholds,
-        )
-        fields |= {"dormant": moved.dormant, "movement": moved.movement}
-        if spectrum is not None:
-            sample = self._motion.sample
-            bits = removed(sample, spectrum.thresholds(MASK_LEVELS))
-            num_sampled = sum(tensor.numel() for tensor in sample.values())
-            fields["masks"] = self._masks.look(snapshot.step, bits, num_sampled)
-        return {"driver": fields, "dormant_by_layer": moved.layers}
 
     def continue_from(self, reading: ClockReading) -> None:
         """Take up clocks that only a log knows; NaN what not even that does.
@@ -388,10 +315,7 @@ class OptimizerTrace:
             "start": self._start.decay,
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
-            "motion": self._motion.state_dict() if self._motion else None,
-            "masks": {
-                k: torch.as_tensor(v, device="cpu") for k, v in self._masks.state_dict().items()
-            },
+            "motion": None if self._motion is None else self._motion.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -400,11 +324,10 @@ class OptimizerTrace:
         Raises:
             StateError: a key is missing.
         """
-        for key in ("start", "lr_start", "clock", "motion", "masks"):
+        for key in ("start", "lr_start", "clock", "motion"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
         self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state["motion"])
-        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,26 +13,25 @@ from torch import nn
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, expect_path, expect_whole
 from sparsitywatch.live.ranks import Replicas, why_another_rank_watches, why_only_a_stage
-from sparsitywatch.live.schedule import Pace, Schedule, as_schedule
+from sparsitywatch.live.schedule import BudgetedSchedule, Schedule, as_schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.measure import Context, MotionTracker
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Sweep
 from sparsitywatch.records import Event, Record
-from sparsitywatch.settings import Settings, as_sweep, default_detectors
+from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.layout import unwrap_model
-from sparsitywatch.weights.motion import Motion
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
-from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, why_not_whole
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["watch"]
 
@@ -45,23 +45,18 @@ def watch(
     logdir: str | os.PathLike[str] | None,
     proxy: Proxy | None = None,
     every: int | Schedule = 500,
-    scope: ScopeLike = "blocks",
-    levels: Sequence[float] | Sweep | None = None,
-    pattern: str | Pattern | None = None,
-    tolerance: float = 0.01,
-    tolerance_mode: str | None = None,
-    near_zero: Sequence[str] = DEFAULT_RULES,
+    settings: Settings | None = None,
     detectors: Mapping[str, Detector] | None = None,
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
     on_record: Sequence[Callable[[Record], object]] = (),
     sinks: Sequence[Sink] = (),
-    dormant_samples: int | None = 1_000_000,
     max_overhead: float | None = 0.01,
     background: bool = True,
     initial_step: int | None = None,
     strict: bool = False,
+    **fields: Unpack[SettingsFields],
 ) -> Watcher:
-    """Watch a training: look at its weights now and then, and say what they tell.
+    """Watch a training: take a snapshot of its weights now and then, and say what it tells.
 
     The training loop stays as it is. With the environment variable
     ``SPARSITYWATCH_DISABLED=1`` nothing is done, nothing is written.
@@ -75,19 +70,9 @@ def watch(
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         proxy: what to evaluate; without one there is no essential sparsity, only what the
             weights tell by themselves.
-        every: look every so many optimizer steps, or a function step -> bool such as
-            ``adaptive(500)``, which looks more often while something is going on.
-        scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"),
-            name patterns, or a predicate (name, parameter) -> bool.
-        levels: sparsities in [0, 1) to evaluate at every look, or a sweep. By default
-            ten levels, and finer ones where the tolerance is first crossed;
-            ``Tracking()`` is half the work, with less of a curve.
-        pattern: what a level means; by default "global", one magnitude threshold over all
-            tensors. A name, or an object such as ``GlobalMagnitude()``.
-        tolerance: the epsilon of essential sparsity.
-        tolerance_mode: "relative", "absolute" or None: relative for losses, absolute for
-            scores.
-        near_zero: rules that count near-zero weights; detectors watch the first one.
+        every: take a snapshot every so many optimizer steps, or a function step -> bool such as
+            ``adaptive(500)``, which takes more of them while something is going on.
+        settings: what is measured and how; by default ``Settings()``.
         detectors: by name of the series to watch, see ``Record.series``. By default
             ``DormantRise()`` on the dormant weights, the early signal, and
             ``AbruptChange()`` on the first near-zero rule.
@@ -95,20 +80,20 @@ def watch(
             more: a webhook, checkpoints. What is learned about an event later calls none.
         on_record: called with each record.
         sinks: further sinks beside TensorBoard and JSONL.
-        dormant_samples: how many weights are compared between looks, a fixed random sample;
-            None for all of them, 0 for none.
         max_overhead: largest share of the wall time that the watch may take, in (0, 1].
             What is due is left out, and counted, to stay within it; the first of each never
-            is. A fifth of it is for looking at the weights, which is cheap, the rest for
+            is. A fifth of it is for snapshots of the weights, which are cheap, the rest for
             evaluating the proxy, so that the one never waits for the other. None: everything
             that is due is done.
         background: measure and write behind the training what needs neither the model nor
-            the optimizer; False: finish every look before the training goes on. Either way
+            the optimizer; False: finish every snapshot before the training goes on. Either way
             ``on_event`` and ``on_record`` are called in the training's thread, at a later
-            step if the look was behind it.
+            step if the snapshot was behind it.
         initial_step: optimizer steps done before this call. None: from
             ``watcher.load_state_dict``, else from the optimizer's own count, else 0.
         strict: let what goes wrong in the watch out, for tests.
+        fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
+            ``scope="layers"`` or ``levels=[0.5, 0.9]``.
 
     Raises:
         ConfigurationError: an argument cannot be used; nothing has been written yet.
@@ -117,7 +102,8 @@ def watch(
         ProxyError: the proxy does not work on this model: it raises, its forward communicates
             with other processes, or leaves behind what cannot be put back.
     """
-    _check(model, proxy, initial_step=initial_step, dormant_samples=dormant_samples)
+    chosen = Settings.of(settings, **fields)
+    _check(model, proxy, initial_step)
     if logdir is not None:
         expect_path("logdir", logdir, "a local directory or None")
     for name, flag in (("background", background), ("strict", strict)):
@@ -125,19 +111,10 @@ def watch(
     inner = unwrap_model(model)
     off = _why_off()
     replicas = _check_whole(inner, logdir)
-    chosen = Scope.of(inner, scope)
-    settings = Settings(
-        tolerance=tolerance,
-        tolerance_mode=tolerance_mode,
-        near_zero=near_zero_rules(near_zero),
-        pattern=as_pattern(pattern),
-        sweep=as_sweep(levels),
-    )
-    pace = Pace(as_schedule(every), max_overhead, evaluates=proxy is not None)
+    scope = Scope.of(inner, chosen.scope)
+    schedule = BudgetedSchedule(as_schedule(every), max_overhead, evaluates=proxy is not None)
     real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
-    if detectors is None:
-        detectors = default_detectors(settings)
-    for note in (chosen.note_on_reparametrized, chosen.note_on_stored):
+    for note in (scope.note_on_reparametrized, scope.note_on_stored):
         if note and not off:
             _logger.warning("sparsitywatch: %s", note)
     if proxy is not None and not off:
@@ -147,39 +124,43 @@ def watch(
         claim=Claim(directory),
         in_log=(JsonlSink, TensorBoardSink),
         sinks=sinks,
-        detectors=detectors,
+        detectors=default_detectors(chosen) if detectors is None else detectors,
         on_event=on_event,
         on_record=on_record,
         strict=strict,
     )
-    snapshot = Snapshot.of(inner, chosen, initial_step or 0)
-    initial_rms = {} if off else _rms(snapshot)
+    snapshot = Snapshot.of(inner, scope, initial_step or 0)
+    context = Context(
+        settings=chosen,
+        scope=scope,
+        proxy=proxy,
+        initial_rms={} if off else _rms(snapshot),
+        dtypes=snapshot.dtypes,
+        motion=MotionTracker.of(chosen),
+        strict=strict,
+    )
     if directory is not None:
         prepare(directory)
     return Watcher(
         model,
         real_optimizer,
-        scope=chosen,
-        measurement=Measurement(settings, chosen, initial_rms, proxy, snapshot.dtypes),
+        context=context,
         pipeline=pipeline,
-        pace=pace,
-        motion=None if dormant_samples == 0 else Motion(dormant_samples),
+        schedule=schedule,
         background=background,
         initial_step=initial_step,
-        strict=strict,
         off=off,
         replicas=replicas,
     )
 
 
-def _check(model: object, proxy: object, **counts: int | None) -> None:
+def _check(model: object, proxy: object, initial_step: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise ConfigurationError(
             f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
         )
-    for name, count in counts.items():
-        if count is not None:
-            expect_whole(name, count, 0)
+    if initial_step is not None:
+        expect_whole("initial_step", initial_step, 0)
     is_proxy = proxy is None or isinstance(proxy, Proxy)
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
 

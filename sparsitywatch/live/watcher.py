@@ -1,4 +1,4 @@
-"""The live driver: attach to an optimizer, look when due, let nothing out, close."""
+"""The live driver: attach to an optimizer, take snapshots when due, let no fault out."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparsitywatch.errors import LogTakenError, StateError, boundary, let_out, note_signal_handlers
-from sparsitywatch.live.looker import Finished, Looker
 from sparsitywatch.live.ranks import Replicas, why_another_rank_watches
 from sparsitywatch.live.resume import begin, check_state, recall_proxy
-from sparsitywatch.live.schedule import Due, Pace
+from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
+from sparsitywatch.live.snapshots import SnapshotTaker, Taken
 from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_was_skipped
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.shown import shown_error
-from sparsitywatch.weights.motion import Motion
-from sparsitywatch.weights.scope import Scope
 
 __all__ = ["Watcher"]
 
 _logger = logging.getLogger("sparsitywatch")
 
-_MAX_FAILURES = 3  # looks that fail in a row, then the watch is off
+_MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the log is told how the watch is: with a snapshot, and without one.
-_TELL_S, _SIGN_OF_LIFE_S = 10.0, 60.0
+_REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
 
 
 class Watcher:
@@ -47,14 +46,11 @@ class Watcher:
     Args:
         model: what is watched.
         optimizer: whose steps are counted; None if ``step`` is called instead.
-        scope: which weights count.
-        measurement: what a look measures.
+        context: what a snapshot is measured with.
         pipeline: what becomes of the record.
-        pace: when to look.
-        motion: remembers the weights of the last look; None to leave motion out.
+        schedule: when to take one.
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
-        strict: let what goes wrong out, for tests.
         off: why this watch does nothing; empty if it does.
         replicas: whether other ranks hold the same model; None without other ranks.
     """
@@ -64,24 +60,21 @@ class Watcher:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
         *,
-        scope: Scope,
-        measurement: Measurement,
+        context: Context,
         pipeline: Pipeline,
-        pace: Pace,
-        motion: Motion | None,
+        schedule: BudgetedSchedule,
         background: bool,
         initial_step: int | None,
-        strict: bool = False,
         off: str = "",
         replicas: Replicas | None = None,
     ) -> None:
-        self._scope, self._measurement, self._pipeline = scope, measurement, pipeline
-        self._pace, self._background, self._replicas = pace, background, replicas
-        self._strict, self._off = strict, off
-        self._trace = OptimizerTrace(optimizer, scope, motion)
-        self._masked = MaskedModel(model, scope)
-        self._looker = Looker(
-            self._masked, scope, measurement, pipeline, self._trace, strict=strict
+        self._pipeline, self._schedule, self._replicas = pipeline, schedule, replicas
+        self._budget, self._background = schedule.budget, background
+        self._scope, self._strict, self._off = context.scope, context.strict, off
+        self._trace = OptimizerTrace(optimizer, context.scope, context.motion)
+        self._model = MaskedModel(model, context.scope)
+        self._taker = SnapshotTaker(
+            self._model, context, pipeline, self._trace, self._budget.overhead
         )
         self._step = initial_step
         self._pid = os.getpid()
@@ -91,10 +84,10 @@ class Watcher:
         self._last_step = self._last_evaluated_step = -1
         self._begun_at = 0
         self._has_warned = False
-        self._told_at = -math.inf
+        self._reported_at = -math.inf
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
-            self._looker.begin(begun, behind=background)
+            self._taker.begin(begun, behind=background)
         watched = None if off else optimizer
         self._hooks = StepHooks(watched, self._on_optimizer_step, self._on_other_step)
         self._successor = None if watched is None else self._successor_of(watched)
@@ -103,7 +96,7 @@ class Watcher:
         return Successor(optimizer, lambda: self._parameters().values())
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        return dict(self._scope.parameters(self._masked.module))
+        return dict(self._scope.parameters(self._model.module))
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
@@ -127,7 +120,7 @@ class Watcher:
 
     @property
     def events(self) -> list[Event]:
-        """Every event so far; waits for a look on its way."""
+        """Every event so far; waits for one on its way."""
         self._settle()
         return self._pipeline.events
 
@@ -166,28 +159,30 @@ class Watcher:
             self._advance(self.step_count + 1 if step is None else step)
 
     def snapshot(self) -> Record:
-        """Look now, whatever the schedule says.
+        """Take a snapshot now, whatever the schedule says.
 
         Returns:
-            The record of this step: the one that there is already if this step has been
-            looked at, be it without its evaluation (``not_evaluated``). It is invalid, with
-            the reason, if something failed.
+            The record of this step: the one that there is already if there is one, be it
+            without its evaluation (``not_evaluated``). It is invalid, with the reason, if
+            something failed.
         """
-        started = time.perf_counter()
         if self._is_idle():
             why = self._off or ("closed" if self._closed else "in a forked process")
-            error = RuntimeError(f"the watch is off: {why}")
-            return self._measurement.failed(self.step_count, error, started)
+            return self._failed(f"the watch is off: {why}")
         with self._boundary():
             self._open()
             if not self._off:
                 self._collect(wait=True)
                 records = self._pipeline.records
                 if not records or records[-1].step != self.step_count:
-                    self._look(behind=False)
+                    self._take(behind=False)
                 if records and records[-1].step == self.step_count:
                     return records[-1]
-        return self._measurement.failed(self.step_count, RuntimeError(self._off), started)
+        return self._failed(self._off)
+
+    def _failed(self, reason: str) -> Record:
+        error = shown_error(RuntimeError(reason))
+        return failed_record(self.step_count, error, self._taker.context)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from: numbers, strings, tensors (weights-only safe).
@@ -203,11 +198,11 @@ class Watcher:
             return {
                 "step": self.step_count,
                 "scope_hash": self._scope.hash,
-                "proxy_hash": self._measurement.provenance.proxy_hash,
-                "initial_rms": dict(self._measurement.initial_rms),
+                "proxy_hash": self._taker.context.provenance.proxy_hash,
+                "initial_rms": dict(self._taker.context.initial_rms),
                 "optimizer": self._trace.state_dict(),
                 "pipeline": self._pipeline.state_dict(),
-                "pace": self._pace.state_dict(),
+                "schedule": self._schedule.state_dict(),
                 "log": self._pipeline.claim.name,
             }
         return {}
@@ -231,10 +226,11 @@ class Watcher:
             return
         claim = self._pipeline.claim
         claim.go_back(str(state.get("log", "")))
-        recall_proxy(claim.directory, self._measurement, str(state.get("proxy_hash")))
-        check_state(state, self._measurement.provenance)
+        kept = recall_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))
+        check_state(state, kept.provenance)
         before = (self._step, self.state_dict())
         try:
+            self._taker.context = kept
             self._take_up(int(state["step"]), state)
         except (
             ArithmeticError,
@@ -267,16 +263,17 @@ class Watcher:
                 "no hooks: attach to the one that steps, or call watcher.step()."
             )
         if self._opened:
-            self._looker.close()
+            self._taker.close()
             with self._boundary():
-                self._tell("closed")
+                self._report("closed")
             self._pipeline.close()
 
     def _take_up(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
-        self._measurement.initial_rms = dict(state["initial_rms"])
+        initial_rms = dict(state["initial_rms"])
+        self._taker.context = replace(self._taker.context, initial_rms=initial_rms)
         self._trace.load_state_dict(state["optimizer"])
-        self._pace.load_state_dict(state["pace"])
+        self._schedule.load_state_dict(state["schedule"])
 
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
@@ -331,7 +328,7 @@ class Watcher:
             first,
             number,
         )
-        self._pace.miss(range(first, first + number - 1))
+        self._schedule.miss(range(first, first + number - 1))
         self._advance(self._step + number)
 
     def _advance(self, step: int) -> None:
@@ -344,31 +341,32 @@ class Watcher:
         self._collect()
         if self._off:
             return
-        if not self._looker.is_busy:  # it holds the log
-            self._tell_again(_SIGN_OF_LIFE_S)
-        due = self._pace.due(step, is_busy=self._looker.is_busy)
+        if not self._taker.is_busy:  # it holds the log
+            self._report_again(_SIGN_OF_LIFE_S)
+        due = self._schedule.due(step, is_busy=self._taker.is_busy)
         if due is not Due.NOTHING:
-            self._look(behind=self._background, evaluates=due is Due.EVERYTHING)
+            not_evaluated = LEFT_OUT if due is Due.WEIGHTS else ""
+            self._take(behind=self._background, not_evaluated=not_evaluated)
 
-    def _look(self, *, behind: bool, evaluates: bool = True) -> None:
+    def _take(self, *, behind: bool, not_evaluated: str = "") -> None:
         self._collect(wait=True)
         self._stand_back()
         if self._off:
             return
         if lost := self._pipeline.claim.lost:  # before anything is measured in vain
             raise LogTakenError(lost)
-        started = self._pace.budget.now()
+        started = self._budget.now()
         note_signal_handlers()
-        effort = self._pace.effort(self._pipeline.publish_s, evaluates=evaluates)
-        if behind:
-            self._looker.look_behind(self.step_count, effort)
-            finished = None
-        else:
-            finished = self._looker.look(self.step_count, effort)
-        evaluated = self._measurement.evaluates and evaluates
-        self._under_way = (self._pace.budget.now() - started, evaluated)
-        if finished is not None:
-            self._finish(finished)
+        taken = self._taker.take(
+            self.step_count,
+            behind=behind,
+            num_left_out=self._schedule.pop_left_out(),
+            not_evaluated=not_evaluated,
+        )
+        evaluated = self._taker.context.proxy is not None and not not_evaluated
+        self._under_way = (self._budget.now() - started, evaluated)
+        if taken is not None:
+            self._finish(taken)
 
     def _stand_back(self) -> None:
         """Switch off where this process turns out not to be the one that watches the model.
@@ -386,24 +384,24 @@ class Watcher:
 
     def _collect(self, *, wait: bool = False) -> None:
         """Take what has been finished behind the training."""
-        finished = self._looker.collect(wait=wait)
-        if finished is not None:
-            self._pace.budget.spend(finished.behind_s)
-            self._finish(finished)
+        taken = self._taker.collect(wait=wait)
+        if taken is not None:
+            self._budget.spend(taken.behind_s)
+            self._finish(taken)
 
     def _settle(self) -> None:
-        """Wait for the look that is on its way; in a forked child there is none."""
+        """Wait for the snapshot that is on its way; in a forked child there is none."""
         if not self._is_idle():
             with self._boundary():
                 self._collect(wait=True)
 
-    def _finish(self, finished: Finished) -> None:
+    def _finish(self, taken: Taken) -> None:
         in_front_s, evaluated = self._under_way
-        self._pace.budget.book(in_front_s + finished.behind_s, evaluated=evaluated)
-        self._pipeline.act(finished.record, finished.events)
-        if finished.events or self._pipeline.is_suspicious:
-            self._pace.alert(finished.record.step)
-        self._count(finished.record)
+        self._budget.book(in_front_s + taken.behind_s, evaluated=evaluated)
+        self._pipeline.act(taken.record, taken.events)
+        if taken.events or self._pipeline.is_suspicious:
+            self._schedule.alert(taken.record.step)
+        self._count(taken.record)
 
     def _count(self, record: Record) -> None:
         self._last_step = record.step
@@ -411,14 +409,16 @@ class Watcher:
             self._last_evaluated_step = record.step
         self._failures = 0 if record.valid else self._failures + 1
         if self._failures < _MAX_FAILURES:
-            self._tell_again(_TELL_S if record.valid else 0.0)
+            self._report_again(_REPORT_S if record.valid else 0.0)
         else:
-            self._switch_off(f"{self._failures} looks in a row failed; the last: {record.reason}")
+            self._switch_off(
+                f"{self._failures} snapshots in a row failed; the last: {record.reason}"
+            )
 
     @contextlib.contextmanager
     def _boundary(self) -> Iterator[None]:
         """Where faults end: they end the watch, not the training. What it takes is counted."""
-        self._pace.budget.enter()
+        self._budget.enter()
         try:
             yield
         except LogTakenError as error:
@@ -428,24 +428,24 @@ class Watcher:
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(shown_error(error))
         finally:
-            self._pace.budget.leave()
+            self._budget.leave()
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
         _logger.error("sparsitywatch: the watch switched itself off: %s", reason)
         if self._opened:
-            self._looker.close()
-            self._tell("off", reason)
+            self._taker.close()
+            self._report("off", reason)
             self._pipeline.close()
 
-    def _tell_again(self, seconds: float) -> None:
+    def _report_again(self, seconds: float) -> None:
         """Tell the sinks that the watch is on, unless they were told within these seconds."""
-        if time.monotonic() - self._told_at >= seconds:
-            self._tell("on")
+        if time.monotonic() - self._reported_at >= seconds:
+            self._report("on")
 
-    def _tell(self, status: str, reason: str = "") -> None:
+    def _report(self, status: str, reason: str = "") -> None:
         """Tell the sinks how the watch is; never in the thread behind the training."""
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         seen_until = max(self._last_step, self._begun_at)
         self._pipeline.tell(
             WatchState(
@@ -455,17 +455,17 @@ class Watcher:
                 wall_time=time.time(),
                 last_step=self._last_step,
                 last_evaluated_step=self._last_evaluated_step,
-                next_due_step=self._pace.next_due(seen_until),
+                next_due_step=self._schedule.next_due(seen_until),
                 num_failures=self._failures,
-                overhead=self._pace.budget.overhead(),
-                step_s=self._pace.step_s,
+                overhead=self._budget.overhead(),
+                step_s=self._schedule.step_s,
                 pid=os.getpid(),
                 host=socket.gethostname(),
             )
         )
 
     def _open(self) -> None:
-        """Begin the log at the first look or step, when the initial step is known."""
+        """Begin the log at the first snapshot or step, when the initial step is known."""
         if not self._opened:
             self._stand_back()
         if self._opened or self._off:
@@ -473,9 +473,9 @@ class Watcher:
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step
         self._begun_at = self._step
-        begin(self._step, self._scope, self._measurement, self._pipeline, self._trace)
+        self._taker.context = begin(self._step, self._taker.context, self._pipeline, self._trace)
         for record in self._pipeline.records:
             self._last_step = record.step
             if record.curve is not None:
                 self._last_evaluated_step = record.step
-        self._tell("on")
+        self._report("on")

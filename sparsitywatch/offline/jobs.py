@@ -1,4 +1,4 @@
-"""The model that checkpoints are evaluated on, one to each thread that evaluates."""
+"""One checkpoint measured, here or by a worker: what it is sent, and what comes back."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ import os
 import pickle
 import signal
 import threading
-import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.loading import load_into, stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
@@ -34,32 +30,27 @@ from sparsitywatch.errors import (
     expect_functions,
 )
 from sparsitywatch.offline.selection import Failure
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.pipeline.measure import Context, Measured, measure_snapshot
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import Detail, Record, SparsityCurve
+from sparsitywatch.records import SparsityCurve
 from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.sample import Sampler
-from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.stored import LazyTensors
 
 __all__ = [
-    "Given",
+    "EmptyModel",
+    "Job",
+    "JobResult",
     "Listeners",
-    "Look",
-    "Orders",
-    "Plan",
-    "Skeleton",
-    "Stage",
-    "Task",
+    "ModelFactory",
     "in_order",
-    "look",
     "processes",
-    "sample",
-    "unpacked",
+    "run_job",
+    "sample_of",
     "window_of",
 ]
 
@@ -67,17 +58,15 @@ _mine = threading.local()
 
 
 @dataclass(frozen=True)
-class Stage:
-    """How a worker comes by its model, and what it evaluates.
+class ModelFactory:
+    """How a worker comes by the model that checkpoints are evaluated on.
 
     Args:
         make: makes the model; called once in each thread. Its weights do not matter.
-        proxy: what is evaluated; None to evaluate nothing.
-        id: tells this stage from others in a worker that outlives it.
+        id: tells this factory from others in a worker that outlives it.
     """
 
     make: Callable[[], nn.Module]
-    proxy: Proxy | None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def model(self) -> nn.Module:
@@ -88,18 +77,7 @@ class Stage:
         return model
 
 
-@dataclass(frozen=True)
-class Given:
-    """The user's own model, for looks in the caller's thread."""
-
-    model: nn.Module
-
-    def __call__(self) -> nn.Module:
-        """The model."""
-        return self.model
-
-
-class Skeleton:
+class EmptyModel:
     """A model without the values of its parameters, small enough to send to every worker.
 
     Buffers keep theirs: some of them are in no checkpoint.
@@ -114,7 +92,7 @@ class Skeleton:
     def __init__(self, model: nn.Module) -> None:
         buffer = io.BytesIO()
         try:
-            _SkeletonPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(model)
+            _EmptyPickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(model)
         except Exception as error:
             raise ConfigurationError(
                 "Expected a `model` that can be sent to the workers of `executor`, but pickling it "
@@ -130,7 +108,7 @@ class Skeleton:
         return model
 
 
-class _SkeletonPickler(pickle.Pickler):
+class _EmptyPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is nn.Parameter:
             return _empty, (tuple(obj.shape), obj.dtype, str(obj.device), obj.requires_grad)
@@ -147,155 +125,120 @@ def _empty(
     return nn.Parameter(data, requires_grad=requires_grad)
 
 
-#: A sampled tensor as plain bytes: its dtype and uint8 [N * bytes per weight].
-Packed = tuple[torch.dtype, np.ndarray]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What the looks of a replay have in common; it goes to every worker.
+class Job:
+    """One checkpoint to measure, and how; it goes to a worker.
 
     Args:
+        url, step: of the checkpoint.
         settings: what is measured.
-        scope: which weights count.
+        scope: which weights count; None until a checkpoint or a model has decided it.
         initial_rms: what "initial" near-zero rules refer to; None: the checkpoint itself.
         storage_options: passed on to fsspec.
-        num_samples: weights that are compared from look to look, as of ``Motion``.
-        stage: the model; None to read the weights only.
+        factory: the model; None to read the weights only.
+        proxy: what is evaluated on it.
+        previous: the curve of the checkpoint before, for sweeps that go on from it.
         num_threads: to read the weights with; None for as many as torch uses.
         strict: let what goes wrong out, for tests.
     """
 
+    url: str = ""
+    step: int = -1
     settings: Settings
-    scope: Scope
-    initial_rms: Mapping[str, float] | None
-    storage_options: Mapping[str, Any]
-    num_samples: int | None
-    stage: Stage | None
+    scope: Scope | None = None
+    initial_rms: Mapping[str, float] | None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    factory: ModelFactory | None = None
+    proxy: Proxy | None = None
+    previous: SparsityCurve | None = None
     num_threads: int | None = None
     strict: bool = False
 
+    @property
+    def context(self) -> Context:
+        """What its snapshot is measured with, the model left out."""
+        assert self.scope is not None  # noqa: S101 for the type checker
+        num_samples = self.settings.dormant_samples
+        return Context(
+            settings=self.settings,
+            scope=self.scope,
+            proxy=self.proxy,
+            initial_rms=self.initial_rms or {},
+            previous=self.previous,
+            sampler=None if num_samples == 0 else Sampler(num_samples),
+            num_threads=self.num_threads,
+            strict=self.strict,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One checkpoint to look at.
+class JobResult:
+    """What came of a job.
 
     Args:
-        url, step: of the checkpoint.
-        plan: how.
-        previous: the curve of the look before, for sweeps that go on from it.
-    """
-
-    url: str
-    step: int
-    plan: Plan
-    previous: SparsityCurve | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What came of it: a record, or why there is none.
-
-    Args:
-        record: without what needs the look before; None if the weights cannot be read.
-        detail: as sinks take it.
-        sample: the sampled weights.
-        mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``.
-        initial_rms: what "initial" near-zero rules referred to.
+        measured: None if the weights cannot be read.
         reason: why there is no record, in one line; empty if there is one.
         is_incomplete: whether it may be worth a wait.
     """
 
-    record: Record | None = None
-    detail: Detail = field(default_factory=Detail)
-    sample: Mapping[str, Packed] = field(default_factory=dict)
-    mask_thresholds: tuple[float, ...] = ()
-    initial_rms: Mapping[str, float] = field(default_factory=dict)
+    measured: Measured | None = None
     reason: str = ""
     is_incomplete: bool = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if self.measured is not None:
+            # as bytes: tensors would go through shared memory, and numpy has no bfloat16
+            sample = self.measured.sample.items()
+            state["packed"] = {n: (t.dtype, t.view(torch.uint8).numpy()) for n, t in sample}
+            state["measured"] = replace(self.measured, sample={})
+        return state
 
-def look(task: Task) -> Look:
-    """Look at a checkpoint. Whatever is wrong with it is told, not raised."""
-    started = time.perf_counter()
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("packed", {})
+        if packed:
+            sample = {
+                name: torch.from_numpy(words if words.flags.writeable else words.copy()).view(dtype)
+                for name, (dtype, words) in packed.items()
+            }
+            state["measured"] = replace(state["measured"], sample=sample)
+        vars(self).update(state)
+
+
+def run_job(job: Job) -> JobResult:
+    """Measure a checkpoint. Whatever is wrong with it is reported, not raised."""
     try:
-        with (
-            torch.no_grad(),
-            open_checkpoint(task.url, task.plan.storage_options) as checkpoint,
-        ):
-            return _measured(task, checkpoint, started)
+        with torch.no_grad(), open_checkpoint(job.url, job.storage_options) as checkpoint:
+            return JobResult(measured=_measured(job, checkpoint))
     except CheckpointError as error:
-        return Look(reason=str(error), is_incomplete=isinstance(error, IncompleteCheckpointError))
+        is_incomplete = isinstance(error, IncompleteCheckpointError)
+        return JobResult(reason=str(error), is_incomplete=is_incomplete)
     except Exception as error:
-        if task.plan.strict:
+        if job.strict:
             raise
-        return Look(reason=f"Cannot replay {shown_url(task.url)}: {one_line(error)}.")
+        return JobResult(reason=f"Cannot replay {shown_url(job.url)}: {one_line(error)}.")
 
 
-def sample(task: Task) -> Mapping[str, Packed]:
+def sample_of(job: Job) -> Mapping[str, torch.Tensor]:
     """Only the sampled weights of a checkpoint; empty if they cannot be read."""
-    plan = task.plan
     try:
-        with (
-            torch.no_grad(),
-            open_checkpoint(task.url, plan.storage_options) as checkpoint,
-        ):
-            stored = stored_snapshot(checkpoint, plan.scope, task.step)
-            return _packed(Sampler(plan.num_samples).take(stored))
+        with torch.no_grad(), open_checkpoint(job.url, job.storage_options) as checkpoint:
+            stored = stored_snapshot(checkpoint, job.context.scope, job.step)
+            return Sampler(job.settings.dormant_samples).take(stored)
     except CheckpointError:
         return {}
 
 
-def unpacked(packed: Mapping[str, Packed]) -> dict[str, torch.Tensor]:
-    """Sampled weights as tensors, by name."""
-    return {
-        name: torch.from_numpy(words if words.flags.writeable else words.copy()).view(dtype)
-        for name, (dtype, words) in packed.items()
-    }
-
-
-def _packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, Packed]:
-    # as bytes: tensors would go through shared memory, and numpy has no bfloat16
-    return {name: (t.dtype, t.view(torch.uint8).numpy()) for name, t in tensors.items()}
-
-
-def _measured(task: Task, checkpoint: Checkpoint, started: float) -> Look:
-    plan, stage = task.plan, task.plan.stage
-    if stage is not None:  # before its names are compared: what this says is said of all tensors
-        load_into(stage.model(), checkpoint)
-    snapshot = stored_snapshot(checkpoint, plan.scope, task.step)
-    model, proxy = None, None
-    if stage is not None:
-        model, proxy = MaskedModel(stage.model(), plan.scope), stage.proxy
-        snapshot = _loaded(snapshot, model.module)
-    dtypes = snapshot.dtypes
-    taken: dict[str, torch.Tensor] = {}
-    if plan.num_samples != 0:
-        snapshot = Sampler(plan.num_samples).tapped(snapshot, taken)
-    mask_thresholds: list[float] = []
-
-    def counted(spectrum: MagnitudeSpectrum) -> dict[str, Any]:
-        mask_thresholds.extend(spectrum.thresholds(MASK_LEVELS))
-        return {}  # what moved is told where the look before is known
-
-    measurement = Measurement(plan.settings, plan.scope, plan.initial_rms, proxy, dtypes)
-    record, detail = measurement.record(
-        snapshot,
-        model,
-        started=started,
-        stall_s=0.0,
-        motion=counted,
-        previous=task.previous,
-        num_threads=plan.num_threads,
-        strict=plan.strict,
-    )
-    return Look(
-        record=record,
-        detail=detail,
-        sample=_packed(taken),
-        mask_thresholds=tuple(mask_thresholds),
-        initial_rms=measurement.initial_rms,
-    )
+def _measured(job: Job, checkpoint: Checkpoint) -> Measured:
+    if job.factory is not None:  # before its names are compared: this is said of all tensors
+        load_into(job.factory.model(), checkpoint)
+    context = job.context
+    snapshot = stored_snapshot(checkpoint, context.scope, job.step)
+    context = replace(context, dtypes=snapshot.dtypes)
+    if job.factory is not None:
+        model = MaskedModel(job.factory.model(), context.scope)
+        snapshot, context = _loaded(snapshot, model.module), replace(context, model=model)
+    return measure_snapshot(snapshot, context)
 
 
 def _loaded(stored: Snapshot, module: nn.Module) -> Snapshot:
@@ -307,38 +250,38 @@ def _loaded(stored: Snapshot, module: nn.Module) -> Snapshot:
     return Snapshot(stored.step, stored.scope, tensors)
 
 
-#: Looks at once for executors that do not say how many workers they have.
+#: Jobs at once for executors that do not say how many workers they have.
 _MANY = 16
 
 
 def window_of(executor: Executor | None) -> int:
-    """How many looks to have under way: two to each worker, so that none waits for work."""
+    """How many jobs to have under way: two to each worker, so that none waits for work."""
     num_workers = getattr(executor, "_max_workers", None)
     return 2 * num_workers if isinstance(num_workers, int) and num_workers > 0 else _MANY
 
 
 def in_order(
-    tasks: Iterable[Task | Look], executor: Executor | None, window: int
-) -> Iterator[Look]:
-    """What comes of each task, in the order of the tasks.
+    jobs: Iterable[Job | JobResult], executor: Executor | None, window: int
+) -> Iterator[JobResult]:
+    """What comes of each job, in the order of the jobs.
 
     Args:
-        tasks: asked for one by one: without an executor only when the look before has been
-            taken. One that is a look already is passed through in its turn.
-        executor: None to look here and now.
-        window: looks under way at once, at most; bounds the memory of what waits its turn.
+        jobs: asked for one by one: without an executor only when the result before has been
+            taken. One that is a result already is passed through in its turn.
+        executor: None to run them here and now.
+        window: jobs under way at once, at most; bounds the memory of what waits its turn.
 
     Raises:
-        Exception: the executor failed, such as ``BrokenProcessPool``; looks themselves
-            raise nothing.
+        Exception: the executor failed, such as ``BrokenProcessPool``; jobs themselves raise
+            nothing.
     """
-    waiting: deque[Look | Future[Look]] = deque()
+    waiting: deque[JobResult | Future[JobResult]] = deque()
     try:
-        for task in tasks:
-            if isinstance(task, Look):
-                waiting.append(task)
+        for job in jobs:
+            if isinstance(job, JobResult):
+                waiting.append(job)
             else:
-                waiting.append(look(task) if executor is None else executor.submit(look, task))
+                waiting.append(run_job(job) if executor is None else executor.submit(run_job, job))
             if executor is None or len(waiting) >= window:
                 yield _result(waiting.popleft())
         while waiting:
@@ -349,8 +292,8 @@ def in_order(
                 left.cancel()
 
 
-def _result(one: Look | Future[Look]) -> Look:
-    return one if isinstance(one, Look) else one.result()
+def _result(one: JobResult | Future[JobResult]) -> JobResult:
+    return one if isinstance(one, JobResult) else one.result()
 
 
 @contextmanager
@@ -384,45 +327,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Orders:
-    """What was asked for, checked.
-
-    Args:
-        settings: what is measured.
-        scope: which weights count; decided already if there is a model.
-        stage: the model and the proxy; None to read the weights only.
-        initial_rms: what "initial" near-zero rules refer to; None: the first checkpoint.
-        num_samples: weights that are compared from look to look, as of ``Motion``.
-        storage_options: passed on to fsspec.
-        executor: None to look in this thread.
-        window: looks under way at once, at most.
-        goes_on: whether a sweep goes on from the look before.
-        directory: of the log, or None.
-        replayed_from: where the checkpoints lie, as asked for.
-        strict: let what goes wrong out, for tests.
-    """
-
-    settings: Settings
-    scope: Scope | ScopeLike
-    stage: Stage | None
-    initial_rms: Mapping[str, float] | None
-    num_samples: int | None
-    storage_options: Mapping[str, Any]
-    executor: Executor | None
-    window: int
-    goes_on: bool
-    directory: Path | None
-    replayed_from: tuple[str, ...]
-    strict: bool = False
-
-
 @dataclass(frozen=True)
 class Listeners:
     """Who is told what while a replay goes on.
 
     Args:
-        on_failure: called with each checkpoint that could not be looked at.
+        on_failure: called with each checkpoint that could not be measured.
         on_progress: called with how many checkpoints are done, and how many there are.
         on_waiting: called with why nothing can be listed yet.
     """

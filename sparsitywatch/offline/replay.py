@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,23 +26,24 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.offline.driver import Replayer
-from sparsitywatch.offline.jobs import Given, Listeners, Orders, Skeleton, Stage, window_of
+from sparsitywatch.offline.jobs import EmptyModel, Job, Listeners, ModelFactory, window_of
 from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
 from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
-from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.pruning.sweep import Bisection, Grid
 from sparsitywatch.records import Event, Record
-from sparsitywatch.settings import Settings, as_sweep, default_detectors
+from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.shown import shown_url
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.layout import unwrap_model
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
 from sparsitywatch.weights.scope import Scope, ScopeLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["replay"]
 
@@ -58,12 +59,7 @@ def replay(
     model: nn.Module | Callable[[], nn.Module] | None = None,
     proxy: Proxy | None = None,
     executor: Executor | None = None,
-    scope: ScopeLike = "blocks",
-    levels: Sequence[float] | Sweep | None = None,
-    pattern: str | Pattern | None = None,
-    tolerance: float = 0.01,
-    tolerance_mode: str | None = None,
-    near_zero: Sequence[str] = DEFAULT_RULES,
+    settings: Settings | None = None,
     initial_rms: Mapping[str, float] | str | os.PathLike[str] | None = None,
     detectors: Mapping[str, Detector] | None = None,
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
@@ -72,7 +68,6 @@ def replay(
     on_progress: Sequence[Callable[[int, int], object]] = (),
     on_waiting: Sequence[Callable[[str], object]] = (),
     sinks: Sequence[Sink] = (),
-    dormant_samples: int | None = 1_000_000,
     storage_options: Mapping[str, Any] | None = None,
     max_in_flight: int | None = None,
     follow: bool = False,
@@ -81,53 +76,55 @@ def replay(
     until: Callable[[], bool] | None = None,
     duplicates: str = "refuse",
     strict: bool = False,
+    **fields: Unpack[SettingsFields],
 ) -> Replayed:
-    """Look at saved checkpoints: the same records, events and files as from a live watch.
+    """Measure saved checkpoints: the same records, events and files as from a live watch.
 
     The same weights give the same record as live, but for wall time, costs, and what only an
     optimizer knows: the decay clock, the learning rate and the forecast are unknown, and what
-    moved between two looks is estimated from the weights (``dormant.estimated``).
+    moved between two checkpoints is estimated from the weights (``dormant.estimated``).
 
     A replay that was killed does only what is missing when it is started again.
 
     Args:
         urls: checkpoints, folders of them and patterns such as "runs/bert/checkpoint-*", on
-            any storage that fsspec knows. They are looked at by step.
+            any storage that fsspec knows. They are measured by step.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         model: what was trained, or a function that makes it. Every parameter is overwritten by
             those of the checkpoints. Without it nothing but tensors is needed; which weights
             count is then told from their names and shapes.
         proxy: what to evaluate, as live; needs ``model``.
-        executor: who looks: any ``concurrent.futures.Executor`` (threads, processes that are
+        executor: who measures: any ``concurrent.futures.Executor`` (threads, processes that are
             spawned, ``client.get_executor(pure=False)`` of dask). It gets URLs and gives
             records; closing it is yours. None: this process, which
             without a model reads one checkpoint ahead.
-        scope, levels, pattern, tolerance, tolerance_mode, near_zero: as of ``watch``.
+        settings: what is measured and how; by default ``Settings()``.
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
             refer to, or the log directory of a run that has them. By default those of the
             first checkpoint that can be read.
         detectors: as of ``watch``; by default those of the near-zero weights. Without the decay
             clock the early signal cannot be told from a model that has stopped to learn.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
-        on_failure: called with each checkpoint that cannot be looked at; the others go on.
+        on_failure: called with each checkpoint that cannot be measured; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
         on_waiting: called with the reason, once for each, why ``follow`` finds nothing to list yet.
-        dormant_samples: how many weights are compared from one checkpoint to the next.
         storage_options: passed on to fsspec, such as credentials and an endpoint.
-        max_in_flight: how many looks an executor is given at once, at most; by default two to
+        max_in_flight: how many checkpoints an executor is given at once, at most; by default two to
             each worker.
         follow: wait for the checkpoints of a run that goes on; also for the first one. Ends
             with Ctrl-C, with ``idle_timeout_s`` and with ``until``.
-        poll_s: seconds between two looks at the storage.
+        poll_s: seconds between two listings of the storage.
         idle_timeout_s: stop following when nothing new has come for so many seconds.
-        until: stop following when it returns True; it is asked before each look.
+        until: stop following when it returns True; it is asked before each listing.
         duplicates: "refuse": several checkpoints of one step that do not hold the same weights
-            are told and none of them is looked at, since they may be parts of a model; "first":
+            are told and none of them is measured, since they may be parts of a model; "first":
             the first one is.
-        strict: let what goes wrong in a look out, for tests.
+        strict: let what goes wrong in a measurement out, for tests.
+        fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
+            ``scope="layers"`` or ``levels=[0.5, 0.9]``.
 
     Returns:
-        Records, events, and what could not be looked at.
+        Records, events, and what could not be measured.
 
     Raises:
         ConfigurationError: an argument cannot be used, or ``logdir`` holds something else.
@@ -137,37 +134,27 @@ def replay(
         StateError: the log of an earlier replay is damaged.
         OSError: the log cannot be written.
     """
+    chosen = Settings.of(settings, **fields)
     places = _places(urls)
-    settings = Settings(
-        tolerance=tolerance,
-        tolerance_mode=tolerance_mode,
-        near_zero=near_zero_rules(near_zero),
-        pattern=as_pattern(pattern),
-        sweep=as_sweep(levels),
-    )
-    goes_on = proxy is not None and not isinstance(settings.sweep, Grid | Bisection)
+    goes_on = proxy is not None and not isinstance(chosen.sweep, Grid | Bisection)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     listeners = Listeners(on_failure, on_progress, on_waiting)
-    _check(storage_options, dormant_samples, max_in_flight)
-    _check_executor(executor, levels, goes_on=goes_on)
-    chosen, stage = _staged(model, proxy, scope, executor)
+    _check(storage_options, max_in_flight)
+    _check_executor(executor, chosen.levels, goes_on=goes_on)
+    scope, factory = _model(model, proxy, chosen.scope, executor)
     directory = None if logdir is None else place(logdir)
-    orders = Orders(
-        settings=settings,
-        scope=chosen,
-        stage=stage,
+    template = Job(
+        settings=chosen,
+        scope=scope,
         initial_rms=_initial_rms(initial_rms),
-        num_samples=dormant_samples,
         storage_options=dict(storage_options or {}),
-        executor=executor,
-        window=window_of(executor) if max_in_flight is None else max_in_flight,
-        goes_on=goes_on,
-        directory=directory,
-        replayed_from=tuple(shown_url(url) for url in places),
+        factory=factory,
+        proxy=proxy,
+        num_threads=None if executor is None else 1,
         strict=strict,
     )
     if detectors is None:
-        detectors = _default_detectors(settings)
+        detectors = _default_detectors(chosen)
     pipeline = Pipeline(
         claim=Claim(directory),
         sinks=[*as_sinks(sinks), *_sinks_into(directory)],
@@ -176,14 +163,23 @@ def replay(
         on_record=on_record,
         strict=True,
     )
-    replayer = Replayer(orders, pipeline, detectors, listeners)
+    replayer = Replayer(
+        template,
+        pipeline,
+        detectors,
+        listeners,
+        executor=executor,
+        window=window_of(executor) if max_in_flight is None else max_in_flight,
+        goes_on=goes_on,
+        replayed_from=tuple(shown_url(url) for url in places),
+    )
 
     found: dict[str, Found] = {}
 
     def list_now() -> Selection:
         # what is done is neither listed nor opened again each time that a sidecar looks
         known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
-        listed = discover(places, orders.storage_options, known, duplicates)
+        listed = discover(places, template.storage_options, known, duplicates)
         found.update({one.url: one for one in listed})
         return select(listed)
 
@@ -240,17 +236,17 @@ def _patiently(
     return list_or_wait
 
 
-def _staged(
+def _model(
     model: nn.Module | Callable[[], nn.Module] | None,
     proxy: Proxy | None,
     scope: ScopeLike,
     executor: Executor | None,
-) -> tuple[Scope | ScopeLike, Stage | None]:
-    """Which weights count, and how workers come by the model."""
+) -> tuple[Scope | None, ModelFactory | None]:
+    """Which weights count, if a model says it, and how workers come by the model."""
     if model is None:
         if proxy is not None:
             raise ConfigurationError("Expected `model` beside `proxy`, got none: what to evaluate?")
-        return scope, None
+        return None, None
     is_model = isinstance(model, nn.Module) or callable(model)
     expect(is_model, "model", "a torch.nn.Module or a function that makes one", model)
     made = model if isinstance(model, nn.Module) else model()
@@ -260,22 +256,22 @@ def _staged(
             f"{type(made).__name__}."
         )
     inner = unwrap_model(made)
-    chosen = Scope.of(inner, scope)
+    decided = Scope.of(inner, scope)
     if proxy is None:
-        return chosen, None  # the model has said which weights count
+        return decided, None  # the model has said which weights count
     proxy.check(inner, has_weights=False)
-    make: Callable[[], nn.Module] = Given(inner)
+    make: Callable[[], nn.Module] = lambda: inner  # noqa: E731 for jobs in the caller's thread
     if executor is not None:
-        make = Skeleton(inner) if isinstance(model, nn.Module) else model
-    stage = Stage(make, proxy)
+        make = EmptyModel(inner) if isinstance(model, nn.Module) else model
+    factory = ModelFactory(make)
     if isinstance(executor, ProcessPoolExecutor):
-        _check_picklable(stage)
-    return chosen, stage
+        _check_picklable(factory, proxy)
+    return decided, factory
 
 
-def _check_picklable(stage: Stage) -> None:
+def _check_picklable(factory: ModelFactory, proxy: Proxy) -> None:
     try:
-        pickle.dumps(stage)
+        pickle.dumps((factory, proxy))
     except Exception as error:
         raise ConfigurationError(
             "Expected a `model` and a `proxy` that can be sent to other processes, but pickling "
@@ -302,15 +298,9 @@ def _initial_rms(
     )
 
 
-def _check(
-    storage_options: Mapping[str, Any] | None,
-    dormant_samples: int | None,
-    max_in_flight: int | None,
-) -> None:
+def _check(storage_options: Mapping[str, Any] | None, max_in_flight: int | None) -> None:
     if storage_options is not None:
         expect_mapping("storage_options", storage_options, "options of fsspec by name")
-    if dormant_samples is not None:
-        expect_whole("dormant_samples", dormant_samples, 0)
     if max_in_flight is not None:
         expect_whole("max_in_flight", max_in_flight, 1)
 
@@ -321,8 +311,8 @@ def _check_executor(executor: Executor | None, levels: object, *, goes_on: bool)
     expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
     if goes_on:
         raise ConfigurationError(
-            f"Expected `levels` that do not go on from the look before, got {levels!r}: looks of "
-            "an `executor` know nothing of each other. Leave one of the two out."
+            f"Expected `levels` that do not go on from the checkpoint before, got {levels!r}: jobs "
+            "of an `executor` know nothing of each other. Leave one of the two out."
         )
 
 

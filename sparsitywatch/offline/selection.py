@@ -50,7 +50,7 @@ class Replayed:
             invalid record too.
         left_out: checkpoints that were passed over on purpose, and why: another one of the
             same step was taken, or no step is known.
-        num_snapshots: checkpoints that were looked at now; the others were in the log already.
+        num_snapshots: checkpoints that were measured now; the others were in the log already.
         directory: where the log lies, or None.
     """
 

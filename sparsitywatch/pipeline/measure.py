@@ -1,18 +1,21 @@
-"""Snapshot in, Record out: everything one look says about the weights."""
+"""Snapshot in, Record out: everything that one snapshot says about the weights."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.errors import let_out
+from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory
+from sparsitywatch.errors import expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import SweepResult, run_sweep
@@ -20,284 +23,415 @@ from sparsitywatch.records import (
     Cost,
     Detail,
     LayerShare,
+    MaskOverlap,
     Provenance,
     Record,
     SparsityCurve,
 )
 from sparsitywatch.records.run import __version__
-from sparsitywatch.settings import Settings
+from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.shown import shown_error
-from sparsitywatch.weights.layout import natural_order
+from sparsitywatch.weights.clock import OptimizerReading
+from sparsitywatch.weights.layout import natural_order, unwrap_model
+from sparsitywatch.weights.motion import Motion, Moved
 from sparsitywatch.weights.near_zero import NearZeroRule
-from sparsitywatch.weights.sample import FINGERPRINTED, fingerprint
+from sparsitywatch.weights.sample import FINGERPRINTED, Sampler, fingerprint, removed
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.stored import LazyTensors
 
-__all__ = ["Effort", "Measurement"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Context",
+    "Measured",
+    "MotionTracker",
+    "failed_record",
+    "measure",
+    "measure_snapshot",
+    "with_motion",
+]
 
 _logger = logging.getLogger("sparsitywatch")
 
 
-def _nobody_counts(beside_s: float) -> float:  # noqa: ARG001 as of ``Effort.overhead``
-    return math.nan
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a snapshot is measured with, beside its weights.
 
-
-@dataclass(frozen=True)
-class Effort:
-    """What a driver knows about costs.
-
-    Args:
-        publish_s, num_left_out: as of ``Cost``.
-        overhead: the share of the wall time that the watch has taken when it is asked; of
-            seconds that are being spent behind the training.
-        not_evaluated: why the proxy is not evaluated in this snapshot; empty if it is.
-    """
-
-    publish_s: float = 0.0
-    overhead: Callable[[float], float] = _nobody_counts
-    num_left_out: int = 0
-    not_evaluated: str = ""
-
-    def fields(self, beside_s: float) -> dict[str, Any]:
-        """As keyword arguments of ``Cost``.
-
-        Args:
-            beside_s: spent behind the training for this snapshot so far.
-        """
-        return {
-            "publish_s": self.publish_s,
-            "overhead": self.overhead(beside_s),
-            "num_left_out": self.num_left_out,
-            "num_evaluations_left_out": int(bool(self.not_evaluated)),
-        }
-
-
-def _in_front() -> float:
-    """Nothing of the snapshot is done behind the training."""
-    return 0.0
-
-
-NO_EFFORT = Effort()
-
-
-class Measurement:
-    """Measures snapshots of one scope, always in the same way.
+    The first six are the same for every snapshot of a run, the others belong to one snapshot.
 
     Args:
         settings: what is measured.
         scope: which weights count.
-        initial_rms: root mean square of each in-scope tensor when the watch first saw it; None:
-            the first snapshot that is measured says it.
-        proxy: what is evaluated, or None to look at the weights only.
-        dtypes: dtypes of the in-scope weights, for the provenance.
+        proxy: what is evaluated; None to measure the weights only.
+        initial_rms: root mean square of each in-scope tensor when the run was first seen; empty:
+            the snapshot's own.
+        dtypes: of the in-scope weights, for the provenance.
+        strict: let what goes wrong in an evaluation out, for tests.
+        model: holds the weights of the snapshot; None to leave the evaluation out.
+        previous: the curve of the snapshot before, for sweeps that go on from it.
+        not_evaluated: why the model is left out; empty if it is not.
+        optimizer: what it has done up to here; None offline, where nobody knows.
+        motion: what the snapshots before have left to compare with; None to compare nothing here.
+        sampler: takes the weights that are compared elsewhere; None where ``motion`` does it.
+        num_threads: to read the weights with; None for as many as torch uses.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        scope: Scope,
-        initial_rms: Mapping[str, float] | None,
-        proxy: Proxy | None = None,
-        dtypes: tuple[str, ...] = (),
-    ) -> None:
-        self._settings = settings
-        self._scope = scope
-        self._proxy = proxy
-        self._rules = {name: NearZeroRule.parse(name) for name in settings.near_zero}
-        self.initial_rms = dict(initial_rms or {})
-        self.provenance = Provenance(
+    settings: Settings
+    scope: Scope
+    proxy: Proxy | None = None
+    initial_rms: Mapping[str, float] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ()
+    strict: bool = False
+    model: MaskedModel | None = None
+    previous: SparsityCurve | None = None
+    not_evaluated: str = ""
+    optimizer: OptimizerReading | None = None
+    motion: MotionTracker | None = None
+    sampler: Sampler | None = None
+    num_threads: int | None = None
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What the numbers of a record depend on."""
+        proxy = self.proxy
+        return Provenance(
             sparsitywatch=__version__,
             torch=torch.__version__,
-            scope_hash=scope.hash,
+            scope_hash=self.scope.hash,
             proxy_hash=proxy.hash if proxy else "",
-            dtypes=dtypes,
-            tolerance=settings.tolerance,
-            tolerance_mode=settings.mode(higher_is_better=bool(proxy and proxy.higher_is_better)),
-            pattern=settings.pattern.name,
+            dtypes=self.dtypes,
+            tolerance=self.settings.tolerance,
+            tolerance_mode=self.settings.mode(
+                higher_is_better=bool(proxy and proxy.higher_is_better)
+            ),
+            pattern=self.settings.pattern.name,
         )
 
+    @cached_property
+    def rules(self) -> dict[str, NearZeroRule]:
+        """The near-zero rules by name."""
+        return {name: NearZeroRule.parse(name) for name in self.settings.near_zero}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a snapshot says.
+
+    Args:
+        record: without its motion where that is compared elsewhere.
+        detail: what is too large for a record.
+        sample: the sampled weights by name, on the CPU; empty if none were to be taken.
+        mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``.
+        initial_rms: what "initial" near-zero rules referred to.
+    """
+
+    record: Record
+    detail: Detail
+    sample: Mapping[str, torch.Tensor]
+    mask_thresholds: Sequence[float]
+    initial_rms: Mapping[str, float]
+
+
+def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
+    """Everything about one snapshot, whoever has taken it.
+
+    The driver adds to ``record.cost`` what only it knows.
+    """
+    started = time.perf_counter()
+    spectrum, mark, sample = _counted(snapshot, context)
+    if not context.initial_rms:
+        context = replace(context, initial_rms=spectrum.layer_rms())
+    counted = time.perf_counter()
+    result, reason = _evaluated(snapshot.step, spectrum, context)
+    curve = result.curve if result else None
+    near_zero, near_zero_of = spectrum.near_zero_by_rule(context.rules, context.initial_rms)
+    record = Record(
+        step=snapshot.step,
+        wall_time=time.time(),
+        valid=not reason,
+        reason=reason,
+        scope=context.scope.summary,
+        num_nan=spectrum.num_nan,
+        num_inf=spectrum.num_inf,
+        num_zero=spectrum.num_zero,
+        largest=math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
+        near_zero=near_zero,
+        fingerprint=mark,
+        curve=curve,
+        reliance=curve.reliance if curve else math.nan,
+        essential_sparsity=None
+        if curve is None
+        else essential_sparsity(
+            curve,
+            context.settings.tolerance,
+            context.provenance.tolerance_mode,
+            context.settings.confidence,
+        ),
+        not_evaluated=context.not_evaluated,
+        layers=_layer_shares(spectrum, near_zero_of, result),
+        cost=Cost(
+            stall_s=0.0,
+            spectrum_s=counted - started,
+            evaluation_s=time.perf_counter() - counted if _evaluates(context) else 0.0,
+            num_forwards=result.num_forwards if result else 0,
+        ),
+        provenance=context.provenance,
+    )
+    measured = Measured(
+        record=record,
+        detail=Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays()),
+        sample=sample,
+        mask_thresholds=spectrum.thresholds(MASK_LEVELS) if sample else (),
+        initial_rms=context.initial_rms,
+    )
+    if context.motion is None and context.optimizer is None:
+        return measured
+    return replace(measured, record=with_motion(measured, context))
+
+
+def failed_record(step: int, reason: str, context: Context, *, stall_s: float = 0.0) -> Record:
+    """The record of a snapshot that could not even read the weights."""
+    return Record(
+        step=step,
+        wall_time=time.time(),
+        valid=False,
+        reason=reason,
+        scope=context.scope.summary,
+        num_nan=-1,
+        num_inf=-1,
+        num_zero=-1,
+        near_zero={},
+        cost=Cost(stall_s=stall_s, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
+        provenance=context.provenance,
+        not_evaluated=context.not_evaluated,
+    )
+
+
+class MotionTracker:
+    """What is left of the last snapshot, to compare the next one with: a sample, and masks of it.
+
+    Args:
+        num_samples: how many weights are compared; None for all.
+    """
+
+    def __init__(self, num_samples: int | None) -> None:
+        self._motion, self._masks = Motion(num_samples), MaskHistory()
+
+    @classmethod
+    def of(cls, settings: Settings) -> MotionTracker | None:
+        """One of the size that is asked for; None if that is none."""
+        return None if settings.dormant_samples == 0 else cls(settings.dormant_samples)
+
     @property
-    def proxy(self) -> Proxy | None:
-        """What is evaluated."""
-        return self._proxy
+    def sampler(self) -> Sampler:
+        """Takes the weights that are compared."""
+        return self._motion.sampler
 
-    @proxy.setter
-    def proxy(self, proxy: Proxy) -> None:
-        self._proxy = proxy
-        self.provenance = replace(self.provenance, proxy_hash=proxy.hash)
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether a look runs the model."""
-        return self._proxy is not None
-
-    @property
-    def thresholds(self) -> dict[str, float] | None:
-        """Below which a weight is near zero by the first rule, by name; None if that moves."""
-        return next(iter(self._rules.values())).fixed_thresholds(self.initial_rms)
-
-    def record(
+    def compare(
         self,
-        snapshot: Snapshot,
-        model: MaskedModel | None,
-        *,
-        started: float,
-        stall_s: float | None = None,
-        motion: Callable[[MagnitudeSpectrum], Mapping[str, Any]] | None = None,
-        previous: SparsityCurve | None = None,
-        effort: Effort = NO_EFFORT,
-        behind_s: Callable[[], float] = _in_front,
-        num_threads: int | None = None,
-        strict: bool = False,
-    ) -> tuple[Record, Detail]:
-        """Everything about one snapshot.
+        step: int,
+        sample: Mapping[str, torch.Tensor],
+        mask_thresholds: Sequence[float] = (),
+        optimizer: OptimizerReading | None = None,
+        near_zero: Mapping[str, float] | None = None,
+    ) -> tuple[Moved, MaskOverlap | None]:
+        """Compare a snapshot with the one before, and remember it.
 
         Args:
-            snapshot: the weights.
-            model: holds the same weights; None to leave the evaluation out.
-            started: ``time.perf_counter()`` when the look began.
-            stall_s: how long it held up the training; None if until now.
-            motion: tells what only a driver knows, as ``OptimizerTrace.look`` does.
-            previous: the curve of the look before.
-            effort: what is known about costs, and why the model is left out.
-            behind_s: tells what was spent behind the training for this snapshot so far.
-            num_threads: to read the weights with; None for as many as torch uses.
-            strict: let a failing evaluation raise instead of marking the record invalid.
+            step: optimizer steps done.
+            sample: what ``sampler`` took.
+            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; empty if
+                that is not known.
+            optimizer, near_zero: as of ``Motion.compare``.
         """
-        before = time.perf_counter()
-        spectrum, mark = _counted(snapshot, num_threads)
-        if not self.initial_rms:
-            self.initial_rms = spectrum.layer_rms()
-        read = time.perf_counter()
-        moved = motion(spectrum) if motion else {}
-        looked = time.perf_counter()
-        result, reason = None, ""
-        if self._proxy is not None and model is not None and not effort.not_evaluated:
-            try:
-                result = self._sweep(model, self._proxy, spectrum, previous)
-            except BaseException as error:  # sorted by let_out
-                let_out(error, strict=strict)
-                _logger.exception("sparsitywatch: evaluation failed at step %d", snapshot.step)
-                reason = shown_error(error)
-        near_zero, near_zero_of = spectrum.near_zero_by_rule(self._rules, self.initial_rms)
-        dormant = moved.get("dormant_by_layer", {})
-        layers = self._layers(spectrum, near_zero_of, result, dormant)
-        estimate = None
-        if result is not None:
-            estimate = essential_sparsity(
-                result.curve,
-                self._settings.tolerance,
-                self.provenance.tolerance_mode,
-                self._settings.confidence,
-            )
-        done = time.perf_counter()
-        record = Record(
-            step=snapshot.step,
-            wall_time=time.time(),
-            valid=not reason,
-            reason=reason,
-            scope=self._scope.summary,
-            num_nan=spectrum.num_nan,
-            num_inf=spectrum.num_inf,
-            num_zero=spectrum.num_zero,
-            largest=math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
-            near_zero=near_zero,
-            fingerprint=mark,
-            **moved.get("driver", {}),
-            curve=result.curve if result else None,
-            reliance=result.curve.reliance if result else math.nan,
-            essential_sparsity=estimate,
-            not_evaluated=effort.not_evaluated,
-            layers=layers,
-            cost=Cost(
-                stall_s=done - started if stall_s is None else stall_s,
-                spectrum_s=read - before,
-                evaluation_s=done - looked if self._proxy and not effort.not_evaluated else 0.0,
-                num_forwards=result.num_forwards if result else 0,
-                **effort.fields(behind_s()),
-            ),
-            provenance=self.provenance,
+        moved, masks = self._motion.compare(sample, step, optimizer, near_zero), None
+        if mask_thresholds:
+            num_sampled = sum(tensor.numel() for tensor in sample.values())
+            masks = self._masks.look(step, removed(sample, mask_thresholds), num_sampled)
+        return moved, masks
+
+    def forget(self) -> None:
+        """What moves until the next snapshot is not told: what was done meanwhile is not known."""
+        self._motion.forget()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers and tensors that ``load_state_dict`` goes on from."""
+        masks = self._masks.state_dict()
+        return {
+            **self._motion.state_dict(),
+            "masks": {k: torch.as_tensor(v, device="cpu") for k, v in masks.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._motion.load_state_dict(state)
+        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})
+
+
+def with_motion(measured: Measured, context: Context) -> Record:
+    """The record, told what the optimizer did and what has moved since the last snapshot.
+
+    Args:
+        measured: with a sample.
+        context: its ``motion`` remembers the sample for the next time.
+    """
+    record, optimizer = measured.record, context.optimizer
+    if optimizer is not None:
+        record = replace(
+            record,
+            decay_clock=optimizer.decay_clock,
+            lr_clock=optimizer.lr_clock,
+            lr=optimizer.lr,
         )
-        detail = Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays())
-        return record, detail
+    if context.motion is None or (optimizer is not None and optimizer.clock is None):
+        return record
+    near_zero = None  # nothing is projected without a clock
+    if optimizer is not None:
+        rule = next(iter(context.rules.values()))
+        near_zero = rule.fixed_thresholds(measured.initial_rms)
+    moved, masks = context.motion.compare(
+        record.step, measured.sample, measured.mask_thresholds, optimizer, near_zero
+    )
+    layers = tuple(
+        replace(layer, dormant=moved.layers.get(layer.name, math.nan)) for layer in record.layers
+    )
+    return replace(
+        record, dormant=moved.dormant, movement=moved.movement, masks=masks, layers=layers
+    )
 
-    def failed(
-        self, step: int, error: BaseException, started: float, effort: Effort = NO_EFFORT
-    ) -> Record:
-        """The record of a look that could not even read the weights."""
-        return Record(
-            step=step,
-            wall_time=time.time(),
-            valid=False,
-            reason=shown_error(error),
-            scope=self._scope.summary,
-            num_nan=-1,
-            num_inf=-1,
-            num_zero=-1,
-            near_zero={},
-            cost=Cost(
-                stall_s=time.perf_counter() - started,
-                spectrum_s=0.0,
-                evaluation_s=0.0,
-                num_forwards=0,
-                **effort.fields(0.0),
-            ),
-            provenance=self.provenance,
-            not_evaluated=effort.not_evaluated,
+
+def measure(
+    model: nn.Module,
+    proxy: Proxy | None = None,
+    *,
+    settings: Settings | None = None,
+    **fields: Unpack[SettingsFields],
+) -> Record:
+    """Measure one model as it is: no optimizer, no checkpoint, no log.
+
+    The model stays as it is, to the last bit. What only a run knows is missing in the record: its
+    step is 0, nothing has moved, and "initial" near-zero rules refer to the weights themselves.
+
+    Args:
+        model: in whatever wrappers (compiled, DDP).
+        proxy: what to evaluate; without one there is no essential sparsity, only what the
+            weights tell by themselves.
+        settings: what is measured and how; by default ``Settings()``.
+        fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``.
+
+    Returns:
+        The record.
+
+    Raises:
+        ConfigurationError: a value cannot be used; the argument is named.
+        ScopeError: the scope selects nothing.
+        ProxyError: the proxy does not work on this model.
+        MeasurementError: the evaluation failed.
+
+    >>> torch.manual_seed(0).initial_seed()
+    0
+    >>> record = measure(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), scope="layers")
+    >>> record.scope.num_weights, record.num_zero
+    (80, 0)
+    """
+    expect(isinstance(model, nn.Module), "model", "a torch.nn.Module", model)
+    is_proxy = proxy is None or isinstance(proxy, Proxy)
+    expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
+    chosen = Settings.of(settings, **fields)
+    inner = unwrap_model(model)
+    scope = Scope.of(inner, chosen.scope)
+    if proxy is not None:
+        proxy.check(inner)
+    snapshot = Snapshot.of(inner, scope, 0)
+    context = Context(
+        settings=chosen,
+        scope=scope,
+        proxy=proxy,
+        dtypes=snapshot.dtypes,
+        strict=True,
+        model=None if proxy is None else MaskedModel(model, scope),
+    )
+    started = time.perf_counter()
+    with torch.no_grad():
+        record = measure_snapshot(snapshot, context).record
+    stall_s = time.perf_counter() - started
+    return replace(record, cost=replace(record.cost, stall_s=stall_s))
+
+
+def _evaluates(context: Context) -> bool:
+    return context.proxy is not None and not context.not_evaluated
+
+
+def _evaluated(
+    step: int, spectrum: MagnitudeSpectrum, context: Context
+) -> tuple[SweepResult | None, str]:
+    """What the model is worth at many levels, and why that is not known; empty if it is."""
+    if context.model is None or not _evaluates(context):
+        return None, ""
+    try:
+        return _sweep(context.model, spectrum, context), ""
+    except BaseException as error:  # sorted by let_out
+        let_out(error, strict=context.strict)
+        _logger.exception("sparsitywatch: evaluation failed at step %d", step)
+        return None, shown_error(error)
+
+
+def _sweep(model: MaskedModel, spectrum: MagnitudeSpectrum, context: Context) -> SweepResult:
+    proxy, settings = context.proxy, context.settings
+    assert proxy is not None  # noqa: S101 for the type checker
+    mode = context.provenance.tolerance_mode
+
+    def allowed(dense: float) -> float:
+        return allowed_harm(dense, settings.tolerance, mode) + ROUNDING * abs(dense)
+
+    return run_sweep(
+        model,
+        proxy,
+        spectrum,
+        pattern=settings.pattern,
+        sweep=settings.sweep,
+        allowed=allowed,
+        previous=context.previous,
+    )
+
+
+def _layer_shares(
+    spectrum: MagnitudeSpectrum,
+    near_zero: Mapping[str, Mapping[str, float]],
+    result: SweepResult | None,
+) -> tuple[LayerShare, ...]:
+    num_weights, rms = spectrum.layer_num_weights(), spectrum.layer_rms()
+    cuts = result.cuts if result else ()
+    return tuple(
+        LayerShare(
+            name=name,
+            num_weights=num_weights[name],
+            rms=rms[name],
+            near_zero=near_zero[name],
+            removed=tuple(cut.shares[name] for cut in cuts),
         )
-
-    def _sweep(
-        self,
-        model: MaskedModel,
-        proxy: Proxy,
-        spectrum: MagnitudeSpectrum,
-        previous: SparsityCurve | None,
-    ) -> SweepResult:
-        mode = self.provenance.tolerance_mode
-
-        def allowed(dense: float) -> float:
-            return allowed_harm(dense, self._settings.tolerance, mode) + ROUNDING * abs(dense)
-
-        return run_sweep(
-            model,
-            proxy,
-            spectrum,
-            pattern=self._settings.pattern,
-            sweep=self._settings.sweep,
-            allowed=allowed,
-            previous=previous,
-        )
-
-    def _layers(
-        self,
-        spectrum: MagnitudeSpectrum,
-        near_zero: Mapping[str, Mapping[str, float]],
-        result: SweepResult | None,
-        dormant: Mapping[str, float],
-    ) -> tuple[LayerShare, ...]:
-        num_weights, rms = spectrum.layer_num_weights(), spectrum.layer_rms()
-        return tuple(
-            LayerShare(
-                name=name,
-                num_weights=num_weights[name],
-                rms=rms[name],
-                near_zero=near_zero[name],
-                removed=tuple(cut.shares[name] for cut in result.cuts) if result else (),
-                dormant=dormant.get(name, math.nan),
-            )
-            # a file may have them in another order than the model
-            for name in sorted(num_weights, key=natural_order)
-        )
+        # a file may have them in another order than the model
+        for name in sorted(num_weights, key=natural_order)
+    )
 
 
-def _counted(snapshot: Snapshot, num_threads: int | None) -> tuple[MagnitudeSpectrum, str]:
-    """The spectrum and the fingerprint of the weights, each of which is read once."""
+def _counted(
+    snapshot: Snapshot, context: Context
+) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor]]:
+    """Spectrum, fingerprint and sample of the weights, each of which is read once."""
+    sampler = context.sampler if context.motion is None else context.motion.sampler
     bits: dict[str, torch.Tensor] = {}
+    sample: dict[str, torch.Tensor] = {}
     if isinstance(snapshot.tensors, LazyTensors):
+        if sampler is not None:
+            snapshot = sampler.tapped(snapshot, sample)
         snapshot = FINGERPRINTED.tapped(snapshot, bits)
     else:
+        sample = sampler.take(snapshot) if sampler is not None else {}
         bits = FINGERPRINTED.take(snapshot)
-    spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
-    return spectrum, fingerprint(spectrum, bits)
+    spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=context.num_threads)
+    return spectrum, fingerprint(spectrum, bits), sample

@@ -1,4 +1,4 @@
-"""What a run has shown so far: records, detectors and events; the same after a resume."""
+"""Records in the order of their steps become events, files and actions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.events import Changes, EventTracker, explained
+from sparsitywatch.analysis.forecast import foreseen
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -78,12 +79,15 @@ class History:
         """Whether a detector sees what may become an event."""
         return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
 
-    def recognised(self, record: Record) -> Record:
-        """The record that is to be added, told whether its weights have been seen before."""
+    def completed(self, record: Record) -> Record:
+        """The record that is to be added next, with what the earlier ones say about it.
+
+        That is its forecast, and whether its weights have been seen before.
+        """
         first = self._first_steps.get(record.fingerprint)
-        return (
-            record if first == record.step else dataclasses.replace(record, same_weights_as=first)
-        )
+        if first != record.step:
+            record = dataclasses.replace(record, same_weights_as=first)
+        return foreseen(record, self.records)
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -296,22 +300,21 @@ class Pipeline:
         # what was written is on the disk already; a sink may have a last word, such as a picture
         atexit.register(self._at_exit)
 
-    def recognised(self, record: Record) -> Record:
-        """A record that is to be taken next, told whether its weights have been seen before."""
-        return self._history.recognised(record)
-
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
-        events = self.take(record, detail)
+        record, events = self.take(record, detail)
         self.act(record, events)
         return events
 
-    def take(self, record: Record, detail: Detail) -> list[Event]:
-        """Detect, remember, tell the sinks; returns the new events, for ``act``.
+    def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
+        """Complete a record, detect, remember, tell the sinks.
 
         Sinks are also given what is learned about earlier events; actions are not.
 
         May run in another thread than ``act``, one record after the other.
+
+        Returns:
+            The record with what the earlier ones say about it, and the new events: for ``act``.
 
         Raises:
             LogTakenError: another watch has taken the log over; the record is dropped.
@@ -319,6 +322,7 @@ class Pipeline:
         started = time.perf_counter()
         try:
             with self.claim.writing():
+                record = self._history.completed(record)
                 previous = self.records[-1] if self.records else None
                 for remark in record.remarks(previous):
                     _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
@@ -335,7 +339,7 @@ class Pipeline:
             raise
         events, self._unsaid = [*self._unsaid, *changes.new], ()
         self.publish_s = time.perf_counter() - started
-        return events
+        return record, events
 
     def act(self, record: Record, events: Sequence[Event]) -> None:
         """Call the actions, in the thread that they belong to."""

@@ -15,6 +15,7 @@ __all__ = [
     "ClockReading",
     "DecayClock",
     "GroupClock",
+    "OptimizerReading",
     "group_membership",
     "masters_of",
     "weight_average",
@@ -119,6 +120,30 @@ class DecayClock:
             GroupClock(lr, decay, log_shrink, lr_squared, int(steps))
             for lr, decay, log_shrink, lr_squared, steps in state
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerReading:
+    """What an optimizer has done up to one step.
+
+    Args:
+        decay_clock: sum of lr times weight decay, averaged over the in-scope weights; NaN if
+            unknown.
+        lr_clock: sum of lr, likewise.
+        lr: the learning rate as it stands, likewise.
+        clock: the clocks of the param groups; None if the optimizer cannot be seen.
+        membership: in-scope name to index of its param group.
+        not_measurable: why dormant weights cannot be told, by param group; empty if they can.
+        masters: names whose steps are taken on a copy of higher precision.
+    """
+
+    decay_clock: float = math.nan
+    lr_clock: float = math.nan
+    lr: float = math.nan
+    clock: DecayClock | None = None
+    membership: Mapping[str, int] = field(default_factory=dict)
+    not_measurable: tuple[str, ...] = ()
+    masters: frozenset[str] = frozenset()
 
 
 def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:

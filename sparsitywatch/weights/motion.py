@@ -1,6 +1,6 @@
-"""What moved since the last look, on a fixed random sample of the in-scope weights.
+"""What moved since the last snapshot, on a fixed random sample of the in-scope weights.
 
-A weight is *dormant* between two looks if weight decay alone explains its change:
+A weight is *dormant* between two snapshots if weight decay alone explains its change:
 ``|w_now - shrink * w_before| <= 1e-3 * (sum of lr)``. Adam moves every weight that gets
 any gradient by about lr a step, so a dormant weight got none: it belongs to a dead unit.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, Movement
-from sparsitywatch.weights.clock import DecayClock, GroupClock
+from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 from sparsitywatch.weights.dormancy import (
     STILL,
     TensorMotion,
@@ -30,7 +29,6 @@ from sparsitywatch.weights.dormancy import (
     values_of,
 )
 from sparsitywatch.weights.sample import Sampler
-from sparsitywatch.weights.snapshot import Snapshot
 
 __all__ = ["Motion", "Moved", "why_not_measurable"]
 
@@ -62,7 +60,7 @@ def why_not_measurable(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Moved:
-    """What one look says about motion.
+    """What one snapshot says about motion.
 
     Args:
         dormant, movement: as they are recorded.
@@ -75,7 +73,7 @@ class Moved:
 
 
 class Motion:
-    """Remembers a sample of the weights and compares it with the next look.
+    """Remembers a sample of the weights and compares it with that of the next snapshot.
 
     Args:
         num_samples: size of the sample; None, or more than there are: every in-scope weight.
@@ -88,114 +86,80 @@ class Motion:
         self._clock = DecayClock()
         self._step = -1
 
-    def look(
-        self,
-        snapshot: Snapshot,
-        clock: DecayClock | None,
-        membership: Mapping[str, int],
-        not_measurable: Sequence[str] = (),
-        *,
-        masters: AbstractSet[str] = frozenset(),
-        thresholds: Mapping[str, float] | None = None,
-    ) -> Moved:
-        """Compare with the last look, and remember this one.
-
-        Args:
-            snapshot: the weights now.
-            clock: the optimizer's clocks now; None if nothing is known of it, as in a replay:
-                shrink and size of the updates are then estimated from the two looks.
-            membership: in-scope name to index of its param group.
-            not_measurable: why the rule does not apply, by param group, as
-                ``why_not_measurable`` says; nothing for groups without an entry.
-            masters: names whose steps are taken on a copy of higher precision.
-            thresholds: below which a weight is near zero, by name, for the projection; without
-                them there is none.
-        """
-        return self.compare(
-            self._sampler.take(snapshot),
-            snapshot.step,
-            clock,
-            membership,
-            not_measurable,
-            masters=masters,
-            thresholds=thresholds,
-        )
-
     def compare(
         self,
         now: Mapping[str, torch.Tensor],
         step: int,
-        clock: DecayClock | None,
-        membership: Mapping[str, int],
-        not_measurable: Sequence[str] = (),
-        *,
-        masters: AbstractSet[str] = frozenset(),
+        optimizer: OptimizerReading | None = None,
         thresholds: Mapping[str, float] | None = None,
     ) -> Moved:
-        """The same as ``look``, of weights that its sampler has taken elsewhere.
+        """Compare a sample with that of the last snapshot, and remember it.
 
         Args:
-            now: what the sampler took, by name.
-            step: of the look.
-            clock, membership, not_measurable, masters, thresholds: as of ``look``.
+            now: what ``sampler`` took of the weights, by name.
+            step: optimizer steps done.
+            optimizer: what it has done; None if nothing is known of it, as in a replay: shrink
+                and size of the updates are then estimated from the two samples.
+            thresholds: below which a weight is near zero, by name, for the projection of their
+                decay; without them there is none.
         """
         since, before = self._step, self._before
         earlier, later = dict[str, np.ndarray](), dict[str, np.ndarray]()
-        if clock is None:
+        if optimizer is None:
             eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
             earlier, later = values_of(before), values_of(now)  # all of them are needed at once
             clocks, estimate_failed = _estimated(earlier, later, step - since, eps)
         else:
-            clocks, estimate_failed = self._clocks(now, clock, membership), ""
+            clocks, estimate_failed = self._clocks(now, optimizer), ""
         compared: dict[str, tuple[TensorMotion, GroupClock]] = {}
         for name, between in clocks.items():
-            why = not_measurable[membership[name] :][:1] if clock is not None else ()
+            why = optimizer.not_measurable[optimizer.membership[name] :][:1] if optimizer else ()
             motion = compare(
                 earlier[name] if earlier else float64_of(before[name]),
                 later[name] if later else float64_of(now[name]),
                 between,
                 dtype=now[name].dtype,
-                has_master=name in masters or clock is None,
+                has_master=optimizer is None or name in optimizer.masters,
                 not_measurable=why[0] if why else estimate_failed,
             )
             compared[name] = motion, between
         num_sampled = sum(t.numel() for t in now.values())
         reason = "" if compared else STILL if before else "no earlier look"
         self._before, self._step = dict(now), step
+        clock = None if optimizer is None else optimizer.clock
         self._clock = DecayClock() if clock is None else clock.copy()
         if reason:
             return _unmeasured(reason, num_sampled, since)
         ahead = decay_projection(compared, now, thresholds) if thresholds else None
         motions = {name: motion for name, (motion, _) in compared.items()}
-        return _moved(motions, since, ahead, estimated=clock is None)
+        return _moved(motions, since, ahead, estimated=optimizer is None)
 
-    def _clocks(
-        self, names: Iterable[str], clock: DecayClock, membership: Mapping[str, int]
-    ) -> dict[str, GroupClock]:
-        """What was done since the last look to each tensor that was trained since."""
-        if not self._before:
+    def _clocks(self, names: Iterable[str], optimizer: OptimizerReading) -> dict[str, GroupClock]:
+        """What was done since the last snapshot to each tensor that was trained since."""
+        if not self._before or optimizer.clock is None:
             return {}
-        found = {name: self._between(clock, membership.get(name)) for name in names}
+        groups, membership = optimizer.clock.groups, optimizer.membership
+        found = {name: self._between(groups, membership.get(name)) for name in names}
         return {name: c for name, c in found.items() if c is not None and c.lr > 0.0}
 
-    def _between(self, clock: DecayClock, index: int | None) -> GroupClock | None:
-        """What happened to a param group since the last look; None if it is not trained."""
-        if index is None or index >= len(clock.groups):
+    def _between(self, groups: Sequence[GroupClock], index: int | None) -> GroupClock | None:
+        """What happened to a param group since the last snapshot; None if it is not trained."""
+        if index is None or index >= len(groups):
             return None  # its standing still says nothing
         earlier = self._clock.groups
-        return clock.groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
+        return groups[index].since(earlier[index] if index < len(earlier) else GroupClock())
 
     def forget(self) -> None:
-        """The next look has none before it: what was done since is not known."""
+        """The next snapshot has none before it: what was done since is not known."""
         self._before, self._clock, self._step = {}, DecayClock(), -1
 
     @property
-    def sample(self) -> Mapping[str, torch.Tensor]:
-        """The sampled weights of the last look, by name; empty before the first one."""
-        return self._before
+    def sampler(self) -> Sampler:
+        """Takes the sample of a snapshot."""
+        return self._sampler
 
     def state_dict(self) -> dict[str, Any]:
-        """The sample at the last look; holds tensors of ``num_samples`` values."""
+        """The sample of the last snapshot; holds tensors of ``num_samples`` values."""
         return {
             "seed": self._sampler.seed,
             "num_samples": self._sampler.num_samples,

@@ -10,7 +10,8 @@ import torch
 from contracts.watched import Run, told
 
 import sparsitywatch as sw
-from sparsitywatch.live.looker import Background
+from sparsitywatch.live import snapshots
+from sparsitywatch.live.snapshots import Background
 from sparsitywatch.records import to_json
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 
@@ -75,7 +76,7 @@ def test_training_goes_on_while_a_look_is_on_its_way() -> None:
     threads = set()
     actions = [lambda r: threads.add(threading.current_thread().name), seen.append]
     with run.watch(None, **options, on_record=actions) as watcher:
-        watcher._pace.budget.allows_weights = lambda: True  # only being busy counts here
+        watcher._budget.allows_weights = lambda: True  # only being busy counts here
         run.train(5)  # the first look waits in the sink: the others are left out
         assert watcher.step_count == 5
         assert seen == []
@@ -144,7 +145,7 @@ def test_a_failing_copy_is_marked_too(monkeypatch) -> None:
         def broken(*_: object) -> None:
             raise MemoryError("no room for a copy")
 
-        monkeypatch.setattr("sparsitywatch.live.looker.WarmCopy.take", broken)
+        monkeypatch.setattr("sparsitywatch.live.snapshots.WarmCopy.take", broken)
         run.train(2)
         assert [r.reason for r in watcher.records] == ["MemoryError: no room for a copy"] * 2
 
@@ -174,7 +175,7 @@ class Costly:
         options = {"max_overhead": 0.01, "proxy": proxy, **options}
         options["levels"] = [i / 16 for i in range(1, 14)]  # some sixteen forward passes
         self.watcher = self.run.watch(options.pop("logdir", None), **options)
-        self.watcher._pace.budget.now = lambda: self.now
+        self.watcher._budget.now = lambda: self.now
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -206,16 +207,18 @@ def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, bac
     assert [to_json(record) for record in logged] == [to_json(record) for record in records]
 
 
-def test_a_look_at_the_weights_is_behind_the_training_with_a_proxy_too() -> None:
+def test_a_snapshot_of_the_weights_is_behind_the_training_with_a_proxy_too(monkeypatch) -> None:
     sink = SlowSink()
     costly = Costly(every=1, sinks=[sink])
-    costly.watcher._pace.budget.allows_evaluation = lambda: costly.watcher.step_count == 1
+    costly.watcher._budget.allows_evaluation = lambda: costly.watcher.step_count == 1
     sink.go_on.set()
     costly.train(1)
     names = []
-    record = costly.watcher._measurement.record
-    costly.watcher._measurement.record = lambda *a, **k: (  # type: ignore[method-assign]
-        names.append(threading.current_thread().name) or record(*a, **k)
+    measure = snapshots.measure_snapshot
+    monkeypatch.setattr(
+        snapshots,
+        "measure_snapshot",
+        lambda *a: names.append(threading.current_thread().name) or measure(*a),
     )
     costly.train(1)
     costly.watcher.close()

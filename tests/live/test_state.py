@@ -44,7 +44,7 @@ def broken(*_: object, **__: object) -> None:
 
 
 def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("sparsitywatch.live.watcher._TELL_S", 0.0)
+    monkeypatch.setattr("sparsitywatch.live.watcher._REPORT_S", 0.0)
     run = Run()
     with run.watch(tmp_path, every=3, proxy=None) as watcher:
         run.train(4)
@@ -72,7 +72,9 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     assert state.step in (12, 13, 15)  # the third failure is known when it comes from behind
     assert "on fire" in state.reason
     first = summary(tmp_path, capsys)[0]
-    assert first.startswith(f"The watch switched itself off at step {state.step}: 3 looks in a row")
+    assert first.startswith(
+        f"The watch switched itself off at step {state.step}: 3 snapshots in a row"
+    )
     assert "on fire" in first
     html = page(tmp_path)
     headline = html.split("<h1>")[1].split("</h1>")[0]
@@ -170,7 +172,7 @@ def test_a_resumed_watch_knows_its_last_snapshot(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_cannot_be_written_costs_no_record(tmp_path: Path, caplog, monkeypatch):
-    monkeypatch.setattr("sparsitywatch.live.watcher._TELL_S", 0.0)
+    monkeypatch.setattr("sparsitywatch.live.watcher._REPORT_S", 0.0)
     run = Run()
     with run.watch(tmp_path, every=1, proxy=None, strict=False) as watcher:
         run.train(1)

@@ -19,7 +19,7 @@ from contracts.watched import Run, sees_step_6, told
 from tensorboard.backend.event_processing import event_accumulator
 
 import sparsitywatch as sw
-from sparsitywatch.pipeline.measure import Measurement
+from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import read_events, read_records
 
 
@@ -212,7 +212,7 @@ def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path: P
     with second.watch(tmp_path) as resumed:
         second.train(3)
     assert [r.step for r in resumed.records] == [3, 6, 9]
-    assert resumed._measurement.initial_rms == watcher._measurement.initial_rms
+    assert resumed._taker.context.initial_rms == watcher._taker.context.initial_rms
     last = resumed.records[-1]
     assert math.isnan(last.decay_clock)  # the clocks of step 7 were not saved
     assert math.isnan(last.lr_clock)
@@ -262,7 +262,7 @@ def test_state_of_another_watch_is_refused_by_key() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"step": "x"}, {"initial_rms": 3}, {"optimizer": {}}, {"optimizer": None}, {"pace": 3}],
+    [{"step": "x"}, {"initial_rms": 3}, {"optimizer": {}}, {"optimizer": None}, {"schedule": 3}],
 )
 def test_a_damaged_state_changes_nothing(damage: dict) -> None:
     first = Run()
@@ -420,6 +420,7 @@ def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -
     run = Run()
     first = run.watch(tmp_path)
     run.train(3)
+    assert len(first.records) == 1  # waits for it
     second = run.watch(tmp_path)
     run.train(3)
     second.close()
@@ -435,14 +436,14 @@ def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -
 def hold_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Snapshots wait behind the training: one event says that one does, the other lets it go on."""
     is_on_its_way, go_on = threading.Event(), threading.Event()
-    measure = Measurement.record
+    measure = snapshots.measure_snapshot
 
     def wait(*args, **options):
         is_on_its_way.set()
         assert go_on.wait(60)
         return measure(*args, **options)
 
-    monkeypatch.setattr(Measurement, "record", wait)
+    monkeypatch.setattr(snapshots, "measure_snapshot", wait)
     return is_on_its_way, go_on
 
 

@@ -150,7 +150,7 @@ def test_late_ones_are_told_and_left(run, tmp_path: Path, follow) -> None:
     replayed = follow(lambda: shutil.copy(run / "step-10.pt", place))
     (failure,) = replayed.failures
     assert failure.step == 10
-    assert "came after later ones had been looked at" in failure.reason
+    assert "came after later ones had been measured" in failure.reason
     assert [record.step for record in replayed.records] == [20]
     # once more takes it in
     assert [record.step for record in follow().records] == [10, 20]
@@ -241,7 +241,7 @@ def test_one_that_is_removed_before_its_turn_is_told(run, tmp_path: Path, follow
     )
     assert [record.step for record in replayed.records] == [10, 30]
     (failure,) = replayed.failures
-    expected = f"Cannot read {place}/step-20.pt: it was removed before it could be looked at."
+    expected = f"Cannot read {place}/step-20.pt: it was removed before it could be read."
     assert (failure.step, failure.reason) == (20, expected)
 
 

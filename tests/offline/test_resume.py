@@ -194,7 +194,7 @@ def test_a_gap_is_not_filled_at_the_price_of_records_whose_checkpoints_are_gone(
     assert len(again.records) == NUM - 1
     (failure,) = again.failures
     assert (failure.step, again.num_snapshots) == (50, 0)
-    assert "came after later ones had been looked at" in failure.reason
+    assert "came after later ones had been measured" in failure.reason
 
 
 def test_gone_checkpoints_stay_in_the_log(run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Looks by any executor give the records of looks here."""
+"""Jobs by any executor give the records of jobs here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contracts.stored_run import NUM, detectors, on_disk
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.offline import jobs as workers
-from sparsitywatch.offline.jobs import Look
+from sparsitywatch.offline.jobs import JobResult
 
 
 def spawned(num: int) -> ProcessPoolExecutor:
@@ -102,11 +102,11 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
     begun: list[int] = []
     next_one = threading.Condition()
 
-    def look(task: workers.Task) -> Look:
+    def run_job(job: workers.Job) -> JobResult:
         with next_one:
-            begun.append(task.step)
+            begun.append(job.step)
             next_one.notify_all()
-        return plain(task)
+        return plain(job)
 
     def on_record(record: sw.Record) -> None:
         done.append(record.step)
@@ -115,8 +115,8 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
                 assert next_one.wait_for(lambda: len(begun) > len(done), timeout=60)
         assert len(begun) <= len(done) + 1
 
-    plain, done = workers.look, list[int]()
-    monkeypatch.setattr(workers, "look", look)
+    plain, done = workers.run_job, list[int]()
+    monkeypatch.setattr(workers, "run_job", run_job)
     sw.replay(run, logdir=None, on_record=[on_record], strict=True)
     assert begun == done == sorted(done)
     assert len(done) == NUM
@@ -137,7 +137,7 @@ def test_what_waits_is_cancelled_when_nobody_asks_any_more() -> None:
         def submit(self, function, /, *arguments, **options) -> Future:
             submitted.append(Future())
             if len(submitted) == 1:
-                submitted[0].set_result(Look(reason="first"))
+                submitted[0].set_result(JobResult(reason="first"))
             return submitted[-1]
 
     looks = workers.in_order([object()] * 5, Never(), window=3)
@@ -198,7 +198,9 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_done(bert_run, tmp_pa
             sw.replay(
                 bert_run, logdir=tmp_path / "x", model=unsendable, proxy=local, executor=executor
             )
-        with pytest.raises(ConfigurationError, match="that do not go on from the look before"):
+        with pytest.raises(
+            ConfigurationError, match="that do not go on from the checkpoint before"
+        ):
             sw.replay(
                 bert_run,
                 logdir=tmp_path / "x",

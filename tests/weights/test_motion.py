@@ -11,10 +11,17 @@ from torch import nn
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.live.trace import OptimizerTrace
-from sparsitywatch.weights.clock import DecayClock, group_membership
+from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_membership
 from sparsitywatch.weights.motion import Motion, Moved, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
+
+
+def compared(motion: Motion, snapshot: Snapshot, clock: DecayClock) -> Moved:
+    reading = OptimizerReading(
+        clock=clock, membership={"0.weight": 0}, not_measurable=("",) * len(clock.groups)
+    )
+    return motion.compare(motion.sampler.take(snapshot), snapshot.step, reading)
 
 
 class Planted:
@@ -63,15 +70,9 @@ class Planted:
             self.model.load_state_dict(self.trained.state_dict())
 
     def look(self, motion: Motion, thresholds: dict[str, float] | None = None) -> Moved:
-        moment = self.trace.moment(self.scope.parameters(self.model))
-        return motion.look(
-            Snapshot.of(self.model, self.scope, self.step_count),
-            moment.clock,
-            moment.membership,
-            moment.not_measurable,
-            masters=moment.masters,
-            thresholds=thresholds,
-        )
+        reading = self.trace.reading(self.scope.parameters(self.model))
+        snapshot = Snapshot.of(self.model, self.scope, self.step_count)
+        return motion.compare(motion.sampler.take(snapshot), self.step_count, reading, thresholds)
 
     def moved(self, steps: int, motion: Motion | None = None) -> Moved:
         motion = motion or Motion(None)
@@ -181,7 +182,8 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
     def look() -> Moved:
         parameters = scope.parameters(model)
         membership = group_membership(optimizer, parameters)
-        return motion.look(Snapshot.of(model, scope, 0), clock, membership)
+        reading = OptimizerReading(clock=clock, membership=membership)
+        return motion.compare(motion.sampler.take(Snapshot.of(model, scope, 0)), 0, reading)
 
     look()
     for _ in range(20):
@@ -250,7 +252,7 @@ def test_after_a_spike_of_the_learning_rate_slow_weights_are_not_dormant() -> No
         optimizer.step()
         clock.advance(optimizer.param_groups)
         if step % 25 == 0:
-            seen.append(motion.look(Snapshot.of(model, scope, step), clock, {"0.weight": 0}))
+            seen.append(compared(motion, Snapshot.of(model, scope, step), clock))
     dormant = [moved.dormant for moved in seen]
     assert dormant[1].fraction < 0.02
     assert dormant[1].chance == pytest.approx(dormant[1].fraction, abs=0.005)
@@ -272,7 +274,7 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
         optimizer.step()
         clock.advance(optimizer.param_groups)
         if step > 200 - every and step % every == 0:
-            found.append(motion.look(Snapshot.of(model, scope, step), clock, {"0.weight": 0}))
+            found.append(compared(motion, Snapshot.of(model, scope, step), clock))
     dormant = found[-1].dormant
     deviation = math.sqrt(dormant.chance / dormant.num_sampled)
     assert dormant.fraction == pytest.approx(dormant.chance, rel=0.15, abs=3 * deviation)

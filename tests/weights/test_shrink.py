@@ -59,7 +59,7 @@ def looks(model: nn.Sequential, before: dict[str, torch.Tensor], dtype: torch.dt
     scope, motion = Scope.of(model), Motion()
     for step, weights in ((20, before), (20 + STEPS, dict(scope.parameters(model)))):
         tensors = {name: t.detach().to(dtype) for name, t in weights.items()}
-        moved = motion.look(Snapshot(step, scope, tensors), None, {})
+        moved = motion.compare(motion.sampler.take(Snapshot(step, scope, tensors)), step)
     return moved
 
 

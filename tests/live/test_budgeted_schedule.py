@@ -9,40 +9,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sparsitywatch as sw
-from sparsitywatch.live.schedule import Adaptive, Due, Pace, every
+from sparsitywatch.live.schedule import Adaptive, BudgetedSchedule, Due, every
 
 
-def due(pace: Pace, steps: range, *, is_busy: bool = False) -> list[int]:
+def due(pace: BudgetedSchedule, steps: range, *, is_busy: bool = False) -> list[int]:
     return [step for step in steps if pace.due(step, is_busy=is_busy) is not Due.NOTHING]
 
 
-def left_out(pace: Pace) -> int:
-    return pace.effort(0.0, evaluates=True).num_left_out
+def left_out(pace: BudgetedSchedule) -> int:
+    return pace.pop_left_out()
 
 
 def test_without_a_limit_every_due_snapshot_is_taken_even_a_busy_one() -> None:
-    pace = Pace(every(3), None)
+    pace = BudgetedSchedule(every(3), None)
     assert due(pace, range(1, 10), is_busy=True) == [3, 6, 9]
     assert left_out(pace) == 0
 
 
 def test_what_is_not_affordable_is_left_out_counted_and_said_once(caplog) -> None:
-    pace = Pace(every(1), 0.01)
+    pace = BudgetedSchedule(every(1), 0.01)
     assert due(pace, range(1, 2)) == [1]
     pace.budget.spend(1000.0)
     pace.budget.book(1000.0)
     with caplog.at_level(logging.WARNING, "sparsitywatch"):
         assert due(pace, range(2, 6)) == []
-    effort = pace.effort(0.5, evaluates=True)
-    assert (effort.num_left_out, effort.publish_s, effort.not_evaluated) == (4, 0.5, "")
+    assert left_out(pace) == 4
     assert left_out(pace) == 0
-    assert effort.overhead(0.0) > 1.0
+    assert pace.budget.overhead(0.0) > 1.0
     assert len(caplog.records) == 1
 
 
 def test_the_warning_says_in_steps_what_each_half_does(caplog) -> None:
     """A step of 0.45 s, a snapshot of the weights of 0.03 s, an evaluation of 6.2 s."""
-    pace = Pace(every(50), 0.01, evaluates=True)
+    pace = BudgetedSchedule(every(50), 0.01, evaluates=True)
     clock = [0.0]
     pace.budget.now = lambda: clock[0]
     told = []
@@ -55,16 +54,16 @@ def test_the_warning_says_in_steps_what_each_half_does(caplog) -> None:
             clock[0] += seconds
             pace.budget.spend(seconds)
             pace.budget.book(seconds, evaluated=evaluated)
-            told.append((step, pace.effort(0.0, evaluates=evaluated).not_evaluated))
+            told.append((step, evaluated))
     assert [step for step, _ in told] == [50, 100, 150]
-    assert told[0][1] == ""
-    assert told[1][1] == told[2][1] == "the evaluation was left out to keep within `max_overhead`"
+    assert told[0][1] is True
+    assert told[1][1] is told[2][1] is False
     assert len(caplog.records) == 1
     assert "weights: every 50 steps; evaluation: about every 1,750 steps" in caplog.text
 
 
 def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
-    pace = Pace(every(10), 0.01, evaluates=True)
+    pace = BudgetedSchedule(every(10), 0.01, evaluates=True)
     clock = [0.0]
     pace.budget.now = lambda: clock[0]
     for step in range(1, 201):
@@ -80,15 +79,15 @@ def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
 
 
 def test_with_a_limit_a_busy_snapshot_is_left_out() -> None:
-    pace = Pace(every(1), 0.5)
+    pace = BudgetedSchedule(every(1), 0.5)
     assert due(pace, range(1, 3), is_busy=True) == []
     assert left_out(pace) == 2
 
 
 def test_an_alert_looks_closer_and_survives_a_resume() -> None:
-    pace = Pace(sw.adaptive(10, closer=5, intervals=1), None)
+    pace = BudgetedSchedule(sw.adaptive(10, closer=5, intervals=1), None)
     pace.alert(10)
-    again = Pace(sw.adaptive(10, closer=5, intervals=1), None)
+    again = BudgetedSchedule(sw.adaptive(10, closer=5, intervals=1), None)
     again.load_state_dict(pace.state_dict())
     expected = [12, 14, 16, 18, 20, 30]
     assert due(pace, range(11, 31)) == expected
@@ -96,7 +95,7 @@ def test_an_alert_looks_closer_and_survives_a_resume() -> None:
 
 
 def test_an_alert_means_nothing_to_a_plain_schedule() -> None:
-    pace = Pace(every(10), None)
+    pace = BudgetedSchedule(every(10), None)
     pace.alert(10)
     assert due(pace, range(11, 31)) == [20, 30]
     assert pace.state_dict() == {}
