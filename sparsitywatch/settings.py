@@ -99,7 +99,11 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | None, **changes: Unpack[SettingsFields]) -> Settings:
-        """``settings``, or the defaults, with some fields changed.
+        """``settings`` with some fields changed.
+
+        Args:
+            settings: None for the defaults.
+            changes: fields that differ.
 
         Raises:
             ConfigurationError: a value cannot be used; the field is named.

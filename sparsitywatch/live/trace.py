@@ -315,7 +315,7 @@ class OptimizerTrace:
             "start": self._start.decay,
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
-            "motion": None if self._motion is None else self._motion.state_dict(),
+            **({"motion": None} if self._motion is None else self._motion.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -330,4 +330,4 @@ class OptimizerTrace:
         self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
-            self._motion.load_state_dict(state["motion"])
+            self._motion.load_state_dict(state)

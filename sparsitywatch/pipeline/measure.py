@@ -262,13 +262,13 @@ class MotionTracker:
         """Numbers and tensors that ``load_state_dict`` goes on from."""
         masks = self._masks.state_dict()
         return {
-            **self._motion.state_dict(),
+            "motion": self._motion.state_dict(),
             "masks": {k: torch.as_tensor(v, device="cpu") for k, v in masks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._motion.load_state_dict(state)
+        self._motion.load_state_dict(state["motion"])
         self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})
 
 
