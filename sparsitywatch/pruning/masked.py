@@ -66,12 +66,14 @@ class Masks:
     """The masks of one open session; each starts from the model as it was before."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], state: ModelState) -> None:
-        self._state = state
+        self._state, self._has_run = state, False
         self._weights = [(name, p, p.detach().clone()) for name, p in parameters.items()]
 
     def apply(self, cut: Cut) -> None:
-        """Remove what ``cut`` removes from the dense weights."""
-        self._state.rewind()
+        """Remove what ``cut`` removes from the dense weights, in the model as it was before."""
+        # the first forward shows which tensors are written to without a trace in their version
+        self._state.put_back(fully=not self._has_run)
+        self._has_run = True
         for name, parameter, dense in self._weights:
             # .data: no version counter moves, so a graph that is still alive stays usable
             cut.prune(name, dense, out=parameter.data)
@@ -80,7 +82,7 @@ class Masks:
     def remove(self) -> None:
         """Put the dense weights back, and what the forwards have left behind."""
         try:
-            self._state.rewind()
+            self._state.put_back()
         finally:
             for _, parameter, dense in self._weights:
                 parameter.data.copy_(dense)

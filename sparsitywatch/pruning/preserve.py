@@ -353,13 +353,15 @@ class _Search:
                 self.tensors.append((name, thing))
         elif issubclass(kind, nn.Module):
             self.modules.append((name, thing))
-            self._object(name, thing)
+            self._attributes(name, thing)
+            self._class(kind)
         elif issubclass(kind, (types.FunctionType, types.MethodType, functools.partial)):
             self._callable(name, thing)
         elif (leaf := _leaf_kind(thing)) is not None:
             self.held[leaf].append((name, thing))
         elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(thing):
-            self._object(name, thing)
+            self._attributes(name, thing)
+            self._class(kind)
 
     def _follow(
         self, before: str, keys: Iterable[Any], values: Collection[Any], after: str = ""
@@ -387,9 +389,9 @@ class _Search:
         if type(thing).__module__ not in ("builtins", "collections"):
             self._attributes(name, thing)
 
-    def _object(self, name: str, thing: Any) -> None:
-        self._attributes(name, thing)
-        for base in type(thing).__mro__:  # the data of a user's class, and the functions in it
+    def _class(self, kind: type) -> None:
+        """The data of a user's class, and the functions in it."""
+        for base in kind.__mro__:
             if _package(base) in _NO_USERS_CLASSES or id(base) in self._seen:
                 continue
             self._seen[id(base)] = base
@@ -572,7 +574,6 @@ class ModelState:
     ) -> None:
         uses = _Search(("the value function", value))
         found = _Search(("", model), *uses.modules)
-        self._has_run = False
         self._classes = [(module, type(module)) for _, module in found.modules]
         self._groups = [*map(_Group, found.held.keys(), found.held.values())]
         parameters = [t for _, t in found.tensors if isinstance(t, nn.Parameter)]
@@ -586,12 +587,6 @@ class ModelState:
             elif _storage(tensor) in of_parameters:
                 copies = False
             self._tensors.append(_TensorState(name, tensor, copies=copies))
-
-    def rewind(self) -> None:
-        """Undo what the forwards since the last call have left behind."""
-        # the first forward shows which tensors are written to without a trace in their version
-        self.put_back(fully=not self._has_run)
-        self._has_run = True
 
     def put_back(self, *, fully: bool = True) -> None:
         """Make everything as it was; may be called again.

@@ -159,13 +159,15 @@ class Bisection:
     def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
         """Measure the grid, then close in on its first crossing."""
         del previous  # every snapshot starts anew
-        within = {level: measure(level).is_within for level in sorted({*self.levels, 0.0})}
-        within[1.0] = measure(1.0).is_within
-        if all(within.values()):
-            return  # nothing is crossed, so there is nothing to close in on
-        beyond = next(level for level, good in within.items() if not good)
-        good = max((level for level in within if level < beyond), default=0.0)
-        while beyond - good > self.resolution:
+        good, beyond = 0.0, math.inf
+        for level in sorted({0.0, *self.levels, 1.0}):
+            is_within = measure(level).is_within
+            if not is_within:
+                beyond = min(beyond, level)
+            elif beyond == math.inf:
+                good = level
+        # where nothing is crossed there is nothing to close in on
+        while self.resolution < beyond - good < math.inf:
             middle = round((good + beyond) / 2, 6)
             if measure(middle).is_within:
                 good = middle
@@ -243,6 +245,15 @@ def run_sweep(
         )
 
 
+class _Level(NamedTuple):
+    """What was measured at one level."""
+
+    cut: Cut
+    value: float
+    stderr: float
+    point: Point
+
+
 class _Levels:
     """What each level costs, measured once."""
 
@@ -256,7 +267,7 @@ class _Levels:
         self._module, self._proxy, self._masks, self._make_cuts = module, proxy, masks, cuts
         self._cuts: dict[float, Cut] = {}
         self._values: dict[float, np.ndarray] = {}
-        self._points: dict[float, Point] = {}
+        self._found: dict[float, _Level] = {}
         self._num_evaluations = 0
 
     def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
@@ -267,7 +278,8 @@ class _Levels:
         self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
         self.measure(0.0)
         masked = self._values[0.0]
-        if not _same(dense, masked) and not self._is_noise(dense, masked):
+        is_same = np.array_equal(dense, masked, equal_nan=True)
+        if not is_same and not self._is_noise(dense, masked):
             raise MeasurementError(
                 "Expected level 0 to equal the dense model bit for bit, but the values differ by "
                 f"up to {np.nanmax(np.abs(dense - masked)):.3g}: masking does not reach the model "
@@ -275,7 +287,7 @@ class _Levels:
             )
         self.measure(1.0)
         # a model that has broken down gives NaN with and without its weights
-        if np.isfinite(dense).all() and _same(dense, self._values[1.0]):
+        if np.isfinite(dense).all() and np.array_equal(dense, self._values[1.0]):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
@@ -295,7 +307,7 @@ class _Levels:
     def measure(self, level: float) -> Point:
         """What ``level`` costs."""
         level = float(level)
-        if level not in self._points:
+        if level not in self._found:
             if level not in self._cuts:
                 (self._cuts[level],) = self._make_cuts([level])
             self._masks.apply(self._cuts[level])
@@ -303,8 +315,9 @@ class _Levels:
             value, dense = float(values.mean()), self._dense
             harm = dense - value if self._proxy.higher_is_better else value - dense
             stderr = standard_error(values, self._values[0.0])
-            self._points[level] = Point.of(level, harm, stderr, self._allowed)
-        return self._points[level]
+            point = Point.of(level, harm, stderr, self._allowed)
+            self._found[level] = _Level(self._cuts[level], value, stderr, point)
+        return self._found[level].point
 
     def _evaluate(self) -> np.ndarray:
         self._num_evaluations += 1
@@ -312,17 +325,16 @@ class _Levels:
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""
-        dense = self._values[0.0]
-        levels = sorted(self._values)
+        levels = sorted(self._found)
+        cuts, values, stderrs, _ = zip(*map(self._found.__getitem__, levels), strict=True)
         curve = SparsityCurve(
-            sparsity=[self._cuts[level].sparsity for level in levels],
-            value=[float(self._values[level].mean()) for level in levels],
-            stderr=[standard_error(self._values[level], dense) for level in levels],
+            sparsity=[cut.sparsity for cut in cuts],
+            value=values,
+            stderr=stderrs,
             higher_is_better=self._proxy.higher_is_better,
             level=levels,
-            num_examples=len(dense),
+            num_examples=len(self._values[0.0]),
         )
-        cuts = tuple([self._cuts[level] for level in levels])
         return SweepResult(curve, cuts, self._num_evaluations * self._proxy.num_batches)
 
 
@@ -345,7 +357,3 @@ def standard_error(values: np.ndarray, dense: np.ndarray) -> float:
     if not np.isfinite(difference).all():
         return math.nan
     return float(difference.std(ddof=1) / math.sqrt(len(difference)))
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(np.array_equal(a, b, equal_nan=True))

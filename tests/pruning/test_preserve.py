@@ -241,7 +241,7 @@ def test_what_a_module_holds_is_as_before(what: str) -> None:
     with preserve_state(model) as state:
         change(held)
         assert read(held) != before
-        state.rewind()
+        state.put_back()
         assert read(held) == before
         change(held)
     assert model.held is held
