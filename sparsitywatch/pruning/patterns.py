@@ -102,7 +102,7 @@ class GlobalMagnitude:
     def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``."""
         thresholds = spectrum.thresholds(levels)
-        sparsities = [spectrum.sparsity_at(threshold) for threshold in thresholds]
+        sparsities = spectrum.sparsities_at(thresholds)
         by_layer = spectrum.layer_sparsity_at(thresholds)
         cuts: list[Cut] = []
         for i, level in enumerate(levels):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsitywatch.errors import ConfigurationError, expect, expect_number, listed
+from sparsitywatch.errors import ConfigurationError, expect_number, listed
 
 __all__ = ["DEFAULT_RULES", "NearZeroRule", "near_zero_rules", "thresholds_of"]
 
@@ -40,10 +40,9 @@ class NearZeroRule:
         >>> NearZeroRule.parse("rms_0.1")
         NearZeroRule(kind='rms', factor=0.1)
         """
-        expect(isinstance(name, str), "near_zero", "names of rules such as 'initial_0.1'", name)
         if name == "zero":
             return cls("zero", 0.0)
-        kind, _, number = name.partition("_")
+        kind, _, number = name.partition("_") if isinstance(name, str) else ("", "", "")
         try:
             factor = float(number)
         except ValueError:
@@ -120,18 +119,14 @@ def thresholds_of(
         if rule.kind == "rms":
             found[:, i] *= rms
         elif rule.kind == "initial":
-            found[:, i] *= _initial_scales(names, initial_rms)
+            missing = set(names).difference(initial_rms or ())
+            if initial_rms is None or missing:
+                first = min(missing, key=names.index, default="")
+                came = "none" if initial_rms is None else f"no entry for {first!r}"
+                raise ConfigurationError(
+                    "Expected `reference` with the initial scale of each tensor for `initial`, "
+                    f"got {came}."
+                )
+            found[:, i] *= list(map(initial_rms.__getitem__, names))
     # a tensor without a scale has no finite weights, so none near zero
     return np.where(np.isnan(found), -1.0, found)
-
-
-def _initial_scales(names: Sequence[str], initial_rms: Mapping[str, float] | None) -> list[float]:
-    came = "none"
-    if initial_rms is not None:
-        try:
-            return list(map(initial_rms.__getitem__, names))
-        except KeyError as error:
-            came = f"no entry for {error}"
-    raise ConfigurationError(
-        f"Expected `reference` with the initial scale of each tensor for `initial`, got {came}."
-    )

@@ -67,6 +67,8 @@ some_thresholds = st.lists(
 @given(spectra(), some_thresholds)
 def test_shares_are_those_of_each_tensor_alone(spectrum, asked):
     found = spectrum.layer_sparsity_at(asked)
+    of_all = [spectrum.sparsity_at(t) for t in asked]
+    assert np.array_equal(spectrum.sparsities_at(asked), of_all, equal_nan=True)
     assert list(found) == list(spectrum.names)
     for name, layer in spectrum.layers().items():
         expected = [layer.sparsity_at(t) for t in asked]

@@ -48,47 +48,39 @@ class Bins:
     @cached_property
     def inf_key(self) -> int:
         """Key of the infinities in a dense array of counts; the NaN key is one more."""
-        return len(self.edges)
+        inf = (2 * self.exponent_bias + 1) << self.significand_bits
+        return inf if self.is_exact else inf + 1
 
     @cached_property
     def edges(self) -> np.ndarray:
         """Largest magnitude of each bin: float64, rising, from 0 to the largest finite."""
-        inf = ((2 * self.exponent_bias + 1) << self.significand_bits) << self.shift
         if self.name == "bfloat16":  # numpy has none: the upper half of a float32
-            return (np.arange(inf, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
-        word = np.dtype(f"u{self.float_bits // 8}")
-        magnitudes: np.ndarray = np.arange((inf >> self.shift) + (not self.is_exact), dtype=word)
-        magnitudes <<= word.type(self.shift)
+            return (np.arange(self.inf_key, dtype="u4") << 16).view("f4").astype(np.float64)
+        magnitudes: np.ndarray = np.arange(self.inf_key, dtype=f"u{self.float_bits // 8}")
+        magnitudes <<= magnitudes.dtype.type(self.shift)
         if not self.is_exact:
             magnitudes[-1] -= 1  # the last bin ends at the largest finite value
         return magnitudes.view(self.name).astype(np.float64)
 
     @cached_property
-    def unit_exponents(self) -> np.ndarray:
-        """Binary exponent of the last kept significand bit in each bin, int16."""
-        field: np.ndarray = np.maximum(self._lower >> self.significand_bits, 1)
-        field -= self.exponent_bias + self.significand_bits
-        return field.astype(np.int16)
+    def squares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Three times the mean square of each bin as integer * 4**exponent: int16, int32.
 
-    @cached_property
-    def second_moments(self) -> np.ndarray:
-        """Three times the mean square of a bin in units of 4**unit_exponents, int32.
-
-        A bin is taken as filled evenly: (lo^2 + lo hi + hi^2) / 3, which is an integer
-        over three since hi = lo + 1 in these units.
+        A bin is taken as filled evenly: (lo^2 + lo hi + hi^2) / 3. In units of its width that is
+        an integer over three, since hi = lo + 1.
         """
-        hidden_bit = np.int32(1 << self.significand_bits)
-        lo = self._lower & (hidden_bit - 1)
-        lo[self._lower >= hidden_bit] |= hidden_bit
-        moments: np.ndarray = 3 * lo**2 if self.is_exact else 3 * lo**2 + 3 * lo + 1
-        moments[0] = 0
-        return moments
-
-    @property
-    def _lower(self) -> np.ndarray:
-        """Kept magnitude bits of the lower end of each bin."""
-        keys = np.arange(len(self.edges), dtype=np.int32)
-        return keys if self.is_exact else np.maximum(keys - 1, 0)
+        if self.is_exact:
+            exponents = np.frexp(self.edges)[1] - (self.significand_bits + 1)
+            exponents[0] = exponents[1]
+            lo = np.ldexp(self.edges, -exponents).astype(np.int32)
+            return exponents.astype(np.int16), 3 * lo**2
+        below = np.concatenate(([0.0], self.edges[:-1]))
+        exponents = np.frexp(self.edges - below)[1] - 1
+        exponents[[0, -1]] = exponents[[1, -2]]  # neither is a power of two wide
+        lo = np.ldexp(below, -exponents).astype(np.int32)
+        factors = 3 * lo**2 + 3 * lo + 1
+        factors[0] = 0
+        return exponents.astype(np.int16), factors
 
 
 @lru_cache(maxsize=8)
@@ -125,42 +117,35 @@ class Storage:
 
     Counting works on *raw keys*, which are cheap to take from the bits: the whole byte or
     16-bit word, sign included, of small dtypes; the key itself of float32 and float64.
+
+    Args:
+        dtype: of torch.
+        bins: of its magnitudes.
+        name: the dtype's without ``torch.``.
+        num_bytes: of a value.
+        bits_dtype: integer dtype of the same width.
+        sign_off: the bits of a word but the sign.
+        inf_bits: magnitude bits of infinity, for float32 and float64.
+        num_raw: how many raw keys there are.
     """
 
     dtype: torch.dtype
     bins: Bins
+    name: str
+    num_bytes: int
+    bits_dtype: torch.dtype
+    sign_off: int
+    inf_bits: int
+    num_raw: int
 
-    @cached_property
-    def name(self) -> str:
-        """The dtype's name without ``torch.``."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @cached_property
-    def num_bytes(self) -> int:
-        """Bytes per value."""
-        return self.dtype.itemsize
-
-    @cached_property
-    def bits_dtype(self) -> torch.dtype:
-        """Integer dtype of the same width."""
-        return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[self.num_bytes]
-
-    @cached_property
-    def sign_off(self) -> int:
-        """The bits of a word but the sign."""
-        return (1 << (8 * self.num_bytes - 1)) - 1
-
-    @cached_property
-    def inf_bits(self) -> int:
-        """Magnitude bits of infinity, for float32 and float64."""
-        return (self.bins.inf_key - 1) << self.bins.shift
-
-    @cached_property
-    def num_raw(self) -> int:
-        """Number of raw keys."""
-        if self.num_bytes <= 2:
-            return 1 << (8 * self.num_bytes)
-        return (1 << (8 * self.num_bytes - 1 - self.bins.shift)) + 1
+    @classmethod
+    def of(cls, dtype: torch.dtype, bins: Bins) -> Storage:
+        """That of a dtype."""
+        name, num_bytes = str(dtype).removeprefix("torch."), dtype.itemsize
+        bits_dtype = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[num_bytes]
+        sign_off, inf_bits = (1 << (8 * num_bytes - 1)) - 1, (bins.inf_key - 1) << bins.shift
+        num_raw = 1 << (8 * num_bytes) if num_bytes <= 2 else (sign_off >> bins.shift) + 2
+        return cls(dtype, bins, name, num_bytes, bits_dtype, sign_off, inf_bits, num_raw)
 
     @cached_property
     def key_of_raw(self) -> np.ndarray:
@@ -185,12 +170,11 @@ def _storages() -> dict[torch.dtype, Storage]:
     )
     bins_of = {bins.name: bins for bins in kinds}
     # every float8 value is a float16 value, but for the powers of two in e8m0
-    bins_of |= dict.fromkeys(
-        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"), bins_of["float16"]
-    )
+    for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"):
+        bins_of[name] = bins_of["float16"]
     bins_of["float8_e8m0fnu"] = bins_of["float32"]
-    found = {getattr(torch, name, None): bins for name, bins in bins_of.items()}
-    return {dtype: Storage(dtype, bins) for dtype, bins in found.items() if dtype is not None}
+    dtypes = {getattr(torch, name): bins for name, bins in bins_of.items() if hasattr(torch, name)}
+    return {dtype: Storage.of(dtype, bins) for dtype, bins in dtypes.items()}
 
 
 #: Every dtype that can be counted.

@@ -48,23 +48,22 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
     Raises:
         ConfigurationError: a tensor cannot be counted.
     """
-    words: dict[str, torch.Tensor] = {}
     storages: dict[str, Storage] = {}
-    names_on: dict[torch.device, list[str]] = {}
+    words_on: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        words[name] = words_of(name, tensor)
+        words = words_of(name, tensor)
+        words_on.setdefault(words.device, {})[name] = words
         storages[name] = STORAGES[tensor.dtype]
-        names_on.setdefault(tensor.device, []).append(name)
     found: dict[str, Histogram] = {}
-    for device, names in names_on.items():
+    for device, own in words_on.items():
         count_there = _count_on_cpu if device.type == "cpu" else _count_on_device
-        found |= count_there({name: words[name] for name in names}, storages, num_threads)
-    for name, histogram in found.items():
-        if histogram.may_hold_inf:  # among the largest finite values
-            num_inf, storage = 0, storages[name]
-            for piece in pieces(words[name], MAX_PIECE):
-                num_inf += int((piece & storage.sign_off).eq(storage.inf_bits).sum())
-            found[name] = histogram.with_inf(num_inf)
+        for name, histogram in count_there(own, storages, num_threads).items():
+            found[name] = histogram
+            if histogram.may_hold_inf:  # among the largest finite values
+                num_inf, storage = 0, storages[name]
+                for piece in pieces(own[name], MAX_PIECE):
+                    num_inf += int((piece & storage.sign_off).eq(storage.inf_bits).sum())
+                found[name] = histogram.with_inf(num_inf)
     return {name: found[name] for name in tensors}
 
 

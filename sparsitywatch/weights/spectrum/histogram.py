@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -161,21 +161,22 @@ class Histograms:
         found = np.empty(t.shape)
         for kind in self._kinds:
             found[kind.rows] = kind.at_most(t[kind.rows])
-        return np.where(t == math.inf, (self.num_finite + self.num_inf)[:, None], found)
+        return np.where(t == math.inf, (self.num_weights - self.num_nan)[:, None], found)
 
-    def at_most_in_all(self, t: float) -> float:
-        """Weights with |w| <= t: whole at the end of a bin, interpolated linearly within."""
-        if t == math.inf:
-            return float(self.num_finite.sum() + self.num_inf.sum())
-        found = 0.0
-        for kind in self._kinds:
-            begins, ends, before = kind.total
-            i = ends.searchsorted(t, "right")
-            below = before.item(i)
-            if i < len(ends) and t > begins[i]:
-                fraction = (t - begins.item(i)) / (ends.item(i) - begins.item(i))
-                below += (before.item(i + 1) - below) * fraction
-            found += below
+    def at_most_in_all(self, thresholds: Iterable[float]) -> list[float]:
+        """Of all weights, those with |w| <= t for each t, by the same rules."""
+        found = []
+        for t in thresholds:
+            num = 0.0
+            for kind in self._kinds:
+                begins, ends, before = kind.total
+                i = ends.searchsorted(t, "right")
+                below = before.item(i)
+                if i < len(ends) and t > begins[i]:
+                    fraction = (t - begins.item(i)) / (ends.item(i) - begins.item(i))
+                    below += (before.item(i + 1) - below) * fraction
+                num += below
+            found.append(num if t < math.inf else float((self.num_weights - self.num_nan).sum()))
         return found
 
     @cached_property
@@ -303,7 +304,7 @@ class _Kind:
     @cached_property
     def squares(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Three times the sums of squares by binary exponent, as of ``sums``, in 4**exponent."""
-        return self.sums(self.bins.unit_exponents, self.bins.second_moments)
+        return self.sums(*self.bins.squares)
 
     def sums(
         self, class_of_key: np.ndarray, factor_of_key: np.ndarray | None = None

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -211,7 +212,7 @@ class MagnitudeSpectrum:
     @property
     def num_zero(self) -> int:
         """Exact zeros of either sign."""
-        return int(self._counts.at_most_in_all(0.0))
+        return int(self._counts.at_most_in_all([0.0])[0])
 
     @property
     def rms(self) -> float:
@@ -267,9 +268,13 @@ class MagnitudeSpectrum:
         """
         if type(t) is not float or math.isnan(t):
             expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
+        return self.sparsities_at([t])[0]
+
+    def sparsities_at(self, thresholds: Sequence[float]) -> list[float]:
+        """``sparsity_at`` each of some thresholds, none of which is NaN."""
         if self.num_weights == 0:
-            return math.nan
-        return self._counts.at_most_in_all(t) / self.num_weights
+            return [math.nan] * len(thresholds)
+        return [num / self.num_weights for num in self._counts.at_most_in_all(thresholds)]
 
     def near_zero(
         self,
@@ -296,9 +301,9 @@ class MagnitudeSpectrum:
             return self.sparsity_at(rule.factor)
         if rule.kind == "initial" and reference is not None:
             expect_mapping("reference", reference, "scales by name")
+        taus = thresholds_of([rule], self.names, self._counts.rms, reference)
         if self.num_weights == 0:
             return math.nan
-        taus = thresholds_of([rule], self.names, self._counts.rms, reference)
         return math.fsum(self._counts.at_most(taus).ravel().tolist()) / self.num_weights
 
     def near_zero_by_rule(
@@ -320,11 +325,12 @@ class MagnitudeSpectrum:
         taus = thresholds_of(list(rules.values()), self.names, self._counts.rms, initial_rms)
         near = self._counts.at_most(taus)
         whole, by_layer = {}, {}
-        for (name, rule), counts in zip(rules.items(), near.T.tolist(), strict=True):
-            if rule.kind in ("abs", "zero") or self.num_weights == 0:
-                whole[name] = self.sparsity_at(rule.factor)
-            else:
-                whole[name] = math.fsum(counts) / self.num_weights
+        by_factor = self._counts.at_most_in_all(map(attrgetter("factor"), rules.values()))
+        for (name, rule), num, by_tensor in zip(
+            rules.items(), by_factor, near.T.tolist(), strict=True
+        ):
+            counted = num if rule.kind in ("abs", "zero") else math.fsum(by_tensor)
+            whole[name] = counted / self.num_weights if self.num_weights else math.nan
         for name, fractions in zip(self.names, self._shares(near), strict=True):
             by_layer[name] = dict(zip(rules, fractions, strict=True))
         return whole, by_layer
