@@ -38,7 +38,7 @@ class Series:
     unit: str
     label: str
     sentence: str
-    source: str
+    source: str = ""
     only: str = ""
     direction: str = ""
 
@@ -220,7 +220,7 @@ SERIES = (
 
 
 @functools.lru_cache(maxsize=4096)
-def describe(name: str) -> Series:
+def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
     """What is known of a series; of one that is not in the table, no more than its name.
 
     >>> describe("near_zero/initial_0.1").label, describe("motion/mask_overlap_0.7").label
@@ -228,13 +228,13 @@ def describe(name: str) -> Series:
     >>> describe("new/series").label, describe("near_zero/zero").trend("up")
     ('new/series', 'sparsifying')
     """
-    for row in SERIES:
+    for row in table:
         stem, is_family, _ = row.name.partition("*")
         if name == row.name:
             return row
         if is_family and name.startswith(stem):
             return replace(row, name=name, label=_filled(row.label, name.removeprefix(stem)))
-    return Series(name, "none", name, "", "")
+    return Series(name, "none", name, "")
 
 
 def _filled(label: str, rest: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.colors import to_hex
@@ -15,10 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.page.data import Cell, Number, count, fraction, number_of, plain
-from sparsitywatch.page.svg import COLOURS, Strip, inline_svg
+from sparsitywatch.page.tables import Number, Table, count, fraction, number_of, plain, printable
 from sparsitywatch.plots.curves import MOST, chosen_curves, curves_figure
-from sparsitywatch.plots.drawing import NARROW, WIDE, Paper
+from sparsitywatch.plots.drawing import COLOURS, NARROW, WIDE, Paper, styled
 from sparsitywatch.plots.heatmap import Map, map_figure, maps_of
 from sparsitywatch.plots.steps import (
     Line,
@@ -32,13 +35,15 @@ from sparsitywatch.plots.steps import (
 from sparsitywatch.records import Event, Record
 from sparsitywatch.series import describe
 
-__all__ = ["Chart", "Key", "Table", "charts_of"]
+__all__ = ["Chart", "Key", "charts_of"]
 
 #: More rows than these are for a program to read, and are all in records.jsonl.
 _MAX_ROWS, _MAX_FORECASTS = 120, 60
 _MAP_COLUMNS = 8
 #: More strips than this do not fit a screen.
 _MAX_STRIPS = 250
+#: Variables of the page, by the colours of the drawings.
+_NAMES = {colour: name for name, colour in COLOURS.items()}
 _BACKGROUND = ("movement", "learning-rate", "decay-clock")
 
 
@@ -51,34 +56,20 @@ class Key:
     shape: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Numbers in rows.
+@dataclass(frozen=True)
+class _Strip:
+    """A text that is shown while the pointer is between two values of the horizontal axis."""
 
-    Args:
-        caption: what they are, with units.
-        header: one text a column, and what the column is called in the records, if anything.
-        rows: each as long as the header; the first cell names the row.
-    """
-
-    caption: str
-    header: Sequence[tuple[str, str]]
-    rows: Sequence[Sequence[Cell]]
+    left: float
+    right: float
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """What the page shows of one thing.
+    """What the page shows of one thing: its anchor and words, its drawings and their numbers.
 
-    Args:
-        key: its anchor.
-        title: in a few words.
-        text: what is seen and in which unit.
-        unit: of the vertical axis, or of the colours.
-        keys: the legend.
-        wide, narrow: the drawings.
-        table: the same in numbers.
-        scale: colours of a heatmap as the ends of their range; None for lines.
+    ``unit`` is that of the vertical axis, or of the colours, which ``scale`` gives the ends of.
     """
 
     key: str
@@ -109,7 +100,7 @@ def _chart(
     draw: Callable[[Paper], Figure],
     events: Sequence[Event],
     description: str,
-    strips: Sequence[Strip] = (),
+    strips: Sequence[_Strip] = (),
     **words: Any,
 ) -> Chart:
     """A chart with the legend that its figure has; a narrow page is touched, and has no strips."""
@@ -119,8 +110,8 @@ def _chart(
         # names may be in any script: the browser has the letters that are not measured here
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = draw(WIDE)
-        wide = inline_svg(figure, f"{key}-wide", title, description, strips, marks)
-        narrow = inline_svg(draw(NARROW), f"{key}-narrow", title, description, (), marks)
+        wide = _inline_svg(figure, f"{key}-wide", title, description, strips, marks)
+        narrow = _inline_svg(draw(NARROW), f"{key}-narrow", title, description, (), marks)
     legend = zip(*figure.axes[0].get_legend_handles_labels(), strict=True)
     keys = [_key(handle, label) for handle, label in legend]
     return Chart(**{"keys": keys, **words}, wide=wide, narrow=narrow)
@@ -130,11 +121,11 @@ def _key(handle: Any, label: str) -> Key:
     """The line of a legend that says what an artist of matplotlib is."""
     if not isinstance(handle, Line2D):
         red, green, blue = np.ravel(handle.get_facecolor())[:3]
-        return Key(label, COLOURS[to_hex((red, green, blue))], "band")
+        return Key(label, _NAMES[to_hex((red, green, blue))], "band")
     shape = "line" if handle.get_linestyle() == "-" else "dashed"
     if handle.get_marker() == "x":
         shape = "cross"
-    return Key(label, COLOURS[to_hex(handle.get_color())], shape)
+    return Key(label, _NAMES[to_hex(handle.get_color())], shape)
 
 
 # ------------------------------------------------------------------ over the steps
@@ -169,7 +160,7 @@ def _course(panel: Panel, lines: Sequence[Line], run: Run) -> str:
     return f"Over the optimizer steps, {panel.unit}. {'; '.join(told)}. The table has all numbers."
 
 
-def _strips(run: Run, lines: Sequence[Line]) -> list[Strip]:
+def _strips(run: Run, lines: Sequence[Line]) -> list[_Strip]:
     """What is told of each snapshot, over the part of the chart that is nearest to it."""
     chosen = np.arange(len(run.records))
     if len(chosen) > _MAX_STRIPS:
@@ -183,7 +174,7 @@ def _strips(run: Run, lines: Sequence[Line]) -> list[Strip]:
         told = [f"step {count(run.steps[i])}"]
         told += [f"{line.name}: {number_of(line.series, column[i])}" for line, column in values]
         told += [] if run.records[i].valid else ["invalid snapshot"]
-        strips.append(Strip(float(left), float(right), "\n".join(told)))
+        strips.append(_Strip(float(left), float(right), "\n".join(told)))
     return strips
 
 
@@ -314,3 +305,118 @@ def _of_map(one: Map) -> Chart:
             ],
         ),
     )
+
+
+# ------------------------------------------------------------------ a figure inside the page
+
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_COLOUR = re.compile("|".join(COLOURS.values()))
+_FONT = re.compile(r"(font: [^;'\"]*?\d+(?:\.\d+)?px)[^;]*")
+_REFERENCE = re.compile(r"url\(#([^)]*)\)")
+
+
+@styled
+def _inline_svg(
+    figure: Figure,
+    key: str,
+    title: str,
+    description: str,
+    strips: Sequence[_Strip] = (),
+    marks: Sequence[str] = (),
+) -> Markup:
+    """A figure as an SVG element of a page.
+
+    Args:
+        figure: drawn in the style of the page, with one set of axes.
+        key: starts every id in it; no other drawing of the page may have it.
+        title, description: what a screen reader says.
+        strips: what is told while the pointer is over a part of the axes.
+        marks: what is told of each event that is marked, in their order.
+    """
+    buffer = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 our own drawing
+    _drop(root)
+    for element in root.iter():
+        _adapt(element, key)
+    _name(root, key, title, description)
+    _add_strips(root, figure, strips)
+    _link_marks(root, key, marks)
+    ET.register_namespace("", _SVG)
+    ET.register_namespace("xlink", _XLINK)
+    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704 serialised, so escaped
+
+
+def _drop(root: ET.Element) -> None:
+    """Take out what belongs to a file, and a style sheet that would rule the whole page."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style"):
+                parent.remove(child)
+
+
+def _adapt(element: ET.Element, key: str) -> None:
+    for name, value in list(element.attrib.items()):
+        if name == "id":
+            element.set(name, f"{key}-{value}")
+        elif name == f"{{{_XLINK}}}href" and value.startswith("#"):
+            element.set(name, f"#{key}-{value[1:]}")
+        elif name in ("style", "clip-path", "fill", "stroke"):
+            value = _REFERENCE.sub(rf"url(#{key}-\1)", value)
+            value = _COLOUR.sub(lambda match: f"var(--{_NAMES[match[0]]})", value)
+            element.set(name, _FONT.sub(r"\1 var(--font)", value))
+
+
+def _name(root: ET.Element, key: str, title: str, description: str) -> None:
+    for attribute in ("width", "height"):
+        root.attrib.pop(attribute, None)  # the page says how wide
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{key}-title {key}-desc")
+    for position, (tag, text) in enumerate((("title", title), ("desc", description))):
+        element = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{key}-{tag}"})
+        element.text = printable(text)
+        root.insert(position, element)
+
+
+def _add_strips(root: ET.Element, figure: Figure, strips: Sequence[_Strip]) -> None:
+    if not strips:
+        return
+    axes: Any = figure.axes[0]
+    box = axes.get_window_extent()
+    height = figure.get_figheight() * 72.0
+    to_points = 72.0 / figure.dpi
+    group = ET.Element(f"{{{_SVG}}}g", {"class": "strips"})
+    for strip in strips:
+        ends = axes.transData.transform([(strip.left, 0.0), (strip.right, 0.0)])[:, 0] * to_points
+        place = {
+            "x": ends[0],
+            "y": height - box.y1 * to_points,
+            "width": ends[1] - ends[0],
+            "height": box.height * to_points,
+        }
+        attributes = {name: f"{x:.2f}" for name, x in place.items()}
+        rect = ET.SubElement(group, f"{{{_SVG}}}rect", attributes)
+        ET.SubElement(rect, f"{{{_SVG}}}title").text = printable(strip.text)
+    root.append(group)
+
+
+def _link_marks(root: ET.Element, key: str, marks: Sequence[str]) -> None:
+    """Each mark of an event becomes a link to it, above the strips."""
+    parents = {child: parent for parent in root.iter() for child in parent}
+    found = {
+        element.get("id", ""): element
+        for element in root.iter(f"{{{_SVG}}}g")
+        if element.get("id", "").startswith(f"{key}-mark-")
+    }
+    for number, text in enumerate(marks, start=1):
+        mark = found.get(f"{key}-mark-{number}")
+        if mark is None:
+            continue
+        parents[mark].remove(mark)
+        # for the pointer: a picture has nothing inside for who goes from link to link
+        target = {f"{{{_XLINK}}}href": f"#event-{number}", "tabindex": "-1"}
+        link = ET.SubElement(root, f"{{{_SVG}}}a", target)
+        ET.SubElement(link, f"{{{_SVG}}}title").text = printable(text)
+        link.append(mark)

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from sparsitywatch.analysis.digest import Digest, SeriesDigest
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.page.data import Number, count, fraction, number_of, plain, several
+from sparsitywatch.page.tables import Number, count, fraction, number_of, plain, several
 from sparsitywatch.records import EssentialSparsity, Event, Record
 from sparsitywatch.series import describe
 

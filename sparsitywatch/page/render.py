@@ -14,13 +14,15 @@ from markupsafe import Markup
 from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.charts import charts_of
-from sparsitywatch.page.data import Number, number_of, printable
 from sparsitywatch.page.narrative import headline, sentences, snapshots_taken
 from sparsitywatch.page.tables import (
+    Number,
     cost_facts,
     event_rows,
     invalid_table,
     ledger_table,
+    number_of,
+    printable,
     provenances,
 )
 from sparsitywatch.records.run import __version__

@@ -1,10 +1,14 @@
-"""Events, provenance, costs and the ledger, as rows of the page's tables."""
+"""Numbers as a person reads them, and the tables of the page.
+
+A number is written as ``<data value="0.3630">36.3 %</data>``: what is shown is rounded, the
+attribute is the recorded number.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,17 +16,143 @@ from markupsafe import Markup
 
 from sparsitywatch.analysis.digest import Digest
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.page.charts import Table
-from sparsitywatch.page.data import Cell, count, fraction, number_of, plain, seconds
 from sparsitywatch.records import Event, Provenance, Record
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_text
+from sparsitywatch.shown import shown_name, shown_text
 
-__all__ = ["Fact", "cost_facts", "event_rows", "invalid_table", "ledger_table", "provenances"]
+__all__ = [
+    "Cell",
+    "Number",
+    "Table",
+    "cost_facts",
+    "count",
+    "event_rows",
+    "fraction",
+    "invalid_table",
+    "ledger_table",
+    "number_of",
+    "plain",
+    "printable",
+    "provenances",
+    "seconds",
+    "several",
+]
 
 #: Longer ledgers are for `sparsitywatch scope`.
 _MAX_LEDGER = 1500
 _MAX_INVALID = 200
+
+
+_NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as it was recorded, NaN if it was not measured, and as it is shown."""
+
+    value: float
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __html__(self) -> str:
+        if math.isnan(self.value):
+            return Markup('<span class="none" title="not measured">{}</span>').format(self.text)
+        return Markup('<data value="{}">{}</data>').format(repr(self.value), self.text)
+
+
+#: What stands in a table.
+Cell = Number | Markup | str
+
+
+def fraction(x: float) -> Number:
+    """A fraction in per cent, with three digits.
+
+    >>> [str(fraction(x)).split() for x in (0.36301, 1.0, 0.0004)]
+    [['36.3', '%'], ['100', '%'], ['0.04', '%']]
+    """
+    return _shown(x, f"{100 * x:.3g}{_NO_BREAK}%")
+
+
+def plain(x: float) -> Number:
+    """A number without a unit, or in that of the value, with four digits.
+
+    >>> str(plain(2.30258)), str(plain(math.nan))
+    ('2.303', '–')
+    """
+    return _shown(x, f"{x:.4g}")
+
+
+def count(n: float) -> Number:
+    """A whole number: a step, a number of weights.
+
+    >>> str(count(84934656))
+    '84,934,656'
+    """
+    whole = n if math.isnan(n) or math.isinf(n) else int(n)
+    return _shown(whole, f"{whole:,}")
+
+
+def several(number: int, noun: str) -> Markup:
+    """So many of something."""
+    return Markup("{} {}").format(count(number), noun if number == 1 else f"{noun}s")
+
+
+def seconds(x: float) -> Number:
+    """A time in seconds, or in a larger unit where it is long.
+
+    >>> [str(seconds(x)).split() for x in (0.0123, 75.2, 7300.0)]
+    [['0.0123', 's'], ['75.2', 's'], ['2.03', 'h']]
+    """
+    if x >= 3600.0:
+        return _shown(x, f"{x / 3600.0:.3g}{_NO_BREAK}h")
+    if x >= 600.0:
+        return _shown(x, f"{x / 60.0:.3g}{_NO_BREAK}min")
+    return _shown(x, f"{x:.3g}{_NO_BREAK}s")
+
+
+_UNITS = {"fraction": fraction, "count": count, "steps": count, "s": seconds}
+
+
+def number_of(series: str, x: float) -> Number:
+    """A number of a series, in its unit."""
+    return _UNITS.get(describe(series).unit, plain)(x)
+
+
+def _shown(x: float, text: str) -> Number:
+    # a number of numpy writes its type into its exact form
+    exact = x if isinstance(x, int) else float(x)
+    return Number(exact, "\N{EN DASH}" if math.isnan(x) else text)
+
+
+def printable(text: str) -> str:
+    r"""Text that HTML and SVG can hold: the rest is escaped as on a terminal.
+
+    So are marks that turn the direction of writing. Spaces of every width stay.
+
+    >>> print(printable(chr(0) + "a" + chr(0x202E)))
+    \x00a\u202e
+    """
+    return "".join(c if _is_allowed(c) else shown_name(c) for c in text)
+
+
+def _is_allowed(character: str) -> bool:
+    """Whether XML 1.0 takes a character, browsers do not warn of it, and it moves no other."""
+    return character in "\t\n\r" or unicodedata.category(character) not in _NOT_ALLOWED
+
+
+# ------------------------------------------------------------------ tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Numbers in rows; each column has a title, and its name in the records if it has one."""
+
+    caption: str
+    header: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +294,6 @@ def ledger_table(run: Run) -> Table | None:
     if run.info is None or not run.info.ledger:
         return None
     ledger = run.info.ledger
-    reasons = Counter((entry.in_scope, entry.reason) for entry in ledger)
     rows: list[Sequence[Cell]] = [
         [
             entry.name,
@@ -176,7 +305,7 @@ def ledger_table(run: Run) -> Table | None:
         ]
         for entry in ledger[:_MAX_LEDGER]
     ]  # fmt: skip
-    chosen = sum(number for (in_scope, _), number in reasons.items() if in_scope)
+    chosen = sum(entry.in_scope for entry in ledger)
     caption = f"{chosen:,} of {len(ledger):,} parameters are in scope"
     if len(ledger) > _MAX_LEDGER:
         caption += f"; the first {_MAX_LEDGER:,} are shown, sparsitywatch scope lists all"

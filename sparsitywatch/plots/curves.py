@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MultipleLocator
+from matplotlib.ticker import MultipleLocator
 
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
@@ -217,7 +217,7 @@ def curves_figure(chosen: Sequence[Record], paper: Paper) -> Figure:
     lowest = min(float(np.nanmin(_harm(record))) for record in chosen)
     axes.set_ylim(max(min(lowest, 0.0) - 0.3, -MOST), MOST)
     axes.xaxis.set_major_locator(MultipleLocator(0.1 if paper.name == "wide" else 0.25))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
+    percent(axes.xaxis)
     axes.set_xlabel("sparsity: share of the weights removed", fontsize=paper.font_size)
     value_axis(axes, "none")
     axes.yaxis.set_major_locator(MultipleLocator(1.0))

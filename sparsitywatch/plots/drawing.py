@@ -12,11 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 __all__ = [
     "BLACK",
     "BLUE",
+    "COLOURS",
     "DASHED",
     "DOTTED",
     "GREEN",
@@ -42,12 +43,21 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Okabe and Ito's colours, which colour-blind people can tell apart
-BLUE, GREEN, ORANGE, PURPLE = "#0072B2", "#009E73", "#E69F00", "#CC79A7"
-RED, SKY, GREY, LIGHT = "#D55E00", "#56B4E9", "#6E6E6E", "#DEDEDE"
-#: Not quite black and not quite white: in a page both turn with it, and SVG leaves out what is
-#: black.
-BLACK, PAPER = "#101010", "#FEFEFE"
+#: Okabe and Ito's colours, which colour-blind people can tell apart, by their names in a page,
+#: which turns them for dark and light. Not quite black: SVG leaves out what is.
+COLOURS = {
+    "blue": "#0072b2",
+    "green": "#009e73",
+    "orange": "#e69f00",
+    "purple": "#cc79a7",
+    "red": "#d55e00",
+    "sky": "#56b4e9",
+    "grey": "#6e6e6e",
+    "light": "#dedede",
+    "ink": "#101010",
+    "paper": "#fefefe",
+}
+BLUE, GREEN, ORANGE, PURPLE, RED, SKY, GREY, LIGHT, BLACK, PAPER = COLOURS.values()
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 
 _STYLE: dict[Any, object] = {
@@ -96,9 +106,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def percent(axis: Any, decimals: int | None = 0) -> None:
+def percent(axis: Any) -> None:
     """Label an axis of fractions in per cent."""
-    axis.set_major_formatter(PercentFormatter(xmax=1.0, decimals=decimals))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
 
 
 @styled
@@ -167,6 +177,6 @@ def value_axis(axes: Any, unit: str) -> None:
     """Round numbers along the vertical axis; a "fraction" is shown in per cent."""
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if unit == "fraction":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+        percent(axes.yaxis)
     else:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))

@@ -221,7 +221,7 @@ def comparison_figure(
             _draw_run(axes, name, line)
         axes.set_ylabel(_COMPARED[name])
         axes.set_ylim(bottom=0.0)
-        percent(axes.yaxis, None)
+        percent(axes.yaxis)
     all_axes[-1].set_xlabel("optimizer step")
     handles, labels = all_axes[0].get_legend_handles_labels()
     wrapped = [textwrap.fill(label, 28) for label in labels]

@@ -49,56 +49,40 @@ from sparsitywatch.records import (
     RunInfo,
     WatchState,
 )
-from sparsitywatch.series import describe
+from sparsitywatch.series import SERIES, Series, describe
 from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks import texts
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
 __all__ = ["OTHER_TAGS", "TensorBoardSink", "charts"]
 
-#: What there is beside series: its kind and its meaning, by tag; ``*`` stands for the rest.
-OTHER_TAGS = {
-    "log10_magnitude/*": (
-        "histogram",
-        (
-            "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "
-            "Mass that wanders to the left is weights that shrink."
-        ),
-    ),
-    "pictures/sparsity_value_curve": (
-        "picture",
-        "The value at rising sparsity, with the tolerance and what was read off the curve.",
-    ),
-    "pictures/removed_per_layer": (
-        "picture",
-        "Share of each tensor's weights that goes at each level.",
-    ),
-    "events/*": (
-        "text",
-        (
-            "An abrupt change in the series of that name; revised, at a later step, when more is "
-            "known about it."
-        ),
-    ),
-    "notes": (
-        "text",
-        (
-            "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "
-            "at an earlier step, a value that is not finite. Reported when it begins."
-        ),
-    ),
-    "watch/state": (
-        "text",
-        (
-            "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
-            "is due next, its share of the time. Reported whenever that changes."
-        ),
-    ),
-    "watch/reason": ("text", "Why a snapshot is not valid."),
-    "about": ("text", "What the charts mean."),
-    "scope": ("text", "Every parameter of the model, watched or not, and why."),
-    "custom_scalars__config__": ("layout", 'Which charts the page "Custom Scalars" has.'),
-}
+# fmt: off
+#: What there is beside series: names and meanings; the unit is the kind of thing.
+OTHER_TAGS = (
+    Series("log10_magnitude/*", "histogram", "magnitudes of *",
+           "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "
+           "Mass that wanders to the left is weights that shrink."),
+    Series("pictures/sparsity_value_curve", "picture", "sparsity-value curve",
+           "The value at rising sparsity, with the tolerance and what was read off the curve."),
+    Series("pictures/removed_per_layer", "picture", "where the removed weights come from",
+           "Share of each tensor's weights that goes at each level."),
+    Series("events/*", "text", "events in *",
+           "An abrupt change in the series of that name; revised, at a later step, when more is "
+           "known about it."),
+    Series("notes", "text", "notes",
+           "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "
+           "at an earlier step, a value that is not finite. Reported when it begins."),
+    Series("watch/state", "text", "state of the watch",
+           "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
+           "is due next, its share of the time. Reported whenever that changes."),
+    Series("watch/reason", "text", "what failed", "Why a snapshot is not valid."),
+    Series("about", "text", "about", "What the charts mean."),
+    Series("scope", "text", "scope", "Every parameter of the model, watched or not, and why."),
+    Series("custom_scalars__config__", "layout", "charts",
+           'Which charts the page "Custom Scalars" has.'),
+)
+_TAGS = (*OTHER_TAGS, *SERIES)
+# fmt: on
 
 _IN_EVERY_RECORD = "watch/valid"
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
@@ -307,14 +291,6 @@ def charts(provenance: Provenance) -> _Charts:
     }
 
 
-def _meaning(tag: str) -> str:
-    """What is said beside its chart."""
-    for name, (_, meaning) in OTHER_TAGS.items():
-        if tag == name or (name.endswith("*") and tag.startswith(name[:-1])):
-            return meaning
-    return describe(tag).sentence
-
-
 # ------------------------------------------------------------------ values, from plain data
 
 
@@ -448,7 +424,7 @@ class _EventFile:
         for value in values:
             if value.tag not in self._described:
                 self._described.add(value.tag)  # readers keep the first description
-                value.metadata.summary_description = _meaning(value.tag)
+                value.metadata.summary_description = describe(value.tag, _TAGS).sentence
         self._add(ProtoEvent(wall_time=wall_time, step=step, summary=Summary(value=values)))
 
     def _add(self, event: Any) -> None:

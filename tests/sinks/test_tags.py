@@ -100,7 +100,7 @@ def test_tensorboard_tags(directory: Path) -> None:
 def tables() -> str:
     """What docs/tags.md says of every series and of TensorBoard's other tags."""
     series = [f"| `{row.name}` | {row.unit} | {row.sentence} | `{row.source}` |" for row in SERIES]
-    others = [f"| `{tag}` | {kind} | {meaning} |" for tag, (kind, meaning) in OTHER_TAGS.items()]
+    others = [f"| `{row.name}` | {row.unit} | {row.sentence} |" for row in OTHER_TAGS]
     lines = [
         "| series | unit | meaning | place in the record |", "|---|---|---|---|", *series, "",
         "## Other tags of TensorBoard", "| tag | kind | meaning |", "|---|---|---|", *others,
