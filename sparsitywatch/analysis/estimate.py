@@ -1,4 +1,4 @@
-"""Where a curve bends: the best continuous fit of two straight segments."""
+"""How much of a model could be thrown away: what is read off a sparsity-value curve."""
 
 from __future__ import annotations
 
@@ -15,80 +15,6 @@ from sparsitywatch.records import EssentialSparsity, SparsityCurve
 __all__ = ["ROUNDING", "allowed_harm", "essential_sparsity", "knee_of"]
 
 Array = NDArray[np.float64]
-
-#: Two lines and the knot are fitted, and one point more.
-_MIN_POINTS = 5
-#: Slopes that add less than this share of the harm over the whole range are rounding.
-_ROUNDING = 1e-9
-
-
-def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
-    """Knot of the best two-segment fit that bends upward, and how sharply it bends.
-
-    The fit is continuous and by least squares, its knot anywhere between the second and
-    the last but one point. Only upward bends count: where harm levels off after a steep
-    rise is no knee.
-
-    Args:
-        sparsity: rising, float64, length K; any other abscissa, such as steps, does too.
-        harm: float64, length K; what is not finite is left out.
-
-    Returns:
-        The knot, and the slope after it over the slope before it: inf where harm does not
-        rise before the knot. Both NaN with fewer than five finite points, without an
-        upward bend, or where harm does not rise after it.
-
-    Reference:
-        Hudson 1966, J. Am. Stat. Assoc. 61:1097.
-
-    >>> sparsity = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    >>> knot, sharpness = knee_of(sparsity, np.array([0.0, 0.1, 0.2, 0.3, 1.3, 2.3]))
-    >>> round(knot, 6), round(sharpness, 6)
-    (0.6, 10.0)
-    """
-    is_finite = np.isfinite(harm)
-    x, y = sparsity[is_finite], harm[is_finite]
-    if len(x) < _MIN_POINTS:
-        return math.nan, math.nan
-    origin, width = float(x[0]), float(x[-1] - x[0])
-    x = (x - origin) / width
-    fits = [_hinge(x, y, knot) for knot in _knots(x, y)]
-    negligible = _ROUNDING * float(np.abs(y).max())
-    bends = [fit for fit in fits if fit[3] - fit[2] > negligible]
-    _, knot, before, after = min(bends, default=(0.0, math.nan, math.nan, math.nan))
-    if not after > negligible:  # no upward bend, or harm does not rise after it
-        return math.nan, math.nan
-    return origin + width * knot, after / before if before > negligible else math.inf
-
-
-def _knots(x: Array, y: Array) -> list[float]:
-    """Where the best knot can be: at a point, or where free lines of both sides meet."""
-    knots = [float(knot) for knot in x[1:-1]]
-    for i in range(2, len(x) - 1):
-        (level, slope), (other_level, other_slope) = _line(x[:i], y[:i]), _line(x[i:], y[i:])
-        if slope != other_slope:
-            meets = (level - other_level) / (other_slope - slope)
-            if x[i - 1] < meets < x[i]:
-                knots.append(meets)
-    return knots
-
-
-def _line(x: Array, y: Array) -> tuple[float, float]:
-    level, slope = _least_squares(np.stack([np.ones_like(x), x], axis=1), y)
-    return float(level), float(slope)
-
-
-def _hinge(x: Array, y: Array, knot: float) -> tuple[float, float, float, float]:
-    """Squared error, knot, and the slopes before and after of the fit with this knot."""
-    design = np.stack([np.ones_like(x), x - knot, np.maximum(x - knot, 0.0)], axis=1)
-    fit = _least_squares(design, y)
-    error = float(np.square(y - design @ fit).sum())
-    return error, knot, float(fit[1]), float(fit[1] + fit[2])
-
-
-def _least_squares(design: Array, y: Array) -> Array:
-    return np.asarray(np.linalg.lstsq(design, y, rcond=None)[0], dtype=np.float64)
-
 
 _MODES = ("relative", "absolute")
 #: Rounding of a mean is not harm: 0.90 - 0.89 is within 0.01, though not in binary.
@@ -123,8 +49,8 @@ def essential_sparsity(
 
     Between points the harm is interpolated linearly. A value that is not finite is a model
     that broke down, beyond any tolerance: the crossing is then the last good sparsity. Of
-    several points at one sparsity the worst counts; of several dense points the best is
-    the dense value.
+    several points at one sparsity the worst counts. Of several dense points the best is the
+    dense value.
 
     A curve that cannot be judged is no error: the estimate is then not informative, says
     why in ``reason``, and its numbers are NaN. That is so without a finite dense value,
@@ -159,7 +85,10 @@ def essential_sparsity(
     expect(isinstance(curve, SparsityCurve), "curve", "a sw.SparsityCurve", curve)
     if mode is None:
         mode = "absolute" if curve.higher_is_better else "relative"
-    _check_confidence(confidence)
+    if not is_number(confidence) or not 0.0 < confidence < 1.0:
+        raise ConfigurationError(
+            f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
+        )
     points = _points_of(curve)
     allowed = allowed_harm(points.dense, tolerance, mode) + ROUNDING * abs(points.dense)
     value = last = low = high = knee = sharpness = math.nan
@@ -170,9 +99,7 @@ def essential_sparsity(
         last = _last_crossing(points, allowed)
         low, high = _interval(points, allowed, critical, value)
         knee, sharpness = knee_of(points.sparsity, points.harm)
-        reason = _caveats(points, allowed, critical, value, last)
-        if mode == "relative":
-            reason = "; ".join(note for note in (_near_zero(points, allowed), reason) if note)
+        reason = "; ".join(_caveats(points, allowed, critical, value, last, mode))
     return EssentialSparsity(
         value=value,
         last_crossing=last,
@@ -210,13 +137,6 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
 
 
-def _check_confidence(confidence: float) -> None:
-    if not is_number(confidence) or not 0.0 < confidence < 1.0:
-        raise ConfigurationError(
-            f"Expected `confidence` in (0, 1), got {confidence!r}. Ninety percent is 0.9."
-        )
-
-
 def _points_of(curve: SparsityCurve) -> _Points:
     sparsity = np.asarray(curve.sparsity)
     loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
@@ -251,38 +171,38 @@ def _refusal(points: _Points, allowed: float) -> str:
     return ""
 
 
-def _caveats(points: _Points, allowed: float, critical: float, value: float, last: float) -> str:
-    """What to know about an informative estimate; empty if nothing."""
+def _caveats(
+    points: _Points, allowed: float, critical: float, value: float, last: float, mode: str
+) -> list[str]:
+    """What to know about an informative estimate."""
     notes = []
-    noise = critical * points.stderr
-    at_crossing = float(np.interp(value, points.sparsity, noise))
+    harm, sparsity, noise = points.harm, points.sparsity, critical * points.stderr
+    largest = harm[np.isfinite(harm)].max()
+    if mode == "relative" and abs(points.dense) < _NEAR_ZERO * largest:
+        notes.append(
+            f"the dense value of {abs(points.dense):.3g} is near zero beside the harm of up to "
+            f"{largest:.3g}, so that a relative tolerance allows only {allowed:.3g}; use "
+            "mode='absolute' (tolerance_mode='absolute' of a watch)"
+        )
+    at_crossing = float(np.interp(value, sparsity, noise))
     if at_crossing > allowed:
         notes.append(
             f"the tolerance of {allowed:.3g} is below the noise of the evaluation, "
             f"{at_crossing:.3g} at the crossing: use more examples"
         )
-    if points.sparsity[-1] == 1.0 and points.harm[-1] - noise[-1] <= allowed:
+    if sparsity[-1] == 1.0 and harm[-1] - noise[-1] <= allowed:
         notes.append("reliance on these weights is within the noise of the evaluation")
     if last > value:
         notes.append(f"first and last crossing disagree: within the tolerance again at {last:.3f}")
-    broken = np.flatnonzero(np.isinf(points.harm))
-    if len(broken) and value == points.sparsity[broken[0] - 1]:
-        notes.append(f"the value is not finite at {points.sparsity[broken[0]]:.3f}")
+    broken = np.flatnonzero(np.isinf(harm))
+    if len(broken) and value == sparsity[broken[0] - 1]:
+        notes.append(f"the value is not finite at {sparsity[broken[0]]:.3f}")
     if math.isnan(critical):
         notes.append(f"no interval from fewer than {_MIN_EXAMPLES} examples")
-    return "; ".join(notes)
+    return notes
 
 
-def _near_zero(points: _Points, allowed: float) -> str:
-    """That a relative tolerance allows next to nothing; empty if it does not."""
-    largest = points.harm[np.isfinite(points.harm)].max()
-    if abs(points.dense) >= _NEAR_ZERO * largest:
-        return ""
-    return (
-        f"the dense value of {abs(points.dense):.3g} is near zero beside the harm of up to "
-        f"{largest:.3g}, so that a relative tolerance allows only {allowed:.3g}; use "
-        "mode='absolute' (tolerance_mode='absolute' of a watch)"
-    )
+# ------------------------------------------------------------------ crossings
 
 
 def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
@@ -290,7 +210,7 @@ def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
     if not is_beyond.any():
         return 1.0
     i = int(is_beyond.argmax())
-    return float(sparsity[0]) if i == 0 else _straight(sparsity, harm, allowed, i - 1)
+    return float(sparsity[0]) if i == 0 else _on_chord(sparsity, harm, allowed, i - 1)
 
 
 def _last_crossing(points: _Points, allowed: float) -> float:
@@ -300,10 +220,10 @@ def _last_crossing(points: _Points, allowed: float) -> float:
     i = int(np.flatnonzero(is_within)[-1])
     if i == len(is_within) - 1:
         return float(points.sparsity[i])
-    return _straight(points.sparsity, points.harm, allowed, i)
+    return _on_chord(points.sparsity, points.harm, allowed, i)
 
 
-def _straight(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
+def _on_chord(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
     """Where the chord from point i, within, to point i + 1, beyond, meets the tolerance."""
     left, right = float(sparsity[i]), float(sparsity[i + 1])
     share = float((allowed - harm[i]) / (harm[i + 1] - harm[i]))  # 0 where the model broke
@@ -313,21 +233,19 @@ def _straight(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
 def _interval(
     points: _Points, allowed: float, critical: float, value: float
 ) -> tuple[float, float]:
-    margin = np.where(np.isfinite(points.harm), critical * points.stderr, 0.0)
+    sparsity, harm = points.sparsity, points.harm
+    margin = np.where(np.isfinite(harm), critical * points.stderr, 0.0)
     if not np.isfinite(margin).all():
         return math.nan, math.nan
-    upper, lower = points.harm + margin, points.harm - margin
-    low, high = (
-        (
-            _first_crossing(points.sparsity, bound, allowed),
-            _curved_crossing(points.sparsity, bound, allowed),
-        )
-        for bound in (upper, lower)
+    upper, lower = harm + margin, harm - margin
+    low = min(_first_crossing(sparsity, upper, allowed), _curved_crossing(sparsity, upper, allowed))
+    high = max(
+        _first_crossing(sparsity, lower, allowed), _curved_crossing(sparsity, lower, allowed)
     )
     first = int((lower > allowed).argmax())
     # a model that broke at this point broke anywhere after the last good sparsity
-    broke = float(points.sparsity[first]) if np.isinf(lower[first]) else 0.0
-    return min(value, *low), max(value, broke, *high)
+    broke = float(sparsity[first]) if np.isinf(lower[first]) else 0.0
+    return min(value, low), max(value, broke, high)
 
 
 def _curved_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
@@ -339,7 +257,8 @@ def _curved_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
     if i < 0 or np.isinf(harm[i + 1]):
         return _first_crossing(sparsity, harm, allowed)
     width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
-    start, end = (width / rise * _slope(sparsity, harm, j) for j in (i, i + 1))
+    start = width / rise * _slope(sparsity, harm, i)
+    end = width / rise * _slope(sparsity, harm, i + 1)
     target = (allowed - harm[i]) / rise
     inside, outside = 0.0, 1.0
     for _ in range(_HALVINGS):
@@ -380,3 +299,79 @@ def _critical_value(confidence: float, num_examples: int | None) -> float:
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     freedom = num_examples - 1
     return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+# ------------------------------------------------------------------ the knee
+
+#: Two lines and the knot are fitted, and one point more.
+_MIN_POINTS = 5
+#: Slopes that add less than this share of the harm over the whole range are rounding.
+_NEGLIGIBLE = 1e-9
+
+
+def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
+    """Knot of the best two-segment fit that bends upward, and how sharply it bends.
+
+    The fit is continuous and by least squares, its knot anywhere between the second and
+    the last but one point. Only upward bends count: where harm levels off after a steep
+    rise is no knee.
+
+    Args:
+        sparsity: rising, float64, length K; any other abscissa, such as steps, does too.
+        harm: float64, length K; what is not finite is left out.
+
+    Returns:
+        The knot, and the slope after it over the slope before it: inf where harm does not
+        rise before the knot. Both NaN with fewer than five finite points, without an
+        upward bend, or where harm does not rise after it.
+
+    Reference:
+        Hudson 1966, J. Am. Stat. Assoc. 61:1097.
+
+    >>> sparsity = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    >>> knot, sharpness = knee_of(sparsity, np.array([0.0, 0.1, 0.2, 0.3, 1.3, 2.3]))
+    >>> round(knot, 6), round(sharpness, 6)
+    (0.6, 10.0)
+    """
+    is_finite = np.isfinite(harm)
+    x, y = sparsity[is_finite], harm[is_finite]
+    if len(x) < _MIN_POINTS:
+        return math.nan, math.nan
+    origin, width = float(x[0]), float(x[-1] - x[0])
+    x = (x - origin) / width
+    negligible = _NEGLIGIBLE * float(np.abs(y).max())
+    bends = []
+    for knot in _knots(x, y):
+        error, before, after = _hinge(x, y, knot)
+        if after - before > negligible:
+            bends.append((error, knot, before, after))
+    _, knot, before, after = min(bends, default=(0.0, math.nan, math.nan, math.nan))
+    if not after > negligible:  # no upward bend, or harm does not rise after it
+        return math.nan, math.nan
+    return origin + width * knot, after / before if before > negligible else math.inf
+
+
+def _knots(x: Array, y: Array) -> list[float]:
+    """Where the best knot can be: at a point, or where free lines of both sides meet."""
+    knots: list[float] = x[1:-1].tolist()
+    for i in range(2, len(x) - 1):
+        (level, slope), (other_level, other_slope) = _line(x[:i], y[:i]), _line(x[i:], y[i:])
+        if slope != other_slope:
+            meets = (level - other_level) / (other_slope - slope)
+            if x[i - 1] < meets < x[i]:
+                knots.append(meets)
+    return knots
+
+
+def _line(x: Array, y: Array) -> tuple[float, float]:
+    design = np.stack([np.ones_like(x), x], axis=1)
+    level, slope = np.linalg.lstsq(design, y, rcond=None)[0]
+    return float(level), float(slope)
+
+
+def _hinge(x: Array, y: Array, knot: float) -> tuple[float, float, float]:
+    """Squared error, and the slopes before and after, of the fit with this knot."""
+    design = np.stack([np.ones_like(x), x - knot, np.maximum(x - knot, 0.0)], axis=1)
+    fit = np.linalg.lstsq(design, y, rcond=None)[0]
+    error = float(np.square(y - design @ fit).sum())
+    return error, float(fit[1]), float(fit[1] + fit[2])

@@ -1,4 +1,9 @@
-"""What an event means: where it lies, what moved, whether decay explains it; then one story."""
+"""What is known of an event: where it lies, what moved, whether decay explains it, what follows.
+
+``explained`` adds what the records around a detection say. ``EventTracker`` follows the events of a
+run from snapshot to snapshot: several series that see one thing are one event, and a series that
+comes back is no second one.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,41 @@ __all__ = [
     "explained_by_decay",
     "what_moved",
 ]
+
+_logger = logging.getLogger("sparsitywatch")
+
+
+def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
+    """The event with its trend, its layers, what moved, and whether decay explains it.
+
+    Args:
+        event: as a detector gave it, with the name of its series.
+        records: by rising step; the last one is that in which the event was seen.
+        initial_rms: root mean square of each tensor when the watch first saw it.
+    """
+    now = records[-1]
+    event = replace(
+        event,
+        trend=describe(event.series).trend(event.direction),
+        decay_clock=now.decay_clock,
+        num_not_finite=now.num_not_finite,
+        explained_by_decay=explained_by_decay(event, records),
+    )
+    # the layers of old records are let go: then the oldest that has them is the closest
+    with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
+    before = [record for record in with_layers if record.step <= event.onset_step]
+    compared = before[-1:] or with_layers[:1]
+    if not compared:
+        return event
+    return replace(
+        event,
+        layers=accountable_layers(compared[0], now, event.series),
+        change=what_moved(compared[0], now, event.series, initial_rms),
+        before_step=compared[0].step,
+    )
+
+
+# ------------------------------------------------------------------ where it lies
 
 
 def accountable_layers(
@@ -65,7 +105,9 @@ def _fraction(layer: LayerShare, series: str) -> float:
     return layer.dormant if series == "motion/dormant" else math.nan
 
 
-#: Standard deviations by which one look may exceed the bound, and all together.
+# ------------------------------------------------------------------ whether decay explains it
+
+#: Standard deviations by which one snapshot may exceed the bound, and all together.
 _NOISE_FACTOR = 4.0
 #: Part of the share of weights that decay must have moved which is seen to be dormant.
 _MIN_SEEN = 0.1
@@ -79,7 +121,7 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         records: by rising step, up to the one that the event was seen in.
 
     Returns:
-        False: it grew faster than decay could make it, between two looks since the onset
+        False: it grew faster than decay could make it, between two snapshots since the onset
         or over all of them; or exact zeros appeared, which decay never makes. True: it did
         not, and weights that decay alone moves were not found missing. None: unknown, or
         the series is no near-zero fraction with a fixed threshold that rose.
@@ -90,26 +132,22 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     if rule == "zero":
         return False
     start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
-    looks = [
+    since = [
         r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
     ]
-    if len(looks) < 2:
+    if len(since) < 2:
         return None
-    clock = np.array([r.decay_clock for r in looks])
-    values = np.array([r.near_zero[rule] for r in looks])
+    clock = np.array([r.decay_clock for r in since])
+    values = np.array([r.near_zero[rule] for r in since])
     if not (np.isfinite(clock).all() and np.isfinite(values).all()):
         return None
-    noise = _relative_noise(values, event.noise, looks[-1].scope.num_weights)
+    # standard deviation of log(later / earlier), for each value and the one after it
+    counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
+    known = 0.0 if math.isnan(event.noise) else event.noise
+    noise = math.sqrt(2.0) * np.maximum(counting, known / values[:-1])
     if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
         return False
-    return True if _is_seen(looks, values, clock) else None
-
-
-def _relative_noise(values: np.ndarray, noise: float, num_weights: int) -> np.ndarray:
-    """Standard deviation of log(later / earlier) for each value and the one after it."""
-    counting = 1.0 / np.sqrt(np.maximum(values[:-1] * num_weights, 1.0))
-    known = 0.0 if math.isnan(noise) else noise
-    return np.asarray(math.sqrt(2.0) * np.maximum(counting, known / values[:-1]))
+    return True if _is_seen(since, values, clock) else None
 
 
 def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:
@@ -117,22 +155,24 @@ def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool
     return bool((excess > _NOISE_FACTOR * noise).any())
 
 
-def _is_seen(looks: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> bool:
+def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> bool:
     """Whether a good part of the weights that decay must have moved are seen to be dormant."""
     advance = math.expm1(float(clock[-1] - clock[0]))
     if advance <= 0.0:
         return False
     needed = float(values[-1] / values[0] - 1.0) / advance
-    fractions = [r.dormant.fraction for r in looks if r.dormant is not None]
+    fractions = [r.dormant.fraction for r in since if r.dormant is not None]
     seen = [fraction for fraction in fractions if math.isfinite(fraction)]
     return not seen or max(seen) >= _MIN_SEEN * needed
 
 
+# ------------------------------------------------------------------ what moved
+
 #: Share of a change at which the other cause is left unmentioned.
 _MOST = 0.75
-#: Least change of the near-zero fraction, relative to it, that is told to have a cause.
+#: Least change of the near-zero fraction, relative to it, that has a cause.
 _MIN_MOVED = 0.05
-#: A rule relative to the present root mean square, up to this factor, tells what is small.
+#: A rule relative to the present root mean square, up to this factor, says what is small.
 _LARGEST_FACTOR = 0.2
 #: Thresholds closer than this ratio give no slope.
 _MIN_RATIO = 1.1
@@ -251,41 +291,11 @@ def _scale(layer: LayerShare) -> float:
     return layer.rms / math.sqrt(1.0 - small) if small < 1.0 else math.nan
 
 
-def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
-    """The event with its trend, its layers, what moved, and what the decay clock says.
+# ------------------------------------------------------------------ what became of it
 
-    Args:
-        event: as a detector gave it, with the name of its series.
-        records: by rising step; the last one is that in which the event was seen.
-        initial_rms: root mean square of each tensor when the watch first saw it.
-    """
-    now = records[-1]
-    event = replace(
-        event,
-        trend=describe(event.series).trend(event.direction),
-        decay_clock=now.decay_clock,
-        num_not_finite=now.num_not_finite,
-        explained_by_decay=explained_by_decay(event, records),
-    )
-    # the layers of old records are let go: then the oldest that has them is the closest
-    with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
-    before = [record for record in with_layers if record.step <= event.onset_step]
-    compared = before[-1:] or with_layers[:1]
-    if not compared:
-        return event
-    return replace(
-        event,
-        layers=accountable_layers(compared[0], now, event.series),
-        change=what_moved(compared[0], now, event.series, initial_rms),
-        before_step=compared[0].step,
-    )
-
-
-_logger = logging.getLogger("sparsitywatch")
-
-#: So many looks after a detection another one may still have seen the same thing.
-_FEW_LOOKS = 3
-#: What is left of the largest size of a change that fell back.
+#: So many snapshots after a detection another one may still have seen the same thing.
+_FEW_SNAPSHOTS = 3
+#: What is left of the largest size of a change that reverted.
 _LEFT = 0.5
 #: Events that are followed; older ones are left as they are.
 _MAX_FOLLOWED = 50
@@ -293,7 +303,7 @@ _MAX_FOLLOWED = 50
 
 @dataclass(frozen=True)
 class Changes:
-    """What one look adds to the events of a run.
+    """What one snapshot adds to the events of a run.
 
     Args:
         new: events seen for the first time.
@@ -312,9 +322,9 @@ class _Followed:
         event: its latest version.
         num_snapshots: taken since it was detected.
         until: step up to which an onset still belongs to it; -1 while that is any.
-        peak: its largest size on two looks in a row, positive in its direction.
-        last: its size at the last look that had the series.
-        low_step: first of the looks in a row with half of the peak or less; -1 if not so.
+        peak: its largest size at two snapshots in a row, positive in its direction.
+        last: its size at the last snapshot that had the series.
+        low_step: first of the snapshots in a row with half of the peak or less; -1 if not so.
     """
 
     event: Event
@@ -325,24 +335,24 @@ class _Followed:
     low_step: int = -1
 
     @property
-    def has_fallen(self) -> bool:
+    def has_reverted(self) -> bool:
         return self.event.reverted_step >= 0
 
-    def height(self, value: float) -> float:
+    def size(self, value: float) -> float:
         sign = 1.0 if self.event.direction == "up" else -1.0
         return sign * (value - self.event.baseline)
 
-    def follow(self, step: int, values: Mapping[str, float]) -> bool:
-        """One more look; True if the event is seen to have fallen back."""
+    def reverts(self, step: int, values: Mapping[str, float]) -> bool:
+        """One more snapshot; True if the event is seen to have reverted."""
         self.num_snapshots += 1
-        if self.num_snapshots == _FEW_LOOKS:
+        if self.num_snapshots == _FEW_SNAPSHOTS:
             self.until = step
-        if self.has_fallen or self.event.series not in values:
+        if self.has_reverted or self.event.series not in values:
             return False
-        height = self.height(values[self.event.series])
-        self.peak = max(self.peak, min(height, self.last))
-        self.last = height
-        if not (self.peak > 0.0 and height <= _LEFT * self.peak):
+        size = self.size(values[self.event.series])
+        self.peak = max(self.peak, min(size, self.last))
+        self.last = size
+        if not (self.peak > 0.0 and size <= _LEFT * self.peak):
             self.low_step = -1
         elif self.low_step < 0:
             self.low_step = step
@@ -350,44 +360,61 @@ class _Followed:
             return True
         return False
 
+    def revise(self, step: int, why: str, **fields: Any) -> Event:
+        """A new version of the event."""
+        self.event = replace(self.event, revised_step=step, **fields)
+        _logger.info("sparsitywatch: %s %s: %s", self.event.id, why, self.event.describe())
+        return self.event
+
+    def revert(self, step: int) -> Event:
+        """The version that says that the event has reverted."""
+        return self.revise(step, "has reverted", reverted_step=self.low_step)
+
 
 class EventTracker:
-    """Follows the events of a run, look by look."""
+    """Follows the events of a run from snapshot to snapshot."""
 
     def __init__(self) -> None:
         self._followed: dict[str, _Followed] = {}
 
-    def look(
+    def update(
         self,
         step: int,
         values: Mapping[str, float],
         seen: Sequence[Event],
-        told: Sequence[Event] = (),
+        reported: Sequence[Event] = (),
     ) -> Changes:
-        """One more look.
+        """One more snapshot.
 
         Args:
-            step: of the look.
+            step: of the snapshot.
             values: its series, by name.
             seen: what the detectors saw at it, with series, trend and noise.
-            told: events of this look that a log holds already; they are followed only.
+            reported: events of this snapshot that a log holds already; they are followed only.
         """
         new: dict[str, Event] = {}
         revised: dict[str, Event] = {}
         for followed in self._followed.values():
-            if followed.follow(step, values):
-                self._fell_back(followed, step, revised)
-        for event in told:
+            if followed.reverts(step, values):
+                revised[followed.event.id] = followed.revert(step)
+        for event in reported:
             self._add(event)
         for event in sorted(seen, key=_strength, reverse=True):
-            if self._is_fall(event, step, revised):
+            rise = self._reverted_by(event)
+            if rise is not None:
+                if not rise.has_reverted:
+                    revised[rise.event.id] = rise.revert(step)
                 continue
             same = self._same(event, step)
             if same is None:
-                added = self._add(self._named(event))
-                new[added.id] = added
+                event = self._named(event)
+                new[event.id] = self._add(event)
+                continue
+            name, related = same.event.id, (*same.event.related, event.series)
+            if name in new:
+                new[name] = same.event = replace(same.event, related=related)
             else:
-                self._relate(same, event, step, new, revised)
+                revised[name] = same.revise(step, "is seen in another series", related=related)
         return Changes(tuple(new.values()), tuple(revised.values()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -397,15 +424,15 @@ class EventTracker:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        found = [
-            _Followed(**{**saved, "event": from_json(Event, saved["event"])})
-            for saved in (renamed(saved, looks="num_snapshots") for saved in state["followed"])
-        ]
-        self._followed = {followed.event.id: followed for followed in found}
+        self._followed = {}
+        for saved in state["followed"]:
+            saved = renamed(saved, looks="num_snapshots")
+            event = from_json(Event, saved["event"])
+            self._followed[event.id] = _Followed(**{**saved, "event": event})
 
     def _add(self, event: Event) -> Event:
         followed = _Followed(event)
-        followed.peak = followed.last = followed.height(event.value)
+        followed.peak = followed.last = followed.size(event.value)
         self._followed[event.id] = followed
         for old in list(self._followed)[:-_MAX_FOLLOWED]:
             del self._followed[old]
@@ -420,9 +447,9 @@ class EventTracker:
         if not event.trend or _is_early(event):
             return event
         for followed in reversed(self._followed.values()):
-            earlier = followed.event
-            if _is_early(earlier) and earlier.trend == event.trend and not followed.has_fallen:
-                return replace(event, preceded_by=earlier.id)
+            first = followed.event
+            if _is_early(first) and first.trend == event.trend and not followed.has_reverted:
+                return replace(event, preceded_by=first.id)
         return event
 
     def _same(self, event: Event, step: int) -> _Followed | None:
@@ -436,45 +463,21 @@ class EventTracker:
                 continue
             until = step if followed.until < 0 else followed.until
             touches = event.onset_low <= until and event.onset_high >= first.onset_low
-            is_late = followed.num_snapshots > _FEW_LOOKS and _is_early(first) != _is_early(event)
-            if touches and not is_late:
+            is_late = followed.num_snapshots > _FEW_SNAPSHOTS
+            if touches and not (is_late and _is_early(first) != _is_early(event)):
                 return followed
         return None
 
-    def _relate(
-        self,
-        same: _Followed,
-        event: Event,
-        step: int,
-        new: dict[str, Event],
-        revised: dict[str, Event],
-    ) -> None:
-        first = replace(same.event, related=(*same.event.related, event.series))
-        if first.id in new:
-            same.event = new[first.id] = first
-            return
-        same.event = revised[first.id] = replace(first, revised_step=step)
-        _logger.info("sparsitywatch: %s is seen in another series: %s", first.id, event.describe())
-
-    def _is_fall(self, event: Event, step: int, revised: dict[str, Event]) -> bool:
-        """Whether a detection is the fall of an earlier event, which is told with that one."""
+    def _reverted_by(self, event: Event) -> _Followed | None:
+        """The earlier event that a detection is the way back of, and is reported with."""
         for followed in reversed(self._followed.values()):
-            rise = followed.event
-            is_back = event.direction != rise.direction and event.onset_high >= rise.detected_step
-            if event.series not in (rise.series, *rise.related) or not is_back:
-                continue
-            if followed.has_fallen:
-                return event.onset_low <= rise.reverted_step
-            if followed.low_step >= 0:
-                self._fell_back(followed, step, revised)
-                return True
-            return False
-        return False
-
-    def _fell_back(self, followed: _Followed, step: int, revised: dict[str, Event]) -> None:
-        event = replace(followed.event, reverted_step=followed.low_step, revised_step=step)
-        followed.event = revised[event.id] = event
-        _logger.info("sparsitywatch: a change fell back: %s", event.describe())
+            first = followed.event
+            is_back = event.direction != first.direction and event.onset_high >= first.detected_step
+            if is_back and event.series in (first.series, *first.related):
+                if followed.has_reverted:
+                    return followed if event.onset_low <= first.reverted_step else None
+                return followed if followed.low_step >= 0 else None
+        return None
 
 
 def _is_early(event: Event) -> bool:

@@ -114,7 +114,7 @@ class History:
             if record is records[-1]:
                 self._recalled = (seen, told)
             else:
-                self._tracker.look(record.step, record.series(), (), told)
+                self._tracker.update(record.step, record.series(), (), told)
 
     def finish_recall(self) -> Changes:
         """What the last record that was recalled holds and the log does not, once.
@@ -182,7 +182,7 @@ class History:
 
     def _tell(self, record: Record, seen: Sequence[Event], told: Sequence[Event] = ()) -> Changes:
         known = [explained(event, self.records, self.initial_rms) for event in seen]
-        changes = self._tracker.look(record.step, record.series(), known, told)
+        changes = self._tracker.update(record.step, record.series(), known, told)
         places = {event.id: i for i, event in enumerate(self.events)}
         for event in (*changes.new, *changes.revised):
             if event.id in places:

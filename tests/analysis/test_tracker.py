@@ -46,7 +46,7 @@ def run(
     tracker, told = EventTracker(), []
     for step in range(steps):
         now = {name: v[step] for name, v in (values or {}).items() if v[step] is not None}
-        changes = tracker.look(step, now, [e for e in seen if e.detected_step == step])
+        changes = tracker.update(step, now, [e for e in seen if e.detected_step == step])
         if changes != Changes():
             told.append((step, changes))
     return told
@@ -233,7 +233,7 @@ def test_additions_are_logged_below_a_warning(caplog) -> None:
         run([event(INITIAL, 5, 7), event(RMS, 6, 8)], {INITIAL: values})
     assert {record.levelname for record in caplog.records} == {"INFO"}
     assert "is seen in another series" in caplog.text
-    assert "fell back" in caplog.text
+    assert "has reverted" in caplog.text
 
 
 # ------------------------------------------------------------------ state
@@ -250,7 +250,7 @@ def test_the_state_goes_round_at_any_look(cut: int) -> None:
             tracker = EventTracker()
             tracker.load_state_dict(state)
         now = {name: v[step] for name, v in values.items()}
-        changes = tracker.look(step, now, [e for e in seen if e.detected_step == step])
+        changes = tracker.update(step, now, [e for e in seen if e.detected_step == step])
         if changes != Changes():
             told.append((step, changes))
     assert repr(told) == repr(run(seen, values))  # NaN is not itself
@@ -259,5 +259,5 @@ def test_the_state_goes_round_at_any_look(cut: int) -> None:
 def test_the_state_stays_small() -> None:
     tracker = EventTracker()
     for step in range(0, 2000, 5):
-        tracker.look(step, {}, [event("value/reliance", step, step)])
+        tracker.update(step, {}, [event("value/reliance", step, step)])
     assert len(tracker.state_dict()["followed"]) == 50
