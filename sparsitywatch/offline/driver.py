@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.analysis.overlap import MASK_LEVELS
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import (
     CheckpointError,
@@ -33,6 +32,7 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
+from sparsitywatch.weights.sample import MASK_LEVELS
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory
 from sparsitywatch.errors import expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
@@ -35,7 +34,14 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import Motion, Moved
 from sparsitywatch.weights.near_zero import NearZeroRule
-from sparsitywatch.weights.sample import FINGERPRINTED, Sampler, fingerprint, removed
+from sparsitywatch.weights.sample import (
+    FINGERPRINTED,
+    MASK_LEVELS,
+    MaskHistory,
+    Sampler,
+    fingerprint,
+    removed,
+)
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -251,7 +257,7 @@ class MotionTracker:
         moved, masks = self._motion.compare(sample, step, optimizer, near_zero), None
         if mask_thresholds:
             num_sampled = sum(tensor.numel() for tensor in sample.values())
-            masks = self._masks.look(step, removed(sample, mask_thresholds), num_sampled)
+            masks = self._masks.update(step, removed(sample, mask_thresholds), num_sampled)
         return moved, masks
 
     def forget(self) -> None:

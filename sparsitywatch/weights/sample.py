@@ -1,4 +1,4 @@
-"""A fixed random sample of the in-scope weights: the same ones at every look, live or stored."""
+"""A fixed random sample of the in-scope weights, the same at every snapshot, live or stored."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
+from sparsitywatch.records import MaskOverlap
 from sparsitywatch.weights.dormancy import float64_of
 from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.scope import Scope
@@ -19,7 +21,15 @@ from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.stored import LazyTensors
 
-__all__ = ["FINGERPRINTED", "Sampler", "fingerprint", "removed"]
+__all__ = [
+    "FINGERPRINTED",
+    "MASK_LEVELS",
+    "MaskHistory",
+    "Sampler",
+    "fingerprint",
+    "overlap",
+    "removed",
+]
 
 #: Integers of the width of a weight: any float dtype can be picked from as these.
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -169,3 +179,61 @@ def removed(sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]) -> 
     together = float64_of(*sample.values())
     np.abs(together, out=together)
     return np.stack([np.packbits(together <= threshold) for threshold in thresholds])
+
+
+# ------------------------------------------------------------------ masks compared over time
+#
+# While a model forms, the smallest weights of one snapshot are others at the next. Once pruning
+# would remove the same ones snapshot after snapshot, its sparse structure is there.
+
+#: Sparsities whose masks are compared.
+MASK_LEVELS = (0.5, 0.7, 0.9)
+#: Bits that are set in each byte; numpy counts them itself from version 2 on.
+_NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
+
+
+def overlap(before: np.ndarray, now: np.ndarray) -> float:
+    """Of what was removed before, the fraction that is removed now; NaN if that was nothing.
+
+    Args:
+        before, now: packed bits, uint8 [B].
+
+    >>> overlap(np.packbits([1, 1, 1, 0]), np.packbits([0, 1, 1, 1]))
+    0.6666666666666666
+    """
+    num_before = int(_NUM_BITS[before].sum())
+    return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
+
+
+class MaskHistory:
+    """Remembers what pruning would have removed at the last snapshot."""
+
+    def __init__(self) -> None:
+        self._step, self._removed = -1, np.empty((0, 0), np.uint8)
+
+    def update(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
+        """Compare with the last snapshot, and remember this one.
+
+        Args:
+            step: of the snapshot.
+            bits: what goes, packed, uint8 [K, B], one row for each of ``MASK_LEVELS``.
+            num_sampled: weights that the bits stand for.
+        """
+        since, before = self._step, self._removed
+        self._step, self._removed = step, bits
+        if before.shape == bits.shape:
+            found = [overlap(*rows) for rows in zip(before, bits, strict=True)]
+        else:
+            since, found = -1, [math.nan] * len(bits)
+        return MaskOverlap(
+            level=MASK_LEVELS, overlap=tuple(found), num_sampled=num_sampled, since_step=since
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks of the last snapshot."""
+        return {"step": self._step, "removed": self._removed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._step = int(state["step"])
+        self._removed = np.array(state["removed"], np.uint8)

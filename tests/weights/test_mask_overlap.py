@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.overlap import MASK_LEVELS, MaskHistory, overlap
-from sparsitywatch.weights.sample import removed
+from sparsitywatch.weights.sample import MASK_LEVELS, MaskHistory, overlap, removed
 
 bits = st.lists(st.booleans(), min_size=1, max_size=70)
 
@@ -45,18 +44,18 @@ def test_what_goes_is_what_is_at_most_the_threshold(dtype: torch.dtype) -> None:
     assert unpacked[2].sum() == 73  # all but NaN
 
 
-def test_look_by_look_and_over_a_restart() -> None:
+def test_snapshot_by_snapshot_and_over_a_restart() -> None:
     generator = np.random.default_rng(1)
     rows = [generator.integers(0, 256, (3, 40), dtype=np.uint8) for _ in range(3)]
     history = MaskHistory()
-    first = history.look(10, rows[0], 320)
+    first = history.update(10, rows[0], 320)
     assert (first.level, first.since_step) == (MASK_LEVELS, -1)
     assert all(map(math.isnan, first.overlap))
-    second = history.look(20, rows[1], 320)
+    second = history.update(20, rows[1], 320)
     assert second.overlap == tuple(map(overlap, rows[0], rows[1]))
     assert (second.since_step, second.num_sampled) == (10, 320)
     resumed = MaskHistory()
     resumed.load_state_dict(history.state_dict())
-    assert resumed.look(30, rows[2], 320) == history.look(30, rows[2], 320)
+    assert resumed.update(30, rows[2], 320) == history.update(30, rows[2], 320)
     # another scope: nothing to compare with
-    assert history.look(40, rows[2][:, :5], 40).since_step == -1
+    assert history.update(40, rows[2][:, :5], 40).since_step == -1
