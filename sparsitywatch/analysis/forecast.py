@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sparsitywatch.records import DecayProjection, Dormant, Forecast, Record
+from sparsitywatch.records import DecayProjection, Forecast, Record
 
 __all__ = ["crossing", "foreseen", "growth_of", "near_zero_ahead", "running_floor"]
 
-#: Growth of the dormant weights is taken from this much of the decay clock, or three looks.
+#: Growth of the dormant weights is taken from this much of the decay clock, or three snapshots.
 WINDOW = 0.6
 #: One unit of the clock is foreseen in the record, two for the step of doubling.
-_TOLD = 1.0
+_RECORDED = 1.0
 #: Half the band per root of the clock's advance: share of the living near-zero weights.
 DRIFT = 0.2
 #: Half the band: share of what weights that are yet to go dormant add.
@@ -32,7 +32,7 @@ _GROWTH_DOUBT = 1.0
 _NINE_IN_TEN = 1.645
 #: Nothing is foreseen farther ahead than this many times the age of the run, in steps.
 _FARTHEST = 2.0
-_FLOOR_LOOKS = 5
+_FLOOR_SNAPSHOTS = 5
 
 Array = npt.NDArray[np.float64]
 
@@ -44,42 +44,60 @@ def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
         record: without a forecast.
         earlier: the records before it, in the order of their steps.
     """
-    dormant = record.dormant
-    rule = next(iter(record.near_zero), "")
+    dormant, rule = record.dormant, next(iter(record.near_zero), "")
     if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
         return record
     if record.num_not_finite:  # nothing is known of weights that broke
         return record
-    past = [
-        r for r in earlier
-        if r.valid and r.step < record.step and rule in r.near_zero and not r.num_not_finite
-    ]  # fmt: skip
-    timed = [r for r in past if math.isfinite(r.decay_clock)]
+    values: list[float] = []
+    timed: list[Record] = []
+    for r in earlier:
+        if r.valid and r.step < record.step and rule in r.near_zero and not r.num_not_finite:
+            values.append(r.near_zero[rule])
+            if math.isfinite(r.decay_clock):
+                timed.append(r)
     if not timed or not record.decay_clock > timed[-1].decay_clock:
         return record
     rate = (record.decay_clock - timed[-1].decay_clock) / (record.step - timed[-1].step)
-    history = [(r.decay_clock, _excess(r.dormant)) for r in [*timed, record] if r.dormant]
-    growth, window = growth_of([h for h in history if math.isfinite(h[1])])
-    now = record.near_zero[rule]
+    growth, window = growth_of(_dormant_history([*timed, record]))
+    now, projection = record.near_zero[rule], dormant.projection
     fraction, half = near_zero_ahead(
-        now, dormant.projection, growth, window, num_sampled=dormant.num_sampled
+        now, projection, growth, window, num_sampled=dormant.num_sampled
     )
-    advance = np.array(dormant.projection.advance)
+    advance = np.array(projection.advance)
     # farther ahead than the run is old nothing of this can be known
-    known = advance / rate <= _FARTHEST * record.step
-    fraction = np.where(known, fraction, np.nan)
-    target = 2.0 * running_floor(np.array([r.near_zero[rule] for r in [*past, record]]))
-    return dataclasses.replace(
-        record,
-        forecast=_told(rule, advance, fraction, half, rate, record.step, target),
+    fraction = np.where(advance / rate <= _FARTHEST * record.step, fraction, np.nan)
+    ahead = crossing(advance, fraction, 2.0 * running_floor(np.array([*values, now])))
+    shown = advance <= _RECORDED + 1e-9
+    forecast = Forecast(
+        rule=rule,
+        advance=tuple(advance[shown].tolist()),
+        fraction=_rounded(fraction[shown]),
+        low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
+        high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
+        clock_per_step=rate,
+        doubling_step=record.step + ahead / rate,
     )
+    return dataclasses.replace(record, forecast=forecast)
+
+
+def _dormant_history(records: Sequence[Record]) -> list[tuple[float, float]]:
+    """Decay clock and dormant fraction above what passes by chance, where it was measured."""
+    history = []
+    for record in records:
+        dormant = record.dormant
+        if dormant is not None and math.isfinite(dormant.fraction):
+            chance = dormant.chance if math.isfinite(dormant.chance) else 0.0
+            excess = max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0)
+            history.append((record.decay_clock, excess))
+    return history
 
 
 def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """How fast weights go dormant, lately.
 
     Args:
-        history: decay clock and dormant fraction at each look, in order.
+        history: decay clock and dormant fraction at each snapshot, in order.
 
     Returns:
         Growth of the fraction per unit of the clock, at least 0, and how much of the clock it
@@ -111,9 +129,8 @@ def near_zero_ahead(
         growth, window: from ``growth_of``; growth ends when the clock has advanced by window.
         num_sampled: size of the sample that the projection was counted on.
     """
-    advance, dormant, entering = (
-        np.array(x) for x in (projection.advance, projection.dormant, projection.entering)
-    )
+    advance, dormant = np.array(projection.advance), np.array(projection.dormant)
+    entering = np.array(projection.entering)
     gone = np.minimum(growth * np.minimum(advance, window), 1.0)
     # those that go dormant at y have shrunk by exp(-(x - y)) at x; near-zero ones are counted
     # among the living already
@@ -140,44 +157,16 @@ def crossing(advance: Array, fraction: Array, target: float) -> float:
 
 
 def running_floor(values: Array) -> float:
-    """The smallest median of five looks in a row; NaN before the fifth look.
+    """The smallest median of five snapshots in a row; NaN before the fifth one.
 
     >>> running_floor(np.array([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0]))
     3.0
     """
-    if len(values) < _FLOOR_LOOKS:
+    if len(values) < _FLOOR_SNAPSHOTS:
         return math.nan
-    windows = np.lib.stride_tricks.sliding_window_view(values, _FLOOR_LOOKS)
+    windows = np.lib.stride_tricks.sliding_window_view(values, _FLOOR_SNAPSHOTS)
     return float(np.median(windows, axis=1).min())
 
 
-def _excess(dormant: Dormant) -> float:
-    """The dormant fraction above what passes by chance."""
-    chance = dormant.chance if math.isfinite(dormant.chance) else 0.0
-    return max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0)
-
-
-def _told(
-    rule: str,
-    advance: Array,
-    fraction: Array,
-    half: Array,
-    rate: float,
-    step: int,
-    target: float,
-) -> Forecast:
-    ahead = crossing(advance, fraction, target)
-    shown = advance <= _TOLD + 1e-9
-    return Forecast(
-        rule=rule,
-        advance=tuple(advance[shown].tolist()),
-        fraction=_rounded(fraction[shown]),
-        low=_rounded(np.maximum(fraction - half, 0.0)[shown]),
-        high=_rounded(np.minimum(fraction + half, 1.0)[shown]),
-        clock_per_step=rate,
-        doubling_step=step + ahead / rate,
-    )
-
-
 def _rounded(values: Array) -> tuple[float, ...]:
-    return tuple(float(f"{x:.6g}") for x in values)
+    return tuple([float(f"{x:.6g}") for x in values])
