@@ -1,4 +1,4 @@
-"""What flows through the house: plain frozen data, and its JSON form.
+"""What flows from room to room: plain frozen data, and its JSON form.
 
 Nothing here computes; nothing here imports torch. Fractions are in [0, 1], times in
 seconds, ``step`` is an optimizer step. A float that could not be measured is NaN, a part
@@ -6,13 +6,13 @@ that was not asked for is None; both are ``null`` in JSON.
 """
 
 from sparsitywatch.records.codec import READABLE_SCHEMAS, from_json, renamed, to_json
-from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import Event, latest_versions
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
     DecayProjection,
     Dormant,
+    EssentialSparsity,
     Forecast,
     LayerShare,
     MaskOverlap,
@@ -20,6 +20,7 @@ from sparsitywatch.records.record import (
     Provenance,
     Record,
     ScopeSummary,
+    SparsityCurve,
     html_of,
 )
 from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo, WatchState

@@ -23,8 +23,8 @@ _CHANGES = {
 class Event:
     """An abrupt change in a watched series.
 
-    What is learned about an event later makes a new version of it with the same ``id``;
-    the last one counts. Steps that do not apply are -1.
+    What is learned about an event later makes a new version of it with the same ``id``. The last
+    one counts. Steps that do not apply are -1.
 
     Args:
         series: name of the series, as in ``Record.series()``.
@@ -42,19 +42,19 @@ class Event:
         layers: tensors that account for most of the change, most first; empty if unknown.
         change: what moved since ``before_step``: "scale" (all magnitudes together),
             "shape" (of their distribution), "both", or empty if unknown.
-        explained_by_decay: whether weight decay alone could have done it in the time of the decay
-            clock; None if that cannot be told. ``analysis.decay_clock`` says how.
+        explained_by_decay: whether weight decay alone could have done it in that time, by the
+            decay clock; None if that is not known. docs/events.md says how.
         decay_clock: sum of lr times weight decay at ``detected_step``; NaN if unknown.
-        before_step: the look before the onset that ``layers`` and ``change`` compare
-            with ``detected_step``.
+        before_step: the snapshot before the onset that ``layers`` and ``change`` compare with
+            ``detected_step``.
         related: the other series that saw the same thing.
         preceded_by: id of the event that announced this one: dormant weights become
             near-zero ones later. Empty if there was none.
-        reverted_step: first look at which the series had lost half of what the change
-            was at its largest.
+        reverted_step: first snapshot at which the series had lost half of what the change was at
+            its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
-        revised_step: the look at which this version was told; -1 for the first one, which
-            is told at ``detected_step``.
+        revised_step: the snapshot at which this version was reported; -1 for the first one, which
+            is reported at ``detected_step``.
     """
 
     series: str
@@ -106,7 +106,7 @@ class Event:
 
     @property
     def reported_step(self) -> int:
-        """The look at which this version was told."""
+        """The snapshot at which this version was reported."""
         return max(self.detected_step, self.revised_step)
 
     def describe(self) -> str:
@@ -145,7 +145,7 @@ class Event:
 
 
 def latest_versions(events: Iterable[Event]) -> list[Event]:
-    """Each event once, as it was told last, in the order in which they were first told.
+    """Each event once, in its last version, in the order in which they were first reported.
 
     >>> from dataclasses import replace
     >>> first = Event(

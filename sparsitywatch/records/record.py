@@ -1,4 +1,4 @@
-"""What moved since the last look, and what follows from it."""
+"""A record, all that one snapshot of the weights said, and the parts that it has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
+from sparsitywatch.errors import ConfigurationError, expect_numbers
 from sparsitywatch.records.event import Event
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.shown import html_table, shown_name
@@ -17,6 +17,7 @@ __all__ = [
     "Cost",
     "DecayProjection",
     "Dormant",
+    "EssentialSparsity",
     "Forecast",
     "LayerShare",
     "MaskOverlap",
@@ -24,10 +25,152 @@ __all__ = [
     "Provenance",
     "Record",
     "ScopeSummary",
+    "SparsityCurve",
     "html_of",
 ]
 
+#: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
+SCHEMA_VERSION = 2
+
 _NAN = float("nan")
+
+
+# ------------------------------------------------------------------ what pruning does to the value
+
+
+@dataclass(frozen=True)
+class SparsityCurve:
+    """The value of a model at rising sparsity, on the same examples at every point.
+
+    Points may come in any order. A point at sparsity 0 is the dense model, a point at
+    sparsity 1 the model without any in-scope weight; both belong in the curve.
+
+    Args:
+        sparsity: counted fraction of in-scope weights removed, each in [0, 1], length K.
+        value: mean of the proxy over its examples at each point, length K. NaN or inf is
+            a model that broke down there.
+        stderr: standard error of the mean paired difference to dense, length K, or None
+            if it is unknown.
+        higher_is_better: True for scores and accuracies, False for losses.
+        level: the sparsity that was asked for at each point, length K; by default the
+            counted one.
+        num_examples: how many examples the value is a mean of, if known.
+
+    Raises:
+        ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
+            [0, 1] or a standard error is negative.
+    """
+
+    sparsity: Sequence[float]
+    value: Sequence[float]
+    stderr: Sequence[float] | None = None
+    higher_is_better: bool = True
+    level: Sequence[float] | None = None
+    num_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        asked = self.sparsity if self.level is None else self.level
+        columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
+        if self.stderr is not None:
+            columns["stderr"] = self.stderr
+        for name, column in columns.items():
+            object.__setattr__(self, name, expect_numbers(name, column, "a list of numbers"))
+        num_points = len(self.sparsity)
+        if num_points == 0:
+            raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
+        for name in columns:
+            if len(getattr(self, name)) != num_points:
+                raise ConfigurationError(
+                    f"Expected `{name}` of the length of `sparsity` ({num_points}), "
+                    f"got {len(getattr(self, name))} values."
+                )
+        for i, x in enumerate(self.sparsity):
+            if not 0.0 <= x <= 1.0:
+                raise ConfigurationError(
+                    f"Expected `sparsity[{i}]` to be a fraction of weights in [0, 1], got {x!r}."
+                )
+        for i, x in enumerate(self.stderr or ()):
+            if x < 0.0:  # NaN stays: the error of a value that broke down is unknown
+                raise ConfigurationError(
+                    f"Expected `stderr[{i}]` to be a non-negative standard error, got {x!r}."
+                )
+
+    def __repr__(self) -> str:
+        low, high = min(self.sparsity), max(self.sparsity)
+        better = "higher" if self.higher_is_better else "lower"
+        return (
+            f"<SparsityCurve of {len(self.sparsity)} points at sparsity {low:.3g} to {high:.3g}, "
+            f"{better} is better>"
+        )
+
+    @property
+    def dense(self) -> float:
+        """The value of the model as it is; NaN without a point at sparsity 0."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)
+
+    @property
+    def all_removed(self) -> float:
+        """The value with every in-scope weight removed; NaN without a point at sparsity 1."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(1.0, _NAN)
+
+    @property
+    def reliance(self) -> float:
+        """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
+
+        Positive when the model needs the weights, whatever the direction of the value.
+        """
+        difference = self.all_removed - self.dense
+        return -difference if self.higher_is_better else difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class EssentialSparsity:
+    """How much of a model can be thrown away without hurting it.
+
+    Args:
+        value: sparsity at the first crossing of the tolerance, interpolated; NaN if the
+            curve says nothing (then ``informative`` is False).
+        last_crossing: the largest sparsity still within the tolerance.
+        low, high: confidence interval of ``value``; NaN without standard errors.
+        knee: sparsity where two straight segments fit the harm best; NaN if undefined.
+        sharpness: slope after the knee over slope before it; NaN if undefined.
+        informative: False if the model does not rely on the weights yet, or the curve
+            cannot be judged; such a value is never plotted.
+        reason: why it is not informative, or what to know about it; empty if nothing.
+        tolerance: the epsilon that was applied.
+        mode: "relative" (to the dense value) or "absolute".
+        confidence: nominal coverage of [low, high].
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
+    fine-tuning after pruning.
+    """
+
+    value: float
+    last_crossing: float
+    low: float = _NAN
+    high: float = _NAN
+    knee: float = _NAN
+    sharpness: float = _NAN
+    informative: bool
+    reason: str = ""
+    tolerance: float
+    mode: str
+    confidence: float = 0.9
+
+    def __repr__(self) -> str:
+        return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
+
+    def describe(self) -> str:
+        """The estimate with its interval, or that there is none."""
+        if not self.informative:
+            return "not informative"
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+# ------------------------------------------------------------------ how the weights move
+
 #: Each series with its name up to the ``*``, and whether there is one.
 _ROWS = [(row, row.name.rstrip("*"), row.name.endswith("*")) for row in SERIES]
 
@@ -54,15 +197,15 @@ class DecayProjection:
 
 @dataclass(frozen=True, kw_only=True)
 class Dormant:
-    """Weights whose change since the last look is explained by weight decay alone.
+    """Weights whose change since the last snapshot is explained by weight decay alone.
 
     Args:
         fraction: of the sampled in-scope weights; NaN when it could not be measured.
         num_sampled: size of the fixed random sample.
-        since_step: step of the earlier look; -1 if there was none.
+        since_step: step of the earlier snapshot; -1 if there was none.
         reason: why ``fraction`` is NaN; empty otherwise.
         chance: share of living weights that passes by chance over this interval; NaN if not
-            known. It grows with the distance of the looks.
+            known. It grows with the distance of the snapshots.
         estimated: the shrink by decay and the size of updates were estimated from the weights
             themselves, as nothing was known of the optimizer.
         projection: None if the decay clock stands still or is not known.
@@ -79,14 +222,14 @@ class Dormant:
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """How far the weights went since the last look; known for every optimizer.
+    """How far the weights went since the last snapshot; known for every optimizer.
 
     Args:
         update_to_weight: root mean square of the change that decoupled decay does not explain,
-            over that of the weights before; NaN if there was no earlier look.
+            over that of the weights before; NaN if there was no earlier snapshot.
         sign_flips: fraction of the sampled weights that changed their sign; NaN likewise.
         num_sampled: size of the fixed random sample.
-        since_step: step of the earlier look; -1 if there was none.
+        since_step: step of the earlier snapshot; -1 if there was none.
     """
 
     update_to_weight: float
@@ -97,15 +240,15 @@ class Movement:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOverlap:
-    """Whether pruning would remove the same weights as at the look before.
+    """Whether pruning would remove the same weights as at the snapshot before.
 
     Args:
         level: sparsities that are compared, rising.
         overlap: of the sampled weights that a level would have removed then, the fraction that
             it removes now; about the level itself if the two had nothing in common. NaN if
-            there was no earlier look, or nothing to remove.
+            there was no earlier snapshot, or nothing to remove.
         num_sampled: size of the fixed random sample.
-        since_step: step of the earlier look; -1 if there was none.
+        since_step: step of the earlier snapshot; -1 if there was none.
     """
 
     level: tuple[float, ...]
@@ -150,10 +293,10 @@ class Forecast:
         return f"<Forecast of {self.rule}: {self.at(1.0)[0]:.3g} when the clock advanced by 1>"
 
     def at(self, advance: float) -> tuple[float, float, float]:
-        """Fraction, low and high at an advance of the clock; NaN if it is not told."""
-        for x, *told in zip(self.advance, self.fraction, self.low, self.high, strict=True):
+        """Fraction, low and high at an advance of the clock; NaN if it is not foreseen."""
+        for x, *values in zip(self.advance, self.fraction, self.low, self.high, strict=True):
             if math.isclose(x, advance):
-                return told[0], told[1], told[2]
+                return values[0], values[1], values[2]
         return _NAN, _NAN, _NAN
 
     @property
@@ -168,8 +311,7 @@ class Forecast:
         }
 
 
-#: Version of the JSON form. Raised when a field changes its meaning or disappears.
-SCHEMA_VERSION = 2
+# ------------------------------------------------------------------ the record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,19 +349,20 @@ class LayerShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the look cost.
+    """What the snapshot cost.
 
-    ``stall_s`` is how long the training thread was held for this look, in seconds.
-    ``spectrum_s`` is what reading the weights took, ``evaluation_s`` what the proxy took
-    and ``publish_s`` what detectors and sinks took for the record before this one (this
-    one's is not known yet when it is written); what was done behind the training is not
-    part of ``stall_s``. ``num_forwards`` counts calls of the value function.
-
-    ``overhead`` is the share of the wall time that the watch has taken, this snapshot
-    included up to the moment when its record was made, NaN if nobody kept count.
-    ``num_left_out`` counts the snapshots that were due since the record before and were left
-    out to keep it small; ``num_evaluations_left_out`` the evaluations that were left out of
-    those that were taken: 1 if this one has none for that reason.
+    Args:
+        stall_s: seconds for which the training thread was held. What was done behind the training
+            is not part of it.
+        spectrum_s, evaluation_s: what reading the weights took, and what the proxy took.
+        publish_s: what detectors and sinks took for the record before; this one's is not known
+            yet when it is written.
+        num_forwards: calls of the value function.
+        overhead: share of the wall time that the watch has taken, this snapshot included up to
+            the moment when its record was made; NaN if nobody kept count.
+        num_left_out: snapshots that were due since the record before and were left out to keep the
+            overhead small.
+        num_evaluations_left_out: 1 if this one has no evaluation for that reason.
     """
 
     stall_s: float
@@ -236,8 +379,14 @@ class Cost:
 class Provenance:
     """What a number depends on; curves whose provenance differs cannot be compared.
 
-    ``proxy_hash`` is empty without a proxy. ``evaluation`` is "zero-shot": masked weights,
-    no fine-tuning. ``pattern`` says what a level means.
+    Args:
+        sparsitywatch, torch: versions.
+        scope_hash: which weights are watched.
+        proxy_hash: which examples are evaluated; empty without a proxy.
+        dtypes: of the in-scope tensors.
+        tolerance, tolerance_mode: as in ``EssentialSparsity``.
+        pattern: what a level means.
+        evaluation: "zero-shot": masked weights, no fine-tuning.
     """
 
     sparsitywatch: str
@@ -258,7 +407,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Everything one look at the weights said.
+    """Everything that one snapshot of the weights said.
 
     Args:
         step: optimizer steps done.
@@ -275,12 +424,12 @@ class Record:
         fingerprint: of the in-scope weights: of the counts of all magnitudes and the bits of
             a sample; 16 hexadecimal digits, the same live and from a checkpoint. Empty if the
             weights could not be read.
-        same_weights_as: step of the first look that had the same fingerprint; None if no
+        same_weights_as: step of the first snapshot that had the same fingerprint; None if no
             other one had it.
         decay_clock: sum of lr times weight decay over the steps so far, averaged over the
             in-scope weights; NaN if unknown.
         lr_clock: sum of lr over the steps so far, likewise.
-        lr: learning rate at the look, likewise.
+        lr: learning rate at the snapshot, likewise.
         dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
         not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
@@ -365,21 +514,21 @@ class Record:
 
     def _remarks(self) -> dict[str, str]:
         """By kind: what goes on is one thing."""
-        told = {}
+        remarks = {}
         if self.num_not_finite:
-            told["not finite"] = (
+            remarks["not finite"] = (
                 f"{max(self.num_nan, 0):,} in-scope weights are NaN and {max(self.num_inf, 0):,} "
                 "infinite; fractions of weights mean nothing and are left out"
             )
         if self.same_weights_as is not None:
-            told[f"same as {self.same_weights_as}"] = (
+            remarks[f"same as {self.same_weights_as}"] = (
                 f"the in-scope weights are the same as at step {self.same_weights_as}"
             )
         if self.curve is not None and not math.isfinite(self.curve.dense):
-            told["value"] = (
+            remarks["value"] = (
                 "the value of the dense model is not finite, so that there is no essential sparsity"
             )
-        return told
+        return remarks
 
     def series(self) -> dict[str, float]:
         """Every scalar of this record that may be plotted or watched, by name.
@@ -429,6 +578,6 @@ def html_of(caption: str, records: Sequence[Record], events: Sequence[Event]) ->
     if records:
         rows.append(("step", *(name for name, _ in records[-1]._brief())))
     latest = records[-_MAX_ROWS:]
-    rows += [(record.step, *(told for _, told in record._brief())) for record in latest]
+    rows += [(record.step, *(text for _, text in record._brief())) for record in latest]
     rows += [("event", event.describe()) for event in events[-_MAX_ROWS:]]
     return html_table(rows, caption)

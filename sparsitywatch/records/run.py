@@ -45,13 +45,13 @@ class LedgerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchState:
-    """How a live watch is: told at every snapshot, once a minute, and when it ends.
+    """How a live watch is: written at every snapshot, once a minute, and when it ends.
 
     Args:
-        status: "on"; "off" if it switched itself off; "closed" if it was told to end.
+        status: "on"; "off" if it switched itself off; "closed" if it was closed.
         reason: why it is off; empty otherwise.
-        step: optimizer steps done when this was told; of a watch that is off, since when.
-        wall_time: when it was told, seconds since the epoch.
+        step: optimizer steps done when this was written; of a watch that is off, since when.
+        wall_time: when it was written, seconds since the epoch.
         last_step: the last snapshot; -1 if there is none.
         last_evaluated_step: the last one with an evaluation that succeeded; -1 likewise.
         next_due_step: the first step after it at which a snapshot is due; -1 if that cannot be
@@ -81,23 +81,23 @@ class WatchState:
             "off": f"The watch switched itself off at step {self.step:,}: {self.reason}",
             "closed": f"The watch was closed at step {self.step:,}",
         }.get(self.status, f"The watch is {self.status}, at step {self.step:,}")
-        told = ["no snapshot was taken"]
+        parts = ["no snapshot was taken"]
         if self.last_step >= 0:
-            told = [f"the last snapshot is of step {self.last_step:,}"]
+            parts = [f"the last snapshot is of step {self.last_step:,}"]
         if 0 <= self.last_evaluated_step < self.last_step:
-            told.append(f"the last evaluation of step {self.last_evaluated_step:,}")
+            parts.append(f"the last evaluation of step {self.last_evaluated_step:,}")
         if self.status == "on" and self.next_due_step >= 0:
-            told.append(f"the next is due at step {self.next_due_step:,}")
+            parts.append(f"the next is due at step {self.next_due_step:,}")
         if self.num_failures and self.status != "off":
-            told.append(f"the last {self.num_failures} failed")
+            parts.append(f"the last {self.num_failures} failed")
         if math.isfinite(self.overhead):
-            told.append(f"the watch took {100 * self.overhead:.2g} % of the wall time")
-        return f"{began.rstrip('.')}. {'; '.join(told).capitalize()}."
+            parts.append(f"the watch took {100 * self.overhead:.2g} % of the wall time")
+        return f"{began.rstrip('.')}. {'; '.join(parts).capitalize()}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a sink is told once, before the first record.
+    """What a sink is given once, before the first record.
 
     Args:
         initial_step: steps done when the watch attached; records at later steps follow,
@@ -107,7 +107,7 @@ class RunInfo:
         ledger: every parameter of the model, in or out of scope.
         initial_rms: root mean square of each in-scope tensor when the watch first saw it.
         replayed_from: where the checkpoints lay, as asked for; empty for a live watch.
-        state: how the watch itself is, as last told; None of a replay, and in earlier logs.
+        state: how the watch itself is, as last written; None of a replay, and in earlier logs.
     """
 
     initial_step: int

@@ -68,7 +68,7 @@ def test_the_walk_finds_the_rooms() -> None:
         "sparsitywatch.analysis",
         "sparsitywatch.cli",
         "sparsitywatch.integrations",
-        "sparsitywatch.records.curve",
+        "sparsitywatch.records.record",
     } <= set(MODULES)
 
 
