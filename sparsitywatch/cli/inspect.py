@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sparsitywatch.cli.options import add_checkpoint_options, scope_of, storage_options
+from sparsitywatch.cli.options import add_checkpoint_options, settings_of, storage_options
 from sparsitywatch.cli.summary import align, count
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
     found = discover(arguments.places, options, duplicates=arguments.duplicates)
     if len(found) > 1:
         return _list(found, as_json=arguments.json)
-    description = describe(found[0], scope_of(arguments), options)
+    description = describe(found[0], settings_of(arguments).scope, options)
     print(to_json(description) if arguments.json else "\n".join(_page(description)))
     if description.scope_problem:
         raise ScopeError(description.scope_problem)

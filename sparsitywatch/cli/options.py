@@ -1,4 +1,4 @@
-"""Options of the commands that read checkpoints: where they lie, which weights count, the model."""
+"""Options of the commands that read checkpoints: where they lie, what is measured, the model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:  # torch takes a second to import
     from torch import nn
 
     from sparsitywatch.pruning.proxy import Proxy
+    from sparsitywatch.settings import Settings
 
 __all__ = [
     "add_checkpoint_options",
     "add_model_options",
+    "add_settings_options",
     "model_and_proxy",
-    "scope_of",
+    "settings_of",
     "storage_options",
 ]
 
@@ -39,6 +41,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "--scope",
         metavar="PRESET|PATTERN",
         action="append",
+        default=argparse.SUPPRESS,
         help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
         "tensor names such as '*.query.weight'; patterns may be repeated",
     )
@@ -57,14 +60,6 @@ def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         help="of several checkpoints of one step that do not hold the same weights, such as one "
         "for each rank, take none (default), or the first",
     )
-
-
-def scope_of(arguments: argparse.Namespace) -> str | list[str]:
-    """The preset or the patterns that were given."""
-    from sparsitywatch.weights.scope import PRESETS  # imports torch
-
-    given: list[str] = arguments.scope or ["blocks"]
-    return given[0] if len(given) == 1 and given[0] in PRESETS else given
 
 
 def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +94,55 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """Add the other fields of ``Settings``, each by its name; what is not given has its default."""
+    group = parser.add_argument_group("settings", "what is measured, and how")
+    add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
+    add("--levels", metavar="S,S,...", type=_levels,
+        help="sparsities to evaluate, such as 0.5,0.9 (default: ten, and finer ones where the "
+        "tolerance is first crossed)")  # fmt: skip
+    add("--pattern", metavar="NAME", help="what a level means (default: global)")
+    add("--tolerance", metavar="EPSILON", type=float,
+        help="harm that counts as none where weights are removed (default: 0.01)")  # fmt: skip
+    add("--tolerance-mode", choices=("relative", "absolute"),
+        help="the tolerance is a share of the dense value, or in units of the value (default: "
+        "relative for losses, absolute for scores)")  # fmt: skip
+    add("--confidence", metavar="P", type=float,
+        help="coverage of the interval of essential sparsity (default: 0.9)")  # fmt: skip
+    add("--near-zero", metavar="RULE", action="append",
+        help="what counts as near zero, such as initial_0.1 or abs_0.001; may be repeated; the "
+        "first one is watched for abrupt changes")  # fmt: skip
+    add("--dormant-samples", metavar="N", type=_number_or_all,
+        help="weights that are compared from one checkpoint to the next, or 'all' "
+        "(default: 1000000)")  # fmt: skip
+
+
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """The settings that were given, and the defaults of the others.
+
+    Raises:
+        ConfigurationError: a value cannot be used; the field is named.
+    """
+    from sparsitywatch.settings import Settings  # imports torch
+    from sparsitywatch.weights.scope import PRESETS
+
+    given = {name: value for name, value in vars(arguments).items() if name in Settings.names()}
+    if len(given.get("scope", ())) == 1 and given["scope"][0] in PRESETS:
+        (given["scope"],) = given["scope"]
+    return Settings(**given)
+
+
+def _levels(text: str) -> list[float]:
+    return [float(level) for level in text.split(",")]
+
+
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 # ------------------------------------------------------------------ what is evaluated

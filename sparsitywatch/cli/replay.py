@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sparsitywatch.cli.options import (
     add_checkpoint_options,
     add_model_options,
+    add_settings_options,
     model_and_proxy,
-    scope_of,
+    settings_of,
     storage_options,
 )
 from sparsitywatch.cli.summary import count
@@ -48,21 +49,6 @@ def add_to(commands: Any) -> None:
         "--logdir", metavar="DIR", type=Path, required=True, help="where everything goes"
     )
     parser.add_argument(
-        "--tolerance",
-        metavar="EPSILON",
-        type=float,
-        default=0.01,
-        help="of essential sparsity (default: 0.01)",
-    )
-    parser.add_argument("--pattern", metavar="NAME", help="what a level means (default: global)")
-    parser.add_argument(
-        "--near-zero",
-        metavar="RULE",
-        action="append",
-        help="what counts as near zero, such as initial_0.1 or abs_0.001; may be repeated; the "
-        "first one is watched for abrupt changes",
-    )
-    parser.add_argument(
         "--initial",
         metavar="RUN",
         type=Path,
@@ -86,6 +72,7 @@ def add_to(commands: Any) -> None:
         "--idle-timeout", metavar="S", type=float, help="end after so many seconds without news"
     )
     parser.add_argument("--json", action="store_true", help="lines of JSON, not a progress bar")
+    add_settings_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=_run)
 
@@ -96,8 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"Expected `--workers` >= 1, got {arguments.workers}.")
     from sparsitywatch.offline.jobs import processes
     from sparsitywatch.offline.replay import replay
-    from sparsitywatch.weights.near_zero import DEFAULT_RULES
 
+    settings = settings_of(arguments)
     model, proxy = model_and_proxy(arguments)
     # everything that is logged is printed below
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
@@ -114,10 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 model=model,
                 proxy=proxy,
                 executor=executor,
-                scope=scope_of(arguments),
-                tolerance=arguments.tolerance,
-                pattern=arguments.pattern,
-                near_zero=arguments.near_zero or DEFAULT_RULES,
+                settings=settings,
                 initial_rms=arguments.initial,
                 storage_options=options,
                 on_event=[output.event],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -149,6 +150,9 @@ def test_by_several_processes(run: Path, tmp_path: Path) -> None:
         (["--storage-option", "x"], "KEY=VALUE"),
         (["--idle-timeout", "-1"], "idle_timeout_s"),
         (["--scope", "nothing.*"], "matches"),
+        (["--tolerance", "-1"], "tolerance"),
+        (["--levels", "0.5,1.5"], "1.5"),
+        (["--confidence", "2"], "Expected `confidence` in (0, 1)"),
         (["--initial", "nowhere"], "found no run in 'nowhere'"),
     ],
 )
@@ -159,6 +163,51 @@ def test_mistakes(
     assert main(["replay", str(run), "--logdir", str(logdir), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not logdir.exists()
+
+
+def test_every_setting_has_an_option(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    given = []
+
+    def replay(*_: object, settings: sw.Settings, **__: object) -> None:
+        given.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsitywatch.offline.replay.replay", replay)
+    arguments = ["replay", str(run), "--logdir", str(tmp_path)]
+    options = {
+        "--scope": "layers", "--levels": "0.5,0.9", "--pattern": "global",
+        "--tolerance": "0.02", "--tolerance-mode": "absolute", "--confidence": "0.8",
+        "--near-zero": "zero", "--dormant-samples": "all",
+    }  # fmt: skip
+    assert main(arguments) == 130
+    assert main([*arguments, *(word for pair in options.items() for word in pair)]) == 130
+    assert main([*arguments, "--scope", "a.*", "--scope", "layers"]) == 130
+    names = {option.removeprefix("--").replace("-", "_") for option in options}
+    assert names == sw.Settings.names()
+    assert given == [
+        sw.Settings(),
+        sw.Settings(
+            scope="layers", levels=[0.5, 0.9], pattern="global", tolerance=0.02,
+            tolerance_mode="absolute", confidence=0.8, near_zero=["zero"], dormant_samples=None,
+        ),
+        sw.Settings(scope=["a.*", "layers"]),
+    ]  # fmt: skip
+
+
+def test_the_defaults_that_the_help_states_are_those_of_the_settings(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["replay", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    default = sw.Settings()
+    for option, value in (
+        ("--tolerance EPSILON", default.tolerance),
+        ("--confidence P", default.confidence),
+        ("--dormant-samples N", default.dormant_samples),
+        ("--pattern NAME", "global"),
+    ):
+        _, _, after = words.rpartition(option)
+        assert re.search(r"\(default: (.*?)\)", after)[1] == str(value)
+    assert default == sw.Settings(pattern="global")
 
 
 def started(*arguments: str) -> subprocess.Popen:
@@ -231,7 +280,7 @@ def test_a_worker_that_dies_is_said_in_words(
     run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("sparsitywatch.offline.jobs.look", die)
+        patch.setattr("sparsitywatch.offline.jobs.run_job", die)
         arguments = ["replay", str(run), "--logdir", str(tmp_path), "--workers", "2"]
         assert main(arguments) == 2
     assert "A worker ended before its time" in capsys.readouterr().err
