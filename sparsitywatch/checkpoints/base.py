@@ -200,8 +200,8 @@ class Checkpoint:
         self.url, self.format = url, format
         self._step = step
         self._sources = list(sources)
-        self._stored = _by_clean_name(url, format, stored)
-        self._entries = tuple(one.entry for one in self._stored.values())
+        _check_names(url, stored)
+        self._set_stored(clean_names(stored), stored)
         self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
 
     @property
@@ -289,7 +289,32 @@ class Checkpoint:
 
     def resolve(self, resolver: Callable[[Stored], Stored]) -> None:
         """Take what lies in the file as what it stands for, such as codes as weights."""
-        self._stored = _named(resolver(self._stored))
+        stored = resolver(self._stored)
+        self._set_stored(dict(zip(stored, stored, strict=True)), stored)
+
+    def _set_stored(self, names: Mapping[str, str], stored: Stored) -> None:
+        """Take stored tensors under the names that they have here, by those they have there."""
+        self._stored: dict[str, StoredTensor] = {}
+        for raw, name in names.items():
+            one = stored[raw]
+            if name in self._stored:
+                cause = f"two tensors have this name, one of them as {raw[:80]!r}"
+                raise refused(self.url, cause, name)
+            # torch multiplies empty dimensions, too, when it computes strides
+            size = one.entry.dtype.itemsize
+            for length in one.entry.shape:
+                size *= max(length, 1)
+            if size >= 2**63:
+                cause = f"expected a shape that memory could hold, got {one.entry.shape}"
+                raise refused(self.url, cause, name)
+            if one.entry.name != name:
+                one = replace(one, entry=replace(one.entry, name=name))
+            self._stored[name] = one
+        if not self._stored:
+            raise CheckpointError(
+                f"Cannot read {self.url}: expected tensors, found none in {self.format}. Name the "
+                "file or folder that holds the model's weights."
+            )
         self._entries = tuple(one.entry for one in self._stored.values())
 
     def check_unchanged(self) -> None:
@@ -311,38 +336,6 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _by_clean_name(url: str, kind: str, stored: Stored) -> dict[str, StoredTensor]:
-    _check_names(url, stored)
-    found: dict[str, StoredTensor] = {}
-    for raw, name in clean_names(stored).items():
-        one = stored[raw]
-        if name in found:
-            raise refused(url, f"two tensors have this name, one of them as {raw[:80]!r}", name)
-        # torch multiplies empty dimensions, too, when it computes strides
-        size = one.entry.dtype.itemsize
-        for length in one.entry.shape:
-            size *= max(length, 1)
-        if size >= 2**63:
-            cause = f"expected a shape that memory could hold, got {one.entry.shape}"
-            raise refused(url, cause, name)
-        found[name] = one
-    if not found:
-        raise CheckpointError(
-            f"Cannot read {url}: expected tensors, found none in {kind}. Name the file or folder "
-            "that holds the model's weights."
-        )
-    return _named(found)
-
-
-def _named(stored: Stored) -> dict[str, StoredTensor]:
-    """The same with the names that they have here, in their entries, too."""
-    found = {}
-    for name, one in stored.items():
-        is_so = one.entry.name == name
-        found[name] = one if is_so else replace(one, entry=replace(one.entry, name=name))
-    return found
 
 
 def _check_names(url: str, names: Iterable[str]) -> None:

@@ -32,7 +32,6 @@ __all__ = [
     "as_dtype",
     "as_sizes",
     "in_words",
-    "is_tensor",
     "read_inert",
     "stored_tensor",
     "stored_tensors",
@@ -405,15 +404,6 @@ def _plain_call(node: Any) -> Call | None:
     return None
 
 
-def is_tensor(node: Any) -> bool:
-    """Whether a node of a pickle describes a tensor of any kind."""
-    function = _function(node)
-    return function is not None and (
-        (function.module == "torch._utils" and function.name.startswith("_rebuild"))
-        or (function.module == "torch._tensor" and function.name.startswith("_rebuild"))
-    )
-
-
 #: What a tensor is that is not dense, by the function that would make it.
 _KINDS = (
     (re.compile(r"_rebuild_(sparse|sparse_csr)_tensor$"), "it is sparse"),
@@ -453,7 +443,7 @@ _MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
 def stored_tensors(
     source: ByteSource, weights: Mapping[Any, Any], regions: Mapping[str, Region]
 ) -> dict[str, StoredTensor]:
-    """The tensors of a state dict by name.
+    """The tensors of a state dict by name, out of nodes that describe tensors of any kind.
 
     Views of one storage may be many and large: what a few bytes of a pickle make of it can be
     read as long as all together is not much more than the file.
@@ -465,8 +455,6 @@ def stored_tensors(
     seen: set[Hashable] = set()
     stored: dict[str, StoredTensor] = {}
     for key, node in weights.items():
-        if not is_tensor(node):
-            continue
         name = str(key) if type(key) is int else key
         if not isinstance(name, str) or name in stored:
             problem = f"names of tensors that occur once, got {in_words(key)}"

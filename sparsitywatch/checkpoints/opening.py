@@ -49,9 +49,10 @@ def open_checkpoint(
     fs, path = filesystem(url, storage_options)
     full = url_at(os.fspath(url), fs, path, path)
     folder = Folder(fs, path, shown_url(full))
+    is_folder = folder.is_folder()
     with ExitStack() as unless_open, reading(folder.url):
-        if folder.is_folder():
-            unless_open.callback(folder.close)
+        unless_open.callback(folder.close)
+        if is_folder:
             checkpoint = _open_folder(folder)
         elif path.endswith(_SHARDED):
             parent, _, name = path.rpartition("/")
@@ -62,9 +63,10 @@ def open_checkpoint(
             source = Source(fs, path, folder.url)
             unless_open.callback(source.close)
             checkpoint = _open_file(source)
-        if _is_adapter(checkpoint.entries()):
+        entries = checkpoint.entries()
+        if _is_adapter(entries):
             raise _not_a_model(checkpoint.url)
-        if any(entry.dtype in CODES for entry in checkpoint.entries()):
+        if any(entry.dtype in CODES for entry in entries):
             checkpoint.resolve(as_weights)
         unless_open.pop_all()
         return checkpoint
@@ -272,19 +274,13 @@ def _read_sharded(
         with reading(sources[-1].url):
             shard = read(sources[-1])
         found |= {name: shard[name] for name in shard if places.get(name) == file}
-    _check_all_there(folder, index, places, found)
+    for name, file in places.items():
+        if name not in found:
+            raise IncompleteCheckpointError(
+                f"Cannot read {folder.url}/{file[:120]}, tensor {name[:120]!r}: {index} places it "
+                "there, but the file has none of this name. It may be of another save."
+            )
     return {name: found[name] for name in places}, sources
-
-
-def _check_all_there(
-    folder: Folder, index: str, places: Mapping[str, str], found: Mapping[str, StoredTensor]
-) -> None:
-    missing = next((name for name in places if name not in found), None)
-    if missing is not None:
-        raise IncompleteCheckpointError(
-            f"Cannot read {folder.url}/{places[missing][:120]}, tensor {missing[:120]!r}: {index} "
-            "places it there, but the file has none of this name. It may be of another save."
-        )
 
 
 #: A trainer state with a million logged lines has about 200 MB.

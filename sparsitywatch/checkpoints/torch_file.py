@@ -24,7 +24,6 @@ from sparsitywatch.checkpoints.inert_pickle import (
     PersistentId,
     Region,
     in_words,
-    is_tensor,
     read_inert,
     stored_tensors,
 )
@@ -79,21 +78,26 @@ def read_torch(source: Source, start: bytes | None = None) -> tuple[dict[str, St
         start = source.read(0, min(source.size, len(_LEGACY_START)))
     is_legacy = start.startswith(_LEGACY_START)
     tree, regions = _read_legacy(source) if is_legacy else read_torch_zip(source)
-    weights = _state_dict(tree)
+    weights = _search(tree, set())
+    # a loss beside the model does not make the top a state dict
+    inner = _around_model(tree) if weights is None or weights is tree else None
+    if inner is not None:
+        weights = _search(inner, set())
     if weights is None:
         raise CheckpointError(
             f"Cannot read {source.url}: expected a state dict, or one under "
             f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
         )
-    return stored_tensors(source, weights, regions), tree
+    nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
+    return stored_tensors(source, nodes, regions), tree
 
 
-def _state_dict(tree: Any) -> Mapping[Any, Any] | None:
-    """The tensors of the model: under its usual keys, at the top, or one dictionary further in."""
-    found = _search(tree, set())
-    # a loss beside it does not make the top a state dict
-    inner = _around_model(tree) if found is None or found is tree else None
-    return found if inner is None else _search(inner, set())
+def _is_tensor(node: Any) -> bool:
+    """Whether a node of a pickle describes a tensor of any kind."""
+    if not isinstance(node, Call) or not isinstance(node.function, Global):
+        return False
+    module, name = node.function.module, node.function.name
+    return module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild")
 
 
 def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
@@ -108,7 +112,7 @@ def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | No
         found = _search(node.get(key), seen, depth + 1)
         if found is not None:
             return found
-    return node if any(is_tensor(value) for value in node.values()) else None
+    return node if any(_is_tensor(value) for value in node.values()) else None
 
 
 def _around_model(tree: Any) -> Mapping[Any, Any] | None:
