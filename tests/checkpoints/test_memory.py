@@ -1,0 +1,83 @@
+"""The memory promise: a look at the weights takes at most four times the largest tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed.checkpoint as dcp
+
+from sparsitywatch.checkpoints.loading import stored_snapshot
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
+
+#: Tensors so large that no allocator keeps them when they are freed.
+SIDE, NUM_TENSORS, NUM_THREADS = 3072, 7, 8
+LARGEST_BYTES = 4 * SIDE * SIDE
+#: What a thread reads into and counts into, and what is left of all else.
+BYTES_A_THREAD, BYTES_BESIDE = 4 << 20, 8 << 20
+
+
+def weights(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"layers.{at}.weight": tensor.clone() for at in range(NUM_TENSORS)}
+
+
+def safetensors_file(folder: Path) -> Path:
+    safetensors.torch.save_file(weights(torch.ones(SIDE, SIDE)), folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+def fp8(folder: Path) -> Path:
+    found = weights(torch.ones(SIDE, SIDE).to(torch.float8_e4m3fn))
+    found |= {f"{name}_scale_inv": torch.ones(SIDE // 128, SIDE // 128) for name in found}
+    safetensors.torch.save_file(found, folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+def transposed(folder: Path) -> Path:
+    found = weights(torch.ones(SIDE, SIDE))
+    torch.save({name: tensor.t() for name, tensor in found.items()}, folder / "w.pt")
+    return folder / "w.pt"
+
+
+def distributed(folder: Path) -> Path:
+    dcp.save({"model": weights(torch.ones(SIDE, SIDE))}, checkpoint_id=folder / "w", no_dist=True)
+    return folder / "w"
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most resident bytes while a function runs, above those before."""
+
+    def status(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    run()
+    return status("VmHWM") - before
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, that no process group is there
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
+@pytest.mark.parametrize("save", [safetensors_file, fp8, transposed, distributed])
+def test_at_most_four_times_the_largest_tensor(
+    save: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "MIN_COMPILED", 1 << 40)  # what numba takes is not the weights'
+    path = save(tmp_path)
+
+    def count() -> None:
+        with open_checkpoint(path) as checkpoint:
+            scope = Scope.of_entries(checkpoint.entries(), "matrices")
+            snapshot = stored_snapshot(checkpoint, scope, 1)
+            spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=NUM_THREADS)
+            assert spectrum.num_weights == NUM_TENSORS * SIDE * SIDE
+
+    allowed = 4 * LARGEST_BYTES + NUM_THREADS * BYTES_A_THREAD + BYTES_BESIDE
+    assert peak_bytes(count) <= allowed < NUM_TENSORS * LARGEST_BYTES
