@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sparsitywatch.checkpoints.storage import ByteSource, Source, one_line
-from sparsitywatch.errors import CheckpointError
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_names
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "StoredTensor",
     "StridedTensor",
     "as_step",
+    "cut_off",
     "reading",
     "refused",
     "unreadable",
@@ -33,6 +34,14 @@ def refused(url: str, cause: str, tensor: str | None = None) -> CheckpointError:
     """The error for a checkpoint whose own description is not true, in one line."""
     return CheckpointError(
         f"Refused {_where(url, tensor)}: {cause}. The file is damaged or forged; save it again."
+    )
+
+
+def cut_off(source: ByteSource, what: str, end: int) -> IncompleteCheckpointError:
+    """The error for a file that ends before something in it does."""
+    return IncompleteCheckpointError(
+        f"Cannot read {source.url}{what} to end at byte {end}, but the file ends at {source.size}. "
+        "It may be half-written, or truncated."
     )
 
 
@@ -56,9 +65,6 @@ def reading(url: str, tensor: str | None = None) -> Iterator[None]:
     a ``RecursionError``, ``MemoryError``, ``OverflowError`` or ``struct.error``, is a fault of
     this file as well, and the next file is read. Ctrl-C and an exit are no faults of a file,
     they pass.
-
-    Raises:
-        CheckpointError: for any ``Exception``, with the file named.
     """
     try:
         yield
@@ -318,11 +324,7 @@ class Checkpoint:
         self._entries = tuple(one.entry for one in self._stored.values())
 
     def check_unchanged(self) -> None:
-        """Compare every file with what was opened.
-
-        Raises:
-            IncompleteCheckpointError: one was written meanwhile.
-        """
+        """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""
         for source in self._sources:
             source.check_unchanged()
 

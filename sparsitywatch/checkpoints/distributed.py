@@ -17,6 +17,7 @@ from sparsitywatch.checkpoints.base import (
     Checkpoint,
     StoredTensor,
     as_step,
+    cut_off,
     reading,
     refused,
 )
@@ -29,9 +30,9 @@ from sparsitywatch.checkpoints.inert_pickle import (
     read_inert,
     stored_tensor,
 )
-from sparsitywatch.checkpoints.storage import ByteSource, Folder, Source, Window
+from sparsitywatch.checkpoints.storage import Folder, Source, Window
 from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS, read_torch_zip
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry
 
 __all__ = ["is_distributed", "open_distributed", "parse_metadata"]
@@ -82,13 +83,9 @@ def open_distributed(
     """A folder of torch.distributed.checkpoint; needs no process group.
 
     Args:
-        folder: where its ``.metadata`` lies.
+        folder: where its ``.metadata``, which come last, lie.
         url, kind: of the checkpoint that it is a part of, if it is.
         step: optimizer steps done, where somebody else says so.
-
-    Raises:
-        IncompleteCheckpointError: the metadata, which come last, or a file are missing.
-        CheckpointError: the metadata are not true.
     """
     files: dict[str, Source] = {}
     stored: dict[str, StoredTensor] = {}
@@ -108,9 +105,8 @@ def open_distributed(
             entry=entry, position=first, pieces=described.pieces, files=files
         )
     sources = [source, *files.values()]
-    own_step = partial(_step, folder, places)
-    told = own_step if step is None else step
-    return Checkpoint(url or folder.url, kind, stored, sources, told)
+    step_or_search = partial(_step, folder, places) if step is None else step
+    return Checkpoint(url or folder.url, kind, stored, sources, step_or_search)
 
 
 def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
@@ -121,17 +117,9 @@ def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Descr
     heads = {described.path[0] for described in tensors.values() if len(described.path) > 1}
     key = next((key for key in MODEL_KEYS if key in heads), None)
     if key is not None:
-        chosen = {
-            ".".join(described.path[1:]): described
-            for described in tensors.values()
-            if described.path[0] == key
-        }
+        chosen = {".".join(d.path[1:]): d for d in tensors.values() if d.path[0] == key}
     else:
-        chosen = {
-            name: described
-            for name, described in tensors.items()
-            if not described.path[0].startswith("optim")
-        }
+        chosen = {n: d for n, d in tensors.items() if not d.path[0].startswith("optim")}
     if not chosen:
         raise CheckpointError(
             f"Cannot read {url}: expected tensors of a model, at the top or under one of "
@@ -143,11 +131,8 @@ def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Descr
 def _check_place(source: Source, name: str, piece: Piece, itemsize: int) -> None:
     needed = math.prod(piece.sizes) * itemsize
     if piece.start + piece.length > source.size:
-        raise IncompleteCheckpointError(
-            f"Cannot read {source.url}, tensor {name[:120]!r}: expected it to end at byte "
-            f"{piece.start + piece.length}, but the file ends at {source.size}. It may be "
-            "half-written, or truncated."
-        )
+        what = f", tensor {name[:120]!r}: expected it"
+        raise cut_off(source, what, piece.start + piece.length)
     if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
         raise refused(
             source.url,
@@ -164,7 +149,7 @@ def _step(folder: Folder, places: Mapping[str, tuple[str, int, int]]) -> int | N
             source = folder.open(file)
             try:
                 if length <= _ARCHIVE_BYTES:
-                    value, _ = read_torch_zip(source, start, length)
+                    value, _ = read_torch_zip(Window(source, start, length))
                     if (step := as_step(value)) is not None:
                         return step
             finally:
@@ -199,15 +184,12 @@ class _ChunkedTensor(StoredTensor):
         return map(self._open, sorted(self.pieces, key=lambda piece: piece.offsets))
 
     def _open(self, piece: Piece) -> StoredTensor:
-        """The tensor in the archive of a piece; read as a whole from a remote storage."""
+        """The tensor in the archive of a piece."""
         name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
         with reading(source.url, name):
-            place: ByteSource = source
-            start = piece.start
-            if not source.is_local:  # one request in place of some
-                place, start = Window(source, piece.start, piece.length), 0
-            tree, regions = read_torch_zip(place, start, piece.length)
-            found = stored_tensor(place, name, tree, regions)
+            part = Window(source, piece.start, piece.length)
+            tree, regions = read_torch_zip(part)
+            found = stored_tensor(part, name, tree, regions)
         own = found.entry
         if own.problem:
             raise refused(source.url, "expected a dense tensor, got another kind", name)
@@ -227,11 +209,7 @@ class _ChunkedTensor(StoredTensor):
 def parse_metadata(
     url: str, data: bytes
 ) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
-    """The tensors that a ``.metadata`` describes, and where other values lie: both by name.
-
-    Raises:
-        CheckpointError: they are not true. Nothing that they name is imported or called.
-    """
+    """The tensors that a ``.metadata`` describes, and where other values lie: both by name."""
     try:
         tree = read_inert(io.BytesIO(data))
     except ValueError as error:

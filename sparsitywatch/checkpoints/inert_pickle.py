@@ -414,11 +414,7 @@ _KINDS = (
 
 
 def _unreadable(url: str, name: str, node: Any) -> StoredTensor:
-    """The tensor of a node that is no dense one.
-
-    Raises:
-        CheckpointError: it is none of any kind that torch writes.
-    """
+    """The tensor of a node that is no dense one."""
     function = _function(node)
     problem = ""
     if function is not None:
@@ -447,9 +443,6 @@ def stored_tensors(
 
     Views of one storage may be many and large: what a few bytes of a pickle make of it can be
     read as long as all together is not much more than the file.
-
-    Raises:
-        CheckpointError: the description contradicts itself, or the file.
     """
     left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
     seen: set[Hashable] = set()
@@ -475,11 +468,7 @@ def stored_tensors(
 def stored_tensor(
     source: ByteSource, name: str, node: Any, regions: Mapping[str, Region]
 ) -> StoredTensor:
-    """The tensor of a node, its place in the file checked against that of its storage.
-
-    Raises:
-        CheckpointError: it is no tensor, contradicts itself, or lies outside.
-    """
+    """The tensor of a node, its place in the file checked against that of its storage."""
     call = _plain_call(node)
     if call is None or len(call.arguments) < 4:
         return _unreadable(source.url, name, node)

@@ -83,8 +83,8 @@ def _open_folder(folder: Folder) -> Checkpoint:
         return _open_deepspeed(folder, names)
     if kind == "nanotron":
         return _open_nanotron(folder)
-    if told := foreign(names):
-        raise CheckpointError(f"Cannot read {folder.url}: expected a checkpoint. {told}")
+    if found := foreign(names):
+        raise CheckpointError(f"Cannot read {folder.url}: expected a checkpoint. {found}")
     raise IncompleteCheckpointError(
         f"Cannot read {folder.url}: expected a checkpoint, got a folder with "
         f"{', '.join(names[:8]) or 'nothing'} in it. Name the file that holds the weights."
@@ -102,8 +102,8 @@ def _open_file(source: Source) -> Checkpoint:
         return open_torch(source, start)
     if source.path.endswith(".safetensors") or start[8:9] == b"{":
         return Checkpoint(source.url, "safetensors", read_safetensors(source), [source])
-    if told := foreign([source.path]):
-        raise CheckpointError(f"Cannot read {source.url}: expected a checkpoint. {told}")
+    if found := foreign([source.path]):
+        raise CheckpointError(f"Cannot read {source.url}: expected a checkpoint. {found}")
     raise CheckpointError(
         f"Cannot read {source.url}: expected a file of safetensors or of torch.save, got one "
         f"that begins with {start!r}."
@@ -149,7 +149,7 @@ def foreign(names: Iterable[str]) -> str:
     return ""
 
 
-# ------------------ transformers
+# ------------------------------------------------------------------ transformers
 
 #: What may hold the weights, best first. The rest of the name is the format.
 _WEIGHT_FILES = (
@@ -199,7 +199,6 @@ def _is_adapter(entries: Iterable[Entry]) -> bool:
 
 
 def _not_a_model(url: str) -> CheckpointError:
-    """What to do about an adapter."""
     return CheckpointError(
         f"Cannot read {url}: expected the weights of a model, got an adapter of PEFT, such as "
         "LoRA: small matrices on top of a base model that lies elsewhere. Merge the two and read "
@@ -208,12 +207,7 @@ def _not_a_model(url: str) -> CheckpointError:
 
 
 def _open_huggingface(folder: Folder, names: Collection[str]) -> Checkpoint:
-    """A folder of transformers as a checkpoint. Pickled settings beside it are never read.
-
-    Raises:
-        IncompleteCheckpointError: the Trainer is still writing it, or a shard is missing.
-        CheckpointError: it holds an adapter, or one part for each rank.
-    """
+    """A folder of transformers as a checkpoint. Pickled settings beside it are never read."""
     main = _weights_in(names)
     is_sharded = main is None and FSDP_FOLDER in names
     if main is None and any(name in names for name in _ADAPTERS):
@@ -252,19 +246,8 @@ def _open_huggingface(folder: Folder, names: Collection[str]) -> Checkpoint:
 def _read_sharded(
     folder: Folder, index: str, read: Callable[[Source], dict[str, StoredTensor]]
 ) -> tuple[dict[str, StoredTensor], list[Source]]:
-    """The tensors of all shards by name, in the order of the index, and the open files.
-
-    Args:
-        folder: where the shards and their index lie.
-        index: the name of the index, such as "model.safetensors.index.json".
-        read: reads one shard.
-
-    Raises:
-        IncompleteCheckpointError: a shard is missing, or cut off.
-        CheckpointError: index and shards contradict each other.
-    """
-    content = _read_json(folder, index)
-    places = content.get("weight_map")
+    """The tensors of all shards by name, in the order of the index, and the open files."""
+    places = _read_json(folder, index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(p, str) for p in places.values()):
         raise refused(f"{folder.url}/{index}", "expected a weight_map from names to files")
     sources: list[Source] = []
@@ -288,12 +271,7 @@ _MAX_JSON_BYTES = 512 * 2**20
 
 
 def _read_json(folder: Folder, name: str) -> dict[str, Any]:
-    """The object in a small JSON file beside the weights.
-
-    Raises:
-        IncompleteCheckpointError: the file is missing or ends too early.
-        CheckpointError: it is something else.
-    """
+    """The object in a small JSON file beside the weights."""
     source = folder.open(name)
     try:
         if source.size > _MAX_JSON_BYTES:
@@ -313,7 +291,7 @@ def _read_json(folder: Folder, name: str) -> dict[str, Any]:
     return content
 
 
-# ------------------ DeepSpeed: whole files are read, partitions are refused
+# ------------------------------------------------------------------ DeepSpeed
 
 _STATES = "_model_states.pt"
 #: All weights of a model, where it is neither sharded (ZeRO-3) nor split between ranks.
@@ -335,9 +313,6 @@ def _open_deepspeed(folder: Folder, names: Collection[str]) -> Checkpoint:
 
     The weights are in the precision that the training computes in; what ZeRO keeps in single
     precision beside them is in partitions.
-
-    Raises:
-        CheckpointError: the weights are in partitions.
     """
     states = [name for name in names if name.endswith(_STATES)]
     if not states and _LATEST in names:
@@ -351,14 +326,12 @@ def _open_deepspeed(folder: Folder, names: Collection[str]) -> Checkpoint:
     source = folder.open(_WHOLE)
     with reading(source.url):
         stored, tree = read_torch(source)
-    is_split = isinstance(tree, dict) and (as_step(tree.get("mp_world_size")) or 1) > 1
-    if is_split:
+    if isinstance(tree, dict) and (as_step(tree.get("mp_world_size")) or 1) > 1:
         raise _in_partitions(folder.url)
     return Checkpoint(folder.url, "deepspeed", stored, [source], step_in(tree))
 
 
 def _in_partitions(url: str) -> CheckpointError:
-    """What to do about such a folder."""
     return CheckpointError(
         f"Cannot read {url}: expected whole tensors, got the partitions of DeepSpeed ZeRO. Make "
         "them whole: run `python zero_to_fp32.py . consolidated --safe_serialization` in that "
@@ -366,8 +339,9 @@ def _in_partitions(url: str) -> CheckpointError:
     )
 
 
-# ------------------ nanotron: one safetensors file for each tensor, its name is the path
+# ------------------------------------------------------------------ nanotron
 
+#: Beside a folder with a safetensors file for each tensor, whose name is the path.
 _NANOTRON_METADATA = "checkpoint_metadata.json"
 _NANOTRON_FILE = re.compile(
     r"model_(?P<attribute>[^/]+?)"
@@ -382,14 +356,8 @@ def _is_nanotron(names: Collection[str]) -> bool:
 
 
 def _open_nanotron(folder: Folder) -> Checkpoint:
-    """A folder of nanotron as a checkpoint, of any number of pipeline stages.
-
-    Raises:
-        IncompleteCheckpointError: no tensor has been written yet.
-        CheckpointError: tensors are split between ranks.
-    """
-    content = _read_json(folder, _NANOTRON_METADATA)
-    metas = content.get("metas")
+    """A folder of nanotron as a checkpoint, of any number of pipeline stages."""
+    metas = _read_json(folder, _NANOTRON_METADATA).get("metas")
     step = as_step(metas.get("last_train_step")) if isinstance(metas, dict) else None
     stored: dict[str, StoredTensor] = {}
     sources: list[Source] = []

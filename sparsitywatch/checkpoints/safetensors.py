@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import Stored, StoredTensor, StridedTensor, refused
+from sparsitywatch.checkpoints.base import Stored, StoredTensor, StridedTensor, cut_off, refused
 from sparsitywatch.checkpoints.inert_pickle import as_sizes
 from sparsitywatch.checkpoints.storage import Source
-from sparsitywatch.errors import IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry
 
 __all__ = ["CODES", "DTYPES", "MAX_HEADER_BYTES", "as_weights", "read_safetensors"]
@@ -61,12 +60,7 @@ _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
 
 
 def read_safetensors(source: Source) -> dict[str, StoredTensor]:
-    """The tensors of one file by name; only its header is read.
-
-    Raises:
-        IncompleteCheckpointError: the file ends before its last tensor does.
-        CheckpointError: the header is not true.
-    """
+    """The tensors of one file by name; only its header is read."""
     length = int.from_bytes(source.read(0, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise refused(
@@ -83,11 +77,7 @@ def read_safetensors(source: Source) -> dict[str, StoredTensor]:
             what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
             raise refused(source.url, f"it {what} (from byte {begin}, expected {end})", name)
         if start + stop > source.size:
-            raise IncompleteCheckpointError(
-                f"Cannot read {source.url}, tensor {name[:120]!r}: expected it to end at byte "
-                f"{start + stop}, but the file ends at {source.size}. It may be half-written, or "
-                "truncated."
-            )
+            raise cut_off(source, f", tensor {name[:120]!r}: expected it", start + stop)
         dtype = _dtype(kind)
         if dtype is None:
             entry = Entry(

@@ -24,7 +24,6 @@ __all__ = [
     "ByteSource",
     "DescriptionFile",
     "Folder",
-    "RangeFile",
     "Source",
     "Window",
     "asked",
@@ -48,11 +47,7 @@ def one_line(error: BaseException) -> str:
 def filesystem(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path on it.
-
-    Raises:
-        CheckpointError: the protocol is unknown, or its package is not installed.
-    """
+    """The file system of a URL and the path on it."""
     try:
         fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
     except (ImportError, ValueError) as error:
@@ -223,16 +218,21 @@ class ByteSource:
 
 
 class Window(ByteSource):
-    """A part of a source, read at once and held in memory."""
+    """A part of a file; of a remote one it is read at once and held in memory."""
 
     def __init__(self, source: ByteSource, start: int, length: int) -> None:
         super().__init__(source.url, source.path, length)
-        self._data = memoryview(source.read(start, length))
+        source.check_range(start, length)
+        self._source, self._start = source, start
+        self._data = None if source.is_local else memoryview(source.read(start, length))
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
+        """As of ``ByteSource``."""
         self.check_range(start, len(buffer))
-        buffer[:] = self._data[start : start + len(buffer)]
+        if self._data is None:
+            self._source.fill(buffer, self._start + start)
+        else:
+            buffer[:] = self._data[start : start + len(buffer)]
 
 
 class Source(ByteSource):
@@ -294,11 +294,7 @@ class Source(ByteSource):
         return {key: info.get(key) for key in keys}
 
     def check_unchanged(self) -> None:
-        """Compare with the version that was opened.
-
-        Raises:
-            IncompleteCheckpointError: the file was written meanwhile.
-        """
+        """Raise ``IncompleteCheckpointError`` if the file was written since it was opened."""
         if self._file is None:
             _forget(self.fs, self.path)
         if self._version_now() != self._version:
@@ -308,7 +304,7 @@ class Source(ByteSource):
             )
 
     def fill(self, buffer: memoryview, start: int) -> None:
-        """Fill the writable bytes of ``buffer`` with those from ``start`` on."""
+        """As of ``ByteSource``."""
         self.check_range(start, len(buffer))
         done = 0
         while done < len(buffer):
@@ -353,25 +349,21 @@ class Source(ByteSource):
             self._file.close()
 
 
-class RangeFile(io.RawIOBase):
-    """A source, or a part of it, as a file object that the standard library can read."""
+class _RangeFile(io.RawIOBase):
+    """The first bytes of a source as a file object that the standard library can read."""
 
-    def __init__(self, source: ByteSource, start: int = 0, length: int | None = None) -> None:
+    def __init__(self, source: ByteSource, length: int) -> None:
         super().__init__()
-        self._source, self._start = source, start
-        self.length = source.size - start if length is None else length
+        self._source, self.length = source, length
         self._position = 0
 
     def readable(self) -> bool:
-        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As in ``io``."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
         if base + offset < 0:
             # as files of the system do; zipfile takes it for an end that is not there
@@ -380,13 +372,11 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """As in ``io``."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """As in ``io``; fewer bytes at the end."""
         count = max(0, min(len(buffer), self.length - self._position))
-        self._source.fill(memoryview(buffer)[:count], self._start + self._position)
+        self._source.fill(memoryview(buffer)[:count], self._position)
         self._position += count
         return count
 
@@ -395,23 +385,20 @@ class DescriptionFile(io.BufferedReader):
     """Where a description lies: what it wants to read is bounded, whatever lengths it states.
 
     Args:
-        file: the bytes.
+        source: the bytes.
+        length: how many of them from the first on.
         max_read: more than this at once is no description.
         buffer_size: bytes that are fetched at once.
     """
 
-    def __init__(self, file: RangeFile, max_read: int, buffer_size: int) -> None:
-        super().__init__(file, buffer_size)
-        self._length, self._max_read = file.length, max_read
+    def __init__(self, source: ByteSource, length: int, max_read: int, buffer_size: int) -> None:
+        super().__init__(_RangeFile(source, length), buffer_size)
+        self._length, self._max_read = length, max_read
         #: Whether something was read that the file is too short for.
         self.is_short = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """As in ``io``; nothing is allocated for what there is not.
-
-        Raises:
-            ValueError: there is as much, and it is too much.
-        """
+        """As in ``io``; nothing is allocated for what there is not, or is too much."""
         left = max(0, self._length - self.tell())
         wanted = left if size is None or size < 0 else size
         self.is_short |= wanted > left
@@ -442,11 +429,7 @@ class Folder:
         self._opened: list[Source] = []
 
     def open(self, name: str) -> Source:
-        """A file of the folder, by its name.
-
-        Raises:
-            CheckpointError: the name leads out of the folder, or the file cannot be read.
-        """
+        """A file of the folder, by a name that does not lead out of it."""
         parts = name[: _MAX_NAME + 1].replace("\\", "/").split("/")
         is_odd = not name or len(name) > _MAX_NAME or "\0" in name or ":" in name
         if is_odd or name.startswith("/") or ".." in parts:

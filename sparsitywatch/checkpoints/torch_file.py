@@ -16,7 +16,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, refused
+from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, cut_off, refused
 from sparsitywatch.checkpoints.inert_pickle import (
     STORAGE_DTYPES,
     Call,
@@ -27,7 +27,7 @@ from sparsitywatch.checkpoints.inert_pickle import (
     read_inert,
     stored_tensors,
 )
-from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, RangeFile, Source
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Source
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 __all__ = [
@@ -70,9 +70,6 @@ def read_torch(source: Source, start: bytes | None = None) -> tuple[dict[str, St
     Args:
         source: the file.
         start: its first bytes, where they are known.
-
-    Raises:
-        CheckpointError: the file is refused, or holds no state dict.
     """
     if start is None:
         start = source.read(0, min(source.size, len(_LEGACY_START)))
@@ -171,22 +168,9 @@ _LOCAL_HEADER_BYTES = 30
 _BUFFER_BYTES = 32 * 2**10
 
 
-def read_torch_zip(
-    source: ByteSource, start: int = 0, length: int | None = None
-) -> tuple[Any, dict[str, Region]]:
-    """What an archive describes, and where the bytes of its storages lie.
-
-    Args:
-        source: the file.
-        start: where the archive begins in it.
-        length: how long it is; None for the rest of the file.
-
-    Raises:
-        IncompleteCheckpointError: the archive has no end, where its table of contents is.
-        CheckpointError: it is no archive of ``torch.save``, or not a true one.
-    """
-    length = source.size - start if length is None else length
-    members = _members(source, start, length)
+def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Region]]:
+    """What an archive describes, and where the bytes of its storages lie, by their keys."""
+    members = _members(source)
     pickle = next((name for name in members if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError(
@@ -199,20 +183,16 @@ def read_torch_zip(
         if name.startswith(f"{root}data/"):
             regions[name.removeprefix(f"{root}data/")] = Region(
                 member.file_size,
-                partial(_data_start, source, start, member, length),
-                order=start + member.header_offset,
+                partial(_data_start, source, member),
+                order=member.header_offset,
                 crc=member.CRC or None,  # torch writes 0 where it was told to compute none
             )
-    byteorder = members.get(f"{root}byteorder")
-    if byteorder is not None:
-        _check_byteorder(source, start, byteorder, length)
+    if f"{root}byteorder" in members:
+        _check_byteorder(source, members[f"{root}byteorder"])
     if members[pickle].file_size > MAX_PICKLE_BYTES:
-        cause = (
-            f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
-            f"{members[pickle].file_size}"
-        )
-        raise refused(source.url, cause)
-    data = _read_member(source, start, members[pickle], length)
+        cause = f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
+        raise refused(source.url, cause + str(members[pickle].file_size))
+    data = _read_member(source, members[pickle])
     try:
         return read_inert(io.BytesIO(data)), regions
     except ValueError as error:
@@ -230,12 +210,12 @@ def _kind_of(members: Collection[str]) -> str:
     return " (one of Keras)" if "model.weights.h5" in members else ""
 
 
-def _members(source: ByteSource, start: int, length: int) -> dict[str, zipfile.ZipInfo]:
+def _members(source: ByteSource) -> dict[str, zipfile.ZipInfo]:
     """The records by name, each as long as it says, inside the file, beside the others."""
-    contents = RangeFile(source, start, length)
     url = source.url
+    file = DescriptionFile(source, source.size, _MAX_CONTENTS_BYTES, _BUFFER_BYTES)
     try:
-        archive = zipfile.ZipFile(DescriptionFile(contents, _MAX_CONTENTS_BYTES, _BUFFER_BYTES))
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
         raise IncompleteCheckpointError(
             f"Cannot read {url}: expected the table of contents at the end of a torch archive, got "
@@ -259,40 +239,37 @@ def _members(source: ByteSource, start: int, length: int) -> dict[str, zipfile.Z
         if member.header_offset < end:
             raise refused(url, f"the record {name[:80]!r} overlaps the one before it")
         end = member.header_offset + _LOCAL_HEADER_BYTES + member.file_size
-        if member.header_offset < 0 or end > length:
+        if member.header_offset < 0 or end > source.size:
             raise refused(url, f"the record {name[:80]!r} reaches beyond the end of the file")
         members[name] = member
     return members
 
 
-def _data_start(
-    source: ByteSource, start: int, member: zipfile.ZipInfo, length: int, offset: int = 0
-) -> int:
+def _data_start(source: ByteSource, member: zipfile.ZipInfo, offset: int = 0) -> int:
     """Where a byte of a record lies: they begin behind a local header that torch pads."""
-    begin = start + member.header_offset
     header = bytearray(_LOCAL_HEADER_BYTES)
-    source.fill(memoryview(header), begin)
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    source.fill(memoryview(header), member.header_offset)
     if header[:4] != b"PK\x03\x04":
         raise refused(source.url, f"the record {member.filename[:80]!r} has a false header")
-    begin += _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
-    if begin + member.file_size > start + length:
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    begin = member.header_offset + _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
+    if begin + member.file_size > source.size:
         raise refused(source.url, f"the record {member.filename[:80]!r} reaches too far")
     return begin + offset
 
 
-def _read_member(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> bytes:
+def _read_member(source: ByteSource, member: zipfile.ZipInfo) -> bytes:
     """The bytes of a small record, read as they lie: nothing is ever unpacked."""
-    data = source.read(_data_start(source, start, member, length), member.file_size)
+    data = source.read(_data_start(source, member), member.file_size)
     if member.CRC and zlib.crc32(data) != member.CRC:
-        name = member.filename[:80]
-        raise refused(source.url, f"the record {name!r} does not match its checksum")
+        cause = f"the record {member.filename[:80]!r} does not match its checksum"
+        raise refused(source.url, cause)
     return data
 
 
-def _check_byteorder(source: ByteSource, start: int, member: zipfile.ZipInfo, length: int) -> None:
+def _check_byteorder(source: ByteSource, member: zipfile.ZipInfo) -> None:
     is_short = member.file_size <= len("little")
-    order = _read_member(source, start, member, length) if is_short else b""
+    order = _read_member(source, member) if is_short else b""
     if order != b"little":
         raise CheckpointError(
             f"Cannot read {source.url}: expected little-endian tensors, got byte order "
@@ -310,14 +287,9 @@ _MAX_DESCRIPTION_BYTES = 256 * 2**20
 
 
 def _read_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
-    """What the file describes, and where the bytes of its storages lie.
-
-    Raises:
-        IncompleteCheckpointError: the file ends before its last storage does.
-        CheckpointError: it is no such file, or not a true one.
-    """
+    """The same of a file from before version 1.6."""
     length = min(source.size, _MAX_DESCRIPTION_BYTES)
-    file = DescriptionFile(RangeFile(source, 0, length), length, _LEGACY_BUFFER_BYTES)
+    file = DescriptionFile(source, length, length, _LEGACY_BUFFER_BYTES)
     outside: list[PersistentId] = []
     try:
         magic, protocol, system = (read_inert(file) for _ in range(3))
@@ -350,11 +322,7 @@ def _read_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
         num_bytes = count * itemsize
         begin = position + _COUNT_BYTES
         if begin + num_bytes > source.size:
-            raise IncompleteCheckpointError(
-                f"Cannot read {source.url}: expected storage {key[:40]!r} to end at byte "
-                f"{begin + num_bytes}, but the file ends at {source.size}. It may be "
-                "half-written, or truncated."
-            )
+            raise cut_off(source, f": expected storage {key[:40]!r}", begin + num_bytes)
         regions[key] = Region(num_bytes, partial(_checked_start, source, begin, count), order=begin)
         position = begin + num_bytes
     return tree, regions
@@ -381,9 +349,9 @@ def _sizes(url: str, outside: list[PersistentId]) -> dict[str, tuple[int, int]]:
 
 def _checked_start(source: Source, begin: int, count: int, offset: int = 0) -> int:
     """Where a byte of a storage lies; the number of elements in front is compared first."""
-    said = bytearray(_COUNT_BYTES)
-    source.fill(memoryview(said), begin - _COUNT_BYTES)
-    if int.from_bytes(said, "little") != count:
-        found = int.from_bytes(said, "little")
+    header = bytearray(_COUNT_BYTES)
+    source.fill(memoryview(header), begin - _COUNT_BYTES)
+    found = int.from_bytes(header, "little")
+    if found != count:
         raise refused(source.url, f"expected a storage of {count} elements, got one of {found}")
     return begin + offset

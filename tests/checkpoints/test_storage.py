@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.storage import Folder, RangeFile, Source, Window
+from sparsitywatch.checkpoints.storage import DescriptionFile, Folder, Source, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -160,7 +160,7 @@ def test_a_folder_keeps_to_itself(tmp_path: Path) -> None:
 def test_a_part_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
     source = Source(fsspec.filesystem("file"), str(tmp_path / "a.bin"))
-    file = RangeFile(source, 2, 5)
+    file = DescriptionFile(Window(source, 2, 5), 5, max_read=9, buffer_size=4)
     assert (file.read(2), file.tell(), file.read(), file.read()) == (b"23", 2, b"456", b"")
     assert (file.seek(-1, 2), file.read()) == (4, b"6")
     with pytest.raises(OSError, match="before the beginning"):
@@ -190,10 +190,11 @@ def test_a_buffer_is_filled_with_the_bytes_in_their_order(
             source.fill(buffer, 62)
         source.close()
     assert counting.fetched == [104] * 4 + [35]
-    window = Window(remote, 100, 90)
-    assert window.read(10, 80) == data[110:190]
+    part = Window(remote, 100, 90)
+    assert part.read(10, 80) == data[110:190]
     with pytest.raises(IncompleteCheckpointError):
-        window.fill(buffer[:81], 10)
+        part.fill(buffer[:81], 10)
+    assert counting.fetched[5:] == [90]  # at once
 
 
 def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None:
