@@ -48,7 +48,7 @@ class SparsityWatchCallback(TrainerCallback):
     Trainer resumes from it.
 
     Args:
-        proxy: what to evaluate, or None to look at the weights only.
+        proxy: what to evaluate, or None to measure the weights only.
         logdir: by default the environment variable ``TENSORBOARD_LOGGING_DIR``, else
             ``<output_dir>/runs``; the same for every launch of a run, so that a resumed
             one goes on in it.
@@ -144,7 +144,7 @@ class SparsityWatchCallback(TrainerCallback):
         if not requests:
             return control
         if self.watcher is not None and state.global_step >= state.max_steps:
-            # the last chance: a look that is on its way may ask for something
+            # the last chance: a snapshot that is on its way may ask for something
             with self._contained("waiting for the last snapshot"):
                 _events = self.watcher.events
         wanted = [request.take() is not None for request in requests]

@@ -1,7 +1,9 @@
 from . import actions as actions
 from .analysis.detect import AbruptChange as AbruptChange
+from .analysis.detect import Detector as Detector
 from .analysis.detect import DormantRise as DormantRise
 from .analysis.estimate import essential_sparsity as essential_sparsity
+from .analysis.run import Run as Run
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigurationError as ConfigurationError
 from .errors import IncompleteCheckpointError as IncompleteCheckpointError
@@ -11,6 +13,7 @@ from .errors import ProxyError as ProxyError
 from .errors import ScopeError as ScopeError
 from .errors import SparsityWatchError as SparsityWatchError
 from .errors import StateError as StateError
+from .live.schedule import Schedule as Schedule
 from .live.schedule import adaptive as adaptive
 from .live.schedule import at as at
 from .live.schedule import every as every
@@ -18,6 +21,8 @@ from .live.schedule import geometric as geometric
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
 from .offline.replay import replay as replay
+from .offline.selection import Failure as Failure
+from .offline.selection import Replayed as Replayed
 from .pipeline.measure import measure as measure
 from .pipeline.rundir import load as load
 from .pruning.patterns import GlobalMagnitude as GlobalMagnitude
@@ -31,7 +36,10 @@ from .records import Record as Record
 from .records import SparsityCurve as SparsityCurve
 from .records.run import __version__ as __version__
 from .settings import Settings as Settings
+from .sinks.base import Sink as Sink
+from .sinks.jsonl import JsonlSink as JsonlSink
 from .sinks.memory import MemorySink as MemorySink
+from .sinks.tensorboard import TensorBoardSink as TensorBoardSink
 from .verification import verify as verify
 from .weights.scope import Scope as Scope
 from .weights.spectrum import MagnitudeSpectrum as MagnitudeSpectrum

@@ -213,9 +213,10 @@ def expect(is_good: object, name: str, what: str, came: object) -> None:
     sparsitywatch.errors.ConfigurationError: Expected `steps` to be at least 1, got 0.
     """
     if not is_good:
-        told = repr(came)
-        told = told if len(told) <= _LONGEST else f"{told[:_LONGEST]}... ({type(came).__name__})"
-        raise ConfigurationError(f"Expected `{name}` to be {what}, got {told}.")
+        shown = repr(came)
+        if len(shown) > _LONGEST:
+            shown = f"{shown[:_LONGEST]}... ({type(came).__name__})"
+        raise ConfigurationError(f"Expected `{name}` to be {what}, got {shown}.")
 
 
 def is_number(value: object) -> bool:

@@ -139,7 +139,7 @@ class Settings:
 
 
 def default_detectors(settings: Settings) -> Mapping[str, Detector]:
-    """What is watched unless told otherwise, by name of the series."""
+    """What is watched by default, by name of the series."""
     return {
         "motion/dormant": DormantRise(),
         f"near_zero/{settings.near_zero[0]}": AbruptChange(),

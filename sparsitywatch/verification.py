@@ -380,7 +380,7 @@ class Verification:
     def __str__(self) -> str:
         extent = f"{len(self.baseline.last)} things after each of {self.baseline.steps} steps"
         invalid = [record for record in self.records if not record.valid]
-        looks = f"{len(self.records)} looks" + (
+        snapshots = f"{len(self.records)} snapshots" + (
             f", {len(invalid)} of them invalid: {invalid[0].reason}" if invalid else ""
         )
         if self.unstable:
@@ -392,9 +392,9 @@ class Verification:
             )
         if self.differences:
             return _listing(
-                f"The watch disturbs this training ({extent}, {looks}):", self.differences
+                f"The watch disturbs this training ({extent}, {snapshots}):", self.differences
             )
-        return f"Bit for bit the same with and without a watch: {extent}, {looks}."
+        return f"Bit for bit the same with and without a watch: {extent}, {snapshots}."
 
     def raise_if_different(self) -> None:
         """Raise what ``str`` says if any bit differs.
@@ -434,11 +434,11 @@ def verify(
         steps: how many steps to train, at least 1.
         seed: for the generators of torch, numpy and python before each run. The caller's
             generators are put back afterwards.
-        every: look every so many optimizer steps, or a function step -> bool.
+        every: a snapshot every so many optimizer steps, or a function step -> bool.
         baseline: an earlier answer about the same ``make_training``, ``steps`` and ``seed``
             whose runs without a watch are used again.
         watch_arguments: further arguments of ``sw.watch``, such as ``proxy``. Unless they
-            are among them, nothing is written (``logdir``), and no look that is due is left
+            are among them, nothing is written (``logdir``), and no snapshot that is due is left
             out (``max_overhead``).
 
     Returns:
@@ -447,7 +447,7 @@ def verify(
 
     Raises:
         ConfigurationError: an argument, or what ``make_training`` returned, cannot be used.
-        MeasurementError: the watch never looked, so nothing has been verified.
+        MeasurementError: the watch took no snapshot, so nothing has been verified.
 
     >>> import torch
     >>> def make_training():
@@ -486,8 +486,8 @@ def verify(
     (watcher,) = watchers
     if not watcher.records:
         raise MeasurementError(
-            "Expected the watch to look at least once, so that there is something to verify, but "
-            f"it saw {watcher.step_count} optimizer steps and none was one to look at"
+            "Expected the watch to take at least one snapshot to verify, but "
+            f"it saw {watcher.step_count} optimizer steps and none was due"
             f"{f' (it is off: {watcher.off})' if watcher.off else ''}. Lower `every` or raise "
             f"`steps` (now {steps})."
         )

@@ -35,7 +35,7 @@ def test_equal_says_so_and_what_was_seen() -> None:
     assert report.deterministic
     assert [record.step for record in report.records] == [2, 4, 6]
     assert str(report).startswith("Bit for bit the same with and without a watch: ")
-    assert str(report).endswith("things after each of 6 steps, 3 looks.")
+    assert str(report).endswith("things after each of 6 steps, 3 snapshots.")
     report.raise_if_different()
 
 
@@ -101,7 +101,7 @@ def test_a_failing_watch_is_equal_and_says_that_it_failed() -> None:
     proxy = sw.Proxy([torch.ones(4, 3)], breaks)
     report = sw.verify(make_training, steps=4, every=2, proxy=proxy)
     assert report.equal
-    assert "2 looks, 2 of them invalid: " in str(report)
+    assert "2 snapshots, 2 of them invalid: " in str(report)
     assert "no more values" in str(report)
 
 
@@ -225,7 +225,7 @@ def test_a_baseline_of_another_seed_is_refused() -> None:
 
 
 def test_a_watch_that_never_looked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(sw.MeasurementError, match="it saw 3 optimizer steps and none was one"):
+    with pytest.raises(sw.MeasurementError, match="it saw 3 optimizer steps and none was due"):
         sw.verify(make_training, steps=3)
     monkeypatch.setenv("SPARSITYWATCH_DISABLED", "1")
     with pytest.raises(sw.MeasurementError, match="off: SPARSITYWATCH_DISABLED is set"):

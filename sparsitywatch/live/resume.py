@@ -138,7 +138,7 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
 def _is_replay(directory: Path) -> bool:
     try:
         manifest = read_manifest(directory)
-    except StateError:  # told by _take_up
+    except StateError:  # reported by _take_up
         return False
     return manifest is not None and bool(manifest.replayed_from)
 
@@ -184,7 +184,7 @@ def _take_up(
 
 
 def _detail(directory: Path | None, step: int) -> Detail:
-    """What the spectrum of a logged record still tells."""
+    """What the spectrum of a logged record still says."""
     try:
         spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory or "", step))
     except (StateError, OSError, ValueError, LookupError, BadZipFile) as error:
@@ -194,7 +194,7 @@ def _detail(directory: Path | None, step: int) -> Detail:
 
 
 def _kept_batches(directory: Path, proxy_hash: str) -> Path:
-    # files of this name are no checkpoints to a replay, which may look at the folder around the log
+    # files of this name are no checkpoints to a replay of the folder around the log
     return directory / f"sparsitywatch-proxy-{proxy_hash}.pt"
 
 

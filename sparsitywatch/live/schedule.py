@@ -1,7 +1,7 @@
-"""When to look: a schedule is any function from the optimizer step to yes or no.
+"""When to take a snapshot: what the schedule asks for, as the budget allows.
 
-It must depend on the step, and what it was told, alone, so that every rank of a distributed
-run and a resumed run decide alike.
+A schedule is any function from the optimizer step to yes or no. It must depend on the step, and on
+its alerts, alone, so that every rank of a distributed run and a resumed run decide alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from sparsitywatch.errors import (
     ConfigurationError,
@@ -40,10 +40,15 @@ __all__ = [
     "next_due",
 ]
 
-#: True for the steps at which to look. Steps count from 1: the first optimizer step.
-Schedule = Callable[[int], bool]
 
-#: So many steps are looked ahead for the next one that is due.
+class Schedule(Protocol):
+    """Any function that says at which steps to take a snapshot."""
+
+    def __call__(self, step: int, /) -> bool:
+        """Whether one is due after ``step`` optimizer steps; the first step is 1."""
+
+
+#: So many steps ahead the next one that is due is searched.
 _AHEAD = 10_000
 
 
@@ -58,7 +63,7 @@ class _Pure:
 
 
 def every(interval: int) -> Schedule:
-    """Look at every multiple of ``interval`` steps.
+    """A snapshot at every multiple of ``interval`` steps.
 
     >>> [step for step in range(1, 7) if every(2)(step)]
     [2, 4, 6]
@@ -68,7 +73,7 @@ def every(interval: int) -> Schedule:
 
 
 def at(steps: Iterable[int]) -> Schedule:
-    """Look at exactly these steps.
+    """Snapshots at exactly these steps.
 
     >>> [step for step in range(1, 7) if at([1, 5])(step)]
     [1, 5]
@@ -83,12 +88,12 @@ def at(steps: Iterable[int]) -> Schedule:
 
 
 def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> Schedule:
-    """Look at steps that grow by ``ratio``: densely in the violent start, sparsely later.
+    """Snapshots at steps that grow by ``ratio``: densely in the violent start, sparsely later.
 
     Args:
-        first: the first step to look at.
-        ratio: factor between looks, greater than 1.
-        max_interval: largest distance of two looks, if given.
+        first: the first step.
+        ratio: factor between steps, greater than 1.
+        max_interval: largest distance of two snapshots, if given.
 
     >>> [step for step in range(1, 40) if geometric(first=2, max_interval=10)(step)]
     [2, 4, 8, 16, 26, 36]
@@ -124,11 +129,11 @@ class Adaptive:
         self._until = -1
 
     def __call__(self, step: int) -> bool:
-        """Whether to look at ``step``."""
+        """Whether a snapshot is due at ``step``."""
         return self._usually(step) or (step <= self._until and self._closely(step))
 
     def alert(self, step: int) -> None:
-        """Something may be going on at ``step``: look closely from here on, for a while."""
+        """Something may be going on at ``step``: more snapshots from here on, for a while."""
         self._until = max(self._until, step + self._while_steps)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,13 +152,13 @@ class Adaptive:
 
 
 def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
-    """Look at every multiple of ``interval``, and more often after a suspicion or an event.
+    """A snapshot at every multiple of ``interval``, and more often after a suspicion or an event.
 
     So the onset of a change is located finely without paying for it all the time; the
     budget of the watch holds all the same.
 
     Args:
-        interval: optimizer steps between looks as long as nothing happens.
+        interval: optimizer steps between snapshots as long as nothing happens.
         closer: how many times more often after an alert.
         intervals: for how many intervals after it.
 
@@ -169,7 +174,7 @@ def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
 
 
 def next_due(schedule: Schedule, step: int) -> int:
-    """The first step after ``step`` that is due; -1 if that cannot be told.
+    """The first step after ``step`` that is due; -1 if that is not known.
 
     A function of the user's is not asked: it may remember what it was asked.
 
@@ -195,7 +200,7 @@ def as_schedule(spec: int | Schedule) -> Schedule:
     return spec
 
 
-#: The part of the limit that is kept for looking at the weights, if there is an evaluation too.
+#: The part of the limit that is kept for snapshots of the weights, if there is an evaluation too.
 WEIGHTS_SHARE = 0.2
 #: So many snapshots of the weights are paid for ahead before an evaluation may have the rest.
 _KEPT_SNAPSHOTS = 10
@@ -210,7 +215,7 @@ class OverheadBudget:
     """Keeps the watch's share of the wall time below a limit by leaving things out.
 
     There are two accounts, each with its share of every second that passes: a fifth of the
-    limit for looking at the weights, the rest for evaluating the proxy. So an evaluation that
+    limit for snapshots of the weights, the rest for evaluating the proxy. So an evaluation that
     costs a thousand snapshots of the weights delays the next evaluation, not them. What
     the weights leave unused the evaluation may take, and the other way round. Without a proxy
     there is one account.
@@ -220,7 +225,7 @@ class OverheadBudget:
     may be overdrawn by ten, beside a proxy.
 
     It decides by the wall clock. Where several ranks must decide alike, one of them
-    decides and tells the others.
+    decides for the others.
 
     Args:
         max_overhead: largest share of the wall time, in (0, 1]; None for no limit.
@@ -312,7 +317,7 @@ class OverheadBudget:
         """The watch's share of the wall time up to now; NaN before the training began.
 
         Args:
-            beside_s: what is being spent behind the training and not told by ``spend`` yet.
+            beside_s: what is being spent behind the training and not given to ``spend`` yet.
         """
         now, entered = self.now(), self._entered  # another thread may leave meanwhile
         elapsed = now - self._started
@@ -322,7 +327,7 @@ class OverheadBudget:
     # ------------------------------------------------------------------ what is allowed
 
     def allows_weights(self) -> bool:
-        """Whether one more look at the weights is within the limit."""
+        """Whether one more snapshot of the weights is within the limit."""
         if self.max_overhead is None or not self._weights_costs:
             return True
         weights, evaluation = self._balances()
@@ -333,7 +338,7 @@ class OverheadBudget:
         )
 
     def allows_evaluation(self) -> bool:
-        """Whether one more evaluation is within the limit, beside a look at the weights."""
+        """Whether one more evaluation is within the limit, beside a snapshot of the weights."""
         if self.max_overhead is None or not self._evaluation_costs:
             return True
         _, evaluation = self._balances()
@@ -357,7 +362,7 @@ class OverheadBudget:
 
     @property
     def weights_cost_s(self) -> float:
-        """What the next look at the weights is expected to cost; NaN before the first one."""
+        """What the next snapshot of the weights is expected to cost; NaN before the first one."""
         return _expected(self._weights_costs, math.nan)
 
     @property
@@ -409,7 +414,7 @@ LEFT_OUT = "the evaluation was left out to keep within `max_overhead`"
 
 
 class Due(Enum):
-    """What is to be looked at after a step."""
+    """What a snapshot after a step is to measure."""
 
     NOTHING = "nothing"
     WEIGHTS = "weights"
@@ -420,7 +425,7 @@ class BudgetedSchedule:
     """Decides step by step, and counts the snapshots that were due and are left out.
 
     Args:
-        schedule: when to look.
+        schedule: when a snapshot is due.
         max_overhead: largest share of the wall time, as of ``OverheadBudget``.
         evaluates: whether a snapshot evaluates a proxy, if there is time for it.
 
@@ -439,7 +444,7 @@ class BudgetedSchedule:
         self._explained: set[str] = set()
 
     def due(self, step: int, *, is_busy: bool) -> Due:
-        """What to look at after ``step``, an optimizer step that was just taken.
+        """What to measure after ``step``, an optimizer step that was just taken.
 
         Args:
             is_busy: whether the snapshot before is still on its way behind the training. With
@@ -474,7 +479,7 @@ class BudgetedSchedule:
         return num_left_out
 
     def next_due(self, step: int) -> int:
-        """The first step after ``step`` at which something is due; -1 if that cannot be told."""
+        """The first step after ``step`` at which something is due; -1 if that is not known."""
         return next_due(self._schedule, step)
 
     @property
@@ -485,12 +490,12 @@ class BudgetedSchedule:
         return self.budget.elapsed_s() / (self._num_steps - 1)
 
     def alert(self, step: int) -> None:
-        """Something may be going on: a schedule that can looks more often for a while."""
+        """Something may be going on: an adaptive schedule asks more often for a while."""
         if isinstance(self._schedule, Adaptive):
             self._schedule.alert(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the schedule was told; plain data. Costs are those of one process."""
+        """The alerts so far; plain data. Costs are those of one process."""
         return self._schedule.state_dict() if isinstance(self._schedule, Adaptive) else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -504,7 +509,7 @@ class BudgetedSchedule:
             return
         self._explained.add(left_out)
         budget, rhythm = self.budget, self._rhythm()
-        costs = [f"looking at the weights {budget.weights_cost_s:.2g} s"]
+        costs = [f"measuring the weights {budget.weights_cost_s:.2g} s"]
         if budget.evaluates:
             costs.append(f"evaluating the proxy {budget.evaluation_cost_s:.2g} s")
         _logger.warning(
@@ -514,7 +519,7 @@ class BudgetedSchedule:
             budget.max_overhead,
             ", ".join(cost for cost in costs if "nan" not in cost),
             "; ".join(f"{half}: {often}" for half, often in rhythm.items()),
-            " or give a smaller proxy" if budget.evaluates else ", or look at longer intervals",
+            " or give a smaller proxy" if budget.evaluates else ", or take fewer snapshots",
         )
 
     def _rhythm(self) -> dict[str, str]:

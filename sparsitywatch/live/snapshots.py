@@ -153,7 +153,7 @@ class SnapshotTaker:
         return self._background.is_busy
 
     def begin(self, step: int, *, behind: bool) -> None:
-        """Remember the weights of ``step``, so that the first snapshot can tell what moved.
+        """Remember the weights of ``step``, so that the first snapshot can say what moved.
 
         Args:
             behind: whether there will be snapshots behind the training. The memory that they copy

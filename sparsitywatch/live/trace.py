@@ -258,7 +258,7 @@ class OptimizerTrace:
     ) -> None:
         """Go on with another optimizer, which has taken steps already that were not counted.
 
-        What moved until the next snapshot is not told, unless its param groups hold the same
+        What moved until the next snapshot is not known, unless its param groups hold the same
         weights.
 
         Args:

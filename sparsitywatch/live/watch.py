@@ -69,7 +69,7 @@ def watch(
             ``watcher.step()`` is called after each step instead.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         proxy: what to evaluate; without one there is no essential sparsity, only what the
-            weights tell by themselves.
+            weights say by themselves.
         every: take a snapshot every so many optimizer steps, or a function step -> bool such as
             ``adaptive(500)``, which takes more of them while something is going on.
         settings: what is measured and how; by default ``Settings()``.

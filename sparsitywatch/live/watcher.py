@@ -32,7 +32,7 @@ __all__ = ["Watcher"]
 _logger = logging.getLogger("sparsitywatch")
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
-#: So often the log is told how the watch is: with a snapshot, and without one.
+#: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
 
 
@@ -287,7 +287,7 @@ class Watcher:
                 self._successor.own_step()
             if step_was_skipped(optimizer):
                 return
-            if self._step is None:  # not told, so the optimizer's own count says it
+            if self._step is None:  # not given, so the optimizer's own count says it
                 self._step = max(self._trace.steps_done - 1, 0)
             self._advance(self._step + 1)
 
@@ -440,7 +440,7 @@ class Watcher:
             self._pipeline.close()
 
     def _report_again(self, seconds: float) -> None:
-        """Tell the sinks that the watch is on, unless they were told within these seconds."""
+        """Report that the watch is on, unless that was reported within these seconds."""
         if time.monotonic() - self._reported_at >= seconds:
             self._report("on")
 
@@ -448,7 +448,7 @@ class Watcher:
         """Tell the sinks how the watch is; never in the thread behind the training."""
         self._reported_at = time.monotonic()
         seen_until = max(self._last_step, self._begun_at)
-        self._pipeline.tell(
+        self._pipeline.report(
             WatchState(
                 status=status,
                 reason=reason,

@@ -46,7 +46,7 @@ class Log:
     Args:
         run: what was said once; None for a new log.
         records: by step.
-        events: as they were told last.
+        events: as they were reported last.
     """
 
     run: RunInfo | None = None
@@ -133,7 +133,7 @@ class Publisher:
     """Adds to a record what needs the snapshot before, and passes it on.
 
     Args:
-        pipeline: detects, remembers, tells the sinks.
+        pipeline: detects, remembers, writes.
         motion: compares the weights with those of the snapshot before; None to leave that out.
         replayed_from: where the checkpoints lie, as asked for.
 
@@ -231,7 +231,7 @@ class Replayer:
         template: a job without a checkpoint, and without a scope unless a model has decided it.
         pipeline: what becomes of the records.
         detectors: those of the pipeline.
-        listeners: who is told.
+        listeners: who is called.
         executor: None to measure in this thread.
         window: jobs under way at once, at most.
         goes_on: whether a sweep goes on from the checkpoint before.
@@ -365,7 +365,7 @@ class Replayer:
                 with open_checkpoint(one.url, template.storage_options) as checkpoint:
                     return Scope.of_entries(checkpoint.entries(), template.settings.scope)
             except CheckpointError:
-                continue  # its turn to be told comes
+                continue  # its turn comes
             except ScopeError as error:  # something else among the checkpoints, perhaps
                 undecided = undecided or error
         if undecided is not None:
@@ -400,7 +400,9 @@ class Replayer:
         seen = [record.step for record in records if record.was_read]
         last = next((one for one in wanted if seen and one.step == seen[-1]), None)
         if last is None or last.reason or self._motion is None:
-            _logger.info("sparsitywatch: the next record tells of no motion since the log ended")
+            _logger.info(
+                "sparsitywatch: the next record says nothing of motion since the log ended"
+            )
             return
         sample = sample_of(replace(job, url=last.url, step=last.step))
         if sample:

@@ -63,7 +63,7 @@ class ModelFactory:
 
     Args:
         make: makes the model; called once in each thread. Its weights do not matter.
-        id: tells this factory from others in a worker that outlives it.
+        id: distinguishes this factory from others in a worker that outlives it.
     """
 
     make: Callable[[], nn.Module]
@@ -329,7 +329,7 @@ def _end_with_parent() -> None:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who is told what while a replay goes on.
+    """Who is called while a replay goes on.
 
     Args:
         on_failure: called with each checkpoint that could not be measured.

@@ -92,7 +92,7 @@ def replay(
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         model: what was trained, or a function that makes it. Every parameter is overwritten by
             those of the checkpoints. Without it nothing but tensors is needed; which weights
-            count is then told from their names and shapes.
+            count is then decided by their names and shapes.
         proxy: what to evaluate, as live; needs ``model``.
         executor: who measures: any ``concurrent.futures.Executor`` (threads, processes that are
             spawned, ``client.get_executor(pure=False)`` of dask). It gets URLs and gives
@@ -103,7 +103,7 @@ def replay(
             refer to, or the log directory of a run that has them. By default those of the
             first checkpoint that can be read.
         detectors: as of ``watch``; by default those of the near-zero weights. Without the decay
-            clock the early signal cannot be told from a model that has stopped to learn.
+            clock the early signal cannot be distinguished from a model that has stopped to learn.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be measured; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
@@ -117,7 +117,7 @@ def replay(
         idle_timeout_s: stop following when nothing new has come for so many seconds.
         until: stop following when it returns True; it is asked before each listing.
         duplicates: "refuse": several checkpoints of one step that do not hold the same weights
-            are told and none of them is measured, since they may be parts of a model; "first":
+            are named and none of them is measured, since they may be parts of a model; "first":
             the first one is.
         strict: let what goes wrong in a measurement out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
@@ -177,7 +177,7 @@ def replay(
     found: dict[str, Found] = {}
 
     def list_now() -> Selection:
-        # what is done is neither listed nor opened again each time that a sidecar looks
+        # what is done is neither listed nor opened again each time that a sidecar lists
         known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
         listed = discover(places, template.storage_options, known, duplicates)
         found.update({one.url: one for one in listed})
@@ -188,7 +188,7 @@ def replay(
 
 
 def _default_detectors(settings: Settings) -> dict[str, Detector]:
-    # without the decay clock dormant weights cannot be told from a model that stands still
+    # without the decay clock dormant weights cannot be distinguished from a model that stands still
     defaults = default_detectors(settings)
     return {name: d for name, d in defaults.items() if not name.startswith("motion/")}
 
@@ -220,14 +220,14 @@ def _patiently(
     list_now: Callable[[], Selection], listeners: Listeners
 ) -> Callable[[], Selection | None]:
     """The same, while the place is still to come, or out of reach for a while."""
-    told = set()
+    reported = set()
 
     def list_or_wait() -> Selection | None:
         try:
             return list_now()
         except CheckpointError as error:
-            if str(error) not in told:
-                told.add(str(error))
+            if str(error) not in reported:
+                reported.add(str(error))
                 _logger.warning("sparsitywatch: waiting: %s", error)
                 for function in listeners.on_waiting:
                     function(str(error))

@@ -22,7 +22,7 @@ __all__ = ["Failure", "Patience", "Replayed", "Selection", "Wanted", "follow", "
 
 @dataclass(frozen=True)
 class Failure:
-    """A checkpoint that could not be looked at, or not in full.
+    """A checkpoint that could not be measured, or not in full.
 
     Args:
         url: where it lies, as it can be opened: logins and signatures included.
@@ -46,7 +46,7 @@ class Replayed:
         records: by step, those of earlier replays into the same log directory included;
             layers are kept for the latest hundred only, the log has them all.
         events: in the order in which they were seen.
-        failures: checkpoints that could not be looked at. Those whose step is known have an
+        failures: checkpoints that could not be measured. Those whose step is known have an
             invalid record too.
         left_out: checkpoints that were passed over on purpose, and why: another one of the
             same step was taken, or no step is known.
@@ -80,7 +80,7 @@ class Wanted:
 
     Args:
         url, step: of the checkpoint.
-        reason: why it cannot be looked at, in one line; empty if it can.
+        reason: why it cannot be read, in one line; empty if it can.
         is_incomplete: whether it may be worth a wait.
     """
 
@@ -97,12 +97,12 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at, and what is not.
+    """What is measured, and what is not.
 
     Args:
         wanted: by rising step, each step once.
         left_out: passed over on purpose, and why.
-        unreadable: can be looked at neither now nor in its turn, as its step is not known.
+        unreadable: can be measured neither now nor in its turn, as its step is not known.
     """
 
     wanted: tuple[Wanted, ...]
@@ -111,9 +111,9 @@ class Selection:
 
 
 def select(found: Sequence[Found]) -> Selection:
-    """What to look at of what ``discover`` has found.
+    """What to measure of what ``discover`` has found.
 
-    A single checkpoint that tells no step stands for step 0.
+    A single checkpoint without a step stands for step 0.
     """
     if len(found) == 1 and found[0].state == "complete" and found[0].step is None:
         found = [replace(found[0], step=0)]
@@ -144,9 +144,9 @@ class Patience:
     """How long to wait for what.
 
     Args:
-        poll_s: seconds between two looks at the storage.
+        poll_s: seconds between two listings of the storage.
         idle_timeout_s: end when nothing new has come for so many seconds; None: never.
-        until: asked at every look at the storage whether to end; None: never.
+        until: asked before every listing whether to end; None: never.
         unfinished_s: an unfinished checkpoint is given up when a later one has been complete
             for so many seconds.
         clock, sleep: of time; for tests.
@@ -185,7 +185,7 @@ class _Waiting:
         return gone
 
     def settled(self, selection: Selection) -> Selection:
-        """What may be looked at by now; what is still to be waited for is incomplete."""
+        """What may be measured by now; what is still to be waited for is incomplete."""
         last = max((one.step for one in selection.wanted if not one.reason), default=-1)
         wanted = tuple(self._settled(one, last) for one in selection.wanted)
         return replace(selection, wanted=wanted)
@@ -194,7 +194,7 @@ class _Waiting:
         if not one.reason:
             return self._whole_by_now(one)
         if not one.is_incomplete:
-            # what looks damaged may be half-written: it is believed when it stays so
+            # what seems damaged may be half-written: it is believed when it stays so
             is_same = self.refused.get(one.url) == one.reason
             self.refused[one.url] = one.reason
             return one if is_same else replace(one, is_incomplete=True)
@@ -218,19 +218,19 @@ class _Waiting:
 def follow(
     replayer: Replayer, list_now: Callable[[], Selection | None], patience: Patience
 ) -> None:
-    """Look at each checkpoint once it is there, until it is time to end.
+    """Measure each checkpoint once it is there, until it is time to end.
 
     What is unfinished at the end fails then.
 
     Args:
-        replayer: looks.
+        replayer: measures.
         list_now: lists the checkpoints; None while they cannot be listed.
         patience: how long to wait for what.
     """
     waiting = _Waiting(patience)
     latest_news = patience.clock()
     while True:
-        # asked before listing: what is there when it says so is still looked at
+        # asked before listing: what is there when it says so is still measured
         is_over = patience.until is not None and patience.until()
         selection = list_now()
         if selection is not None:

@@ -261,7 +261,7 @@ class MotionTracker:
         return moved, masks
 
     def forget(self) -> None:
-        """What moves until the next snapshot is not told: what was done meanwhile is not known."""
+        """What moves until the next snapshot is not known: what was done meanwhile is not known."""
         self._motion.forget()
 
     def state_dict(self) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class MotionTracker:
 
 
 def with_motion(measured: Measured, context: Context) -> Record:
-    """The record, told what the optimizer did and what has moved since the last snapshot.
+    """The record with what the optimizer did and what has moved since the last snapshot.
 
     Args:
         measured: with a sample.
@@ -325,7 +325,7 @@ def measure(
     Args:
         model: in whatever wrappers (compiled, DDP).
         proxy: what to evaluate; without one there is no essential sparsity, only what the
-            weights tell by themselves.
+            weights say by themselves.
         settings: what is measured and how; by default ``Settings()``.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,17 @@ __all__ = ["History", "Pipeline", "as_sinks", "log_event"]
 
 #: Records keep their layers this long in memory; the log has all of them.
 _LAYERS_KEPT = 100
-#: A series that was missing at so many looks in a row begins anew: what happened meanwhile
+#: A series that was missing from so many records in a row begins anew: what happened meanwhile
 #: is not known, so that what comes after it cannot be called abrupt.
 _LONGEST_GAP = 3
-#: What detectors are told beside their series, if it is known.
+#: What detectors are given beside their series, if it is known.
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
 
 
 class History:
     """Takes records in the order of their steps; keeps them and the events they hold.
 
-    A series that was missing for three looks or more, such as an essential sparsity that
+    A series that was missing from three records or more, such as an essential sparsity that
     was not informative, is a new one to its detector when it comes back. Snapshots whose
     evaluation was left out do not count: what it would have measured has no gap there.
 
@@ -94,7 +95,7 @@ class History:
         late = self.finish_recall()
         seen = self._detect(record)
         self._remember(record)
-        changes = self._tell(record, seen)
+        changes = self._track(record, seen)
         return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
 
     def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
@@ -109,26 +110,26 @@ class History:
         for record in records:
             seen = self._detect(record)
             self._remember(record)
-            told = [e for e in waiting if e.detected_step <= record.step]
-            waiting = waiting[len(told) :]
+            logged = [e for e in waiting if e.detected_step <= record.step]
+            waiting = waiting[len(logged) :]
             if record is records[-1]:
-                self._recalled = (seen, told)
+                self._recalled = (seen, logged)
             else:
-                self._tracker.update(record.step, record.series(), (), told)
+                self._tracker.update(record.step, record.series(), (), logged)
 
     def finish_recall(self) -> Changes:
         """What the last record that was recalled holds and the log does not, once.
 
-        A kill between a record and its events leaves it so; nothing was told of them.
+        A kill between a record and its events leaves it so.
         ``initial_rms`` is to be set before.
         """
         if self._recalled is None:
             return Changes()
-        (seen, told), self._recalled = self._recalled, None
+        (seen, logged), self._recalled = self._recalled, None
         record = self.records[-1]
-        logged = [e for e in self.events if e.reported_step == record.step]
-        known = {name for e in logged for name in (e.series, *e.related)}
-        return self._tell(record, [e for e in seen if e.series not in known], told)
+        reported = [e for e in self.events if e.reported_step == record.step]
+        known = {name for e in reported for name in (e.series, *e.related)}
+        return self._track(record, [e for e in seen if e.series not in known], logged)
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -180,9 +181,11 @@ class History:
                 events.append(dataclasses.replace(event, series=name))
         return events
 
-    def _tell(self, record: Record, seen: Sequence[Event], told: Sequence[Event] = ()) -> Changes:
+    def _track(
+        self, record: Record, seen: Sequence[Event], logged: Sequence[Event] = ()
+    ) -> Changes:
         known = [explained(event, self.records, self.initial_rms) for event in seen]
-        changes = self._tracker.update(record.step, record.series(), known, told)
+        changes = self._tracker.update(record.step, record.series(), known, logged)
         places = {event.id: i for i, event in enumerate(self.events)}
         for event in (*changes.new, *changes.revised):
             if event.id in places:
@@ -217,7 +220,7 @@ class Pipeline:
         claim: to the directory of the log. Sinks write while it is held; None where nobody else
             can write.
         in_log: make the sinks that write into that directory, when it is known at last.
-        sinks: told everything after those, in this order.
+        sinks: given everything after those, in this order.
         detectors: by the name of the series each one watches.
         on_event: called with each event, after the sinks have it.
         on_record: called with each record, after the sinks have it.
@@ -284,18 +287,19 @@ class Pipeline:
             self._sinks, self._in_log = [*made, *self._sinks], ()
         with self.claim.writing():
             for sink in self._sinks:
-                self._guarded(sink, lambda sink=sink: sink.open(run))  # type: ignore[misc]
+                with self._guard(sink):
+                    sink.open(run)
                 catch_up = getattr(sink, "catch_up", None)
                 if callable(catch_up) and self.records:
-                    self._guarded(
-                        sink,
-                        lambda do=catch_up: do(self.records, self.events, detail_of),  # type: ignore[misc]
-                    )
+                    with self._guard(sink):
+                        catch_up(self.records, self.events, detail_of)
             self._history.initial_rms = dict(run.initial_rms)
             late = self._history.finish_recall()
             self._unsaid = late.new
-            for sink in self._sinks:
-                self._guarded(sink, lambda sink=sink: self._tell_changes(sink, late))  # type: ignore[misc]
+            for sink in self._working_sinks():
+                with self._guard(sink):
+                    for event in (*late.revised, *late.new):
+                        sink.event(event)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
         atexit.register(self._at_exit)
@@ -307,7 +311,7 @@ class Pipeline:
         return events
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
-        """Complete a record, detect, remember, tell the sinks.
+        """Complete a record, detect, remember, write to the sinks.
 
         Sinks are also given what is learned about earlier events; actions are not.
 
@@ -327,11 +331,11 @@ class Pipeline:
                 for remark in record.remarks(previous):
                     _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
                 changes = self._history.add(record)
-                for sink in self._sinks:
-                    self._guarded(
-                        sink,
-                        lambda sink=sink: self._write(sink, record, detail, changes),  # type: ignore[misc]
-                    )
+                for sink in self._working_sinks():
+                    with self._guard(sink):
+                        sink.write(record, detail)
+                        for event in (*changes.revised, *changes.new):
+                            sink.event(event)
         except LogTakenError as error:
             _logger.warning(
                 "sparsitywatch: the snapshot at step %d is dropped: %s", record.step, error
@@ -344,11 +348,13 @@ class Pipeline:
     def act(self, record: Record, events: Sequence[Event]) -> None:
         """Call the actions, in the thread that they belong to."""
         for event in events:
-            self._act(self._on_event, event)
-        self._act(self._on_record, record)
+            for on_event in self._on_event:
+                self._call(on_event, event)
+        for on_record in self._on_record:
+            self._call(on_record, record)
 
-    def tell(self, state: WatchState) -> None:
-        """Tell the sinks that ask for it how the watch is.
+    def report(self, state: WatchState) -> None:
+        """Give the sinks that ask for it how the watch stands.
 
         A sink that fails in this is not held to have failed: no number is lost, and the next
         state says it all again.
@@ -357,22 +363,22 @@ class Pipeline:
             return
         try:
             with self.claim.writing():
-                for sink in self._sinks:
-                    self._tell_state(sink, state)
+                for sink in self._working_sinks():
+                    self._report_to(sink, state)
         except LogTakenError:
-            return  # it has a state of its own by now; this end is told at the next snapshot
+            return  # it has a state of its own by now; this end is known at the next snapshot
 
-    def _tell_state(self, sink: Sink, state: WatchState) -> None:
-        told = getattr(sink, "state", None)
-        if not callable(told) or self._failures.get(id(sink), 0) >= _MAX_FAILURES:
+    def _report_to(self, sink: Sink, state: WatchState) -> None:
+        take = getattr(sink, "state", None)
+        if not callable(take):
             return
 
         def say(error: BaseException) -> None:
             name = type(sink).__name__
-            _logger.warning("sparsitywatch: %s was not told the watch's state: %s", name, error)
+            _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
 
         with boundary(say, strict=self._strict):
-            told(state)
+            take(state)
 
     @property
     def is_suspicious(self) -> bool:
@@ -385,7 +391,7 @@ class Pipeline:
         for action in (*self._on_event, *self._on_record):
             close = getattr(action, "close", None)
             if callable(close):
-                self._act_once(lambda _, close=close: close(), None)  # type: ignore[misc]
+                self._call(close)
 
     def _at_exit(self) -> None:
         self._is_open = False
@@ -396,12 +402,14 @@ class Pipeline:
     def _close_sinks(self) -> None:
         try:
             with self.claim.writing():
-                for sink in self._sinks:
-                    self._guarded(sink, sink.close)
+                for sink in self._working_sinks():
+                    with self._guard(sink):
+                        sink.close()
         except LogTakenError as error:
             _logger.warning("sparsitywatch: the log is left as it is: %s", error)
-            for sink in self._sinks:
-                self._guarded(sink, getattr(sink, "abandon", sink.close))
+            for sink in self._working_sinks():
+                with self._guard(sink):
+                    getattr(sink, "abandon", sink.close)()
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events of the run go on from; plain data."""
@@ -415,31 +423,20 @@ class Pipeline:
         """
         self._history.load_state_dict(state)
 
-    @classmethod
-    def _write(cls, sink: Sink, record: Record, detail: Detail, changes: Changes) -> None:
-        sink.write(record, detail)
-        cls._tell_changes(sink, changes)
-
-    @staticmethod
-    def _tell_changes(sink: Sink, changes: Changes) -> None:
-        for event in (*changes.revised, *changes.new):
-            sink.event(event)
-
-    def _act(self, functions: Sequence[Callable[[Any], object]], argument: object) -> None:
-        for function in functions:
-            self._act_once(function, argument)
-
-    def _act_once(self, function: Callable[[Any], object], argument: object) -> None:
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
         def say(_: BaseException) -> None:
             _logger.exception("sparsitywatch: %r failed; training goes on", function)
 
         with boundary(say, strict=self._strict):
-            function(argument)
+            function(*arguments)
 
-    def _guarded(self, sink: Sink, operation: Callable[[], object]) -> None:
+    def _working_sinks(self) -> list[Sink]:
+        return [s for s in self._sinks if self._failures.get(id(s), 0) < _MAX_FAILURES]
+
+    @contextlib.contextmanager
+    def _guard(self, sink: Sink) -> Iterator[None]:
+        """Where the faults of a sink end; one that keeps failing works no more."""
         failures = self._failures.get(id(sink), 0)
-        if failures >= _MAX_FAILURES:
-            return
 
         def say(_: BaseException) -> None:
             self._failures[id(sink)] = failures + 1
@@ -449,7 +446,7 @@ class Pipeline:
             _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
 
         with boundary(say, strict=self._strict):
-            operation()
+            yield
             self._failures[id(sink)] = 0
 
 

@@ -130,7 +130,7 @@ class Claim:
     """The right to write into a directory. Whoever claimed it last has it.
 
     A file in the directory names the holder, who keeps it locked while it lives. Everything is
-    written inside ``writing``, which locks the directory and looks at that name. So a later claim
+    written inside ``writing``, which locks the directory and reads that name. So a later claim
     waits for what is being written, and an earlier holder writes nothing after it, be they in one
     process or in two. The locks end with the process, however that ends.
 
@@ -270,7 +270,7 @@ class Claim:
                 os.close(descriptor)
                 temporary.unlink(missing_ok=True)
                 raise
-        except OSError as error:  # such as a full disk, of which the sinks will tell, too
+        except OSError as error:  # such as a full disk, which the sinks will report, too
             _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
             return
         self._token, self._pid = token, os.getpid()
@@ -339,7 +339,7 @@ def _locked(directory: Path) -> Iterator[None]:
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY)
-    except OSError:  # it is gone, or closed to us: so is every file in it, as the sinks will tell
+    except OSError:  # it is gone, or closed to us: so is every file in it, as the sinks will report
         yield
         return
     try:

@@ -184,7 +184,7 @@ def test_a_manifest_that_cannot_be_written_costs_no_record(tmp_path: Path, caplo
         run.train(9)
         assert len(watcher.records) == 10
     assert len(read_records(tmp_path / "sparsitywatch")) == 10
-    assert "JsonlSink was not told the watch's state" in caplog.text
+    assert "JsonlSink did not take the watch's state" in caplog.text
     assert state_of(tmp_path).step <= 1
 
 
