@@ -242,7 +242,7 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
-        # a sweep asks one level after another, and a list of floats is quickly told
+        # a sweep asks one level after another, and a list of floats is quickly recognised
         if not (isinstance(levels, list) and set(map(type, levels)) <= {float}):
             levels = expect_numbers("levels", levels, "a list of sparsities in [0, 1]")
         magnitudes, cumulative = self._counts.steps
