@@ -14,7 +14,7 @@ import sys
 import types
 import zlib
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -111,7 +111,9 @@ def preserve_state(
         stack.enter_context(torch.no_grad())
         # Not model.eval(): a user's own train() may freeze, merge or print.
         _set_training(modules, itertools.repeat(False))
-        state = ModelState(model, value, copies_parameters=copies_parameters)
+        # what a value function counts or collects is its own; modules that it uses are not
+        used = _Search(("the value function", value)).modules
+        state = ModelState(_Search(("", model), *used), copies_parameters=copies_parameters)
         try:
             try:
                 with _collectives_refused():
@@ -219,11 +221,13 @@ def _named_values(thing: Any) -> dict[str, Any]:
 def _slots(kind: type) -> list[str]:
     if kind is types.CellType:
         return ["cell_contents"]
-    names: list[str] = []
+    names: dict[str, None] = {}
     for base in kind.__mro__:
         declared = vars(base).get("__slots__", ())
-        names += [declared] if isinstance(declared, str) else declared
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
+        names |= dict.fromkeys([declared] if isinstance(declared, str) else declared)
+    names.pop("__dict__", None)
+    names.pop("__weakref__", None)
+    return [*names]
 
 
 def _refill_attributes(thing: Any, held: dict[str, Any]) -> None:
@@ -241,7 +245,11 @@ class _Globals(NamedTuple):
     names: tuple[str, ...]
 
     def values(self) -> dict[str, Any]:
-        return {name: self.variables[name] for name in self.names if name in self.variables}
+        found = {}
+        for name in self.names:
+            if name in self.variables:
+                found[name] = self.variables[name]
+        return found
 
     def put_back(self, held: dict[str, Any]) -> None:
         for name in self.names:
@@ -337,107 +345,104 @@ class _Search:
         self.tensors: list[tuple[str, torch.Tensor]] = []
         self.modules: list[tuple[str, nn.Module]] = []
         self._seen: dict[int, Any] = {}  # by id, which is one thing's only while that lives
-        self._todo = [*roots][::-1]
-        while self._todo:
-            name, thing = self._todo.pop()
+        todo = [*roots][::-1]
+        while todo:
+            name, thing = todo.pop()
             if type(thing) not in _ATOMS and id(thing) not in self._seen:
                 self._seen[id(thing)] = thing
-                self._visit(name, thing)
+                # in reverse, so that what stands first is met, and named, first
+                todo += [*self._visit(name, thing)][::-1]
 
-    def _visit(self, name: str, thing: Any) -> None:
+    def _visit(self, name: str, thing: Any) -> Iterable[tuple[str, Any]]:
+        """What hangs on a thing, after noting what of itself may change."""
         kind = type(thing)  # not isinstance: a weakref.proxy passes itself off as what it is of
         if issubclass(kind, (dict, list, tuple, deque)):
-            self._container(name, thing)
-        elif issubclass(kind, torch.Tensor):
+            return self._container(name, thing)
+        if issubclass(kind, torch.Tensor):
             if not nn.parameter.is_lazy(thing):
                 self.tensors.append((name, thing))
-        elif issubclass(kind, nn.Module):
+            return ()
+        if issubclass(kind, (types.FunctionType, types.MethodType, functools.partial)):
+            return self._callable(name, thing)
+        if issubclass(kind, nn.Module):
             self.modules.append((name, thing))
-            self._attributes(name, thing)
-            self._class(kind)
-        elif issubclass(kind, (types.FunctionType, types.MethodType, functools.partial)):
-            self._callable(name, thing)
         elif (leaf := _leaf_kind(thing)) is not None:
             self.held[leaf].append((name, thing))
-        elif not issubclass(kind, _NOT_FOLLOWED) and not _is_machinery(thing):
-            self._attributes(name, thing)
-            self._class(kind)
+            return ()
+        elif issubclass(kind, _NOT_FOLLOWED) or _is_machinery(thing):
+            return ()
+        return itertools.chain(self._attributes(name, thing), self._class(kind))
 
-    def _follow(
-        self, before: str, keys: Iterable[Any], values: Collection[Any], after: str = ""
-    ) -> None:
-        """Go on with values, named by their keys."""
-        if len(values) <= _MAX_FOLLOWED:
-            pairs = [
-                (f"{before}{key}{after}", value)
-                for key, value in zip(keys, values, strict=False)
-                if type(value) not in _ATOMS
-            ]
-            self._todo += pairs[::-1]  # so that what stands first is met, and named, first
-
-    def _container(self, name: str, thing: Any) -> None:
+    def _container(self, name: str, thing: Any) -> Iterable[tuple[str, Any]]:
         if isinstance(thing, dict):
             kind = _ORDERED_DICT if isinstance(thing, OrderedDict) else _DICT
             self.held[kind].append((name, thing))
-            if kind.base.__len__(thing):
-                keys = map(_key, kind.base.keys(thing), itertools.count())
-                self._follow(f"{name}[", keys, kind.base.values(thing), "]")
+            if not kind.base.__len__(thing) and kind.base is type(thing):
+                return ()  # as most of a module's
+            keys, values = map(_key, kind.base.keys(thing), itertools.count()), kind.base.values
+            pairs = zip(keys, values(thing), strict=False)
         else:
             if not isinstance(thing, tuple):
                 self.held[_DEQUE if isinstance(thing, deque) else _LIST].append((name, thing))
-            self._follow(f"{name}[", itertools.count(), thing, "]")
-        if type(thing).__module__ not in ("builtins", "collections"):
-            self._attributes(name, thing)
+            pairs = zip(map(str, itertools.count()), thing, strict=False)
+        is_followed = len(thing) <= _MAX_FOLLOWED
+        inside = ((f"{name}[{key}]", value) for key, value in pairs if type(value) not in _ATOMS)
+        is_plain = type(thing).__module__ in ("builtins", "collections")
+        own = () if is_plain else self._attributes(name, thing)
+        return itertools.chain(inside if is_followed else (), own)
 
-    def _class(self, kind: type) -> None:
-        """The data of a user's class, and the functions in it."""
-        for base in kind.__mro__:
-            if _package(base) in _NO_USERS_CLASSES or id(base) in self._seen:
-                continue
-            self._seen[id(base)] = base
-            self.held[_NAMED].append((f"class {base.__name__}", base))
-            for key, value in _named_values(base).items():
-                self._todo.append((f"class {base.__name__}.{key}", value))
-            for key, value in vars(base).items():
-                code = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
-                if isinstance(code, types.FunctionType):
-                    self._todo.append((f"{base.__name__}.{key}", code))
-
-    def _attributes(self, name: str, thing: Any) -> None:
+    def _attributes(self, name: str, thing: Any) -> Iterable[tuple[str, Any]]:
+        found: dict[str, Any] = {}
         held = getattr(thing, "__dict__", None)
         if type(held) is dict:
             self.held[_DICT].append((name, held))
-            self._follow(f"{name}.", held, held.values())
+            found |= held if len(held) <= _MAX_FOLLOWED else {}
         if isinstance(thing, torch.jit.ScriptModule):  # its tensors are in no dict of Python's
-            found = [*thing.named_parameters(recurse=False), *thing.named_buffers(recurse=False)]
-            self._todo += [(f"{name}._buffers['{key}']", tensor) for key, tensor in found]
+            tensors = [*thing.named_parameters(recurse=False), *thing.named_buffers(recurse=False)]
+            found |= {f"_buffers['{key}']": tensor for key, tensor in tensors}
         if _slots(type(thing)):
             self.held[_NAMED].append((name, thing))
-            slots = _named_values(thing)
-            self._follow(f"{name}.", slots, slots.values())
+            found |= _named_values(thing)
+        return (
+            (f"{name}.{key}", value) for key, value in found.items() if type(value) not in _ATOMS
+        )
 
-    def _callable(self, name: str, thing: Any) -> None:
+    def _callable(self, name: str, thing: Any) -> list[tuple[str, Any]]:
         if isinstance(thing, types.MethodType):
-            self._todo += [(name, thing.__self__), (name, thing.__func__)]
-            return
+            return [(name, thing.__self__), (name, thing.__func__)]
         if isinstance(thing, functools.partial):
-            self._todo += [(name, thing.func), (name, thing.args), (name, thing.keywords)]
-            return
+            return [(name, thing.func), (name, thing.args), (name, thing.keywords)]
         if _package(thing) in _MACHINERY:
-            return
-        self._todo += [(name, thing.__dict__), (name, thing.__defaults__)]
-        self._todo += [(name, thing.__kwdefaults__)]
+            return []
+        held = [(name, thing.__dict__), (name, thing.__defaults__), (name, thing.__kwdefaults__)]
         for variable, cell in zip(thing.__code__.co_freevars, thing.__closure__ or (), strict=True):
-            self._todo.append((f"{name}'s {variable}", cell))
+            held.append((f"{name}'s {variable}", cell))
         if _package(thing) in _LIBRARIES:
-            return
+            return held
         found = _Globals(thing.__globals__, _global_names(thing.__code__))
         self.held[_GLOBALS].append((f"{name}'s globals", found))
         for variable, value in found.values().items():
             # a class or a function of another package is not this model's
             is_code = isinstance(value, (type, types.FunctionType))
             if not is_code or (_package(value) == _package(thing) and not isinstance(value, type)):
-                self._todo.append((f"global {variable}", value))
+                held.append((f"global {variable}", value))
+        return held
+
+    def _class(self, kind: type) -> list[tuple[str, Any]]:
+        """The data of a user's class, and the functions in it."""
+        held = []
+        for base in kind.__mro__:
+            if _package(base) in _NO_USERS_CLASSES or id(base) in self._seen:
+                continue
+            self._seen[id(base)] = base
+            self.held[_NAMED].append((f"class {base.__name__}", base))
+            for key, value in _named_values(base).items():
+                held.append((f"class {base.__name__}.{key}", value))
+            for key, value in vars(base).items():
+                code = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+                if isinstance(code, types.FunctionType):
+                    held.append((f"{base.__name__}.{key}", code))
+        return held
 
 
 def _leaf_kind(thing: Any) -> _Kind | None:
@@ -565,15 +570,10 @@ class ModelState:
     of the user's classes, and those globals that the functions name. Of a parameter its
     memory, gradient and ``requires_grad`` are kept and its contents are watched: a copy would be
     as large as the model; ``copies_parameters`` makes one. Not seen: what C++ holds, files,
-    other processes. Of the value function only the modules are kept that it uses, such as a
-    loss with a state: what else it counts or collects is its own.
+    other processes.
     """
 
-    def __init__(
-        self, model: nn.Module, value: object = None, *, copies_parameters: bool = False
-    ) -> None:
-        uses = _Search(("the value function", value))
-        found = _Search(("", model), *uses.modules)
+    def __init__(self, found: _Search, *, copies_parameters: bool) -> None:
         self._classes = [(module, type(module)) for _, module in found.modules]
         self._groups = [*map(_Group, found.held.keys(), found.held.values())]
         parameters = [t for _, t in found.tensors if isinstance(t, nn.Parameter)]

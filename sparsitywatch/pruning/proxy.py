@@ -283,7 +283,12 @@ def freeze(batch: Any, where: str) -> Any:
 
 def move(batch: Any, device: torch.device) -> Any:
     """The batch with its tensors on ``device``, in containers of its own."""
-    return _map(batch, lambda v: v.to(device) if isinstance(v, torch.Tensor) else v)
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, _LEAVES):
+        return batch
+    parts, rebuild = _parts(batch, "batch")
+    return rebuild([move(part, device) for _, part in parts])
 
 
 def halve(batch: Any) -> tuple[Any, Any] | None:

@@ -222,20 +222,20 @@ def run_sweep(
     """
     points = () if previous is None else points_of(previous, allowed)
 
-    def attempt() -> SweepResult:
-        with model.session(proxy.value) as masks:
-            levels = _Levels(model.module, proxy, masks, partial(pattern.cuts, spectrum))
-            levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
-            sweep.choose(levels.measure, points)
-        return levels.result()
-
+    masks: Masks | None
+    levels: _Levels | None
     while True:
         try:
-            return attempt()
+            with model.session(proxy.value) as masks:
+                levels = _Levels(model.module, proxy, masks, partial(pattern.cuts, spectrum))
+                levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
+                sweep.choose(levels.measure, points)
+            return levels.result()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not proxy.halve():
                 raise
-        # only here, without the error and the tensors that its traceback holds, is there room
+        # only without the error, and the tensors that its traceback holds, is there room
+        masks = levels = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _logger.warning(
@@ -268,11 +268,11 @@ class _Levels:
         self._cuts: dict[float, Cut] = {}
         self._values: dict[float, np.ndarray] = {}
         self._found: dict[float, _Level] = {}
-        self._num_evaluations = 0
+        self._num_evaluations = 1  # of the dense model
 
     def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
         """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
-        dense = self._evaluate()
+        dense = self._proxy.evaluate(self._module)
         self._dense, self._allowed = float(dense.mean()), allowed(float(dense.mean()))
         at = sorted({0.0, 1.0, *map(float, expected)})  # in one go
         self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
@@ -300,7 +300,8 @@ class _Levels:
         They differ in the last digits only; more than that is a random value function.
         """
         self._masks.remove()
-        noise = np.abs(self._evaluate() - dense).max()
+        self._num_evaluations += 1
+        noise = np.abs(self._proxy.evaluate(self._module) - dense).max()
         is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
         return bool(is_rounding and np.abs(masked - dense).max() <= 10 * noise)
 
@@ -311,17 +312,14 @@ class _Levels:
             if level not in self._cuts:
                 (self._cuts[level],) = self._make_cuts([level])
             self._masks.apply(self._cuts[level])
-            self._values[level] = values = self._evaluate()
+            self._num_evaluations += 1
+            self._values[level] = values = self._proxy.evaluate(self._module)
             value, dense = float(values.mean()), self._dense
             harm = dense - value if self._proxy.higher_is_better else value - dense
             stderr = standard_error(values, self._values[0.0])
             point = Point.of(level, harm, stderr, self._allowed)
             self._found[level] = _Level(self._cuts[level], value, stderr, point)
         return self._found[level].point
-
-    def _evaluate(self) -> np.ndarray:
-        self._num_evaluations += 1
-        return self._proxy.evaluate(self._module)
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""

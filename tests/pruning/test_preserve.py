@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.preserve import ModelState, preserve_state
+from sparsitywatch.pruning.preserve import preserve_state
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from faulting.forward import LEFTOVERS, REFUSED, Remembering, make_training, refused, verified
@@ -352,5 +352,5 @@ def test_machinery_of_a_training_is_not_looked_into() -> None:
     model(torch.ones(1, 6)).sum().backward()
     optimizer.step()
     model.trainer = {"optimizer": optimizer}
-    kept = ModelState(model)
-    assert len(kept._tensors) == 2
+    with preserve_state(model) as state:
+        assert len(state._tensors) == 2
