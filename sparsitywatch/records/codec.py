@@ -36,11 +36,16 @@ _OLD_NAMES: dict[str, dict[str, str]] = {
     "Dormant": {"projection": "outlook"},
 }
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
+_WORDS = {word: word for word in _INFINITIES}
 
 
 def to_json(value: Any) -> str:
     """One line of strict JSON for a dataclass of this package."""
-    return json.dumps(_encode(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, default=_as_dict, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:  # which strict JSON has no word for
+        strict = json.loads(text, parse_constant={"NaN": None, **_WORDS}.get)
+        text = json.dumps(strict, separators=(",", ":"))
+    return text
 
 
 def from_json(cls: type[T], text: str) -> T:
@@ -69,16 +74,9 @@ def renamed(state: Mapping[str, Any], **names: str) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in state.items()}
 
 
-def _encode(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
-    return value
+def _as_dict(value: Any) -> dict[str, Any]:
+    """What json does not know: a dataclass, or a mapping that is no dict."""
+    return dict(value) if isinstance(value, Mapping) else vars(value)
 
 
 def _decode(hint: Any, data: Any, where: str) -> Any:
