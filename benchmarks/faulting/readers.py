@@ -35,8 +35,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from faulting.case import Case
+from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope

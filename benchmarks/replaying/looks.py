@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.checkpoints.loading import stored_snapshot
+from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.pipeline.measure import Context, measure_snapshot
 from sparsitywatch.settings import Settings

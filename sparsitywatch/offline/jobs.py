@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.loading import load_into, stored_snapshot
+from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import (
@@ -39,7 +38,7 @@ from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 __all__ = [
     "EmptyModel",

@@ -45,7 +45,7 @@ from sparsitywatch.weights.sample import (
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

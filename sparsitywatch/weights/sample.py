@@ -19,7 +19,7 @@ from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 __all__ = [
     "FINGERPRINTED",

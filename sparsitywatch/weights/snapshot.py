@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 __all__ = ["Snapshot", "WarmCopy", "why_not_whole"]
 

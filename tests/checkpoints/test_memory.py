@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
 
-from sparsitywatch.checkpoints.loading import stored_snapshot
+from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting

@@ -18,7 +18,7 @@ from contracts.reader_contract import small_bert
 from fsspec.implementations.memory import MemoryFileSystem
 
 from sparsitywatch.checkpoints import storage
-from sparsitywatch.checkpoints.loading import stored_snapshot
+from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.storage import DescriptionFile, Folder, Source, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError

@@ -14,7 +14,7 @@ from torch import nn
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:

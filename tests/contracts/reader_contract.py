@@ -20,9 +20,8 @@ import torch
 import transformers
 from torch import nn
 
-from sparsitywatch.checkpoints.base import Checkpoint
+from sparsitywatch.checkpoints.base import Checkpoint, stored_snapshot
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.loading import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope

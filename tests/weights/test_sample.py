@@ -12,14 +12,14 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from sparsitywatch.checkpoints import base
-from sparsitywatch.checkpoints.loading import stored_snapshot
+from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.stored import LazyTensors
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 
 def made(dtype: torch.dtype = torch.float32) -> nn.Module:

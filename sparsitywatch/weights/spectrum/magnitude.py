@@ -22,9 +22,8 @@ from sparsitywatch.errors import (
 from sparsitywatch.records import LogHistogram
 from sparsitywatch.weights.near_zero import NearZeroRule, thresholds_of
 from sparsitywatch.weights.spectrum.bins import STORAGES
-from sparsitywatch.weights.spectrum.counting import count
+from sparsitywatch.weights.spectrum.counting import LazyTensors, count, count_stored
 from sparsitywatch.weights.spectrum.histogram import Histogram, Histograms
-from sparsitywatch.weights.spectrum.stored import LazyTensors, count_stored
 
 __all__ = ["MagnitudeSpectrum", "num_pruned"]
 
