@@ -238,24 +238,23 @@ def _interval(
     if not np.isfinite(margin).all():
         return math.nan, math.nan
     upper, lower = harm + margin, harm - margin
-    low = min(_first_crossing(sparsity, upper, allowed), _curved_crossing(sparsity, upper, allowed))
-    high = max(
-        _first_crossing(sparsity, lower, allowed), _curved_crossing(sparsity, lower, allowed)
-    )
+    low, low_curved = _crossings(sparsity, upper, allowed)
+    high, high_curved = _crossings(sparsity, lower, allowed)
     first = int((lower > allowed).argmax())
     # a model that broke at this point broke anywhere after the last good sparsity
     broke = float(sparsity[first]) if np.isinf(lower[first]) else 0.0
-    return min(value, low), max(value, broke, high)
+    return min(value, low, low_curved), max(value, broke, high, high_curved)
 
 
-def _curved_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
-    """The first crossing of the monotone cubic through the points.
+def _crossings(sparsity: Array, harm: Array, allowed: float) -> tuple[float, float]:
+    """The first crossing of the straight line and of the monotone cubic through the points.
 
-    Between two points it stays between their harms, so the cell is that of the chord.
+    Between two points the cubic stays between their harms, so both are in one cell.
     """
+    straight = _first_crossing(sparsity, harm, allowed)
     i = int((harm > allowed).argmax()) - 1
     if i < 0 or np.isinf(harm[i + 1]):
-        return _first_crossing(sparsity, harm, allowed)
+        return straight, straight
     width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
     start = width / rise * _slope(sparsity, harm, i)
     end = width / rise * _slope(sparsity, harm, i + 1)
@@ -266,7 +265,7 @@ def _curved_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
         # cubic Hermite form on the unit square
         height = t * (start + t * (3 - 2 * start - end + t * (start + end - 2)))
         inside, outside = (t, outside) if height <= target else (inside, t)
-    return float(sparsity[i] + inside * width)
+    return straight, float(sparsity[i] + inside * width)
 
 
 def _slope(sparsity: Array, harm: Array, i: int) -> float:

@@ -34,8 +34,8 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     """The event with its trend, its layers, what moved, and whether decay explains it.
 
     Args:
-        event: as a detector gave it, with the name of its series.
-        records: by rising step; the last one is that in which the event was seen.
+        event: seen in the last record, with the name of its series.
+        records: by rising step.
         initial_rms: root mean square of each tensor when the watch first saw it.
     """
     now = records[-1]
@@ -66,16 +66,9 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
 def accountable_layers(
     before: Record, after: Record, series: str, share: float = 0.5
 ) -> tuple[str, ...]:
-    """The fewest layers that make up ``share`` of a change in a near-zero or dormant fraction.
+    """The fewest layers that make up ``share`` of a near-zero or dormant fraction's change.
 
-    Args:
-        before, after: two records of one scope.
-        series: name of the series, "near_zero/RULE" or "motion/dormant"; others have no
-            layers: ().
-        share: fraction of the change in the direction of the whole, in (0, 1].
-
-    Returns:
-        Tensor names, the largest contribution first.
+    Counted is what went in the direction of the whole; the largest contribution comes first.
     """
     earlier = {layer.name: _fraction(layer, series) for layer in before.layers}
     changes = {
@@ -115,10 +108,6 @@ _MIN_SEEN = 0.1
 
 def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     """Whether weight decay alone could account for a rise of a near-zero fraction.
-
-    Args:
-        event: seen in the last record; its series, onset and noise are used.
-        records: by rising step, up to the one that the event was seen in.
 
     Returns:
         False: it grew faster than decay could make it, between two snapshots since the onset
@@ -186,11 +175,6 @@ def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[st
     another series the first such fraction of the records is split. A rule relative to the
     present root mean square, and exact zeros, are deaf to scale: if one of them is the
     series, the shape changed at least.
-
-    Args:
-        before, now: two records of one scope, with layers.
-        series: name of the series that an event was seen in.
-        initial_rms: root mean square of each tensor that "initial_*" rules refer to.
     """
     room, _, rule = series.partition("/")
     is_near_zero = room == "near_zero"
@@ -387,8 +371,7 @@ class EventTracker:
         """One more snapshot.
 
         Args:
-            step: of the snapshot.
-            values: its series, by name.
+            step, values: of the snapshot; its series by name.
             seen: what the detectors saw at it, with series, trend and noise.
             reported: events of this snapshot that a log holds already; they are followed only.
         """

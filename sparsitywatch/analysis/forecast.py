@@ -38,12 +38,7 @@ Array = npt.NDArray[np.float64]
 
 
 def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
-    """The record with its forecast, if its motion and its clock allow one.
-
-    Args:
-        record: without a forecast.
-        earlier: the records before it, in the order of their steps.
-    """
+    """The record with its forecast, if its motion, its clock and the ``earlier`` ones allow one."""
     dormant, rule = record.dormant, next(iter(record.near_zero), "")
     if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
         return record
@@ -94,14 +89,10 @@ def _dormant_history(records: Sequence[Record]) -> list[tuple[float, float]]:
 
 
 def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """How fast weights go dormant, lately.
+    """How fast weights go dormant lately, and from how much of the clock that was taken.
 
-    Args:
-        history: decay clock and dormant fraction at each snapshot, in order.
-
-    Returns:
-        Growth of the fraction per unit of the clock, at least 0, and how much of the clock it
-        was taken from.
+    ``history`` is the decay clock and the dormant fraction at each snapshot. The growth is that of
+    the fraction per unit of the clock, at least 0.
 
     >>> growth_of([(0.0, 0.1), (0.1, 0.1), (0.2, 0.12), (0.3, 0.14)])
     (0.14, 0.3)
@@ -123,11 +114,8 @@ def near_zero_ahead(
 ) -> tuple[Array, Array]:
     """The near-zero fraction at each advance of the clock, and half the width of its band.
 
-    Args:
-        now: the fraction now.
-        projection: dormant weights and those that may follow, [N] advances.
-        growth, window: from ``growth_of``; growth ends when the clock has advanced by window.
-        num_sampled: size of the sample that the projection was counted on.
+    Growth ends when the clock has advanced by ``window``. The projection was counted on a sample of
+    ``num_sampled`` weights.
     """
     advance, dormant = np.array(projection.advance), np.array(projection.dormant)
     entering = np.array(projection.entering)
@@ -169,4 +157,4 @@ def running_floor(values: Array) -> float:
 
 
 def _rounded(values: Array) -> tuple[float, ...]:
-    return tuple([float(f"{x:.6g}") for x in values])
+    return tuple(map(float, map("{:.6g}".format, values)))

@@ -153,9 +153,9 @@ def test_recent_snapshots_are_all_kept_and_older_ones_thinned(number: int) -> No
     history = SeriesHistory()
     for step in range(number):
         history.add(step, 0.5 * step, math.nan)
-    assert len(history) <= 192
+    assert len(history.steps) <= 192
     recent = min(number, 96)
-    assert history.steps[len(history) - recent :] == list(range(number - recent, number))
+    assert history.steps[len(history.steps) - recent :] == list(range(number - recent, number))
     assert history.steps == sorted(set(history.steps))
     assert history.steps[:1] == [0][:number]
     again = SeriesHistory()

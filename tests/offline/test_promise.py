@@ -219,7 +219,7 @@ def test_weights_that_come_again_are_said_live_and_replayed_and_after_a_resume(
     assert main(["summary", str(replayed)]) == 0
     assert "  step 4: the in-scope weights are the same as at step 1" in capsys.readouterr().out
     assert main(["report", str(live), "-o", str(tmp_path / "page.html")]) == 0
-    assert "2 looks had the same weights as an earlier one" in "".join(
+    assert "2 snapshots had the same weights as an earlier one" in "".join(
         re.sub("<[^>]*>", "", (tmp_path / "page.html").read_text())
     )
     texts = event_readers.accumulator(live / "sparsitywatch").Tensors("notes")

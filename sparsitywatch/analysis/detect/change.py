@@ -124,20 +124,11 @@ _LOST = 2.706
 
 
 def onset_of(x: Array, y: Array, *, noise: float, latest: int) -> tuple[int, int, int]:
-    """Index of the last snapshot before the change, and the interval that it lies in.
+    """Index of the last snapshot before the change, and both ends of the interval that it lies in.
 
     Fitted are a line before the change and either a bend or a step after it; the better one
     counts. The interval holds the onsets whose fit is not clearly worse (90 percent, profile
-    likelihood).
-
-    Args:
-        x: abscissa, rising, length N.
-        y: the series, from where its baseline begins.
-        noise: standard deviation of a snapshot, which the fits cannot beat.
-        latest: the last index that can be the onset.
-
-    Returns:
-        onset, low, high.
+    likelihood). No fit can beat the ``noise`` of a snapshot.
     """
     begin = max(0, len(y) - _SEARCHED)
     z = (x - x[begin]) / (x[-1] - x[begin])
@@ -188,13 +179,7 @@ _GRANTED = 0.5
 def is_left_by_rate(
     candidate: Candidate, steps: Array, values: Array, rates: Array, min_size: float
 ) -> bool:
-    """Whether the change is still one when the learning rate has been accounted for.
-
-    Args:
-        candidate: the change.
-        steps, values, rates: the series, and the mean learning rate since the snapshot before.
-        min_size: of the change, in the units of its size.
-    """
+    """Whether ``min_size`` of the change is left when the learning rate has been accounted for."""
     is_jump = candidate.offset is None
     y = candidate.transformed(values)
     first = max(0, len(y) - _ANSWER_SNAPSHOTS) if is_jump else candidate.start
@@ -217,11 +202,9 @@ def share_left_by_rate(
     """The share of a change that remains beside a response to the rate, whatever its memory.
 
     Args:
-        x: abscissa of the snapshots, rising, length N.
-        y: the series, in the units in which the change adds.
+        x, y: the series, in the units in which the change adds, length N.
         rates: mean learning rate since the snapshot before; NaN where it is not known.
         shape: of the change, 0 before it, 1 at the last snapshot.
-        noise: standard deviation of a snapshot.
         strongest: standard deviation of the response to the largest rate, in units of ``y``.
         first: index of the first snapshot that is fitted; those before are the rate's past.
 

@@ -30,6 +30,7 @@ from sparsitywatch.errors import (
     expect,
     expect_keys,
     expect_mapping,
+    expect_number,
     expect_whole,
     is_number,
 )
@@ -70,17 +71,8 @@ class SeriesHistory:
         self.values: list[float] = []
         self.rates: list[float] = []
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
     def add(self, step: int, value: float, rate: float = math.nan) -> None:
-        """One more snapshot, after the last one.
-
-        Args:
-            step: of the snapshot.
-            value: finite.
-            rate: mean learning rate since the last snapshot; NaN if it is not known.
-        """
+        """One more snapshot; ``rate`` is the mean learning rate since the last one, if known."""
         self.steps.append(int(step))
         self.values.append(float(value))
         self.rates.append(float(f"{rate:.{_RATE_DIGITS}g}"))
@@ -138,13 +130,7 @@ class SeriesHistory:
 
 
 def _event(history: SeriesHistory, onset: tuple[int, int, int], **known: Any) -> Event:
-    """The event of the last snapshot; the name of its series is not known here.
-
-    Args:
-        history: the series.
-        onset: index of the onset, and of both ends of its interval.
-        known: other fields of the event.
-    """
+    """The event of the last snapshot, without the name of its series, which is not known here."""
     at, low, high = onset
     return Event(
         series="",
@@ -234,24 +220,17 @@ class AbruptChange:
         direction: str = "both",
         false_alarms_per_1000: float = 0.1,
     ) -> None:
-        if not is_number(min_effect) or not 0.0 < min_effect < math.inf:
-            raise ConfigurationError(
-                f"Expected `min_effect` to be finite and positive, got {min_effect!r}. It is in "
-                "units of the series: 0.01 is one percentage point of a fraction."
-            )
-        if not is_number(ratio) or not 1.0 < ratio < math.inf:
-            raise ConfigurationError(
-                f"Expected `ratio` to be finite and above 1, got {ratio!r}. 1.5 is a rise by half."
-            )
-        if not isinstance(direction, str) or direction not in _DIRECTIONS:
-            raise ConfigurationError(
-                f"Expected `direction` to be one of {_DIRECTIONS}, got {direction!r}."
-            )
-        if not is_number(false_alarms_per_1000) or not 0.001 <= false_alarms_per_1000 <= 10.0:
-            raise ConfigurationError(
-                "Expected `false_alarms_per_1000` to be a number from 0.001 to 10, got "
-                f"{false_alarms_per_1000!r}. 0.1 is one in ten thousand snapshots."
-            )
+        what = (
+            "finite and positive, in units of the series (0.01: a percentage point of a fraction)"
+        )
+        expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
+        what = "finite and above 1 (1.5: a rise by half)"
+        expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
+        is_known = isinstance(direction, str) and direction in _DIRECTIONS
+        expect(is_known, "direction", f"one of {_DIRECTIONS}", direction)
+        what = "a number from 0.001 to 10 (0.1: one in ten thousand snapshots)"
+        rate = false_alarms_per_1000
+        expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
         rarity = -math.log10(false_alarms_per_1000)
         self._limits = Limits(
             float(min_effect),
@@ -273,7 +252,7 @@ class AbruptChange:
         No model foresaw it, though it is alone so far; or it met half of every requirement of a
         take-off or a fall.
         """
-        if self._ongoing is not None or len(self._history) == 0:
+        if self._ongoing is not None or not self._history.steps:
             return False
         if self._jumps.surprise >= self._limits.jump_score:
             return True
@@ -359,7 +338,7 @@ class AbruptChange:
         self._is_decaying = self._decayed >= math.log(self._limits.ratio)
         clock = float(context.get("lr_clock", math.nan))
         before, self._lr_clock = self._lr_clock, clock
-        if len(self._history) and math.isfinite(clock - before):
+        if self._history.steps and math.isfinite(clock - before):
             return (clock - before) / (step - self._history.steps[-1])
         return float(context.get("lr", math.nan))
 
@@ -455,13 +434,9 @@ class DormantRise:
     """
 
     def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
-        if not is_number(min_effect) or not 0.0 < min_effect < 1.0:
-            raise ConfigurationError(
-                f"Expected `min_effect` in (0, 1), got {min_effect!r}. It is a fraction of the "
-                "weights: 0.03 is three percentage points."
-            )
-        if not is_number(ratio) or not 1.0 <= ratio < math.inf:
-            raise ConfigurationError(f"Expected `ratio` to be finite, 1 or more, got {ratio!r}.")
+        what = "in (0, 1), a fraction of the weights (0.03: three percentage points)"
+        expect_number("min_effect", min_effect, lambda x: 0.0 < x < 1.0, what)
+        expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
         self._min_effect, self._ratio = float(min_effect), float(ratio)
         self._history = SeriesHistory()
         self._ongoing: dict[str, Any] | None = None
@@ -547,7 +522,8 @@ class DormantRise:
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""
-        before = np.array(self._history.values[: len(self._history) - self._num_above])
+        values = self._history.values
+        before = np.array(values[: len(values) - self._num_above])
         if not len(before):
             return math.nan
         floor = float((median_of_three(before) if len(before) > 2 else before).min())

@@ -86,18 +86,10 @@ FALL = Kind(
 def grown(
     kind: Kind, steps: Array, values: Array, limits: Limits, *, is_decaying: bool = False
 ) -> list[Candidate]:
-    """Every split at which the last snapshots are beyond what the past explains.
+    """Every split at which the last snapshots are beyond what the past explains, best first.
 
-    Args:
-        kind: what counts as growth.
-        steps: of the snapshots, rising, length N.
-        values: not negative, length N.
-        limits: what is required.
-        is_decaying: whether weight decay has advanced far enough to account for the growth. What
-            has a known cause needs less proof.
-
-    Returns:
-        The most certain first; empty if nothing grew.
+    Values are not negative. ``is_decaying``: weight decay has advanced far enough to account for
+    the growth, and what has a known cause needs less proof.
     """
     offset = limits.min_effect if values.min() == 0.0 else 0.0  # the smallest size that counts
     y = values + offset if kind is RISE else 1.0 / (values + offset)
@@ -129,14 +121,9 @@ def grown(
 
 
 def multiplied(values: Array, ratio: float) -> list[Candidate]:
-    """A take-off that went so far that it is an event, however evenly, if decay is a cause of it.
+    """The take-off that went so far that it is one, however evenly, if decay is a cause of it.
 
-    Args:
-        values: length N.
-        ratio: of a take-off; asked for is its power of 1.5, of the last two values to the floor.
-
-    Returns:
-        One, or none. Its score is in units of the noise.
+    Its score is in units of the noise.
     """
     if len(values) < RISE.min_past + 2 or values.min() <= 0.0:
         return []

@@ -89,13 +89,11 @@ class Forecasts:
 def forecasts(x: Array, y: Array, floor: float) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
-    Args:
-        x: abscissa of the latest snapshots, rising; the spacing of snapshots is about one.
-        y: the series there, as long.
-        floor: smallest standard deviation of a snapshot.
+    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least.
     """
     n = len(x)
-    basis = _basis(x)
+    z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
+    basis = np.asarray(z[:, None] ** np.arange(_MAX_DEGREE + 1))
     before, after = _masks(n)
     count = before.sum(axis=-1)
     used = before & (count >= _MIN_FIT)[..., None]
@@ -106,7 +104,7 @@ def forecasts(x: Array, y: Array, floor: float) -> Forecasts:
     fit, gram, sd = _robust_fit(design, target, used, nu, floor)
     errors = (target - (design @ fit[..., None])[..., 0]) * after
     late = design * after[..., None]
-    score, effect, width = _matched(errors, late, gram, sd, _whitened_templates(n), nu)
+    score, effect, width = _matched(errors, late, gram, sd, _templates(n), nu)
     plain = (y - (basis @ fit[..., None])[..., 0]) * after
     return Forecasts(
         np.where(count >= _MIN_FIT, score, math.nan), effect, width, sd, plain[..., -SPLITS[-1] :]
@@ -117,11 +115,6 @@ def normal_score(t: Array, nu: Array) -> Array:
     """The score of a normal variable that is as unlikely as ``t`` (Wallace 1959)."""
     size = np.sqrt(nu * np.log1p(t * t / nu)) * (8.0 * nu + 1.0) / (8.0 * nu + 3.0)
     return np.copysign(size, t)
-
-
-def _basis(x: Array) -> Array:
-    z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    return np.asarray(z[:, None] ** np.arange(_MAX_DEGREE + 1))
 
 
 @functools.lru_cache(maxsize=64)
@@ -150,16 +143,12 @@ def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
 
 @functools.lru_cache(maxsize=64)
 def _templates(n: int) -> Array:
-    """A step and a ramp from each split on, [splits, n, 2], one at the last snapshot."""
+    """A step and a ramp from each split on, one at the last snapshot, whitened for each model."""
     age = np.arange(n)[::-1]
     split = np.array(SPLITS)[:, None]
     step = (age < split).astype(np.float64)
-    return np.stack([step, step * (split - age) / split], axis=-1)
-
-
-@functools.lru_cache(maxsize=64)
-def _whitened_templates(n: int) -> Array:
-    return np.asarray(np.einsum("knm,smt->ksnt", _whitening(n), _templates(n)))
+    shapes = np.stack([step, step * (split - age) / split], axis=-1)  # [splits, n, 2]
+    return np.asarray(np.einsum("knm,smt->ksnt", _whitening(n), shapes))
 
 
 def _robust_fit(
@@ -266,13 +255,9 @@ class Jumps:
     def update(
         self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
     ) -> list[Candidate]:
-        """One more snapshot: the changes that it shows, the most certain first.
+        """One more snapshot, the last one: the changes that it shows, the most certain first.
 
-        Args:
-            steps, values: the series with the new snapshot, length N.
-            limits: what is required of a change.
-            num_skipped: snapshots at the start that are left out; there are
-                ``MIN_SNAPSHOTS`` after them.
+        ``num_skipped`` at the start are left out; ``MIN_SNAPSHOTS`` or more come after them.
         """
         begin = max(num_skipped, len(values) - _GRID_SNAPSHOTS)
         grid = _grid(values[begin:])
