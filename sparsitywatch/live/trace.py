@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -17,7 +18,7 @@ from sparsitywatch.weights.clock import (
     OptimizerReading,
     group_membership,
     masters_of,
-    weight_average,
+    weight_averages,
 )
 from sparsitywatch.weights.motion import why_not_measurable
 from sparsitywatch.weights.scope import Scope
@@ -294,7 +295,7 @@ class OptimizerTrace:
         return OptimizerReading(
             decay_clock=self._start.decay + since.decay,
             lr_clock=self._start.lr + since.lr,
-            lr=weight_average(rates, membership, self._scope),
+            lr=weight_averages(np.array([rates]).T, membership, self._scope)[0],
             clock=self._clock.copy(),
             membership=membership,
             not_measurable=why_not_measurable(self._optimizer),

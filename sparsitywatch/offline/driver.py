@@ -32,8 +32,8 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
-from sparsitywatch.weights.sample import MASK_LEVELS
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import MASK_LEVELS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["Log", "Publisher", "Replayer", "check_same", "is_told", "mask_thresholds", "read_log"]

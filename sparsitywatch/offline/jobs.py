@@ -35,9 +35,8 @@ from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_url
-from sparsitywatch.weights.sample import Sampler
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 __all__ = [

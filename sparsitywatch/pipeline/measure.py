@@ -34,16 +34,16 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import Motion, Moved
 from sparsitywatch.weights.near_zero import NearZeroRule
-from sparsitywatch.weights.sample import (
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
     MaskHistory,
     Sampler,
+    Snapshot,
     fingerprint,
     removed,
 )
-from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsitywatch.weights.scope import Scope
@@ -18,7 +19,7 @@ __all__ = [
     "OptimizerReading",
     "group_membership",
     "masters_of",
-    "weight_average",
+    "weight_averages",
 ]
 
 
@@ -97,6 +98,11 @@ class DecayClock:
         """The clock as it stands now."""
         return DecayClock([replace(g) for g in self.groups])
 
+    def since(self, earlier: DecayClock) -> list[GroupClock]:
+        """What happened to each param group between ``earlier`` and now."""
+        before = earlier.groups + [GroupClock()] * (len(self.groups) - len(earlier.groups))
+        return [now.since(then) for now, then in zip(self.groups, before, strict=False)]
+
     def reading(self, membership: Mapping[str, int], scope: Scope) -> ClockReading:
         """The sums so far, averaged over the in-scope weights.
 
@@ -105,10 +111,8 @@ class DecayClock:
                 does not train stand still at 0.
             scope: gives the number of weights per name.
         """
-        return ClockReading(
-            decay=weight_average([g.decay for g in self.groups], membership, scope),
-            lr=weight_average([g.lr for g in self.groups], membership, scope),
-        )
+        sums = np.array([(g.decay, g.lr) for g in self.groups]).reshape(-1, 2)
+        return ClockReading(*weight_averages(sums, membership, scope))
 
     def state_dict(self) -> list[list[float]]:
         """Plain numbers, one row per group."""
@@ -146,32 +150,39 @@ class OptimizerReading:
     masters: frozenset[str] = frozenset()
 
 
-def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:
-    """Values of the param groups, averaged over the in-scope weights.
+def weight_averages(values: np.ndarray, membership: Mapping[str, int], scope: Scope) -> list[float]:
+    """Numbers of the param groups, averaged over the in-scope weights.
 
     Args:
-        values: one per param group.
+        values: float64 [G, K], K numbers per param group.
         membership: in-scope name to index of its param group; a name without one counts as 0.
         scope: gives the number of weights per name.
+
+    Returns:
+        K averages.
     """
-    total = weighted = 0.0
-    for entry in scope.ledger:
-        if entry.in_scope:
-            index = membership.get(entry.name)
-            total += entry.num_weights
-            if index is not None and index < len(values):
-                weighted += entry.num_weights * values[index]
-    return weighted / total if total else 0.0
+    total, sums = 0, np.zeros(values.shape[1])
+    for name, size in scope.sizes:
+        total += size
+        group = membership.get(name, len(values))
+        if group < len(values):
+            sums += size * values[group]
+    averages: list[float] = (sums / max(total, 1)).tolist()
+    return averages
 
 
 def group_membership(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> dict[str, int]:
     """Name to index of the param group that trains it; names without a group are absent."""
-    index_of = {
-        id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]
-    }
-    return {name: index_of[id(p)] for name, p in parameters.items() if id(p) in index_of}
+    group_of: dict[int, int] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        group_of.update(dict.fromkeys(map(id, group["params"]), index))
+    found = {}
+    for name, parameter in parameters.items():
+        if id(parameter) in group_of:
+            found[name] = group_of[id(parameter)]
+    return found
 
 
 def masters_of(

@@ -6,7 +6,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ _LEADING = "module."
 _LEADING_ALL = re.compile(r"(?:module\.)*")
 
 
+@lru_cache(maxsize=1 << 16)  # the same names at every snapshot
 def clean_name(name: str) -> str:
     """A parameter name without the components that wrappers insert.
 
@@ -229,7 +231,6 @@ class _Width:
         return other.is_convolution and other.outputs > 1 and self.inputs % other.outputs == 0
 
 
-@dataclass(frozen=True)
 class Layout:
     """The parts of a model.
 
@@ -238,22 +239,15 @@ class Layout:
         modules: the class of the module at each path; None where there is no model.
     """
 
-    entries: Sequence[Entry]
-    modules: Mapping[str, type[nn.Module]] | None = None
-    _shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
-    _places: dict[str, Place] = field(init=False, repr=False)
-    _blocks: tuple[str, ...] = field(init=False, repr=False)
-    _mixtures: frozenset[str] = field(init=False, repr=False)
-    _transposed: frozenset[str] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        # frozen: what is derived is set once, here
-        set_once = object.__setattr__
-        set_once(self, "_shapes", {entry.name: entry.shape for entry in self.entries})
-        set_once(self, "_places", {entry.name: Place.of(entry.name) for entry in self.entries})
-        set_once(self, "_blocks", self._find_blocks())
-        set_once(self, "_mixtures", frozenset(_parents_of_experts(self._shapes)))
-        set_once(self, "_transposed", frozenset(self._find_transposed()))
+    def __init__(
+        self, entries: Sequence[Entry], modules: Mapping[str, type[nn.Module]] | None = None
+    ) -> None:
+        self.entries, self.modules = entries, modules
+        self._shapes = {entry.name: entry.shape for entry in entries}
+        self._places = {entry.name: Place.of(entry.name) for entry in entries}
+        self._blocks = self._find_blocks()
+        self._mixtures = frozenset(_parents_of_experts(self._shapes))
+        self._transposed = frozenset(self._find_transposed())
 
     def decider(self, preset: str) -> Decider:
         """Decides as a preset says."""

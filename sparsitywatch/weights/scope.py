@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -123,18 +124,24 @@ class Scope:
             f"{summary.num_weights:,} weights>"
         )
 
-    @property
+    @cached_property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """Names of the in-scope tensors and numbers of their weights, in the model's order."""
+        return tuple((entry.name, entry.num_weights) for entry in self.ledger if entry.in_scope)
+
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the in-scope tensors, in the model's order."""
-        return tuple(entry.name for entry in self.ledger if entry.in_scope)
+        return tuple(name for name, _ in self.sizes)
 
-    @property
+    @cached_property
     def summary(self) -> ScopeSummary:
         """How many tensors and weights are in scope."""
-        counted = [entry.num_weights for entry in self.ledger if entry.in_scope]
-        return ScopeSummary(num_tensors=len(counted), num_weights=sum(counted))
+        return ScopeSummary(
+            num_tensors=len(self.sizes), num_weights=sum(size for _, size in self.sizes)
+        )
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """Identity of the in-scope set: names and shapes, 16 hexadecimal digits.
 
@@ -184,7 +191,7 @@ class Scope:
             if not entry.in_scope:
                 continue
             parameter = found.get(entry.name)
-            if parameter is None or tuple(parameter.shape) != entry.shape:
+            if parameter is None or parameter.shape != entry.shape:
                 came = "nothing" if parameter is None else f"shape {tuple(parameter.shape)}"
                 raise ScopeError(
                     f"Expected parameter {entry.name!r} of shape {entry.shape} as at attach, "
@@ -194,9 +201,9 @@ class Scope:
         return result
 
 
-def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        yield clean_name(name), parameter
+def _named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    named = model.named_parameters(remove_duplicate=False)
+    return [(clean_name(name), parameter) for name, parameter in named]
 
 
 def _modules(model: nn.Module) -> dict[str, type[nn.Module]]:

@@ -1,18 +1,39 @@
-"""The in-scope weights at one step, whichever side they come from."""
+"""The in-scope weights at one step, live or stored; a fixed sample of them, and masks of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from sparsitywatch.records import MaskOverlap
 from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.layout import natural_order
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 
-__all__ = ["Snapshot", "WarmCopy", "why_not_whole"]
+__all__ = [
+    "FINGERPRINTED",
+    "MASK_LEVELS",
+    "MaskHistory",
+    "Sampler",
+    "Snapshot",
+    "WarmCopy",
+    "fingerprint",
+    "float64_of",
+    "overlap",
+    "removed",
+    "why_not_whole",
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,228 @@ class WarmCopy:
         return Snapshot(snapshot.step, snapshot.scope, dict(self._buffers))
 
 
+# ------------------------------------------------------------------ a sample
+
+#: Integers of the width of a weight: any float dtype can be picked from as these.
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Sampler:
+    """Picks the same weights of a model again and again.
+
+    The choice depends on names, sizes and the seed alone; not on the order in which a model
+    or a file has its tensors.
+
+    Args:
+        num_samples: how many; None, or more than there are: every in-scope weight.
+        seed: of the generator.
+    """
+
+    def __init__(self, num_samples: int | None, seed: int = 0) -> None:
+        self.num_samples, self.seed = num_samples, seed
+
+    def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+        """The sampled weights by name, in the natural order of the names, on the CPU."""
+        chosen = _choose(snapshot.scope.sizes, self.num_samples, self.seed)
+        return {name: some.of(snapshot.tensors[name]) for name, some in chosen.items()}
+
+    def tapped(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
+        """The same stored snapshot; what it reads is sampled on the way, and read once.
+
+        Args:
+            snapshot: whose tensors are read when they are asked for.
+            taken: sampled weights are added to it; whole once every tensor has been read.
+        """
+        lazy = snapshot.tensors
+        assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
+        chosen = _choose(snapshot.scope.sizes, self.num_samples, self.seed)
+        for name, some in chosen.items():
+            taken[name] = torch.empty(some.num, dtype=lazy.dtypes[name], device="cpu")
+        return Snapshot(snapshot.step, snapshot.scope, lazy.tapped(_Tap(chosen, taken)))
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which weights of a flat tensor are sampled.
+
+    Args:
+        num: how many.
+        where: int64 [num], rising, so that they are met in the order of the bytes; None: all.
+    """
+
+    num: int
+    where: np.ndarray | None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The chosen weights, on the CPU, in memory of their own."""
+        words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
+        if self.where is None:
+            picked = words.to("cpu", copy=True)
+        elif words.device.type == "cpu":  # by this thread alone; torch would wake its own
+            picked = torch.from_numpy(words.numpy()[self.where])
+        else:
+            picked = words[torch.from_numpy(self.where).to(words.device)].cpu()
+        return picked.view(tensor.dtype)
+
+
+@lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew
+def _choose(
+    sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
+) -> Mapping[str, _Chosen]:
+    """Which weights of each tensor are sampled, in the natural order of the names."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(size for _, size in sizes)
+    share = 1.0 if num_samples is None else min(1.0, num_samples / total)
+    chosen = {}
+    for name, size in sorted(sizes, key=lambda item: natural_order(item[0])):
+        num, where = math.ceil(share * size), None
+        if num < size:
+            # With replacement: no permutation of a large tensor is ever built.
+            where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
+        chosen[name] = _Chosen(num, where)
+    return MappingProxyType(chosen)
+
+
+class _Tap:
+    """Copies the sampled weights out of those that are read.
+
+    Args:
+        chosen: which, of each tensor.
+        taken: where they go: memory for as many.
+    """
+
+    def __init__(self, chosen: Mapping[str, _Chosen], taken: Mapping[str, torch.Tensor]) -> None:
+        self._chosen, self._taken = chosen, taken
+        self._words = {
+            name: into.view(_WORDS[into.dtype.itemsize]).numpy() for name, into in taken.items()
+        }
+
+    def see(self, name: str, tensor: torch.Tensor) -> None:
+        self._taken[name].copy_(self._chosen[name].of(tensor))
+
+    def see_some(self, name: str, first: int, words: np.ndarray) -> None:
+        into, where = self._words[name], self._chosen[name].where
+        if where is None:
+            into[first : first + len(words)] = words.view(into.dtype)
+            return
+        begin, end = where.searchsorted([first, first + len(words)])  # the sampled ones among them
+        into[begin:end] = words.view(into.dtype)[where[begin:end] - first]
+
+
+#: Whose bits are in a fingerprint, however many weights are compared between snapshots.
+FINGERPRINTED = Sampler(65_536)
+
+
+def fingerprint(spectrum: MagnitudeSpectrum, sample: Mapping[str, torch.Tensor]) -> str:
+    """What tells weights from others: 16 hexadecimal digits.
+
+    Args:
+        spectrum: of all of them; counts them by magnitude, without their place.
+        sample: of ``FINGERPRINTED``; has signs and last bits of some, in their place.
+    """
+    state = hashlib.sha256(spectrum.digest().encode())
+    for name, tensor in sorted(sample.items()):
+        state.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def float64_of(*tensors: torch.Tensor) -> np.ndarray:
+    """The values of CPU tensors of any float dtype, one after another, in memory of their own.
+
+    >>> float64_of(torch.tensor([[1.5, -2.0]]).bfloat16(), torch.tensor(3.0))
+    array([ 1.5, -2. ,  3. ])
+    """
+    found, end = np.empty(sum(map(torch.numel, tensors))), 0
+    for tensor in tensors:
+        flat, start = tensor.detach().reshape(-1), end
+        end += len(flat)
+        if flat.dtype is torch.bfloat16:  # the upper half of a float32
+            words = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
+            found[start:end] = (words << np.uint32(16)).view(np.float32)
+        else:
+            found[start:end] = (flat.float() if flat.dtype.itemsize == 1 else flat).numpy()
+    return found
+
+
+# ------------------------------------------------------------------ masks compared over time
+#
+# While a model forms, the smallest weights of one snapshot are others at the next. Once pruning
+# would remove the same ones snapshot after snapshot, its sparse structure is there.
+
+#: Sparsities whose masks are compared.
+MASK_LEVELS = (0.5, 0.7, 0.9)
+#: Bits that are set in each byte; numpy counts them itself from version 2 on.
+_NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
+
+
+def removed(sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]) -> np.ndarray:
+    """The weights that go at each threshold, as packed bits.
+
+    Args:
+        sample: floating point, [N] in all, by name.
+        thresholds: K of them; a weight goes if |w| <= threshold.
+
+    Returns:
+        uint8 [K, ceil(N / 8)].
+
+    >>> removed({"w": torch.tensor([0.1, -2.0, 0.3, float("nan")])}, [0.2, 9.0])
+    array([[128],
+           [224]], dtype=uint8)
+    """
+    together = float64_of(*sample.values())
+    np.abs(together, out=together)
+    return np.stack([np.packbits(together <= threshold) for threshold in thresholds])
+
+
+def overlap(before: np.ndarray, now: np.ndarray) -> float:
+    """Of what was removed before, the fraction that is removed now; NaN if that was nothing.
+
+    Args:
+        before, now: packed bits, uint8 [B].
+
+    >>> overlap(np.packbits([1, 1, 1, 0]), np.packbits([0, 1, 1, 1]))
+    0.6666666666666666
+    """
+    num_before = int(_NUM_BITS[before].sum())
+    return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
+
+
+class MaskHistory:
+    """Remembers what pruning would have removed at the last snapshot."""
+
+    def __init__(self) -> None:
+        self._step, self._removed = -1, np.empty((0, 0), np.uint8)
+
+    def update(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
+        """Compare with the last snapshot, and remember this one.
+
+        Args:
+            step: of the snapshot.
+            bits: what goes, packed, uint8 [K, B], one row for each of ``MASK_LEVELS``.
+            num_sampled: weights that the bits stand for.
+        """
+        since, before = self._step, self._removed
+        self._step, self._removed = step, bits
+        if before.shape == bits.shape:
+            found = [overlap(*rows) for rows in zip(before, bits, strict=True)]
+        else:
+            since, found = -1, [math.nan] * len(bits)
+        return MaskOverlap(
+            level=MASK_LEVELS, overlap=tuple(found), num_sampled=num_sampled, since_step=since
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks of the last snapshot."""
+        return {"step": self._step, "removed": self._removed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+        self._step = int(state["step"])
+        self._removed = np.array(state["removed"], np.uint8)
+
+
+# ------------------------------------------------------------------ is it all here?
+
 #: Modules that keep parameters in parts and gather them when they run, by the name of a class
 #: they are of: nothing is imported for it, and FairScale's are meant too.
 _SHARDING_CLASSES = {
@@ -93,10 +336,6 @@ _SHARDING_CLASSES = {
     "FSDPModule": "FSDP2, fully_shard",
     "PipelineModule": "a stage of a pipeline",
 }
-_WAY_OUT = (
-    "What one process holds is then not the model, and running it needs every process. Watch the "
-    "checkpoints instead: `sparsitywatch replay <folder> --follow` reads sharded ones"
-)
 
 
 def why_not_whole(model: nn.Module) -> str:
@@ -106,27 +345,32 @@ def why_not_whole(model: nn.Module) -> str:
     where one process runs alone.
     """
     for name, what in _parts(model):
-        return f"{shown_name(name)} is {what}. {_WAY_OUT}."
+        return (
+            f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
+            "running it needs every process. Watch the checkpoints instead: `sparsitywatch replay "
+            "<folder> --follow` reads sharded ones."
+        )
     return ""
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What is not all here, by name, and how it is spread over processes."""
     for name, module in model.named_modules():
-        where = f"module {name!r}" if name else "the model"
+        where, held = f"module {name!r}" if name else "the model", vars(module)
         for kind in type(module).__mro__:
             if kind.__name__ in _SHARDING_CLASSES:
                 yield where, f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
         if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
             yield where, f"split over {module._tp_size} processes (tensor parallel)"
-        for key, part in vars(module).items():
+        for key, part in held.items():
             # Megatron's and FairScale's layers: output_size_per_partition beside output_size
-            whole = vars(module).get(key.removesuffix("_per_partition"), part)
+            whole = held.get(key.removesuffix("_per_partition"), part)
             if key.endswith("_per_partition") and isinstance(whole, int) and whole != part:
                 yield where, f"split over processes (holds {part} of {whole}, {key})"
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and (what := _sharding_of(tensor)):
-                kind_of = "parameter" if key in module._parameters else "buffer"
-                yield f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}", what
+        for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in tensors.items():
+                if tensor is not None and (what := _sharding_of(tensor)):
+                    yield f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}", what
 
 
 def _sharding_of(tensor: torch.Tensor) -> str:
@@ -135,7 +379,8 @@ def _sharding_of(tensor: torch.Tensor) -> str:
         return "partitioned over processes (DeepSpeed ZeRO-3)"
     if getattr(tensor, "_is_flat_param", False):
         return "a flattened shard of many (FSDP)"
-    if any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__):
-        placements = ", ".join(str(p) for p in tensor.placements)  # type: ignore[attr-defined]
-        return f"spread over processes (DTensor, {placements})"
+    for kind in type(tensor).__mro__:
+        if kind.__name__ == "DTensor":
+            placements = ", ".join(map(str, tensor.placements))  # type: ignore[attr-defined]
+            return f"spread over processes (DTensor, {placements})"
     return ""

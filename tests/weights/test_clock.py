@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from sparsitywatch.weights.clock import (
     DecayClock,
     group_membership,
     masters_of,
-    weight_average,
+    weight_averages,
 )
 from sparsitywatch.weights.scope import Scope
 
@@ -55,7 +56,8 @@ def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
     reading = clock.reading(membership, scope)
     assert reading.decay == pytest.approx(0.7 * lr_sum * 12 / 28)
     assert reading.lr == pytest.approx(lr_sum)
-    assert weight_average([2.0, 9.0], {"0.weight": 0}, scope) == pytest.approx(2.0 * 12 / 28)
+    (average,) = weight_averages(np.array([[2.0], [9.0]]), {"0.weight": 0}, scope)
+    assert average == pytest.approx(2.0 * 12 / 28)
 
 
 def test_weights_that_no_group_trains_stand_still() -> None:

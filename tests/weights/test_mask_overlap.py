@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.weights.sample import MASK_LEVELS, MaskHistory, overlap, removed
+from sparsitywatch.weights.snapshot import MASK_LEVELS, MaskHistory, overlap, removed
 
 bits = st.lists(st.booleans(), min_size=1, max_size=70)
 

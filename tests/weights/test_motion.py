@@ -1,25 +1,30 @@
-"""What moved since the last look, against weights planted to be dormant and numpy."""
+"""What moved since the last snapshot, against weights planted to be dormant, numpy and AdamW."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.live.trace import OptimizerTrace
+from sparsitywatch.weights import motion as motion_module
 from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_membership
-from sparsitywatch.weights.motion import Motion, Moved, why_not_measurable
+from sparsitywatch.weights.motion import Motion, Moved, estimate_shrink, why_not_measurable
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.snapshot import Snapshot, float64_of
+from sparsitywatch.weights.spectrum.bins import STORAGES
 
 
 def compared(motion: Motion, snapshot: Snapshot, clock: DecayClock) -> Moved:
     reading = OptimizerReading(
-        clock=clock, membership={"0.weight": 0}, not_measurable=("",) * len(clock.groups)
+        clock=clock.copy(), membership={"0.weight": 0}, not_measurable=("",) * len(clock.groups)
     )
     return motion.compare(motion.sampler.take(snapshot), snapshot.step, reading)
 
@@ -69,27 +74,27 @@ class Planted:
         if self.model is not self.trained:
             self.model.load_state_dict(self.trained.state_dict())
 
-    def look(self, motion: Motion, thresholds: dict[str, float] | None = None) -> Moved:
+    def snapshot(self, motion: Motion, thresholds: dict[str, float] | None = None) -> Moved:
         reading = self.trace.reading(self.scope.parameters(self.model))
         snapshot = Snapshot.of(self.model, self.scope, self.step_count)
         return motion.compare(motion.sampler.take(snapshot), self.step_count, reading, thresholds)
 
     def moved(self, steps: int, motion: Motion | None = None) -> Moved:
         motion = motion or Motion(None)
-        self.look(motion)
+        self.snapshot(motion)
         self.train(steps)
-        return self.look(motion)
+        return self.snapshot(motion)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01, 1.0])
 @pytest.mark.parametrize("steps", [5, 60])
 def test_dead_units_are_found_with_and_without_decay(decay: float, steps: int) -> None:
     planted, motion = Planted(decay), Motion()
-    first = planted.look(motion).dormant
+    first = planted.snapshot(motion).dormant
     assert math.isnan(first.fraction)
     assert first.reason == "no earlier look"
     planted.train(steps)
-    moved = planted.look(motion)
+    moved = planted.snapshot(motion)
     assert moved.dormant.fraction == pytest.approx(0.75, abs=0.02)
     assert moved.dormant.since_step == 0
     assert moved.dormant.num_sampled == 800
@@ -99,11 +104,11 @@ def test_dead_units_are_found_with_and_without_decay(decay: float, steps: int) -
 
 def test_numbers_against_numpy() -> None:
     planted, motion = Planted(decay=2.0), Motion(None)
-    planted.look(motion)
+    planted.snapshot(motion)
     before = planted.model[0].weight.detach().numpy().astype(np.float64)
     planted.train(30)
     now = planted.model[0].weight.detach().numpy().astype(np.float64)
-    moved = planted.look(motion)
+    moved = planted.snapshot(motion)
     change = now - (1 - 1e-3 * 2.0) ** 30 * before
     rms = math.sqrt((change**2).mean() / (before**2).mean())
     assert moved.movement.update_to_weight == pytest.approx(rms, rel=1e-9)
@@ -114,9 +119,9 @@ def test_numbers_against_numpy() -> None:
 
 def test_a_sample_estimates_the_whole() -> None:
     planted, motion = Planted(), Motion(num_samples=400)
-    planted.look(motion)
+    planted.snapshot(motion)
     planted.train(10)
-    dormant = planted.look(motion).dormant
+    dormant = planted.snapshot(motion).dormant
     assert dormant.num_sampled == 400
     assert dormant.fraction == pytest.approx(0.75, abs=0.08)
 
@@ -126,19 +131,19 @@ def test_the_sample_is_the_same_after_a_resume_and_leaves_the_global_rng_alone(n
     planted, motion, resumed = Planted(), Motion(num_samples, seed=3), Motion()
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    planted.look(motion)
+    planted.snapshot(motion)
     assert torch.equal(torch.get_rng_state(), before)
     planted.train(7)
     resumed.load_state_dict(motion.state_dict())
-    assert planted.look(resumed) == planted.look(motion)
+    assert planted.snapshot(resumed) == planted.snapshot(motion)
     with pytest.raises(StateError, match="'before'"):
         resumed.load_state_dict({k: v for k, v in motion.state_dict().items() if k != "before"})
 
 
-def test_no_step_since_the_last_look_is_said_so() -> None:
+def test_no_step_since_the_last_snapshot_is_said_so() -> None:
     planted, motion = Planted(), Motion()
-    planted.look(motion)
-    moved = planted.look(motion)
+    planted.snapshot(motion)
+    moved = planted.snapshot(motion)
     assert moved.dormant.reason == "no in-scope weight was trained since"
     assert math.isnan(moved.movement.sign_flips)
 
@@ -156,9 +161,9 @@ def test_no_step_since_the_last_look_is_said_so() -> None:
 )
 def test_where_the_rule_does_not_hold_there_is_no_number(optimizer, decay, reason) -> None:
     planted, motion = Planted(decay, optimizer), Motion()
-    planted.look(motion)
+    planted.snapshot(motion)
     planted.train(25)
-    moved = planted.look(motion)
+    moved = planted.snapshot(motion)
     assert math.isnan(moved.dormant.fraction) == bool(reason)
     assert reason in moved.dormant.reason
     assert moved.layers.keys() == (set() if reason else {"0.weight"})
@@ -179,13 +184,13 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
     assert why_not_measurable(optimizer) == ("", "")
     scope, clock, motion = Scope.of(model, "layers"), DecayClock(), Motion()
 
-    def look() -> Moved:
+    def snapshot() -> Moved:
         parameters = scope.parameters(model)
         membership = group_membership(optimizer, parameters)
-        reading = OptimizerReading(clock=clock, membership=membership)
+        reading = OptimizerReading(clock=clock.copy(), membership=membership)
         return motion.compare(motion.sampler.take(Snapshot.of(model, scope, 0)), 0, reading)
 
-    look()
+    snapshot()
     for _ in range(20):
         for k in (0, 1):
             model[k].weight.grad = torch.zeros(30, 30)
@@ -193,7 +198,7 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
         optimizer.step()
         clock.advance(optimizer.param_groups)
     # 20 and 10 of 30 rows got no gradient; what passes by chance is a percent or so
-    assert look().layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
+    assert snapshot().layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
 
 
 # ------------------------------------------------------------------ low precision
@@ -283,11 +288,11 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
 # ------------------------------------------------------------------ the projection
 
 
-def test_the_outlook_counts_when_dormant_weights_fall_below_the_threshold() -> None:
+def test_the_projection_counts_when_dormant_weights_fall_below_the_threshold() -> None:
     planted, motion = Planted(decay=2.0), Motion(None)
-    planted.look(motion)
+    planted.snapshot(motion)
     planted.train(25)
-    projection = planted.look(motion, {"0.weight": 0.02}).dormant.projection
+    projection = planted.snapshot(motion, {"0.weight": 0.02}).dormant.projection
     weights = planted.model[0].weight.detach().abs().numpy()
     dead, living = weights[10:], weights[:10]
     for k in (0, 5, 20):
@@ -299,8 +304,179 @@ def test_the_outlook_counts_when_dormant_weights_fall_below_the_threshold() -> N
 @pytest.mark.parametrize(
     ("decay", "thresholds"), [(0.0, {"0.weight": 0.02}), (1.0, {"0.weight": 0.0}), (1.0, {})]
 )
-def test_without_a_clock_or_a_threshold_there_is_no_outlook(decay, thresholds) -> None:
+def test_without_a_clock_or_a_threshold_there_is_no_projection(decay, thresholds) -> None:
     planted, motion = Planted(decay), Motion(None)
-    planted.look(motion)
+    planted.snapshot(motion)
     planted.train(25)
-    assert planted.look(motion, thresholds).dormant.projection is None
+    assert planted.snapshot(motion, thresholds).dormant.projection is None
+
+
+# ------------------------------------------------------------------ without an optimizer
+
+
+LR, STEPS = 3e-3, 60
+
+
+def train(
+    activation: Callable[[torch.Tensor], torch.Tensor], decay: float, shift: float
+) -> tuple[nn.Sequential, dict[str, torch.Tensor]]:
+    """A small network; ``shift`` below zero keeps many of its units from ever being active.
+
+    Returns:
+        The model as it ended, and its in-scope weights ``STEPS`` steps before.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 128), nn.Linear(128, 64), nn.Linear(64, 4))
+    with torch.no_grad():
+        model[0].bias[::2] += shift
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": [model[1].bias], "weight_decay": 0.0}],
+        lr=LR,
+        weight_decay=decay,
+    )
+    inputs, targets = torch.randn(512, 40), torch.randn(512, 4)
+    before = {}
+    for step in range(20 + STEPS):
+        if step == 20:
+            before = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
+        chosen = torch.randint(512, (64,))
+        hidden = activation(model[1](activation(model[0](inputs[chosen]))))
+        optimizer.zero_grad()
+        (model[2](hidden) - targets[chosen]).square().mean().backward()
+        optimizer.step()
+    return model, before
+
+
+def two_snapshots(model: nn.Sequential, before: dict[str, torch.Tensor], dtype: torch.dtype):
+    """What a motion without an optimizer says about the two."""
+    scope, motion = Scope.of(model), Motion()
+    for step, weights in ((20, before), (20 + STEPS, dict(scope.parameters(model)))):
+        tensors = {name: t.detach().to(dtype) for name, t in weights.items()}
+        moved = motion.compare(motion.sampler.take(Snapshot(step, scope, tensors)), step)
+    return moved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.0, 0.1, 2.0])
+def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> None:
+    model, before = train(torch.relu, decay, shift=-20.0)
+    now = {name: model.get_parameter(name).detach().to(dtype) for name in before}
+    earlier = {name: t.to(dtype) for name, t in before.items()}
+    eps = torch.finfo(dtype).eps
+    shrink = estimate_shrink(
+        {n: float64_of(t) for n, t in earlier.items()},
+        {n: float64_of(t) for n, t in now.items()},
+        STEPS,
+        eps,
+    )
+    assert shrink.reason == ""
+    truth = STEPS * math.log(1 - LR * decay)
+    assert shrink.clock.log_shrink == pytest.approx(truth, abs=5e-6 if dtype.itemsize > 2 else 4e-3)
+    # the sum of lr sets a tolerance: its size matters, not its digits
+    assert 0.25 < shrink.clock.lr / (LR * STEPS) < 4.0
+    dormant = two_snapshots(model, before, dtype).dormant
+    assert dormant.estimated
+    # half of the first layer's units are dead, with the columns of the second that they feed
+    assert dormant.fraction == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decay", [0.1, 2.0])
+def test_without_dead_units_it_says_that_it_cannot_tell(decay: float, dtype: torch.dtype) -> None:
+    model, before = train(nn.functional.gelu, decay, shift=0.0)
+    dormant = two_snapshots(model, before, dtype).dormant
+    assert math.isnan(dormant.fraction)
+    assert dormant.estimated
+    assert "no weights shrank by one factor" in dormant.reason
+    assert two_snapshots(model, before, dtype).movement.update_to_weight > 0
+
+
+def test_what_does_not_move_at_all_was_not_trained() -> None:
+    model, _ = train(torch.relu, 0.1, shift=0.0)
+    same = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
+    assert (
+        two_snapshots(model, same, torch.float32).dormant.reason
+        == "no in-scope weight was trained since"
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(log_shrink=st.floats(-3.0, 0.0), share=st.floats(0.05, 0.9), seed=st.integers(0, 2**32 - 1))
+def test_a_planted_factor_is_found(log_shrink: float, share: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.randn(4000, generator=generator)
+    now = math.exp(log_shrink) * before
+    moving = torch.rand(4000, generator=generator) > share
+    now = torch.where(moving, now + 0.3 * torch.randn(4000, generator=generator), now)
+    shrink = estimate_shrink({"w": before.double().numpy()}, {"w": now.double().numpy()}, 10)
+    assert shrink.reason == ""
+    assert shrink.clock.log_shrink == pytest.approx(log_shrink, abs=1e-5)
+    assert shrink.num_agreeing == pytest.approx(4000 * share, rel=0.25, abs=30)
+
+
+def test_of_many_weights_a_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(400_000, generator=generator).double()
+    moving = torch.rand(400_000, generator=generator) > 0.05
+    noise = 0.3 * torch.randn(400_000, generator=generator)
+    now = torch.where(moving, 0.9 * before + noise, 0.9 * before)
+    halves = {"a": slice(None, 150_000), "b": slice(150_000, None)}
+    earlier, later = ({n: t[h].numpy() for n, h in halves.items()} for t in (before, now))
+    whole = estimate_shrink(earlier, later, 10)
+    monkeypatch.setattr(motion_module, "_ENOUGH", 50_000)
+    part = estimate_shrink(earlier, later, 10)
+    for found in (whole, part):
+        assert found.reason == ""
+        assert found.clock.log_shrink == pytest.approx(math.log(0.9), abs=1e-9)
+    assert part.num_agreeing == pytest.approx(whole.num_agreeing / 8, rel=0.1)
+    assert part.clock.lr == pytest.approx(whole.clock.lr, rel=0.02)
+
+
+@pytest.mark.parametrize("num_weights", [0, 1, 5])
+def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
+    before = np.ones(num_weights)
+    assert estimate_shrink({"w": before}, {"w": 0.5 * before}, 10).reason
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    values=st.lists(st.floats(-1.0, 1.0, width=16), max_size=40),
+    times=st.integers(1, 60),
+    width=st.floats(0.001, 0.5),
+    every=st.sampled_from([1, 3, 512]),
+)
+def test_a_pile_is_the_fullest_window(values, times, width, every) -> None:
+    ratios = np.sort(np.repeat(np.array(values, np.float64), times))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(motion_module, "_EVERY", every)
+        middle, count, beside = motion_module._pile(ratios, width)
+    # a window for each value, which it begins; the first of the fullest ones
+    sizes = [int(np.sum(ratios[i:] <= r + width)) for i, r in enumerate(ratios)]
+    assert count == max(sizes, default=0)
+    if not sizes:
+        assert (middle, beside) == (0.0, 0.0)
+        return
+    first = sizes.index(count)
+    assert middle == ratios[first + (count - 1) // 2]
+    low, high = ratios[first] - 20 * width, ratios[first + count - 1] + 20 * width
+    near = int(np.sum((ratios >= low) & (ratios < high)))
+    assert beside == pytest.approx((near - count) / 40)
+
+
+@settings(deadline=None, max_examples=200)
+@given(value=st.floats(-(2.0**120), 2.0**120, width=32))
+def test_the_spacing_is_that_of_numpy(value) -> None:
+    found = motion_module._spacing(np.array([value]), torch.float32)
+    expected = np.spacing(np.maximum(np.abs(np.float32(value)), np.finfo(np.float32).tiny))
+    assert found.item() == float(expected)
+
+
+@pytest.mark.parametrize("dtype", STORAGES, ids=str)
+def test_values_as_float64(dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(7, 5, generator=generator).to(dtype)
+    found = float64_of(tensor.t())
+    assert np.array_equal(found, tensor.t().to(torch.float64).reshape(-1).numpy(), equal_nan=True)
+    found[:] = 3.0
+    assert not bool((tensor.to(torch.float64) == 3.0).any())

@@ -1,13 +1,24 @@
-"""Copies of weights: equal bit for bit, in memory of their own that stays."""
+"""Copies of weights in memory of their own; the same sample however weights are held or stored."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from sparsitywatch.checkpoints import base
+from sparsitywatch.checkpoints.base import stored_snapshot
+from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
+from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 
 def snapshot(model: nn.Module, step: int = 1) -> Snapshot:
@@ -49,3 +60,107 @@ def test_strided_weights_are_copied_by_value() -> None:
     net[0].weight = nn.Parameter(torch.arange(35.0).reshape(5, 7).t())
     copy = WarmCopy().take(snapshot(net))
     assert torch.equal(copy.tensors["0.weight"], net[0].weight)
+
+
+# ------------------------------------------------------------------ the sample
+
+
+def made(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(50, 70), nn.Linear(70, 30), nn.Conv1d(3, 5, 7)).to(dtype)
+    model[1].weight = nn.Parameter(torch.randn(70, 30).to(dtype).t())  # transposed in memory
+    return model
+
+
+def live(model: nn.Module) -> Snapshot:
+    return Snapshot.of(model, Scope.of(model, "matrices"), 1)
+
+
+def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {n: t.view(torch.uint8).numpy().tobytes() for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("num_samples", [1, 50, 1000, 10**6, None])
+def test_a_sample_is_of_the_flat_tensor_rising(num_samples) -> None:
+    model = nn.Linear(50, 70)
+    model.weight = nn.Parameter(torch.arange(3500.0).reshape(70, 50))
+    (found,) = Sampler(num_samples).take(live(model)).values()
+    assert len(found) == min(num_samples or 3500, 3500)
+    assert torch.equal(found, found.sort().values)
+    assert set(found.tolist()) <= set(range(3500))
+    if num_samples == 1000:
+        assert 800 < len(found.unique()) < 1000  # with replacement
+        assert abs(float(found.mean()) - 1750) < 100
+
+
+def test_a_sample_is_a_copy() -> None:
+    model = made()
+    for num_samples in (20, None):
+        found = Sampler(num_samples).take(live(model))
+        before = bits(found)
+        with torch.no_grad():
+            model[0].weight.zero_()
+        assert bits(found) == before
+        model = made()
+
+
+def save_safetensors(model: nn.Module, path: Path) -> Path:
+    weights = {n: t.contiguous() for n, t in model.state_dict().items()}
+    safetensors.torch.save_file(weights, path / "w.safetensors")
+    return path / "w.safetensors"
+
+
+def save_torch(model: nn.Module, path: Path) -> Path:
+    torch.save(model.state_dict(), path / "w.pt")
+    return path / "w.pt"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, that no process group is there
+def save_distributed(model: nn.Module, path: Path) -> Path:
+    dcp.save({"model": model.state_dict()}, checkpoint_id=str(path / "dcp"), no_dist=True)
+    return path / "dcp"
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, that no process group is there
+@pytest.mark.parametrize("save", [save_safetensors, save_torch, save_distributed])
+@pytest.mark.parametrize("num_samples", [77, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_taken_while_it_is_counted(
+    save: Callable[[nn.Module, Path], Path], num_samples, dtype, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(base, "_CHUNK_BYTES", 400)
+    model = made(dtype)
+    expected = Sampler(num_samples).take(live(model))
+    with open_checkpoint(save(model, tmp_path)) as checkpoint:
+        stored = stored_snapshot(checkpoint, live(model).scope, 1)
+        taken: dict[str, torch.Tensor] = {}
+        tapped = Sampler(num_samples).tapped(stored, taken)
+        spectrum = MagnitudeSpectrum.of(tapped.tensors, num_threads=2)
+        assert bits(taken) == bits(expected)
+        assert list(taken) == list(expected)
+        assert spectrum == MagnitudeSpectrum.of(live(model).tensors)
+        # and what is stored without being tapped
+        assert bits(Sampler(num_samples).take(stored)) == bits(expected)
+
+
+def test_taken_of_tensors_that_a_function_reads() -> None:
+    model = made()
+    snapshot = live(model)
+    entries = {
+        name: Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype)
+        for name, tensor in snapshot.tensors.items()
+    }
+    lazy = LazyTensors(entries, lambda name: snapshot.tensors[name])
+    taken: dict[str, torch.Tensor] = {}
+    tapped = Sampler(77).tapped(Snapshot(1, snapshot.scope, lazy), taken)
+    assert MagnitudeSpectrum.of(tapped.tensors) == MagnitudeSpectrum.of(snapshot.tensors)
+    assert bits(taken) == bits(Sampler(77).take(snapshot))
+
+
+def test_the_order_of_a_file_and_other_samplers_change_nothing() -> None:
+    model = made()
+    snapshot = live(model)
+    turned = Snapshot(1, snapshot.scope, dict(reversed(snapshot.tensors.items())))
+    first = bits(Sampler(77).take(snapshot))
+    assert bits(Sampler(77, seed=1).take(snapshot)) != first
+    assert bits(Sampler(77).take(turned)) == first
