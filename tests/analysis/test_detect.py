@@ -19,15 +19,15 @@ EVERY = 25
 
 
 def watch(series: Any, detector: AbruptChange | None = None, every: int = EVERY) -> list[Event]:
-    """The events of a series with a look every ``every`` steps, from step ``every`` on."""
+    """The events of a series with a snapshot every ``every`` steps, from step ``every`` on."""
     detector = detector or AbruptChange(min_effect=0.01)
     seen = [detector.update(every * (i + 1), x) for i, x in enumerate(series)]
     return [event for event in seen if event is not None]
 
 
-def take_off(looks: int = 40, floor: float = 0.07, end: float = 0.3) -> np.ndarray:
-    """Twenty looks at the floor, then exponential growth to the end, then level."""
-    growth = floor * (end / floor) ** np.linspace(0, 1, looks)
+def take_off(snapshots: int = 40, floor: float = 0.07, end: float = 0.3) -> np.ndarray:
+    """Twenty snapshots at the floor, then exponential growth to the end, then level."""
+    growth = floor * (end / floor) ** np.linspace(0, 1, snapshots)
     return np.concatenate([np.full(20, floor), growth, np.full(20, end)])
 
 
@@ -59,7 +59,7 @@ def test_steps_must_rise() -> None:
 
 
 # ------------------------------------------------------------------- series that rise
-def test_a_jump_is_one_event_at_its_second_look() -> None:
+def test_a_jump_is_one_event_at_its_second_snapshot() -> None:
     #          step 25 ...                   step 275  300  325 ...
     series = [0.05] * 10 + [0.20] * 10
     (event,) = watch(series)
@@ -85,24 +85,24 @@ def test_what_is_known_besides_goes_into_the_event() -> None:
     assert math.isnan(watch(series)[0].decay_clock)
 
 
-def first_alarm(series: np.ndarray, clock_per_look: float | None) -> int | None:
+def first_alarm(series: np.ndarray, clock_per_snapshot: float | None) -> int | None:
     detector = AbruptChange(0.01, direction="up")
     for i, x in enumerate(series):
-        context = {} if clock_per_look is None else {"decay_clock": clock_per_look * i}
+        context = {} if clock_per_snapshot is None else {"decay_clock": clock_per_snapshot * i}
         if detector.update(i, float(x), context):
             return i
     return None
 
 
-@pytest.mark.parametrize("clock_per_look", [None, 0.0, 0.05])
+@pytest.mark.parametrize("clock_per_snapshot", [None, 0.0, 0.05])
 def test_even_growth_is_told_only_where_decay_can_account_for_it(
-    clock_per_look: float | None,
+    clock_per_snapshot: float | None,
 ) -> None:
     even = 0.07 * 1.02 ** np.arange(60)
-    seen = first_alarm(even, clock_per_look)
-    if not clock_per_look:
+    seen = first_alarm(even, clock_per_snapshot)
+    if not clock_per_snapshot:
         assert seen is None
-    else:  # the first of the looks with 1.5 ** 1.5 times the floor is not enough
+    else:  # the first of the snapshots with 1.5 ** 1.5 times the floor is not enough
         above = np.flatnonzero(even >= 1.5**1.5 * 0.07)
         assert seen == above[1]
 
@@ -112,19 +112,19 @@ def test_noise_of_a_tenth_does_not_take_off_however_much_decay_there_is(seed: in
     assert first_alarm(0.07 * np.exp(noise(150, 0.1, seed)), 0.05) is None
 
 
-@pytest.mark.parametrize("per_look", [None, 0.0, 0.01])
-def test_growth_that_decay_can_account_for_needs_less_proof(per_look: float | None) -> None:
+@pytest.mark.parametrize("per_snapshot", [None, 0.0, 0.01])
+def test_growth_that_decay_can_account_for_needs_less_proof(per_snapshot: float | None) -> None:
     growth = 0.07 * np.concatenate([np.ones(5), 1.06 ** np.arange(1, 20)])
     uneven = growth * np.exp(noise(24, 0.04))
     assert first_alarm(uneven, 0.5) == 13
-    assert first_alarm(uneven, per_look) == 18
+    assert first_alarm(uneven, per_snapshot) == 18
 
 
-@pytest.mark.parametrize("looks", [10, 20, 40, 60])
+@pytest.mark.parametrize("snapshots", [10, 20, 40, 60])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_take_off_is_one_event_before_it_has_doubled(looks: int, seed: int) -> None:
-    """The near-zero fraction of a small BERT goes from 0.07 to 0.3 in forty looks."""
-    series = take_off(looks)
+def test_a_take_off_is_one_event_before_it_has_doubled(snapshots: int, seed: int) -> None:
+    """The near-zero fraction of a small BERT goes from 0.07 to 0.3 in forty snapshots."""
+    series = take_off(snapshots)
     (event,) = watch(series + noise(len(series), 0.001, seed))
     assert event.direction == "up"
     assert 1.1 < event.value / 0.07 < 2.0
@@ -136,7 +136,7 @@ def test_a_take_off_is_one_event_before_it_has_doubled(looks: int, seed: int) ->
 
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_it_is_seen_at_a_coarser_cadence_too(every: int) -> None:
-    series = take_off(looks=40)
+    series = take_off(snapshots=40)
     (event,) = watch((series + noise(len(series), 0.001))[::every], every=EVERY * every)
     assert event.direction == "up"
     assert event.detected_step < 60 * EVERY
@@ -144,7 +144,7 @@ def test_it_is_seen_at_a_coarser_cadence_too(every: int) -> None:
 
 def test_growth_a_hundredfold_that_falls_back_in_part_is_one_rise() -> None:
     """As in grokking: from 0.002 to 0.2, then slowly down to 0.05."""
-    rise = take_off(looks=50, floor=0.002, end=0.2)
+    rise = take_off(snapshots=50, floor=0.002, end=0.2)
     rising, *later = watch(np.concatenate([rise, np.geomspace(0.2, 0.05, 100)]))
     assert rising.direction == "up"
     assert {event.direction for event in later} <= {"down"}
@@ -177,7 +177,7 @@ QUIET = {
     "flat": np.full(200, 0.07),
     "noise": 0.07 + noise(400, 0.004),
     "much noise": 0.07 + noise(400, 0.01),
-    "threefold decay over eighty looks": 0.08 * (1 / 3) ** (np.arange(120) / 80),
+    "threefold decay over eighty snapshots": 0.08 * (1 / 3) ** (np.arange(120) / 80),
     "flat, then threefold decay": 0.08 * (1 / 3) ** (np.arange(-10, 80).clip(0) / 80),
     "a violent start from above": 0.07 + 0.5 * np.exp(-np.arange(60) / 2),
     "a violent start from below": 0.07 * (1 - np.exp(-np.arange(60) / 2)),
@@ -185,8 +185,8 @@ QUIET = {
     "exponential drift, fourfold": np.geomspace(0.05, 0.2, 200),
     "noisy linear drift": np.linspace(0.05, 0.2, 200) + noise(200, 0.003),
     "saturation": 0.05 + 0.1 * (1 - np.exp(-np.arange(100) / 30)),
-    "spikes of one look": np.where(np.arange(200) % 17 == 16, 0.5, 0.07),
-    "dips of one look": np.where(np.arange(200) % 17 == 16, 0.001, 0.07),
+    "spikes of one snapshot": np.where(np.arange(200) % 17 == 16, 0.5, 0.07),
+    "dips of one snapshot": np.where(np.arange(200) % 17 == 16, 0.001, 0.07),
     "a level that moves by a few points": 0.85 + noise(200, 0.03),
 }
 
@@ -197,7 +197,7 @@ def test_quiet(name: str) -> None:
 
 
 def test_control_of_the_small_bert() -> None:
-    """Weight decay 0.01, every third look: what was measured, falling all along."""
+    """Weight decay 0.01, every third snapshot: what was measured, falling all along."""
     series = """
         .077 .067 .055 .051 .048 .045 .043 .042 .040 .038 .037 .036 .034 .033 .033 .032
         .032 .031 .030 .029 .029 .028 .028 .027 .027 .026 .026 .025 .025 .025 .024 .024
@@ -219,7 +219,7 @@ def test_the_small_bert_takes_off() -> None:
 
 # --------------------------------------------------------------------- series that fall
 def test_a_level_that_falls_is_one_event() -> None:
-    """Essential sparsity at the breakthrough: from 0.85 to 0.55 in four looks."""
+    """Essential sparsity at the breakthrough: from 0.85 to 0.55 in four snapshots."""
     level = np.concatenate([np.full(20, 0.85), [0.8, 0.7, 0.6], np.full(30, 0.55)])
     (event,) = watch(level + noise(len(level), 0.015))
     assert event.direction == "down"
@@ -228,7 +228,7 @@ def test_a_level_that_falls_is_one_event() -> None:
     assert event.baseline == pytest.approx(0.85, abs=0.03)
 
 
-def test_a_fall_of_one_look_or_of_little_is_none() -> None:
+def test_a_fall_of_one_snapshot_or_of_little_is_none() -> None:
     assert watch([0.85] * 20 + [0.4] + [0.85] * 20) == []
     assert watch([0.85] * 20 + [0.75] * 20) == []
     assert watch([0.85] * 20 + [0.5] * 20, AbruptChange(direction="up")) == []
@@ -288,7 +288,7 @@ def test_a_take_off_under_a_rate_that_falls_slowly_is_an_event() -> None:
 
 
 # ---------------------------------------------------------------------- how sure it is
-def test_a_single_look_that_nobody_foresaw_is_a_suspicion() -> None:
+def test_a_single_snapshot_that_nobody_foresaw_is_a_suspicion() -> None:
     detector = AbruptChange()
     assert watch(0.3 + noise(30, 0.005), detector) == []
     assert not detector.is_suspicious
@@ -314,7 +314,7 @@ def test_fewer_false_alarms_take_a_larger_change() -> None:
 
 
 # -------------------------------------------------------------------------------- state
-def test_state_at_every_look_goes_on_as_if_uninterrupted() -> None:
+def test_state_at_every_snapshot_goes_on_as_if_uninterrupted() -> None:
     series = np.concatenate([take_off(20, 0.07, 0.2), [0.05] * 20, take_off(20, 0.05, 0.2)])
     series += noise(len(series), 0.001)
     whole = AbruptChange()
@@ -346,7 +346,7 @@ def test_a_state_that_lacks_a_key_is_refused(key: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["steps", "values", "rates"])
-def test_a_state_whose_looks_lack_a_key_is_refused(key: str) -> None:
+def test_a_state_whose_snapshots_lack_a_key_is_refused(key: str) -> None:
     state = AbruptChange().state_dict()
     del state["history"][key]
     with pytest.raises(StateError, match=f"key '{key}'"):
@@ -366,8 +366,8 @@ VALUES = st.lists(st.integers(0, 100), min_size=8, max_size=40)
 
 @settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 60))
-def test_a_constant_never_alarms(level: float, looks: int) -> None:
-    assert watch([level] * looks) == []
+def test_a_constant_never_alarms(level: float, snapshots: int) -> None:
+    assert watch([level] * snapshots) == []
 
 
 @settings(deadline=None)

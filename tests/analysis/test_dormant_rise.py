@@ -28,8 +28,8 @@ def watch(
 ) -> list[Event]:
     detector = detector or DormantRise()
     told = contexts or [{}] * len(series)
-    looks = enumerate(zip(series, told, strict=True))
-    seen = [detector.update(EVERY * (i + 1), value, context) for i, (value, context) in looks]
+    snapshots = enumerate(zip(series, told, strict=True))
+    seen = [detector.update(EVERY * (i + 1), value, context) for i, (value, context) in snapshots]
     return [event for event in seen if event]
 
 
@@ -61,17 +61,17 @@ def test_a_rise_is_seen_once_with_its_onset() -> None:
     assert event.value == 0.08
 
 
-def test_one_look_far_above_is_enough() -> None:
+def test_one_snapshot_far_above_is_enough() -> None:
     (event,) = watch([*HEALTHY, 0.2])
     assert (event.detected_step, event.onset_step) == (EVERY * 7, EVERY * 6)
 
 
-def test_one_look_a_little_above_is_none() -> None:
+def test_one_snapshot_a_little_above_is_none() -> None:
     assert not watch([*HEALTHY, 0.05, 0.008, 0.05, 0.008])
 
 
 def test_what_passes_by_chance_is_no_event_however_it_grows() -> None:
-    chance = [0.01, 0.03, 0.06, 0.1, 0.14, 0.15, 0.15]  # looks further and further apart
+    chance = [0.01, 0.03, 0.06, 0.1, 0.14, 0.15, 0.15]  # snapshots further and further apart
     assert not watch(chance, [{"dormant_by_chance": x} for x in chance])
     assert watch(chance)
 
@@ -103,7 +103,7 @@ def test_a_rise_after_the_series_came_back_is_another_event() -> None:
     assert len(watch([*DYING, 0.02, 0.16, 0.02, 0.16, 0.02, 0.16])) == 1
 
 
-def test_a_look_halfway_up_is_suspicious() -> None:
+def test_a_snapshot_halfway_up_is_suspicious() -> None:
     detector = DormantRise()
     watch(HEALTHY, detector=detector)
     assert not detector.is_suspicious
@@ -149,7 +149,7 @@ def test_the_first_alarm_is_that_of_the_rule_in_words(
 
 @settings(max_examples=100, deadline=None)
 @given(values, st.integers(0, 24))
-def test_taken_up_at_any_look_it_goes_on_as_if_nothing_had_been(
+def test_taken_up_at_any_snapshot_it_goes_on_as_if_nothing_had_been(
     series: list[float], cut: int
 ) -> None:
     contexts = [{"decay_clock": 0.01 * i, "dormant_by_chance": 0.01} for i in range(len(series))]

@@ -72,10 +72,10 @@ class Population:
         )
 
 
-def run(population: Population, looks: int, every: float = 0.1) -> list[Record]:
+def run(population: Population, snapshots: int, every: float = 0.1) -> list[Record]:
     """Records of a run, 100 steps apart."""
     records: list[Record] = []
-    for k in range(1, looks + 1):
+    for k in range(1, snapshots + 1):
         population.advance(every)
         records.append(foreseen(population.record(100 * k), records))
     return records
@@ -151,7 +151,7 @@ def test_growth_is_taken_from_the_latest_window_and_never_negative() -> None:
     assert window == pytest.approx(0.6)
     assert growth_of([(x, 1.0 - x) for x, _ in early]) == (0.0, pytest.approx(0.6))
     assert growth_of(early[:2]) == (0.0, 0.0)
-    # three looks at least, however far apart
+    # three snapshots at least, however far apart
     assert growth_of([(0.0, 0.0), (1.0, 0.1), (2.0, 0.2)]) == (pytest.approx(0.1), 2.0)
 
 
@@ -186,7 +186,7 @@ def test_the_crossing_is_where_the_line_is(values, target) -> None:
         assert max(values[: math.floor(found)], default=0.0) < target or found == int(found)
 
 
-def test_the_floor_needs_five_looks() -> None:
+def test_the_floor_needs_five_snapshots() -> None:
     assert math.isnan(running_floor(np.array([1.0, 1.0, 1.0, 1.0])))
     assert running_floor(np.array([9.0, 1.0, 9.0, 9.0, 2.0, 2.0, 2.0])) == 2.0
 

@@ -42,7 +42,7 @@ def event(
 def run(
     seen: Sequence[Event], values: Mapping[str, Sequence[float]] | None = None, steps: int = 30
 ) -> list[tuple[int, Changes]]:
-    """A tracker's answers look by look, those that are empty left out."""
+    """A tracker's answers snapshot by snapshot, those that are empty left out."""
     tracker, told = EventTracker(), []
     for step in range(steps):
         now = {name: v[step] for name, v in (values or {}).items() if v[step] is not None}
@@ -60,7 +60,7 @@ def final(told: list[tuple[int, Changes]]) -> list[Event]:
 # ------------------------------------------------------------------ one thing, one event
 
 
-def test_at_one_look_the_strongest_stands_for_all() -> None:
+def test_at_one_snapshot_the_strongest_stands_for_all() -> None:
     weak = event(INITIAL, noise=0.5)
     strong = event(RMS, noise=0.01)
     unknown = event("near_zero/abs_0.001")
@@ -84,7 +84,7 @@ def test_what_another_series_sees_later_is_added_to_the_first() -> None:
 @pytest.mark.parametrize(
     ("onset", "low", "high", "is_same"),
     [
-        (11, 11, 11, True),  # three looks after the detection at 8
+        (11, 11, 11, True),  # three snapshots after the detection at 8
         (12, 12, 12, False),
         (14, 10, 16, True),  # the interval touches
         (2, 1, 4, False),  # over before the first began
@@ -152,13 +152,13 @@ def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) ->
 
 def test_a_dormant_event_announces_the_near_zero_one_and_is_not_the_same() -> None:
     early = event(DORMANT, 5, 8)
-    # its onset is thought to be as early, but it was seen many looks later
+    # its onset is thought to be as early, but it was seen many snapshots later
     late = event(INITIAL, 6, 25)
     told = final(run([early, late]))
     assert [(e.series, e.preceded_by) for e in told] == [(DORMANT, ""), (INITIAL, early.id)]
 
 
-def test_seen_within_a_few_looks_dormant_and_near_zero_are_one() -> None:
+def test_seen_within_a_few_snapshots_dormant_and_near_zero_are_one() -> None:
     told = final(run([event(DORMANT, 5, 8), event(INITIAL, 6, 11)]))
     assert [(e.series, e.related) for e in told] == [(DORMANT, (INITIAL,))]
 
@@ -172,7 +172,7 @@ def test_an_early_signal_that_went_away_announces_nothing() -> None:
 # ------------------------------------------------------------------ falling back
 
 
-def test_a_rise_that_falls_back_is_told_on_the_second_look() -> None:
+def test_a_rise_that_reverts_is_reported_at_the_second_snapshot() -> None:
     values = [0.1] * 5 + [0.3, 0.6, 1.0, 2.1, 2.1, 1.5, 1.0, 0.9, 0.9] + [0.9] * 16
     rise = event(INITIAL, 5, 7, baseline=0.1, value=1.0)
     (_, first), (step, changes) = run([rise], {INITIAL: values})
@@ -194,18 +194,18 @@ def test_a_fall_that_comes_back_likewise() -> None:
     "after",
     [
         [0.1, 1.0] * 10,  # never low twice in a row
-        [5.0, 1.0] + [1.0] * 18,  # a single high look is no peak
+        [5.0, 1.0] + [1.0] * 18,  # a single high snapshot is no peak
         [None, 0.1, 1.0, None] + [1.0] * 16,
         [0.51] * 20,
     ],
 )
-def test_single_looks_are_no_fall(after: list) -> None:
+def test_single_snapshots_are_no_fall(after: list) -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0] + [1.0, 1.0, *after]
     (told,) = final(run([event(INITIAL, 5, 7)], {INITIAL: values}))
     assert told.reverted_step == -1
 
 
-def test_looks_without_the_series_neither_confirm_nor_deny() -> None:
+def test_snapshots_without_the_series_neither_confirm_nor_deny() -> None:
     values = [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 0.2, None, None, 0.2] + [0.2] * 17
     ((_, _), (step, changes)) = run([event(INITIAL, 5, 7)], {INITIAL: values})
     assert (step, changes.revised[0].reverted_step) == (12, 9)
@@ -240,7 +240,7 @@ def test_additions_are_logged_below_a_warning(caplog) -> None:
 
 
 @given(st.integers(0, 29))
-def test_the_state_goes_round_at_any_look(cut: int) -> None:
+def test_the_state_goes_round_at_any_snapshot(cut: int) -> None:
     values = {INITIAL: [0.0] * 5 + [0.5, 0.8, 1.0, 1.0, 1.0, 0.2, 0.1] + [0.1] * 18}
     seen = [event(DORMANT, 1, 3), event(INITIAL, 5, 7), event(RMS, 6, 9), event(RMS, 22, 24)]
     tracker, told = EventTracker(), []

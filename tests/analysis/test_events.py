@@ -1,0 +1,327 @@
+"""Where an event lies, whether decay explains it, and what moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts.made_records import counted, made_record
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsitywatch.analysis.events import accountable_layers, explained_by_decay, what_moved
+from sparsitywatch.records import Cost, Event, LayerShare, Provenance, Record, ScopeSummary
+
+SIZES = {"a": 100, "b": 1000, "c": 10, "d": 100}
+
+
+def record(**near_zero: float) -> Record:
+    layers = tuple(
+        LayerShare(name=n, num_weights=SIZES[n], rms=1.0, near_zero={"rms_0.1": x})
+        for n, x in near_zero.items()
+    )
+    return Record(
+        step=1,
+        wall_time=0.0,
+        scope=ScopeSummary(num_tensors=4, num_weights=1210),
+        num_nan=0,
+        num_inf=0,
+        num_zero=0,
+        near_zero={},
+        layers=layers,
+        cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
+        provenance=Provenance(
+            sparsitywatch="",
+            torch="",
+            scope_hash="",
+            proxy_hash="",
+            dtypes=(),
+            tolerance=0.01,
+            tolerance_mode="relative",
+            pattern="global",
+        ),
+    )
+
+
+BEFORE = record(a=0.1, b=0.1, c=0.1, d=0.1)
+
+
+def test_weights_count_not_fractions() -> None:
+    # +90 weights in a, +150 in b, +9 in c, -5 in d
+    after = record(a=1.0, b=0.25, c=1.0, d=0.05)
+    assert accountable_layers(BEFORE, after, "near_zero/rms_0.1") == ("b",)
+    assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=0.9) == ("b", "a")
+    assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=1.0) == ("b", "a", "c")
+
+
+def test_a_fall_is_explained_by_what_fell() -> None:
+    after = record(a=0.0, b=0.0, c=0.9, d=0.1)
+    assert accountable_layers(BEFORE, after, "near_zero/rms_0.1") == ("b",)
+
+
+@pytest.mark.parametrize("series", ["essential_sparsity/value", "motion/dormant"])
+def test_other_series_have_no_layers(series: str) -> None:
+    assert accountable_layers(BEFORE, record(a=1.0, b=1.0, c=1.0, d=1.0), series) == ()
+
+
+def test_dormant_weights_have_layers_where_they_are_known() -> None:
+    def dormant(**fractions: float) -> Record:
+        bare = record(a=0.1, b=0.1, c=0.1)
+        layers = (dataclasses.replace(x, dormant=fractions[x.name]) for x in bare.layers)
+        return dataclasses.replace(bare, layers=tuple(layers))
+
+    before, after = dormant(a=0.0, b=0.01, c=0.0), dormant(a=0.5, b=0.02, c=math.nan)
+    assert accountable_layers(before, after, "motion/dormant") == ("a",)
+    assert accountable_layers(before, after, "motion/dormant", share=1.0) == ("a", "b")
+
+
+def test_records_without_layers_explain_nothing() -> None:
+    bare = dataclasses.replace(BEFORE, layers=())
+    assert accountable_layers(bare, BEFORE, "near_zero/rms_0.1") == ()
+    assert accountable_layers(BEFORE, bare, "near_zero/rms_0.1") == ()
+
+
+SERIES = "near_zero/initial_0.1"
+RECORDED = Path(__file__).parents[2] / "benchmarks" / "recorded" / "runs"
+
+
+def event(records: list[Record], onset_step: int, **changes) -> Event:
+    found = Event(
+        series=SERIES,
+        direction="up",
+        onset_step=onset_step,
+        detected_step=records[-1].step,
+        baseline=0.05,
+        value=records[-1].near_zero.get("initial_0.1", 0.0),
+    )
+    return replace(found, **changes)
+
+
+def shrinking(
+    share: float, clock: np.ndarray, seed: int = 0, num: int = 40_000, dormant: float | None = None
+) -> list[Record]:
+    """Weights of which a share gets no gradient and shrinks by decay, weight by weight."""
+    random = np.random.default_rng(seed)
+    weights = np.abs(random.normal(size=num))
+    is_dead = np.arange(num) < share * num
+    records = []
+    for step, now in enumerate(clock):
+        moved = np.where(is_dead, weights * math.exp(-now), weights)
+        fraction = float(np.mean(moved <= 0.1))
+        records.append(
+            made_record(step, fraction, clock=float(now), num_weights=num, dormant=dormant)
+        )
+    return records
+
+
+@given(st.floats(0.02, 1.0), st.floats(0.3, 3.0), st.integers(2, 30), st.integers(0, 50))
+def test_weights_that_only_shrink_are_on_the_clock(
+    share: float, advance: float, num_snapshots: int, seed: int
+) -> None:
+    records = shrinking(share, np.linspace(0.0, advance, num_snapshots), seed, dormant=share)
+    assert explained_by_decay(event(records, 0), records) is True
+
+
+@given(st.floats(0.1, 0.9), st.integers(2, 20))
+def test_weights_that_are_cut_off_are_not(part: float, num_snapshots: int) -> None:
+    clock = np.linspace(0.0, 0.5, num_snapshots)
+    values = [0.08] * (num_snapshots - 1) + [0.08 + 0.92 * part]
+    records = [
+        made_record(i, v, clock=float(c))
+        for i, (v, c) in enumerate(zip(values, clock, strict=True))
+    ]
+    assert explained_by_decay(event(records, num_snapshots - 2), records) is False
+    # nor if the onset is thought to be earlier: between two snapshots it is too fast in any case
+    assert explained_by_decay(event(records, 0), records) is False
+
+
+def test_growth_while_the_clock_stands_is_not_decay() -> None:
+    records = [made_record(i, 0.05 * 1.1**i, clock=1.0) for i in range(8)]
+    assert explained_by_decay(event(records, 0), records) is False
+
+
+def test_the_noise_of_the_series_is_allowed_for() -> None:
+    values = [0.050, 0.050, 0.056, 0.060, 0.064]
+    records = [made_record(i, v, clock=0.05 * i, num_weights=10**8) for i, v in enumerate(values)]
+    assert explained_by_decay(event(records, 0), records) is False  # 0.11 within 0.05 of the clock
+    assert explained_by_decay(event(records, 0, noise=0.002), records) is True
+
+
+def test_where_next_to_nothing_is_dormant_nothing_is_claimed() -> None:
+    clock = np.linspace(0.0, 1.0, 8)
+    assert explained_by_decay(event(shrinking(0.3, clock), 0), shrinking(0.3, clock)) is True
+    for dormant, told in ((0.3, True), (0.05, True), (0.01, None), (math.nan, True)):
+        records = shrinking(0.3, clock, dormant=dormant)
+        assert explained_by_decay(event(records, 0), records) is told
+
+
+def test_what_cannot_be_told() -> None:
+    records = shrinking(0.3, np.linspace(0.0, 1.0, 8))
+    for changes in (
+        {"direction": "down"},
+        {"series": "near_zero/rms_0.1"},
+        {"series": "near_zero/abs_0.5"},  # not in these records
+        {"series": "motion/dormant"},
+        {"series": "essential_sparsity/value"},
+    ):
+        assert explained_by_decay(event(records, 0, **changes), records) is None
+    assert explained_by_decay(event(records, 0, series="near_zero/zero"), records) is False
+    unknown = [replace(r, decay_clock=math.nan) for r in records]
+    assert explained_by_decay(event(unknown, 0), unknown) is None
+    assert explained_by_decay(event(records[:1], 0), records[:1]) is None
+    from_nothing = [replace(r, near_zero={"initial_0.1": 0.0}) for r in records[:-1]]
+    assert (
+        explained_by_decay(event([*from_nothing, records[-1]], 0), [*from_nothing, records[-1]])
+        is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("bert-relu-wd1", True), ("vit-relu-wd1", True), ("bert-wsd-wd1", True),
+                           ("bert-switch-wd", True), ("bert-prune-hold", False), ("bert-l1", False)]
+)  # fmt: skip
+def test_recorded_trainings(kind: str, expected: bool) -> None:
+    """Dead units under strong decay; weights pruned, or shrunk by a penalty, at a known step."""
+    found = sorted(RECORDED.glob(f"{kind}-s?.json"))
+    assert found
+    for path in found:
+        run = json.loads(path.read_text())
+        series = {name: run["series"][name] for name in (SERIES, "motion/decay_clock")}
+        seen = run["label"]["near_zero"]["initial_0.1"]["steps"]["1.5"]
+        values = dict(zip(run["steps"], series[SERIES], strict=True))
+        steps = [step for step in run["steps"] if step <= seen]
+        floor = min(values[step] for step in steps)
+        onset = max(step for step in steps if values[step] <= 1.1 * floor)
+        clock = dict(zip(run["steps"], series["motion/decay_clock"], strict=True))
+        dormant = dict(zip(run["steps"], run["series"]["motion/dormant"], strict=True))
+        records = [
+            made_record(
+                step,
+                values[step],
+                clock=clock[step],
+                dormant=math.nan if dormant[step] is None else dormant[step],
+                num_weights=run["num_weights"],
+            )
+            for step in steps
+        ]
+        noise = 0.01 * floor
+        assert explained_by_decay(event(records, onset, noise=noise), records) is expected, (
+            path.name
+        )
+
+
+RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
+KINDS = ("normal", "laplace", "uniform", "sparse", "peaked")
+
+
+def draw(kind: str, seed: int, scale: float, size: int = 8000) -> np.ndarray:
+    """Weights as they are drawn at the start, or as they look later in a training."""
+    random = np.random.default_rng(seed)
+    if kind == "peaked":  # many small ones, a few large
+        return scale * random.normal(size=size) * random.normal(size=size)
+    if kind == "sparse":  # a part is zero already
+        return scale * random.normal(size=size) * (random.random(size) < 0.8)
+    draws = {"normal": random.normal, "laplace": random.laplace}
+    values = draws[kind](size=size) if kind in draws else random.uniform(-1, 1, size)
+    return scale * values
+
+
+def rms(weights: dict[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(np.sqrt(np.mean(w**2))) for name, w in weights.items()}
+
+
+def moved(
+    weights: dict, later: dict, series: str = SERIES, rules: tuple[str, ...] = RULES, first=None
+) -> str:
+    initial = rms(weights) if first is None else first
+    before, now = counted(0, weights, initial, rules), counted(1, later, initial, rules)
+    return what_moved(before, now, series, initial)
+
+
+@given(
+    st.sampled_from(KINDS),
+    st.integers(0, 99),
+    st.sampled_from([0.02, 0.2]),
+    st.floats(0.25, 0.85) | st.floats(1.2, 4.0),
+)
+def test_all_weights_times_a_constant_is_scale(
+    kind: str, seed: int, scale: float, factor: float
+) -> None:
+    weights = {"a": draw(kind, seed, scale), "b": draw("normal", seed + 1, 2 * scale)}
+    later = {name: factor * w for name, w in weights.items()}
+    assert moved(weights, later) == "scale"
+    assert moved(weights, later, rules=("initial_0.1",)) == "scale"
+
+
+@given(st.sampled_from(KINDS), st.integers(0, 99), st.floats(0.1, 0.6))
+def test_a_random_part_set_to_zero_is_shape(kind: str, seed: int, part: float) -> None:
+    weights = {"a": draw(kind, seed, 0.02), "b": draw("normal", seed + 1, 0.05)}
+    random = np.random.default_rng(seed)
+    later = {name: w * (random.random(w.size) >= part) for name, w in weights.items()}
+    for series in (SERIES, "near_zero/rms_0.1", "near_zero/zero", "motion/dormant"):
+        assert moved(weights, later, series) == "shape"
+
+
+@given(st.sampled_from(["normal", "laplace", "uniform"]), st.integers(0, 99))
+def test_a_third_of_the_units_that_decay_takes_away_is_shape_even_while_the_rest_grows(
+    kind: str, seed: int
+) -> None:
+    weights = {"a": draw(kind, seed, 0.02).reshape(80, 100)}
+    later = {"a": weights["a"] * 1.1}
+    later["a"][:27] = weights["a"][:27] * 0.05
+    assert moved(weights, later) == "shape"
+
+
+def test_shrinking_and_pruning_at_once_is_both() -> None:
+    weights = {"a": draw("normal", 0, 0.02, 50_000)}
+    later = {"a": 0.5 * weights["a"]}
+    later["a"][:4000] = 0.0
+    # alone, halving adds 7.9 points and pruning 7.4
+    assert moved(weights, later) == "both"
+    assert moved(weights, later, "near_zero/rms_0.1") == "both"
+    assert moved(weights, later, "essential_sparsity/value") == "both"
+
+
+def test_the_first_sizes_may_be_of_long_ago() -> None:
+    """The threshold is then nowhere near a tenth of the present size."""
+    weights = {"a": draw("normal", 3, 0.1, 50_000)}
+    for factor in (0.3, 0.7):
+        later = {"a": factor * weights["a"]}
+        assert moved(weights, later, first={"a": 0.02}) == "scale"
+        assert moved(weights, later, first={"a": 1.5}) == "scale"
+
+
+def test_where_nothing_moved_nothing_is_said() -> None:
+    weights = {"a": draw("normal", 0, 0.02)}
+    assert moved(weights, weights) == ""
+    assert moved(weights, weights, "motion/dormant") == ""
+    assert moved(weights, weights, "near_zero/zero", rules=("zero",)) == "shape"
+
+
+def test_records_that_cannot_be_compared_say_nothing() -> None:
+    bare = made_record(1, 0.5)
+    assert what_moved(bare, bare, SERIES, {}) == ""
+    weights = {"a": draw("normal", 0, 0.02)}
+    full = counted(0, weights, rms(weights))
+    assert what_moved(full, bare, SERIES, {}) == ""
+    other = counted(1, {"b": 0.1 * weights["a"]}, {"b": 0.02})
+    assert what_moved(full, other, SERIES, {}) == ""
+
+
+@pytest.mark.parametrize("part", [0.99, 1.0])
+def test_nearly_all_or_all_weights_gone_is_shape(part: float) -> None:
+    weights = {"a": draw("normal", 0, 0.02)}
+    later = {"a": weights["a"] * (np.arange(8000) >= part * 8000)}
+    assert moved(weights, later) == "shape"
+
+
+def test_without_the_first_sizes_a_flat_density_is_assumed() -> None:
+    weights = {"a": draw("normal", 0, 0.02, 50_000)}
+    initial = rms(weights)
+    before, now = counted(0, weights, initial), counted(1, {"a": 0.5 * weights["a"]}, initial)
+    assert what_moved(before, now, SERIES, {}) == "scale"
