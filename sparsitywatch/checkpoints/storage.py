@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import fsspec
@@ -264,29 +264,24 @@ class Source(ByteSource):
         self._file: io.FileIO | None = None
         if isinstance(fs, LocalFileSystem):
             self._file = asked(self._what, io.FileIO, path, "rb")
-            self.size = os.fstat(self._file.fileno()).st_size
-        else:
-            # where a file is opened for each range, as on the Hub, it must not read ahead of it
-            opens = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
-            is_cache = isinstance(fs, CachingFileSystem)
-            self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
-            size = asked(self._what, fs.info, path)["size"]
-            if size is None:
-                raise CheckpointError(
-                    f"{self._what}: expected a server that tells the length of the file, got none. "
-                    "Copy the file, or put simplecache:: in front of the URL."
-                )
-            self.size = int(size)
-        self.is_local = self._file is not None
-        with ExitStack() as unless_known:
-            unless_known.callback(self.close)
-            self._version = self._version_now()
-            unless_known.pop_all()
-
-    def _version_now(self) -> object:
-        if self._file is not None:
             stat = os.fstat(self._file.fileno())
-            return stat.st_mtime_ns, stat.st_size
+            self.size = stat.st_size
+            self._version: object = (stat.st_mtime_ns, stat.st_size)
+            return
+        self.is_local = False
+        # where a file is opened for each range, as on the Hub, it must not read ahead of it
+        opens = type(fs).cat_file is fsspec.AbstractFileSystem.cat_file and not fs.async_impl
+        is_cache = isinstance(fs, CachingFileSystem)
+        self._exactly = {"cache_type": "none"} if opens and not is_cache else {}
+        size = asked(self._what, fs.info, path)["size"]
+        if size is None:
+            raise CheckpointError(
+                f"{self._what}: expected a server that tells the length of the file, got none. "
+                "Copy the file, or put simplecache:: in front of the URL."
+            )
+        self.size, self._version = int(size), self._remote_version()
+
+    def _remote_version(self) -> object:
         info = asked(self._what, self.fs.info, self.path)
         # what a storage tells of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
@@ -295,9 +290,14 @@ class Source(ByteSource):
 
     def check_unchanged(self) -> None:
         """Raise ``IncompleteCheckpointError`` if the file was written since it was opened."""
-        if self._file is None:
+        version: object
+        if self._file is not None:
+            stat = os.fstat(self._file.fileno())
+            version = stat.st_mtime_ns, stat.st_size
+        else:
             _forget(self.fs, self.path)
-        if self._version_now() != self._version:
+            version = self._remote_version()
+        if version != self._version:
             raise IncompleteCheckpointError(
                 f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
                 "but it was written meanwhile. Read it again once it is complete."
@@ -308,7 +308,11 @@ class Source(ByteSource):
         self.check_range(start, len(buffer))
         done = 0
         while done < len(buffer):
-            count = asked(self._what, self._read_into, buffer[done:], start + done)
+            part, at = buffer[done:], start + done
+            try:
+                count = self._read_into(part, at)
+            except OSError:  # of a local file, such as one on NFS
+                count = asked(self._what, self._read_into, part, at)
             if count == 0:
                 raise IncompleteCheckpointError(
                     f"Cannot read {self.url}: expected {len(buffer)} bytes from {start} on, got "
@@ -323,7 +327,8 @@ class Source(ByteSource):
     def _read_into(self, buffer: memoryview, start: int) -> int:
         """Some bytes from ``start`` on; how many."""
         if self._file is None:
-            data = self._fetched(start, start + min(len(buffer), _PIECE_BYTES))
+            end = start + min(len(buffer), _PIECE_BYTES)
+            data = asked(self._what, self._fetched, start, end)
             buffer[: len(data)] = data
             return len(data)
         if hasattr(os, "preadv"):

@@ -20,7 +20,6 @@ from torch import nn
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
-from sparsitywatch.weights.spectrum import counting as stored
 from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 from sparsitywatch.weights.spectrum.histogram import Histogram
@@ -339,7 +338,7 @@ def test_the_same_integers_as_in_memory(dtype, num_threads, monkeypatch) -> None
 def test_however_it_comes(size, most, dtype) -> None:
     weights = some_weights(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored, "MAX_ADDED", most)
+        patch.setattr(counting, "MAX_ADDED", most)
         lazy = Chunks(weights, size).lazy()
         assert MagnitudeSpectrum.of(lazy, num_threads=2) == MagnitudeSpectrum.of(weights)
 

@@ -163,6 +163,9 @@ def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) 
 
     After a failure no further task is begun; the first one is raised.
     """
+    num_others = min(num_threads, len(tasks)) - 1
+    if num_others <= 0:
+        return list(map(function, tasks))
     results: list[Any] = [None] * len(tasks)
     waiting = deque(range(len(tasks)))
 
@@ -178,10 +181,6 @@ def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) 
                 waiting.clear()
                 raise
 
-    num_others = min(num_threads, len(tasks)) - 1
-    if num_others <= 0:
-        work()
-        return results
     with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
         others = [pool.submit(work) for _ in range(num_others)]
         work()
