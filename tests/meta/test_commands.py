@@ -1,4 +1,4 @@
-"""The commands that README, CONTRIBUTING and pre-commit name exist and take these arguments."""
+"""The commands that the manual, CONTRIBUTING and pre-commit name exist and take these arguments."""
 
 from __future__ import annotations
 
@@ -54,6 +54,10 @@ COMMANDS = sorted(
 )
 
 
+PAGES = [*ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+MANUAL = sorted(set().union(*(commands_in(page.read_text()) for page in PAGES)) - set(COMMANDS))
+
+
 def test_commands_are_found_in_every_kind_of_code() -> None:
     fenced = "```\n$ pip install x # why\n```"
     text = f'`make one`, not make two\n\n    make three A="b c"   explained\n{fenced}'
@@ -97,6 +101,23 @@ def test_command_exists(
     elif program == "pip":
         for extras in re.findall(r"\[([\w, ]+)\]", " ".join(arguments)):
             assert {extra.strip() for extra in extras.split(",")} <= EXTRAS.keys()
+    elif not arguments[0].startswith("-"):
+        assert (ROOT / arguments[0]).is_file()
+
+
+@pytest.mark.parametrize("command", MANUAL, ids=" ".join)
+def test_command_of_the_manual_parses(command: tuple[str, ...]) -> None:
+    """Nothing is run: these may go to a network."""
+    program, *arguments = command
+    if program == "make":
+        assert targets_and_arguments(command)[0] <= TARGETS
+    elif program == "sparsitywatch" and len(arguments) == 1:  # its name in a sentence
+        with pytest.raises(SystemExit, match=r"^0$"):
+            cli.main([*arguments, "--help"])
+    elif program == "sparsitywatch":
+        assert cli._parser().parse_args(arguments).run
+    elif program == "pip":
+        assert set(re.findall(r"\[(\w+)\]", " ".join(arguments))) <= EXTRAS.keys()
     elif not arguments[0].startswith("-"):
         assert (ROOT / arguments[0]).is_file()
 

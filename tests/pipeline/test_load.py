@@ -36,7 +36,7 @@ def lines(logdir: Path, name: str) -> list[dict]:
 
 def test_the_examples_of_the_manual(logdir: Path, monkeypatch) -> None:
     monkeypatch.chdir(logdir.parents[1])
-    failed, tried = doctest.testfile(str(ROOT / "docs" / "reading.md"), module_relative=False)
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
     assert (failed, tried > 8) == (0, True)
 
 
