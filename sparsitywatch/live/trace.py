@@ -11,7 +11,6 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.pipeline.measure import MotionTracker
 from sparsitywatch.weights.clock import (
     ClockReading,
     DecayClock,
@@ -20,7 +19,7 @@ from sparsitywatch.weights.clock import (
     masters_of,
     weight_averages,
 )
-from sparsitywatch.weights.motion import why_not_measurable
+from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 
 __all__ = [

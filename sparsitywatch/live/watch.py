@@ -16,7 +16,7 @@ from sparsitywatch.live.ranks import Replicas, why_another_rank_watches, why_onl
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule, as_schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import Context, MotionTracker
+from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.proxy import Proxy
@@ -26,6 +26,7 @@ from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.layout import unwrap_model
+from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, why_not_whole
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -136,7 +137,7 @@ def watch(
         proxy=proxy,
         initial_rms={} if off else _rms(snapshot),
         dtypes=snapshot.dtypes,
-        motion=MotionTracker.of(chosen),
+        motion=MotionTracker.of(chosen.dormant_samples),
         strict=strict,
     )
     if directory is not None:

@@ -21,7 +21,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.jobs import Job, JobResult, Listeners, in_order, sample_of
 from sparsitywatch.offline.selection import Failure, Replayed, Selection, Wanted
-from sparsitywatch.pipeline.measure import Context, MotionTracker, failed_record, with_motion
+from sparsitywatch.pipeline.measure import Context, failed_record, with_motion
 from sparsitywatch.pipeline.pipeline import History, Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Detail, Event, Record, RunInfo
@@ -32,6 +32,7 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
+from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import MASK_LEVELS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -254,7 +255,7 @@ class Replayer:
         self._pipeline, self._detectors, self._listeners = pipeline, detectors, listeners
         self._executor, self._window, self._goes_on = executor, window, goes_on
         self._claim = pipeline.claim
-        self._motion = MotionTracker.of(template.settings)
+        self._motion = MotionTracker.of(template.settings.dormant_samples)
         self._publisher = Publisher(pipeline, self._motion, replayed_from)
         self._job: Job | None = None  # not before a checkpoint could be opened
         self._seen = _Seen()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -22,7 +22,6 @@ from sparsitywatch.records import (
     Cost,
     Detail,
     LayerShare,
-    MaskOverlap,
     Provenance,
     Record,
     SparsityCurve,
@@ -32,17 +31,15 @@ from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
-from sparsitywatch.weights.motion import Motion, Moved
+from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.near_zero import NearZeroRule
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
-    MaskHistory,
     Sampler,
     Snapshot,
     fingerprint,
-    removed,
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
@@ -53,7 +50,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Context",
     "Measured",
-    "MotionTracker",
     "failed_record",
     "measure",
     "measure_snapshot",
@@ -217,67 +213,6 @@ def failed_record(step: int, reason: str, context: Context, *, stall_s: float = 
     )
 
 
-class MotionTracker:
-    """What is left of the last snapshot, to compare the next one with: a sample, and masks of it.
-
-    Args:
-        num_samples: how many weights are compared; None for all.
-    """
-
-    def __init__(self, num_samples: int | None) -> None:
-        self._motion, self._masks = Motion(num_samples), MaskHistory()
-
-    @classmethod
-    def of(cls, settings: Settings) -> MotionTracker | None:
-        """One of the size that is asked for; None if that is none."""
-        return None if settings.dormant_samples == 0 else cls(settings.dormant_samples)
-
-    @property
-    def sampler(self) -> Sampler:
-        """Takes the weights that are compared."""
-        return self._motion.sampler
-
-    def compare(
-        self,
-        step: int,
-        sample: Mapping[str, torch.Tensor],
-        mask_thresholds: Sequence[float] = (),
-        optimizer: OptimizerReading | None = None,
-        near_zero: Mapping[str, float] | None = None,
-    ) -> tuple[Moved, MaskOverlap | None]:
-        """Compare a snapshot with the one before, and remember it.
-
-        Args:
-            step: optimizer steps done.
-            sample: what ``sampler`` took.
-            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; empty if
-                that is not known.
-            optimizer, near_zero: as of ``Motion.compare``.
-        """
-        moved, masks = self._motion.compare(sample, step, optimizer, near_zero), None
-        if mask_thresholds:
-            num_sampled = sum(tensor.numel() for tensor in sample.values())
-            masks = self._masks.update(step, removed(sample, mask_thresholds), num_sampled)
-        return moved, masks
-
-    def forget(self) -> None:
-        """What moves until the next snapshot is not known: what was done meanwhile is not known."""
-        self._motion.forget()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers and tensors that ``load_state_dict`` goes on from."""
-        masks = self._masks.state_dict()
-        return {
-            "motion": self._motion.state_dict(),
-            "masks": {k: torch.as_tensor(v, device="cpu") for k, v in masks.items()},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self._motion.load_state_dict(state["motion"])
-        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})
-
-
 def with_motion(measured: Measured, context: Context) -> Record:
     """The record with what the optimizer did and what has moved since the last snapshot.
 
@@ -299,14 +234,14 @@ def with_motion(measured: Measured, context: Context) -> Record:
     if optimizer is not None:
         rule = next(iter(context.rules.values()))
         near_zero = rule.fixed_thresholds(measured.initial_rms)
-    moved, masks = context.motion.compare(
+    moved = context.motion.compare(
         record.step, measured.sample, measured.mask_thresholds, optimizer, near_zero
     )
     layers = tuple(
         replace(layer, dormant=moved.layers.get(layer.name, math.nan)) for layer in record.layers
     )
     return replace(
-        record, dormant=moved.dormant, movement=moved.movement, masks=masks, layers=layers
+        record, dormant=moved.dormant, movement=moved.movement, masks=moved.masks, layers=layers
     )
 
 

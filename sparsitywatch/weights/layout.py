@@ -33,7 +33,7 @@ _LEADING = "module."
 _LEADING_ALL = re.compile(r"(?:module\.)*")
 
 
-@lru_cache(maxsize=1 << 16)  # the same names at every snapshot
+@lru_cache(maxsize=1 << 14)  # of the same names at every snapshot
 def clean_name(name: str) -> str:
     """A parameter name without the components that wrappers insert.
 
@@ -63,7 +63,8 @@ def _num_leading(name: str) -> int:
     return len(_LEADING_ALL.match(name)[0]) // len(_LEADING)  # type: ignore[index]
 
 
-def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+@lru_cache(maxsize=1 << 12)
+def natural_order(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
     """What to sort names by, so that numbers inside them count by their value.
 
     >>> sorted(["layer.10.a", "layer.2.b", "layer.2.a"], key=natural_order)
@@ -74,7 +75,7 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
         number = part.lstrip("0")
         # by length, then by digits: names come from files, and may hold numbers of any length
         parts.append((len(number), number) if part.isdecimal() else (-1, part))
-    return parts, name
+    return tuple(parts), name
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

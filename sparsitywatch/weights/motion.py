@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,26 +26,11 @@ import numpy as np
 import torch
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import DecayProjection, Dormant, Movement
+from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
-from sparsitywatch.weights.snapshot import Sampler, float64_of
+from sparsitywatch.weights.snapshot import MaskHistory, Sampler, float64_of, removed
 
-__all__ = [
-    "ADVANCES",
-    "DORMANT_TOLERANCE",
-    "MAX_CHANCE",
-    "MIN_SPEED",
-    "Motion",
-    "Moved",
-    "Shrink",
-    "TensorMotion",
-    "compare",
-    "decay_projection",
-    "estimate_shrink",
-    "median",
-    "unexplained_change",
-    "why_not_measurable",
-]
+__all__ = ["MotionTracker", "Moved", "estimate_shrink", "why_not_measurable"]
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
 DORMANT_TOLERANCE = 1e-3
@@ -105,17 +90,18 @@ class Moved:
     """What one snapshot says about motion.
 
     Args:
-        dormant, movement: as they are recorded.
+        dormant, movement, masks: as they are recorded.
         layers: dormant fraction by tensor; a tensor that cannot tell is absent.
     """
 
     dormant: Dormant
     movement: Movement
     layers: Mapping[str, float] = field(default_factory=dict)
+    masks: MaskOverlap | None = None
 
 
-class Motion:
-    """Remembers a sample of the weights and compares it with that of the next snapshot.
+class MotionTracker:
+    """Remembers a sample of the weights, and masks of it, to compare the next snapshot with.
 
     Args:
         num_samples: size of the sample; None, or more than there are: every in-scope weight.
@@ -125,52 +111,69 @@ class Motion:
     """
 
     def __init__(self, num_samples: int | None = 1_000_000, seed: int = 0) -> None:
-        self.sampler = Sampler(num_samples, seed)
+        self.sampler, self._masks = Sampler(num_samples, seed), MaskHistory()
         self.forget()
 
+    @classmethod
+    def of(cls, num_samples: int | None) -> MotionTracker | None:
+        """One of the size that is asked for; None if that is 0."""
+        return None if num_samples == 0 else cls(num_samples)
+
     def forget(self) -> None:
-        """The next snapshot has none before it: what was done since is not known."""
+        """What moves until the next snapshot is not known: what was done meanwhile is not."""
         self._before: dict[str, torch.Tensor] = {}
         self._clock, self._step = DecayClock(), -1
 
     def compare(
         self,
-        now: Mapping[str, torch.Tensor],
         step: int,
+        sample: Mapping[str, torch.Tensor],
+        mask_thresholds: Sequence[float] = (),
         optimizer: OptimizerReading | None = None,
-        thresholds: Mapping[str, float] | None = None,
+        near_zero: Mapping[str, float] | None = None,
     ) -> Moved:
-        """Compare a sample with that of the last snapshot, and remember it.
+        """Compare a snapshot with the one before, and remember it.
 
         Args:
-            now: what ``sampler`` took of the weights, by name.
             step: optimizer steps done.
+            sample: what ``sampler`` took of the weights, by name.
+            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; empty if
+                that is not known.
             optimizer: what it has done; None if nothing is known of it, as in a replay: shrink
                 and size of the updates are then estimated from the two samples.
-            thresholds: below which a weight is near zero, by name, for the projection of their
+            near_zero: below which a weight is near zero, by name, for the projection of their
                 decay; without them there is none.
         """
         since, before = self._step, self._before
+        num_sampled, masks = sum(map(torch.numel, sample.values())), None
         if optimizer is None:
-            motions = _compared_without_optimizer(before, now, step - since)
+            motions = _compared_without_optimizer(before, sample, step - since)
         else:
-            motions = _compared(before, now, self._clock, optimizer)
+            motions = _compared(before, sample, self._clock, optimizer)
         clock = None if optimizer is None else optimizer.clock
-        self._before, self._clock, self._step = dict(now), clock or DecayClock(), step
-        if not motions:
-            num_sampled = sum(map(torch.numel, now.values()))
-            return _unmeasured(STILL if before else "no earlier look", num_sampled, since)
-        ahead = decay_projection(motions, now, thresholds) if thresholds else None
-        return _moved(motions, since, ahead, is_estimated=optimizer is None)
+        self._before, self._clock, self._step = dict(sample), clock or DecayClock(), step
+        if motions:
+            ahead = decay_projection(motions, sample, near_zero) if near_zero else None
+            moved = _moved(motions, since, ahead, is_estimated=optimizer is None)
+        else:
+            moved = _unmeasured(STILL if before else "no earlier look", num_sampled, since)
+        if mask_thresholds:
+            masks = self._masks.update(step, removed(sample, mask_thresholds), num_sampled)
+        return replace(moved, masks=masks)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sample of the last snapshot; holds tensors of ``num_samples`` values."""
-        return {
+        """Numbers and tensors that ``load_state_dict`` goes on from: ``num_samples`` weights."""
+        motion = {
             "seed": self.sampler.seed,
             "num_samples": self.sampler.num_samples,
             "step": self._step,
             "clock": self._clock.state_dict(),
             "before": dict(self._before),
+        }
+        masks = self._masks.state_dict()
+        return {
+            "motion": motion,
+            "masks": {k: torch.as_tensor(v, device="cpu") for k, v in masks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,14 +182,16 @@ class Motion:
         Raises:
             StateError: a key is missing.
         """
+        motion = state["motion"]
         for key in ("seed", "num_samples", "step", "clock", "before"):
-            if key not in state:
-                raise StateError(f"Expected key {key!r} in the motion's state, got {list(state)}.")
-        size = state["num_samples"]
-        self.sampler = Sampler(None if size is None else int(size), int(state["seed"]))
-        self._clock, self._step = DecayClock(), int(state["step"])
-        self._clock.load_state_dict(state["clock"])
-        self._before = {name: t.clone() for name, t in state["before"].items()}
+            if key not in motion:
+                raise StateError(f"Expected key {key!r} in the motion's state, got {list(motion)}.")
+        size = motion["num_samples"]
+        self.sampler = Sampler(None if size is None else int(size), int(motion["seed"]))
+        self._clock, self._step = DecayClock(), int(motion["step"])
+        self._clock.load_state_dict(motion["clock"])
+        self._before = {name: t.clone() for name, t in motion["before"].items()}
+        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})
 
 
 def _compared(

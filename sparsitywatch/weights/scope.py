@@ -58,18 +58,9 @@ class Scope:
                 empty, or an in-scope parameter cannot be read (sharded, meta, not
                 floating point).
         """
-        named = [(name, p, _storage_key(p)) for name, p in _named_parameters(model)]
-        entries = [_entry(name, p, storage) for name, p, storage in named]
-        modules = _modules(model)
-        decide = _decider(entries, scope, modules)
-
-        def checked(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-            in_scope, reason = decide(name, parameter, names)
-            if in_scope:
-                _check_readable(name, parameter)
-            return in_scope, reason
-
-        decided = cls._decided(named, checked, scope)
+        named = _named_parameters(model)
+        entries = [_entry(name, p, _storage_key(p)) for name, p in named]
+        decided = cls._decided(entries, [p for _, p in named], scope, _modules(model))
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
         buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
@@ -88,21 +79,28 @@ class Scope:
             ScopeError: the preset is unknown, a pattern matches nothing, or the scope is
                 empty.
         """
-        named = [(e.name, e.placeholder(), e.storage or e.name) for e in entries]
-        return cls._decided(named, _decider(entries, scope), scope)
+        return cls._decided(entries, [entry.placeholder() for entry in entries], scope)
 
     @classmethod
     def _decided(
-        cls, named: Sequence[tuple[str, nn.Parameter, object]], decide: Decider, scope: ScopeLike
+        cls,
+        entries: Sequence[Entry],
+        parameters: Sequence[nn.Parameter],
+        scope: ScopeLike,
+        modules: Mapping[str, type[nn.Module]] | None = None,
     ) -> Scope:
+        """About a live model where its ``modules`` are known, else about stored tensors."""
+        decide = _decider(entries, scope, modules)
         by_storage: dict[object, dict[str, nn.Parameter]] = {}
-        for name, parameter, storage in named:
-            by_storage.setdefault(storage, {})[name] = parameter
-        entries = []
+        for entry, parameter in zip(entries, parameters, strict=True):
+            by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
+        ledger = []
         for tied in by_storage.values():
             first, *others = sorted(tied)  # a file may have them in another order
             in_scope, reason = decide(first, tied[first], (first, *others))
-            entries.append(
+            if in_scope and modules is not None:
+                _check_readable(first, tied[first])
+            ledger.append(
                 LedgerEntry(
                     name=first,
                     shape=tuple(tied[first].shape),
@@ -112,9 +110,9 @@ class Scope:
                     aliases=tuple(others),
                 )
             )
-        result = cls(tuple(entries))
+        result = cls(tuple(ledger))
         if result.summary.num_weights == 0:
-            raise ScopeError(_nothing_matched(scope, result.ledger))
+            raise ScopeError(_nothing_matched(scope, ledger))
         return result
 
     def __repr__(self) -> str:
@@ -250,7 +248,7 @@ def _unlike_stored(
     return tuple(sorted(unlike))
 
 
-def _storage_key(parameter: nn.Parameter) -> object:
+def _storage_key(parameter: nn.Parameter) -> Hashable:
     # Empty and meta tensors all share address 0 without being tied.
     if parameter.numel() == 0 or parameter.is_meta:
         return id(parameter)
@@ -279,9 +277,8 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
 def _decider(
     entries: Sequence[Entry],
     scope: ScopeLike,
-    modules: Mapping[str, type[nn.Module]] | None = None,
+    modules: Mapping[str, type[nn.Module]] | None,
 ) -> Decider:
-    """Decides about a live model where its ``modules`` are known, else about stored tensors."""
     layout = Layout(entries, modules)
     if isinstance(scope, str):
         if scope not in PRESETS:
@@ -290,15 +287,14 @@ def _decider(
                 f"predicate (name, parameter) -> bool, got {scope!r}."
             )
         return layout.decider(scope)
+    # a live model has no buffers among its parameters
     known = {e.name for e in entries if modules is not None or layout.kind(e) != "buffer"}
-
     if callable(scope) and not isinstance(scope, type):
         chosen = _filter_decider(scope)
     else:
         chosen = _pattern_decider(sorted(known), _patterns(scope))
 
     def decide(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-        # a live model has no buffers among its parameters
         return chosen(name, parameter, names) if name in known else (False, "buffer")
 
     return decide
