@@ -262,8 +262,8 @@ class MaskOverlap:
     @property
     def scalars(self) -> dict[str, float]:
         """Each overlap by the last part of the name of its series."""
-        pairs = zip(self.level, self.overlap, strict=True)
-        return {f"mask_overlap_{level:g}": overlap for level, overlap in pairs}
+        names = map("mask_overlap_{:g}".format, self.level)
+        return dict(zip(names, self.overlap, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -509,8 +509,10 @@ class Record:
         Args:
             previous: the record before; what holds for it likewise is not said again.
         """
-        known = {} if previous is None else previous._remarks()
-        return [text for kind, text in self._remarks().items() if kind not in known]
+        remarks = self._remarks()
+        for kind in () if previous is None else previous._remarks():
+            remarks.pop(kind, None)
+        return list(remarks.values())
 
     def _remarks(self) -> dict[str, str]:
         """By kind: what goes on is one thing."""
