@@ -262,7 +262,7 @@ class Checkpoint:
 
     def in_byte_order(self, names: Iterable[str]) -> list[str]:
         """Names of tensors as the files have them; KeyError if there is none of one."""
-        return sorted(names, key=lambda name: self._stored[name].position)
+        return sorted(names, key=self._positions.__getitem__)
 
     def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
         """The bytes of a tensor in flat order, a number of whole elements at once.
@@ -307,6 +307,8 @@ class Checkpoint:
     def _set_stored(self, names: Mapping[str, str], stored: Stored) -> None:
         """Take stored tensors under the names that they have here, by those they have there."""
         self._stored: dict[str, StoredTensor] = {}
+        self._positions: dict[str, tuple[str, int]] = {}
+        entries: list[Entry] = []
         for raw, name in names.items():
             one = stored[raw]
             if name in self._stored:
@@ -322,12 +324,14 @@ class Checkpoint:
             if one.entry.name != name:
                 one = replace(one, entry=replace(one.entry, name=name))
             self._stored[name] = one
+            self._positions[name] = one.position
+            entries.append(one.entry)
         if not self._stored:
             raise CheckpointError(
                 f"Cannot read {self.url}: expected tensors, found none in {self.format}. Name the "
                 "file or folder that holds the model's weights."
             )
-        self._entries = tuple(one.entry for one in self._stored.values())
+        self._entries = tuple(entries)
 
     def check_unchanged(self) -> None:
         """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""

@@ -94,7 +94,7 @@ def describe(
     Args:
         found: as ``discover`` gives it.
         scope: which weights would count. One that cannot be decided, or selects nothing, is
-            told in ``scope_problem``: the names to choose from are needed most then.
+            reported in ``scope_problem``: the names to choose from are needed most then.
         storage_options: passed on to fsspec.
 
     Raises:

@@ -49,7 +49,7 @@ class Found:
         url: where it lies; what ``open_checkpoint`` takes.
         step: optimizer steps done; None if nothing says so.
         step_from: "contents" (trainer state or the file itself), "name", or "" without a step.
-        format: how it is stored; empty while that cannot be told.
+        format: how it is stored; empty while that is not known.
         state: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will
             not become readable; "duplicate": another one of the same step is better.
         reason: why the state is not "complete", in one line.
@@ -81,7 +81,7 @@ def discover(
             repositories (``hf://org/model-step_*``).
         storage_options: passed on to fsspec.
         known: by URL, what an earlier call found; taken as it is and neither listed nor opened
-            again where the name tells a step. Other names may be written to again and again.
+            again where the name states a step. Other names may be written to again and again.
         duplicates: "refuse": of several of one step that do not hold the same weights, such as
             one for each rank, none is taken. "first": the first is taken.
 
@@ -234,7 +234,7 @@ def _walk(root: _Place, known: Mapping[str, Found]) -> Iterator[tuple[str, bool]
         except (FileNotFoundError, PermissionError):
             if not folder:
                 raise
-            # removed meanwhile, or none of ours; one of a step is told when it is opened
+            # removed meanwhile, or none of ours; one of a step is reported when it is opened
             if step_of_name(folder) is not None:
                 yield folder.rstrip("/"), True
             continue
@@ -422,7 +422,7 @@ class _Probe:
 _MAKE_WHOLE = (
     "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
     "full state dict of FSDP, or name the folder that has an index of its shards; or give "
-    "`--duplicates first` (duplicates='first') to look at the first part as if it were the model."
+    "`--duplicates first` (duplicates='first') to take the first part for the model."
 )
 #: Tensors that are compared, and bytes of each.
 _NUM_COMPARED, _COMPARED_BYTES = 32, 4096
@@ -461,7 +461,7 @@ def _without_duplicates(
 ) -> list[Found]:
     """Of complete checkpoints of one step the first stays: a whole folder before a file.
 
-    Where others do not hold the same weights, nobody can tell which are those of the step.
+    Where others do not hold the same weights, nobody knows which are those of the step.
     """
     by_step: dict[int, list[Found]] = {}
     for one in ordered:

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 __all__ = ["Part", "is_temporary", "part_of", "path_parts", "step_of_name", "without_temporary"]
 
-#: A sidecar asks for the same names again at each look: so many are remembered.
+#: A sidecar asks for the same names again and again: so many are remembered.
 _NUM_NAMES = 2**16
 #: A link of a chained URL that has no path of its own, such as simplecache.
 _BARE_LINK = re.compile(r"[a-z][a-z0-9_+]*")
@@ -144,7 +144,7 @@ class Part:
 
 @lru_cache(_NUM_NAMES)
 def part_of(url: str) -> Part | None:
-    """What a path states of being a part; its last three components are looked at.
+    """What a path states of being a part; its last three components count.
 
     >>> part_of("run/checkpoint-500_rank0.pt").is_one_of_several
     False

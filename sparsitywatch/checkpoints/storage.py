@@ -244,7 +244,7 @@ class Source(ByteSource):
         url: its URL as it is shown; None: as the file system names it.
 
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
-    in place, as nanoGPT does with ``ckpt.pt``, ends the process that looks at it. So a file
+    in place, as nanoGPT does with ``ckpt.pt``, ends the process that reads it. So a file
     that changes while it is read is noticed instead. ``num_bytes_read`` counts.
 
     Threads may read side by side. Storages that fsspec drives asynchronously serve them all
@@ -283,7 +283,7 @@ class Source(ByteSource):
 
     def _remote_version(self) -> object:
         info = asked(self._what, self.fs.info, self.path)
-        # what a storage tells of a version goes by different names
+        # what a storage says of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
                 "blob_id", "xet_hash")  # fmt: skip
         return {key: info.get(key) for key in keys}

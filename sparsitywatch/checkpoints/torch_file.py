@@ -64,15 +64,32 @@ _COMPOSER = "state"
 _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 
-def read_torch(source: Source, start: bytes | None = None) -> tuple[dict[str, StoredTensor], Any]:
-    """The tensors of the model by name, and all that the file describes.
+def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
+    """The tensors of the model by name, and all that the file describes."""
+    start = source.read(0, min(source.size, len(_LEGACY_START)))
+    tree, nodes, regions = _described(source, start)
+    return stored_tensors(source, nodes, regions), tree
+
+
+def open_torch(source: Source, start: bytes) -> Checkpoint:
+    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict.
 
     Args:
         source: the file.
-        start: its first bytes, where they are known.
+        start: its first bytes.
     """
-    if start is None:
-        start = source.read(0, min(source.size, len(_LEGACY_START)))
+    tree, nodes, regions = _described(source, start)
+    kind = "torch"
+    if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
+        kind = "lightning"
+    elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
+        kind = "composer"
+    step = step_in(tree)
+    return Checkpoint(source.url, kind, stored_tensors(source, nodes, regions), [source], step)
+
+
+def _described(source: Source, start: bytes) -> tuple[Any, dict[Any, Any], dict[str, Region]]:
+    """All that a file describes, the tensors of the model in it, and where storages lie."""
     is_legacy = start.startswith(_LEGACY_START)
     tree, regions = _read_legacy(source) if is_legacy else read_torch_zip(source)
     weights = _search(tree, set())
@@ -85,8 +102,7 @@ def read_torch(source: Source, start: bytes | None = None) -> tuple[dict[str, St
             f"Cannot read {source.url}: expected a state dict, or one under "
             f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
         )
-    nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
-    return stored_tensors(source, nodes, regions), tree
+    return tree, {key: node for key, node in weights.items() if _is_tensor(node)}, regions
 
 
 def _is_tensor(node: Any) -> bool:
@@ -100,7 +116,7 @@ def _is_tensor(node: Any) -> bool:
 def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
     """The first dictionary that holds tensors, under the keys of a model or at the top.
 
-    Each dictionary is looked at once, however often it is mentioned.
+    Each dictionary is searched once, however often it is mentioned.
     """
     if not isinstance(node, dict) or depth == _MAX_DEPTH or id(node) in seen:
         return None
@@ -146,17 +162,6 @@ def step_in(tree: Any) -> int | None:
     return None if node is None else as_step(node)
 
 
-def open_torch(source: Source, start: bytes | None = None) -> Checkpoint:
-    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
-    stored, tree = read_torch(source, start)
-    kind = "torch"
-    if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
-        kind = "lightning"
-    elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
-        kind = "composer"
-    return Checkpoint(source.url, kind, stored, [source], step_in(tree))
-
-
 # ------------------------------------------------------------------ zip archives
 
 #: Largest description that is read. Tensors lie outside of it: a few MB in practice.
@@ -185,7 +190,7 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Region]]:
                 member.file_size,
                 partial(_data_start, source, member),
                 order=member.header_offset,
-                crc=member.CRC or None,  # torch writes 0 where it was told to compute none
+                crc=member.CRC or None,  # torch writes 0 where it was asked to compute none
             )
     if f"{root}byteorder" in members:
         _check_byteorder(source, members[f"{root}byteorder"])
@@ -200,7 +205,7 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Region]]:
 
 
 def _kind_of(members: Collection[str]) -> str:
-    """What an archive is that torch.save did not write, where its records tell."""
+    """What an archive is that torch.save did not write, where its records show it."""
     if any(name.endswith(".npy") for name in members):
         return " (one of numpy)"
     if any(

@@ -1,4 +1,4 @@
-"""The memory promise: a look at the weights takes at most four times the largest tensor."""
+"""The memory promise: counting the weights takes at most four times the largest tensor."""
 
 from __future__ import annotations
 
