@@ -1,4 +1,4 @@
-"""What an earlier replay has left in the log directory, and whether this one may go on from it."""
+"""The offline driver: what is missing in the log is measured, by step, and passed on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.errors import (
     CheckpointError,
@@ -37,67 +38,51 @@ from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import MASK_LEVELS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["Log", "Publisher", "Replayer", "check_same", "is_told", "mask_thresholds", "read_log"]
+__all__ = ["Publisher", "Replayer", "check_same", "mask_thresholds", "read_log"]
 
 
-@dataclass(frozen=True)
-class Log:
-    """What is in a log directory.
-
-    Args:
-        run: what was said once; None for a new log.
-        records: by step.
-        events: as they were reported last.
-    """
-
-    run: RunInfo | None = None
-    records: Sequence[Record] = ()
-    events: Sequence[Event] = ()
-
-    def until(self, step: int) -> Log:
-        """The part up to a step."""
-        return Log(
-            self.run,
-            [record for record in self.records if record.step <= step],
-            [event for event in self.events if event.reported_step <= step],
-        )
-
-
-def read_log(directory: Path | None) -> Log:
-    """What is in ``directory``; nothing if there is no directory, or no record in it.
+def read_log(directory: Path | None) -> Run | None:
+    """What an earlier replay has left in ``directory``; None if there is no record in it.
 
     Raises:
         ConfigurationError: it is the log of a live watch.
         StateError: it is damaged.
     """
     if directory is None:
-        return Log()
-    run, records = read_manifest(directory), read_records(directory)
-    is_live = not run.replayed_from if run is not None else bool(records)
+        return None
+    info, records = read_manifest(directory), read_records(directory)
+    is_live = not info.replayed_from if info is not None else bool(records)
     if is_live:
         raise ConfigurationError(
             f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
             "the log of a live watch. Give another one."
         )
-    if run is None or not records:
-        return Log()
-    return Log(run, records, read_events(directory))
+    return Run(records, read_events(directory), info) if info is not None and records else None
 
 
-def check_same(log: Log, job: Job) -> None:
+def _until(log: Run, step: int) -> Run:
+    """The part of a log up to a step."""
+    return Run(
+        [record for record in log.records if record.step <= step],
+        [event for event in log.events if event.reported_step <= step],
+        log.info,
+    )
+
+
+def check_same(log: Run, job: Job) -> None:
     """Refuse to go on with other settings than those of the log.
 
     Raises:
         ConfigurationError: they differ; says in what.
     """
-    assert log.run is not None  # noqa: S101 for the type checker
-    then, now = log.run.provenance.settings(), job.context.provenance.settings()
+    assert log.info is not None  # noqa: S101 for the type checker
+    then, now = log.info.provenance.settings(), job.context.provenance.settings()
     pairs = {name: (then[name], value) for name, value in now.items()}
     rules = job.settings.near_zero
     logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
     pairs["near_zero"] = (sorted(logged), sorted(rules))
     wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
-    if job.initial_rms is not None and dict(job.initial_rms) != dict(log.run.initial_rms):
+    if job.initial_rms is not None and dict(job.initial_rms) != dict(log.info.initial_rms):
         wrong.append("another initial_rms")
     if wrong:
         raise ConfigurationError(
@@ -106,14 +91,14 @@ def check_same(log: Log, job: Job) -> None:
         )
 
 
-def is_told(log: Log, detectors: Mapping[str, Detector]) -> bool:
+def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
     """Whether the log holds every event that its records do.
 
     A kill between a record and its events leaves it otherwise.
     """
-    assert log.run is not None  # noqa: S101 for the type checker
+    assert log.info is not None  # noqa: S101 for the type checker
     history = History(copy.deepcopy(dict(detectors)))
-    history.initial_rms = dict(log.run.initial_rms)
+    history.initial_rms = dict(log.info.initial_rms)
     history.recall(log.records, log.events)
     late = history.finish_recall()
     return not late.new and not late.revised
@@ -151,7 +136,7 @@ class Publisher:
         self._held: list[tuple[int, str]] = []  # what failed before
         self.last_step = -1
 
-    def go_on(self, log: Log, job: Job) -> None:
+    def go_on(self, log: Run, job: Job) -> None:
         """Take up what is kept of an earlier replay, at least one record, and open the sinks.
 
         Args:
@@ -335,18 +320,18 @@ class Replayer:
         self._job = replace(self._template, scope=scope)
         self._claim.take(over="none")  # nobody may write to what is read here
         log = read_log(self._claim.directory)
-        if log.run is None:
+        if log is None or log.info is None:
             return
         check_same(log, self._job)
-        self._job = replace(self._job, initial_rms=log.run.initial_rms)
-        kept = log.until(self._kept_until(log.records, wanted))
+        self._job = replace(self._job, initial_rms=log.info.initial_rms)
+        kept = _until(log, self._kept_until(log.records, wanted))
         if not kept.records:  # the very first one is new
             self._job = replace(self._job, initial_rms=self._template.initial_rms)
             return
         self._seen.done |= {record.step for record in kept.records}
         is_whole = len(kept.records) == len(log.records)
         has_more = any(one.step > self.last_step for one in wanted)
-        if is_whole and not has_more and is_told(kept, self._detectors):
+        if is_whole and not has_more and _has_all_events(kept, self._detectors):
             self._seen.logged = list(kept.records), list(kept.events)
             return
         self._remember(kept.records, wanted, self._job)
