@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -294,7 +293,7 @@ class OptimizerTrace:
         return OptimizerReading(
             decay_clock=self._start.decay + since.decay,
             lr_clock=self._start.lr + since.lr,
-            lr=weight_averages(np.array([rates]).T, membership, self._scope)[0],
+            lr=weight_averages([rates], membership, self._scope)[0],
             clock=self._clock.copy(),
             membership=membership,
             not_measurable=why_not_measurable(self._optimizer),

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from sparsitywatch.weights.scope import Scope
@@ -96,12 +95,12 @@ class DecayClock:
 
     def copy(self) -> DecayClock:
         """The clock as it stands now."""
-        return DecayClock([replace(g) for g in self.groups])
+        return DecayClock(list(map(replace, self.groups)))
 
     def since(self, earlier: DecayClock) -> list[GroupClock]:
         """What happened to each param group between ``earlier`` and now."""
         before = earlier.groups + [GroupClock()] * (len(self.groups) - len(earlier.groups))
-        return [now.since(then) for now, then in zip(self.groups, before, strict=False)]
+        return list(map(GroupClock.since, self.groups, before))
 
     def reading(self, membership: Mapping[str, int], scope: Scope) -> ClockReading:
         """The sums so far, averaged over the in-scope weights.
@@ -111,7 +110,7 @@ class DecayClock:
                 does not train stand still at 0.
             scope: gives the number of weights per name.
         """
-        sums = np.array([(g.decay, g.lr) for g in self.groups]).reshape(-1, 2)
+        sums = [g.decay for g in self.groups], [g.lr for g in self.groups]
         return ClockReading(*weight_averages(sums, membership, scope))
 
     def state_dict(self) -> list[list[float]]:
@@ -150,25 +149,29 @@ class OptimizerReading:
     masters: frozenset[str] = frozenset()
 
 
-def weight_averages(values: np.ndarray, membership: Mapping[str, int], scope: Scope) -> list[float]:
+def weight_averages(
+    values: Sequence[Sequence[float]], membership: Mapping[str, int], scope: Scope
+) -> list[float]:
     """Numbers of the param groups, averaged over the in-scope weights.
 
     Args:
-        values: float64 [G, K], K numbers per param group.
+        values: K times, one number per param group.
         membership: in-scope name to index of its param group; a name without one counts as 0.
         scope: gives the number of weights per name.
 
     Returns:
         K averages.
     """
-    total, sums = 0, np.zeros(values.shape[1])
+    total, sums = 0, [0.0] * len(values)
     for name, size in scope.sizes:
         total += size
-        group = membership.get(name, len(values))
-        if group < len(values):
-            sums += size * values[group]
-    averages: list[float] = (sums / max(total, 1)).tolist()
-    return averages
+        group = membership.get(name)
+        if group is None:
+            continue
+        for k, one_per_group in enumerate(values):
+            if group < len(one_per_group):
+                sums[k] += size * one_per_group[group]
+    return [weighted / max(total, 1) for weighted in sums]
 
 
 def group_membership(

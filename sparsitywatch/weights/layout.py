@@ -1,4 +1,4 @@
-"""Parameter names as the user wrote them, whatever has been wrapped around the model."""
+"""What the names and shapes of tensors say: what the user called them, and a model's parts."""
 
 from __future__ import annotations
 
@@ -253,7 +253,8 @@ class Layout:
     def decider(self, preset: str) -> Decider:
         """Decides as a preset says."""
         by_name = {entry.name: entry for entry in self.entries}
-        output = None if self.has_blocks else self.output_layer()
+        in_blocks = bool(self._blocks) and preset != "layers"
+        output = None if self._blocks or preset == "layers" else self.output_layer()
 
         def decide(name: str, _: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
             del name  # every name of a storage counts alike
@@ -266,28 +267,18 @@ class Layout:
             out = next((kind for kind in kinds if kind not in _MAY_COUNT), None)
             if out is not None:
                 return False, out  # also a head that is tied to an embedding
-            inside = any(self.in_block(alias) for alias in names)
-            if preset != "layers" and self.has_blocks and not inside:
+            if in_blocks and not any(alias.startswith(self._blocks) for alias in names):
                 return False, "outside the blocks (head, pooler or input layer)"
-            if preset != "layers" and any(self._places[n].module == output for n in names):
+            if any(self._places[n].module == output for n in names):
                 return False, "output layer"
             if preset == "paper" and not any(self._is_nn_linear(by_name[n]) for n in names):
                 return False, "not an nn.Linear"
             if "reparametrized" in kinds:
                 return False, REPARAMETRIZED
-            where = "inside a block" if preset != "layers" and self.has_blocks else "of a layer"
+            where = "inside a block" if in_blocks else "of a layer"
             return True, f"weight {where}{'' if self._is_certain(names) else ', by its name'}"
 
         return decide
-
-    @property
-    def has_blocks(self) -> bool:
-        """Whether there are transformer blocks."""
-        return bool(self._blocks)
-
-    def in_block(self, name: str) -> bool:
-        """Whether a tensor lies inside a block."""
-        return name.startswith(self._blocks)
 
     def kind(self, entry: Entry) -> str:
         """One of ``_MAY_COUNT`` for weights that may count, else why they do not."""
@@ -304,7 +295,7 @@ class Layout:
             if _ROUTER.match(place.own) and place.module.rpartition(".")[0] in self._mixtures:
                 return "router of a mixture of experts"
             return "reparametrized" if place.is_raw else "linear"
-        if dims >= 3 and "bias" not in place.attribute and self.in_block(entry.name):
+        if dims >= 3 and "bias" not in place.attribute and entry.name.startswith(self._blocks):
             return "packed"  # experts of a mixture kept as one tensor
         return layer
 

@@ -208,7 +208,7 @@ def _compared(
     for name, tensor in now.items():
         group = optimizer.membership.get(name, len(done))
         if group < len(done) and done[group].lr > 0.0:
-            found[name] = compare(
+            found[name] = motion_of(
                 float64_of(before[name]),
                 float64_of(tensor),
                 done[group],
@@ -232,7 +232,7 @@ def _compared_without_optimizer(
     eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
     shrink = estimate_shrink(earlier, later, num_steps, eps)
     return {
-        name: compare(
+        name: motion_of(
             earlier[name],
             values,
             shrink.clock,
@@ -330,7 +330,7 @@ class TensorMotion:
 
 
 @np.errstate(all="ignore")  # what is not finite is not dormant
-def compare(
+def motion_of(
     before: np.ndarray,
     now: np.ndarray,
     between: GroupClock,

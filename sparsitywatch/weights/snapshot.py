@@ -241,7 +241,7 @@ def float64_of(*tensors: torch.Tensor) -> np.ndarray:
     found, end = np.empty(sum(map(torch.numel, tensors))), 0
     for tensor in tensors:
         flat, start = tensor.detach().reshape(-1), end
-        end += len(flat)
+        end += flat.numel()
         if flat.dtype is torch.bfloat16:  # the upper half of a float32
             words = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
             found[start:end] = (words << np.uint32(16)).view(np.float32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,7 +55,7 @@ def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
     reading = clock.reading(membership, scope)
     assert reading.decay == pytest.approx(0.7 * lr_sum * 12 / 28)
     assert reading.lr == pytest.approx(lr_sum)
-    (average,) = weight_averages(np.array([[2.0], [9.0]]), {"0.weight": 0}, scope)
+    (average,) = weight_averages([[2.0, 9.0]], {"0.weight": 0}, scope)
     assert average == pytest.approx(2.0 * 12 / 28)
 
 
