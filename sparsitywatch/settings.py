@@ -12,7 +12,7 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_whole
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, near_zero_rules
+from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule, near_zero_rules
 from sparsitywatch.weights.scope import ScopeLike
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ class Settings:
     near_zero: tuple[str, ...] = DEFAULT_RULES
     dormant_samples: int | None = 1_000_000
     sweep: Sweep = field(init=False, repr=False, compare=False)
+    rules: Mapping[str, NearZeroRule] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         mode = self.tolerance_mode
@@ -87,7 +88,8 @@ class Settings:
         rules = near_zero_rules(self.near_zero)
         if not rules:
             raise ConfigurationError("Expected `near_zero` with at least one rule, got none.")
-        object.__setattr__(self, "near_zero", rules)
+        object.__setattr__(self, "rules", rules)
+        object.__setattr__(self, "near_zero", tuple(rules))
         object.__setattr__(self, "pattern", as_pattern(self.pattern))
         object.__setattr__(self, "sweep", _as_sweep(self.levels))
 

@@ -32,7 +32,6 @@ from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
-from sparsitywatch.weights.near_zero import NearZeroRule
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
@@ -113,11 +112,6 @@ class Context:
             pattern=self.settings.pattern.name,
         )
 
-    @cached_property
-    def rules(self) -> dict[str, NearZeroRule]:
-        """The near-zero rules by name."""
-        return {name: NearZeroRule.parse(name) for name in self.settings.near_zero}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -150,7 +144,9 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
     counted = time.perf_counter()
     result, reason = _evaluated(snapshot.step, spectrum, context)
     curve = result.curve if result else None
-    near_zero, near_zero_of = spectrum.near_zero_by_rule(context.rules, context.initial_rms)
+    near_zero, near_zero_of = spectrum.near_zero_by_rule(
+        context.settings.rules, context.initial_rms
+    )
     record = Record(
         step=snapshot.step,
         wall_time=time.time(),
@@ -178,7 +174,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
         cost=Cost(
             stall_s=0.0,
             spectrum_s=counted - started,
-            evaluation_s=time.perf_counter() - counted if _evaluates(context) else 0.0,
+            evaluation_s=time.perf_counter() - counted if result or reason else 0.0,
             num_forwards=result.num_forwards if result else 0,
         ),
         provenance=context.provenance,
@@ -232,7 +228,7 @@ def with_motion(measured: Measured, context: Context) -> Record:
         return record
     near_zero = None  # nothing is projected without a clock
     if optimizer is not None:
-        rule = next(iter(context.rules.values()))
+        rule = next(iter(context.settings.rules.values()))
         near_zero = rule.fixed_thresholds(measured.initial_rms)
     moved = context.motion.compare(
         record.step, measured.sample, measured.mask_thresholds, optimizer, near_zero
@@ -303,41 +299,33 @@ def measure(
     return replace(record, cost=replace(record.cost, stall_s=stall_s))
 
 
-def _evaluates(context: Context) -> bool:
-    return context.proxy is not None and not context.not_evaluated
-
-
 def _evaluated(
     step: int, spectrum: MagnitudeSpectrum, context: Context
 ) -> tuple[SweepResult | None, str]:
     """What the model is worth at many levels, and why that is not known; empty if it is."""
-    if context.model is None or not _evaluates(context):
+    model, proxy, settings = context.model, context.proxy, context.settings
+    if model is None or proxy is None or context.not_evaluated:
         return None, ""
-    try:
-        return _sweep(context.model, spectrum, context), ""
-    except BaseException as error:  # sorted by let_out
-        let_out(error, strict=context.strict)
-        _logger.exception("sparsitywatch: evaluation failed at step %d", step)
-        return None, shown_error(error)
-
-
-def _sweep(model: MaskedModel, spectrum: MagnitudeSpectrum, context: Context) -> SweepResult:
-    proxy, settings = context.proxy, context.settings
-    assert proxy is not None  # noqa: S101 for the type checker
     mode = context.provenance.tolerance_mode
 
     def allowed(dense: float) -> float:
         return allowed_harm(dense, settings.tolerance, mode) + ROUNDING * abs(dense)
 
-    return run_sweep(
-        model,
-        proxy,
-        spectrum,
-        pattern=settings.pattern,
-        sweep=settings.sweep,
-        allowed=allowed,
-        previous=context.previous,
-    )
+    try:
+        result = run_sweep(
+            model,
+            proxy,
+            spectrum,
+            pattern=settings.pattern,
+            sweep=settings.sweep,
+            allowed=allowed,
+            previous=context.previous,
+        )
+    except BaseException as error:  # sorted by let_out
+        let_out(error, strict=context.strict)
+        _logger.exception("sparsitywatch: evaluation failed at step %d", step)
+        return None, shown_error(error)
+    return result, ""
 
 
 def _layer_shares(

@@ -84,16 +84,14 @@ class NearZeroRule:
         return dict.fromkeys(initial_rms, self.factor) if self.kind == "abs" else None
 
 
-def near_zero_rules(rules: Sequence[str]) -> tuple[str, ...]:
-    """The names of some rules, checked.
+def near_zero_rules(rules: Sequence[str]) -> dict[str, NearZeroRule]:
+    """Rules by their names.
 
     Raises:
         ConfigurationError: they are no list of such names.
     """
-    names = tuple(listed("near_zero", rules, "a list of rules such as 'initial_0.1'"))
-    for name in names:
-        NearZeroRule.parse(name)
-    return names
+    names = listed("near_zero", rules, "a list of rules such as 'initial_0.1'")
+    return {name: NearZeroRule.parse(name) for name in names}
 
 
 def thresholds_of(
