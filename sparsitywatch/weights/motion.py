@@ -278,8 +278,8 @@ def _moved(
     if seen < (1.0 - _MAX_UNKNOWN) * total:
         reason, count = reasons.most_common(1)[0]
         where = "" if count == len(motions) else f" in {count} of {len(motions)} tensors"
-        dormant = _unmeasured(reason + where, total, since).dormant
-        return Moved(replace(dormant, estimated=is_estimated), movement, layers)
+        unmeasured = _unmeasured(reason + where, total, since).dormant
+        return Moved(replace(unmeasured, estimated=is_estimated), movement, layers)
     dormant = Dormant(
         fraction=num_dormant / seen,
         num_sampled=seen,
@@ -291,14 +291,14 @@ def _moved(
     return Moved(dormant, movement, layers)
 
 
-def _unmeasured(reason: str, num_sampled: int, since_step: int) -> Moved:
+def _unmeasured(reason: str, num_sampled: int, since: int) -> Moved:
+    """What a snapshot says that cannot be compared with the one before."""
     nan = math.nan
-    return Moved(
-        Dormant(fraction=nan, num_sampled=num_sampled, since_step=since_step, reason=reason),
-        Movement(
-            update_to_weight=nan, sign_flips=nan, num_sampled=num_sampled, since_step=since_step
-        ),
+    dormant = Dormant(fraction=nan, num_sampled=num_sampled, since_step=since, reason=reason)
+    movement = Movement(
+        update_to_weight=nan, sign_flips=nan, num_sampled=num_sampled, since_step=since
     )
+    return Moved(dormant, movement)
 
 
 # ------------------------------------------------------------------ one tensor
@@ -494,13 +494,7 @@ def decay_projection(
 ) -> DecayProjection | None:
     """The share of the weights that is dormant and will be near zero, by the clock's advance.
 
-    Args:
-        motions: of each tensor.
-        now: the same weights, [N] each.
-        thresholds: below which a weight is near zero, by name.
-
-    Returns:
-        None if the decay clock stands still, or a threshold is not known.
+    None if the decay clock stands still, or a threshold of a tensor is not known.
     """
     known: dict[str, TensorMotion] = {}
     total, advance = 0, 0.0
