@@ -1,4 +1,4 @@
-"""Copies of weights in memory of their own; the same sample however weights are held or stored."""
+"""Copies of weights, the same sample however they are held or stored, and parts of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
+from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy, why_not_whole
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 
@@ -164,3 +164,38 @@ def test_the_order_of_a_file_and_other_samplers_change_nothing() -> None:
     first = bits(Sampler(77).take(snapshot))
     assert bits(Sampler(77, seed=1).take(snapshot)) != first
     assert bits(Sampler(77).take(turned)) == first
+
+
+# ------------------------------------------------------------------ is it all here?
+
+
+class FSDPModule(nn.Module):
+    """Known by its name: nothing is imported for it."""
+
+
+def test_a_model_that_is_all_here() -> None:
+    assert why_not_whole(model()) == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "attributes", "said"),
+    [
+        ("0.weight", {"ds_id": 3}, "parameter '0.weight' is partitioned over processes"),
+        ("0.weight", {"_is_flat_param": True}, "parameter '0.weight' is a flattened shard"),
+        ("counts", {"ds_id": 3}, "buffer 'counts' is partitioned over processes"),
+        ("0", {"_tp_size": 2}, "module '0' is split over 2 processes (tensor parallel)"),
+        ("0", {"out_per_partition": 4, "out": 8}, "holds 4 of 8, out_per_partition"),
+    ],
+)
+def test_a_part_of_a_model_is_named(where: str, attributes: dict[str, object], said: str) -> None:
+    net = model()
+    net.register_buffer("counts", torch.zeros(2))
+    owner, _, name = where.rpartition(".")
+    for key, value in attributes.items():
+        setattr(getattr(net.get_submodule(owner), name), key, value)
+    assert said in why_not_whole(net)
+    assert "replay <folder> --follow" in why_not_whole(net)
+
+
+def test_a_model_whose_class_shards_it_is_known_by_name() -> None:
+    assert "the model is sharded over processes (FSDP2" in why_not_whole(FSDPModule())
