@@ -149,19 +149,19 @@ def _of_steps(panel: Panel, run: Run) -> Chart:
 
 def _course(panel: Panel, lines: Sequence[Line], run: Run) -> str:
     """What a screen reader says: the ends of every line."""
-    told = []
+    parts = []
     for line in lines:
         values = run.column(line.series)
         ends = np.flatnonzero(np.isfinite(values))[[0, -1]]
         first, last = (
             f"{number_of(line.series, values[i])} at step {count(run.steps[i])}" for i in ends
         )
-        told.append(f"{line.name}: {first}, {last}")
-    return f"Over the optimizer steps, {panel.unit}. {'; '.join(told)}. The table has all numbers."
+        parts.append(f"{line.name}: {first}, {last}")
+    return f"Over the optimizer steps, {panel.unit}. {'; '.join(parts)}. The table has all numbers."
 
 
 def _strips(run: Run, lines: Sequence[Line]) -> list[_Strip]:
-    """What is told of each snapshot, over the part of the chart that is nearest to it."""
+    """What is shown of each snapshot, over the part of the chart that is nearest to it."""
     chosen = np.arange(len(run.records))
     if len(chosen) > _MAX_STRIPS:
         chosen = np.unique(np.linspace(0, len(chosen) - 1, _MAX_STRIPS).round().astype(int))
@@ -171,10 +171,10 @@ def _strips(run: Run, lines: Sequence[Line]) -> list[_Strip]:
     values = [(line, run.column(line.series)) for line in lines]
     strips = []
     for i, left, right in zip(chosen.tolist(), edges[:-1], edges[1:], strict=True):
-        told = [f"step {count(run.steps[i])}"]
-        told += [f"{line.name}: {number_of(line.series, column[i])}" for line, column in values]
-        told += [] if run.records[i].valid else ["invalid snapshot"]
-        strips.append(_Strip(float(left), float(right), "\n".join(told)))
+        parts = [f"step {count(run.steps[i])}"]
+        parts += [f"{line.name}: {number_of(line.series, column[i])}" for line, column in values]
+        parts += [] if run.records[i].valid else ["invalid snapshot"]
+        strips.append(_Strip(float(left), float(right), "\n".join(parts)))
     return strips
 
 
@@ -330,8 +330,8 @@ def _inline_svg(
         figure: drawn in the style of the page, with one set of axes.
         key: starts every id in it; no other drawing of the page may have it.
         title, description: what a screen reader says.
-        strips: what is told while the pointer is over a part of the axes.
-        marks: what is told of each event that is marked, in their order.
+        strips: what is shown while the pointer is over a part of the axes.
+        marks: what is shown of each event that is marked, in their order.
     """
     buffer = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -46,16 +46,16 @@ def _is_sparse_now(event: Event) -> bool:
 
 def sentences(run: Run, digest: Digest) -> list[Markup]:
     """What to know next, each for itself; what was not measured is said."""
-    told = [*_courses(run, digest), _essential(digest), *_forecast(run), *_trouble(run)]
-    return [*map(escape, run.standing.sentences), *map(_event, run.events), *told]
+    said = [*_courses(run, digest), _essential(digest), *_forecast(run), *_trouble(run)]
+    return [*map(escape, run.standing.sentences), *map(_event, run.events), *said]
 
 
 def snapshots_taken(run: Run) -> Markup:
     """When the snapshots were taken, of how much, and whether during the training."""
-    told = _snapshots(run)
+    said = _snapshots(run)
     if run.replayed_from:
-        told += Markup(" They are of saved checkpoints, read later.")
-    return told
+        said += Markup(" They are of saved checkpoints, read later.")
+    return said
 
 
 def _snapshots(run: Run) -> Markup:

@@ -53,18 +53,18 @@ def render(run: Run) -> str:
     Raises:
         ConfigurationError: there is no record.
     """
-    told = digest(run)
+    summary = digest(run)
     context = {
         "run": run,
         "headline": headline(run),
         "snapshots_taken": snapshots_taken(run),
-        "sentences": sentences(run, told),
-        "figures": _figures(run, told),
+        "sentences": sentences(run, summary),
+        "figures": _figures(run, summary),
         "events": event_rows(run),
         "charts": charts_of(run),
         "invalid": invalid_table(run),
         "provenances": provenances(run),
-        "costs": cost_facts(run, told),
+        "costs": cost_facts(run, summary),
         "ledger": ledger_table(run),
         "viridis": _viridis(),
         "version": __version__,
@@ -96,7 +96,7 @@ def _finalize(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _figures(run: Run, told: Digest) -> list[_Figure]:
+def _figures(run: Run, summary: Digest) -> list[_Figure]:
     """The latest of what matters most."""
     wanted = [
         (f"near_zero/{rule}", "near zero", "of the in-scope weights") for rule in run.rules[:1]
@@ -109,8 +109,8 @@ def _figures(run: Run, told: Digest) -> list[_Figure]:
     ]
     figures = []
     for series, label, remark in wanted:
-        if series in told.series:
-            one = told.series[series]
+        if series in summary.series:
+            one = summary.series[series]
             remark = f"{remark}, at step {one.last_step:,}"
             figures.append(_Figure(label, number_of(series, one.last), remark))
     return figures

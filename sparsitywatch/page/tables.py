@@ -218,27 +218,27 @@ def _cause(event: Event) -> Markup:
         clock = "faster than weight decay alone could"
     elif event.explained_by_decay is None and event.series.startswith("near_zero/"):
         clock = "whether weight decay alone could have done it is not known"
-    told: list[str | Markup] = [text for text in (change, clock) if text] or ["not known"]
+    parts: list[str | Markup] = [text for text in (change, clock) if text] or ["not known"]
     if math.isfinite(event.decay_clock):
-        told.append(Markup("<small>decay clock {}</small>").format(plain(event.decay_clock)))
-    return Markup("<br>").join(told)
+        parts.append(Markup("<small>decay clock {}</small>").format(plain(event.decay_clock)))
+    return Markup("<br>").join(parts)
 
 
 def _since(event: Event, numbers: dict[str, int]) -> Markup:
-    told = []
+    parts = []
     if event.preceded_by:
         number = numbers.get(event.preceded_by)
-        told.append(Markup("announced by {}").format(
+        parts.append(Markup("announced by {}").format(
             f"event {number}" if number else event.preceded_by))  # fmt: skip
     if event.related:
-        told.append(
+        parts.append(
             Markup("seen in {} too").format(
                 "; ".join(describe(series).label for series in event.related)
             )
         )
     if event.reverted_step >= 0:
-        told.append(Markup("half of it gone at step {}").format(count(event.reverted_step)))
-    return Markup("<br>").join(told) if told else Markup("\N{EN DASH}")
+        parts.append(Markup("half of it gone at step {}").format(count(event.reverted_step)))
+    return Markup("<br>").join(parts) if parts else Markup("\N{EN DASH}")
 
 
 # ------------------------------------------------------------------ provenance

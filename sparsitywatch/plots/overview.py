@@ -276,10 +276,10 @@ def _draw_run(axes: Any, name: str, line: _Line) -> None:
 
 
 def _comparison_caption(lines: Sequence[_Line], panels: Sequence[str]) -> list[str]:
-    told = []
+    parts = []
     events = [event for line in lines for event in line.run.events]
     if any({event.series, *event.related} & set(panels) for event in events):
-        told.append("Events of these series: a tick where they began, a dot where they were seen.")
+        parts.append("Events of these series: a tick where they began, a dot where they were seen.")
     if "essential_sparsity/value" in panels:
-        told.append("Shaded: the interval of essential sparsity; no line where not informative.")
-    return told
+        parts.append("Shaded: the interval of essential sparsity; no line where not informative.")
+    return parts

@@ -367,18 +367,18 @@ def foreseen(run: Run) -> list[Foreseen]:
 
 
 def _forecast(run: Run) -> Panel:
-    told = sorted(foreseen(run), key=lambda one: one.due_step)
+    forecasts = sorted(foreseen(run), key=lambda one: one.due_step)
     rule = next((r.forecast.rule for r in run.records if r.forecast is not None), "")
     name = f"near_zero/{rule}"
 
     def draw(axes: Any, run: Run) -> None:
-        due = [one.due_step for one in told]
+        due = [one.due_step for one in forecasts]
         axes.plot(
-            due, [one.fraction for one in told], color=BLACK, linestyle=DASHED, linewidth=1.4,
+            due, [one.fraction for one in forecasts], color=BLACK, linestyle=DASHED, linewidth=1.4,
             gid="foreseen", label="foreseen one unit of the clock before",
         )  # fmt: skip
         axes.fill_between(
-            due, [one.low for one in told], [one.high for one in told],
+            due, [one.low for one in forecasts], [one.high for one in forecasts],
             color=SKY, alpha=0.4, linewidth=0, zorder=1, label="its band",
         )  # fmt: skip
         axes.axvspan(
@@ -396,10 +396,10 @@ def _forecast(run: Run) -> Panel:
         "in ten.",
         unit="% of in-scope weights",
         lines=[Line(series=name, colour=RED, label=f"what came: {describe(name).label}")]
-        if told
+        if forecasts
         else [],
         more=draw,
-        ahead=max((one.due_step for one in told), default=-math.inf),
+        ahead=max((one.due_step for one in forecasts), default=-math.inf),
     )
 
 

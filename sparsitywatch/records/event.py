@@ -36,7 +36,7 @@ class Event:
         baseline: level of the series before the onset, in its own units.
         value: the series at ``detected_step``.
         noise: standard deviation of the series around its baseline; NaN if unknown.
-        id: what tells the event from others of its run; by default ``series@onset_step``.
+        id: what identifies the event in its run; by default ``series@onset_step``.
         trend: "sparsifying" or "densifying", which way the model goes; empty if the direction
             of this series does not say.
         layers: tensors that account for most of the change, most first; empty if unknown.

@@ -23,8 +23,8 @@ class Sink(Protocol):
     event later is given to ``event`` as a new version of it: the same ``id``, and the step
     of the record before as ``revised_step``; the last version counts.
 
-    A sink may also have ``state(WatchState)``: it is told how the watch is, at every snapshot and
-    once a minute, from the training's thread, also while ``write`` runs in another.
+    A sink may also have ``state(WatchState)``: how the watch stands, at every snapshot and once a
+    minute, from the training's thread, also while ``write`` runs in another.
 
     When ``write`` or ``event`` returns, what was given survives a kill of the process. A
     sink may raise: the caller logs the cause and goes on. Nothing is written after

@@ -9,13 +9,13 @@ __all__ = ["MemorySink"]
 
 
 class MemorySink:
-    """Keeps what it is told in lists: for notebooks, and as the fake in tests.
+    """Keeps what it is given in lists: for notebooks, and as the fake in tests.
 
     Attributes:
-        runs: what ``open`` was told, once per call.
-        records, details: what ``write`` was told, item by item of the same snapshot.
-        events: each event that ``event`` was told, in its last version.
-        states: what ``state`` was told.
+        runs: what ``open`` was given, once per call.
+        records, details: what ``write`` was given, item by item of the same snapshot.
+        events: each event that ``event`` was given, in its last version.
+        states: what ``state`` was given.
 
     >>> sink = MemorySink()
     >>> sink.records

@@ -136,7 +136,7 @@ class OptimizerReading:
         lr: the learning rate as it stands, likewise.
         clock: the clocks of the param groups; None if the optimizer cannot be seen.
         membership: in-scope name to index of its param group.
-        not_measurable: why dormant weights cannot be told, by param group; empty if they can.
+        not_measurable: why dormant weights cannot be measured, by param group; empty if they can.
         masters: names whose steps are taken on a copy of higher precision.
     """
 

@@ -35,12 +35,12 @@ __all__ = ["MotionTracker", "Moved", "estimate_shrink", "why_not_measurable"]
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
 DORMANT_TOLERANCE = 1e-3
 #: Where the weights that move do so by less than this times the root of the sum of lr squared
-#: (median), dormant weights cannot be told from slow ones. Ordinary: 0.16 and more; after a
-#: spike of the learning rate: 0.01 to 0.1.
+#: (median), dormant weights cannot be distinguished from slow ones. Ordinary: 0.16 and more; after
+#: a spike of the learning rate: 0.01 to 0.1.
 MIN_SPEED = 0.14
 #: What the weights that move do so by, where nothing could be measured.
 USUAL_SPEED = 0.35
-#: Where more than this share of living weights would pass by chance, nothing is told.
+#: Where more than this share of living weights would pass by chance, nothing is reported.
 MAX_CHANCE = 0.15
 #: A slow tensor can tell after all if this share of its dormant weights passes ten times finer.
 CONCENTRATED = 0.5
@@ -156,7 +156,7 @@ class MotionTracker:
             ahead = decay_projection(motions, sample, near_zero) if near_zero else None
             moved = _moved(motions, since, ahead, is_estimated=optimizer is None)
         else:
-            moved = _unmeasured(STILL if before else "no earlier look", num_sampled, since)
+            moved = _unmeasured(STILL if before else "no earlier snapshot", num_sampled, since)
         if mask_thresholds:
             masks = self._masks.update(step, removed(sample, mask_thresholds), num_sampled)
         return replace(moved, masks=masks)

@@ -85,7 +85,7 @@ def test_the_decay_clock_goes_on_and_motion_begins_anew_with_other_groups() -> N
     # AdamW's own decay of 0.01, then 0.5 for the weights
     assert records[20].decay_clock == pytest.approx(20 * 0.01 * 0.01)
     assert records[50].decay_clock == pytest.approx(20 * 0.01 * 0.01 + 30 * 0.01 * 0.5)
-    assert records[30].dormant.reason == "no earlier look"
+    assert records[30].dormant.reason == "no earlier snapshot"
     assert math.isnan(records[30].movement.update_to_weight)
     assert records[40].movement.since_step == 30
     assert records[40].movement.update_to_weight > 0.0

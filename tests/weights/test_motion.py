@@ -94,7 +94,7 @@ def test_dead_units_are_found_with_and_without_decay(decay: float, steps: int) -
     planted, motion = Planted(decay), MotionTracker()
     first = planted.snapshot(motion).dormant
     assert math.isnan(first.fraction)
-    assert first.reason == "no earlier look"
+    assert first.reason == "no earlier snapshot"
     planted.train(steps)
     moved = planted.snapshot(motion)
     assert moved.dormant.fraction == pytest.approx(0.75, abs=0.02)
