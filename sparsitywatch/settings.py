@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.errors import ConfigurationError, expect, expect_whole
+from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
 from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule, near_zero_rules
@@ -81,8 +81,7 @@ class Settings:
         is_mode = mode is None or (isinstance(mode, str) and mode in ("relative", "absolute"))
         expect(is_mode, "tolerance_mode", "'relative', 'absolute' or None", mode)
         allowed_harm(1.0, self.tolerance, self.mode(higher_is_better=False))  # refuses bad values
-        if not 0.0 < self.confidence < 1.0:
-            raise ConfigurationError(f"Expected `confidence` in (0, 1), got {self.confidence!r}.")
+        expect_number("confidence", self.confidence, lambda c: 0.0 < c < 1.0, "in (0, 1)")
         if self.dormant_samples is not None:
             expect_whole("dormant_samples", self.dormant_samples, 0)
         rules = near_zero_rules(self.near_zero)
@@ -92,6 +91,15 @@ class Settings:
         object.__setattr__(self, "near_zero", tuple(rules))
         object.__setattr__(self, "pattern", as_pattern(self.pattern))
         object.__setattr__(self, "sweep", _as_sweep(self.levels))
+
+    def __repr__(self) -> str:
+        usual = Settings()
+        changed = [
+            f"{name}={getattr(self, name)!r:.60}"
+            for name in sorted(self.names())
+            if getattr(self, name) != getattr(usual, name)
+        ]
+        return f"Settings({', '.join(changed)})"
 
     def mode(self, *, higher_is_better: bool) -> str:
         """The tolerance mode that applies to a value of this direction."""

@@ -46,7 +46,7 @@ def test_a_save_that_failed_does_not_count(caplog) -> None:
     action = SaveCheckpoint(save, max_saves=1)
     pipeline = Pipeline(on_event=[action])
     for step in (5, 5, 7):
-        pipeline._act(pipeline._on_event, at(step))
+        pipeline._call(action, at(step))
     assert saved == [7]
     assert "disk full" in caplog.text
 

@@ -152,7 +152,7 @@ def test_by_several_processes(run: Path, tmp_path: Path) -> None:
         (["--scope", "nothing.*"], "matches"),
         (["--tolerance", "-1"], "tolerance"),
         (["--levels", "0.5,1.5"], "1.5"),
-        (["--confidence", "2"], "Expected `confidence` in (0, 1)"),
+        (["--confidence", "2"], "Expected `confidence` to be in (0, 1)"),
         (["--initial", "nowhere"], "found no run in 'nowhere'"),
     ],
 )

@@ -65,6 +65,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
         "difference": Difference(names[0], 3, "all of it"), "detector": sw.AbruptChange(),
         "rise": sw.DormantRise(), "tracking": sw.Tracking(), "schedule": sw.adaptive(5),
+        "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
+        "jsonl": sw.JsonlSink(folder), "tensorboard": sw.TensorBoardSink(folder),
+        "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
         "pattern": sw.GlobalMagnitude(), "grid": sw.Grid([0.5]), "halving": sw.Bisection([0.5]),
         "invalid": watcher.records[-1].__class__(
             **{**vars(watcher.records[-1]), "valid": False, "reason": "\x1b[2J no\n" * 500}
@@ -78,6 +81,7 @@ def test_whatever_is_public_has_a_repr_of_one_short_line(watched: dict[str, Any]
     for one in watched.values():
         assert repr(one).isprintable()
     public = {getattr(sw, name) for name in sw.__all__ if name[:1].isupper()}
+    public = {one for one in public if not getattr(one, "_is_protocol", False)}
     shown = {type(one) for one in watched.values()}
     assert {t.__name__ for t in public - shown if not issubclass(t, Exception)} == set()
 
@@ -174,6 +178,8 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., object], dict[str, Any]
     curve = {"sparsity": [0.0, 0.5, 1.0], "value": [1.0, 0.9, 0.1]}
     return {
         "watch": (sw.watch, {"model": model, "optimizer": optimizer, "logdir": None}),
+        "measure": (sw.measure, {"model": model}),
+        "Settings": (sw.Settings, {}),
         "Proxy": (sw.Proxy, {"batches": [torch.randn(4, 8)], "value": value}),
         "replay": (sw.replay, {"urls": folder / "checkpoint-1.pt", "logdir": None}),
         "verify": (sw.verify, {"make_training": make_training, "steps": 1, "every": 1}),
@@ -197,7 +203,8 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., object], dict[str, Any]
 
 
 NAMES = (
-    "watch", "Proxy", "replay", "verify", "essential_sparsity", "SparsityCurve", "of",
+    "watch", "measure", "Settings", "Proxy", "replay", "verify",
+    "essential_sparsity", "SparsityCurve", "of",
     "thresholds", "sparsity_at", "near_zero", "AbruptChange", "update", "DormantRise", "Grid",
     "Bisection", "Tracking", "every", "at", "geometric", "adaptive",
 )  # fmt: skip
@@ -213,6 +220,8 @@ def test_a_wrong_argument_is_refused_by_its_name_and_never_an_error_from_inside(
     monkeypatch.chdir(tmp_path)
     function, right = calls(tmp_path)[name]
     arguments = inspect.signature(function).parameters.keys() - {"follow", "watch_arguments"}
+    if "fields" in arguments:
+        arguments = (arguments - {"fields"}) | sw.Settings.names()
     told = [refusal(function, right, name, wrong) for name in arguments for wrong in WRONG]
     assert sum(map(bool, told)) > 5
 
