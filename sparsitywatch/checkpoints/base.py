@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -149,7 +149,7 @@ class StridedTensor(StoredTensor):
             return data.view(shape)
         return data.as_strided(shape, self.stride)
 
-    def chunks(self, buffer: memoryview) -> Iterator[memoryview]:
+    def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
         """Its bytes as they lie, from the first on; each chunk lies in ``buffer``."""
         if self.num_bytes == 0:
             return
@@ -264,7 +264,7 @@ class Checkpoint:
         """Names of tensors as the files have them; KeyError if there is none of one."""
         return sorted(names, key=self._positions.__getitem__)
 
-    def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+    def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of a tensor in flat order, a number of whole elements at once.
 
         Layouts that have no bytes in that order come as one chunk, the whole tensor.
@@ -283,7 +283,9 @@ class Checkpoint:
             return stored.chunks(buffer)
         return self._in_parts(stored, buffer)
 
-    def _in_parts(self, stored: StoredTensor, buffer: memoryview) -> Iterator[memoryview]:
+    def _in_parts(
+        self, stored: StoredTensor, buffer: memoryview
+    ) -> Generator[memoryview, None, None]:
         with reading(self.url, stored.entry.name):
             for part in stored.parts():
                 if isinstance(part, StridedTensor) and part.stride is None:

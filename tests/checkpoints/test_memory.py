@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
+from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 #: Tensors so large that no allocator keeps them when they are freed.
 SIDE, NUM_TENSORS, NUM_THREADS = 3072, 7, 8
@@ -81,3 +83,38 @@ def test_at_most_four_times_the_largest_tensor(
 
     allowed = 4 * LARGEST_BYTES + NUM_THREADS * BYTES_A_THREAD + BYTES_BESIDE
     assert peak_bytes(count) <= allowed < NUM_TENSORS * LARGEST_BYTES
+
+
+def test_who_fails_at_a_whole_tensor_lets_others_read_theirs(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(counting, "MIN_PIECE", 1)
+    begun: list[str] = []
+    both_hold = threading.Event()
+
+    class Failing:
+        def see(self, name: str, tensor: torch.Tensor) -> None:
+            pytest.fail("read at once")
+
+        def see_some(self, name: str, *_: object) -> None:
+            begun.append(name)
+            if len(begun) == 2:
+                both_hold.set()  # and a third one waits to read its own
+            both_hold.wait(60)
+            raise ZeroDivisionError
+
+    torch.save({f"layers.{at}.weight": torch.ones(3, 2).t() for at in range(3)}, tmp_path / "w.pt")
+    with open_checkpoint(tmp_path / "w.pt") as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries(), "matrices")
+        tensors = stored_snapshot(checkpoint, scope, 1).tensors
+        assert isinstance(tensors, LazyTensors)
+        failed: list[BaseException] = []
+
+        def count() -> None:
+            try:
+                MagnitudeSpectrum.of(tensors.tapped(Failing()), num_threads=3)
+            except ZeroDivisionError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=count, daemon=True)
+        thread.start()
+        thread.join(60)
+    assert len(failed) == 1

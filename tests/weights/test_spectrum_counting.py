@@ -7,7 +7,7 @@ import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -290,7 +290,7 @@ class Chunks:
     def in_byte_order(self, names: Iterable[str]) -> list[str]:
         return sorted(names)
 
-    def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+    def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         self.begun.append(name)
         tensor = self.tensors[name.removeprefix("stored.")]
         words = tensor.contiguous().reshape(-1)
@@ -373,7 +373,7 @@ def test_after_a_failure_nothing_more_is_read(monkeypatch) -> None:
             emptied.set()
 
     class Damaged(Chunks):
-        def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+        def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
             if name == "stored.000":
                 self.begun.append(name)
                 raise CheckpointError("damaged")

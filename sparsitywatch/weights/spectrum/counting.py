@@ -17,8 +17,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
 
@@ -339,7 +340,7 @@ class Store(Protocol):
     def in_byte_order(self, names: Iterable[str]) -> list[str]:
         """Names of tensors in the order in which they are best read."""
 
-    def chunks(self, name: str, buffer: memoryview) -> Iterator[memoryview]:
+    def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of a tensor in flat order, a number of whole weights at once.
 
         Args:
@@ -422,17 +423,19 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
         storage, num_added, first = storages[name], 0, 0
         table = counter.table(storage)
         found: list[Histogram] = []
-        for chunk in store.chunks(stored_name, buffers.own):
-            words = np.frombuffer(chunk, f"u{storage.num_bytes}")
-            for tap in tensors.taps:
-                tap.see_some(name, first, words)
-            first += len(words)
-            for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
-                if num_added + len(part) > MAX_ADDED:
-                    found.append(table.take())
-                    num_added = 0
-                table.add(part)
-                num_added += len(part)
+        # closed whatever happens here: the next one may wait for what it holds
+        with closing(store.chunks(stored_name, buffers.own)) as chunks:
+            for chunk in chunks:
+                words = np.frombuffer(chunk, f"u{storage.num_bytes}")
+                for tap in tensors.taps:
+                    tap.see_some(name, first, words)
+                first += len(words)
+                for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
+                    if num_added + len(part) > MAX_ADDED:
+                        found.append(table.take())
+                        num_added = 0
+                    table.add(part)
+                    num_added += len(part)
         return sum(found, table.take())
 
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
