@@ -1,4 +1,17 @@
-"""Events posted to a URL, behind the training and never in its way."""
+"""What is done when an event is seen: functions of the event, for ``on_event``.
+
+::
+
+    sw.watch(..., on_event=[
+        sw.actions.log_event,                          # the default
+        sw.actions.Webhook("https://example.com/hook"),
+        sw.actions.SaveCheckpoint(lambda event: save(model, f"at-{event.detected_step}.pt")),
+    ])
+
+Actions run in the training's thread, one after the other; a webhook posts behind it. One that
+raises is logged and the training goes on. One that has ``close`` is closed with the watch. An event
+that a resumed run knows from its log, or that is only revised, calls no action again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exception tree.
+"""What goes wrong: the exceptions, the checks of arguments, and where a fault of the watch ends.
 
 ::
 
@@ -15,6 +15,22 @@
 
 Every message says what was expected, what came, where, and what to do. Logins, signatures and
 control characters are left out of it (``shown.py``), whoever wrote it.
+
+Once a watch is attached, its faults end in ``boundary``:
+
+=====================================  ===========================================================
+exception                              where it goes
+=====================================  ===========================================================
+``Exception``                          ends here: logged, the record is invalid or the watch off
+``SystemExit``                         ends here: a value function or a sink ends no training
+raised by a handler of a signal        to the training, whatever its class: the user asked for it
+``KeyboardInterrupt``                  to the training
+any other ``BaseException``            to the training: made to pass ``except Exception``, such as
+                                       ``GeneratorExit``, ``CancelledError``, a test's ``fail``
+=====================================  ===========================================================
+
+What goes to the training leaves by every ``finally`` on its way: the weights, flags, buffers and
+generators are as they were before it arrives.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The bits of things: what tensors, numbers and state dicts are compared by."""
+"""``sw.verify``: the same training with and without a watch, and which bits differ.
+
+The file is not called verify.py, for then ``sparsitywatch.verify`` would be the module or the
+function, depending on which of them was imported last.
+"""
 
 from __future__ import annotations
 

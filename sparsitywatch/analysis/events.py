@@ -99,6 +99,14 @@ def _fraction(layer: LayerShare, series: str) -> float:
 
 
 # ------------------------------------------------------------------ whether decay explains it
+#
+# A weight without gradient shrinks as exp(-clock). It is near zero, |w| <= t, once it was below
+# t * exp(clock) before. So between two snapshots decay alone takes a near-zero fraction f at most
+# to f * exp(d), d being what the clock advanced, where small weights are no rarer than larger ones,
+# as in every bell-shaped distribution. Growth above that bound has another cause: pruning, a
+# penalty, a jump. That growth could be decay's is no proof: weights that decay alone moves are
+# dormant, and where next to none are, nothing is claimed. The clock is an average over the in-scope
+# weights: where param groups decay at very different rates, a tensor may outrun it.
 
 #: Standard deviations by which one snapshot may exceed the bound, and all together.
 _NOISE_FACTOR = 4.0
@@ -156,6 +164,13 @@ def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> 
 
 
 # ------------------------------------------------------------------ what moved
+#
+# A change of scale multiplies every magnitude of a tensor by one factor: a fixed threshold then
+# counts other weights, and nothing else happens. A change of shape moves some weights and not
+# others. What the scale alone would have done is the share of weights that were below
+# threshold / factor before. The factor is the ratio of the root mean squares of those weights that
+# are not near zero by the rule that is relative to the present root mean square: it does not move
+# when a part of the weights goes to zero, and is exact when all are multiplied.
 
 #: Share of a change at which the other cause is left unmentioned.
 _MOST = 0.75

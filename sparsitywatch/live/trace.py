@@ -1,4 +1,4 @@
-"""What can be asked of an optimizer, whatever wraps it."""
+"""The optimizer of a training: its steps, who takes its place, and its clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a replay gives back."""
+"""Which checkpoints a replay measures, in which order and when, and what it gives back."""
 
 from __future__ import annotations
 

@@ -408,7 +408,9 @@ class DormantRise:
     """Watches the dormant fraction, ``motion/dormant``: units die, long before weights shrink.
 
     There is an event when two snapshots in a row are ``min_effect`` above, and ``ratio`` times,
-    what is expected, or one snapshot is above it by twice as much. Expected is the share of living
+    what is expected, or one snapshot is above it by twice as much. A generic detector is of little
+    use here: the series grows so evenly once units die that its own past explains it, and without
+    dead units it drifts with the learning rate. Expected is the share of living
     weights that passes by chance, or the running floor of the series if that is higher: units
     that were dead before the watch began are no change.
 
