@@ -1,9 +1,9 @@
 """What the names and shapes of tensors say: what the user called them, and a model's parts.
 
 Where the blocks are and which layer makes the output is read off names and shapes alone, in
-whatever order they come: a file does not keep that of the model. What kind of layer a tensor belongs
-to its module's class says where there is a model; else how people name such layers, and the shapes
-beside it.
+whatever order they come: a file does not keep that of the model. Where there is a model, a module's
+class says what kind of layer its tensors belong to. Else it is how people name such layers, and the
+shapes beside it.
 """
 
 from __future__ import annotations
