@@ -11,6 +11,7 @@
     ├── CheckpointError (also ValueError)      a checkpoint that cannot be read or is refused
     │   └── IncompleteCheckpointError          one that is not, or not yet, all there
     ├── MeasurementError (also RuntimeError)   a measurement that failed or cannot be trusted
+    ├── RanksError (also RuntimeError)         ranks that watch together have lost each other
     └── MissingExtraError (also ImportError)   an optional dependency is not installed
 
 Every message says what was expected, what came, where, and what to do. Logins, signatures and
@@ -55,6 +56,7 @@ __all__ = [
     "MeasurementError",
     "MissingExtraError",
     "ProxyError",
+    "RanksError",
     "ScopeError",
     "SparsityWatchError",
     "StateError",
@@ -69,6 +71,7 @@ __all__ = [
     "expect_path",
     "expect_whole",
     "is_number",
+    "is_out_of_memory",
     "let_out",
     "listed",
     "note_signal_handlers",
@@ -116,6 +119,10 @@ class IncompleteCheckpointError(CheckpointError):
 
 class MeasurementError(SparsityWatchError, RuntimeError):
     """A measurement that failed or contradicts itself; its record is marked invalid."""
+
+
+class RanksError(SparsityWatchError, RuntimeError):
+    """Ranks that watch together are at different places, or one does not answer any more."""
 
 
 class MissingExtraError(SparsityWatchError, ImportError):
@@ -215,6 +222,18 @@ def _callers() -> Iterator[FrameType]:
 
 #: Longest repr of what came that a message repeats.
 _LONGEST = 80
+
+
+#: What torch's CPU allocators say in a plain RuntimeError.
+_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, on whatever device."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds:  # torch's, not imported here
+        return True
+    return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
 
 
 def expect(is_good: object, name: str, what: str, came: object) -> None:

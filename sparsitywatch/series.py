@@ -175,6 +175,11 @@ SERIES = (
     Series("weights/num_nan", "count", "weights that are NaN",
            "In-scope weights that are NaN.",
            "num_nan", only="was_read"),
+    Series("weights/num_ranks_differing", "count", "ranks that hold other weights than most",
+           "Ranks that ought to hold the same weights as others and do not, to the last bit: a "
+           "flipped bit, a step that one of them did not take. Only where several ranks watch "
+           "together and hold replicas.",
+           "replicas.num_differing", only="was_read"),
     Series("weights/num_inf", "count", "weights that are infinite",
            "In-scope weights that are infinite.",
            "num_inf", only="was_read"),

@@ -507,7 +507,7 @@ def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -
 
 #: Two ranks that have a process group, by what is unusual: a script, and what has to come.
 RANKED: dict[str, tuple[str, str]] = {
-    "DDP, nothing unusual": ("train(with_extra(lambda x: x))", "3 valid"),
+    "DDP, nothing unusual": ("train(with_extra(lambda x: x))", "3 valid, on both ranks"),
     "SyncBatchNorm": (
         """
         model = Net()
@@ -516,7 +516,7 @@ RANKED: dict[str, tuple[str, str]] = {
         norm.forward = lambda x: x if norm.training else nn.SyncBatchNorm.forward(norm, x)
         train(model)
         """,
-        "3 valid",
+        "3 valid, on both ranks",
     ),
     "a collective of a group of one": (
         """
@@ -526,15 +526,15 @@ RANKED: dict[str, tuple[str, str]] = {
             return x
         train(with_extra(alone))
         """,
-        "3 valid",
+        "3 valid, on both ranks",
     ),
-    "all_gather in forward": ("train(with_extra(gather))", "refused: it began"),
+    "all_gather in forward": ("train(with_extra(gather))", "3 valid, on both ranks"),
     "all_gather of torch.distributed.nn": (
         """
         import torch.distributed.nn
         train(with_extra(lambda x: x + 0 * sum(dist.nn.all_gather(x))))
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a functional collective": (
         """
@@ -542,7 +542,7 @@ RANKED: dict[str, tuple[str, str]] = {
         group = dist.group.WORLD
         train(with_extra(lambda x: x + 0 * funcol.all_reduce(x.detach(), "sum", group)))
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a collective inside torch.compile": (
         """
@@ -553,7 +553,7 @@ RANKED: dict[str, tuple[str, str]] = {
         )
         train(with_extra(compiled), steps=1)
         """,
-        "refused: it began",
+        "1 valid, on both ranks",
     ),
     "a collective in a thread of the forward": (
         """
@@ -564,7 +564,7 @@ RANKED: dict[str, tuple[str, str]] = {
             return x
         train(with_extra(in_thread))
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a collective whose error the forward catches": (
         """
@@ -576,7 +576,7 @@ RANKED: dict[str, tuple[str, str]] = {
             return x
         train(with_extra(careful))
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "send and recv in forward": (
         """
@@ -586,7 +586,7 @@ RANKED: dict[str, tuple[str, str]] = {
             return x
         train(with_extra(swap))
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a DDP inside, with buffers to broadcast": (
         """
@@ -596,15 +596,15 @@ RANKED: dict[str, tuple[str, str]] = {
         alive.append(model)
         train(model)
         """,
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a barrier in forward": (
         "train(with_extra(lambda x: (dist.barrier(), x)[1]))",
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "a group made in forward": (
         "train(with_extra(lambda x: (dist.new_group([0, 1]), x)[1]))",
-        "refused: it began",
+        "3 valid, on both ranks",
     ),
     "collectives only from the second step on": (
         """
@@ -612,7 +612,7 @@ RANKED: dict[str, tuple[str, str]] = {
         model = with_extra(lambda x: gather(x) if late else x)
         train(model, before=lambda step: step == 1 and late.append(1))
         """,
-        "1 valid, 2 communicate",
+        "3 valid, on both ranks",
     ),
     "FSDP2, only the head": (
         """
@@ -621,7 +621,7 @@ RANKED: dict[str, tuple[str, str]] = {
         fully_shard(model.head)
         train(model, scope=["body.*.weight"])
         """,
-        "refused: sharded over",
+        "3 valid, on both ranks",
     ),
     "FSDP2, only the head, no proxy": (
         """
@@ -630,7 +630,7 @@ RANKED: dict[str, tuple[str, str]] = {
         fully_shard(model.head)
         train(model, scope=["body.*.weight"], proxy=None)
         """,
-        "refused: sharded over",
+        "3 valid, on both ranks",
     ),
     "FSDP1, one root wrapper": (
         """
@@ -658,7 +658,7 @@ RANKED: dict[str, tuple[str, str]] = {
         model.table.grad = torch.zeros_like(model.table)
         train(model, scope=["body.*.weight"])
         """,
-        "refused: DTensor",
+        "3 valid, on both ranks",
     ),
     "ZeRO-3": (
         """
@@ -682,7 +682,7 @@ RANKED: dict[str, tuple[str, str]] = {
         model = Net()
         train(model, before=lambda step: step == 1 and fully_shard(model.head))
         """,
-        "1 valid, 2 sharded",
+        "1 valid, 2 sharded, on both ranks",
     ),
     "a pipeline whose ranks hold other parts": (
         "train(Net().body if rank else Net().head, proxy=None)",
@@ -748,11 +748,11 @@ def came_of(lines: list[str], scenario: str = "") -> str:
         for what, word in (
             ("valid", "valid"),
             ("communicate", "a forward without communication"),
-            ("sharded", "sharded over"),
+            ("sharded", "as at attach"),
         )
         if (number := sum(word in reason for reason in reasons.split("; ")))
     ]
-    also = "" if other == "[1] records: " else ", and rank 1 watched"
+    also = "" if other == "[1] records: " else ", on both ranks"
     return ", ".join(counted or [reasons]) + also
 
 

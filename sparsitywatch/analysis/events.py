@@ -22,6 +22,7 @@ __all__ = [
     "Changes",
     "EventTracker",
     "accountable_layers",
+    "disagreement",
     "explained",
     "explained_by_decay",
     "what_moved",
@@ -57,6 +58,30 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         layers=accountable_layers(compared[0], now, event.series),
         change=what_moved(compared[0], now, event.series, initial_rms),
         before_step=compared[0].step,
+    )
+
+
+def disagreement(record: Record, before: Record | None) -> Event | None:
+    """The event of replicas that differ; None where they agree, or differed before in the same way.
+
+    Args:
+        before: the record of the snapshot before; None if there was none.
+    """
+    now, then = record.replicas, None if before is None else before.replicas
+    if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
+        return None
+    return Event(
+        kind="replicas",
+        series="weights/num_ranks_differing",
+        direction="up",
+        onset_step=record.step,
+        onset_low=-1 if before is None else before.step,
+        detected_step=record.step,
+        baseline=float(then.num_differing) if then is not None else 0.0,
+        value=float(now.num_differing),
+        layers=now.tensors,
+        ranks=now.ranks,
+        before_step=-1 if before is None else before.step,
     )
 
 

@@ -207,7 +207,8 @@ class _Lines:
         self._print("record", step=record.step, valid=record.valid, series=record.series())
 
     def event(self, event: Event) -> None:
-        self._print("event", **json.loads(to_json(event)))
+        fields = json.loads(to_json(event))
+        self._print("event", event_kind=fields.pop("kind"), **fields)
 
     def failure(self, failure: Failure) -> None:
         self._print("failure", **_fields(failure))

@@ -1,20 +1,27 @@
-"""Which process of a distributed training watches, and whether the others hold the same model."""
+"""Which ranks of a distributed training watch: all of them together, or rank 0 alone."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import hashlib
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from typing import Any
 
 from torch import distributed, nn
 
-__all__ = ["Replicas", "why_another_rank_watches", "why_only_a_stage"]
+from sparsitywatch.errors import ScopeError
+from sparsitywatch.weights.scope import is_sharded
+from sparsitywatch.weights.shards import Ranks
+
+__all__ = ["Companions", "join", "why_another_rank_watches", "why_only_a_stage"]
 
 _logger = logging.getLogger("sparsitywatch")
-_calls: Counter[str] = Counter()  # of Replicas by place, on this rank
+_calls: Counter[str] = Counter()  # of join by place, on this rank
 
 
 def why_another_rank_watches() -> str:
@@ -63,46 +70,141 @@ def why_only_a_stage(model: nn.Module) -> str:
     return ""
 
 
-class Replicas:
-    """Whether the ranks that attach to one place hold models of the same shapes.
+#: Seconds that a rank waits at the attach for others whose models are whole: rank 0 can do alone.
+PATIENCE_S = 10.0
+#: For others without whom there is no whole model; and for their part in what is done together.
+_LONG_PATIENCE_S = 300.0
+_POLL_S = 0.01
+_TOGETHER, _ALONE = "together", "alone"
 
-    Each rank leaves a description at the store of the default process group and reads what is
-    there of the others, without waiting: no rank has to call, and none is waited for.
+
+class Companions:
+    """The ranks that watch together, as one of them sees it.
 
     Args:
-        model: of this rank.
-        place: what the calls of all ranks have in common, such as the log directory.
+        store: of the default process group.
+        prefix: of what they leave there.
     """
 
-    def __init__(self, model: nn.Module, place: str) -> None:
-        _calls[place] += 1
-        self._prefix = f"sparsitywatch/{_calls[place]}/{place}"
-        shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in model.named_parameters())
-        self._own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
-        self._unknown: set[int] = set()
-        self._store: Any = None
-        if distributed.is_available() and distributed.is_initialized():
-            self._store = distributed.distributed_c10d._get_default_store()
-            self._unknown = {*range(distributed.get_world_size())} - {distributed.get_rank()}
-            self._store.set(f"{self._prefix}/{distributed.get_rank()}", self._own)
+    def __init__(self, store: Any, prefix: str) -> None:
+        wait = dt.timedelta(seconds=_LONG_PATIENCE_S)
+        self.front, self.behind = (
+            # CPU tensors, whatever the training sends by; a thread each, so that neither waits
+            Ranks(distributed.new_group(backend="gloo", timeout=wait))
+            for _ in ("in the training's thread", "behind it")
+        )
+        self._store, self._key = store, f"{prefix}/left"
+
+    def leave(self, why: str) -> None:
+        """Say that this rank takes part in nothing any more; others see it before they wait."""
+        with contextlib.suppress(RuntimeError):  # the process with the store has ended
+            self._store.compare_set(self._key, "", f"rank {self.front.rank}: {why}")
+
+    def gone(self) -> str:
+        """Who takes part no more, and why; empty if nobody left."""
+        try:
+            left = self._store.check([self._key])
+            return self._store.get(self._key).decode() if left else ""
+        except RuntimeError as error:
+            return f"the process with the ranks' store has ended ({error})"
+
+
+class Latecomers:
+    """Ranks that attach after this one has begun alone: they should hold the same model.
+
+    Args:
+        store: of the default process group.
+        prefix: of what they leave there.
+        own: of this rank's model.
+        unknown: ranks that have not come yet.
+    """
+
+    def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
+        self._store, self._prefix, self._own, self._unknown = store, prefix, own, unknown
 
     def why_different(self) -> str:
         """Which rank holds another model than this one, as far as is known; empty if none."""
         try:
             for rank in sorted(self._unknown):
-                key = f"{self._prefix}/{rank}"
-                if not self._store.check([key]):
-                    continue
-                self._unknown.discard(rank)
-                if self._store.get(key).decode() != self._own:
-                    return (
-                        f"rank {rank} holds parameters of other names or shapes than this one, so "
-                        "that none of them holds the whole model (a stage of a pipeline, or a "
-                        "shard). Watch the checkpoints instead: `sparsitywatch replay <folder> "
-                        "--follow`. If each rank trains a model of its own, attach on one rank "
-                        "only, or give each a `logdir` of its own."
-                    )
+                if self._store.check([f"{self._prefix}/{rank}"]):
+                    self._unknown.discard(rank)
+                    if self._store.get(f"{self._prefix}/{rank}").decode() != self._own:
+                        return _other_model(rank)
         except RuntimeError as error:  # the process with the store has ended
             _logger.info("sparsitywatch: cannot ask which models other ranks hold: %s", error)
             self._unknown.clear()
         return ""
+
+
+def join(model: nn.Module, place: str) -> Companions | Latecomers | None:
+    """The ranks that attach at this place, once all of them have come.
+
+    Where others do not come and this rank holds the whole model, rank 0 watches alone.
+
+    Args:
+        model: of this rank.
+        place: what the calls of all ranks have in common, such as the log directory.
+
+    Returns:
+        Who watches together; or, where this process watches alone, who may still come. None
+        without other ranks.
+
+    Raises:
+        ScopeError: the ranks hold different models, or parts of one and some have not come.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    if size == 1:
+        return None
+    _calls[place] += 1
+    store: Any = distributed.distributed_c10d._get_default_store()
+    prefix = f"sparsitywatch/{_calls[place]}/{place}"
+    parameters = dict(model.named_parameters())
+    shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
+    own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+    is_part = any(map(is_sharded, parameters.values()))
+    store.set(f"{prefix}/{rank}", own)
+    outcome = _met(store, prefix, rank, size, _LONG_PATIENCE_S if is_part else PATIENCE_S)
+    if outcome == _TOGETHER:
+        return Companions(store, prefix)
+    if outcome != _ALONE:
+        raise ScopeError(f"Expected a model that this process holds all of, but {outcome}")
+    if is_part:
+        raise ScopeError(
+            "Expected `sw.watch` on every rank, since each holds a part of the model, but some "
+            f"have not called it within {_LONG_PATIENCE_S:.0f} s (with logdir={place!r})."
+        )
+    if rank == 0:
+        _logger.warning(
+            "sparsitywatch: other ranks have not called `sw.watch` within %.0f s, so rank 0 "
+            "watches alone. Call it on every rank to share the evaluation, and to compare "
+            "the replicas.",
+            PATIENCE_S,
+        )
+    return Latecomers(store, prefix, own, set(range(size)) - {rank})
+
+
+def _met(store: Any, prefix: str, rank: int, size: int, patience_s: float) -> str:
+    """What becomes of the ranks' meeting; one of them decides, once, for all."""
+    key, ends = f"{prefix}/outcome", time.monotonic() + patience_s
+    others = [f"{prefix}/{other}" for other in range(size)]
+    while True:
+        if rank == 0 and store.check(others):
+            marks = [store.get(other).decode() for other in others]
+            odd = next((r for r, mark in enumerate(marks) if mark != marks[0]), 0)
+            return str(store.compare_set(key, "", _other_model(odd) if odd else _TOGETHER).decode())
+        if store.check([key]):
+            return str(store.get(key).decode())
+        if time.monotonic() > ends:
+            return str(store.compare_set(key, "", _ALONE).decode())
+        time.sleep(_POLL_S)
+
+
+def _other_model(rank: int) -> str:
+    return (
+        f"rank {rank} holds parameters of other names or shapes than rank 0, so that none of them "
+        "holds the whole model (a stage of a pipeline, or a shard). Watch the checkpoints instead: "
+        "`sparsitywatch replay <folder> --follow`. If each rank trains a model of its own, attach "
+        "on one rank only, or give each a `logdir` of its own."
+    )

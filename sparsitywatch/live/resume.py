@@ -21,7 +21,7 @@ from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, 
 from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["begin", "check_state", "recall_proxy"]
+__all__ = ["begin", "check_state", "recall_proxy", "run_info"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -67,6 +67,8 @@ def recall_proxy(directory: Path | None, context: Context, wanted: str) -> Conte
     proxy = context.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
         return context
+    if proxy.ranks is not None:  # each has batches of its own, of which the log kept one rank's
+        return context
     file = _kept_batches(directory, wanted)
     if not file.is_file():
         return context
@@ -105,16 +107,21 @@ def begin(
             context, why = _take_up(claim.directory, initial_step, context, pipeline, trace)
         if why:
             claim.set_aside(why)
-    info = RunInfo(
+    info = run_info(initial_step, context)
+    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
+    if claim.directory is not None and context.proxy is not None:
+        _keep_batches(claim, context.proxy)
+    return context
+
+
+def run_info(initial_step: int, context: Context) -> RunInfo:
+    """What a log says once."""
+    return RunInfo(
         initial_step=initial_step,
         provenance=context.provenance,
         ledger=context.scope.ledger,
         initial_rms=context.initial_rms,
     )
-    pipeline.open(info, lambda record: _detail(claim.directory, record.step))
-    if claim.directory is not None and context.proxy is not None:
-        _keep_batches(claim, context.proxy)
-    return context
 
 
 def _claimed(claim: Claim, initial_step: int) -> bool:

@@ -132,6 +132,10 @@ class Adaptive:
         """Whether a snapshot is due at ``step``."""
         return self._usually(step) or (step <= self._until and self._closely(step))
 
+    def may_be_due(self, step: int) -> bool:
+        """Whether a snapshot is due at ``step``, or were after an alert."""
+        return self._usually(step) or self._closely(step)
+
     def alert(self, step: int) -> None:
         """Something may be going on at ``step``: more snapshots from here on, for a while."""
         self._until = max(self._until, step + self._while_steps)
@@ -442,6 +446,7 @@ class BudgetedSchedule:
         self._num_steps = 0
         self._last_due, self._interval = -1, 0  # the latest step that was due, how long after
         self._explained: set[str] = set()
+        self._asked_step, self._may_be_due = -1, False  # a schedule may remember what it was asked
 
     def due(self, step: int, *, is_busy: bool) -> Due:
         """What to measure after ``step``, an optimizer step that was just taken.
@@ -452,7 +457,9 @@ class BudgetedSchedule:
         """
         self.budget.start()
         self._num_steps += 1
-        if not self._schedule(step):
+        is_due = self._schedule(step)
+        self._asked_step, self._may_be_due = step, bool(is_due)
+        if not is_due:
             return Due.NOTHING
         self._interval = step - self._last_due if self._last_due >= 0 else self._num_steps
         self._last_due = step
@@ -467,6 +474,17 @@ class BudgetedSchedule:
             return Due.NOTHING
         self.budget.settle(evaluated=evaluates)
         return Due.EVERYTHING if evaluates or not self.budget.evaluates else Due.WEIGHTS
+
+    def may_be_due(self, step: int) -> bool:
+        """Whether ranks that have seen the same or less could want a snapshot after ``step``.
+
+        The same on every rank: alerts, which may reach one of them earlier, do not count.
+        """
+        if isinstance(self._schedule, Adaptive):
+            return self._schedule.may_be_due(step)
+        if step != self._asked_step:
+            self._asked_step, self._may_be_due = step, bool(self._schedule(step))
+        return self._may_be_due
 
     def miss(self, steps: range) -> None:
         """Steps that were not seen when they were taken: what was due is left out."""

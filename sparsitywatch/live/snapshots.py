@@ -19,6 +19,7 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
+from sparsitywatch.weights.shards import Ranks, gathered
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 
 __all__ = ["Background", "SnapshotTaker", "Taken"]
@@ -130,6 +131,7 @@ class SnapshotTaker:
         trace: what the optimizer does.
         overhead: the share of the wall time that the watch has taken when it is asked; of
             seconds that are being spent behind the training.
+        behind: the ranks that measure together behind the training; None without other ranks.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class SnapshotTaker:
         pipeline: Pipeline,
         trace: OptimizerTrace,
         overhead: Callable[[float], float],
+        behind: Ranks | None = None,
     ) -> None:
+        self._behind = behind
         self._model, self._pipeline, self._trace = model, pipeline, trace
         self.context = context
         self._overhead = overhead
@@ -162,7 +166,12 @@ class SnapshotTaker:
         snapshot, reading = self._read(step)
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
-            motion.compare(step, motion.sampler.take(snapshot), optimizer=reading)
+            shards, ranks = self.context.shards, self.context.ranks
+            if shards is None or ranks is None:
+                sample = motion.sampler.take(snapshot)
+            else:
+                sample = gathered(motion.sampler, snapshot, shards, ranks)
+            motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:
             self._copy.take(snapshot)
 
@@ -251,7 +260,7 @@ class SnapshotTaker:
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, context)
             return lambda: outcome
-        context = replace(context, optimizer=reading, num_threads=1)
+        context = replace(context, optimizer=reading, num_threads=1, ranks=self._behind)
 
         def measured() -> tuple[Record, Detail]:
             try:

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.errors import ConfigurationError, ScopeError, expect, expect_path, expect_whole
-from sparsitywatch.live.ranks import Replicas, why_another_rank_watches, why_only_a_stage
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MeasurementError,
+    ScopeError,
+    expect,
+    expect_path,
+    expect_whole,
+)
+from sparsitywatch.live.ranks import (
+    Companions,
+    Latecomers,
+    join,
+    why_another_rank_watches,
+    why_only_a_stage,
+)
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule, as_schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.proxy import Proxy, SharedProxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.weights.fsdp import reshard, settle_root
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot, why_not_whole
+from sparsitywatch.weights.shards import (
+    Ranks,
+    Shards,
+    summed,
+    why_not_whole,
+)
+from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:
@@ -110,49 +132,109 @@ def watch(
     for name, flag in (("background", background), ("strict", strict)):
         expect(isinstance(flag, bool), name, "True or False", flag)
     inner = unwrap_model(model)
-    off = _why_off()
-    replicas = _check_whole(inner, logdir)
-    scope = Scope.of(inner, chosen.scope)
-    schedule = BudgetedSchedule(as_schedule(every), max_overhead, evaluates=proxy is not None)
-    real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
-    for note in (scope.note_on_reparametrized, scope.note_on_stored):
-        if note and not off:
-            _logger.warning("sparsitywatch: %s", note)
-    if proxy is not None and not off:
-        proxy.check(inner)
-    directory = None if logdir is None or off else place(logdir)
-    pipeline = Pipeline(
-        claim=Claim(directory),
-        in_log=(JsonlSink, TensorBoardSink),
-        sinks=sinks,
-        detectors=default_detectors(chosen) if detectors is None else detectors,
-        on_event=on_event,
-        on_record=on_record,
-        strict=strict,
-    )
-    snapshot = Snapshot.of(inner, scope, initial_step or 0)
-    context = Context(
-        settings=chosen,
+    others, off = _who_watches(inner, logdir)
+    ranks = others.front if isinstance(others, Companions) else None
+    leads = not off and (ranks is None or ranks.rank == 0)
+    with _on_every(ranks):
+        scope = Scope.of(inner, chosen.scope)
+        schedule = BudgetedSchedule(as_schedule(every), max_overhead, evaluates=proxy is not None)
+        real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
+        for note in (scope.note_on_reparametrized, scope.note_on_stored):
+            if note and leads:
+                _logger.warning("sparsitywatch: %s", note)
+        directory = place(logdir) if logdir is not None and leads else None
+        pipeline = Pipeline(
+            claim=Claim(directory),
+            in_log=(JsonlSink, TensorBoardSink),
+            sinks=sinks if leads else (),
+            detectors=default_detectors(chosen) if detectors is None else detectors,
+            on_event=on_event if leads else (),
+            on_record=on_record if leads else (),
+            strict=strict,
+        )
+        if ranks is not None:
+            _check_alike(ranks, scope, chosen, every=every, has_proxy=proxy is not None)
+        context = _context(inner, scope, chosen, proxy, ranks, is_off=bool(off))
+        context = replace(context, strict=strict)
+        if directory is not None:
+            prepare(directory)
+        return Watcher(
+            model,
+            real_optimizer,
+            context=context,
+            pipeline=pipeline,
+            schedule=schedule,
+            background=background,
+            initial_step=initial_step,
+            off=off,
+            others=others,
+        )
+
+
+def _context(
+    model: nn.Module,
+    scope: Scope,
+    settings: Settings,
+    proxy: Proxy | None,
+    ranks: Ranks | None,
+    *,
+    is_off: bool,
+) -> Context:
+    """What snapshots are measured with, the proxy tried and the weights read once."""
+    shards = None
+    if ranks is not None:
+        settle_root(model)
+        reshard(model.modules())
+        shards = Shards.of(scope.parameters(model), ranks)
+        if proxy is not None:
+            proxy = SharedProxy(proxy, ranks, model)
+    if proxy is not None and not is_off:
+        proxy.check(model)
+    snapshot = Snapshot.of(model, scope, 0)
+    return Context(
+        settings=settings,
         scope=scope,
         proxy=proxy,
-        initial_rms={} if off else _rms(snapshot),
+        initial_rms={} if is_off else _rms(snapshot, shards, ranks),
         dtypes=snapshot.dtypes,
-        motion=MotionTracker.of(chosen.dormant_samples),
-        strict=strict,
+        motion=MotionTracker.of(settings.dormant_samples),
+        ranks=ranks,
+        shards=shards,
     )
-    if directory is not None:
-        prepare(directory)
-    return Watcher(
-        model,
-        real_optimizer,
-        context=context,
-        pipeline=pipeline,
-        schedule=schedule,
-        background=background,
-        initial_step=initial_step,
-        off=off,
-        replicas=replicas,
-    )
+
+
+@contextlib.contextmanager
+def _on_every(ranks: Ranks | None) -> Iterator[None]:
+    """What is refused on one rank is refused on all of them."""
+    if ranks is None:
+        yield
+        return
+    try:
+        with ranks.together("attaching"):
+            yield
+    except MeasurementError as error:
+        raise ConfigurationError(
+            f"Expected a watch that can be attached on every rank, but it {error}"
+        ) from error
+
+
+def _check_alike(
+    ranks: Ranks, scope: Scope, settings: Settings, *, every: int | Schedule, has_proxy: bool
+) -> None:
+    """Refuse ranks that would not do the same at the same steps."""
+    given = {
+        "scope": scope.hash,
+        "settings": repr(settings),
+        "every": every if isinstance(every, int) else type(every).__name__,
+        "proxy": has_proxy,
+    }
+    for rank, other in enumerate(ranks.all_of(given)):
+        for name, value in given.items():
+            if other[name] != value:
+                raise ConfigurationError(
+                    f"Expected the same `{name}` on every rank, got {value!r} on rank "
+                    f"{ranks.rank} and {other[name]!r} on rank {rank}."
+                )
 
 
 def _check(model: object, proxy: object, initial_step: int | None) -> None:
@@ -166,8 +248,31 @@ def _check(model: object, proxy: object, initial_step: int | None) -> None:
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
 
 
-def _rms(snapshot: Snapshot) -> dict[str, float]:
-    return MagnitudeSpectrum.of(snapshot.tensors).layer_rms()
+def _rms(snapshot: Snapshot, shards: Shards | None, ranks: Ranks | None) -> dict[str, float]:
+    spectrum = MagnitudeSpectrum.of(snapshot.tensors)
+    if shards is not None and ranks is not None and not shards.is_whole:
+        spectrum = summed(spectrum, shards, ranks)
+    return spectrum.layer_rms()
+
+
+def _who_watches(
+    model: nn.Module, logdir: str | os.PathLike[str] | None
+) -> tuple[Companions | Latecomers | None, str]:
+    """The other ranks, and why this process does not watch; empty if it does.
+
+    Raises:
+        ScopeError: what this process holds is not the model, or not all of it.
+    """
+    if _is_disabled():
+        return None, _why_off()
+    if why := why_not_whole(model, together=True) or why_only_a_stage(model):
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    others = join(model, "" if logdir is None else os.fspath(logdir))
+    if isinstance(others, Companions):
+        return others, ""
+    if why := why_not_whole(model):
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    return others, _why_off()
 
 
 def _why_off() -> str:
@@ -183,13 +288,3 @@ def _why_off() -> str:
 
 def _is_disabled() -> bool:
     return os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0")
-
-
-def _check_whole(model: nn.Module, logdir: str | os.PathLike[str] | None) -> Replicas | None:
-    """Refuse a model that is one process's part of the whole one, on every rank alike."""
-    if _is_disabled():
-        return None
-    replicas = Replicas(model, "" if logdir is None else os.fspath(logdir))
-    if why := why_not_whole(model) or why_only_a_stage(model) or replicas.why_different():
-        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-    return replicas

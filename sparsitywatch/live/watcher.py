@@ -15,9 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsitywatch.errors import LogTakenError, StateError, boundary, let_out, note_signal_handlers
-from sparsitywatch.live.ranks import Replicas, why_another_rank_watches
-from sparsitywatch.live.resume import begin, check_state, recall_proxy
+from sparsitywatch.errors import (
+    LogTakenError,
+    MeasurementError,
+    RanksError,
+    StateError,
+    boundary,
+    let_out,
+    note_signal_handlers,
+)
+from sparsitywatch.live.ranks import Companions, Latecomers, why_another_rank_watches
+from sparsitywatch.live.resume import begin, check_state, recall_proxy, run_info
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker, Taken
 from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_was_skipped
@@ -26,6 +34,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Event, Record, WatchState, html_of, renamed
 from sparsitywatch.shown import shown_error
+from sparsitywatch.weights.shards import Ranks
 
 __all__ = ["Watcher"]
 
@@ -52,7 +61,7 @@ class Watcher:
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         off: why this watch does nothing; empty if it does.
-        replicas: whether other ranks hold the same model; None without other ranks.
+        others: the ranks that watch together with this one, or may still come; None without any.
     """
 
     def __init__(
@@ -66,15 +75,22 @@ class Watcher:
         background: bool,
         initial_step: int | None,
         off: str = "",
-        replicas: Replicas | None = None,
+        others: Companions | Latecomers | None = None,
     ) -> None:
-        self._pipeline, self._schedule, self._replicas = pipeline, schedule, replicas
+        self._pipeline, self._schedule = pipeline, schedule
+        self._companions = others if isinstance(others, Companions) else None
+        self._latecomers = others if isinstance(others, Latecomers) else None
         self._budget, self._background = schedule.budget, background
         self._scope, self._strict, self._off = context.scope, context.strict, off
         self._trace = OptimizerTrace(optimizer, context.scope, context.motion)
-        self._model = MaskedModel(model, context.scope)
+        self._model = MaskedModel(model, context.scope, context.shards)
         self._taker = SnapshotTaker(
-            self._model, context, pipeline, self._trace, self._budget.overhead
+            self._model,
+            context,
+            pipeline,
+            self._trace,
+            self._budget.overhead,
+            None if self._companions is None else self._companions.behind,
         )
         self._step = initial_step
         self._pid = os.getpid()
@@ -85,6 +101,8 @@ class Watcher:
         self._begun_at = 0
         self._has_warned = False
         self._reported_at = -math.inf
+        self._pending: Mapping[str, Any] | None = None  # of the pipeline, until the log begins
+        self._log = ""  # that rank 0 writes
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
@@ -96,7 +114,7 @@ class Watcher:
         return Successor(optimizer, lambda: self._parameters().values())
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        return dict(self._scope.parameters(self._model.module))
+        return dict(self._model.parameters())
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
@@ -154,6 +172,7 @@ class Watcher:
         self._hooks.remove()
         self._successor = None
         if self._is_idle():
+            self._decline(self.step_count + 1 if step is None else step)
             return
         with self._boundary():
             self._advance(self.step_count + 1 if step is None else step)
@@ -161,15 +180,19 @@ class Watcher:
     def snapshot(self) -> Record:
         """Take a snapshot now, whatever the schedule says.
 
+        Where several ranks watch together, every one of them calls it, at the same step.
+
         Returns:
             The record of this step: the one that there is already if there is one, be it
             without its evaluation (``not_evaluated``). It is invalid, with the reason, if
             something failed.
         """
         if self._is_idle():
+            self._decline(self.step_count, "watcher.snapshot()")
             why = self._off or ("closed" if self._closed else "in a forked process")
             return self._failed(f"the watch is off: {why}")
         with self._boundary():
+            self._agree("watcher.snapshot()")
             self._open()
             if not self._off:
                 self._collect(wait=True)
@@ -203,7 +226,7 @@ class Watcher:
                 "optimizer": self._trace.state_dict(),
                 "pipeline": self._pipeline.state_dict(),
                 "schedule": self._schedule.state_dict(),
-                "log": self._pipeline.claim.name,
+                "log": self._pipeline.claim.name or self._log,
             }
         return {}
 
@@ -245,9 +268,10 @@ class Watcher:
             raise StateError(
                 f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
             ) from error
-        with self._boundary():
-            self._open()
-            self._pipeline.load_state_dict(state["pipeline"])
+        self._pending = state["pipeline"]
+        if self._companions is None:  # else with the first step, which every rank takes
+            with self._boundary():
+                self._open()
 
     def close(self) -> None:
         """Detach and finish the sinks; the model and the optimizer stay as they are."""
@@ -268,6 +292,8 @@ class Watcher:
             with self._boundary():
                 self._report("closed")
             self._pipeline.close()
+        if self._companions is not None:
+            self._companions.leave("its watch was closed")
 
     def _take_up(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
@@ -281,6 +307,8 @@ class Watcher:
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._is_idle():
+            if self._companions is not None and not step_was_skipped(optimizer):
+                self._decline(self.step_count + 1)
             return
         with self._boundary():
             if self._successor is not None:
@@ -333,29 +361,38 @@ class Watcher:
         self._advance(self._step + number)
 
     def _advance(self, step: int) -> None:
+        before = self.step_count
         self._open()
         if self._off:
             return
+        step += self.step_count - before  # where rank 0 knew better how many were done
         self._step = step
         self._steps_seen += 1
         self._trace.advance()
         self._collect()
         if self._off:
+            self._decline(step)
             return
         if not self._taker.is_busy:  # it holds the log
             self._report_again(_SIGN_OF_LIFE_S)
         due = self._schedule.due(step, is_busy=self._taker.is_busy)
+        if self._companions is not None and self._schedule.may_be_due(step):
+            # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
+            due = [*Due][self._agree(f"step {step}", value=[*Due].index(due))]
         if due is not Due.NOTHING:
             not_evaluated = LEFT_OUT if due is Due.WEIGHTS else ""
             self._take(behind=self._background, not_evaluated=not_evaluated)
 
     def _take(self, *, behind: bool, not_evaluated: str = "") -> None:
-        self._collect(wait=True)
-        self._stand_back()
+        with self._on_every_rank("a snapshot"):
+            self._collect(wait=True)
+            self._stand_back()
+            if lost := self._pipeline.claim.lost:  # before anything is measured in vain
+                raise LogTakenError(lost)
+            if self._off and self._companions is not None:
+                raise MeasurementError(self._off)
         if self._off:
             return
-        if lost := self._pipeline.claim.lost:  # before anything is measured in vain
-            raise LogTakenError(lost)
         started = self._budget.now()
         note_signal_handlers()
         taken = self._taker.take(
@@ -369,17 +406,71 @@ class Watcher:
         if taken is not None:
             self._finish(taken)
 
+    # ------------------------------------------------------------------ several ranks
+
+    def _agree(self, what: str, value: int = 0) -> int:
+        """What rank 0 gives, if every rank goes on.
+
+        Raises:
+            RanksError: one does not.
+        """
+        if self._companions is None:
+            return value
+        if gone := self._companions.gone():
+            raise RanksError(gone)
+        try:
+            return self._companions.front.agree(what, value=value)
+        except MeasurementError as error:
+            raise RanksError(str(error)) from error
+
+    def _on_every_rank(self, what: str) -> contextlib.AbstractContextManager[None]:
+        companions = self._companions
+        return contextlib.nullcontext() if companions is None else companions.front.together(what)
+
+    def _decline(self, step: int, what: str = "") -> None:
+        """Where the others are about to take a snapshot, say that this rank's watch is off.
+
+        Theirs then go off too, and nobody waits for anybody.
+        """
+        companions = self._companions
+        if companions is None or self._closed or os.getpid() != self._pid:
+            return
+        self._step = step
+        if what or self._schedule.may_be_due(step):
+            self._companions = None
+            with contextlib.suppress(MeasurementError, RanksError):
+                companions.front.agree(what or f"step {step}", MeasurementError(self._off))
+
+    def _begin_together(self, step: int, front: Ranks) -> None:
+        """Begin the log on rank 0; every rank then knows what rank 0 does."""
+        known = None
+        with front.together("beginning the log"):
+            if front.rank == 0:
+                self._taker.context = begin(step, self._taker.context, self._pipeline, self._trace)
+                if self._pending is not None:
+                    self._pipeline.load_state_dict(self._pending)
+                known = (self.state_dict(), self._pipeline.records, self._pipeline.events)
+        state, records, events = front.of_first(known)
+        if front.rank > 0:
+            self._take_up(int(state["step"]), state)
+            self._begun_at, self._log = self.step_count, state["log"]
+            self._pipeline.recall(records, events)
+            self._pipeline.open(run_info(self.step_count, self._taker.context))
+            self._pipeline.load_state_dict(state["pipeline"])
+
     def _stand_back(self) -> None:
         """Switch off where this process turns out not to be the one that watches the model.
 
         Asked before anything is written: the ranks may be known only after the attach.
         """
+        if self._companions is not None:
+            return
         why = why_another_rank_watches()
         if why and not self._opened:
             self._off = why
             _logger.info("sparsitywatch: this process does not watch: %s", why)
             return
-        why = why or (self._replicas.why_different() if self._replicas else "")
+        why = why or (self._latecomers.why_different() if self._latecomers else "")
         if why:
             self._switch_off(why)
 
@@ -422,7 +513,7 @@ class Watcher:
         self._budget.enter()
         try:
             yield
-        except LogTakenError as error:
+        except (LogTakenError, RanksError) as error:
             self._switch_off(str(error))
         except BaseException as error:  # sorted by let_out
             let_out(error, strict=self._strict)
@@ -474,7 +565,14 @@ class Watcher:
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step
         self._begun_at = self._step
-        self._taker.context = begin(self._step, self._taker.context, self._pipeline, self._trace)
+        if self._companions is not None:
+            self._begin_together(self._step, self._companions.front)
+        else:
+            self._taker.context = begin(
+                self._step, self._taker.context, self._pipeline, self._trace
+            )
+            if self._pending is not None:
+                self._pipeline.load_state_dict(self._pending)
         for record in self._pipeline.records:
             self._last_step = record.step
             if record.curve is not None:

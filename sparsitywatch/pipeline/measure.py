@@ -24,6 +24,7 @@ from sparsitywatch.records import (
     LayerShare,
     Provenance,
     Record,
+    Replicas,
     SparsityCurve,
 )
 from sparsitywatch.records.run import __version__
@@ -33,6 +34,7 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.shards import Ranks, Shards, compared, gathered, marks_of, summed
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
@@ -79,6 +81,8 @@ class Context:
         motion: what the snapshots before have left to compare with; None to compare nothing here.
         sampler: takes the weights that are compared elsewhere; None where ``motion`` does it.
         num_threads: to read the weights with; None for as many as torch uses.
+        ranks: that measure together, each what it holds; None where this process holds all.
+        shards: which of them holds and counts what.
     """
 
     settings: Settings
@@ -94,6 +98,8 @@ class Context:
     motion: MotionTracker | None = None
     sampler: Sampler | None = None
     num_threads: int | None = None
+    ranks: Ranks | None = None
+    shards: Shards | None = None
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -138,7 +144,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
     The driver adds to ``record.cost`` what only it knows.
     """
     started = time.perf_counter()
-    spectrum, mark, sample = _counted(snapshot, context)
+    spectrum, mark, sample, replicas = _counted(snapshot, context)
     if not context.initial_rms:
         context = replace(context, initial_rms=spectrum.layer_rms())
     counted = time.perf_counter()
@@ -159,6 +165,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
         largest=math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
         near_zero=near_zero,
         fingerprint=mark,
+        replicas=replicas,
         curve=curve,
         reliance=curve.reliance if curve else math.nan,
         essential_sparsity=None
@@ -350,11 +357,16 @@ def _layer_shares(
 
 def _counted(
     snapshot: Snapshot, context: Context
-) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor]]:
-    """Spectrum, fingerprint and sample of the weights, each of which is read once."""
+) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
+    """Spectrum, fingerprint and sample of the weights, each of which is read once.
+
+    And whether the ranks that hold the same weights agree on them.
+    """
     sampler = context.sampler if context.motion is None else context.motion.sampler
     bits: dict[str, torch.Tensor] = {}
     sample: dict[str, torch.Tensor] = {}
+    if context.ranks is not None and context.shards is not None:
+        return _counted_together(snapshot, context, sampler, context.shards, context.ranks)
     if isinstance(snapshot.tensors, LazyTensors):
         if sampler is not None:
             snapshot = sampler.tapped(snapshot, sample)
@@ -363,4 +375,19 @@ def _counted(
         sample = sampler.take(snapshot) if sampler is not None else {}
         bits = FINGERPRINTED.take(snapshot)
     spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=context.num_threads)
-    return spectrum, fingerprint(spectrum, bits), sample
+    return spectrum, fingerprint(spectrum, bits), sample, None
+
+
+def _counted_together(
+    snapshot: Snapshot, context: Context, sampler: Sampler | None, shards: Shards, ranks: Ranks
+) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
+    """The same of the whole model, on every rank, from what each of them holds."""
+    with ranks.together("counting the weights"):
+        spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=context.num_threads)
+        marks = marks_of(spectrum, snapshot) if shards.has_replicas else {}
+    replicas = compared(marks, shards, ranks)
+    if not shards.is_whole or (replicas is not None and replicas.ranks):
+        spectrum = summed(spectrum, shards, ranks)
+    sample = {} if sampler is None else gathered(sampler, snapshot, shards, ranks)
+    bits = gathered(FINGERPRINTED, snapshot, shards, ranks)
+    return spectrum, fingerprint(spectrum, bits), sample, replicas

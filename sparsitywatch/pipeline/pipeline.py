@@ -14,7 +14,7 @@ from typing import Any
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.analysis.events import Changes, EventTracker, explained
+from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
 from sparsitywatch.analysis.forecast import foreseen
 from sparsitywatch.errors import (
     LogTakenError,
@@ -179,12 +179,16 @@ class History:
             event = detector.update(record.step, series[name], context)
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
-        return events
+        differing = disagreement(record, self.records[-1] if self.records else None)
+        return events if differing is None else [*events, differing]
 
     def _track(
         self, record: Record, seen: Sequence[Event], logged: Sequence[Event] = ()
     ) -> Changes:
-        known = [explained(event, self.records, self.initial_rms) for event in seen]
+        known = [
+            explained(event, self.records, self.initial_rms) if event.kind == "abrupt" else event
+            for event in seen
+        ]
         changes = self._tracker.update(record.step, record.series(), known, logged)
         places = {event.id: i for i, event in enumerate(self.events)}
         for event in (*changes.new, *changes.revised):

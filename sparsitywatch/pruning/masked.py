@@ -11,9 +11,11 @@ from torch import nn
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.pruning.patterns import Cut
 from sparsitywatch.pruning.preserve import ModelState, insist, preserve_state
+from sparsitywatch.weights.fsdp import reshard
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import why_not_whole
+from sparsitywatch.weights.shards import Shards, why_not_whole
+from sparsitywatch.weights.snapshot import local_of
 
 __all__ = ["MaskedModel", "Masks"]
 
@@ -24,11 +26,17 @@ class MaskedModel:
     Masks are written in place, from a copy of the dense weights: parameters keep their
     identity and address, so compiled and wrapped modules see them. Memory: one copy of
     the in-scope weights while a session is open. Of a wrapped model the inner module runs.
+
+    Args:
+        model: in whatever wrappers.
+        scope: which weights count.
+        shards: what this rank holds of them, where all ranks mask what they hold together; None
+            where this process holds all and runs alone.
     """
 
-    def __init__(self, model: nn.Module, scope: Scope) -> None:
+    def __init__(self, model: nn.Module, scope: Scope, shards: Shards | None = None) -> None:
         self.module = unwrap_model(model)
-        self._scope = scope
+        self._scope, self._shards = scope, shards
         self._open: Masks | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -37,9 +45,15 @@ class MaskedModel:
         Raises:
             ScopeError: one is gone or has another shape, or the model has been sharded since.
         """
-        if why := why_not_whole(self.module):
+        shards = self._shards
+        if why := why_not_whole(self.module, together=shards is not None):
             raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-        return self._scope.parameters(self.module)
+        if shards is None:
+            return self._scope.parameters(self.module)
+        reshard(self.module.modules())
+        parameters = self._scope.parameters(self.module)
+        shards.check(parameters)
+        return parameters
 
     @contextlib.contextmanager
     def session(self, value: object = None) -> Iterator[Masks]:
@@ -48,7 +62,8 @@ class MaskedModel:
         On leaving, also by an exception, the dense weights are back bit for bit.
         """
         parameters = self.parameters()
-        with preserve_state(self.module, value) as state:
+        together = self._shards is not None
+        with preserve_state(self.module, value, together=together) as state:
             self._open = masks = Masks(parameters, state)
             try:
                 yield masks
@@ -67,7 +82,7 @@ class Masks:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], state: ModelState) -> None:
         self._state, self._has_run = state, False
-        self._weights = [(name, p, p.detach().clone()) for name, p in parameters.items()]
+        self._weights = [(name, p, local_of(p).clone()) for name, p in parameters.items()]
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights, in the model as it was before."""
@@ -75,8 +90,7 @@ class Masks:
         self._state.put_back(fully=not self._has_run)
         self._has_run = True
         for name, parameter, dense in self._weights:
-            # .data: no version counter moves, so a graph that is still alive stays usable
-            cut.prune(name, dense, out=parameter.data)
+            cut.prune(name, dense, out=_memory(parameter))
         torch.clear_autocast_cache()
 
     def remove(self) -> None:
@@ -85,4 +99,10 @@ class Masks:
             self._state.put_back()
         finally:
             for _, parameter, dense in self._weights:
-                parameter.data.copy_(dense)
+                _memory(parameter).copy_(dense)
+
+
+def _memory(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank holds, to be written into."""
+    # .data: no version counter moves, so a graph that is still alive stays usable
+    return local_of(parameter).data

@@ -24,6 +24,7 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError
 from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.fsdp import fsdp_modules, reshard
 
 __all__ = ["ModelState", "insist", "plain_state", "preserve_rng", "preserve_state"]
 
@@ -83,7 +84,11 @@ def preserve_rng() -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserve_state(
-    model: nn.Module, value: object = None, *, copies_parameters: bool = False
+    model: nn.Module,
+    value: object = None,
+    *,
+    copies_parameters: bool = False,
+    together: bool = False,
 ) -> Iterator[ModelState]:
     """Evaluation mode, without gradients, eagerly; everything is as before afterwards.
 
@@ -91,8 +96,9 @@ def preserve_state(
     ``ModelState`` knows of the model and of the value function. Weights that autocast has cast
     and cached are dropped before and after, and none are cached meanwhile: a cached cast would
     hide the masks. Compiled code runs eagerly. Forward hooks of the user fire as in any forward.
-    No collective may begin where other processes would have to take part. The contents of
-    parameters are put back with ``copies_parameters``; else a change of them is an error.
+    Unless all ranks run it ``together``, no collective may begin where other processes would have
+    to take part. The contents of parameters are put back with ``copies_parameters``; else a change
+    of them is an error.
 
     Raises:
         MeasurementError: something was left behind that cannot be put back, or a collective
@@ -111,12 +117,13 @@ def preserve_state(
         stack.enter_context(torch.no_grad())
         # Not model.eval(): a user's own train() may freeze, merge or print.
         _set_training(modules, itertools.repeat(False))
+        reshard(modules)
         # what a value function counts or collects is its own; modules that it uses are not
         used = _Search(("the value function", value)).modules
         state = ModelState(_Search(("", model), *used), copies_parameters=copies_parameters)
         try:
             try:
-                with _collectives_refused():
+                with contextlib.nullcontext() if together else _collectives_refused():
                     yield state
             finally:
                 insist(state.put_back)
@@ -574,6 +581,7 @@ class ModelState:
     """
 
     def __init__(self, found: _Search, *, copies_parameters: bool) -> None:
+        self._sharded = fsdp_modules(module for _, module in found.modules)
         self._classes = [(module, type(module)) for _, module in found.modules]
         self._groups = [*map(_Group, found.held.keys(), found.held.values())]
         parameters = [t for _, t in found.tensors if isinstance(t, nn.Parameter)]
@@ -594,6 +602,7 @@ class ModelState:
         Unless ``fully``, contents are compared only of tensors that have been written to by an
         operator, or at any time before.
         """
+        reshard(self._sharded)  # what a forward has gathered is in the place of what was there
         for module, kind in self._classes:
             if type(module) is not kind:
                 module.__class__ = kind

@@ -20,8 +20,10 @@ from torch import nn
 from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
 from sparsitywatch.shown import shown_error, shown_name
+from sparsitywatch.weights.fsdp import ForwardOrder
+from sparsitywatch.weights.shards import Ranks, is_data_parallel
 
-__all__ = ["Proxy"]
+__all__ = ["Proxy", "SharedProxy"]
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
@@ -89,6 +91,7 @@ class Proxy:
             self._batches = _materialise(batches, max_batches)
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # examples of each batch
+        self.ranks: Ranks | None = None  # that evaluate it together; None: this process alone
         self.hash = self._identity()
 
     def _identity(self) -> str:
@@ -115,11 +118,7 @@ class Proxy:
             ProxyError: they cannot be read, or are of another structure.
         """
         try:
-            leaves = torch.load(file, weights_only=True, map_location="cpu")
-            other = copy.copy(self)
-            other._batches = unpacked(self._batches, leaves)
-            other._num_examples = None
-            other.hash = other._identity()
+            return self.with_leaves(torch.load(file, weights_only=True, map_location="cpu"))
         except ProxyError:
             raise
         except Exception as error:  # whatever a damaged file makes torch raise
@@ -127,6 +126,17 @@ class Proxy:
                 f"Expected the batches that a proxy kept in {str(file)!r}, got "
                 f"{shown_error(error)}."
             ) from error
+
+    def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
+        """This proxy with other batches, as ``packed`` gave them.
+
+        Raises:
+            ProxyError: they are of another structure.
+        """
+        other = copy.copy(self)
+        other._batches = unpacked(self._batches, leaves)
+        other._num_examples = None
+        other.hash = other._identity()
         return other
 
     @property
@@ -149,14 +159,20 @@ class Proxy:
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
+        return self._counted([self._of_batch(index, model) for index in range(len(self._batches))])
+
+    def _of_batch(self, index: int, model: nn.Module) -> np.ndarray:
+        """The value of every example of one batch, float64."""
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        values: list[torch.Tensor] = []
-        for index, batch in enumerate(self._batches):
-            result = self.value(model, move(batch, device))
-            _check(result, index)
-            values.append(result.detach().to("cpu", torch.float64))
-        examples: np.ndarray = torch.cat(values).numpy()
+        result = self.value(model, move(self._batches[index], device))
+        _check(result, index)
+        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
+        return found
+
+    def _counted(self, values: Sequence[np.ndarray]) -> np.ndarray:
+        """The values of all batches as one, as many as ever."""
+        examples: np.ndarray = np.concatenate(values)
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
                 f"Expected `value` to return {self._num_examples} examples over all batches as "
@@ -198,7 +214,8 @@ class Proxy:
                     "made by the first forward. Run one forward before attaching."
                 )
         try:
-            with preserve_state(model, self.value, copies_parameters=True):
+            together = self.ranks is not None
+            with preserve_state(model, self.value, copies_parameters=True, together=together):
                 values = self.evaluate(model)
         except ProxyError:
             raise
@@ -230,6 +247,97 @@ class Proxy:
             "leave out examples without a label. If the model has broken down, there is nothing "
             "to evaluate: leave out `proxy`."
         )
+
+
+class SharedProxy(Proxy):
+    """A proxy whose batches several ranks evaluate between them, in step; each has all values.
+
+    Where all ranks have the same batches, each evaluates some of them, so that an evaluation on R
+    ranks takes about 1/R of the time. Where each has batches of its own, all of them count, by
+    rank. Every rank runs as many forwards as any other, since a forward may communicate: who has
+    no batch left runs one again.
+
+    Args:
+        proxy: of this rank.
+        ranks: all of them make one.
+        model: that will be evaluated. Where a layer of it is split over ranks each runs all
+            batches, and they have to be the same.
+
+    Raises:
+        ProxyError: the ranks have different batches where they must not, or proxies of different
+            kinds.
+    """
+
+    ranks: Ranks
+
+    def __init__(self, proxy: Proxy, ranks: Ranks, model: nn.Module) -> None:
+        vars(self).update(vars(proxy))
+        self.ranks, self._is_data_parallel = ranks, is_data_parallel(model)
+        self._order = ForwardOrder(model)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Who evaluates which batches; all ranks are asked."""
+        own = (super()._identity(), self.num_batches, self.name, self.higher_is_better)
+        every = self.ranks.all_of(own)
+        rank, size = self.ranks.rank, self.ranks.size
+        if any(other[2:] != own[2:] for other in every):
+            raise ProxyError(
+                "Expected a proxy of the same value on every rank, got "
+                f"{', '.join(sorted({shown_name(name) for _, _, name, _ in every}))}."
+            )
+        self._is_same = len({(mark, num) for mark, num, _, _ in every}) == 1
+        nums = [num for _, num, _, _ in every]
+        if not self._is_data_parallel:
+            if not self._is_same:
+                raise ProxyError(
+                    "Expected the same batches on every rank of a model whose layers are split "
+                    "over ranks (tensor parallel), got others. Make the proxy of a source that "
+                    "does not depend on the rank."
+                )
+            self._turns = list(range(nums[0]))
+            self._places = self._turns if rank == 0 else []
+        elif self._is_same:
+            own_turns = list(range(rank, nums[0], size))
+            longest = len(range(0, nums[0], size))
+            self._turns = (own_turns or [0]) + [own_turns[0] if own_turns else 0] * longest
+            self._turns, self._places = self._turns[:longest], own_turns
+        else:
+            self._turns = [*range(nums[rank]), *[0] * (max(nums) - nums[rank])]
+            self._places = list(range(sum(nums[:rank]), sum(nums[: rank + 1])))
+        self._num_places = nums[0] if self._is_same else sum(nums)
+        if not self._is_same:
+            self.hash = hashlib.sha256(" ".join(mark for mark, *_ in every).encode()).hexdigest()
+            self.hash = self.hash[:16]
+
+    def evaluate(self, model: nn.Module) -> np.ndarray:
+        """The value of every example of every rank, float64 [N], on every rank."""
+        own = []
+        for index in self._turns:
+            with self.ranks.together("evaluating a batch"), self._order.followed():
+                own.append(self._of_batch(index, model))
+        sizes = np.zeros(self._num_places, np.int64)
+        for place, values in zip(self._places, own, strict=False):
+            sizes[place] = len(values)
+        self.ranks.sum(sizes)
+        values = np.zeros(int(sizes.sum()), np.int64)  # bits of them, which add without rounding
+        ends = np.cumsum(sizes)
+        for place, found in zip(self._places, own, strict=False):
+            values[ends[place] - sizes[place] : ends[place]] = found.view(np.int64)
+        self.ranks.sum(values)
+        return self._counted(np.split(values.view(np.float64), ends[:-1]))
+
+    def halve(self) -> bool:
+        """Split every batch in two, on every rank."""
+        were_split = super().halve()
+        self._plan()
+        return bool(self.ranks.sum(np.array([were_split], np.int64))[0])
+
+    def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
+        """This proxy with other batches; on every rank."""
+        other = super().with_leaves(leaves)
+        other._plan()  # type: ignore[attr-defined]
+        return other
 
 
 def _seed_generators(seed: int) -> None:

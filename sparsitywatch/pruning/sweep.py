@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from sparsitywatch.errors import (
     MeasurementError,
     expect_number,
     is_number,
+    is_out_of_memory,
     listed,
 )
 from sparsitywatch.pruning.masked import MaskedModel, Masks
@@ -34,7 +37,6 @@ __all__ = [
     "Sweep",
     "SweepResult",
     "check_levels",
-    "is_out_of_memory",
     "points_of",
     "run_sweep",
     "standard_error",
@@ -42,8 +44,6 @@ __all__ = [
 
 _logger = logging.getLogger("sparsitywatch")
 
-#: What torch's CPU allocators say in a plain RuntimeError.
-_CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 #: Relative size up to which repeated evaluations may differ by the order of additions.
 _ROUNDING = 1e-4
 
@@ -226,10 +226,11 @@ def run_sweep(
     levels: _Levels | None
     while True:
         try:
-            with model.session(proxy.value) as masks:
+            # on several ranks, what fails on one while the model is opened or put back fails on all
+            with _together(proxy, "an evaluation"), model.session(proxy.value) as masks:
                 levels = _Levels(model.module, proxy, masks, partial(pattern.cuts, spectrum))
                 levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
-                sweep.choose(levels.measure, points)
+                levels.choose(sweep, points)
             return levels.result()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not proxy.halve():
@@ -243,6 +244,11 @@ def run_sweep(
             "in all. A smaller proxy avoids this.",
             proxy.num_batches,
         )
+
+
+def _together(proxy: Proxy, what: str) -> contextlib.AbstractContextManager[None]:
+    """Where several ranks evaluate: what is done inside succeeds, or fails, on all of them."""
+    return contextlib.nullcontext() if proxy.ranks is None else proxy.ranks.together(what)
 
 
 class _Level(NamedTuple):
@@ -309,9 +315,10 @@ class _Levels:
         """What ``level`` costs."""
         level = float(level)
         if level not in self._found:
-            if level not in self._cuts:
-                (self._cuts[level],) = self._make_cuts([level])
-            self._masks.apply(self._cuts[level])
+            with _together(self._proxy, "masking"):
+                if level not in self._cuts:
+                    (self._cuts[level],) = self._make_cuts([level])
+                self._masks.apply(self._cuts[level])
             self._num_evaluations += 1
             self._values[level] = values = self._proxy.evaluate(self._module)
             value, dense = float(values.mean()), self._dense
@@ -320,6 +327,39 @@ class _Levels:
             point = Point.of(level, harm, stderr, self._allowed)
             self._found[level] = _Level(self._cuts[level], value, stderr, point)
         return self._found[level].point
+
+    def choose(self, sweep: Sweep, points: Sequence[Point]) -> None:
+        """Measure the levels that a sweep chooses; on several ranks rank 0 chooses for all.
+
+        What the ranks compute may differ in the last digits, and then what they would choose.
+        """
+        ranks = self._proxy.ranks
+        if ranks is None:
+            sweep.choose(self.measure, points)
+            return
+        if ranks.rank > 0:
+            while bits := ranks.agree("the next level"):
+                self.measure(struct.unpack("d", struct.pack("q", bits))[0])
+            return
+        is_known_to_all = False
+
+        def announced(level: float) -> Point:
+            nonlocal is_known_to_all
+            if float(level) not in self._found:
+                (bits,) = struct.unpack("q", struct.pack("d", level))
+                ranks.agree("the next level", value=bits)
+                is_known_to_all = True  # what fails from here on fails on every rank
+                self.measure(level)
+                is_known_to_all = False
+            return self.measure(level)
+
+        try:
+            sweep.choose(announced, points)
+        except Exception as error:
+            if not is_known_to_all:
+                ranks.agree("the next level", error)
+            raise
+        ranks.agree("the next level", value=0)  # level 0 is measured already: there is no more
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""
@@ -334,13 +374,6 @@ class _Levels:
             num_examples=len(self._values[0.0]),
         )
         return SweepResult(curve, cuts, self._num_evaluations * self._proxy.num_batches)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing, on whatever device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
 
 
 def standard_error(values: np.ndarray, dense: np.ndarray) -> float:

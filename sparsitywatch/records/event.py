@@ -1,4 +1,4 @@
-"""An abrupt change in a watched series, and what is known about it."""
+"""Something worth telling: an abrupt change in a watched series, or ranks that differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """An abrupt change in a watched series.
+    """Something worth telling, and what is known about it.
 
     What is learned about an event later makes a new version of it with the same ``id``. The last
     one counts. Steps that do not apply are -1.
@@ -53,6 +53,9 @@ class Event:
         reverted_step: first snapshot at which the series had lost half of what the change was at
             its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
+        kind: "abrupt": a change of the series; or "replicas": ranks that ought to hold the same
+            weights hold others, in ``layers``.
+        ranks: those that differ from most; empty where it is not about ranks.
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
     """
@@ -78,6 +81,8 @@ class Event:
     reverted_step: int = -1
     revised_step: int = -1
     num_not_finite: int = 0
+    kind: str = "abrupt"
+    ranks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for end in ("onset_low", "onset_high"):
@@ -111,6 +116,8 @@ class Event:
 
     def describe(self) -> str:
         """One or two sentences for a person."""
+        if self.kind == "replicas":
+            return self._describe_replicas()
         names = ", ".join(map(shown_name, self.layers[:3]))
         where = f", most in {names}" if names else ""
         clock = "" if math.isnan(self.decay_clock) else f", decay clock {self.decay_clock:.2f}"
@@ -125,6 +132,20 @@ class Event:
         )
         more = "; ".join(self._remarks())
         return f"{first}. {more[0].upper()}{more[1:]}" if more else first
+
+    def _describe_replicas(self) -> str:
+        ranks = ", ".join(map(str, self.ranks))
+        names = ", ".join(map(shown_name, self.layers[:3]))
+        more = f" and {len(self.layers) - 3} more" if len(self.layers) > 3 else ""
+        since = f", the same up to step {self.before_step}" if self.before_step >= 0 else ""
+        first = (
+            f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks} did not hold the "
+            f"weights that other ranks held of {names}{more}, seen at step {self.detected_step}"
+            f"{since}. The records go on with what rank 0 holds"
+        )
+        if self.reverted_step >= 0:
+            first += f"; all ranks agree again since step {self.reverted_step}"
+        return first
 
     def _remarks(self) -> list[str]:
         remarks = [self.trend] if self.trend else []

@@ -24,6 +24,7 @@ __all__ = [
     "Movement",
     "Provenance",
     "Record",
+    "Replicas",
     "ScopeSummary",
     "SparsityCurve",
     "html_of",
@@ -376,6 +377,30 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Replicas:
+    """Whether ranks that ought to hold the same weights hold the same bits.
+
+    Args:
+        num_ranks: that were compared.
+        ranks: those that hold other bits than most; of two that differ, both. Empty if all agree.
+        tensors: in which they do.
+    """
+
+    num_ranks: int
+    ranks: tuple[int, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+    @property
+    def num_differing(self) -> int:
+        """How many ranks differ."""
+        return len(self.ranks)
+
+    def __repr__(self) -> str:
+        differ = f"ranks {list(self.ranks)} differ" if self.ranks else "all agree"
+        return f"<Replicas on {self.num_ranks} ranks: {differ}>"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What a number depends on; curves whose provenance differs cannot be compared.
 
@@ -440,6 +465,8 @@ class Record:
         essential_sparsity: None where there is no curve.
         layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
             live model and its checkpoints give the same.
+        replicas: whether the ranks that hold the same weights hold the same bits; None where no
+            two do, or only one watches.
         cost, provenance: what it cost, and what it depends on.
     """
 
@@ -467,6 +494,7 @@ class Record:
     essential_sparsity: EssentialSparsity | None = None
     not_evaluated: str = ""
     layers: tuple[LayerShare, ...] = ()
+    replicas: Replicas | None = None
     cost: Cost
     provenance: Provenance
     schema: int = SCHEMA_VERSION

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.scope import Scope, is_sharded
+from sparsitywatch.weights.snapshot import local_of
 
 __all__ = [
     "ClockReading",
@@ -217,6 +218,10 @@ def masters_of(
 def _is_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
     if copy.shape != weight.shape or copy.dtype.itemsize <= weight.dtype.itemsize:
         return False
+    if is_sharded(copy) or is_sharded(weight):  # what is split is split alike, or is no copy
+        copy, weight = local_of(copy), local_of(weight)
+        if copy.shape != weight.shape:
+            return False
     first, rounded = weight.detach().reshape(-1)[:8], copy.detach().reshape(-1)[:8]
     if copy.device != weight.device or not torch.equal(rounded.to(weight.dtype), first):
         return False  # the cheap test first

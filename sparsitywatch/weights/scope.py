@@ -16,7 +16,7 @@ from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 
-__all__ = ["PRESETS", "Scope", "ScopeLike"]
+__all__ = ["PRESETS", "Scope", "ScopeLike", "is_sharded"]
 
 #: A preset's name, patterns of parameter names (``*`` matches dots too), or a predicate.
 ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
@@ -248,9 +248,14 @@ def _unlike_stored(
     return tuple(sorted(unlike))
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which each rank holds a part, or all of it."""
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
 def _storage_key(parameter: nn.Parameter) -> Hashable:
-    # Empty and meta tensors all share address 0 without being tied.
-    if parameter.numel() == 0 or parameter.is_meta:
+    # Empty and meta tensors all share address 0 without being tied, and so do empty shards.
+    if parameter.numel() == 0 or parameter.is_meta or is_sharded(parameter):
         return id(parameter)
     return (parameter.device, parameter.data_ptr(), tuple(parameter.shape), parameter.stride())
 
@@ -261,8 +266,8 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
         problem = f"dtype {parameter.dtype}"
     elif parameter.is_meta:
         problem = "a meta tensor without data; attach after the weights are materialised"
-    elif hasattr(parameter, "ds_id") or type(parameter).__name__ == "DTensor":
-        problem = "a sharded parameter (FSDP2 or ZeRO-3), which is not supported yet"
+    elif hasattr(parameter, "ds_id"):
+        problem = "one that is partitioned by DeepSpeed ZeRO-3"
     elif isinstance(parameter, nn.parameter.UninitializedParameter):
         problem = "an uninitialised lazy parameter; run one forward before attaching"
     if problem:

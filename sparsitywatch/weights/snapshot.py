@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -15,24 +15,24 @@ import torch
 from torch import nn
 
 from sparsitywatch.records import MaskOverlap
-from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import natural_order
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.scope import Scope, is_sharded
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 __all__ = [
     "FINGERPRINTED",
     "MASK_LEVELS",
+    "Chosen",
     "MaskHistory",
     "Sampler",
     "Snapshot",
     "WarmCopy",
     "fingerprint",
     "float64_of",
+    "local_of",
     "overlap",
     "removed",
-    "why_not_whole",
 ]
 
 
@@ -43,9 +43,9 @@ class Snapshot:
     Args:
         step: optimizer steps done.
         scope: which weights these are.
-        tensors: name to weights, in the scope's order, detached. From a live model they
-            alias the model's own memory: read them before the next optimizer step, and
-            write to none of them.
+        tensors: name to weights, in the scope's order, detached; of a sharded model what this
+            rank holds of each. From a live model they alias the model's own memory: read them
+            before the next optimizer step, and write to none of them.
     """
 
     step: int
@@ -66,7 +66,7 @@ class Snapshot:
         cls, parameters: Mapping[str, torch.Tensor], scope: Scope, step: int
     ) -> Snapshot:
         """The same from the parameters that ``scope`` has found in the model."""
-        return cls(step, scope, {name: p.detach() for name, p in parameters.items()})
+        return cls(step, scope, {name: local_of(p) for name, p in parameters.items()})
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -76,6 +76,15 @@ class Snapshot:
         else:
             found = {tensor.dtype for tensor in self.tensors.values()}
         return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor, in the same memory, detached."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    with torch.no_grad():
+        local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local.detach()
 
 
 class WarmCopy:
@@ -127,9 +136,17 @@ class Sampler:
     def __init__(self, num_samples: int | None, seed: int = 0) -> None:
         self.num_samples, self.seed = num_samples, seed
 
+    def chosen(self, sizes: tuple[tuple[str, int], ...]) -> Mapping[str, Chosen]:
+        """Which weights of each tensor are sampled, in the natural order of the names.
+
+        Args:
+            sizes: names of the in-scope tensors and numbers of their weights.
+        """
+        return _choose(sizes, self.num_samples, self.seed)
+
     def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The sampled weights by name, in the natural order of the names, on the CPU."""
-        chosen = _choose(snapshot.scope.sizes, self.num_samples, self.seed)
+        chosen = self.chosen(snapshot.scope.sizes)
         return {name: some.of(snapshot.tensors[name]) for name, some in chosen.items()}
 
     def tapped(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
@@ -141,14 +158,14 @@ class Sampler:
         """
         lazy = snapshot.tensors
         assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
-        chosen = _choose(snapshot.scope.sizes, self.num_samples, self.seed)
+        chosen = self.chosen(snapshot.scope.sizes)
         for name, some in chosen.items():
             taken[name] = torch.empty(some.num, dtype=lazy.dtypes[name], device="cpu")
         return Snapshot(snapshot.step, snapshot.scope, lazy.tapped(_Tap(chosen, taken)))
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """Which weights of a flat tensor are sampled.
 
     Args:
@@ -174,7 +191,7 @@ class _Chosen:
 @lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew
 def _choose(
     sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
-) -> Mapping[str, _Chosen]:
+) -> Mapping[str, Chosen]:
     """Which weights of each tensor are sampled, in the natural order of the names."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(size for _, size in sizes)
@@ -185,7 +202,7 @@ def _choose(
         if num < size:
             # With replacement: no permutation of a large tensor is ever built.
             where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
-        chosen[name] = _Chosen(num, where)
+        chosen[name] = Chosen(num, where)
     return MappingProxyType(chosen)
 
 
@@ -197,7 +214,7 @@ class _Tap:
         taken: where they go: memory for as many.
     """
 
-    def __init__(self, chosen: Mapping[str, _Chosen], taken: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, chosen: Mapping[str, Chosen], taken: Mapping[str, torch.Tensor]) -> None:
         self._chosen, self._taken = chosen, taken
         self._words = {
             name: into.view(_WORDS[into.dtype.itemsize]).numpy() for name, into in taken.items()
@@ -325,62 +342,3 @@ class MaskHistory:
         """Go on from what ``state_dict`` gave."""
         self._step = int(state["step"])
         self._removed = np.array(state["removed"], np.uint8)
-
-
-# ------------------------------------------------------------------ is it all here?
-
-#: Modules that keep parameters in parts and gather them when they run, by the name of a class
-#: they are of: nothing is imported for it, and FairScale's are meant too.
-_SHARDING_CLASSES = {
-    "FullyShardedDataParallel": "FSDP",
-    "FSDPModule": "FSDP2, fully_shard",
-    "PipelineModule": "a stage of a pipeline",
-}
-
-
-def why_not_whole(model: nn.Module) -> str:
-    """Why this process does not hold all of the model's weights, and what to do; empty if it does.
-
-    Anywhere in the model, in scope or not: what is gathered in the middle of a forward hangs
-    where one process runs alone.
-    """
-    for name, what in _parts(model):
-        return (
-            f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
-            "running it needs every process. Watch the checkpoints instead: `sparsitywatch replay "
-            "<folder> --follow` reads sharded ones."
-        )
-    return ""
-
-
-def _parts(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What is not all here, by name, and how it is spread over processes."""
-    for name, module in model.named_modules():
-        where, held = f"module {name!r}" if name else "the model", vars(module)
-        for kind in type(module).__mro__:
-            if kind.__name__ in _SHARDING_CLASSES:
-                yield where, f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
-        if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
-            yield where, f"split over {module._tp_size} processes (tensor parallel)"
-        for key, part in held.items():
-            # Megatron's and FairScale's layers: output_size_per_partition beside output_size
-            whole = held.get(key.removesuffix("_per_partition"), part)
-            if key.endswith("_per_partition") and isinstance(whole, int) and whole != part:
-                yield where, f"split over processes (holds {part} of {whole}, {key})"
-        for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
-            for key, tensor in tensors.items():
-                if tensor is not None and (what := _sharding_of(tensor)):
-                    yield f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}", what
-
-
-def _sharding_of(tensor: torch.Tensor) -> str:
-    """How a tensor is spread over processes; empty if it is all here."""
-    if hasattr(tensor, "ds_id"):
-        return "partitioned over processes (DeepSpeed ZeRO-3)"
-    if getattr(tensor, "_is_flat_param", False):
-        return "a flattened shard of many (FSDP)"
-    for kind in type(tensor).__mro__:
-        if kind.__name__ == "DTensor":
-            placements = ", ".join(map(str, tensor.placements))  # type: ignore[attr-defined]
-            return f"spread over processes (DTensor, {placements})"
-    return ""

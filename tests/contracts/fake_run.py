@@ -28,6 +28,7 @@ from sparsitywatch.records import (
     Movement,
     Provenance,
     Record,
+    Replicas,
     RunInfo,
     ScopeSummary,
     SparsityCurve,
@@ -135,6 +136,7 @@ def look(
         reliance=curve.reliance,
         essential_sparsity=_estimate(broken, curve),
         layers=layers,
+        replicas=Replicas(num_ranks=2),
         cost=Cost(
             stall_s=0.31,
             spectrum_s=0.01,

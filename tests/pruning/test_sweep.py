@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy, halve
@@ -20,7 +20,6 @@ from sparsitywatch.pruning.sweep import (
     Bisection,
     Grid,
     Point,
-    is_out_of_memory,
     run_sweep,
     standard_error,
 )

@@ -27,6 +27,7 @@ from sparsitywatch.records import (
     Movement,
     Provenance,
     Record,
+    Replicas,
     RunInfo,
     ScopeSummary,
     SparsityCurve,
@@ -86,6 +87,7 @@ RECORDS = plain(
     curve=st.none() | curves(),
     essential_sparsity=st.none() | plain(EssentialSparsity),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
+    replicas=st.none() | plain(Replicas),
     cost=plain(Cost),
     provenance=PROVENANCES,
 )

@@ -43,6 +43,7 @@ def test_a_full_record_by_hand() -> None:
         "value/reliance": FULL.reliance,
         "value/dense": curve.value[0],
         "value/all_removed": curve.value[-1],
+        "weights/num_ranks_differing": 0.0,
         "weights/num_nan": 0.0,
         "weights/num_inf": 0.0,
         "weights/num_zero": 0.0,

@@ -374,6 +374,23 @@ class MagnitudeSpectrum:
         found = self._counts.log10_histograms(bins_per_decade)
         return dict(zip(self.names, found, strict=True))
 
+    def histogram(self, name: str) -> Histogram:
+        """The counts of one tensor."""
+        return self._histograms[name]
+
+    def with_counts(
+        self, counts: Mapping[str, tuple[np.ndarray, np.ndarray, int, int]]
+    ) -> MagnitudeSpectrum:
+        """Other counts of the same tensors.
+
+        Args:
+            counts: by name, in this order: rising keys int32, counts int64, and how many weights
+                are infinite and NaN.
+        """
+        return MagnitudeSpectrum(
+            {name: Histogram(self._histograms[name].dtype, *of) for name, of in counts.items()}
+        )
+
     def _shares(self, num: np.ndarray) -> list[list[float]]:
         """``num`` weights of each tensor, [T, K], as fractions of all that it has."""
         num_weights = self._counts.num_weights[:, None]

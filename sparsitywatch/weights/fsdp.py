@@ -1,0 +1,95 @@
+"""FSDP2 (``fully_shard``): what has to be minded when one runs a model between two training steps.
+
+The modules keep their weights as DTensors and gather them for a forward. What is gathered stays
+until it is let go, and stands in the place of the DTensors until then. A forward that fails in
+its middle leaves FSDP in a state of "forward", and the other ranks waiting for gathers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+__all__ = ["ForwardOrder", "fsdp_modules", "reshard", "settle_root"]
+
+
+def fsdp_modules(modules: Iterable[nn.Module]) -> list[Any]:
+    """Those that FSDP2 shards."""
+    return [m for m in modules if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
+
+
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """Let go of the weights that were gathered for a forward.
+
+    Until then ``named_parameters`` gives gathered copies, what is written into them is lost, and
+    the parameters that the optimizer steps on are not to be found.
+    """
+    for module in fsdp_modules(modules):
+        module.reshard()
+
+
+def settle_root(model: nn.Module) -> None:
+    """Let FSDP know that ``model`` is the outermost one, which it else takes the first to run for.
+
+    A value function may run an inner part first, and the training would then be refused.
+    """
+    for root in fsdp_modules([model]):
+        root._get_fsdp_state()._lazy_init()
+
+
+class ForwardOrder:
+    """In which order the modules of a model gather their weights, so that a forward can be ended.
+
+    Args:
+        model: its modules in their own order are a first guess.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = fsdp_modules(model.modules())
+        self._order = list(self._modules)
+
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
+        """Around a forward: what is left of it when it fails here is gathered for the others.
+
+        They wait for this rank at each module that they come to. So all of them end their
+        forward, and can be told that it failed.
+        """
+        if not self._modules:
+            yield
+            return
+        known, seen = set(map(id, self._modules)), []
+
+        def note(module: nn.Module, _: Any) -> None:
+            if id(module) in known:
+                seen.append(module)
+
+        handle = register_module_forward_pre_hook(note)
+        try:
+            yield
+        except Exception:
+            # the one that it failed in may have gathered already: then this does nothing
+            for module in self._order[max(len(seen) - 1, 0) :]:
+                module.unshard()
+            self._set_idle()
+            raise
+        else:
+            self._order = seen or self._order
+        finally:
+            handle.remove()
+
+    def _set_idle(self) -> None:
+        """No forward is going on any more: FSDP would take the next one for a part of this one.
+
+        It would then not wait for the optimizer's step before it gathers weights.
+        """
+        for module in self._modules:
+            state = module._get_fsdp_state()
+            state._state_ctx.iter_forward_root = None
+            for one in (state, *state._fsdp_param_groups):
+                one._training_state = type(one._training_state).IDLE
+        reshard(self._modules)

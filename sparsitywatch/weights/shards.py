@@ -1,0 +1,580 @@
+"""Weights on several ranks: who holds and who counts which part, and what all of them add up to.
+
+A model on R ranks is held whole by each (DDP), in disjoint pieces (FSDP2, tensor parallel), or in
+pieces that some ranks hold alike (HSDP, tensor parallel within FSDP2). A piece is a box of the
+whole tensor. One rank counts each piece: the lowest that holds it. Integer counts add, so the sum
+over ranks is the spectrum of the whole model, integer for integer, and no weight is gathered for
+it. The fixed sample of weights is gathered: it has the same size for every model.
+
+Each method of ``Ranks`` is called by every rank, in the same order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
+from sparsitywatch.records import Replicas
+from sparsitywatch.shown import shown_error, shown_name
+from sparsitywatch.weights.fsdp import fsdp_modules
+from sparsitywatch.weights.scope import is_sharded
+from sparsitywatch.weights.snapshot import Chosen, Sampler, Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum.bins import STORAGES
+
+__all__ = [
+    "Piece",
+    "Ranks",
+    "Shards",
+    "compared",
+    "gathered",
+    "marks_of",
+    "summed",
+    "why_not_whole",
+]
+
+
+# ------------------------------------------------------------------ the ranks
+
+
+class Ranks:
+    """The ranks that watch one training together, in a process group of the watch's own.
+
+    What is sent lies on the CPU. Before data is exchanged the ranks agree that all of them are at
+    the same place and well: what failed on one of them fails on all, and none waits for it.
+
+    Args:
+        group: of every rank, by gloo.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+        self.lost = ""  # why the ranks have lost each other; empty as long as they have not
+        self.num_bytes = 0  # that this rank has given to collectives
+        self._num_agreed = 0
+
+    def agree(self, what: str, error: BaseException | None = None, value: int = 0) -> int:
+        """Go on only if every rank does.
+
+        Args:
+            what: the place in the code; has to be the same on every rank.
+            error: what has failed on this rank; None if nothing has.
+            value: a number >= 0; that of rank 0 counts.
+
+        Returns:
+            Rank 0's value.
+
+        Raises:
+            RanksError: another rank is at another place, or does not answer.
+            MeasurementError: it failed on another rank.
+            MemoryError: memory was missing on another rank.
+        """
+        self._num_agreed += 1
+        place = (zlib.crc32(what.encode()) << 24) + self._num_agreed % (1 << 24)
+        code = 0 if error is None else 2 if is_out_of_memory(error) else 1
+        own = torch.tensor([code, place, -place, value if self.rank == 0 else -1], device="cpu")
+        self._reduce(own, distributed.ReduceOp.MAX)
+        worst, highest, lowest, value = own.tolist()
+        if highest != -lowest:
+            self.lose(f"rank {self.rank} is at {what!r}, another one is not")
+        if worst:
+            self._raise(error, is_memory=worst == 2)
+        return value
+
+    @contextlib.contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """What is done inside succeeds on every rank, or fails on every rank."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, RanksError):
+                self.agree(what, error)
+            raise
+        self.agree(what)
+
+    def lose(self, why: str) -> None:
+        """Note that nothing can be agreed on any more."""
+        self.lost = self.lost or (
+            f"the ranks have lost each other: {why}. Call `sw.watch`, `watcher.snapshot()` and "
+            "`watcher.close()` on every rank, at the same step."
+        )
+        raise RanksError(self.lost)
+
+    def sum(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum over ranks, int64 [N]; in place."""
+        self._reduce(torch.from_numpy(numbers), distributed.ReduceOp.SUM)
+        return numbers
+
+    def union(self, bits: np.ndarray) -> np.ndarray:
+        """What is set on any rank, packed bits, uint8 [B]; in place."""
+        self._reduce(torch.from_numpy(bits), distributed.ReduceOp.BOR)
+        return bits
+
+    def highest(self, numbers: np.ndarray) -> np.ndarray:
+        """The largest over ranks, int64 [N]; in place."""
+        self._reduce(torch.from_numpy(numbers), distributed.ReduceOp.MAX)
+        return numbers
+
+    def gather(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+        """What each rank has, uint8 of ``sizes[rank]`` bytes."""
+        longest = max(sizes)
+        padded = torch.zeros(longest, dtype=torch.uint8, device="cpu")
+        padded[: len(own)] = torch.from_numpy(own)
+        found = [torch.empty_like(padded) for _ in sizes]
+        self.num_bytes += longest
+        with self._exchanged():
+            distributed.all_gather(found, padded, group=self._group)
+        return [part.numpy()[:size] for part, size in zip(found, sizes, strict=True)]
+
+    def all_of(self, thing: Any) -> list[Any]:
+        """What each rank gives, by rank; plain data."""
+        found: list[Any] = [None] * self.size
+        with self._exchanged():
+            distributed.all_gather_object(found, thing, group=self._group)
+        return found
+
+    def of_first(self, thing: Any) -> Any:
+        """What rank 0 gives; plain data."""
+        found = [thing]
+        with self._exchanged():
+            distributed.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]
+
+    def _reduce(self, numbers: torch.Tensor, operation: Any) -> None:
+        self.num_bytes += numbers.nbytes
+        with self._exchanged():
+            distributed.all_reduce(numbers, operation, group=self._group)
+
+    @contextlib.contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        if self.lost:
+            raise RanksError(self.lost)
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # a rank has gone, or does not answer in time
+            self.lose(shown_error(error))
+
+    def _raise(self, error: BaseException | None, *, is_memory: bool) -> None:
+        """Fail on every rank; on others than the one that failed, by its words."""
+        said = self.all_of("" if error is None else shown_error(error))
+        if error is not None:
+            raise error
+        text = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(said) if text)
+        raise MemoryError(text) if is_memory else MeasurementError(f"failed on {text}")
+
+
+# ------------------------------------------------------------------ pieces of tensors
+
+
+def is_data_parallel(model: nn.Module) -> bool:
+    """Whether each rank may run on examples of its own: not where a layer is split over ranks."""
+    is_fsdp = bool(fsdp_modules(model.modules()))
+    for parameter in model.parameters():
+        if is_sharded(parameter):
+            placements: Any = parameter.placements  # type: ignore[attr-defined]
+            outer = all(placement.is_replicate() for placement in placements[:-1])
+            if not (is_fsdp and outer and len(placements) <= 2):
+                return False
+    return True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of a tensor.
+
+    Args:
+        whole: shape of the tensor.
+        offset: where the box begins, in each dimension.
+        shape: of the box; with a 0 in it the piece is empty.
+    """
+
+    whole: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> Piece:
+        """What this rank holds of a tensor.
+
+        Raises:
+            ScopeError: ranks hold summands of it instead of parts.
+        """
+        whole = tuple(tensor.shape)
+        if not is_sharded(tensor):
+            return cls(whole, (0,) * len(whole), whole)
+        placements: Any = tensor.placements  # type: ignore[attr-defined]
+        if any(placement.is_partial() for placement in placements):
+            raise ScopeError(
+                f"Expected each rank to hold weights of {shown_name(name)!r}, got summands of them "
+                f"({', '.join(map(str, placements))}). Leave it out of `scope`."
+            )
+        from torch.distributed.tensor import _utils
+
+        shape, offset = _utils.compute_local_shape_and_global_offset(
+            tensor.shape,
+            tensor.device_mesh,  # type: ignore[attr-defined]
+            placements,
+        )
+        if len(shape) != len(whole) or math.prod(shape) == 0:  # also outside the mesh
+            return cls(whole, (0,) * len(whole), (0,) * len(whole))
+        return cls(whole, tuple(offset), tuple(shape))
+
+    @property
+    def num_weights(self) -> int:
+        """In the box."""
+        return math.prod(self.shape)
+
+    def locate(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of some weights lie in the box, and where in it.
+
+        Args:
+            where: positions in the flat tensor, int64 [N], rising.
+
+        Returns:
+            Indices into ``where``, int64 [M], and positions in the flat box, int64 [M].
+        """
+        row = math.prod(self.whole[1:])
+        if self.whole[1:] == self.shape[1:]:  # whole rows lie side by side
+            start = self.offset[0] * row if self.whole else 0
+            first, last = where.searchsorted([start, start + self.num_weights])
+            return np.arange(first, last), where[first:last] - start
+        places = np.unravel_index(where, self.whole)
+        axes = list(zip(places, self.offset, self.shape, strict=True))
+        inside = np.logical_and.reduce([(p >= o) & (p < o + s) for p, o, s in axes])
+        own = [p[inside] - o for p, o, _ in axes]
+        local = np.ravel_multi_index(own, self.shape) if inside.any() else np.empty(0, np.int64)
+        return np.flatnonzero(inside), local
+
+
+class Shards:
+    """Which rank holds, and which counts, what of each in-scope tensor; the same all along.
+
+    Args:
+        pieces: of each rank, by name, in the order of the scope.
+        rank: this one.
+
+    Raises:
+        ScopeError: the ranks together do not hold all of a tensor.
+    """
+
+    def __init__(self, pieces: Sequence[Mapping[str, Piece]], rank: int) -> None:
+        self.pieces, self.rank = pieces, rank
+        self.held = pieces[rank]
+        #: Each distinct piece, by name: the ranks that hold it, of which the first counts it.
+        self.holders: dict[tuple[str, Piece], list[int]] = {}
+        for holder, of_rank in enumerate(pieces):
+            for name, piece in of_rank.items():
+                if piece.num_weights:
+                    self.holders.setdefault((name, piece), []).append(holder)
+        self.owned = frozenset(
+            name for (name, piece), ranks in self.holders.items() if ranks[0] == rank
+        )
+        self.is_whole = all(
+            piece.shape == piece.whole for of_rank in pieces for piece in of_rank.values()
+        )
+        self.has_replicas = any(len(ranks) > 1 for ranks in self.holders.values())
+        self._check_all_there()
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> Shards:
+        """As the ranks' parameters say.
+
+        Raises:
+            ScopeError: a rank watches other tensors, or they do not hold all of one.
+        """
+        with ranks.together("which parts of the weights a rank holds"):
+            own = {name: Piece.of(name, tensor) for name, tensor in parameters.items()}
+        return cls(ranks.all_of(own), ranks.rank)
+
+    def check(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a model that was sharded in another way since the attach.
+
+        Raises:
+            ScopeError: with the first tensor that is.
+        """
+        for name, tensor in parameters.items():
+            piece = Piece.of(name, tensor)
+            if piece != self.held[name]:
+                raise ScopeError(
+                    f"Expected this rank to hold {self.held[name].shape} of {shown_name(name)!r} "
+                    f"from {self.held[name].offset} on as at attach, got {piece.shape} from "
+                    f"{piece.offset} on. Attach a new watch after sharding the model."
+                )
+
+    def _check_all_there(self) -> None:
+        counted: dict[str, int] = {}
+        whole: dict[str, int] = {}
+        for name, piece in self.holders:
+            counted[name] = counted.get(name, 0) + piece.num_weights
+            whole[name] = math.prod(piece.whole)
+        for name, num_weights in whole.items():
+            if counted[name] != num_weights:
+                raise ScopeError(
+                    f"Expected the ranks to hold the {num_weights:,} weights of "
+                    f"{shown_name(name)!r} between them, got {counted[name]:,}. If each rank "
+                    "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
+                    "instead: `sparsitywatch replay <folder> --follow`."
+                )
+
+
+# ------------------------------------------------------------------ what they add up to
+
+
+def summed(spectrum: MagnitudeSpectrum, shards: Shards, ranks: Ranks) -> MagnitudeSpectrum:
+    """The spectrum of the whole model, on every rank, from those of what each of them holds.
+
+    Which bins are occupied anywhere is exchanged first, as bits, so that the counts of these
+    alone are: in int64, since 2.1 billion weights of one bin are possible.
+
+    Args:
+        spectrum: of the tensors that this rank holds, in the order of the scope.
+    """
+    names = spectrum.names
+    ends = np.cumsum([STORAGES[spectrum.histogram(n).dtype].bins.inf_key for n in names])
+    starts = dict(zip(names, [0, *ends[:-1].tolist()], strict=True))
+    occupied = np.zeros(int(ends[-1]), bool)
+    own = {name: spectrum.histogram(name) for name in names if name in shards.owned}
+    for name, histogram in own.items():
+        occupied[starts[name] + histogram.keys] = True
+    ranks.union(bits := np.packbits(occupied))
+    bins = np.flatnonzero(np.unpackbits(bits, count=len(occupied)))
+    counts = np.zeros(len(bins) + 2 * len(names), np.int64)
+    for row, name in enumerate(names):
+        if name in own:
+            counts[bins.searchsorted(starts[name] + own[name].keys)] = own[name].counts
+            counts[len(bins) + 2 * row :][:2] = own[name].num_inf, own[name].num_nan
+    ranks.sum(counts)
+    cuts = bins.searchsorted(ends)
+    keys = np.split(bins, cuts[:-1])
+    counted = np.split(counts[: len(bins)], cuts[:-1])
+    beyond = counts[len(bins) :].reshape(-1, 2).tolist()
+    return spectrum.with_counts(
+        {
+            name: ((of_bins - starts[name]).astype(np.int32), of_counts, *of_beyond)
+            for name, of_bins, of_counts, of_beyond in zip(
+                names, keys, counted, beyond, strict=True
+            )
+        }
+    )
+
+
+def gathered(
+    sampler: Sampler, snapshot: Snapshot, shards: Shards, ranks: Ranks
+) -> dict[str, torch.Tensor]:
+    """The weights that ``sampler`` would take of the whole model, on every rank.
+
+    Args:
+        snapshot: what this rank holds.
+    """
+    if shards.is_whole:
+        return sampler.take(snapshot)
+    chosen = sampler.chosen(snapshot.scope.sizes)
+    plan = _plan(sampler.num_samples, sampler.seed, snapshot.scope.sizes, shards)
+    own = [
+        Chosen(len(local), local).of(snapshot.tensors[name])
+        for name, (_, local) in plan.own.items()
+        if len(local)
+    ]
+    words = [part.contiguous().view(torch.uint8).numpy() for part in own]
+    itemsize = {name: snapshot.tensors[name].dtype.itemsize for name in chosen}
+    sizes = [
+        sum(len(index) * itemsize[name] for name, index in of_rank.items())
+        for of_rank in plan.places
+    ]
+    sent = ranks.gather(np.concatenate([np.empty(0, np.uint8), *words]), sizes)
+    found = {}
+    ends = [0] * ranks.size
+    for name, some in chosen.items():
+        whole = np.empty((some.num, itemsize[name]), np.uint8)
+        for rank, of_rank in enumerate(plan.places):
+            if name in of_rank:
+                start, ends[rank] = ends[rank], ends[rank] + len(of_rank[name]) * itemsize[name]
+                whole[of_rank[name]] = sent[rank][start : ends[rank]].reshape(-1, itemsize[name])
+        found[name] = torch.from_numpy(whole.reshape(-1)).view(snapshot.tensors[name].dtype)
+    return found
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who sends which weights of a sample.
+
+    Args:
+        own: name to indices into the sample and positions in this rank's flat piece.
+        places: the indices into the sample of what each rank sends, by name, in this order.
+    """
+
+    own: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    places: Sequence[Mapping[str, np.ndarray]]
+
+
+@lru_cache(maxsize=8)  # the motion's sample and the fingerprint's, at every snapshot
+def _plan(
+    num_samples: int | None, seed: int, sizes: tuple[tuple[str, int], ...], shards: Shards
+) -> _Plan:
+    chosen = Sampler(num_samples, seed).chosen(sizes)
+    where = {
+        name: np.arange(some.num) if some.where is None else some.where
+        for name, some in chosen.items()
+    }
+    own: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    places: list[dict[str, np.ndarray]] = [{} for _ in shards.pieces]
+    by_name: dict[str, list[tuple[Piece, int]]] = {}
+    for (name, piece), holders in shards.holders.items():
+        by_name.setdefault(name, []).append((piece, holders[0]))
+    for name, positions in where.items():
+        for piece, owner in by_name.get(name, ()):
+            index, local = piece.locate(positions)
+            if len(index):
+                places[owner][name] = index
+                if owner == shards.rank:
+                    own[name] = index, local
+    return _Plan(own, places)
+
+
+# ------------------------------------------------------------------ whether replicas agree
+
+
+def compared(marks: Mapping[str, int], shards: Shards, ranks: Ranks) -> Replicas | None:
+    """Whether ranks that hold the same weights hold the same bits; None if no two do.
+
+    Where the largest and the smallest mark over ranks agree, so do all.
+
+    Args:
+        marks: of what this rank holds, by name.
+    """
+    if not shards.has_replicas:
+        return None
+    slots = list(shards.holders)
+    own = np.full((2, len(slots)), np.iinfo(np.int64).min, np.int64)
+    for column, (name, piece) in enumerate(slots):
+        if shards.held[name] == piece:
+            own[:, column] = marks[name], -marks[name]
+    high, low = ranks.highest(own.reshape(-1)).reshape(2, -1)
+    unlike = [slots[column] for column in np.flatnonzero(high != -low)]
+    if not unlike:
+        return Replicas(num_ranks=ranks.size)
+    said = ranks.all_of(
+        {slot: marks[slot[0]] for slot in unlike if shards.held[slot[0]] == slot[1]}
+    )
+    return Replicas(
+        num_ranks=ranks.size,
+        ranks=tuple(sorted({rank for slot in unlike for rank in _odd_ones(slot, said)})),
+        tensors=tuple(dict.fromkeys(name for name, _ in unlike)),
+    )
+
+
+def _odd_ones(slot: Any, said: Sequence[Mapping[Any, int]]) -> list[int]:
+    """The ranks that do not hold what most of them hold; of two that differ, both."""
+    by_mark: dict[int, list[int]] = {}
+    for rank, marks in enumerate(said):
+        if slot in marks:
+            by_mark.setdefault(marks[slot], []).append(rank)
+    groups = sorted(by_mark.values(), key=len, reverse=True)
+    majority = groups[0] if len(groups[0]) > len(groups[1]) else []
+    return [rank for group in groups if group is not majority for rank in group]
+
+
+def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
+    """A positive int64 for each tensor: of its integer counts, and of all its words together.
+
+    No single bit can flip unseen.
+
+    Args:
+        spectrum: of what this rank holds, before anything was added up.
+        snapshot: the same weights.
+    """
+    found = {}
+    for name, layer in spectrum.layers().items():
+        text = f"{layer.digest()} {_checksum(snapshot.tensors[name])}"
+        mark = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        found[name] = int.from_bytes(mark, "big") >> 1
+    return found
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    """All words of a tensor in one, at the speed of memory; any bit that flips shows."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.device.type != "cpu":
+        wide = flat[: len(flat) // 4 * 4].view(torch.int32)
+        return int(wide.sum(dtype=torch.int64)) + int(flat[len(wide) * 4 :].sum())
+    # by this thread alone; torch would wake its own beside a training
+    bytes_ = flat.numpy()
+    wide_ = bytes_[: len(bytes_) // 8 * 8].view(np.int64)
+    return int(np.bitwise_xor.reduce(wide_)) ^ zlib.crc32(bytes_[len(wide_) * 8 :].tobytes())
+
+
+# ------------------------------------------------------------------ is it all here?
+
+#: Modules that keep parameters in parts and gather them when they run, by the name of a class
+#: they are of: nothing is imported for it, and FairScale's are meant too.
+_SHARDING_CLASSES = {
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP2, fully_shard",
+    "PipelineModule": "a stage of a pipeline",
+}
+
+
+def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
+    """Why the weights of a model cannot be watched, and what to do; empty if they can.
+
+    Anywhere in the model, in scope or not: what is gathered in the middle of a forward hangs
+    where one process runs alone.
+
+    Args:
+        together: whether all ranks watch. Then DTensors are all there.
+    """
+    for name, what, is_dtensor in _parts(model):
+        if together and is_dtensor:
+            continue
+        return (
+            f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
+            "running it needs every process. Watch the checkpoints instead: `sparsitywatch replay "
+            "<folder> --follow` reads sharded ones."
+        )
+    return ""
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
+    """What is not all here, by name, how it is spread over processes, and whether by DTensors."""
+    for name, module in model.named_modules():
+        where, held = f"module {name!r}" if name else "the model", vars(module)
+        for kind in type(module).__mro__:
+            if kind.__name__ in _SHARDING_CLASSES:
+                what = f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
+                yield where, what, kind.__name__ == "FSDPModule"
+        if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
+            yield where, f"split over {module._tp_size} processes (tensor parallel)", False
+        for key, part in held.items():
+            # Megatron's and FairScale's layers: output_size_per_partition beside output_size
+            whole = held.get(key.removesuffix("_per_partition"), part)
+            if key.endswith("_per_partition") and isinstance(whole, int) and whole != part:
+                yield where, f"split over processes (holds {part} of {whole}, {key})", False
+        for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in tensors.items():
+                if tensor is not None and (what := _sharding_of(tensor)):
+                    where = f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}"
+                    yield where, what, is_sharded(tensor)
+
+
+def _sharding_of(tensor: torch.Tensor) -> str:
+    """How a tensor is spread over processes; empty if it is all here."""
+    if hasattr(tensor, "ds_id"):
+        return "partitioned over processes (DeepSpeed ZeRO-3)"
+    if getattr(tensor, "_is_flat_param", False):
+        return "a flattened shard of many (FSDP)"
+    if is_sharded(tensor):
+        placements = ", ".join(map(str, tensor.placements))  # type: ignore[attr-defined]
+        return f"spread over processes (DTensor, {placements})"
+    return ""
