@@ -637,7 +637,7 @@ RANKED: dict[str, tuple[str, str]] = {
         from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
         train(FSDP(Net(), device_id=torch.device("cpu")), proxy=None)
         """,
-        "refused: sharded over",
+        "3 valid, on both ranks",
     ),
     "FSDP1, nested, use_orig_params, a predicate": (
         """
@@ -646,7 +646,7 @@ RANKED: dict[str, tuple[str, str]] = {
         model.body = FSDP(model.body, use_orig_params=True, device_id=torch.device("cpu"))
         train(model, scope=lambda name, p: "head.weight" in name)
         """,
-        "refused: sharded over",
+        "refused: without FSDP1",
     ),
     "a DTensor, out of scope": (
         """
@@ -734,6 +734,7 @@ def came_of(lines: list[str], scenario: str = "") -> str:
         words = (
             "it began",
             "sharded over",
+            "without FSDP1",
             "DTensor",
             "ZeRO-3",
             "split",

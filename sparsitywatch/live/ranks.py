@@ -15,7 +15,7 @@ from typing import Any
 from torch import distributed, nn
 
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.weights.scope import is_sharded
+from sparsitywatch.weights.scope import is_sharded, named_parameters
 from sparsitywatch.weights.shards import Ranks
 
 __all__ = ["Companions", "join", "why_another_rank_watches", "why_only_a_stage"]
@@ -160,7 +160,7 @@ def join(model: nn.Module, place: str) -> Companions | Latecomers | None:
     _calls[place] += 1
     store: Any = distributed.distributed_c10d._get_default_store()
     prefix = f"sparsitywatch/{_calls[place]}/{place}"
-    parameters = dict(model.named_parameters())
+    parameters = dict(named_parameters(model))
     shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
     own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
     is_part = any(map(is_sharded, parameters.values()))

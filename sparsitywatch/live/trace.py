@@ -300,6 +300,21 @@ class OptimizerTrace:
             masters=frozenset(self._masters),
         )
 
+    def groups(self, parameters: Mapping[str, torch.Tensor]) -> list[Any]:
+        """Learning rate and decay of each param group, and which in-scope weights it trains.
+
+        Args:
+            parameters: the in-scope weights as the optimizer holds them, by name.
+        """
+        if self._optimizer is None:
+            return []
+        membership = group_membership(self._optimizer, parameters)
+        rates = [
+            (float(group.get("lr", 0.0)), float(group.get("weight_decay", 0.0)))
+            for group in self._optimizer.param_groups
+        ]
+        return [rates, sorted(membership.items())]
+
     def continue_from(self, reading: ClockReading) -> None:
         """Take up clocks that only a log knows; NaN what not even that does.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.errors import (
     ConfigurationError,
     MeasurementError,
+    ProxyError,
     ScopeError,
     expect,
     expect_path,
@@ -40,7 +42,7 @@ from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.weights.fsdp import reshard, settle_root
+from sparsitywatch.weights.fsdp import flat_parameters, reshard, settle_root
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
@@ -187,6 +189,12 @@ def _context(
         reshard(model.modules())
         shards = Shards.of(scope.parameters(model), ranks)
         if proxy is not None:
+            if flat_parameters(model):
+                raise ProxyError(
+                    "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
+                    "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
+                    "leave `proxy` out: the weights are watched all the same."
+                )
             proxy = SharedProxy(proxy, ranks, model)
     if proxy is not None and not is_off:
         proxy.check(model)
@@ -224,7 +232,8 @@ def _check_alike(
     """Refuse ranks that would not do the same at the same steps."""
     given = {
         "scope": scope.hash,
-        "settings": repr(settings),
+        # a function is another object on each rank; what a scope selects is compared above
+        "settings": re.sub(r" at 0x\w+", "", repr(replace(settings, scope="blocks"))),
         "every": every if isinstance(every, int) else type(every).__name__,
         "proxy": has_proxy,
     }

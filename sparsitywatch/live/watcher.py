@@ -451,6 +451,12 @@ class Watcher:
                     self._pipeline.load_state_dict(self._pending)
                 known = (self.state_dict(), self._pipeline.records, self._pipeline.events)
         state, records, events = front.of_first(known)
+        groups = front.all_of(self._trace.groups(self._parameters()))
+        if front.rank == 0 and any(other != groups[0] for other in groups):
+            _logger.warning(
+                "sparsitywatch: the ranks' optimizers have different param groups, learning rates "
+                "or decays; the decay clock is that of rank 0."
+            )
         if front.rank > 0:
             self._take_up(int(state["step"]), state)
             self._begun_at, self._log = self.step_count, state["log"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.errors import expect, let_out
+from sparsitywatch.errors import ScopeError, expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import SweepResult, run_sweep
@@ -34,7 +34,15 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import Ranks, Shards, compared, gathered, marks_of, summed
+from sparsitywatch.weights.shards import (
+    Ranks,
+    Shards,
+    compared,
+    gathered,
+    marks_of,
+    summed,
+    why_not_whole,
+)
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
@@ -272,7 +280,8 @@ def measure(
 
     Raises:
         ConfigurationError: a value cannot be used; the argument is named.
-        ScopeError: the scope selects nothing.
+        ScopeError: the scope selects nothing, or the model is sharded over processes: `sw.watch`
+            measures those, on every rank.
         ProxyError: the proxy does not work on this model.
         MeasurementError: the evaluation failed.
 
@@ -287,6 +296,8 @@ def measure(
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
     chosen = Settings.of(settings, **fields)
     inner = unwrap_model(model)
+    if why := why_not_whole(inner):
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     scope = Scope.of(inner, chosen.scope)
     if proxy is not None:
         proxy.check(inner)

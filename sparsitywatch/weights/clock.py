@@ -184,8 +184,10 @@ def group_membership(
         group_of.update(dict.fromkeys(map(id, group["params"]), index))
     found = {}
     for name, parameter in parameters.items():
-        if id(parameter) in group_of:
-            found[name] = group_of[id(parameter)]
+        flat = getattr(parameter, "flat_shard", None)  # FSDP1
+        trained = parameter if flat is None else flat.owner
+        if id(trained) in group_of:
+            found[name] = group_of[id(trained)]
     return found
 
 
@@ -207,7 +209,7 @@ def masters_of(
     own = {id(p) for p, _ in trained}
     found = {}
     for name, weight in parameters.items():
-        if id(weight) in own:
+        if id(weight) in own or hasattr(weight, "flat_shard"):
             continue
         alike = [(p, k) for p, k in trained if _is_master(p, weight)]
         if alike and len({group for _, group in alike}) == 1:

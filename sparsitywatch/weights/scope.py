@@ -14,9 +14,10 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.shown import shown_error
+from sparsitywatch.weights.fsdp import flat_parameters
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 
-__all__ = ["PRESETS", "Scope", "ScopeLike", "is_sharded"]
+__all__ = ["PRESETS", "Scope", "ScopeLike", "is_sharded", "named_parameters"]
 
 #: A preset's name, patterns of parameter names (``*`` matches dots too), or a predicate.
 ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
@@ -58,7 +59,7 @@ class Scope:
                 empty, or an in-scope parameter cannot be read (sharded, meta, not
                 floating point).
         """
-        named = _named_parameters(model)
+        named = named_parameters(model)
         entries = [_entry(name, p, _storage_key(p)) for name, p in named]
         decided = cls._decided(entries, [p for _, p in named], scope, _modules(model))
         if callable(scope):  # it may ask for what only a live parameter has
@@ -183,7 +184,7 @@ class Scope:
         Raises:
             ScopeError: a parameter that was in scope is gone or has another shape.
         """
-        found = dict(_named_parameters(model))
+        found = dict(named_parameters(model))
         result = {}
         for entry in self.ledger:
             if not entry.in_scope:
@@ -199,8 +200,14 @@ class Scope:
         return result
 
 
-def _named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    named = model.named_parameters(remove_duplicate=False)
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters by the names that their user wrote, tied ones by each; with whole shapes."""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    if flat := flat_parameters(model):
+        whole = dict(flat)
+        parts = (".flat_param", "._flat_param")
+        others = [(n, p) for n, p in named if n not in whole and not f".{n}".endswith(parts)]
+        named = [*flat, *others]
     return [(clean_name(name), parameter) for name, parameter in named]
 
 
@@ -249,8 +256,10 @@ def _unlike_stored(
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is a DTensor, of which each rank holds a part, or all of it."""
-    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+    """Whether each rank may hold a part of it only: a DTensor, or a parameter of FSDP1."""
+    return hasattr(tensor, "flat_shard") or any(
+        kind.__name__ == "DTensor" for kind in type(tensor).__mro__
+    )
 
 
 def _storage_key(parameter: nn.Parameter) -> Hashable:
@@ -264,7 +273,7 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
     problem = None
     if not parameter.is_floating_point():
         problem = f"dtype {parameter.dtype}"
-    elif parameter.is_meta:
+    elif parameter.is_meta and not is_sharded(parameter):
         problem = "a meta tensor without data; attach after the weights are materialised"
     elif hasattr(parameter, "ds_id"):
         problem = "one that is partitioned by DeepSpeed ZeRO-3"

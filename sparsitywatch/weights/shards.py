@@ -27,7 +27,7 @@ from torch import distributed, nn
 from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
 from sparsitywatch.records import Replicas
 from sparsitywatch.shown import shown_error, shown_name
-from sparsitywatch.weights.fsdp import fsdp_modules
+from sparsitywatch.weights.fsdp import FlatShard, fsdp_modules
 from sparsitywatch.weights.scope import is_sharded
 from sparsitywatch.weights.snapshot import Chosen, Sampler, Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -212,6 +212,9 @@ class Piece:
             ScopeError: ranks hold summands of it instead of parts.
         """
         whole = tuple(tensor.shape)
+        if hasattr(tensor, "flat_shard"):  # FSDP1
+            flat: FlatShard = tensor.flat_shard
+            return cls((tensor.numel(),), (flat.start,), (flat.num,))
         if not is_sharded(tensor):
             return cls(whole, (0,) * len(whole), whole)
         placements: Any = tensor.placements  # type: ignore[attr-defined]
@@ -533,10 +536,10 @@ def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
     where one process runs alone.
 
     Args:
-        together: whether all ranks watch. Then DTensors are all there.
+        together: whether all ranks watch. Then what torch has sharded is all there.
     """
-    for name, what, is_dtensor in _parts(model):
-        if together and is_dtensor:
+    for name, what, is_known in _parts(model):
+        if together and is_known:
             continue
         return (
             f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
@@ -547,13 +550,13 @@ def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
-    """What is not all here, by name, how it is spread over processes, and whether by DTensors."""
+    """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
     for name, module in model.named_modules():
         where, held = f"module {name!r}" if name else "the model", vars(module)
         for kind in type(module).__mro__:
             if kind.__name__ in _SHARDING_CLASSES:
                 what = f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
-                yield where, what, kind.__name__ == "FSDPModule"
+                yield where, what, kind.__module__.startswith("torch.distributed.fsdp")
         if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
             yield where, f"split over {module._tp_size} processes (tensor parallel)", False
         for key, part in held.items():
@@ -565,7 +568,8 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
             for key, tensor in tensors.items():
                 if tensor is not None and (what := _sharding_of(tensor)):
                     where = f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}"
-                    yield where, what, is_sharded(tensor)
+                    is_flat = getattr(tensor, "_is_flat_param", False)
+                    yield where, what, is_flat or is_sharded(tensor)
 
 
 def _sharding_of(tensor: torch.Tensor) -> str:

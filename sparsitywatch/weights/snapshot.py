@@ -82,6 +82,9 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a tensor, in the same memory, detached."""
     if not is_sharded(tensor):
         return tensor.detach()
+    if hasattr(tensor, "flat_shard"):  # FSDP1
+        flat: torch.Tensor = tensor.flat_shard.local()
+        return flat
     with torch.no_grad():
         local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return local.detach()
