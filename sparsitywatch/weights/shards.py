@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -317,19 +319,40 @@ class Shards:
                 )
 
     def _check_all_there(self) -> None:
-        counted: dict[str, int] = {}
-        whole: dict[str, int] = {}
+        held: dict[str, list[Piece]] = {name: [] for name in self.held}
         for name, piece in self.holders:
-            counted[name] = counted.get(name, 0) + piece.num_weights
-            whole[name] = math.prod(piece.whole)
-        for name, num_weights in whole.items():
-            if counted[name] != num_weights:
+            held[name].append(piece)
+        for name, pieces in held.items():
+            whole = math.prod(self.held[name].whole)
+            counted = sum(piece.num_weights for piece in pieces)
+            if counted != whole or (whole and not _fill(pieces)):
+                overlap = " in parts that overlap" if counted == whole else ""
                 raise ScopeError(
-                    f"Expected the ranks to hold the {num_weights:,} weights of "
-                    f"{shown_name(name)!r} between them, got {counted[name]:,}. If each rank "
+                    f"Expected the ranks to hold the {whole:,} weights of {shown_name(name)!r} "
+                    f"between them, got {counted:,}{overlap}. If each rank "
                     "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
                     "instead: `sparsitywatch replay <folder> --follow`."
                 )
+
+
+def _fill(pieces: Sequence[Piece]) -> bool:
+    """Whether distinct pieces that are not empty hold each weight of a tensor once.
+
+    Where two of them meet, a corner of one is a corner of the other, of the other sign; what is
+    left over has to be the corners of the whole.
+    """
+    if len(pieces) == 1:
+        return pieces[0].shape == pieces[0].whole
+    corners: Counter[tuple[int, ...]] = Counter()
+    whole = pieces[0].whole
+    for sign, offset, shape in (
+        *((1, piece.offset, piece.shape) for piece in pieces),
+        (-1, (0,) * len(whole), whole),
+    ):
+        for ends in itertools.product((0, 1), repeat=len(whole)):
+            corner = tuple(o + s * end for o, s, end in zip(offset, shape, ends, strict=True))
+            corners[corner] += sign * (-1) ** sum(ends)
+    return not any(corners.values())
 
 
 # ------------------------------------------------------------------ what they add up to

@@ -1,0 +1,78 @@
+"""Who holds and who counts which part of a tensor, held against numpy's slicing of the whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from contracts.boxes import Spreading, boxes, nothing_of, pieces_by_rank, slices, spreadings
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sparsitywatch.errors import ScopeError
+from sparsitywatch.weights.shards import Piece, Shards
+
+
+@given(boxes(), st.integers(0, 2**32 - 1))
+def test_weights_are_found_in_a_box_where_numpy_finds_them(piece: Piece, seed: int) -> None:
+    numbered = np.arange(np.prod(piece.whole, dtype=int)).reshape(piece.whole)
+    inside = {int(n): at for at, n in enumerate(numbered[slices(piece)].reshape(-1))}
+    drawn = np.random.default_rng(seed).integers(0, max(numbered.size, 1), 2 * numbered.size)
+    where = np.sort(drawn).astype(np.int64)  # some of them more than once
+
+    index, local = piece.locate(where)
+
+    expected = [(i, inside[n]) for i, n in enumerate(where.tolist()) if n in inside]
+    assert list(zip(index.tolist(), local.tolist(), strict=True)) == expected
+    assert piece.num_weights == len(inside)
+
+
+@given(spreadings())
+def test_every_weight_is_counted_once_by_the_lowest_rank_that_holds_it(made: Spreading) -> None:
+    every = [made.shards(rank) for rank in range(made.size)]
+    for name, tensor in made.tensors.items():
+        counted = np.zeros(tuple(tensor.shape), int)
+        for rank, shards in enumerate(every):
+            piece = made.spread[name][rank]
+            assert shards.held[name] == piece
+            if name in shards.owned:
+                counted[slices(piece)] += 1
+                assert made.spread[name].index(piece) == rank
+        assert (counted == 1).all()
+
+
+@given(spreadings())
+def test_what_is_whole_and_what_has_replicas_is_known_on_every_rank(made: Spreading) -> None:
+    every = [[p for p in pieces if p.num_weights] for pieces in made.spread.values()]
+    is_whole = all(p.shape == p.whole for pieces in made.spread.values() for p in pieces)
+    for rank in range(made.size):
+        shards = made.shards(rank)
+        assert shards.is_whole == is_whole
+        assert shards.has_replicas == any(len(set(pieces)) < len(pieces) for pieces in every)
+
+
+@given(spreadings(sizes=(2, 3, 4)), st.data())
+def test_a_piece_that_nobody_holds_is_refused_by_the_name_of_its_tensor(
+    made: Spreading, data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from([*made.tensors]))
+    pieces = made.spread[name]
+    gone = data.draw(st.sampled_from([p for p in pieces if p.num_weights]))
+    assume(gone.shape)  # without a dimension there are no parts
+    left = [nothing_of(p.whole) if p == gone else p for p in pieces]
+    held = pieces_by_rank({**made.spread, name: left}, made.size)
+    num, there = made.tensors[name].numel(), made.tensors[name].numel() - gone.num_weights
+    with pytest.raises(ScopeError, match=f"the {num:,} weights of '{name}' .* got {there:,}"):
+        Shards(held, 0)
+
+
+def test_pieces_that_overlap_are_refused_also_where_their_sizes_add_up() -> None:
+    """Two ranks hold the first three of four rows; the last row is nowhere."""
+    first = {"w": Piece((4, 3), (0, 0), (2, 3))}
+    second = {"w": Piece((4, 3), (1, 0), (2, 3))}
+    with pytest.raises(ScopeError, match="'w'"):
+        Shards([first, second], 0)
+
+
+def test_a_tensor_that_nobody_holds_is_refused() -> None:
+    with pytest.raises(ScopeError, match=r"the 12 weights of 'w' .* got 0"):
+        Shards([{"w": nothing_of((4, 3))}] * 2, 0)
