@@ -13,7 +13,7 @@ from sparsitywatch.pruning.patterns import Cut
 from sparsitywatch.pruning.preserve import ModelState, insist, preserve_state
 from sparsitywatch.weights.fsdp import reshard
 from sparsitywatch.weights.layout import unwrap_model
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.scope import Scope, is_sharded
 from sparsitywatch.weights.shards import Shards, why_not_whole
 from sparsitywatch.weights.snapshot import local_of
 
@@ -82,15 +82,16 @@ class Masks:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], state: ModelState) -> None:
         self._state, self._has_run = state, False
-        self._weights = [(name, p, local_of(p).clone()) for name, p in parameters.items()]
+        self._weights = [(n, p, is_sharded(p), local_of(p).clone()) for n, p in parameters.items()]
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights, in the model as it was before."""
         # the first forward shows which tensors are written to without a trace in their version
         self._state.put_back(fully=not self._has_run)
         self._has_run = True
-        for name, parameter, dense in self._weights:
-            cut.prune(name, dense, out=_memory(parameter))
+        # .data: no version counter moves, so a graph that is still alive stays usable
+        for name, parameter, is_part, dense in self._weights:
+            cut.prune(name, dense, out=(local_of(parameter) if is_part else parameter).data)
         torch.clear_autocast_cache()
 
     def remove(self) -> None:
@@ -98,11 +99,5 @@ class Masks:
         try:
             self._state.put_back()
         finally:
-            for _, parameter, dense in self._weights:
-                _memory(parameter).copy_(dense)
-
-
-def _memory(parameter: nn.Parameter) -> torch.Tensor:
-    """What this rank holds, to be written into."""
-    # .data: no version counter moves, so a graph that is still alive stays usable
-    return local_of(parameter).data
+            for _, parameter, is_part, dense in self._weights:
+                (local_of(parameter) if is_part else parameter).data.copy_(dense)

@@ -101,17 +101,11 @@ class GlobalMagnitude:
 
     def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``."""
-        thresholds = spectrum.thresholds(levels)
-        sparsities = spectrum.sparsities_at(thresholds)
-        by_layer = spectrum.layer_sparsity_at(thresholds)
         cuts: list[Cut] = []
-        for i, level in enumerate(levels):
-            if level >= 1.0:
-                shares = dict.fromkeys(by_layer, 1.0)
-                cuts.append(ThresholdCut(level, 1.0, math.inf, shares))
-            else:
-                shares = {name: found[i] for name, found in by_layer.items()}
-                cuts.append(ThresholdCut(level, sparsities[i], thresholds[i], shares))
+        for level, (threshold, sparsity, shares) in zip(levels, spectrum.cuts(levels), strict=True):
+            if level >= 1.0:  # NaN, too
+                threshold, sparsity, shares = math.inf, 1.0, dict.fromkeys(shares, 1.0)
+            cuts.append(ThresholdCut(level, sparsity, threshold, shares))
         return cuts
 
 

@@ -581,7 +581,7 @@ class ModelState:
     """
 
     def __init__(self, found: _Search, *, copies_parameters: bool) -> None:
-        self._sharded = fsdp_modules(module for _, module in found.modules)
+        self._sharded = fsdp_modules([module for _, module in found.modules])
         self._classes = [(module, type(module)) for _, module in found.modules]
         self._groups = [*map(_Group, found.held.keys(), found.held.values())]
         parameters = [t for _, t in found.tensors if isinstance(t, nn.Parameter)]
@@ -602,7 +602,8 @@ class ModelState:
         Unless ``fully``, contents are compared only of tensors that have been written to by an
         operator, or at any time before.
         """
-        reshard(self._sharded)  # what a forward has gathered is in the place of what was there
+        for module in self._sharded:  # what a forward has gathered stands in the place of its own
+            module.reshard()
         for module, kind in self._classes:
             if type(module) is not kind:
                 module.__class__ = kind

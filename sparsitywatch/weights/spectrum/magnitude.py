@@ -357,6 +357,22 @@ class MagnitudeSpectrum:
             raise ConfigurationError("Expected `thresholds` to be magnitudes, got NaN.")
         return dict(zip(self.names, self._shares(self._counts.at_most(t)), strict=True))
 
+    def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
+        """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
+
+        In one go; a threshold and both fractions are those of ``thresholds``, ``sparsity_at`` and
+        ``layer_sparsity_at``.
+
+        Raises:
+            ConfigurationError: a level lies outside [0, 1].
+        """
+        thresholds = self.thresholds(levels)
+        sparsities = self.sparsities_at(thresholds)
+        of_levels = self._shares(self._counts.at_most(np.array(thresholds, np.float64)))
+        by_level = zip(*of_levels, strict=True) if of_levels else [()] * len(thresholds)
+        shares = [dict(zip(self.names, found, strict=True)) for found in by_level]
+        return list(zip(thresholds, sparsities, shares, strict=True))
+
     def log10_histograms(self, bins_per_decade: int = 10) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
 
