@@ -25,7 +25,7 @@ from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name
 from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_url
-from sparsitywatch.weights.layout import natural_order
+from sparsitywatch.weights.layout import Entry, natural_order
 
 __all__ = ["Found", "discover", "places_in"]
 
@@ -53,6 +53,7 @@ class Found:
         state: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will
             not become readable; "duplicate": another one of the same step is better.
         reason: why the state is not "complete", in one line.
+        entries: every tensor, in the order of the files; empty while it cannot be opened.
     """
 
     url: str
@@ -61,6 +62,7 @@ class Found:
     format: str
     state: str
     reason: str = ""
+    entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
 
 
 def discover(
@@ -336,6 +338,7 @@ class _Probe:
     storage_options: Mapping[str, Any] | None
     _groups: dict[tuple[str, ...], str] = field(default_factory=dict)
     _listed: dict[str, list[str]] = field(default_factory=dict)
+    _entries: tuple[Entry, ...] = ()  # of the latest; the same object as long as they are the same
 
     def at(self, place: _Place, *, as_part: bool) -> Found:
         """What a place holds.
@@ -359,7 +362,7 @@ class _Probe:
             if as_part:
                 self._check_whole(place)
             with open_checkpoint(url, self.storage_options) as checkpoint:
-                step, kind = checkpoint.step, checkpoint.format
+                step, kind, entries = checkpoint.step, checkpoint.format, checkpoint.entries()
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
         except CheckpointError as error:
@@ -367,9 +370,10 @@ class _Probe:
         except Exception as error:  # noqa: BLE001 one file must not end the list of the others
             reason = f"Cannot read {shown}: {one_line(error)}."
             return replace(unread, state="refused", reason=reason)
-        if step is None:
-            return replace(unread, format=kind, state="complete")
-        return replace(unread, step=step, step_from="contents", format=kind, state="complete")
+        if entries != self._entries:
+            self._entries = entries
+        whole = replace(unread, format=kind, state="complete", entries=self._entries)
+        return whole if step is None else replace(whole, step=step, step_from="contents")
 
     def are_same(self, one: str, other: str) -> bool:
         """Whether two checkpoints hold the same weights, by a sample of their bytes."""

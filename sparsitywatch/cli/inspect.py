@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.cli.options import add_checkpoint_options, settings_of, storage_options
@@ -56,7 +56,11 @@ def _list(found: Sequence[Found], *, as_json: bool) -> int:
 
     if as_json:
         shown = [
-            {**asdict(one), "url": shown_url(one.url), "step_from": step_source(one)}
+            {
+                **asdict(replace(one, entries=())),
+                "url": shown_url(one.url),
+                "step_from": step_source(one),
+            }
             for one in found
         ]
         print("\n".join(map(to_json, shown)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,13 +12,7 @@ from pathlib import Path
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.errors import (
-    CheckpointError,
-    ConfigurationError,
-    ScopeError,
-    StateError,
-)
+from sparsitywatch.errors import ConfigurationError, ScopeError, StateError
 from sparsitywatch.offline.jobs import Job, JobResult, Listeners, in_order, sample_of
 from sparsitywatch.offline.selection import Failure, Replayed, Selection, Wanted
 from sparsitywatch.pipeline.measure import Context, failed_record, with_motion
@@ -343,15 +336,12 @@ class Replayer:
         Raises:
             ScopeError: of none that can be opened the scope selects any.
         """
-        template, undecided = self._template, None
+        undecided = None
         for one in wanted:
             if one.reason:
                 continue
             try:
-                with open_checkpoint(one.url, template.storage_options) as checkpoint:
-                    return Scope.of_entries(checkpoint.entries(), template.settings.scope)
-            except CheckpointError:
-                continue  # its turn comes
+                return Scope.of_entries(one.entries, self._template.settings.scope)
             except ScopeError as error:  # something else among the checkpoints, perhaps
                 undecided = undecided or error
         if undecided is not None:
@@ -375,7 +365,7 @@ class Replayer:
             if not set(later) <= readable:
                 self._fail(_too_late(one))
                 continue
-            result = self._result_of(one)
+            (result,) = in_order([self._job_of(one)], self._executor, lambda: 1)
             if result.measured is not None and result.measured.record.valid:
                 return max((step for step in logged if step < one.step), default=-1)
             self._fail(_failure(one, result))
@@ -398,19 +388,14 @@ class Replayer:
     # ------------------------------------------------------------------ measuring
 
     def _results(self, todo: Sequence[Wanted]) -> Iterator[tuple[Wanted, JobResult]]:
-        waiting = deque(todo)
-        # the first one sets what "initial" rules refer to: the others have to wait for it
-        while waiting and (self._job is None or self._job.initial_rms is None):
-            one = waiting.popleft()
-            yield one, self._result_of(one)
-        rest = list(waiting)
-        jobs = (self._job_of(one) for one in rest)
-        with self._workers() as (executor, window):
-            yield from zip(rest, in_order(jobs, executor, window), strict=True)
+        def window() -> int:
+            # the first one sets what "initial" rules refer to: the others have to wait for it
+            is_first = self._job is None or self._job.initial_rms is None
+            return 1 if is_first else at_once
 
-    def _result_of(self, one: Wanted) -> JobResult:
-        (result,) = in_order([self._job_of(one)], self._executor, 1)
-        return result
+        with self._workers() as (executor, at_once):
+            results = in_order(map(self._job_of, todo), executor, window)
+            yield from zip(todo, results, strict=True)
 
     def _job_of(self, one: Wanted) -> Job | JobResult:
         if one.reason or self._job is None:

@@ -259,7 +259,7 @@ def window_of(executor: Executor | None) -> int:
 
 
 def in_order(
-    jobs: Iterable[Job | JobResult], executor: Executor | None, window: int
+    jobs: Iterable[Job | JobResult], executor: Executor | None, window: Callable[[], int]
 ) -> Iterator[JobResult]:
     """What comes of each job, in the order of the jobs.
 
@@ -267,7 +267,8 @@ def in_order(
         jobs: asked for one by one: without an executor only when the result before has been
             taken. One that is a result already is passed through in its turn.
         executor: None to run them here and now.
-        window: jobs under way at once, at most; bounds the memory of what waits its turn.
+        window: jobs under way at once, at most, asked after each; bounds the memory of what
+            waits its turn.
 
     Raises:
         Exception: the executor failed, such as ``BrokenProcessPool``; jobs themselves raise
@@ -280,7 +281,7 @@ def in_order(
                 waiting.append(job)
             else:
                 waiting.append(run_job(job) if executor is None else executor.submit(run_job, job))
-            if executor is None or len(waiting) >= window:
+            if executor is None or len(waiting) >= window():
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())

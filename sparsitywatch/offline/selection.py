@@ -13,6 +13,7 @@ from sparsitywatch.checkpoints.stated import part_of
 from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.shown import shown_name, shown_url
+from sparsitywatch.weights.layout import Entry
 
 if TYPE_CHECKING:
     from sparsitywatch.offline.driver import Replayer
@@ -82,12 +83,14 @@ class Wanted:
         url, step: of the checkpoint.
         reason: why it cannot be read, in one line; empty if it can.
         is_incomplete: whether it may be worth a wait.
+        entries: every tensor that it holds; empty while it cannot be opened.
     """
 
     url: str
     step: int
     reason: str = ""
     is_incomplete: bool = False
+    entries: tuple[Entry, ...] = field(default=(), repr=False)
 
     @property
     def failure(self) -> Failure:
@@ -132,8 +135,13 @@ def select(found: Sequence[Found]) -> Selection:
         elif one.step is None:
             unreadable.append(Failure(one.url, None, one.reason))
         elif one.state == "complete" or one.step not in complete:
-            is_incomplete = one.state == "incomplete"
-            new = Wanted(url=one.url, step=one.step, reason=one.reason, is_incomplete=is_incomplete)
+            new = Wanted(
+                url=one.url,
+                step=one.step,
+                reason=one.reason,
+                is_incomplete=one.state == "incomplete",
+                entries=one.entries,
+            )
             wanted.setdefault(one.step, new)
     by_step = tuple(wanted[step] for step in sorted(wanted))
     return Selection(by_step, tuple(left_out), tuple(unreadable))

@@ -140,7 +140,7 @@ def test_what_waits_is_cancelled_when_nobody_asks_any_more() -> None:
                 submitted[0].set_result(JobResult(reason="first"))
             return submitted[-1]
 
-    looks = workers.in_order([object()] * 5, Never(), window=3)
+    looks = workers.in_order([object()] * 5, Never(), window=lambda: 3)
     assert next(looks).reason == "first"
     looks.close()
     assert [future.cancelled() for future in submitted] == [False, True, True]
