@@ -5,6 +5,9 @@
     trainer = Trainer(..., callbacks=[SparsityWatchCallback(proxy, every=500)])
 
 With ``on_event=["log", "save"]`` the Trainer saves a checkpoint when an event is seen.
+
+On several ranks (torchrun; DDP or FSDP2) the callback of each of them watches, and the first one
+writes.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class SparsityWatchCallback(TrainerCallback):
 
     The log goes to ``<logdir>/sparsitywatch``, a TensorBoard run beside the Trainer's own.
     The watch's state is saved into each checkpoint folder and taken up again when the
-    Trainer resumes from it.
+    Trainer resumes from it, be it on another number of ranks.
 
     Args:
         proxy: what to evaluate, or None to measure the weights only.
@@ -112,13 +115,17 @@ class SparsityWatchCallback(TrainerCallback):
             _logger.exception("sparsitywatch: attaching failed; training goes on unwatched")
             return
         if is_resumed and not self.watcher.off:
-            self._take_up(self.watcher, _checkpoint(args, state) / _STATE_FILE)
+            saved = _checkpoint(args, state) / _STATE_FILE
+            self._take_up(self.watcher, saved, is_first=state.is_world_process_zero)
 
-    def _take_up(self, watcher: Watcher, saved: Path) -> None:
-        """Go on from the state in a checkpoint, or without it."""
+    def _take_up(self, watcher: Watcher, saved: Path, *, is_first: bool) -> None:
+        """Go on from the state in a checkpoint, or without it; as the first rank can."""
 
         def say(error: BaseException) -> None:
-            _logger.warning(
+            # others are told by the first one what it took up, and may not see its folder
+            level = logging.WARNING if is_first else logging.INFO
+            _logger.log(
+                level,
                 "sparsitywatch: %s cannot be taken up (%s). The decay clock and the motion since "
                 "the last snapshot are lost. The watch goes on from the log, or begins a new one "
                 "if numbers could not be compared with those in it.",
@@ -168,7 +175,7 @@ class SparsityWatchCallback(TrainerCallback):
             if self.watcher is None or self.watcher.off or not folder.is_dir():
                 return
             watch_state = self.watcher.state_dict()
-            if watch_state:
+            if watch_state and state.is_world_process_zero:
                 _save(watch_state, folder / _STATE_FILE)
 
     def on_train_end(

@@ -13,95 +13,14 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from contracts.trainers import SeesStep, Sentences, checkpoints, loss_per_sentence, proxy, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.data import Dataset
 
 import sparsitywatch as sw
 from sparsitywatch.integrations import huggingface
 from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 from sparsitywatch.integrations.language_models import masked_loss
 from sparsitywatch.sinks.jsonl import read_records
-
-
-class Sentences(Dataset):
-    """Random tokens whose neighbours predict each other; a third is masked."""
-
-    def __init__(self, num: int = 64, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randint(4, 30, (num, 1), generator=generator)
-        self.labels = (start + torch.arange(8)) % 30 + 4
-        self.masked = torch.rand(num, 8, generator=generator) < 0.33
-        self.masked[:, 0] = True
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        labels, masked = self.labels[index], self.masked[index]
-        return {
-            "input_ids": labels.masked_fill(masked, 3),
-            "labels": labels.masked_fill(~masked, -100),
-        }
-
-
-def bert() -> transformers.BertForMaskedLM:
-    config = transformers.BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    return transformers.BertForMaskedLM(config)
-
-
-def loss_per_sentence(model, batch) -> torch.Tensor:
-    logits = model(input_ids=batch["input_ids"]).logits
-    loss = torch.nn.functional.cross_entropy(
-        logits.transpose(1, 2), batch["labels"], reduction="none", ignore_index=-100
-    )
-    return loss.sum(1) / (batch["labels"] != -100).sum(1)
-
-
-def proxy() -> sw.Proxy:
-    data = Sentences(16, seed=1)
-    return sw.Proxy(
-        [torch.utils.data.default_collate([data[i] for i in range(16)])], loss_per_sentence
-    )
-
-
-def train(
-    folder: Path,
-    steps: int,
-    callback: SparsityWatchCallback | None,
-    resume: bool = False,
-    before: list[transformers.TrainerCallback] | None = None,
-    **options,
-) -> transformers.Trainer:
-    transformers.set_seed(0)
-    arguments = transformers.TrainingArguments(
-        **{
-            "output_dir": str(folder),
-            "max_steps": steps,
-            "per_device_train_batch_size": 8,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "save_steps": 4,
-            "logging_steps": 2,
-            "report_to": ["tensorboard"],
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
-        | options,
-    )
-    trainer = transformers.Trainer(
-        model=bert(),
-        args=arguments,
-        train_dataset=Sentences(),
-        callbacks=[*(before or []), *([callback] if callback else [])],
-    )
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
 
 
 def weights(trainer: transformers.Trainer) -> dict[str, torch.Tensor]:
@@ -160,31 +79,6 @@ def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
         SparsityWatchCallback(evry=3)
 
 
-class SeesStep:
-    """A detector with an event at a given step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def update(self, step, value, context=None):
-        if step != self.step:
-            return None
-        return sw.Event(
-            series="",
-            direction="up",
-            onset_step=step,
-            detected_step=step,
-            baseline=0.0,
-            value=value,
-        )
-
-    def state_dict(self):
-        return {"step": self.step}
-
-    def load_state_dict(self, state):
-        self.step = state["step"]
-
-
 def reacts(step: int, on_event: list, **options) -> SparsityWatchCallback:
     return SparsityWatchCallback(
         **{
@@ -197,10 +91,6 @@ def reacts(step: int, on_event: list, **options) -> SparsityWatchCallback:
             **options,
         }
     )
-
-
-def checkpoints(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("checkpoint-*"))
 
 
 def test_an_event_makes_the_trainer_save(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What wrappers do on the ranks of torchrun, case by case; also imported, for one process.
+
+Every rank gets the same batches. A mean over two ranks is then bit for bit what one process has,
+and so are the weights and the records.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from contracts.trainers import SeesStep, Sentences, bert, loss_per_sentence, proxy, train
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+
+import sparsitywatch as sw
+from sparsitywatch.integrations import huggingface
+from sparsitywatch.integrations.huggingface import SparsityWatchCallback
+
+STEPS, BEFORE = 4, 2  # of a run, and of its first part
+OPTIONS = {"max_overhead": None, "every": 1, "strict": True}
+FSDP2 = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}}
+
+
+class SameOnEveryRank(transformers.Trainer):
+    """Each rank trains on all of the batches."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(self.train_dataset, 8)
+
+
+def model() -> torch.nn.Module:
+    """A BERT without dropout, which each rank would draw, and without ties.
+
+    Accelerate would put the two owners of its last bias into two groups, which FSDP2 refuses.
+    """
+    torch.manual_seed(0)
+    made = bert(
+        tie_word_embeddings=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    del made.cls.predictions.bias  # the decoder has one
+    return made
+
+
+def trained(folder: Path, steps: int, resume: bool | str = False, **options: Any) -> dict:
+    """A Trainer up to ``steps`` on the same batches everywhere, with a log and checkpoints."""
+    callback = SparsityWatchCallback(proxy(4), logdir=str(folder / "log"), **OPTIONS)
+    trainer = train(
+        folder / "run", steps, callback, resume, kind=SameOnEveryRank, model=model(),
+        report_to=[], max_grad_norm=0.0, save_steps=BEFORE,
+        average_tokens_across_devices=False,  # this loss knows nothing of tokens
+        **options,
+    )  # fmt: skip
+    return said(trainer.model_wrapped, callback.watcher)
+
+
+def stopped(folder: Path) -> dict:
+    """A Trainer that saves and stops on an event; each rank trains on batches of its own."""
+    seen: list[int] = []
+    callback = SparsityWatchCallback(
+        proxy(4), logdir=str(folder / "log"), detectors={"near_zero/initial_0.1": SeesStep(3)},
+        on_event=["save", "stop", lambda event: seen.append(event.detected_step)],
+        **OPTIONS, background=False,
+    )  # fmt: skip
+    trainer = train(
+        folder / "run", 6, callback, report_to=[], save_strategy="no",
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    return {"step": trainer.state.global_step, "seen": seen}
+
+
+def accelerated(folder: Path, **options: Any) -> dict:
+    """A plain loop through an Accelerator, whose optimizer is wrapped."""
+    accelerator = Accelerator(cpu=True, **options)
+    watched = model()
+    optimizer = torch.optim.AdamW(watched.parameters(), lr=1e-3)
+    watched, optimizer = accelerator.prepare(watched, optimizer)
+    with sw.watch(watched, optimizer, proxy=proxy(4), logdir=folder / "log", **OPTIONS) as watcher:
+        for batch in DataLoader(Sentences(8 * STEPS), 8):
+            optimizer.zero_grad()
+            accelerator.backward(loss_per_sentence(watched, batch).mean())
+            optimizer.step()
+    return said(watched, watcher)
+
+
+def said(wrapped: torch.nn.Module, watcher: sw.Watcher) -> dict:
+    """What the watch of this rank knows."""
+    return {
+        "wrapper": type(wrapped).__name__,
+        "off": watcher.off,
+        "fingerprints": [record.fingerprint for record in watcher.records],
+        "replicas": [r.replicas is not None and r.replicas.num_ranks for r in watcher.records],
+    }
+
+
+def as_if_on_gpus() -> None:
+    """Let Accelerate think so, from now on: it ignores an FSDP plugin on CPUs."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+def main(folder: Path) -> None:
+    """All cases; what this rank saw, and which states it saved, goes to ``rank-<r>.json``."""
+    warnings.simplefilter("ignore")  # torch's own
+    save, saved = huggingface._save, []
+    huggingface._save = lambda state, file: (saved.append(str(file)), save(state, file))
+    dist.init_process_group("gloo")
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["BertLayer"],
+    )  # fmt: skip
+    cases = {
+        "ddp": lambda to: trained(to, BEFORE),
+        "ddp-resumed": lambda to: trained(to.with_name("ddp"), STEPS, resume=True),
+        "events": stopped,
+        "accelerate": accelerated,
+        "fsdp": lambda to: trained(to, BEFORE, **FSDP2),
+        "fsdp-resumed": lambda to: trained(to.with_name("fsdp"), STEPS, resume=True, **FSDP2),
+        "accelerate-fsdp": lambda to: accelerated(to, fsdp_plugin=plugin),
+    }
+    found: dict[str, Any] = {"saved": saved}
+    for name, case in cases.items():
+        if name == "fsdp":
+            as_if_on_gpus()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        found[name] = case(folder / name)
+    (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
