@@ -147,7 +147,7 @@ def join(model: nn.Module, place: str) -> Companions | Latecomers | None:
 
     Returns:
         Who watches together; or, where this process watches alone, who may still come. None
-        without other ranks.
+        without other ranks, unless the model is sharded all the same, over one.
 
     Raises:
         ScopeError: the ranks hold different models, or parts of one and some have not come.
@@ -155,15 +155,15 @@ def join(model: nn.Module, place: str) -> Companions | Latecomers | None:
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    if size == 1:
+    parameters = dict(named_parameters(model))
+    is_part = any(map(is_sharded, parameters.values()))
+    if size == 1 and not is_part:
         return None
     _calls[place] += 1
     store: Any = distributed.distributed_c10d._get_default_store()
     prefix = f"sparsitywatch/{_calls[place]}/{place}"
-    parameters = dict(named_parameters(model))
     shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
     own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
-    is_part = any(map(is_sharded, parameters.values()))
     store.set(f"{prefix}/{rank}", own)
     outcome = _met(store, prefix, rank, size, _LONG_PATIENCE_S if is_part else PATIENCE_S)
     if outcome == _TOGETHER:

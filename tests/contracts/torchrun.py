@@ -8,8 +8,18 @@ import sys
 from pathlib import Path
 
 
-def torchrun(script: Path, *arguments: str, num_processes: int = 2) -> None:
+def torchrun(script: Path, *arguments: str, num_processes: int = 2, limit_s: float = 120) -> None:
     """Run a script in several processes, all of which have ended afterwards."""
+    returncode, output = outcome(
+        script, *arguments, num_processes=num_processes, limit_s=limit_s
+    )  # fmt: skip
+    assert returncode == 0, output
+
+
+def outcome(
+    script: Path, *arguments: str, num_processes: int = 2, limit_s: float = 120
+) -> tuple[int, str]:
+    """The same for a script that may fail: what torchrun returned and what all of them printed."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={num_processes}", str(script), *arguments),
@@ -20,7 +30,7 @@ def torchrun(script: Path, *arguments: str, num_processes: int = 2) -> None:
         env=environment,
     )  # fmt: skip
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=limit_s)
     except BaseException:
         # asked, it ends its workers, which have groups of their own; killed, it leaves them
         process.terminate()
@@ -29,4 +39,4 @@ def torchrun(script: Path, *arguments: str, num_processes: int = 2) -> None:
         finally:
             process.kill()
         raise
-    assert process.returncode == 0, output
+    return process.returncode, output

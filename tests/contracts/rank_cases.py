@@ -1,0 +1,119 @@
+"""Many cases in one start of several processes: each rank runs them all, one after another.
+
+A test file has cases and, below them, what their results have to be. ``run_ranks.py`` runs the
+cases of all files; a case that fails, also on one rank only, fails alone.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+#: Who is waited for so long in vain fails its case.
+PATIENCE_S = 30.0
+
+Act = Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What each of some ranks does.
+
+    Args:
+        act: is given a folder that the ranks share, and returns what the test is to see.
+        num_ranks: of those that are there, the first ones; 0: one, without a process group.
+        among: how many processes there are.
+    """
+
+    act: Act
+    num_ranks: int
+    among: int
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(num_ranks: int, *, among: int = 0, name: str = "") -> Callable[[Act], Act]:
+    """Register a case under its name; cases run in the order in which they are registered."""
+
+    def register(act: Act) -> Act:
+        CASES[name or act.__name__] = Case(act, num_ranks, among or max(num_ranks, 2))
+        return act
+
+    return register
+
+
+def run_all(folder: Path, names: list[str]) -> None:
+    """Run the cases of as many processes as there are, on one of them."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store, _, _ = next(distributed.rendezvous("env://", rank, size))
+    for name, one in CASES.items():
+        if one.among == size and (not names or name in names):
+            if rank < max(one.num_ranks, 1):
+                started = time.perf_counter()
+                result = _result(one, distributed.PrefixStore(name, store), rank, folder / name)
+                torch.save(result, folder / name / f"rank-{rank}.pt")
+                if rank == 0:
+                    print(f"{name}: {time.perf_counter() - started:.1f} s", flush=True)
+            _wait_for_all(store, name, size)
+    sys.stdout.flush()
+    # torch 2.13 at times hangs when it lets go of a DistributedDataParallel
+    os._exit(0)
+
+
+def _result(one: Case, store: Any, rank: int, folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    if one.num_ranks:
+        wait = dt.timedelta(seconds=PATIENCE_S)
+        distributed.init_process_group(
+            "gloo", store=store, rank=rank, world_size=one.num_ranks, timeout=wait
+        )
+    try:
+        return {"value": one.act(folder)}
+    except Exception:  # noqa: BLE001 it is told to the test
+        return {"error": traceback.format_exc()}
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _wait_for_all(store: Any, name: str, size: int) -> None:
+    """The next case begins when all have ended this one."""
+    key = f"{name}/ended"
+    store.add(key, 1)
+    while store.add(key, 0) < size:
+        time.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class Came:
+    """What came of the cases.
+
+    Args:
+        folder: of all cases.
+        output: what the processes printed.
+    """
+
+    folder: Path
+    output: str
+
+    def __call__(self, name: str) -> list[Any]:
+        """What each rank returned."""
+        found = []
+        for rank in range(max(CASES[name].num_ranks, 1)):
+            file = self.folder / name / f"rank-{rank}.pt"
+            assert file.exists(), f"rank {rank} has not ended {name}:\n{self.output[-6000:]}"
+            result = torch.load(file, weights_only=False)
+            assert "error" not in result, f"rank {rank} of {name}: {result['error']}"
+            found.append(result["value"])
+        return found

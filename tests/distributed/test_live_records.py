@@ -1,0 +1,148 @@
+"""A sharded run says what the run of one process says, and the training never knows of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contracts.rank_cases import Came, case
+from contracts.sharded import Net, Training, differences, lines, log_of, options, unlike, whole
+
+import sparsitywatch as sw
+
+Told = dict[str, Any]
+
+#: By how much of its size a number may differ where a layer is split over ranks: sums of float32
+#: are then added up in another order, in the forward and in the training.
+BOUND = 1e-5
+
+
+def watched_and_not(folder: Path, way: str, num_rows: int = 13) -> Told:
+    """What a watched run says, and where it ends otherwise than the same run without a watch."""
+    alone = Training(way, num_rows)
+    alone.train()
+    training = Training(way, num_rows)
+    with training.watch(folder / "log") as watcher:
+        training.train()
+        return {
+            "unlike": unlike(alone.state(), training.state()),
+            "compared": [*training.state()],
+            "records": lines(watcher.records),
+            "replicas": [record.replicas and record.replicas.ranks for record in watcher.records],
+            "events": [event.id for event in watcher.events],
+            "off": watcher.off,
+            "of the whole": lines([of_the_whole(training, num_rows)]),
+        }
+
+
+def of_the_whole(training: Training, num_rows: int) -> sw.Record:
+    """What is measured of a model of one process that has the same weights."""
+    model = Net(num_rows)
+    model.load_state_dict(whole(training.model))
+    told = options()
+    return sw.measure(model, told["proxy"], scope=told["scope"], levels=told["levels"])
+
+
+WAYS = [("ddp", 2), ("fsdp", 2), ("bf16", 2), ("tp", 2), ("fsdp", 4), ("hsdp", 4), ("tp_fsdp", 4)]
+for _way, _num in WAYS:
+    case(_num, name=f"{_way}_{_num}")(
+        lambda folder, way=_way: watched_and_not(folder, way, 12 if "tp" in way else 13)
+    )
+case(1, name="bf16_1")(lambda folder: watched_and_not(folder, "bf16"))
+for _rows in (12, 13):
+    case(0, name=f"one_{_rows}")(lambda folder, rows=_rows: watched_and_not(folder, "one", rows))
+
+
+def came(way: str, num: int, request: pytest.FixtureRequest) -> tuple[list[Told], Path]:
+    """What each rank says, and the log that rank 0 wrote."""
+    of_num: Came = request.getfixturevalue("four" if num == 4 else "two")
+    return of_num(f"{way}_{num}"), of_num.folder / f"{way}_{num}" / "log"
+
+
+def test_the_run_of_one_process_has_all_that_is_compared(two: Came) -> None:
+    (told,) = two("one_13")
+    assert told["events"] == ["near_zero/initial_0.1@6"]
+    records = sw.load(two.folder / "one_13" / "log").records
+    assert [record.step for record in records] == [3, 6, 9]
+    for record in records:
+        assert record.valid
+        assert record.curve is not None
+        assert len(record.curve.level) > 4  # some of which the bisection has chosen
+        assert record.dormant is not None
+        assert record.masks is not None
+    log = log_of(two.folder / "one_13" / "log")
+    assert len(log["events"]) == 1
+    assert set(log["spectra"]) == {3, 6, 9}
+
+
+@pytest.mark.parametrize(("way", "num"), WAYS)
+def test_the_training_is_bit_for_bit_the_unwatched_one(
+    way: str, num: int, request: pytest.FixtureRequest
+) -> None:
+    for told in came(way, num, request)[0]:
+        assert told["unlike"] == []
+        kinds = {name.split()[0] for name in told["compared"]}
+        assert {"parameter", "gradient", "exp_avg", "buffer", "torch's", "numpy's"} <= kinds
+
+
+@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" not in way[0]])
+def test_every_rank_says_what_one_process_says(
+    way: str, num: int, two: Came, request: pytest.FixtureRequest
+) -> None:
+    one = "bf16_1" if way == "bf16" else "one_13"  # of the same precision
+    (expected,), (found, log) = two(one), came(way, num, request)
+    for told in found:
+        assert told["off"] == ""
+        assert told["records"] == expected["records"]
+        assert told["events"] == expected["events"]
+    assert log_of(log) == log_of(two.folder / one / "log")
+
+
+@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" in way[0]])
+def test_a_rank_of_a_split_layer_says_within_a_bound_what_one_process_says(
+    way: str, num: int, two: Came, request: pytest.FixtureRequest
+) -> None:
+    (expected,), (found, log) = two("one_12"), came(way, num, request)
+    rounded = {f"{index}.fingerprint" for index in range(3)}  # of the last bits, too
+    for told in found:
+        parsed = [[*map(json.loads, records["records"])] for records in (expected, told)]
+        assert set(differences(*parsed, BOUND)) <= rounded
+        assert told["events"] == expected["events"]
+        assert told["records"] == found[0]["records"]
+    assert log_of(log)["files"] == log_of(two.folder / "one_12" / "log")["files"]
+
+
+@pytest.mark.parametrize(("way", "num"), [way for way in WAYS if way[0] != "bf16"])
+def test_the_last_record_is_what_one_process_measures_of_the_same_weights(
+    way: str, num: int, request: pytest.FixtureRequest
+) -> None:
+    """Counts to the last integer, also where the training has rounded otherwise."""
+    for told in came(way, num, request)[0]:
+        measured, last = json.loads(told["of the whole"][0]), json.loads(told["records"][-1])
+        for name in ("scope", "num_nan", "num_inf", "num_zero", "largest", "fingerprint"):
+            assert last[name] == measured[name]
+        for rule in ("rms_0.1", "abs_0.001", "zero"):
+            assert last["near_zero"][rule] == measured["near_zero"][rule]
+        names = ("name", "num_weights", "rms", "removed")
+        of_layers = [[[x[n] for n in names] for x in r["layers"]] for r in (last, measured)]
+        assert of_layers[0] == of_layers[1]
+        for name in ("curve", "reliance", "essential_sparsity"):
+            bound = BOUND if "tp" in way else 0.0
+            assert differences(last[name], measured[name], bound) == []
+
+
+@pytest.mark.parametrize(("way", "num"), WAYS)
+def test_replicas_are_compared_where_there_are_any(
+    way: str, num: int, request: pytest.FixtureRequest
+) -> None:
+    """Of FSDP2 that is `mix` alone, which is not sharded."""
+    assert [told["replicas"] for told in came(way, num, request)[0]] == [[()] * 3] * num
+
+
+def test_a_model_that_is_sharded_over_one_rank_is_watched(two: Came) -> None:
+    (told,) = two("bf16_1")
+    assert told["off"] == ""
+    assert [json.loads(line)["valid"] for line in told["records"]] == [True] * 3
+    assert told["unlike"] == []
