@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,6 @@ def look(
         num_nan=0,
         num_inf=0,
         num_zero=0,
-        largest=0.11,
         near_zero={
             "initial_0.1": near_zero,
             "rms_0.1": 0.08 + 0.4 * (near_zero - 0.063),
@@ -148,7 +147,13 @@ def look(
         ),
         provenance=provenance(),
     )
-    return record, _detail(layers, noise)
+    unset = [f.name for f in fields(record) if _is_nan(getattr(record, f.name))]
+    numbers = {name: 0.11 + i / 64 for i, name in enumerate(unset)}
+    return replace(record, **numbers), _detail(layers, noise)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _dormant(step: int, fraction: float) -> Dormant:

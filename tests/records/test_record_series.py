@@ -14,55 +14,6 @@ FULL = fake_run.look(2000)[0]
 ESTIMATE = {"value", "last_crossing", "low", "high", "knee", "sharpness"}
 
 
-def test_a_full_record_by_hand() -> None:
-    estimate, cost, curve = FULL.essential_sparsity, FULL.cost, FULL.curve
-    assert FULL.series() == {
-        "watch/stall_s": cost.stall_s,
-        "watch/spectrum_s": cost.spectrum_s,
-        "watch/evaluation_s": cost.evaluation_s,
-        "watch/publish_s": cost.publish_s,
-        "watch/num_forwards": 26.0,
-        "watch/overhead": 0.009,
-        "watch/num_left_out": 3.0,
-        "watch/num_evaluations_left_out": 0.0,
-        "watch/valid": 1.0,
-        "motion/decay_clock": FULL.decay_clock,
-        "motion/lr_clock": FULL.lr_clock,
-        "motion/lr": 0.003,
-        "motion/dormant": FULL.dormant.fraction,
-        "motion/dormant_by_chance": 0.007,
-        "motion/update_to_weight": 0.25,
-        "motion/sign_flips": 0.06,
-        "motion/mask_overlap_0.5": 0.8,
-        "motion/mask_overlap_0.9": 0.95,
-        "forecast/near_zero_in_0.5": FULL.forecast.fraction[1],
-        "forecast/near_zero_in_1": FULL.forecast.fraction[2],
-        "forecast/near_zero_in_1_low": FULL.forecast.low[2],
-        "forecast/near_zero_in_1_high": FULL.forecast.high[2],
-        "forecast/doubling_step": 2310.5,
-        "value/reliance": FULL.reliance,
-        "value/dense": curve.value[0],
-        "value/all_removed": curve.value[-1],
-        "weights/num_ranks_differing": 0.0,
-        "weights/num_nan": 0.0,
-        "weights/num_inf": 0.0,
-        "weights/num_zero": 0.0,
-        "weights/largest": 0.11,
-        "near_zero/initial_0.1": FULL.near_zero["initial_0.1"],
-        "near_zero/rms_0.1": FULL.near_zero["rms_0.1"],
-        "near_zero/abs_0.001": FULL.near_zero["abs_0.001"],
-        "near_zero/zero": 0.0,
-        "essential_sparsity/informative": 1.0,
-        "essential_sparsity/value": estimate.value,
-        "essential_sparsity/last_crossing": estimate.last_crossing,
-        "essential_sparsity/low": estimate.low,
-        "essential_sparsity/high": estimate.high,
-        "essential_sparsity/knee": estimate.knee,
-        "essential_sparsity/sharpness": estimate.sharpness,
-    }
-    assert all(type(value) is float for value in FULL.series().values())
-
-
 def test_an_estimate_that_is_not_informative_is_withheld() -> None:
     estimate = replace(FULL.essential_sparsity, informative=False, value=0.9)
     series = replace(FULL, essential_sparsity=estimate).series()

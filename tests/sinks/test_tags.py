@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,19 @@ def tables() -> str:
 def test_the_page_says_what_the_tables_of_the_package_say() -> None:
     """``python tests/sinks/test_tags.py`` writes them anew."""
     assert tables() in DOCS
+
+
+def test_each_series_is_read_from_the_place_that_the_page_states() -> None:
+    """Neither a name nor its place changes without the page."""
+    record = fake_run.look(2000)[0]
+    expected = {}
+    for name, (_, _, place) in rows("Series").items():
+        value = reduce(getattr, place.strip("`").split("."), record)
+        room, _, last = name.partition("/")
+        parts = value.items() if isinstance(value, Mapping) else [(last, value)]
+        expected |= {f"{room}/{key}": number for key, number in parts if matches(last, key)}
+    assert record.series() == expected
+    assert all(type(value) is float for value in record.series().values())
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl", "run.json"])
