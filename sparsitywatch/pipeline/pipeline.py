@@ -8,7 +8,7 @@ import copy
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -437,10 +437,9 @@ class Pipeline:
     def _working_sinks(self) -> list[Sink]:
         return [s for s in self._sinks if self._failures.get(id(s), 0) < _MAX_FAILURES]
 
-    @contextlib.contextmanager
-    def _guard(self, sink: Sink) -> Iterator[None]:
+    def _guard(self, sink: Sink) -> contextlib.AbstractContextManager[None]:
         """Where the faults of a sink end; one that keeps failing works no more."""
-        failures = self._failures.get(id(sink), 0)
+        failures = self._failures.pop(id(sink), 0)
 
         def say(_: BaseException) -> None:
             self._failures[id(sink)] = failures + 1
@@ -449,9 +448,7 @@ class Pipeline:
             what = "is switched off" if last else "is tried again at the next record"
             _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
 
-        with boundary(say, strict=self._strict):
-            yield
-            self._failures[id(sink)] = 0
+        return boundary(say, strict=self._strict)
 
 
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:

@@ -55,23 +55,50 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
     Raises:
         ConfigurationError: a tensor cannot be counted.
     """
+    num_threads = torch.get_num_threads() if num_threads is None else num_threads
+    words: dict[str, torch.Tensor] = {}
     storages: dict[str, Storage] = {}
-    words_on: dict[torch.device, dict[str, torch.Tensor]] = {}
+    on_cpu: dict[str, torch.Tensor] = {}
+    on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        words = words_of(name, tensor)
-        words_on.setdefault(words.device, {})[name] = words
+        words[name] = own = words_of(name, tensor)
         storages[name] = STORAGES[tensor.dtype]
+        (on_cpu if own.device.type == "cpu" else on_device.setdefault(own.device, {}))[name] = own
     found: dict[str, Histogram] = {}
-    for device, own in words_on.items():
-        count_there = _count_on_cpu if device.type == "cpu" else _count_on_device
-        for name, histogram in count_there(own, storages, num_threads).items():
-            found[name] = histogram
-            if histogram.may_hold_inf:  # among the largest finite values
-                num_inf, storage = 0, storages[name]
-                for piece in pieces(own[name], MAX_PIECE):
-                    num_inf += int((piece & storage.sign_off).eq(storage.inf_bits).sum())
-                found[name] = histogram.with_inf(num_inf)
-    return {name: found[name] for name in tensors}
+    for others in on_device.values():
+        found |= _count_on_device(others, storages)
+    num_weights = sum(map(torch.numel, on_cpu.values()))
+    counter = Counter(num_weights, map(storages.__getitem__, on_cpu))
+
+    def counted(task: tuple[int, str, np.ndarray]) -> Histogram:
+        table = counter.table(storages[task[1]])
+        table.add(task[2])
+        return table.take()
+
+    size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
+    tasks = _tasks(on_cpu, size)
+    parts = share_out(counted, tasks, counter.num_threads(num_threads))
+    for (_, name, _), part in zip(tasks, parts, strict=True):
+        found[name] = found[name] + part if name in found else part
+    for name, histogram in found.items():
+        if histogram.may_hold_inf:  # among the largest finite values
+            num_inf, storage = 0, storages[name]
+            for piece in pieces(words[name], MAX_PIECE):
+                num_inf += int((piece & storage.sign_off).eq(storage.inf_bits).sum())
+            found[name] = histogram.with_inf(num_inf)
+    return {n: found[n] if n in found else Histogram.empty(s.dtype) for n, s in storages.items()}
+
+
+def _tasks(words: Mapping[str, torch.Tensor], size: int) -> list[tuple[int, str, np.ndarray]]:
+    """Pieces of at most ``size`` weights: how many each has, its tensor's name, and itself."""
+    tasks: list[tuple[int, str, np.ndarray]] = []
+    for name, tensor in words.items():
+        # a piece that is strided or at an odd address is copied by its worker: it has to be small
+        is_whole = tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0
+        for piece in map(torch.Tensor.numpy, pieces(tensor, size if is_whole else MIN_PIECE)):
+            tasks += [(piece.size, name, piece)]
+    # the largest first, or the last thread would finish long after the others
+    return sorted(tasks, key=itemgetter(0), reverse=True)
 
 
 def words_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -127,36 +154,6 @@ def pieces(words: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
         num_rows = max(1, size * words.shape[0] // num_weights)
         for rows in torch.split(words, num_rows):
             yield from pieces(rows, size)
-
-
-def _count_on_cpu(
-    words: Mapping[str, torch.Tensor], storages: Mapping[str, Storage], num_threads: int | None
-) -> dict[str, Histogram]:
-    num_weights = sum(map(torch.numel, words.values()))
-    counter = Counter(num_weights, map(storages.__getitem__, words))
-    num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
-    tasks: list[tuple[int, str, np.ndarray]] = []
-    for name, tensor in words.items():
-        # a piece that is strided or at an odd address is copied by its worker: it has to be small
-        is_whole = tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0
-        for piece in map(torch.Tensor.numpy, pieces(tensor, size if is_whole else MIN_PIECE)):
-            tasks += [(piece.size, name, piece)]
-    # the largest first, or the last thread would finish long after the others
-    tasks.sort(key=itemgetter(0), reverse=True)
-
-    def counted(task: tuple[int, str, np.ndarray]) -> Histogram:
-        table = counter.table(storages[task[1]])
-        table.add(task[2])
-        return table.take()
-
-    found: dict[str, Histogram] = {}
-    parts = share_out(counted, tasks, counter.num_threads(num_threads))
-    for (_, name, _), part in zip(tasks, parts, strict=True):
-        found[name] = found[name] + part if name in found else part
-    for name in words.keys() - found.keys():
-        found[name] = Histogram.empty(storages[name].dtype)
-    return found
 
 
 def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
@@ -268,9 +265,7 @@ def raw_keys(chunk: np.ndarray, storage: Storage, out: np.ndarray) -> None:
 
 
 def _count_on_device(
-    words: Mapping[str, torch.Tensor],
-    storages: Mapping[str, Storage],
-    num_threads: int | None = None,  # noqa: ARG001  as on CPU
+    words: Mapping[str, torch.Tensor], storages: Mapping[str, Storage]
 ) -> dict[str, Histogram]:
     """One histogram per tensor of a single device, by few transfers from it."""
     found: dict[str, Histogram] = {}

@@ -59,7 +59,11 @@ class Histogram:
         raw = np.flatnonzero(raw_counts != 0)  # several times faster than of integers
         if storage.num_bytes <= 2:
             return cls._summed(storage.dtype, storage.key_of_raw[raw], raw_counts[raw])
-        return cls.of_keys(storage, raw.astype(np.int32), raw_counts[raw].astype(np.int64))
+        counts = raw_counts[raw].astype(np.int64)
+        end = int(raw.searchsorted(storage.bins.inf_key))  # the infinities share the last bin
+        return cls(
+            storage.dtype, raw[:end].astype(np.int32), counts[:end], 0, int(counts[end:].sum())
+        )
 
     @classmethod
     def of_keys(cls, storage: Storage, keys: np.ndarray, counts: np.ndarray) -> Histogram:
