@@ -13,13 +13,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from contracts.trainers import SeesStep, Sentences, bert, loss_per_sentence, proxy, train
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader
 
 import sparsitywatch as sw
@@ -92,6 +95,59 @@ def accelerated(folder: Path, **options: Any) -> dict:
     return said(watched, watcher)
 
 
+class Lit(lightning.LightningModule):
+    """The same loop as Lightning wants it."""
+
+    def __init__(self, *, is_sharded: bool) -> None:
+        super().__init__()
+        self.inner, self.is_sharded = model(), is_sharded
+
+    def configure_model(self) -> None:
+        """Shard it; called again where it is done."""
+        if self.is_sharded and not isinstance(self.inner, FSDPModule):
+            mesh = self.device_mesh["data_parallel"]
+            for part in (*self.inner.bert.encoder.layer, self.inner):
+                fully_shard(part, mesh=mesh)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Of the parameters as they are by now."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    def training_step(self, batch: Any, _: int) -> torch.Tensor:
+        """A batch that is the same on every rank."""
+        return loss_per_sentence(self.inner, batch).mean()
+
+
+class Watching(lightning.Callback):
+    """Attaches once the ranks, the parts and the optimizer are there."""
+
+    def __init__(self, logdir: Path) -> None:
+        self.logdir, self.watcher, self.wrapped = logdir, None, None
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Lit) -> None:
+        """Attach."""
+        self.wrapped = trainer.strategy.model  # for as long as it trains
+        self.watcher = sw.watch(
+            module.inner, trainer.optimizers[0], proxy=proxy(4), logdir=self.logdir, **OPTIONS
+        )
+
+    def on_train_end(self, *_: Any) -> None:
+        """Detach."""
+        self.watcher.close()
+
+
+def lit(folder: Path, strategy: Any = "ddp") -> dict:
+    """A Trainer of Lightning."""
+    watching, module = Watching(folder / "log"), Lit(is_sharded=strategy != "ddp")
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=2, strategy=strategy, max_steps=STEPS, callbacks=[watching],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Sentences(8 * STEPS), 8))
+    return said(watching.wrapped if strategy == "ddp" else module.inner, watching.watcher)
+
+
 def said(wrapped: torch.nn.Module, watcher: sw.Watcher) -> dict:
     """What the watch of this rank knows."""
     return {
@@ -123,6 +179,8 @@ def main(folder: Path) -> None:
         "ddp-resumed": lambda to: trained(to.with_name("ddp"), STEPS, resume=True),
         "events": stopped,
         "accelerate": accelerated,
+        "lightning": lit,
+        "lightning-fsdp": lambda to: lit(to, ModelParallelStrategy(2, 1)),
         "fsdp": lambda to: trained(to, BEFORE, **FSDP2),
         "fsdp-resumed": lambda to: trained(to.with_name("fsdp"), STEPS, resume=True, **FSDP2),
         "accelerate-fsdp": lambda to: accelerated(to, fsdp_plugin=plugin),

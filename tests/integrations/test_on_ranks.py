@@ -1,4 +1,4 @@
-"""The Trainer and Accelerate in two real processes: the log of one process, written once."""
+"""Trainers and Accelerate in two real processes: the log of one process, written once."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def logged(folder: Path) -> list[dict[str, Any]]:
         ("fsdp", "FSDPBertForMaskedLM", "trainer"),
         ("accelerate", "DistributedDataParallel", "accelerate"),
         ("accelerate-fsdp", "FSDPBertForMaskedLM", "accelerate"),
+        ("lightning", "DistributedDataParallel", "accelerate"),
+        ("lightning-fsdp", "FSDPBertForMaskedLM", "accelerate"),
     ],
 )
 def test_two_ranks_log_what_one_process_does(
