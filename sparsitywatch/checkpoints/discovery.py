@@ -348,7 +348,6 @@ class _Probe:
             as_part: whether one that is of one rank counts only if the others hold the same.
         """
         url, named = place.url, step_of_name(place.url)
-        shown = shown_url(url)
         unread = Found(
             url=url,
             step=named,
@@ -357,7 +356,8 @@ class _Probe:
             state="incomplete",
         )
         if is_temporary(url):
-            return replace(unread, reason=f"Cannot read {shown} yet: it has a temporary name.")
+            reason = f"Cannot read {shown_url(url)} yet: it has a temporary name."
+            return replace(unread, reason=reason)
         try:
             if as_part:
                 self._check_whole(place)
@@ -368,7 +368,7 @@ class _Probe:
         except CheckpointError as error:
             return replace(unread, state="refused", reason=str(error))
         except Exception as error:  # noqa: BLE001 one file must not end the list of the others
-            reason = f"Cannot read {shown}: {one_line(error)}."
+            reason = f"Cannot read {shown_url(url)}: {one_line(error)}."
             return replace(unread, state="refused", reason=reason)
         if entries != self._entries:
             self._entries = entries

@@ -93,9 +93,10 @@ class History:
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
         late = self.finish_recall()
-        seen = self._detect(record)
+        series = record.series()
+        seen = self._detect(record, series)
         self._remember(record)
-        changes = self._track(record, seen)
+        changes = self._track(record.step, series, seen)
         return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
 
     def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
@@ -108,14 +109,15 @@ class History:
         self.events = list(events)
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
-            seen = self._detect(record)
+            series = record.series()
+            seen = self._detect(record, series)
             self._remember(record)
             logged = [e for e in waiting if e.detected_step <= record.step]
             waiting = waiting[len(logged) :]
             if record is records[-1]:
                 self._recalled = (seen, logged)
             else:
-                self._tracker.update(record.step, record.series(), (), logged)
+                self._tracker.update(record.step, series, (), logged)
 
     def finish_recall(self) -> Changes:
         """What the last record that was recalled holds and the log does not, once.
@@ -129,7 +131,8 @@ class History:
         record = self.records[-1]
         reported = [e for e in self.events if e.reported_step == record.step]
         known = {name for e in reported for name in (e.series, *e.related)}
-        return self._track(record, [e for e in seen if e.series not in known], logged)
+        late = [e for e in seen if e.series not in known]
+        return self._track(record.step, record.series(), late, logged)
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events go on from; plain data."""
@@ -163,9 +166,8 @@ class History:
         for mark, step in state.get("fingerprints", {}).items():  # missing in older states
             self._first_steps.setdefault(mark, int(step))
 
-    def _detect(self, record: Record) -> list[Event]:
+    def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
-        series = record.series()
         known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
         context = {name: value for name, value in known.items() if value is not None}
         events = []
@@ -183,13 +185,17 @@ class History:
         return events if differing is None else [*events, differing]
 
     def _track(
-        self, record: Record, seen: Sequence[Event], logged: Sequence[Event] = ()
+        self,
+        step: int,
+        series: Mapping[str, float],
+        seen: Sequence[Event],
+        logged: Sequence[Event] = (),
     ) -> Changes:
         known = [
             explained(event, self.records, self.initial_rms) if event.kind == "abrupt" else event
             for event in seen
         ]
-        changes = self._tracker.update(record.step, record.series(), known, logged)
+        changes = self._tracker.update(step, series, known, logged)
         places = {event.id: i for i, event in enumerate(self.events)}
         for event in (*changes.new, *changes.revised):
             if event.id in places:

@@ -59,23 +59,21 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
     watched = [entry for entry in ledger if entry.in_scope]
     num_watched = sum(entry.num_weights for entry in watched)
     num_all = sum(entry.num_weights for entry in ledger)
-    rows = [
-        f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
-        f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} "
-        f"| {_why(entry)} |"
-        for entry in ledger
-    ]
+    rows = []
+    for entry in ledger:
+        why = _prose(shown_name(entry.reason))
+        if entry.aliases:
+            why += f"; the same as {', '.join(map(_code, entry.aliases))}"
+        rows.append(
+            f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
+            f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
+        )
     head = (
         f"**{len(watched)} of {len(ledger)} parameters are in scope: {num_watched:,} of "
         f"{num_all:,} weights ({num_watched / max(num_all, 1):.1%}).**"
     )
     titles = "| | parameter | shape | weights | why |"
     return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
-
-
-def _why(entry: LedgerEntry) -> str:
-    tied = f"; the same as {', '.join(map(_code, entry.aliases))}" if entry.aliases else ""
-    return _prose(shown_name(entry.reason)) + tied
 
 
 #: What Markdown and HTML take for a mark; an underscore inside a word is none.

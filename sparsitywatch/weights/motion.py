@@ -226,9 +226,11 @@ def _compared_without_optimizer(
     """The motion of each tensor that moved, as far as the two samples tell what was done."""
     if not before:
         return {}
-    earlier = {name: float64_of(tensor) for name, tensor in before.items()}
-    later = {name: float64_of(tensor) for name, tensor in now.items()}
-    later = {name: w for name, w in later.items() if not np.array_equal(w, earlier[name])}
+    earlier, later = {}, {}
+    for name, tensor in now.items():
+        earlier[name], values = float64_of(before[name]), float64_of(tensor)
+        if not np.array_equal(values, earlier[name]):
+            later[name] = values
     eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
     shrink = estimate_shrink(earlier, later, num_steps, eps)
     return {
