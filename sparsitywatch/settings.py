@@ -12,8 +12,8 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule, near_zero_rules
 from sparsitywatch.weights.scope import ScopeLike
+from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

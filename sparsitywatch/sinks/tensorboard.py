@@ -43,6 +43,7 @@ from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import (
     Detail,
     Event,
+    LedgerEntry,
     LogHistogram,
     Provenance,
     Record,
@@ -51,10 +52,9 @@ from sparsitywatch.records import (
 )
 from sparsitywatch.series import SERIES, Series, describe
 from sparsitywatch.shown import shown_name
-from sparsitywatch.sinks import texts
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
-__all__ = ["OTHER_TAGS", "TensorBoardSink", "charts"]
+__all__ = ["OTHER_TAGS", "TensorBoardSink", "charts", "scope_table"]
 
 # fmt: off
 #: What there is beside series: names and meanings; the unit is the kind of thing.
@@ -127,8 +127,8 @@ class TensorBoardSink:
             self._file = _EventFile(self._directory, first_step)
             values = [
                 _layout(charts(run.provenance)),
-                _text("about", texts.about(run.provenance)),
-                _text("scope", texts.scope_table(run.ledger)),
+                _text("about", _about(run.provenance)),
+                _text("scope", scope_table(run.ledger)),
             ]
             self._file.add(values, first_step, time.time())
 
@@ -171,7 +171,7 @@ class TensorBoardSink:
         values = _scalars(_with_band(record.series()))
         values += _histograms(detail.histograms)
         if remarks := record.remarks(self._last):
-            values.append(_text("notes", texts.notes(remarks)))
+            values.append(_text("notes", _notes(remarks)))
         if not record.valid:
             values.append(_text("watch/reason", record.reason))
         self._last = record
@@ -195,7 +195,7 @@ class TensorBoardSink:
         seen_in = self._last if self._last and self._last.step == event.reported_step else None
         wall_time = time.time() if seen_in is None else seen_in.wall_time
         # a tag per series: two events at one step would replace each other
-        value = _text(f"events/{event.series}", texts.event_text(event))
+        value = _text(f"events/{event.series}", _event_text(event))
         self._file.add([value], event.reported_step, wall_time)
         if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
@@ -479,3 +479,116 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
             except DecodeError:
                 return
             yield offset, event
+
+
+# ------------------------------------------------------------------ in words, as Markdown
+
+
+def _about(provenance: Provenance) -> str:
+    """What the charts mean, for somebody who sees them for the first time."""
+    of_what = "times the dense value"
+    if provenance.tolerance_mode != "relative":
+        of_what = "in units of the value"
+    proxy = provenance.proxy_hash or "none: nothing is evaluated, so there is no essential sparsity"
+    return f"""\
+### How much of this model could be thrown away right now?
+
+At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
+held-out examples are evaluated each time. Training itself is not touched.
+
+- **essential sparsity**: the largest share of weights whose removal leaves the value within \
+the tolerance ({provenance.tolerance:.3g} {of_what}). The band is its confidence interval. It is \
+*zero-shot*, measured without retraining, and so usually lower than what pruning with fine-tuning \
+reaches.
+- **informative**: 0 while the model does not rely on these weights yet. Then anything can be \
+removed, which says nothing, and no essential sparsity is shown: its line begins where it means \
+something.
+- **reliance**: the harm of removing *all* in-scope weights. It jumps when the model starts to \
+use them.
+- **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
+- **dormant fraction**: the share of weights that only weight decay has moved since the last \
+snapshot: they got no gradient. It can rise long before near-zero counts do. What passes \
+*by chance* is drawn beside it.
+- **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
+as exp(-clock), and becomes near-zero by decay alone.
+- **forecast**: the near-zero fraction to come, from the dormant weights and the clock. \
+`doubling_step` is when it will be twice its floor; it is absent where that cannot be foreseen.
+- **Images**: the curve that essential sparsity is read off, and which tensors the removed \
+weights come from; drawn every few snapshots.
+- **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
+- **Text**: `events` are abrupt changes; `notes` are what to know beside the numbers, such as \
+weights that are NaN; `scope` says which parameters are watched, and why.
+
+Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
+proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
+sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
+All of it, and more, is in `records.jsonl` beside this run's event file.
+"""
+
+
+def scope_table(ledger: Sequence[LedgerEntry]) -> str:
+    """Every parameter, in or out of scope, and why."""
+    watched = [entry for entry in ledger if entry.in_scope]
+    num_watched = sum(entry.num_weights for entry in watched)
+    num_all = sum(entry.num_weights for entry in ledger)
+    rows = []
+    for entry in ledger:
+        why = _prose(shown_name(entry.reason))
+        if entry.aliases:
+            why += f"; the same as {', '.join(map(_code, entry.aliases))}"
+        rows.append(
+            f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
+            f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
+        )
+    head = (
+        f"**{len(watched)} of {len(ledger)} parameters are in scope: {num_watched:,} of "
+        f"{num_all:,} weights ({num_watched / max(num_all, 1):.1%}).**"
+    )
+    titles = "| | parameter | shape | weights | why |"
+    return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
+
+
+#: What Markdown and HTML take for a mark; an underscore inside a word is none.
+_MARK = re.compile(r"[\\`*\[\]|<&]|(?<!\w)_|_(?!\w)")
+
+
+def _code(name: str) -> str:
+    """A name of whatever characters as a piece of code in Markdown, also in a table."""
+    name = shown_name(name)
+    return f"<code>{_prose(name)}</code>" if re.search(r"[\\`|<&]", name) else f"`{name}`"
+
+
+def _prose(text: str) -> str:
+    """A text in Markdown in which nothing is a mark."""
+    return _MARK.sub(lambda mark: f"&#{ord(mark[0])};", text)
+
+
+def _notes(remarks: Sequence[str]) -> str:
+    """What to know beside the numbers of a snapshot."""
+    return "\n".join(f"- {remark[:1].upper()}{remark[1:]}." for remark in remarks)
+
+
+def _event_text(event: Event) -> str:
+    """One event: a sentence or two, then its numbers."""
+    began = f"began at step {event.onset_step} (estimated"
+    if event.onset_low < event.onset_high:
+        began += f", between {event.onset_low} and {event.onset_high}"
+    facts = [
+        f"{began}), seen at step {event.detected_step}",
+        f"{event.baseline:.4g} before, {event.value:.4g} when seen",
+    ]
+    if not math.isnan(event.noise):
+        times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
+        facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
+    if not math.isnan(event.decay_clock):
+        facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
+    facts += [f"much of it in {_code(name)}" for name in event.layers]
+    facts += [f"seen in {_code(name)} too" for name in event.related]
+    if event.preceded_by:
+        facts.append(f"announced by {_code(event.preceded_by)}")
+    if event.before_step >= 0:
+        facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
+    if event.revised_step >= 0:
+        facts.append(f"revised at step {event.revised_step}, with what was learned since")
+    title = f"**{_prose(event.describe())}**"
+    return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -19,7 +19,7 @@ from page.conftest import EVIL, SCRIPT, STRANGE, Make, Page
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.page import render
-from sparsitywatch.page.narrative import snapshots_taken
+from sparsitywatch.page.render import snapshots_taken
 from sparsitywatch.page.tables import count, fraction, plain, printable, seconds
 from sparsitywatch.plots.heatmap import on_even_steps
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.near_zero import DEFAULT_RULES, NearZeroRule, near_zero_rules
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 
 
 @pytest.fixture

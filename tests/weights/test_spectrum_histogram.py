@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.near_zero import NearZeroRule
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, histogram
+from sparsitywatch.weights.spectrum.magnitude import NearZeroRule
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 VALUES = [0.0, -0.0, 1.0, -1.5, 2e-2, 1e-3, 3e4, math.inf, -math.inf, math.nan, 1e-45, 1e-7]
