@@ -30,11 +30,10 @@ from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: Batch and length of the proxy of the whole look.
 BATCH, LENGTH = 8, 128
@@ -99,7 +98,7 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
     scope = Scope.of(model, "blocks")
     weights = dict(Snapshot.of(model, scope, 0).tensors)
     sources, buffers = list(weights.values()), [w.clone() for w in weights.values()]
-    (cut,) = GlobalMagnitude().cuts(MagnitudeSpectrum.of(weights), [0.5])
+    (cut,) = GlobalMagnitude().cuts(Weights.of(weights), [0.5])
     stall = Stall(model, logdir / "stall")
     writer = SummaryWriter(str(logdir / "writer"))
     step = 0

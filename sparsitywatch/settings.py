@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
+from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
 from sparsitywatch.weights.scope import ScopeLike
@@ -30,6 +30,7 @@ class SettingsFields(TypedDict, total=False):
     scope: ScopeLike
     levels: Sequence[float] | Sweep | None
     pattern: str | Pattern | None
+    controls: Sequence[str | Pattern]
     tolerance: float
     tolerance_mode: str | None
     confidence: float
@@ -48,7 +49,10 @@ class Settings:
             levels, and finer ones where the tolerance is first crossed; ``Tracking()`` is half
             the work, with less of a curve.
         pattern: what a level means; by default "global", one magnitude threshold over all
-            tensors. A name, or an object such as ``GlobalMagnitude()``.
+            tensors. A name ("global_normalised", "layerwise", "per_row", "random", "erk",
+            "wanda", "sparsegpt"), or an object such as ``KeepNM(2, 4)``.
+        controls: patterns that are measured beside it at the same levels, such as ("random",):
+            what a criterion has to beat to mean something.
         tolerance: the epsilon of essential sparsity, a fraction.
         tolerance_mode: "relative" to the dense value, "absolute", or None: relative for
             losses, absolute for scores.
@@ -68,6 +72,7 @@ class Settings:
     scope: ScopeLike = "blocks"
     levels: Sequence[float] | Sweep | None = None
     pattern: Pattern = None  # type: ignore[assignment]  # a name, too: made one when it is set
+    controls: tuple[Pattern, ...] = ()
     tolerance: float = 0.01
     tolerance_mode: str | None = None
     confidence: float = 0.9
@@ -90,7 +95,9 @@ class Settings:
         object.__setattr__(self, "rules", rules)
         object.__setattr__(self, "near_zero", tuple(rules))
         object.__setattr__(self, "pattern", as_pattern(self.pattern))
-        object.__setattr__(self, "sweep", _as_sweep(self.levels))
+        controls = listed("controls", self.controls, "a list of patterns such as ['random']")
+        object.__setattr__(self, "controls", tuple(map(as_pattern, controls)))
+        object.__setattr__(self, "sweep", _as_sweep(self.levels, self.pattern))
 
     def __repr__(self) -> str:
         usual = Settings()
@@ -156,7 +163,15 @@ def default_detectors(settings: Settings) -> Mapping[str, Detector]:
     }
 
 
-def _as_sweep(levels: Any) -> Sweep:
+def _as_sweep(levels: Any, pattern: Pattern) -> Sweep:
+    only = getattr(pattern, "levels", None)
+    if only is not None:
+        if levels is not None:
+            raise ConfigurationError(
+                f"Expected no `levels` with the pattern {pattern.name!r}, which has the sparsities "
+                f"{', '.join(f'{level:g}' for level in only)} only, got {levels!r}."
+            )
+        return Grid(tuple(only))
     if levels is None:
         return Bisection(DEFAULT_LEVELS)
     if isinstance(levels, Sequence):

@@ -36,6 +36,7 @@ from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
+from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy, SharedProxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
@@ -188,6 +189,8 @@ def _context(
         settle_root(model)
         reshard(model.modules())
         shards = Shards.of(scope.parameters(model), ranks)
+        for pattern in (settings.pattern, *settings.controls) if proxy is not None else ():
+            _check_pattern(pattern, shards)
         if proxy is not None:
             if flat_parameters(model):
                 raise ProxyError(
@@ -209,6 +212,17 @@ def _context(
         ranks=ranks,
         shards=shards,
     )
+
+
+def _check_pattern(pattern: Pattern, shards: Shards) -> None:
+    """Refuse a pattern that would remove other weights on each rank."""
+    where = getattr(pattern, "ranks", "replicas")
+    if where == "alone" or (where == "replicas" and not shards.is_whole):
+        raise ConfigurationError(
+            f"Expected a pattern that the ranks can apply to what each of them holds, got "
+            f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure the "
+            "checkpoints with `sparsitywatch replay --pattern`."
+        )
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sp
 from sparsitywatch.errors import ScopeError, expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import SweepResult, run_sweep
+from sparsitywatch.pruning.sweep import Grid, SweepResult, run_sweep
 from sparsitywatch.records import (
     Cost,
     Detail,
+    EssentialSparsity,
     LayerShare,
     Provenance,
     Record,
@@ -156,7 +157,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
     if not context.initial_rms:
         context = replace(context, initial_rms=spectrum.layer_rms())
     counted = time.perf_counter()
-    result, reason = _evaluated(snapshot.step, spectrum, context)
+    result, controls, reason = _evaluated(snapshot.step, spectrum, context)
     curve = result.curve if result else None
     near_zero, near_zero_of = spectrum.near_zero_by_rule(
         context.settings.rules, context.initial_rms
@@ -175,22 +176,16 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
         fingerprint=mark,
         replicas=replicas,
         curve=curve,
+        controls={name: control.curve for name, control in controls.items()},
         reliance=curve.reliance if curve else math.nan,
-        essential_sparsity=None
-        if curve is None
-        else essential_sparsity(
-            curve,
-            context.settings.tolerance,
-            context.provenance.tolerance_mode,
-            context.settings.confidence,
-        ),
+        essential_sparsity=None if curve is None else _estimate(curve, controls, context),
         not_evaluated=context.not_evaluated,
         layers=_layer_shares(spectrum, near_zero_of, result),
         cost=Cost(
             stall_s=0.0,
             spectrum_s=counted - started,
             evaluation_s=time.perf_counter() - counted if result or reason else 0.0,
-            num_forwards=result.num_forwards if result else 0,
+            num_forwards=sum(r.num_forwards for r in (result, *controls.values()) if r),
         ),
         provenance=context.provenance,
     )
@@ -319,11 +314,15 @@ def measure(
 
 def _evaluated(
     step: int, spectrum: MagnitudeSpectrum, context: Context
-) -> tuple[SweepResult | None, str]:
-    """What the model is worth at many levels, and why that is not known; empty if it is."""
+) -> tuple[SweepResult | None, dict[str, SweepResult], str]:
+    """What the model is worth at many levels, and why that is not known; empty if it is.
+
+    Also what it is worth at these levels by the controls, by their names.
+    """
     model, proxy, settings = context.model, context.proxy, context.settings
+    controls: dict[str, SweepResult] = {}
     if model is None or proxy is None or context.not_evaluated:
-        return None, ""
+        return None, controls, ""
     mode = context.provenance.tolerance_mode
 
     def allowed(dense: float) -> float:
@@ -339,11 +338,35 @@ def _evaluated(
             allowed=allowed,
             previous=context.previous,
         )
+        between = [level for level in result.curve.level or () if 0.0 < level < 1.0]
+        for control in settings.controls if between else ():
+            controls[control.name] = run_sweep(
+                model, proxy, spectrum, pattern=control, sweep=Grid(between), allowed=allowed
+            )
     except BaseException as error:  # sorted by let_out
         let_out(error, strict=context.strict)
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
-        return None, shown_error(error)
-    return result, ""
+        return None, {}, shown_error(error)
+    return result, controls, ""
+
+
+def _estimate(
+    curve: SparsityCurve, controls: Mapping[str, SweepResult], context: Context
+) -> EssentialSparsity:
+    """What is read off the curve; with the word where the curve does not say it."""
+    settings, mode = context.settings, context.provenance.tolerance_mode
+    pattern = settings.pattern
+    found = essential_sparsity(curve, settings.tolerance, mode, settings.confidence)
+    if getattr(pattern, "levels", None) is not None:
+        reason = f"{pattern.name} is a point, not a curve: what lies between was not measured"
+        return replace(found, informative=False, value=math.nan, reason=reason)
+    for name, control in controls.items():
+        other = essential_sparsity(control.curve, settings.tolerance, mode, settings.confidence)
+        low = found.value if math.isnan(found.low) else found.low
+        if found.informative and other.informative and other.value >= low:
+            reason = f"{name} removes as much ({other.describe()}): {pattern.name} tells nothing"
+            return replace(found, reason=f"{found.reason}; {reason}" if found.reason else reason)
+    return found
 
 
 def _layer_shares(

@@ -84,6 +84,11 @@ class Masks:
         self._state, self._has_run = state, False
         self._weights = [(n, p, is_sharded(p), local_of(p).clone()) for n, p in parameters.items()]
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what is held here of each tensor, by name."""
+        return {name: tuple(dense.shape) for name, _, dense in self._weights}
+
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights, in the model as it was before."""
         # the first forward shows which tensors are written to without a trace in their version

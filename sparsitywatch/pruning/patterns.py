@@ -1,19 +1,84 @@
-"""What a level means: which weights one-shot magnitude pruning removes at a sparsity."""
+"""What a level means: which weights one-shot pruning removes at a sparsity.
+
+A pattern makes cuts, a cut removes weights. Here are the seam, and the patterns by a threshold on
+the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows
+and groups, or at random; ``criteria.py`` those that look at the inputs of layers.
+"""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
-__all__ = ["PATTERNS", "Cut", "GlobalMagnitude", "Pattern", "ThresholdCut", "as_pattern"]
+__all__ = [
+    "PATTERNS",
+    "Cut",
+    "GlobalMagnitude",
+    "GlobalNormalised",
+    "Inputs",
+    "Layerwise",
+    "Pattern",
+    "ThresholdCut",
+    "Weights",
+    "as_pattern",
+]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What came into each layer while the dense model ran on the proxy's batches.
+
+    Args:
+        num: vectors that came in, by name of the tensor.
+        squares: sum of the squares of each input feature, float32 [in], by name.
+        products: sum of the products of each two of them, float32 [in, in], by name; empty
+            unless a pattern needs them.
+    """
+
+    num: Mapping[str, int]
+    squares: Mapping[str, torch.Tensor]
+    products: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a pattern is told of the in-scope weights.
+
+    Args:
+        spectrum: how many have which magnitude, by tensor.
+        shapes: of each tensor, by name.
+        input_axes: the axis of each tensor that runs over inputs: the second one of nn.Linear and
+            of convolutions, the first one of transformers' Conv1D. Missing: the last one.
+        seed: of whatever a pattern draws.
+        inputs: of the layers, for patterns that say ``needs_inputs``; else None.
+    """
+
+    spectrum: MagnitudeSpectrum
+    shapes: Mapping[str, tuple[int, ...]]
+    input_axes: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    inputs: Inputs | None = None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor], **known: Any) -> Weights:
+        """What is told of some tensors, by name."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        return cls(MagnitudeSpectrum.of(tensors), shapes, **known)
+
+    def input_axis(self, name: str) -> int:
+        """The axis of a tensor that runs over inputs."""
+        return self.input_axes.get(name, len(self.shapes[name]) - 1)
 
 
 class Cut(Protocol):
@@ -37,19 +102,31 @@ class Cut(Protocol):
         Args:
             name: the tensor's name in scope.
             weights: the dense weights, any float dtype and shape; not written to.
-            out: same shape, dtype and device; every kept weight is bit for bit the same.
+            out: same shape, dtype and device; every kept weight is bit for bit the same, unless
+                the pattern says that it ``updates`` them.
         """
 
 
 class Pattern(Protocol):
-    """A rule that turns levels into cuts; masks of rising levels are nested."""
+    """A rule that turns levels into cuts.
+
+    May say more of itself by attributes, which are as follows where it does not:
+    ``is_nested = True``, masks of rising levels are; ``updates = False``, kept weights stay;
+    ``needs_inputs = ""``, else "squares" or "products" of the layers' inputs;
+    ``levels = None``, else the only levels between 0 and 1 that it has;
+    ``ranks = "replicas"``: it may be used where every rank holds all weights; "shards": also where
+    it holds a part; "alone": only where one process measures.
+    """
 
     @property
     def name(self) -> str:
         """What the pattern is called in the provenance."""
 
-    def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""
+
+
+# ------------------------------------------------------------------ thresholds
 
 
 @dataclass(frozen=True)
@@ -57,21 +134,27 @@ class ThresholdCut:
     """Removes every weight with ``|w| <= threshold``, ties together.
 
     A level of 1 removes everything, NaN included; a level of 0 removes nothing.
+
+    Args:
+        threshold: one for all tensors; NaN where each has its own.
+        thresholds: of each tensor, by name, where they differ.
     """
 
     level: float
     sparsity: float
     threshold: float
     shares: Mapping[str, float]
+    thresholds: Mapping[str, float] | None = None
 
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:  # noqa: ARG002 a global threshold is the same for every tensor
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``."""
-        if self.threshold == -math.inf:
+        threshold = self.threshold if self.thresholds is None else self.thresholds[name]
+        if threshold == -math.inf:
             out.copy_(weights)
-        elif self.threshold == math.inf:
+        elif threshold == math.inf:
             out.zero_()
         else:
-            threshold = _round_down(self.threshold, weights.dtype)
+            threshold = _round_down(threshold, weights.dtype)
             # hardshrink is one-shot magnitude pruning in one fused pass. NaN and inf
             # lie above every finite threshold and stay.
             torch.hardshrink(weights, threshold, out=out)
@@ -98,19 +181,116 @@ class GlobalMagnitude:
     """
 
     name: str = "global"
+    ranks = "shards"
 
-    def cuts(self, spectrum: MagnitudeSpectrum, levels: Sequence[float]) -> list[Cut]:
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``."""
+        found = zip(levels, weights.spectrum.cuts(levels), strict=True)
         cuts: list[Cut] = []
-        for level, (threshold, sparsity, shares) in zip(levels, spectrum.cuts(levels), strict=True):
+        for level, (threshold, sparsity, shares) in found:
             if level >= 1.0:  # NaN, too
                 threshold, sparsity, shares = math.inf, 1.0, dict.fromkeys(shares, 1.0)
             cuts.append(ThresholdCut(level, sparsity, threshold, shares))
         return cuts
 
 
-#: Every pattern there is, by the name that ``pattern=`` takes.
-PATTERNS: Mapping[str, Callable[[], Pattern]] = {"global": GlobalMagnitude}
+@dataclass(frozen=True)
+class Layerwise:
+    """The same sparsity in each tensor: a threshold of its own.
+
+    Args:
+        name: what it is called in the provenance.
+    """
+
+    name: str = "layerwise"
+    ranks = "shards"
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        layers = weights.spectrum.layers()
+        found = {name: layer.thresholds(levels) for name, layer in layers.items()}
+        return [
+            _by_layer(level, layers, {name: found[name][i] for name in layers})
+            for i, level in enumerate(levels)
+        ]
+
+
+@dataclass(frozen=True)
+class GlobalNormalised:
+    """One threshold for all in-scope weights on ``|w|`` over the root mean square of its tensor.
+
+    What NNCF and JaxPruner call global magnitude: tensors of different scales lose alike.
+
+    Args:
+        name: what it is called in the provenance.
+    """
+
+    name: str = "global_normalised"
+    ranks = "shards"
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        layers = weights.spectrum.layers()
+        scales = weights.spectrum.layer_rms()
+        steps, ratios, counts = {}, [], []
+        for name, layer in layers.items():
+            magnitudes, cumulative = layer.steps()
+            scale = scales[name] if scales[name] > 0.0 else 1.0
+            steps[name] = magnitudes, magnitudes / scale
+            ratios.append(magnitudes / scale)
+            counts.append(np.diff(cumulative, prepend=0))
+        ratio, count = np.concatenate(ratios), np.concatenate(counts)
+        order = np.argsort(ratio, kind="stable")
+        ratio, reached = ratio[order], np.cumsum(count[order])
+        cuts: list[Cut] = []
+        for level in levels:
+            wanted = num_pruned(weights.spectrum.num_weights, level)
+            step = int(reached.searchsorted(wanted))
+            if wanted == 0 or not len(ratio):
+                thresholds = dict.fromkeys(layers, -math.inf)
+            elif step == len(ratio):  # more than there are finite ones
+                thresholds = dict.fromkeys(layers, math.inf)
+            else:
+                thresholds = {
+                    name: _last(magnitudes, own, float(ratio[step]))
+                    for name, (magnitudes, own) in steps.items()
+                }
+            cuts.append(_by_layer(level, layers, thresholds))
+        return cuts
+
+
+def _last(magnitudes: np.ndarray, ratios: np.ndarray, ratio: float) -> float:
+    """The largest magnitude whose ratio is not above ``ratio``; -inf if there is none."""
+    index = int(ratios.searchsorted(ratio, "right"))
+    return float(magnitudes[index - 1]) if index else -math.inf
+
+
+def _by_layer(
+    level: float, layers: Mapping[str, MagnitudeSpectrum], thresholds: Mapping[str, float]
+) -> ThresholdCut:
+    """A cut with a threshold for each tensor, counted."""
+    if level >= 1.0:
+        thresholds = dict.fromkeys(layers, math.inf)
+        return ThresholdCut(level, 1.0, math.nan, dict.fromkeys(layers, 1.0), thresholds)
+    shares = {name: layer.sparsity_at(thresholds[name]) for name, layer in layers.items()}
+    total = sum(layer.num_weights for layer in layers.values())
+    removed = math.fsum(share * layers[name].num_weights for name, share in shares.items())
+    return ThresholdCut(level, removed / max(total, 1), math.nan, shares, dict(thresholds))
+
+
+# ------------------------------------------------------------------ by name
+
+#: Every pattern that has a name, and the module that it is in: loaded where it is used.
+PATTERNS: Mapping[str, tuple[str, str]] = {
+    "global": ("patterns", "GlobalMagnitude"),
+    "global_normalised": ("patterns", "GlobalNormalised"),
+    "layerwise": ("patterns", "Layerwise"),
+    "per_row": ("selections", "PerRow"),
+    "random": ("selections", "Random"),
+    "erk": ("selections", "RandomERK"),
+    "wanda": ("criteria", "Wanda"),
+    "sparsegpt": ("criteria", "SparseGPT"),
+}
 
 
 def as_pattern(pattern: str | Pattern | None) -> Pattern:
@@ -123,14 +303,16 @@ def as_pattern(pattern: str | Pattern | None) -> Pattern:
     GlobalMagnitude(name='global')
     """
     if pattern is None or isinstance(pattern, str):
-        make = PATTERNS.get("global" if pattern is None else pattern)
-        if make is not None:
-            return make()
+        place = PATTERNS.get("global" if pattern is None else pattern)
+        if place is not None:
+            module = importlib.import_module(f"sparsitywatch.pruning.{place[0]}")
+            made: Pattern = getattr(module, place[1])()
+            return made
     elif callable(getattr(pattern, "cuts", None)) and isinstance(
         getattr(pattern, "name", None), str
     ):
         return pattern
     raise ConfigurationError(
-        f"Expected `pattern` to be one of {', '.join(map(repr, PATTERNS))} or an object with "
-        f"`name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
+        f"Expected `pattern` to be one of {', '.join(map(repr, PATTERNS))}, sw.KeepNM(2, 4), or an "
+        f"object with `name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
     )

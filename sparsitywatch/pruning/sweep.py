@@ -7,8 +7,7 @@ import logging
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +23,7 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.pruning.masked import MaskedModel, Masks
-from sparsitywatch.pruning.patterns import Cut, Pattern
+from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -228,7 +227,7 @@ def run_sweep(
         try:
             # on several ranks, what fails on one while the model is opened or put back fails on all
             with _together(proxy, "an evaluation"), model.session(proxy.value) as masks:
-                levels = _Levels(model.module, proxy, masks, partial(pattern.cuts, spectrum))
+                levels = _Levels(model.module, proxy, masks, pattern, spectrum)
                 levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
                 levels.choose(sweep, points)
             return levels.result()
@@ -268,9 +267,11 @@ class _Levels:
         module: nn.Module,
         proxy: Proxy,
         masks: Masks,
-        cuts: Callable[[Sequence[float]], list[Cut]],
+        pattern: Pattern,
+        spectrum: MagnitudeSpectrum,
     ) -> None:
-        self._module, self._proxy, self._masks, self._make_cuts = module, proxy, masks, cuts
+        self._module, self._proxy, self._masks = module, proxy, masks
+        self._pattern, self._weights = pattern, Weights(spectrum, masks.shapes)
         self._cuts: dict[float, Cut] = {}
         self._values: dict[float, np.ndarray] = {}
         self._found: dict[float, _Level] = {}
@@ -278,7 +279,7 @@ class _Levels:
 
     def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
         """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
-        dense = self._proxy.evaluate(self._module)
+        dense = self._evaluated_dense()
         self._dense, self._allowed = float(dense.mean()), allowed(float(dense.mean()))
         at = sorted({0.0, 1.0, *map(float, expected)})  # in one go
         self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
@@ -299,6 +300,30 @@ class _Levels:
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, a stale autocast cache, or a compiled graph that holds old weights)."
             )
+
+    def _make_cuts(self, levels: Sequence[float]) -> list[Cut]:
+        return self._pattern.cuts(self._weights, levels)
+
+    def _evaluated_dense(self) -> np.ndarray:
+        """The values of the dense model; on the way, what the pattern has to know of its layers."""
+        if getattr(self._pattern, "ranks", "replicas") == "shards":  # magnitudes are all it needs
+            return self._proxy.evaluate(self._module)
+        from sparsitywatch.pruning.criteria import input_axes, inputs_of
+
+        names = list(self._weights.shapes)
+        self._weights = replace(self._weights, input_axes=input_axes(self._module, names))
+        needs = getattr(self._pattern, "needs_inputs", "")
+        if not needs:
+            return self._proxy.evaluate(self._module)
+        found: list[np.ndarray] = []
+        inputs = inputs_of(
+            self._module,
+            names,
+            lambda: found.append(self._proxy.evaluate(self._module)),
+            products=needs == "products",
+        )
+        self._weights = replace(self._weights, inputs=inputs)
+        return found[0]
 
     def _is_noise(self, dense: np.ndarray, masked: np.ndarray) -> bool:
         """Whether two dense evaluations differ as much: kernels that are not deterministic.

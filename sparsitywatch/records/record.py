@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect_numbers
@@ -460,6 +460,7 @@ class Record:
         not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
             empty if it was, and without a proxy. Such a record is as valid as any other.
         curve: None without a proxy, and where it was not evaluated.
+        controls: curves of other patterns at the same levels, by their names, for comparison.
         reliance: harm of removing every in-scope weight, in units of the value; NaN where there
             is no curve.
         essential_sparsity: None where there is no curve.
@@ -490,6 +491,7 @@ class Record:
     masks: MaskOverlap | None = None
     forecast: Forecast | None = None
     curve: SparsityCurve | None = None
+    controls: Mapping[str, SparsityCurve] = field(default_factory=dict)
     reliance: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
     not_evaluated: str = ""

@@ -8,15 +8,14 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.pruning.patterns import GlobalMagnitude
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 
 def cuts_of(model: nn.Module, scope: Scope, levels: list[float]):
     snapshot = Snapshot.of(model, scope, 0)
-    return GlobalMagnitude().cuts(MagnitudeSpectrum.of(snapshot.tensors), levels)
+    return GlobalMagnitude().cuts(Weights.of(snapshot.tensors), levels)
 
 
 def net() -> nn.Sequential:

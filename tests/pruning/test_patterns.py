@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LEVELS = [0.0, 0.1, 0.33, 0.5, 0.9, 0.95, 1.0]
@@ -34,10 +33,10 @@ def weights(seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 @settings(max_examples=15, deadline=None)
 def test_a_cut_removes_what_it_counts_and_keeps_the_rest_bit_for_bit(dtype, seed) -> None:
     tensors = weights(seed, dtype)
-    spectrum = MagnitudeSpectrum.of(tensors)
+    known = Weights.of(tensors)
     total = sum(t.numel() for t in tensors.values())
     previous: dict[str, np.ndarray] = {}
-    for cut in GlobalMagnitude().cuts(spectrum, LEVELS):
+    for cut in GlobalMagnitude().cuts(known, LEVELS):
         removed_in_all = 0
         for name, dense in tensors.items():
             out = torch.full_like(dense, 7)
@@ -58,7 +57,7 @@ def test_a_cut_removes_what_it_counts_and_keeps_the_rest_bit_for_bit(dtype, seed
 
 def test_level_one_removes_nan_too_and_level_zero_keeps_negative_zero() -> None:
     dense = torch.tensor([float("nan"), float("inf"), -0.0, 1.0])
-    nothing, everything = GlobalMagnitude().cuts(MagnitudeSpectrum.of({"w": dense}), [0.0, 1.0])
+    nothing, everything = GlobalMagnitude().cuts(Weights.of({"w": dense}), [0.0, 1.0])
     out = torch.ones(4)
     everything.prune("w", dense, out)
     assert torch.equal(out, torch.zeros(4))
@@ -71,7 +70,7 @@ def test_level_one_removes_nan_too_and_level_zero_keeps_negative_zero() -> None:
 
 def test_nan_and_inf_are_never_the_smallest() -> None:
     dense = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
-    (half,) = GlobalMagnitude().cuts(MagnitudeSpectrum.of({"w": dense}), [0.5])
+    (half,) = GlobalMagnitude().cuts(Weights.of({"w": dense}), [0.5])
     out = torch.empty(4)
     half.prune("w", dense, out)
     assert math.isnan(out[0])
@@ -86,8 +85,8 @@ def test_torch_global_unstructured_removes_the_same_weights() -> None:
         nn.init.normal_(module.weight)  # in double precision, so that no two are alike
     tensors = {f"{i}.weight": m.weight.detach() for i, m in enumerate(model)}
     assert len(torch.cat([t.abs().flatten() for t in tensors.values()]).unique()) == 9216
-    spectrum = MagnitudeSpectrum.of(tensors)
-    for cut in GlobalMagnitude().cuts(spectrum, [0.05, 0.3, 0.5, 0.77, 0.95]):
+    known = Weights.of(tensors)
+    for cut in GlobalMagnitude().cuts(known, [0.05, 0.3, 0.5, 0.77, 0.95]):
         peer = copy.deepcopy(model)
         prune.global_unstructured(
             [(m, "weight") for m in peer],

@@ -459,6 +459,14 @@ class MagnitudeSpectrum:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
         return {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
 
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Magnitudes where the count of all weights steps up, and the count from there on.
+
+        Returns:
+            float64 and int64, rising.
+        """
+        return self._counts.steps
+
     def layer_rms(self) -> dict[str, float]:
         """``rms`` of each layer, in one go; by name, in order."""
         return dict(zip(self.names, self._counts.rms.tolist(), strict=True))

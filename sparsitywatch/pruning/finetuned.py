@@ -1,0 +1,278 @@
+"""The curve of a model that is trained on after it was pruned: prune once, train, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from tqdm import tqdm
+
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MeasurementError,
+    StateError,
+    expect,
+    expect_whole,
+    listed,
+)
+from sparsitywatch.pruning.criteria import input_axes, inputs_of
+from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
+from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.sweep import check_levels
+from sparsitywatch.records import SparsityCurve
+from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.layout import unwrap_model
+from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+__all__ = ["FinetunedCurve", "finetuned_curve"]
+
+_logger = logging.getLogger("sparsitywatch")
+
+
+@dataclass(frozen=True)
+class FinetunedCurve(SparsityCurve):
+    """The value at rising sparsity after the pruned model was trained on.
+
+    Not to be compared with a zero-shot curve digit for digit: training makes up for a part of
+    what pruning took.
+
+    Args:
+        sparsity, value, stderr, higher_is_better, level, num_examples: as of ``SparsityCurve``.
+        seeds: of the trainings, length S.
+        by_seed: the value of each training, [S][K], in the order of ``seeds`` and ``sparsity``.
+        evaluation: "fine-tuned".
+    """
+
+    seeds: tuple[int, ...] = ()
+    by_seed: tuple[tuple[float, ...], ...] = ()
+    evaluation: str = "fine-tuned"
+
+
+def finetuned_curve(
+    make_model: Callable[[], nn.Module],
+    train: Callable[[nn.Module], object],
+    evaluate: Callable[[nn.Module], float],
+    levels: Sequence[float],
+    pattern: str | Pattern = "global",
+    seeds: Sequence[int] = (0,),
+    *,
+    scope: ScopeLike = "blocks",
+    higher_is_better: bool = True,
+    proxy: Proxy | None = None,
+    log: str | os.PathLike[str] | None = None,
+) -> FinetunedCurve:
+    """Prune once at each level, train with the mask held fixed, evaluate; over several seeds.
+
+    At every level the same model is made, with the same new layers, and sees the same data in
+    the same order: the global generators of torch, numpy and python are seeded before
+    ``make_model`` and before ``train``. What was removed stays exactly zero, whatever the
+    optimizer: its gradient is masked, and it is set to zero again after each step.
+
+    Args:
+        make_model: a new model with the pretrained weights, and new heads where there are some.
+        train: trains it, in place. Everything random in it draws from the global generators.
+        evaluate: what the trained model is worth, such as its accuracy on held-out examples.
+        levels: sparsities in [0, 1); the dense model, level 0, is always among them.
+        pattern: as of ``Settings``.
+        seeds: one training for each, at every level.
+        scope: as of ``Settings``: which weights are pruned.
+        higher_is_better: False if ``evaluate`` gives a loss.
+        proxy: whose batches give the inputs of the layers, for patterns that look at them.
+        log: a file of one line for each training; the same call goes on from what is there.
+
+    Returns:
+        The curve of the means over seeds. The standard errors are those of the differences to
+        the dense model of the same seed; None with one seed.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+        StateError: ``log`` is of other settings.
+        MeasurementError: a removed weight was not zero after the training.
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, sections 3 and 4 (figures 2 to 6).
+    """
+    for name, function in (("make_model", make_model), ("train", train), ("evaluate", evaluate)):
+        expect(callable(function), name, "a function", function)
+    check_levels(levels)
+    seeds = listed("seeds", seeds, "a list of whole numbers")
+    expect(seeds, "seeds", "at least one", seeds)
+    for index, seed in enumerate(seeds):
+        expect_whole(f"seeds[{index}]", seed, 0)
+    chosen = as_pattern(pattern)
+    runs = _Runs(None if log is None else Path(log), chosen.name)
+    at = sorted({0.0, *map(float, levels)})
+    with preserve_rng():
+        for seed, level in tqdm([(s, x) for s in seeds for x in at], disable=None, unit="run"):
+            if (seed, level) not in runs.found:
+                _seed(seed)
+                model = make_model()
+                sparsity, masks = _pruned(unwrap_model(model), chosen, level, scope, seed, proxy)
+                _seed(seed)
+                with _held(unwrap_model(model), masks):
+                    train(model)
+                _check_held(unwrap_model(model), masks)
+                runs.add(seed, level, sparsity, float(evaluate(model)))
+    return _curve(runs.found, seeds, at, higher_is_better=higher_is_better)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 what user code draws from
+    torch.manual_seed(seed)
+
+
+def _pruned(
+    model: nn.Module,
+    pattern: Pattern,
+    level: float,
+    scope: ScopeLike,
+    seed: int,
+    proxy: Proxy | None,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Prune a model in place; its counted sparsity, and what is removed, by name."""
+    parameters = Scope.of(model, scope).parameters(model)
+    dense = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    axes = input_axes(model, list(dense))
+    shapes = {name: tuple(tensor.shape) for name, tensor in dense.items()}
+    weights = Weights(
+        MagnitudeSpectrum.of(dense), shapes, axes, seed, _inputs(model, pattern, dense, proxy)
+    )
+    cut: Cut
+    (cut,) = pattern.cuts(weights, [level])
+    masks = {}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            cut.prune(name, dense[name], out=parameter.data)
+            # a weight that was zero already is not held: training may use it
+            masks[name] = (parameter == 0) & (dense[name] != 0)
+    return cut.sparsity, masks
+
+
+def _inputs(
+    model: nn.Module, pattern: Pattern, dense: Mapping[str, torch.Tensor], proxy: Proxy | None
+) -> Any:
+    needs = getattr(pattern, "needs_inputs", "")
+    if not needs:
+        return None
+    if proxy is None:
+        raise ConfigurationError(
+            f"Expected a `proxy` for the pattern {pattern.name!r}, which looks at the inputs of "
+            "the layers on its batches, got None."
+        )
+    with preserve_state(model, proxy.value):
+        return inputs_of(
+            model, list(dense), lambda: proxy.evaluate(model), products=needs == "products"
+        )
+
+
+@contextlib.contextmanager
+def _held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Keep what is removed at zero while the model is trained."""
+    named = dict(named_parameters(model))
+    held = [(named[name], mask) for name, mask in masks.items() if bool(mask.any())]
+
+    def zero(*_: object) -> None:
+        with torch.no_grad():
+            for parameter, mask in held:
+                parameter.masked_fill_(mask.to(parameter.device), 0.0)
+
+    with contextlib.ExitStack() as stack:
+        for parameter, mask in held:
+            if parameter.requires_grad:
+                # so that its momentum stays zero too
+                keep = lambda grad, mask=mask: grad.masked_fill(mask.to(grad.device), 0.0)  # noqa: E731
+                stack.callback(parameter.register_hook(keep).remove)  # type: ignore[no-untyped-call]
+        stack.callback(register_optimizer_step_post_hook(zero).remove)
+        yield
+
+
+def _check_held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    named = dict(named_parameters(model))
+    for name, mask in masks.items():
+        parameter = named.get(name)
+        if parameter is None or bool((parameter[mask.to(parameter.device)] != 0).any()):
+            came = "it is gone" if parameter is None else "some are not"
+            raise MeasurementError(
+                f"Expected the removed weights of {shown_name(name)!r} to be zero after `train`, "
+                f"but {came}. Train the parameters of the model that was given, with an optimizer "
+                "of torch.optim."
+            )
+
+
+class _Runs:
+    """The trainings that are done, by seed and level; in a file too."""
+
+    def __init__(self, file: Path | None, pattern: str) -> None:
+        self._file, self._pattern = file, pattern
+        self.found: dict[tuple[int, float], tuple[float, float]] = {}
+        if file is None or not file.exists():
+            return
+        text = file.read_bytes()
+        *lines, rest = text.split(b"\n")
+        if rest:  # a kill came while it was written
+            file.write_bytes(text[: len(text) - len(rest)])
+        for number, line in enumerate(lines, start=1):
+            try:
+                run = json.loads(line)
+                key, value = (run["seed"], run["level"]), (run["sparsity"], run["value"])
+                other = run["pattern"]
+            except (ValueError, LookupError, TypeError) as error:
+                raise StateError(
+                    f"Expected a training in line {number} of `log` {str(file)!r}, got {error!r}."
+                ) from error
+            if other != pattern:
+                raise StateError(
+                    f"Expected `log` of the pattern {pattern!r}, got one of {other!r} in "
+                    f"{str(file)!r}. Give each pattern a file of its own."
+                )
+            self.found[key] = value
+
+    def add(self, seed: int, level: float, sparsity: float, value: float) -> None:
+        self.found[seed, level] = sparsity, value
+        _logger.info("sparsitywatch: seed %d, sparsity %.3f: %.6g", seed, sparsity, value)
+        if self._file is None:
+            return
+        line = {"pattern": self._pattern, "seed": seed, "level": level}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a") as file:
+            file.write(json.dumps({**line, "sparsity": sparsity, "value": value}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _curve(
+    found: Mapping[tuple[int, float], tuple[float, float]],
+    seeds: Sequence[int],
+    levels: Sequence[float],
+    *,
+    higher_is_better: bool,
+) -> FinetunedCurve:
+    """The means over seeds, with the errors of the paired differences."""
+    values = np.array([[found[seed, level][1] for level in levels] for seed in seeds])
+    stderr = None
+    if len(seeds) > 1:
+        differences = values - values[:, :1]
+        stderr = (differences.std(0, ddof=1) / math.sqrt(len(seeds))).tolist()
+    return FinetunedCurve(
+        sparsity=[float(np.mean([found[s, level][0] for s in seeds])) for level in levels],
+        value=values.mean(0).tolist(),
+        stderr=stderr,
+        higher_is_better=higher_is_better,
+        level=list(levels),
+        seeds=tuple(seeds),
+        by_seed=tuple(map(tuple, values.tolist())),
+    )

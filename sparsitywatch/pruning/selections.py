@@ -1,0 +1,333 @@
+"""Patterns that choose within rows and groups of a tensor, or at random.
+
+How many weights go follows from the shapes, exactly: ties fall by their index. A row is what one
+output is made of: all inputs of an nn.Linear's output feature, all inputs and positions of a
+convolution's output channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.patterns import Cut, Weights
+from sparsitywatch.weights.spectrum.magnitude import num_pruned
+
+__all__ = [
+    "KeepNM",
+    "PerRow",
+    "Random",
+    "RandomERK",
+    "SelectionCut",
+    "as_rows",
+    "row_cuts",
+    "smallest",
+    "unrowed",
+]
+
+
+@dataclass(frozen=True)
+class SelectionCut:
+    """Removes the weights that a function selects.
+
+    Args:
+        level, sparsity, shares: as of every cut.
+        select: which of a tensor's weights go, given its name and the dense weights: bool of the
+            same shape. Not asked at levels of 0 and 1.
+    """
+
+    level: float
+    sparsity: float
+    shares: Mapping[str, float]
+    select: Callable[[str, torch.Tensor], torch.Tensor]
+
+    @classmethod
+    def counted(
+        cls,
+        level: float,
+        weights: Weights,
+        num_removed: Mapping[str, int],
+        select: Callable[[str, torch.Tensor], torch.Tensor],
+    ) -> SelectionCut:
+        """A cut from how many weights it removes of each tensor."""
+        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
+        shares = {name: num_removed[name] / size if size else 0.0 for name, size in sizes.items()}
+        total = max(sum(sizes.values()), 1)
+        return cls(level, sum(num_removed.values()) / total, shares, select)
+
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Write ``weights`` without the removed ones to ``out``."""
+        if self.level <= 0.0:
+            out.copy_(weights)
+        elif self.level >= 1.0:
+            out.zero_()
+        else:
+            out.copy_(weights)
+            out.masked_fill_(self.select(name, weights), 0.0)
+
+
+def as_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
+    """A view or copy, [outputs, inputs]: one row for what each output is made of.
+
+    Args:
+        tensor: two or more dimensions; one dimension is one row.
+        input_axis: the axis that runs over inputs. What follows the second axis belongs to the
+            inputs too, as the positions of a convolution's kernel.
+    """
+    if tensor.ndim < 2:
+        return tensor.reshape(1, -1)
+    if input_axis == tensor.ndim - 1:  # also experts, [experts, outputs, inputs]
+        return tensor.reshape(-1, tensor.shape[-1])
+    return (tensor if input_axis == 1 else tensor.transpose(0, 1)).flatten(1)
+
+
+def smallest(scores: torch.Tensor, num: int) -> torch.Tensor:
+    """The ``num`` smallest of each row, bool [R, C]; of equal ones those of lower index.
+
+    Args:
+        scores: float [R, C]; NaN counts as larger than everything.
+    """
+    if num <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    scores = torch.nan_to_num(scores, nan=math.inf, posinf=math.inf)
+    limit = scores.kthvalue(num, dim=1, keepdim=True).values
+    below, at = scores < limit, scores == limit
+    missing = num - below.sum(1, keepdim=True)
+    return below | (at & (at.cumsum(1) <= missing))
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """The same sparsity in each row: its smallest weights go.
+
+    Args:
+        name: what it is called in the provenance.
+    """
+
+    name: str = "per_row"
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        return row_cuts(weights, levels, lambda _, rows: rows.abs())
+
+
+def row_cuts(
+    weights: Weights,
+    levels: Sequence[float],
+    score: Callable[[str, torch.Tensor], torch.Tensor],
+) -> list[Cut]:
+    """Cuts that remove the same share of each row, those of the lowest score.
+
+    Args:
+        score: of a tensor, given its name and its rows: float [outputs, inputs].
+    """
+    cuts: list[Cut] = []
+    for level in levels:
+        num_removed = {}
+        for name in weights.shapes:
+            num_rows, width = _row_shape(weights, name)
+            num_removed[name] = num_rows * num_pruned(width, level)
+
+        def select(name: str, dense: torch.Tensor, level: float = level) -> torch.Tensor:
+            rows = as_rows(dense, weights.input_axis(name))
+            chosen = smallest(score(name, rows), num_pruned(rows.shape[1], level))
+            return unrowed(chosen, dense.shape, weights.input_axis(name))
+
+        cuts.append(SelectionCut.counted(level, weights, num_removed, select))
+    return cuts
+
+
+def _row_shape(weights: Weights, name: str) -> tuple[int, int]:
+    rows = as_rows(torch.empty(weights.shapes[name], device="meta"), weights.input_axis(name))
+    return rows.shape[0], rows.shape[1]
+
+
+def unrowed(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
+    """What ``as_rows`` made, back in the shape of the tensor."""
+    if len(shape) < 2 or input_axis == len(shape) - 1 or input_axis == 1:
+        return rows.reshape(*shape)
+    return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class KeepNM:
+    """Of each M weights in a row along the inputs, the N largest are kept.
+
+    The paper's 2:4 keeps two of four; its text and its code differ on what 1:4 is, so the name says
+    what is kept. A rest of fewer than M inputs is left whole. It is one point, not a curve.
+
+    Args:
+        keep: N, at least 0.
+        of: M, more than N.
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 4 (N:M sparsity).
+
+    Raises:
+        ConfigurationError: not 0 <= N < M.
+
+    >>> KeepNM(2, 4).name
+    'keep_2_of_4'
+    """
+
+    keep: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not (type(self.keep) is int and type(self.of) is int and 0 <= self.keep < self.of):
+            raise ConfigurationError(
+                "Expected `keep` and `of` to be whole numbers, 0 <= keep < of, got "
+                f"{self.keep!r} and {self.of!r}. KeepNM(2, 4) keeps two of four."
+            )
+
+    @property
+    def name(self) -> str:
+        """What it is called in the provenance."""
+        return f"keep_{self.keep}_of_{self.of}"
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The only level between 0 and 1."""
+        return (1.0 - self.keep / self.of,)
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level; at every level between 0 and 1 the same one."""
+        removed = {}
+        for name, shape in weights.shapes.items():
+            inputs = shape[weights.input_axis(name)] if shape else 1
+            groups = inputs // self.of * (math.prod(shape) // max(inputs, 1))
+            removed[name] = groups * (self.of - self.keep)
+        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
+
+        def select(name: str, dense: torch.Tensor) -> torch.Tensor:
+            return self._selected(dense, weights.input_axis(name))
+
+        ends = {0.0: dict.fromkeys(sizes, 0), 1.0: sizes}
+        return [
+            SelectionCut.counted(level, weights, ends.get(level, removed), select)
+            for level in levels
+        ]
+
+    def _selected(self, dense: torch.Tensor, axis: int) -> torch.Tensor:
+        last = dense.movedim(axis, -1)
+        whole = last.shape[-1] // self.of * self.of
+        groups = last[..., :whole].abs().reshape(*last.shape[:-1], -1, self.of)
+        goes = torch.zeros(last.shape, dtype=torch.bool, device=dense.device)
+        # how many of its group each one exceeds; M is small, so this beats sorting
+        rank = torch.zeros(groups.shape, dtype=torch.int8, device=dense.device)
+        for i in range(self.of):
+            for j in range(i):
+                first_is_larger = (groups[..., j] > groups[..., i]) | groups[..., j].isnan()
+                rank[..., j] += first_is_larger
+                rank[..., i] += ~first_is_larger
+        goes[..., :whole] = (rank < self.of - self.keep).flatten(-2)
+        return goes.movedim(-1, axis)
+
+
+# ------------------------------------------------------------------ at random
+
+
+@dataclass(frozen=True)
+class Random:
+    """Weights go at random, each with the same probability: what any criterion has to beat.
+
+    The same weights go at every snapshot, by the seed and the name of their tensor.
+
+    Args:
+        name: what it is called in the provenance.
+    """
+
+    name: str = "random"
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        return _random_cuts(weights, levels, [dict.fromkeys(weights.shapes, p) for p in levels])
+
+
+@dataclass(frozen=True)
+class RandomERK:
+    """Weights go at random, more of them in large tensors: densities by Erdős-Rényi kernels.
+
+    The density of a tensor is in proportion to the sum of its dimensions over their product, at
+    most 1: the random baseline of the paper's code.
+
+    Args:
+        name: what it is called in the provenance.
+
+    Reference: Evci et al. 2020, arXiv:1911.11134, section 3.
+    """
+
+    name: str = "erk"
+
+    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
+        """One cut per level, in the order of ``levels``."""
+        return _random_cuts(weights, levels, [_erk(weights.shapes, level) for level in levels])
+
+
+def _erk(shapes: Mapping[str, tuple[int, ...]], level: float) -> dict[str, float]:
+    """The probability of each tensor's weights to go, so that ``level`` of all do."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / max(sizes[name], 1) for name, shape in shapes.items()}
+    full: set[str] = set()  # tensors that keep everything
+    while True:
+        left = (1.0 - level) * sum(sizes.values()) - sum(sizes[name] for name in full)
+        rest = sum(raw[name] * sizes[name] for name in shapes.keys() - full)
+        scale = max(left, 0.0) / rest if rest else 0.0
+        over = {name for name in shapes.keys() - full if scale * raw[name] > 1.0}
+        if not over:
+            return {name: 0.0 if name in full else 1.0 - scale * raw[name] for name in shapes}
+        full |= over
+
+
+def _random_cuts(
+    weights: Weights, levels: Sequence[float], probabilities: Sequence[Mapping[str, float]]
+) -> list[Cut]:
+    """Cuts whose probability of each tensor's weights to go is given, counted."""
+    counts: list[dict[str, int]] = [{} for _ in levels]
+    for name, shape in weights.shapes.items():
+        for i, num in enumerate(_drawn_below(name, shape, weights.seed, probabilities)):
+            counts[i][name] = num
+    cuts: list[Cut] = []
+    for level, chance, num_removed in zip(levels, probabilities, counts, strict=True):
+
+        def select(
+            name: str, dense: torch.Tensor, chance: Mapping[str, float] = chance
+        ) -> torch.Tensor:
+            drawn = torch.empty(dense.shape, dtype=torch.bool, device="cpu")
+            flat = drawn.reshape(-1).numpy()
+            for start, draws in _draws(name, dense.numel(), weights.seed):
+                flat[start : start + len(draws)] = draws < chance[name]
+            return drawn.to(dense.device)
+
+        if level >= 1.0:
+            num_removed = {name: math.prod(shape) for name, shape in weights.shapes.items()}
+        cuts.append(SelectionCut.counted(level, weights, num_removed, select))
+    return cuts
+
+
+def _drawn_below(
+    name: str, shape: Sequence[int], seed: int, probabilities: Sequence[Mapping[str, float]]
+) -> list[int]:
+    """How many of a tensor's weights go at each level."""
+    found = [0] * len(probabilities)
+    for _, draws in _draws(name, math.prod(shape), seed):
+        for i, chance in enumerate(probabilities):
+            found[i] += int(np.count_nonzero(draws < chance[name]))
+    return found
+
+
+#: So many numbers are drawn at once: they stay in a core's cache.
+_AT_ONCE = 1 << 18
+
+
+def _draws(name: str, num: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Uniform numbers in [0, 1) for each weight of a tensor, with where each piece begins."""
+    key = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    generator = np.random.Generator(np.random.PCG64(int.from_bytes(key, "little")))
+    for start in range(0, num, _AT_ONCE):
+        yield start, generator.random(min(_AT_ONCE, num - start), dtype=np.float32)

@@ -1,0 +1,205 @@
+"""Wanda against numpy, SparseGPT against least squares, inputs against what really came in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from contracts.pattern_contract import PatternContract, tensors, told
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import sparsitywatch as sw
+from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.pruning.criteria import SparseGPT, Wanda, input_axes, inputs_of
+from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
+
+
+class TestWanda(PatternContract):
+    within = 0.06  # rows are short
+
+    def make(self) -> Pattern:
+        return Wanda()
+
+    def test_weights_go_by_their_size_times_the_norm_of_the_input(self) -> None:
+        dense = tensors(torch.float32)
+        known = told(dense)
+        (cut,) = self.make().cuts(known, [0.5])
+        for name, turn in (("linear", False), ("conv1d", True)):
+            out = torch.empty_like(dense[name])
+            cut.prune(name, dense[name], out)
+            rows, after = (t.numpy().T if turn else t.numpy() for t in (dense[name], out))
+            scores = np.abs(rows) * np.sqrt(known.inputs.squares[name].numpy())
+            gone = np.argsort(scores, 1, kind="stable")[:, : rows.shape[1] // 2]
+            expected = rows.copy()
+            np.put_along_axis(expected, gone, 0.0, 1)
+            assert np.array_equal(after, expected)
+
+
+class TestSparseGPT(PatternContract):
+    within = 0.05
+
+    def make(self) -> Pattern:
+        return SparseGPT()
+
+
+@pytest.mark.parametrize("block", [1, 5, 24, 128])
+def test_what_is_kept_makes_up_for_what_went(block: int) -> None:
+    """Whenever a weight goes, those after it are what least squares says."""
+    torch.manual_seed(0)
+    mixing = torch.randn(24, 24, dtype=torch.float64)
+    inputs = torch.randn(4000, 24, dtype=torch.float64) @ mixing
+    weights = torch.randn(8, 24, dtype=torch.float64)
+    known = Weights.of(
+        {"w": weights},
+        inputs=Inputs({"w": 4000}, {"w": inputs.square().sum(0)}, {"w": inputs.T @ inputs}),
+    )
+    (cut,) = SparseGPT(block=block, damping=1e-6).cuts(known, [0.5])
+    out = torch.empty_like(weights)
+    cut.prune("w", weights, out)
+    errors = torch.zeros(2, dtype=torch.float64)
+    for row in range(8):
+        target, fitted = inputs @ weights[row], weights[row].clone()
+        for j in range(24):
+            if out[row, j] == 0:  # what comes after it is fitted anew, what came before stays
+                fitted[j] = 0.0
+                missing = target - inputs[:, : j + 1] @ fitted[: j + 1]
+                rest = inputs[:, j + 1 :]
+                fitted[j + 1 :] = torch.linalg.lstsq(rest, missing[:, None]).solution[:, 0]
+        assert torch.allclose(out[row], fitted, rtol=1e-3, atol=1e-3 * float(fitted.abs().max()))
+        kept = weights[row] * (out[row] != 0)
+        errors += torch.stack([(inputs @ w - target).square().sum() for w in (out[row], kept)])
+    assert errors[0] < errors[1]
+
+
+def test_the_last_feature_alone_has_nobody_to_make_up_for_it() -> None:
+    """One row, two inputs, by hand: w1 goes, and w2 takes over what is alike in them."""
+    products = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
+    known = Weights.of(
+        {"w": torch.tensor([[0.1, 1.0]])},
+        inputs=Inputs({"w": 1}, {"w": products.diagonal()}, {"w": products}),
+    )
+    (cut,) = SparseGPT(damping=1e-9).cuts(known, [0.5])
+    out = torch.empty(1, 2)
+    cut.prune("w", torch.tensor([[0.1, 1.0]]), out)
+    # w2' = w2 + w1 * <x1, x2> / <x2, x2>
+    assert out[0].tolist() == pytest.approx([0.0, 1.05], abs=1e-6)
+
+
+# ------------------------------------------------------------------ inputs of layers
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1, stride=2)
+        self.one = Conv1D(5, 12)
+        self.two = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.conv(x)).flatten(1)
+        return self.two(torch.relu(self.one(h)))
+
+
+NAMES = ["conv.weight", "one.weight", "two.weight"]
+
+
+def test_axes_are_those_of_the_layers() -> None:
+    assert input_axes(Net(), NAMES) == {"conv.weight": 1, "one.weight": 0, "two.weight": 1}
+
+
+def test_what_came_in_gives_what_came_out() -> None:
+    """The products of the inputs give the energy of each layer's output, whatever its kind."""
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(6, 2, 4, 4)
+    outputs: dict[str, torch.Tensor] = {}
+    for name in ("conv", "one", "two"):
+        getattr(model, name).register_forward_hook(
+            lambda _m, _i, out, name=name: outputs.__setitem__(name, out.detach())
+        )
+    found = inputs_of(model, NAMES, lambda: model(x), products=True)
+    for name, rows in (
+        ("conv", model.conv.weight.flatten(1)),
+        ("one", model.one.weight.T),
+        ("two", model.two.weight),
+    ):
+        bias = getattr(model, name).bias.detach()
+        out = outputs[name].movedim(1, -1) if name == "conv" else outputs[name]
+        energy = (out.reshape(-1, len(bias)) - bias).square().sum(0)
+        products = found.products[f"{name}.weight"]
+        by_inputs = torch.einsum("oi,ij,oj->o", rows.detach(), products, rows.detach())
+        assert torch.allclose(by_inputs, energy, rtol=1e-4)
+        assert torch.allclose(products.diagonal(), found.squares[f"{name}.weight"], rtol=1e-5)
+    assert found.num == {"conv.weight": 24, "one.weight": 6, "two.weight": 6}
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_layer_that_nothing_comes_into_is_named() -> None:
+    model = Net()
+    with pytest.raises(MeasurementError, match=r"got none of 'one\.weight' and 1 others"):
+        inputs_of(model, NAMES, lambda: model.conv(torch.randn(1, 2, 4, 4)))
+
+
+def test_a_layer_of_another_kind_is_named() -> None:
+    model = nn.Sequential(nn.Embedding(4, 3))
+    with pytest.raises(MeasurementError, match=r"'0\.weight' to be the weight of a linear layer"):
+        inputs_of(model, ["0.weight"], lambda: model(torch.tensor([1])))
+
+
+def test_without_a_proxy_there_are_no_inputs() -> None:
+    with pytest.raises(ConfigurationError, match="inputs of the layers for the pattern 'wanda'"):
+        Wanda().cuts(Weights.of({"w": torch.ones(2, 2)}), [0.5])
+
+
+@pytest.mark.parametrize("pattern", ["wanda", "sparsegpt", "per_row", "layerwise", "erk"])
+def test_a_model_is_measured_by_any_pattern_and_stays_as_it_was(pattern: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    x, y = torch.randn(60, 8), torch.randint(0, 2, (60,))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    proxy = sw.Proxy(
+        [(x, y)], lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")
+    )
+    record = sw.measure(model, proxy, scope="layers", pattern=pattern, levels=[0.25, 0.5, 0.75])
+    assert record.provenance.pattern == pattern
+    assert record.curve.sparsity == pytest.approx((0, 0.25, 0.5, 0.75, 1), abs=0.05)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+# ------------------------------------------------------------------ controls
+
+
+def trained() -> tuple[nn.Module, sw.Proxy]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    x = torch.randn(200, 8)
+    y = (x[:, 0] > 0).long()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    proxy = sw.Proxy(
+        [(x, y)], lambda m, b: (m(b[0]).argmax(1) == b[1]).float(), higher_is_better=True
+    )
+    return model, proxy
+
+
+def test_a_control_is_measured_at_the_same_levels() -> None:
+    model, proxy = trained()
+    record = sw.measure(model, proxy, scope="layers", controls=["random"])
+    control = record.controls["random"]
+    assert control.level == record.curve.level
+    assert control.dense == record.curve.dense
+    alone = sw.measure(model, proxy, scope="layers", pattern="random", levels=control.level[1:-1])
+    assert alone.curve == control
+    # magnitude keeps what counts far longer than chance does
+    assert record.essential_sparsity.informative
+    assert "tells nothing" not in record.essential_sparsity.reason
+
+
+def test_where_chance_does_as_well_magnitude_tells_nothing() -> None:
+    model, proxy = trained()
+    record = sw.measure(model, proxy, scope="layers", pattern="random", controls=["random"])
+    assert "random tells nothing" in record.essential_sparsity.reason
