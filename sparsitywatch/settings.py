@@ -96,7 +96,9 @@ class Settings:
         object.__setattr__(self, "near_zero", tuple(rules))
         object.__setattr__(self, "pattern", as_pattern(self.pattern))
         controls = listed("controls", self.controls, "a list of patterns such as ['random']")
-        object.__setattr__(self, "controls", tuple(map(as_pattern, controls)))
+        object.__setattr__(
+            self, "controls", tuple(as_pattern(c, f"controls[{i}]") for i, c in enumerate(controls))
+        )
         object.__setattr__(self, "sweep", _as_sweep(self.levels, self.pattern))
 
     def __repr__(self) -> str:

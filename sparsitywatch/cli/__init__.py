@@ -9,6 +9,7 @@
     sparsitywatch scope runs/demo             which parameters are watched, and why
     sparsitywatch replay runs/a --logdir x    saved checkpoints, as a live watch would see them
     sparsitywatch inspect checkpoint-500      what a checkpoint holds, and what of it would count
+    sparsitywatch measure checkpoint-500      what it says by any pattern, beside controls
 
 Commands that read logs load no model and do not import torch; those that read checkpoints import
 it when they run.
@@ -21,7 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, pictures, replay, summary
+from sparsitywatch.cli import compare, inspect, measure, pictures, replay, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.shown import shown_text
@@ -64,5 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_to(commands)
     summary.add_scope_to(commands)
     inspect.add_to(commands)
+    measure.add_to(commands)
     replay.add_to(commands)
     return parser

@@ -106,7 +106,11 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     add("--levels", metavar="S,S,...", type=_levels,
         help="sparsities to evaluate, such as 0.5,0.9 (default: ten, and finer ones where the "
         "tolerance is first crossed)")  # fmt: skip
-    add("--pattern", metavar="NAME", help="what a level means (default: global)")
+    add("--pattern", metavar="NAME",
+        help="what a level means: global, global_normalised, layerwise, per_row, random, erk, "
+        "wanda, sparsegpt, or keep_2_of_4 (default: global)")  # fmt: skip
+    add("--controls", metavar="NAME", nargs="+",
+        help="patterns that are measured beside it at the same levels, such as random")  # fmt: skip
     add("--tolerance", metavar="EPSILON", type=float,
         help="harm that counts as none where weights are removed (default: 0.01)")  # fmt: skip
     add("--tolerance-mode", choices=("relative", "absolute"),

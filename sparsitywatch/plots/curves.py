@@ -32,6 +32,7 @@ from sparsitywatch.plots.drawing import (
     value_axis,
 )
 from sparsitywatch.records import EssentialSparsity, Record, SparsityCurve
+from sparsitywatch.shown import shown_name
 
 __all__ = ["MOST", "chosen_curves", "curve_figure", "curves_figure"]
 
@@ -63,11 +64,14 @@ def curve_figure(record: Record) -> Figure:
             _draw_tolerance(axes, curve, dense, estimate)
     _limit_values(axes, curve, dense)
     _draw_points(axes, curve, 0.9 if estimate is None else estimate.confidence)
+    _draw_controls(axes, record)
     if estimate is not None:
         _draw_estimate(axes, estimate)
     better = "higher" if curve.higher_is_better else "lower"
     count = "" if curve.num_examples is None else f", mean of {curve.num_examples:,} examples"
-    axes.set_xlabel("sparsity: share of the in-scope weights removed, smallest first")
+    pattern = record.provenance.pattern
+    order = "smallest first" if pattern == "global" else f"by {shown_name(pattern)}"
+    axes.set_xlabel(f"sparsity: share of the in-scope weights removed, {order}")
     axes.set_ylabel(f"value ({better} is better{count})")
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_locator(MultipleLocator(0.1))
@@ -135,6 +139,17 @@ def _draw_points(axes: Any, curve: SparsityCurve, confidence: float) -> None:
             sparsity[beyond], np.full(beyond.sum(), edge), color=RED, linestyle="none",
             marker="v" if curve.higher_is_better else "^", clip_on=False, zorder=4,
             label="beyond this chart, or not finite",
+        )  # fmt: skip
+
+
+def _draw_controls(axes: Any, record: Record) -> None:
+    """What other patterns cost at the same levels, within the range of the chart."""
+    for (name, control), marker in zip(record.controls.items(), "sDvP*X" * 9, strict=False):
+        order = np.argsort(control.sparsity)
+        sparsity, value = np.array(control.sparsity)[order], np.array(control.value)[order]
+        axes.plot(
+            sparsity, value, color=PURPLE, linestyle=DASHED, linewidth=1.2, marker=marker,
+            markersize=3.5, zorder=2, label=f"control: {shown_name(name)}",
         )  # fmt: skip
 
 

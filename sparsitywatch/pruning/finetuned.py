@@ -61,6 +61,10 @@ class FinetunedCurve(SparsityCurve):
     by_seed: tuple[tuple[float, ...], ...] = ()
     evaluation: str = "fine-tuned"
 
+    def __repr__(self) -> str:
+        num = len(self.seeds)
+        return f"<FinetunedCurve over {num} seed{'s' if num != 1 else ''}, {super().__repr__()[1:]}"
+
 
 def finetuned_curve(
     make_model: Callable[[], nn.Module],

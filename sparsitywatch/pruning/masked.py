@@ -87,7 +87,7 @@ class Masks:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of what is held here of each tensor, by name."""
-        return {name: tuple(dense.shape) for name, _, dense in self._weights}
+        return {name: tuple(dense.shape) for name, _, _, dense in self._weights}
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights, in the model as it was before."""

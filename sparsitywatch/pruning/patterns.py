@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -293,8 +294,12 @@ PATTERNS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def as_pattern(pattern: str | Pattern | None) -> Pattern:
+def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Pattern:
     """A pattern by its name or as it is; None is "global".
+
+    Args:
+        pattern: the name, or an object.
+        argument: what it was given as, for the error.
 
     Raises:
         ConfigurationError: there is none of that name, or it is no pattern.
@@ -303,16 +308,18 @@ def as_pattern(pattern: str | Pattern | None) -> Pattern:
     GlobalMagnitude(name='global')
     """
     if pattern is None or isinstance(pattern, str):
-        place = PATTERNS.get("global" if pattern is None else pattern)
+        name = "global" if pattern is None else pattern
+        groups = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
+        place = ("selections", "KeepNM") if groups else PATTERNS.get(name)
         if place is not None:
             module = importlib.import_module(f"sparsitywatch.pruning.{place[0]}")
-            made: Pattern = getattr(module, place[1])()
+            made: Pattern = getattr(module, place[1])(*map(int, groups.groups() if groups else ()))
             return made
     elif callable(getattr(pattern, "cuts", None)) and isinstance(
         getattr(pattern, "name", None), str
     ):
         return pattern
     raise ConfigurationError(
-        f"Expected `pattern` to be one of {', '.join(map(repr, PATTERNS))}, sw.KeepNM(2, 4), or an "
-        f"object with `name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
+        f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, 'keep_2_of_4', or "
+        f"an object with `name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
     )

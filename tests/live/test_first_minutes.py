@@ -68,7 +68,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
         "jsonl": sw.JsonlSink(folder), "tensorboard": sw.TensorBoardSink(folder),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
-        "pattern": sw.GlobalMagnitude(), "grid": sw.Grid([0.5]), "halving": sw.Bisection([0.5]),
+        **{name: as_pattern(name) for name in (*PATTERNS, "keep_2_of_4")},
+        "finetuned": sw.FinetunedCurve(numbers, numbers, seeds=(0,), by_seed=(numbers,)),
+        "similarity": sw.mask_similarity({"w": torch.ones(3)}, {"w": torch.ones(3)}),
+        "grid": sw.Grid([0.5]), "halving": sw.Bisection([0.5]),
         "invalid": watcher.records[-1].__class__(
             **{**vars(watcher.records[-1]), "valid": False, "reason": "\x1b[2J no\n" * 500}
         ),

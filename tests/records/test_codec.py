@@ -85,6 +85,7 @@ RECORDS = plain(
     masks=st.none() | plain(MaskOverlap),
     forecast=st.none() | plain(Forecast),
     curve=st.none() | curves(),
+    controls=st.dictionaries(NAMES, curves(), max_size=2),
     essential_sparsity=st.none() | plain(EssentialSparsity),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
@@ -198,7 +199,7 @@ def change(path: str, value: object) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("step", ..., r"Expected a field 'step' in Record, got \['cost', .*\]"),
+        ("step", ..., r"Expected a field 'step' in Record, got \['controls', .*\]"),
         ("cost.stall_s", ..., r"Expected a field 'stall_s' in Record\.cost"),
         ("step", 1.5, r"Expected a int at Record\.step, got 1\.5"),
         ("step", True, r"Expected a int at Record\.step, got True"),

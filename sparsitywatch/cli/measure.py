@@ -1,0 +1,110 @@
+"""``sparsitywatch measure``: what one checkpoint says, by any pattern, without a log."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING, Any
+
+from sparsitywatch.cli.options import (
+    add_checkpoint_options,
+    add_model_options,
+    add_settings_options,
+    model_and_proxy,
+    settings_of,
+    storage_options,
+)
+from sparsitywatch.cli.summary import align
+from sparsitywatch.errors import CheckpointError, ConfigurationError
+from sparsitywatch.records import to_json
+from sparsitywatch.series import describe
+from sparsitywatch.shown import shown_name
+
+if TYPE_CHECKING:
+    from sparsitywatch.records import Record
+
+__all__ = ["add_to"]
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the subparsers of the command line."""
+    parser = commands.add_parser(
+        "measure",
+        help="measure one checkpoint, by any pattern",
+        description="Measure one checkpoint: near-zero weights, and with a model and examples what "
+        "removing weights costs. Nothing is written.",
+    )
+    add_checkpoint_options(parser)
+    parser.add_argument("--json", action="store_true", help="the whole record as a line of JSON")
+    add_settings_options(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sparsitywatch.offline.replay import replay
+
+    model, proxy = model_and_proxy(arguments)
+    replayed = replay(
+        arguments.places,
+        logdir=None,
+        model=model,
+        proxy=proxy,
+        settings=settings_of(arguments),
+        storage_options=storage_options(arguments),
+        on_event=(),
+    )
+    if replayed.failures:
+        raise CheckpointError(replayed.failures[0].reason)
+    if len(replayed.records) != 1:
+        raise ConfigurationError(
+            f"Expected one checkpoint to measure, got {len(replayed.records)}. Name one of them, "
+            "or use `sparsitywatch replay` for all."
+        )
+    (record,) = replayed.records
+    print(to_json(record) if arguments.json else "\n".join(_page(record)))
+    return 0 if record.valid else 1
+
+
+def _page(record: Record) -> list[str]:
+    """The record in words and a table or two."""
+    scope, estimate = record.scope, record.essential_sparsity
+    lines = [
+        f"step {record.step:,}: {scope.num_weights:,} weights in {scope.num_tensors:,} tensors",
+        *(
+            f"{describe(f'near_zero/{rule}').label}: {part:.2%}"
+            for rule, part in record.near_zero.items()
+        ),
+    ]
+    if record.reason:
+        lines.append(f"invalid: {shown_name(record.reason)}")
+    if estimate is not None:
+        lines.append(
+            f"essential sparsity by {shown_name(record.provenance.pattern)}, zero-shot: "
+            f"{estimate.describe()}, tolerance {estimate.tolerance:g} {estimate.mode}"
+            f"{f' ({shown_name(estimate.reason)})' if estimate.reason else ''}"
+        )
+    return [*lines, *_table(record)]
+
+
+def _table(record: Record) -> list[str]:
+    """Each point of the curve, and of the controls at the same level."""
+    curve = record.curve
+    if curve is None:
+        return []
+    sign = -1.0 if curve.higher_is_better else 1.0
+    header = ["removed", "value", "harm", "+-"]
+    header += [f"harm by {shown_name(name)}" for name in record.controls]
+    by_level = {
+        name: dict(zip(control.level or (), control.value, strict=True))
+        for name, control in record.controls.items()
+    }
+    errors = curve.stderr or [math.nan] * len(curve.value)
+    rows = []
+    points = zip(curve.level or curve.sparsity, curve.sparsity, curve.value, errors, strict=True)
+    for level, sparsity, value, error in points:
+        others = [values.get(level, math.nan) for values in by_level.values()]
+        harms = [sign * (other - curve.dense) for other in (value, *others)]
+        cells = [f"{sparsity:.1%}", f"{value:.5g}", f"{harms[0]:.3g}", f"{error:.2g}"]
+        rows.append(tuple(cells + [f"{harm:.3g}" for harm in harms[1:]]))
+    return ["", *align([tuple(header), *rows], right=set(range(len(header))))]
