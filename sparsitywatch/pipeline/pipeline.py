@@ -106,7 +106,7 @@ class History:
             records: by rising step.
             events: the latest version of each, as of the last record.
         """
-        self.events = list(events)
+        self.events[:] = events
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
             series = record.series()
@@ -235,6 +235,11 @@ class Pipeline:
         on_event: called with each event, after the sinks have it.
         on_record: called with each record, after the sinks have it.
         strict: let what goes wrong out, for tests.
+
+    Attributes:
+        records: every record; layers are kept for the latest hundred only.
+        events: every event in its latest version, in the order in which they were seen.
+        publish_s: seconds that the last record took to be detected in and written.
     """
 
     def __init__(
@@ -254,22 +259,13 @@ class Pipeline:
         self._in_log = in_log
         self._sinks = as_sinks(sinks)
         self._history = History(_as_detectors(detectors))
+        self.records, self.events = self._history.records, self._history.events
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self.publish_s = 0.0
-
-    @property
-    def records(self) -> list[Record]:
-        """Every record; layers are kept for the latest hundred only."""
-        return self._history.records
-
-    @property
-    def events(self) -> list[Event]:
-        """Every event in its latest version, in the order in which they were seen."""
-        return self._history.events
 
     @property
     def last_curve(self) -> SparsityCurve | None:
