@@ -77,7 +77,8 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
 
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
     tasks = _tasks(on_cpu, size)
-    parts = share_out(counted, tasks, counter.num_threads(num_threads))
+    num = min(counter.num_threads(num_threads), len(tasks))
+    parts = share_out(counted, tasks, num) if num > 1 else map(counted, tasks)
     for (_, name, _), part in zip(tasks, parts, strict=True):
         found[name] = found[name] + part if name in found else part
     for name, histogram in found.items():
@@ -157,13 +158,10 @@ def pieces(words: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
 
 
 def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
-    """``function`` of each task, begun in this order, by the caller and a pool of others.
+    """``function`` of each task, begun in this order, by the caller and ``num_threads - 1`` others.
 
     After a failure no further task is begun; the first one is raised.
     """
-    num_others = min(num_threads, len(tasks)) - 1
-    if num_others <= 0:
-        return list(map(function, tasks))
     results: list[Any] = [None] * len(tasks)
     waiting = deque(range(len(tasks)))
 
@@ -179,8 +177,8 @@ def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) 
                 waiting.clear()
                 raise
 
-    with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
-        others = [pool.submit(work) for _ in range(num_others)]
+    with ThreadPoolExecutor(num_threads - 1, "sparsitywatch-spectrum") as pool:
+        others = [pool.submit(work) for _ in range(num_threads - 1)]
         work()
         for other in others:
             other.result()
@@ -434,9 +432,10 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
         return sum(found, table.take())
 
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    num_threads = counter.num_threads(num_threads)
     order = store.in_byte_order(own_names)
-    by_stored_name = dict(zip(order, share_out(counted, order, num_threads), strict=True))
+    num = min(counter.num_threads(num_threads), len(order))
+    parts = share_out(counted, order, num) if num > 1 else map(counted, order)
+    by_stored_name = dict(zip(order, parts, strict=True))
     histograms = {}
     for name, entry in tensors.entries.items():
         histogram = by_stored_name[entry.name]
