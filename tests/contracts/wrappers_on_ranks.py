@@ -31,6 +31,8 @@ from sparsitywatch.integrations.huggingface import SparsityWatchCallback
 
 STEPS, BEFORE = 4, 2  # of a run, and of its first part
 OPTIONS = {"max_overhead": None, "every": 1, "strict": True}
+#: torch 2.13 at times hangs when it lets go of a DistributedDataParallel.
+ALIVE: list[torch.nn.Module] = []
 FSDP2 = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": ["BertLayer"]}}
 
 
@@ -89,6 +91,7 @@ def stopped(folder: Path) -> dict:
         folder / "run", 6, callback, report_to=[], save_strategy="no",
         per_device_train_batch_size=4,
     )  # fmt: skip
+    ALIVE.append(trainer.model_wrapped)
     return {"step": trainer.state.global_step, "seen": seen}
 
 
@@ -156,11 +159,13 @@ def lit(folder: Path, strategy: Any = "ddp") -> dict:
         enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(Sentences(8 * STEPS), 8))
+    ALIVE.append(watching.wrapped)
     return said(watching.wrapped if strategy == "ddp" else module.inner, watching.watcher)
 
 
 def said(wrapped: torch.nn.Module, watcher: sw.Watcher) -> dict:
     """What the watch of this rank knows."""
+    ALIVE.append(wrapped)
     return {
         "wrapper": type(wrapped).__name__,
         "off": watcher.off,
@@ -204,6 +209,8 @@ def main(folder: Path) -> None:
         found[name] = case(folder / name)
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # with all that is alive
 
 
 if __name__ == "__main__":
