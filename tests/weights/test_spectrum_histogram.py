@@ -75,6 +75,19 @@ def test_shares_are_those_of_each_tensor_alone(spectrum, asked):
         assert np.array_equal(found[name], expected, equal_nan=True)
 
 
+@settings(deadline=None, max_examples=100)
+@given(spectra(), st.lists(st.floats(0.0, 1.0), max_size=4))
+def test_the_cuts_of_some_levels_are_what_each_alone_tells(spectrum, levels):
+    found = spectrum.cuts(levels)
+    assert len(found) == len(levels)
+    for level, (threshold, sparsity, shares) in zip(levels, found, strict=True):
+        assert [threshold] == spectrum.thresholds([level])
+        assert np.array_equal(sparsity, spectrum.sparsity_at(threshold), equal_nan=True)
+        assert list(shares) == list(spectrum.names)
+        for name, layer in spectrum.layers().items():
+            assert np.array_equal(shares[name], layer.sparsity_at(threshold), equal_nan=True)
+
+
 @settings(deadline=None, max_examples=200)
 @given(some_tensors(), some_thresholds)
 def test_counts_are_those_of_a_sort_and_cut(tensors, asked):

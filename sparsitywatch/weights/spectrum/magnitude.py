@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
@@ -496,11 +496,14 @@ class MagnitudeSpectrum:
             ConfigurationError: a level lies outside [0, 1].
         """
         thresholds = self.thresholds(levels)
-        sparsities = self.sparsities_at(thresholds)
-        of_levels = self._shares(self._counts.at_most(np.array(thresholds, np.float64)))
-        by_level = zip(*of_levels, strict=True) if of_levels else [()] * len(thresholds)
-        shares = [dict(zip(self.names, found, strict=True)) for found in by_level]
-        return list(zip(thresholds, sparsities, shares, strict=True))
+        in_all = self._counts.at_most_in_all(thresholds)
+        of_layers = self._shares(self._counts.at_most(np.array(thresholds, np.float64)))
+        found = []
+        for i, (threshold, num) in enumerate(zip(thresholds, in_all, strict=True)):
+            sparsity = num / self.num_weights if self.num_weights else math.nan
+            shares = dict(zip(self.names, map(itemgetter(i), of_layers), strict=True))
+            found.append((threshold, sparsity, shares))
+        return found
 
     def log10_histograms(self, bins_per_decade: int = 10) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
