@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
 from sparsitywatch.shown import shown_error
 
@@ -106,8 +106,8 @@ class Webhook:
             ("max_queue", max_queue, 1),
             ("close_s", close_s, 0.0),
         ):
-            if not (least <= number < math.inf):
-                raise ConfigurationError(f"Expected `{name}` >= {least:g}, got {number!r}.")
+            is_good = is_number(number) and least <= number < math.inf
+            expect(is_good, name, f"a number >= {least:g}", number)
         self._timeout_s, self._retries, self._pause_s = timeout_s, retries, pause_s
         self._headers = {"Content-Type": "application/json", **(headers or {})}
         self._close_s = close_s
@@ -270,16 +270,10 @@ class SaveCheckpoint:
     def __init__(
         self, save: Callable[[Event], object], *, max_saves: int = 3, trend: str = ""
     ) -> None:
-        if not callable(save):
-            raise ConfigurationError(
-                f"Expected `save` to be a function that takes the event, got {save!r}."
-            )
-        if isinstance(max_saves, bool) or not isinstance(max_saves, int) or max_saves < 1:
-            raise ConfigurationError(f"Expected `max_saves` >= 1, got {max_saves!r}.")
-        if trend not in ("", "sparsifying", "densifying"):
-            raise ConfigurationError(
-                f"Expected `trend` to be 'sparsifying', 'densifying' or '', got {trend!r}."
-            )
+        expect(callable(save), "save", "a function that takes the event", save)
+        expect_whole("max_saves", max_saves, 1)
+        is_known = trend in ("", "sparsifying", "densifying")
+        expect(is_known, "trend", "'sparsifying', 'densifying' or ''", trend)
         self._save, self._max_saves, self._trend = save, max_saves, trend
         self._seen: set[str] = set()
         self._num_saves = 0

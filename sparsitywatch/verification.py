@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.errors import ConfigurationError, MeasurementError, expect
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
@@ -514,10 +514,8 @@ def _check(
         )
     for name, number, lowest in (("steps", steps, 1), ("seed", seed, 0)):
         is_whole = isinstance(number, int) and not isinstance(number, bool)
-        if not is_whole or not lowest <= number < 2**32:  # type: ignore[operator]
-            raise ConfigurationError(
-                f"Expected `{name}` to be a whole number of at least {lowest}, got {number!r}."
-            )
+        is_good = is_whole and lowest <= number < 2**32  # type: ignore[operator]
+        expect(is_good, name, f"a whole number of at least {lowest}", number)
     known = {*inspect.signature(watch).parameters, *Settings.names()}
     known -= {"model", "optimizer", "fields"}
     unknown = sorted(set(watch_arguments) - known)

@@ -63,8 +63,8 @@ def test_only_events_that_are_meant() -> None:
     ("arguments", "message"),
     [
         ({"save": None}, "`save` to be a function"),
-        ({"save": print, "max_saves": 0}, "`max_saves` >= 1"),
-        ({"save": print, "max_saves": True}, "`max_saves` >= 1"),
+        ({"save": print, "max_saves": 0}, "`max_saves` to be a whole number >= 1"),
+        ({"save": print, "max_saves": True}, "`max_saves` to be a whole number >= 1"),
         ({"save": print, "trend": "up"}, "`trend` to be"),
     ],
 )

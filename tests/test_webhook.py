@@ -280,9 +280,9 @@ def test_credentials_belong_into_headers() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("timeout_s", 0.0), ("timeout_s", float("inf")), ("retries", -1), ("pause_s", -0.1),
-     ("max_queue", 0), ("close_s", float("nan"))],
+    [("timeout_s", 0.0), ("timeout_s", "10"), ("timeout_s", float("inf")), ("retries", -1),
+     ("pause_s", -0.1), ("max_queue", 0), ("close_s", float("nan"))],
 )  # fmt: skip
 def test_numbers_out_of_range(option: str, value: float) -> None:
-    with pytest.raises(sw.ConfigurationError, match=f"`{option}` >="):
+    with pytest.raises(sw.ConfigurationError, match=f"`{option}` to be a number >="):
         Webhook("https://host/x", **{option: value})

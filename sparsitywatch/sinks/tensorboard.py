@@ -39,7 +39,7 @@ from tensorboard.plugins.scalar import metadata as scalar_plugin
 from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.errors import expect_whole
 from sparsitywatch.records import (
     Detail,
     Event,
@@ -105,8 +105,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, picture_every: int = 10) -> None:
-        if picture_every < 1:
-            raise ConfigurationError(f"Expected `picture_every` >= 1, got {picture_every!r}.")
+        expect_whole("picture_every", picture_every, 1)
         self._directory = local_directory(directory)
         self._picture_every = picture_every
         self._session = Session("TensorBoardSink")

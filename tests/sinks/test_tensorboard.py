@@ -443,7 +443,9 @@ def test_wall_times_are_those_of_the_records(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="Expected `picture_every` >= 1, got 0"):
+    with pytest.raises(
+        ConfigurationError, match="`picture_every` to be a whole number >= 1, got 0"
+    ):
         TensorBoardSink(tmp_path, picture_every=0)
     with pytest.raises(ConfigurationError, match="local path, got 'gs://bucket'"):
         TensorBoardSink("gs://bucket")

@@ -190,7 +190,7 @@ def test_log_histogram_of_nothing_is_empty():
     tensors = {"zeros": torch.zeros(4), "none": torch.empty(0), "nan": torch.tensor(math.nan)}
     for found in MagnitudeSpectrum.of(tensors).log10_histograms().values():
         assert len(found.edges) == len(found.counts) == 0
-    with pytest.raises(ConfigurationError, match="`bins_per_decade` of at least 1"):
+    with pytest.raises(ConfigurationError, match="`bins_per_decade` to be a whole number >= 1"):
         MagnitudeSpectrum.of(tensors).log10_histograms(0)
 
 

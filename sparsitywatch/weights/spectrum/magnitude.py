@@ -515,10 +515,7 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: ``bins_per_decade`` is less than 1.
         """
-        if bins_per_decade < 1:
-            raise ConfigurationError(
-                f"Expected `bins_per_decade` of at least 1, got {bins_per_decade!r}."
-            )
+        expect_whole("bins_per_decade", bins_per_decade, 1)
         found = self._counts.log10_histograms(bins_per_decade)
         return dict(zip(self.names, found, strict=True))
 
