@@ -87,8 +87,12 @@ def watch(
     The training loop stays as it is. With the environment variable
     ``SPARSITYWATCH_DISABLED=1`` nothing is done, nothing is written.
 
+    In a training of several processes every rank calls it, with the same arguments, once the model
+    is in its parts; rank 0 writes and acts. docs/distributed.md says more.
+
     Args:
-        model: the model in training, in whatever wrappers (compiled, DDP).
+        model: the model in training, in whatever wrappers (compiled, DDP), whole or sharded
+            (FSDP2, DTensors).
         optimizer: its steps are counted through a post-step hook. One that takes its place (a new
             one, a copy, one that was unpickled) is known by ten steps of the same weights with
             none of the first one between, and followed, with a warning. None if
@@ -124,9 +128,10 @@ def watch(
     Raises:
         ConfigurationError: an argument cannot be used; nothing has been written yet.
         ScopeError: the scope selects nothing, or the model is one process's part of the whole
-            one (FSDP, ZeRO-3, a stage of a pipeline).
-        ProxyError: the proxy does not work on this model: it raises, its forward communicates
-            with other processes, or leaves behind what cannot be put back.
+            one in a way that cannot be watched (ZeRO-3, a stage of a pipeline), or some ranks
+            have not called this.
+        ProxyError: the proxy does not work on this model: it raises, leaves behind what cannot be
+            put back, or communicates with processes that do not watch.
     """
     chosen = Settings.of(settings, **fields)
     _check(model, proxy, initial_step)
