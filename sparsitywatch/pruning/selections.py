@@ -11,12 +11,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.patterns import Cut, Weights
+from sparsitywatch.weights.spectrum.counting import share_out
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 __all__ = [
@@ -30,6 +32,10 @@ __all__ = [
     "smallest",
     "unrowed",
 ]
+
+
+#: So many weights are looked at, or numbers drawn, at once: they stay in a core's cache.
+_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -205,28 +211,82 @@ class KeepNM:
         sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
 
         def select(name: str, dense: torch.Tensor) -> torch.Tensor:
-            return self._selected(dense, weights.input_axis(name))
+            last = dense.movedim(weights.input_axis(name), -1)
+            whole = last.shape[-1] // self.of * self.of
+            goes = torch.zeros(last.shape, dtype=torch.bool, device=dense.device)
+            groups = last[..., :whole].reshape(-1, self.of)
+            rank = _ranks(list(groups.view(_WORDS[groups.dtype.itemsize]).unbind(1)))
+            gone = torch.stack([place < self.of - self.keep for place in rank], 1)
+            goes[..., :whole] = gone.view(*last.shape[:-1], whole)
+            return goes.movedim(-1, weights.input_axis(name))
 
+        axes = {name: weights.input_axis(name) for name in weights.shapes}
         ends = {0.0: dict.fromkeys(sizes, 0), 1.0: sizes}
-        return [
-            SelectionCut.counted(level, weights, ends.get(level, removed), select)
-            for level in levels
-        ]
+        cuts: list[Cut] = []
+        for level in levels:
+            found = SelectionCut.counted(level, weights, ends.get(level, removed), select)
+            cuts.append(_GroupCut(**vars(found), keep=self.keep, of=self.of, axes=axes))
+        return cuts
 
-    def _selected(self, dense: torch.Tensor, axis: int) -> torch.Tensor:
-        last = dense.movedim(axis, -1)
+
+#: Signed integers of the width of a weight.
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _ranks(lanes: list[Any]) -> list[Any]:
+    """How many of its group each weight exceeds, int8, for each place in a group.
+
+    Args:
+        lanes: the words of the weights at each place of their group, torch's or numpy's.
+    """
+    bits = 8 * lanes[0].itemsize - 1
+    # magnitudes as integers: in the same order, and NaN beyond all
+    sizes = [lane & ((1 << bits) - 1) for lane in lanes]
+    ranks = [sizes[0] < 0 for _ in sizes]
+    as_int8 = torch.int8 if isinstance(sizes[0], torch.Tensor) else np.int8
+    ranks = [rank.view(as_int8) for rank in ranks]
+    for i in range(len(sizes)):
+        for j in range(i):
+            first_is_larger = (sizes[j] > sizes[i]).view(as_int8)
+            ranks[j] += first_is_larger
+            ranks[i] += 1
+            ranks[i] -= first_is_larger
+    return ranks
+
+
+@dataclass(frozen=True)
+class _GroupCut(SelectionCut):
+    """Removes the same weights of each group; on the CPU at a few times the speed of memory."""
+
+    keep: int
+    of: int
+    axes: Mapping[str, int]
+
+    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
+        """Write ``weights`` without the removed ones to ``out``."""
+        last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
         whole = last.shape[-1] // self.of * self.of
-        groups = last[..., :whole].abs().reshape(*last.shape[:-1], -1, self.of)
-        goes = torch.zeros(last.shape, dtype=torch.bool, device=dense.device)
-        # how many of its group each one exceeds; M is small, so this beats sorting
-        rank = torch.zeros(groups.shape, dtype=torch.int8, device=dense.device)
-        for i in range(self.of):
-            for j in range(i):
-                first_is_larger = (groups[..., j] > groups[..., i]) | groups[..., j].isnan()
-                rank[..., j] += first_is_larger
-                rank[..., i] += ~first_is_larger
-        goes[..., :whole] = (rank < self.of - self.keep).flatten(-2)
-        return goes.movedim(-1, axis)
+        if not 0.0 < self.level < 1.0 or weights.device.type != "cpu" or not whole:
+            super().prune(name, weights, out)
+            return
+        words = _WORDS[weights.dtype.itemsize]
+        rows = last[..., :whole].contiguous().view(words).view(-1)
+        is_in_place = whole == into.shape[-1] and into.is_contiguous()
+        pruned = into.view(words).view(-1) if is_in_place else torch.empty_like(rows)
+        size = _AT_ONCE // self.of * self.of
+        parts = list(zip(torch.split(rows, size), torch.split(pruned, size), strict=True))
+        share_out(self._prune_part, parts, torch.get_num_threads())
+        if not is_in_place:
+            into[..., :whole] = pruned.view(weights.dtype).view(*last.shape[:-1], whole)
+            into[..., whole:] = last[..., whole:]
+
+    def _prune_part(self, part: tuple[torch.Tensor, torch.Tensor]) -> None:
+        words, into = (tensor.numpy() for tensor in part)
+        lanes = [np.ascontiguousarray(words[place :: self.of]) for place in range(self.of)]
+        for place, rank in enumerate(_ranks(lanes)):
+            kept = (rank >= self.of - self.keep).view(np.int8)
+            # all bits set where it is kept; a removed weight is +0, were it infinite
+            into[place :: self.of] = lanes[place] & np.negative(kept).astype(words.dtype)
 
 
 # ------------------------------------------------------------------ at random
@@ -319,10 +379,6 @@ def _drawn_below(
         for i, chance in enumerate(probabilities):
             found[i] += int(np.count_nonzero(draws < chance[name]))
     return found
-
-
-#: So many numbers are drawn at once: they stay in a core's cache.
-_AT_ONCE = 1 << 18
 
 
 def _draws(name: str, num: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
