@@ -195,6 +195,32 @@ class Training:
         found |= {f"buffer {name}": buffer for name, buffer in self.model.named_buffers()}
         return {name: _bits(value) for name, value in found.items()}
 
+    def checkpoint(self) -> dict[str, Any]:
+        """All of it, in whole tensors; every rank calls it."""
+        optimizer = {
+            name: {key: _full(value).clone() for key, value in self.optimizer.state[p].items()}
+            for name, p in self.model.named_parameters()
+        }
+        return {
+            "model": whole(self.model),
+            "optimizer": optimizer,
+            "generator": torch.get_rng_state(),
+            "step": self.step,
+        }
+
+    @torch.no_grad()
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from a checkpoint, on any number of ranks."""
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            _local(tensor).copy_(_local(_spread_as(tensor, saved["model"][name])))
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                key: value.clone() if value.ndim == 0 else _spread_as(parameter, value)
+                for key, value in saved["optimizer"][name].items()
+            }
+        torch.set_rng_state(saved["generator"])
+        self.step = saved["step"]
+
 
 def options() -> dict[str, Any]:
     """How it is watched unless a test says otherwise; made anew, since a proxy remembers."""
@@ -210,11 +236,27 @@ def options() -> dict[str, Any]:
     }
 
 
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if hasattr(detached, "full_tensor") else detached
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    detached: Any = tensor.detach()
+    return detached.to_local() if hasattr(detached, "to_local") else detached
+
+
+def _spread_as(like: Any, full: torch.Tensor) -> torch.Tensor:
+    if not hasattr(like, "placements"):
+        return full.clone()
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full, like.device_mesh, like.placements)
+
+
 def _bits(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
-        whole = value.detach()
-        local = whole.to_local() if hasattr(whole, "to_local") else whole
-        return local.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return _local(value).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return pickle.dumps(value)
 
 
@@ -279,9 +321,4 @@ def differences(one: Any, other: Any, bound: float, path: str = "") -> list[str]
 
 def whole(model: nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers as one process would have them; every rank calls it."""
-    found = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        detached = tensor.detach()
-        full = detached.full_tensor() if hasattr(detached, "full_tensor") else detached
-        found[name] = full.clone()
-    return found
+    return {name: _full(t).clone() for name, t in model.state_dict(keep_vars=True).items()}
