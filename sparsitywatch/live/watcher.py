@@ -519,7 +519,10 @@ class Watcher:
         self._budget.enter()
         try:
             yield
-        except (LogTakenError, RanksError) as error:
+        except LogTakenError as error:
+            self._switch_off(str(error))
+        except RanksError as error:
+            self._companions = None  # who has said so answers no more
             self._switch_off(str(error))
         except BaseException as error:  # sorted by let_out
             let_out(error, strict=self._strict)

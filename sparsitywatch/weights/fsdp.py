@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 __all__ = [
     "FlatShard",
@@ -54,7 +53,7 @@ def settle_root(model: nn.Module) -> None:
 
 
 class ForwardOrder:
-    """In which order the modules of a model gather their weights, so that a forward can be ended.
+    """What FSDP gathers and lets go of in a forward of a model, so that one can be ended.
 
     Args:
         model: its modules in their own order are a first guess.
@@ -62,7 +61,9 @@ class ForwardOrder:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = fsdp_modules(model.modules())
-        self._order = list(self._modules)
+        groups = [group for m in self._modules for group in _groups(m._get_fsdp_state())]
+        self._groups = list(dict.fromkeys(groups))  # several modules may be in one
+        self._order = [(group, is_gather) for group in self._groups for is_gather in (True, False)]
 
     @contextlib.contextmanager
     def followed(self) -> Iterator[None]:
@@ -74,25 +75,76 @@ class ForwardOrder:
         if not self._modules:
             yield
             return
-        known, seen = set(map(id, self._modules)), []
+        seen: list[tuple[Any, bool]] = []
+        try:
+            with self._noted(seen), self._without_backward():
+                yield
+        except Exception:
+            try:
+                self._follow(self._rest(sum(is_gather for _, is_gather in seen)))
+            finally:
+                self._set_idle()
+            raise
+        self._order = seen or self._order
 
-        def note(module: nn.Module, _: Any) -> None:
-            if id(module) in known:
-                seen.append(module)
+    @contextlib.contextmanager
+    def _noted(self, seen: list[tuple[Any, bool]]) -> Iterator[None]:
+        """Note each call by which FSDP asks for the weights of a group, or lets them go."""
 
-        handle = register_module_forward_pre_hook(note)
+        def noting(group: Any, call: Any, *, is_gather: bool) -> Any:
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                seen.append((group, is_gather))
+                return call(*args, **kwargs)
+
+            return noted
+
+        for group in self._groups:
+            group.unshard = noting(group, group.unshard, is_gather=True)
+            group.reshard = noting(group, group.reshard, is_gather=False)
         try:
             yield
-        except Exception:
-            # the one that it failed in may have gathered already: then this does nothing
-            for module in self._order[max(len(seen) - 1, 0) :]:
-                module.unshard()
-            self._set_idle()
-            raise
-        else:
-            self._order = seen or self._order
         finally:
-            handle.remove()
+            for group in self._groups:
+                del group.unshard, group.reshard  # those of its class are back
+
+    def _rest(self, num_gathers: int) -> list[tuple[Any, bool]]:
+        """What follows so many gathers."""
+        for place, (_, is_gather) in enumerate(self._order):
+            if not num_gathers:
+                return self._order[place:]
+            num_gathers -= is_gather
+        return []
+
+    @staticmethod
+    def _follow(rest: Iterable[tuple[Any, bool]]) -> None:
+        """Gather, and let go of, what the others do: one group after the other."""
+        for group, is_gather in rest:
+            # gathered already, or kept after the forward: then it does nothing here as there
+            group._training_state = type(group._training_state).FORWARD
+            if is_gather:
+                group.unshard()
+                group.wait_for_unshard()
+            else:
+                group.reshard()
+
+    @contextlib.contextmanager
+    def _without_backward(self) -> Iterator[None]:
+        """FSDP notes each forward for the backward to come: here there is none.
+
+        The next backward would gather weights after these notes, other ones on each rank where
+        a forward has failed.
+        """
+        before = [(each, len(each)) for each in self._notes()]
+        try:
+            yield
+        finally:
+            lengths = {id(each): length for each, length in before}
+            for each in self._notes():
+                del each[lengths.get(id(each), 0) :]
+
+    def _notes(self) -> list[list[Any]]:
+        orders = [group.comm_ctx.post_forward_order for group in self._groups]
+        return [*orders, *(group._post_forward_indices for group in self._groups)]
 
     def _set_idle(self) -> None:
         """No forward is going on any more: FSDP would take the next one for a part of this one.
@@ -102,9 +154,17 @@ class ForwardOrder:
         for module in self._modules:
             state = module._get_fsdp_state()
             state._state_ctx.iter_forward_root = None
-            for one in (state, *state._fsdp_param_groups):
+            state._modules_to_run_forward.clear()
+            for one in (state, *_groups(state)):
                 one._training_state = type(one._training_state).IDLE
         reshard(self._modules)
+
+
+def _groups(state: Any) -> list[Any]:
+    """Of the parameters that a call of ``fully_shard`` took: one of them in older torch."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [group for group in [state._fsdp_param_group] if group is not None]
 
 
 # ------------------------------------------------------------------ FSDP1

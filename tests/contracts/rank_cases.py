@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-#: Who is waited for so long in vain fails its case.
-PATIENCE_S = 30.0
+from sparsitywatch.live import ranks
+
+#: Who is waited for so long in vain fails its case, and a case that takes as long has waited.
+PATIENCE_S = 60.0
 
 Act = Callable[[Path], Any]
 
@@ -56,6 +58,7 @@ def case(num_ranks: int, *, among: int = 0, name: str = "") -> Callable[[Act], A
 def run_all(folder: Path, names: list[str]) -> None:
     """Run the cases of as many processes as there are, on one of them."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ranks._LONG_PATIENCE_S = PATIENCE_S
     store, _, _ = next(distributed.rendezvous("env://", rank, size))
     for name, one in CASES.items():
         if one.among == size and (not names or name in names):
@@ -78,8 +81,12 @@ def _result(one: Case, store: Any, rank: int, folder: Path) -> dict[str, Any]:
         distributed.init_process_group(
             "gloo", store=store, rank=rank, world_size=one.num_ranks, timeout=wait
         )
+    started = time.perf_counter()
     try:
-        return {"value": one.act(folder), "num_ranks": max(one.num_ranks, 1)}
+        value = one.act(folder)
+        if time.perf_counter() - started > PATIENCE_S:
+            return {"error": "it has waited for another rank in vain"}
+        return {"value": value, "num_ranks": max(one.num_ranks, 1)}
     except Exception:  # noqa: BLE001 it is told to the test
         return {"error": traceback.format_exc()}
     finally:

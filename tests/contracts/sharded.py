@@ -99,12 +99,16 @@ def _ddp(model: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _fsdp(model: Any, mesh: Any, **options: Any) -> nn.Module:
+def _fsdp(model: Any, mesh: Any, parts: str = "all", **given: Any) -> nn.Module:
+    """``parts``: what is sharded outside the layers: by the root, by itself, or not at all."""
     from torch.distributed.fsdp import fully_shard
 
+    whole = {model.mix} if parts != "layers" else {model.mix, model.embed.weight}
+    if parts == "each":
+        fully_shard([model.embed, model.head], mesh=mesh, **given)
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, ignored_params={model.mix}, **options)
+        fully_shard(layer, mesh=mesh, **given)
+    return fully_shard(model, mesh=mesh, ignored_params=whole, **given)
 
 
 def _tp(model: Any, mesh: Any) -> nn.Module:
@@ -132,6 +136,8 @@ def spread(model: nn.Module, way: str) -> nn.Module:
         return _ddp(model)
     if way == "fsdp":
         return _fsdp(model, _mesh(size))
+    if way in ("each", "layers"):
+        return _fsdp(model, _mesh(size), way)
     if way == "bf16":
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
