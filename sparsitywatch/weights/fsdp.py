@@ -200,13 +200,13 @@ def flat_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
     Each has its ``FlatShard`` as the attribute ``flat_shard``.
     """
+    held: list[Any] = [getattr(vars(m).get("_handle"), "flat_param", None) for m in model.modules()]
+    flats = [flat for flat in held if hasattr(flat, "_shard_param_infos")]
+    if not flats:
+        return []
     paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
     found = []
-    for module in model.modules():
-        handle: Any = getattr(module, "_handle", None)
-        flat: Any = getattr(handle, "flat_param", None)
-        if not hasattr(flat, "_shard_param_infos"):
-            continue
+    for flat in flats:
         made = {}
         parts = zip(flat._param_infos, flat._shapes, flat._shard_param_infos, strict=True)
         for i, (info, shape, part) in enumerate(parts):
