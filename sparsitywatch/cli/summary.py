@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
-from sparsitywatch.records import LedgerEntry, to_json
+from sparsitywatch.records import LedgerEntry, ledger_in_short, to_json
 from sparsitywatch.shown import shown_name, shown_text
 
 __all__ = ["add_scope_to", "add_to", "align", "count", "read"]
@@ -127,25 +127,15 @@ def _scope(arguments: argparse.Namespace) -> None:
             f"Expected run.json, which has the scope ledger, found none in "
             f"{str(arguments.logdir)!r}."
         )
-    watched = [entry for entry in info.ledger if entry.in_scope]
-    num_watched, num_all = _num_weights(watched), _num_weights(info.ledger)
-    print(
-        f"{len(watched)} of {len(info.ledger)} parameters in scope, "
-        f"{num_watched:,} of {num_all:,} weights ({num_watched / max(num_all, 1):.1%})\n"
-    )
+    print(f"{ledger_in_short(info.ledger)}\n")
     header = ("scope", "parameter", "shape", "weights", "why")
     print("\n".join(align([header, *map(_ledger_row, info.ledger)], right={3})))
 
 
-def _num_weights(entries: Iterable[LedgerEntry]) -> int:
-    return sum(entry.num_weights for entry in entries)
-
-
 def _ledger_row(entry: LedgerEntry) -> tuple[str, ...]:
-    tied = f"; the same as {', '.join(entry.aliases)}" if entry.aliases else ""
     shape = " x ".join(map(str, entry.shape)) or "scalar"
     scope = "in" if entry.in_scope else "out"
-    return scope, entry.name, shape, f"{entry.num_weights:,}", entry.reason + tied
+    return scope, entry.name, shape, f"{entry.num_weights:,}", entry.why
 
 
 # ------------------------------------------------------------------ plain-text tables

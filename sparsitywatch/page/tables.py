@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from sparsitywatch.analysis.digest import Digest
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.records import Event, Provenance, Record
+from sparsitywatch.records import Event, Provenance, Record, ledger_in_short
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name, shown_text
 
@@ -300,13 +300,11 @@ def ledger_table(run: Run) -> Table | None:
             "in" if entry.in_scope else "out",
             " × ".join(map(str, entry.shape)) or "scalar",
             count(entry.num_weights),
-            entry.reason
-            + (f"; the same as {', '.join(entry.aliases)}" if entry.aliases else ""),
+            entry.why,
         ]
         for entry in ledger[:_MAX_LEDGER]
     ]  # fmt: skip
-    chosen = sum(entry.in_scope for entry in ledger)
-    caption = f"{chosen:,} of {len(ledger):,} parameters are in scope"
+    caption = ledger_in_short(ledger)
     if len(ledger) > _MAX_LEDGER:
         caption += f"; the first {_MAX_LEDGER:,} are shown, sparsitywatch scope lists all"
     header = [("parameter", "name"), ("scope", "in_scope"), ("shape", "shape"),

@@ -24,7 +24,14 @@ from sparsitywatch.records.record import (
     SparsityCurve,
     html_of,
 )
-from sparsitywatch.records.run import Detail, LedgerEntry, LogHistogram, RunInfo, WatchState
+from sparsitywatch.records.run import (
+    Detail,
+    LedgerEntry,
+    LogHistogram,
+    RunInfo,
+    WatchState,
+    ledger_in_short,
+)
 
 __all__ = [
     "READABLE_SCHEMAS",
@@ -51,6 +58,7 @@ __all__ = [
     "from_json",
     "html_of",
     "latest_versions",
+    "ledger_in_short",
     "renamed",
     "to_json",
 ]

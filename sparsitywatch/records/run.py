@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -12,7 +12,15 @@ import numpy as np
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Detail", "LedgerEntry", "LogHistogram", "RunInfo", "WatchState", "__version__"]
+__all__ = [
+    "Detail",
+    "LedgerEntry",
+    "LogHistogram",
+    "RunInfo",
+    "WatchState",
+    "__version__",
+    "ledger_in_short",
+]
 
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
@@ -37,6 +45,11 @@ class LedgerEntry:
     in_scope: bool
     reason: str
     aliases: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """The reason, and which names are of the same weights."""
+        return self.reason + (f"; the same as {', '.join(self.aliases)}" if self.aliases else "")
 
     def __repr__(self) -> str:
         verdict = "in" if self.in_scope else "out of"
@@ -118,11 +131,18 @@ class RunInfo:
     state: WatchState | None = None
 
     def __repr__(self) -> str:
-        num = sum(entry.in_scope for entry in self.ledger)
-        return (
-            f"<RunInfo from step {self.initial_step}: {num} of {len(self.ledger)} parameters in "
-            f"scope, {'replayed' if self.replayed_from else 'live'}>"
-        )
+        kind = "replayed" if self.replayed_from else "live"
+        return f"<RunInfo from step {self.initial_step}: {ledger_in_short(self.ledger)}, {kind}>"
+
+
+def ledger_in_short(ledger: Sequence[LedgerEntry]) -> str:
+    """How much of the model is watched, in a few words."""
+    watched = [entry.num_weights for entry in ledger if entry.in_scope]
+    total = sum(entry.num_weights for entry in ledger)
+    return (
+        f"{len(watched):,} of {len(ledger):,} parameters in scope, {sum(watched):,} of {total:,} "
+        f"weights ({sum(watched) / max(total, 1):.1%})"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ from sparsitywatch.records import (
     Record,
     RunInfo,
     WatchState,
+    ledger_in_short,
 )
 from sparsitywatch.series import SERIES, Series, describe
 from sparsitywatch.shown import shown_name
@@ -527,9 +528,6 @@ All of it, and more, is in `records.jsonl` beside this run's event file.
 
 def scope_table(ledger: Sequence[LedgerEntry]) -> str:
     """Every parameter, in or out of scope, and why."""
-    watched = [entry for entry in ledger if entry.in_scope]
-    num_watched = sum(entry.num_weights for entry in watched)
-    num_all = sum(entry.num_weights for entry in ledger)
     rows = []
     for entry in ledger:
         why = _prose(shown_name(entry.reason))
@@ -539,10 +537,7 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
             f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
             f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
         )
-    head = (
-        f"**{len(watched)} of {len(ledger)} parameters are in scope: {num_watched:,} of "
-        f"{num_all:,} weights ({num_watched / max(num_all, 1):.1%}).**"
-    )
+    head = f"**{ledger_in_short(ledger)}**"
     titles = "| | parameter | shape | weights | why |"
     return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
 
