@@ -131,7 +131,7 @@ class Settings:
         is_settings = settings is None or isinstance(settings, cls)
         expect(is_settings, "settings", "a sw.Settings or None", settings)
         cls.check_names(changes)
-        return replace(settings or cls(), **changes)  # type: ignore[arg-type]
+        return cls(**changes) if settings is None else replace(settings, **changes)  # type: ignore[arg-type]
 
     @classmethod
     def names(cls) -> frozenset[str]:
