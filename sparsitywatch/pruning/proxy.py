@@ -278,34 +278,30 @@ class SharedProxy(Proxy):
 
     def _plan(self) -> None:
         """Who evaluates which batches; all ranks are asked."""
-        own = (super()._identity(), self.num_batches, self.name, self.higher_is_better)
+        own = (super()._identity(), self.name, self.higher_is_better, [*map(_sizes, self._batches)])
         every = self.ranks.all_of(own)
-        rank, size = self.ranks.rank, self.ranks.size
-        if any(other[2:] != own[2:] for other in every):
+        if any(other[1:3] != own[1:3] for other in every):
             raise ProxyError(
                 "Expected a proxy of the same value on every rank, got "
-                f"{', '.join(sorted({shown_name(name) for _, _, name, _ in every}))}."
+                f"{', '.join(sorted({shown_name(name) for _, name, *_ in every}))}."
             )
-        self._is_same = len({(mark, num) for mark, num, _, _ in every}) == 1
-        nums = [num for _, num, _, _ in every]
-        if not self._is_data_parallel:
-            if not self._is_same:
-                raise ProxyError(
-                    "Expected the same batches on every rank of a model whose layers are split "
-                    "over ranks (tensor parallel), got others. Make the proxy of a source that "
-                    "does not depend on the rank."
-                )
-            self._turns = list(range(nums[0]))
-            self._places = self._turns if rank == 0 else []
+        sizes = [of_rank for *_, of_rank in every]
+        self._is_same = (
+            len({(mark, len(of)) for (mark, *_), of in zip(every, sizes, strict=True)}) == 1
+        )
+        if self._is_data_parallel:
+            turns = _shared(sizes) if self._is_same else _by_rank(sizes)
+            self._turns = turns[self.ranks.rank]
         elif self._is_same:
-            own_turns = list(range(rank, nums[0], size))
-            longest = len(range(0, nums[0], size))
-            self._turns = (own_turns or [0]) + [own_turns[0] if own_turns else 0] * longest
-            self._turns, self._places = self._turns[:longest], own_turns
+            is_first = self.ranks.rank == 0
+            self._turns = [(index, index if is_first else None) for index in range(len(sizes[0]))]
         else:
-            self._turns = [*range(nums[rank]), *[0] * (max(nums) - nums[rank])]
-            self._places = list(range(sum(nums[:rank]), sum(nums[: rank + 1])))
-        self._num_places = nums[0] if self._is_same else sum(nums)
+            raise ProxyError(
+                "Expected the same batches on every rank of a model whose layers are split "
+                "over ranks (tensor parallel), got others. Make the proxy of a source that "
+                "does not depend on the rank."
+            )
+        self._num_places = len(sizes[0]) if self._is_same else sum(map(len, sizes))
         if not self._is_same:
             self.hash = hashlib.sha256(" ".join(mark for mark, *_ in every).encode()).hexdigest()
             self.hash = self.hash[:16]
@@ -313,16 +309,18 @@ class SharedProxy(Proxy):
     def evaluate(self, model: nn.Module) -> np.ndarray:
         """The value of every example of every rank, float64 [N], on every rank."""
         own = []
-        for index in self._turns:
+        for index, place in self._turns:
             with self.ranks.together("evaluating a batch"), self._order.followed():
-                own.append(self._of_batch(index, model))
+                values = self._of_batch(index, model)
+            if place is not None:
+                own.append((place, values))
         sizes = np.zeros(self._num_places, np.int64)
-        for place, values in zip(self._places, own, strict=False):
-            sizes[place] = len(values)
+        for place, found in own:
+            sizes[place] = len(found)
         self.ranks.sum(sizes)
         values = np.zeros(int(sizes.sum()), np.int64)  # bits of them, which add without rounding
         ends = np.cumsum(sizes)
-        for place, found in zip(self._places, own, strict=False):
+        for place, found in own:
             values[ends[place] - sizes[place] : ends[place]] = found.view(np.int64)
         self.ranks.sum(values)
         return self._counted(np.split(values.view(np.float64), ends[:-1]))
@@ -338,6 +336,56 @@ class SharedProxy(Proxy):
         other = super().with_leaves(leaves)
         other._plan()  # type: ignore[attr-defined]
         return other
+
+
+#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
+#: of all batches; None for a batch that is run only since the others run theirs.
+_Turns = list[tuple[int, int | None]]
+
+
+def _shared(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
+    """The turns of each rank where all have the same batches.
+
+    In each turn all of them run batches of one size: what a forward exchanges with other ranks
+    may have to be.
+
+    >>> _shared([[8, 8, 8, 5], [8, 8, 8, 5]])
+    [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
+    """
+    num_ranks = len(sizes)
+    alike: dict[Any, list[int]] = {}
+    for index, size in enumerate(sizes[0]):
+        alike.setdefault(size, []).append(index)
+    turns: list[_Turns] = [[] for _ in sizes]
+    for indices in alike.values():
+        for start in range(0, len(indices), num_ranks):
+            together = indices[start : start + num_ranks]
+            for rank, of_rank in enumerate(turns):
+                is_own = rank < len(together)
+                index = together[rank if is_own else 0]
+                of_rank.append((index, index if is_own else None))
+    return turns
+
+
+def _by_rank(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
+    """The turns of each rank where each has batches of its own; all of them count, by rank.
+
+    >>> _by_rank([[8, 5], [8, 8, 5]])
+    [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]
+    """
+    longest, turns, first = max(sizes, key=len), [], 0
+    for own in sizes:
+        of_rank: _Turns = [(index, first + index) for index in range(len(own))]
+        for size in longest[len(own) :]:
+            of_rank.append((list(own).index(size) if size in own else 0, None))
+        turns.append(of_rank)
+        first += len(own)
+    return turns
+
+
+def _sizes(batch: Any) -> tuple[int, ...]:
+    """How many examples a batch has, as its tensors and arrays say."""
+    return tuple(sorted({len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}))
 
 
 def _seed_generators(seed: int) -> None:

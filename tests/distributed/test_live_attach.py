@@ -1,0 +1,180 @@
+"""Who watches where only some ranks attach, and what is refused on all where they disagree."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contracts.rank_cases import Came, case
+from contracts.sharded import HELD_OUT, Batch, Training, lines, loss, unlike
+from torch import distributed, nn
+
+import sparsitywatch as sw
+from sparsitywatch.live import ranks
+
+Told = dict[str, Any]
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """A rank does not wait long for others that never attach."""
+    before = ranks.PATIENCE_S, ranks._LONG_PATIENCE_S
+    ranks.PATIENCE_S = ranks._LONG_PATIENCE_S = 0.3
+    try:
+        yield
+    finally:
+        ranks.PATIENCE_S, ranks._LONG_PATIENCE_S = before
+
+
+def refusal(attach: Callable[[], sw.Watcher]) -> str:
+    """Why a watch was refused; empty if it was not."""
+    try:
+        attach().close()
+    except sw.SparsityWatchError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+# ------------------------------------------------------------------ only one rank attaches
+
+
+def watched_by(rank: int, way: str, folder: Path) -> Told:
+    """A run on which one rank attaches a watch."""
+    alone = Training(way)
+    alone.train()
+    training, watcher = Training(way), None
+    with impatient():
+        if distributed.get_rank() == rank:
+            watcher = training.watch(folder / "log")
+    training.train()
+    told = {
+        "unlike": unlike(alone.state(), training.state()),
+        "records": lines(watcher.records) if watcher else [],
+        "replicas": [record.replicas for record in watcher.records] if watcher else [],
+        "off": watcher.off if watcher else "",
+    }
+    if watcher:
+        watcher.close()
+    return told
+
+
+case(2, name="rank 0 alone")(lambda folder: watched_by(0, "ddp", folder))
+case(2, name="rank 1 alone")(lambda folder: watched_by(1, "ddp", folder))
+
+
+def test_rank_0_of_replicas_watches_alone(two: Came) -> None:
+    first, second = two("rank 0 alone")
+    (expected,) = two("one_13")
+    assert first["unlike"] == second["unlike"] == []
+    assert first["off"] == ""
+    assert first["records"] == expected["records"]
+    assert first["replicas"] == [None] * 3
+
+
+def test_another_rank_alone_leaves_the_watch_to_rank_0(two: Came) -> None:
+    first, second = two("rank 1 alone")
+    assert first["unlike"] == second["unlike"] == []
+    assert second["off"] == "rank 0 watches; replicas hold the same weights"
+    assert second["records"] == []
+    assert not (two.folder / "rank 1 alone" / "log").exists()
+
+
+def communicating(model: nn.Module, one: Batch) -> torch.Tensor:
+    """Its forward needs every rank."""
+    values = loss(model, one)
+    distributed.all_reduce(values)
+    return values
+
+
+@case(2)
+def refused_alone(folder: Path) -> list[str]:
+    """What rank 0 is told where the others do not attach; they go on."""
+    if distributed.get_rank() > 0:
+        return []
+    replica = Training()
+    with impatient():
+        proxy = sw.Proxy(HELD_OUT, communicating)
+        return [refusal(lambda: replica.watch(folder / "log", proxy=proxy))]
+
+
+@case(2)
+def refused_in_part(folder: Path) -> list[str]:
+    training = Training("fsdp")  # every rank takes part in this
+    if distributed.get_rank() > 0:
+        return []
+    with impatient():
+        return [refusal(lambda: training.watch(folder / "log"))]
+
+
+def test_a_forward_that_communicates_is_refused_where_rank_0_is_alone(two: Came) -> None:
+    (said,), _ = two("refused_alone")
+    assert said.startswith("ProxyError: Expected a forward without communication, since rank 0 ")
+    assert not (two.folder / "refused_alone" / "log").exists()
+
+
+def test_a_part_of_a_model_is_not_watched_by_rank_0_alone(two: Came) -> None:
+    (said,), _ = two("refused_in_part")
+    assert said.startswith("ScopeError: Expected `sw.watch` on every rank, since each holds a part")
+    assert "within 0 s" in said
+    assert not (two.folder / "refused_in_part" / "log").exists()
+
+
+# ------------------------------------------------------------------ all attach
+
+
+@case(2)
+def together_although_it_communicates(_: Path) -> list[bool]:
+    """What rank 0 alone is refused works where all ranks take part."""
+    training = Training("ddp")
+    with training.watch(proxy=sw.Proxy(HELD_OUT, communicating)) as watcher:
+        training.train(until=4)
+        return [record.valid for record in watcher.records]
+
+
+def test_a_forward_that_communicates_works_on_all_ranks(two: Came) -> None:
+    assert two("together_although_it_communicates") == [[True], [True]]
+
+
+def raising(model: nn.Module, one: Batch) -> torch.Tensor:
+    raise ValueError("no such batch")
+
+
+#: What each rank gives, by what is said of it.
+UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the same `scope`": ({}, {"scope": "blocks"}),
+    "the same `every`": ({"every": 3}, {"every": 2}),
+    "the same `settings`": ({}, {"tolerance": 0.5}),
+    "the same `proxy`": ({}, {"proxy": None}),
+    "a proxy of the same value": ({}, {"proxy": sw.Proxy(HELD_OUT, loss, name="another")}),
+    "ValueError: no such batch": ({}, {"proxy": sw.Proxy(HELD_OUT, raising, name="loss")}),
+}
+
+
+def told_each(way: str, folder: Path) -> dict[str, str]:
+    """What a rank is told of each difference; then the watch is attached all the same."""
+    training = Training(way)
+    told = {}
+    for what, given in UNLIKE.items():
+        own = given[distributed.get_rank()]
+        told[what] = refusal(lambda own=own: training.watch(folder / "log", **own))
+    told["alike"] = refusal(lambda: training.watch(folder / "log"))
+    return told
+
+
+case(2, name="unlike, DDP")(lambda folder: told_each("ddp", folder))
+case(2, name="unlike, FSDP2")(lambda folder: told_each("fsdp", folder))
+
+
+@pytest.mark.parametrize("name", ["unlike, DDP", "unlike, FSDP2"])
+def test_what_differs_between_ranks_is_refused_on_all_and_named(name: str, two: Came) -> None:
+    for rank, told in enumerate(two(name)):
+        assert told.pop("alike") == ""
+        for what, said in told.items():
+            assert what in said
+            is_proxy = what.startswith(("a proxy", "ValueError"))
+            assert said.startswith("ProxyError" if is_proxy else "ConfigurationError")
+        assert ("failed on rank 1" in told["ValueError: no such batch"]) is (rank == 0)
