@@ -1,0 +1,58 @@
+"""The pretraining with BERT's settings, in tiny: it goes on after a kill and says what it saw."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sparsitywatch.records import Event
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
+import emergence
+
+SMALL = ["--small", "--steps", "12", "--every", "4"]
+
+
+def test_three_runs_a_table_a_picture_and_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert emergence.main([*SMALL, "--only", "ReLU", "--out", str(tmp_path)]) == 0
+    alone = capsys.readouterr().out
+    assert "ReLU: no abrupt turn" in alone
+    assert emergence.main([*SMALL, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for name in emergence.RUNS:
+        assert re.search(rf"^{name}: (no abrupt turn|an abrupt turn began)", said, re.MULTILINE)
+    table = (tmp_path / "emergence.txt").read_text()
+    clock = next(line for line in table.splitlines() if line.startswith("motion/decay_clock"))
+    assert clock.count("->") == 6
+    assert (tmp_path / "emergence.png").stat().st_size > 10_000
+    assert table in said
+
+
+def test_a_turn_is_told_with_its_place() -> None:
+    event = Event(
+        series="near_zero/initial_0.1", direction="up", onset_step=300, onset_low=250,
+        onset_high=350, detected_step=400, baseline=0.08, value=0.2, trend="sparsifying",
+        layers=("a", "b"), reverted_step=900,
+    )  # fmt: skip
+
+    class Run:
+        events = (event,)
+
+    assert emergence.verdict("x", Run()) == (
+        "x: an abrupt turn began at step 300 (250 to 350): 0.08 -> 0.2, most in a, b; half of it "
+        "was gone again at 900."
+    )
+
+
+def test_it_is_a_command(tmp_path: Path) -> None:
+    script = Path(emergence.__file__)
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--steps" in done.stdout
