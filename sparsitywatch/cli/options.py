@@ -109,8 +109,9 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     add("--pattern", metavar="NAME",
         help="what a level means: global, global_normalised, layerwise, per_row, random, erk, "
         "wanda, sparsegpt, or keep_2_of_4 (default: global)")  # fmt: skip
-    add("--controls", metavar="NAME", nargs="+",
-        help="patterns that are measured beside it at the same levels, such as random")  # fmt: skip
+    add("--controls", metavar="NAME", action="append",
+        help="a pattern that is measured beside it at the same levels, such as random; may be "
+        "repeated")  # fmt: skip
     add("--tolerance", metavar="EPSILON", type=float,
         help="harm that counts as none where weights are removed (default: 0.01)")  # fmt: skip
     add("--tolerance-mode", choices=("relative", "absolute"),

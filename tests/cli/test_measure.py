@@ -46,7 +46,12 @@ def test_the_record_is_that_of_a_replay(
 
 def test_for_people(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(measured(checkpoint, "--pattern", "keep_2_of_4", "--controls", "random", "erk")) == 0
+        main(
+            measured(
+                checkpoint, "--pattern", "keep_2_of_4", "--controls", "random", "--controls", "erk"
+            )
+        )
+        == 0
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 0: ")

@@ -177,7 +177,7 @@ def test_every_setting_has_an_option(run: Path, tmp_path: Path, monkeypatch, cap
     options = {
         "--scope": "layers", "--levels": "0.5,0.9", "--pattern": "global",
         "--tolerance": "0.02", "--tolerance-mode": "absolute", "--confidence": "0.8",
-        "--near-zero": "zero", "--dormant-samples": "all",
+        "--near-zero": "zero", "--dormant-samples": "all", "--controls": "random",
     }  # fmt: skip
     assert main(arguments) == 130
     assert main([*arguments, *(word for pair in options.items() for word in pair)]) == 130
@@ -187,7 +187,8 @@ def test_every_setting_has_an_option(run: Path, tmp_path: Path, monkeypatch, cap
     assert given == [
         sw.Settings(),
         sw.Settings(
-            scope="layers", levels=[0.5, 0.9], pattern="global", tolerance=0.02,
+            scope="layers", levels=[0.5, 0.9], pattern="global", controls=["random"],
+            tolerance=0.02,
             tolerance_mode="absolute", confidence=0.8, near_zero=["zero"], dormant_samples=None,
         ),
         sw.Settings(scope=["a.*", "layers"]),

@@ -58,7 +58,9 @@ def imported(folder: str) -> set[str]:
     """Distributions that the files of a top-level folder import."""
     tops = set().union(*(third_party(path.read_text()) for path in files_in(folder)))
     neighbours = (
-        path for name in (folder, "examples", "benchmarks") for path in (ROOT / name).iterdir()
+        path
+        for name in (folder, "examples", "examples/paper", "benchmarks")
+        for path in (ROOT / name).iterdir()
     )
     tops -= {path.stem for path in neighbours}
     return {DISTRIBUTIONS.get(top, [top])[0].lower().replace("-", "_") for top in tops}
