@@ -521,24 +521,39 @@ def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
         spectrum: of what this rank holds, before anything was added up.
         snapshot: the same weights.
     """
-    found = {}
-    for name, layer in spectrum.layers().items():
-        text = f"{layer.digest()} {_checksum(snapshot.tensors[name])}"
+    words, found = _checksums(snapshot.tensors), {}
+    for name in spectrum.names:
+        own = spectrum.histogram(name)
+        counts = zlib.crc32(own.counts.tobytes(), zlib.crc32(own.keys.tobytes()))
+        text = f"{own.dtype} {counts} {own.num_inf} {own.num_nan} {words[name]}"
         mark = hashlib.blake2b(text.encode(), digest_size=8).digest()
         found[name] = int.from_bytes(mark, "big") >> 1
     return found
 
 
-def _checksum(tensor: torch.Tensor) -> int:
-    """All words of a tensor in one, at the speed of memory; any bit that flips shows."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if flat.device.type != "cpu":
-        wide = flat[: len(flat) // 4 * 4].view(torch.int32)
-        return int(wide.sum(dtype=torch.int64)) + int(flat[len(wide) * 4 :].sum())
-    # by this thread alone; torch would wake its own beside a training
-    bytes_ = flat.numpy()
-    wide_ = bytes_[: len(bytes_) // 8 * 8].view(np.int64)
-    return int(np.bitwise_xor.reduce(wide_)) ^ zlib.crc32(bytes_[len(wide_) * 8 :].tobytes())
+def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """All words of each tensor in one, at the speed of memory; any bit that flips shows."""
+    found: dict[str, int] = {}
+    there: dict[torch.device, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if flat.device.type == "cpu":
+            # by this thread alone; torch would wake its own beside a training
+            bytes_ = flat.numpy()
+            wide = bytes_[: len(bytes_) // 8 * 8].view(np.int64)
+            rest = zlib.crc32(bytes_[len(wide) * 8 :].tobytes())
+            found[name] = int(np.bitwise_xor.reduce(wide)) ^ rest
+        else:
+            there.setdefault(flat.device, {})[name] = _sum_of(flat)
+    for sums in there.values():  # one transfer from each device
+        found |= zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)
+    return found
+
+
+def _sum_of(flat: torch.Tensor) -> torch.Tensor:
+    """The sum of all words, on their device, int64; of bytes in a row."""
+    wide = flat[: len(flat) // 4 * 4].view(torch.int32)
+    return wide.sum(dtype=torch.int64) + flat[len(wide) * 4 :].sum()
 
 
 # ------------------------------------------------------------------ is it all here?

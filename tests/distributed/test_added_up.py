@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sparsitywatch.records import Replicas
-from sparsitywatch.weights.shards import compared, gathered, marks_of, summed
+from sparsitywatch.weights.shards import _sum_of, compared, gathered, marks_of, summed
 from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -130,3 +130,14 @@ def test_the_mark_of_a_tensor_depends_on_each_of_its_bits(dtype: torch.dtype) ->
     assert marks[0] not in marks[1:]
     assert mark() == marks[0]
     assert min(marks) > 0
+
+
+@pytest.mark.parametrize("num_bytes", [1, 8, 11])
+def test_the_sum_that_a_device_takes_depends_on_each_bit(num_bytes: int) -> None:
+    words = torch.arange(250, 250 + num_bytes).to(torch.uint8)
+    before = int(_sum_of(words))
+    for bit in range(8 * num_bytes):
+        flipped(words, bit)
+        assert int(_sum_of(words)) != before
+        flipped(words, bit)
+    assert int(_sum_of(words)) == before
