@@ -7,7 +7,8 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 # one process of tests a core; a range of tests goes to each, and who is done takes from the other
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
-BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py
+BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
+	benchmarks/ranks.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

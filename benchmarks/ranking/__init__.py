@@ -1,0 +1,1 @@
+"""What ranks.py is made of: processes on loopback, what each of them measures, a cost model."""
