@@ -309,6 +309,11 @@ class SharedProxy(Proxy):
             self.hash = hashlib.sha256(" ".join(mark for mark, *_ in every).encode()).hexdigest()
             self.hash = self.hash[:16]
 
+    @property
+    def num_batches(self) -> int:
+        """Calls of the value function per evaluation that count, on all ranks together."""
+        return self._num_places
+
     def evaluate(self, model: nn.Module) -> np.ndarray:
         """The value of every example of every rank, float64 [N], on every rank."""
         own = []

@@ -182,8 +182,17 @@ class Training:
             self.step += 1
             self.optimizer.zero_grad()
             loss(self.run, batch(100 + self.step)).mean().backward()
+            self._average_what_is_whole()
             self.optimizer.step()
             after(self.step)
+
+    def _average_what_is_whole(self) -> None:
+        """What FSDP2 leaves with every rank, as its users do; of DDP it does nothing more."""
+        if distributed.is_initialized():
+            for parameter in self.model.parameters():
+                if not hasattr(parameter, "placements"):
+                    distributed.all_reduce(parameter.grad)
+                    parameter.grad /= distributed.get_world_size()
 
     def watch(self, logdir: Path | None = None, **given: Any) -> sw.Watcher:
         return sw.watch(self.run, self.optimizer, logdir=logdir, **(options() | given))
@@ -218,7 +227,7 @@ class Training:
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from a checkpoint, on any number of ranks."""
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            _local(tensor).copy_(_local(_spread_as(tensor, saved["model"][name])))
+            local_of(tensor).copy_(local_of(_spread_as(tensor, saved["model"][name])))
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
                 key: value.clone() if value.ndim == 0 else _spread_as(parameter, value)
@@ -247,7 +256,8 @@ def _full(tensor: torch.Tensor) -> torch.Tensor:
     return detached.full_tensor() if hasattr(detached, "full_tensor") else detached
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds, in the same memory."""
     detached: Any = tensor.detach()
     return detached.to_local() if hasattr(detached, "to_local") else detached
 
@@ -262,7 +272,7 @@ def _spread_as(like: Any, full: torch.Tensor) -> torch.Tensor:
 
 def _bits(value: Any) -> bytes:
     if isinstance(value, torch.Tensor):
-        return _local(value).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return local_of(value).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return pickle.dumps(value)
 
 

@@ -10,11 +10,11 @@ import sys
 import warnings
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-sys.path.remove(str(HERE))  # no file here is to be found before a library of its name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from contracts.rank_cases import run_all  # noqa: E402 found by the lines above
+from contracts.rank_cases import run_all
+
+HERE = Path(__file__).resolve().parent
 
 
 def main(folder: str, *names: str) -> None:

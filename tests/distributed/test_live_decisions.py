@@ -1,0 +1,155 @@
+"""What depends on a clock, or on what one rank sees first, is decided once for all ranks."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contracts.rank_cases import Came, case
+from contracts.sharded import HELD_OUT, Batch, Training, batch, lines, loss, unlike
+from contracts.watched import sees_step_6
+from torch import distributed, nn
+
+import sparsitywatch as sw
+
+Told = dict[str, Any]
+
+
+# ------------------------------------------------------------------ the budget
+
+
+#: Seconds on this rank's clock; not held by the value function: what that holds is put back.
+_clock = threading.local()
+
+
+def slow(model: nn.Module, one: Batch) -> torch.Tensor:
+    _clock.now += _clock.call_s
+    return loss(model, one)
+
+
+@case(2)
+def budget(_: Path) -> Told:
+    """On rank 0 a step takes a second, a snapshot half a second; on rank 1 nothing takes time."""
+    alone = Training("ddp")
+    alone.train(until=40)
+    training, is_first = Training("ddp"), distributed.get_rank() == 0
+    _clock.now, _clock.call_s = 0.0, 0.02 if is_first else 0.0
+    proxy = sw.Proxy(HELD_OUT, slow)
+    with training.watch(every=1, max_overhead=0.2, background=False, proxy=proxy) as watcher:
+        watcher._budget.now = lambda: _clock.now
+        take = watcher._taker.take
+
+        def taking(*args: Any, **kwargs: Any) -> Any:
+            _clock.now += 25 * _clock.call_s
+            return take(*args, **kwargs)
+
+        def after(_: int) -> None:
+            _clock.now += 50 * _clock.call_s
+
+        watcher._taker.take = taking
+        training.train(until=40, after=after)
+        return {
+            "unlike": unlike(alone.state(), training.state()),
+            "steps": [record.step for record in watcher.records],
+            "evaluated": [record.step for record in watcher.records if record.curve is not None],
+        }
+
+
+def test_the_clock_of_rank_0_decides_for_all(two: Came) -> None:
+    first, second = two("budget")
+    assert first["unlike"] == second["unlike"] == []
+    assert first["steps"] == second["steps"]
+    assert first["evaluated"] == second["evaluated"]
+    # by its own clock rank 1 would have left out nothing
+    assert 1 < len(first["evaluated"]) < len(first["steps"]) < 40
+
+
+# ------------------------------------------------------------------ a schedule that is alerted
+
+
+class Waiting:
+    """A sink that writes the record of step 6 only when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.may_write = threading.Event()
+
+    def open(self, run: object) -> None: ...
+    def event(self, event: object) -> None: ...
+    def close(self) -> None: ...
+
+    def write(self, record: sw.Record, detail: object) -> None:
+        if record.step == 6:
+            assert self.may_write.wait(60)
+
+
+def alerted(way: str) -> Told:
+    """An event at step 6 reaches rank 1 at once, and rank 0, which writes, after step 9."""
+    alone = Training(way)
+    alone.train(until=20)
+    training, sink = Training(way), Waiting()
+    schedule = sw.adaptive(6, closer=3, intervals=2)
+    given = sees_step_6() | {"every": schedule, "sinks": [sink]}
+    seen = []
+
+    def after(step: int) -> None:
+        seen.append(schedule(8))  # whether this rank would take one at step 8
+        if step == 9:
+            sink.may_write.set()
+
+    with training.watch(**given) as watcher:
+        training.train(until=20, after=after)
+        return {
+            "unlike": unlike(alone.state(), training.state()),
+            "steps": [record.step for record in watcher.records],
+            "knew at 7": seen[6],
+            "knew at 9": seen[8],
+        }
+
+
+case(2, name="alerted, DDP")(lambda _: alerted("ddp"))
+case(2, name="alerted, FSDP2")(lambda _: alerted("fsdp"))
+
+
+@pytest.mark.parametrize("name", ["alerted, DDP", "alerted, FSDP2"])
+def test_an_alert_counts_once_rank_0_has_seen_it(name: str, two: Came) -> None:
+    first, second = two(name)
+    assert first["unlike"] == second["unlike"] == []
+    assert first["knew at 9"] is False
+    assert first["steps"] == second["steps"]
+    assert 8 not in first["steps"]
+    assert {6, 12, 14, 16, 18} <= set(first["steps"])
+
+
+# ------------------------------------------------------------------ batches of each rank's own
+
+
+def with_own_batches(way: str, num_first: int) -> Told:
+    """Rank 0 has the first batches, rank 1 the rest; one process has all."""
+    held = [*HELD_OUT, batch(4)]
+    if distributed.is_initialized():
+        held = held[:num_first] if distributed.get_rank() == 0 else held[num_first:]
+    training = Training(way)
+    with training.watch(proxy=sw.Proxy(held, loss)) as watcher:
+        training.train()
+        return {
+            "records": lines(watcher.records),
+            "hashes": [record.provenance.proxy_hash for record in watcher.records],
+        }
+
+
+case(0, among=2, name="own batches, one")(lambda _: with_own_batches("one", 4))
+case(2, name="own batches, DDP")(lambda _: with_own_batches("ddp", 2))
+case(2, name="own batches, FSDP2")(lambda _: with_own_batches("fsdp", 3))
+
+
+@pytest.mark.parametrize("name", ["own batches, DDP", "own batches, FSDP2"])
+def test_batches_of_each_rank_count_as_those_of_one_process(name: str, two: Came) -> None:
+    (alone,) = two("own batches, one")
+    first, second = two(name)
+    assert first["records"] == second["records"]
+    assert set(first["hashes"]).isdisjoint(alone["hashes"])
+    ours, theirs = first["hashes"][0], alone["hashes"][0]
+    assert [record.replace(ours, theirs) for record in first["records"]] == alone["records"]
