@@ -138,6 +138,13 @@ def spread(model: nn.Module, way: str) -> nn.Module:
         return _fsdp(model, _mesh(size))
     if way in ("each", "layers"):
         return _fsdp(model, _mesh(size), way)
+    if way == "kept":
+        return _fsdp(model, _mesh(size), "each", reshard_after_forward=False)
+    if way == "prefetch":
+        wrapped: Any = _fsdp(model, _mesh(size), "each")
+        wrapped.embed.set_modules_to_forward_prefetch([wrapped.layers[0]])
+        wrapped.layers[0].set_modules_to_forward_prefetch([wrapped.layers[1]])
+        return wrapped
     if way == "bf16":
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -182,11 +189,11 @@ class Training:
             self.step += 1
             self.optimizer.zero_grad()
             loss(self.run, batch(100 + self.step)).mean().backward()
-            self._average_what_is_whole()
+            self.average_what_is_whole()
             self.optimizer.step()
             after(self.step)
 
-    def _average_what_is_whole(self) -> None:
+    def average_what_is_whole(self) -> None:
         """What FSDP2 leaves with every rank, as its users do; of DDP it does nothing more."""
         if distributed.is_initialized():
             for parameter in self.model.parameters():

@@ -105,6 +105,8 @@ FAULTS: dict[str, tuple[str, Callable[[], Fault]]] = {
     "in the middle, each by itself": ("each", lambda: Fault("layers.1.norm", call=2)),
     "at the head, each by itself": ("each", lambda: Fault("head", call=1)),
     "in the middle, layers alone": ("layers", lambda: Fault("layers.1.up", call=2)),
+    "in the middle, kept after forwards": ("kept", lambda: Fault("layers.0.up", call=1)),
+    "in the middle, prefetched": ("prefetch", lambda: Fault("layers.0.down", call=1)),
     "in the middle, bfloat16": ("bf16", lambda: Fault("layers.0.down")),
 }
 for _name, (_way, _fault) in FAULTS.items():

@@ -7,8 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import Net, Training, differences, lines, log_of, options, unlike, whole
+from contracts.sharded import (
+    Net,
+    Training,
+    batch,
+    differences,
+    lines,
+    log_of,
+    loss,
+    options,
+    unlike,
+    whole,
+)
 
 import sparsitywatch as sw
 
@@ -53,6 +65,37 @@ for _way, _num in WAYS:
 case(1, name="bf16_1")(lambda folder: watched_and_not(folder, "bf16"))
 for _rows in (12, 13):
     case(0, name=f"one_{_rows}")(lambda folder, rows=_rows: watched_and_not(folder, "one", rows))
+
+
+@case(4)
+def uneven(_: Path) -> Told:
+    """Rows that neither two nor four ranks share evenly: the weights only, nothing runs."""
+    training = Training("tp_fsdp", 13)
+    with training.watch(proxy=None) as watcher:
+        found = watcher.snapshot()
+    torch.manual_seed(0)
+    measured = sw.measure(Net(13), scope="matrices")  # the same, before it was spread
+    return {"found": lines([found]), "measured": lines([measured])}
+
+
+def between(_: Path) -> Told:
+    """A snapshot between a forward and its backward."""
+    alone = Training("fsdp")
+    alone.train(until=3)
+    training = Training("fsdp")
+    with training.watch(every=100) as watcher:
+        training.train(until=2)
+        training.step = 3
+        training.optimizer.zero_grad()
+        values = loss(training.run, batch(103)).mean()
+        record = watcher.snapshot()
+        values.backward()
+        training.average_what_is_whole()
+        training.optimizer.step()
+        return {"unlike": unlike(alone.state(), training.state()), "valid": record.valid}
+
+
+case(2)(between)
 
 
 def came(way: str, num: int, request: pytest.FixtureRequest) -> tuple[list[Told], Path]:
@@ -146,3 +189,15 @@ def test_a_model_that_is_sharded_over_one_rank_is_watched(two: Came) -> None:
     assert told["off"] == ""
     assert [json.loads(line)["valid"] for line in told["records"]] == [True] * 3
     assert told["unlike"] == []
+
+
+def test_uneven_parts_of_parts_add_up_to_the_whole(four: Came) -> None:
+    for told in four("uneven"):
+        found, measured = json.loads(told["found"][0]), json.loads(told["measured"][0])
+        names = ("fingerprint", "scope", "num_zero", "largest", "near_zero")
+        assert [found[name] for name in names] == [measured[name] for name in names]
+        assert [x["rms"] for x in found["layers"]] == [x["rms"] for x in measured["layers"]]
+
+
+def test_a_snapshot_between_a_forward_and_its_backward_leaves_no_trace(two: Came) -> None:
+    assert two("between") == [{"unlike": [], "valid": True}] * 2

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from contracts.boxes import Spreading, boxes, nothing_of, pieces_by_rank, slices, spreadings
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.weights.shards import Piece, Shards
@@ -76,3 +84,54 @@ def test_pieces_that_overlap_are_refused_also_where_their_sizes_add_up() -> None
 def test_a_tensor_that_nobody_holds_is_refused() -> None:
     with pytest.raises(ScopeError, match=r"the 12 weights of 'w' .* got 0"):
         Shards([{"w": nothing_of((4, 3))}] * 2, 0)
+
+
+# ------------------------------------------------------------------ what a tensor says of itself
+
+
+@pytest.fixture
+def third_of_four() -> Iterator[None]:
+    """A process that takes itself for rank 2 of 4."""
+    distributed.init_process_group("fake", rank=2, world_size=4, store=FakeStore())
+    yield
+    distributed.destroy_process_group()
+
+
+def held(shape: tuple[int, ...], placements: list[Any], whole: tuple[int, ...]) -> DTensor:
+    mesh = init_device_mesh("cpu", (4,) if len(placements) == 1 else (2, 2))
+    stride = torch.empty(whole).stride()
+    return DTensor.from_local(
+        torch.ones(shape), mesh, placements, shape=torch.Size(whole), stride=stride
+    )
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_a_piece_is_what_the_placements_of_a_tensor_say() -> None:
+    found = Piece.of("w", held((2, 3), [Shard(0)], (7, 3)))
+    assert found == Piece((7, 3), (4, 0), (2, 3))
+    found = Piece.of("w", held((1, 3), [Shard(0)], (3, 3)))
+    assert found == Piece((3, 3), (2, 0), (1, 3))
+    found = Piece.of("w", held((0, 3), [Shard(0)], (2, 3)))
+    assert found == nothing_of((2, 3))
+    found = Piece.of("w", held((3, 4), [Replicate(), Shard(1)], (3, 7)))
+    assert found == Piece((3, 7), (0, 0), (3, 4))
+    assert Piece.of("w", torch.ones(2, 5)) == Piece((2, 5), (0, 0), (2, 5))
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_summands_of_a_weight_are_refused() -> None:
+    summand = held((2, 3), [Partial()], (2, 3))
+    with pytest.raises(ScopeError, match=r"rank to hold weights of 'head.w', got summands of them"):
+        Piece.of("head.w", summand)
+
+
+@pytest.mark.usefixtures("third_of_four")
+def test_a_model_that_was_sharded_in_another_way_since_is_refused() -> None:
+    own = {"w": Piece((7, 3), (4, 0), (2, 3))}
+    pieces = [{"w": Piece((7, 3), (first, 0), (2, 3))} for first in (0, 2)]
+    shards = Shards([*pieces, own, {"w": Piece((7, 3), (6, 0), (1, 3))}], 2)
+    shards.check({"w": held((2, 3), [Shard(0)], (7, 3))})
+    with pytest.raises(
+        ScopeError, match=r"\(2, 3\) of 'w' from \(4, 0\) on as at attach, got \(7, 3\)"
+    ):
+        shards.check({"w": torch.ones(7, 3)})
