@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from contracts.sharded import log_of
 from contracts.torchrun import outcome
 
 import sparsitywatch as sw
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_rank_killed_in_the_middle_of_a_snapshot_leaves_valid_files(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import HELD_OUT, Batch, Training, lines, loss, unlike
+from contracts.sharded import HELD_OUT, Batch, Training, lines, loss, unlike, unwatched
 from torch import distributed, nn
 
 import sparsitywatch as sw
 from sparsitywatch.live import ranks
+
+pytestmark = pytest.mark.slow
 
 Told = dict[str, Any]
 
@@ -44,15 +46,14 @@ def refusal(attach: Callable[[], sw.Watcher]) -> str:
 
 def watched_by(rank: int, way: str, folder: Path) -> Told:
     """A run on which one rank attaches a watch."""
-    alone = Training(way)
-    alone.train()
+    alone = unwatched(way)
     training, watcher = Training(way), None
     with impatient():
         if distributed.get_rank() == rank:
             watcher = training.watch(folder / "log")
     training.train()
     told = {
-        "unlike": unlike(alone.state(), training.state()),
+        "unlike": unlike(alone, training.state()),
         "records": lines(watcher.records) if watcher else [],
         "replicas": [record.replicas for record in watcher.records] if watcher else [],
         "off": watcher.off if watcher else "",

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import HELD_OUT, Batch, Training, batch, lines, loss, unlike
+from contracts.sharded import HELD_OUT, Batch, Training, batch, lines, loss, unlike, unwatched
 from contracts.watched import sees_step_6
 from torch import distributed, nn
 
 import sparsitywatch as sw
+
+pytestmark = pytest.mark.slow
 
 Told = dict[str, Any]
 
@@ -33,8 +35,7 @@ def slow(model: nn.Module, one: Batch) -> torch.Tensor:
 @case(2)
 def budget(_: Path) -> Told:
     """On rank 0 a step takes a second, a snapshot half a second; on rank 1 nothing takes time."""
-    alone = Training("ddp")
-    alone.train(until=40)
+    alone = unwatched("ddp", until=40)
     training, is_first = Training("ddp"), distributed.get_rank() == 0
     _clock.now, _clock.call_s = 0.0, 0.02 if is_first else 0.0
     proxy = sw.Proxy(HELD_OUT, slow)
@@ -52,7 +53,7 @@ def budget(_: Path) -> Told:
         watcher._taker.take = taking
         training.train(until=40, after=after)
         return {
-            "unlike": unlike(alone.state(), training.state()),
+            "unlike": unlike(alone, training.state()),
             "steps": [record.step for record in watcher.records],
             "evaluated": [record.step for record in watcher.records if record.curve is not None],
         }
@@ -87,8 +88,7 @@ class Waiting:
 
 def alerted(way: str) -> Told:
     """An event at step 6 reaches rank 1 at once, and rank 0, which writes, after step 9."""
-    alone = Training(way)
-    alone.train(until=20)
+    alone = unwatched(way, until=20)
     training, sink = Training(way), Waiting()
     schedule = sw.adaptive(6, closer=3, intervals=2)
     given = sees_step_6() | {"every": schedule, "sinks": [sink]}
@@ -102,7 +102,7 @@ def alerted(way: str) -> Told:
     with training.watch(**given) as watcher:
         training.train(until=20, after=after)
         return {
-            "unlike": unlike(alone.state(), training.state()),
+            "unlike": unlike(alone, training.state()),
             "steps": [record.step for record in watcher.records],
             "knew at 7": seen[6],
             "knew at 9": seen[8],

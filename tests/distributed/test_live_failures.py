@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import Batch, Training, batch, lines, loss, unlike
+from contracts.sharded import Batch, Training, batch, lines, loss, unlike, unwatched
 from torch import distributed, nn
 
 import sparsitywatch as sw
 from sparsitywatch.pipeline.rundir import Claim
+
+pytestmark = pytest.mark.slow
 
 Told = dict[str, Any]
 
@@ -73,9 +75,7 @@ def _count() -> int:
 def with_fault(way: str, fault: Fault) -> Told:
     """A watched run whose second snapshot fails, and where it ends otherwise than without."""
     fault.arm(is_armed=False)
-    alone = Training(way)
-    fault.put_into(alone.model)
-    alone.train()
+    alone = unwatched(way)
     training = Training(way)
     fault.put_into(training.model)
     proxy = sw.Proxy([batch(1), batch(2)], fault)
@@ -84,7 +84,7 @@ def with_fault(way: str, fault: Fault) -> Told:
             fault.arm(is_armed=is_armed)
             training.train(until=until)
         return {
-            "unlike": unlike(alone.state(), training.state()),
+            "unlike": unlike(alone, training.state()),
             "off": watcher.off,
             "said": [(record.step, record.valid, record.reason) for record in watcher.records],
             "lines": lines(watcher.records),
@@ -192,13 +192,12 @@ def test_memory_that_is_missing_on_one_rank_halves_the_batches_of_all(name: str,
 
 def off_at(step: int, way: str, act: Callable[[sw.Watcher, int], object], folder: Path) -> Told:
     """A run in which something happens to the watch after a step."""
-    alone = Training(way)
-    alone.train()
+    alone = unwatched(way)
     training = Training(way)
     with training.watch(folder / "log", strict=False) as watcher:
         training.train(after=lambda at: act(watcher, at) if at == step else None)
         return {
-            "unlike": unlike(alone.state(), training.state()),
+            "unlike": unlike(alone, training.state()),
             "off": watcher.off,
             "steps": [record.step for record in watcher.records],
             "reason of a call": watcher.snapshot().reason,

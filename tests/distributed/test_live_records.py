@@ -19,10 +19,13 @@ from contracts.sharded import (
     loss,
     options,
     unlike,
+    unwatched,
     whole,
 )
 
 import sparsitywatch as sw
+
+pytestmark = pytest.mark.slow
 
 Told = dict[str, Any]
 
@@ -33,13 +36,12 @@ BOUND = 1e-5
 
 def watched_and_not(folder: Path, way: str, num_rows: int = 13) -> Told:
     """What a watched run says, and where it ends otherwise than the same run without a watch."""
-    alone = Training(way, num_rows)
-    alone.train()
+    alone = unwatched(way, num_rows=num_rows)
     training = Training(way, num_rows)
     with training.watch(folder / "log") as watcher:
         training.train()
         return {
-            "unlike": unlike(alone.state(), training.state()),
+            "unlike": unlike(alone, training.state()),
             "compared": [*training.state()],
             "records": lines(watcher.records),
             "replicas": [record.replicas and record.replicas.ranks for record in watcher.records],
@@ -80,8 +82,7 @@ def uneven(_: Path) -> Told:
 
 def between(_: Path) -> Told:
     """A snapshot between a forward and its backward."""
-    alone = Training("fsdp")
-    alone.train(until=3)
+    alone = unwatched("fsdp", until=3)
     training = Training("fsdp")
     with training.watch(every=100) as watcher:
         training.train(until=2)
@@ -92,7 +93,7 @@ def between(_: Path) -> Told:
         values.backward()
         training.average_what_is_whole()
         training.optimizer.step()
-        return {"unlike": unlike(alone.state(), training.state()), "valid": record.valid}
+        return {"unlike": unlike(alone, training.state()), "valid": record.valid}
 
 
 case(2)(between)

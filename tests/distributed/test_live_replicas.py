@@ -12,6 +12,8 @@ from contracts.rank_cases import Came, case
 from contracts.sharded import Training, local_of
 from torch import distributed
 
+pytestmark = pytest.mark.slow
+
 Told = dict[str, Any]
 
 FLIPPED_AFTER, REPAIRED_AFTER, STEPS = 4, 10, 15  # of which every third is watched

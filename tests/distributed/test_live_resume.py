@@ -11,6 +11,8 @@ from contracts.rank_cases import Came, case
 from contracts.sharded import Training, lines, log_of
 from torch import distributed
 
+pytestmark = pytest.mark.slow
+
 STOPPED_AT = 4  # between two snapshots
 
 
