@@ -7,12 +7,14 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 # one process of tests a core; a range of tests goes to each, and who is done takes from the other
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
+# in this order; those that are there
+PAPER := layers patterns finetuned_curve lottery_ticket vision decoder
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
 	benchmarks/ranks.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check format lint types imports bench bench-detection clean
+.PHONY: help setup demo test check format lint types imports bench bench-detection paper clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
@@ -20,6 +22,7 @@ help:
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; ten minutes, or ARGS=\"--small\""
+	@echo "make paper   the paper's experiments, an hour; goes on where it was"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"
 	@echo "PYTHON=python3.12 chooses the interpreter of a new .venv"
@@ -49,6 +52,13 @@ bench: $(VENV)/.ready-dev
 
 bench-detection: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/detection.py $(ARGS)
+
+paper: $(VENV)/.ready-demo
+	$(BIN)/python examples/paper/fetch.py
+	@set -e; for name in $(PAPER); do \
+		script=examples/paper/$$name.py; [ -e $$script ] || continue; \
+		echo "$$script"; $(BIN)/python $$script $(ARGS); \
+	done
 
 setup: $(VENV)/.ready-dev
 

@@ -113,10 +113,12 @@ def classifiers(material: Path = MATERIAL, *, small: bool = False) -> Callable[[
     return lambda: Classifier(copy.deepcopy(encoder), width)
 
 
-def probe(model: Classifier, examples: Examples, steps: int = 300) -> dict[str, torch.Tensor]:
-    """A head fitted to the features of the encoder as it is: logistic regression with decay.
+def probe(model: Classifier, examples: Examples, ridge: float = 0.1) -> dict[str, torch.Tensor]:
+    """A head fitted to the features of the encoder as it is: logistic regression with a ridge.
 
-    With it training begins where a new head would be after many steps (arXiv:2202.10054).
+    With it training begins where a new head would be after many steps (arXiv:2202.10054). Features
+    are scaled together: some hardly vary, and a weight that makes up for that would blow up as
+    soon as the encoder moves.
 
     Returns:
         The state of the head.
@@ -125,18 +127,23 @@ def probe(model: Classifier, examples: Examples, steps: int = 300) -> dict[str, 
     with torch.no_grad():
         found = [model.features(ids, mask) for ids, mask, _ in examples.batches(64)]
     features = torch.cat(found)
-    mean, spread = features.mean(0), features.std(0) + 1e-6
-    head = nn.Linear(features.shape[1], 2)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2, weight_decay=1.0)
-    for _ in range(steps):
-        loss = F.cross_entropy(head((features - mean) / spread), examples.labels)
+    mean = features.mean(0)
+    scale = (features - mean).square().mean().sqrt()
+    features = (features - mean) / scale
+    weight = torch.zeros(2, features.shape[1], requires_grad=True)
+    bias = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weight.T + bias, examples.labels)
+        loss = loss + ridge * weight.square().sum()
         loss.backward()
-        optimizer.step()
-    weight = (head.weight / spread).detach()
-    return {"weight": weight, "bias": head.bias.detach() - weight @ mean}
+        return loss
+
+    optimizer.step(closure)
+    scaled = (weight / scale).detach()
+    return {"weight": scaled, "bias": bias.detach() - scaled @ mean}
 
 
 def finetune(model: Classifier, examples: Examples, *, steps: int, batch: int, lr: float) -> None:

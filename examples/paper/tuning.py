@@ -53,7 +53,7 @@ class Tuning:
         *,
         steps: int,
         batch: int = 32,
-        lr: float = 2e-4,
+        lr: float = 1e-4,
         calibration: int = 128,
     ) -> None:
         self.task, self.folder, self.steps, self.batch, self.lr = task, folder, steps, batch, lr

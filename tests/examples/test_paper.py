@@ -20,6 +20,8 @@ sys.path.insert(0, str(PAPER))
 import common  # noqa: E402
 import fetch  # noqa: E402
 import finetuned_curve  # noqa: E402
+import layers  # noqa: E402
+import patterns  # noqa: E402
 import texts  # noqa: E402
 
 # ------------------------------------------------------------------ fetch
@@ -280,3 +282,50 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
     assert len(trained) == 22
     with pytest.raises(SystemExit, match="Give another --out"):
         command(finetuned_curve, *arguments[:3], "2")
+
+
+def test_layers_counts_what_numpy_counts(command, tmp_path):
+    said = command(layers, "--level", "0.3")
+    named = texts.classifiers(small=True)().named_parameters()
+    weights = {n: p.detach().abs().numpy() for n, p in named if layers.is_pruned(n, p)}
+    assert len(weights) == 12
+    together = np.sort(np.concatenate([w.ravel() for w in weights.values()]))
+    threshold = together[round(0.3 * len(together)) - 1]
+    head, _, *rows = _table(said)
+    assert head[1:] == list(layers.KINDS)
+    for name, weight in weights.items():
+        block, kind = layers.block_and_kind(name)
+        cell = float(rows[block][1 + list(layers.KINDS).index(kind)])
+        assert cell == pytest.approx(100 * (weight <= threshold).mean(), abs=0.06)
+    assert "raw: feed-forward − attention: " in said
+    assert "of the variance is one of scales" in said
+    assert command(layers, "--level", "0.3") == said or "load" in said
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_seen_over_the_blocks_decides_about_the_layers():
+    cells = np.full((6, 6), 0.2)
+    cells[::2, 4:] += 0.05
+    cells[1::2, 4:] -= 0.05
+    assert "no difference is seen over 6 blocks" in layers.feed_forward_or_attention(cells)
+    cells[:, 4:] += 0.1
+    assert "more of the feed-forward weights" in layers.feed_forward_or_attention(cells)
+    cells[:, 4:] -= 0.2
+    assert "more of the attention's weights" in layers.feed_forward_or_attention(cells)
+
+
+def test_patterns_are_judged_as_pruned_and_after_training(command, tmp_path):
+    said = command(patterns, "--steps", "1", "--seeds", "0", "1")
+    _, _, *rows = _table(said)
+    assert len(rows) == 2 * sum(len(levels) for levels in patterns.LEVELS.values())
+    assert {row[2] for row in rows} == {"zero-shot", "fine-tuned"}
+    zero_shot = tmp_path / "genres-zero-shot"
+    assert len((zero_shot / "wanda.jsonl").read_text().splitlines()) == 3  # nothing is drawn
+    assert len((zero_shot / "random.jsonl").read_text().splitlines()) == 6
+    for name in ("keep_1_of_2", "keep_2_of_4", "keep_1_of_4"):  # counted, not nominal
+        (line,) = [json.loads(x) for x in (zero_shot / f"{name}.jsonl").open() if '"level": 0.0' not
+                   in x]  # fmt: skip
+        assert line["sparsity"] == (0.75 if name == "keep_1_of_4" else 0.5)
+    assert "zero-shot: at 0.50: global − sparsegpt: " in said
+    assert "fine-tuned: Twice the training" in said
+    assert (tmp_path / "patterns.png").read_bytes().startswith(b"\x89PNG")

@@ -179,6 +179,19 @@ def test_what_is_no_n_of_m_is_refused(keep: object, of: object) -> None:
         KeepNM(keep, of)
 
 
+def test_one_thread_prunes_as_several_do() -> None:
+    weights = torch.tensor([[0.1, -0.4, 0.3, 0.2]])
+    (cut,) = KeepNM(2, 4).cuts(Weights.of({"w": weights}), [0.5])
+    out = torch.empty_like(weights)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cut.prune("w", weights, out)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(out, torch.tensor([[0.0, -0.4, 0.3, 0.0]]))
+
+
 def test_it_is_a_point_and_says_so() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))

@@ -177,6 +177,9 @@ def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) 
                 waiting.clear()
                 raise
 
+    if num_threads <= 1:  # a pool of nobody is refused
+        work()
+        return results
     with ThreadPoolExecutor(num_threads - 1, "sparsitywatch-spectrum") as pool:
         others = [pool.submit(work) for _ in range(num_threads - 1)]
         work()

@@ -1,0 +1,151 @@
+"""Figures 1 and 7: where in the encoder the weights below one global threshold are.
+
+    python examples/paper/layers.py
+
+counts, for MiniLM (six blocks, 36 matrices, 10.6 M weights in scope), the share of each matrix
+below the global threshold of a sparsity: on raw magnitudes (OMP, figure 1: 21.5 %), and on
+magnitudes over the root mean square of their matrix (figure 7 normalises, too). It takes seconds
+and sees no data.
+
+Normalising takes the scale of a matrix away and leaves the shape of its distribution: where
+the shares then are even, the raw ones tell of scales alone. It cannot show what figure 7 of the
+paper compares, supervised and self-supervised weights; ``vision.py`` trains such a pair.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import CONFIDENCE, Results, arguments, begin, load, t_quantile, table
+from fetch import MATERIAL
+from matplotlib.figure import Figure
+from texts import Classifier, classifiers
+
+import sparsitywatch as sw
+from sparsitywatch.pruning.patterns import Weights
+
+#: Kinds of matrices by how their names end, in the order of a block.
+KINDS = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention out": "attention.output.dense",
+    "feed-forward in": "intermediate.dense",
+    "feed-forward out": "output.dense",
+}
+PATTERNS: dict[str, sw.Pattern] = {
+    "raw": sw.GlobalMagnitude(),
+    "normalised by rms": sw.GlobalNormalised(),
+}
+
+
+def block_and_kind(name: str) -> tuple[int, str]:
+    """Which block a matrix is of, and which of its six it is.
+
+    >>> block_and_kind("encoder.encoder.layer.3.output.dense.weight")
+    (3, 'feed-forward out')
+    """
+    number, _, rest = name.partition(".layer.")[2].partition(".")
+    (kind,) = (kind for kind, end in KINDS.items() if rest == f"{end}.weight")
+    return int(number), kind
+
+
+def is_pruned(name: str, parameter: torch.Tensor) -> bool:
+    """Whether it is one of the matrices that the paper prunes."""
+    return ".layer." in name and parameter.ndim == 2
+
+
+def shares(model: Classifier, level: float, pattern: sw.Pattern) -> dict[str, Any]:
+    """The share of each matrix below the threshold, by name; and how long that took."""
+    started = time.perf_counter()
+    tensors = {n: p.detach() for n, p in model.named_parameters() if is_pruned(n, p)}
+    (cut,) = pattern.cuts(Weights.of(tensors), [level])
+    return {"shares": dict(cut.shares), "seconds": time.perf_counter() - started}
+
+
+def grid(of_matrix: Mapping[str, float]) -> np.ndarray:
+    """Shares by block and kind, float [blocks, 6]."""
+    cells = {block_and_kind(name): share for name, share in of_matrix.items()}
+    blocks = sorted({block for block, _ in cells})
+    return np.array([[cells[block, kind] for kind in KINDS] for block in blocks])
+
+
+def feed_forward_or_attention(cells: np.ndarray) -> str:
+    """Which of the two has the larger share, judged over the blocks, in words."""
+    gap = 100 * (cells[:, 4:].mean(1) - cells[:, :4].mean(1))
+    width = t_quantile(0.5 + CONFIDENCE / 2, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
+    low, high = gap.mean() - width, gap.mean() + width
+    about = f"feed-forward − attention: {gap.mean():+.1f} [{low:+.1f}, {high:+.1f}] points"
+    if low > 0.0:
+        return f"{about}: more of the feed-forward weights are small"
+    if high < 0.0:
+        return f"{about}: more of the attention's weights are small"
+    return f"{about}: no difference is seen over {len(gap)} blocks"
+
+
+def draw(path: Path, found: Mapping[str, np.ndarray], level: float) -> None:
+    """A heatmap for each way of counting, on one scale of colours."""
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    high = max(100 * float(cells.max()) for cells in found.values())
+    axes_of = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (title, cells) in zip(axes_of, found.items(), strict=True):
+        image = axes.imshow(100 * cells.T, vmin=0.0, vmax=high, cmap="viridis", aspect="auto")
+        axes.set_yticks(range(len(KINDS)), list(KINDS))
+        axes.set_xticks(range(len(cells)))
+        axes.set_xlabel("block")
+        axes.set_title(f"{title}: {level:.1%} of all weights")
+        for (block, kind), share in np.ndenumerate(cells):
+            colour = "black" if 100 * share > 0.6 * high else "white"
+            axes.text(block, kind, f"{100 * share:.0f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, ax=list(axes_of), label="share of the matrix below the threshold (%)")
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment; returns the exit status."""
+    parser = arguments("layers", __doc__ or "")
+    parser.add_argument("--material", type=Path, default=MATERIAL)
+    parser.add_argument("--level", type=float, default=0.215, help="sparsity of the threshold")
+    args = parser.parse_args(argv)
+    begin(args)
+    model = classifiers(args.material, small=args.small)()
+    results = Results(args.out / "results.jsonl", {"level": args.level, "small": args.small})
+    sizes = grid({n: p.numel() for n, p in model.named_parameters() if is_pruned(n, p)})
+    found, said = {}, []
+    for name, pattern in PATTERNS.items():
+        result = results.once(name, partial(shares, model, args.level, pattern))
+        cells = found[name] = grid(result["shares"])
+        rows = [[f"block {i}", *(f"{100 * x:.1f}" for x in row)] for i, row in enumerate(cells)]
+        rows.append(["mean", *(f"{100 * x:.1f}" for x in cells.mean(0))])
+        print(f"\nShare below the threshold in %, {name}, at {args.level:.1%} of all weights")
+        print(table(["", *KINDS], rows))
+        print(f"{result['seconds']:.2f} s")
+        said.append(f"{name}: {feed_forward_or_attention(cells)}.")
+        of_all = sizes[:, 4:].sum() / sizes.sum()
+        of_small = (cells * sizes)[:, 4:].sum() / (cells * sizes).sum()
+        said.append(
+            f"{name}: {of_small:.1%} of the weights below the threshold are feed-forward ones, "
+            f"which are {of_all:.1%} of all."
+        )
+        spread = f"{100 * cells.min():.1f} to {100 * cells.max():.1f} %"
+        said.append(f"{name}: the shares of the matrices go from {spread}.")
+    raw, even = (100 * float(cells.std()) for cells in found.values())
+    said.append(
+        f"Normalising leaves {even:.1f} of {raw:.1f} points of standard deviation between the "
+        f"matrices: {max(0.0, 1 - (even / raw) ** 2):.0%} of the variance is one of scales."
+    )
+    picture = args.out / "layers.png"
+    draw(picture, found, args.level)
+    print("", *said, "", f"Look at {picture}. {load()}", sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
