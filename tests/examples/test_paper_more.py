@@ -1,0 +1,353 @@
+"""Experiments of the paper on models that are trained here, at toy size: tickets, ViT, decoder."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+PAPER = Path(__file__).parents[2] / "examples" / "paper"
+sys.path.insert(0, str(PAPER))
+
+import decoder  # noqa: E402
+import lottery_ticket  # noqa: E402
+import trained_here  # noqa: E402
+import vision  # noqa: E402
+from common import difference_of_seeds  # noqa: E402
+
+import sparsitywatch as sw  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Folder and words of each command, run once."""
+    found = {}
+
+    def run(command):
+        name = command.__name__
+        if name not in found:
+            out = tmp_path_factory.mktemp(name)
+            found[name] = out, said(command, out)
+        return found[name]
+
+    return run
+
+
+def said(command, out):
+    """What a command prints at toy size."""
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(
+            "builtins.print", lambda *x, sep=" ", **_: lines.append(sep.join(map(str, x)))
+        )
+        assert command.main(["--small", "--threads", "1", "--out", str(out)]) == 0
+    return "\n".join(lines)
+
+
+def rows(text, first):
+    """Cells of the table that has this as the first of its columns."""
+    lines = text.split("\n")
+    start = next(i for i, line in enumerate(lines) if re.match(rf"\| {first} ", line))
+    found = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def without_load(text):
+    return re.sub(r"load .*", "", text)
+
+
+@pytest.mark.parametrize("command", [lottery_ticket, decoder])
+def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeypatch):
+    out, text = ran(command)
+    name = command.__name__
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(command, "fit", None)  # calling it would fail
+    assert without_load(said(command, out)) == without_load(text)
+
+
+def test_results_of_other_settings_are_refused(ran, capsys):
+    out, _ = ran(decoder)
+    with pytest.raises(SystemExit, match=r"Expected results of .*'steps'"):
+        decoder.main(["--out", str(out)])
+    with pytest.raises(SystemExit):
+        decoder.main(["--seeds", "1", "--out", str(out)])
+    assert "two `--seeds`" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ what they share
+
+
+def test_a_causal_transformer_does_not_see_what_comes_after():
+    torch.manual_seed(0)
+    model = trained_here.TextModel(9, 6, 8, 2, causal=True)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    other = tokens.clone()
+    other[0, 4] = 8
+    same = torch.isclose(model(tokens), model(other)).all(2)[0].tolist()
+    assert same == [True] * 4 + [False] * 2
+    other_way = trained_here.TextModel(9, 6, 8, 2)
+    assert not torch.isclose(other_way(tokens), other_way(other)).all(2).any()
+
+
+def test_training_lowers_a_loss_and_its_rate_rises_and_ends_at_zero(monkeypatch):
+    rates = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step",
+        lambda self, *a: (rates.append([g["lr"] for g in self.param_groups]), step(self, *a))[1],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    x = torch.randn(20, 3)
+    loss = lambda: (model(x) - 1).square().mean()  # noqa: E731
+    before = float(loss().detach())
+    trained_here.fit(model, loss, steps=20, lr=0.1)
+    assert float(loss().detach()) < 0.5 * before
+    assert not model.training
+    assert [r[0] for r in rates[:2]] == pytest.approx([0.05, 0.1])
+    assert max(r[0] for r in rates) == pytest.approx(0.1)
+    assert 0 < rates[-1][0] < 0.01
+
+
+def test_the_documentation_is_read_by_package():
+    found = trained_here.documentation(["json", "textwrap"])
+    assert set(found) == {"json", "textwrap"}
+    assert any("json (javascript object notation)" in text for text in found["json"])
+    assert all(len(set(texts)) == len(texts) for texts in found.values())
+
+
+def test_characters_are_known_or_unknown():
+    characters = trained_here.Characters("abba" * 5000 + "z")
+    assert characters.encode("abz").tolist() == [2, 3, 0]
+    assert len(characters) == 4
+
+
+def _curve(*values):
+    return sw.FinetunedCurve(
+        sparsity=[0.0], value=[float(np.mean(values))], seeds=tuple(range(len(values))),
+        by_seed=tuple((value,) for value in values),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("half", "is_level"),
+    [((0.9, 0.8, 0.7), True), ((0.88, 0.78, 0.68), False), ((0.87, 0.82, 0.71), False)],
+)
+def test_whether_dense_has_levelled_off_is_read_from_an_interval(half, is_level):
+    found, words = trained_here.levelled_off(_curve(*half), _curve(0.9, 0.8, 0.7))
+    assert found is is_level
+    assert ("not been shown" in words) is not is_level
+
+
+def test_levels_of_the_same_words_are_told_together():
+    assert trained_here.grouped([0.1, 0.25, 0.5], ["a", "b", "a"]) == "a at 0.10, 0.50; b at 0.25"
+
+
+# ------------------------------------------------------------------ lottery tickets
+
+
+def test_a_ticket_drops_the_smallest_fifth_of_what_was_trained_round_by_round(ran):
+    out, _ = ran(lottery_ticket)
+    dense, *others = (
+        np.concatenate(
+            [w.numpy().ravel() for w in torch.load(out / "tickets-package" / f).values()]
+        )
+        for f in ("0-0.0000.pt", "0-0.2000.pt", "0-0.3600.pt")
+    )
+    kept, before = np.ones(len(dense), dtype=bool), dense
+    for trained in others:
+        left = np.sort(np.abs(before[kept]))
+        kept &= np.abs(before) > left[round(0.2 * len(left)) - 1]
+        np.testing.assert_array_equal(trained != 0, kept)
+        before = trained
+    assert kept.mean() == pytest.approx(0.64, abs=0.001)
+
+
+def test_tickets_go_back_to_the_pretrained_weights(tmp_path):
+    trained = {"w": torch.tensor([[5.0, -1.0, 3.0], [4.0, 2.0, 6.0]])}
+    tickets = lottery_ticket.LotteryTickets(tmp_path, [0.0, 0.2])
+    trained_here.save(tickets.file(0, 0.0), trained)
+    cut = lottery_ticket.GivenMasks(0.2, tickets.masks(0, 0.2))
+    pretrained = torch.arange(1.0, 7.0).reshape(2, 3)
+    out = torch.empty(2, 3)
+    cut.prune("w", pretrained, out=out)
+    assert out.tolist() == [[1, 0, 3], [4, 5, 6]]
+    assert cut.sparsity == pytest.approx(1 / 6)
+    assert cut.shares["w"] == pytest.approx(1 / 6)
+
+
+def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
+    _, text = ran(lottery_ticket)
+    found = rows(text, "task")
+    assert [(row[0], row[1]) for row in found] == [
+        (task, level) for task in ("package", "next") for level in ("0.000", "0.200", "0.360")
+    ]
+    for row in found:
+        if row[1] == "0.000":
+            assert row[2] == row[3]
+            continue
+        chance = float(row[1])
+        assert float(row[8]) == pytest.approx(1 - chance, abs=0.002)  # cosine
+        assert float(row[10]) == pytest.approx(chance, abs=0.002)  # overlap
+        assert float(row[7]) > float(row[8])
+        assert float(row[9]) > float(row[10])
+
+
+@pytest.mark.parametrize(
+    ("imp", "words"),
+    [
+        ((82.0, 83.0, 84.0), "lottery tickets do better"),
+        ((78.1, 79.0, 79.9), "OMP does better"),
+        ((80.5, 80.5, 82.1), "no difference is seen"),
+        ((78.0, 81.0, 84.0), "cannot tell (standard error above 0.6 points)"),
+    ],
+)
+def test_what_is_concluded_of_tickets_comes_from_the_interval(imp, words):
+    assert lottery_ticket.judge(difference_of_seeds(imp, (80.0, 81.0, 82.0))) == words
+
+
+# ------------------------------------------------------------------ vision
+
+
+def test_vision_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match=r"pip install 'sparsitywatch\[vision\]'"):
+        vision.main(["--small", "--out", str(tmp_path)])
+
+
+def test_vision_runs_and_goes_on(ran, monkeypatch):
+    pytest.importorskip("sklearn")
+    out, text = ran(vision)
+    assert (out / "vision.png").read_bytes().startswith(b"\x89PNG")
+    assert [row[0] for row in rows(text, "near zero")] == list(vision.RULES)
+    assert [row[:2] for row in rows(text, "task")] == [
+        [task, level] for task in ("digit", "turned") for level in ("0.00", "0.50")
+    ]
+    monkeypatch.setattr(vision, "fit", None)
+    assert without_load(said(vision, out)) == without_load(text)
+
+
+def test_near_zero_shares_are_those_of_the_pretrained_weights(ran):
+    pytest.importorskip("sklearn")
+    out, text = ran(vision)
+    shown = {row[0]: row[1:3] for row in rows(text, "near zero")}
+    for column, arm in enumerate(vision.ARMS):
+        shares = []
+        for seed in range(2):
+            weights = torch.load(out / f"{arm}-{seed}.pt")
+            pruned = [w.abs() for n, w in weights.items() if "blocks" in n and w.ndim == 2]
+            num = sum(int((w <= 0.1 * w.square().mean().sqrt()).sum()) for w in pruned)
+            shares.append(100 * num / sum(w.numel() for w in pruned))
+        assert float(shown["rms_0.1"][column]) == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_the_autoencoder_does_not_see_what_is_hidden():
+    torch.manual_seed(0)
+    vit = vision.ViT(8, 1, 10)
+    pictures = torch.randn(1, 8, 8)
+    other = pictures.clone()
+    other[0, :2, :2] += 1.0  # the first patch
+    visible = torch.tensor([[3, 7, 12]])
+    assert torch.equal(vit.hidden(pictures, visible), vit.hidden(other, visible))
+    seen = torch.tensor([[0, 7, 12]])
+    assert not torch.allclose(vit.hidden(pictures, seen), vit.hidden(other, seen))
+
+
+def test_the_autoencoder_puts_its_states_back_where_they_were(monkeypatch):
+    torch.manual_seed(0)
+    model = vision.Autoencoder(vision.ViT(8, 1, 10), 0.5)
+    model.decoder = nn.Identity()
+    model.positions.data.zero_()
+    marks = torch.arange(16.0)
+    monkeypatch.setattr(
+        model.vit, "hidden",
+        lambda _pictures, visible: torch.cat([torch.zeros(1, 1), marks[visible]], 1)
+        .unsqueeze(2).expand(-1, -1, 8),
+    )  # fmt: skip
+    seen = []
+    model.pixels = nn.Linear(8, 4)
+    model.pixels.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    pictures = torch.randn(1, 8, 8)
+    torch.manual_seed(1)
+    model(pictures)
+    torch.manual_seed(1)
+    order = torch.rand(1, 16).argsort(1)[0]
+    wanted = torch.zeros(16)
+    wanted[order[8:]] = marks[order[8:]]
+    assert seen[0][0, 1:, 0].tolist() == wanted.tolist()
+
+
+def test_pictures_are_cut_up_and_turned_as_numpy_does():
+    pictures = torch.randn(4, 8, 8)
+    patches = vision.cut_up(pictures)
+    assert torch.equal(patches[1, 5].reshape(2, 2), pictures[1, 2:4, 2:4])
+    turned = vision.turned(pictures, torch.arange(4))
+    for turn in range(4):
+        np.testing.assert_array_equal(turned[turn], np.rot90(pictures[turn].numpy(), turn))
+
+
+@pytest.mark.parametrize(
+    ("drops", "safe"), [((0.2, 0.5, 3.0), 0.5), ((0.2, 3.0, 0.1), 0.3), ((3.0, 0.0, 0.0), 0.0)]
+)
+def test_what_is_safe_ends_at_the_first_level_that_is_not(drops, safe):
+    found = [difference_of_seeds([d, d + 0.1, d - 0.1], [0.0, 0.0, 0.0]) for d in drops]
+    words = vision.within_tolerance([0.3, 0.5, 0.7], found)
+    assert (f"up to {safe:.2f}" in words) is bool(safe)
+    assert ("no level" in words) is not safe
+
+
+# ------------------------------------------------------------------ decoder
+
+
+def test_the_decoder_s_losses_are_those_of_torch_s_own_pruning(ran):
+    out, _ = ran(decoder)
+    args = decoder.parsed(["--small", "--out", str(out)])
+    experiment = decoder.Experiment(args)
+    model = experiment.model(0)
+    dense = experiment.measure(0, "global")
+    assert dense["levels"][0] == 0.0
+    pruned = [
+        (module, "weight")
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "blocks" in name
+    ]
+    with torch.no_grad():
+        assert decoder.losses(model, experiment.held_out).mean() == pytest.approx(dense["loss"][0])
+        prune.global_unstructured(pruned, prune.L1Unstructured, amount=0.5)
+        half = float(decoder.losses(model, experiment.held_out).mean())
+    assert half == pytest.approx(dense["loss"][dense["levels"].index(0.5)], rel=1e-5)
+
+
+def test_the_held_out_text_is_not_trained_on(tmp_path):
+    args = decoder.parsed(["--small", "--out", str(tmp_path)])
+    experiment = decoder.Experiment(args)
+    train = bytes(experiment.train.tolist())
+    windows = [bytes(window.tolist()) for window in experiment.held_out]
+    assert sum(window in train for window in windows) <= len(windows) // 10  # phrases recur
+
+
+def test_rises_are_in_percent_of_dense():
+    found = decoder.rise([2.2, 3.3], [2.0, 3.0])
+    assert found.mean == pytest.approx(10.0)
+    assert found.stderr == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_missing_estimate_is_no_verdict():
+    outcome = object.__new__(decoder.Outcome)
+    outcome.found = {"global": [{"value": 0.5}, {"value": 0.5}],
+                     "wanda": [{"value": None}, {"value": 0.6}],
+                     "sparsegpt": [{"value": 0.6}, {"value": 0.62}]}  # fmt: skip
+    assert "cannot tell" in outcome.against_magnitude("wanda")
+    assert outcome.against_magnitude("sparsegpt").startswith("more can go (+11.0")
