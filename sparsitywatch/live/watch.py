@@ -161,7 +161,8 @@ def watch(
             strict=strict,
         )
         if ranks is not None:
-            _check_alike(ranks, scope, chosen, every=every, has_proxy=proxy is not None)
+            given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
+            _check_alike(ranks, scope, chosen, given)
         context = _context(inner, scope, chosen, proxy, ranks, is_off=bool(off))
         context = replace(context, strict=strict)
         if directory is not None:
@@ -246,15 +247,16 @@ def _on_every(ranks: Ranks | None) -> Iterator[None]:
 
 
 def _check_alike(
-    ranks: Ranks, scope: Scope, settings: Settings, *, every: int | Schedule, has_proxy: bool
+    ranks: Ranks, scope: Scope, settings: Settings, arguments: Mapping[str, object]
 ) -> None:
     """Refuse ranks that would not do the same at the same steps."""
+    every = arguments["every"]
     given = {
+        **arguments,
         "scope": scope.hash,
         # a function is another object on each rank; what a scope selects is compared above
         "settings": re.sub(r" at 0x\w+", "", repr(replace(settings, scope="blocks"))),
         "every": every if isinstance(every, int) else type(every).__name__,
-        "proxy": has_proxy,
     }
     for rank, other in enumerate(ranks.all_of(given)):
         for name, value in given.items():

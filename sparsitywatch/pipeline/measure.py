@@ -110,6 +110,15 @@ class Context:
     ranks: Ranks | None = None
     shards: Shards | None = None
 
+    @property
+    def compares(self) -> bool:
+        """Whether ``motion`` compares the weights with those of the snapshot before.
+
+        A live watch without an optimizer does not know what could have moved them.
+        """
+        has_clock = self.optimizer is None or self.optimizer.clock is not None
+        return self.motion is not None and has_clock
+
     @cached_property
     def provenance(self) -> Provenance:
         """What the numbers of a record depend on."""
@@ -234,7 +243,7 @@ def with_motion(measured: Measured, context: Context) -> Record:
             lr_clock=optimizer.lr_clock,
             lr=optimizer.lr,
         )
-    if context.motion is None or (optimizer is not None and optimizer.clock is None):
+    if context.motion is None or not context.compares:
         return record
     near_zero = None  # nothing is projected without a clock
     if optimizer is not None:
@@ -396,7 +405,9 @@ def _counted(
 
     And whether the ranks that hold the same weights agree on them.
     """
-    sampler = context.sampler if context.motion is None else context.motion.sampler
+    sampler = context.sampler
+    if context.motion is not None:
+        sampler = context.motion.sampler if context.compares else None
     bits: dict[str, torch.Tensor] = {}
     sample: dict[str, torch.Tensor] = {}
     if context.ranks is not None and context.shards is not None:

@@ -203,7 +203,8 @@ class Training:
                     parameter.grad /= distributed.get_world_size()
 
     def watch(self, logdir: Path | None = None, **given: Any) -> sw.Watcher:
-        return sw.watch(self.run, self.optimizer, logdir=logdir, **(options() | given))
+        optimizer = given.pop("optimizer", self.optimizer)
+        return sw.watch(self.run, optimizer, logdir=logdir, **(options() | given))
 
     def state(self) -> dict[str, bytes]:
         """Every bit of it that this rank holds, by name."""

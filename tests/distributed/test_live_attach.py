@@ -150,6 +150,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same `every`": ({"every": 3}, {"every": 2}),
     "the same `settings`": ({}, {"tolerance": 0.5}),
     "the same `proxy`": ({}, {"proxy": None}),
+    "the same `optimizer`": ({}, {"optimizer": None}),
     "a proxy of the same value": ({}, {"proxy": sw.Proxy(HELD_OUT, loss, name="another")}),
     "ValueError: no such batch": ({}, {"proxy": sw.Proxy(HELD_OUT, raising, name="loss")}),
 }

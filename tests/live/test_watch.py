@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import read_events, read_records
+from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler, Snapshot
 
 
 def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
@@ -85,6 +86,25 @@ def test_a_watch_foresees_near_zero_weights_of_dead_units(background: bool) -> N
         assert low < fraction < high
         came = found[round(foretold.decay_clock + advance, 9)]
         assert fraction == pytest.approx(came, rel=0.1)
+
+
+@pytest.mark.parametrize("has_optimizer", [True, False])
+def test_what_is_not_compared_is_not_sampled(
+    has_optimizer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, take = [], Sampler.take
+
+    def noted(self: Sampler, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+        taken.append(self.num_samples)
+        return take(self, snapshot)
+
+    run = Run()
+    monkeypatch.setattr(Sampler, "take", noted)
+    optimizer = run.optimizer if has_optimizer else None
+    with sw.watch(run.model, optimizer, logdir=None, dormant_samples=50, strict=True) as watcher:
+        watcher.snapshot()
+    assert (50 in taken) is has_optimizer
+    assert FINGERPRINTED.num_samples in taken
 
 
 def test_looking_now_gives_the_record_of_this_step_once() -> None:
