@@ -53,7 +53,7 @@ bench: $(VENV)/.ready-dev
 bench-detection: $(VENV)/.ready-dev
 	$(BIN)/python benchmarks/detection.py $(ARGS)
 
-paper: $(VENV)/.ready-demo
+paper: $(VENV)/.ready-paper
 	$(BIN)/python examples/paper/fetch.py
 	@set -e; for name in $(PAPER); do \
 		script=examples/paper/$$name.py; [ -e $$script ] || continue; \
@@ -66,9 +66,13 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# dev includes demo
+# dev includes the others
 $(VENV)/.ready-dev: pyproject.toml
 	$(call install,dev)
+	@touch $(VENV)/.ready-demo $(VENV)/.ready-paper $@
+
+$(VENV)/.ready-paper: pyproject.toml
+	$(call install,paper)
 	@touch $(VENV)/.ready-demo $@
 
 $(VENV)/.ready-demo: pyproject.toml

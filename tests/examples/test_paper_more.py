@@ -223,7 +223,7 @@ def test_what_is_concluded_of_tickets_comes_from_the_interval(imp, words):
 
 def test_vision_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(SystemExit, match=r"pip install 'sparsitywatch\[vision\]'"):
+    with pytest.raises(SystemExit, match=r"pip install 'sparsitywatch\[paper\]'"):
         vision.main(["--small", "--out", str(tmp_path)])
 
 

@@ -76,7 +76,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
     [
         ("sparsitywatch", ["fast", "hub", "pandas"]),
         ("integrations", ["huggingface"]),
-        ("examples", ["demo", "vision"]),
+        ("examples", ["paper"]),
         ("benchmarks", ["dev"]),
         ("tests", ["dev"]),
     ],
