@@ -206,8 +206,9 @@ class Experiment:
         fit(model, loss, steps=args.pretrain_steps, lr=1e-3, decay=args.decay, title=arm)
 
     def near_zero(self) -> dict[str, list[sw.Record]]:
-        """What is near zero in each pretrained model, by arm and seed."""
+        """What is near zero in each pretrained model, by arm and seed; and "at first" in both."""
         found: dict[str, list[sw.Record]] = {arm: [] for arm in ARMS}
+        found["at first"] = [sw.measure(self._new(seed), near_zero=RULES) for seed in self.seeds]
         for (arm, seed), weights in self.weights.items():
             vit = self._new(seed)
             vit.load_state_dict(weights)
@@ -330,7 +331,9 @@ def counted(found: Mapping[str, Sequence[sw.Record]]) -> tuple[list[list[str]], 
     for rule in RULES:
         first, second = ([100 * r.near_zero[rule] for r in found[arm]] for arm in ARMS)
         more = difference_of_seeds(second, first)
-        rows.append([rule, *[f"{sum(x) / len(x):.2f}" for x in (first, second)], str(more)])
+        initial = [100 * record.near_zero[rule] for record in found["at first"]]
+        shares = [f"{sum(x) / len(x):.2f}" for x in (initial, first, second)]
+        rows.append([rule, *shares, str(more)])
         if more.low > 0.0 or more.high < 0.0:
             said.append(f"{rule}: {ARMS[more.mean > 0]} has more weights near zero.")
         else:
@@ -442,7 +445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = found[ARMS[0]][0].scope.num_weights
     print(f"{size:,} weights, {args.seeds} seeds, {args.pretrain_steps} steps of pretraining,")
     print(f"{args.steps} of each fine-tuning; points with 90 % intervals; {load()}\n")
-    print(table(("near zero", "sup. %", "self-sup. %", "self-sup. - sup."), rows))
+    print(table(("near zero", "at first %", "sup. %", "self-sup. %", "self-sup. - sup."), rows))
     print("", *said, "", sep="\n")
     print(table(HEAD, [row for outcome in tuned for row in outcome.rows()]))
     print("", *(line for outcome in tuned for line in outcome.conclusions()), sep="\n")

@@ -242,7 +242,7 @@ def test_vision_runs_and_goes_on(ran, monkeypatch):
 def test_near_zero_shares_are_those_of_the_pretrained_weights(ran):
     pytest.importorskip("sklearn")
     out, text = ran(vision)
-    shown = {row[0]: row[1:3] for row in rows(text, "near zero")}
+    shown = {row[0]: row[2:4] for row in rows(text, "near zero")}
     for column, arm in enumerate(vision.ARMS):
         shares = []
         for seed in range(2):
