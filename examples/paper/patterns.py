@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", default="genres", choices=["genres", "spam"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--zero-shot", action="store_true", help="only as pruned: two minutes")
     parser.add_argument("--length", type=int, default=16, help="tokens of a text")
     parser.add_argument("--held-out", type=int, default=1200, help="examples that are judged")
     args = parser.parse_args(argv)
@@ -124,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = {"length": args.length, "held_out": args.held_out}
     (task,) = tasks([args.task], args.material, small=args.small, **sizes)
     lines, said, panels = [], [], {}
-    for name, steps in (("zero-shot", 0), ("fine-tuned", args.steps)):
+    parts = {"zero-shot": 0} if args.zero_shot else {"zero-shot": 0, "fine-tuned": args.steps}
+    for name, steps in parts.items():
         tuning = Tuning(task, make, args.out / f"{task.name}-{name}", steps=steps)
         measured(tuning, args.seeds)
         for level in (HALF, QUARTER):
