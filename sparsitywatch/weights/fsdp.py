@@ -44,12 +44,13 @@ def reshard(modules: Iterable[nn.Module]) -> None:
 
 
 def settle_root(model: nn.Module) -> None:
-    """Let FSDP know that ``model`` is the outermost one, which it else takes the first to run for.
+    """Let FSDP know which modules are the outermost, which it else takes the first to run for.
 
     A value function may run an inner part first, and the training would then be refused.
     """
-    for root in fsdp_modules([model]):
-        root._get_fsdp_state()._lazy_init()
+    # outer modules come first; they settle the inner ones, for which this then does nothing
+    for module in fsdp_modules(model.modules()):
+        module._get_fsdp_state()._lazy_init()
 
 
 class ForwardOrder:
