@@ -48,7 +48,7 @@ def payload(event: Event) -> dict[str, Any]:
     """
     numbers = {"size": event.size, "size_in_noise": event.size_in_noise}
     return {
-        "text": event.describe(),
+        "text": event.report(),
         "schema": SCHEMA_VERSION,
         **json.loads(to_json(event)),
         **{name: x if math.isfinite(x) else None for name, x in numbers.items()},
@@ -242,7 +242,7 @@ def _kind(url: object) -> str:
 
 def log_event(event: Event) -> None:
     """The default action: a warning through the logger "sparsitywatch"."""
-    _logger.warning("sparsitywatch: %s", event.describe())
+    _logger.warning("sparsitywatch: %s", event.report())
 
 
 class SaveCheckpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from dataclasses import dataclass, replace
 
 __all__ = ["SERIES", "Series", "describe"]
@@ -46,6 +47,26 @@ class Series:
     def short_label(self) -> str:
         """The label without the part that all of its family share."""
         return self.label.partition(", ")[2] or self.label
+
+    @property
+    def subject(self) -> str:
+        """The label as a sentence begins with it, without the part that its family shares."""
+        name = self.label.partition(", ")[0]
+        return name if self.label == self.name else name[:1].upper() + name[1:]
+
+    def shown(self, x: float) -> str:
+        """A number of this series as a person reads it: in per cent, with digits that count.
+
+        >>> describe("near_zero/zero").shown(0.0889), describe("value/dense").shown(2.30258)
+        ('8.89 %', '2.303')
+        """
+        if math.isnan(x):
+            return "unknown"
+        if self.unit == "fraction":
+            return f"{100.0 * x:.3g} %"
+        if self.unit in ("count", "steps") and math.isfinite(x):
+            return f"{round(x):,}"
+        return f"{x:.4g} s" if self.unit == "s" else f"{x:.4g}"
 
     @property
     def needs_proxy(self) -> bool:

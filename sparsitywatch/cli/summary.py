@@ -85,7 +85,8 @@ def _table(summary: Digest) -> list[str]:
     ]
     lines += [*align([header, *rows], right=set(range(1, 7))), ""]
     lines += [*_estimate_lines(summary), "", f"{count(len(summary.events), 'event')}"]
-    lines += [f"  {event.describe()}" for event in summary.events]
+    for event in summary.events:
+        lines += [f"  {event.describe()}", f"    {event.advice}"]
     notes = [f"  step {step}: {text}" for step, texts in summary.notes.items() for text in texts]
     return lines + (["", count(len(notes), "note"), *notes] if notes else [])
 

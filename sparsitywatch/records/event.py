@@ -6,17 +6,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparsitywatch.records import wording
 from sparsitywatch.shown import shown_name
 
 __all__ = ["Event", "latest_versions"]
 
 _NAN = float("nan")
-
-_CHANGES = {
-    "scale": "the scale of the weights moved",
-    "shape": "the shape of the weights' distribution changed",
-    "both": "scale and shape of the weights' distribution changed",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,55 +109,23 @@ class Event:
         """The snapshot at which this version was reported."""
         return max(self.detected_step, self.revised_step)
 
+    @property
+    def headline(self) -> str:
+        """What happened, in a few words: the series, and from where to where it went."""
+        return wording.headline(self)
+
+    @property
+    def advice(self) -> str:
+        """What people do about such an event; never empty."""
+        return wording.advice(self)
+
     def describe(self) -> str:
-        """One or two sentences for a person."""
-        if self.kind == "replicas":
-            return self._describe_replicas()
-        names = ", ".join(map(shown_name, self.layers[:3]))
-        where = f", most in {names}" if names else ""
-        clock = "" if math.isnan(self.decay_clock) else f", decay clock {self.decay_clock:.2f}"
-        verb = "rose" if self.direction == "up" else "fell"
-        interval = ""
-        if self.onset_low < self.onset_high:
-            interval = f" ({self.onset_low} to {self.onset_high})"
-        first = (
-            f"{shown_name(self.series)} {verb} abruptly: {self.baseline:.4g} -> {self.value:.4g}, "
-            f"began at step {self.onset_step}{interval}, "
-            f"seen at step {self.detected_step}{where}{clock}"
-        )
-        more = "; ".join(self._remarks())
-        return f"{first}. {more[0].upper()}{more[1:]}" if more else first
+        """One or two sentences for a person, the result first."""
+        return wording.sentences(self)
 
-    def _describe_replicas(self) -> str:
-        ranks = ", ".join(map(str, self.ranks))
-        names = ", ".join(map(shown_name, self.layers[:3]))
-        more = f" and {len(self.layers) - 3} more" if len(self.layers) > 3 else ""
-        since = f", the same up to step {self.before_step}" if self.before_step >= 0 else ""
-        first = (
-            f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks} did not hold the "
-            f"weights that other ranks held of {names}{more}, seen at step {self.detected_step}"
-            f"{since}. The records go on with what rank 0 holds"
-        )
-        if self.reverted_step >= 0:
-            first += f"; all ranks agree again since step {self.reverted_step}"
-        return first
-
-    def _remarks(self) -> list[str]:
-        remarks = [self.trend] if self.trend else []
-        if self.num_not_finite:
-            remarks.append(f"{self.num_not_finite:,} weights are NaN or infinite")
-        if self.change in _CHANGES:
-            remarks.append(_CHANGES[self.change])
-        if self.explained_by_decay is not None:
-            speed = "no faster" if self.explained_by_decay else "faster"
-            remarks.append(f"{speed} than weight decay alone could")
-        if self.related:
-            remarks.append(f"seen in {', '.join(map(shown_name, self.related))} too")
-        if self.preceded_by:
-            remarks.append(f"announced by {shown_name(self.preceded_by)}")
-        if self.reverted_step >= 0:
-            remarks.append(f"back by half at step {self.reverted_step}")
-        return remarks
+    def report(self) -> str:
+        """The same, and what people do about it: what the log and a webhook are given."""
+        return f"{self.describe()}. {self.advice}"
 
 
 def latest_versions(events: Iterable[Event]) -> list[Event]:

@@ -564,25 +564,17 @@ def _notes(remarks: Sequence[str]) -> str:
 
 def _event_text(event: Event) -> str:
     """One event: a sentence or two, then its numbers."""
-    began = f"began at step {event.onset_step} (estimated"
-    if event.onset_low < event.onset_high:
-        began += f", between {event.onset_low} and {event.onset_high}"
-    facts = [
-        f"{began}), seen at step {event.detected_step}",
-        f"{event.baseline:.4g} before, {event.value:.4g} when seen",
-    ]
+    facts = [f"{event.baseline:.4g} before, {event.value:.4g} when seen"]
     if not math.isnan(event.noise):
         times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
         facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
     if not math.isnan(event.decay_clock):
         facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
     facts += [f"much of it in {_code(name)}" for name in event.layers]
-    facts += [f"seen in {_code(name)} too" for name in event.related]
-    if event.preceded_by:
-        facts.append(f"announced by {_code(event.preceded_by)}")
     if event.before_step >= 0:
         facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
     if event.revised_step >= 0:
         facts.append(f"revised at step {event.revised_step}, with what was learned since")
     title = f"**{_prose(event.describe())}**"
-    return "\n".join([title, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])
+    advice = _prose(event.advice)
+    return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.records import Event, latest_versions
+from sparsitywatch.series import SERIES
 
 EVENT = Event(
     series="near_zero/initial_0.1", direction="up", onset_step=300, detected_step=350,
@@ -50,8 +51,12 @@ def test_told_at_its_detection_or_when_it_was_added_to() -> None:
 
 
 def test_in_words() -> None:
-    plain = "near_zero/initial_0.1 rose abruptly: 0.05 -> 0.1, began at step 300, seen at step 350"
+    plain = (
+        "Near-zero weights rose abruptly from 5 % to 10 %: began at about step 300, seen at step "
+        "350"
+    )
     assert EVENT.describe() == plain
+    assert plain.startswith(f"{EVENT.headline}: ")
     full = replace(
         EVENT,
         onset_low=275,
@@ -61,21 +66,43 @@ def test_in_words() -> None:
         trend="sparsifying",
         change="both",
         explained_by_decay=False,
-        related=("x", "y"),
+        related=("near_zero/rms_0.1", "y/z"),
         preceded_by="motion/dormant@100",
-        reverted_step=500,
+        reverted_step=1500,
     )
     assert full.describe() == (
-        "near_zero/initial_0.1 rose abruptly: 0.05 -> 0.1, began at step 300 (275 to 325), seen "
-        "at step 350, most in a, b, c, decay clock 2.50. Sparsifying; scale and shape of the "
-        "weights' distribution changed; faster than weight decay alone could; seen in x, y too; "
-        "announced by motion/dormant@100; back by half at step 500"
+        "Near-zero weights rose abruptly from 5 % to 10 %: began at about step 300 (275 to 325), "
+        "seen at step 350, most in a, b, c and 1 more. Sparsifying; scale and shape of the "
+        "weights' distribution changed; faster than weight decay alone could; seen in near-zero "
+        "weights (|w| ≤ 0.1 × present rms), y/z too; announced by dormant weights at step 100; "
+        "back by half at step 1,500"
     )
     few = replace(EVENT, direction="down", change="scale", explained_by_decay=True)
-    assert few.describe().startswith("near_zero/initial_0.1 fell abruptly")
+    assert few.describe().startswith("Near-zero weights fell abruptly from")
     assert few.describe().endswith(
         "350. The scale of the weights moved; no faster than weight decay alone could"
     )
+
+
+def test_a_number_is_told_in_the_unit_of_its_series() -> None:
+    assert "from 2.303 to 3.1" in replace(EVENT, series="value/reliance", baseline=2.30258,
+                                          value=3.1).headline  # fmt: skip
+    assert "from 1,200 to 3" in replace(EVENT, series="weights/num_zero", baseline=1200.0,
+                                        value=3.0).headline  # fmt: skip
+    unknown = replace(EVENT, baseline=math.nan, value=math.nan, direction="")
+    assert unknown.headline == "Near-zero weights changed abruptly"
+    assert replace(EVENT, kind="steady").headline.startswith("Near-zero weights rose steadily")
+
+
+@pytest.mark.parametrize("series", [row.name for row in SERIES])
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_every_event_ends_in_what_people_do(series: str, direction: str) -> None:
+    event = replace(EVENT, series=series, direction=direction, before_step=1250)
+    assert event.advice.endswith(".")
+    assert "{" not in event.advice
+    assert "1,250" in event.advice or event.advice.startswith("Nothing need be done")
+    replicas = replace(event, kind="replicas", ranks=(1,), layers=("a",))
+    assert "a checkpoint of step 1,250 or before" in replicas.advice
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 99)), max_size=12))

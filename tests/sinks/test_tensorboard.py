@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -414,9 +415,8 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     for word in ("zero-shot", "informative", "decay clock", "dormant", "0.01 times the dense"):
         assert word in about
     ((_, text),) = found["events/near_zero/initial_0.1"]
-    assert event.describe() in text
-    assert all(f"`{name}`" in text for name in (*event.layers, *event.related, event.id))
-    assert f"between {event.onset_low} and {event.onset_high}" in text
+    assert f"**{event.describe()}**\n\n{event.advice}\n" in html.unescape(text)
+    assert all(f"`{name}`" in text for name in (*event.layers, event.id))
     assert f"steps {event.before_step} and {event.detected_step}" in text
 
 

@@ -1,0 +1,148 @@
+"""An event in words, once: log, summary, webhook, figures, TensorBoard and page read these.
+
+The result comes first, then where and why, then what people do about it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from sparsitywatch.series import describe
+from sparsitywatch.shown import shown_name
+
+if TYPE_CHECKING:
+    from sparsitywatch.records.event import Event
+
+__all__ = ["advice", "cause", "headline", "sentences", "sequel", "when"]
+
+_CHANGES = {
+    "scale": "the scale of the weights moved",
+    "shape": "the shape of the weights' distribution changed",
+    "both": "scale and shape of the weights' distribution changed",
+}
+_MOST_NAMES = 3
+
+
+def headline(event: Event) -> str:
+    """What happened, in a few words: "Near-zero weights rose abruptly from 8.9 % to 11.1 %"."""
+    if event.kind == "replicas":
+        ranks = ", ".join(map(str, event.ranks))
+        return f"Replicas differ: rank{'s' if len(event.ranks) > 1 else ''} {ranks}"
+    series = describe(event.series)
+    verb = {"up": "rose", "down": "fell"}.get(event.direction, "changed")
+    verb += {"abrupt": " abruptly", "steady": " steadily"}.get(event.kind, "")
+    if math.isnan(event.baseline) and math.isnan(event.value):
+        return f"{shown_name(series.subject)} {verb}"
+    sizes = f"from {series.shown(event.baseline)} to {series.shown(event.value)}"
+    return f"{shown_name(series.subject)} {verb} {sizes}"
+
+
+def sentences(event: Event) -> str:
+    """What happened, when it began and was seen, where, why, and what came of it."""
+    if event.kind == "replicas":
+        return _replicas(event)
+    names = _names(event)
+    first = f"{headline(event)}: {when(event)}{f', most in {names}' if names else ''}"
+    trend = [event.trend] if event.trend else []
+    more = "; ".join([*trend, *cause(event), *sequel(event)])
+    return f"{first}. {more[0].upper()}{more[1:]}" if more else first
+
+
+def when(event: Event) -> str:
+    """When it began, with the interval of that, and when it was seen."""
+    interval = ""
+    if event.onset_low < event.onset_high:
+        interval = f" ({event.onset_low:,} to {event.onset_high:,})"
+    began = f"began at about step {event.onset_step:,}{interval}"
+    return f"{began}, seen at step {event.detected_step:,}"
+
+
+def cause(event: Event) -> list[str]:
+    """What is known of the reason, a few words each."""
+    known = []
+    if event.num_not_finite:
+        known.append(f"{event.num_not_finite:,} weights are NaN or infinite")
+    if event.change in _CHANGES:
+        known.append(_CHANGES[event.change])
+    if event.explained_by_decay is not None:
+        speed = "no faster" if event.explained_by_decay else "faster"
+        known.append(f"{speed} than weight decay alone could")
+    return known
+
+
+def sequel(event: Event) -> list[str]:
+    """What else saw it, what announced it, and what came of it, a few words each."""
+    known = []
+    if event.related:
+        rows = map(describe, event.related)
+        others = [row.label.partition(", ")[0] + _rule(row.label) for row in rows]
+        known.append(f"seen in {', '.join(map(shown_name, others))} too")
+    if event.preceded_by:
+        series, _, step = event.preceded_by.partition("@")
+        known.append(
+            f"announced by {shown_name(describe(series).label)} at step {shown_name(step)}"
+        )
+    if event.reverted_step >= 0:
+        known.append(f"back by half at step {event.reverted_step:,}")
+    return known
+
+
+def advice(event: Event) -> str:
+    """What people do about such an event; never empty."""
+    if event.kind == "replicas":
+        return (
+            "Stop the run and look at what these ranks do otherwise, their devices first. Go on "
+            f"from a checkpoint of {_step(event.before_step, 'an earlier step')} or before."
+        )
+    before = event.before_step if event.before_step >= 0 else event.onset_step
+    compare = f"Compare the checkpoints around steps {before:,} and {event.detected_step:,}"
+    room = "dormant" if event.series == "motion/dormant" else event.series.partition("/")[0]
+    words = _ADVICE.get((room, event.direction), "{compare}.")
+    return words.format(compare=compare, decay=_DECAY[event.explained_by_decay])
+
+
+_DECAY = {
+    True: "If it is unwanted, lower the weight decay of these layers.",
+    False: "Look for another cause than weight decay: pruning, a penalty, a jump in training.",
+    None: "If it is unwanted, look at weight decay and activation of these layers.",
+}
+#: By the room of a series and its direction; what is not here is compared.
+_ADVICE = {
+    ("dormant", "up"): "Nothing need be done now: near-zero weights may follow on the decay clock. "
+    "If it is unwanted, look for units of these layers that get no gradient.",
+    ("dormant", "down"): "Nothing need be done: these weights get gradients again.",
+    ("near_zero", "up"): "{compare}. {decay} Nothing need be done while the loss still falls.",
+    ("near_zero", "down"): "Nothing need be done: weights grow back. {compare} if that surprises.",
+    ("value", "up"): "Nothing need be done: the model began to need these weights.",
+    ("value", "down"): "{compare}: the model needs these weights less than before.",
+    ("essential_sparsity", "up"): "Nothing need be done: more could be removed now. {compare}.",
+    ("essential_sparsity", "down"): "Nothing need be done: the model makes use of more weights.",
+}
+
+
+def _step(step: int, unknown: str) -> str:
+    return f"step {step:,}" if step >= 0 else unknown
+
+
+def _names(event: Event) -> str:
+    more = len(event.layers) - _MOST_NAMES
+    names = ", ".join(map(shown_name, event.layers[:_MOST_NAMES]))
+    return names + (f" and {more} more" if more > 0 else "")
+
+
+def _rule(label: str) -> str:
+    """The part of a label that tells a series from the others of its family, in brackets."""
+    rule = label.partition(", ")[2]
+    return f" ({rule})" if rule else ""
+
+
+def _replicas(event: Event) -> str:
+    since = f", the same up to step {event.before_step:,}" if event.before_step >= 0 else ""
+    text = (
+        f"{headline(event)} did not hold the weights that other ranks held of {_names(event)}, "
+        f"seen at step {event.detected_step:,}{since}. The records go on with what rank 0 holds"
+    )
+    if event.reverted_step >= 0:
+        text += f"; all ranks agree again since step {event.reverted_step:,}"
+    return text
