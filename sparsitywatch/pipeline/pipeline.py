@@ -192,7 +192,7 @@ class History:
         logged: Sequence[Event] = (),
     ) -> Changes:
         known = [
-            explained(event, self.records, self.initial_rms) if event.kind == "abrupt" else event
+            explained(event, self.records, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
         changes = self._tracker.update(step, series, known, logged)

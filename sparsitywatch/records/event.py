@@ -1,4 +1,4 @@
-"""Something worth telling: an abrupt change in a watched series, or ranks that differ."""
+"""Something worth telling: a change in a watched series, abrupt or steady, or ranks that differ."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ class Event:
         reverted_step: first snapshot at which the series had lost half of what the change was at
             its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
-        kind: "abrupt": a change of the series; or "replicas": ranks that ought to hold the same
-            weights hold others, in ``layers``.
+        kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
+            evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
+            same weights hold others, in ``layers``.
         ranks: those that differ from most; empty where it is not about ranks.
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
@@ -103,6 +104,11 @@ class Event:
         if self.noise == 0.0:
             return math.copysign(math.inf, self.size) if self.size else 0.0
         return self.size / self.noise
+
+    @property
+    def is_of_series(self) -> bool:
+        """Whether it is a change of its series, rather than something about tensors or ranks."""
+        return self.kind in ("abrupt", "steady")
 
     @property
     def reported_step(self) -> int:

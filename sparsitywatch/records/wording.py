@@ -32,6 +32,8 @@ def headline(event: Event) -> str:
     series = describe(event.series)
     verb = {"up": "rose", "down": "fell"}.get(event.direction, "changed")
     verb += {"abrupt": " abruptly", "steady": " steadily"}.get(event.kind, "")
+    if event.kind == "steady" and event.baseline > 0.0:
+        verb += f" to {event.value / event.baseline:.2f} times their floor,"
     if math.isnan(event.baseline) and math.isnan(event.value):
         return f"{shown_name(series.subject)} {verb}"
     sizes = f"from {series.shown(event.baseline)} to {series.shown(event.value)}"

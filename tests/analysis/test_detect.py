@@ -107,6 +107,45 @@ def test_even_growth_is_told_only_where_decay_can_account_for_it(
         assert seen == above[1]
 
 
+def test_even_growth_is_steady_since_its_floor() -> None:
+    """From .05 to .11 evenly over 400 snapshots: no bend, so nothing began in the middle."""
+    detector, every = AbruptChange(0.01), 500
+    series = np.linspace(0.05, 0.11, 400) + noise(400, 0.0005)
+    told = [
+        detector.update(every * (i + 1), float(x), {"decay_clock": 0.01 * i})
+        for i, x in enumerate(series)
+    ]
+    (event,) = (e for e in told if e)
+    assert (event.kind, event.direction) == ("steady", "up")
+    assert event.baseline == pytest.approx(0.05, rel=0.03)
+    assert event.value / event.baseline == pytest.approx(1.5**1.5, rel=0.05)
+    assert event.onset_low == event.onset_step <= 20 * every
+    assert event.detected_step - event.onset_high <= 2 * every
+
+
+def test_growth_with_a_bend_is_abrupt_where_decay_accounts_for_it() -> None:
+    detector = AbruptChange(0.01)
+    series = take_off(120, end=0.2) + noise(160, 0.001)
+    told = [detector.update(i, float(x), {"decay_clock": 0.05 * i}) for i, x in enumerate(series)]
+    assert [e.kind for e in told if e] == ["abrupt"]
+
+
+@pytest.mark.parametrize("shape", ["exponential", "linear"])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_growth_over_half_a_run_is_seen_at_any_cadence(factor: int, shape: str) -> None:
+    seen = []
+    for number in (100, 250, 1000):
+        time = np.arange(1, number + 1) / number
+        way = np.maximum(time - 0.46, 0.0) / 0.54
+        growth = factor**way if shape == "exponential" else 1 + (factor - 1) * way
+        series = 0.05 * growth * (1 + noise(number, 0.01, seed=3))
+        (event,) = watch(series, every=300_000 // number)
+        assert event.onset_low <= 0.46 * 300_000 + 300_000 / number
+        assert event.onset_high >= 0.46 * 300_000 - 300_000 / number
+        seen.append(event.detected_step)
+    assert max(seen) / min(seen) < 1.15
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_noise_of_a_tenth_does_not_take_off_however_much_decay_there_is(seed: int) -> None:
     assert first_alarm(0.07 * np.exp(noise(150, 0.1, seed)), 0.05) is None
@@ -337,7 +376,17 @@ def test_state_is_a_copy_and_bounded() -> None:
     assert len(json.dumps(state)) == size < 20_000
 
 
-@pytest.mark.parametrize("key", AbruptChange().state_dict())
+def test_a_state_of_before_there_were_blocks_is_read() -> None:
+    detector = AbruptChange()
+    watch(0.07 + noise(300, 0.001), detector)
+    state = detector.state_dict()
+    del state["blocks"], state["history"]["numbers"]
+    again = AbruptChange()
+    again.load_state_dict(state)
+    assert again.update(10**6, 0.07) is None
+
+
+@pytest.mark.parametrize("key", AbruptChange().state_dict().keys() - {"blocks"})
 def test_a_state_that_lacks_a_key_is_refused(key: str) -> None:
     state = AbruptChange().state_dict()
     del state[key]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.detect.change import Limits
-from sparsitywatch.analysis.detect.detector import SeriesHistory
 from sparsitywatch.analysis.detect.growth import FALL, RISE
 from sparsitywatch.analysis.detect.growth import grown as growths
+from sparsitywatch.analysis.detect.history import BlockHistory, SeriesHistory
 from sparsitywatch.analysis.detect.jumps import (
     MODELS,
     SPLITS,
@@ -162,3 +162,30 @@ def test_recent_snapshots_are_all_kept_and_older_ones_thinned(number: int) -> No
     again.load_state_dict(json.loads(json.dumps(history.state_dict(), allow_nan=False)))
     assert again.steps == history.steps
     assert again.values == history.values
+
+
+@given(st.integers(1, 700))
+def test_older_snapshots_are_spaced_evenly(number: int) -> None:
+    history = SeriesHistory()
+    for step in range(number):
+        history.add(step, 0.5, math.nan)
+    older = np.diff([step for step in history.steps if step < number - 96])
+    assert len(set(older[: max(len(older) - 96, 0)])) <= 1  # but for those that just grew old
+
+
+@given(st.integers(1, 1500))
+def test_blocks_are_means_of_equal_parts(number: int) -> None:
+    blocks, values = BlockHistory(), RNG.random(number)
+    completed = [blocks.add(10 * i, float(x), 2.0 * i) for i, x in enumerate(values)]
+    size = blocks.size
+    assert number <= 128 * size
+    assert size == 1 or number > 64 * size
+    complete = number // size * size
+    view = blocks.view()
+    assert view.values == pytest.approx(values[:complete].reshape(-1, size).mean(axis=1), rel=1e-7)
+    assert view.begins.tolist() == list(range(0, 10 * complete, 10 * size))
+    assert view.ends.tolist() == list(range(10 * (size - 1), 10 * complete, 10 * size))
+    assert completed[-1] == (size > 1 and number % size == 0)
+    again = BlockHistory()
+    again.load_state_dict(json.loads(json.dumps(blocks.state_dict(), allow_nan=False)))
+    assert again.state_dict() == blocks.state_dict()

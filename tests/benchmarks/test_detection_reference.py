@@ -42,7 +42,8 @@ def told(detector, steps, values, contexts) -> list[list[object]]:
         if event is not None:
             numbers = [float(f"{x:.{DIGITS}g}") for x in (event.baseline, event.noise)]
             onset = [event.onset_step, event.onset_low, event.onset_high]
-            found.append([event.direction, *onset, event.detected_step, *numbers])
+            direction = event.direction + " steadily" * (event.kind == "steady")
+            found.append([direction, *onset, event.detected_step, *numbers])
     return found
 
 

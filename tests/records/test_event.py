@@ -91,7 +91,17 @@ def test_a_number_is_told_in_the_unit_of_its_series() -> None:
                                         value=3.0).headline  # fmt: skip
     unknown = replace(EVENT, baseline=math.nan, value=math.nan, direction="")
     assert unknown.headline == "Near-zero weights changed abruptly"
-    assert replace(EVENT, kind="steady").headline.startswith("Near-zero weights rose steadily")
+
+
+def test_steady_growth_is_told_in_floors() -> None:
+    steady = replace(EVENT, kind="steady", value=0.092)
+    assert steady.headline == (
+        "Near-zero weights rose steadily to 1.84 times their floor, from 5.0 % to 9.2 %"
+    )
+    from_nothing = replace(steady, baseline=0.0)
+    assert from_nothing.headline.startswith("Near-zero weights rose steadily from")
+    assert steady.is_of_series
+    assert not replace(EVENT, kind="replicas").is_of_series
 
 
 @pytest.mark.parametrize("series", [row.name for row in SERIES])

@@ -1,5 +1,6 @@
-"""Detection of abrupt changes: of any series, and of weights that no longer get a gradient."""
+"""Detection of changes: of any series, and of weights that no longer get a gradient."""
 
-from sparsitywatch.analysis.detect.detector import AbruptChange, Detector, DormantRise
+from sparsitywatch.analysis.detect.detector import AbruptChange, Detector
+from sparsitywatch.analysis.detect.dormant import DormantRise
 
 __all__ = ["AbruptChange", "Detector", "DormantRise"]

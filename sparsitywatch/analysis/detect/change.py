@@ -59,6 +59,8 @@ class Candidate:
         score: how certain it is, as a normal score.
         noise: standard deviation of a snapshot; in the logarithm for growth.
         offset: added to the series before taking logarithms; None for a jump, which adds.
+        kind: of the event that it makes, "abrupt" or "steady".
+        baseline: of a steady one: its floor.
     """
 
     direction: str
@@ -68,6 +70,8 @@ class Candidate:
     score: float
     noise: float
     offset: float | None = None
+    kind: str = "abrupt"
+    baseline: float = math.nan
 
     def transformed(self, values: Array) -> Array:
         """The series in which the change is a step or a bend upward or downward."""
@@ -117,41 +121,87 @@ def _median(values: Array) -> float:
 
 # ------------------------------------------------------------------ when it began
 
-#: Snapshots that are searched.
-_SEARCHED = 96
+#: Entries that are searched.
+_SEARCHED = 192
 #: Twice the log-likelihood that may be lost within a 90 percent profile interval.
 _LOST = 2.706
+#: The fits that tell the onset itself: a bend and a step.
+_NUM_PLAIN = 2
+#: Correlation of neighbouring residuals is allowed for up to this one.
+_MOST_CORRELATED = 0.9
 
 
-def onset_of(x: Array, y: Array, *, noise: float, latest: int) -> tuple[int, int, int]:
+def onset_of(
+    x: Array,
+    y: Array,
+    *,
+    noise: float,
+    latest: int,
+    direction: str = "up",
+    multiplies: bool = False,
+) -> tuple[int, int, int]:
     """Index of the last snapshot before the change, and both ends of the interval that it lies in.
 
-    Fitted are a line before the change and either a bend or a step after it; the better one
-    counts. The interval holds the onsets whose fit is not clearly worse (90 percent, profile
-    likelihood). No fit can beat the ``noise`` of a snapshot.
+    Fitted are a line before the change and a bend or a step after it, in the direction that it
+    went; the better one counts. The
+    interval holds the onsets whose fit is not clearly worse (90 percent, profile likelihood), also
+    of bends that begin gently, and, where the change ``multiplies``, ``y`` being a logarithm, of
+    bends of the series itself. What the best fit leaves is correlated where noise lasts, or the
+    change has another shape; that makes the interval wider. No fit can beat the ``noise`` of a
+    snapshot.
     """
     begin = max(0, len(y) - _SEARCHED)
-    z = (x - x[begin]) / (x[-1] - x[begin])
-    last = max(min(latest, len(y) - 2), begin)
-    candidates = np.arange(min(begin + 1, last), last + 1)
-    errors = np.array([_error(z[begin:], y[begin:], int(k) - begin) for k in candidates])
-    best = int(errors.argmin())
-    variance = max(noise**2, float(errors[best]) / max(len(y) - begin - 4, 1), 1e-300)
-    inside = candidates[(errors - errors[best]) / variance <= _LOST]
-    return int(candidates[best]), int(inside.min()), int(inside.max())
+    z, y = (x[begin:] - x[begin]) / (x[-1] - x[begin]), y[begin:]
+    y = y if direction == "up" else -y
+    last = max(min(latest - begin, len(y) - 2), 0)
+    candidates = np.arange(min(1, last), last + 1)
+    fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
+    place = int(np.argmin([min(map(_power, left[:_NUM_PLAIN])) for left in fits]))
+    best = [min(left, key=_power) for left in fits]
+    errors = np.array([_power(left) for left in best])
+    least = int(errors.argmin())
+    variance = max(noise**2, float(errors[least]) / max(len(y) - 4, 1), 1e-300)
+    rho = _correlation(best[least], noise)
+    is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
+    is_inside[place] = True
+    inside = begin + candidates[is_inside]
+    return begin + int(candidates[place]), int(inside[0]), int(inside[-1])
 
 
-def _error(z: Array, y: Array, k: int) -> float:
-    """Squared error of the better fit with the change after snapshot ``k``."""
+def _left_by_fits(z: Array, y: Array, k: int, *, multiplies: bool) -> list[Array]:
+    """What each fit with the change after snapshot ``k`` leaves; plain bend and step first."""
     ones = np.ones_like(z)
     bend, step = np.maximum(z - z[k], 0.0), (z > z[k]).astype(np.float64)
     line = [ones, z] if k >= 2 else [ones]
-    found = []
-    for shape in (bend, step):
-        design = np.stack([*line, shape], axis=1)
-        residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-        found.append(float(residuals @ residuals))
-    return min(found)
+    shapes = [np.stack([*line, shape], axis=1) for shape in (bend, step, bend**2, bend**3)]
+    found = [_left(design, y) for design in shapes]
+    if multiplies:
+        level = np.exp(median_of_three(y))  # of a fall it is that of the reciprocal
+        bends = [shapes[0], *shapes[_NUM_PLAIN:]]
+        found += [_left(design / level[:, None], np.exp(y) / level) for design in bends]
+    return found
+
+
+def _power(left: Array) -> float:
+    return float(left @ left)
+
+
+def _left(design: Array, y: Array) -> Array:
+    """What the fit leaves, its last column not being used if that would go down."""
+    fit = np.linalg.lstsq(design, y, rcond=None)[0]
+    if fit[-1] < 0.0:
+        design = design[:, :-1]
+        fit = np.linalg.lstsq(design, y, rcond=None)[0]
+    return np.asarray(y - design @ fit)
+
+
+def _correlation(left: Array, noise: float) -> float:
+    """Of neighbouring residuals, between 0 and a limit; what is rounding beside the noise is 0."""
+    power = _power(left)
+    if len(left) < _MIN_NOISE_POINTS or power <= len(left) * (1e-3 * noise) ** 2:
+        return 0.0
+    rho = float(left[1:] @ left[:-1]) / power + 1.0 / len(left)
+    return min(max(rho, 0.0), _MOST_CORRELATED)
 
 
 # ------------------------------------------------------------------ what the learning rate leaves

@@ -30,6 +30,9 @@ _LESS_SCORE, _FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 1.5, 10, 0.5, 1.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
+#: Such growth is steady if no bend, at any of these parts of its time, makes it so many times
+#: steeper; that takes so many snapshots to tell.
+_STEEPER, _BENDS, _FEWEST_EVEN = 2.0, (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 8
 #: The snapshot before the last bears out this part of the growth.
 _BORNE_OUT = 0.5
 #: Noise of a single snapshot's logarithm before any is seen, and the snapshots it is worth.
@@ -120,14 +123,16 @@ def grown(
     return sorted(found, key=lambda growth: -growth.score)
 
 
-def multiplied(values: Array, ratio: float) -> list[Candidate]:
+def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
     """The take-off that went so far that it is one, however evenly, if decay is a cause of it.
 
-    Its score is in units of the noise.
+    It is steady where its way from the floor has no bend. Its score is in units of the noise.
     """
     if len(values) < RISE.min_past + 2 or values.min() <= 0.0:
         return []
-    floor = float(median_of_three(values)[:-2].min())
+    smooth = median_of_three(values)
+    lowest = int(smooth[:-2].argmin())
+    floor = float(smooth[lowest])
     at_floor = np.flatnonzero(values[:-2] <= _NEAR_FLOOR * floor)
     if values[-2:].min() < ratio**_TIMES_EVEN * floor or not len(at_floor):
         return []
@@ -136,8 +141,33 @@ def multiplied(values: Array, ratio: float) -> list[Candidate]:
     excess = math.log(values[-1] / floor)
     if excess < RISE.noise_factor * noise:
         return []
+    split, score = len(values) - past, excess / noise
+    first = int(np.argmax(np.log(smooth) <= math.log(floor) + _AT_FLOOR * noise))
+    if _is_even(steps[first:], values[first:]):
+        return [Candidate("up", split, lowest, excess, score, noise, 0.0, "steady", floor)]
     start = past - RISE.min_past  # before it lies what is no part of this growth
-    return [Candidate("up", len(values) - past, start, excess, excess / noise, noise, 0.0)]
+    return [Candidate("up", split, start, excess, score, noise, 0.0)]
+
+
+def _is_even(steps: Array, values: Array) -> bool:
+    """Whether no bend makes the growth much steeper, in the values or in their logarithm."""
+    if len(values) < _FEWEST_EVEN:
+        return False
+    x = (steps - steps[0]) / (steps[-1] - steps[0])
+    return any(_steepening(x, y) < _STEEPER for y in (values, np.log(values)))
+
+
+def _steepening(x: Array, y: Array) -> float:
+    """How many times steeper a series is after the bend that fits it best than before it."""
+    best, found = math.inf, 1.0
+    for place in _BENDS:
+        design = np.stack([np.ones_like(x), x, np.maximum(x - place, 0.0)], axis=1)
+        fit = np.linalg.lstsq(design, y, rcond=None)[0]
+        error = float(np.square(y - design @ fit).sum())
+        if error < best:
+            before, after = float(fit[1]), float(fit[1] + fit[2])
+            best, found = error, after / before if before > 0.0 else math.inf
+    return found
 
 
 def _at_split(
