@@ -8,9 +8,9 @@ BIN    := $(VENV)/bin
 # one process of tests a core; a range of tests goes to each, and who is done takes from the other
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 # in this order; those that are there
-PAPER := layers patterns finetuned_curve lottery_ticket vision decoder
+PAPER := layers patterns finetuned_curve lottery_ticket vision decoder data_volume
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
-	benchmarks/ranks.py
+	benchmarks/ranks.py benchmarks/masks.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

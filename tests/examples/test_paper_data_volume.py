@@ -6,26 +6,31 @@ import itertools
 import json
 import math
 import statistics
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import data_volume
 import numpy as np
 import pytest
 import torch
 from contracts import fake_run
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
+
+import data_volume
 from data_volume import (
     VolumeRun,
     chance_of_gap,
+    chance_of_trend,
     conclusion,
-    gap,
     mean_and_spread,
     read_run,
+    rows,
     share_of,
-    table,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 # ------------------------------------------------------------------ shares of a text
 
@@ -51,23 +56,18 @@ def test_a_share_out_of_range_is_refused(fraction):
 
 # ------------------------------------------------------------------ the command
 
-TINY = (
-    "--layers 1 --hidden 16 --heads 2 --ffn 64 --sequence 16 --batch 8 --held-out 16 --warmup 10 "
-    "--lr 0.01 --decay 3"
-)
 
-
-def _main(folder: Path, *arguments: object, pretraining: str = TINY) -> int:
+def _main(folder: Path, *arguments: object, pretraining: Sequence[str] = ()) -> int:
     text = folder / "text.txt"
     text.write_text("To be, or not to be: that is the question. " * 1_000)
-    words = ["--logdir", folder, "--steps", 12, "--every", 4, *arguments, "--pretraining"]
-    return data_volume.main([*map(str, words), *pretraining.split(), "--text", str(text)])
+    words = ["--small", "--out", folder, *arguments, "--pretraining", "--text", text, *pretraining]
+    return data_volume.main(list(map(str, words)))
 
 
 def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsys):
     assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0) == 0
     first = capsys.readouterr().out
-    assert first.count(": done\n") == 2
+    assert first.count(": done") == 2
     assert "Nothing follows: it takes two shares of the text and two seeds" in first
     folders = ["text-100-seed-0", "text-50-seed-0"]
     hashes = set()
@@ -82,22 +82,20 @@ def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsy
     assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0, 1) == 0
     second = capsys.readouterr().out
     assert second.count("finished before") == 2  # and two new ones
-    assert second.count("\n| 100% |") == second.count("\n| 50% |") == 2
+    assert second.count("\n| 100% ") == second.count("\n| 50% ") == 2
     assert "near zero at the end: the means of the shares lie up to" in second
     assert (tmp_path / folders[0] / "checkpoint.pt").stat().st_mtime_ns == written
     assert (tmp_path / "data_volume.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_cannot_be_used_is_refused_by_name(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
+def test_what_cannot_be_used_is_refused_by_name(tmp_path):
+    with pytest.raises(SystemExit, match=r"Expected `--fractions` in \(0, 1\], got 1.5"):
         _main(tmp_path, "--fractions", 1.5, "--seeds", 0)
-    assert stop.value.code == 2
-    assert "Expected `--fractions` in (0, 1], got 1.5" in capsys.readouterr().err
 
 
 def test_what_cannot_be_trained_stops_with_its_reason(tmp_path):
     with pytest.raises(SystemExit, match="The loss is nan"):
-        _main(tmp_path, "--fractions", 1.0, pretraining=f"{TINY} --lr 1e30 --warmup 0")
+        _main(tmp_path, "--fractions", 1.0, pretraining=["--lr", "1e30", "--warmup", "0"])
 
 
 # ------------------------------------------------------------------ whether groups differ
@@ -113,16 +111,22 @@ def test_mean_and_spread_against_numpy(values):
     assert spread == pytest.approx(expected, abs=1e-9)
 
 
-def _exact(groups):
-    """Every deal of the pooled values to groups of these sizes."""
+def _deals(groups):
+    """Every deal of the pooled values to groups of these sizes, the one at hand first."""
     pooled = [x for values in groups.values() for x in values]
-    sizes = [len(values) for values in groups.values()]
-    ends = [0, *itertools.accumulate(sizes)]
-    gaps = []
+    ends = [0, *itertools.accumulate(len(values) for values in groups.values())]
     for deal in itertools.permutations(pooled):
-        means = [statistics.fmean(deal[i:j]) for i, j in itertools.pairwise(ends)]
-        gaps.append(max(means) - min(means) >= gap(groups) - 1e-9)
-    return statistics.fmean(gaps)
+        yield [deal[i:j] for i, j in itertools.pairwise(ends)]
+
+
+def _share_as_large(statistic, groups):
+    found = [statistic(parts) for parts in _deals(groups)]
+    return statistics.fmean(x >= found[0] - 1e-9 for x in found)
+
+
+def _gap_of(parts):
+    means = [statistics.fmean(part) for part in parts]
+    return max(means) - min(means)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +138,34 @@ def _exact(groups):
         {"a": [1.0, 3.0], "b": [2.0, 2.5], "c": [1.5, 2.6]},
     ],
 )
-def test_random_deals_against_all_deals(groups):
-    assert chance_of_gap(groups) == pytest.approx(_exact(groups), abs=0.02)
+def test_chances_are_those_of_all_deals(groups):
+    assert chance_of_gap(groups) == pytest.approx(_share_as_large(_gap_of, groups), abs=1e-9)
+    at = [0.2, 0.6, 1.0][: len(groups)]
+
+    def slope(parts):
+        points = [(x, y) for x, part in zip(at, parts, strict=True) for y in part]
+        return abs(np.polyfit(*zip(*points, strict=True), 1)[0])
+
+    expected = _share_as_large(slope, groups)
+    assert chance_of_trend(groups, at) == pytest.approx(expected, abs=1e-9)
 
 
 def test_equal_runs_lie_as_far_apart_in_every_deal():
-    assert chance_of_gap({"a": [0.1, 0.1], "b": [0.1, 0.1]}) == 1.0
+    equal = {"a": [0.1, 0.1], "b": [0.1, 0.1]}
+    assert chance_of_gap(equal) == chance_of_trend(equal, [1.0, 0.2]) == 1.0
 
 
 def test_three_shares_of_three_seeds_can_be_told_apart():
     far = {"a": [1.0, 1.1, 1.2], "b": [2.0, 2.1, 2.2], "c": [3.0, 3.1, 3.2]}
-    assert chance_of_gap(far) < 0.05 / 4
+    # six of 1,680 deals lie as far apart, two rise or fall so steadily
+    assert chance_of_gap(far) == pytest.approx(6 / 1680)
+    assert chance_of_trend(far, [1.0, 0.6, 0.2]) == pytest.approx(2 / 1680)
+
+
+def test_a_share_between_the_others_that_differs_is_no_trend():
+    hill = {"a": [1.0, 1.1, 1.2], "b": [3.0, 3.1, 3.2], "c": [1.0, 1.1, 1.2]}
+    assert chance_of_gap(hill) < 0.05
+    assert chance_of_trend(hill, [1.0, 0.6, 0.2]) > 0.5
 
 
 # ------------------------------------------------------------------ table and conclusion
@@ -195,25 +216,20 @@ def test_a_run_without_event_or_doubling(tmp_path):
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1)), [])
     run = read_run(tmp_path, 1.0, 0)
     assert all(math.isnan(x) for x in (run.doubled, run.began, run.began_clock, *run.essential))
-    row = table([run]).splitlines()[2]
-    assert row.count("never") == 2
-    assert "not informative" in row
+    assert rows([run])[0][3:] == ("never", "never", "not informative")
 
 
 def test_the_table_has_each_run_and_each_share():
-    lines = table([_run(1.0, 0, 0.30), _run(1.0, 1, 0.34), _run(0.2, 0, 0.1)]).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[2] == [
-        "100%", "0", "0.300", "1000 (3.00)", "900 (2.70)", "0.500 [0.400, 0.600]"
-    ]  # fmt: skip
-    assert cells[5][:3] == ["**100%**", "mean ± sd", "0.320 ± 0.028"]
-    assert cells[6][:3] == ["**20%**", "mean ± sd", "0.100 ± 0.000"]
-    assert len({len(row) for row in cells}) == 1
+    found = rows([_run(1.0, 0, 0.30), _run(1.0, 1, 0.34), _run(0.2, 0, 0.1)])
+    assert found[0] == ("100%", "0", "0.300", "1000 (3.00)", "900 (2.70)", "0.500 [0.400, 0.600]")
+    assert found[3][:3] == ("**100%**", "mean ± sd", "0.320 ± 0.028")
+    assert found[4][:3] == ("**20%**", "mean ± sd", "0.100 ± 0.000")
+    assert {len(row) for row in found} == {len(data_volume.HEAD)}
 
 
 def test_a_measure_that_some_runs_lack_says_how_many_have_it():
     runs = [_run(1.0, 0, 0.3), _run(1.0, 1, 0.3, began=math.nan)]
-    assert "900 ± 0 (1 of 2)" in table(runs)
+    assert rows(runs)[-1][4] == "900 ± 0 (1 of 2)"
     runs += [_run(0.2, 0, 0.3), _run(0.2, 1, 0.3)]
     assert "event began at step: some runs have none" in conclusion(runs)
 
@@ -221,15 +237,17 @@ def test_a_measure_that_some_runs_lack_says_how_many_have_it():
 def test_shares_that_differ_less_than_seeds():
     told = conclusion(_runs({1.0: 0.300, 0.6: 0.302, 0.2: 0.298}))
     assert "within the spread of the seeds" in told
+    assert "There is no steady trend." in told
     assert 'sparser" is not seen' in told
 
 
-@pytest.mark.parametrize(("most", "words"), [(0.5, "more"), (0.1, "fewer")])
+@pytest.mark.parametrize(("most", "words"), [(0.5, "rises"), (0.1, "falls")])
 def test_shares_that_differ_more_than_seeds(most, words):
     told = conclusion(_runs({1.0: most, 0.6: 0.3, 0.2: 0.6 - most}))
     assert "The shares differ by more than the seeds do in: near zero at the end (limit" in told
-    assert f"With 100% of the text {words} weights end near zero than with 20%." in told
-    assert ('sparser" is seen' in told) == (words == "more")
+    assert f"With more text near zero at the end {words}." in told
+    assert f"changes by {'+' if most > 0.3 else '-'}0.0500 with each tenth" in told
+    assert ('sparser" is seen' in told) == (words == "rises")
 
 
 def test_one_seed_or_one_share_says_nothing():

@@ -1,16 +1,17 @@
-r"""Does more text make a model sparser? The paper's data-volume experiment, in small.
+r"""Does more text make a model sparser? The paper's data-volume experiment (figure 8), in small.
 
-    python benchmarks/data_volume.py
+    python examples/paper/data_volume.py
 
 pretrains the small BERT of the demo on 100, 60 and 20 % of the text, over three seeds, each run
 under watch: nine runs of one to two minutes on one CPU core. Then it prints what each run showed,
 the mean and the spread over the seeds for each share, and what follows: whether the shares differ
-by more than the seeds do. docs/data_volume.md has what came out.
+by more than the seeds do, and whether a measure rises or falls with the share.
+docs/data_volume.md has what came out.
 
 The paper (arXiv:2306.03805, Figure 8) reports for BERT-base, with one run per share, that more
 data makes the model sparser, and earlier so. This is a small model with strong weight decay;
-whatever it shows does not carry over. What follows ``--pretraining`` goes to the example, so that
-the same experiment can be done with a model of any size.
+whatever it shows does not carry over. What follows ``--pretraining`` goes to
+examples/pretrain_bert.py, so that the same experiment can be done with a model of any size.
 
 Finished runs are skipped and one that was killed goes on. Other ``--seeds`` and ``--fractions``
 add runs to those that are there.
@@ -30,19 +31,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
+from common import arguments, begin, load, table
 from matplotlib.figure import Figure
+from scipy.stats import permutation_test
+from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other examples
 
-from milestones import NEAR_ZERO, find_takeoff
-from pretrain_bert import Pretraining, parser, take_up, train
+from pretrain_bert import NEAR_ZERO, Pretraining, parser, take_up, train
 
 import sparsitywatch as sw
 
-__all__ = ["chance_of_gap", "conclusion", "gap", "main", "read_run", "share_of", "table"]
-
-#: All measures together take a difference for real that is chance this often.
+#: All tests together take a difference for real that is chance this often.
 FALSE_ALARMS = 0.05
 PIECE = 1024  # tokens
 DEALS = 9_999
@@ -117,20 +117,19 @@ def read_run(logdir: Path, fraction: float, seed: int) -> VolumeRun:
     """A run from its log."""
     run = sw.load(logdir)
     last = run.records[-1]
-    takeoff, estimate = find_takeoff(run.records), last.essential_sparsity
-    doubled = takeoff.doubling_step if takeoff else None
-    doubled_clock = takeoff.decay_clock if takeoff else None
+    estimate = last.essential_sparsity
     rise = next((float(event.onset_step) for event in run.events if _is_rise(event)), math.nan)
     steps, near_zero = run.series(f"near_zero/{NEAR_ZERO}")
     clock = run.series("motion/decay_clock")
+    doubled = doubling_step(steps, near_zero)
     measured = VolumeRun(
         fraction=fraction,
         seed=seed,
         near_zero=last.near_zero[NEAR_ZERO],
-        doubled=math.nan if doubled is None else float(doubled),
-        doubled_clock=math.nan if doubled_clock is None else doubled_clock,
+        doubled=doubled,
+        doubled_clock=_at(doubled, *clock),
         began=rise,
-        began_clock=math.nan if math.isnan(rise) else float(np.interp(rise, *clock)),
+        began_clock=_at(rise, *clock),
         steps=steps.tolist(),
         series=near_zero.tolist(),
         proxy_hash=last.provenance.proxy_hash,
@@ -138,6 +137,21 @@ def read_run(logdir: Path, fraction: float, seed: int) -> VolumeRun:
     if estimate is None or not estimate.informative:
         return measured
     return replace(measured, essential=(estimate.value, estimate.low, estimate.high))
+
+
+def doubling_step(steps: np.ndarray, values: np.ndarray) -> float:
+    """The step [K] at which values [K] first exceed twice their lowest after it; NaN if never.
+
+    >>> doubling_step(np.array([0, 50, 100, 150]), np.array([0.3, 0.1, 0.2, 0.21]))
+    150.0
+    """
+    lowest = int(np.argmin(values))
+    above = np.flatnonzero(values[lowest:] > 2 * values[lowest])
+    return float(steps[lowest + above[0]]) if len(above) else math.nan
+
+
+def _at(step: float, steps: np.ndarray, values: np.ndarray) -> float:
+    return math.nan if math.isnan(step) else float(np.interp(step, steps, values))
 
 
 def _is_rise(event: sw.Event) -> bool:
@@ -171,39 +185,55 @@ def gap(groups: Mapping[str, Sequence[float]]) -> float:
 def chance_of_gap(groups: Mapping[str, Sequence[float]]) -> float:
     """How often runs dealt to the groups at random would lie as far apart as these do.
 
-    A permutation test of the ``gap``, by 9,999 random deals with a fixed seed: the share of
-    them with a gap at least as large, the deal at hand counted in.
+    A permutation test of the ``gap``: by all deals where there are fewer than 10,000, else by so
+    many of them at random, with a fixed seed.
 
     Args:
         groups: values by group, at least one each.
-
-    Reference: Phipson and Smyth 2010, "Permutation p-values should never be zero".
     """
-    rng = np.random.default_rng(0)
-    pooled = np.concatenate([np.asarray(values, dtype=float) for values in groups.values()])
-    ends = np.cumsum([len(values) for values in groups.values()])[:-1]
-    deals = rng.permuted(np.tile(pooled, (DEALS, 1)), axis=1)
-    means = np.stack([part.mean(axis=1) for part in np.split(deals, ends, axis=1)])
-    slack = 1e-9 * (1.0 + np.abs(pooled).max())  # the same means in another order
-    as_large = int(np.sum(np.ptp(means, axis=0) >= gap(groups) - slack))
-    return (as_large + 1) / (DEALS + 1)
+    return _chance(lambda *parts: gap(dict(zip(groups, parts, strict=True))), groups)
 
 
-def table(runs: Sequence[VolumeRun]) -> str:
-    """One line a run, then mean and standard deviation for each share of the text (Markdown)."""
-    head = (
-        "text", "seed", "near zero at the end", "doubled at step (decay clock)",
-        "event began at step (decay clock)", "essential sparsity at the end",
+def chance_of_trend(groups: Mapping[str, Sequence[float]], at: Sequence[float]) -> float:
+    """How often runs dealt to the groups at random would rise or fall as steadily as these do.
+
+    A permutation test, two-sided, of the slope of a straight line through all values.
+
+    Args:
+        groups: values by group, at least one each.
+        at: where each group stands, in their order: its share of the text.
+    """
+    shares = [x for x, values in zip(at, groups.values(), strict=True) for _ in values]
+    weights = np.array(shares) - np.mean(shares)
+    return _chance(lambda *parts: abs(float(weights @ np.concatenate(parts))), groups)
+
+
+def _chance(statistic: Callable[..., float], groups: Mapping[str, Sequence[float]]) -> float:
+    """That of a statistic at least as large, if runs are dealt to the groups at random."""
+    found = permutation_test(
+        [np.asarray(values, dtype=float) for values in groups.values()],
+        statistic, vectorized=False, n_resamples=DEALS, alternative="greater",
+        random_state=np.random.default_rng(0),
     )  # fmt: skip
-    rows: list[tuple[str, ...]] = [head, ("---", *["---:"] * (len(head) - 1))]
-    rows += [_row(run) for run in runs]
+    return float(found.pvalue)
+
+
+HEAD = (
+    "text", "seed", "near zero at the end", "doubled at step (decay clock)",
+    "event began at step (decay clock)", "essential sparsity at the end",
+)  # fmt: skip
+
+
+def rows(runs: Sequence[VolumeRun]) -> list[tuple[str, ...]]:
+    """Of the table: one a run, then mean and standard deviation for each share of the text."""
+    found = [_row(run) for run in runs]
     for group in dict.fromkeys(run.group for run in runs):
         members = [run for run in runs if run.group == group]
         cells = [
             _mean_cell([value(run) for run in members], digits) for _, value, digits in MEASURES
         ]
-        rows.append((f"**{group}**", "mean ± sd", *cells))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        found.append((f"**{group}**", "mean ± sd", *cells))
+    return found
 
 
 def _row(run: VolumeRun) -> tuple[str, ...]:
@@ -225,44 +255,40 @@ def _mean_cell(values: Sequence[float], digits: int) -> str:
 
 def conclusion(runs: Sequence[VolumeRun]) -> str:
     """What can be said from these runs, and what cannot; computed, not judged by eye."""
-    groups = list(dict.fromkeys(run.group for run in runs))
-    sizes = {group: sum(run.group == group for run in runs) for group in groups}
-    if len(groups) < 2 or min(sizes.values()) < 2:
+    shares = list(dict.fromkeys(run.fraction for run in runs))
+    sizes = [sum(run.fraction == share for run in runs) for share in shares]
+    if len(shares) < 2 or min(sizes) < 2:
         return "Nothing follows: it takes two shares of the text and two seeds or more of each."
-    lines, real = [], []
+    lines, apart, trend = [], [], []
+    limit = FALSE_ALARMS / (2 * len(MEASURES))
     for name, value, digits in MEASURES:
-        values = {g: [value(run) for run in runs if run.group == g] for g in groups}
+        values = {f"{x:.0%}": [value(run) for run in runs if run.fraction == x] for x in shares}
         if not all(math.isfinite(x) for group in values.values() for x in group):
             lines.append(f"- {name}: some runs have none, so it is not compared.")
             continue
-        chance = chance_of_gap(values)
+        chance, steady = chance_of_gap(values), chance_of_trend(values, shares)
         spread = math.sqrt(sum(mean_and_spread(x)[1] ** 2 for x in values.values()) / len(values))
+        means = [statistics.fmean(of_share) for of_share in values.values()]
+        slope = 0.1 * float(np.polyfit(shares, means, 1)[0])
         lines.append(
             f"- {name}: the means of the shares lie up to {gap(values):.{digits}f} apart; seeds "
             f"spread by {spread:.{digits}f} (sd). Runs dealt to the shares at random lie as far "
-            f"apart in {chance:.1%} of all deals."
+            f"apart in {chance:.1%} of all deals. It changes by {slope:+.{digits + 1}f} with each "
+            f"tenth of the text, in as steady a way in {steady:.1%} of all deals."
         )
-        if chance <= FALSE_ALARMS / len(MEASURES):
-            real.append(name)
-    return "\n".join([*lines, "", _verdict(runs, real)])
+        apart += [name] if chance <= limit else []
+        trend += [f"{name} {'rises' if slope > 0 else 'falls'}"] if steady <= limit else []
+    return "\n".join([*lines, "", _verdict(apart, trend, limit)])
 
 
-def _verdict(runs: Sequence[VolumeRun], real: Sequence[str]) -> str:
-    most, least = (pick(run.fraction for run in runs) for pick in (max, min))
-    means = {
-        share: mean_and_spread([run.near_zero for run in runs if run.fraction == share])[0]
-        for share in (most, least)
-    }
-    limit = f"(limit: {FALSE_ALARMS / len(MEASURES):.2%} for each of {len(MEASURES)} measures)"
-    if not real:
-        told = f"The differences between the shares are within the spread of the seeds {limit}."
+def _verdict(apart: Sequence[str], trend: Sequence[str], limit: float) -> str:
+    words = f"(limit: {limit:.2%} for each of {2 * len(MEASURES)} tests)"
+    if apart:
+        told = f"The shares differ by more than the seeds do in: {', '.join(apart)} {words}."
     else:
-        told = f"The shares differ by more than the seeds do in: {', '.join(real)} {limit}."
-    is_sparser = means[most] > means[least]
-    if "near zero at the end" in real:
-        more = "more" if is_sparser else "fewer"
-        told += f" With {most:.0%} of the text {more} weights end near zero than with {least:.0%}."
-    seen = is_sparser and "near zero at the end" in real
+        told = f"The differences between the shares are within the spread of the seeds {words}."
+    told += f" With more text {' and '.join(trend)}." if trend else " There is no steady trend."
+    seen = f"{MEASURES[0][0]} rises" in trend
     return told + f' "More data, sparser" is {"" if seen else "not "}seen here.'
 
 
@@ -280,31 +306,57 @@ def draw(runs: Sequence[VolumeRun], path: Path) -> None:
     shown = dict(zip(labels, handles, strict=True))
     axes.legend(shown.values(), shown.keys(), frameon=False)
     axes.set(xlabel="optimizer step", ylabel="near zero: |w| ≤ 0.1 × first RMS", ylim=(0, None))
-    figure.savefig(path)
+    figure.savefig(path, dpi=110)
 
 
 # ---------------------------------------------------------------- the experiment
 
 
-def _arguments() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
-        description="The data-volume experiment: a small BERT on shares of the text.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    out.add_argument("--fractions", type=float, nargs="+", default=(1.0, 0.6, 0.2), metavar="SHARE")
-    out.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
-    out.add_argument("--steps", type=int, default=1600)
-    out.add_argument("--every", type=int, default=50, help="steps between two snapshots")
-    out.add_argument("--logdir", type=Path, default=Path("runs/data-volume"))
-    out.add_argument(
+TINY = [
+    "--layers",
+    "1",
+    "--hidden",
+    "16",
+    "--heads",
+    "2",
+    "--ffn",
+    "64",
+    "--sequence",
+    "16",
+    "--batch",
+    "8",
+    "--held-out",
+    "16",
+    "--warmup",
+    "10",
+    "--lr",
+    "0.01",
+    "--decay",
+    "3",
+]
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    out = arguments("data_volume", __doc__ or "")
+    out.set_defaults(threads=1)
+    add = out.add_argument
+    add("--fractions", type=float, nargs="+", default=(1.0, 0.6, 0.2), metavar="SHARE")
+    add("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
+    add("--steps", type=int, default=1600)
+    add("--every", type=int, default=50, help="steps between two snapshots")
+    add(
         "--pretraining", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT",
         help="all that follows goes to examples/pretrain_bert.py",
     )  # fmt: skip
-    return out
+    args = out.parse_args(argv)
+    if args.small:
+        args.steps, args.every, args.pretraining = 12, 4, [*TINY, *args.pretraining]
+    return args
 
 
 def _folder(args: argparse.Namespace, fraction: float, seed: int) -> Path:
-    return Path(args.logdir) / f"text-{round(100 * fraction)}-seed-{seed}"
+    return Path(args.out) / f"text-{round(100 * fraction)}-seed-{seed}"
 
 
 def finish(args: argparse.Namespace, fraction: float, seed: int) -> str:
@@ -329,36 +381,25 @@ def finish(args: argparse.Namespace, fraction: float, seed: int) -> str:
     return "done"
 
 
-def report(args: argparse.Namespace) -> str:
-    """Table and conclusion; draws the picture, too.
-
-    Raises:
-        ValueError: the runs cannot be compared.
-    """
-    runs = [
-        read_run(_folder(args, fraction, seed), fraction, seed)
-        for fraction in sorted(args.fractions, reverse=True)
-        for seed in sorted(args.seeds)
-    ]
-    if len({run.proxy_hash for run in runs}) > 1:
-        raise ValueError("Expected the same held-out text in all runs. Use another `--logdir`.")
-    picture = args.logdir / "data_volume.png"
-    draw(runs, picture)
-    return f"\n{table(runs)}\n\n{conclusion(runs)}\n\nLook at {picture}"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    arguments = _arguments()
-    args = arguments.parse_args(argv)
-    torch.set_num_threads(1)
+    args = parsed(argv)
+    begin(args)
+    wanted = list(itertools.product(args.seeds, sorted(args.fractions, reverse=True)))
     try:
-        for seed, fraction in itertools.product(args.seeds, args.fractions):
+        for seed, fraction in (bar := tqdm(wanted, unit="run", disable=None)):
             done = finish(args, fraction, seed)
-            print(f"{fraction:.0%} of the text, seed {seed}: {done}", flush=True)
-        print(report(args))
+            bar.write(f"{fraction:.0%} of the text, seed {seed}: {done}")
     except (ValueError, OSError) as error:
-        arguments.error(str(error))
+        sys.exit(str(error))
+    runs = [read_run(_folder(args, share, seed), share, seed) for seed, share in wanted]
+    if len({run.proxy_hash for run in runs}) > 1:
+        sys.exit("Expected the same held-out text in all runs, got others. Use another `--out`.")
+    runs.sort(key=lambda run: (-run.fraction, run.seed))
+    picture = args.out / "data_volume.png"
+    draw(runs, picture)
+    print("", table(HEAD, rows(runs)), "", conclusion(runs), "", sep="\n")
+    print(f"Look at {picture}. {load()}")
     return 0
 
 

@@ -1,0 +1,152 @@
+"""What the masks of patterns cost, beside what torch has for them.
+
+python benchmarks/masks.py [--small] [--save] [--repeats N] [--threads N]
+
+N:M and per-row masks are those of BERT-base's in-scope weights (72 matrices, 84.9 M), timed against
+one plain copy of the weights into warm buffers, and beside ``torch.ao.pruning``'s
+``WeightNormSparsifier``, which has N:M as blocks of four with two zeros. Wanda and SparseGPT are
+timed on a BERT of MiniLM's size (six blocks, 10.6 M weights in scope, random weights) with a proxy
+of 8 sequences of 128 tokens and a vocabulary so small that the head costs next to nothing: Wanda
+against the forward passes of the proxy, both with everything that one mask needs, which are the
+inputs of the layers, the cut, and the pruned weights of all tensors. Times are medians of
+interleaved repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable
+
+import torch
+from overhead import batch_of, bert, loss_per_example
+from reporting import Goal, goal_rows, machine, medians_s, run
+from spectrum import make_weights, prepare_copy
+from torch import nn
+from torch.ao.pruning.sparsifier.weight_norm_sparsifier import WeightNormSparsifier
+
+import sparsitywatch as sw
+from sparsitywatch.pruning.criteria import input_axes, inputs_of
+from sparsitywatch.pruning.patterns import Pattern, Weights, as_pattern
+from sparsitywatch.weights.scope import Scope
+
+#: Of the proxy of Wanda and SparseGPT.
+BATCH, LENGTH = 8, 128
+VOCABULARY = 256
+ROWS = ("keep_1_of_2", "keep_2_of_4", "keep_1_of_4", "keep_4_of_8", "per_row")
+TORCH = "torch.ao.pruning.WeightNormSparsifier, 2 of 4"
+
+
+def prepare_masks(pattern: str, weights: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """Prune all weights into warm buffers, at a half or where the pattern is."""
+    known = Weights.of(weights)
+    (cut,) = as_pattern(pattern).cuts(known, [0.5])
+    buffers = {name: tensor.clone() for name, tensor in weights.items()}
+
+    def prune() -> None:
+        for name, tensor in weights.items():
+            cut.prune(name, tensor, out=buffers[name])
+
+    return prune
+
+
+def prepare_torch(weights: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """Two of four by torch: its masks alone."""
+    model = nn.ModuleDict()
+    for name, tensor in weights.items():
+        model[name.replace(".", "_")] = layer = nn.Linear(
+            tensor.shape[1], tensor.shape[0], bias=False
+        )
+        layer.weight.data = tensor
+    sparsifier = WeightNormSparsifier(
+        sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2
+    )
+    sparsifier.prepare(model, [{"tensor_fqn": f"{name}.weight"} for name in model])  # type: ignore[no-untyped-call]
+    return sparsifier.step
+
+
+def of_weights(num_layers: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians in seconds by dtype: a copy, each pattern, and torch's own in float32."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = make_weights(num_layers, dtype)
+        cases = {"copy": prepare_copy(weights)}
+        cases |= {pattern: prepare_masks(pattern, weights) for pattern in ROWS}
+        name = str(dtype).removeprefix("torch.")
+        found[name] = medians_s(cases, repeats)
+        if dtype is torch.float32:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it is to move elsewhere
+                found[name] |= medians_s({TORCH: prepare_torch(weights)}, min(repeats, 2))
+    return found
+
+
+def of_encoder(num_layers: int, repeats: int) -> dict[str, float]:
+    """Medians in seconds: the proxy's forward passes, a mask by Wanda, one by SparseGPT."""
+    model = bert(num_layers, 384, VOCABULARY).eval()
+    proxy = sw.Proxy([batch_of(BATCH, LENGTH, VOCABULARY)], loss_per_example)
+    weights = {name: p.detach() for name, p in Scope.of(model, "blocks").parameters(model).items()}
+    buffers = {name: tensor.clone() for name, tensor in weights.items()}
+
+    def forward() -> object:
+        with torch.no_grad():
+            return proxy.evaluate(model)
+
+    def mask(pattern: Pattern) -> None:
+        needs: str = pattern.needs_inputs  # type: ignore[attr-defined]
+        inputs = inputs_of(model, list(weights), forward, products=needs == "products")
+        axes = input_axes(model, list(weights))
+        (cut,) = pattern.cuts(Weights.of(weights, input_axes=axes, inputs=inputs), [0.5])
+        for name, tensor in weights.items():
+            cut.prune(name, tensor, out=buffers[name])
+
+    cases: dict[str, Callable[[], object]] = {
+        "forward": forward,
+        "wanda": lambda: mask(sw.Wanda()),
+    }
+    slow: dict[str, Callable[[], object]] = {"sparsegpt": lambda: mask(sw.SparseGPT())}
+    return medians_s(cases, repeats) | medians_s(slow, min(repeats, 2))
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """The tables, in Markdown."""
+    small = arguments.small
+    repeats = min(arguments.repeats, 3) if small else arguments.repeats
+    num_layers = 1 if small else 12
+    times = of_weights(num_layers, repeats)
+    encoder = of_encoder(1 if small else 6, repeats)
+    num_weights = num_layers * 7_077_888
+    lines = [
+        f"# Masks of patterns, {num_weights:,} weights in {6 * num_layers} matrices", "",
+        machine(torch.get_num_threads()), "",
+        "| all weights pruned | float32, ms | copies | bfloat16, ms | copies |",
+        "|---|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for case in ("copy", *ROWS, TORCH):
+        cells = []
+        for found in times.values():
+            if case in found:
+                cells += [f"{1e3 * found[case]:,.1f}", f"{found[case] / found['copy']:,.1f}"]
+            else:
+                cells += ["", ""]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    lines += [
+        "", f"| MiniLM's size, {BATCH} sequences of {LENGTH} tokens | ms | forward passes |",
+        "|---|---:|---:|",
+    ]  # fmt: skip
+    for case, seconds in encoder.items():
+        ratio = seconds / encoder["forward"]
+        lines.append(f"| {case} | {1e3 * seconds:,.1f} | {ratio:,.1f} |")
+    float32 = times["float32"]
+    worst = max(float32[case] for case in ROWS if case.startswith("keep"))
+    goals = [
+        Goal("N:M masks, the slowest, against a copy of the weights", 5, worst / float32["copy"]),
+        Goal("keep 2 of 4 against torch's sparsifier", 1, float32["keep_2_of_4"] / float32[TORCH]),
+        Goal("a Wanda mask against forward passes", 2, encoder["wanda"] / encoder["forward"]),
+        Goal("a SparseGPT mask", 60, encoder["sparsegpt"], unit=" s"),
+    ]
+    return "\n".join([*lines, "", *goal_rows(goals), ""])
+
+
+if __name__ == "__main__":
+    run("masks", __doc__.splitlines()[0], report)
