@@ -97,15 +97,49 @@ def smallest(scores: torch.Tensor, num: int) -> torch.Tensor:
     """The ``num`` smallest of each row, bool [R, C]; of equal ones those of lower index.
 
     Args:
-        scores: float [R, C]; NaN counts as larger than everything.
+        scores: float [R, C], none below zero; NaN counts as larger than everything.
+        num: at most C.
     """
     if num <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    if scores.device.type == "cpu":
+        return _smallest_on_cpu(scores, num)
     scores = torch.nan_to_num(scores, nan=math.inf, posinf=math.inf)
     limit = scores.kthvalue(num, dim=1, keepdim=True).values
     below, at = scores < limit, scores == limit
     missing = num - below.sum(1, keepdim=True)
     return below | (at & (at.cumsum(1) <= missing))
+
+
+def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
+    """The same by numpy's partition, some four times as fast as torch's kthvalue."""
+    words = scores.contiguous().view(_WORDS[scores.dtype.itemsize])
+    goes = torch.empty(scores.shape, dtype=torch.bool, device="cpu")
+
+    def choose(part: tuple[torch.Tensor, torch.Tensor]) -> None:
+        rows, chosen = (tensor.numpy() for tensor in part)
+        sizes = _sizes(rows)
+        limit = np.partition(sizes, num - 1, axis=1)[:, num - 1 : num]
+        np.less_equal(sizes, limit, out=chosen)
+        tied = np.flatnonzero(np.count_nonzero(chosen, axis=1) > num)
+        if len(tied):
+            below, at = sizes[tied] < limit[tied], sizes[tied] == limit[tied]
+            missing = num - below.sum(1, keepdims=True)
+            chosen[tied] = below | (at & (at.cumsum(1) <= missing))
+
+    size = max(1, _AT_ONCE // max(1, scores.shape[1]))
+    parts = list(zip(torch.split(words, size), torch.split(goes, size), strict=True))
+    share_out(choose, parts, torch.get_num_threads())
+    return goes
+
+
+#: Signed integers of the width of a weight.
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _sizes(words: Any) -> Any:
+    """Magnitudes as integers, of torch or numpy: in the same order, and NaN beyond all."""
+    return words & ((1 << (8 * words.itemsize - 1)) - 1)
 
 
 @dataclass(frozen=True)
@@ -229,29 +263,48 @@ class KeepNM:
         return cuts
 
 
-#: Signed integers of the width of a weight.
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _ranks(lanes: list[Any]) -> list[Any]:
+def _ranks(lanes: list[torch.Tensor]) -> list[torch.Tensor]:
     """How many of its group each weight exceeds, int8, for each place in a group.
 
     Args:
-        lanes: the words of the weights at each place of their group, torch's or numpy's.
+        lanes: the words of the weights at each place of their group.
     """
-    bits = 8 * lanes[0].itemsize - 1
-    # magnitudes as integers: in the same order, and NaN beyond all
-    sizes = [lane & ((1 << bits) - 1) for lane in lanes]
-    ranks = [sizes[0] < 0 for _ in sizes]
-    as_int8 = torch.int8 if isinstance(sizes[0], torch.Tensor) else np.int8
-    ranks = [rank.view(as_int8) for rank in ranks]
+    sizes = [_sizes(lane) for lane in lanes]
+    ranks = [torch.zeros_like(lane, dtype=torch.int8) for lane in lanes]
     for i in range(len(sizes)):
         for j in range(i):
-            first_is_larger = (sizes[j] > sizes[i]).view(as_int8)
+            first_is_larger = (sizes[j] > sizes[i]).view(torch.int8)
             ranks[j] += first_is_larger
             ranks[i] += 1
             ranks[i] -= first_is_larger
     return ranks
+
+
+#: Groups whose ranks, a byte each, make up one integer; so many of their weights at once.
+_PACKED, _PACKED_AT_ONCE = (2, 4, 8), 1 << 18
+
+
+def _kept(words: np.ndarray, keep: int, of: int) -> np.ndarray:
+    """Which words are among the ``keep`` largest of their group, bool [N]; of equal ones the last.
+
+    Each is compared with those after it, all words at once. A group's ranks are the bytes of one
+    integer: what one gains and another loses is that integer times a constant.
+
+    Args:
+        words: int [N], whole groups.
+        keep, of: of each group; ``of`` is 2, 4 or 8.
+    """
+    sizes, kept = _sizes(words), np.zeros(len(words), np.bool_)
+    larger = kept.view(f"<u{of}")
+    integer = larger.dtype.type
+    # were all alike, each would exceed those before it
+    ranks = np.full(len(larger), sum(place << 8 * place for place in range(of)), larger.dtype)
+    for apart in range(1, of):
+        np.greater(sizes[:-apart], sizes[apart:], out=kept[:-apart])
+        larger &= integer(sum(1 << 8 * place for place in range(of - apart)))
+        larger *= integer((1 - (1 << 8 * apart)) % (1 << 8 * of))
+        ranks += larger
+    return np.greater_equal(ranks.view(np.uint8), of - keep, out=kept)
 
 
 @dataclass(frozen=True)
@@ -266,15 +319,16 @@ class _GroupCut(SelectionCut):
         """Write ``weights`` without the removed ones to ``out``."""
         last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
         whole = last.shape[-1] // self.of * self.of
-        if not 0.0 < self.level < 1.0 or weights.device.type != "cpu" or not whole:
+        is_packed = self.of in _PACKED and weights.device.type == "cpu"
+        if not 0.0 < self.level < 1.0 or not is_packed or not whole:
             super().prune(name, weights, out)
             return
         words = _WORDS[weights.dtype.itemsize]
         rows = last[..., :whole].contiguous().view(words).view(-1)
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         pruned = into.view(words).view(-1) if is_in_place else torch.empty_like(rows)
-        size = _AT_ONCE // self.of * self.of
-        parts = list(zip(torch.split(rows, size), torch.split(pruned, size), strict=True))
+        pieces = (torch.split(tensor, _PACKED_AT_ONCE) for tensor in (rows, pruned))
+        parts = list(zip(*pieces, strict=True))
         share_out(self._prune_part, parts, torch.get_num_threads())
         if not is_in_place:
             into[..., :whole] = pruned.view(weights.dtype).view(*last.shape[:-1], whole)
@@ -282,11 +336,8 @@ class _GroupCut(SelectionCut):
 
     def _prune_part(self, part: tuple[torch.Tensor, torch.Tensor]) -> None:
         words, into = (tensor.numpy() for tensor in part)
-        lanes = [np.ascontiguousarray(words[place :: self.of]) for place in range(self.of)]
-        for place, rank in enumerate(_ranks(lanes)):
-            kept = (rank >= self.of - self.keep).view(np.int8)
-            # all bits set where it is kept; a removed weight is +0, were it infinite
-            into[place :: self.of] = lanes[place] & np.negative(kept).astype(words.dtype)
+        # as integers: a removed weight is +0, were it infinite
+        np.multiply(words, _kept(words, self.keep, self.of), out=into)
 
 
 # ------------------------------------------------------------------ at random

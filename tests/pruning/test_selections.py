@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,30 @@ def test_of_equal_weights_the_first_go_and_nan_stays() -> None:
     assert (out[0] == 0).tolist() == [True, True, False, False, False, True, False, True]
 
 
+@given(
+    st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (0, 8), (2, 5), (3, 16)]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    st.integers(1, 40),
+    st.integers(0, 2**31),
+)
+def test_of_any_width_the_largest_stay(groups: tuple, dtype: torch.dtype, num: int, seed: int):
+    """Against a stable sort of each group by numpy: ties, zeros of both signs, infinities."""
+    keep, of = groups
+    random = np.random.default_rng(seed)
+    some = np.array([-np.inf, -2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 3.0, np.inf])
+    weights = torch.tensor(random.choice(some, (1, num * of))).to(dtype)
+    (cut,) = KeepNM(keep, of).cuts(Weights.of({"w": weights}), [0.5])
+    out = torch.empty_like(weights)
+    cut.prune("w", weights, out)
+    values = weights.double().numpy().reshape(-1, of)
+    gone = np.argsort(np.abs(values), axis=1, kind="stable")[:, : of - keep]
+    expected = values.copy()
+    np.put_along_axis(expected, gone, 0.0, axis=1)
+    found = out.double().numpy().reshape(-1, of)
+    assert np.array_equal(found, expected)
+    assert not np.signbit(np.take_along_axis(found, gone, axis=1)).any()
+
+
 @pytest.mark.parametrize(("keep", "of"), [(4, 4), (5, 4), (-1, 4), (2.0, 4), (True, 4)])
 def test_what_is_no_n_of_m_is_refused(keep: object, of: object) -> None:
     with pytest.raises(ConfigurationError, match="keeps two of four"):
@@ -215,10 +241,24 @@ def test_the_smallest_of_each_row(num_rows: int, width: int, num: int, seed: int
     generator = np.random.default_rng(seed)
     scores = generator.integers(0, 5, (num_rows, width)).astype(np.float32)  # with ties
     num = min(num, width)
-    chosen = smallest(torch.from_numpy(scores), num).numpy()
-    expected = np.zeros_like(chosen)
+    expected = np.zeros(scores.shape, bool)
     np.put_along_axis(expected, np.argsort(scores, 1, kind="stable")[:, :num], True, 1)
-    assert np.array_equal(chosen, expected)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        chosen = smallest(torch.from_numpy(scores).to(dtype), num)
+        assert np.array_equal(chosen.numpy(), expected)
+
+
+def test_what_is_no_number_is_never_among_the_smallest() -> None:
+    scores = torch.tensor([[math.nan, 1.0, math.inf, 0.0]])
+    assert smallest(scores, 3).tolist() == [[False, True, True, True]]
+
+
+def test_many_rows_are_chosen_from_as_few_are() -> None:
+    torch.manual_seed(0)
+    scores = torch.rand(700, 300).bfloat16().float()  # more than one part, with ties
+    expected = torch.zeros_like(scores, dtype=torch.bool)
+    expected.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :100], value=True)
+    assert torch.equal(smallest(scores, 100), expected)
 
 
 def test_rows_of_experts_are_those_of_each_expert() -> None:
