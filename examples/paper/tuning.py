@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from common import (
     has_levelled_off,
     packed,
     unpacked,
-    whole_lines,
 )
 from texts import Classifier, Examples, Task, finetune, probe, right
 from torch.nn import functional as F  # noqa: N812
@@ -59,8 +57,10 @@ class Tuning:
         self.task, self.folder, self.steps, self.batch, self.lr = task, folder, steps, batch, lr
         self._make = make
         sizes = [len(task.train), len(task.held_out), task.train.ids.shape[1]]
-        settings = {"task": task.name, "sizes": sizes, "steps": steps, "batch": batch, "lr": lr}
-        self.results = Results(folder / "examples.jsonl", settings)
+        self.settings = {
+            "task": task.name, "sizes": sizes, "steps": steps, "batch": batch, "lr": lr
+        }  # fmt: skip
+        self.results = Results(folder / "examples.jsonl", self.settings)
         head = self.results.once("head", self._fitted)
         self._head = {name: torch.tensor(values) for name, values in head.items()}
         some: Examples = task.train[:calibration]
@@ -85,37 +85,33 @@ class Tuning:
         self, pattern: str, levels: Sequence[float], seeds: Sequence[int]
     ) -> sw.FinetunedCurve:
         """The curve of a pattern by ``sw.finetuned_curve``; the dense trainings are shared."""
-        log = self.folder / f"{pattern}.jsonl"
-        self._lend_dense(log, pattern, seeds)
+
+        def key_of(model: Classifier) -> str:
+            sparsity = share_of_zeros(model)
+            name = f"{pattern}/{sparsity:.4f}" if sparsity > 0.001 else "dense"
+            return f"{name}/{torch.initial_seed()}"
+
+        def train(model: Classifier) -> None:
+            if key_of(model) not in self.results:  # as the dense one of another pattern's curve
+                self.train(model)
 
         def evaluate(model: Classifier) -> float:
-            found = right(model, self.task.held_out)
-            sparsity, seed = share_of_zeros(model), torch.initial_seed()
-            name = f"{pattern}/{sparsity:.4f}" if sparsity > 0.001 else "dense"
-            self.results.add(f"{name}/{seed}", packed(found))
-            return float(found.mean())
+            found = self.results.once(
+                key_of(model), lambda: packed(right(model, self.task.held_out))
+            )
+            return float(unpacked(found).mean())
 
         return sw.finetuned_curve(
             self.make_model,
-            self.train,  # type: ignore[arg-type]
+            train,  # type: ignore[arg-type]
             evaluate,  # type: ignore[arg-type]
             levels,
             pattern,
             seeds,
             proxy=self._proxy,
-            log=log,
+            log=self.folder / f"{pattern}.jsonl",
+            settings=self.settings,
         )
-
-    def _lend_dense(self, log: Path, pattern: str, seeds: Sequence[int]) -> None:
-        """Tell a log of the dense trainings that another pattern's curve has made."""
-        lines = whole_lines(log) if log.exists() else []
-        there = [run["seed"] for run in map(json.loads, lines) if run["level"] == 0.0]
-        with log.open("a") as file:
-            for seed in seeds:
-                if seed not in there and f"dense/{seed}" in self.results:
-                    value = float(self.right("dense", 0.0, [seed]).mean())
-                    run = {"pattern": pattern, "seed": seed, "level": 0.0, "sparsity": 0.0}
-                    file.write(json.dumps({**run, "value": value}) + "\n")
 
     def right(self, pattern: str, level: float, seeds: Sequence[int]) -> np.ndarray:
         """Whether each held-out example is given its label, bool [S, N]; "dense" for the dense."""

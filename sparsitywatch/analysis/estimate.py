@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -94,7 +95,7 @@ def essential_sparsity(
     value = last = low = high = knee = sharpness = math.nan
     refusal = reason = _refusal(points, allowed)
     if not refusal:
-        critical = _critical_value(confidence, curve.num_examples)
+        critical = _critical_value(confidence, curve.num_examples, curve.freedom)
         value = _first_crossing(points.sparsity, points.harm, allowed)
         last = _last_crossing(points, allowed)
         low, high = _interval(points, allowed, critical, value)
@@ -285,19 +286,37 @@ def _slope(sparsity: Array, harm: Array, i: int) -> float:
     return float(sum(weights) / (weights[0] / before + weights[1] / after))
 
 
-def _critical_value(confidence: float, num_examples: int | None) -> float:
-    """Two-sided quantile of Student's t; of the normal if the number is unknown."""
+def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
+    """Two-sided quantile of Student's t; of the normal if its freedom is unknown."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    if num_examples is None:
+    if freedom is None:
         return z
-    if num_examples < _MIN_EXAMPLES:
+    if num_examples is not None and num_examples < _MIN_EXAMPLES:
         return math.nan
+    if freedom in _PROBABILITIES:
+        return math.sqrt(freedom) * math.tan(_angle(confidence, _PROBABILITIES[freedom]))
     # Abramowitz and Stegun 26.7.5
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    freedom = num_examples - 1
     return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+#: Probability that |t| stays below sqrt(freedom) times the tangent of an angle, exactly.
+_PROBABILITIES: dict[int, Callable[[float], float]] = {
+    1: lambda angle: 2 / math.pi * angle,
+    2: math.sin,
+    3: lambda angle: 2 / math.pi * (angle + math.sin(angle) * math.cos(angle)),
+}
+
+
+def _angle(wanted: float, probability: Callable[[float], float]) -> float:
+    """Where a rising probability is the wanted one, in (0, pi / 2)."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < wanted else (low, middle)
+    return low
 
 
 # ------------------------------------------------------------------ the knee

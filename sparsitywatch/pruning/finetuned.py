@@ -24,6 +24,7 @@ from sparsitywatch.errors import (
     MeasurementError,
     StateError,
     expect,
+    expect_mapping,
     expect_whole,
     listed,
 )
@@ -61,6 +62,11 @@ class FinetunedCurve(SparsityCurve):
     by_seed: tuple[tuple[float, ...], ...] = ()
     evaluation: str = "fine-tuned"
 
+    @property
+    def freedom(self) -> int | None:
+        """Degrees of freedom of the standard errors, which come from the seeds."""
+        return len(self.seeds) - 1 if len(self.seeds) > 1 else super().freedom
+
     def __repr__(self) -> str:
         num = len(self.seeds)
         return f"<FinetunedCurve over {num} seed{'s' if num != 1 else ''}, {super().__repr__()[1:]}"
@@ -78,6 +84,7 @@ def finetuned_curve(
     higher_is_better: bool = True,
     proxy: Proxy | None = None,
     log: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> FinetunedCurve:
     """Prune once at each level, train with the mask held fixed, evaluate; over several seeds.
 
@@ -96,7 +103,10 @@ def finetuned_curve(
         scope: as of ``Settings``: which weights are pruned.
         higher_is_better: False if ``evaluate`` gives a loss.
         proxy: whose batches give the inputs of the layers, for patterns that look at them.
-        log: a file of one line for each training; the same call goes on from what is there.
+        log: a file of one line for each training; the same call goes on from what is there, and
+            may add seeds. A log of another pattern, of other levels or settings is refused.
+        settings: what else the trainings depend on, such as ``{"steps": 100, "lr": 2e-5}``:
+            numbers, texts, lists and dicts of them. Only kept in ``log``, to tell it from others.
 
     Returns:
         The curve of the means over seeds. The standard errors are those of the differences to
@@ -104,7 +114,7 @@ def finetuned_curve(
 
     Raises:
         ConfigurationError: an argument cannot be used.
-        StateError: ``log`` is of other settings.
+        StateError: ``log`` is no such file, or one of other settings.
         MeasurementError: a removed weight was not zero after the training.
 
     Reference: Jaiswal et al. 2023, arXiv:2306.03805, sections 3 and 4 (figures 2 to 6).
@@ -117,8 +127,9 @@ def finetuned_curve(
     for index, seed in enumerate(seeds):
         expect_whole(f"seeds[{index}]", seed, 0)
     chosen = as_pattern(pattern)
-    runs = _Runs(None if log is None else Path(log), chosen.name)
     at = sorted({0.0, *map(float, levels)})
+    experiment = _experiment(chosen, scope, at, seeds, settings)
+    runs = _Runs(None if log is None else Path(log), experiment)
     with preserve_rng():
         for seed, level in tqdm([(s, x) for s in seeds for x in at], disable=None, unit="run"):
             if (seed, level) not in runs.found:
@@ -217,45 +228,98 @@ def _check_held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-class _Runs:
-    """The trainings that are done, by seed and level; in a file too."""
+def _experiment(
+    pattern: Pattern,
+    scope: ScopeLike,
+    levels: Sequence[float],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any] | None,
+) -> Any:
+    """What trainings are of, as it comes back from a file.
 
-    def __init__(self, file: Path | None, pattern: str) -> None:
-        self._file, self._pattern = file, pattern
+    Of a pattern its name, and whatever numbers and texts it was made with.
+    """
+    expect_mapping("settings", settings or {}, "numbers and texts by name")
+    made_with = {
+        name: value
+        for name, value in getattr(pattern, "__dict__", {}).items()
+        if isinstance(value, int | float | str) and not name.startswith("_")
+    }
+    found = {
+        "pattern": made_with | {"name": pattern.name},
+        "scope": "a function" if callable(scope) else scope,
+        "levels": levels,
+        "seeds": [int(seed) for seed in seeds],
+        "settings": dict(settings or {}),
+    }
+    try:
+        return json.loads(json.dumps(found))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"Expected `settings` to be numbers, texts, lists and dicts of them, got: {error}."
+        ) from error
+
+
+class _Runs:
+    """The trainings that are done, by seed and level; in a file too, under what they are of."""
+
+    def __init__(self, file: Path | None, begun: Mapping[str, Any]) -> None:
+        self._file = file
         self.found: dict[tuple[int, float], tuple[float, float]] = {}
-        if file is None or not file.exists():
+        if file is None:
             return
-        text = file.read_bytes()
+        text = file.read_bytes() if file.exists() else b""
         *lines, rest = text.split(b"\n")
         if rest:  # a kill came while it was written
             file.write_bytes(text[: len(text) - len(rest)])
-        for number, line in enumerate(lines, start=1):
-            try:
-                run = json.loads(line)
-                key, value = (run["seed"], run["level"]), (run["sparsity"], run["value"])
-                other = run["pattern"]
-            except (ValueError, LookupError, TypeError) as error:
-                raise StateError(
-                    f"Expected a training in line {number} of `log` {str(file)!r}, got {error!r}."
-                ) from error
-            if other != pattern:
-                raise StateError(
-                    f"Expected `log` of the pattern {pattern!r}, got one of {other!r} in "
-                    f"{str(file)!r}. Give each pattern a file of its own."
-                )
+        if not lines:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._write(begun)
+            return
+        self._check(self._read(1, lines[0], dict), begun)
+        for number, line in enumerate(lines[1:], start=2):
+            key, value = self._read(number, line, _run_of)
             self.found[key] = value
+
+    def _read(self, number: int, line: bytes, read: Callable[[Any], Any]) -> Any:
+        try:
+            return read(json.loads(line))
+        except (ValueError, LookupError, TypeError) as error:
+            what = "what it is of" if number == 1 else "a training"
+            raise StateError(
+                f"Expected {what} in line {number} of `log` {str(self._file)!r}, got {error!r}."
+            ) from error
+
+    def _check(self, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse to go on with anything else; seeds may be added."""
+        for name, given in now.items():
+            had = then.get(name)
+            if had == given:
+                continue
+            if name == "seeds" and isinstance(had, list) and set(had) <= set(given):
+                continue
+            raise StateError(
+                f"Expected `log` {str(self._file)!r} to be of `{name}` {given!r}, got one that was "
+                f"begun with {had!r}. Give it the same ones (seeds may be added), or each "
+                "experiment a file of its own."
+            )
 
     def add(self, seed: int, level: float, sparsity: float, value: float) -> None:
         self.found[seed, level] = sparsity, value
         _logger.info("sparsitywatch: seed %d, sparsity %.3f: %.6g", seed, sparsity, value)
-        if self._file is None:
-            return
-        line = {"pattern": self._pattern, "seed": seed, "level": level}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if self._file is not None:
+            self._write({"seed": seed, "level": level, "sparsity": sparsity, "value": value})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        assert self._file is not None  # noqa: S101 for the type checker
         with self._file.open("a") as file:
-            file.write(json.dumps({**line, "sparsity": sparsity, "value": value}) + "\n")
+            file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _run_of(line: Mapping[str, Any]) -> tuple[tuple[int, float], tuple[float, float]]:
+    return (line["seed"], line["level"]), (line["sparsity"], line["value"])
 
 
 def _curve(

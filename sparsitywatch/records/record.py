@@ -105,6 +105,11 @@ class SparsityCurve:
         )
 
     @property
+    def freedom(self) -> int | None:
+        """Degrees of freedom of the standard errors; None if they are not known."""
+        return None if self.num_examples is None else self.num_examples - 1
+
+    @property
     def dense(self) -> float:
         """The value of the model as it is; NaN without a point at sparsity 0."""
         return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)

@@ -147,14 +147,70 @@ def test_after_a_kill_it_goes_on_from_what_is_done(tmp_path: Path) -> None:
     assert not again.models
 
 
-def test_a_log_of_another_pattern_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"pattern": "random"}, r"to be of `pattern` .*'random'.* begun with .*'sparsegpt'"),
+        ({"pattern": sw.SparseGPT(block=4)}, r"to be of `pattern` .*'block': 4.*'block': 128"),
+        ({"levels": [0.5, 0.6]}, r"to be of `levels` \[0.0, 0.5, 0.6\], .* \[0.0, 0.5\]"),
+        ({"seeds": [1]}, r"to be of `seeds` \[1\], .* begun with \[0\]"),
+        ({"scope": ["2.weight"]}, "to be of `scope`"),
+        ({"settings": {"steps": 6}}, r"to be of `settings` \{'steps': 6\}, .* \{'steps': 3\}"),
+        ({"settings": None}, "to be of `settings`"),
+    ],
+)
+def test_a_log_of_another_experiment_is_refused(tmp_path: Path, other: dict, said: str) -> None:
     log = tmp_path / "runs.jsonl"
-    curve_of(Train(), [0.5], log=log)
-    with pytest.raises(StateError, match="of the pattern 'random', got one of 'global'"):
-        curve_of(Train(), [0.5], log=log, pattern="random")
+    proxy = sw.Proxy([(X, Y)], lambda m, b: m(b[0]).square().sum(1))
+    own = {"levels": [0.5], "pattern": "sparsegpt", "settings": {"steps": 3}}
+    curve_of(Train(), log=log, proxy=proxy, **own)
+    before = log.read_bytes()
+    train = Train()
+    with pytest.raises(StateError, match=said):
+        curve_of(train, log=log, proxy=proxy, **(own | other))
+    assert not train.models
+    assert log.read_bytes() == before
+    curve_of(train, log=log, proxy=proxy, **own, seeds=[0, 1])  # seeds may be added
+    assert len(train.models) == 2
+
+
+def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
+    log = tmp_path / "runs.jsonl"
     log.write_text("no json\n")
-    with pytest.raises(StateError, match="in line 1 of `log`"):
+    with pytest.raises(StateError, match="what it is of in line 1 of `log`"):
         curve_of(Train(), [0.5], log=log)
+    log.unlink()
+    curve_of(Train(), [0.5], log=log)
+    log.write_text(log.read_text() + '{"seed": 0}\n')
+    with pytest.raises(StateError, match="a training in line 4 of `log`"):
+        curve_of(Train(), [0.5], log=log)
+    with pytest.raises(ConfigurationError, match="`settings` to be numbers, texts"):
+        curve_of(Train(), [0.5], settings={"model": X.numpy()})
+
+
+@pytest.mark.parametrize(("num_seeds", "quantile"), [(2, 6.3138), (3, 2.9200), (4, 2.3534)])
+def test_few_seeds_widen_the_interval_as_t_does(num_seeds: int, quantile: float) -> None:
+    """Quantiles of Student's t at 0.95, from the usual tables."""
+    curve = sw.FinetunedCurve(
+        [0, 1], [0, 1], [0, 0.1], higher_is_better=False, seeds=tuple(range(num_seeds))
+    )
+    low = sw.essential_sparsity(curve, 0.5, "absolute").low
+    assert low == pytest.approx(0.5 / (1 + 0.1 * quantile), abs=1e-5)
+
+
+def test_the_interval_of_three_seeds_covers() -> None:
+    """A line whose harm is 1 at sparsity 1: each seed's drop at a level has noise of its own."""
+    random, covered = np.random.default_rng(0), 0
+    sparsity = np.linspace(0, 1, 6)
+    for _ in range(400):
+        drops = sparsity * (1 + 0.3 * random.normal(size=(3, 1)))
+        curve = sw.FinetunedCurve(
+            sparsity.tolist(), drops.mean(0).tolist(), (drops.std(0, ddof=1) / 3**0.5).tolist(),
+            higher_is_better=False, seeds=(0, 1, 2),
+        )  # fmt: skip
+        estimate = sw.essential_sparsity(curve, 0.5, "absolute")
+        covered += estimate.low <= 0.5 <= estimate.high
+    assert 0.87 <= covered / 400 <= 0.95
 
 
 def test_patterns_that_look_at_inputs_need_a_proxy() -> None:
