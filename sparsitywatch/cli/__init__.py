@@ -5,6 +5,8 @@
     sparsitywatch summary runs/demo           what happened so far, as a table (or --json)
     sparsitywatch plot runs/demo -o x.png     the same as a picture
     sparsitywatch report runs/demo -o x.html  the same as one page of HTML with everything in it
+    sparsitywatch show runs                   that page of all runs, live, in a browser
+    sparsitywatch status runs/demo            healthy, look or broken: exit status 0, 1, 2
     sparsitywatch compare runs/a runs/b       runs side by side, if they can be compared
     sparsitywatch scope runs/demo             which parameters are watched, and why
     sparsitywatch replay runs/a --logdir x    saved checkpoints, as a live watch would see them
@@ -22,7 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, measure, pictures, replay, summary
+from sparsitywatch.cli import compare, inspect, measure, pages, pictures, replay, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.shown import shown_text
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 if there is nothing to read or something cannot be read; 130 if it
-        was interrupted.
+        was interrupted. `status` returns 1 and 2 as its answers, too.
     """
     arguments = _parser().parse_args(argv)
     status = 0
@@ -62,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     summary.add_to(commands)
     pictures.add_to(commands)
+    pages.add_to(commands)
     compare.add_to(commands)
     summary.add_scope_to(commands)
     inspect.add_to(commands)

@@ -1,15 +1,10 @@
-"""A run as one page of HTML that needs nothing else: no network, no script, no server.
+"""A run as one page that says it in a minute: as a file, in TensorBoard, over HTTP, in notebooks.
 
 ::
 
-    Run ── headline and sentences ───────────┐
-        ── figures of plots/, as SVG ────────┼─► page.html
-        ── events, provenance, costs ────────┘
+    Run ──► verdict, facts, data, tensors ──► render: one file, with overview for paper
+                                         └──► server ──► plugin and tab in TensorBoard, show
 
-Each chart is drawn twice, for a wide page and for a narrow one, and every number in it stands
-in a table below it as well. The same log gives the same bytes.
+web/ has the page itself: plain modules of JavaScript with types in their comments, and uPlot.
+Nothing is imported here, as TensorBoard looks for its plugins through this package.
 """
-
-from sparsitywatch.page.render import render
-
-__all__ = ["render"]

@@ -105,14 +105,14 @@ def advice(event: Event) -> str:
 
 
 _DECAY = {
-    True: "If it is unwanted, lower the weight decay of these layers.",
+    True: "If it is unwanted, lower the weight decay of the layers named.",
     False: "Look for another cause than weight decay: pruning, a penalty, a jump in training.",
-    None: "If it is unwanted, look at weight decay and activation of these layers.",
+    None: "If it is unwanted, look at weight decay and activation of the layers named.",
 }
 #: By the room of a series and its direction; what is not here is compared.
 _ADVICE = {
     ("dormant", "up"): "Nothing need be done now: near-zero weights may follow on the decay clock. "
-    "If it is unwanted, look for units of these layers that get no gradient.",
+    "If it is unwanted, look for units of the layers named that get no gradient.",
     ("dormant", "down"): "Nothing need be done: these weights get gradients again.",
     ("near_zero", "up"): "{compare}. {decay} Nothing need be done while the loss still falls.",
     ("near_zero", "down"): "Nothing need be done: weights grow back. {compare} if that surprises.",

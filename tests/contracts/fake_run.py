@@ -248,23 +248,38 @@ def _layers(
 
 
 def _detail(layers: tuple[LayerShare, ...], noise: np.random.Generator) -> Detail:
-    histograms = {}
+    edges = np.round(np.arange(-6.0, 1.0, 0.1), 10)
+    histograms, weights = {}, {}
     for layer in layers:
-        edges = np.round(np.arange(-6.0, 1.0, 0.1), 10)
-        magnitudes = np.abs(noise.normal(scale=layer.rms, size=4096))
+        magnitudes = np.abs(noise.normal(scale=layer.rms, size=4096)).astype(np.float32)
         counts, _ = np.histogram(np.log10(magnitudes), bins=edges)
         first, last = np.flatnonzero(counts)[[0, -1]]
         histograms[layer.name] = LogHistogram(
             edges=edges[first : last + 2], counts=counts[first : last + 1].astype(np.int64)
         )
-    return Detail(
-        histograms=histograms,
-        spectrum={
-            "version": np.array(1),
-            "counts": noise.integers(0, 99, size=(len(layers), 300)),
-            "names": np.array([layer.name for layer in layers]),
-        },
-    )
+        weights[layer.name] = magnitudes
+    return Detail(histograms=histograms, spectrum=spectrum_arrays(weights))
+
+
+def spectrum_arrays(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the spectrum of float32 weights, counted here without torch."""
+    keys, counts = [], []
+    for values in weights.values():
+        bits = np.abs(values).ravel().view(np.uint32).astype(np.int64)
+        own, number = np.unique(-(-bits >> 15), return_counts=True)  # rounded up
+        keys.append(own)
+        counts.append(number)
+    zeros = np.zeros(len(weights), np.uint8)
+    return {
+        "format": np.array(1),
+        "names": np.array(list(weights), dtype=np.str_),
+        "dtypes": np.array(["float32"] * len(weights), dtype=np.str_),
+        "num_bins": np.array([len(own) for own in keys]),
+        "num_inf": zeros,
+        "num_nan": zeros,
+        "keys": np.concatenate([np.empty(0, np.int64), *keys]),
+        "counts": np.concatenate([np.empty(0, np.int64), *counts]),
+    }
 
 
 def looks(steps: range, *, num_tensors: int = 12, seed: int = 0) -> list[tuple[Record, Detail]]:

@@ -1,15 +1,15 @@
-"""A page of HTML as tests see it: elements, tables, and drawings read back into numbers."""
+"""A page of HTML as tests see it: its elements, and the numbers that its scripts draw."""
 
 from __future__ import annotations
 
 import base64
-import io
+import json
 import re
+import zlib
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import numpy as np
-from PIL import Image
 
 VOID = frozenset(("br", "img", "link", "meta", "wbr", "hr", "input"))
 
@@ -89,108 +89,14 @@ def parse(page: str) -> Element:
     return builder.root
 
 
-def number(cell: Element) -> float:
-    """The exact number in a cell: NaN if it says that nothing was measured."""
-    found = cell.all("data")
-    if not found:
-        assert cell.one("span", class_="none").text() == "–"
-        return float("nan")
-    (data,) = found
-    return float(data["value"])
-
-
-def shown(text: str) -> float:
-    """What a shown number says, in the unit of the record: 36.3 % is 0.363."""
-    text = text.replace(",", "").strip()
-    factor = {"%": 0.01, "s": 1.0, "min": 60.0, "h": 3600.0}
-    match = re.fullmatch(r"(-?[\d.]+(?:e[+-]\d+)?)(?: (%|s|min|h))?", text)
-    assert match, text
-    return float(match[1]) * factor.get(match[2], 1.0)
-
-
-def table_of(element: Element) -> tuple[list[str], list[list[Element]]]:
-    """Names of the columns as the records call them, and the cells of each row."""
-    (table,) = element.all("table")
-    names = [th["data-name"] for th in table.one("thead").all("th")]
-    rows = []
-    for row in table.one("tbody").all("tr"):
-        cells = [c for c in row.children if isinstance(c, Element)]
-        assert len(cells) == len(names)
-        rows.append(cells)
-    return names, rows
-
-
-# ------------------------------------------------------------------ drawings
-
-
-class Drawing:
-    """An SVG whose coordinates are read off its own tick labels, as a person would."""
-
-    def __init__(self, svg: Element, key: str) -> None:
-        self.svg, self.key = svg, key
-        self.x = self._axis("xtick", 0)
-        self.y = self._axis("ytick", 1)
-
-    def group(self, name: str) -> Element:
-        return self.svg.by_id(f"{self.key}-{name}")
-
-    def groups(self, start: str) -> list[Element]:
-        return [
-            e
-            for e in self.svg.all("g")
-            if re.fullmatch(rf"{re.escape(self.key)}-{start}", e.get("id") or "")
-        ]
-
-    def points(self, name: str) -> np.ndarray:
-        """Corners of the lines in a group, in units of the axes: float [points, 2]."""
-        found = [
-            self._points_of(path["d"])
-            for path in self.group(name).all("path")
-            if path.parent.tag != "defs"
-        ]
-        return self._scaled(np.concatenate(found))
-
-    def markers(self, name: str) -> np.ndarray:
-        """Where the markers of a group stand: float [markers, 2]."""
-        uses = self.group(name).all("use")
-        return self._scaled(np.array([(float(u["x"]), float(u["y"])) for u in uses]))
-
-    def _scaled(self, points: np.ndarray) -> np.ndarray:
-        return np.stack([np.polyval(self.x, points[:, 0]), np.polyval(self.y, points[:, 1])], 1)
-
-    @staticmethod
-    def _points_of(path: str) -> np.ndarray:
-        numbers = re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path)
-        return np.array([(float(x), float(y)) for x, y in numbers])
-
-    def _axis(self, name: str, index: int) -> np.ndarray:
-        """A straight line through the ticks, from points of the drawing to units of the axis."""
-        places, values = [], []
-        for tick in self.groups(rf"{name}_\d+"):
-            text = tick.all("text")[-1].text().strip()
-            use = [u for u in tick.all("use") if "x" in u.attributes]
-            if not re.fullmatch(r"[−-]?[\d.,]+(e-?\d+)?( %)?", text) or not use:
-                return np.array([1.0, 0.0])  # names of tensors
-            places.append(float(use[0]["xy"[index]]))
-            values.append(shown(text.replace("−", "-")))
-        if len(places) < 2:
-            return np.array([1.0, 0.0])
-        line = np.polyfit(places, values, 1)
-        spread = max(values) - min(values)
-        assert np.allclose(np.polyval(line, places), values, atol=2e-3 * spread)
-        return line
-
-    def tick_labels(self, name: str) -> list[str]:
-        return [t.all("text")[-1].text().strip() for t in self.groups(rf"{name}_\d+")]
-
-    def pixels(self) -> np.ndarray:
-        """Colours of the embedded picture, in [0, 1]: float [rows, columns, 4]."""
-        (image,) = self.svg.all("image")
-        kind, _, data = image["xlink:href"].partition(",")
-        assert kind == "data:image/png;base64"
-        picture = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
-        return np.asarray(picture) / 255.0
-
-
-def drawing_of(page: Element, chart: str, paper: str = "wide") -> Drawing:
-    return Drawing(page.by_id(chart).one("div", class_=paper).one("svg"), f"{chart}-{paper}")
+def inside_of(page: str) -> dict:
+    """What the scripts of a page draw: ``page`` and ``details``, with sums for differences."""
+    packed = parse(page).by_id("data").text()
+    inside = json.loads(zlib.decompress(base64.b64decode(packed)))
+    maps, magnitudes = inside["details"]["maps"], inside["details"]["magnitudes"]
+    for kind, rows in maps["rows"].items():
+        maps["rows"][kind] = np.cumsum(rows, axis=-1)
+    if magnitudes is not None:
+        magnitudes["below"] = np.cumsum(magnitudes["below"], axis=-1)
+        magnitudes["all"] = np.cumsum(magnitudes["all"], axis=-1)
+    return inside

@@ -110,7 +110,17 @@ def test_the_probe_sees_torch() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["analysis", "cli", "errors", "page", "pipeline.rundir", "plots", "records", "sinks.jsonl"],
+    [
+        "analysis",
+        "cli",
+        "errors",
+        "page.server",
+        "page.tab",
+        "pipeline.rundir",
+        "plots",
+        "records",
+        "sinks.jsonl",
+    ],
 )
 def test_rooms_without_torch(module: str) -> None:
     loaded = modules_after(f"import sparsitywatch.{module}")

@@ -98,9 +98,9 @@ def test_the_link_is_a_link() -> None:
 
 def data_files() -> set[str]:
     """What is installed and is no Python."""
-    templates = ROOT.glob("sparsitywatch/page/templates/*")
+    web = (path for path in ROOT.glob("sparsitywatch/page/web/**/*") if path.is_file())
     return {"sparsitywatch/__init__.pyi", "sparsitywatch/py.typed"} | {
-        p.relative_to(ROOT).as_posix() for p in templates
+        p.relative_to(ROOT).as_posix() for p in web
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from contracts import fake_run
-from contracts.page import Element, parse
+from contracts.page import Element, inside_of, parse
 
 from sparsitywatch.cli import main
 from sparsitywatch.records import Detail, Event, Record
@@ -27,6 +27,8 @@ class Page:
 
     html: str
     root: Element
+    data: dict
+    details: dict
     records: list[dict]
     events: list[dict]
     path: Path
@@ -97,7 +99,8 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Make:
             else []
             for kind in ("records", "events")
         )
-        return Page(html, parse(html), records, told, path)
+        inside = inside_of(html)
+        return Page(html, parse(html), inside["page"], inside["details"], records, told, path)
 
     return make
 

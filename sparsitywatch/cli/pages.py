@@ -1,0 +1,156 @@
+"""``sparsitywatch report``, ``show`` and ``status``: a run as one page, and as one word."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socketserver
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from sparsitywatch.cli.pictures import add_arguments
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pipeline.rundir import load
+from sparsitywatch.shown import shown_text
+
+__all__ = ["add_to"]
+
+_LOOPBACK = "127.0.0.1"
+_NAMES = ("127.0.0.1", "localhost")
+
+
+def add_to(commands: Any) -> None:
+    """Add the commands to the subparsers of the command line."""
+    parser = commands.add_parser("report", help="one page of HTML with everything in it")
+    add_arguments(parser, "the page to write", Path("report.html"))
+    parser.set_defaults(run=_report)
+    parser = commands.add_parser("show", help="the same page of all runs, live, in a browser")
+    parser.add_argument(
+        "logdir", metavar="LOGDIR", type=Path, help="a run's log, or a folder of them"
+    )
+    parser.add_argument(
+        "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
+    )
+    parser.set_defaults(run=_show)
+    parser = commands.add_parser(
+        "status", help="healthy, look or broken: exit status 0, 1, 2 for schedulers"
+    )
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
+    parser.add_argument("--json", action="store_true", help="one JSON object, not sentences")
+    parser.set_defaults(run=_status)
+
+
+# ------------------------------------------------------------------ report
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sparsitywatch.page.render import render
+
+    _write(arguments.output, render(load(arguments.logdir)))
+    print(arguments.output)
+
+
+def _write(path: Path, page: str) -> None:
+    """Write the page so that a browser never sees half of one.
+
+    Raises:
+        ConfigurationError: it cannot be written there.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(page, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Expected `--output` to be a file that can be written, got {str(path)!r}: {error}."
+        ) from error
+
+
+# ------------------------------------------------------------------ show
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    """Answers several requests at once, and does not wait for them at its end."""
+
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 as the base has it
+        """Nothing: a page that asks every few seconds would fill the terminal."""
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    if not arguments.logdir.is_dir():
+        raise ConfigurationError(
+            f"Expected LOGDIR to be a directory with logs, got {str(arguments.logdir)!r}."
+        )
+    with server_of(arguments.logdir, arguments.port) as server:
+        print(f"http://{_LOOPBACK}:{server.server_port}/  (Ctrl+C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
+
+
+def server_of(logdir: Path, port: int) -> WSGIServer:
+    """A server of the page for this machine alone.
+
+    Raises:
+        ConfigurationError: the port is taken, or none.
+    """
+    from sparsitywatch.page.server import App, PageServer, Runs
+
+    apps = PageServer(Runs({"": logdir})).apps()
+
+    def app(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
+        # a page of another site must not read logs through a name that leads here
+        host = environ.get("HTTP_HOST", "").rpartition(":")[0] or environ.get("HTTP_HOST", "")
+        path = environ.get("PATH_INFO", "/")
+        found: App | None = apps.get("/index.html" if path == "/" else path)
+        if host not in _NAMES or found is None:
+            start("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+            return [b""]
+        return found(environ, start)
+
+    try:
+        return make_server(_LOOPBACK, port, app, _Server, _Quiet)
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(
+            f"Expected `--port` to be a free port, got {port}: {error}. 0 takes any."
+        ) from error
+
+
+# ------------------------------------------------------------------ status
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from sparsitywatch.page.facts import watch_line
+    from sparsitywatch.page.verdict import LEVELS, verdict_of
+
+    run = load(arguments.logdir)
+    verdict, watch = verdict_of(run), watch_line(run)
+    if arguments.json:
+        steps = [record.step for record in run.records[-1:]]
+        told = {
+            "status": verdict.level,
+            "headline": verdict.headline,
+            "action": verdict.action,
+            "trouble": run.standing.trouble,
+            "last_step": steps[0] if steps else None,
+            "events": [
+                {"id": event.id, "headline": event.headline, "action": event.advice}
+                for event in run.events
+            ],
+        }
+        print(json.dumps(told))
+    else:
+        lines = [f"{verdict.level}: {verdict.headline}", verdict.action, "; ".join(watch)]
+        print("\n".join(shown_text(line) for line in lines if line))
+    return LEVELS.index(verdict.level)

@@ -1,0 +1,230 @@
+"""Numbers by tensor over the snapshots, as small integers: maps, and magnitudes.
+
+A share is a whole number of thousandths, so that it is shown as it is stored: 818 is 81.8 %.
+Rows are stored as differences of neighbours, which are mostly 0 and cost next to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.errors import StateError
+from sparsitywatch.records import Record
+from sparsitywatch.sinks.jsonl import read_spectrum
+
+__all__ = ["chosen", "cumulative", "magnitudes", "maps"]
+
+#: Instead of thousandths, where nothing was measured.
+_UNKNOWN = -1
+#: Ends of the magnitude bins: a quarter of a decade each.
+_PER_DECADE = 4
+#: Dtype of the spectra by name: the integers and floats of its bits, and the bits that a key drops.
+_BITS = {
+    "bfloat16": ("u4", "f4", 16),
+    "float16": ("u2", "f2", 0),
+    "float32": ("u4", "f4", 15),
+    "float64": ("u8", "f8", 44),
+    "float8_e4m3fn": ("u2", "f2", 0),
+    "float8_e4m3fnuz": ("u2", "f2", 0),
+    "float8_e5m2": ("u2", "f2", 0),
+    "float8_e5m2fnuz": ("u2", "f2", 0),
+    "float8_e8m0fnu": ("u4", "f4", 15),
+}
+
+
+def chosen(run: Run, most: int) -> list[int]:
+    """Indices of snapshots to show: evenly spread, with the ends and those of events.
+
+    Args:
+        run: whose snapshots.
+        most: how many are spread evenly; events come on top.
+    """
+    number = len(run.records)
+    if number <= most:
+        return list(range(number))
+    spread = np.linspace(0, number - 1, max(most, 2)).round().astype(int)
+    told = {s for e in run.events for s in (e.onset_step, e.before_step, e.detected_step)}
+    marked = np.flatnonzero(np.isin(run.steps, list(told)))
+    return sorted({*spread.tolist(), *marked.tolist()})
+
+
+# ------------------------------------------------------------------ maps
+
+
+def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
+    """Shares by tensor and snapshot: near zero by the first rule, dormant, and removed.
+
+    Args:
+        run: whose records.
+        columns: indices of its snapshots.
+
+    Returns:
+        ``columns``; ``level``, the sparsity that "removed" is of, null without a curve; and
+        ``rows`` by kind: for each tensor the differences of its thousandths, from column to column.
+    """
+    names = run.tensors
+    rule = next(iter(run.rules), "")
+    level = removal_level(run.records)
+    row = {name: i for i, name in enumerate(names)}
+    cells = {kind: np.full((len(names), len(columns)), math.nan) for kind in _KINDS}
+    for t, index in enumerate(columns):
+        record = run.records[index]
+        place = _place(record, level)
+        for layer in record.layers:
+            i = row[layer.name]
+            cells["near_zero"][i, t] = layer.near_zero.get(rule, math.nan)
+            cells["dormant"][i, t] = layer.dormant
+            if place is not None and layer.removed:
+                cells["removed"][i, t] = layer.removed[place]
+    return {
+        "columns": list(columns),
+        "level": level,
+        "rows": {
+            kind: _differences(_thousandths(values)).tolist()
+            for kind, values in cells.items()
+            if np.isfinite(values).any()
+        },
+    }
+
+
+_KINDS = ("near_zero", "dormant", "removed")
+
+
+def removal_level(records: Sequence[Record]) -> float | None:
+    """Of the levels that most snapshots asked for, the one nearest to a half; None without."""
+    asked: dict[float, int] = {}
+    for record in records:
+        if record.curve is not None and record.curve.level is not None:
+            for level in record.curve.level:
+                if 0.0 < level < 1.0:
+                    asked[level] = asked.get(level, 0) + 1
+    most = max(asked.values(), default=0)
+    candidates = [level for level, number in asked.items() if number == most]
+    return min(candidates, key=lambda level: (abs(level - 0.5), level), default=None)
+
+
+def _place(record: Record, level: float | None) -> int | None:
+    """Where a level stands in a record's curve; None if it does not."""
+    levels = list(() if record.curve is None else record.curve.level or ())
+    return levels.index(level) if level is not None and level in levels else None
+
+
+def _thousandths(shares: np.ndarray) -> np.ndarray:
+    known = np.isfinite(shares)
+    return np.where(known, np.round(1000.0 * np.where(known, shares, 0.0)), _UNKNOWN).astype(int)
+
+
+def _differences(rows: np.ndarray) -> np.ndarray:
+    """Along the last axis, the first number as it is."""
+    return np.diff(rows, axis=-1, prepend=0)
+
+
+# ------------------------------------------------------------------ magnitudes
+
+
+def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
+    """How large the weights are, by tensor and snapshot, from the stored spectra.
+
+    Args:
+        run: with a directory.
+        columns: indices of its snapshots.
+
+    Returns:
+        ``columns``, those with a spectrum; ``ends`` of the bins, log10; ``below``: for each tensor
+        and column the thousandths of its finite weights up to each end, as differences from end to
+        end; ``all``: the same of all tensors together, in millionths. None without a spectrum.
+    """
+    found: list[tuple[int, Mapping[str, np.ndarray]]] = []
+    for index in columns if run.directory is not None else ():
+        try:
+            stored = read_spectrum(run.directory, int(run.steps[index]))  # type: ignore[arg-type]
+        except StateError:  # not of every snapshot: of one that failed there is none
+            continue
+        if "keys" in stored and set(np.unique(stored["dtypes"])) <= set(_BITS):
+            found.append((index, stored))
+    if not found:
+        return None
+    ends = _ends([stored for _, stored in found])
+    names = run.tensors
+    row = {name: i for i, name in enumerate(names)}
+    below = np.full((len(names), len(found), len(ends)), _UNKNOWN, dtype=int)
+    whole = np.zeros((len(found), len(ends)), dtype=int)
+    for t, (_, arrays) in enumerate(found):
+        shares, num_weights = cumulative(arrays, 10.0**ends)
+        rows = [row[name] for name in arrays["names"].tolist() if name in row]
+        known = np.isin(arrays["names"], names)
+        below[rows, t] = _thousandths(shares[known])
+        total = (num_weights[:, None] * np.nan_to_num(shares)).sum(0) / max(num_weights.sum(), 1)
+        whole[t] = np.round(1e6 * total)
+    return {
+        "columns": [index for index, _ in found],
+        "ends": ends.tolist(),
+        "below": [_differences(rows).tolist() for rows in below],
+        "all": _differences(whole).tolist(),
+    }
+
+
+def cumulative(
+    stored: Mapping[str, np.ndarray], limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each tensor's finite weights with |w| at most each limit.
+
+    A bin counts where it ends at or below the limit: exact where a limit ends one, else less by
+    the weights of one bin, which is 0.4 % wide.
+
+    Args:
+        stored: the arrays of a ``MagnitudeSpectrum``.
+        limits: magnitudes, rising, float [L].
+
+    Returns:
+        Shares, float [tensors, L], NaN for a tensor without finite weights; and the number of
+        finite weights, int [tensors].
+    """
+    lengths = stored["num_bins"].astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+    ends = _magnitudes(stored)
+    counts = np.concatenate([[0], np.cumsum(stored["counts"].astype(np.int64))])
+    found = np.zeros((len(lengths), len(limits)))
+    total = counts[starts + lengths] - counts[starts]
+    for i, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+        places = np.searchsorted(ends[start : start + length], limits, side="right")
+        found[i] = counts[start + places] - counts[start]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return found / total[:, None], total
+
+
+def _magnitudes(stored: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The largest magnitude of each stored bin, float64."""
+    keys = stored["keys"]
+    dtypes = np.repeat(stored["dtypes"], stored["num_bins"].astype(np.int64))
+    ends = np.zeros(len(keys))
+    for name in np.unique(stored["dtypes"]).tolist():
+        integers, floats, shift = _BITS[name]
+        own = dtypes == name
+        bits = keys[own].astype(integers) << np.dtype(integers).type(shift)
+        with np.errstate(over="ignore"):
+            ends[own] = bits.astype(integers).view(floats).astype(np.float64)
+    return ends
+
+
+def _ends(all_stored: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Ends of bins around all but the smallest ten-thousandth of the weights, log10."""
+    low, high = math.inf, -math.inf
+    for stored in all_stored:
+        ends, counts = _magnitudes(stored), stored["counts"].astype(np.int64)
+        order = np.argsort(ends, kind="stable")
+        ends, counts = ends[order], counts[order]
+        some = (np.cumsum(counts) >= 1e-4 * counts.sum()) & (ends > 0.0)
+        if some.any():
+            low, high = min(low, float(ends[some][0])), max(high, float(ends[some][-1]))
+    if not low < math.inf:
+        low = high = 1.0
+    first = math.floor(_PER_DECADE * math.log10(low))
+    last = math.ceil(_PER_DECADE * math.log10(high))
+    first = max(first, last - 12 * _PER_DECADE)  # what is smaller is as good as zero
+    return np.arange(first, last + 1) / _PER_DECADE

@@ -1,0 +1,382 @@
+// @ts-check
+/** Charts over the optimizer steps with one cursor, by uPlot. */
+
+import { nearest } from "./data.js";
+import { colour, h, shown, significant, whole } from "./format.js";
+
+/**
+ * @typedef {import("./data.js").PageData} PageData
+ * @typedef {{series: string, label: string, colour: string, dash?: number[], width?: number,
+ *   among?: number[], scale?: string, values?: (number | null | undefined)[]}} Line
+ * @typedef {{key: string, title: string, note: string, lines: Line[], band?: [string, string],
+ *   height: number, fromZero: boolean, top?: number}} Panel
+ * @typedef {{name: string, data: PageData, colour: string}} Model
+ * @typedef {{panel: Panel, plot: any, values: HTMLElement[], lines: {line: Line, model: Model}[]}} Drawn
+ */
+
+/** @type {any} */
+const uPlot = /** @type {any} */ (globalThis).uPlot;
+
+/**
+ * The charts that a run has numbers for.
+ * @param {PageData} data
+ * @param {string} nearZero name of the near-zero series
+ * @param {string} other one more series, or ""
+ * @returns {Panel[]}
+ */
+export function panelsOf(data, nearZero, other) {
+  const rule = data.about[nearZero]?.label.split(", ")[1] ?? "";
+  /** @type {Panel[]} */
+  const panels = [
+    {
+      key: "sparse", title: "Turning sparse?", note: "share of the in-scope weights", height: 190,
+      fromZero: true,
+      lines: [
+        { series: nearZero, label: `near zero (${rule})`, colour: "red", width: 2 },
+        { series: "motion/dormant", label: "dormant: no gradient", colour: "blue", among: [2, 2] },
+        { series: "forecast/near_zero_in_1", label: "forecast of near zero, one clock unit ahead",
+          colour: "orange", dash: [5, 3] },
+      ],
+    },
+    {
+      key: "essential", title: "Essential sparsity",
+      note: "could be removed at once, with its interval; grey: the model does not rely on these weights, so it says nothing",
+      height: 150, fromZero: true, top: 1,
+      lines: [{ series: "essential_sparsity/value", label: "essential sparsity", colour: "green" }],
+      band: ["essential_sparsity/low", "essential_sparsity/high"],
+    },
+    {
+      key: "value", title: "Model", note: "value of the held-out examples", height: 140,
+      fromZero: false,
+      lines: [
+        { series: "value/dense", label: "as it is", colour: "blue" },
+        { series: "value/all_removed", label: "without the in-scope weights", colour: "grey",
+          dash: [5, 3] },
+      ],
+    },
+    {
+      key: "clock", title: "Learning rate and decay clock", note: "weights without gradient shrink as exp(−clock)",
+      height: 110, fromZero: true,
+      lines: [
+        { series: "motion/lr", label: "learning rate", colour: "sky" },
+        { series: "motion/decay_clock", label: "decay clock (right)", colour: "ink", dash: [2, 2],
+          scale: "right" },
+      ],
+    },
+  ];
+  if (other) {
+    const about = data.about[other];
+    panels.push({
+      key: "other", title: about.label[0].toUpperCase() + about.label.slice(1), note: about.sentence, height: 130,
+      fromZero: false, lines: [{ series: other, label: about.label, colour: "purple" }],
+    });
+  }
+  return panels
+    .map((panel) => ({ ...panel, lines: panel.lines.filter((l) => data.series[l.series]?.some((x) => x !== null)) }))
+    .filter((panel) => panel.lines.length > 0);
+}
+
+/** Charts below each other; whoever moves the cursor of one moves that of all. */
+export class Charts {
+  /**
+   * @param {HTMLElement} root
+   * @param {{hover: (step: number | null) => void, pin: (step: number) => void}} told
+   */
+  constructor(root, told) {
+    this.root = root;
+    this.told = told;
+    /** @type {Drawn[]} */
+    this.drawn = [];
+    /** @type {Model[]} */
+    this.models = [];
+    this.width = 0;
+    /** @type {[number, number] | null} */
+    this.range = null;
+    this.pinned = 0;
+    /** @type {any} */
+    this.active = null;
+    new ResizeObserver(() => this.resize()).observe(root);
+  }
+
+  /** @param {Model[]} models the first one has the events @param {Panel[]} panels */
+  draw(models, panels) {
+    for (const { plot } of this.drawn) plot.destroy();
+    this.models = models;
+    this.width = this.root.clientWidth;
+    this.drawn = panels.map((panel) => this.chart(panel));
+    this.root.replaceChildren(...this.drawn.map(({ plot, panel, values, lines }) => {
+      const legend = lines.map(({ line, model }, i) =>
+        h("span", { class: "key" },
+          h("i", { class: (this.dashes(line)?.[0] ?? 9) < 3 ? "dotted" : this.dashes(line) ? "dashed" : "", style: `border-color:${this.paint(line, model)}`, "aria-hidden": "true" }),
+          models.length > 1 ? `${model.name}: ${line.label} ` : `${line.label} `, values[i]));
+      const title = h("h2", {}, panel.title, " ", h("small", {}, panel.note));
+      plot.root.setAttribute("role", "img");
+      plot.root.setAttribute("aria-label", this.said(panel, lines));
+      return h("section", { class: "chart", "data-chart": panel.key }, title, h("p", { class: "legend" }, ...legend), plot.root);
+    }));
+    if (this.range) this.zoom(...this.range);
+    requestAnimationFrame(() => this.show(this.pinned)); // a chart knows its scales a moment later
+  }
+
+  /** What a screen reader says: the ends of every line. @param {Panel} panel @param {Drawn["lines"]} lines */
+  said(panel, lines) {
+    const parts = lines.map(({ line, model }) => {
+      const { data } = model;
+      const known = data.steps.map((_, t) => t).filter((t) => typeof data.series[line.series]?.[t] === "number");
+      const told = [known[0], known[known.length - 1]].filter((t) => t !== undefined)
+        .map((t) => `${shown(data.about[line.series].unit, data.series[line.series][t])} at step ${whole(data.steps[t])}`);
+      return `${model.name}, ${line.label}: ${told.join(", ")}`;
+    });
+    return `${panel.title} ${parts.join("; ")}. The table below the charts has all numbers.`;
+  }
+
+  /** @param {Line} line @param {Model} model the colour of a run where there are several */
+  paint(line, model) {
+    return this.models.length > 1 ? model.colour : colour(this.root, line.colour);
+  }
+
+  /** Where the colour tells the run, dashes tell the line. @param {Line} line */
+  dashes(line) {
+    return line.dash ?? (this.models.length > 1 ? line.among : undefined);
+  }
+
+  /** @param {Panel} panel @returns {Drawn} */
+  chart(panel) {
+    const lines = this.models.flatMap((model) =>
+      panel.lines.filter((line) => model.data.series[line.series]).map((line) => ({ line, model })));
+    const tables = this.models.map((model) => {
+      const own = lines.filter((l) => l.model === model).map((l) => column(model.data, l.line));
+      const ends = (panel.band ?? []).map((name) => column(model.data, { series: name, label: "", colour: "" }));
+      return [model.data.steps, ...own, ...ends];
+    });
+    const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
+    const values = lines.map(() => h("b"));
+    const plot = new uPlot(this.options(panel, lines), data, null);
+    return { panel, plot, values, lines };
+  }
+
+  /** @param {Panel} panel @param {Drawn["lines"]} lines */
+  options(panel, lines) {
+    const ink = colour(this.root, "grey");
+    const rule = { stroke: colour(this.root, "rule"), width: 1 };
+    /** @type {any[]} */
+    const series = [{}];
+    /** @type {any[]} */
+    const bands = [];
+    for (const model of this.models) {
+      for (const { line } of lines.filter((l) => l.model === model)) {
+        const points = { show: model.data.steps.length < 2 };
+        series.push({ label: line.label, stroke: this.paint(line, model), width: line.width ?? 1.6,
+          dash: this.dashes(line), scale: line.scale ?? "y", points });
+      }
+      if (panel.band && model.data.series[panel.band[0]]) {
+        const stroke = this.models.length > 1 ? model.colour : colour(this.root, panel.lines[0].colour);
+        bands.push({ series: [series.length + 1, series.length], fill: faded(stroke, 0.2) });
+        for (const _ of panel.band) series.push({ stroke, width: 0, points: { show: false } });
+      } else if (panel.band) {
+        for (const _ of panel.band) series.push({ show: false });
+      }
+    }
+    const unit = this.models[0].data.about[panel.lines[0].series].unit;
+    const axis = { stroke: ink, grid: rule, ticks: { show: false }, font: "12px system-ui, sans-serif" };
+    const right = panel.lines.some((line) => line.scale);
+    return {
+      width: Math.max(this.width, 200), height: panel.height, series, bands,
+      padding: [14, right ? 4 : 26, 0, 0],
+      legend: { show: false },
+      scales: { x: { time: false }, y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => limits(panel, low, high) } },
+      axes: [
+        { ...axis, size: 26, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => (Number.isInteger(x) ? whole(x) : "")) },
+        { ...axis, size: 52, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick(unit, x)) },
+        ...(right ? [{ ...axis, scale: "right", side: 1, size: 44, grid: { show: false }, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick("", x)) }] : []),
+      ],
+      cursor: {
+        sync: { key: "sparsitywatch", scales: ["x", null] }, y: false,
+        drag: { x: true, y: false, setScale: false }, focus: { prox: -1 },
+        points: { size: (/** @type {any} */ u, /** @type {number} */ i) => (u.series[i].width > 0 ? 7 : 0) },
+        bind: { dblclick: (/** @type {any} */ u) => () => { if (u) this.reset(); return null; } },
+      },
+      hooks: {
+        drawClear: [(/** @type {any} */ u) => this.behind(u, panel)],
+        draw: [(/** @type {any} */ u) => this.marks(u)],
+        setSelect: [(/** @type {any} */ u) => this.selected(u)],
+        ready: [(/** @type {any} */ u) => this.listen(u)],
+      },
+    };
+  }
+
+  /** @param {any} u */
+  listen(u) {
+    let down = 0;
+    const at = (/** @type {MouseEvent} */ e) => this.snapshot(u.posToVal(e.offsetX, "x"));
+    u.over.addEventListener("mousedown", (/** @type {MouseEvent} */ e) => {
+      down = e.clientX;
+      this.active = u;
+    });
+    u.over.addEventListener("mousemove", (/** @type {MouseEvent} */ e) => this.told.hover(at(e)));
+    u.over.addEventListener("mouseleave", () => this.told.hover(null));
+    u.over.addEventListener("click", (/** @type {MouseEvent} */ e) => {
+      if (Math.abs(e.clientX - down) <= 3) this.told.pin(at(e));
+    });
+  }
+
+  /** The step of the nearest snapshot of the first run. @param {number} x */
+  snapshot(x) {
+    const { steps } = this.models[0].data;
+    return steps[nearest(steps, x)];
+  }
+
+  /** A part was drawn over with the pointer: it is shown alone. @param {any} u */
+  selected(u) {
+    const { left, width } = u.select;
+    if (u !== this.active || width < 4) return;
+    this.active = null;
+    const ends = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
+    for (const { plot } of this.drawn) plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+    this.zoom(ends[0], ends[1]);
+  }
+
+  /** @param {number} min @param {number} max first and last step that are shown */
+  zoom(min, max) {
+    this.range = [min, max];
+    for (const { plot } of this.drawn) plot.setScale("x", { min, max });
+    this.root.dispatchEvent(new CustomEvent("zoomed"));
+  }
+
+  /** All snapshots again. */
+  reset() {
+    const steps = this.models.flatMap((m) => [m.data.steps[0], m.data.steps[m.data.steps.length - 1]]);
+    this.zoom(Math.min(...steps), Math.max(...steps));
+    this.range = null;
+  }
+
+  /** Steps that are shown. @returns {[number, number]} */
+  get shownRange() {
+    if (this.range) return this.range;
+    const { steps } = this.models[0].data;
+    return [steps[0], steps[steps.length - 1]];
+  }
+
+  /** The cursor and the numbers beside the names. @param {number} step @param {boolean} [move] */
+  show(step, move = true) {
+    for (const { plot, lines, values } of this.drawn) {
+      if (move) plot.setCursor({ left: plot.valToPos(step, "x"), top: 5 }, false);
+      lines.forEach(({ line, model }, i) => {
+        const t = nearest(model.data.steps, step);
+        const text = shown(model.data.about[line.series].unit, column(model.data, line)[t]);
+        if (values[i].textContent !== text) values[i].textContent = text;
+      });
+    }
+  }
+
+  resize() {
+    const width = this.root.clientWidth;
+    if (!width || width === this.width) return;
+    this.width = width;
+    for (const { plot, panel } of this.drawn) plot.setSize({ width, height: panel.height });
+    this.show(this.pinned);
+  }
+
+  /** Grey where essential sparsity says nothing; a band where an event began. @param {any} u @param {Panel} panel */
+  behind(u, panel) {
+    const { ctx, bbox } = u;
+    const { data } = this.models[0];
+    const informative = data.series["essential_sparsity/informative"];
+    ctx.save();
+    if (panel.key === "essential" && informative) {
+      ctx.fillStyle = colour(this.root, "light");
+      const { steps } = data;
+      const middle = (/** @type {number} */ t) => (steps[Math.max(t - 1, 0)] + steps[Math.min(t, steps.length - 1)]) / 2;
+      informative.forEach((x, t) => {
+        if (x !== 0 || informative[t - 1] === 0) return;
+        let end = t;
+        while (informative[end + 1] === 0) end += 1;
+        clippedRect(ctx, bbox, u.valToPos(middle(t), "x", true), u.valToPos(middle(end + 1), "x", true));
+      });
+    }
+    ctx.fillStyle = faded(colour(this.root, "red"), 0.13);
+    for (const event of data.events) clippedRect(ctx, bbox, u.valToPos(event.low, "x", true), u.valToPos(event.high, "x", true));
+    ctx.restore();
+  }
+
+  /** Where each event began and was seen; a cross where a snapshot failed. @param {any} u */
+  marks(u) {
+    const { ctx, bbox } = u;
+    const { data } = this.models[0];
+    const dense = window.devicePixelRatio || 1;
+    const ink = colour(this.root, "ink");
+    ctx.save();
+    ctx.lineWidth = dense;
+    ctx.strokeStyle = ink;
+    for (const event of data.events) {
+      for (const [at, dash] of /** @type {[number, number[]][]} */ ([[event.onset, [2, 3]], [event.seen, []]])) {
+        const x = Math.round(u.valToPos(at, "x", true));
+        if (x < bbox.left || x > bbox.left + bbox.width) continue;
+        ctx.setLineDash(dash.map((d) => d * dense));
+        ctx.beginPath();
+        ctx.moveTo(x, bbox.top);
+        ctx.lineTo(x, bbox.top + bbox.height);
+        ctx.stroke();
+      }
+      const x = u.valToPos(event.seen, "x", true);
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+      ctx.setLineDash([]);
+      ctx.fillStyle = ink;
+      ctx.beginPath();
+      ctx.arc(x, bbox.top, 8 * dense, 0, 2 * Math.PI);
+      ctx.fill();
+      ctx.fillStyle = colour(this.root, "paper");
+      ctx.font = `bold ${11 * dense}px system-ui, sans-serif`;
+      ctx.textAlign = "center";
+      ctx.textBaseline = "middle";
+      ctx.fillText(String(event.number), x, bbox.top + dense);
+    }
+    ctx.fillStyle = colour(this.root, "red");
+    ctx.font = `bold ${13 * dense}px system-ui, sans-serif`;
+    ctx.textAlign = "center";
+    for (const t of data.failed) {
+      const x = u.valToPos(data.steps[t], "x", true);
+      if (x >= bbox.left && x <= bbox.left + bbox.width) ctx.fillText("×", x, bbox.top + bbox.height - 6 * dense);
+    }
+    ctx.restore();
+  }
+}
+
+/** @param {any} ctx @param {any} box @param {number} left @param {number} right at least a pixel wide */
+function clippedRect(ctx, box, left, right) {
+  const from = Math.max(left, box.left);
+  const to = Math.min(Math.max(right, left + 1), box.left + box.width);
+  if (to > from) ctx.fillRect(from, box.top, to - from, box.height);
+}
+
+/**
+ * A series for a chart: null is a gap, and undefined, where nothing was asked for, is none.
+ * @param {PageData} data @param {Line} line
+ */
+export function column(data, line) {
+  const values = line.values ?? data.series[line.series] ?? data.steps.map(() => null);
+  if (!/^(essential_sparsity|value)\//.test(line.series) || !data.unasked.length) return values;
+  const unasked = new Set(data.unasked);
+  return values.map((x, t) => (x === null && unasked.has(t) ? undefined : x));
+}
+
+/** @param {Panel} panel @param {number | null} low @param {number | null} high @returns {[number, number]} */
+function limits(panel, low, high) {
+  if (low === null || high === null) return [0, 1];
+  if (panel.top !== undefined) return [0, panel.top];
+  const bottom = panel.fromZero ? Math.min(low, 0) : low;
+  const room = 0.06 * (high - bottom) || 0.05 * Math.abs(high) || 1;
+  return [panel.fromZero && bottom === 0 ? 0 : bottom - room, high + room];
+}
+
+/** @param {string} unit @param {number} x */
+function tick(unit, x) {
+  if (unit === "fraction") return `${significant(100 * x, 3)} %`;
+  return Math.abs(x) >= 1e4 ? x.toExponential(0) : significant(x, 3);
+}
+
+/** @param {string} paint "#rrggbb" @param {number} alpha */
+export function faded(paint, alpha) {
+  const n = Number.parseInt(paint.slice(1), 16);
+  return `rgba(${n >> 16}, ${(n >> 8) & 255}, ${n & 255}, ${alpha})`;
+}

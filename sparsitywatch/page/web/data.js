@@ -1,0 +1,114 @@
+// @ts-check
+/** What the page is given, and where it comes from: the file itself, or a server. */
+
+/**
+ * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
+ * @typedef {{label: string, unit: string, sentence: string}} About
+ * @typedef {{series: string, label: string, sentence: string, value: string, step: number,
+ *   was: string}} Tile
+ * @typedef {{number: number, series: string, title: string, when: string, where: string[],
+ *   why: string[], also: string[], do: string, trend: string, onset: number, low: number, high: number,
+ *   seen: number, reverted: number}} RunEvent
+ * @typedef {{step: number, sparsity: number[], harm: Values, reason: string}} Curve
+ * @typedef {[string, string, string]} Fact
+ * @typedef {{failed: [number, string][], num_failed: number, notes: [number, string][],
+ *   scope: string, ledger: (string | number)[][], num_ledger: number, replayed_from: string[],
+ *   provenance: {first: number, last: number, facts: Fact[]}[], costs: Fact[],
+ *   words: [string, string][]}} Facts
+ * @typedef {{level: string, badge: string, headline: string, action: string, event: number}} Verdict
+ * @typedef {{version: string, name: string, verdict: Verdict, standing: string[],
+ *   state: {status: string, step: number, wall_time: number | null} | null, watch: string[],
+ *   taken: string, tiles: Tile[], rule: string, num_snapshots: number, steps: number[],
+ *   wall_time: Values, failed: number[], unasked: number[], series: Record<string, Values>,
+ *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
+ *   facts: Facts}} PageData
+ *
+ * Maps: thousandths by tensor and column, -1 where nothing was measured.
+ * @typedef {{columns: number[], level: number | null, rows: Record<string, number[][]>}} Maps
+ * Magnitudes: by tensor and column the thousandths of the weights up to each end (log10); of all
+ * tensors together the millionths.
+ * @typedef {{columns: number[], ends: number[], below: number[][][], all: number[][]}} Magnitudes
+ * @typedef {{maps: Maps, magnitudes: Magnitudes | null}} Details
+ * @typedef {{name: string, version: string}} RunName
+ * @typedef {{live: boolean, runs: () => Promise<RunName[]>,
+ *   page: (name: string) => Promise<PageData>, details: (name: string) => Promise<Details>}} Source
+ */
+
+/** @param {number[]} differences @returns {number[]} the numbers, the first difference from 0 */
+export function summed(differences) {
+  let sum = 0;
+  return differences.map((x) => (sum += x));
+}
+
+/** @param {Details} details as sent @returns {Details} with numbers instead of differences */
+export function decoded(details) {
+  const { maps, magnitudes } = details;
+  for (const kind of Object.keys(maps.rows)) maps.rows[kind] = maps.rows[kind].map(summed);
+  if (magnitudes) {
+    magnitudes.below = magnitudes.below.map((columns) => columns.map(summed));
+    magnitudes.all = magnitudes.all.map(summed);
+  }
+  return details;
+}
+
+/**
+ * The run of a file: its data stand in the page, compressed.
+ * @param {string} base64
+ * @returns {Promise<Source>}
+ */
+export async function fileSource(base64) {
+  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const { page, details } = await new Response(stream).json();
+  const own = decoded(details);
+  return {
+    live: false,
+    runs: async () => [{ name: page.name, version: "" }],
+    page: async () => page,
+    details: async () => own,
+  };
+}
+
+/**
+ * The runs of a server; addresses are relative, so that it may stand behind any path.
+ * @param {string} base
+ * @returns {Source}
+ */
+export function serverSource(base) {
+  /** @param {string} path @param {Record<string, string>} query */
+  const get = async (path, query = {}) => {
+    const answer = await fetch(`${base}${path}?${new URLSearchParams(query)}`);
+    if (!answer.ok) throw new Error(await answer.text());
+    return answer.json();
+  };
+  return {
+    live: true,
+    runs: () => get("runs"),
+    page: (run) => get("page", { run }),
+    details: async (run) => decoded(await get("details", { run })),
+  };
+}
+
+/** Index of the number in rising numbers that is nearest. @param {number[]} sorted @param {number} x */
+export function nearest(sorted, x) {
+  let low = 0;
+  let high = sorted.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (sorted[middle] < x) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && x - sorted[low - 1] <= sorted[low] - x ? low - 1 : low;
+}
+
+/**
+ * Every number over the steps as comma-separated values.
+ * @param {PageData} data
+ */
+export function csv(data) {
+  const names = Object.keys(data.series);
+  const lines = data.steps.map((step, t) =>
+    [step, ...names.map((name) => data.series[name][t] ?? "")].join(","),
+  );
+  return [["step", ...names].join(","), ...lines].join("\n") + "\n";
+}

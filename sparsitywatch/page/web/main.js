@@ -1,0 +1,410 @@
+// @ts-check
+/** The page: what is chosen, where the cursor is, and what follows from both. */
+
+import { Charts, panelsOf } from "./charts.js";
+import { csv, nearest } from "./data.js";
+import { h, significant } from "./format.js";
+import { Heatmap, KINDS, drawHistogram, power, rowsOf } from "./tensors.js";
+import { drawCost, events, foot, header, tiles } from "./view.js";
+
+/**
+ * @typedef {import("./data.js").PageData} PageData
+ * @typedef {import("./data.js").Details} Details
+ * @typedef {import("./data.js").Source} Source
+ * @typedef {{read: () => URLSearchParams, write: (query: URLSearchParams) => void,
+ *   colours: (names: string[]) => string[]}} Host where links and colours come from
+ */
+
+const POLL_MS = 3000;
+/** Runs that are shown at first, where there are several. */
+const FEW = 4;
+
+/**
+ * Show the page, and keep it up to date where its source is live.
+ * @param {HTMLElement} root @param {Source} source @param {Host} host
+ */
+export async function mount(root, source, host) {
+  const page = new Page(root, source, host);
+  await page.refresh();
+  if (source.live) setInterval(() => document.hidden || page.refresh(), POLL_MS);
+  return page;
+}
+
+export class Page {
+  /** @param {HTMLElement} root @param {Source} source @param {Host} host */
+  constructor(root, source, host) {
+    this.root = root;
+    this.source = source;
+    this.host = host;
+    /** @type {Map<string, {version: string, data: PageData}>} */
+    this.loaded = new Map();
+    /** @type {Map<string, {version: string, details: Details}>} */
+    this.deep = new Map();
+    /** @type {string[]} */
+    this.names = [];
+    /** @type {Set<string> | null} */
+    this.chosen = null;
+    this.first = "";
+    /** @type {number | null} */
+    this.pinned = null;
+    /** @type {number | null} */
+    this.hovered = null;
+    this.tau = "";
+    this.other = "";
+    this.tensor = "";
+    this.choice = { kind: "near_zero", group: "none", sort: "", search: "" };
+    this.frame = 0;
+    this.failure = "";
+    this.restore();
+    document.addEventListener("keydown", (e) => this.key(e));
+  }
+
+  /** What a link says. */
+  restore() {
+    const query = this.host.read();
+    const step = Number.parseInt(query.get("step") ?? "", 10);
+    this.pinned = Number.isFinite(step) ? step : null;
+    this.tensor = query.get("tensor") ?? "";
+    this.tau = query.get("tau") ?? "";
+    this.first = query.get("run") ?? "";
+  }
+
+  /** A link to what is seen now. */
+  remember() {
+    const query = new URLSearchParams();
+    if (this.pinned !== null) query.set("step", String(this.pinned));
+    if (this.tensor) query.set("tensor", this.tensor);
+    if (this.tau) query.set("tau", this.tau);
+    if (this.names.length > 1) query.set("run", this.first);
+    this.host.write(query);
+  }
+
+  /** Ask what is new, and draw if something is. */
+  async refresh() {
+    try {
+      const runs = await this.source.runs();
+      const names = runs.map((run) => run.name);
+      if (!names.includes(this.first)) this.first = names[0] ?? "";
+      this.chosen ??= new Set([this.first, ...names].filter(Boolean).slice(0, FEW));
+      let changed = names.join("\n") !== this.names.join("\n") || this.failure !== "";
+      this.names = names;
+      this.failure = "";
+      for (const { name, version } of runs) {
+        if (!this.chosen.has(name) && name !== this.first) continue;
+        if (this.loaded.get(name)?.version === version) continue;
+        this.loaded.set(name, { version, data: await this.source.page(name) });
+        changed = true;
+      }
+      if (changed) this.build();
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      if (text !== this.failure) this.root.prepend(h("p", { class: "warning", role: "alert" }, `No answer: ${text}. Trying again.`));
+      this.failure = text;
+    }
+  }
+
+  get data() {
+    return this.loaded.get(this.first)?.data;
+  }
+
+  /** Maps and magnitudes of the first run, once they are there. */
+  get details() {
+    return this.deep.get(this.first)?.details;
+  }
+
+  /** The step that everything is shown at. */
+  get step() {
+    const steps = this.data?.steps ?? [];
+    const last = steps[steps.length - 1];
+    return this.hovered ?? (this.pinned === null ? last : steps[nearest(steps, this.pinned)]);
+  }
+
+  build() {
+    const { data } = this;
+    if (!data) {
+      this.root.replaceChildren(h("p", { class: "none" }, "No watched run in this log directory yet. A run appears here as soon as its watch has begun."));
+      return;
+    }
+    const scroll = document.documentElement.scrollTop;
+    const open = [...this.root.querySelectorAll("details[open]")].map((d) => d.id);
+    const top = [this.selector(), header(data, this.source.live), tiles(data)];
+    const below = foot(data, this.source.live);
+    if (!data.steps.length) {
+      this.root.replaceChildren(...top, h("main", {}, events(data, () => undefined)), below);
+      return;
+    }
+    const plots = h("div", { class: "plots", tabindex: "0", role: "group",
+      "aria-label": "Charts. Left and right arrows move the cursor by a snapshot, Home and End to the ends, plus and minus zoom, 0 shows all, E goes to the next event." });
+    this.charts = new Charts(plots, { hover: (step) => this.hover(step), pin: (step) => this.pin(step) });
+    this.cost = data.curves.length ? h("section", { class: "removal" }) : null;
+    const side = h("aside", {}, events(data, (event) => this.pin(event.seen)), this.cost ?? "");
+    this.map = h("section", { class: "tensors", id: "tensors" });
+    this.root.replaceChildren(...top, h("main", {}, side, h("div", { class: "left" }, this.tools(), plots)), this.map, below);
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
+    plots.addEventListener("zoomed", () => this.drawMap());
+    this.drawCharts();
+    document.documentElement.scrollTop = scroll;
+    this.deepen();
+  }
+
+  /** Which runs are shown; nothing where there is one. */
+  selector() {
+    if (this.names.length < 2) return "";
+    const colours = this.host.colours(this.names);
+    return h("fieldset", { class: "runs" }, h("legend", {}, "Runs"), ...this.names.map((name, i) => {
+      const id = `run-${i}`;
+      const box = h("input", { type: "checkbox", id, checked: this.chosen?.has(name), onchange: (/** @type {Event} */ e) => this.choose(name, /** @type {HTMLInputElement} */ (e.target).checked) });
+      return h("span", { class: name === this.first ? "run first" : "run" }, box,
+        h("label", { for: id }, h("i", { style: `background:${colours[i]}`, "aria-hidden": "true" }), name),
+        name === this.first ? h("small", {}, "shown in full") : h("button", { type: "button", onclick: () => this.turnTo(name), "aria-label": `Show ${name} in full` }, "show in full"));
+    }));
+  }
+
+  /** @param {string} name @param {boolean} on */
+  async choose(name, on) {
+    if (on) this.chosen?.add(name);
+    else this.chosen?.delete(name);
+    if (!this.loaded.has(name)) await this.refresh();
+    else this.build();
+  }
+
+  /** @param {string} name */
+  async turnTo(name) {
+    this.first = name;
+    this.chosen?.add(name);
+    this.pinned = null;
+    if (!this.loaded.has(name)) await this.refresh();
+    else this.build();
+    this.remember();
+  }
+
+  /** What near zero means, one more series, and every number as a file. */
+  tools() {
+    const data = /** @type {PageData} */ (this.data);
+    const rules = Object.keys(data.series).filter((name) => name.startsWith("near_zero/"));
+    const options = rules.map((name) => option(name, data.about[name].label.split(", ")[1] ?? name, this.tau || `near_zero/${data.rule}`));
+    for (const log of this.details?.magnitudes?.ends ?? []) options.push(option(`abs:${log}`, `|w| ≤ ${power(log)}`, this.tau));
+    const tau = h("select", { id: "tau", onchange: (/** @type {Event} */ e) => this.setTau(/** @type {HTMLSelectElement} */ (e.target).value) }, ...options);
+    const others = Object.keys(data.series).map((name) => option(name, data.about[name].label, this.other));
+    const other = h("select", { id: "other", onchange: (/** @type {Event} */ e) => {
+      this.other = /** @type {HTMLSelectElement} */ (e.target).value;
+      this.drawCharts();
+    } }, option("", "none", this.other), ...others);
+    return h("div", { class: "tools" },
+      h("label", {}, "near zero means ", tau), h("label", {}, "one more chart ", other),
+      h("button", { type: "button", onclick: () => this.charts?.reset(), title: "or double-click in a chart" }, "whole run"),
+      h("button", { type: "button", onclick: () => download(`${data.name}.csv`, csv(data)) }, "numbers (CSV)"),
+      h("small", {}, "Drag to zoom, click to hold the cursor, arrow keys to move it."));
+  }
+
+  /** @param {string} tau */
+  setTau(tau) {
+    this.tau = tau === `near_zero/${this.data?.rule}` ? "" : tau;
+    this.remember();
+    this.drawCharts();
+    this.drawMap();
+  }
+
+  drawCharts() {
+    const data = /** @type {PageData} */ (this.data);
+    const colours = this.host.colours(this.names);
+    const names = [this.first, ...this.names.filter((name) => name !== this.first && this.chosen?.has(name))];
+    const models = names.filter((name) => this.loaded.get(name)?.data.steps.length)
+      .map((name) => ({ name, data: this.withTau(name), colour: colours[this.names.indexOf(name)] }));
+    const nearZero = this.tau || `near_zero/${data.rule}`;
+    const charts = /** @type {Charts} */ (this.charts);
+    charts.pinned = this.step;
+    charts.draw(models, panelsOf(models[0].data, nearZero, this.other));
+    this.update();
+  }
+
+  /** The data of a run, with near-zero weights by the magnitude that is chosen. @param {string} name @returns {PageData} */
+  withTau(name) {
+    const { data } = /** @type {{data: PageData}} */ (this.loaded.get(name));
+    const magnitudes = this.deep.get(name)?.details.magnitudes;
+    if (!this.tau.startsWith("abs:") || !magnitudes) return data;
+    const log = Number(this.tau.slice(4));
+    const bin = magnitudes.ends.indexOf(log);
+    if (bin < 0) return data;
+    /** @type {(number | null)[]} */
+    const values = data.steps.map(() => null);
+    // between the snapshots whose spectra were read there is a line, and no gap
+    const some = magnitudes.columns.map((t, i) => /** @type {[number, number]} */ ([t, magnitudes.all[i][bin] / 1e6]));
+    for (const [t, x] of some) values[t] = x;
+    const label = `near-zero weights, |w| ≤ ${power(log)}`;
+    return { ...data, unasked: data.unasked,
+      series: { ...data.series, [this.tau]: filled(data.steps, values) },
+      about: { ...data.about, [this.tau]: { label, unit: "fraction", sentence: "From the stored spectra." } } };
+  }
+
+  // ---------------------------------------------------------------- the cursor
+
+  /** @param {number | null} step */
+  hover(step) {
+    this.hovered = step;
+    this.later();
+  }
+
+  /** @param {number} step */
+  pin(step) {
+    const steps = this.data?.steps ?? [];
+    this.pinned = steps[nearest(steps, step)];
+    this.hovered = null;
+    const [low, high] = this.charts?.shownRange ?? [0, 0];
+    if (this.pinned < low || this.pinned > high) this.charts?.reset();
+    if (this.charts) this.charts.pinned = this.pinned;
+    this.remember();
+    this.later();
+    if (this.tensor) this.openTensor();
+  }
+
+  later() {
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.update());
+  }
+
+  update() {
+    const { data, step } = this;
+    if (!data?.steps.length) return;
+    this.charts?.show(step, this.hovered === null);
+    this.heatmap?.show(step);
+    if (this.cost) drawCost(this.cost, data, step);
+  }
+
+  /** @param {KeyboardEvent} e */
+  key(e) {
+    const target = /** @type {HTMLElement} */ (e.target);
+    if (!this.data?.steps.length || !this.charts || e.ctrlKey || e.metaKey || e.altKey) return;
+    if (/^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName) || target.closest(".heat, .scroll")) return;
+    const { steps } = this.data;
+    const at = steps.indexOf(this.step);
+    const [low, high] = this.charts.shownRange;
+    const zoom = (/** @type {number} */ factor) => {
+      const half = (factor * (high - low)) / 2;
+      this.charts?.zoom(Math.max(steps[0], this.step - half), Math.min(steps[steps.length - 1], this.step + half));
+    };
+    /** @type {Record<string, () => void>} */
+    const actions = {
+      ArrowLeft: () => this.pin(steps[Math.max(at - 1, 0)]),
+      ArrowRight: () => this.pin(steps[Math.min(at + 1, steps.length - 1)]),
+      Home: () => this.pin(steps[0]),
+      End: () => this.pin(steps[steps.length - 1]),
+      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => this.charts?.reset(), Escape: () => this.charts?.reset(),
+      e: () => {
+        const seen = (this.data?.events ?? []).map((event) => event.seen).sort((a, b) => a - b);
+        if (seen.length) this.pin(seen.find((s) => s > this.step) ?? seen[0]);
+      },
+    };
+    const action = actions[e.key];
+    if (!action) return;
+    e.preventDefault();
+    action();
+  }
+
+  // ---------------------------------------------------------------- by tensor
+
+  async deepen() {
+    const version = this.loaded.get(this.first)?.version ?? "";
+    const { first } = this;
+    if (this.deep.get(first)?.version !== version) {
+      this.deep.set(first, { version, details: await this.source.details(first) });
+      if (this.first !== first) return;
+      document.querySelector(".tools")?.replaceWith(this.tools());
+      if (this.tau.startsWith("abs:")) this.drawCharts();
+    }
+    this.buildMap();
+  }
+
+  buildMap() {
+    const details = /** @type {Details} */ (this.details);
+    const data = /** @type {PageData} */ (this.data);
+    const map = /** @type {HTMLElement} */ (this.map);
+    const kinds = Object.keys(details.maps.rows);
+    if (!kinds.length) return;
+    if (!kinds.includes(this.choice.kind)) this.choice.kind = kinds[0];
+    this.choice.sort ||= data.tensors.length > 40 ? "largest" : "model";
+    const place = h("div", {});
+    this.note = h("p", { class: "legend", "aria-live": "polite" });
+    this.histogram = h("div", { class: "histogram-of" });
+    this.heatmap = new Heatmap(place, {
+      open: (i) => { this.tensor = data.tensors[i]; this.remember(); this.openTensor(); this.drawMap(); },
+      pin: (step) => this.pin(step), hover: (step) => this.hover(step) });
+    const level = details.maps.level === null ? "" : ` when ${significant(100 * details.maps.level, 3)} % of all go`;
+    map.replaceChildren(
+      h("h2", {}, "Every tensor by step ", h("small", {}, "share of each tensor's own weights; click a name for the size of its weights")),
+      h("div", { class: "tools" },
+        this.select("show", "kind", kinds.map((kind) => [kind, KINDS[kind] + (kind === "removed" ? level : "")])),
+        this.select("group by", "group", [["none", "nothing"], ["block", "block"], ["kind", "kind"]]),
+        this.select("sort by", "sort", [["model", "order in the model"], ["largest", "share at the cursor"], ["rise", "rise since the beginning"]]),
+        h("label", {}, "search ", h("input", { type: "search", value: this.choice.search, oninput: (/** @type {Event} */ e) => {
+          this.choice.search = /** @type {HTMLInputElement} */ (e.target).value;
+          this.drawMap();
+        } }))),
+      this.note, this.histogram, place);
+    this.drawMap();
+    this.openTensor();
+  }
+
+  /** @param {string} label @param {"kind" | "group" | "sort"} field @param {string[][]} options */
+  select(label, field, options) {
+    return h("label", {}, `${label} `, h("select", { onchange: (/** @type {Event} */ e) => {
+      this.choice[field] = /** @type {HTMLSelectElement} */ (e.target).value;
+      this.drawMap();
+    } }, ...options.map(([value, text]) => option(value, text, this.choice[field]))));
+  }
+
+  drawMap() {
+    const { data, details, heatmap, note } = this;
+    if (!data || !details || !heatmap || !note) return;
+    const bin = this.tau.startsWith("abs:") && details.magnitudes ? details.magnitudes.ends.indexOf(Number(this.tau.slice(4))) : -1;
+    const byTau = this.choice.kind === "near_zero" && bin >= 0 && details.magnitudes;
+    const columns = byTau ? byTau.columns : details.maps.columns;
+    const cells = byTau ? byTau.below.map((rows) => rows.map((row) => row[bin])) : details.maps.rows[this.choice.kind];
+    const steps = columns.map((t) => data.steps[t] ?? 0);
+    const rows = rowsOf(data.tensors, cells, nearest(steps, this.step), this.choice);
+    heatmap.step = this.step;
+    heatmap.draw(steps, cells, rows, this.charts?.shownRange ?? [steps[0], steps[steps.length - 1]], this.tensor);
+    const rule = this.choice.kind !== "near_zero" ? "" : byTau ? `, |w| ≤ ${power(Number(this.tau.slice(4)))}` : ` (${data.about[`near_zero/${data.rule}`]?.label.split(", ")[1] ?? ""})`;
+    note.replaceChildren(`${KINDS[this.choice.kind]}${rule}: `, h("span", { class: "gradient", "aria-hidden": "true" }),
+      ` from 0 to ${(heatmap.high / 10).toFixed(1)} %; ${rows.filter((row) => !row.isGroup).length} of ${data.tensors.length} tensors, the number at the right is at the cursor`);
+  }
+
+  openTensor() {
+    const { data, details, histogram } = this;
+    if (!data || !histogram) return;
+    const tensor = data.tensors.indexOf(this.tensor);
+    if (tensor < 0) return histogram.replaceChildren();
+    if (!details?.magnitudes) return histogram.replaceChildren(h("p", { class: "none" }, "This log has no spectra that tell how large the weights of a tensor are."));
+    drawHistogram(histogram, this.tensor, details.magnitudes, tensor, data.steps, this.step, () => {
+      this.tensor = "";
+      this.remember();
+      histogram.replaceChildren();
+      this.drawMap();
+    });
+  }
+}
+
+/** Between known values a straight line. @param {number[]} steps @param {(number | null)[]} values */
+function filled(steps, values) {
+  const known = steps.map((_, t) => t).filter((t) => values[t] !== null);
+  return values.map((x, t) => {
+    if (x !== null || t < known[0] || t > known[known.length - 1]) return x;
+    const right = known[nearest(known, t)] > t ? nearest(known, t) : nearest(known, t) + 1;
+    const [a, b] = [known[right - 1], known[right]];
+    const [low, high] = [/** @type {number} */ (values[a]), /** @type {number} */ (values[b])];
+    return low + ((high - low) * (steps[t] - steps[a])) / (steps[b] - steps[a]);
+  });
+}
+
+/** @param {string} value @param {string} text @param {string} chosen */
+function option(value, text, chosen) {
+  return h("option", { value, selected: value === chosen }, text);
+}
+
+/** @param {string} name @param {string} text */
+function download(name, text) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(/** @type {HTMLAnchorElement} */ (link).href), 1000);
+}
+

@@ -1,0 +1,177 @@
+// @ts-check
+/** The words of the page: verdict, tiles, events, the cost of removing, and what stands below. */
+
+import { nearest } from "./data.js";
+import { ago, h, percent, s, shown, significant, whole } from "./format.js";
+
+/**
+ * @typedef {import("./data.js").PageData} PageData
+ * @typedef {import("./data.js").RunEvent} RunEvent
+ * @typedef {import("./data.js").Curve} Curve
+ */
+
+/** @param {PageData} data @param {boolean} live */
+export function header(data, live) {
+  const { verdict, state } = data;
+  const since = live && state?.status === "on" && state.wall_time ? ago(Date.now() / 1000 - state.wall_time) : "";
+  const watch = [...data.watch, ...(since ? [`last sign of life ${since}`] : [])].join(" · ");
+  return h("header", {},
+    h("p", { class: "eyebrow" }, "Sparsity of the run ", h("b", {}, data.name), watch ? ` · ${watch}` : ""),
+    h("h1", {}, h("span", { class: `badge ${verdict.level}` }, verdict.badge), " ", verdict.headline),
+    h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.action),
+    h("p", { class: "taken" }, data.taken));
+}
+
+/** @param {PageData} data */
+export function tiles(data) {
+  return h("ul", { class: "tiles", "aria-label": "Latest numbers" }, ...data.tiles.map((tile) =>
+    h("li", { title: tile.sentence },
+      h("span", { class: "label" }, tile.label),
+      h("b", {}, tile.value), h("small", {}, tile.was ? `was ${tile.was}` : `at step ${whole(tile.step)}`),
+      spark(data.steps, data.series[tile.series]))));
+}
+
+/** A line without axes. @param {number[]} steps @param {(number | null)[]} values */
+export function spark(steps, values) {
+  const known = steps.map((_, t) => t).filter((t) => typeof values[t] === "number");
+  const every = Math.max(1, Math.ceil(known.length / 150));
+  const some = known.filter((_, i) => i % every === 0 || i === known.length - 1);
+  const numbers = some.map((t) => /** @type {number} */ (values[t]));
+  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  const width = steps[steps.length - 1] - steps[0] || 1;
+  const points = some.map((t, i) =>
+    `${((200 * (steps[t] - steps[0])) / width).toFixed(1)},${(27 - (24 * (numbers[i] - low)) / (high - low || 1)).toFixed(1)}`);
+  return s("svg", { viewBox: "0 0 200 30", preserveAspectRatio: "none", class: "spark", "aria-hidden": "true" },
+    s("polyline", { points: points.join(" ") }));
+}
+
+/** @param {PageData} data @param {(event: RunEvent) => void} pick */
+export function events(data, pick) {
+  const cards = [...data.events].reverse().map((event) =>
+    h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : "" },
+      h("h3", {}, h("button", { type: "button", class: "number", "aria-label": `Show event ${event.number} in the charts`, onclick: () => pick(event) }, String(event.number)), " ", event.title),
+      h("p", {}, capital(event.when), "."),
+      event.where.length ? h("p", { class: "where" }, h("b", {}, "Where: "), names(event.where)) : null,
+      event.why.length ? h("p", {}, h("b", {}, "Why: "), event.why.join("; "), ".") : null,
+      event.also.length ? h("p", {}, capital(event.also.join("; ")), ".") : null,
+      h("p", { class: "do" }, h("b", {}, "→ "), event.do)));
+  return h("section", { class: "events", id: "events" }, h("h2", {}, "Events", " ", h("small", {}, cards.length ? "newest first" : "")),
+    cards.length ? h("ol", {}, ...cards) : h("p", { class: "none" }, data.steps.length
+      ? "None: no watched number changed abruptly or rose steadily." : "None yet: nothing has been measured."));
+}
+
+/** @param {string[]} where */
+function names(where) {
+  const few = where.slice(0, 4).join(", ");
+  return where.length > 4 ? `${few} and ${where.length - 4} more` : few;
+}
+
+/** @param {string} text */
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
+}
+
+// ------------------------------------------------------------------ what removing costs
+
+const [LEFT, TOP, WIDE, HIGH] = [26, 10, 330, 125];
+const MOST = 4;
+
+/**
+ * What removing weights costs at the snapshot that is nearest to the cursor.
+ * @param {HTMLElement} root @param {PageData} data @param {number} step
+ */
+export function drawCost(root, data, step) {
+  const curve = data.curves[nearest(data.curves.map((c) => c.step), step)];
+  if (root.dataset.step === String(curve.step)) return;
+  root.dataset.step = String(curve.step);
+  const t = data.steps.indexOf(curve.step);
+  const at = (/** @type {string} */ name) => data.series[`essential_sparsity/${name}`]?.[t] ?? null;
+  const [value, low, high] = [at("value"), at("low"), at("high")];
+  const interval = low === null || high === null ? "" : ` [${percent(low)} – ${percent(high)}]`;
+  const told = value === null ? `says nothing: ${curve.reason || "not known"}` : `essential sparsity ${percent(value)}${interval}`;
+  root.replaceChildren(
+    h("h2", {}, "What removing weights costs ", h("small", {}, "at the cursor")),
+    h("p", { class: "legend" }, `Step ${whole(curve.step)}: ${told}`),
+    costSvg(curve, value, low, high),
+    h("p", { class: "axis" }, "share of the weights removed, smallest first → harm; 1 is what is tolerated"));
+}
+
+/** @param {Curve} curve @param {number | null} value @param {number | null} low @param {number | null} high */
+function costSvg(curve, value, low, high) {
+  const bottom = Math.min(-0.5, ...curve.harm.map((y) => Math.max(y ?? 0, -MOST)));
+  const x = (/** @type {number} */ share) => LEFT + WIDE * share;
+  const y = (/** @type {number} */ harm) => TOP + (HIGH * (MOST - Math.min(harm, 100 * MOST))) / (MOST - bottom);
+  const known = curve.sparsity.map((share, i) => ({ share, harm: curve.harm[i] })).filter((p) => p.harm !== null);
+  const points = known.map((p) => `${x(p.share).toFixed(1)},${y(/** @type {number} */ (p.harm)).toFixed(1)}`);
+  const label = `Harm by share of weights removed, in units of what is tolerated: ${known.map((p) => `${percent(p.share)}: ${significant(/** @type {number} */ (p.harm), 3)}`).join(", ")}`;
+  const svg = s("svg", { viewBox: `0 0 ${LEFT + WIDE + 24} ${TOP + HIGH + 22}`, role: "img", "aria-label": label, class: "cost" });
+  if (low !== null && high !== null) svg.append(s("rect", { x: x(low), y: TOP, width: WIDE * (high - low), height: HIGH, class: "interval" }));
+  for (const share of [0, 0.25, 0.5, 0.75, 1]) {
+    svg.append(s("line", { x1: x(share), x2: x(share), y1: TOP, y2: TOP + HIGH, class: "rule" }),
+      s("text", { x: x(share), y: TOP + HIGH + 16, class: "tick" }, `${100 * share} %`));
+  }
+  for (const harm of [0, 1, 2, 3, 4]) svg.append(s("text", { x: LEFT - 8, y: y(harm) + 4, class: "tick end" }, String(harm)));
+  svg.append(s("line", { x1: LEFT, x2: x(1), y1: y(1), y2: y(1), class: "tolerated" }), s("polyline", { points: points.join(" "), "clip-path": "url(#cost-area)" }));
+  svg.prepend(s("clipPath", { id: "cost-area" }, s("rect", { x: LEFT - 3, y: TOP - 3, width: WIDE + 6, height: HIGH + 6 })));
+  for (const p of known) if (/** @type {number} */ (p.harm) <= MOST) svg.append(s("circle", { cx: x(p.share), cy: y(/** @type {number} */ (p.harm)), r: 2.2 }));
+  if (value !== null) svg.append(s("circle", { cx: x(value), cy: y(1), r: 5.5, class: "ring" }));
+  return svg;
+}
+
+// ------------------------------------------------------------------ at the foot
+
+/** @param {PageData} data @param {boolean} live */
+export function foot(data, live) {
+  const { facts } = data;
+  const failed = facts.failed.map(([step, why]) => [whole(step), why]);
+  const notes = facts.notes.map(([step, why]) => [whole(step), why]);
+  const left = data.num_snapshots - data.steps.length;
+  return h("section", { class: "foot" },
+    failed.length ? fold("failed", `${facts.num_failed} failed snapshot${facts.num_failed === 1 ? "" : "s"}`, table(["step", "why"], failed), true) : null,
+    notes.length ? fold("notes", "Notes", table(["step", "note"], notes), true) : null,
+    data.standing.length ? fold("standing", "The watch", h("div", {}, ...data.standing.map((text) => h("p", {}, text)))) : null,
+    fold("provenance", "What the numbers depend on", h("div", {},
+      facts.replayed_from.length ? h("p", {}, `Replayed from saved checkpoints: ${facts.replayed_from.join(", ")}.`) : null,
+      facts.provenance.length > 1 ? h("p", { class: "warning" }, "It changed during this run: the parts below cannot be compared with each other.") : null,
+      ...facts.provenance.flatMap((part) => [
+        facts.provenance.length > 1 ? h("h3", {}, `Steps ${whole(part.first)} to ${whole(part.last)}`) : null, list(part.facts)]))),
+    facts.ledger.length ? fold("scope", `Scope: ${facts.scope}`, table(["parameter", "scope", "shape", "weights", "why"],
+      facts.ledger.map((row) => row.map((cell) => (typeof cell === "number" ? whole(cell) : cell))))) : null,
+    facts.costs.length ? fold("costs", facts.replayed_from.length ? "What the replay cost" : "What the watch cost", list(facts.costs)) : null,
+    fold("numbers", "All numbers as a table", lazily(() => numbers(data))),
+    fold("words", "What the words mean", h("dl", { class: "words" }, ...facts.words.flatMap(([word, text]) => [h("dt", {}, word), h("dd", {}, text)]))),
+    h("p", { class: "made" }, left > 0 ? `${whole(data.steps.length)} of ${whole(data.num_snapshots)} snapshots are shown, evenly chosen, and those of events; records.jsonl has all. ` : "",
+      `Made by sparsitywatch ${data.version}${live ? "" : " from the log of this run"}. The method: essential sparsity after Jaiswal et al. 2023, arXiv:2306.03805.`));
+}
+
+/** @param {string} id @param {string} title @param {Node} body @param {boolean} [open] */
+function fold(id, title, body, open = false) {
+  return h("details", { id, open }, h("summary", {}, title), body);
+}
+
+/** @param {() => Node} make */
+function lazily(make) {
+  const place = h("div", {});
+  queueMicrotask(() => place.parentElement?.addEventListener("toggle", () => place.childElementCount || place.append(make()), { once: true }));
+  return place;
+}
+
+/** @param {string[]} head @param {string[][]} rows */
+function table(head, rows) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
+    h("table", {}, h("thead", {}, h("tr", {}, ...head.map((text) => h("th", { scope: "col" }, text)))),
+      h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((cell, i) => h(i ? "td" : "th", i ? {} : { scope: "row" }, cell)))))));
+}
+
+/** @param {import("./data.js").Fact[]} facts */
+function list(facts) {
+  return h("dl", { class: "facts" }, ...facts.map(([name, value, remark]) =>
+    h("div", {}, h("dt", {}, name), h("dd", {}, value, " ", h("small", {}, remark)))));
+}
+
+/** @param {PageData} data */
+function numbers(data) {
+  const names = Object.keys(data.series).filter((name) => !name.startsWith("watch/"));
+  return table(["step", ...names.map((name) => data.about[name].label)], data.steps.map((step, t) =>
+    [whole(step), ...names.map((name) => shown(data.about[name].unit, data.series[name][t]))]));
+}

@@ -1,0 +1,238 @@
+"""The page as a file: it needs nothing else, runs nothing but its own, and reads without script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import shutil
+import subprocess
+import unicodedata
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from contracts import fake_run
+from contracts.page import parse
+from hypothesis import given
+from hypothesis import strategies as st
+from page.conftest import EVIL, SCRIPT, Page
+
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.page.overview import overview_svg, ticks
+from sparsitywatch.page.render import printable, render, script
+
+WEB = Path(__file__).resolve().parents[2] / "sparsitywatch" / "page" / "web"
+NODE = shutil.which("node")
+
+
+@pytest.fixture(params=["page", "weights_page", "troubled_page"])
+def any_page(request: pytest.FixtureRequest) -> Page:
+    return request.getfixturevalue(request.param)
+
+
+# ------------------------------------------------------------------ needs nothing
+
+
+def test_nothing_is_fetched_and_nothing_else_runs(any_page: Page) -> None:
+    for element in any_page.root.walk():
+        for name in element.attributes:
+            assert not name.startswith("on")
+            assert name not in ("src", "href", "action", "srcset", "poster")
+    policy = any_page.root.one("meta", **{"http-equiv": "Content-Security-Policy"})["content"]
+    data, *scripts = any_page.root.all("script")
+    assert data["type"] == "text/plain"
+    texts = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", any_page.html, re.DOTALL)
+    assert len(texts) == len(scripts) == 2
+    hashes = [base64.b64encode(hashlib.sha256(t.encode()).digest()).decode() for t in texts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}"
+    style = any_page.root.one("style").text()
+    assert "@import" not in style
+    assert "url(" not in style
+
+
+def test_text_of_a_run_stays_text(troubled_page: Page) -> None:
+    assert len(troubled_page.root.all("script")) == 3  # the data, uPlot, ours
+    assert "a <i>run & 'more'" in troubled_page.root.one("head").one("title").text()
+    assert EVIL in troubled_page.root.one("div", class_="static").text()
+    assert SCRIPT not in troubled_page.html
+
+
+def test_the_same_log_gives_the_same_page() -> None:
+    records = [record for record, _ in fake_run.looks(range(0, 2001, 400))]
+    run = Run(records, fake_run.events(), fake_run.run_info())
+    assert render(run) == render(run)
+
+
+def test_it_is_small(page: Page) -> None:
+    assert len(page.html.encode()) < 250_000
+
+
+# ------------------------------------------------------------------ without script, on paper
+
+
+def test_words_and_events_are_there_without_script(page: Page) -> None:
+    text = page.root.one("div", class_="static").text()
+    for wanted in (
+        "Weights turned sparse abruptly, from about step 1,050 on",
+        "What to do: Compare the checkpoints around steps 1,050 and 1,125",
+        "41 snapshots of 49,152 weights in 12 tensors, from step 0 to step 2,000",
+        "Reliance rose abruptly from 0.09 to 0.41",
+        "no faster than weight decay alone could",
+        "need JavaScript",
+    ):
+        assert wanted in text
+    assert len(page.root.one("div", class_="static").all("svg")) == 3
+
+
+def test_the_overview_is_drawn_where_the_numbers_are(page: Page) -> None:
+    svg = page.root.one("div", class_="static").all("svg")[0]
+    places = {float(t.text().replace(",", "")): float(t["x"])
+              for t in svg.all("text", class_="middle") if float(t["y"]) > 100}  # fmt: skip
+    heights = {float(t.text().split()[0]) / 100: float(t["y"]) - 4
+               for t in svg.all("text", class_="end")}  # fmt: skip
+    to_step, to_value = (
+        np.polyfit(list(axis.values()), list(axis), 1) for axis in (places, heights)
+    )
+    path = svg.all("path")[0]["d"]
+    points = np.array(re.findall(r"[ML]([\d.]+),([\d.]+)", path), dtype=float)
+    np.testing.assert_allclose(np.polyval(to_step, points[:, 0]), page.steps, atol=2.0)
+    values = page.series("near_zero/initial_0.1")
+    np.testing.assert_allclose(np.polyval(to_value, points[:, 1]), values, atol=2e-3)
+
+
+def test_a_line_ends_where_nothing_was_measured(troubled_page: Page) -> None:
+    svg = troubled_page.root.one("div", class_="static").all("svg")[0]
+    known = np.isfinite(troubled_page.series("near_zero/initial_0.1"))
+    stretches = int(known[0]) + int((~known[:-1] & known[1:]).sum())
+    assert svg.all("path")[0]["d"].count("M") == stretches == 3
+
+
+def test_nothing_to_draw_is_no_drawing() -> None:
+    assert overview_svg({"steps": [], "series": {}, "rule": "", "events": []}) == ""
+
+
+def test_one_snapshot_has_a_drawing() -> None:
+    records = [fake_run.look(2000)[0]]
+    assert parse(render(Run(records))).one("div", class_="static").all("svg")
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 9))
+def test_ticks_are_round_and_inside(low: float, width: float, most: int) -> None:
+    found = ticks(low, low + width, most)
+    assert len(found) <= most + 1
+    assert found == sorted(found)
+    assert all(low - 1e-6 * width <= x <= low + width * (1 + 1e-6) for x in found)
+
+
+@given(st.text())
+def test_whatever_is_printable_is_in_xml(text: str) -> None:
+    shown = printable(text)
+    assert printable(shown) == shown
+    assert all(c.isprintable() or c.isspace() or unicodedata.category(c) == "Co" for c in shown)
+    assert text == shown or not text.isprintable()
+    element = ET.Element("x")
+    element.text = shown
+    again = ET.fromstring(ET.tostring(element, encoding="utf-8"))
+    assert (again.text or "") == shown.replace("\r", "\n") or "\r" in shown
+
+
+# ------------------------------------------------------------------ the scripts
+
+
+def test_the_modules_become_one_script() -> None:
+    text = script()
+    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+    assert "</script" not in text
+    declared = re.findall(
+        r"^(?:async )?(?:function|class|const|let) ([A-Za-z_$][\w$]*)", text, re.M
+    )
+    assert len(declared) > 40
+    assert len(declared) == len(set(declared))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, of #rrggbb."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_can_be_told_from_what_is_behind_them() -> None:
+    themes = re.findall(r"\{\s*(--paper:[^}]*)\}", (WEB / "page.css").read_text())
+    assert len(themes) == 4  # light, dark, dark by the reader's wish, print
+    assert themes[1].split() == themes[2].split()
+    assert set(themes[3].split()) <= set(themes[0].split())
+    for theme in themes:
+        colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", theme))
+        texts = [(name, paper, 4.5) for name in ("ink", "grey") for paper in ("paper", "card")]
+        badges = [("on-badge", name, 4.5) for name in ("good", "look", "bad")]
+        names = ("blue", "green", "orange", "purple", "red", "sky")
+        for name, paper, least in [*texts, *badges, *((n, "paper", 3.0) for n in names)]:
+            low, high = sorted((luminance(colours[name]), luminance(colours[paper])))
+            assert (high + 0.05) / (low + 0.05) >= least, (name, paper)
+
+
+def in_node(code: str) -> str:
+    done = subprocess.run(
+        [NODE, "--input-type=module", "-e", code],
+        capture_output=True, text=True, check=True, cwd=WEB,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+needs_node = pytest.mark.skipif(NODE is None, reason="Node is not installed")
+
+
+@needs_node
+def test_rows_are_sorted_grouped_and_searched() -> None:
+    code = """
+    import { rowsOf, parted } from "./tensors.js";
+    const names = ["m.layer.0.query.weight", "m.layer.0.dense.weight", "m.layer.1.query.weight",
+                   "m.layer.1.dense.weight"];
+    const cells = [[1, 2], [1, 800], [1, -1], [3, 400]];
+    const labels = (choice) => rowsOf(names, cells, 1, { search: "", ...choice })
+      .map((row) => row.label).join(" ");
+    console.log(labels({ group: "none", sort: "model" }));
+    console.log(labels({ group: "none", sort: "largest" }));
+    console.log(labels({ group: "none", sort: "rise", search: "DENSE" }));
+    console.log(labels({ group: "kind", sort: "largest" }));
+    console.log(labels({ group: "block", sort: "model" }));
+    """
+    assert in_node(code).splitlines() == [
+        "0.query 0.dense 1.query 1.dense",
+        "0.dense 1.dense 0.query 1.query",
+        "0.dense 1.dense",
+        "dense: mean of 2 0.dense 1.dense query: mean of 2 0.query 1.query",
+        "block 0: mean of 2 0.query 0.dense block 1: mean of 2 1.query 1.dense",
+    ]
+
+
+@needs_node
+def test_the_nearest_step_and_every_number_as_text() -> None:
+    code = """
+    import { csv, nearest, summed } from "./data.js";
+    import { percent, share, shown, whole } from "./format.js";
+    console.log([-5, 0, 4, 5, 6, 14, 16, 99].map((x) => nearest([0, 10, 20], x)).join());
+    console.log(summed([5, -2, 0, 1]).join());
+    console.log([percent(0.0889), percent(1), percent(0.0004), share(818), share(-1),
+      shown("value", 2.30258), shown("count", 84934656), shown("fraction", null),
+      whole(2000)].join("|"));
+    console.log(csv({ steps: [5, 10], series: { a: [1.5, null], b: [2, 3] } }));
+    """
+    lines = in_node(code).splitlines()
+    assert lines[0] == "0,0,0,0,1,1,2,2"
+    assert lines[1] == "5,3,3,4"
+    assert lines[2] == "8.89 %|100 %|0.04 %|81.8 %|–|2.303|84,934,656|–|2,000"
+    assert lines[3:] == ["step,a,b", "5,1.5,2", "10,,3"]
+
+
+@needs_node
+@pytest.mark.parametrize("name", sorted(path.name for path in WEB.glob("*.js")))
+def test_a_module_is_javascript(name: str) -> None:
+    text = (WEB / name).read_text()
+    assert text.startswith("// @ts-check\n")
+    checked = ["--check", "--input-type=module"]
+    subprocess.run([NODE, *checked], input=text, text=True, check=True, capture_output=True)

@@ -1,0 +1,227 @@
+"""The page over HTTP: what is answered, when it is read again, and to whom."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from wsgiref.validate import validator
+
+import pytest
+from contracts import fake_run
+
+from sparsitywatch.cli import main
+from sparsitywatch.cli.pages import server_of
+from sparsitywatch.page import server as server_module
+from sparsitywatch.page.plugin import roots_of
+from sparsitywatch.page.server import PageServer, Runs
+from sparsitywatch.records import WatchState, to_json
+from sparsitywatch.sinks.jsonl import JsonlSink
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs, one of them deeper, and a folder without any."""
+    monkeypatch.setattr(server_module, "_WALK_S", -1.0)  # look again at once
+    looks = fake_run.looks(range(0, 2001, 500))
+    fake_run.write_run(tmp_path / "a", looks, fake_run.events())
+    fake_run.write_run(tmp_path / "deep" / "b", looks[:2])
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    return tmp_path
+
+
+def ask(server: PageServer, route: str, query: str = "", *, packed: bool = True):
+    """Status, headers and body as the applications give them; WSGI is kept to."""
+    found = {}
+
+    def start(status, headers, exc_info=None):
+        found.update(status=status, headers=dict(headers))
+        return lambda text: None
+
+    environ = {
+        "REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": route, "QUERY_STRING": query,
+        "SERVER_NAME": "localhost", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1",
+        "wsgi.version": (1, 0), "wsgi.url_scheme": "http", "wsgi.input": io.BytesIO(),
+        "wsgi.errors": sys.stderr, "wsgi.multithread": True,
+        "wsgi.multiprocess": False, "wsgi.run_once": False,
+        **({"HTTP_ACCEPT_ENCODING": "gzip, br"} if packed else {}),
+    }  # fmt: skip
+    answer = validator(server.apps()[route])(environ, start)
+    body = b"".join(answer)
+    answer.close()
+    assert int(found["headers"]["Content-Length"]) == len(body)
+    if found["headers"].get("Content-Encoding") == "gzip":
+        body = gzip.decompress(body)
+    return found["status"], found["headers"], body
+
+
+def names(server: PageServer) -> dict[str, str]:
+    return {run["name"]: run["version"] for run in json.loads(ask(server, "/runs")[2])}
+
+
+def test_runs_are_found_by_the_names_that_tensorboard_has(logs: Path) -> None:
+    assert list(names(PageServer(Runs({"": logs})))) == ["a", "deep/b"]
+    assert list(names(PageServer(Runs({"": logs / "a"})))) == ["a"]
+    assert list(names(PageServer(Runs({"": logs / "a" / "sparsitywatch"})))) == ["a"]
+    prefixed = PageServer(Runs({"x": logs / "a", "y": logs / "deep"}))
+    assert list(names(prefixed)) == ["x", "y/b"]
+    assert names(PageServer(Runs({"": logs / "other"}))) == {}
+    assert names(PageServer(Runs({"": logs / "nowhere"}))) == {}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_asked_is_sent(logs: Path, packed: bool) -> None:
+    server = PageServer(Runs({"": logs}))
+    status, headers, body = ask(server, "/page", "run=deep%2Fb", packed=packed)
+    assert status == "200 OK"
+    assert ("Content-Encoding" in headers) == packed
+    data = json.loads(body)
+    assert data["name"] == "deep/b"
+    assert data["steps"] == [0, 500]
+    details = json.loads(ask(server, "/details", "run=a")[2])
+    assert len(details["maps"]["rows"]["near_zero"]) == 12
+
+
+@pytest.mark.parametrize("query", ["run=none", "", "run=..%2Fa", "run=%00"])
+def test_what_is_no_run_is_not_there(logs: Path, query: str) -> None:
+    status, headers, body = ask(PageServer(Runs({"": logs})), "/page", query)
+    assert status == "404 Not Found"
+    assert headers["Content-Type"].startswith("text/plain")
+    assert b"there is no run" in body
+
+
+def test_a_damaged_log_is_an_answer_that_says_so(logs: Path) -> None:
+    records = logs / "a" / "sparsitywatch" / "records.jsonl"
+    records.write_bytes(b"{}\n" + records.read_bytes())
+    status, _, body = ask(PageServer(Runs({"": logs})), "/page", "run=a")
+    assert status == "409 Conflict"
+    assert b"records.jsonl, line 1" in body
+
+
+def test_a_log_is_read_again_only_when_it_has_grown(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = PageServer(Runs({"": logs}))
+    reads = []
+    load = server_module.load
+    monkeypatch.setattr(server_module, "load", lambda *a, **k: reads.append(1) or load(*a, **k))
+    before = names(server)
+    for _ in range(3):
+        ask(server, "/page", "run=a")
+        ask(server, "/details", "run=a")
+    assert len(reads) == 1
+    assert names(server) == before
+    records = logs / "a" / "sparsitywatch" / "records.jsonl"
+    lines = records.read_text().splitlines(keepends=True)
+    records.write_text("".join(lines) + lines[-1].replace('"step":2000', '"step":2500', 1))
+    after = names(server)
+    assert {name for name in after if after[name] != before[name]} == {"a"}
+    assert json.loads(ask(server, "/page", "run=a")[2])["steps"][-1] == 2500
+    assert len(reads) == 2
+
+
+def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = JsonlSink(tmp_path / "run" / "sparsitywatch")
+    sink.open(fake_run.run_info())
+    sink.write(*fake_run.look(2000))
+    sink.state(WatchState(status="on", step=2000, wall_time=time.time(), last_step=2000))
+    sink.close()
+    server = PageServer(Runs({"": tmp_path}))
+    first = json.loads(ask(server, "/page", "run=run")[2])
+    before = names(server)
+    now = time.time() + 4000.0
+    monkeypatch.setattr(server_module.time, "time", lambda: now)
+    assert names(server) != before
+    later = json.loads(ask(server, "/page", "run=run")[2])
+    assert (first["verdict"]["level"], later["verdict"]["level"]) == ("healthy", "broken")
+    assert "No step was seen for 67 minutes" in later["verdict"]["action"]
+
+
+def test_a_place_that_is_elsewhere_is_told() -> None:
+    roots, remark = roots_of("s3://bucket/runs", "")
+    status, _, body = ask(PageServer(Runs(roots), remark), "/runs")
+    assert (roots, status) == ({}, "409 Conflict")
+    assert b"s3://bucket/runs is elsewhere" in body
+
+
+def test_names_of_a_logdir_spec() -> None:
+    roots, remark = roots_of("", "a:/x/y,/z,b:s3://c")
+    assert roots == {"a": Path("/x/y"), "/z": Path("/z")}
+    assert "s3://c" in remark
+
+
+def test_few_runs_are_kept(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_MAX_KEPT", 1)
+    server = PageServer(Runs({"": logs}))
+    for name in ("a", "deep/b", "a"):
+        assert json.loads(ask(server, "/page", f"run={name}")[2])["name"] == name
+
+
+# ------------------------------------------------------------------ show
+
+
+@contextmanager
+def shown(logdir: Path) -> Iterator[str]:
+    with server_of(logdir, 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def fetched(url: str, **headers: str) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_show_serves_the_page_on_this_machine_alone(logs: Path) -> None:
+    with shown(logs) as url:
+        assert fetched(f"{url}/")[1].startswith("<!DOCTYPE html>")
+        for name in ("index.js", "main.js", "page.css", "uPlot.iife.min.js", "uPlot.min.css"):
+            assert fetched(f"{url}/{name}")[0] == 200
+        assert json.loads(fetched(f"{url}/runs")[1])[0]["name"] == "a"
+        assert fetched(f"{url}/secret")[0] == 404
+        # a name of another site that was made to lead here
+        assert fetched(f"{url}/runs", Host="evil.example")[0] == 404
+        port = url.rpartition(":")[2]
+        assert fetched(f"{url}/runs", Host=f"localhost:{port}")[0] == 200
+
+
+def test_show_needs_a_directory_and_a_free_port(logs: Path, capsys) -> None:
+    assert main(["show", str(logs / "nowhere")]) == 2
+    assert "Expected LOGDIR to be a directory with logs" in capsys.readouterr().err
+    with shown(logs) as url:
+        assert main(["show", str(logs), "--port", url.rpartition(":")[2]]) == 2
+    assert "Expected `--port` to be a free port" in capsys.readouterr().err
+    assert main(["show", str(logs), "--port", "70000"]) == 2
+
+
+def test_a_run_of_an_earlier_watch_has_a_name_of_its_own(logs: Path) -> None:
+    (logs / "a" / "sparsitywatch").rename(logs / "a" / "sparsitywatch-earlier-1")
+    fake_run.write_run(logs / "a", [fake_run.look(0)])
+    assert list(names(PageServer(Runs({"": logs})))) == ["a", "a/sparsitywatch-earlier-1", "deep/b"]
+
+
+def test_an_overdue_watch_is_told_by_the_page(logs: Path) -> None:
+    info = replace(fake_run.run_info(), state=WatchState(
+        status="closed", step=900, wall_time=0.0, last_step=500, next_due_step=800))  # fmt: skip
+    (logs / "deep" / "b" / "sparsitywatch" / "run.json").write_text(to_json(info))
+    data = json.loads(ask(PageServer(Runs({"": logs})), "/page", "run=deep%2Fb")[2])
+    assert data["verdict"]["headline"].startswith("No snapshot was taken since step 500")

@@ -1,0 +1,140 @@
+"""How it stands, what happened and what to do: in every state that a watch and a run can be in."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from contracts import fake_run
+
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.cli import main
+from sparsitywatch.page.verdict import LEVELS, main_event, verdict_of
+from sparsitywatch.records import WatchState
+from sparsitywatch.sinks.jsonl import JsonlSink
+
+RELIANCE, TAKE_OFF = fake_run.events()
+NOW = 1.7e9 + 2010
+
+
+def records(last: int = 2000):
+    return [record for record, _ in fake_run.looks(range(0, last + 1, 500))]
+
+
+def state(**fields) -> WatchState:
+    return WatchState(**{"status": "closed", "step": 2000, "wall_time": NOW - 10.0,
+                         "last_step": 2000, "overhead": 0.008, **fields})  # fmt: skip
+
+
+def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
+    info = replace(fake_run.run_info(), state=watch or state())
+    return Run(fields.get("records", records()), events, info, now=NOW)
+
+
+def test_a_quiet_run_is_healthy() -> None:
+    verdict = verdict_of(run_of())
+    assert (verdict.level, verdict.badge, verdict.event) == ("healthy", "no events", 0)
+    assert verdict.headline == "No abrupt change in 5 snapshots"
+    assert verdict.action.startswith("Nothing to do")
+
+
+def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
+    verdict = verdict_of(run_of([RELIANCE, TAKE_OFF]))
+    assert (verdict.level, verdict.badge, verdict.event) == ("look", "2 events", 2)
+    assert verdict.headline == "Weights turned sparse abruptly, from about step 1,050 on"
+    assert verdict.action == TAKE_OFF.advice
+
+
+def test_what_is_gone_matters_more_than_what_announces_it() -> None:
+    dormant = replace(TAKE_OFF, series="motion/dormant", id="d")
+    assert main_event([dormant, RELIANCE, TAKE_OFF]) is TAKE_OFF
+    assert main_event([dormant, RELIANCE]) is dormant
+    gone = replace(TAKE_OFF, reverted_step=1500)
+    assert main_event([gone, RELIANCE]) is RELIANCE
+    assert verdict_of(run_of([gone])).headline.endswith("and back by half at step 1,500")
+
+
+def test_a_watch_that_is_off_is_the_headline() -> None:
+    off = state(status="off", step=900, reason="the disk is full")
+    verdict = verdict_of(run_of([TAKE_OFF], off))
+    assert verdict.level == "broken"
+    assert verdict.headline.startswith("The watch has been off since step 900; before that: weigh")
+    assert "the disk is full" in verdict.action
+
+
+@pytest.mark.parametrize(
+    ("watch", "trouble"),
+    [
+        (state(status="on", wall_time=NOW - 4000.0), "The watch was last heard of at step 2,000"),
+        (state(status="on", step=2600, next_due_step=2500), "No snapshot was taken since step 2,0"),
+    ],
+)
+def test_a_watch_that_is_silent_or_overdue_is_the_headline(watch, trouble: str) -> None:
+    verdict = verdict_of(run_of([], watch))
+    assert verdict.level == "broken"
+    assert verdict.headline.startswith(trouble)
+
+
+def test_snapshots_that_failed() -> None:
+    failed = replace(records()[-1], valid=False, reason="it broke.", step=2500)
+    verdict = verdict_of(run_of(records=[*records(), failed]))
+    assert (verdict.level, verdict.badge) == ("look", "snapshot failed")
+    assert verdict.action == "The last snapshot, of step 2,500, failed: it broke."
+    blind = [replace(r, valid=False, reason="it broke") for r in records()]
+    assert verdict_of(run_of(records=blind)).level == "broken"
+
+
+def test_weights_that_are_nan_are_broken() -> None:
+    last = replace(records()[-1], num_nan=12)
+    verdict = verdict_of(run_of(records=[*records()[:-1], last]))
+    assert verdict.level == "broken"
+    assert verdict.headline == "12 weights are NaN or infinite at step 2,000"
+
+
+def test_a_run_that_has_just_begun() -> None:
+    verdict = verdict_of(run_of(records=[], watch=state(status="on", step=3, last_step=-1)))
+    assert (verdict.level, verdict.badge) == ("healthy", "no snapshot yet")
+
+
+# ------------------------------------------------------------------ status, for schedulers
+
+
+def log_of(folder: Path, watch: WatchState, events=()) -> Path:
+    sink = JsonlSink(folder / "sparsitywatch")
+    sink.open(fake_run.run_info())
+    for look in fake_run.looks(range(0, 2001, 500)):
+        sink.write(*look)
+    for event in events:
+        sink.event(event)
+    sink.state(watch)
+    sink.close()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("watch", "events", "code"),
+    [(state(), [], 0), (state(), [TAKE_OFF], 1), (state(status="off", reason="x"), [], 2)],
+)
+def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsys) -> None:
+    log = log_of(tmp_path / "run", watch, events)
+    assert main(["status", str(log)]) == code
+    told = capsys.readouterr().out
+    assert told.startswith(f"{LEVELS[code]}: ")
+    assert main(["status", str(log), "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == LEVELS[code]
+    assert told["last_step"] == 2000
+    assert [event["id"] for event in told["events"]] == [event.id for event in events]
+
+
+def test_what_cannot_be_read_is_broken(tmp_path: Path, capsys) -> None:
+    assert main(["status", str(tmp_path)]) == 2
+    assert "Expected `logdir` to hold the log" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_known_are_left_out() -> None:
+    verdict = verdict_of(run_of([replace(TAKE_OFF, baseline=math.nan, value=math.nan)]))
+    assert "nan" not in f"{verdict}".lower().replace("nan or", "")
