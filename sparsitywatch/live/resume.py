@@ -13,10 +13,10 @@ from zipfile import BadZipFile
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import Context
-from sparsitywatch.pipeline.pipeline import Pipeline
+from sparsitywatch.pipeline.pipeline import LAYERS_KEPT, Pipeline
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import Detail, Provenance, RunInfo
+from sparsitywatch.records import Detail, Provenance, Record, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -180,7 +180,8 @@ def _take_up(
             return context, why
         if set(manifest.initial_rms) == set(context.initial_rms):
             context = replace(context, initial_rms=dict(manifest.initial_rms))
-    pipeline.recall(records, events)
+    recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
+    pipeline.recall([*records[:-LAYERS_KEPT], *recent], events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(
         ClockReading(math.nan, math.nan)
@@ -188,6 +189,16 @@ def _take_up(
         else ClockReading(last.decay_clock, last.lr_clock)
     )
     return context, ""
+
+
+def _with_layers(record: Record) -> Record:
+    """The record with its layers read, which nothing may fail in later; without, if it must be."""
+    try:
+        len(record.layers)
+    except StateError as error:
+        _logger.warning("sparsitywatch: going on without the layers of a record: %s", error)
+        return replace(record, layers=())
+    return record
 
 
 def _detail(directory: Path | None, step: int) -> Detail:

@@ -37,10 +37,10 @@ from sparsitywatch.records import (
 )
 from sparsitywatch.sinks.base import Sink
 
-__all__ = ["History", "Pipeline", "as_sinks", "log_event"]
+__all__ = ["LAYERS_KEPT", "History", "Pipeline", "as_sinks", "log_event"]
 
 #: Records keep their layers this long in memory; the log has all of them.
-_LAYERS_KEPT = 100
+LAYERS_KEPT = 100
 #: A series that was missing from so many records in a row begins anew: what happened meanwhile
 #: is not known, so that what comes after it cannot be called abrupt.
 _LONGEST_GAP = 3
@@ -208,8 +208,8 @@ class History:
         self.records.append(record)
         if record.fingerprint:
             self._first_steps.setdefault(record.fingerprint, record.step)
-        if len(self.records) > _LAYERS_KEPT:
-            old = -_LAYERS_KEPT - 1
+        if len(self.records) > LAYERS_KEPT:
+            old = -LAYERS_KEPT - 1
             self.records[old] = dataclasses.replace(self.records[old], layers=())
 
 

@@ -5,8 +5,9 @@ seconds, ``step`` is an optimizer step. A float that could not be measured is Na
 that was not asked for is None; both are ``null`` in JSON.
 """
 
-from sparsitywatch.records.codec import READABLE_SCHEMAS, from_json, renamed, to_json
+from sparsitywatch.records.codec import READABLE_SCHEMAS, from_data, from_json, renamed, to_json
 from sparsitywatch.records.event import Event, latest_versions
+from sparsitywatch.records.layers import LayerColumns, Layers, LayerShare
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
@@ -14,7 +15,6 @@ from sparsitywatch.records.record import (
     Dormant,
     EssentialSparsity,
     Forecast,
-    LayerShare,
     MaskOverlap,
     Movement,
     Provenance,
@@ -43,7 +43,9 @@ __all__ = [
     "EssentialSparsity",
     "Event",
     "Forecast",
+    "LayerColumns",
     "LayerShare",
+    "Layers",
     "LedgerEntry",
     "LogHistogram",
     "MaskOverlap",
@@ -55,6 +57,7 @@ __all__ = [
     "ScopeSummary",
     "SparsityCurve",
     "WatchState",
+    "from_data",
     "from_json",
     "html_of",
     "latest_versions",

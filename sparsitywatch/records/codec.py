@@ -2,7 +2,8 @@
 
 NaN and None are ``null``; infinities are the strings "Infinity" and "-Infinity".
 Reading ignores keys it does not know, so that newer lines can be read by older code of
-the same schema version. Logs of schema version 1 are read too: fields had other names there.
+the same schema version. Logs of earlier schema versions are read too: version 1 had other names
+for some fields, and up to version 2 a record's layers stood in its line.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records.record import SCHEMA_VERSION
 
-__all__ = ["READABLE_SCHEMAS", "from_json", "renamed", "to_json"]
+__all__ = ["READABLE_SCHEMAS", "from_data", "from_json", "renamed", "to_json"]
 
 T = TypeVar("T")
 
 #: Schema versions that can be read; what is written has the last one.
-READABLE_SCHEMAS = (1, SCHEMA_VERSION)
+READABLE_SCHEMAS = (1, 2, SCHEMA_VERSION)
 #: By class, each field that had another name in schema version 1, and that name.
 _OLD_NAMES: dict[str, dict[str, str]] = {
     "Event": {
@@ -40,8 +41,8 @@ _WORDS = {word: word for word in _INFINITIES}
 
 
 def to_json(value: Any) -> str:
-    """One line of strict JSON for a dataclass of this package."""
-    text = json.dumps(value, default=_as_dict, separators=(",", ":"))
+    """One line of strict JSON for a dataclass of this package, or what is made of some."""
+    text = json.dumps(value, default=_plain, separators=(",", ":"))
     if "NaN" in text or "Infinity" in text:  # which strict JSON has no word for
         strict = json.loads(text, parse_constant={"NaN": None, **_WORDS}.get)
         text = json.dumps(strict, separators=(",", ":"))
@@ -59,6 +60,15 @@ def from_json(cls: type[T], text: str) -> T:
         data = json.loads(text)
     except ValueError as error:
         raise StateError(f"Expected one JSON object for {cls.__name__}: {error}.") from error
+    return from_data(cls, data)
+
+
+def from_data(cls: type[T], data: Any) -> T:
+    """The same from what JSON's text was parsed to.
+
+    Raises:
+        StateError: likewise.
+    """
     if isinstance(data, dict) and "schema" in data:
         if data["schema"] not in READABLE_SCHEMAS:
             raise StateError(
@@ -66,7 +76,12 @@ def from_json(cls: type[T], text: str) -> T:
                 f"got {data['schema']!r}. Read it with the version of sparsitywatch that wrote it."
             )
         data["schema"] = SCHEMA_VERSION
-    return typing.cast("T", _decode(cls, data, cls.__name__))
+    try:
+        found: T = _reader(typing.cast("Any", cls))(data)
+    except _WrongError as error:
+        where = cls.__name__ + "".join(reversed(error.path))
+        raise StateError(error.message.format(where=where, data=error.data)) from None
+    return found
 
 
 def renamed(state: Mapping[str, Any], **names: str) -> dict[str, Any]:
@@ -74,60 +89,140 @@ def renamed(state: Mapping[str, Any], **names: str) -> dict[str, Any]:
     return {names.get(key, key): value for key, value in state.items()}
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
-    """What json does not know: a dataclass, or a mapping that is no dict."""
+def _plain(value: Any) -> Any:
+    """What json does not know: a dataclass, a mapping that is no dict, a sequence likewise."""
+    if isinstance(value, Sequence):
+        return list(value)
     return dict(value) if isinstance(value, Mapping) else vars(value)
 
 
-def _decode(hint: Any, data: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        (hint,) = (a for a in arguments if a is not type(None))
-        return _decode(hint, data, where)
-    if hint is float:
-        return _decode_float(data, where)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _decode_dataclass(hint, data, where)
-    if origin is tuple or origin is Sequence:
-        _expect(isinstance(data, list), "a list", data, where)
-        return tuple(_decode(arguments[0], x, f"{where}[{i}]") for i, x in enumerate(data))
-    if origin is Mapping:
-        _expect(isinstance(data, dict), "an object", data, where)
-        return {key: _decode(arguments[1], x, f"{where}.{key}") for key, x in data.items()}
-    _expect(type(data) is hint, f"a {hint.__name__}", data, where)
-    return data
+# ------------------------------------------------------------------ reading
+#
+# A log has thousands of records, each with some hundred values: what a type asks for is found out
+# once, and where in a record something is wrong only once it is.
+
+_Reader = Callable[[Any], Any]
 
 
-def _decode_float(data: Any, where: str) -> float:
-    if data is None:
-        return math.nan
-    if isinstance(data, str) and data in _INFINITIES:
-        return _INFINITIES[data]
-    _expect(type(data) in (int, float), "a number or null", data, where)
-    return float(data)
+class _WrongError(Exception):
+    """Something that was not expected; its place is put together on the way out."""
+
+    def __init__(self, message: str, data: Any) -> None:
+        super().__init__(message)
+        self.message, self.data = message, data
+        self.path: list[str] = []
+
+    def within(self, place: str) -> _WrongError:
+        self.path.append(place)
+        return self
 
 
-def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
-    _expect(isinstance(data, dict), "an object", data, where)
-    hints, old_names = _hints(cls), _OLD_NAMES.get(cls.__name__, {})
-    fields = {}
-    for item in dataclasses.fields(cls):
-        name = item.name if item.name in data else old_names.get(item.name, item.name)
-        if name in data:
-            fields[item.name] = _decode(hints[item.name], data[name], f"{where}.{name}")
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise StateError(f"Expected a field {item.name!r} in {where}, got {sorted(data)}.")
-    return cls(**fields)
+def _unexpected(expected: str, data: Any) -> _WrongError:
+    return _WrongError(f"Expected {expected} at {{where}}, got {{data!r}}.", data)
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    """Types of the fields; looking them up takes longer than all the rest."""
-    return typing.get_type_hints(cls)
+def _reader(hint: Any) -> _Reader:
+    """A function that makes what ``hint`` names out of parsed JSON."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        (some,) = (a for a in arguments if a is not type(None))
+        return _optional(_reader(some))
+    if hint is float:
+        return _read_float
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _fields_of(hint)
+    if origin is tuple or origin is Sequence:
+        return _items(_reader(arguments[0]))
+    if origin is Mapping:
+        return _values(_reader(arguments[1]))
+    return _exactly(hint)
 
 
-def _expect(is_good: bool, expected: str, data: Any, where: str) -> None:
-    if not is_good:
-        raise StateError(f"Expected {expected} at {where}, got {data!r}.")
+def _optional(some: _Reader) -> _Reader:
+    return lambda data: None if data is None else some(data)
+
+
+def _exactly(kind: type) -> _Reader:
+    def read(data: Any) -> Any:
+        if type(data) is not kind:
+            raise _unexpected(f"a {kind.__name__}", data)
+        return data
+
+    return read
+
+
+def _read_float(data: Any) -> float:
+    if type(data) is float:
+        return data
+    if data is None:
+        return math.nan
+    if type(data) is int:
+        return float(data)
+    if isinstance(data, str) and data in _INFINITIES:
+        return _INFINITIES[data]
+    raise _unexpected("a number or null", data)
+
+
+def _items(item: _Reader) -> _Reader:
+    def read(data: Any) -> tuple[Any, ...]:
+        if type(data) is not list:
+            raise _unexpected("a list", data)
+        found, index = [None] * len(data), 0
+        try:
+            for index, x in enumerate(data):
+                found[index] = item(x)
+        except _WrongError as error:
+            raise error.within(f"[{index}]") from None
+        return tuple(found)
+
+    return read
+
+
+def _values(value: _Reader) -> _Reader:
+    def read(data: Any) -> dict[str, Any]:
+        if type(data) is not dict:
+            raise _unexpected("an object", data)
+        found: dict[str, Any] = {}
+        key = ""
+        try:
+            for key, x in data.items():
+                found[key] = value(x)
+        except _WrongError as error:
+            raise error.within(f".{key}") from None
+        return found
+
+    return read
+
+
+def _fields_of(cls: type) -> _Reader:
+    hints, old_names = typing.get_type_hints(cls), _OLD_NAMES.get(cls.__name__, {})
+    fields = [
+        (
+            item.name,
+            old_names.get(item.name, item.name),
+            _reader(hints[item.name]),
+            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING,
+        )
+        for item in dataclasses.fields(cls)
+    ]
+
+    def read(data: Any) -> Any:
+        if type(data) is not dict:
+            raise _unexpected("an object", data)
+        found: dict[str, Any] = {}
+        key = ""
+        try:
+            for name, old_name, reader, _ in fields:
+                key = name if name in data else old_name
+                if key in data:
+                    found[name] = reader(data[key])
+        except _WrongError as error:
+            raise error.within(f".{key}") from None
+        for name, _, _, is_required in fields:
+            if is_required and name not in found:
+                message = f"Expected a field {name!r} in {{where}}, got {{data}}."
+                raise _WrongError(message, sorted(data))
+        return cls(**found)
+
+    return read

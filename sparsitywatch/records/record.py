@@ -9,6 +9,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect_numbers
 from sparsitywatch.records.event import Event
+from sparsitywatch.records.layers import LayerShare
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.shown import html_table, shown_name
 
@@ -19,7 +20,6 @@ __all__ = [
     "Dormant",
     "EssentialSparsity",
     "Forecast",
-    "LayerShare",
     "MaskOverlap",
     "Movement",
     "Provenance",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _NAN = float("nan")
 
@@ -329,31 +329,6 @@ class ScopeSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerShare:
-    """One in-scope tensor in one record.
-
-    Args:
-        name: tensor name.
-        num_weights: its number of weights.
-        rms: root mean square of its finite weights.
-        near_zero: fraction of its own weights that are near zero, by rule.
-        removed: fraction of its own weights removed at each level of the record's curve,
-            in the curve's order; empty without a curve.
-        dormant: fraction of its own sampled weights that are dormant; NaN if not known.
-    """
-
-    name: str
-    num_weights: int
-    rms: float
-    near_zero: Mapping[str, float]
-    removed: tuple[float, ...] = ()
-    dormant: float = _NAN
-
-    def __repr__(self) -> str:
-        return f"<LayerShare of {shown_name(self.name)[:80]}, {self.num_weights:,} weights>"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What the snapshot cost.
 
@@ -470,7 +445,8 @@ class Record:
             is no curve.
         essential_sparsity: None where there is no curve.
         layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
-            live model and its checkpoints give the same.
+            live model and its checkpoints give the same. Of a log they are read when they are
+            first asked for.
         replicas: whether the ranks that hold the same weights hold the same bits; None where no
             two do, or only one watches.
         cost, provenance: what it cost, and what it depends on.
@@ -500,7 +476,7 @@ class Record:
     reliance: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
     not_evaluated: str = ""
-    layers: tuple[LayerShare, ...] = ()
+    layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None
     cost: Cost
     provenance: Provenance

@@ -142,12 +142,16 @@ class AppendingFile:
     forked child neither hangs nor writes twice. What a full disk does not take stays
     pending and goes first at the next call, continuing where the file ends: readers never
     see a hole, only an end that is still to come.
+
+    Attributes:
+        end: offset at which the next block will begin, after everything that is pending.
     """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags, 0o666)
         self._pending = bytearray()
+        self.end = os.fstat(self._descriptor).st_size
 
     def write(self, block: bytes) -> None:
         """Append ``block``, after anything that is still pending.
@@ -155,7 +159,20 @@ class AppendingFile:
         Raises:
             OSError: the operating system did not take everything; the rest is pending.
         """
+        self.hold(block)
+        self.flush()
+
+    def hold(self, block: bytes) -> None:
+        """Let ``block`` be pending: it is written when the next one is."""
         self._pending += block
+        self.end += len(block)
+
+    def flush(self) -> None:
+        """Write what is pending.
+
+        Raises:
+            OSError: the operating system did not take everything; the rest stays pending.
+        """
         while self._pending:
             num_written = os.write(self._descriptor, self._pending)
             del self._pending[:num_written]
@@ -163,7 +180,7 @@ class AppendingFile:
     def close(self) -> None:
         """Try once more to write what is pending, and close the file in any case."""
         try:
-            self.write(b"")
+            self.flush()
         finally:
             os.close(self._descriptor)
 

@@ -1,10 +1,11 @@
-"""Records and events as lines of JSON, with the spectra beside them.
+"""Records and events as lines of JSON, with what is large beside them.
 
 ::
 
     run.json                      what is said once: provenance, ledger, first sizes; and how the
                                   watch is
-    records.jsonl                 one Record per line
+    records.jsonl                 one Record per line; in place of its layers, where they are
+    layers.npys                   the layers' numbers: one array of numpy (.npy) after another
     events.jsonl                  one Event per line; of lines with one id the last counts
     spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
     superseded.jsonl              lines of a future that was lost when a run was resumed
@@ -14,11 +15,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,9 +36,12 @@ from sparsitywatch.records import (
     SCHEMA_VERSION,
     Detail,
     Event,
+    LayerColumns,
+    Layers,
     Record,
     RunInfo,
     WatchState,
+    from_data,
     from_json,
     latest_versions,
     to_json,
@@ -43,6 +51,8 @@ from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, lo
 __all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
 
 _RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
+_LAYERS = "layers.npys"
+_PLACES = ("names", "numbers")
 _EVENT_STEPS = ("detected_step", "revised_step", "amended_step")  # the last one in version 1
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
@@ -88,21 +98,26 @@ class JsonlSink:
             _rewind_spectra(self._spectra, lost)
             self._run = run
             _replace(directory / _MANIFEST, _line(run))
+            self._layers = _LayersFile(directory / _LAYERS)
             self._records = AppendingFile(directory / _RECORDS)
             self._events = AppendingFile(directory / _EVENTS)
 
     def write(self, record: Record, detail: Detail) -> None:
-        """Write the spectrum, then the record: a line's spectrum is there when it is.
+        """Write spectrum and layers, then the record: what belongs to a line is there when it is.
 
         Raises:
-            OSError: the disk did not take everything; the line is kept for later.
+            OSError: the disk did not take everything; layers and line are kept for later.
+            ConfigurationError: the layers do not all have the same rules and levels.
         """
         self._session.require()
+        places = self._layers.hold(record)
+        self._records.hold(_line({**vars(record), "layers": places}))
         try:
             if detail.spectrum:
                 _write_arrays(self._spectra / _spectrum_name(record.step), detail.spectrum)
         finally:
-            self._records.write(_line(record))
+            self._layers.file.flush()
+            self._records.flush()
 
     def event(self, event: Event) -> None:
         """Write one event, or a new version of one.
@@ -124,22 +139,28 @@ class JsonlSink:
         _replace(self._directory / _MANIFEST, _line(self._run))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; what is pending is tried once more, no line without its layers."""
         if self._session.end():
-            try:
-                self._records.close()
-            finally:
-                self._events.close()
+            with contextlib.ExitStack() as files:
+                files.callback(self._events.close)
+                without_layers = files.enter_context(contextlib.ExitStack())
+                without_layers.callback(self._records.abandon)
+                self._layers.file.close()
+                without_layers.pop_all()
+                files.callback(self._records.close)
 
     def abandon(self) -> None:
         """Close the files as they are: the directory is another's now."""
         if self._session.end():
-            self._records.abandon()
-            self._events.abandon()
+            for file in (self._layers.file, self._records, self._events):
+                file.abandon()
 
 
 def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
     """The records in a directory, oldest first, also while it is still being written to.
+
+    The layers of a record are read when they are first asked for, which raises a StateError if
+    they are damaged.
 
     Args:
         directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
@@ -148,8 +169,9 @@ def read_records(directory: str | os.PathLike[str], *, max_step: int | None = No
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    records = _read_append_log(Path(directory) / _RECORDS, Record)
-    return [record for record in records if max_step is None or record.step <= max_step]
+    folder = Path(directory)
+    lines = _read_append_log(folder / _RECORDS, functools.partial(_read_record, folder / _LAYERS))
+    return [record for record in lines if max_step is None or record.step <= max_step]
 
 
 def read_events(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Event]:
@@ -162,7 +184,7 @@ def read_events(directory: str | os.PathLike[str], *, max_step: int | None = Non
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    events = _read_append_log(Path(directory) / _EVENTS, Event)
+    events = _read_append_log(Path(directory) / _EVENTS, functools.partial(from_data, Event))
     return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
 
 
@@ -228,6 +250,136 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+# ------------------------------------------------------------------ layers
+#
+# Where the layers of a record are stands in its line. So nothing is searched for, and nothing cut
+# off: what a kill or a lost future leaves in the file is what no line points to, or a superseded
+# one, which can still be read.
+
+#: Where an array is: offset of its first byte, number of its bytes, and their CRC-32.
+_Place = tuple[int, int, int]
+
+
+class _LayersFile:
+    """Appends what records say of each tensor, as arrays of numpy.
+
+    Names hardly ever change, and are an array of their own: the UTF-8 bytes of a JSON object. The
+    numbers of a record are one structured value, a column in each field.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = AppendingFile(path)
+        self._names = b""
+        self._names_place: _Place = (0, 0, 0)
+
+    def hold(self, record: Record) -> dict[str, _Place] | None:
+        """Let the layers of a record be pending; returns where they will be, None without any.
+
+        Raises:
+            ConfigurationError: they do not all have the same rules and levels.
+        """
+        if not record.layers:
+            return None
+        columns = Layers.of(record.layers).columns
+        names = to_json({"tensors": columns.names, "rules": list(columns.near_zero)}).encode()
+        if names != self._names:
+            self._names_place = self._append(np.frombuffer(names, np.uint8))
+            self._names = names
+        return {"names": self._names_place, "numbers": self._append(_packed(record.step, columns))}
+
+    def _append(self, array: np.ndarray) -> _Place:
+        block = io.BytesIO()
+        np.lib.format.write_array(block, array, allow_pickle=False)
+        content = block.getvalue()
+        place = (self.file.end, len(content), zlib.crc32(content))
+        self.file.hold(content)
+        return place
+
+
+def _packed(step: int, columns: LayerColumns) -> np.ndarray:
+    """All columns of N tensors, R rules and K levels as one structured value."""
+    num_tensors, num_rules = len(columns.names), len(columns.near_zero)
+    near_zero = np.array(list(columns.near_zero.values()), np.float64)
+    fields = {
+        "step": np.array(step, np.int64),
+        "num_weights": columns.num_weights,
+        "rms": columns.rms,
+        "near_zero": near_zero.reshape(num_rules, num_tensors),
+        "removed": columns.removed,
+        "dormant": columns.dormant,
+    }
+    kinds = [(name, f"<{of.dtype.kind}8", of.shape) for name, of in fields.items()]
+    packed = np.zeros((), kinds)
+    for name, column in fields.items():
+        packed[name] = column
+    return packed
+
+
+def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> LayerColumns:
+    """What ``_LayersFile`` wrote of a step.
+
+    Raises:
+        StateError: it is not there, or not whole.
+    """
+    tensors, rules = _names_at(path, names)
+    packed = _array_at(path, numbers)
+    if int(packed["step"]) != step:
+        raise StateError(f"{path}: Expected the layers of step {step}, got {packed['step']}.")
+    return LayerColumns(
+        names=tensors,
+        num_weights=packed["num_weights"],
+        rms=packed["rms"],
+        near_zero=dict(zip(rules, packed["near_zero"], strict=True)),
+        removed=packed["removed"],
+        dormant=packed["dormant"],
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _names_at(path: Path, place: _Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    names = json.loads(_array_at(path, place).tobytes())
+    return tuple(names["tensors"]), tuple(names["rules"])
+
+
+def _array_at(path: Path, place: _Place) -> np.ndarray:
+    start, num_bytes, checksum = place
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            content = file.read(num_bytes)
+    except OSError as error:
+        raise StateError(
+            f"Expected layers in {str(path)!r}, cannot read it: {error}. If the log was moved "
+            "meanwhile, load the run again."
+        ) from error
+    if zlib.crc32(content) != checksum:
+        raise StateError(
+            f"{path}: Expected {num_bytes} bytes of layers from byte {start} on, with checksum "
+            f"{checksum}, got {len(content)} with another. The file is damaged: restore it."
+        )
+    array: np.ndarray = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _read_record(layers: Path, data: Any) -> Record:
+    """A record whose layers are read when they are asked for; up to version 2 they are in it."""
+    places = data.get("layers", ()) if isinstance(data, dict) else ()
+    if isinstance(places, list):
+        return from_data(Record, data)
+    record = from_data(Record, {name: x for name, x in data.items() if name != "layers"})
+    if not places:
+        return record
+    found: list[Any] = [places.get(p) if isinstance(places, dict) else None for p in _PLACES]
+    for place in found:
+        if not isinstance(place, list) or list(map(type, place)) != [int] * 3:
+            raise StateError(
+                f"Expected where its {' and '.join(_PLACES)} are at Record.layers, got {places!r}."
+            )
+    names, numbers = found
+    read = functools.partial(_read_layers, layers, record.step, tuple(names), tuple(numbers))
+    return replace(record, layers=Layers(read))
+
+
 # ------------------------------------------------------------------ an append-only log
 #
 # A line counts once it ends in a newline. The end of the file may be torn: a kill, or a full
@@ -239,27 +391,36 @@ _Line = tuple[int, int, bytes]
 
 
 def _line(value: Any) -> bytes:
-    """A dataclass of the package as one line of JSON that names its schema version."""
-    text = to_json(value)
-    if not hasattr(value, "schema"):
-        text = f'{{"schema":{SCHEMA_VERSION},{text[1:]}'
-    return text.encode() + b"\n"
+    """A dataclass of the package, or its fields, as a line of JSON that names its version."""
+    fields = value if isinstance(value, dict) else vars(value)
+    return to_json({"schema": SCHEMA_VERSION, **fields}).encode() + b"\n"
 
 
-def _read_append_log(path: Path, cls: type[T]) -> Iterator[T]:
+def _read_append_log(path: Path, read: Callable[[Any], T]) -> Iterator[T]:
     """Every whole line of a file, oldest first; nothing if there is no file.
 
     The file may be written to meanwhile: a torn end is left out.
+
+    Args:
+        path: of the file.
+        read: makes something out of a line that was parsed.
 
     Raises:
         StateError: a line cannot be read; the message names the file and the line.
     """
     for number, _, raw in _whole_lines(path):
         try:
-            value = from_json(cls, raw.decode())
-        except (StateError, UnicodeDecodeError) as error:
+            value = read(_parsed(raw))
+        except StateError as error:
             raise StateError(f"{path}, line {number}: {error}") from error
         yield value
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:  # or no UTF-8
+        raise StateError(f"Expected one JSON object: {error}.") from error
 
 
 def _rewind_append_log(
@@ -321,9 +482,9 @@ def _is_json(raw: bytes) -> bool:
 
 def _step(path: Path, number: int, raw: bytes, keys: Sequence[str]) -> int:
     try:
-        data = json.loads(raw)
-    except ValueError as error:
-        raise StateError(f"{path}, line {number}: Expected a JSON object: {error}.") from error
+        data = _parsed(raw)
+    except StateError as error:
+        raise StateError(f"{path}, line {number}: {error}") from error
     if not isinstance(data, dict):
         data = {}
     schema, steps = data.get("schema"), [data[key] for key in keys if key in data]

@@ -211,8 +211,8 @@ def change(path: str, value: object) -> str:
         ("layers", {}, r"Expected a list at Record\.layers, got \{\}"),
         ("layers.1.rms", [], r"Expected a number or null at Record\.layers\[1\]\.rms"),
         ("curve", 3, r"Expected an object at Record\.curve, got 3"),
-        ("schema", 99, r"Expected a Record of schema version 2, got 99\. Read it with"),
-        ("schema", None, r"schema version 2, got None"),
+        ("schema", 99, r"Expected a Record of schema version 3, got 99\. Read it with"),
+        ("schema", None, r"schema version 3, got None"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: object, message: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from contracts import fake_run
 from contracts.sink_contract import STEPS, TESTS, DurableSinkContract
 
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.records import SCHEMA_VERSION, Detail, Event, Record
+from sparsitywatch.records import SCHEMA_VERSION, Detail, Event, Record, to_json
 from sparsitywatch.sinks.jsonl import (
     JsonlSink,
     read_events,
@@ -42,6 +44,11 @@ def write_run(directory: Path, looks: list = LOOKS) -> None:
     sink.close()
 
 
+def told(records: Iterable[Record]) -> list[str]:
+    """All that records say; two unknown numbers are no difference."""
+    return [to_json(record) for record in records]
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -65,7 +72,7 @@ class TestJsonlSink(DurableSinkContract):
 
 def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     write_run(tmp_path)
-    assert repr(read_records(tmp_path)) == repr([record for record, _ in LOOKS])
+    assert told(read_records(tmp_path)) == told(record for record, _ in LOOKS)
     assert [r.step for r in read_records(tmp_path, max_step=60)] == [0, 25, 50]
     for record, detail in LOOKS:
         spectrum = read_spectrum(tmp_path, record.step)
@@ -151,12 +158,12 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: 
     sink.event(fake_run.events()[0])
     sink.close()
     path = tmp_path / name
-    path.write_bytes(path.read_bytes().replace(b'"schema":2', b'"schema":99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema":3', b'"schema":99'))
     before = path.read_bytes()
     read = {"records.jsonl": read_records, "events.jsonl": read_events, "run.json": read_manifest}
-    with pytest.raises(StateError, match=rf"{name}.* schema version 2, got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 3, got 99"):
         read[name](tmp_path)
-    with pytest.raises(StateError, match=rf"{name}.* schema version 2.* got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 3.* got 99"):
         JsonlSink(tmp_path).open(fake_run.run_info(100))
     assert path.read_bytes() == before
 
@@ -246,25 +253,159 @@ def test_a_spectrum_holds_no_pickle(tmp_path: Path) -> None:
     assert list(read_spectrum(tmp_path, 25)["file"]) == [0, 1, 2]
 
 
+def test_layers_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    records = read_records(tmp_path)
+    assert json.loads((tmp_path / "records.jsonl").read_bytes().splitlines()[0])[
+        "layers"
+    ].keys() == {
+        "names",
+        "numbers",
+    }
+    assert [record.layers for record in records[:4]] == [r.layers for r, _ in LOOKS[:4]]
+    (tmp_path / "layers.npys").rename(tmp_path / "moved")
+    assert records[3].layers == LOOKS[3][0].layers  # kept
+    with pytest.raises(StateError, match=r"Expected layers in '.*layers\.npys'.* load the run ag"):
+        list(records[4].layers)
+    (tmp_path / "moved").rename(tmp_path / "layers.npys")
+    assert records[4].layers == LOOKS[4][0].layers
+
+
+def test_layers_are_arrays_that_numpy_reads_one_after_another(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    with (tmp_path / "layers.npys").open("rb") as file:
+        names = json.loads(np.load(file).tobytes())
+        for record, _ in LOOKS:
+            numbers = np.load(file)
+            assert int(numbers["step"]) == record.step
+            for i, layer in enumerate(record.layers):
+                assert (names["tensors"][i], numbers["rms"][i]) == (layer.name, layer.rms)
+                assert tuple(numbers["removed"][:, i]) == layer.removed
+                assert dict(zip(names["rules"], numbers["near_zero"][:, i], strict=True)) == (
+                    layer.near_zero
+                )
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize("at", [-1, 200])
+def test_damaged_layers_are_named_and_the_others_read(tmp_path: Path, at: int) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "layers.npys"
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    records = read_records(tmp_path)
+    num_broken = len(records) if at == 200 else 1  # there the names are
+    assert told(records[:-num_broken]) == told(record for record, _ in LOOKS[:-num_broken])
+    for record in records[-num_broken:]:
+        message = r"layers\.npys: Expected \d+ bytes of layers from byte \d+ on, with checksum"
+        with pytest.raises(StateError, match=message):
+            len(record.layers)
+
+
+@pytest.mark.parametrize("places", [3, {"names": [0, 1, 2]}, {"names": [0, 1], "numbers": [0, 1]}])
+def test_a_line_that_does_not_say_where_its_layers_are_is_refused(
+    tmp_path: Path, places: object
+) -> None:
+    write_run(tmp_path)
+    path = tmp_path / "records.jsonl"
+    line = lines(path)[0] | {"layers": places}
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(StateError, match=r"line 1: Expected where its names and numbers are"):
+        read_records(tmp_path)
+
+
+def test_other_tensors_get_names_of_their_own(tmp_path: Path) -> None:
+    looks = [fake_run.look(step, num_tensors=n) for step, n in ((0, 3), (25, 3), (50, 5), (75, 0))]
+    write_run(tmp_path, looks)
+    assert [r.layers for r in read_records(tmp_path)] == [record.layers for record, _ in looks]
+    places = [line["layers"] for line in lines(tmp_path / "records.jsonl")]
+    assert places[0]["names"] == places[1]["names"] != places[2]["names"]
+    assert places[3] is None
+
+
+def test_layers_of_a_lost_future_can_still_be_read(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info(75))
+    sink.write(*fake_run.look(100, seed=1))
+    sink.close()
+    expected = [r for r, _ in LOOKS[:4]] + [fake_run.look(100, seed=1)[0]]
+    assert told(read_records(tmp_path)) == told(expected)
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    (tmp_path / "superseded.jsonl").rename(lost / "records.jsonl")
+    (tmp_path / "layers.npys").rename(lost / "layers.npys")
+    assert told(read_records(lost)) == told(record for record, _ in LOOKS[4:])
+
+
+class Killed(BaseException):
+    """Nothing is written from here on."""
+
+
+def test_a_kill_at_any_byte_leaves_whole_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was reported nothing is lost; a line has its layers; the run goes on."""
+    looks = [(fake_run.look(step, num_tensors=2)[0], Detail()) for step in (25, 50, 75, 100)]
+    write_run(tmp_path / "whole", looks)
+    names = ("layers.npys", "records.jsonl")
+    total = sum((tmp_path / "whole" / name).stat().st_size for name in names)
+    write = os.write
+    for room in range(0, total, 241):
+        left = room
+
+        def killed(descriptor: int, block: bytes) -> int:
+            nonlocal left
+            taken = write(descriptor, bytes(block)[:left]) if left else 0
+            left -= taken
+            if taken < len(block):
+                raise Killed
+            return taken
+
+        log, reported = tmp_path / f"killed-{room}", []
+        sink = JsonlSink(log)
+        sink.open(fake_run.run_info())
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", killed)
+            with contextlib.suppress(Killed):
+                for record, detail in looks:
+                    sink.write(record, detail)
+                    reported.append(record)
+        assert len(reported) < len(looks)
+        held = read_records(log)
+        assert told(held) == told(record for record, _ in looks[: len(held)])
+        assert 0 <= len(held) - len(reported) <= 1
+        again = JsonlSink(log)
+        again.open(fake_run.run_info(held[-1].step if held else 0))
+        for record, detail in looks[len(held) :]:
+            again.write(record, detail)
+        again.close()
+        assert told(read_records(log)) == told(record for record, _ in looks)
+
+
 FULL_DISK = f"""
 import resource, sys
 sys.path.insert(0, {str(TESTS)!r})
 from contracts import fake_run
+from dataclasses import replace
 from pathlib import Path
 from sparsitywatch.records import Detail
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 
-directory = Path(sys.argv[1])
+directory, name = Path(sys.argv[1]), sys.argv[2]
 sink = JsonlSink(directory)
 sink.open(fake_run.run_info())
 looks = fake_run.looks(range(0, 151, 25))
-record, detail = looks[0]
-sink.write(record, detail)
-# room for one record and a piece of the next; then nothing more; then the disk is emptied
-size = (directory / "records.jsonl").stat().st_size
+if name == "records.jsonl":
+    looks = [(replace(record, layers=()), detail) for record, detail in looks]
+sizes = []
+for look in looks[:2]:
+    sink.write(*look)
+    sizes.append((directory / name).stat().st_size)
+# room for a piece of the next one; then nothing more; then the disk is emptied
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size + size // 2, most))
-sink.write(*looks[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (sizes[1] + (sizes[1] - sizes[0]) // 2, most))
 failures = []
 for look in looks[2:5]:
     try:
@@ -278,12 +419,15 @@ sink.write(*looks[5])
 assert [r.step for r in read_records(directory)] == [0, 25, 50, 75, 100, 125]
 sink.write(*looks[6])
 sink.close()
+for record, (written, _) in zip(read_records(directory), looks, strict=True):
+    assert record.layers == written.layers
 """
 
 
-def test_what_a_full_disk_did_not_take_comes_first_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["records.jsonl", "layers.npys"])
+def test_what_a_full_disk_did_not_take_comes_first_later(tmp_path: Path, name: str) -> None:
     child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path)],
+        [sys.executable, "-W", "error", "-c", FULL_DISK, str(tmp_path), name],
         capture_output=True,
         text=True,
         timeout=60,

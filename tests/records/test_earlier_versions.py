@@ -1,4 +1,4 @@
-"""Logs and states that schema version 1 left behind, as the code of now reads them."""
+"""Logs and states that earlier schema versions left behind, as the code of now reads them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 from sparsitywatch.pipeline.pipeline import History
-from sparsitywatch.records import SCHEMA_VERSION, Event, from_json, to_json
-from sparsitywatch.sinks.jsonl import JsonlSink, read_events, read_manifest, read_records
+from sparsitywatch.records import SCHEMA_VERSION, Detail, Event, from_json, to_json
+from sparsitywatch.sinks.jsonl import (
+    JsonlSink,
+    read_events,
+    read_manifest,
+    read_records,
+    read_spectrum,
+)
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-#: A log of that version, each tenth record of it, and the state that its pipeline saved.
+#: A log of version 1, each tenth record of it, and the state that its pipeline saved.
 OLD = Path(__file__).with_name("version_1")
+#: A log of version 2: layers in the lines, a spectrum of step 1000 as plain arrays.
+SECOND = Path(__file__).with_name("version_2")
 
 
 def test_its_records_say_what_they_said() -> None:
@@ -76,3 +86,37 @@ def test_a_state_of_it_is_gone_on_with() -> None:
     for now, before in followed:
         assert now["num_snapshots"] == before["looks"]
         assert from_json(Event, now["event"]).trend == json.loads(before["event"])["meaning"]
+
+
+def test_records_of_version_2_say_what_they_said() -> None:
+    records = read_records(SECOND)
+    written = [json.loads(line) for line in (SECOND / "records.jsonl").read_text().splitlines()]
+    assert [record.step for record in records] == [0, 1000, 2000]
+    for record, line in zip(records, written, strict=True):
+        now = json.loads(to_json(record))
+        assert (line.pop("schema"), record.schema) == (2, SCHEMA_VERSION)
+        assert len(line["layers"]) == 2
+        assert {name: now[name] for name in line} == line
+    assert [event.detected_step for event in read_events(SECOND)] == [650, 1125]
+
+
+def test_a_spectrum_of_version_2_is_read() -> None:
+    weights = torch.arange(1, 65) / 64
+    expected = {"a": weights, "b": -weights.bfloat16(), "none": torch.zeros(3)}
+    stored = MagnitudeSpectrum.from_arrays(read_spectrum(SECOND, 1000))
+    assert stored == MagnitudeSpectrum.of(expected)
+
+
+def test_a_log_of_version_2_is_gone_on_with(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    shutil.copytree(SECOND, log)
+    old = read_records(log)
+    sink = JsonlSink(log)
+    sink.open(replace(read_manifest(log), initial_step=1000))
+    sink.write(replace(old[2], step=2001), Detail())
+    sink.close()
+    now = read_records(log)
+    assert [record.step for record in now] == [0, 1000, 2001]
+    assert [list(r.layers) for r in now] == [list(r.layers) for r in old]
+    lost = (log / "superseded.jsonl").read_text().splitlines()
+    assert lost[0] == (SECOND / "records.jsonl").read_text().splitlines()[2]

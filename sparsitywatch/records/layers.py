@@ -1,0 +1,180 @@
+"""What one record says of each tensor: a tensor at a time, or a column for all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.shown import shown_name
+
+__all__ = ["LayerColumns", "LayerShare", "Layers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShare:
+    """One in-scope tensor in one record.
+
+    Args:
+        name: tensor name.
+        num_weights: its number of weights.
+        rms: root mean square of its finite weights.
+        near_zero: fraction of its own weights that are near zero, by rule.
+        removed: fraction of its own weights removed at each level of the record's curve,
+            in the curve's order; empty without a curve.
+        dormant: fraction of its own sampled weights that are dormant; NaN if not known.
+    """
+
+    name: str
+    num_weights: int
+    rms: float
+    near_zero: Mapping[str, float]
+    removed: tuple[float, ...] = ()
+    dormant: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"<LayerShare of {shown_name(self.name)[:80]}, {self.num_weights:,} weights>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerColumns:
+    """The same numbers of N in-scope tensors in one record, an array for each.
+
+    Args:
+        names: of the tensors, length N.
+        num_weights: int64 [N].
+        rms: float64 [N].
+        near_zero: float64 [N] by rule.
+        removed: float64 [K, N], a row for each level of the record's curve; K is 0 without one.
+        dormant: float64 [N].
+    """
+
+    names: tuple[str, ...]
+    num_weights: np.ndarray
+    rms: np.ndarray
+    near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)
+    removed: np.ndarray
+    dormant: np.ndarray
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
+        """The columns of some tensors.
+
+        Raises:
+            ConfigurationError: their rules, or how many levels they have, are not the same.
+        """
+        rules = list(layers[0].near_zero) if layers else []
+        num_levels = len(layers[0].removed) if layers else 0
+        for layer in layers:
+            if layer.near_zero.keys() != set(rules) or len(layer.removed) != num_levels:
+                raise ConfigurationError(
+                    f"Expected `layers` that all have the near-zero rules {rules} and shares at "
+                    f"{num_levels} levels, got {list(layer.near_zero)} and {len(layer.removed)} "
+                    f"for {layer.name!r}."
+                )
+        removed = np.array([layer.removed for layer in layers], np.float64)
+        return cls(
+            names=tuple(layer.name for layer in layers),
+            num_weights=np.array([layer.num_weights for layer in layers], np.int64),
+            rms=np.array([layer.rms for layer in layers], np.float64),
+            near_zero={
+                rule: np.array([layer.near_zero[rule] for layer in layers], np.float64)
+                for rule in rules
+            },
+            removed=removed.reshape(len(layers), num_levels).T,
+            dormant=np.array([layer.dormant for layer in layers], np.float64),
+        )
+
+    def shares(self) -> list[LayerShare]:
+        """A tensor at a time, with plain numbers."""
+        rules = list(self.near_zero)
+        near_zero = [_plain(self.near_zero[rule]) for rule in rules]
+        removed = [_plain(level) for level in self.removed]
+        columns = zip(
+            self.names,
+            self.num_weights.tolist(),
+            _plain(self.rms),
+            zip(*near_zero, strict=True) if rules else [()] * len(self.names),
+            zip(*removed, strict=True) if removed else [()] * len(self.names),
+            _plain(self.dormant),
+            strict=True,
+        )
+        return [
+            LayerShare(
+                name=name,
+                num_weights=num_weights,
+                rms=rms,
+                near_zero=dict(zip(rules, fractions, strict=True)),
+                removed=shares,
+                dormant=dormant,
+            )
+            for name, num_weights, rms, fractions, shares, dormant in columns
+        ]
+
+
+def _plain(column: np.ndarray) -> list[float]:
+    """Floats; an unknown one is always the same NaN, so that equal records are equal."""
+    numbers: list[float] = column.tolist()
+    return [math.nan if x != x else x for x in numbers] if np.isnan(column).any() else numbers
+
+
+class Layers(Sequence[LayerShare]):
+    """The tensors of one record, kept as columns; read when they are first asked for.
+
+    Equal to a tuple of the same ``LayerShare``.
+
+    Args:
+        columns: the numbers, or a function that reads them. What it raises is raised by whatever
+            asks for one.
+    """
+
+    def __init__(self, columns: LayerColumns | Callable[[], LayerColumns]) -> None:
+        self._columns = columns
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerShare]) -> Layers:
+        """``layers`` themselves if they are some, else their columns.
+
+        Raises:
+            ConfigurationError: as ``LayerColumns.of``.
+        """
+        return layers if isinstance(layers, Layers) else cls(LayerColumns.of(layers))
+
+    @cached_property
+    def columns(self) -> LayerColumns:
+        """The numbers, an array for each kind."""
+        columns = self._columns
+        if callable(columns):
+            self._columns = columns = columns()
+        return columns
+
+    def __len__(self) -> int:
+        return len(self.columns.names)
+
+    def __iter__(self) -> Iterator[LayerShare]:
+        return iter(self.columns.shares())
+
+    @overload
+    def __getitem__(self, index: int) -> LayerShare: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerShare, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerShare | tuple[LayerShare, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, tuple | list | Layers):
+            return NotImplemented
+        return list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layers, (self.columns,)
