@@ -32,6 +32,7 @@ if __name__ == "__main__":  # tests get it from pyproject.toml
 import numpy as np
 import pytest
 import torch
+from contracts import logged
 from contracts.event_readers import plugin_accumulator
 from tensorboard.util import tensor_util
 from torch import nn
@@ -213,7 +214,7 @@ def told_by(log: Path) -> dict[str, Table]:
     manifest = json.loads((directory / "run.json").read_text())
     kept = {key: manifest[key] for key in ("initial_rms", "ledger") if key in manifest}
     return {
-        "records": table(lines(directory / "records.jsonl")),
+        "records": table(logged.records(directory)),
         "events": table(lines(directory / "events.jsonl")),
         "manifest": table([kept]),
         "event file": event_file(directory),

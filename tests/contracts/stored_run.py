@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from contracts import logged
 from contracts.event_readers import scalars_of_plugin_accumulator
 
 import sparsitywatch as sw
@@ -38,11 +39,9 @@ def weights(look: int) -> dict[str, torch.Tensor]:
 def on_disk(logdir: Path) -> dict[str, Any]:
     """Everything that a replay has left, but for times and costs."""
     directory = logdir / "sparsitywatch"
-    records = []
-    for line in (directory / "records.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    records = logged.records(directory)
+    for record in records:
         del record["wall_time"], record["cost"]
-        records.append(record)
     spectra = {}
     for record in read_records(directory):
         if record.num_nan >= 0:

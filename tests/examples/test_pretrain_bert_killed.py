@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import event_readers
+from contracts import event_readers, logged
 
 pytestmark = [
     pytest.mark.slow,
@@ -122,9 +122,9 @@ def _curves(scalars: event_readers.Scalars) -> event_readers.Scalars:
 
 
 def _assert_same_results(killed: Path, whole: Path) -> None:
-    records = _lines(killed / "sparsitywatch" / "records.jsonl")
+    records = logged.records(killed / "sparsitywatch")
     assert [r["step"] for r in records] == list(range(EVERY, STEPS + 1, EVERY))
-    expected = _lines(whole / "sparsitywatch" / "records.jsonl")
+    expected = logged.records(whole / "sparsitywatch")
     assert list(map(_deterministic, records)) == list(map(_deterministic, expected))
 
     events = _lines(whole / "sparsitywatch" / "events.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pretrain_fsdp
 import pytest
 import torch
+from contracts import logged
 from contracts.torchrun import torchrun
 
 ARGUMENTS = [
@@ -47,8 +47,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _records(logdir: Path) -> list[dict[str, Any]]:
     """All that the log says, but for what a clock does."""
-    lines = (logdir / "sparsitywatch" / "records.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = logged.records(logdir / "sparsitywatch")
     for record in records:
         del record["cost"], record["wall_time"]
     return records

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.logged import records as all_records
 from contracts.torchrun import torchrun
 from contracts.trainers import checkpoints
 from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
@@ -56,8 +57,7 @@ def said(folder: Path, case: str) -> list[dict[str, Any]]:
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     """Records as they lie in the log, without what a clock or several ranks alone tell."""
-    lines = (folder / "log" / "sparsitywatch" / "records.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = all_records(folder / "log" / "sparsitywatch")
     for record in records:
         del record["cost"], record["wall_time"]
         record.pop("replicas", None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from contracts import fake_run
+from contracts import fake_run, logged
 from contracts.page import Element, inside_of, parse
 
 from sparsitywatch.cli import main
@@ -93,13 +93,10 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Make:
         assert main(["report", str(logdir), "-o", str(path)]) == 0
         html = path.read_text(encoding="utf-8")
         log = logdir / "sparsitywatch"
-        records, told = (
-            [json.loads(line) for line in (log / f"{kind}.jsonl").read_text().splitlines()]
-            if (log / f"{kind}.jsonl").exists()
-            else []
-            for kind in ("records", "events")
-        )
-        inside = inside_of(html)
+        events = log / "events.jsonl"
+        lines = events.read_text().splitlines() if events.exists() else []
+        told, inside = [json.loads(line) for line in lines], inside_of(html)
+        records = logged.records(log)
         return Page(html, parse(html), inside["page"], inside["details"], records, told, path)
 
     return make
