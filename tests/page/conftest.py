@@ -92,9 +92,8 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Make:
         path = logdir.parent / "report.html"
         assert main(["report", str(logdir), "-o", str(path)]) == 0
         html = path.read_text(encoding="utf-8")
-        log = logdir / "sparsitywatch"
-        events = log / "events.jsonl"
-        lines = events.read_text().splitlines() if events.exists() else []
+        log, file = logdir / "sparsitywatch", logdir / "sparsitywatch" / "events.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
         told, inside = [json.loads(line) for line in lines], inside_of(html)
         records = logged.records(log)
         return Page(html, parse(html), inside["page"], inside["details"], records, told, path)
@@ -133,7 +132,8 @@ def troubled_page(make_page: Make) -> Page:
         layers[0] = replace(layers[0], name=EVIL)
         layers[1] = replace(layers[1], name=STRANGE)
         if i % 7 == 3:
-            layers[2] = replace(layers[2], near_zero={}, dormant=math.nan)
+            unknown = dict.fromkeys(layers[2].near_zero, math.nan)
+            layers[2] = replace(layers[2], near_zero=unknown, dormant=math.nan)
         record = replace(record, layers=tuple(layers))
         if i in (5, 6, 20):
             record = fake_run.without(record, "curve", "essential_sparsity", "reliance")
