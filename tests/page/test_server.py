@@ -120,9 +120,10 @@ def test_a_log_is_read_again_only_when_it_has_grown(
         ask(server, "/details", "run=a")
     assert len(reads) == 1
     assert names(server) == before
-    records = logs / "a" / "sparsitywatch" / "records.jsonl"
-    lines = records.read_text().splitlines(keepends=True)
-    records.write_text("".join(lines) + lines[-1].replace('"step":2000', '"step":2500', 1))
+    sink = JsonlSink(logs / "a" / "sparsitywatch")
+    sink.open(fake_run.run_info(2000))
+    sink.write(*fake_run.look(2500))
+    sink.close()
     after = names(server)
     assert {name for name in after if after[name] != before[name]} == {"a"}
     assert json.loads(ask(server, "/page", "run=a")[2])["steps"][-1] == 2500
