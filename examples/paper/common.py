@@ -164,20 +164,30 @@ class Difference:
         return f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def difference(first: ArrayLike, second: ArrayLike, confidence: float = CONFIDENCE) -> Difference:
+def difference(
+    first: ArrayLike,
+    second: ArrayLike,
+    sources: ArrayLike | None = None,
+    confidence: float = CONFIDENCE,
+) -> Difference:
     """The drop from the first to the second, paired by seed and by example.
 
-    The variance is that of the means of the seeds, plus that of the means of the examples. The
-    first has a share of the second already, so the interval errs to the wide side. Its degrees of
-    freedom are Satterthwaite's. With one seed it is of the examples alone.
+    The variance is that of the means of the seeds, plus that of the means of the examples, of which
+    those of one source count together. The first has a share of the second already, so the interval
+    errs to the wide side. Its degrees of freedom are Satterthwaite's. With one seed it is of the
+    examples alone.
 
     Args:
         first, second: what each example gave with each seed, [S, N], 0 to 1.
+        sources: which file or mail each example is from, [N]; by default each is its own.
         confidence: of the interval.
     """
     drops = 100.0 * (np.asarray(first, dtype=float) - np.asarray(second, dtype=float))
     num_seeds, num = drops.shape
-    variances = [(float(drops.mean(0).var(ddof=1)) / num, num - 1)]
+    numbers = np.arange(num) if sources is None else np.unique(sources, return_inverse=True)[1]
+    sums = np.bincount(numbers, drops.mean(0) - drops.mean())
+    free = len(sums) - 1
+    variances = [(float(np.square(sums).sum()) * len(sums) / free / num**2, free)]
     if num_seeds > 1:
         variances.append((float(drops.mean(1).var(ddof=1)) / num_seeds, num_seeds - 1))
     return _interval(float(drops.mean()), variances, confidence)
@@ -241,15 +251,18 @@ def verdict(first: str, second: str, drop: Difference, *, levelled: bool = True)
     return f"{about}: no difference is seen"
 
 
-def has_levelled_off(half: ArrayLike, full: ArrayLike, tolerance: float = 1.0) -> tuple[bool, str]:
+def has_levelled_off(
+    half: ArrayLike, full: ArrayLike, sources: ArrayLike | None = None, tolerance: float = 1.0
+) -> tuple[bool, str]:
     """Whether twice the training still raises the dense accuracy; and the same in words.
 
     Args:
         half: what each example gave after half of the training, [S, N].
         full: after all of it.
+        sources: as of ``difference``.
         tolerance: points that the upper end of the interval of the gain may reach.
     """
-    gain = difference(full, half)
+    gain = difference(full, half, sources)
     is_level = gain.high <= tolerance
     return is_level, (
         f"Twice the training raises the dense accuracy by {gain} points: it has "

@@ -6,10 +6,11 @@ prunes MiniLM once (six layers, 10.6 M weights in scope) to a half and to a quar
 the smallest magnitudes of all or of each matrix, random ones, random ones by Erdős-Rényi kernels,
 N:M by what is *kept* (1 of 2, 2 of 4, 4 of 8; 1 of 4), Wanda and SparseGPT. The task is fiction
 or not by two sentences of the Brown corpus. Each is judged as it is ("zero-shot", with the
-head that fits the dense features) and after ten steps with the mask held fixed, beside the global
-pattern at the same sparsity, paired by seed and example.
+head that fits the dense features) and, at a half, after sixty steps with the mask held fixed,
+beside the global pattern at the same sparsity, paired by seed and example. Settings were chosen as
+those of finetuned_curve.py were.
 
-It cannot show OPT-350M or its four tasks. Ten steps recover a part only; the paper trains for
+It cannot show OPT-350M or its four tasks. Sixty steps recover a part only; the paper trains for
 thousands. Wanda and SparseGPT see 128 texts of sixteen tokens, far fewer than their authors use.
 SparseGPT changes the kept weights, so it is no subset of the pretrained ones.
 """
@@ -21,11 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from common import CONFIDENCE, Line, arguments, begin, difference, draw, load, table, verdict
+from common import CONFIDENCE, Line, arguments, begin, draw, load, table, verdict
 from fetch import MATERIAL
 from texts import classifiers, tasks
 from tqdm import tqdm
-from tuning import Tuning
+from tuning import Tuning, add_sizes, split_of
 
 HALF, QUARTER = 0.5, 0.75
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -40,8 +41,15 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "wanda": (HALF, QUARTER),
     "sparsegpt": (HALF, QUARTER),
 }
+#: What is trained on, at a half: all of it would take twice as long.
+TRAINED = {pattern: (HALF,) for pattern, levels in LEVELS.items() if HALF in levels}
 #: Without training nothing is drawn for these, so that one seed is all there is.
 DRAWN = ("random", "erk")
+
+
+def levels_of(tuning: Tuning) -> dict[str, tuple[float, ...]]:
+    """Which levels each pattern is measured at."""
+    return TRAINED if tuning.steps else LEVELS
 
 
 def seeds_of(tuning: Tuning, pattern: str, seeds: Sequence[int]) -> list[int]:
@@ -58,21 +66,25 @@ def everywhere(tuning: Tuning, pattern: str, level: float, seeds: Sequence[int])
 def measured(tuning: Tuning, seeds: Sequence[int]) -> None:
     """Everything that is missing, by ``sw.finetuned_curve``."""
     words = "fine-tuned" if tuning.steps else "zero-shot"
-    for pattern, levels in tqdm(LEVELS.items(), desc=words, unit="pattern", disable=None):
+    for pattern, levels in tqdm(
+        levels_of(tuning).items(), desc=words, unit="pattern", disable=None
+    ):
         tuning.curve(pattern, levels, seeds_of(tuning, pattern, seeds))
 
 
 def rows(tuning: Tuning, seeds: Sequence[int], level: float) -> list[list[str]]:
     """A line for each pattern that has the level."""
     dense = everywhere(tuning, "dense", 0.0, seeds)
+    if all(level not in levels for levels in levels_of(tuning).values()):
+        return []
     plain = everywhere(tuning, "global", level, seeds)
     found = []
-    for pattern, levels in LEVELS.items():
+    for pattern, levels in levels_of(tuning).items():
         if level not in levels:
             continue
         right = everywhere(tuning, pattern, level, seeds)
-        drop = difference(dense, right)
-        beside = difference(plain, right)
+        drop = tuning.difference(dense, right)
+        beside = tuning.difference(plain, right)
         found.append([
             pattern, f"{level:.2f}", "fine-tuned" if tuning.steps else "zero-shot",
             f"{100 * right.mean():.1f}", str(drop), f"{drop.stderr:.2f}",
@@ -85,10 +97,10 @@ def conclusion(tuning: Tuning, seeds: Sequence[int]) -> list[str]:
     """What the intervals say of each pattern beside the global one."""
     levelled, said = tuning.levelled_off(seeds) if tuning.steps else (True, "")
     lines = [said] if said else []
-    for pattern, levels in LEVELS.items():
+    for pattern, levels in levels_of(tuning).items():
         for level in levels if pattern != "global" else ():
             plain, other = (everywhere(tuning, p, level, seeds) for p in ("global", pattern))
-            words = verdict("global", pattern, difference(plain, other), levelled=levelled)
+            words = verdict("global", pattern, tuning.difference(plain, other), levelled=levelled)
             lines.append(f"at {level:.2f}: {words}")
     return lines
 
@@ -97,9 +109,9 @@ def picture(tuning: Tuning, seeds: Sequence[int]) -> list[Line]:
     """A line for each pattern: two points, or one where it has one level."""
     dense = everywhere(tuning, "dense", 0.0, seeds)
     lines = [Line("dense", [0.0], [100 * float(dense.mean())], None, "k*")]
-    for number, (pattern, levels) in enumerate(LEVELS.items()):
+    for number, (pattern, levels) in enumerate(levels_of(tuning).items()):
         found = [everywhere(tuning, pattern, level, seeds) for level in levels]
-        drops = [difference(dense, right) for right in found]
+        drops = [tuning.difference(dense, right) for right in found]
         bars = [(drop.high - drop.low) / 2 for drop in drops]
         apart = [level + 0.006 * (number - 4.5) for level in levels]
         style = ("o", "s", "D", "v", "P", "X", "<", ">", "^", "p")[number] + (
@@ -115,19 +127,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--material", type=Path, default=MATERIAL)
     parser.add_argument("--task", default="genres", choices=["genres", "spam"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--zero-shot", action="store_true", help="only as pruned: two minutes")
-    parser.add_argument("--length", type=int, default=16, help="tokens of a text")
-    parser.add_argument("--held-out", type=int, default=1200, help="examples that are judged")
+    add_sizes(parser)
     args = parser.parse_args(argv)
     begin(args)
     make = classifiers(args.material, small=args.small)
-    sizes = {"length": args.length, "held_out": args.held_out}
+    sizes = {"length": args.length, "train": args.train, "held_out": args.held_out}
     (task,) = tasks([args.task], args.material, small=args.small, **sizes)
     lines, said, panels = [], [], {}
     parts = {"zero-shot": 0} if args.zero_shot else {"zero-shot": 0, "fine-tuned": args.steps}
     for name, steps in parts.items():
-        tuning = Tuning(task, make, args.out / f"{task.name}-{name}", steps=steps)
+        folder = args.out / f"{task.name}-{name}"
+        tuning = Tuning(task, make, folder, steps=steps, split=split_of(args))
         measured(tuning, args.seeds)
         for level in (HALF, QUARTER):
             lines += rows(tuning, args.seeds, level)

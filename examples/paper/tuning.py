@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ class Tuning:
         make: makes the pretrained encoder.
         folder: where the results are kept.
         steps: of a training; 0 only prunes ("zero-shot").
+        split: what is judged on: "held_out", or "validation" to choose settings by.
         batch, lr: of AdamW.
         calibration: examples of the training part that Wanda and SparseGPT look at.
     """
@@ -50,15 +52,18 @@ class Tuning:
         folder: Path,
         *,
         steps: int,
+        split: str = "held_out",
         batch: int = 32,
-        lr: float = 1e-4,
+        lr: float = 5e-5,
         calibration: int = 128,
     ) -> None:
         self.task, self.folder, self.steps, self.batch, self.lr = task, folder, steps, batch, lr
         self._make = make
-        sizes = [len(task.train), len(task.held_out), task.train.ids.shape[1]]
+        self.judged_on: Examples = getattr(task, split)
+        sizes = [len(task.train), len(self.judged_on), task.train.ids.shape[1]]
         self.settings = {
-            "task": task.name, "sizes": sizes, "steps": steps, "batch": batch, "lr": lr
+            "task": task.name, "split": split, "sizes": sizes, "steps": steps, "batch": batch,
+            "lr": lr,
         }  # fmt: skip
         self.results = Results(folder / "examples.jsonl", self.settings)
         head = self.results.once("head", self._fitted)
@@ -96,9 +101,7 @@ class Tuning:
                 self.train(model)
 
         def evaluate(model: Classifier) -> float:
-            found = self.results.once(
-                key_of(model), lambda: packed(right(model, self.task.held_out))
-            )
+            found = self.results.once(key_of(model), lambda: packed(right(model, self.judged_on)))
             return float(unpacked(found).mean())
 
         return sw.finetuned_curve(
@@ -125,21 +128,25 @@ class Tuning:
 
     def drop(self, pattern: str, level: float, seeds: Sequence[int]) -> Difference:
         """From the dense model to the pruned one, paired."""
-        return difference(self.right("dense", 0.0, seeds), self.right(pattern, level, seeds))
+        return self.difference(self.right("dense", 0.0, seeds), self.right(pattern, level, seeds))
+
+    def difference(self, first: np.ndarray, second: np.ndarray) -> Difference:
+        """From one to another [S, N], paired, by file or mail."""
+        return difference(first, second, self.judged_on.sources)
 
     def levelled_off(self, seeds: Sequence[int]) -> tuple[bool, str]:
         """Whether the dense model is no better after all steps than after half of them."""
         for seed in seeds:
             self.results.once(f"half/{seed}", partial(self._half, seed))
         half = np.stack([unpacked(self.results[f"half/{seed}"]) for seed in seeds])
-        return has_levelled_off(half, self.right("dense", 0.0, seeds))
+        return has_levelled_off(half, self.right("dense", 0.0, seeds), self.judged_on.sources)
 
     def _half(self, seed: int) -> str:
         torch.manual_seed(seed)
         model = self.make_model()
         torch.manual_seed(seed)
         self.train(model, self.steps // 2)
-        return packed(right(model, self.task.held_out))
+        return packed(right(model, self.judged_on))
 
     def judged(self, pattern: str, curve: sw.FinetunedCurve) -> sw.EssentialSparsity:
         """Essential sparsity at one point of accuracy, from the intervals of the drops.
@@ -154,6 +161,21 @@ class Tuning:
             sparsity=curve.sparsity, value=curve.value, stderr=stderr, higher_is_better=True
         )
         return sw.essential_sparsity(wider, 0.01, "absolute", CONFIDENCE)
+
+
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """The arguments of trainings on texts."""
+    add = parser.add_argument
+    add("--steps", type=int, default=60)
+    add("--length", type=int, default=16, help="tokens of a text")
+    add("--train", type=int, default=2000, help="texts to learn from")
+    add("--held-out", type=int, default=3000, help="texts that are judged")
+    add("--validation", action="store_true", help="judge on the part to choose settings by")
+
+
+def split_of(args: argparse.Namespace) -> str:
+    """What is judged on, by the arguments."""
+    return "validation" if args.validation else "held_out"
 
 
 def pruned_levels(curve: sw.FinetunedCurve) -> list[float]:

@@ -117,6 +117,20 @@ def test_the_interval_of_a_difference_covers():
     assert 0.88 <= covered / 300 <= 1.0
 
 
+def test_examples_of_one_source_count_together():
+    """Ten examples a file, all alike: the error is that of the files, by numpy."""
+    of_file = np.random.default_rng(3).normal(size=(2, 40))
+    drops, sources = np.repeat(of_file, 10, axis=1), np.repeat(np.arange(40), 10)
+    found = common.difference(drops, 0 * drops, sources)
+    files = 100 * of_file.mean(0).std(ddof=1) / 40**0.5
+    seeds = 100 * of_file.mean(1).std(ddof=1) / 2**0.5
+    assert found.stderr == pytest.approx(np.hypot(files, seeds))
+    assert found.mean == pytest.approx(100 * of_file.mean())
+    alone = common.difference(drops, 0 * drops)
+    assert alone == common.difference(drops, 0 * drops, np.arange(400))
+    assert alone.stderr < found.stderr
+
+
 def test_verdicts_come_from_intervals():
     better = common.Difference(2.0, 0.5, 1.0, 3.0)
     assert common.verdict("a", "b", better).endswith("a does better")
@@ -158,7 +172,7 @@ def material(tmp_path_factory):
     """Made-up material in the form of the real one."""
     folder = tmp_path_factory.mktemp("material")
     (folder / "brown").mkdir()
-    names = [("ca01", "news"), ("ca02", "news"), ("ck01", "fiction"), ("ck02", "fiction")]
+    names = [(f"ca0{i}", "news") for i in (1, 2, 3)] + [(f"ck0{i}", "fiction") for i in (1, 2, 3)]
     (folder / "brown" / "cats.txt").write_text("".join(f"{n} {g}\n" for n, g in names))
     for name, _ in names:
         lines = [f"\n\n\t{name}/nn is/bez ``/`` {i}/cd ''/'' ./.\n" for i in range(12)]
@@ -166,7 +180,7 @@ def material(tmp_path_factory):
     for group in ("easy-ham-1", "easy-ham-2", "hard-ham-1", "spam-1", "spam-2"):
         (folder / "spam" / group).mkdir(parents=True)
         for number in range(6):
-            text = f"X: y\n\n{group} {number} and more words of one that is not cheap at all"
+            text = f"X: y\n\n{group} {number} and more words of one that is not cheap" + 9 * " or"
             mail = MAIL.format(number) if number == 0 else text
             file = folder / "spam" / group / f"{number:05d}.json"
             file.write_text(json.dumps({"group": group, "text": mail}))
@@ -178,19 +192,24 @@ def material(tmp_path_factory):
 def _tokenizer(path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    words = ["[PAD]", "[UNK]", "ca01", "ca02", "ck01", "ck02", "is", "cheap"]
+    names = [f"c{kind}0{i}" for kind in "ak" for i in (1, 2, 3)]
+    words = ["[PAD]", "[UNK]", *names, "is", "cheap"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(path))
 
 
-def test_passages_of_held_out_files_are_not_trained_on(material):
+def test_no_file_is_in_two_parts(material):
     task = texts.genres(material, length=6, train=8, held_out=4)
-    files = [set(part.ids[(part.ids >= 2) & (part.ids <= 5)].tolist()) for part in
-             (task.train, task.held_out)]  # fmt: skip
-    assert len(files[0]) == len(files[1]) == 2
-    assert not files[0] & files[1]
-    assert task.train.labels.sum() == 4
+    parts = task.train, task.validation, task.held_out
+    files = [set(part.ids[(part.ids >= 2) & (part.ids <= 7)].tolist()) for part in parts]
+    assert [len(of_part) for of_part in files] == [2, 2, 2]
+    assert len(set.union(*files)) == 6
+    assert [len(set(part.sources.tolist())) for part in parts] == [2, 2, 2]
+    for part in parts:
+        assert part.labels.sum() == len(part) // 2
+        for source in part.sources.unique():  # of one class, from one file
+            assert len(part.labels[part.sources == source].unique()) == 1
     again = texts.genres(material, length=6, train=8, held_out=4)
     assert torch.equal(task.train.ids, again.train.ids)
 
@@ -201,12 +220,21 @@ def test_words_and_tags_become_sentences():
 
 
 def test_mails_lose_what_gives_them_away(material):
-    task = texts.spam(material, length=8, train=12, held_out=6)
-    assert len(task.train) == 12
-    assert len(task.held_out) == 6
+    task = texts.spam(material, length=8, train=8, held_out=6)
+    assert len(task.train) == 8
+    assert len(task.validation) == len(task.held_out) == 6
+    mails = [set(p.sources.tolist()) for p in (task.train, task.validation, task.held_out)]
+    assert not mails[0] & mails[1]
+    assert not mails[0] & mails[2]
+    assert not mails[1] & mails[2]
     assert texts.body(MAIL.format("")) == "Buy this now, it is really so very cheap"
     quoted = "From: a\nX-Spam: yes\n\nBill wrote:\n> an old joke\nHa, see a@b.c now\n_______\n"
     assert texts.body(quoted) == "Ha, see now"
+
+
+def test_a_mail_is_cut_into_pieces_of_words():
+    assert texts.pieces_of("a b c d e f g", 3) == ["a b c", "d e f"]
+    assert texts.pieces_of("a b", 3) == []
 
 
 def test_what_is_missing_says_how_to_get_it(tmp_path):
@@ -251,12 +279,12 @@ def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
     said = command(finetuned_curve, *arguments)
     head, _, *rows = _table(said)
     assert head[:4] == ["task", "pattern", "sparsity", "accuracy ± sd"]
-    assert [row[1] for row in rows] == 6 * ["OMP"] + 6 * ["random"]
-    assert rows[0][3] == rows[6][3]  # the dense model is the same
+    assert [row[1] for row in rows] == 5 * ["OMP"] + 3 * ["random"]
+    assert rows[0][3] == rows[5][3]  # the dense model is the same
     _, *lines = (tmp_path / "spam" / "global.jsonl").read_text().splitlines()
     runs = [json.loads(line) for line in lines]
-    assert len(runs) == 12
-    for row, level in zip(rows[:6], (0.0, 0.2, 0.35, 0.5, 0.65, 0.8), strict=True):
+    assert len(runs) == 10
+    for row, level in zip(rows[:5], (0.0, 0.3, 0.5, 0.6, 0.7), strict=True):
         values = [run["value"] for run in runs if run["level"] == level]
         assert float(row[2]) == pytest.approx(level, abs=0.01)
         assert row[3].startswith(f"{100 * np.mean(values):.1f} ")
@@ -275,11 +303,11 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
         tuning, "finetune", lambda model, *x, **y: trained.append(y) or finetune(model, *x, **y)
     )
     first = command(finetuned_curve, *arguments)
-    assert len(trained) == 11  # dense once; half of one step is none
+    assert len(trained) == 7  # dense once; half of one step is none
     assert _table(command(finetuned_curve, *arguments)) == _table(first)
-    assert len(trained) == 11
+    assert len(trained) == 7
     command(finetuned_curve, *arguments, "1")
-    assert len(trained) == 22
+    assert len(trained) == 14
     with pytest.raises(SystemExit, match="Give another --out"):
         command(finetuned_curve, *arguments[:3], "2")
 
@@ -317,7 +345,8 @@ def test_what_is_seen_over_the_blocks_decides_about_the_layers():
 def test_patterns_are_judged_as_pruned_and_after_training(command, tmp_path):
     said = command(patterns, "--steps", "1", "--seeds", "0", "1")
     _, _, *rows = _table(said)
-    assert len(rows) == 2 * sum(len(levels) for levels in patterns.LEVELS.values())
+    measured = [*patterns.LEVELS.values(), *patterns.TRAINED.values()]
+    assert len(rows) == sum(map(len, measured))
     assert {row[2] for row in rows} == {"zero-shot", "fine-tuned"}
     zero_shot = tmp_path / "genres-zero-shot"
     assert len((zero_shot / "wanda.jsonl").read_text().splitlines()) == 4  # nothing is drawn
