@@ -42,7 +42,9 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "sparsegpt": (HALF, QUARTER),
 }
 #: What is trained on, at a half: all of it would take twice as long.
-TRAINED = {pattern: (HALF,) for pattern, levels in LEVELS.items() if HALF in levels}
+TRAINED: dict[str, tuple[float, ...]] = {
+    pattern: (HALF,) for pattern, levels in LEVELS.items() if HALF in levels
+}
 #: Without training nothing is drawn for these, so that one seed is all there is.
 DRAWN = ("random", "erk")
 
