@@ -2,6 +2,7 @@ from . import actions as actions
 from .analysis.detect import AbruptChange as AbruptChange
 from .analysis.detect import Detector as Detector
 from .analysis.detect import DormantRise as DormantRise
+from .analysis.detect import MeasuredChange as MeasuredChange
 from .analysis.estimate import essential_sparsity as essential_sparsity
 from .analysis.run import Run as Run
 from .errors import CheckpointError as CheckpointError

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise
+from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, MeasuredChange
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
@@ -162,6 +162,8 @@ def default_detectors(settings: Settings) -> Mapping[str, Detector]:
     return {
         "motion/dormant": DormantRise(),
         f"near_zero/{settings.near_zero[0]}": AbruptChange(),
+        "essential_sparsity/value": MeasuredChange(),
+        "value/reliance": MeasuredChange(0.0, ratio=2.5),
     }
 
 

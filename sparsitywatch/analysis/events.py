@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.detect.change import is_back_by_half, peak_of
 from sparsitywatch.records import Event, LayerShare, Record, from_json, renamed, to_json
 from sparsitywatch.series import describe
 
@@ -46,6 +47,7 @@ def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         decay_clock=now.decay_clock,
         num_not_finite=now.num_not_finite,
         explained_by_decay=explained_by_decay(event, records),
+        near_zero_step=near_zero_step(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
@@ -83,6 +85,31 @@ def disagreement(record: Record, before: Record | None) -> Event | None:
         ranks=now.ranks,
         before_step=-1 if before is None else before.step,
     )
+
+
+#: Advance of the decay clock that makes a weight of usual size near zero: a tenth of it.
+_USUAL_ADVANCE = math.log(10.0)
+#: Part of the dormant weights that is asked about.
+_HALF = 0.5
+
+
+def near_zero_step(event: Event, records: Sequence[Record]) -> int:
+    """Where half of the weights that went dormant will be near zero; -1 if that is not known.
+
+    It takes the decay clock at its rate since the snapshot before. How far that must advance is
+    read off the projection of the dormant weights; beyond it, weights are of usual size.
+    """
+    now, before = records[-1], records[-2:-1]
+    if event.series != "motion/dormant" or event.direction != "up" or not before:
+        return -1
+    rate = (now.decay_clock - before[0].decay_clock) / (now.step - before[0].step)
+    if now.dormant is None or not rate > 0.0:
+        return -1
+    ahead, advance = now.dormant.projection, _USUAL_ADVANCE
+    if ahead is not None:
+        reached = np.array(ahead.dormant) >= _HALF * event.size
+        advance = float(ahead.advance[int(reached.argmax())]) if reached.any() else advance
+    return now.step + round(advance / rate)
 
 
 # ------------------------------------------------------------------ where it lies
@@ -319,8 +346,6 @@ def _scale(layer: LayerShare) -> float:
 
 #: So many snapshots after a detection another one may still have seen the same thing.
 _FEW_SNAPSHOTS = 3
-#: What is left of the largest size of a change that reverted.
-_LEFT = 0.5
 #: Events that are followed; older ones are left as they are.
 _MAX_FOLLOWED = 50
 
@@ -374,9 +399,9 @@ class _Followed:
         if self.has_reverted or self.event.series not in values:
             return False
         size = self.size(values[self.event.series])
-        self.peak = max(self.peak, min(size, self.last))
+        self.peak = peak_of(self.peak, self.last, size)
         self.last = size
-        if not (self.peak > 0.0 and size <= _LEFT * self.peak):
+        if not is_back_by_half(self.peak, size):
             self.low_step = -1
         elif self.low_step < 0:
             self.low_step = step

@@ -7,13 +7,15 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from sparsitywatch.actions import log_event
-from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.analysis.detect import Detector, MeasuredChange
 from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
 from sparsitywatch.analysis.forecast import foreseen
 from sparsitywatch.errors import (
@@ -46,6 +48,8 @@ LAYERS_KEPT = 100
 _LONGEST_GAP = 3
 #: What detectors are given beside their series, if it is known.
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
+#: Standard errors to each side of a 90 percent interval.
+_SIDES_90 = NormalDist().inv_cdf(0.95)
 
 
 class History:
@@ -67,6 +71,12 @@ class History:
     def __init__(self, detectors: Mapping[str, Detector]) -> None:
         self._detectors = dict(detectors)
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
+        # they are watched by default, but states of earlier versions know nothing of them
+        self._unused_of_measured = {
+            name: self._unused[name]
+            for name, detector in detectors.items()
+            if isinstance(detector, MeasuredChange)
+        }
         self._gaps = dict.fromkeys(detectors, 0)
         self._tracker = EventTracker()
         self._first_steps: dict[str, int] = {}  # by fingerprint
@@ -153,7 +163,7 @@ class History:
         missing = [key for key in ("detectors", "gaps", "tracker") if key not in state]
         if missing:
             raise StateError(f"Expected the keys {missing} in the state, got {sorted(state)}.")
-        saved = state["detectors"]
+        saved = self._unused_of_measured | state["detectors"]
         if any(name not in saved for name in self._detectors):
             raise StateError(
                 f"Expected the state of the detectors {sorted(self._detectors)}, got "
@@ -169,6 +179,7 @@ class History:
     def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
         """What the detectors see; they know neither their series nor what it means."""
         known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
+        known["reliance"] = series.get("value/reliance")
         context = {name: value for name, value in known.items() if value is not None}
         events = []
         for name, detector in self._detectors.items():
@@ -178,7 +189,7 @@ class History:
             if self._gaps[name] >= _LONGEST_GAP:
                 detector.load_state_dict(copy.deepcopy(self._unused[name]))
             self._gaps[name] = 0
-            event = detector.update(record.step, series[name], context)
+            event = detector.update(record.step, series[name], context | _interval(record, name))
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
         differing = disagreement(record, self.records[-1] if self.records else None)
@@ -211,6 +222,21 @@ class History:
         if len(self.records) > LAYERS_KEPT:
             old = -LAYERS_KEPT - 1
             self.records[old] = dataclasses.replace(self.records[old], layers=())
+
+
+def _interval(record: Record, name: str) -> dict[str, float]:
+    """Both ends of the 90 percent interval of a number that has one."""
+    estimate, curve = record.essential_sparsity, record.curve
+    if name == "essential_sparsity/value" and estimate is not None:
+        wider = _SIDES_90 / NormalDist().inv_cdf(0.5 + 0.5 * estimate.confidence)
+        low, high = (
+            estimate.value + wider * (end - estimate.value) for end in (estimate.low, estimate.high)
+        )
+        return {"low": low, "high": high}
+    if name == "value/reliance" and curve is not None and curve.stderr is not None:
+        side = _SIDES_90 * dict(zip(curve.sparsity, curve.stderr, strict=True)).get(1.0, math.nan)
+        return {"low": record.reliance - side, "high": record.reliance + side}
+    return {}
 
 
 _logger = logging.getLogger("sparsitywatch")

@@ -48,6 +48,8 @@ class Event:
         reverted_step: first snapshot at which the series had lost half of what the change was at
             its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
+        near_zero_step: of dormant weights: where half of them will be near zero if decay goes on as
+            it does; -1 if that is not known.
         kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
             same weights hold others, in ``layers``.
@@ -77,6 +79,7 @@ class Event:
     reverted_step: int = -1
     revised_step: int = -1
     num_not_finite: int = 0
+    near_zero_step: int = -1
     kind: str = "abrupt"
     ranks: tuple[int, ...] = ()
 

@@ -21,7 +21,16 @@ _CHANGES = {
     "shape": "the shape of the weights' distribution changed",
     "both": "scale and shape of the weights' distribution changed",
 }
-_MOST_NAMES = 3
+#: What a change says of the model, by its series and its direction.
+_MEANINGS = {
+    ("value/reliance", "up"): "the model begins to use the watched weights",
+    ("value/reliance", "down"): "the model uses the watched weights less",
+    ("essential_sparsity/value", "up"): "more of the weights could be removed without harm",
+    ("essential_sparsity/value", "down"): "fewer of the weights could be removed without harm",
+}
+#: Weights that would be near zero only after so many times the steps so far are not seen to be.
+_FAR = 10
+_MOST_NAMES, _DORMANT = 3, "motion/dormant"
 
 
 def headline(event: Event) -> str:
@@ -30,6 +39,8 @@ def headline(event: Event) -> str:
         ranks = ", ".join(map(str, event.ranks))
         return f"Replicas differ: rank{'s' if len(event.ranks) > 1 else ''} {ranks}"
     series = describe(event.series)
+    if event.series == _DORMANT and event.direction == "up" and event.kind == "abrupt":
+        return f"Units are dying: {series.shown(event.size)} of the weights get no gradient"
     verb = {"up": "rose", "down": "fell"}.get(event.direction, "changed")
     verb += {"abrupt": " abruptly", "steady": " steadily"}.get(event.kind, "")
     if event.kind == "steady" and event.baseline > 0.0:
@@ -46,7 +57,8 @@ def sentences(event: Event) -> str:
         return _replicas(event)
     names = _names(event)
     first = f"{headline(event)}: {when(event)}{f', most in {names}' if names else ''}"
-    trend = [event.trend] if event.trend else []
+    # units that die make no weight small: that takes decay
+    trend = [event.trend] if event.trend and event.series != _DORMANT else []
     more = "; ".join([*trend, *cause(event), *sequel(event)])
     return f"{first}. {more[0].upper()}{more[1:]}" if more else first
 
@@ -62,7 +74,7 @@ def when(event: Event) -> str:
 
 def cause(event: Event) -> list[str]:
     """What is known of the reason, a few words each."""
-    known = []
+    known = _meaning(event)
     if event.num_not_finite:
         known.append(f"{event.num_not_finite:,} weights are NaN or infinite")
     if event.change in _CHANGES:
@@ -102,6 +114,20 @@ def advice(event: Event) -> str:
     room = "dormant" if event.series == "motion/dormant" else event.series.partition("/")[0]
     words = _ADVICE.get((room, event.direction), "{compare}.")
     return words.format(compare=compare, decay=_DECAY[event.explained_by_decay])
+
+
+def _meaning(event: Event) -> list[str]:
+    """What the change says of the model, and when it will show in small weights."""
+    meaning = _MEANINGS.get((event.series, event.direction))
+    known = [] if meaning is None else [meaning]
+    if event.near_zero_step >= 0:
+        step = f"step {event.near_zero_step:,}"
+        known.append(
+            f"at the present decay half of them will be near zero by {step}"
+            if event.near_zero_step <= _FAR * event.detected_step
+            else f"decay is too weak to make them near zero soon: half of them would be by {step}"
+        )
+    return known
 
 
 _DECAY = {

@@ -96,6 +96,22 @@ def test_units_die_one_after_the_other_and_that_is_one_event() -> None:
     assert len(watch([*DYING, *[0.16] * 8, 0.3, 0.45, 0.5])) == 1
 
 
+def test_the_onset_is_that_of_the_excess_over_chance() -> None:
+    """Chance rises while the learning rate warms up; units die from the tenth snapshot on."""
+    chance = [0.001, 0.003, 0.005, 0.007, 0.009, *[0.01] * 20]
+    excess = [0.0] * 10 + [0.004 * i for i in range(1, 16)]
+    series = [a + b for a, b in zip(chance, excess, strict=True)]
+    (event,) = watch(series, [{"dormant_by_chance": x} for x in chance])
+    assert EVERY * 9 <= event.onset_step <= EVERY * 11
+    assert event.onset_low >= EVERY * 8
+
+
+def test_a_rise_after_half_of_the_first_is_gone_is_another_event() -> None:
+    first, second = watch([*DYING, 0.12, 0.06, 0.03, 0.027, 0.027, 0.027, 0.09, 0.15, 0.18])
+    assert first.detected_step < second.onset_step
+    assert second.baseline == pytest.approx(0.027, abs=0.001)
+
+
 def test_a_rise_after_the_series_came_back_is_another_event() -> None:
     first, second = watch([*DYING, 0.05, 0.02, 0.02, 0.008, 0.009, 0.008, 0.1, 0.2])
     assert first.detected_step < second.onset_step

@@ -14,8 +14,22 @@ from contracts.made_records import counted, made_record
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.events import accountable_layers, explained_by_decay, what_moved
-from sparsitywatch.records import Cost, Event, LayerShare, Provenance, Record, ScopeSummary
+from sparsitywatch.analysis.events import (
+    accountable_layers,
+    explained_by_decay,
+    near_zero_step,
+    what_moved,
+)
+from sparsitywatch.records import (
+    Cost,
+    DecayProjection,
+    Dormant,
+    Event,
+    LayerShare,
+    Provenance,
+    Record,
+    ScopeSummary,
+)
 
 SIZES = {"a": 100, "b": 1000, "c": 10, "d": 100}
 
@@ -57,6 +71,34 @@ def test_weights_count_not_fractions() -> None:
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1") == ("b",)
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=0.9) == ("b", "a")
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=1.0) == ("b", "a", "c")
+
+
+@pytest.mark.parametrize(
+    ("rate", "projected", "expected"),
+    [
+        (0.002, True, 400 + 250),  # the clock has to advance by 0.5
+        (0.002, False, 400 + 1151),  # a weight of usual size: by log(10)
+        (0.0, True, -1),
+        (math.nan, True, -1),
+    ],
+)
+def test_when_dormant_weights_will_be_near_zero(
+    rate: float, projected: bool, expected: int
+) -> None:
+    ahead = DecayProjection(
+        advance=(0.0, 0.5, 1.0), dormant=(0.0, 0.031, 0.06), entering=(0.0, 0.0, 0.0)
+    )
+    dormant = Dormant(
+        fraction=0.07, num_sampled=100, since_step=300, projection=ahead if projected else None
+    )
+    records = [
+        replace(BEFORE, step=step, decay_clock=step * rate, dormant=dormant) for step in (300, 400)
+    ]
+    event = Event(series="motion/dormant", direction="up", onset_step=200, detected_step=400,
+                  baseline=0.01, value=0.07)  # fmt: skip
+    assert near_zero_step(event, records) == expected
+    assert near_zero_step(event, records[1:]) == -1
+    assert near_zero_step(replace(event, direction="down"), records) == -1
 
 
 def test_a_fall_is_explained_by_what_fell() -> None:

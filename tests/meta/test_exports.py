@@ -32,6 +32,7 @@ PUBLIC = {
     "Layerwise",
     "MagnitudeSpectrum",
     "MaskSimilarity",
+    "MeasuredChange",
     "MeasurementError",
     "MemorySink",
     "MissingExtraError",

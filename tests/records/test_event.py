@@ -93,10 +93,33 @@ def test_a_number_is_told_in_the_unit_of_its_series() -> None:
     assert unknown.headline == "Near-zero weights changed abruptly"
 
 
+def test_units_that_die_are_told_as_such_and_when_it_will_show() -> None:
+    dormant = replace(
+        EVENT, series="motion/dormant", baseline=0.01, value=0.05, trend="sparsifying", id="x"
+    )
+    assert dormant.headline == "Units are dying: 4 % of the weights get no gradient"
+    assert "parsifying" not in dormant.describe()
+    soon = replace(dormant, near_zero_step=2000).describe()
+    assert "half of them will be near zero by step 2,000" in soon
+    assert "ecay is too weak" in replace(dormant, near_zero_step=3501).describe()
+
+
+@pytest.mark.parametrize(
+    ("series", "direction", "meaning"),
+    [
+        ("value/reliance", "up", "The model begins to use the watched weights"),
+        ("essential_sparsity/value", "down", "Densifying; fewer of the weights could be removed"),
+    ],
+)
+def test_changes_of_the_value_say_what_they_mean(series: str, direction: str, meaning: str) -> None:
+    trend = "densifying" if series.startswith("essential") else ""
+    assert meaning in replace(EVENT, series=series, direction=direction, trend=trend).describe()
+
+
 def test_steady_growth_is_told_in_floors() -> None:
     steady = replace(EVENT, kind="steady", value=0.092)
     assert steady.headline == (
-        "Near-zero weights rose steadily to 1.84 times their floor, from 5.0 % to 9.2 %"
+        "Near-zero weights rose steadily to 1.84 times their floor, from 5 % to 9.2 %"
     )
     from_nothing = replace(steady, baseline=0.0)
     assert from_nothing.headline.startswith("Near-zero weights rose steadily from")

@@ -2,5 +2,6 @@
 
 from sparsitywatch.analysis.detect.detector import AbruptChange, Detector
 from sparsitywatch.analysis.detect.dormant import DormantRise
+from sparsitywatch.analysis.detect.measured import MeasuredChange
 
-__all__ = ["AbruptChange", "Detector", "DormantRise"]
+__all__ = ["AbruptChange", "Detector", "DormantRise", "MeasuredChange"]

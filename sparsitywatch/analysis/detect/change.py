@@ -12,10 +12,13 @@ __all__ = [
     "MAD_TO_SD",
     "Candidate",
     "Limits",
+    "correlation_of",
+    "is_back_by_half",
     "is_left_by_rate",
     "median_of_three",
     "noise_sd",
     "onset_of",
+    "peak_of",
     "share_left_by_rate",
 ]
 
@@ -119,6 +122,30 @@ def _median(values: Array) -> float:
     return float(0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]))
 
 
+# ------------------------------------------------------------------ what became of it
+
+#: What is left of the largest size of a change that has gone back by half.
+_LEFT_OF_PEAK = 0.5
+
+
+def peak_of(peak: float, last: float, size: float) -> float:
+    """The largest size that a change has had at two snapshots in a row; NaN where there is none.
+
+    >>> peak_of(0.2, 0.3, 0.25)
+    0.25
+    """
+    return float(np.fmax(peak, min(size, last)))
+
+
+def is_back_by_half(peak: float, size: float) -> bool:
+    """Whether half of what a change was at its largest is gone.
+
+    It is back when that is so at two snapshots in a row. Both the tracker of events and the
+    detector of dormant weights go by it.
+    """
+    return peak > 0.0 and size <= _LEFT_OF_PEAK * peak
+
+
 # ------------------------------------------------------------------ when it began
 
 #: Entries that are searched.
@@ -161,7 +188,7 @@ def onset_of(
     errors = np.array([_power(left) for left in best])
     least = int(errors.argmin())
     variance = max(noise**2, float(errors[least]) / max(len(y) - 4, 1), 1e-300)
-    rho = _correlation(best[least], noise)
+    rho = correlation_of(best[least], noise)
     is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
     is_inside[place] = True
     inside = begin + candidates[is_inside]
@@ -195,7 +222,7 @@ def _left(design: Array, y: Array) -> Array:
     return np.asarray(y - design @ fit)
 
 
-def _correlation(left: Array, noise: float) -> float:
+def correlation_of(left: Array, noise: float) -> float:
     """Of neighbouring residuals, between 0 and a limit; what is rounding beside the noise is 0."""
     power = _power(left)
     if len(left) < _MIN_NOISE_POINTS or power <= len(left) * (1e-3 * noise) ** 2:

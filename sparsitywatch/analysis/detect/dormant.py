@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.change import median_of_three, onset_of
+from sparsitywatch.analysis.detect.change import (
+    Array,
+    is_back_by_half,
+    median_of_three,
+    onset_of,
+    peak_of,
+)
 from sparsitywatch.analysis.detect.history import SeriesHistory, event_of, or_nan, or_none
 from sparsitywatch.errors import expect_keys, expect_number
 from sparsitywatch.records import Event, renamed
@@ -27,7 +33,7 @@ _IN_A_ROW = 2
 _LEAST_NOISE = 0.05
 #: Snapshots that are left of the series when it has come back.
 _KEPT = 5
-#: The part of what is required that makes a suspicion, and that an event takes to go on.
+#: The part of what is required that makes a suspicion.
 _SUSPICION = 0.5
 _DORMANT_KEYS = ("history", "ongoing", "num_above", "decay_clock")
 
@@ -45,8 +51,8 @@ class DormantRise:
     Where the decay clock is known and stands still, nothing is seen: without decay no weight
     shrinks, and a model that has memorised its data gets no gradient anywhere.
 
-    Units die one after the other, and that is one event. The next one is looked for when the
-    series has come back to less than half of what an event takes.
+    Units die one after the other, and that is one event. The next one is looked for when half of
+    what the excess was at its largest is gone, at two snapshots in a row.
 
     Args:
         min_effect: smallest excess worth waking somebody for, as a fraction of the weights.
@@ -100,9 +106,9 @@ class DormantRise:
             return None
         by_chance = float(context.get("dormant_by_chance", math.nan))
         expected = self._expected(by_chance)
-        self._history.add(step, value)
+        self._history.add(step, value, by_chance)
         if self._ongoing is not None:
-            self._end_if_back(value, by_chance, self._ongoing)
+            self._end_if_back(value, self._ongoing)
             return None
         share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
         self._num_above = self._num_above + 1 if share >= 1.0 else 0
@@ -111,8 +117,11 @@ class DormantRise:
             return None
         view = self._history.view()
         latest, noise = len(view.values) - self._num_above - 1, _LEAST_NOISE * self._min_effect
-        found = onset_of(view.steps, view.values, noise=noise, latest=max(latest, 0))
-        self._ongoing, self._num_above = {"baseline": expected, "num_back": 0}, 0
+        excess = _excess(view.values, view.rates)
+        found = onset_of(view.steps, excess, noise=noise, latest=max(latest, 0))
+        size = value - expected
+        self._ongoing = {"baseline": expected, "num_back": 0, "peak": size, "last": size}
+        self._num_above = 0
         self.is_suspicious = False
         at, low, high = (int(view.ends[i]) for i in found)
         return event_of(
@@ -144,12 +153,13 @@ class DormantRise:
         self._decay_clock = or_nan(state["decay_clock"])
         self.is_suspicious = False
 
-    def _end_if_back(self, value: float, by_chance: float, ongoing: dict[str, Any]) -> None:
-        """Units die one after the other: it is one rise, unless the series comes back."""
-        expected = max(ongoing["baseline"], 0.0 if math.isnan(by_chance) else by_chance)
-        is_back = self._share(value, expected) < _SUSPICION
-        ongoing["num_back"] = ongoing["num_back"] + 1 if is_back else 0
-        if ongoing["num_back"] >= _IN_A_ROW:
+    def _end_if_back(self, value: float, ongoing: dict[str, Any]) -> None:
+        """Units die one after the other: it is one rise, unless half of it is gone."""
+        size = value - ongoing["baseline"]
+        peak = peak_of(ongoing.get("peak", size), ongoing.get("last", size), size)
+        num_back = ongoing["num_back"] + 1 if is_back_by_half(peak, size) else 0
+        ongoing.update(peak=peak, last=size, num_back=num_back)
+        if num_back >= _IN_A_ROW:
             self._history.keep(_KEPT)
             self._ongoing = None
 
@@ -165,3 +175,8 @@ class DormantRise:
     def _share(self, value: float, expected: float) -> float:
         """How much of what is required of a rise is there; 1 or more is all."""
         return (value - expected) / max(self._min_effect, (self._ratio - 1.0) * expected)
+
+
+def _excess(values: Array, chances: Array) -> Array:
+    """What the series has beyond chance; all of it where chance is not known at each snapshot."""
+    return values - chances if np.isfinite(chances).all() else values
