@@ -127,8 +127,11 @@ class MeasuredChange:
         self._decay_clock = float(context.get("decay_clock", math.nan))
         if not math.isfinite(value):
             return None
-        ends = (float(context.get(name, math.nan)) for name in ("low", "high", "reliance"))
-        self._rows = [*self._rows, (int(step), float(value), *ends)][-_MOST_PAST - _SPLITS[-1] :]
+        low, high, cause = (
+            float(context.get(name, math.nan)) for name in ("low", "high", "reliance")
+        )
+        self._rows.append((int(step), float(value), low, high, cause))
+        del self._rows[: -_MOST_PAST - _SPLITS[-1]]
         if self._ongoing is not None:
             self._end_if_over(self._ongoing)
             return None
