@@ -24,8 +24,8 @@ from .live.watcher import Watcher as Watcher
 from .offline.replay import replay as replay
 from .offline.selection import Failure as Failure
 from .offline.selection import Replayed as Replayed
+from .page.notebook import load as load
 from .pipeline.measure import measure as measure
-from .pipeline.rundir import load as load
 from .pruning.criteria import SparseGPT as SparseGPT
 from .pruning.criteria import Wanda as Wanda
 from .pruning.finetuned import FinetunedCurve as FinetunedCurve

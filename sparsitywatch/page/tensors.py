@@ -149,13 +149,14 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
             found.append((index, stored))
     if not found:
         return None
-    ends = _ends([stored for _, stored in found])
+    limits = _limits([(_magnitudes(arrays), arrays["counts"]) for _, arrays in found])
+    ends = np.log10(limits)
     names = run.tensors
     row = {name: i for i, name in enumerate(names)}
     below = np.full((len(names), len(found), len(ends)), _UNKNOWN, dtype=int)
     whole = np.zeros((len(found), len(ends)), dtype=int)
     for t, (_, arrays) in enumerate(found):
-        shares, num_weights = cumulative(arrays, 10.0**ends)
+        shares, num_weights = cumulative(arrays, limits)
         rows = [row[name] for name in arrays["names"].tolist() if name in row]
         known = np.isin(arrays["names"], names)
         below[rows, t] = _thousandths(shares[known])
@@ -163,7 +164,7 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
         whole[t] = np.round(1e6 * total)
     return {
         "columns": [index for index, _ in found],
-        "ends": ends.tolist(),
+        "ends": np.round(ends, 2).tolist(),
         "below": [_differences(rows).tolist() for rows in below],
         "all": _differences(whole).tolist(),
     }
@@ -200,31 +201,34 @@ def cumulative(
 
 def _magnitudes(stored: Mapping[str, np.ndarray]) -> np.ndarray:
     """The largest magnitude of each stored bin, float64."""
-    keys = stored["keys"]
-    dtypes = np.repeat(stored["dtypes"], stored["num_bins"].astype(np.int64))
+    keys, lengths = stored["keys"], stored["num_bins"].astype(np.int64)
+    dtypes, kind_of = np.unique(stored["dtypes"], return_inverse=True)
+    kinds = np.repeat(kind_of, lengths) if len(dtypes) > 1 else np.zeros(len(keys), np.int8)
     ends = np.zeros(len(keys))
-    for name in np.unique(stored["dtypes"]).tolist():
+    for kind, name in enumerate(dtypes.tolist()):
         integers, floats, shift = _BITS[name]
-        own = dtypes == name
+        own = kinds == kind
         bits = keys[own].astype(integers) << np.dtype(integers).type(shift)
-        with np.errstate(over="ignore"):
-            ends[own] = bits.astype(integers).view(floats).astype(np.float64)
+        ends[own] = bits.view(floats)
     return ends
 
 
-def _ends(all_stored: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """Ends of bins around all but the smallest ten-thousandth of the weights, log10."""
-    low, high = math.inf, -math.inf
-    for stored in all_stored:
-        ends, counts = _magnitudes(stored), stored["counts"].astype(np.int64)
-        order = np.argsort(ends, kind="stable")
-        ends, counts = ends[order], counts[order]
-        some = (np.cumsum(counts) >= 1e-4 * counts.sum()) & (ends > 0.0)
-        if some.any():
-            low, high = min(low, float(ends[some][0])), max(high, float(ends[some][-1]))
-    if not low < math.inf:
-        low = high = 1.0
-    first = math.floor(_PER_DECADE * math.log10(low))
-    last = math.ceil(_PER_DECADE * math.log10(high))
-    first = max(first, last - 12 * _PER_DECADE)  # what is smaller is as good as zero
-    return np.arange(first, last + 1) / _PER_DECADE
+def _limits(spectra: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Magnitudes, four a decade, around all but the smallest ten-thousandth of the weights.
+
+    Args:
+        spectra: ends of bins and counts in them, by snapshot.
+    """
+    low, high = [0], [0]
+    for ends, counts in spectra:
+        some = (ends > 0.0) & np.isfinite(ends)
+        if not some.any():
+            continue
+        places = np.ceil(_PER_DECADE * np.log10(ends[some])).astype(int)
+        first = int(places.min())
+        shares = np.cumsum(np.bincount(places - first, weights=counts[some])) / counts.sum()
+        low.append(first + int(np.searchsorted(shares, 1e-4)))
+        high.append(int(places.max()))
+    last = max(high[1:] or high)
+    first = max(min(low[1:] or low), last - 12 * _PER_DECADE)  # what is smaller is as good as zero
+    return 10.0 ** (np.arange(first, last + 1) / _PER_DECADE)

@@ -31,13 +31,14 @@ _WRITER = ".writer"
 _WAIT_S = 30.0
 
 
-def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
+def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[Run] = Run) -> Run:
     """A run from its log, also while it is still being written.
 
     Args:
         logdir: where the run logs to, such as "runs/bert", or the folder in it that has the log,
             such as "runs/bert/sparsitywatch".
         name: what to call the run; by default as its folder.
+        kind: what it is made.
 
     Returns:
         Its records, its events, its manifest, and how its watch stands; each is read when it is
@@ -58,7 +59,7 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
         )
     own = directory.absolute()
     own = own.parent if own.name == "sparsitywatch" else own
-    return Run(
+    return kind(
         functools.partial(read_records, directory),
         functools.partial(read_events, directory),
         functools.partial(read_manifest, directory),

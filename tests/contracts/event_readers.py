@@ -64,8 +64,11 @@ def scalars_of_accumulator(directory: Path) -> Scalars:
 
 
 @contextmanager
-def server(logdir: Path, *flags: str) -> Iterator[str]:
-    """A real TensorBoard on a free port of the loopback device; its address."""
+def server(logdir: Path, *flags: str, prefix: str = "") -> Iterator[str]:
+    """A real TensorBoard on a free port of the loopback device; its address.
+
+    ``prefix``: of all its paths, such as "/tensorboard".
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -73,11 +76,12 @@ def server(logdir: Path, *flags: str) -> Iterator[str]:
         [
             *(sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)),
             *("--host", "127.0.0.1", "--port", str(port), "--reload_interval", "1", *flags),
+            *(("--path_prefix", prefix) if prefix else ()),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    url = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}{prefix}"
     try:
         wait_until(lambda: fetch(f"{url}/data/environment") is not None)
         yield url

@@ -236,3 +236,15 @@ def test_a_module_is_javascript(name: str) -> None:
     assert text.startswith("// @ts-check\n")
     checked = ["--check", "--input-type=module"]
     subprocess.run([NODE, *checked], input=text, text=True, check=True, capture_output=True)
+
+
+TSC = Path(__file__).resolve().parents[2] / ".venv/typescript/package/lib/tsc.js"
+
+
+@needs_node
+@pytest.mark.slow
+@pytest.mark.skipif(not TSC.exists(), reason="TypeScript is not in .venv; .ci/run fetches it")
+def test_the_types_in_the_comments_hold() -> None:
+    config = Path(__file__).with_name("jsconfig.json")
+    done = subprocess.run([NODE, TSC, "-p", config], capture_output=True, text=True, check=False)
+    assert done.stdout == ""

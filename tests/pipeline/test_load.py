@@ -54,7 +54,7 @@ def test_everything_that_was_logged(logdir: Path) -> None:
     assert values.tolist() == [line["near_zero"]["initial_0.1"] for line in raw]
     assert (run.name, run.directory) == ("bert", logdir / "sparsitywatch")
     assert "bert" in repr(run)
-    assert "value/reliance" in run._repr_html_()
+    assert "Reliance rose abruptly" in run._repr_html_()
 
 
 @pytest.mark.parametrize("place", ["runs/bert", "runs/bert/sparsitywatch", "runs/bert/", "."])

@@ -11,7 +11,9 @@ const text = document.getElementById("data")?.textContent ?? "";
 /** A file shows one run. @type {import("./main.js").Host} */
 const host = {
   read: () => new URLSearchParams(location.hash.slice(1)),
-  write: (query) => history.replaceState(null, "", `#${query}`),
+  write: (query) => {
+    if (location.protocol !== "about:") history.replaceState(null, "", `#${query}`); // a frame of a notebook has no address
+  },
   colours: (names) => names.map(() => "#0072b2"),
 };
 

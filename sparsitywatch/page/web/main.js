@@ -86,7 +86,7 @@ export class Page {
       const names = runs.map((run) => run.name);
       if (!names.includes(this.first)) this.first = names[0] ?? "";
       this.chosen ??= new Set([this.first, ...names].filter(Boolean).slice(0, FEW));
-      let changed = names.join("\n") !== this.names.join("\n") || this.failure !== "";
+      let changed = !this.root.childElementCount || names.join("\n") !== this.names.join("\n") || this.failure !== "";
       this.names = names;
       this.failure = "";
       for (const { name, version } of runs) {
@@ -127,10 +127,10 @@ export class Page {
     }
     const scroll = document.documentElement.scrollTop;
     const open = [...this.root.querySelectorAll("details[open]")].map((d) => d.id);
-    const top = [this.selector(), header(data, this.source.live), tiles(data)];
+    const top = header(data, this.source.live, this.selector());
     const below = foot(data, this.source.live);
     if (!data.steps.length) {
-      this.root.replaceChildren(...top, h("main", {}, events(data, () => undefined)), below);
+      this.root.replaceChildren(top, h("main", {}, events(data, () => undefined), below));
       return;
     }
     const plots = h("div", { class: "plots", tabindex: "0", role: "group",
@@ -139,7 +139,8 @@ export class Page {
     this.cost = data.curves.length ? h("section", { class: "removal" }) : null;
     const side = h("aside", {}, events(data, (event) => this.pin(event.seen)), this.cost ?? "");
     this.map = h("section", { class: "tensors", id: "tensors" });
-    this.root.replaceChildren(...top, h("main", {}, side, h("div", { class: "left" }, this.tools(), plots)), this.map, below);
+    const left = h("div", { class: "left" }, this.tools(), plots);
+    this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, below));
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
     plots.addEventListener("zoomed", () => this.drawMap());
     this.drawCharts();

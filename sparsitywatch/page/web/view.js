@@ -10,12 +10,12 @@ import { ago, h, percent, s, shown, significant, whole } from "./format.js";
  * @typedef {import("./data.js").Curve} Curve
  */
 
-/** @param {PageData} data @param {boolean} live */
-export function header(data, live) {
+/** @param {PageData} data @param {boolean} live @param {HTMLElement | string} selector which runs are shown */
+export function header(data, live, selector) {
   const { verdict, state } = data;
   const since = live && state?.status === "on" && state.wall_time ? ago(Date.now() / 1000 - state.wall_time) : "";
   const watch = [...data.watch, ...(since ? [`last sign of life ${since}`] : [])].join(" · ");
-  return h("header", {},
+  return h("header", {}, selector,
     h("p", { class: "eyebrow" }, "Sparsity of the run ", h("b", {}, data.name), watch ? ` · ${watch}` : ""),
     h("h1", {}, h("span", { class: `badge ${verdict.level}` }, verdict.badge), " ", verdict.headline),
     h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.action),

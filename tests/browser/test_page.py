@@ -1,0 +1,414 @@
+"""The page in a real browser: as a file, in a real TensorBoard, and as `show` serves it.
+
+With SPARSITYWATCH_PICTURES=docs the screenshots of the docs are made anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import chromium
+from contracts import event_readers, fake_run
+from contracts.page import inside_of
+
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.cli import main
+from sparsitywatch.cli.pages import server_of
+from sparsitywatch.page.render import render
+from sparsitywatch.records import WatchState
+from sparsitywatch.sinks.jsonl import JsonlSink
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium.PATH is None, reason="Chromium is not installed"),
+]
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIL = (
+    "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>.weight"
+)
+#: .ci/run puts it there.
+AXE = next(ROOT.glob(".venv/axe-core/**/axe.min.js"), None)
+WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium.PATH, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Open]:
+    """Opens an address in a window of its own, and holds the console to silence."""
+    contexts, errors = [], []
+
+    def opened(url: str, **options: Any):
+        context = browser.new_context(**{"viewport": WIDE, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: message.type in ("error", "warning") and (
+            "sparsity" in str(message.location) or url.startswith("file:")
+        ) and errors.append(message.text))  # fmt: skip
+        page.goto(url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def picture(page, name: str) -> None:
+    if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def has(frame, selector: str, text: str | re.Pattern[str]) -> None:
+    """Wait until an element has a text."""
+    sync_api.expect(frame.locator(selector).first).to_contain_text(text, timeout=30_000)
+
+
+def over(frame, chart: str, part: float) -> tuple[float, float]:
+    """A place over a chart, at a part of its width."""
+    place = frame.locator(f"[data-chart={chart}] .u-over")
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    return box["x"] + part * box["width"], box["y"] + box["height"] / 2
+
+
+# ------------------------------------------------------------------ the file
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a tensor whose name would like to be a script, and a snapshot that failed."""
+    looks = []
+    for record, detail in fake_run.looks(range(0, 2001, 25)):
+        layers = (replace(record.layers[0], name=EVIL), *record.layers[1:])
+        record = replace(record, layers=layers)
+        if record.step == 300:
+            record = replace(record, valid=False, reason=EVIL)
+        looks.append((record, detail))
+    first, second = fake_run.events()
+    events = [first, replace(second, layers=(EVIL, *second.layers))]
+    return fake_run.write_run(tmp_path_factory.mktemp("report") / "run", looks, events)
+
+
+@pytest.fixture(scope="module")
+def report(log: Path) -> Path:
+    assert main(["report", str(log), "-o", str(log.parent / "report.html")]) == 0
+    return log.parent / "report.html"
+
+
+@pytest.fixture(scope="module")
+def data(report: Path) -> dict:
+    return inside_of(report.read_text("utf-8"))["page"]
+
+
+def test_the_first_screen_answers(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    has(page, "#app h1", "Weights turned sparse abruptly, from about step 1,050 on")
+    has(page, ".action", "Compare the checkpoints around steps 1,050 and 1,125")
+    assert page.locator(".tiles li").count() == 6
+    assert page.locator(".events li").count() == 2
+    for selector in ("h1", ".action", ".tiles", ".events li", "[data-chart=sparse]"):
+        box = page.locator(selector).first.bounding_box()
+        assert box["y"] + box["height"] <= WIDE["height"], selector
+    assert page.locator(".chart canvas").count() == 4
+    assert page.title() == "run: sparsity report"
+    assert page.locator("img").count() == 0
+    fetched = page.evaluate("performance.getEntriesByType('resource').map((r) => r.name)")
+    assert fetched == []
+
+
+def test_one_cursor_for_everything(open_page: Open, report: Path, data: dict) -> None:
+    page = open_page(report.as_uri())
+    has(page, ".heat", "query")
+    page.mouse.move(*over(page, "value", 0.5))
+    has(page, ".removal", "Step 1,000:")
+    t = data["steps"].index(1000)
+    shown = 100 * data["series"]["near_zero/initial_0.1"][t]
+    has(page, "[data-chart=sparse] .legend", f"{shown:.3g}")
+    has(page, "[data-chart=value] .legend", f"{data['series']['value/dense'][t]:.4g}")
+    assert page.locator(".heat .cursor").evaluate("e => e.style.left") == "50%"
+    places = page.locator(".u-cursor-x").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect().left - e.parentElement"
+        ".getBoundingClientRect().left).map((x, i) => x)"
+    )
+    widths = page.locator(".u-over").evaluate_all("all => all.map((e) => e.clientWidth)")
+    assert all(abs(x / w - 0.5) < 0.01 for x, w in zip(places, widths, strict=True))
+    page.mouse.move(10, 10)
+    has(page, ".removal", "Step 2,000:")
+    page.mouse.click(*over(page, "sparse", 0.25))
+    page.mouse.move(10, 10)
+    has(page, ".removal", "Step 500:")
+    assert page.url.endswith("#step=500")
+
+
+def test_a_part_is_shown_alone_and_the_whole_again(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    has(page, ".heat", "query")
+    page.mouse.move(*over(page, "sparse", 0.25))
+    page.mouse.down()
+    page.mouse.move(*over(page, "sparse", 0.4), steps=3)
+    page.mouse.move(*over(page, "sparse", 0.5), steps=3)
+    page.mouse.up()
+    for chart in ("sparse", "clock"):
+        page.mouse.move(*over(page, chart, 0.02))
+        has(page, ".removal", "Step 500:")
+        page.mouse.move(*over(page, chart, 0.98))
+        has(page, ".removal", "Step 1,000:")
+    page.mouse.dblclick(*over(page, "value", 0.5))
+    page.mouse.move(*over(page, "sparse", 0.02))
+    has(page, ".removal", "Step 50:")
+
+
+def test_keys_and_links_lead_to_a_step(open_page: Open, report: Path) -> None:
+    page = open_page(f"{report.as_uri()}#step=925")
+    has(page, ".removal", "Step 925:")
+    for key, step in (
+        ("ArrowRight", 950), ("ArrowLeft", 925), ("Home", 0), ("e", 650), ("e", 1125),
+        ("End", 2000),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        has(page, ".removal", f"Step {step:,}:")
+        assert page.url.endswith(f"#step={step}")
+    page.locator("#event-2 button").click()
+    has(page, ".removal", "Step 1,125:")
+
+
+def test_every_tensor_and_the_size_of_its_weights(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri())
+    has(page, ".heat", "query")
+    assert page.locator(".heat .names li").count() == 12
+    page.locator("#tensors input").fill("output.dense")
+    assert page.locator(".heat .names li").count() == 4
+    page.locator("#tensors input").fill("")
+    page.locator("#tensors select").nth(1).select_option("block")
+    assert page.locator(".heat .names li.group").count() >= 2
+    page.locator("#tensors select").nth(0).select_option("removed")
+    has(page, "#tensors", "12 of 12 tensors")
+    page.locator(".heat .names button").nth(3).click()
+    has(page, ".histogram-of", "How large its weights are")
+    assert "tensor=" in page.url
+    page.get_by_role("button", name="close").click()
+    assert page.locator(".histogram-of canvas").count() == 0
+
+
+def test_another_threshold_is_counted_from_the_spectra(
+    open_page: Open, report: Path, log: Path
+) -> None:
+    page = open_page(report.as_uri())
+    has(page, ".heat", "query")
+    page.locator("#tau").select_option("abs:-2")
+    _, detail = fake_run.look(2000)
+    ends = (detail.spectrum["keys"].astype("u4") << 15).view("f4")
+    share = detail.spectrum["counts"][ends <= 0.01].sum() / detail.spectrum["counts"].sum()
+    has(page, "[data-chart=sparse] .legend", "|w| ≤ 0.01")
+    has(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
+    has(page, "#tensors", "|w| ≤ 0.01")
+
+
+def test_numbers_as_a_file_and_as_a_table(open_page: Open, report: Path, data: dict) -> None:
+    page = open_page(report.as_uri(), accept_downloads=True)
+    has(page, ".heat", "query")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="numbers (CSV)").click()
+    head, *rows = Path(download.value.path()).read_text().splitlines()
+    assert head.split(",") == ["step", *data["series"]]
+    assert [int(row.split(",")[0]) for row in rows] == data["steps"]
+    column = head.split(",").index("near_zero/initial_0.1")
+    values = [float(row.split(",")[column]) for row in rows]
+    assert values == data["series"]["near_zero/initial_0.1"]
+    page.locator("#numbers summary").click()
+    assert page.locator("#numbers tbody tr").count() == len(rows)
+
+
+def test_dark_and_phone(open_page: Open, report: Path) -> None:
+    page = open_page(report.as_uri(), color_scheme="dark", viewport=PHONE)
+    has(page, ".heat", "query")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 26)"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    order = page.locator("#app :is(h1, .tiles, .events h2, [data-chart=sparse] h2, #tensors h2)")
+    places = order.evaluate_all("all => all.map((e) => e.getBoundingClientRect().top)")
+    assert places == sorted(places)
+
+
+def test_on_paper_and_without_script_there_are_words_and_an_overview(
+    open_page: Open, report: Path
+) -> None:
+    printed = open_page(report.as_uri(), color_scheme="dark")
+    has(printed, ".heat", "query")
+    assert not printed.locator(".static").is_visible()
+    printed.emulate_media(media="print")
+    silent = open_page(report.as_uri(), java_script_enabled=False)
+    for page in (printed, silent):
+        assert page.locator(".static svg").count() == 3
+        assert page.locator(".static svg").first.is_visible()
+        has(page, ".static", "Near-zero weights rose abruptly from 6.3 % to 8.5 %")
+    assert not printed.locator("#app").is_visible()
+    assert printed.evaluate("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+
+
+@pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(open_page: Open, report: Path, scheme: str) -> None:
+    page = open_page(report.as_uri(), color_scheme=scheme, bypass_csp=True)
+    has(page, ".heat", "query")
+    page.locator(".heat .names button").nth(3).click()
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    page.add_script_tag(path=str(AXE))
+    found = page.evaluate("axe.run().then((r) => r.violations)")
+    assert [(v["id"], [n["html"][:120] for n in v["nodes"]]) for v in found] == []
+
+
+# ------------------------------------------------------------------ unusual runs, large ones
+
+
+def saved(folder: Path, run: Run) -> str:
+    path = folder / "page.html"
+    path.write_text(render(run), "utf-8")
+    return path.as_uri()
+
+
+def test_a_watch_that_is_off_is_the_headline(open_page: Open, tmp_path: Path) -> None:
+    off = WatchState(status="off", reason="the disk is full", step=900, wall_time=1.7e9)
+    info = replace(fake_run.run_info(), state=off)
+    records = [record for record, _ in fake_run.looks(range(0, 901, 100))]
+    page = open_page(saved(tmp_path, Run(records, [], info)))
+    has(page, "#app h1", "The watch has been off since step 900")
+    has(page, ".badge.broken", "not watching")
+    has(page, ".action", "the disk is full")
+
+
+def test_an_empty_log_and_a_single_snapshot(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(saved(tmp_path, Run([], [], fake_run.run_info())))
+    has(page, "#app h1", "Nothing has been measured so far")
+    page = open_page(saved(tmp_path, Run([fake_run.look(2000)[0]])))
+    has(page, "#app h1", "No abrupt change in 1 snapshot")
+    has(page, ".heat", "query")
+
+
+def test_two_hundred_tensors_over_two_thousand_snapshots(open_page: Open, tmp_path: Path) -> None:
+    kinds = [fake_run.look(step, num_tensors=200)[0] for step in range(0, 2001, 200)]
+    records = [replace(kinds[i // 200], step=10 * i) for i in range(2001)]
+    page = open_page(saved(tmp_path, Run(records, fake_run.events(20_000))))
+    has(page, ".heat", "query")
+    assert page.locator(".heat .names li").count() == 200
+    assert page.locator("#tensors select").nth(2).input_value() == "largest"
+    assert "dense" in page.locator(".heat .names li").first.inner_text()
+    page.mouse.move(*over(page, "sparse", 0.5))
+    has(page, ".removal", re.compile(r"Step (9,9|10,0)\d\d:"))
+
+
+# ------------------------------------------------------------------ TensorBoard, and `show`
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs as a watch writes them, for TensorBoard: with event files."""
+    from sparsitywatch.sinks.tensorboard import TensorBoardSink
+
+    folder = tmp_path_factory.mktemp("logs")
+    for name, events in (("demo", fake_run.events()), ("other", [])):
+        directory = folder / name / "sparsitywatch"
+        for sink in (JsonlSink(directory), TensorBoardSink(directory, picture_every=1000)):
+            sink.open(fake_run.run_info())
+            for look in fake_run.looks(range(0, 2001, 50), seed=len(name)):
+                sink.write(*look)
+            for event in events:
+                if isinstance(sink, JsonlSink):
+                    sink.event(event)
+            sink.close()
+    return folder
+
+
+def close(*pages: Any) -> None:
+    """Before their server ends, which they would complain of."""
+    for page in pages:
+        page.context.close()
+
+
+def tab_of(page):
+    return page.frame_locator("iframe")
+
+
+@pytest.mark.parametrize(("fast", "prefix"), [("true", ""), ("false", "/some/where")])
+def test_the_tab(open_page: Open, logs: Path, fast: str, prefix: str) -> None:
+    with event_readers.server(logs, "--load_fast", fast, prefix=prefix) as url:
+        page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
+        tab = tab_of(page)
+        has(tab, "h1", "Weights turned sparse abruptly, from about step 1,050 on")
+        has(tab, "[data-chart=sparse] .legend", "demo: near zero")
+        has(tab, "[data-chart=sparse] .legend", "other: near zero")
+        has(tab, ".heat", "query")
+        picture(page, "tab")
+        # the run selector
+        tab.locator(".runs input").nth(1).uncheck()
+        sync_api.expect(tab.locator("[data-chart=sparse] .legend")).not_to_contain_text("other")
+        tab.get_by_role("button", name="Show other in full").click()
+        has(tab, "h1", "No abrupt change in 41 snapshots")
+        # TensorBoard's dark mode, and a link
+        page.evaluate("document.body.classList.add('dark-mode')")
+        sync_api.expect(tab.locator(":root")).to_have_attribute("data-theme", "dark")
+        frame = page.frames[-1]
+        frame.locator("body").press("Home")
+        has(tab, ".removal", "Step 0:")
+        assert "p.sparsity.step=0" in page.url
+        assert "p.sparsity.run=other" in page.url
+        again = open_page(page.url)
+        has(tab_of(again), ".removal", "Step 0:")
+        has(tab_of(again), "h1", "No abrupt change in 41 snapshots")
+        close(page, again)
+
+
+def test_new_snapshots_appear(open_page: Open, logs: Path) -> None:
+    with event_readers.server(logs) as url:
+        page = open_page(f"{url}/#sparsity")
+        tab = tab_of(page)
+        has(tab, ".taken", "41 snapshots")
+        records = logs / "demo" / "sparsitywatch" / "records.jsonl"
+        old = records.read_text()
+        last = old.splitlines()[-1]
+        records.write_text(old + re.sub('"step":2000', '"step":2050', last, count=1) + "\n")
+        has(tab, ".taken", "42 snapshots")
+        records.write_text(old)
+        close(page)
+
+
+@contextmanager
+def served(logdir: Path) -> Iterator[str]:
+    with server_of(logdir, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
+    with served(logs) as url:
+        page = open_page(url)
+        has(page, "#app h1", "Weights turned sparse abruptly")
+        has(page, ".heat", "query")
+        assert page.locator(".runs input").count() == 2
+        close(page)
+    with served(tmp_path) as url:
+        page = open_page(url)
+        has(page, "#app", "No watched run in this log directory yet")
+        close(page)
