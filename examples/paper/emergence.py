@@ -23,10 +23,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
+from common import arguments, begin, load, table
+from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the other examples
 
 from pretrain_bert import main as pretrain
 
@@ -56,7 +57,8 @@ def finish(args: argparse.Namespace, name: str) -> None:
             "--dropout", "0.1", "--batch", str(args.batch),
             "--steps", str(args.steps), "--every", str(args.every),
             "--save-every", str(args.every), "--seed", str(args.seed),
-            "--logdir", str(folder(args, name)), *(small if args.small else []),
+            "--threads", str(args.threads), "--logdir", str(folder(args, name)),
+            *(small if args.small else []),
         ]
     )  # fmt: skip
     if status:
@@ -72,8 +74,17 @@ def course(run: sw.Run, series: str) -> str:
     return f"{values[0]:.3g} -> {values[lowest]:.3g} at {steps[lowest]:,} -> {values[-1]:.3g}"
 
 
-def verdict(name: str, run: sw.Run) -> str:
-    """Whether the run turned sparse abruptly, by its events."""
+def verdict(name: str, run: sw.Run, steps: int) -> str:
+    """Whether the run turned sparse abruptly, by its events; how far it came, if not to the end.
+
+    Args:
+        name: of the run.
+        run: what was logged.
+        steps: of the whole run.
+    """
+    last = run.records[-1].step
+    if last < steps:
+        name = f"{name}, unfinished at step {last:,} of {steps:,}"
     rises = [
         event
         for event in run.events
@@ -98,7 +109,8 @@ def draw(runs: dict[str, sw.Run], path: Path) -> None:
     """Near-zero and dormant weights, essential sparsity and the loss, over the steps."""
     shown = ("near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value", "value/dense")
     labels = ("near zero, 0.1 x first rms", "dormant", "essential sparsity", "held-out loss")
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 9), sharex=True)
+    figure = Figure(figsize=(8.0, 9.0), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True)
     for axis, series, label in zip(axes, shown, labels, strict=True):
         for index, (name, run) in enumerate(runs.items()):
             steps, values = run.series(series)
@@ -110,44 +122,39 @@ def draw(runs: dict[str, sw.Run], path: Path) -> None:
     axes[0].legend()
     axes[0].set_title("Pretraining with BERT-base's settings, in small (dotted: an event began)")
     axes[-1].set_xlabel("optimizer step")
-    figure.tight_layout()
     figure.savefig(path, dpi=100)
-    plt.close(figure)
 
 
-def report(runs: dict[str, sw.Run]) -> str:
+def report(runs: dict[str, sw.Run], steps: int) -> str:
     """A table of the courses, first -> lowest -> last, and what follows."""
-    rows = [("", *runs)]
-    rows += [(s, *(course(run, s) for run in runs.values())) for s in (*SERIES, *LINES)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", *(verdict(name, run) for name, run in runs.items())])
+    rows = [(s, *(course(run, s) for run in runs.values())) for s in (*SERIES, *LINES)]
+    said = [verdict(name, run, steps) for name, run in runs.items()]
+    return "\n".join([table(("series", *runs), rows), "", *said])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Does a BERT turn sparse abruptly, with BERT's settings?",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--every", type=int, default=250, help="steps between two snapshots")
-    parser.add_argument("--batch", type=int, default=16, help="sequences a step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=tuple(RUNS), help="train this run alone")
-    parser.add_argument("--out", type=Path, default=Path("runs/paper/emergence"))
-    parser.add_argument("--small", action="store_true", help="a tiny model, to try it out")
+    parser = arguments("emergence", __doc__ or "")
+    parser.set_defaults(threads=1)
+    add = parser.add_argument
+    add("--steps", type=int, default=50_000)
+    add("--every", type=int, default=250, help="steps between two snapshots")
+    add("--batch", type=int, default=16, help="sequences of 32 characters a step")
+    add("--seed", type=int, default=0)
+    add("--only", choices=tuple(RUNS), help="train this run alone")
+    add("--report", action="store_true", help="train nothing: tell what is there")
     args = parser.parse_args(argv)
-    for name in [args.only] if args.only else RUNS:
+    begin(args)
+    wanted = [args.only] if args.only else list(RUNS)
+    for name in [] if args.report else wanted:
         finish(args, name)
     runs = {name: sw.load(folder(args, name)) for name in RUNS if folder(args, name).is_dir()}
-    text = report(runs)
+    if not runs:
+        parser.error(f"Expected runs in {args.out}, found none. Leave out `--report` to train.")
+    text = report(runs, args.steps)
     draw(runs, args.out / "emergence.png")
     (args.out / "emergence.txt").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\nThe picture is {args.out / 'emergence.png'}.")
+    print(f"\n{text}\n\nLook at {args.out / 'emergence.png'}. {load()}")
     return 0
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +19,7 @@ SMALL = ["--small", "--steps", "12", "--every", "4"]
 
 
 def test_three_runs_a_table_a_picture_and_a_verdict(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert emergence.main([*SMALL, "--only", "ReLU", "--out", str(tmp_path)]) == 0
     alone = capsys.readouterr().out
@@ -28,10 +29,15 @@ def test_three_runs_a_table_a_picture_and_a_verdict(
     for name in emergence.RUNS:
         assert re.search(rf"^{name}: (no abrupt turn|an abrupt turn began)", said, re.MULTILINE)
     table = (tmp_path / "emergence.txt").read_text()
-    clock = next(line for line in table.splitlines() if line.startswith("motion/decay_clock"))
+    clock = next(line for line in table.splitlines() if line.startswith("| motion/decay_clock"))
     assert clock.count("->") == 6
     assert (tmp_path / "emergence.png").stat().st_size > 10_000
     assert table in said
+    monkeypatch.setattr(emergence, "pretrain", lambda _: pytest.fail("trained"))
+    assert emergence.main(["--report", "--out", str(tmp_path)]) == 0  # of 50,000 steps
+    assert "ReLU, unfinished at step 12 of 50,000: no abrupt turn" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        emergence.main(["--report", "--out", str(tmp_path / "none")])
 
 
 def test_a_turn_is_told_with_its_place() -> None:
@@ -43,8 +49,9 @@ def test_a_turn_is_told_with_its_place() -> None:
 
     class Run:
         events = (event,)
+        records = (SimpleNamespace(step=1000),)
 
-    assert emergence.verdict("x", Run()) == (
+    assert emergence.verdict("x", Run(), 1000) == (
         "x: an abrupt turn began at step 300 (250 to 350): 0.08 -> 0.2, most in a, b; half of it "
         "was gone again at 900."
     )
