@@ -71,6 +71,13 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--idle-timeout", metavar="S", type=float, help="end after so many seconds without news"
     )
+    parser.add_argument(
+        "--keep-spectra",
+        metavar="N",
+        type=int,
+        default=1,
+        help="keep the magnitude spectrum of every N-th checkpoint (default: 1)",
+    )
     parser.add_argument("--json", action="store_true", help="lines of JSON, not a progress bar")
     add_settings_options(parser)
     add_model_options(parser)
@@ -113,6 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 poll_s=arguments.poll,
                 idle_timeout_s=arguments.idle_timeout,
                 duplicates=arguments.duplicates,
+                keep_spectra=arguments.keep_spectra,
             )
         except KeyboardInterrupt:
             output.interrupted()

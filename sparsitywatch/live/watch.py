@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,6 +79,7 @@ def watch(
     sinks: Sequence[Sink] = (),
     max_overhead: float | None = 0.01,
     background: bool = True,
+    keep_spectra: int = 1,
     initial_step: int | None = None,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
@@ -119,6 +121,8 @@ def watch(
             the optimizer; False: finish every snapshot before the training goes on. Either way
             ``on_event`` and ``on_record`` are called in the training's thread, at a later
             step if the snapshot was behind it.
+        keep_spectra: keep the magnitude spectrum of every so many snapshots on disk, beside the
+            last one's. All by default; the spectra are most of a log.
         initial_step: optimizer steps done before this call. None: from
             ``watcher.load_state_dict``, else from the optimizer's own count, else 0.
         strict: let what goes wrong in the watch out, for tests.
@@ -139,6 +143,7 @@ def watch(
         expect_path("logdir", logdir, "a local directory or None")
     for name, flag in (("background", background), ("strict", strict)):
         expect(isinstance(flag, bool), name, "True or False", flag)
+    expect_whole("keep_spectra", keep_spectra, 1)
     inner = unwrap_model(model)
     others, off = _who_watches(inner, logdir)
     ranks = others.front if isinstance(others, Companions) else None
@@ -153,7 +158,7 @@ def watch(
         directory = place(logdir) if logdir is not None and leads else None
         pipeline = Pipeline(
             claim=Claim(directory),
-            in_log=(JsonlSink, TensorBoardSink),
+            in_log=(partial(JsonlSink, keep_spectra=keep_spectra), TensorBoardSink),
             sinks=sinks if leads else (),
             detectors=default_detectors(chosen) if detectors is None else detectors,
             on_event=on_event if leads else (),

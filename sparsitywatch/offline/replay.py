@@ -75,6 +75,7 @@ def replay(
     idle_timeout_s: float | None = None,
     until: Callable[[], bool] | None = None,
     duplicates: str = "refuse",
+    keep_spectra: int = 1,
     strict: bool = False,
     **fields: Unpack[SettingsFields],
 ) -> Replayed:
@@ -119,6 +120,7 @@ def replay(
         duplicates: "refuse": several checkpoints of one step that do not hold the same weights
             are named and none of them is measured, since they may be parts of a model; "first":
             the first one is.
+        keep_spectra: as of ``watch``.
         strict: let what goes wrong in a measurement out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.
@@ -139,7 +141,7 @@ def replay(
     goes_on = proxy is not None and not isinstance(chosen.sweep, Grid | Bisection)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     listeners = Listeners(on_failure, on_progress, on_waiting)
-    _check(storage_options, max_in_flight)
+    _check(storage_options, max_in_flight, keep_spectra)
     _check_executor(executor, chosen.levels, goes_on=goes_on)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     directory = None if logdir is None else place(logdir)
@@ -157,7 +159,7 @@ def replay(
         detectors = _default_detectors(chosen)
     pipeline = Pipeline(
         claim=Claim(directory),
-        sinks=[*as_sinks(sinks), *_sinks_into(directory)],
+        sinks=[*as_sinks(sinks), *_sinks_into(directory, keep_spectra)],
         detectors=detectors,
         on_event=on_event,
         on_record=on_record,
@@ -193,9 +195,11 @@ def _default_detectors(settings: Settings) -> dict[str, Detector]:
     return {name: d for name, d in defaults.items() if not name.startswith("motion/")}
 
 
-def _sinks_into(directory: Path | None) -> list[Sink]:
+def _sinks_into(directory: Path | None, keep_spectra: int) -> list[Sink]:
     """The sinks of the log. The lines of JSON come last: what they hold is everywhere."""
-    return [] if directory is None else [TensorBoardSink(directory), JsonlSink(directory)]
+    if directory is None:
+        return []
+    return [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
 
 
 def _run(
@@ -298,7 +302,10 @@ def _initial_rms(
     )
 
 
-def _check(storage_options: Mapping[str, Any] | None, max_in_flight: int | None) -> None:
+def _check(
+    storage_options: Mapping[str, Any] | None, max_in_flight: int | None, keep_spectra: int
+) -> None:
+    expect_whole("keep_spectra", keep_spectra, 1)
     if storage_options is not None:
         expect_mapping("storage_options", storage_options, "options of fsspec by name")
     if max_in_flight is not None:

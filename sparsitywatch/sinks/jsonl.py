@@ -7,7 +7,7 @@
     records.jsonl                 one Record per line; in place of its layers, where they are
     layers.npys                   the layers' numbers: one array of numpy (.npy) after another
     events.jsonl                  one Event per line; of lines with one id the last counts
-    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
+    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum, packed
     superseded.jsonl              lines of a future that was lost when a run was resumed
     spectra/superseded/           its spectra
     records.torn, events.torn     what a kill in the middle of a write left behind
@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparsitywatch.errors import StateError
+from sparsitywatch.errors import StateError, expect_whole
 from sparsitywatch.records import (
     READABLE_SCHEMAS,
     SCHEMA_VERSION,
@@ -46,6 +46,7 @@ from sparsitywatch.records import (
     latest_versions,
     to_json,
 )
+from sparsitywatch.records.packing import pack, unpack
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
 __all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
@@ -66,12 +67,16 @@ class JsonlSink:
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist.
+        keep_spectra: keep the spectrum of the first record and of every so many after it; and of
+            the last one, which a replay goes on from, until there is another.
 
     Raises:
-        ConfigurationError: ``directory`` is not local.
+        ConfigurationError: ``directory`` is not local, or ``keep_spectra`` below 1.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], *, keep_spectra: int = 1) -> None:
+        expect_whole("keep_spectra", keep_spectra, 1)
+        self._keep_spectra = keep_spectra
         self._directory = local_directory(directory)
         self._spectra = self._directory / "spectra"
         self._session = Session("JsonlSink")
@@ -93,9 +98,11 @@ class JsonlSink:
             earlier = read_manifest(directory)
             if earlier is not None and run.initial_step > 0:
                 run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
-            _rewind_append_log(directory / _RECORDS, ["step"], lost, superseded)
+            steps = _rewind_append_log(directory / _RECORDS, ["step"], lost, superseded)
             _rewind_append_log(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
             _rewind_spectra(self._spectra, lost)
+            self._num = len(steps)
+            self._passing = self._passing_of(self._num - 1, steps[-1]) if steps else None
             self._run = run
             _replace(directory / _MANIFEST, _line(run))
             self._layers = _LayersFile(directory / _LAYERS)
@@ -114,10 +121,20 @@ class JsonlSink:
         self._records.hold(_line({**vars(record), "layers": places}))
         try:
             if detail.spectrum:
-                _write_arrays(self._spectra / _spectrum_name(record.step), detail.spectrum)
+                path = self._spectra / _spectrum_name(record.step)
+                _write_arrays(path, pack(detail.spectrum))
         finally:
             self._layers.file.flush()
             self._records.flush()
+        if self._passing is not None:
+            self._passing.unlink(missing_ok=True)
+        self._passing = self._passing_of(self._num, record.step)
+        self._num += 1
+
+    def _passing_of(self, index: int, step: int) -> Path | None:
+        """The spectrum of a record if it is kept only until there is another."""
+        is_kept = index % self._keep_spectra == 0
+        return None if is_kept else self._spectra / _spectrum_name(step)
 
     def event(self, event: Event) -> None:
         """Write one event, or a new version of one.
@@ -213,7 +230,7 @@ def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.
     if not path.exists():
         raise StateError(f"Expected a spectrum of step {step}, found no file {str(path)!r}.")
     with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+        return unpack(dict(arrays))
 
 
 def _spectrum_name(step: int) -> str:
@@ -236,7 +253,10 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                info = zipfile.ZipInfo(f"{name}.npy")
+                is_packed = np.asanyarray(array).dtype == np.uint8
+                info.compress_type = zipfile.ZIP_STORED if is_packed else zipfile.ZIP_DEFLATED
+                with archive.open(info, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
     finally:
@@ -425,7 +445,7 @@ def _parsed(raw: bytes) -> Any:
 
 def _rewind_append_log(
     path: Path, step_keys: Sequence[str], first_lost_step: int, superseded: Path
-) -> None:
+) -> list[int]:
     """Cut off a torn end and the lines of a future that was lost.
 
     Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
@@ -438,20 +458,27 @@ def _rewind_append_log(
         first_lost_step: the first line with this step or a later one is cut off, with
             everything after it.
 
+    Returns:
+        The steps of the lines that stay.
+
     Raises:
         StateError: a line cannot be read, or is of another schema version.
     """
     if not path.exists():
-        return
-    end = 0
-    cut = None
+        return []
+    end, cut = 0, None
+    kept: list[int] = []
     for number, offset, raw in _whole_lines(path):
         end = offset + len(raw)
-        if cut is None and _step(path, number, raw, step_keys) >= first_lost_step:
+        step = _step(path, number, raw, step_keys) if cut is None else -1
+        if step >= first_lost_step:
             cut = offset
+        elif cut is None:
+            kept.append(step)
     _move_end(path, end, path.with_suffix(".torn"))
     if cut is not None:
         _move_end(path, cut, superseded)
+    return kept
 
 
 def _whole_lines(path: Path) -> Iterator[_Line]:

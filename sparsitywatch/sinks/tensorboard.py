@@ -86,6 +86,9 @@ _TAGS = (*OTHER_TAGS, *SERIES)
 # fmt: on
 
 _IN_EVERY_RECORD = "watch/valid"
+#: TensorBoard draws at most 51 histograms of a tag, in thirty buckets each. So many records have
+#: them all, later ones every so many.
+_ALL_WITH_HISTOGRAMS, _HISTOGRAMS_EVERY = 50, 10
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
 
 
@@ -125,6 +128,7 @@ class TensorBoardSink:
             self._undrawn: Record | None = None  # the latest that can be drawn, until it is
             self._directory.mkdir(parents=True, exist_ok=True)
             self._file = _EventFile(self._directory, first_step)
+            self._num = sum(tag == _IN_EVERY_RECORD for _, tag in self._file.held)
             values = [
                 _layout(charts(run.provenance)),
                 _text("about", _about(run.provenance)),
@@ -169,7 +173,9 @@ class TensorBoardSink:
         """
         self._session.require()
         values = _scalars(_with_band(record.series()))
-        values += _histograms(detail.histograms)
+        if self._num < _ALL_WITH_HISTOGRAMS or self._num % _HISTOGRAMS_EVERY == 0:
+            values += _histograms(detail.histograms)
+        self._num += 1
         if remarks := record.remarks(self._last):
             values.append(_text("notes", _notes(remarks)))
         if not record.valid:

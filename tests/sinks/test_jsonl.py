@@ -384,6 +384,34 @@ def test_a_kill_at_any_byte_leaves_whole_records(
         assert told(read_records(log)) == told(record for record, _ in looks)
 
 
+def spectra_of(directory: Path) -> list[int]:
+    return sorted(int(path.stem[5:]) for path in (directory / "spectra").glob("*.npz"))
+
+
+def test_every_third_spectrum_and_the_last_one_are_kept(tmp_path: Path) -> None:
+    """Counted over the whole run, wherever it was taken up again."""
+    looks = fake_run.looks(range(10, 111, 10))
+    held = []
+    for first, last in ((0, 5), (5, 8), (6, 11)):
+        sink = JsonlSink(tmp_path, keep_spectra=3)
+        sink.open(fake_run.run_info(10 * first))
+        for look in looks[first:last]:
+            sink.write(*look)
+            held.append(spectra_of(tmp_path))
+        sink.close()
+    assert held[:5] == [[10], [10, 20], [10, 30], [10, 40], [10, 40, 50]]
+    assert held[5:8] == [[10, 40, 60], [10, 40, 70], [10, 40, 70, 80]]
+    assert held[8:11] == [[10, 40, 70], [10, 40, 70, 80], [10, 40, 70, 90]]
+    assert held[11:] == [[10, 40, 70, 100], [10, 40, 70, 100, 110]]
+    assert [record.step for record in read_records(tmp_path)] == list(range(10, 111, 10))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, None])
+def test_what_is_no_number_of_spectra(tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(ConfigurationError, match="`keep_spectra` to be a whole number >= 1"):
+        JsonlSink(tmp_path, keep_spectra=wrong)
+
+
 FULL_DISK = f"""
 import resource, sys
 sys.path.insert(0, {str(TESTS)!r})

@@ -272,6 +272,23 @@ def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_pictures")
+def test_of_many_records_every_tenth_has_histograms_also_when_a_run_is_taken_up(
+    tmp_path: Path,
+) -> None:
+    _, detail = fake_run.look(0, num_tensors=1)
+    bare = fake_run.without(fake_run.look(0)[0], "curve", "essential_sparsity", "reliance")
+    for first, last in ((0, 40), (40, 63), (63, 75)):
+        sink = TensorBoardSink(tmp_path)
+        sink.open(fake_run.run_info(10 * first))
+        for i in range(first, last):
+            sink.write(replace(bare, step=10 * i + 1), detail)
+        sink.close()
+    reader = event_readers.accumulator(tmp_path)
+    (tag,) = reader.Tags()["histograms"]
+    steps = [event.step for event in reader.Histograms(tag)]
+    assert steps == [10 * i + 1 for i in (*range(50), 50, 60, 70)]
+
+
 def test_histograms_are_trimmed_and_empty_ones_left_out(tmp_path: Path) -> None:
     wide = LogHistogram(edges=np.arange(-5.0, 0.0), counts=np.array([0, 3, 5, 0]))
     nothing = LogHistogram(edges=np.array([]), counts=np.array([], dtype=np.int64))

@@ -505,7 +505,7 @@ class MagnitudeSpectrum:
             found.append((threshold, sparsity, shares))
         return found
 
-    def log10_histograms(self, bins_per_decade: int = 10) -> dict[str, LogHistogram]:
+    def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
 
         Args:
