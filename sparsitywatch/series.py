@@ -149,6 +149,13 @@ SERIES = (
            "snapshot before, the share that it removes now; without anything in common, that "
            "sparsity.",
            "masks.scalars", only=_FINITE),
+    Series("motion/still", "fraction", "weights that stand still to the last bit",
+           "Share of the weights that are to be trained, in scope or not, whose bits are those of "
+           "the snapshot before: their updates were lost, or there were none.",
+           "vital.still"),
+    Series("motion/still_since_start", "fraction", "weights that never moved",
+           "The same against the first snapshot.",
+           "vital.still_since_start"),
     Series("motion/decay_clock", "none", "decay clock",
            "Sum of learning rate times weight decay over the steps so far. A weight that gets "
            "no gradient shrinks as exp(-clock).",
@@ -211,6 +218,11 @@ SERIES = (
            "Magnitude that no in-scope weight exceeds: at most 0.4 % above the largest one. It "
            "grows where a training diverges.",
            "largest", only="was_read"),
+    Series("vital/*", "count", "tensors with the finding *",
+           "Parameters of the model, in scope or not, that are provably untrained, losing their "
+           "updates in rounding, not decaying as stated (decay), not finite, returned to an "
+           "earlier state, or blowing up alone.",
+           "vital.counts"),
     # the watch itself
     Series("watch/valid", "0 or 1", "whether the snapshot is valid",
            "0 where a measurement failed or contradicted itself; records.jsonl says why.",

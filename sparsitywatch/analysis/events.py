@@ -388,7 +388,7 @@ class _Followed:
         return self.event.reverted_step >= 0
 
     def size(self, value: float) -> float:
-        sign = 1.0 if self.event.direction == "up" else -1.0
+        sign = -1.0 if self.event.direction == "down" else 1.0
         return sign * (value - self.event.baseline)
 
     def reverts(self, step: int, values: Mapping[str, float]) -> bool:

@@ -21,6 +21,7 @@ from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.shards import Ranks, gathered
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
+from sparsitywatch.weights.vital import Signs
 
 __all__ = ["Background", "SnapshotTaker", "Taken"]
 
@@ -164,6 +165,7 @@ class SnapshotTaker:
                 the weights into is then touched here, where it is nobody's time.
         """
         snapshot, reading = self._read(step)
+        self._signs(step)
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
             shards, ranks = self.context.shards, self.context.ranks
@@ -235,6 +237,22 @@ class SnapshotTaker:
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(parameters)
 
+    def _signs(self, step: int) -> Signs | None:
+        """What became of every parameter; what fails in that is told, and the rest is measured."""
+        shards = self.context.shards
+        if self.context.vital is None:
+            return None
+        if shards is not None and not shards.is_whole:
+            return Signs(reason="a rank holds parts of the parameters only")
+        try:
+            with torch.no_grad():
+                return self._trace.signs(step, self._model.all_parameters())
+        except Exception as error:
+            let_out(error, strict=self.context.strict)
+            _logger.exception("sparsitywatch: no vital signs at step %d", step)
+            self._trace.forget_signs()
+            return Signs(reason=shown_error(error))
+
     def _measured(self, step: int, context: Context) -> tuple[Record, Detail]:
         """What a snapshot says, the model at hand."""
         try:
@@ -245,6 +263,7 @@ class SnapshotTaker:
                     model=self._model,
                     previous=self._pipeline.last_curve,
                     optimizer=reading,
+                    signs=self._signs(step),
                 )
                 measured = measure_snapshot(snapshot, context)
                 return measured.record, measured.detail
@@ -260,7 +279,13 @@ class SnapshotTaker:
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, context)
             return lambda: outcome
-        context = replace(context, optimizer=reading, num_threads=1, ranks=self._behind)
+        context = replace(
+            context,
+            optimizer=reading,
+            num_threads=1,
+            ranks=self._behind,
+            signs=self._signs(step),  # gradients are those of this step now, not later
+        )
 
         def measured() -> tuple[Record, Detail]:
             try:

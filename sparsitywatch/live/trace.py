@@ -20,6 +20,7 @@ from sparsitywatch.weights.clock import (
 )
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.vital import Signs, Training, VitalTracker
 
 __all__ = [
     "OptimizerTrace",
@@ -229,12 +230,20 @@ class OptimizerTrace:
         optimizer: None if it cannot be seen; then nothing is known.
         scope: which weights count.
         motion: remembers the weights of the last snapshot; None to leave motion out.
+        vital: remembers some of every parameter; None to leave vital signs out.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer | None, scope: Scope, motion: MotionTracker | None
+        self,
+        optimizer: torch.optim.Optimizer | None,
+        scope: Scope,
+        motion: MotionTracker | None,
+        vital: VitalTracker | None = None,
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
+        self._vital = vital
+        self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._copies: dict[str, torch.Tensor] | None = None  # of all parameters; found likewise
         self._clock = DecayClock()
         self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
         self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
@@ -273,9 +282,41 @@ class OptimizerTrace:
             self._clock = DecayClock()
             if self._motion is not None:
                 self._motion.forget()
-        self._optimizer, self._masters = optimizer, None
+            if self._vital is not None:
+                self._vital.forget()
+        self._optimizer, self._masters, self._copies = optimizer, None, None
         for _ in range(num_missed):
             self.advance()
+
+    def see_other(self, optimizer: torch.optim.Optimizer) -> None:
+        """Another optimizer took a step."""
+        self._others.add(optimizer)
+
+    def signs(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Signs | None:
+        """What became of every parameter since it was last asked; None if that is left out.
+
+        Args:
+            step: optimizer steps done.
+            parameters: all of the model's, in scope or not, by name.
+        """
+        if self._vital is None:
+            return None
+        if self._optimizer is None:
+            return self._vital.look(step, parameters)
+        if self._copies is None:
+            self._copies = masters_of(self._optimizer, parameters)
+        training = Training(
+            optimizer=self._optimizer,
+            clock=self._clock,
+            masters=self._copies,
+            others=tuple(self._others),
+        )
+        return self._vital.look(step, parameters, training)
+
+    def forget_signs(self) -> None:
+        """What could not be read is compared with nothing."""
+        if self._vital is not None:
+            self._vital.forget()
 
     def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
         """What the optimizer has done so far; it stays as it is when training goes on.
@@ -330,6 +371,7 @@ class OptimizerTrace:
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
             **({"motion": None} if self._motion is None else self._motion.state_dict()),
+            "vital": None if self._vital is None else self._vital.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -345,3 +387,5 @@ class OptimizerTrace:
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state)
+        if self._vital is not None and state.get("vital") is not None:  # missing in older states
+            self._vital.load_state_dict(state["vital"])

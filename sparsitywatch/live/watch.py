@@ -56,6 +56,7 @@ from sparsitywatch.weights.shards import (
 )
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.vital import VitalTracker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -220,6 +221,7 @@ def _context(
         initial_rms={} if is_off else _rms(snapshot, shards, ranks),
         dtypes=snapshot.dtypes,
         motion=MotionTracker.of(settings.dormant_samples),
+        vital=None if settings.dormant_samples == 0 else VitalTracker(),
         ranks=ranks,
         shards=shards,
     )

@@ -82,7 +82,7 @@ class Watcher:
         self._latecomers = others if isinstance(others, Latecomers) else None
         self._budget, self._background = schedule.budget, background
         self._scope, self._strict, self._off = context.scope, context.strict, off
-        self._trace = OptimizerTrace(optimizer, context.scope, context.motion)
+        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.vital)
         self._model = MaskedModel(model, context.scope, context.shards)
         self._taker = SnapshotTaker(
             self._model,
@@ -324,6 +324,7 @@ class Watcher:
         if self._successor is None or self._is_idle():
             return
         with self._boundary():
+            self._trace.see_other(optimizer)
             kind, number = self._successor.other_step(optimizer)
             if kind == "same":
                 self._follow(optimizer, number)

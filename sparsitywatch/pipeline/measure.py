@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
+from sparsitywatch.analysis.vital import judged
 from sparsitywatch.errors import ScopeError, expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
@@ -27,6 +28,7 @@ from sparsitywatch.records import (
     Record,
     Replicas,
     SparsityCurve,
+    Vital,
 )
 from sparsitywatch.records.run import __version__
 from sparsitywatch.settings import Settings, SettingsFields
@@ -53,6 +55,7 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
+from sparsitywatch.weights.vital import Signs, VitalTracker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -92,6 +95,8 @@ class Context:
         num_threads: to read the weights with; None for as many as torch uses.
         ranks: that measure together, each what it holds; None where this process holds all.
         shards: which of them holds and counts what.
+        vital: remembers some of every parameter; None to leave vital signs out.
+        signs: what it says of this snapshot.
     """
 
     settings: Settings
@@ -109,6 +114,8 @@ class Context:
     num_threads: int | None = None
     ranks: Ranks | None = None
     shards: Shards | None = None
+    vital: VitalTracker | None = None
+    signs: Signs | None = None
 
     @property
     def compares(self) -> bool:
@@ -184,6 +191,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
         near_zero=near_zero,
         fingerprint=mark,
         replicas=replicas,
+        vital=_vital(context.signs, spectrum),
         curve=curve,
         controls={name: control.curve for name, control in controls.items()},
         reliance=curve.reliance if curve else math.nan,
@@ -357,6 +365,38 @@ def _evaluated(
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
         return None, {}, shown_error(error)
     return result, controls, ""
+
+
+def _vital(signs: Signs | None, spectrum: MagnitudeSpectrum) -> Vital | None:
+    """What is wrong with any parameter; None if nobody looked."""
+    if signs is None:
+        return None
+    if signs.reason:
+        return Vital(num_tensors=0, num_sampled=0, reason=signs.reason)
+    in_scope = set(spectrum.names)
+    facts = [
+        replace(one, num_not_finite=_num_not_finite(spectrum, one.name))
+        if one.name in in_scope
+        else one
+        for one in signs.facts
+    ]
+    trained = [one for one in facts if one.trained_by != "frozen"]
+    total = sum(one.size for one in trained) if signs.since_step >= 0 else 0
+    still = sum(one.size * one.num_still / one.num for one in trained)
+    never = sum(one.size * one.num_still_since_start / one.num for one in trained)
+    return Vital(
+        num_tensors=len(facts),
+        num_sampled=sum(one.num for one in facts),
+        still=still / total if total else math.nan,
+        still_since_start=never / total if total else math.nan,
+        since_step=signs.since_step,
+        findings=judged(facts, signs.since_step),
+    )
+
+
+def _num_not_finite(spectrum: MagnitudeSpectrum, name: str) -> int:
+    histogram = spectrum.histogram(name)
+    return histogram.num_nan + histogram.num_inf
 
 
 def _estimate(

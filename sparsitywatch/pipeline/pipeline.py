@@ -18,6 +18,7 @@ from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
 from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
 from sparsitywatch.analysis.forecast import foreseen
+from sparsitywatch.analysis.vital import alarms
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -193,7 +194,8 @@ class History:
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
         differing = disagreement(record, self.records[-1] if self.records else None)
-        return events if differing is None else [*events, differing]
+        events += [] if differing is None else [differing]
+        return events + alarms(record, self.records, self.events)
 
     def _track(
         self,

@@ -55,6 +55,10 @@ class MaskedModel:
         shards.check(parameters)
         return parameters
 
+    def all_parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter as it is now, in scope or not, by name."""
+        return self._scope.all_parameters(self.module)
+
     @contextlib.contextmanager
     def session(self, value: object = None) -> Iterator[Masks]:
         """Evaluation by ``value`` without a trace: masks may be applied until the session ends.

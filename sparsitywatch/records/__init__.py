@@ -32,16 +32,19 @@ from sparsitywatch.records.run import (
     WatchState,
     ledger_in_short,
 )
+from sparsitywatch.records.vital import SIGNS, Finding, TensorFacts, Vital
 
 __all__ = [
     "READABLE_SCHEMAS",
     "SCHEMA_VERSION",
+    "SIGNS",
     "Cost",
     "DecayProjection",
     "Detail",
     "Dormant",
     "EssentialSparsity",
     "Event",
+    "Finding",
     "Forecast",
     "LayerColumns",
     "LayerShare",
@@ -56,6 +59,8 @@ __all__ = [
     "RunInfo",
     "ScopeSummary",
     "SparsityCurve",
+    "TensorFacts",
+    "Vital",
     "WatchState",
     "from_data",
     "from_json",

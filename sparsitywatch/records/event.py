@@ -1,4 +1,4 @@
-"""Something worth telling: a change in a watched series, abrupt or steady, or ranks that differ."""
+"""Something worth telling: a change in a series, ranks that differ, a vital sign."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Event:
 
     Args:
         series: name of the series, as in ``Record.series()``.
-        direction: "up" or "down".
+        direction: "up" or "down"; empty where it means nothing.
         onset_step: where the change began, as estimated when it was seen.
         onset_low, onset_high: interval that the onset lies in, in steps; by default the
             onset itself.
@@ -52,8 +52,10 @@ class Event:
             it does; -1 if that is not known.
         kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``.
+            same weights hold others, in ``layers``; or one of ``SIGNS``: what is wrong with
+            parameters, in scope or not, for sure.
         ranks: those that differ from most; empty where it is not about ranks.
+        reason: what shows a vital sign, in words; empty for other events.
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
     """
@@ -82,6 +84,7 @@ class Event:
     near_zero_step: int = -1
     kind: str = "abrupt"
     ranks: tuple[int, ...] = ()
+    reason: str = ""
 
     def __post_init__(self) -> None:
         for end in ("onset_low", "onset_high"):

@@ -10,6 +10,7 @@ from typing import Any
 from sparsitywatch.errors import ConfigurationError, expect_numbers
 from sparsitywatch.records.event import Event
 from sparsitywatch.records.layers import LayerShare
+from sparsitywatch.records.vital import Vital
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.shown import html_table, shown_name
 
@@ -449,6 +450,7 @@ class Record:
             first asked for.
         replicas: whether the ranks that hold the same weights hold the same bits; None where no
             two do, or only one watches.
+        vital: what was seen of all parameters, in scope or not; None if nobody looked.
         cost, provenance: what it cost, and what it depends on.
     """
 
@@ -478,6 +480,7 @@ class Record:
     not_evaluated: str = ""
     layers: Sequence[LayerShare] = ()
     replicas: Replicas | None = None
+    vital: Vital | None = None
     cost: Cost
     provenance: Provenance
     schema: int = SCHEMA_VERSION

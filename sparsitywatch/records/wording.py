@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from sparsitywatch.records.vital import SIGNS
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
@@ -38,6 +39,8 @@ def headline(event: Event) -> str:
     if event.kind == "replicas":
         ranks = ", ".join(map(str, event.ranks))
         return f"Replicas differ: rank{'s' if len(event.ranks) > 1 else ''} {ranks}"
+    if event.kind in SIGNS:
+        return f"{event.value:,.0f} tensor{'s' if event.value > 1 else ''} {SIGNS[event.kind]}"
     series = describe(event.series)
     if event.series == _DORMANT and event.direction == "up" and event.kind == "abrupt":
         return f"Units are dying: {series.shown(event.size)} of the weights get no gradient"
@@ -55,6 +58,8 @@ def sentences(event: Event) -> str:
     """What happened, when it began and was seen, where, why, and what came of it."""
     if event.kind == "replicas":
         return _replicas(event)
+    if event.kind in SIGNS:
+        return _sign(event)
     names = _names(event)
     first = f"{headline(event)}: {when(event)}{f', most in {names}' if names else ''}"
     # units that die make no weight small: that takes decay
@@ -109,6 +114,9 @@ def advice(event: Event) -> str:
             "Stop the run and look at what these ranks do otherwise, their devices first. Go on "
             f"from a checkpoint of {_step(event.before_step, 'an earlier step')} or before."
         )
+    if event.kind in SIGNS:
+        earlier = _step(event.before_step, "an earlier step")
+        return _SIGN_ADVICE[event.kind].format(before=earlier)
     before = event.before_step if event.before_step >= 0 else event.onset_step
     compare = f"Compare the checkpoints around steps {before:,} and {event.detected_step:,}"
     room = "dormant" if event.series == "motion/dormant" else event.series.partition("/")[0]
@@ -149,12 +157,29 @@ _ADVICE = {
 }
 
 
+#: By kind of vital sign.
+_SIGN_ADVICE = {
+    "untrained": "Stop the run and put these tensors into the optimizer, or let the gradient reach "
+    "them. If they are frozen on purpose, set requires_grad to False: that says so and is faster.",
+    "rounding": "Keep float32 copies for the optimizer (or the weights in float32 under autocast), "
+    "or raise the learning rate: as it is these tensors do not learn.",
+    "decay": "Look at the weight decay of the param group that they are in: at what applies it, "
+    "and whether these tensors ought to be in it.",
+    "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
+    "returned": "If nobody went back to a checkpoint on purpose, look for what overwrites weights: "
+    "a reload, an average that is put back. After a rollback the steps count on as before.",
+    "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "
+    "overwritten them. Go on from a checkpoint of {before} or before.",
+}
+
+
 def _step(step: int, unknown: str) -> str:
     return f"step {step:,}" if step >= 0 else unknown
 
 
 def _names(event: Event) -> str:
-    more = len(event.layers) - _MOST_NAMES
+    num = max(int(event.value), len(event.layers)) if event.kind in SIGNS else len(event.layers)
+    more = num - _MOST_NAMES
     names = ", ".join(map(shown_name, event.layers[:_MOST_NAMES]))
     return names + (f" and {more} more" if more > 0 else "")
 
@@ -163,6 +188,15 @@ def _rule(label: str) -> str:
     """The part of a label that tells a series from the others of its family, in brackets."""
     rule = label.partition(", ")[2]
     return f" ({rule})" if rule else ""
+
+
+def _sign(event: Event) -> str:
+    since = f", not yet so at step {event.before_step:,}" if event.before_step >= 0 else ""
+    text = f"{headline(event)}: {_names(event)}; {event.reason}; seen at step "
+    text += f"{event.detected_step:,}{since}"
+    if event.reverted_step >= 0:
+        text += f"; over since step {event.reverted_step:,}"
+    return text
 
 
 def _replicas(event: Event) -> str:

@@ -30,7 +30,7 @@ from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movemen
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 from sparsitywatch.weights.snapshot import MaskHistory, Sampler, float64_of, removed
 
-__all__ = ["MotionTracker", "Moved", "estimate_shrink", "why_not_measurable"]
+__all__ = ["MotionTracker", "Moved", "estimate_shrink", "spacing", "why_not_measurable"]
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
 DORMANT_TOLERANCE = 1e-3
@@ -406,10 +406,10 @@ def median(values: np.ndarray) -> float:
     return float(np.partition(values, middle)[middle])
 
 
-def _spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """Distance of the neighbouring numbers of ``dtype`` at each value.
 
-    >>> _spacing(np.array([1.0, 1.5, 2.0]), torch.bfloat16).tolist()
+    >>> spacing(np.array([1.0, 1.5, 2.0]), torch.bfloat16).tolist()
     [0.0078125, 0.0078125, 0.015625]
     """
     info = torch.finfo(dtype)
@@ -432,8 +432,8 @@ def _rounding(
     bits stays exactly what it is.
     """
     if has_master:
-        halves = _spacing(before, dtype)
-        halves += _spacing(now, dtype)
+        halves = spacing(before, dtype)
+        halves += spacing(now, dtype)
         halves *= 0.5
         return halves
     if dtype.itemsize < 4:
@@ -456,7 +456,7 @@ def _too_coarse(
         share = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0).mean()
     else:  # an update of less than half a spacing is lost
         typical = math.sqrt(between.lr_squared / max(between.steps, 1))
-        share = (_spacing(before, dtype) > typical).mean()
+        share = (spacing(before, dtype) > typical).mean()
     return COARSE if float(share) > MAX_CHANCE else ""
 
 

@@ -199,6 +199,15 @@ class Scope:
             result[entry.name] = parameter
         return result
 
+    def all_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Every parameter, in scope or not, by name, in the model's order; tied ones once.
+
+        One that was added since, or is gone, or has another shape, is left out.
+        """
+        found = dict(named_parameters(model))
+        there = ((entry, found.get(entry.name)) for entry in self.ledger)
+        return {e.name: p for e, p in there if p is not None and p.shape == e.shape}
+
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters by the names that their user wrote, tied ones by each; with whole shapes."""

@@ -32,6 +32,7 @@ __all__ = [
     "float64_of",
     "local_of",
     "overlap",
+    "picked",
     "removed",
 ]
 
@@ -181,14 +182,35 @@ class Chosen:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The chosen weights, on the CPU, in memory of their own."""
+        return picked({"": tensor}, {"": self}).view(tensor.dtype)
+
+    def words_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The bits of the chosen weights as integers, on their own device; perhaps a view."""
         words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
         if self.where is None:
-            picked = words.to("cpu", copy=True)
-        elif words.device.type == "cpu":  # by this thread alone; torch would wake its own
-            picked = torch.from_numpy(words.numpy()[self.where])
-        else:
-            picked = words[torch.from_numpy(self.where).to(words.device)].cpu()
-        return picked.view(tensor.dtype)
+            return words
+        if words.device.type == "cpu":  # by this thread alone; torch would wake its own
+            return torch.from_numpy(words.numpy()[self.where])
+        return words[torch.from_numpy(self.where).to(words.device)]
+
+
+def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) -> torch.Tensor:
+    """The bits of the chosen weights of tensors of one dtype, one after another.
+
+    Those on a device come in one transfer.
+
+    Args:
+        tensors: by name.
+        chosen: of each of them.
+
+    Returns:
+        Integers of the width of a weight, on the CPU, in memory of their own.
+    """
+    words = [chosen[name].words_of(tensor) for name, tensor in tensors.items()]
+    devices = {each.device for each in words}
+    if len(devices) > 1:
+        words = [each.cpu() for each in words]
+    return torch.cat(words).cpu()
 
 
 @lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew

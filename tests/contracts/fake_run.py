@@ -20,6 +20,7 @@ from sparsitywatch.records import (
     Dormant,
     EssentialSparsity,
     Event,
+    Finding,
     Forecast,
     LayerShare,
     LedgerEntry,
@@ -32,6 +33,7 @@ from sparsitywatch.records import (
     RunInfo,
     ScopeSummary,
     SparsityCurve,
+    Vital,
 )
 from sparsitywatch.sinks.jsonl import JsonlSink
 
@@ -136,6 +138,7 @@ def look(
         essential_sparsity=_estimate(broken, curve),
         layers=layers,
         replicas=Replicas(num_ranks=2),
+        vital=_vital(step),
         cost=Cost(
             stall_s=0.31,
             spectrum_s=0.01,
@@ -150,6 +153,24 @@ def look(
     unset = [f.name for f in fields(record) if _is_nan(getattr(record, f.name))]
     numbers = {name: 0.11 + i / 64 for i, name in enumerate(unset)}
     return replace(record, **numbers), _detail(layers, noise)
+
+
+def _vital(step: int) -> Vital:
+    finding = Finding(
+        kind="untrained",
+        num=2,
+        tensors=("bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias"),
+        reason="they have gradients, and no optimizer steps on them",
+        since_step=step - 25,
+    )
+    return Vital(
+        num_tensors=30,
+        num_sampled=12_000,
+        still=0.02,
+        still_since_start=0.01,
+        since_step=step - 25,
+        findings=(finding,),
+    )
 
 
 def _is_nan(value: object) -> bool:

@@ -29,6 +29,7 @@ def told_by_weights(record: Record) -> str:
             dormant=None,
             movement=None,
             forecast=None,
+            vital=None,  # a file tells neither gradients nor optimizers
             layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),
             cost=dataclasses.replace(
                 record.cost,

@@ -20,6 +20,7 @@ from sparsitywatch.records import (
     Dormant,
     EssentialSparsity,
     Event,
+    Finding,
     Forecast,
     LayerShare,
     LedgerEntry,
@@ -31,6 +32,7 @@ from sparsitywatch.records import (
     RunInfo,
     ScopeSummary,
     SparsityCurve,
+    Vital,
     WatchState,
     from_json,
     to_json,
@@ -89,6 +91,7 @@ RECORDS = plain(
     essential_sparsity=st.none() | plain(EssentialSparsity),
     layers=st.lists(plain(LayerShare, near_zero=RULES), max_size=2).map(tuple),
     replicas=st.none() | plain(Replicas),
+    vital=st.none() | plain(Vital, findings=st.lists(plain(Finding), max_size=2).map(tuple)),
     cost=plain(Cost),
     provenance=PROVENANCES,
 )

@@ -473,7 +473,7 @@ def test_a_pile_is_the_fullest_window(values, times, width, every) -> None:
 @settings(deadline=None, max_examples=200)
 @given(value=st.floats(-(2.0**120), 2.0**120, width=32))
 def test_the_spacing_is_that_of_numpy(value) -> None:
-    found = motion_module._spacing(np.array([value]), torch.float32)
+    found = motion_module.spacing(np.array([value]), torch.float32)
     expected = np.spacing(np.maximum(np.abs(np.float32(value)), np.finfo(np.float32).tiny))
     assert found.item() == float(expected)
 

@@ -1,0 +1,224 @@
+"""What facts prove: each rule, and each excuse that it accepts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from contracts import fake_run
+
+from sparsitywatch.analysis.vital import alarms, judged
+from sparsitywatch.records import Event, Finding, Record, TensorFacts, Vital
+
+
+def tensor(name: str, **fields: object) -> TensorFacts:
+    """One of 1,000 weights that its optimizer moves."""
+    usual = {
+        "size": 1000, "num": 1000, "num_dims": 2, "update": 0.01, "rms": 1.0,
+        "trained_by": "own", "lr": 1e-3, "lr_share": 1.0, "num_steps": 10,
+    }  # fmt: skip
+    return TensorFacts(name=name, **{**usual, **fields})
+
+
+LIVING = [tensor(f"living.{i}.weight") for i in range(4)]
+STILL = {"num_still": 1000, "still_for": 1, "has_moved": False, "update": 0.0}
+REACHED = {"gradient": "some", "gradient_ratio": 1.0, "num_gradients": 1000}
+DEAD = {**STILL, "still_for": 2, "gradient": "none", "dead_for": 2, "dead_steps": 20}
+
+
+def kinds(*facts: TensorFacts) -> dict[str, tuple[str, ...]]:
+    """What is found, by kind, among tensors that are well."""
+    return {found.kind: found.tensors for found in judged([*facts, *LIVING], 0)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({"trained_by": "none"}, True),
+        ({"trained_by": "none", "gradient": "none"}, False),
+        ({"trained_by": "none", "gradient_ratio": 1e-5}, False),
+        ({"trained_by": "frozen"}, False),
+        ({"trained_by": "other"}, False),
+        ({"trained_by": "unknown"}, False),
+        ({}, True),
+        ({"trained_by": "master"}, True),
+        ({"lr": 0.0}, False),
+        ({"lr_share": 0.001}, False),
+        ({"num_could_round": 900}, False),
+        ({"gradient_ratio": 1e-5}, False),
+        ({"gradient": "unknown"}, False),
+        ({"num": 1, "num_still": 1}, False),
+        ({"has_moved": True}, False),
+        ({"has_moved": True, "still_for": 2}, True),
+        ({"has_moved": True, "still_for": 2, "gradient_ratio": 0.01}, False),
+        ({"num_still": 999, "still_for": 0}, False),
+    ],
+)
+def test_a_tensor_with_a_gradient_that_stands_still(fields: dict, is_fault: bool) -> None:
+    found = kinds(tensor("x", **{**STILL, **REACHED, **fields}))
+    assert found == ({"untrained": ("x",)} if is_fault else {})
+
+
+def test_where_nothing_moves_only_what_has_no_optimizer_is_named() -> None:
+    """A step that was skipped looks like that, too."""
+    skipped = [tensor(f"{i}", **STILL, **REACHED) for i in range(3)]
+    assert judged(skipped, 0) == ()
+    (found,) = judged([*skipped, tensor("x", trained_by="none", **STILL, **REACHED)], 0)
+    assert found.tensors == ("x",)
+
+
+def stack(dead: set[int], **fields: object) -> list[TensorFacts]:
+    """Six layers, some of which no gradient reaches."""
+    parts = [("norm.weight", 1), ("q.weight", 2), ("k.weight", 2), ("v.weight", 2)]
+    return [
+        tensor(f"layers.{i}.{part}", num_dims=dims, **(DEAD if i in dead else {}) | fields)
+        for i in range(6)
+        for part, dims in parts
+    ]
+
+
+def test_a_gradient_that_ends_within_the_layers() -> None:
+    below = [tensor("tokens.weight", **DEAD), *stack({0, 1}), *LIVING]
+    (found,) = judged(below, 0)
+    assert (found.kind, found.num) == ("untrained", 9)
+    (found,) = judged([*LIVING, *stack({3})], 0)
+    assert set(found.tensors) == {one.name for one in stack({3}) if one.dead_for}
+    (found,) = judged([*stack({0, 1, 2, 3, 4, 5}), *LIVING], 0)
+    assert found.num == 24
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        [*LIVING, tensor("pooler.weight", **DEAD), tensor("pooler.bias", **DEAD)],
+        [tensor("tower.0.weight", **DEAD), *LIVING],
+        [*LIVING, *(replace(x, name=x.name.replace("layers", "experts")) for x in stack({3}))],
+        [*LIVING, *(replace(x, name=f"layers.0.{x.name}") for x in stack({3}))],
+        [*LIVING, *stack({3}, has_moved=True)],
+        [*LIVING, *stack({3}, dead_for=1)],
+        [*LIVING, *stack({3}, dead_steps=3)],
+        [*LIVING, *stack({3}, lr=0.0)],
+    ],
+    ids=["pooler", "tower", "experts", "list in a list", "moved", "once", "few steps", "no rate"],
+)
+def test_what_is_merely_not_used_is_no_fault(facts: list[TensorFacts]) -> None:
+    assert judged(facts, 0) == ()
+
+
+LOSSY = {"num_still": 900, "num_lossy": 900, "num_lossy_expected": 50.0} | REACHED
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({}, True),
+        ({"num_lossy_moved": 9}, True),
+        ({"num_lossy_moved": 40}, False),  # rounded at random, or kept elsewhere
+        ({"num_lossy_expected": 2.0}, False),
+        ({"num_lossy_expected": 2.0, "still_for": 6, "num_could_round": 1000}, True),
+        ({"trained_by": "master"}, False),
+        ({"lr_rise": 1.5}, False),
+        ({"lr_share": 0.001}, False),
+        ({"num_still": 300}, False),
+        ({"num_lossy": 300}, False),
+        ({"gradient_ratio": 1e-4}, False),
+        ({"gradient": "unknown"}, False),
+    ],
+)
+def test_updates_that_are_lost(fields: dict, is_fault: bool) -> None:
+    found = kinds(tensor("x", **{**LOSSY, **fields}))
+    assert found == ({"rounding": ("x",)} if is_fault else {})
+
+
+def test_those_that_lose_most_come_first() -> None:
+    some, most = tensor("some", **LOSSY), tensor("most", **{**LOSSY, "num_still": 990})
+    assert kinds(some, most) == {"rounding": ("most", "some")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({"num_to_decay": 40, "num_not_decayed": 40}, True),
+        ({"num_to_decay": 40, "num_not_decayed": 10}, False),
+        ({"num_to_decay": 8, "num_not_decayed": 8}, False),
+        ({"num_to_decay": 40, "num_not_decayed": 40, "lr": 0.0}, False),
+        ({"gradient": "zero", "shrinks_for": 2, "dead_for": 2, "dead_steps": 9}, True),
+        ({"gradient": "zero", "shrinks_for": 1, "dead_for": 1, "dead_steps": 9}, False),
+    ],
+)
+def test_decay_that_is_not_applied_or_not_wanted(fields: dict, is_fault: bool) -> None:
+    facts = [tensor("x", has_moved=False, **fields), *LIVING, *LIVING]
+    assert [found.kind for found in judged(facts, 0)] == (["decay"] if is_fault else [])
+    expert = [replace(facts[0], name="layers.0.experts.1.weight"), *facts[1:]]
+    if "num_to_decay" not in fields:
+        assert judged(expert, 0) == ()
+
+
+def test_what_is_not_finite_is_named_by_its_share() -> None:
+    few, all_of_it = tensor("few", num_not_finite=1), tensor("all", num_not_finite=1000)
+    assert kinds(few, all_of_it) == {"not_finite": ("all", "few")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [({}, True), ({"num_still": 980}, False), ({"back_at": -1}, False)],
+)
+def test_weights_that_come_back(fields: dict, is_fault: bool) -> None:
+    found = kinds(tensor("x", **{"back_at": 3, **fields}))
+    assert found == ({"returned": ("x",)} if is_fault else {})
+
+
+CALM = [replace(one, past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({}, True),
+        ({"update": 0.4}, False),
+        ({"past_updates": (0.01, 0.2, 0.01)}, False),
+        ({"past_updates": (0.01, 0.01)}, False),
+        ({"past_updates": (0.0, 0.01, 0.01)}, False),
+        ({"past_updates": (1e-5, 1e-5, 1e-5)}, False),  # it was asleep until now
+    ],
+)
+def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) -> None:
+    one = tensor("x", **{"update": 1.2, "past_updates": (0.01, 0.01, 0.01), **fields})
+    found = {f.kind: f.tensors for f in judged([one, *CALM], 0)}
+    assert found == ({"blew_up": ("x",)} if is_fault else {})
+
+
+def test_what_all_tensors_do_is_no_fault_of_one() -> None:
+    more = [replace(one, update=1.0) for one in CALM]
+    assert judged(more, 0) == ()
+
+
+# ------------------------------------------------------------------ events
+
+
+def record(step: int, num: int) -> Record:
+    """One that found so many tensors untrained."""
+    finding = Finding(
+        kind="untrained", num=num, tensors=("a", "b"), reason="r", since_step=step - 5
+    )
+    vital = Vital(num_tensors=9, num_sampled=9, findings=(finding,) if num else ())
+    return replace(fake_run.look(step)[0], vital=vital)
+
+
+def test_a_finding_is_an_event_once_and_again_when_it_doubles() -> None:
+    numbers = [0, 3, 3, 5, 6, 0, 6, 0, 0, 0, 6]
+    records = [record(5 * i, num) for i, num in enumerate(numbers)]
+    told: list[Event] = []
+    steps = []
+    for i, one in enumerate(records):
+        new = alarms(one, records[:i], told)
+        steps += [(event.detected_step // 5, event.value) for event in new]
+        told += new
+    assert steps == [(1, 3.0), (4, 6.0), (10, 6.0)]
+    first = told[0]
+    assert (first.kind, first.series, first.direction) == ("untrained", "vital/untrained", "")
+    assert (first.layers, first.reason, first.onset_low) == (("a", "b"), "r", 0)
+
+
+def test_a_record_that_did_not_look_says_nothing() -> None:
+    assert alarms(replace(record(5, 3), vital=None), [], []) == []

@@ -1,0 +1,567 @@
+"""Small trainings, well and with one of twenty faults, for the vital signs to tell apart.
+
+Three models, four optimizers. A fault begins right after a snapshot, or at the start of the run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import sparsitywatch as sw
+
+EVERY, ONSET, END = 4, 16, 24  # steps
+VOCABULARY, SEEN, WIDTH, LENGTH = 64, 40, 16, 12
+
+
+# ------------------------------------------------------------------ models
+#
+# Weights are cast to the dtype of what flows, so that each may be stored in a dtype of its own.
+
+
+class Linear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return functional.linear(x, self.weight.to(x.dtype), bias)
+
+
+class Norm(nn.Module):
+    """Over the last dimension; root mean square if it has no bias."""
+
+    def __init__(self, width: int, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(x.dtype)
+        if self.bias is None:
+            return weight * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        return functional.layer_norm(x, x.shape[-1:], weight, self.bias.to(x.dtype))
+
+
+class Block(nn.Module):
+    """A transformer layer: of an encoder, or causal, without biases and with a gate."""
+
+    def __init__(self, *, is_causal: bool) -> None:
+        super().__init__()
+        bias, self.is_causal = not is_causal, is_causal
+        self.norm_1, self.norm_2 = Norm(WIDTH, bias=bias), Norm(WIDTH, bias=bias)
+        self.query, self.key, self.value, self.out = (
+            Linear(WIDTH, WIDTH, bias=bias) for _ in range(4)
+        )
+        self.up, self.down = Linear(WIDTH, 32, bias=bias), Linear(32, WIDTH, bias=bias)
+        self.gate = Linear(WIDTH, 32, bias=False) if is_causal else None
+
+    def attention(self, x: torch.Tensor) -> torch.Tensor:
+        heads = (part(x).unflatten(-1, (2, -1)).transpose(1, 2)
+                 for part in (self.query, self.key, self.value))  # fmt: skip
+        mixed = functional.scaled_dot_product_attention(*heads, is_causal=self.is_causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.norm_1(x))
+        y = self.norm_2(x)
+        inner = functional.gelu(self.up(y))
+        if self.gate is not None:
+            inner = functional.silu(self.gate(y)) * self.up(y)
+        return x + self.down(inner)
+
+
+class Model(nn.Module):
+    """What all three have: a stem, layers, a head; where the graph is cut, if anywhere."""
+
+    cut_before: int | None = None  # the layer that nothing before gets a gradient from
+    without_graph: int | None = None  # the layer that runs without a graph
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        for index, layer in enumerate(self.layers):
+            if index == self.cut_before:
+                x = x.detach()
+            if index == self.without_graph:
+                with torch.no_grad():
+                    change = layer(x) - x
+                x = x + change
+            else:
+                x = layer(x)
+        return x
+
+
+class Encoder(Model):
+    """Masked tokens, as BERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        self.positions = nn.Embedding(LENGTH, WIDTH)
+        self.norm = Norm(WIDTH)
+        self.layers = nn.ModuleList(Block(is_causal=False) for _ in range(3))
+        self.head = Linear(WIDTH, SEEN)
+        nn.init.normal_(self.tokens.weight, std=0.1)
+        nn.init.normal_(self.positions.weight, std=0.1)
+
+    def loss(self, generator: torch.Generator) -> torch.Tensor:
+        labels = (torch.randint(2, SEEN, (8, 1), generator=generator) + torch.arange(LENGTH)) % SEEN
+        is_masked = torch.rand(8, LENGTH, generator=generator) < 0.3
+        is_masked[:, 0] = True
+        tokens = self.tokens(labels.masked_fill(is_masked, 1)).float()
+        x = self.norm(tokens + self.positions.weight.float())
+        logits = self.head(self.body(x))
+        return functional.cross_entropy(logits[is_masked].float(), labels[is_masked])
+
+
+class Decoder(Model):
+    """The next token, with one table for what goes in and what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(VOCABULARY, WIDTH)
+        nn.init.normal_(self.tokens.weight, std=0.1)
+        self.layers = nn.ModuleList(Block(is_causal=True) for _ in range(3))
+        self.norm = Norm(WIDTH, bias=False)
+        self.head = Linear(WIDTH, WIDTH, bias=False)
+
+    def loss(self, generator: torch.Generator) -> torch.Tensor:
+        ids = (torch.randint(2, SEEN, (8, 1), generator=generator) + torch.arange(LENGTH)) % SEEN
+        x = self.head(self.norm(self.body(self.tokens(ids[:, :-1]).float())))
+        logits = x @ self.tokens.weight[:SEEN].to(x.dtype).T
+        return functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+class Stage(nn.Module):
+    """Two convolutions around which the input goes, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_1, self.conv_2 = (nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(2))
+        self.norm_1, self.norm_2 = Norm(WIDTH), Norm(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.norm_1(convolved(self.conv_1, x).movedim(1, -1)).movedim(-1, 1))
+        return x + self.norm_2(convolved(self.conv_2, y).movedim(1, -1)).movedim(-1, 1)
+
+
+def convolved(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    weight, bias = layer.weight.to(x.dtype), layer.bias.to(x.dtype)
+    return functional.conv2d(x, weight, bias, padding=1)
+
+
+class Convolutional(Model):
+    """Images of four channels, the last of which is always empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, WIDTH, 3, padding=1)
+        self.layers = nn.ModuleList(Stage() for _ in range(3))
+        self.norm = Norm(WIDTH)
+        self.head = Linear(WIDTH, 10)
+
+    def loss(self, generator: torch.Generator) -> torch.Tensor:
+        labels = torch.randint(10, (8,), generator=generator)
+        images = torch.randn(8, 4, 5, 5, generator=generator)
+        images[:, 0] += labels[:, None, None] / 3
+        images[:, 3] = 0.0
+        x = self.body(convolved(self.stem, images.to(self.head.weight.dtype)))
+        return functional.cross_entropy(self.head(self.norm(x.mean((2, 3)))).float(), labels)
+
+
+MODELS: dict[str, type[Model]] = {
+    "encoder": Encoder, "decoder": Decoder, "convolutional": Convolutional,
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------ optimizers
+
+
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023, arXiv:2302.06675: the sign of a mean of the gradients; decoupled decay."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.99)})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                mean = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
+                p.mul_(1.0 - group["lr"] * group["weight_decay"])
+                update = (mean * first + p.grad * (1.0 - first)).sign_()
+                p.add_(update, alpha=-group["lr"])
+                mean.lerp_(p.grad, 1.0 - second)
+
+
+#: Makers of optimizers, with a learning rate that trains these models.
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, float]]] = {
+    "adamw": (torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1, "foreach": True}),
+    "sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3, "foreach": True}),
+    "adafactor": (torch.optim.Adafactor, {"lr": 3e-2, "weight_decay": 0.1}),
+    "lion": (Lion, {"lr": 1e-3, "weight_decay": 0.1}),
+}
+
+
+# ------------------------------------------------------------------ a training
+
+
+@dataclass
+class Training:
+    """A model, its optimizer, and what is done around each step.
+
+    Args:
+        model: one of ``MODELS``.
+        optimizer: name of one of ``OPTIMIZERS``.
+        seed: of weights and data.
+        before_step, after_step: called with the number of the step, from 1 on.
+        watching: further arguments of ``sw.watch``.
+    """
+
+    model_name: str
+    optimizer_name: str
+    seed: int
+    before_step: list[Callable[[int], None]] = field(default_factory=list)
+    after_step: list[Callable[[int], None]] = field(default_factory=list)
+    watching: dict[str, Any] = field(default_factory=dict)
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.model = MODELS[self.model_name]()
+        self.make_optimizer()
+
+    def make_optimizer(self, chosen: Callable[[str, nn.Parameter], bool] | None = None,
+                       **changes: float) -> None:  # fmt: skip
+        """Train what is chosen; by default everything that requires grad."""
+        make, options = OPTIMIZERS[self.optimizer_name]
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        params = [p for name, p in named if chosen is None or chosen(name, p)]
+        self.optimizer = make(params, **{**options, **changes})
+
+    @property
+    def names(self) -> list[str]:
+        """Of all parameters."""
+        return [name for name, _ in self.model.named_parameters()]
+
+    def run(self, end: int = END) -> sw.Watcher:
+        """Train under watch, from step 1 to the end."""
+        data = torch.Generator().manual_seed(self.seed + 1)
+        options = {
+            "every": EVERY, "logdir": None, "strict": True, "max_overhead": None,
+            "background": False, "detectors": {}, "on_event": (), "scope": ["layers.0.*"],
+        } | self.watching  # fmt: skip
+        with sw.watch(self.model, self.optimizer, **options) as watcher:
+            for step in range(1, end + 1):
+                for parameter in self.model.parameters():
+                    parameter.grad = None
+                for _ in range(self.accumulate):
+                    self.model.loss(data).backward()
+                for function in self.before_step:
+                    function(step)
+                self.optimizer.step()
+                for function in self.after_step:
+                    function(step)
+        return watcher
+
+
+# ------------------------------------------------------------------ faults
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong, from when on, and what has to be said of it.
+
+    Args:
+        kind: of the event.
+        plant: does it, and gives the names of the tensors.
+        onset: the last step before it.
+        spreads: whether other tensors may be named rightly, too.
+    """
+
+    kind: str
+    plant: Callable[[Training], Iterable[str]]
+    onset: int = 0
+    spreads: bool = False
+
+
+def matrices(training: Training) -> list[str]:
+    """Those inside the layers."""
+    named = training.model.named_parameters()
+    return [n for n, p in named if p.dim() >= 2 and n.startswith("layers")]
+
+
+def vectors(training: Training) -> list[str]:
+    """Norms' weights and all biases."""
+    return [n for n, p in training.model.named_parameters() if p.dim() == 1]
+
+
+def half_left_out(training: Training) -> Iterable[str]:
+    """Half of the tensors were forgotten where the optimizer was made."""
+    left_out = training.names[::2]
+    training.make_optimizer(lambda name, _: name not in left_out)
+    return left_out
+
+
+def norms_left_out(training: Training) -> Iterable[str]:
+    """Of the two groups with and without decay one was dropped."""
+    training.make_optimizer(lambda _, p: p.dim() >= 2)
+    return vectors(training)
+
+
+def optimizer_of_a_copy(training: Training) -> Iterable[str]:
+    """The optimizer was made from a model of which this one is a copy."""
+    training.model = copy.deepcopy(training.model)
+    return training.names
+
+
+def all_replaced(training: Training) -> Iterable[str]:
+    """A checkpoint is loaded in a way that makes new parameters, which the optimizer never sees."""
+
+    def replace(step: int) -> None:
+        if step == ONSET + 1:
+            state = {n: t.clone() for n, t in training.model.state_dict().items()}
+            training.model.load_state_dict(state, assign=True)
+
+    training.after_step.append(replace)
+    return training.names
+
+
+def head_replaced(training: Training) -> Iterable[str]:
+    """A new head is put on after the optimizer was made."""
+
+    def replace(step: int) -> None:
+        if step == ONSET:
+            training.model.head = copy.deepcopy(training.model.head)
+
+    training.after_step.append(replace)
+    return [name for name in training.names if name.startswith("head")]
+
+
+def cut_off(training: Training) -> Iterable[str]:
+    """Nothing before the third layer gets a gradient: a detach, a checkpoint without inputs."""
+    training.model.cut_before = 2
+    after = ("layers.2", "norm", "head")
+    names = [n for n in training.names if not n.startswith(after)]
+    if training.model_name == "encoder":  # its norm comes first
+        names += ["norm.weight", "norm.bias"]
+    return [n for n in names if not (training.model_name == "decoder" and n == "tokens.weight")]
+
+
+def layer_without_graph(training: Training) -> Iterable[str]:
+    """One layer runs under no_grad, and the residual connection hides it."""
+    training.model.without_graph = 1
+    return [name for name in training.names if name.startswith("layers.1.")]
+
+
+def put_back(training: Training) -> Iterable[str]:
+    """Some matrices are overwritten after each step with what they were."""
+    chosen = matrices(training)[::3]
+    kept = {n: p.detach().clone() for n, p in training.model.named_parameters() if n in chosen}
+
+    def restore(_: int) -> None:
+        for name, parameter in training.model.named_parameters():
+            if name in chosen:
+                parameter.data.copy_(kept[name])
+
+    own = training.optimizer
+    own.register_step_post_hook(lambda *_: restore(0))
+    return chosen
+
+
+def passed_over(training: Training) -> Iterable[str]:
+    """The optimizer has vectors in its groups, and its step leaves them out."""
+    chosen = vectors(training)
+    own = {id(p) for n, p in training.model.named_parameters() if n in chosen}
+    taken: dict[int, torch.Tensor] = {}
+
+    def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in own:
+                    taken[id(p)], p.grad = p.grad, None
+
+    def give(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = taken.pop(id(p), p.grad)
+
+    training.optimizer.register_step_pre_hook(take)
+    training.optimizer.register_step_post_hook(give)
+    return chosen
+
+
+def all_in_bf16(training: Training) -> Iterable[str]:
+    """Weights in bfloat16 without a copy of higher precision, and a usual small learning rate."""
+    training.model.bfloat16()
+    training.make_optimizer(lr=OPTIMIZERS[training.optimizer_name][1]["lr"] / 1000)
+    return [n for n, p in training.model.named_parameters() if p.any()]
+
+
+def norms_in_bf16(training: Training) -> Iterable[str]:
+    """Only the norms' weights, about 1, where the numbers are farthest apart."""
+    chosen = [n for n in vectors(training) if "norm" in n and n.endswith("weight")]
+    for name, parameter in training.model.named_parameters():
+        if name in chosen:
+            parameter.data = parameter.data.bfloat16()
+    lr = {"adamw": 5e-4, "sgd": 2e-2, "adafactor": 5e-4, "lion": 5e-4}
+    training.make_optimizer(lr=lr[training.optimizer_name])
+    return chosen
+
+
+def rate_too_small(training: Training) -> Iterable[str]:
+    """A learning rate so small that even float32 does not hold the updates."""
+    lr = {"adamw": 1e-11, "sgd": 1e-9, "adafactor": 1e-10, "lion": 1e-11}[training.optimizer_name]
+    training.make_optimizer(lr=lr)
+    return [n for n, p in training.model.named_parameters() if p.any()]
+
+
+def decay_ignored(training: Training) -> Iterable[str]:
+    """The groups state a weight decay and the step does not apply it."""
+    decay = 0.5 if training.optimizer_name != "sgd" else 0.05
+    training.make_optimizer(weight_decay=decay)
+
+    def set_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = value
+
+    training.optimizer.register_step_pre_hook(lambda o, *_: set_decay(o, 0.0))
+    training.optimizer.register_step_post_hook(lambda o, *_: set_decay(o, decay))
+    return ["stem.weight" if training.model_name == "convolutional" else "tokens.weight"]
+
+
+def frozen_but_decayed(training: Training) -> Iterable[str]:
+    """A layer is frozen by setting its gradients to zero, and weight decay wears it down."""
+    chosen = [n for n in matrices(training) if n.startswith("layers.1.")]
+    training.make_optimizer(weight_decay=0.5 if training.optimizer_name != "sgd" else 0.05)
+
+    def zero(_: int) -> None:
+        for name, parameter in training.model.named_parameters():
+            if name in chosen:
+                parameter.grad.zero_()
+
+    training.before_step.append(zero)
+    return chosen
+
+
+def nan_in_a_norm(training: Training) -> Iterable[str]:
+    """One weight of a norm becomes NaN after the last step."""
+
+    def spoil(step: int) -> None:
+        if step == ONSET + EVERY:
+            dict(training.model.named_parameters())["norm.weight"].data[3] = torch.nan
+
+    training.optimizer.register_step_post_hook(lambda *_: spoil(next(count)))
+    count = iter(range(1, 1000))
+    return ["norm.weight"]
+
+
+def overflow(training: Training) -> Iterable[str]:
+    """A weight becomes infinite, and the next loss is NaN."""
+    chosen = matrices(training)[0]
+
+    def spoil(step: int) -> None:
+        if step == ONSET + 2:
+            dict(training.model.named_parameters())[chosen].data.view(-1)[5] = torch.inf
+
+    training.after_step.append(spoil)
+    return [chosen]
+
+
+def rolled_back(training: Training, part: int = 1) -> Iterable[str]:
+    """The weights of an earlier snapshot are back, all or a part of them."""
+    chosen = training.names[::part]
+    kept: dict[str, torch.Tensor] = {}
+    count = iter(range(1, 1000))
+
+    def restore(*_: object) -> None:
+        step = next(count)
+        for name, parameter in training.model.named_parameters():
+            if step == ONSET - EVERY:
+                kept[name] = parameter.detach().clone()
+            elif step == ONSET + EVERY and name in chosen:
+                parameter.data.copy_(kept[name])
+
+    training.optimizer.register_step_post_hook(restore)
+    return chosen
+
+
+def part_rolled_back(training: Training) -> Iterable[str]:
+    """The same of every second tensor: a wrong merge, a stale average put back."""
+    return rolled_back(training, 2)
+
+
+def rate_of_one(training: Training) -> Iterable[str]:
+    """One matrix gets a learning rate a thousand times too large."""
+    chosen = matrices(training)[1]
+    training.make_optimizer(lambda name, _: name != chosen)
+    lr = OPTIMIZERS[training.optimizer_name][1]["lr"]
+    (one,) = [p for n, p in training.model.named_parameters() if n == chosen]
+    training.optimizer.add_param_group({"params": [one], "lr": lr})
+
+    def raise_rate(step: int) -> None:
+        if step == ONSET:
+            training.optimizer.param_groups[-1]["lr"] = 1000 * lr
+
+    training.after_step.append(raise_rate)
+    return [chosen]
+
+
+def made_anew(training: Training) -> Iterable[str]:
+    """One matrix is initialised once more in the middle of the run."""
+    chosen = matrices(training)[1]
+
+    def make(step: int) -> None:
+        if step == ONSET + 1:
+            weight = dict(training.model.named_parameters())[chosen].data
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
+
+    training.after_step.append(make)
+    return [chosen]
+
+
+FAULTS = {
+    "half left out": Fault("untrained", half_left_out),
+    "norms left out": Fault("untrained", norms_left_out),
+    "optimizer of a copy": Fault("untrained", optimizer_of_a_copy),
+    "all replaced": Fault("untrained", all_replaced, ONSET),
+    "head replaced": Fault("untrained", head_replaced, ONSET),
+    "cut off": Fault("untrained", cut_off),
+    "layer without graph": Fault("untrained", layer_without_graph),
+    "put back": Fault("untrained", put_back),
+    "passed over": Fault("untrained", passed_over),
+    "all in bf16": Fault("rounding", all_in_bf16),
+    "norms in bf16": Fault("rounding", norms_in_bf16),
+    "rate too small": Fault("rounding", rate_too_small),
+    "decay ignored": Fault("decay", decay_ignored, spreads=True),
+    "frozen but decayed": Fault("decay", frozen_but_decayed),
+    "NaN in a norm": Fault("not_finite", nan_in_a_norm, ONSET),
+    "overflow": Fault("not_finite", overflow, ONSET, spreads=True),
+    "rolled back": Fault("returned", rolled_back, ONSET),
+    "part rolled back": Fault("returned", part_rolled_back, ONSET),
+    "rate of one": Fault("blew_up", rate_of_one, ONSET),
+    "made anew": Fault("blew_up", made_anew, ONSET),
+}
+
+
+def verdict(fault: Fault, truth: Iterable[str], watcher: sw.Watcher) -> str:
+    """Why the fault was not named as it has to be; empty if it was."""
+    events = [e for e in watcher.events if e.detected_step <= fault.onset + 2 * EVERY]
+    early = [e for e in events if e.detected_step <= fault.onset]
+    if early:
+        return f"alarm before it began: {early[0].describe()}"
+    named = [e for e in events if e.kind == fault.kind]
+    if not named:
+        return f"not named; told were {[(e.kind, e.layers[:3]) for e in watcher.events]}"
+    wrong = set(named[0].layers) - set(truth)
+    if wrong and not fault.spreads:
+        return f"innocent: {sorted(wrong)[:4]}"
+    right = set(named[0].layers) & set(truth)
+    if 2 * len(right) < len(set(truth)):
+        return f"{len(right)} named of {len(set(truth))}"
+    return ""

@@ -1,0 +1,550 @@
+"""Trainings that look odd to a comparison of weights, and in which nothing is wrong."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from contracts.fault_zoo import EVERY, OPTIMIZERS, WIDTH, Linear, Training
+from torch import nn
+from torch.nn import functional
+
+import sparsitywatch as sw
+
+#: Does what is odd; a training that goes on in another way gives the watch itself.
+Oddity = Callable[[Training], Any]
+
+
+def plain(_: Training) -> None:
+    """As it ought to be."""
+
+
+def each_step(training: Training) -> None:
+    """A snapshot after every step."""
+    training.watching["every"] = 1
+
+
+def frozen(training: Training) -> None:
+    """A part requires no grad, whether the optimizer has it or not."""
+    for index, (_, parameter) in enumerate(training.model.named_parameters()):
+        parameter.requires_grad_(index >= 6)
+    if training.seed % 2:
+        training.make_optimizer()
+
+
+class Adapted(nn.Module):
+    """A frozen linear layer with a product of two small ones beside it, at first zero."""
+
+    def __init__(self, base: Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, base.in_features) / 4)
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, 2))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+def lora(training: Training) -> None:
+    """Adapters beside frozen matrices; one half of each is zero at first."""
+    training.model.requires_grad_(False)
+    for module in list(training.model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Linear):
+                setattr(module, name, Adapted(child))
+    training.make_optimizer()
+    training.watching |= {"scope": ["*lora_*"], "every": 1 + training.seed % 3}
+    training.before_step.append(rates(training, lambda step: min(step - 1, 3) / 3))
+
+
+def rates(training: Training, factor: Callable[[int], float]) -> Callable[[int], None]:
+    """Sets the learning rate before each step."""
+    highest = [group["lr"] for group in training.optimizer.param_groups]
+
+    def set_rate(step: int) -> None:
+        for group, lr in zip(training.optimizer.param_groups, highest, strict=True):
+            group["lr"] = lr * factor(step)
+
+    return set_rate
+
+
+def warm_up(training: Training) -> None:
+    """A learning rate of 0 for long, then one that rises from next to nothing."""
+    training.watching["every"] = 2
+    start = 6 if training.seed % 2 else 0
+    training.before_step.append(rates(training, lambda step: max(step - start, 0) * 1e-6))
+
+
+def down_to_zero(training: Training) -> None:
+    """A schedule that ends at 0."""
+    training.watching["every"] = 2
+    training.before_step.append(
+        rates(training, lambda step: (1 + math.cos(math.pi * min(step / 20, 1))) / 2)
+    )
+
+
+def restarts(training: Training) -> None:
+    """The learning rate goes from next to nothing to its highest at once, again and again."""
+    training.before_step.append(rates(training, lambda step: 1.0 if step % 8 < 4 else 1e-3))
+
+
+def skipped_steps(training: Training) -> None:
+    """A gradient scaler skips every step of some intervals: no gradient is finite."""
+
+    def skip(step: int) -> None:
+        if 5 <= step <= 12 and not step % 2:
+            for parameter in training.model.parameters():
+                parameter.grad = None
+
+    training.before_step.append(skip)
+
+
+def told_by_hand(training: Training) -> sw.Watcher:
+    """A loop that tells of its steps itself, gradients set to zero before, some steps skipped."""
+    data = torch.Generator().manual_seed(training.seed)
+    options = {"logdir": None, "every": EVERY, "strict": True, "max_overhead": None,
+               "detectors": {}, "on_event": (), "scope": ["layers.0.*"]}  # fmt: skip
+    with sw.watch(training.model, training.optimizer, **options) as watcher:
+        for step in range(1, 25):
+            training.model.loss(data).backward()
+            if not 8 < step <= 12:
+                training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=bool(training.seed % 2))
+            watcher.step()
+    return watcher
+
+
+class Routed(nn.Module):
+    """Four experts, the last of which no token is sent to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = Linear(WIDTH, 4)
+        self.experts = nn.ModuleList(
+            nn.Sequential(Linear(WIDTH, 24), nn.GELU(), Linear(24, WIDTH)) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = self.router(x)[..., :3].softmax(-1)
+        best = weights.argmax(-1)
+        found = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            chosen = best == index
+            if chosen.any():
+                found[chosen] = expert(x[chosen]) * weights[chosen][:, index, None]
+        return x + found
+
+
+def experts(training: Training) -> None:
+    """Experts to which no token is sent; without a gradient, or with one that is zero."""
+    training.model.layers.append(Routed() if training.model_name != "convolutional" else Last())
+    training.make_optimizer()
+    if training.seed % 2:
+
+        def fill(_: int) -> None:
+            for parameter in training.model.parameters():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+
+        training.before_step.append(fill)
+
+
+class Last(Routed):
+    """The same over channels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def unseen_tokens(training: Training) -> None:
+    """A table most of whose rows are never used; without decay, and under it."""
+    model = training.model
+    if training.model_name != "convolutional":
+        model.tokens = nn.Embedding(4096, WIDTH)
+        nn.init.normal_(model.tokens.weight, std=0.1)
+    training.make_optimizer(weight_decay=0.0 if training.seed % 2 else 0.1)
+
+
+def tied(training: Training) -> None:
+    """Two layers have one tensor."""
+    layers = training.model.layers
+    if training.model_name == "convolutional":
+        layers[0].conv_1.weight = layers[1].conv_1.weight
+    else:
+        layers[0].up.weight = layers[1].up.weight
+    training.make_optimizer()
+
+
+def accumulated(training: Training) -> None:
+    """Four backward passes to a step."""
+    training.accumulate = 4
+
+
+def averaged(training: Training) -> None:
+    """A moving average of the layers within the model; it may even require grad."""
+    model = training.model
+    model.average = copy.deepcopy(model.layers).requires_grad_(bool(training.seed % 2))
+
+    def update(_: int) -> None:
+        with torch.no_grad():
+            own = model.layers.parameters()
+            for mean, parameter in zip(model.average.parameters(), own, strict=True):
+                if training.seed % 3:
+                    mean.lerp_(parameter, 0.1)
+
+    training.after_step.append(update)
+
+
+def resumed(training: Training) -> sw.Watcher:
+    """The run goes on in another process, with the watch's state or without."""
+    watcher = training.run(12)
+    state = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict(),
+                           watcher.state_dict()))  # fmt: skip
+    again = Training(training.model_name, training.optimizer_name, training.seed)
+    with_state = training.seed % 2
+    if with_state:
+        again.model.load_state_dict(state[0])
+        again.optimizer.load_state_dict(state[1])
+        again.watching["saved"] = state[2]
+    else:  # loaded when the watch is there already
+        again.watching["late"] = state[:2]
+    data = torch.Generator().manual_seed(training.seed)
+    options = {"logdir": None, "every": EVERY, "strict": True, "max_overhead": None,
+               "detectors": {}, "on_event": (), "scope": ["layers.0.*"]}  # fmt: skip
+    with sw.watch(again.model, again.optimizer, **options) as second:
+        if with_state:
+            second.load_state_dict(state[2])
+        else:
+            again.model.load_state_dict(state[0])
+            again.optimizer.load_state_dict(state[1])
+        for _ in range(16):
+            again.optimizer.zero_grad()
+            again.model.loss(data).backward()
+            again.optimizer.step()
+    watcher.events.extend(second.events)
+    return watcher
+
+
+def own_loop(
+    training: Training, model: nn.Module, optimizer: torch.optim.Optimizer,
+    loss: Callable[[int], torch.Tensor], *, steps: int = 24, every: int = EVERY, **options: Any,
+) -> sw.Watcher:  # fmt: skip
+    """Train another model under watch."""
+    options = {"logdir": None, "strict": True, "max_overhead": None, "detectors": {},
+               "on_event": (), "scope": "layers"} | options  # fmt: skip
+    training.model, training.optimizer = model, optimizer
+    with sw.watch(model, optimizer, every=every, **options) as watcher:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss(step).backward()
+            optimizer.step()
+            for function in training.after_step:
+                function(step)
+    return watcher
+
+
+def sparse_inputs(training: Training) -> sw.Watcher:
+    """SGD without momentum on inputs that are mostly zero, some of them always."""
+    generator = torch.Generator().manual_seed(training.seed)
+    model = nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 4))
+    inputs = torch.randn(32, 64, generator=generator)
+    inputs *= torch.rand(32, 64, generator=generator) < 0.05
+    inputs[:, 40:] = 0.0
+    targets = torch.randn(32, 4, generator=generator)
+    decay = 1e-3 * (training.seed % 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=decay)
+
+    def loss(step: int) -> torch.Tensor:
+        some = slice(step % 8 * 4, step % 8 * 4 + 4)
+        return functional.mse_loss(model(inputs[some]), targets[some])
+
+    return own_loop(training, model, optimizer, loss, every=1 + training.seed % 4)
+
+
+def sparse_gradients(training: Training) -> sw.Watcher:
+    """An embedding whose gradients are sparse tensors, under an optimizer of its own kind."""
+    generator = torch.Generator().manual_seed(training.seed)
+    table = nn.Embedding(600, WIDTH, sparse=True)
+    model = nn.Sequential(table, nn.Linear(WIDTH, 4))
+    model[1].requires_grad_(False)
+    make = torch.optim.SparseAdam if training.seed % 2 else torch.optim.SGD
+    optimizer = make(table.parameters(), lr=0.01)
+
+    def loss(_: int) -> torch.Tensor:
+        return model(torch.randint(200, (8,), generator=generator)).square().mean()
+
+    return own_loop(training, model, optimizer, loss, scope="matrices")
+
+
+def master_copies(training: Training) -> sw.Watcher:
+    """Weights in bfloat16, and an optimizer that steps on float32 copies of them."""
+    model = training.model.bfloat16()
+    own = list(model.parameters())
+    copies = [nn.Parameter(p.detach().float()) for p in own]
+    make, options = OPTIMIZERS[training.optimizer_name]
+    optimizer = make(copies, **{**options, "lr": options["lr"] / 100})
+    data = torch.Generator().manual_seed(training.seed)
+
+    def handed(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter, kept in zip(own, copies, strict=True):
+            kept.grad = None if parameter.grad is None else parameter.grad.float()
+
+    def copied(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for parameter, kept in zip(own, copies, strict=True):
+            parameter.data.copy_(kept.detach())
+
+    optimizer.register_step_pre_hook(handed)
+    optimizer.register_step_post_hook(copied)
+
+    def loss(_: int) -> torch.Tensor:
+        model.zero_grad()
+        return model.loss(data)
+
+    return own_loop(training, model, optimizer, loss, scope=["layers.0.*"])
+
+
+def random_rounding(training: Training) -> None:
+    """Weights in bfloat16 whose updates are rounded up or down at random, so that none is lost."""
+    model = training.model.bfloat16()
+    exact = [p.detach().float() for p in model.parameters()]
+    training.make_optimizer(lr=OPTIMIZERS[training.optimizer_name][1]["lr"] / 10)
+    del exact
+    before: list[torch.Tensor] = []
+    draw = torch.Generator().manual_seed(training.seed)
+
+    def widen(*_: object) -> None:
+        before[:] = [p.detach().clone() for p in model.parameters()]
+        for p in model.parameters():
+            p.data = p.data.float()
+            p.grad = None if p.grad is None else p.grad.float()
+
+    def narrow(*_: object) -> None:
+        for p in model.parameters():
+            bits = p.data.view(torch.int32)
+            bits += torch.randint(1 << 16, bits.shape, generator=draw, dtype=torch.int32)
+            p.data = (bits & -65536).view(torch.float32).bfloat16()
+            p.grad = None if p.grad is None else p.grad.bfloat16()
+
+    training.optimizer.register_step_pre_hook(widen)
+    training.optimizer.register_step_post_hook(narrow)
+
+
+def unused_pooler(training: Training) -> None:
+    """Layers that nothing runs, in the optimizer all the same."""
+    training.model.pooler = nn.Sequential(Linear(WIDTH, WIDTH), Linear(WIDTH, WIDTH))
+    training.make_optimizer()
+
+
+def unused_tower(training: Training) -> sw.Watcher:
+    """A tower for images, first in the model, in a run on text alone."""
+    tower = Training("convolutional", training.optimizer_name, training.seed).model
+    both = nn.Module()
+    both.vision, both.text = tower, training.model
+    make, options = OPTIMIZERS[training.optimizer_name]
+    optimizer = make(both.parameters(), **options)
+    training.model.layers.append(nn.Identity())
+    data = torch.Generator().manual_seed(training.seed)
+    text = training.model
+    big = nn.Parameter(torch.randn(300, 64) / 10)  # the text model is the larger one
+    both.text.big = big
+    optimizer.add_param_group({"params": [big]})
+    return own_loop(training, both, optimizer, lambda _: text.loss(data) + big.square().mean(),
+                    scope=["text.layers.0.*"])  # fmt: skip
+
+
+def one_head_of_many(training: Training) -> None:
+    """A head for each task, of which one task is trained."""
+    model = training.model
+    model.heads = nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(4))
+    inner = model.head
+
+    class Through(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.inner.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(model.heads[training.seed % 4](x))
+
+    model.head = Through()
+    training.make_optimizer()
+
+
+def dropped_layers(training: Training) -> None:
+    """Each layer is left out of a fifth of the steps; a snapshot after every one or two."""
+    draw = torch.Generator().manual_seed(training.seed)
+    body = training.model.body
+
+    def drop(x: torch.Tensor) -> torch.Tensor:
+        layers = training.model.layers
+        kept = [one for one in layers if torch.rand((), generator=draw) < 0.8]
+        for layer in kept or [layers[0]]:
+            x = layer(x)
+        return x
+
+    del body
+    training.model.body = drop
+    training.watching["every"] = 1 + training.seed % 2
+
+
+def two_optimizers(training: Training) -> None:
+    """Half of the tensors belong to another optimizer."""
+    make, options = OPTIMIZERS[training.optimizer_name]
+    named = list(training.model.named_parameters())
+    second = make([p for i, (_, p) in enumerate(named) if i % 2], **options)
+    own = [name for i, (name, _) in enumerate(named) if not i % 2]
+    training.make_optimizer(lambda name, _: name in own)
+    training.before_step.append(lambda _: second.step())
+
+
+def second_in_turn(training: Training) -> None:
+    """The other optimizer has a turn in every second interval only."""
+    make, options = OPTIMIZERS[training.optimizer_name]
+    named = list(training.model.named_parameters())
+    second = make([p for i, (_, p) in enumerate(named) if i % 2], **options)
+    own = [name for i, (name, _) in enumerate(named) if not i % 2]
+    training.make_optimizer(lambda name, _: name in own)
+    training.before_step.append(lambda step: second.step() if step % 8 < 4 else None)
+
+
+def held_to_bounds(training: Training) -> None:
+    """Weights are clamped after each step, and a temperature stands at its bound."""
+    model = training.model
+    model.scale = nn.Parameter(torch.tensor(4.6))
+    loss = model.loss
+    model.loss = lambda data: loss(data) * model.scale.exp() / 100
+    training.make_optimizer(**({"lr": 1e-3} if training.optimizer_name == "sgd" else {}))
+
+    def clamp(*_: object) -> None:
+        with torch.no_grad():
+            model.scale.fill_(4.6)
+            for name, parameter in model.named_parameters():
+                if name.startswith("layers.0") and parameter.dim() > 1:
+                    parameter.clamp_(-0.1, 0.1)
+
+    training.optimizer.register_step_post_hook(clamp)
+
+
+def learned_by_heart(training: Training) -> sw.Watcher:
+    """Eight examples, again and again, until next to no gradient is left."""
+    generator = torch.Generator().manual_seed(training.seed)
+    torch.manual_seed(training.seed)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.LayerNorm(64), nn.Linear(64, 64),
+                          nn.ReLU(), nn.Linear(64, 3))  # fmt: skip
+    inputs = torch.randn(8, 8, generator=generator)
+    labels = torch.randint(3, (8,), generator=generator)
+    make, options = OPTIMIZERS[training.optimizer_name]
+    optimizer = make(model.parameters(), **{**options, "weight_decay": 0.0})
+    return own_loop(training, model, optimizer,
+                    lambda _: functional.cross_entropy(5 * model(inputs), labels),
+                    steps=240, every=30)  # fmt: skip
+
+
+def unfrozen_later(training: Training) -> None:
+    """Layers are frozen at first and let go one by one."""
+    layers = training.model.layers.requires_grad_(False)
+    training.optimizer = None
+    make, options = OPTIMIZERS[training.optimizer_name]
+    training.optimizer = make(training.model.parameters(), **options)
+
+    def let_go(step: int) -> None:
+        if not step % 5 and step // 5 <= len(layers):
+            layers[-(step // 5)].requires_grad_(True)
+
+    training.after_step.append(let_go)
+
+
+def rate_of_zero(training: Training) -> None:
+    """A group whose learning rate is 0 on purpose."""
+    make, options = OPTIMIZERS[training.optimizer_name]
+    first, rest = training.model.layers[0].parameters(), training.model.layers[1:].parameters()
+    training.optimizer = make(
+        [{"params": list(first), "lr": 0.0}, {"params": list(rest)}], **options
+    )
+    for name, parameter in training.model.named_parameters():
+        parameter.requires_grad_(name.startswith("layers"))
+
+
+def autocast(training: Training) -> None:
+    """Forward passes in bfloat16 over weights in float32."""
+    loss = training.model.loss
+
+    def cast(data: torch.Generator) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(data)
+
+    training.model.loss = cast
+
+
+def pruned(training: Training) -> None:
+    """Nine weights of ten are kept at zero."""
+    draw = torch.Generator().manual_seed(training.seed)
+    masks = {n: torch.rand(p.shape, generator=draw) < 0.1
+             for n, p in training.model.named_parameters() if p.dim() > 1}  # fmt: skip
+
+    def mask(*_: object) -> None:
+        for name, parameter in training.model.named_parameters():
+            if name in masks:
+                parameter.data *= masks[name]
+
+    mask()
+    training.optimizer.register_step_post_hook(mask)
+
+
+def large_rate(training: Training) -> None:
+    """A learning rate at which the loss swings."""
+    factor = {"adamw": 10, "sgd": 4, "adafactor": 3, "lion": 10}[training.optimizer_name]
+    training.make_optimizer(lr=factor * OPTIMIZERS[training.optimizer_name][1]["lr"])
+
+
+def looking_ahead(training: Training) -> None:
+    """Every fifth step the weights go back halfway to where they were five steps ago."""
+    kept = [p.detach().clone() for p in training.model.parameters()]
+    count: Iterator[int] = iter(range(1, 1000))
+
+    def back(*_: object) -> None:
+        if next(count) % 5 == 0:
+            for slow, parameter in zip(kept, training.model.parameters(), strict=True):
+                slow.lerp_(parameter.detach(), 0.5)
+                parameter.data.copy_(slow)
+
+    training.optimizer.register_step_post_hook(back)
+
+
+def small_gradients(training: Training) -> None:
+    """Gradients are clipped to next to nothing."""
+
+    def clip(_: int) -> None:
+        nn.utils.clip_grad_norm_(training.model.parameters(), 1e-2)
+
+    training.before_step.append(clip)
+
+
+ODDITIES: dict[str, Oddity] = {
+    one.__name__.replace("_", " "): one
+    for one in (
+        plain, each_step, frozen, lora, warm_up, down_to_zero, restarts, skipped_steps,
+        told_by_hand, experts, unseen_tokens, tied, accumulated, averaged, resumed, sparse_inputs,
+        sparse_gradients, master_copies, random_rounding, unused_pooler, unused_tower,
+        one_head_of_many, dropped_layers, two_optimizers, second_in_turn, held_to_bounds,
+        learned_by_heart, unfrozen_later, rate_of_zero, autocast, pruned, large_rate,
+        looking_ahead, small_gradients,
+    )
+}  # fmt: skip
+
+
+def watched(oddity: Oddity, training: Training) -> sw.Watcher:
+    """The watch of a training in which nothing is wrong."""
+    own = oddity(training)
+    return training.run() if own is None else own

@@ -1,0 +1,206 @@
+"""The facts of every parameter, against numpy; and that nothing is touched for them."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sparsitywatch.records import TensorFacts
+from sparsitywatch.weights.clock import DecayClock
+from sparsitywatch.weights.vital import SOME, WHOLE, Training, VitalTracker
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def looked(*snapshots: dict[str, torch.Tensor]) -> dict[str, TensorFacts]:
+    """The facts of the last of some snapshots, by name."""
+    tracker = VitalTracker()
+    for step, tensors in enumerate(snapshots):
+        signs = tracker.look(step, tensors)
+    return {one.name: one for one in signs.facts}
+
+
+@given(seed=st.integers(0, 99), dtype=st.sampled_from(DTYPES), share=st.floats(0.0, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_counts_and_sizes_are_those_of_numpy(seed: int, dtype: torch.dtype, share: float) -> None:
+    draw = np.random.default_rng(seed)
+    before = draw.normal(size=300)
+    now = np.where(draw.random(300) < share, before, draw.normal(size=300))
+    now[draw.random(300) < 0.02] = np.nan
+    old, new = (torch.from_numpy(x).to(dtype) for x in (before, now))
+    first = looked({"a": old, "b": new[:7]}, {"a": new, "b": new[:7]})
+    was, is_now = (x.double().numpy() for x in (old, new))
+    assert first["a"].num_not_finite == np.isnan(is_now).sum()
+    assert first["a"].num_still == (was == is_now).sum()
+    assert first["a"].rms == pytest.approx(np.sqrt(np.mean(was**2)), rel=1e-5)
+    if not np.isnan(is_now).any():
+        expected = np.sqrt(np.mean((is_now - was) ** 2))
+        assert first["a"].update == pytest.approx(expected, rel=1e-4, abs=1e-12)
+    assert first["b"].num_still == 7  # NaN has the same bits, too
+    assert first["b"].is_still
+
+
+def test_bits_are_compared_not_values() -> None:
+    zero, nan = torch.zeros(9), torch.full((9,), torch.nan)
+    found = looked({"zero": zero, "nan": nan}, {"zero": -zero, "nan": nan.clone()})
+    assert found["zero"].num_still == 0
+    assert found["nan"].num_still == 9
+
+
+def test_a_small_tensor_is_compared_whole_and_a_large_one_by_a_sample_of_its_own() -> None:
+    small, large = torch.randn(WHOLE), torch.randn(64, WHOLE)
+    alone = looked({"large": large}, {"large": large + (torch.arange(WHOLE) % 2)})
+    both = looked({"small": small, "large": large},
+                  {"small": small, "large": large + (torch.arange(WHOLE) % 2)})  # fmt: skip
+    assert (both["small"].num, both["large"].num) == (WHOLE, SOME)
+    assert alone["large"] == both["large"]
+    assert both["large"].num_still / SOME == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_transposed_tensor_is_read_in_the_order_of_its_indices() -> None:
+    weight = torch.randn(80, 90)
+    found = looked({"w": weight}, {"w": weight.T.contiguous().T})
+    assert found["w"].is_still
+
+
+def test_shrinking_by_one_factor_is_told_from_anything_else() -> None:
+    weight = torch.randn(50)
+    other = weight * 0.999
+    other[3] *= 1.0001
+    found = looked({"one": weight, "all": weight, "few": weight[:5], "grows": weight},
+                   {"one": other, "all": weight * 0.999, "few": weight[:5] * 0.999,
+                    "grows": weight * 1.001})  # fmt: skip
+    assert {n: one.shrinks_for for n, one in found.items()} == {
+        "one": 0, "all": 1, "few": 0, "grows": 0
+    }  # fmt: skip
+    assert [one.has_moved for one in found.values()] == [True, False, True, True]
+
+
+def test_streaks_and_returns_are_counted_over_snapshots() -> None:
+    first, second = torch.randn(40), torch.randn(40)
+    found = looked(*({"w": w, "still": first} for w in (first, second, second, first)))
+    assert (found["w"].still_for, found["w"].back_at, found["w"].has_moved) == (0, 0, True)
+    assert (found["still"].still_for, found["still"].has_moved) == (3, False)
+    assert found["still"].back_at == -1
+    zeros = torch.zeros(40)
+    reset = looked(*({"w": w} for w in (zeros, second, first, zeros)))
+    assert reset["w"].back_at == -1  # one half of an adapter, merged and begun anew
+
+
+def test_another_shape_or_dtype_is_compared_with_nothing() -> None:
+    weight = torch.randn(40)
+    found = looked({"w": weight}, {"w": weight.bfloat16()})
+    assert np.isnan(found["w"].update)
+
+
+class Trained:
+    """A layer of each role under AdamW, with what the watch would know of it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.own, self.left_out, self.frozen = (nn.Linear(8, 8) for _ in range(3))
+        self.elsewhere = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.own.parameters(), lr=0.01, weight_decay=0.1)
+        self.other = torch.optim.SGD(self.elsewhere.parameters(), lr=0.01)
+        self.tracker, self.clock = VitalTracker(), DecayClock()
+
+    @property
+    def parameters(self) -> dict[str, torch.Tensor]:
+        parts = ("own", "left_out", "frozen", "elsewhere")
+        return {f"{part}.{name}": p for part in parts
+                for name, p in getattr(self, part).named_parameters()}  # fmt: skip
+
+    def step(self, *, zero: bool = False) -> None:
+        for parameter in self.parameters.values():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter) if zero else torch.randn(
+                    parameter.shape)  # fmt: skip
+        self.optimizer.step()
+        self.clock.advance(self.optimizer.param_groups)
+
+    def look(self, step: int) -> dict[str, TensorFacts]:
+        training = Training(optimizer=self.optimizer, clock=self.clock, others=[self.other])
+        facts = self.tracker.look(step, self.parameters, training).facts
+        return {one.name: one for one in facts}
+
+
+def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
+    trained = Trained()
+    trained.look(0)
+    trained.step()
+    found = trained.look(1)
+    roles = {name: one.trained_by for name, one in found.items() if name.endswith("weight")}
+    assert roles == {"own.weight": "own", "left_out.weight": "none", "frozen.weight": "frozen",
+                     "elsewhere.weight": "other"}  # fmt: skip
+    assert found["left_out.weight"].gradient == "some"
+    assert found["left_out.weight"].is_still
+    assert found["own.weight"].gradient == ""  # it moves: nobody needed to look
+    assert found["own.weight"].lr == pytest.approx(0.01)
+    assert found["own.weight"].weight_decay == pytest.approx(0.1)
+
+
+def test_a_tensor_that_decay_alone_moves_has_no_gradient() -> None:
+    trained = Trained()
+    trained.look(0)
+    for step in range(1, 4):
+        trained.step(zero=True)
+        found = trained.look(step)
+    one = found["own.weight"]
+    # where all gradients are zero it may be that they were reset before
+    assert (one.shrinks_for, one.gradient, one.has_moved) == (3, "zero", False)
+
+
+def test_nothing_is_touched() -> None:
+    trained = Trained()
+    trained.look(0)
+    trained.step()
+    state = copy.deepcopy((trained.optimizer.state_dict(), trained.parameters))
+    gradients = {n: None if p.grad is None else p.grad.clone() for n, p in
+                 trained.parameters.items()}  # fmt: skip
+    known = len(trained.optimizer.state)
+    trained.look(1)
+    assert len(trained.optimizer.state) == known  # a defaultdict grows by being asked
+    assert str(state[0]) == str(trained.optimizer.state_dict())
+    for name, parameter in trained.parameters.items():
+        assert torch.equal(parameter, state[1][name])
+        assert (parameter.grad is None) == (gradients[name] is None)
+        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name])
+
+
+def test_it_goes_on_from_its_state() -> None:
+    trained = Trained()
+    for step in range(5):
+        trained.look(step)
+        trained.step()
+    file = io.BytesIO()
+    torch.save(trained.tracker.state_dict(), file)
+    file.seek(0)
+    again = VitalTracker()
+    again.load_state_dict(torch.load(file, weights_only=True))
+    expected = trained.look(5)
+    trained.tracker = again
+    assert trained.look(5) == expected
+
+
+def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
+    weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW([weight], lr=1e-4, weight_decay=0.0)
+    tracker, clock = VitalTracker(), DecayClock()
+    for step in range(2):
+        found = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+        weight.grad = torch.randn(64).bfloat16()
+        optimizer.step()
+        clock.advance(optimizer.param_groups)
+    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+    (one,) = found.facts
+    assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
+    # bfloat16 numbers are 2**-7 apart from 1 on
+    assert one.num_lossy_expected == pytest.approx(64 * 0.25 * 1e-4 * 2**7)
