@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.records import Event, Record, RunInfo, WatchState, html_of
+from sparsitywatch.records import Event, Layers, Record, RunInfo, WatchState, html_of
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
@@ -188,12 +188,11 @@ class Run:
         """The near-zero rules of the run, the first one first."""
         return tuple(dict.fromkeys(rule for record in self.records for rule in record.near_zero))
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[str, ...]:
         """Names of the in-scope tensors of all snapshots, in the model's order, length N."""
-        return tuple(
-            dict.fromkeys(layer.name for record in self.records for layer in record.layers)
-        )
+        every = dict.fromkeys(Layers.of(record.layers).columns.names for record in self.records)
+        return tuple(dict.fromkeys(name for names in every for name in names))
 
     def __repr__(self) -> str:
         return f"<Run {shown_name(self.name)[:80]}>"

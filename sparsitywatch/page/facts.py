@@ -170,6 +170,9 @@ def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]
         ("sparsitywatch", provenance.sparsitywatch, "version"),
         ("torch", provenance.torch, "version"),
     ]  # fmt: skip
+    if any(record.dormant is not None and record.dormant.estimated for record in records):
+        remark = "weight decay and updates were not known, and were read off the weights"
+        rows.append(("dormant weights", "estimated", remark))
     return [(name, shown_text(value), shown_text(remark)) for name, value, remark in rows]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import StateError
-from sparsitywatch.records import Record
+from sparsitywatch.records import Layers, Record
 from sparsitywatch.sinks.jsonl import read_spectrum
 
 __all__ = ["chosen", "cumulative", "magnitudes", "maps"]
@@ -70,17 +70,16 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
     names = run.tensors
     rule = next(iter(run.rules), "")
     level = removal_level(run.records)
-    row = {name: i for i, name in enumerate(names)}
+    place_of = {name: i for i, name in enumerate(names)}
     cells = {kind: np.full((len(names), len(columns)), math.nan) for kind in _KINDS}
     for t, index in enumerate(columns):
         record = run.records[index]
-        place = _place(record, level)
-        for layer in record.layers:
-            i = row[layer.name]
-            cells["near_zero"][i, t] = layer.near_zero.get(rule, math.nan)
-            cells["dormant"][i, t] = layer.dormant
-            if place is not None and layer.removed:
-                cells["removed"][i, t] = layer.removed[place]
+        layers, place = Layers.of(record.layers).columns, _place(record, level)
+        rows = [place_of[name] for name in layers.names]
+        cells["near_zero"][rows, t] = layers.near_zero.get(rule, math.nan)
+        cells["dormant"][rows, t] = layers.dormant
+        if place is not None and len(layers.removed):
+            cells["removed"][rows, t] = layers.removed[place]
     return {
         "columns": list(columns),
         "level": level,

@@ -1,4 +1,4 @@
-"""Every figure, once: for TensorBoard's pictures, ``sparsitywatch plot``, the report and docs.
+"""Every figure, once: for TensorBoard's pictures, ``sparsitywatch plot``, and docs.
 
 Data in, a figure of matplotlib out. Importing this takes a second: import it where it is needed.
 """

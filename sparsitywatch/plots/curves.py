@@ -1,10 +1,9 @@
-"""The value at rising sparsity: at one snapshot, or at several in units of what is tolerated."""
+"""The value at rising sparsity, at one snapshot."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -13,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
 from sparsitywatch.analysis.estimate import allowed_harm
-from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.plots.drawing import (
     BLUE,
@@ -23,23 +21,14 @@ from sparsitywatch.plots.drawing import (
     ORANGE,
     PURPLE,
     RED,
-    SKY,
-    Paper,
-    new_axes,
     new_figure,
     percent,
     styled,
-    value_axis,
 )
 from sparsitywatch.records import EssentialSparsity, Record, SparsityCurve
 from sparsitywatch.shown import shown_name
 
-__all__ = ["MOST", "chosen_curves", "curve_figure", "curves_figure"]
-
-#: Of several curves, in the order of the steps, cold to warm.
-_COLOURS = (BLUE, SKY, GREEN, ORANGE, RED, PURPLE)
-#: Several curves end here; a model that loses its weights gets worse by hundreds of tolerances.
-MOST = 5.0
+__all__ = ["curve_figure"]
 
 
 @styled
@@ -172,83 +161,3 @@ def _draw_estimate(axes: Any, estimate: EssentialSparsity) -> None:
             estimate.last_crossing, color=RED, linewidth=1.4, linestyle=(0, (2, 2)),
             label=f"last crossing: {estimate.last_crossing:.1%}",
         )  # fmt: skip
-
-
-# ------------------------------------------------------------------ several snapshots
-
-
-def chosen_curves(run: Run) -> list[Record]:
-    """The first snapshot with a curve and the last, those where events were seen, some between."""
-    drawable = [r for r in run.records if r.curve is not None and not np.isnan(_harm(r)).all()]
-    if len(drawable) <= len(_COLOURS):
-        return drawable
-    seen = {event.detected_step for event in run.events}
-    marked = [i for i, record in enumerate(drawable) if record.step in seen]
-    chosen = {0, len(drawable) - 1, *marked[: len(_COLOURS) - 2]}
-    while len(chosen) < len(_COLOURS):  # the middle of the widest gap
-        ordered = sorted(chosen)
-        widths = np.diff(ordered)
-        chosen.add(ordered[int(widths.argmax())] + int(widths.max()) // 2)
-    return [drawable[i] for i in sorted(chosen)]
-
-
-def _harm(record: Record) -> np.ndarray:
-    """How much worse than dense, in units of what is tolerated: float [K], in the curve's order.
-
-    NaN where the value is not finite, and everywhere without a finite dense value.
-    """
-    curve = record.curve
-    if curve is None:
-        return np.array([math.nan])
-    values, dense = np.array(curve.value), curve.dense
-    allowed = allowed_harm(dense, record.provenance.tolerance, record.provenance.tolerance_mode)
-    if not allowed > 0.0:
-        return np.full(len(values), math.nan)
-    harm = (dense - values) if curve.higher_is_better else (values - dense)
-    return np.where(np.isfinite(values), harm / allowed, math.nan)
-
-
-@styled
-def curves_figure(chosen: Sequence[Record], paper: Paper) -> Figure:
-    """Curves of several snapshots, in units of the harm that is tolerated."""
-    figure, axes = new_axes(paper, 3.0)
-    for record, colour in zip(chosen, _COLOURS, strict=False):
-        if record.curve is None:
-            continue
-        sparsity, harm = np.array(record.curve.sparsity), _harm(record)
-        order = np.argsort(sparsity, kind="stable")
-        is_informative = _is_informative(record)
-        axes.plot(
-            sparsity[order], harm[order], color=colour, linestyle="-" if is_informative else DASHED,
-            marker="o", markersize=3, label=_label(record), gid=f"curve-{record.step}",
-        )  # fmt: skip
-        if is_informative and record.essential_sparsity is not None:
-            axes.plot(
-                record.essential_sparsity.value, 1.0, marker="o", markersize=9, color=colour,
-                markerfacecolor="none", markeredgewidth=1.6, zorder=4, gid=f"ring-{record.step}",
-            )  # fmt: skip
-    axes.axhline(1.0, color=GREY, linestyle=DASHED, linewidth=1.2, label="what is tolerated")
-    axes.set_xlim(-0.02, 1.02)
-    lowest = min(float(np.nanmin(_harm(record))) for record in chosen)
-    axes.set_ylim(max(min(lowest, 0.0) - 0.3, -MOST), MOST)
-    axes.xaxis.set_major_locator(MultipleLocator(0.1 if paper.name == "wide" else 0.25))
-    percent(axes.xaxis)
-    axes.set_xlabel("sparsity: share of the weights removed", fontsize=paper.font_size)
-    value_axis(axes, "none")
-    axes.yaxis.set_major_locator(MultipleLocator(1.0))
-    return figure
-
-
-def _is_informative(record: Record) -> bool:
-    estimate = record.essential_sparsity
-    return estimate is not None and estimate.informative and record.valid
-
-
-def _label(record: Record) -> str:
-    name, estimate = f"step {record.step:,}", record.essential_sparsity
-    if not record.valid:
-        return f"{name}: invalid"
-    if estimate is None:
-        return name
-    share = f"{100 * estimate.value:.3g}\N{NO-BREAK SPACE}%"
-    return f"{name}: {share if estimate.informative else 'not informative'}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,22 +16,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 __all__ = [
     "BLACK",
     "BLUE",
-    "COLOURS",
     "DASHED",
     "DOTTED",
     "GREEN",
     "GREY",
     "LIGHT",
-    "NARROW",
     "ORANGE",
     "PAPER",
     "PURPLE",
     "RED",
     "SKY",
-    "WIDE",
-    "Paper",
     "encode_png",
-    "new_axes",
     "new_figure",
     "percent",
     "save_figure",
@@ -43,21 +37,10 @@ __all__ = [
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Okabe and Ito's colours, which colour-blind people can tell apart, by their names in a page,
-#: which turns them for dark and light. Not quite black: SVG leaves out what is.
-COLOURS = {
-    "blue": "#0072b2",
-    "green": "#009e73",
-    "orange": "#e69f00",
-    "purple": "#cc79a7",
-    "red": "#d55e00",
-    "sky": "#56b4e9",
-    "grey": "#6e6e6e",
-    "light": "#dedede",
-    "ink": "#101010",
-    "paper": "#fefefe",
-}
-BLUE, GREEN, ORANGE, PURPLE, RED, SKY, GREY, LIGHT, BLACK, PAPER = COLOURS.values()
+# Okabe and Ito's colours, which colour-blind people can tell apart
+BLUE, GREEN, ORANGE, PURPLE = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
+RED, SKY, GREY, LIGHT = "#d55e00", "#56b4e9", "#6e6e6e", "#dedede"
+BLACK, PAPER = "#101010", "#fefefe"
 DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
 
 _STYLE: dict[Any, object] = {
@@ -132,45 +115,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-# ------------------------------------------------------------------ for a page
-
-
-@dataclass(frozen=True)
-class Paper:
-    """A width to draw for; one inch is 96 pixels of the page.
-
-    Args:
-        name: "wide" or "narrow".
-        width, left, right: of the whole and of its margins, in inches.
-        num_ticks: labels that find room along the steps.
-        font_size: in points.
-    """
-
-    name: str
-    width: float
-    left: float
-    right: float
-    num_ticks: int
-    font_size: float
-
-
-WIDE = Paper("wide", width=9.4, left=0.62, right=0.2, num_ticks=9, font_size=10.0)
-NARROW = Paper("narrow", width=3.75, left=0.58, right=0.12, num_ticks=4, font_size=9.0)
-
-_TOP, _BOTTOM = 0.3, 0.52
-
-
-def new_axes(paper: Paper, height: float) -> tuple[Figure, Any]:
-    """A figure with one set of axes whose margins are the same in every chart."""
-    whole = height + _TOP + _BOTTOM
-    figure = new_figure(paper.width, whole)
-    figure.set_layout_engine("none")
-    width = 1.0 - (paper.left + paper.right) / paper.width
-    axes = figure.add_axes((paper.left / paper.width, _BOTTOM / whole, width, height / whole))
-    axes.tick_params(labelsize=paper.font_size)
-    return figure, axes
 
 
 def value_axis(axes: Any, unit: str) -> None:

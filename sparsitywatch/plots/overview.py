@@ -22,7 +22,6 @@ from sparsitywatch.plots.drawing import (
     PURPLE,
     RED,
     SKY,
-    WIDE,
     new_figure,
     percent,
     styled,
@@ -82,12 +81,12 @@ def overview_figure(
         axes.set_ylabel(panel.title)
         _add_legend(axes)
     _clock_axis(all_axes[0], records)
-    label_steps(all_axes[-1], run, WIDE)
+    label_steps(all_axes[-1], run)
     _frame(figure, title, captions)
     return figure
 
 
-_LOSS = Panel(key="value", title="Loss", text="", unit="loss", lines=(), from_zero=False)
+_LOSS = Panel(key="value", title="Loss", lines=(), from_zero=False)
 
 
 def _home_of(event: Event, panels: Sequence[Panel]) -> Panel | None:

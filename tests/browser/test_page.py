@@ -190,6 +190,11 @@ def test_keys_and_links_lead_to_a_step(open_page: Open, report: Path) -> None:
         assert page.url.endswith(f"#step={step}")
     page.locator("#event-2 button").click()
     has(page, ".removal", "Step 1,125:")
+    # a zoom leaves the cursor at its step
+    where = "e => new DOMMatrix(getComputedStyle(e).transform).e / e.parentElement.clientWidth"
+    page.keyboard.press("+")
+    sync_api.expect(page.locator(".heat .cursor")).to_have_attribute("style", "left: 50%;")
+    assert page.locator(".u-cursor-x").first.evaluate(where) == pytest.approx(0.5, abs=0.01)
 
 
 def test_every_tensor_and_the_size_of_its_weights(open_page: Open, report: Path) -> None:

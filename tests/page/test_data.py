@@ -120,6 +120,21 @@ def test_what_failed_and_what_changed_is_said(troubled_page: Page) -> None:
     assert any("NaN" in text for _, text in data["facts"]["notes"])
 
 
+def test_a_replay_says_so_and_what_was_estimated() -> None:
+    records = [
+        replace(record, dormant=replace(record.dormant, estimated=True))
+        for record, _ in fake_run.looks(range(0, 2001, 1000))
+    ]
+    info = replace(fake_run.run_info(), replayed_from=("s3://bucket/<b>run</b>", "runs/x"))
+    data = page_data(Run(records, info=info))
+    assert data["taken"].endswith("They are of saved checkpoints, read later.")
+    assert data["watch"] == ["replayed from saved checkpoints"]
+    assert data["facts"]["replayed_from"] == ["s3://bucket/<b>run</b>", "runs/x"]
+    assert [name for name, *_ in data["facts"]["costs"]] == ["reading weights", "evaluating"]
+    told = [fact[:2] for fact in data["facts"]["provenance"][0]["facts"]]
+    assert ("dormant weights", "estimated") in told
+
+
 def test_costs_add_up(troubled_page: Page) -> None:
     costs = {name: value for name, value, _ in troubled_page.data["facts"]["costs"]}
     stalls = [record["cost"]["stall_s"] for record in troubled_page.records]

@@ -93,6 +93,7 @@ export class Charts {
     /** @type {[number, number] | null} */
     this.range = null;
     this.pinned = 0;
+    this.at = 0;
     /** @type {any} */
     this.active = null;
     new ResizeObserver(() => this.resize()).observe(root);
@@ -240,6 +241,7 @@ export class Charts {
   zoom(min, max) {
     this.range = [min, max];
     for (const { plot } of this.drawn) plot.setScale("x", { min, max });
+    requestAnimationFrame(() => this.show(this.at)); // the cursor stays at its step, not at its place
     this.root.dispatchEvent(new CustomEvent("zoomed"));
   }
 
@@ -259,6 +261,7 @@ export class Charts {
 
   /** The cursor and the numbers beside the names. @param {number} step @param {boolean} [move] */
   show(step, move = true) {
+    this.at = step;
     for (const { plot, lines, values } of this.drawn) {
       if (move) plot.setCursor({ left: plot.valToPos(step, "x"), top: 5 }, false);
       lines.forEach(({ line, model }, i) => {

@@ -142,7 +142,7 @@ export class Page {
     const left = h("div", { class: "left" }, this.tools(), plots);
     this.root.replaceChildren(top, h("main", {}, tiles(data), h("div", { class: "grid" }, side, left), this.map, below));
     for (const id of open) document.getElementById(id)?.setAttribute("open", "");
-    plots.addEventListener("zoomed", () => this.drawMap());
+    plots.addEventListener("zoomed", () => this.heatmap?.zoom(/** @type {Charts} */ (this.charts).shownRange));
     this.drawCharts();
     document.documentElement.scrollTop = scroll;
     this.deepen();

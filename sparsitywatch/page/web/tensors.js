@@ -130,6 +130,19 @@ export class Heatmap {
     return this.steps[nearest(this.steps, low + (x / Math.max(this.canvas.clientWidth, 1)) * (high - low))];
   }
 
+  /** Other steps are shown. @param {[number, number]} range */
+  zoom(range) {
+    this.range = range;
+    this.paint();
+  }
+
+  /** The colour of each number of thousandths, as a pixel of four bytes. */
+  paints() {
+    const bytes = new Uint8ClampedArray(4 * 1001);
+    for (let n = 0; n <= 1000; n += 1) bytes.set([...viridis(n / this.high), 255], 4 * n);
+    return new Uint32Array(bytes.buffer);
+  }
+
   paint() {
     const width = this.canvas.parentElement?.clientWidth ?? 0;
     if (!width || !this.rows.length) return;
@@ -139,13 +152,14 @@ export class Heatmap {
     this.canvas.style.height = `${this.rows.length * ROW}px`;
     const context = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
     const image = context.createImageData(width, this.rows.length);
+    const pixels = new Uint32Array(image.data.buffer);
+    const paints = this.paints();
     this.rows.forEach((row, y) => {
-      const own = row.isGroup ? this.steps.map((_, t) => meanOf(row.member.map((i) => this.cells[i][t]))) : this.cells[row.member[0]];
-      const paints = own.map((x) => (x < 0 ? null : viridis(x / this.high)));
-      columns.forEach((t, x) => {
-        const paint = paints[t];
-        if (paint) image.data.set([...paint, 255], 4 * (y * width + x));
-      });
+      const own = row.isGroup ? this.steps.map((_, t) => Math.round(meanOf(row.member.map((i) => this.cells[i][t])))) : this.cells[row.member[0]];
+      for (let x = 0; x < width; x += 1) {
+        const thousandths = own[columns[x]];
+        if (thousandths >= 0) pixels[y * width + x] = paints[thousandths];
+      }
     });
     context.putImageData(image, 0, 0);
     this.show(this.step);
