@@ -22,6 +22,8 @@ from numpy.typing import ArrayLike
 
 #: A paired standard error above this, in points of accuracy, says nothing.
 LIMIT = 0.6
+#: Points of accuracy that count as none: of a drop, and of what twice the training gives.
+TOLERANCE = 1.0
 CONFIDENCE = 0.9
 
 # ------------------------------------------------------------------ arguments
@@ -251,23 +253,31 @@ def verdict(first: str, second: str, drop: Difference, *, levelled: bool = True)
     return f"{about}: no difference is seen"
 
 
-def has_levelled_off(
-    half: ArrayLike, full: ArrayLike, sources: ArrayLike | None = None, tolerance: float = 1.0
-) -> tuple[bool, str]:
+def has_levelled_off(gain: Difference) -> tuple[bool, str]:
     """Whether twice the training still raises the dense accuracy; and the same in words.
 
     Args:
-        half: what each example gave after half of the training, [S, N].
-        full: after all of it.
-        sources: as of ``difference``.
-        tolerance: points that the upper end of the interval of the gain may reach.
+        gain: from half of the training to all of it, in points.
     """
-    gain = difference(full, half, sources)
-    is_level = gain.high <= tolerance
+    is_level = gain.high <= TOLERANCE
     return is_level, (
-        f"Twice the training raises the dense accuracy by {gain} points: it has "
-        f"{'' if is_level else 'not been shown to have '}levelled off (limit: {tolerance:g})."
+        f"twice the training raises the dense accuracy by {gain} points: it has "
+        f"{'' if is_level else 'not been shown to have '}levelled off (limit: {TOLERANCE:g})"
     )
+
+
+def judged(gain: Difference, better: str, worse: str) -> str:
+    """What a difference says, in words.
+
+    Args:
+        gain: in points.
+        better, worse: what is said where all of the interval is above zero, or below.
+    """
+    if not gain.is_precise:
+        return f"cannot tell (standard error above {LIMIT:g} points)"
+    if gain.low > 0.0:
+        return better
+    return worse if gain.high < 0.0 else "no difference is seen"
 
 
 # ------------------------------------------------------------------ table and picture

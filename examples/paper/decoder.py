@@ -36,6 +36,7 @@ from trained_here import (
     TextModel,
     documentation,
     fit,
+    parsed,
     pretrained,
     settings_of,
     windows,
@@ -255,7 +256,7 @@ TOY = {
 }  # fmt: skip
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = arguments("decoder", __doc__ or "")
     add = parser.add_argument
@@ -267,17 +268,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--length", type=int, default=64, help="characters of a window")
     add("--width", type=int, default=64)
     add("--depth", type=int, default=2)
-    args = parser.parse_args(argv)
-    if args.small:
-        vars(args).update(TOY)
-    if args.seeds < 2:
-        parser.error("Expected two `--seeds` at least.")
-    return args
+    return parsed(parser, argv, TOY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    args = parsed(argv)
+    args = arguments_of(argv)
     begin(args)
     results = Results(args.out / "results.jsonl", settings_of(args))
     experiment = Experiment(args)

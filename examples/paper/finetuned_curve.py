@@ -56,7 +56,7 @@ def conclusion(tuning: Tuning, curves: dict[str, sw.FinetunedCurve]) -> list[str
     """What the intervals say of one task."""
     seeds = curves["global"].seeds
     levelled, said = tuning.levelled_off(seeds)
-    lines = [said]
+    lines = [f"{said}."]
     for pattern, name in PATTERNS.items():
         estimate = tuning.judged(pattern, curves[pattern])
         knee = f"; knee at {estimate.knee:.2f}" if np.isfinite(estimate.knee) else "; no knee"

@@ -29,18 +29,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Difference, Results, arguments, begin, difference_of_seeds, load, table
+from common import Difference, Results, arguments, begin, difference_of_seeds, judged, load, table
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from trained_here import (
     Characters,
     TextModel,
+    against_dense,
     documentation,
+    draw_curve,
     fit,
     grouped,
     in_points,
     levelled_off,
+    parsed,
     pretrained,
     save,
     settings_of,
@@ -331,7 +334,7 @@ class Outcome:
                 rows.append([*row, *["-"] * 7])
                 continue
             for curve in (self.omp, self.imp):
-                row.append(str(difference_of_seeds(in_points(curve, i), in_points(curve, 0))))
+                row.append(str(against_dense(curve, i)))
             found = self.alike[sorted(self.alike)[i - 1]]
             row.append(str(self.difference(i)))
             row += [f"{mean_of(found, name):.3f}" for name in ALIKE]
@@ -344,7 +347,10 @@ class Outcome:
         lines = [f"{self.task}: {said}."]
         if not is_level:
             return [*lines, f"{self.task}: so nobody can tell which masks are better."]
-        words = [judge(self.difference(i)) for i in range(1, len(self.omp.sparsity))]
+        words = [
+            judged(self.difference(i), "lottery tickets do better", "OMP does better")
+            for i in range(1, len(self.omp.sparsity))
+        ]
         return [*lines, f"{self.task}: {grouped(self.omp.sparsity[1:], words)}."]
 
     def similarity(self) -> str:
@@ -364,26 +370,13 @@ def mean_of(found: Sequence[sw.MaskSimilarity], name: str) -> float:
     return float(sum(getattr(one, name) for one in found) / len(found))
 
 
-def judge(gain: Difference) -> str:
-    """What the accuracy of tickets minus that of one-shot masks says."""
-    if not gain.is_precise:
-        return "cannot tell (standard error above 0.6 points)"
-    if gain.low > 0.0:
-        return "lottery tickets do better"
-    return "OMP does better" if gain.high < 0.0 else "no difference is seen"
-
-
 def draw(outcomes: Sequence[Outcome], path: Path) -> None:
     """The drop of accuracy above the similarity of masks, a column for each task."""
     figure = Figure(figsize=(9.0, 6.5), layout="constrained")
     axes = figure.subplots(2, len(outcomes), squeeze=False, sharex=True)
     for outcome, (top, bottom) in zip(outcomes, axes.T, strict=True):
         for name, curve in (("one-shot (OMP)", outcome.omp), ("lottery tickets", outcome.imp)):
-            at = range(len(curve.value))
-            drops = [difference_of_seeds(in_points(curve, i), in_points(curve, 0)) for i in at]
-            means = [drop.mean for drop in drops]
-            bars = [drop.high - drop.mean for drop in drops]
-            top.errorbar(curve.sparsity, means, bars, label=name, capsize=3)
+            draw_curve(top, curve, name)
         for name, style in zip(ALIKE, ("o-", ":", "s-", "--"), strict=True):
             means = [mean_of(found, name) for found in outcome.alike.values()]
             bottom.plot(outcome.imp.sparsity[1:], means, style, label=name.replace("_", " "))
@@ -405,7 +398,7 @@ TOY = {
 }  # fmt: skip
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = arguments("lottery_ticket", __doc__ or "")
     add = parser.add_argument
@@ -420,17 +413,15 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--length", type=int, default=32, help="characters of a passage")
     add("--width", type=int, default=64)
     add("--depth", type=int, default=2)
-    args = parser.parse_args(argv)
-    if args.small:
-        vars(args).update(TOY)
-    if args.seeds < 2 or args.rounds < 1:
-        parser.error("Expected two `--seeds` and one of `--rounds` at least.")
+    args = parsed(parser, argv, TOY)
+    if args.rounds < 1:
+        parser.error("Expected one of `--rounds` at least.")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    args = parsed(argv)
+    args = arguments_of(argv)
     begin(args)
     Results(args.out / "results.jsonl", settings_of(args))  # refuses those of other settings
     experiment = Experiment(args)

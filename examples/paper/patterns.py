@@ -98,7 +98,7 @@ def rows(tuning: Tuning, seeds: Sequence[int], level: float) -> list[list[str]]:
 def conclusion(tuning: Tuning, seeds: Sequence[int]) -> list[str]:
     """What the intervals say of each pattern beside the global one."""
     levelled, said = tuning.levelled_off(seeds) if tuning.steps else (True, "")
-    lines = [said] if said else []
+    lines = [f"{said}."] if said else []
     for pattern, levels in levels_of(tuning).items():
         for level in levels if pattern != "global" else ():
             plain, other = (everywhere(tuning, p, level, seeds) for p in ("global", pattern))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import difference_of_seeds
+from common import Difference, difference_of_seeds, has_levelled_off
+from matplotlib.axes import Axes
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from tqdm import tqdm
@@ -21,10 +22,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the other examples
 from pretrain_bert import docstrings
 
 import sparsitywatch as sw
-
-#: Points of accuracy that count as none: of a drop, and of what twice the training gives.
-TOLERANCE = 1.0
-
 
 # ---------------- A small transformer
 
@@ -224,6 +221,18 @@ def save(file: Path, weights: Any) -> None:
     part.replace(file)
 
 
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, toy: dict[str, Any]
+) -> argparse.Namespace:
+    """The arguments; with ``--small`` those of a toy. Intervals over seeds need two."""
+    args = parser.parse_args(argv)
+    if args.small:
+        vars(args).update(toy)
+    if args.seeds < 2:
+        parser.error("Expected two `--seeds` at least.")
+    return args
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """What results depend on: every argument but where they go, which of them, by what."""
     left_out = ("out", "tasks", "threads")
@@ -235,6 +244,11 @@ def in_points(curve: sw.FinetunedCurve, index: int) -> list[float]:
     return [100 * values[index] for values in curve.by_seed]
 
 
+def against_dense(curve: sw.FinetunedCurve, index: int) -> Difference:
+    """How much better a level is than the dense model of the same seed, in points."""
+    return difference_of_seeds(in_points(curve, index), in_points(curve, 0))
+
+
 def levelled_off(half: sw.FinetunedCurve, whole: sw.FinetunedCurve) -> tuple[bool, str]:
     """Whether twice the training still raises the dense accuracy; and the same in words.
 
@@ -242,12 +256,15 @@ def levelled_off(half: sw.FinetunedCurve, whole: sw.FinetunedCurve) -> tuple[boo
         half: whose first point is the dense accuracy after half of the steps.
         whole: whose first point is that after all of them.
     """
-    gain = difference_of_seeds(in_points(whole, 0), in_points(half, 0))
-    is_level = gain.high <= TOLERANCE
-    return is_level, (
-        f"twice the training raises the dense accuracy by {gain} points: it has "
-        f"{'' if is_level else 'not been shown to have '}levelled off"
-    )
+    return has_levelled_off(difference_of_seeds(in_points(whole, 0), in_points(half, 0)))
+
+
+def draw_curve(axes: Axes, curve: sw.FinetunedCurve, name: str) -> None:
+    """The accuracy against dense over the sparsity, with its intervals."""
+    found = [against_dense(curve, i) for i in range(len(curve.value))]
+    means = [one.mean for one in found]
+    bars = [one.high - one.mean for one in found]
+    axes.errorbar(curve.sparsity, means, bars, label=name, capsize=3)
 
 
 def grouped(sparsities: Sequence[float], words: Sequence[str]) -> str:

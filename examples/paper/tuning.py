@@ -139,7 +139,7 @@ class Tuning:
         for seed in seeds:
             self.results.once(f"half/{seed}", partial(self._half, seed))
         half = np.stack([unpacked(self.results[f"half/{seed}"]) for seed in seeds])
-        return has_levelled_off(half, self.right("dense", 0.0, seeds), self.judged_on.sources)
+        return has_levelled_off(self.difference(self.right("dense", 0.0, seeds), half))
 
     def _half(self, seed: int) -> str:
         torch.manual_seed(seed)

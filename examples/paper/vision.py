@@ -30,17 +30,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Difference, Results, arguments, begin, difference_of_seeds, load, table
+from common import (
+    TOLERANCE,
+    Difference,
+    Results,
+    arguments,
+    begin,
+    difference_of_seeds,
+    judged,
+    load,
+    table,
+)
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from trained_here import (
-    TOLERANCE,
     Transformer,
+    draw_curve,
     fit,
     grouped,
     in_points,
     levelled_off,
+    parsed,
     pretrained,
     settings_of,
 )
@@ -300,7 +311,10 @@ class Tuned:
         if not all_level:
             return [*lines, f"{self.task}: so nobody can tell which bears pruning better."]
         levels = self.curves[ARMS[0]].sparsity[1:]
-        words = [judge(self.saved(i)) for i in range(1, len(levels) + 1)]
+        words = [
+            judged(self.saved(i), "self-supervised loses less", "supervised loses less")
+            for i in range(1, len(levels) + 1)
+        ]
         return [*lines, f"{self.task}: {grouped(levels, words)}."]
 
 
@@ -314,15 +328,6 @@ def within_tolerance(levels: Sequence[float], drops: Sequence[Difference]) -> st
     if safe == 0.0:
         return "no level is shown to cost at most one point"
     return f"up to {safe:.2f} it is shown to cost at most one point"
-
-
-def judge(saved: Difference) -> str:
-    """What the drop of the supervised model minus that of the self-supervised one says."""
-    if not saved.is_precise:
-        return "cannot tell (standard error above 0.6 points)"
-    if saved.low > 0.0:
-        return "self-supervised loses less"
-    return "supervised loses less" if saved.high < 0.0 else "no difference is seen"
 
 
 def counted(found: Mapping[str, Sequence[sw.Record]]) -> tuple[list[list[str]], list[str]]:
@@ -349,10 +354,7 @@ def draw(
     (top, bottom) = figure.subplots(2, 2)
     for outcome, axes in zip(tuned, top, strict=False):
         for arm, curve in outcome.curves.items():
-            drops = [outcome.drop(arm, i) for i in range(len(curve.value))]
-            means = [-drop.mean for drop in drops]
-            bars = [drop.high - drop.mean for drop in drops]
-            axes.errorbar(curve.sparsity, means, bars, label=arm, capsize=3)
+            draw_curve(axes, curve, arm)
         axes.axhline(-TOLERANCE, color="black", linestyle="dotted")
         axes.set(title=f"{outcome.task}, fine-tuned", xlabel="sparsity")
     top[0].set_ylabel("accuracy against dense, points (90 %)")
@@ -404,7 +406,7 @@ HEAD = (
 TOY = {"seeds": 2, "levels": [0.5], "pretrain_steps": 10, "steps": 6, "width": 16, "depth": 1}
 
 
-def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments."""
     parser = arguments("vision", __doc__ or "")
     add = parser.add_argument
@@ -418,17 +420,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--hidden", type=float, default=0.5, help="share of the patches that MAE has to draw")
     add("--width", type=int, default=48)
     add("--depth", type=int, default=3)
-    args = parser.parse_args(argv)
-    if args.small:
-        vars(args).update(TOY)
-    if args.seeds < 2:
-        parser.error("Expected two `--seeds` at least.")
-    return args
+    return parsed(parser, argv, TOY)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the experiment; returns the exit status."""
-    args = parsed(argv)
+    args = arguments_of(argv)
     begin(args)
     Results(args.out / "results.jsonl", settings_of(args))  # refuses those of other settings
     experiment = Experiment(args)

@@ -19,7 +19,7 @@ import decoder  # noqa: E402
 import lottery_ticket  # noqa: E402
 import trained_here  # noqa: E402
 import vision  # noqa: E402
-from common import difference_of_seeds  # noqa: E402
+from common import difference_of_seeds, judged  # noqa: E402
 
 import sparsitywatch as sw  # noqa: E402
 
@@ -215,7 +215,8 @@ def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
     ],
 )
 def test_what_is_concluded_of_tickets_comes_from_the_interval(imp, words):
-    assert lottery_ticket.judge(difference_of_seeds(imp, (80.0, 81.0, 82.0))) == words
+    gain = difference_of_seeds(imp, (80.0, 81.0, 82.0))
+    assert judged(gain, "lottery tickets do better", "OMP does better") == words
 
 
 # ------------------------------------------------------------------ vision
@@ -313,7 +314,7 @@ def test_what_is_safe_ends_at_the_first_level_that_is_not(drops, safe):
 
 def test_the_decoder_s_losses_are_those_of_torch_s_own_pruning(ran):
     out, _ = ran(decoder)
-    args = decoder.parsed(["--small", "--out", str(out)])
+    args = decoder.arguments_of(["--small", "--out", str(out)])
     experiment = decoder.Experiment(args)
     model = experiment.model(0)
     dense = experiment.measure(0, "global")
@@ -331,7 +332,7 @@ def test_the_decoder_s_losses_are_those_of_torch_s_own_pruning(ran):
 
 
 def test_the_held_out_text_is_not_trained_on(tmp_path):
-    args = decoder.parsed(["--small", "--out", str(tmp_path)])
+    args = decoder.arguments_of(["--small", "--out", str(tmp_path)])
     experiment = decoder.Experiment(args)
     train = bytes(experiment.train.tolist())
     windows = [bytes(window.tolist()) for window in experiment.held_out]
