@@ -68,9 +68,9 @@ def finish(args: argparse.Namespace, name: str) -> None:
 def course(run: sw.Run, series: str) -> str:
     """First, lowest and last value of a series."""
     steps, values = run.series(series)
-    if not len(values):
+    if not np.isfinite(values).any():
         return "-"
-    lowest = int(np.argmin(values))
+    lowest = int(np.nanargmin(values))
     return f"{values[0]:.3g} -> {values[lowest]:.3g} at {steps[lowest]:,} -> {values[-1]:.3g}"
 
 
@@ -93,7 +93,10 @@ def verdict(name: str, run: sw.Run, steps: int) -> str:
     if not rises:
         early = [event for event in run.events if event.series == "motion/dormant"]
         more = f"; weights went dormant from step {early[0].onset_step:,} on" if early else ""
-        return f"{name}: no abrupt turn of the near-zero weights{more}."
+        falls = [event for event in run.events if event.series.startswith("near_zero/")]
+        if falls:
+            more += f"; they fell abruptly from step {falls[0].onset_step:,} on"
+        return f"{name}: no abrupt turn of the near-zero weights to sparse{more}."
     first = rises[0]
     back = (
         f"; half of it was gone again at {first.reverted_step:,}" if first.reverted_step > 0 else ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from sparsitywatch.records import Event
@@ -55,6 +57,27 @@ def test_a_turn_is_told_with_its_place() -> None:
         "x: an abrupt turn began at step 300 (250 to 350): 0.08 -> 0.2, most in a, b; half of it "
         "was gone again at 900."
     )
+
+
+def test_a_fall_is_no_turn_to_sparse() -> None:
+    event = Event(
+        series="near_zero/initial_0.1", direction="down", onset_step=300, onset_low=250,
+        onset_high=350, detected_step=400, baseline=0.08, value=0.02, trend="densifying",
+    )  # fmt: skip
+    run = SimpleNamespace(events=(event,), records=(SimpleNamespace(step=1000),))
+    assert emergence.verdict("x", run, 1000) == (
+        "x: no abrupt turn of the near-zero weights to sparse; they fell abruptly from step 300 on."
+    )
+
+
+def test_the_lowest_of_a_course_is_a_number() -> None:
+    class Run:
+        def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+            values = {"a": [3.0, math.nan, 1.0, 2.0], "b": [math.nan] * 4}[name]
+            return np.array([0, 250, 500, 1750]), np.array(values)
+
+    assert emergence.course(Run(), "a") == "3 -> 1 at 500 -> 2"
+    assert emergence.course(Run(), "b") == "-"
 
 
 def test_it_is_a_command(tmp_path: Path) -> None:
