@@ -1,90 +1,177 @@
-"""Record sparsity-loss curves of a training at every 0.01, for ``sweep.py`` to replay.
+"""Record what every example loses at every 0.01, for ``sweep.py`` to replay.
 
 python benchmarks/record_curves.py [--record [--small]]
 
-Trains the demo's small BERT (examples/pretrain_bert.py, real text: Python's documentation)
-three times and evaluates its held-out loss at 101 sparsities every 25 steps, from a little
-before the encoder is used until the end. What is kept in ``recorded/<name>.npz`` are means
-and paired standard errors: ``step`` [T], ``level`` [K], ``sparsity``, ``value``, ``stderr``
-[T, K], ``num_examples``. It takes some fifteen minutes on one core; the recorded files are
-committed, so nobody has to, and without ``--record`` it only says what they hold.
+Six small trainings, evaluated every 50 or 100 steps once the model uses its weights. Three are the
+demo's BERT (examples/pretrain_bert.py, real text: Python's documentation), on which the settings of
+a sweep are chosen. Three are others, on which it is judged: the demo with another seed and decay, a
+causal model on the same text, and a vision transformer that classifies digits.
+
+What is kept in ``recorded/<name>.npz``: ``step`` [T]; ``level`` [K]; ``sparsity`` [T, K];
+``dense`` [T, N], float32, the value of each example; ``difference`` [T, K, N], float16, what it is
+more when pruned. A difference has six significant bits, which moves no mean by a hundredth of its
+error. The files are committed, so nobody has to wait for them: four minutes of one core each.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F  # noqa: N812
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "examples"))
 
 from pretrain_bert import Pretraining  # noqa: E402
 from pretrain_bert import parser as example_parser  # noqa: E402
+from recording.catalog import RunSpec  # noqa: E402
+from recording.tasks import build, drawn_digits  # noqa: E402
 
 from sparsitywatch.pruning.masked import MaskedModel  # noqa: E402
-from sparsitywatch.pruning.patterns import GlobalMagnitude  # noqa: E402
-from sparsitywatch.pruning.sweep import Grid, run_sweep  # noqa: E402
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights  # noqa: E402
+from sparsitywatch.pruning.proxy import Proxy  # noqa: E402
 from sparsitywatch.weights.scope import Scope  # noqa: E402
 from sparsitywatch.weights.snapshot import Snapshot  # noqa: E402
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum  # noqa: E402
 
-LEVELS = tuple(round(i / 100, 2) for i in range(1, 100))
-#: By name: arguments of the example.
-RUNS = {
-    "relu": ["--seed", "0"],
-    "gelu": ["--seed", "1", "--activation", "gelu", "--decay", "0.01"],
-    "relu-linear": ["--seed", "2", "--decay", "0.1", "--schedule", "linear"],
+#: Every 0.01 where a crossing can be, every 0.05 elsewhere.
+LEVELS = tuple(sorted({i / 100 for i in (*range(0, 101, 5), *range(18, 86))} - {0.0}))
+_SIGNIFICANT = np.uint16(0xFFE0)  # of a float16: sign, exponent, five bits behind the leading one
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model, what is held out of its training, a step of it, and when it is evaluated."""
+
+    model: torch.nn.Module
+    proxy: Proxy
+    step: Callable[[], object]
+    at: range
+
+
+def _bert(*arguments: str, every: int = 50) -> Training:
+    run = Pretraining(example_parser().parse_args([*arguments, "--steps", "2000"]))
+    return Training(run.model, run.proxy(), run.step, range(1100, 2001, every))
+
+
+def _trained(
+    spec: RunSpec, model: torch.nn.Module, proxy: Proxy, loss: Callable[[], torch.Tensor]
+) -> Training:
+    """With AdamW at a constant rate."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=spec.decay)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return Training(model, proxy, step, range(300, 1201, 100))
+
+
+def _causal() -> Training:
+    """The next character of the demo's held-out sequences."""
+    demo = Pretraining(example_parser().parse_args([]))
+    held_out = torch.from_numpy(demo.held_out.astype(np.int64))
+
+    def value(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=tokens[:, :-1]).logits
+        return F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none").mean(dim=1)
+
+    spec = RunSpec(name="", model="gpt", seed=11, steps=1200, decay=0.1, activation="gelu")
+    task = build(spec)
+    batches = [held_out[first : first + 64] for first in range(0, len(held_out), 64)]
+    return _trained(spec, task.model, Proxy(batches, value), task.loss)
+
+
+def _vision() -> Training:
+    """Which digit it is, for those that are not trained on."""
+    images, digits = drawn_digits()
+    num_trained = len(digits) - 192
+    starts = range(num_trained, len(digits), 48)
+    batches = [(images[first : first + 48], digits[first : first + 48]) for first in starts]
+
+    def value(model: Any, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return F.cross_entropy(model(pixel_values=batch[0]).logits, batch[1], reduction="none")
+
+    spec = RunSpec(name="", model="vit", seed=12, steps=1200, decay=0.01, lr=5e-4)
+    model = build(spec).model
+    generator = torch.Generator().manual_seed(spec.seed)
+
+    def loss() -> torch.Tensor:
+        chosen = torch.randint(num_trained, (64,), generator=generator)
+        return value(model, (images[chosen], digits[chosen])).mean()
+
+    return _trained(spec, model, Proxy(batches, value), loss)
+
+
+#: By name. Settings of a sweep are chosen on the first three, and judged on the others.
+RUNS: dict[str, Callable[[], Training]] = {
+    "relu": lambda: _bert("--seed", "0"),
+    "gelu": lambda: _bert("--seed", "1", "--activation", "gelu", "--decay", "0.01"),
+    "relu-linear": lambda: _bert("--seed", "2", "--decay", "0.1", "--schedule", "linear"),
+    "decayed": lambda: _bert("--seed", "10", "--decay", "0.3", every=100),
+    "causal": _causal,
+    "vision": _vision,
 }
 
 
-def record(arguments: list[str], steps: int, first: int, every: int) -> dict[str, Any]:
-    """Train for some steps, and the arrays of every look from the first one on."""
-    args = example_parser().parse_args([*arguments, "--steps", str(steps)])
-    run = Pretraining(args)
-    model, proxy = run.model, run.proxy()
-    scope = Scope.of(model)
-    found = []
-    for step in range(1, steps + 1):
-        run.step()
-        if step % every or step < first:
-            continue
-        spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, step).tensors)
-        with torch.no_grad():
-            curve = run_sweep(
-                MaskedModel(model, scope),
-                proxy,
-                spectrum,
-                pattern=GlobalMagnitude(),
-                sweep=Grid(LEVELS),
-                allowed=abs,
-            ).curve
-        found.append((step, curve))
-        print(f"step {step}: dense {curve.value[0]:.4f}, reliance {curve.reliance:.4f}", flush=True)
-    curves = [curve for _, curve in found]
-    return {
-        "step": np.array([step for step, _ in found]),
-        "level": np.array(curves[0].level),
-        "sparsity": np.array([curve.sparsity for curve in curves]).astype(np.float32),
-        "value": np.array([curve.value for curve in curves]).astype(np.float32),
-        "stderr": np.array([curve.stderr for curve in curves]).astype(np.float32),
-        "num_examples": np.array(curves[0].num_examples),
-    }
+def record(training: Training, at: range) -> dict[str, Any]:
+    """Train up to the last of some steps, and the arrays of the looks at them."""
+    scope = Scope.of(training.model)
+    looks = []
+    for step in range(1, at[-1] + 1):
+        training.step()
+        if step in at:
+            looks.append((step, *_look(training, scope)))
+            dense, difference = looks[-1][2:]
+            everything = difference[-1].astype(float).mean()
+            print(f"step {step}: dense {dense.mean():.4f}, reliance {everything:.4f}", flush=True)
+    names = ("step", "sparsity", "dense", "difference")
+    columns = map(np.array, zip(*looks, strict=True))
+    return {"level": np.array(LEVELS), **dict(zip(names, columns, strict=True))}
+
+
+def _look(
+    training: Training, scope: Scope
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float16]]:
+    """Counted sparsities [K], dense values [N] and differences [K, N]."""
+    model = training.model
+    spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors)
+    with torch.no_grad(), MaskedModel(model, scope).session(training.proxy.value) as masks:
+        dense = training.proxy.evaluate(model)
+        cuts = GlobalMagnitude().cuts(Weights(spectrum, masks.shapes), LEVELS)
+        difference = []
+        for cut in cuts:
+            masks.apply(cut)
+            difference.append(training.proxy.evaluate(model) - dense)
+    sparsity = np.array([cut.sparsity for cut in cuts], np.float32)
+    return sparsity, dense.astype(np.float32), rounded(np.array(difference))
+
+
+def rounded(difference: NDArray[np.float64]) -> NDArray[np.float16]:
+    """To six significant bits, to the nearest: they take half of the space."""
+    bits: NDArray[np.uint16] = difference.astype(np.float16).view(np.uint16)
+    nearest: NDArray[np.uint16] = (bits + np.uint16(0x10)) & _SIGNIFICANT
+    return nearest.view(np.float16)
 
 
 def describe() -> str:
     """What is recorded, as a table in Markdown."""
-    lines = ["| recorded | looks | at steps | dense loss | reliance |", "|---|---:|---:|---:|---:|"]
+    lines = ["| recorded | looks | at steps | dense | reliance |", "|---|---:|---:|---:|---:|"]
     for path in sorted((HERE / "recorded").glob("*.npz")):
         with np.load(path) as arrays:
-            step, value = arrays["step"], arrays["value"]
-            dense, reliance = (
-                f"{x[0]:.2f} to {x[-1]:.2f}" for x in (value[:, 0], value[:, -1] - value[:, 0])
-            )
+            step = arrays["step"]
+            reliance = arrays["difference"][:, -1].astype(float).mean(axis=1)
+            values = (arrays["dense"].mean(axis=1), reliance)
+        dense, reliance = (f"{x[0]:.2f} to {x[-1]:.2f}" for x in values)
         lines.append(
             f"| {path.stem} | {len(step)} | {step[0]} to {step[-1]} | {dense} | {reliance} |"
         )
@@ -105,8 +192,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in arguments.runs:
         print(name)
-        steps, first, every = (4, 2, 2) if arguments.small else (2000, 800, 25)
-        arrays = record(RUNS[name], steps, first, every)
+        training = RUNS[name]()
+        arrays = record(training, range(2, 5, 2) if arguments.small else training.at)
         if not arguments.small:
             (HERE / "recorded").mkdir(exist_ok=True)
             np.savez_compressed(HERE / "recorded" / f"{name}.npz", **arrays)

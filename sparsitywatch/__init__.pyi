@@ -35,6 +35,7 @@ from .pruning.patterns import GlobalNormalised as GlobalNormalised
 from .pruning.patterns import Layerwise as Layerwise
 from .pruning.patterns import Pattern as Pattern
 from .pruning.proxy import Proxy as Proxy
+from .pruning.racing import Racing as Racing
 from .pruning.selections import KeepNM as KeepNM
 from .pruning.selections import PerRow as PerRow
 from .pruning.selections import Random as Random

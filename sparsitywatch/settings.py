@@ -11,7 +11,8 @@ from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, M
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.pruning.racing import Racing
+from sparsitywatch.pruning.sweep import Grid, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_LEVELS", "Settings", "SettingsFields", "default_detectors"]
 
-#: Levels of the default sweep; the crossing is then closed in on by bisection.
+#: Levels of the default sweep, which then closes in on the crossing.
 DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
@@ -45,9 +46,9 @@ class Settings:
     Args:
         scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"), name
             patterns, or a predicate (name, parameter) -> bool.
-        levels: sparsities in [0, 1) to evaluate in every snapshot, or a sweep. By default ten
-            levels, and finer ones where the tolerance is first crossed; ``Tracking()`` is half
-            the work, with less of a curve.
+        levels: sparsities in [0, 1) to evaluate in every snapshot, or a sweep. By default
+            ``Racing()``: a grid on parts of the examples, and all of them where the tolerance is
+            first crossed. ``Bisection`` and ``Grid`` evaluate all examples at every level.
         pattern: what a level means; by default "global", one magnitude threshold over all
             tensors. A name ("global_normalised", "layerwise", "per_row", "random", "erk",
             "wanda", "sparsegpt"), or an object such as ``KeepNM(2, 4)``.
@@ -177,7 +178,7 @@ def _as_sweep(levels: Any, pattern: Pattern) -> Sweep:
             )
         return Grid(tuple(only))
     if levels is None:
-        return Bisection(DEFAULT_LEVELS)
+        return Racing(DEFAULT_LEVELS)
     if isinstance(levels, Sequence):
         return Grid(tuple(levels))
     if not hasattr(levels, "choose"):

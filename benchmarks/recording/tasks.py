@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClas
 
 from recording.catalog import RunSpec
 
-__all__ = ["Task", "build"]
+__all__ = ["Task", "build", "drawn_digits"]
 
 _LAYERS, _HIDDEN, _HEADS, _FFN = 2, 64, 4, 256
 _LENGTH, _BATCH = 32, 64
@@ -106,7 +106,7 @@ def _gpt(spec: RunSpec) -> Task:
 
 
 @functools.cache
-def _drawn_digits() -> tuple[torch.Tensor, torch.Tensor]:
+def drawn_digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Digits 0 to 9 in the fonts of matplotlib, moved and turned, with noise; the same each time.
 
     Returns:
@@ -131,7 +131,7 @@ def _drawn_digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 def _vit(spec: RunSpec) -> Task:
     """A vision transformer on digits of 8 by 8 points."""
-    images, digits = _drawn_digits()
+    images, digits = drawn_digits()
     config: Any = ViTConfig(
         hidden_size=_HIDDEN,
         num_hidden_layers=_LAYERS,

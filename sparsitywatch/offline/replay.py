@@ -32,6 +32,7 @@ from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.racing import Racing
 from sparsitywatch.pruning.sweep import Bisection, Grid
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
@@ -138,7 +139,7 @@ def replay(
     """
     chosen = Settings.of(settings, **fields)
     places = _places(urls)
-    goes_on = proxy is not None and not isinstance(chosen.sweep, Grid | Bisection)
+    goes_on = proxy is not None and not isinstance(chosen.sweep, Grid | Bisection | Racing)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     listeners = Listeners(on_failure, on_progress, on_waiting)
     _check(storage_options, max_in_flight, keep_spectra)

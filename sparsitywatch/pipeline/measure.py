@@ -18,6 +18,7 @@ from sparsitywatch.analysis.vital import judged
 from sparsitywatch.errors import ScopeError, expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.racing import Racing
 from sparsitywatch.pruning.sweep import Grid, SweepResult, run_sweep
 from sparsitywatch.records import (
     Cost,
@@ -357,8 +358,14 @@ def _evaluated(
         )
         between = [level for level in result.curve.level or () if 0.0 < level < 1.0]
         for control in settings.controls if between else ():
+            sweep, same = settings.sweep, Grid(between)
             controls[control.name] = run_sweep(
-                model, proxy, spectrum, pattern=control, sweep=Grid(between), allowed=allowed
+                model,
+                proxy,
+                spectrum,
+                pattern=control,
+                sweep=sweep.again(result.curve) if isinstance(sweep, Racing) else same,
+                allowed=allowed,
             )
     except BaseException as error:  # sorted by let_out
         let_out(error, strict=context.strict)

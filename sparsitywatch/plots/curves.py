@@ -120,6 +120,15 @@ def _draw_points(axes: Any, curve: SparsityCurve, confidence: float) -> None:
         sparsity[finite], value[finite], yerr=error, color=BLUE, ecolor=BLUE, elinewidth=1.2,
         capsize=2.5, marker="o", markersize=4, linewidth=1.6, zorder=3, label=label,
     )  # fmt: skip
+    if curve.num_seen is not None:
+        seen = np.array(curve.num_seen)[order]
+        few = finite & (seen < (curve.num_examples or seen.max()))
+        if few.any():
+            axes.plot(
+                sparsity[few], value[few], color=BLUE, linestyle="none", marker="o", markersize=4,
+                markerfacecolor="white", zorder=4,
+                label=f"estimated from {seen[few].min():,} examples or more",
+            )  # fmt: skip
     low, high = axes.get_ylim()
     beyond = ~finite | (value < low) | (value > high)
     if beyond.any():

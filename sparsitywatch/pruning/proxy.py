@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import hashlib
-import io
+import logging
+import math
 import random
-from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
+from sparsitywatch.pruning.batches import (
+    digest,
+    freeze,
+    halve,
+    joined,
+    move,
+    packed,
+    shape_of,
+    sizes_of,
+    unpacked,
+)
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
 from sparsitywatch.shown import shown_error, shown_name
 from sparsitywatch.weights.fsdp import ForwardOrder
 from sparsitywatch.weights.shards import Ranks, is_data_parallel
 
-__all__ = ["Proxy", "SharedProxy"]
+__all__ = ["Part", "Proxy", "SharedProxy"]
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
+#: Of the order in which examples are drawn into parts.
+_ORDER_SEED = 0
+
+_logger = logging.getLogger("sparsitywatch")
 
 #: value(model, batch) -> tensor [N], one floating-point number per example.
 ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
@@ -91,6 +103,8 @@ class Proxy:
             self._batches = _materialise(batches, max_batches)
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # examples of each batch
+        self._parts: dict[tuple[float, ...], tuple[Part, ...]] = {}  # by their shares
+        self._is_kept_whole = False
         self.ranks: Ranks | None = None  # that evaluate it together; None: this process alone
         self.hash = self._identity()
 
@@ -135,7 +149,7 @@ class Proxy:
         """
         other = copy.copy(self)
         other._batches = unpacked(self._batches, leaves)
-        other._num_examples = None
+        other._num_examples, other._parts = None, {}
         other.hash = other._identity()
         return other
 
@@ -185,6 +199,49 @@ class Proxy:
         self._sizes = [*map(len, values)]
         return examples
 
+    def parts(self, shares: Sequence[float]) -> tuple[Part, ...]:
+        """The examples up to the first share of them, from there to the second, and so on.
+
+        Batches that are alike in all but their examples are one population. Its examples are put
+        into a random order, the same one always, so that those up to a share are a simple random
+        sample of it, without replacement, in batches no larger than the ones given. Batches of
+        other shapes, such as those padded to their longest sequence, are populations of their
+        own, of which each part has its share. Where the examples of a batch depend on each other,
+        as windows of one document do, those of a part do, too, by chance less.
+
+        Args:
+            shares: rising, in (0, 1).
+
+        Returns:
+            One part to each share; none where a tensor tells another number of examples than
+            the others of its batch, since nobody knows then what an example is, and after
+            ``keep_whole``.
+        """
+        if self._is_kept_whole:
+            return ()
+        key = tuple(shares)
+        if key not in self._parts:
+            self._parts[key] = self._proxies_of(_drawn(self._batches, key))
+        return self._parts[key]
+
+    def keep_whole(self, why: str) -> None:
+        """Draw no parts from here on, since they would tell something else."""
+        self._is_kept_whole = True
+        _logger.warning(
+            "sparsitywatch: every level is evaluated on all examples, which takes some four times "
+            "as long: %s.",
+            why,
+        )
+
+    def _proxies_of(self, drawn: Sequence[_Drawn]) -> tuple[Part, ...]:
+        return tuple(Part(self._of(batches), places) for batches, places in drawn)
+
+    def _of(self, batches: list[Any]) -> Proxy:
+        """One like this, of other batches."""
+        other = copy.copy(self)
+        other._batches, other._num_examples, other._parts = batches, None, {}
+        return other
+
     def halve(self) -> bool:
         """Split every batch in two where that can be done, to need less memory.
 
@@ -196,6 +253,7 @@ class Proxy:
         """
         halves = [halve(batch) or (batch,) for batch in self._batches]
         self._batches = [part for parts in halves for part in parts]
+        self._parts = {}
         return len(self._batches) > len(halves)
 
     def check(self, model: nn.Module, *, has_weights: bool = True) -> None:
@@ -252,6 +310,52 @@ class Proxy:
         )
 
 
+class Part(NamedTuple):
+    """Some examples, as a proxy of their own, and where each is among all: int64 [n]."""
+
+    proxy: Proxy
+    places: NDArray[np.int64]
+
+
+#: Batches of a part, and where its examples are.
+_Drawn = tuple[list[Any], NDArray[np.int64]]
+
+
+def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[_Drawn]:
+    """The batches of each part, as ``Proxy.parts`` says."""
+    sizes = [sizes_of(batch) for batch in batches]
+    if any(len(size) != 1 for size in sizes):
+        return []
+    first = np.cumsum([0, *(size for (size,) in sizes)])
+    alike: dict[Any, list[int]] = {}
+    for index, batch in enumerate(batches):
+        alike.setdefault(shape_of(batch), []).append(index)
+    orders = []
+    for stratum, indices in enumerate(alike.values()):
+        places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
+        keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
+        orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
+    drawn: list[_Drawn] = []
+    for start, stop in zip([0.0, *shares], shares, strict=False):
+        of_part: list[Any] = []
+        found: list[NDArray[np.int64]] = []
+        for order, most in orders:
+            begin, end = (math.ceil(share * len(order) - 1e-9) for share in (start, stop))
+            for few in range(begin, end, most):
+                found.append(np.sort(order[few : min(few + most, end)]))
+                of_part.append(joined(_rows(batches, first, found[-1])))
+        drawn.append((of_part, np.concatenate(found or [np.zeros(0, np.int64)])))
+    return drawn
+
+
+def _rows(
+    batches: Sequence[Any], first: NDArray[np.int64], places: NDArray[np.int64]
+) -> list[tuple[Any, NDArray[np.int64]]]:
+    """Batches with the rows that stand at rising ``places``; batch i begins at ``first[i]``."""
+    of_batch = np.searchsorted(first, places, side="right") - 1
+    return [(batches[i], places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
+
+
 class SharedProxy(Proxy):
     """A proxy whose batches several ranks evaluate between them, in step; each has all values.
 
@@ -281,7 +385,12 @@ class SharedProxy(Proxy):
 
     def _plan(self) -> None:
         """Who evaluates which batches; all ranks are asked."""
-        own = (super()._identity(), self.name, self.higher_is_better, [*map(_sizes, self._batches)])
+        own = (
+            super()._identity(),
+            self.name,
+            self.higher_is_better,
+            [*map(sizes_of, self._batches)],
+        )
         every = self.ranks.all_of(own)
         if any(other[1:3] != own[1:3] for other in every):
             raise ProxyError(
@@ -339,6 +448,28 @@ class SharedProxy(Proxy):
         self._plan()
         return bool(self.ranks.sum(np.array([were_split], np.int64))[0])
 
+    def _proxies_of(self, drawn: Sequence[_Drawn]) -> tuple[Part, ...]:
+        """The parts of all ranks together; each draws its share of its own batches."""
+        places = [of_part for _, of_part in drawn]
+        num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
+        every = self.ranks.all_of((places, num_own))
+        # every rank has to run what the others run, so it needs something to run
+        if not all(len(of_rank) == len(places) > 0 for of_rank, _ in every):
+            return ()
+        if any(len(of_part) == 0 for of_rank, _ in every for of_part in of_rank):
+            return ()
+        if not self._is_same:
+            first = np.cumsum([0, *(number for _, number in every)])
+            by_rank = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
+            places = [np.concatenate(of_part) for of_part in zip(*by_rank, strict=True)]
+        batches = [of_part for of_part, _ in drawn]
+        return tuple(Part(self._of(b), p) for b, p in zip(batches, places, strict=True))
+
+    def _of(self, batches: list[Any]) -> Proxy:
+        other = super()._of(batches)
+        other._plan()  # type: ignore[attr-defined]
+        return other
+
     def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
         """This proxy with other batches; on every rank."""
         other = super().with_leaves(leaves)
@@ -391,11 +522,6 @@ def _by_rank(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
     return turns
 
 
-def _sizes(batch: Any) -> tuple[int, ...]:
-    """How many examples a batch has, as its tensors and arrays say."""
-    return tuple(sorted({len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}))
-
-
 def _seed_generators(seed: int) -> None:
     """Those that ``preserve_rng`` puts back, and no others."""
     random.seed(seed)
@@ -429,169 +555,3 @@ def _check(result: object, index: int) -> None:
         f"number per example, got {came} for batch {index}. Do not average over the batch: use "
         "reduction='none' and average over each example's own positions."
     )
-
-
-# ------------------------------------------------------------------ batches of any nesting
-
-
-def freeze(batch: Any, where: str) -> Any:
-    """A deep copy whose tensors share no memory with anything; ``where`` names it in an error."""
-
-    def copied(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.detach().clone()
-        return value.copy() if isinstance(value, np.ndarray) else value
-
-    return _map(batch, copied, where)
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``, in containers of its own."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, _LEAVES):
-        return batch
-    parts, rebuild = _parts(batch, "batch")
-    return rebuild([move(part, device) for _, part in parts])
-
-
-def halve(batch: Any) -> tuple[Any, Any] | None:
-    """The first and the last half of a batch's examples; views of its tensors.
-
-    None if it cannot be halved: there is one example, or its tensors and arrays do not agree
-    on how many there are. Those without a dimension go into both halves.
-    """
-    sizes = {len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}
-    if len(sizes) != 1 or max(sizes) < 2:
-        return None
-    middle = sizes.pop() // 2
-    first, last = slice(None, middle), slice(middle, None)
-    return (
-        _map(batch, lambda value: value[first] if _has_examples(value) else value),
-        _map(batch, lambda value: value[last] if _has_examples(value) else value),
-    )
-
-
-def _has_examples(value: Any) -> bool:
-    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0
-
-
-def digest(batches: Iterable[Any]) -> str:
-    """Identity of frozen batches, contents and structure: 16 hexadecimal digits."""
-    state = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            array = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            state.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-            state.update(array.tobytes())
-        elif isinstance(value, np.ndarray):
-            state.update(f"array {value.dtype} {value.shape}".encode() + value.tobytes())
-        elif isinstance(value, _PLAIN):
-            state.update(f"{type(value).__name__} {value!r}".encode())
-        else:
-            state.update(type(value).__name__.encode())
-            for name, part in _parts(value, "batch")[0]:
-                state.update(f"{name!r}".encode())
-                add(part)
-
-    for batch in batches:
-        state.update(b"batch")
-        add(batch)
-    return state.hexdigest()[:16]
-
-
-def packed(batches: Iterable[Any]) -> list[list[Any]]:
-    """The tensors, arrays, numbers and strings of each batch, in order; weights-only safe."""
-    return [
-        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in _leaves(batch)]
-        for batch in batches
-    ]
-
-
-def unpacked(batches: Sequence[Any], leaves: Sequence[Sequence[Any]]) -> list[Any]:
-    """``batches`` with the leaves of others, as ``packed`` gave them; refuses other structures."""
-    if len(batches) != len(leaves):
-        raise ProxyError(f"Expected {len(leaves)} batches as were kept, got {len(batches)}.")
-    filled = []
-    for batch, others in zip(batches, leaves, strict=True):
-        more = len(_leaves(batch)) - len(others)
-        if more:
-            word = "larger" if more > 0 else "smaller"
-            raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
-        filled.append(_map(batch, partial(_other, iter(others))))
-    return filled
-
-
-def _other(others: Iterator[Any], value: Any) -> Any:
-    """What has been kept in the place of a value, or of one of its type."""
-    other = next(others)
-    return _as_array(other) if isinstance(value, np.ndarray) else other
-
-
-def _as_bytes(array: np.ndarray) -> torch.Tensor:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-
-def _as_array(stored: torch.Tensor) -> np.ndarray:
-    file = io.BytesIO(stored.numpy().tobytes())
-    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    return array
-
-
-def _leaves(value: Any) -> list[Any]:
-    """Everything in it that is not a container, in order."""
-    if isinstance(value, _LEAVES):
-        return [value]
-    return [leaf for _, part in _parts(value, "batch")[0] for leaf in _leaves(part)]
-
-
-def _map(value: Any, change: Callable[[Any], Any], where: str = "batch") -> Any:
-    """``value`` rebuilt with ``change`` applied to everything that is not a container."""
-    if isinstance(value, _LEAVES):
-        return change(value)
-    parts, rebuild = _parts(value, where)
-    return rebuild([_map(part, change, f"{where}[{name!r}]") for name, part in parts])
-
-
-def _parts(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
-    """What a container holds, by name, and what makes one like it of other parts."""
-    kind = type(value)
-    if kind in (list, tuple):
-        return [*enumerate(value)], kind
-    if isinstance(value, Mapping):
-        return [*_mapping(value).items()], partial(_mapping_like, value, where)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [(name, getattr(value, name)) for name in value._fields], lambda new: kind(*new)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return [(name, getattr(value, name)) for name in names], lambda new: dataclasses.replace(
-            value, **dict(zip(names, new, strict=True))
-        )
-    raise ProxyError(
-        "Expected `batches` of tensors, arrays, numbers and strings in dicts, lists, tuples or "
-        f"dataclasses, got {kind.__name__} at {where}. Convert it before making the Proxy."
-    )
-
-
-def _mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return value.data if isinstance(value, UserDict) else value  # transformers' BatchEncoding
-
-
-def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
-    items = dict(zip(_mapping(value), new, strict=True))
-    if type(value) is dict:
-        return items
-    if isinstance(value, UserDict):
-        result = copy.copy(value)
-        result.data = items
-        return result
-    try:
-        return type(value)(items)  # type: ignore[call-arg]
-    except TypeError as error:
-        raise ProxyError(
-            f"Expected a mapping at {where} that can be made from a dict, got "
-            f"{type(value).__name__} ({error}). Pass plain dicts."
-        ) from error

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -23,28 +23,35 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.pruning.masked import MaskedModel, Masks
+from sparsitywatch.pruning.partial import Losses, largest_step, shares_of
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.proxy import Part, Proxy
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.weights.shards import Ranks
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = [
     "Allowed",
     "Bisection",
     "Grid",
+    "Measure",
     "Point",
     "Sweep",
     "SweepResult",
     "check_levels",
     "points_of",
     "run_sweep",
-    "standard_error",
 ]
 
 _logger = logging.getLogger("sparsitywatch")
 
 #: Relative size up to which repeated evaluations may differ by the order of additions.
 _ROUNDING = 1e-4
+#: In another batch the value of an example may differ by this share of the harm allowed and is
+#: compared with that of the dense model in any.
+_ROUNDED = 1e-3
+#: Where it differs by this share of the spread of the examples, it depends on the others.
+_DEPENDS = 0.1
 
 #: The harm that is accepted, given the mean value of the dense model; both in the value's units.
 Allowed = Callable[[float], float]
@@ -53,12 +60,17 @@ Allowed = Callable[[float], float]
 class Point(NamedTuple):
     """What one level costs, in units of the harm that is allowed: beyond 1 is too much.
 
-    ``harm`` is inf where the value is not finite; ``stderr``, its standard error, is 0 there.
+    ``harm`` is inf where the value is not finite; ``stderr``, its standard error, is 0 there. A
+    level that was evaluated on a ``share`` of the examples has an estimate of the harm on all of
+    them, and ``doubt`` is its standard error about that, with ``freedom`` degrees of freedom.
     """
 
     level: float
     harm: float
     stderr: float = 0.0
+    doubt: float = 0.0
+    freedom: int = 0
+    share: float = 1.0
 
     @property
     def is_within(self) -> bool:
@@ -69,8 +81,8 @@ class Point(NamedTuple):
     def of(cls, level: float, harm: float, stderr: float, allowed: float) -> Point:
         """From a harm and its error in the units of the value.
 
-        >>> Point.of(0.5, 0.06, 0.01, allowed=0.02)
-        Point(level=0.5, harm=3.0, stderr=0.5)
+        >>> Point.of(0.5, 0.06, 0.01, allowed=0.02)[:3]
+        (0.5, 3.0, 0.5)
         """
         if not math.isfinite(harm):
             return cls(level, math.inf)
@@ -99,15 +111,37 @@ def points_of(curve: SparsityCurve, allowed: Allowed) -> tuple[Point, ...]:
     return tuple(Point.of(level, sign * (value - dense), e, scale) for level, value, e in found)
 
 
-class Sweep(Protocol):
-    """Chooses the levels between 0 and 1; both ends are always measured."""
+class Measure(Protocol):
+    """What a sweep calls."""
 
-    def choose(self, measure: Callable[[float], Point], previous: Sequence[Point]) -> None:
+    @property
+    def shares(self) -> Sequence[float]:
+        """Shares of the examples on which a level can be evaluated, rising to 1.
+
+        There is only 1 unless the sweep has an attribute ``examples``: how many it wants to
+        begin with.
+        """
+
+    def __call__(self, level: float, share: float = 1.0, /) -> Point:
+        """What a level costs, evaluated on this share of the examples at least, in drawn order.
+
+        Other levels may have made the estimate better since it was asked for last.
+        """
+
+
+class Sweep(Protocol):
+    """Chooses the levels between 0 and 1; both ends are always measured.
+
+    Levels are evaluated on all examples, but by a sweep with an attribute ``examples``, see
+    ``Measure``.
+    """
+
+    def choose(self, measure: Measure, previous: Sequence[Point]) -> None:
         """Call ``measure(level)`` for the levels to evaluate.
 
         Args:
             measure: evaluates a level in [0, 1]; measuring one twice costs nothing, and 0
-                and 1 have been measured already.
+                and 1 have been measured already, on the smallest share there is.
             previous: the points of the snapshot before, by rising level; empty at the first one.
         """
 
@@ -228,7 +262,7 @@ def run_sweep(
             # on several ranks, what fails on one while the model is opened or put back fails on all
             with _together(proxy, "an evaluation"), model.session(proxy.value) as masks:
                 levels = _Levels(model.module, proxy, masks, pattern, spectrum)
-                levels.begin(sweep.levels if isinstance(sweep, Grid | Bisection) else (), allowed)
+                levels.begin(sweep, allowed)
                 levels.choose(sweep, points)
             return levels.result()
         except (MemoryError, RuntimeError) as error:
@@ -250,15 +284,6 @@ def _together(proxy: Proxy, what: str) -> contextlib.AbstractContextManager[None
     return contextlib.nullcontext() if proxy.ranks is None else proxy.ranks.together(what)
 
 
-class _Level(NamedTuple):
-    """What was measured at one level."""
-
-    cut: Cut
-    value: float
-    stderr: float
-    point: Point
-
-
 class _Levels:
     """What each level costs, measured once."""
 
@@ -273,18 +298,29 @@ class _Levels:
         self._module, self._proxy, self._masks = module, proxy, masks
         self._pattern, self._weights = pattern, Weights(spectrum, masks.shapes)
         self._cuts: dict[float, Cut] = {}
-        self._values: dict[float, np.ndarray] = {}
-        self._found: dict[float, _Level] = {}
-        self._num_evaluations = 1  # of the dense model
+        self._stage: dict[float, int] = {}  # how many parts were seen; all examples are one more
+        self._parts: tuple[Part, ...] = ()
+        self._dense_parts: list[np.ndarray] = []
+        self._wholes: dict[float, float] = {}  # the mean where all were evaluated at once
+        self._is_exact = False  # whether the batch that an example is in changes nothing
+        self._num_forwards = 0
+        self.shares: tuple[float, ...] = (1.0,)
 
-    def begin(self, expected: Iterable[float], allowed: Allowed) -> None:
+    def begin(self, sweep: Sweep, allowed: Allowed) -> None:
         """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
-        dense = self._evaluated_dense()
-        self._dense, self._allowed = float(dense.mean()), allowed(float(dense.mean()))
+        self._num_forwards = self._proxy.num_batches
+        self._dense = self._evaluated_dense()
+        self._mean, self._allowed = float(self._dense.mean()), allowed(float(self._dense.mean()))
+        self._divide(getattr(sweep, "examples", None))
+        order = np.concatenate([np.zeros(0, np.int64), *(part.places for part in self._parts)])
+        self._losses = Losses(len(self._dense), order, largest_step(self._dense))
+        is_known = isinstance(sweep, Grid | Bisection) or hasattr(sweep, "examples")
+        expected = getattr(sweep, "levels", ()) if is_known else ()
         at = sorted({0.0, 1.0, *map(float, expected)})  # in one go
         self._cuts = dict(zip(at, self._make_cuts(at), strict=True))
-        self.measure(0.0)
-        masked = self._values[0.0]
+        smallest = self.shares[0]
+        dense = self._dense_parts[0] if self._parts else self._dense
+        masked = self._evaluated(0.0, smallest)
         is_same = np.array_equal(dense, masked, equal_nan=True)
         if not is_same and not self._is_noise(dense, masked):
             raise MeasurementError(
@@ -292,14 +328,36 @@ class _Levels:
                 f"up to {np.nanmax(np.abs(dense - masked)):.3g}: masking does not reach the model "
                 "as it runs, or the value function is random. Put all randomness into the batches."
             )
-        self.measure(1.0)
         # a model that has broken down gives NaN with and without its weights
-        if np.isfinite(dense).all() and np.array_equal(dense, self._values[1.0]):
+        if np.isfinite(dense).all() and np.array_equal(dense, self._evaluated(1.0, smallest)):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
                 "model, a stale autocast cache, or a compiled graph that holds old weights)."
             )
+        self.measure(1.0, smallest)
+
+    def _divide(self, examples: int | None) -> None:
+        """Draw the parts, if a sweep wants to begin with so many examples and that can be done."""
+        if examples is None or not self._allowed > 0.0 or not np.isfinite(self._dense).all():
+            return
+        shares = shares_of(len(self._dense), examples, largest_step(self._dense) / self._allowed)
+        parts = self._proxy.parts((*shares, 1.0)) if shares else ()
+        if not parts:
+            return
+        self._num_forwards += parts[0].proxy.num_batches
+        first, among_all = parts[0].proxy.evaluate(self._module), self._dense[parts[0].places]
+        apart = float(np.abs(first - among_all).max()) if len(first) == len(among_all) else math.inf
+        if apart > max(_DEPENDS * float(self._dense.std()), self._allowed):
+            self._proxy.keep_whole(
+                f"the value of an example depends on the others in its batch, by up to {apart:.3g}"
+            )
+            return
+        self._parts, self.shares = parts, (*shares, 1.0)
+        self._dense_parts = [first]
+        self._is_exact = apart <= _ROUNDED * self._allowed
+        if self._is_exact:
+            self._dense_parts += [self._dense[part.places] for part in parts[1:]]
 
     def _make_cuts(self, levels: Sequence[float]) -> list[Cut]:
         return self._pattern.cuts(self._weights, levels)
@@ -331,27 +389,73 @@ class _Levels:
         They differ in the last digits only; more than that is a random value function.
         """
         self._masks.remove()
-        self._num_evaluations += 1
-        noise = np.abs(self._proxy.evaluate(self._module) - dense).max()
+        proxy = self._parts[0].proxy if self._parts else self._proxy
+        self._num_forwards += proxy.num_batches
+        noise = np.abs(proxy.evaluate(self._module) - dense).max()
         is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
         return bool(is_rounding and np.abs(masked - dense).max() <= 10 * noise)
 
-    def measure(self, level: float) -> Point:
-        """What ``level`` costs."""
+    def __call__(self, level: float, share: float = 1.0) -> Point:
+        """What ``level`` costs, evaluated on this share of the examples at least."""
+        return self.measure(level, share)
+
+    def measure(self, level: float, share: float = 1.0) -> Point:
+        """What ``level`` costs, evaluated on this share of the examples at least."""
         level = float(level)
-        if level not in self._found:
-            with _together(self._proxy, "masking"):
-                if level not in self._cuts:
-                    (self._cuts[level],) = self._make_cuts([level])
-                self._masks.apply(self._cuts[level])
-            self._num_evaluations += 1
-            self._values[level] = values = self._proxy.evaluate(self._module)
-            value, dense = float(values.mean()), self._dense
-            harm = dense - value if self._proxy.higher_is_better else value - dense
-            stderr = standard_error(values, self._values[0.0])
-            point = Point.of(level, harm, stderr, self._allowed)
-            self._found[level] = _Level(self._cuts[level], value, stderr, point)
-        return self._found[level].point
+        if self.is_new(level, share):
+            self._evaluated(level, share)
+        mean = self._losses.mean(level)
+        harm = -mean.value if self._proxy.higher_is_better else mean.value
+        point = Point.of(level, harm, mean.stderr, self._allowed)
+        if not math.isfinite(point.harm) or self._allowed == 0.0:
+            return point
+        return point._replace(
+            doubt=mean.doubt / self._allowed,
+            freedom=mean.freedom,
+            share=self._losses.num_seen(level) / len(self._dense),
+        )
+
+    def is_new(self, level: float, share: float) -> bool:
+        """Whether it takes an evaluation to say what a level costs."""
+        return self._stage_of(share) > self._stage.get(float(level), 0)
+
+    def _dense_of(self, index: int) -> np.ndarray:
+        """The values of the dense model on a part, in the batches of the part."""
+        if len(self._dense_parts) <= index:
+            self._masks.remove()
+        for part in self._parts[len(self._dense_parts) : index + 1]:
+            self._num_forwards += part.proxy.num_batches
+            self._dense_parts.append(part.proxy.evaluate(self._module))
+        return self._dense_parts[index]
+
+    def _stage_of(self, share: float) -> int:
+        """How many parts make up a share; for all examples one more than there are."""
+        return 1 + next(i for i, found in enumerate(self.shares) if found >= min(share, 1.0) - 1e-9)
+
+    def _evaluated(self, level: float, share: float) -> np.ndarray:
+        """Mask a level and evaluate what is missing up to a share; the values of the last part."""
+        stage = self._stage_of(share)
+        before = self._stage.get(level, 0)
+        is_whole = stage == len(self.shares) and not (before and self._is_exact)
+        if not is_whole:
+            self._dense_of(stage - 1)
+        with _together(self._proxy, "masking"):
+            if level not in self._cuts:
+                (self._cuts[level],) = self._make_cuts([level])
+            self._masks.apply(self._cuts[level])
+        if is_whole:
+            self._num_forwards += self._proxy.num_batches
+            values = self._proxy.evaluate(self._module)
+            self._losses.add(level, values - self._dense)
+            self._wholes[level] = float(values.mean())
+        else:
+            for index in range(before, stage):
+                proxy = self._parts[index].proxy
+                self._num_forwards += proxy.num_batches
+                values = proxy.evaluate(self._module)
+                self._losses.add(level, values - self._dense_of(index))
+        self._stage[level] = stage
+        return values
 
     def choose(self, sweep: Sweep, points: Sequence[Point]) -> None:
         """Measure the levels that a sweep chooses; on several ranks rank 0 chooses for all.
@@ -360,56 +464,58 @@ class _Levels:
         """
         ranks = self._proxy.ranks
         if ranks is None:
-            sweep.choose(self.measure, points)
+            sweep.choose(self, points)
             return
         if ranks.rank > 0:
-            while bits := ranks.agree("the next level"):
-                self.measure(struct.unpack("d", struct.pack("q", bits))[0])
+            while stage := ranks.agree("the next share"):
+                (level,) = struct.unpack("d", struct.pack("q", ranks.agree("the next level")))
+                self.measure(level, self.shares[stage - 1])
             return
-        is_known_to_all = False
-
-        def announced(level: float) -> Point:
-            nonlocal is_known_to_all
-            if float(level) not in self._found:
-                (bits,) = struct.unpack("q", struct.pack("d", level))
-                ranks.agree("the next level", value=bits)
-                is_known_to_all = True  # what fails from here on fails on every rank
-                self.measure(level)
-                is_known_to_all = False
-            return self.measure(level)
-
+        announced = _Announced(self, ranks)
         try:
             sweep.choose(announced, points)
         except Exception as error:
-            if not is_known_to_all:
-                ranks.agree("the next level", error)
+            if not announced.is_known_to_all:
+                ranks.agree("the next share", error)
             raise
-        ranks.agree("the next level", value=0)  # level 0 is measured already: there is no more
+        ranks.agree("the next share", value=0)  # there is no more
 
     def result(self) -> SweepResult:
         """The curve of everything measured."""
-        levels = sorted(self._found)
-        cuts, values, stderrs, _ = zip(*map(self._found.__getitem__, levels), strict=True)
+        levels = sorted(self._stage)
+        means = [self._losses.mean(level) for level in levels]
+        num_seen = [self._losses.num_seen(level) for level in levels]
+        cuts = tuple(map(self._cuts.__getitem__, levels))
         curve = SparsityCurve(
             sparsity=[cut.sparsity for cut in cuts],
-            value=values,
-            stderr=stderrs,
+            value=[
+                self._wholes.get(level, self._mean + mean.value)
+                for level, mean in zip(levels, means, strict=True)
+            ],
+            stderr=[mean.stderr for mean in means],
             higher_is_better=self._proxy.higher_is_better,
             level=levels,
-            num_examples=len(self._values[0.0]),
+            num_examples=len(self._dense),
+            num_seen=num_seen if self._parts else None,
         )
-        return SweepResult(curve, cuts, self._num_evaluations * self._proxy.num_batches)
+        return SweepResult(curve, cuts, self._num_forwards)
 
 
-def standard_error(values: np.ndarray, dense: np.ndarray) -> float:
-    """Standard error of the mean of ``values - dense``, both float64 [N], N >= 2; NaN if broken.
+class _Announced:
+    """What rank 0 measures, told to all others first."""
 
-    The same examples are compared, so what all share drops out.
+    def __init__(self, levels: _Levels, ranks: Ranks) -> None:
+        self._levels, self._ranks = levels, ranks
+        self.shares = levels.shares
+        self.is_known_to_all = False  # what fails then fails on every rank
 
-    >>> round(standard_error(np.array([2.0, 4.0, 6.0]), np.array([1.0, 2.0, 3.0])), 6)
-    0.57735
-    """
-    difference = values - dense
-    if not np.isfinite(difference).all():
-        return math.nan
-    return float(difference.std(ddof=1) / math.sqrt(len(difference)))
+    def __call__(self, level: float, share: float = 1.0) -> Point:
+        if self._levels.is_new(level, share):
+            stage = 1 + self.shares.index(next(s for s in self.shares if s >= share - 1e-9))
+            self._ranks.agree("the next share", value=stage)
+            (bits,) = struct.unpack("q", struct.pack("d", level))
+            self._ranks.agree("the next level", value=bits)
+            self.is_known_to_all = True
+            self._levels.measure(level, share)
+            self.is_known_to_all = False
+        return self._levels.measure(level, share)

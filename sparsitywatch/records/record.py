@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,8 @@ class SparsityCurve:
         level: the sparsity that was asked for at each point, length K; by default the
             counted one.
         num_examples: how many examples the value is a mean of, if known.
+        num_seen: on how many of them each point was evaluated, length K, or None: on all. The
+            value of a point that saw a part is an estimate for all, and so is its error.
 
     Raises:
         ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
@@ -69,33 +71,52 @@ class SparsityCurve:
     higher_is_better: bool = True
     level: Sequence[float] | None = None
     num_examples: int | None = None
+    num_seen: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         asked = self.sparsity if self.level is None else self.level
         columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
         if self.stderr is not None:
             columns["stderr"] = self.stderr
+        if self.num_seen is not None:
+            columns["num_seen"] = self.num_seen
         for name, column in columns.items():
             object.__setattr__(self, name, expect_numbers(name, column, "a list of numbers"))
         num_points = len(self.sparsity)
         if num_points == 0:
             raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
-        for name in columns:
-            if len(getattr(self, name)) != num_points:
-                raise ConfigurationError(
-                    f"Expected `{name}` of the length of `sparsity` ({num_points}), "
-                    f"got {len(getattr(self, name))} values."
-                )
+        self._check_lengths(columns)
         for i, x in enumerate(self.sparsity):
             if not 0.0 <= x <= 1.0:
                 raise ConfigurationError(
                     f"Expected `sparsity[{i}]` to be a fraction of weights in [0, 1], got {x!r}."
                 )
+        self._check_seen()
         for i, x in enumerate(self.stderr or ()):
             if x < 0.0:  # NaN stays: the error of a value that broke down is unknown
                 raise ConfigurationError(
                     f"Expected `stderr[{i}]` to be a non-negative standard error, got {x!r}."
                 )
+
+    def _check_lengths(self, columns: Iterable[str]) -> None:
+        for name in columns:
+            if len(getattr(self, name)) != len(self.sparsity):
+                raise ConfigurationError(
+                    f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
+                    f"got {len(getattr(self, name))} values."
+                )
+
+    def _check_seen(self) -> None:
+        if self.num_seen is None:
+            return
+        most = self.num_examples
+        for i, x in enumerate(self.num_seen):
+            if not (x >= 1 and x == int(x) and (most is None or x <= most)):
+                raise ConfigurationError(
+                    f"Expected `num_seen[{i}]` to be a number of examples, at least 1 and at most "
+                    f"`num_examples` ({most}), got {x!r}."
+                )
+        object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
 
     def __repr__(self) -> str:
         low, high = min(self.sparsity), max(self.sparsity)

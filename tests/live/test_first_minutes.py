@@ -64,7 +64,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "failure": replayed.failures[0], "scope": sw.Scope.of(model),
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
         "difference": Difference(names[0], 3, "all of it"), "detector": sw.AbruptChange(),
-        "rise": sw.DormantRise(), "tracking": sw.Tracking(), "schedule": sw.adaptive(5),
+        "rise": sw.DormantRise(), "tracking": sw.Tracking(), "racing": sw.Racing(),
+        "schedule": sw.adaptive(5),
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
         "jsonl": sw.JsonlSink(folder), "tensorboard": sw.TensorBoardSink(folder),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
@@ -198,6 +199,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., object], dict[str, Any]
         "Grid": (sw.Grid, {"levels": [0.5]}),
         "Bisection": (sw.Bisection, {"levels": [0.5]}),
         "Tracking": (sw.Tracking, {}),
+        "Racing": (sw.Racing, {}),
         "every": (sw.every, {}),
         "at": (sw.at, {}),
         "geometric": (sw.geometric, {}),
@@ -209,7 +211,7 @@ NAMES = (
     "watch", "measure", "Settings", "Proxy", "replay", "verify",
     "essential_sparsity", "SparsityCurve", "of",
     "thresholds", "sparsity_at", "near_zero", "AbruptChange", "update", "DormantRise", "Grid",
-    "Bisection", "Tracking", "every", "at", "geometric", "adaptive",
+    "Bisection", "Tracking", "Racing", "every", "at", "geometric", "adaptive",
 )  # fmt: skip
 #: Arguments that only belong to others, or whose refusal speaks of what is meant.
 NAMED_OTHERWISE = {"urls": "Cannot list", "levels": "`level", "reference": "`initial`"}

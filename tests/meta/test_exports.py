@@ -40,6 +40,7 @@ PUBLIC = {
     "PerRow",
     "Proxy",
     "ProxyError",
+    "Racing",
     "Random",
     "RandomERK",
     "Record",

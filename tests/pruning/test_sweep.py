@@ -13,15 +13,15 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
+from sparsitywatch.pruning.batches import halve
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy, halve
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import (
     Bisection,
     Grid,
     Point,
     run_sweep,
-    standard_error,
 )
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -162,10 +162,6 @@ def test_bisection_spends_nothing_where_nothing_is_crossed() -> None:
 def test_levels_out_of_range_are_refused(levels, kind) -> None:
     with pytest.raises(ConfigurationError, match="`levels"):
         kind(levels)
-
-
-def test_standard_error_of_a_broken_value_is_unknown() -> None:
-    assert math.isnan(standard_error(np.array([1.0, np.inf]), np.zeros(2)))
 
 
 def test_what_counts_as_out_of_memory() -> None:
