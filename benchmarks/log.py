@@ -39,6 +39,7 @@ Rows = tuple[list[str], list[Goal]]
 
 SCALE = 0.02
 NUM_SNAPSHOTS = 3
+FIRST_KEY, LAST_KEY = 24_000, 32_600
 #: A bin of float32 keeps so many bits of a magnitude less than the dtype has.
 SHIFT = 15
 
@@ -172,17 +173,20 @@ def _correlation(directory: Path, step: int, following: int) -> float:
         mean = np.apply_along_axis(np.convolve, 1, counts, np.full(9, 1.0 / 9.0), "same")
         is_full.append(mean > 4.0)
         noise.append((counts - mean) / np.sqrt(np.maximum(mean, 1.0)))
-    both = is_full[0] & is_full[1]
+    place = (
+        np.arange(FIRST_KEY - 1, LAST_KEY - 1) % 256
+    )  # within an octave, at whose ends bins widen
+    both = is_full[0] & is_full[1] & (place >= 4) & (place < 252)
     return float(np.corrcoef(noise[0][both], noise[1][both])[0, 1])
 
 
 def _dense(directory: Path, step: int) -> np.ndarray:
-    """Counts by tensor and bin of a float32 spectrum, from 1e-10 to 1."""
+    """Counts by tensor and bin of a float32 spectrum, from some 1e-10 to 1."""
     arrays = read_spectrum(directory, step)
     tensors = np.repeat(np.arange(len(arrays["num_bins"])), arrays["num_bins"])
     counts = np.zeros((len(arrays["num_bins"]), 65_536))
     counts[tensors, arrays["keys"]] = arrays["counts"]
-    return counts[:, 24_000:32_600]
+    return counts[:, FIRST_KEY:LAST_KEY]
 
 
 def whole_report(arguments: argparse.Namespace) -> str:
