@@ -57,7 +57,10 @@ class TestJsonlSink(DurableSinkContract):
     import_path = "sparsitywatch.sinks.jsonl:JsonlSink"
 
     def steps(self, sink: JsonlSink, directory: Path) -> list[int]:
-        steps = [record.step for record in read_records(directory)]
+        records = read_records(directory)
+        assert all(record.layers == fake_run.look(record.step, last_step=200)[0].layers
+                   for record in records if record.layers)  # fmt: skip
+        steps = [record.step for record in records]
         names = sorted(path.name for path in (directory / "spectra").glob("*.npz"))
         with_spectrum = [step for step in steps if f"step-{step:08d}.npz" in names]
         assert len(names) == len(with_spectrum)  # none is left over
@@ -382,6 +385,43 @@ def test_a_kill_at_any_byte_leaves_whole_records(
             again.write(record, detail)
         again.close()
         assert told(read_records(log)) == told(record for record, _ in looks)
+
+
+WRITING = f"""
+import sys
+sys.path.insert(0, {str(TESTS)!r})
+from contracts import fake_run
+from itertools import count
+from pathlib import Path
+from sparsitywatch.sinks.jsonl import JsonlSink
+
+first = int(sys.argv[2])
+sink = JsonlSink(Path(sys.argv[1]), keep_spectra=2)
+sink.open(fake_run.run_info(first))
+for step in count(first + 1):
+    sink.write(*fake_run.look(step, num_tensors=3))
+    print(step, flush=True)
+"""
+
+
+def test_killed_while_it_writes_again_and_again(tmp_path: Path) -> None:
+    """What it said to have written is there, whole, and the next one goes on from there."""
+    last = 0
+    for num in (7, 1, 23, 4):
+        command = [sys.executable, "-c", WRITING, str(tmp_path), str(last)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            for _ in range(num):
+                reported = int(child.stdout.readline())
+            child.kill()
+        records = read_records(tmp_path)
+        assert [record.step for record in records] == list(range(1, records[-1].step + 1))
+        assert last + num == reported <= records[-1].step
+        last = records[-1].step
+        expected = [fake_run.look(step, num_tensors=3) for step in range(1, last + 1)]
+        assert told(records) == told(record for record, _ in expected)
+        for step in (*range(1, last + 1, 2), last):  # every second one, and the last
+            for name, array in expected[step - 1][1].spectrum.items():
+                np.testing.assert_array_equal(read_spectrum(tmp_path, step)[name], array)
 
 
 def spectra_of(directory: Path) -> list[int]:
