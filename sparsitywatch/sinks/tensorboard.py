@@ -77,7 +77,7 @@ OTHER_TAGS = (
            "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
            "is due next, its share of the time. Reported whenever that changes."),
     Series("watch/reason", "text", "what failed", "Why a snapshot is not valid."),
-    Series("about", "text", "about", "What the charts mean."),
+    Series("explanation", "text", "explanation", "What the charts mean."),
     Series("scope", "text", "scope", "Every parameter of the model, watched or not, and why."),
     Series("custom_scalars__config__", "layout", "charts",
            'Which charts the page "Custom Scalars" has.'),
@@ -131,7 +131,7 @@ class TensorBoardSink:
             self._num = sum(tag == _IN_EVERY_RECORD for _, tag in self._file.held)
             values = [
                 _layout(charts(run.provenance)),
-                _text("about", _about(run.provenance)),
+                _text("explanation", _explanation(run.provenance)),
                 _text("scope", scope_table(run.ledger)),
             ]
             self._file.add(values, first_step, time.time())
@@ -262,39 +262,46 @@ def _with_band(series: dict[str, float]) -> dict[str, float]:
     return {**dict.fromkeys(_BAND, math.nan), **series}
 
 
-_WEIGHTS = "Small weights, and weights without gradient"
 #: Charts by title, by title of their category. A chart is ("margin", [value, low, high]) with
 #: three tags, or ("lines", patterns) with regular expressions of tags.
 _Charts = Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]
+_SPARSE: _Charts = {
+    "Is it turning sparse?": {
+        "near-zero weights (beside their first size), and their forecast": (
+            "lines",
+            ["near_zero/initial_.+", "forecast/near_zero_in_1$"],
+        ),
+        "dormant weights (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
+    },
+}
+_RULES: _Charts = {
+    "Near-zero weights, by every rule": {"near-zero weights": ("lines", ["near_zero/.+"])}
+}
+_VALUE: _Charts = {
+    "How much could be thrown away?": {
+        "essential sparsity and its interval": (
+            "margin",
+            [f"essential_sparsity/{part}" for part in ("value", "low", "high")],
+        ),
+    },
+    "What the model needs": {
+        "value of the model as it is": ("lines", ["value/dense"]),
+        "reliance: harm of removing all in-scope weights": ("lines", ["value/reliance"]),
+        "first crossing, last crossing, knee": (
+            "lines",
+            ["essential_sparsity/(value|last_crossing|knee)"],
+        ),
+    },
+}
 
 
 def charts(provenance: Provenance) -> _Charts:
-    """The charts of the page "Custom Scalars"; without a proxy, those of weights alone.
+    """The charts of the page "Custom Scalars", what matters most first.
 
-    TensorBoard puts a chart with a band last in its category, so it has one of its own.
+    Without a proxy there are those of weights alone. TensorBoard puts a chart with a band last in
+    its category, so it has one of its own.
     """
-    weights: dict[str, tuple[str, Sequence[str]]] = {
-        "near-zero fraction, by rule, and its forecast": (
-            "lines",
-            ["near_zero/.+", "forecast/near_zero_in_1$"],
-        ),
-        "dormant fraction (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
-    }
-    if not provenance.proxy_hash:
-        return {_WEIGHTS: weights}
-    band = [f"essential_sparsity/{part}" for part in ("value", "low", "high")]
-    reliance = ["value/reliance", "value/dense"]
-    crossings = ["essential_sparsity/(value|last_crossing|knee)"]
-    return {
-        "How much could be thrown away": {
-            "essential sparsity and its interval": ("margin", band),
-        },
-        "What removing weights costs": {
-            "harm of removing all (reliance); value of dense": ("lines", reliance),
-            "first crossing, last crossing, knee": ("lines", crossings),
-        },
-        _WEIGHTS: weights,
-    }
+    return {**_SPARSE, **(_VALUE if provenance.proxy_hash else {}), **_RULES}
 
 
 # ------------------------------------------------------------------ values, from plain data
@@ -490,7 +497,7 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
 # ------------------------------------------------------------------ in words, as Markdown
 
 
-def _about(provenance: Provenance) -> str:
+def _explanation(provenance: Provenance) -> str:
     """What the charts mean, for somebody who sees them for the first time."""
     of_what = "times the dense value"
     if provenance.tolerance_mode != "relative":

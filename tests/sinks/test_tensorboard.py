@@ -382,7 +382,7 @@ def test_every_chart_of_the_layout_has_data(tmp_path: Path) -> None:
     write_run(tmp_path)
     tags = event_readers.scalars_of_accumulator(tmp_path)
     charts = charts_of(layout_of(tmp_path))
-    assert len(charts) == 5
+    assert len(charts) == 7
     for patterns in charts:
         for pattern in patterns:
             assert any(re.fullmatch(pattern, tag) for tag in tags), pattern
@@ -391,6 +391,10 @@ def test_every_chart_of_the_layout_has_data(tmp_path: Path) -> None:
         "essential_sparsity/low",
         "essential_sparsity/high",
     ] in charts
+    # what matters most is first, by the first rule alone; and each quantity has its own scale
+    assert [tag for tag in tags if re.fullmatch(charts[0][0], tag)] == ["near_zero/initial_0.1"]
+    assert ["value/dense"] in charts
+    assert ["value/reliance"] in charts
 
 
 def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Path) -> None:
@@ -403,7 +407,7 @@ def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Pat
     tags = event_readers.scalars_of_accumulator(tmp_path)
     for patterns in charts_of(layout_of(tmp_path)):
         assert all(any(re.fullmatch(p, tag) for tag in tags) for p in patterns)
-    assert "no essential sparsity" in texts(tmp_path)["about"][0][1]
+    assert "no essential sparsity" in texts(tmp_path)["explanation"][0][1]
     assert pictures(tmp_path) == {}
 
 
@@ -417,7 +421,7 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     sink.event(event)
     sink.close()
     found = texts(tmp_path)
-    assert list(found) == ["about", "events/near_zero/initial_0.1", "scope"]
+    assert list(found) == ["events/near_zero/initial_0.1", "explanation", "scope"]
     ((step, scope),) = found["scope"]
     assert step == 0
     assert "12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)" in scope
@@ -428,7 +432,7 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
         assert entry.reason in row
         assert f"{entry.num_weights:,}" in row
         assert all(f"`{alias}`" in row for alias in entry.aliases)
-    ((_, about),) = found["about"]
+    ((_, about),) = found["explanation"]
     for word in ("zero-shot", "informative", "decay clock", "dormant", "0.01 times the dense"):
         assert word in about
     ((_, text),) = found["events/near_zero/initial_0.1"]
