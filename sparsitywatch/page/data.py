@@ -25,7 +25,7 @@ from sparsitywatch.records import Event, Record, WatchState
 from sparsitywatch.records.run import __version__
 from sparsitywatch.records.wording import cause, sequel, when
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_name
+from sparsitywatch.shown import shown_name, shown_text
 
 __all__ = ["MAX_SNAPSHOTS", "column", "details_of", "page_data"]
 
@@ -156,7 +156,7 @@ def _event(number: int, event: Event) -> dict[str, Any]:
         "title": event.headline,
         "when": when(event),
         "where": [shown_name(name) for name in event.layers],
-        "why": cause(event),
+        "why": [*cause(event), *([shown_text(event.reason)] if event.reason else [])],
         "also": sequel(event),
         "do": event.advice,
         "trend": event.trend,

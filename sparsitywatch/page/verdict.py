@@ -13,6 +13,8 @@ __all__ = ["LEVELS", "Verdict", "verdict_of"]
 
 #: From good to bad; the place is the exit code of ``sparsitywatch status``.
 LEVELS = ("healthy", "look", "broken")
+#: Kinds of events after which, while they last, a training is not worth going on with.
+_BROKEN = ("not_finite", "replicas", "untrained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +61,12 @@ def verdict_of(run: Run) -> Verdict:
             action="Stop the run and go on from a checkpoint before that.",
         )  # fmt: skip
     if number:
-        several = len(run.events)
+        several, event = len(run.events), run.events[number - 1]
+        is_broken = event.kind in _BROKEN and event.reverted_step < 0
         return Verdict(
-            level="look", badge=f"{several:,} event{'' if several == 1 else 's'}",
-            headline=happened, action=run.events[number - 1].advice, event=number,
+            level="broken" if is_broken else "look",
+            badge=f"{several:,} event{'' if several == 1 else 's'}",
+            headline=happened, action=event.advice, event=number,
         )  # fmt: skip
     if not last.valid:
         reason = last.reason.rstrip(".") or "no reason given"
@@ -87,9 +91,10 @@ def _what_happened(run: Run) -> tuple[str, int]:
 
 
 def main_event(events: Sequence[Event]) -> Event:
-    """The event that matters most: weights that are gone, before those that only announce it."""
+    """The event that matters most: what is wrong with the training, then weights that are gone."""
     lasting = [event for event in events if event.reverted_step < 0] or events
-    return next((event for event in lasting if _is_sparse_now(event)), lasting[0])
+    wrong = sorted((e for e in lasting if not e.is_of_series), key=lambda e: e.kind not in _BROKEN)
+    return next((e for e in (*wrong, *lasting) if e in wrong or _is_sparse_now(e)), lasting[0])
 
 
 def _told(event: Event) -> str:

@@ -12,6 +12,7 @@ from contracts import fake_run
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
+from sparsitywatch.page.data import page_data
 from sparsitywatch.page.verdict import LEVELS, main_event, verdict_of
 from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
@@ -97,6 +98,25 @@ def test_weights_that_are_nan_are_broken() -> None:
 def test_a_run_that_has_just_begun() -> None:
     verdict = verdict_of(run_of(records=[], watch=state(status="on", step=3, last_step=-1)))
     assert (verdict.level, verdict.badge) == ("healthy", "no snapshot yet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("untrained", "broken"), ("not_finite", "broken"), ("rounding", "look"), ("decay", "look")],
+)
+def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> None:
+    sign = replace(
+        TAKE_OFF, kind=kind, series=f"vital/{kind}", direction="up", trend="", baseline=0.0,
+        value=3.0, id=kind, reason="no bit of them moved",
+    )  # fmt: skip
+    verdict = verdict_of(run_of([TAKE_OFF, sign]))
+    assert (verdict.level, verdict.event) == (level, 2)
+    assert verdict.headline.startswith("3 tensors ")
+    assert verdict.action == sign.advice
+    over = replace(sign, reverted_step=1500)
+    assert verdict_of(run_of([TAKE_OFF, over])).event == 1
+    assert verdict_of(run_of([over])).level == "look"
+    assert "no bit of them moved" in page_data(run_of([sign]))["events"][0]["why"]
 
 
 # ------------------------------------------------------------------ status, for schedulers
