@@ -98,6 +98,7 @@ def test_records_of_version_2_say_what_they_said() -> None:
         now = json.loads(to_json(record))
         assert (line.pop("schema"), record.schema) == (2, SCHEMA_VERSION)
         assert len(line["layers"]) == 2
+        assert now["curve"].pop("num_seen") is None  # added since
         assert {name: now[name] for name in line} == line
     assert [event.detected_step for event in read_events(SECOND)] == [650, 1125]
 
