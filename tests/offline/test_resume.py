@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contracts import logged
 from contracts.stored_run import EVERY, NUM, detectors, on_disk, weights
 
 import sparsitywatch as sw
@@ -100,6 +101,21 @@ def test_killed_again_and_again(run, whole, tmp_path: Path, kill) -> None:
         kill(run, tmp_path, owner, "write", 1 + number % 3, ("before", "after")[number % 2])
     replay(run, tmp_path)
     assert on_disk(tmp_path) == whole
+
+
+def test_a_replay_that_keeps_few_spectra_goes_on_as_one_that_keeps_all(
+    run, whole, tmp_path: Path
+) -> None:
+    checkpoints = sorted(run.iterdir(), key=lambda path: int(path.stem[5:]))
+    for num in (5, 6, 14, NUM):  # where it stops, its last spectrum is one that is not to stay
+        replay(checkpoints[:num], tmp_path, keep_spectra=7)
+    records = logged.records(tmp_path / "sparsitywatch")
+    for record in records:
+        del record["wall_time"], record["cost"]
+    assert records == whole["records"]
+    kept = sorted(path.name for path in (tmp_path / "sparsitywatch" / "spectra").glob("*.npz"))
+    steps = [EVERY * (index + 1) for index in (0, 7, 14, 21, NUM - 1)]
+    assert kept == [f"step-{step:08d}.npz" for step in steps]
 
 
 def test_a_finished_one_does_nothing_more(run, whole, tmp_path: Path) -> None:
