@@ -78,7 +78,7 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     assert "on fire" in first
     html = page(tmp_path)
     headline = html.split("<h1>")[1].split("</h1>")[0]
-    assert "the watch has been off since step" in headline
+    assert "the watch has been off since step" in headline.lower()
     assert "switched itself off at step" in html
     assert "on fire" in html
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "run.svg")]) == 0
