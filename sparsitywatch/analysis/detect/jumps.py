@@ -60,6 +60,8 @@ class Model:
     walk: float = 0.0
 
 
+#: The correlation of one model is that of the series, where it is known, to this grid.
+_CORRELATIONS = (0.6, 0.75, 0.85, 0.92)
 MODELS = (Model(12, 1), Model(32, 1), Model(32, 2), Model(32, 1, ar=0.6), Model(32, 1, walk=0.3))
 _DEGREES = np.array([model.degree for model in MODELS])[:, None]
 _MAX_DEGREE = int(_DEGREES.max())
@@ -86,10 +88,11 @@ class Forecasts:
     errors: Array
 
 
-def forecasts(x: Array, y: Array, floor: float) -> Forecasts:
+def forecasts(x: Array, y: Array, floor: float, ar: float = _CORRELATIONS[0]) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
-    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least.
+    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least. ``ar``
+    is the correlation of the model that has one.
     """
     n = len(x)
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
@@ -97,14 +100,14 @@ def forecasts(x: Array, y: Array, floor: float) -> Forecasts:
     before, after = _masks(n)
     count = before.sum(axis=-1)
     used = before & (count >= _MIN_FIT)[..., None]
-    whitened = _whitening(n) @ np.concatenate([basis, y[:, None]], axis=1)
+    whitened = _whitening(n, ar) @ np.concatenate([basis, y[:, None]], axis=1)
     design = np.broadcast_to(whitened[:, None, :, :-1], (*used.shape, basis.shape[1]))
     target = whitened[:, None, :, -1]
     nu = np.maximum(count - _DEGREES - 1, 1).astype(np.float64)
     fit, gram, sd = _robust_fit(design, target, used, nu, floor)
     errors = (target - (design @ fit[..., None])[..., 0]) * after
     late = design * after[..., None]
-    score, effect, width = _matched(errors, late, gram, sd, _templates(n), nu)
+    score, effect, width = _matched(errors, late, gram, sd, _templates(n, ar), nu)
     plain = (y - (basis @ fit[..., None])[..., 0]) * after
     return Forecasts(
         np.where(count >= _MIN_FIT, score, math.nan), effect, width, sd, plain[..., -SPLITS[-1] :]
@@ -117,8 +120,8 @@ def normal_score(t: Array, nu: Array) -> Array:
     return np.copysign(size, t)
 
 
-@functools.lru_cache(maxsize=64)
-def _whitening(n: int) -> Array:
+@functools.lru_cache(maxsize=256)
+def _whitening(n: int, ar: float) -> Array:
     """For each model the matrix that makes its noise independent, [models, n, n].
 
     Lower triangular: what it makes of a snapshot knows only the snapshots before.
@@ -127,7 +130,7 @@ def _whitening(n: int) -> Array:
     walked = np.minimum.outer(np.arange(n), np.arange(n)) + 1.0
     found = []
     for model in MODELS:
-        covariance = (model.ar**lags if model.ar else np.eye(n)) + model.walk**2 * walked
+        covariance = (ar**lags if model.ar else np.eye(n)) + model.walk**2 * walked
         found.append(np.linalg.inv(np.linalg.cholesky(covariance)))
     return np.stack(found)
 
@@ -141,14 +144,14 @@ def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return ~after & (age < limits[..., None]), after
 
 
-@functools.lru_cache(maxsize=64)
-def _templates(n: int) -> Array:
+@functools.lru_cache(maxsize=256)
+def _templates(n: int, ar: float) -> Array:
     """A step and a ramp from each split on, one at the last snapshot, whitened for each model."""
     age = np.arange(n)[::-1]
     split = np.array(SPLITS)[:, None]
     step = (age < split).astype(np.float64)
     shapes = np.stack([step, step * (split - age) / split], axis=-1)  # [splits, n, 2]
-    return np.asarray(np.einsum("knm,smt->ksnt", _whitening(n), shapes))
+    return np.asarray(np.einsum("knm,smt->ksnt", _whitening(n, ar), shapes))
 
 
 def _robust_fit(
@@ -230,6 +233,8 @@ _THIRD = 0.3
 _HALF = 0.5
 #: One forecast error speaks against a model for at most this many nats.
 _LARGEST_SURPRISE = 8.0
+#: Snapshots that tell how long noise lasts.
+_MIN_LASTING = 24
 #: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
 #: Past scores are kept in tenths: of them only the spread is needed.
@@ -265,7 +270,7 @@ class Jumps:
         x, y = steps[first:], values[first:]
         x = x / float(np.median(np.diff(x)))
         least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
-        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least))
+        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), _lasting(values[begin:]))
         min_effect = max(limits.min_effect, _GRID_STEPS * grid)
         combined = self._combined(self._widened(seen.score))
         is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
@@ -357,6 +362,27 @@ class Jumps:
             kept = np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
             scores = (_TENTHS * kept).round().astype(int).tolist()
             self._scores = [*self._scores, scores][-_PAST - SPLITS[-1] :]
+
+
+def _lasting(values: Array) -> float:
+    """How strongly neighbouring snapshots are correlated beside a line, on the grid of models.
+
+    The latest ones, which may be a change, are left out.
+    """
+    past = values[: -SPLITS[-1]]
+    if len(past) < _MIN_LASTING:
+        return _CORRELATIONS[0]
+    time = np.linspace(-1.0, 1.0, len(past))
+    left = past - past.mean()
+    left -= time * float(time @ left) / float(time @ time)
+    limit = _WINSOR * MAD_TO_SD * float(np.median(np.abs(left)))
+    left = np.clip(left, -limit, limit)
+    power = float(left @ left)
+    if power <= 0.0:
+        return _CORRELATIONS[0]
+    rho = float(left[1:] @ left[:-1]) / power
+    rho += (1.0 + 3.0 * rho) / len(past)  # what a fitted line takes from it
+    return min(_CORRELATIONS, key=lambda known: abs(known - rho))
 
 
 def _grid(values: Array) -> float:
