@@ -233,8 +233,11 @@ _THIRD = 0.3
 _HALF = 0.5
 #: One forecast error speaks against a model for at most this many nats.
 _LARGEST_SURPRISE = 8.0
-#: Snapshots that tell how long noise lasts.
-_MIN_LASTING = 24
+#: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
+_PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
+#: So much more score is asked for where noise lasts and is as large as the smallest effect, which
+#: then keeps nothing out.
+_FOR_LASTING = 1.2
 #: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
 #: Past scores are kept in tenths: of them only the spread is needed.
@@ -270,7 +273,9 @@ class Jumps:
         x, y = steps[first:], values[first:]
         x = x / float(np.median(np.diff(x)))
         least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
-        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), _lasting(values[begin:]))
+        rho = _lasting(values[begin:])
+        known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
+        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known)
         min_effect = max(limits.min_effect, _GRID_STEPS * grid)
         combined = self._combined(self._widened(seen.score))
         is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
@@ -280,6 +285,10 @@ class Jumps:
         for index in np.argsort(-np.abs(combined)):
             score, split = float(combined[index]), SPLITS[index]
             if split == 1 or not abs(score) >= limits.jump_score:
+                continue
+            sd = float(self._weights(split) @ seen.sd[:, index])
+            needed = limits.jump_score + _FOR_LASTING * rho * min(sd / min_effect, 1.0)
+            if abs(score) < needed:
                 continue
             if self._is_borne_out(seen, int(index), score, min_effect):
                 weights = self._weights(split)
@@ -365,24 +374,20 @@ class Jumps:
 
 
 def _lasting(values: Array) -> float:
-    """How strongly neighbouring snapshots are correlated beside a line, on the grid of models.
+    """Correlation of neighbouring snapshots' noise, from 0 to a little below 1.
 
-    The latest ones, which may be a change, are left out.
+    Of noise that forgets by a factor rho at each snapshot, differences over two snapshots have a
+    variance 1 + rho times that of differences over one; a slow trend adds to neither. The latest
+    snapshots, which may be a change, are left out.
     """
     past = values[: -SPLITS[-1]]
-    if len(past) < _MIN_LASTING:
-        return _CORRELATIONS[0]
-    time = np.linspace(-1.0, 1.0, len(past))
-    left = past - past.mean()
-    left -= time * float(time @ left) / float(time @ time)
-    limit = _WINSOR * MAD_TO_SD * float(np.median(np.abs(left)))
-    left = np.clip(left, -limit, limit)
-    power = float(left @ left)
-    if power <= 0.0:
-        return _CORRELATIONS[0]
-    rho = float(left[1:] @ left[:-1]) / power
-    rho += (1.0 + 3.0 * rho) / len(past)  # what a fitted line takes from it
-    return min(_CORRELATIONS, key=lambda known: abs(known - rho))
+    if len(past) < _MIN_FIT:
+        return _PRIOR_LASTING
+    one, two = (float(np.minimum(d := np.square(past[k:] - past[:-k]),
+                                 _CLIP * np.median(d)).mean()) for k in (1, 2))  # fmt: skip
+    seen = min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
+    weight = _PRIOR_SEEN / (_PRIOR_SEEN + len(past))
+    return weight * _PRIOR_LASTING + (1.0 - weight) * seen
 
 
 def _grid(values: Array) -> float:

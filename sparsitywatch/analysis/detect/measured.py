@@ -36,7 +36,7 @@ __all__ = ["MeasuredChange"]
 _SPLITS, _MIN_PAST, _MOST_PAST = (2, 3, 4, 6, 8, 12, 16), 8, 40
 #: Smallest score, and what is enough for what has come to twice its level, or half of it, and for
 #: a fall whose cause is seen.
-_SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 2.0
+_SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 1.5
 #: So many times is a multiple; reliance that has come to one explains a fall of essential sparsity.
 _MULTIPLE = 2.0
 #: Each of the last two snapshots bears out this part of the change.
