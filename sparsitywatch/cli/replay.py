@@ -55,6 +55,13 @@ def add_to(commands: Any) -> None:
         help="the log directory of a run whose initial weights near-zero rules refer to; by "
         "default the first checkpoint",
     )
+    for name, what in (("lr", "learning rate"), ("weight-decay", "decoupled weight decay")):
+        parser.add_argument(
+            f"--{name}",
+            metavar="NUMBER|CSV",
+            type=_rate,
+            help=f"{what} of the weights: a number, or a CSV file of steps and values",
+        )
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)"
     )
@@ -84,6 +91,14 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
+def _rate(text: str) -> float | str:
+    """A number, or the path of a file."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _run(arguments: argparse.Namespace) -> int:
     options = storage_options(arguments)
     if arguments.workers < 1:
@@ -110,6 +125,8 @@ def _run(arguments: argparse.Namespace) -> int:
                 executor=executor,
                 settings=settings,
                 initial_rms=arguments.initial,
+                lr=arguments.lr,
+                weight_decay=arguments.weight_decay,
                 storage_options=options,
                 on_event=[output.event],
                 on_record=[output.record],

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, ScopeError, StateError
 from sparsitywatch.offline.jobs import Job, JobResult, Listeners, in_order, sample_of
+from sparsitywatch.offline.rates import Rates
 from sparsitywatch.offline.selection import Failure, Replayed, Selection, Wanted
-from sparsitywatch.pipeline.measure import Context, failed_record, with_motion
+from sparsitywatch.pipeline.measure import Context, Measured, failed_record, with_motion
 from sparsitywatch.pipeline.pipeline import History, Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Detail, Event, Record, RunInfo
@@ -26,10 +29,14 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
+from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import MASK_LEVELS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Publisher", "Replayer", "check_same", "mask_thresholds", "read_log"]
 
@@ -84,6 +91,26 @@ def check_same(log: Run, job: Job) -> None:
         )
 
 
+def check_same_rates(log: Run, rates: Rates | None) -> None:
+    """Refuse to go on with another schedule than that of the log.
+
+    Raises:
+        ConfigurationError: the clocks of its last record that was read are others.
+    """
+    last = next((record for record in reversed(log.records) if record.was_read), None)
+    if last is None:
+        return
+    now = None if rates is None else rates.reading(last.step, ())
+    for name in ("decay_clock", "lr_clock"):
+        then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
+        if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
+            raise ConfigurationError(
+                "Expected `logdir` to be new or of a replay with the same `lr` and "
+                f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
+                "Give another one."
+            )
+
+
 def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
     """Whether the log holds every event that its records do.
 
@@ -108,6 +135,30 @@ def mask_thresholds(directory: Path | None, step: int) -> list[float]:
     return spectrum.thresholds(MASK_LEVELS)
 
 
+def reading_of(
+    rates: Rates | None, step: int, sample: Mapping[str, torch.Tensor]
+) -> OptimizerReading | None:
+    """What the optimizer had done at a checkpoint, if all of it is known; else None.
+
+    Weights of 16 bits are taken for rounded copies: files do not tell.
+    """
+    if rates is None or not rates.knows_decay:
+        return None
+    masters = frozenset(name for name, tensor in sample.items() if tensor.dtype.itemsize < 4)
+    return replace(rates.reading(step, sample), masters=masters)
+
+
+def with_rates(measured: Measured, context: Context, rates: Rates | None) -> Record:
+    """The record with what the optimizer did, as far as it is known, and with what has moved."""
+    step = measured.record.step
+    reading = reading_of(rates, step, measured.sample)
+    record = with_motion(measured, replace(context, optimizer=reading))
+    if rates is not None and reading is None:
+        known = rates.reading(step, ())
+        record = replace(record, lr=known.lr, lr_clock=known.lr_clock)
+    return record
+
+
 class Publisher:
     """Adds to a record what needs the snapshot before, and passes it on.
 
@@ -115,15 +166,20 @@ class Publisher:
         pipeline: detects, remembers, writes.
         motion: compares the weights with those of the snapshot before; None to leave that out.
         replayed_from: where the checkpoints lie, as asked for.
+        rates: what the optimizer did; None if that is not known.
 
     Attributes:
         last_step: of the latest record, -1 if there is none.
     """
 
     def __init__(
-        self, pipeline: Pipeline, motion: MotionTracker | None, replayed_from: tuple[str, ...]
+        self,
+        pipeline: Pipeline,
+        motion: MotionTracker | None,
+        replayed_from: tuple[str, ...],
+        rates: Rates | None = None,
     ) -> None:
-        self._pipeline, self._motion = pipeline, motion
+        self._pipeline, self._motion, self._rates = pipeline, motion, rates
         self._replayed_from = replayed_from
         self._context: Context | None = None  # None until the sinks are open
         self._held: list[tuple[int, str]] = []  # what failed before
@@ -160,7 +216,7 @@ class Publisher:
             self._publish(failed_record(failed_step, reason, self._context), Detail())
         self._held.clear()
         if measured is not None:
-            self._publish(with_motion(measured, self._context), measured.detail)
+            self._publish(with_rates(measured, self._context, self._rates), measured.detail)
 
     def close(self) -> None:
         """Finish the sinks."""
@@ -215,6 +271,7 @@ class Replayer:
         window: jobs under way at once, at most.
         goes_on: whether a sweep goes on from the checkpoint before.
         replayed_from: where the checkpoints lie, as asked for.
+        rates: what the optimizer did; None if that is not known.
     """
 
     def __init__(
@@ -228,13 +285,15 @@ class Replayer:
         window: int,
         goes_on: bool,
         replayed_from: tuple[str, ...],
+        rates: Rates | None = None,
     ) -> None:
         self._template = template
         self._pipeline, self._detectors, self._listeners = pipeline, detectors, listeners
         self._executor, self._window, self._goes_on = executor, window, goes_on
         self._claim = pipeline.claim
         self._motion = MotionTracker.of(template.settings.dormant_samples)
-        self._publisher = Publisher(pipeline, self._motion, replayed_from)
+        self._rates = rates
+        self._publisher = Publisher(pipeline, self._motion, replayed_from, rates)
         self._job: Job | None = None  # not before a checkpoint could be opened
         self._seen = _Seen()
 
@@ -316,6 +375,7 @@ class Replayer:
         if log is None or log.info is None:
             return
         check_same(log, self._job)
+        check_same_rates(log, self._rates)
         self._job = replace(self._job, initial_rms=log.info.initial_rms)
         kept = _until(log, self._kept_until(log.records, wanted))
         if not kept.records:  # the very first one is new
@@ -383,7 +443,8 @@ class Replayer:
         sample = sample_of(replace(job, url=last.url, step=last.step))
         if sample:
             thresholds = mask_thresholds(self._claim.directory, last.step)
-            self._motion.compare(last.step, sample, thresholds)
+            reading = reading_of(self._rates, last.step, sample)
+            self._motion.compare(last.step, sample, thresholds, reading)
 
     # ------------------------------------------------------------------ measuring
 

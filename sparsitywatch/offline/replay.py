@@ -27,6 +27,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.driver import Replayer
 from sparsitywatch.offline.jobs import EmptyModel, Job, Listeners, ModelFactory, window_of
+from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
 from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
@@ -62,6 +63,8 @@ def replay(
     executor: Executor | None = None,
     settings: Settings | None = None,
     initial_rms: Mapping[str, float] | str | os.PathLike[str] | None = None,
+    lr: Rate | None = None,
+    weight_decay: Rate | None = None,
     detectors: Mapping[str, Detector] | None = None,
     on_event: Sequence[Callable[[Event], object]] = (log_event,),
     on_record: Sequence[Callable[[Record], object]] = (),
@@ -83,8 +86,9 @@ def replay(
     """Measure saved checkpoints: the same records, events and files as from a live watch.
 
     The same weights give the same record as live, but for wall time, costs, and what only an
-    optimizer knows: the decay clock, the learning rate and the forecast are unknown, and what
-    moved between two checkpoints is estimated from the weights (``dormant.estimated``).
+    optimizer knows: unless ``lr`` and ``weight_decay`` are given, the decay clock, the learning
+    rate and the forecast are unknown, and what moved between two checkpoints is estimated from the
+    weights (``dormant.estimated``).
 
     A replay that was killed does only what is missing when it is started again.
 
@@ -104,8 +108,14 @@ def replay(
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
             refer to, or the log directory of a run that has them. By default those of the
             first checkpoint that can be read.
-        detectors: as of ``watch``; by default those of the near-zero weights. Without the decay
-            clock the early signal cannot be distinguished from a model that has stopped to learn.
+        lr: learning rate of the in-scope weights, which a checkpoint does not tell: a number, a
+            function of the optimizer step (the first is 1), or a CSV file with rows of a step and
+            a value, between which it is a straight line.
+        weight_decay: their decoupled decay (AdamW, Lion), likewise. With both, decay clock,
+            dormant weights and forecast are those of a live watch.
+        detectors: as of ``watch``; by default without that of the dormant weights unless ``lr``
+            and ``weight_decay`` are given: without the decay clock the early signal cannot be
+            distinguished from a model that has stopped to learn.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be measured; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
@@ -156,8 +166,10 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
+    rates = Rates.of(lr, weight_decay)
     if detectors is None:
-        detectors = _default_detectors(chosen)
+        knows_decay = rates is not None and rates.knows_decay
+        detectors = _default_detectors(chosen, knows_decay=knows_decay)
     pipeline = Pipeline(
         claim=Claim(directory),
         sinks=[*as_sinks(sinks), *_sinks_into(directory, keep_spectra)],
@@ -175,6 +187,7 @@ def replay(
         window=window_of(executor) if max_in_flight is None else max_in_flight,
         goes_on=goes_on,
         replayed_from=tuple(shown_url(url) for url in places),
+        rates=rates,
     )
 
     found: dict[str, Found] = {}
@@ -190,10 +203,10 @@ def replay(
     return replayer.result()
 
 
-def _default_detectors(settings: Settings) -> dict[str, Detector]:
+def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:
     # without the decay clock dormant weights cannot be distinguished from a model that stands still
     defaults = default_detectors(settings)
-    return {name: d for name, d in defaults.items() if not name.startswith("motion/")}
+    return {n: d for n, d in defaults.items() if knows_decay or not n.startswith("motion/")}
 
 
 def _sinks_into(directory: Path | None, keep_spectra: int) -> list[Sink]:

@@ -1,0 +1,137 @@
+"""What the optimizer did between two checkpoints, as far as the caller knows its schedule."""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from sparsitywatch.errors import ConfigurationError, is_number
+from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
+
+__all__ = ["Rate", "Rates"]
+
+#: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
+Rate = float | Callable[[int], float] | str | os.PathLike[str]
+
+
+class Rates:
+    """Learning rate and weight decay at every step, summed as a live watch sums them.
+
+    Args:
+        lr: learning rate of the in-scope weights.
+        weight_decay: decoupled decay of them; None if it is not known.
+
+    Raises:
+        ConfigurationError: one of them is no number, function or CSV file of numbers.
+    """
+
+    def __init__(self, lr: Rate, weight_decay: Rate | None) -> None:
+        self._lr = _function("lr", lr)
+        self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
+        self._step, self._clock = 0, GroupClock()
+
+    @classmethod
+    def of(cls, lr: Rate | None, weight_decay: Rate | None) -> Rates | None:
+        """Those that are given; None without any.
+
+        Raises:
+            ConfigurationError: weight decay without a learning rate.
+        """
+        if lr is None and weight_decay is not None:
+            raise ConfigurationError(
+                "Expected `lr` beside `weight_decay`, got none: weights shrink by their product."
+            )
+        return None if lr is None else cls(lr, weight_decay)
+
+    @property
+    def knows_decay(self) -> bool:
+        """Whether the decay clock is known, and not the learning rate alone."""
+        return self._decay is not None
+
+    def reading(self, step: int, names: Iterable[str]) -> OptimizerReading:
+        """What had been done when ``step`` optimizer steps were done.
+
+        Args:
+            step: of a checkpoint; cheapest where they rise.
+            names: of the in-scope weights.
+        """
+        if step < self._step:
+            self._step, self._clock = 0, GroupClock()
+        for at in range(self._step + 1, step + 1):
+            self._clock.advance(self._value("lr", self._lr, at), self._decay_at(at))
+        self._step = max(step, 0)
+        return OptimizerReading(
+            decay_clock=self._clock.decay if self.knows_decay else math.nan,
+            lr_clock=self._clock.lr,
+            lr=self._value("lr", self._lr, max(step, 1)),
+            clock=DecayClock([self._clock]).copy() if self.knows_decay else None,
+            membership=dict.fromkeys(names, 0),
+        )
+
+    def _decay_at(self, step: int) -> float:
+        return 0.0 if self._decay is None else self._value("weight_decay", self._decay, step)
+
+    @staticmethod
+    def _value(name: str, function: Callable[[int], float], step: int) -> float:
+        value = function(step)
+        if not is_number(value) or not 0.0 <= value < math.inf:
+            raise ConfigurationError(
+                f"Expected `{name}` to be finite and 0 or more at every step, got {value!r} at "
+                f"step {step}."
+            )
+        return float(value)
+
+
+def _function(name: str, rate: Rate) -> Callable[[int], float]:
+    if callable(rate):
+        return rate
+    if isinstance(rate, str | os.PathLike):
+        return _from_csv(name, Path(rate))
+    if not is_number(rate) or not 0.0 <= rate < math.inf:
+        raise ConfigurationError(
+            f"Expected `{name}` to be a number of 0 or more, a function of the step, or a CSV file "
+            f"of steps and values, got {rate!r}."
+        )
+    return lambda _: float(rate)
+
+
+def _from_csv(name: str, path: Path) -> Callable[[int], float]:
+    """Straight lines between the rows of a file; beyond them the first and the last value."""
+    steps: list[int] = []
+    values: list[float] = []
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Expected `{name}` to be a CSV file, but {error}.") from error
+    for number, row in enumerate(rows, 1):
+        try:
+            step, value = int(float(row[0])), float(row[1])
+        except (ValueError, IndexError, OverflowError):
+            if number == 1:  # names of the columns
+                continue
+            raise ConfigurationError(
+                f"Expected a step and a number in line {number} of {str(path)!r} (`{name}`), got "
+                f"{row!r}."
+            ) from None
+        if steps and step <= steps[-1]:
+            raise ConfigurationError(
+                f"Expected rising steps in {str(path)!r} (`{name}`), got {step} after {steps[-1]} "
+                f"in line {number}."
+            )
+        steps.append(step)
+        values.append(value)
+    if not steps:
+        raise ConfigurationError(f"Expected steps and numbers in {str(path)!r} (`{name}`).")
+
+    def at(step: int) -> float:
+        after = bisect.bisect_left(steps, step)
+        if after in (0, len(steps)):
+            return values[min(after, len(steps) - 1)]
+        share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
+        return values[after - 1] + share * (values[after] - values[after - 1])
+
+    return at

@@ -1,0 +1,114 @@
+"""A replay that knows the schedule of its run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from contracts.live_runs import save_safetensors, train
+
+import sparsitywatch as sw
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.offline.rates import Rates
+
+#: What ``train`` trains with.
+LR, DECAY = 1e-3, 0.1
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("live")
+    return train(folder / "log", save_safetensors(folder / "saved")), folder / "saved"
+
+
+def csv_of(folder: Path, value: float) -> Path:
+    path = folder / "rates.csv"
+    path.write_text(f"step,value\n1,{value}\n10,{value}\n")
+    return path
+
+
+@pytest.mark.parametrize("form", ["number", "function", "file"])
+def test_the_clocks_and_what_moved_are_those_of_a_live_watch(
+    live, tmp_path: Path, form: str
+) -> None:
+    records, saved = live
+    lr = {"number": LR, "function": lambda step: LR, "file": csv_of(tmp_path, LR)}[form]
+    replayed = sw.replay(saved, logdir=None, lr=lr, weight_decay=DECAY)
+    assert len(replayed.records) == len(records) > 2
+    for told, known in zip(replayed.records, records, strict=True):
+        assert told.decay_clock == pytest.approx(known.decay_clock, rel=1e-12)
+        assert told.lr_clock == pytest.approx(known.lr_clock, rel=1e-12)
+        assert told.lr == pytest.approx(known.lr, rel=1e-12)
+        if known.step:
+            assert not told.dormant.estimated
+        assert told.dormant.fraction == pytest.approx(known.dormant.fraction, nan_ok=True)
+        moved, was = told.movement, known.movement
+        assert moved.update_to_weight == pytest.approx(was.update_to_weight, nan_ok=True)
+        assert moved.sign_flips == pytest.approx(was.sign_flips, nan_ok=True)
+
+
+def test_a_learning_rate_alone_leaves_the_decay_clock_unknown(live) -> None:
+    replayed = sw.replay(live[1], logdir=None, lr=LR)
+    last = replayed.records[-1]
+    assert last.lr_clock == pytest.approx(LR * last.step)
+    assert math.isnan(last.decay_clock)
+
+
+def test_a_log_goes_on_with_the_same_schedule_only(live, tmp_path: Path) -> None:
+    saved = live[1]
+    first = sw.replay(saved, logdir=tmp_path, lr=LR, weight_decay=DECAY)
+    again = sw.replay(saved, logdir=tmp_path, lr=LR, weight_decay=DECAY)
+    assert again.num_snapshots == 0
+    assert len(again.records) == len(first.records)
+    for other in ({"lr": 2 * LR, "weight_decay": DECAY}, {"lr": LR}, {}):
+        with pytest.raises(ConfigurationError, match="same `lr` and `weight_decay`"):
+            sw.replay(saved, logdir=tmp_path, **other)
+
+
+def test_sums_are_those_of_a_loop() -> None:
+    rates = Rates(lambda step: 1.0 / step, lambda step: 0.01 * step)
+    for step in (3, 10, 7):  # back and forth
+        reading = rates.reading(step, ["w"])
+        assert reading.lr_clock == pytest.approx(sum(1.0 / s for s in range(1, step + 1)))
+        assert reading.decay_clock == pytest.approx(0.01 * step)
+        assert (reading.lr, reading.membership) == (1.0 / step, {"w": 0})
+
+
+def test_rows_of_a_file_are_joined_by_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lr.csv"
+    path.write_text("0,0.0\n10,1.0\n20,0.5\n")
+    rates = Rates(path, None)
+    assert [rates.reading(step, ()).lr for step in (5, 10, 14, 30)] == [0.5, 1.0, 0.8, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,0.1\nx,y\n", "line 2"),
+        ("2,0.1\n1,0.1\n", "rising steps"),
+        ("step,lr\n", "steps and numbers"),
+        ("1\n2\n", "line 2"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "lr.csv"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        Rates(path, None)
+    with pytest.raises(ConfigurationError, match="`lr` to be a CSV file"):
+        Rates(tmp_path / "missing.csv", None)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, True, [1.0]])
+def test_bad_rates_are_named(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="Expected `lr`"):
+        Rates(value, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="`weight_decay` to be finite"):
+        Rates(0.1, lambda step: -1.0).reading(2, ())
+
+
+def test_decay_without_a_learning_rate_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="`lr` beside `weight_decay`"):
+        Rates.of(None, 0.1)
+    assert Rates.of(None, None) is None
