@@ -1,8 +1,8 @@
 """Series of three kinds in which nothing happens, for what a rate of false alarms is asked of.
 
-Near-zero-like: a small fraction with noise in proportion. Essential-sparsity-like: a level of a half
-and more, noise of a point to five, and correlated, as on a plateau. Loss-like: a decay that slows
-down, with noise of its own.
+Near-zero-like: a small fraction, its noise in proportion. Essential-sparsity-like: a level of a
+half and more, noise of a point to five, and correlated, as on a plateau. Loss-like: a decay that
+slows down, with noise of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def make(kind: str, seed: int) -> Series:
     way = np.arange(num) / num
     noise = _correlated(rng, num, rng.uniform(0.0, _LARGEST_CORRELATION))
     values: Array = {
-        "near_zero": lambda: log_uniform(rng, 0.02, 0.15)
-        * np.exp(rng.uniform(-0.3, 0.3) * way + log_uniform(rng, 0.005, 0.05) * noise),
+        "near_zero": lambda: (
+            log_uniform(rng, 0.02, 0.15)
+            * np.exp(rng.uniform(-0.3, 0.3) * way + log_uniform(rng, 0.005, 0.05) * noise)
+        ),
         "essential_sparsity": lambda: (
             rng.uniform(0.5, 0.8) + rng.uniform(-0.05, 0.05) * way + rng.uniform(0.01, 0.05) * noise
         ),
