@@ -34,8 +34,8 @@ UTILISATION = 0.4
 #: Seconds of one core: adding up, for each tensor; comparing the sample (docs/costs.md); the
 #: digest of a tensor's counts, for the replicas.
 SUM_S, COMPARE_S, DIGEST_S = 0.27e-3, 0.07, 0.015e-3
-#: Evaluations of all batches a snapshot, by sweep; of the last one this is a goal.
-EVALUATIONS = {"the default sweep": 16, "`Tracking`": 8, "racing (a goal)": 4}
+#: Passes over all examples a snapshot, by sweep.
+EVALUATIONS = {"`Bisection`": 16, "`Tracking`": 8, "`Racing`, the default": 7}
 
 # ------------------------------------------------------------------ assumed, to be checked
 
