@@ -150,7 +150,8 @@ class SnapshotTaker:
         self._overhead = overhead
         self._background: Background[Taken] = Background()
         self._is_on_cpu = False  # as of the latest read
-        self._copy = WarmCopy()
+        # an evaluation begins when nothing is on its way, so it may restore from the same buffers
+        self._copy = model.spare = WarmCopy()
 
     @property
     def is_busy(self) -> bool:

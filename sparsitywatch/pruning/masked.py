@@ -15,7 +15,7 @@ from sparsitywatch.weights.fsdp import reshard
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, is_sharded
 from sparsitywatch.weights.shards import Shards, why_not_whole
-from sparsitywatch.weights.snapshot import local_of
+from sparsitywatch.weights.snapshot import Snapshot, WarmCopy, local_of
 
 __all__ = ["MaskedModel", "Masks"]
 
@@ -25,7 +25,8 @@ class MaskedModel:
 
     Masks are written in place, from a copy of the dense weights: parameters keep their
     identity and address, so compiled and wrapped modules see them. Memory: one copy of
-    the in-scope weights while a session is open. Of a wrapped model the inner module runs.
+    the in-scope weights while a session is open, or none where ``spare`` holds one that nobody
+    needs meanwhile. Of a wrapped model the inner module runs.
 
     Args:
         model: in whatever wrappers.
@@ -38,6 +39,7 @@ class MaskedModel:
         self.module = unwrap_model(model)
         self._scope, self._shards = scope, shards
         self._open: Masks | None = None
+        self.spare: WarmCopy | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The in-scope parameters as they are now, by name.
@@ -68,11 +70,17 @@ class MaskedModel:
         parameters = self.parameters()
         together = self._shards is not None
         with preserve_state(self.module, value, together=together) as state:
-            self._open = masks = Masks(parameters, state)
+            self._open = masks = Masks(parameters, state, self._dense(parameters))
             try:
                 yield masks
             finally:
                 self.restore()
+
+    def _dense(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+        """A copy of what is held here of each parameter."""
+        if self.spare is not None and self.spare.is_warm:
+            return dict(self.spare.take(Snapshot.of_parameters(parameters, self._scope, 0)).tensors)
+        return {name: local_of(parameter).clone() for name, parameter in parameters.items()}
 
     def restore(self) -> None:
         """Put back the dense weights of a session, if its end was interrupted before it began."""
@@ -84,9 +92,14 @@ class MaskedModel:
 class Masks:
     """The masks of one open session; each starts from the model as it was before."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], state: ModelState) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        state: ModelState,
+        dense: Mapping[str, torch.Tensor],
+    ) -> None:
         self._state, self._has_run = state, False
-        self._weights = [(n, p, is_sharded(p), local_of(p).clone()) for n, p in parameters.items()]
+        self._weights = [(n, p, is_sharded(p), dense[n]) for n, p in parameters.items()]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

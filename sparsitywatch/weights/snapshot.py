@@ -100,6 +100,11 @@ class WarmCopy:
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether there are buffers, which the next copy goes into."""
+        return bool(self._buffers)
+
     def take(self, snapshot: Snapshot) -> Snapshot:
         """The same weights in memory of their own, until the next copy is taken.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+import sparsitywatch as sw
 from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.weights.scope import Scope
@@ -97,3 +100,25 @@ def test_a_compiled_model_runs_with_the_masks_and_compiles_nothing_anew(compiled
         torch.testing.assert_close(masked.module(x), expected)
     running(x)
     assert counter.frame_count == graphs
+
+
+def test_an_evaluation_of_a_watch_restores_from_the_copy_that_the_counting_has() -> None:
+    """One copy of the weights beside the model, not two; and every bit is back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 300), nn.Linear(300, 2))
+    before = [p.detach().clone() for p in model.parameters()]
+    seen: list[set[int]] = []
+
+    def value(m: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        tensors = (t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter))
+        seen.append({t.data_ptr() for t in tensors if t.shape == (300, 300)})
+        return m(batch).square().mean(dim=1)
+
+    proxy = sw.Proxy([torch.randn(8, 6)], value)
+    options = {"scope": "layers", "every": 1, "max_overhead": None, "strict": True}
+    with sw.watch(model, None, proxy=proxy, logdir=None, **options) as watcher:
+        seen.clear()
+        watcher.step()
+        assert watcher.records[-1].curve is not None
+    assert max(map(len, seen)) == 3  # the parameter itself, the one in `before`, and one copy
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
