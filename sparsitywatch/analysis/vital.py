@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 import numpy as np
@@ -139,6 +140,11 @@ def _is_passed_over(one: TensorFacts) -> bool:
     return one.gradient_ratio >= least
 
 
+@lru_cache(maxsize=1 << 13)  # the same names at every snapshot
+def _is_for_some(name: str) -> bool:
+    return _FOR_SOME.search(name) is not None
+
+
 def _is_dead(one: TensorFacts) -> bool:
     return one.dead_for >= _PATIENCE and one.dead_steps >= _PATIENT_STEPS
 
@@ -149,7 +155,9 @@ def _cut_off(facts: Sequence[TensorFacts]) -> list[TensorFacts]:
     One that is not used for these inputs looks the same. So it has to be most of the model; or the
     first part of it, in the middle of a list of layers; or whole layers of such a list.
     """
-    trained = [one for one in facts if _is_stepped_on(one) and not _FOR_SOME.search(one.name)]
+    if not any(map(_is_dead, facts)):
+        return []
+    trained = [one for one in facts if _is_stepped_on(one) and not _is_for_some(one.name)]
     dead = {one.name: one for one in trained if _is_dead(one) and not one.has_moved}
     if not dead:
         return []
@@ -253,7 +261,7 @@ def _decay(facts: Sequence[TensorFacts]) -> _Found:
         and one.gradient == "zero"
         and one.shrinks_for >= _PATIENCE
         and _is_dead(one)
-        and not _FOR_SOME.search(one.name)
+        and not _is_for_some(one.name)
     ]
     return _largest_first(found)
 

@@ -161,6 +161,11 @@ class TensorFacts:
     num_to_decay: int = 0
 
     @property
+    def is_unmoved(self) -> bool:
+        """Whether nothing but decay has moved it since the last snapshot."""
+        return self.still_for > 0 or self.shrinks_for > 0
+
+    @property
     def is_still(self) -> bool:
         """Whether no bit of it has changed since the last snapshot."""
         return self.still_for > 0

@@ -11,12 +11,13 @@ Facts only: ``sparsitywatch.analysis.vital`` judges them.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from sparsitywatch.weights.snapshot import Chosen, float64_of, picked
 __all__ = ["Signs", "Training", "VitalTracker"]
 
 #: A tensor of at most so many weights is compared whole; of a larger one so many are.
-WHOLE, SOME = 4096, 1024
+WHOLE, SOME = 4096, 512
 #: Intervals whose changes are remembered, and snapshots whose marks are.
 _NUM_PAST, _NUM_MARKS = 8, 64
 #: Of fewer weights nobody can say that all were multiplied by one factor.
@@ -132,7 +133,7 @@ class _Part:
             return stored
         return float64_of(torch.from_numpy(self.words).view(self.dtype)).astype(np.float32)
 
-    @property
+    @cached_property
     def nums(self) -> np.ndarray:
         """How many weights each tensor has in the sample, int64 [T]."""
         return np.diff(self.starts, append=len(self.words))
@@ -207,42 +208,57 @@ class VitalTracker:
             parameters: every one of the model, by name, in its order; tied ones once.
             training: None if nobody knows how they are trained.
         """
-        now, before = sampled(parameters), self._before
+        done = [] if training is None else training.clock.since(self._clock)
+        trained = None if training is None else self._trained(parameters, training, done)
+        shapes = {name: (p.numel(), p.dim()) for name, p in parameters.items()}
+        signs = self._seen(step, sampled(parameters), shapes, trained)
+        self._clock = DecayClock() if training is None else training.clock.copy()
+        return signs
+
+    def _seen(
+        self,
+        step: int,
+        now: Sequence[_Part],
+        shapes: Mapping[str, tuple[int, int]],
+        trained: _Trained | None,
+    ) -> Signs:
+        """The facts of a sample; ``shapes`` has the size and the dimensions of each tensor."""
+        before, since = self._before, self._step
         if not _fit(self._start, now):
-            self._start = now
+            self._start = list(now)
         if not _fit(before, now):
             self.forget()
             before = []
-        seen = _Seen.of(self._start, before, now) if before else None
-        since = self._step
-        facts = {
-            name: TensorFacts(
-                name=name,
-                size=parameters[name].numel(),
-                num=int(num),
-                num_dims=parameters[name].dim(),
-                num_not_finite=int(num_not_finite),
-            )
-            for part in now
-            for name, num, num_not_finite in zip(
-                part.names, part.nums, part.per_tensor(~np.isfinite(part.values())), strict=True
-            )
+        names = [name for part in now for name in part.names]
+        not_finite = [part.per_tensor(~np.isfinite(part.values())) for part in now]
+        columns: dict[str, Sequence[Any]] = {
+            "name": names,
+            "size": [shapes[name][0] for name in names],
+            "num_dims": [shapes[name][1] for name in names],
+            "num": [num for part in now for num in part.nums.tolist()],
+            "num_not_finite": [num for part in not_finite for num in part.tolist()],
         }
         marks = _marks(now)
+        seen = _Seen.of(self._start, before, now) if before else None
         if seen is not None:
-            trained = None if training is None else self._trained(parameters, training)
-            facts = self._compared(facts, seen, marks, trained)
+            columns |= self._compared(seen, marks)
+            columns |= {} if trained is None else trained.columns(names)
+        rows = zip(*columns.values(), strict=True)
+        facts = {row[0]: TensorFacts(**dict(zip(columns, row, strict=True))) for row in rows}
+        if seen is not None and trained is not None:
+            facts = self._counted_dead(trained.told(facts, seen))
         if seen is None or not (marks == self._marks[-1][1]).all():
             self._marks.append((step, marks))
-        self._before, self._step = now, step
-        self._clock = DecayClock() if training is None else training.clock.copy()
-        return Signs(
-            facts=tuple(facts[name] for name in parameters if name in facts), since_step=since
-        )
+        self._before, self._step = list(now), step
+        return Signs(facts=tuple(facts[name] for name in shapes if name in facts), since_step=since)
 
-    def _trained(self, parameters: Mapping[str, torch.Tensor], training: Training) -> _Trained:
+    def _trained(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        training: Training,
+        done: Sequence[GroupClock],
+    ) -> _Trained:
         """How each parameter was trained since the snapshot before."""
-        done = training.clock.since(self._clock)
         groups = training.optimizer.param_groups
         rates = [float(group.get("lr", 0.0)) for group in groups]
         known = self._peaks + [0.0] * (len(rates) - len(self._peaks))
@@ -250,63 +266,41 @@ class VitalTracker:
         self._peaks = [max(each) for each in zip(known, rates, means, strict=False)]
         return _Trained(parameters, training, done, rates, self._peaks)
 
-    def _compared(
-        self,
-        facts: dict[str, TensorFacts],
-        seen: _Seen,
-        marks: np.ndarray,
-        trained: _Trained | None,
-    ) -> dict[str, TensorFacts]:
-        """The facts with what the snapshot before and the optimizer say."""
-        if not self._streaks:
-            self._streaks = {
-                name: np.zeros(len(seen.names), np.int64)
-                for name in ("still", "shrinks", "dead", "steps")
-            }
-            self._streaks["moved"] = np.zeros(len(seen.names), bool)
-        still, shrinks = seen.is_still, seen.is_shrinking
-        moved = self._streaks["moved"]
-        moved |= ~(still | shrinks)
+    def _compared(self, seen: _Seen, marks: np.ndarray) -> dict[str, Sequence[Any]]:
+        """What the snapshot before says, by field, in the order of the sample."""
+        streaks = self._streaks
+        if not streaks:
+            for name in ("still", "shrinks", "dead", "steps", "moved"):
+                streaks[name] = np.zeros(len(seen.names), np.int64)
+        streaks["moved"] |= ~(seen.is_still | seen.is_shrinking)
+        for name, is_so in (("still", seen.is_still), ("shrinks", seen.is_shrinking)):
+            streaks[name] = np.where(is_so, streaks[name] + 1, 0)
+        past = np.array(self._updates).T.tolist() if self._updates else [()] * len(seen.names)
         back = self._back_at(marks, seen)
-        for name, is_so in (("still", still), ("shrinks", shrinks)):
-            self._streaks[name] = np.where(is_so, self._streaks[name] + 1, 0)
-        past = np.array(self._updates) if self._updates else np.empty((0, len(seen.names)))
-        known = {
-            name: replace(
-                facts[name],
-                num_still=int(seen.num_still[i]),
-                num_still_since_start=int(seen.num_start_still[i]),
-                update=float(seen.update[i]),
-                rms=float(seen.rms[i]),
-                past_updates=tuple(past[:, i].tolist()),
-                has_moved=bool(moved[i]),
-                still_for=int(self._streaks["still"][i]),
-                shrinks_for=int(self._streaks["shrinks"][i]),
-                back_at=back.get(i, -1),
-            )
-            for i, name in enumerate(seen.names)
-        }
         self._updates.append(seen.update)
-        if trained is not None:
-            known = trained.told(known, seen)
-        dead = np.array(
-            [
-                known[name].gradient in ("none", "zero")
-                and known[name].lr > 0.0
-                and bool(still[i] or shrinks[i])
-                for i, name in enumerate(seen.names)
-            ]
-        )
-        num_steps = np.array([known[name].num_steps for name in seen.names])
-        for key, more in (("dead", 1), ("steps", num_steps)):
-            self._streaks[key] = np.where(dead, self._streaks[key] + more, 0)
-        for i in np.flatnonzero(dead).tolist():
-            known[seen.names[i]] = replace(
-                known[seen.names[i]],
-                dead_for=int(self._streaks["dead"][i]),
-                dead_steps=int(self._streaks["steps"][i]),
-            )
-        return known
+        return {
+            "num_still": seen.num_still.tolist(),
+            "num_still_since_start": seen.num_start_still.tolist(),
+            "update": seen.update.tolist(),
+            "rms": seen.rms.tolist(),
+            "past_updates": list(map(tuple, past)),
+            "has_moved": list(map(bool, streaks["moved"].tolist())),
+            "still_for": streaks["still"].tolist(),
+            "shrinks_for": streaks["shrinks"].tolist(),
+            "back_at": [back.get(i, -1) for i in range(len(seen.names))],
+        }
+
+    def _counted_dead(self, facts: dict[str, TensorFacts]) -> dict[str, TensorFacts]:
+        """The facts with how long no gradient has been seen; they are in the sample's order."""
+        dead, steps = self._streaks["dead"], self._streaks["steps"]
+        for i, (name, one) in enumerate(facts.items()):
+            if one.gradient not in ("none", "zero") or not one.lr > 0.0 or not one.is_unmoved:
+                dead[i] = steps[i] = 0
+                continue
+            dead[i] += 1
+            steps[i] += one.num_steps
+            facts[name] = replace(one, dead_for=int(dead[i]), dead_steps=int(steps[i]))
+        return facts
 
     def _back_at(self, marks: np.ndarray, seen: _Seen) -> dict[int, int]:
         """Tensors that have the bits of an earlier snapshot again, by index, and its step."""
@@ -376,11 +370,11 @@ def _fit(before: Sequence[_Part], now: Sequence[_Part]) -> bool:
 
 def _marks(parts: Sequence[_Part]) -> np.ndarray:
     """A checksum of each tensor's sample, int64 [T]."""
-    found = [
-        zlib.crc32(part.words[part.slice_of(i)].data)
-        for part in parts
-        for i in range(len(part.names))
-    ]
+    found = []
+    for part in parts:
+        data = memoryview(part.words).cast("B")
+        ends = [*(part.starts * part.dtype.itemsize).tolist(), len(data)]
+        found += [zlib.crc32(data[a:b]) for a, b in itertools.pairwise(ends)]
     return np.array(found, np.int64)
 
 
@@ -492,9 +486,27 @@ class _Trained:
         self._roles = training.roles(parameters)
         self._lr_of_all = max((clock.lr for clock in done), default=0.0)
 
+    def columns(self, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+        """Who trains each tensor, and how, by field."""
+        nobody = (0, 0.0, 0.0, 1.0, 0.0)
+        groups = [nobody]
+        for clock, rate, peak in zip(self._done, self._rates, self._peaks, strict=False):
+            mean = clock.lr / max(clock.steps, 1)
+            share = rate / peak if peak > 0.0 else 0.0
+            rise = rate / mean if mean > 0.0 else 1.0
+            decay = clock.decay / clock.lr if clock.lr > 0.0 else 0.0
+            groups.append((clock.steps, mean, share, rise, decay))
+        roles = [self._roles[name] for name in names]
+        found = [groups[group + 1] if group + 1 < len(groups) else nobody for _, group in roles]
+        fields = ("num_steps", "lr", "lr_share", "lr_rise", "weight_decay")
+        return {
+            "trained_by": [role for role, _ in roles],
+            **{field: [row[i] for row in found] for i, field in enumerate(fields)},
+        }
+
     def told(self, facts: Mapping[str, TensorFacts], seen: _Seen) -> dict[str, TensorFacts]:
-        """The facts with who trains each tensor, and the gradients of what needs it."""
-        known = {name: self._with_role(one) for name, one in facts.items()}
+        """The facts with the gradients of what needs a look at them."""
+        known = dict(facts)
         odd = {name for name, one in known.items() if self._is_odd(one)}
         if not odd or not self._lr_of_all > 0.0:
             return known
@@ -505,22 +517,6 @@ class _Trained:
             for name in odd:  # all were set to none or zero, perhaps, before this was asked
                 known[name] = replace(known[name], gradient=self._remembered(name))
         return known
-
-    def _with_role(self, one: TensorFacts) -> TensorFacts:
-        role, group = self._roles[one.name]
-        if not 0 <= group < len(self._done):
-            return replace(one, trained_by=role)
-        clock, rate, peak = self._done[group], self._rates[group], self._peaks[group]
-        mean = clock.lr / max(clock.steps, 1)
-        return replace(
-            one,
-            trained_by=role,
-            num_steps=clock.steps,
-            lr=mean,
-            lr_share=rate / peak if peak > 0.0 else 0.0,
-            lr_rise=rate / mean if mean > 0.0 else 1.0,
-            weight_decay=clock.decay / clock.lr if clock.lr > 0.0 else 0.0,
-        )
 
     @staticmethod
     def _is_odd(one: TensorFacts) -> bool:
