@@ -372,7 +372,7 @@ def _marks(parts: Sequence[_Part]) -> np.ndarray:
     """A checksum of each tensor's sample, int64 [T]."""
     found = []
     for part in parts:
-        data = memoryview(part.words).cast("B")
+        data = part.words.data.cast("B")
         ends = [*(part.starts * part.dtype.itemsize).tolist(), len(data)]
         found += [zlib.crc32(data[a:b]) for a, b in itertools.pairwise(ends)]
     return np.array(found, np.int64)
