@@ -241,7 +241,7 @@ def test_numbers_as_a_file_and_as_a_table(open_page: Open, report: Path, data: d
     values = [float(row.split(",")[column]) for row in rows]
     assert values == data["series"]["near_zero/initial_0.1"]
     page.locator("#numbers summary").click()
-    assert page.locator("#numbers tbody tr").count() == len(rows)
+    sync_api.expect(page.locator("#numbers tbody tr")).to_have_count(len(rows))
 
 
 def test_dark_and_phone(open_page: Open, report: Path) -> None:
@@ -389,12 +389,11 @@ def test_new_snapshots_appear(open_page: Open, logs: Path) -> None:
         page = open_page(f"{url}/#sparsity")
         tab = tab_of(page)
         has(tab, ".taken", "41 snapshots")
-        records = logs / "demo" / "sparsitywatch" / "records.jsonl"
-        old = records.read_text()
-        last = old.splitlines()[-1]
-        records.write_text(old + re.sub('"step":2000', '"step":2050', last, count=1) + "\n")
+        sink = JsonlSink(logs / "demo" / "sparsitywatch")
+        sink.open(fake_run.run_info(initial_step=2000))
+        sink.write(*fake_run.look(2050))
+        sink.close()
         has(tab, ".taken", "42 snapshots")
-        records.write_text(old)
         close(page)
 
 

@@ -88,13 +88,13 @@ export class Page {
       this.chosen ??= new Set([this.first, ...names].filter(Boolean).slice(0, FEW));
       let changed = !this.root.childElementCount || names.join("\n") !== this.names.join("\n") || this.failure !== "";
       this.names = names;
-      this.failure = "";
       for (const { name, version } of runs) {
         if (!this.chosen.has(name) && name !== this.first) continue;
         if (this.loaded.get(name)?.version === version) continue;
         this.loaded.set(name, { version, data: await this.source.page(name) });
         changed = true;
       }
+      this.failure = "";
       if (changed) this.build();
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
