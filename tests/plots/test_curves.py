@@ -125,3 +125,14 @@ def test_figures_do_not_follow_the_users_style() -> None:
         assert encode_png(curve_figure(FULL))[0] == plain
         assert mpl.rcParams["font.size"] == 30
     assert mpl.rcParams["font.size"] != 30
+
+
+def test_points_that_saw_a_part_of_the_examples_are_drawn_hollow() -> None:
+    curve = SparsityCurve(
+        [0.0, 0.5, 1.0], [2.0, 2.01, 4.0], [0.0, 0.01, 0.1], higher_is_better=False,
+        num_examples=64, num_seen=[8, 64, 16],
+    )  # fmt: skip
+    axes = curve_figure(replace(FULL, curve=curve)).axes[0]
+    (hollow,) = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert hollow.get_xdata().tolist() == [0.0, 1.0]
+    assert hollow.get_label() == "estimated from 8 examples or more"
