@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sparsitywatch.errors import ConfigurationError, is_number
+from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 
 __all__ = ["Rate", "Rates"]
@@ -77,7 +78,13 @@ class Rates:
 
     @staticmethod
     def _value(name: str, function: Callable[[int], float], step: int) -> float:
-        value = function(step)
+        try:
+            value = function(step)
+        except Exception as error:  # whatever a user's function raises
+            raise ConfigurationError(
+                f"Expected `{name}` to be a number for every step, but `{name}({step})` raised "
+                f"{shown_error(error)}."
+            ) from error
         if not is_number(value) or not 0.0 <= value < math.inf:
             raise ConfigurationError(
                 f"Expected `{name}` to be finite and 0 or more at every step, got {value!r} at "
@@ -88,6 +95,7 @@ class Rates:
 
 def _function(name: str, rate: Rate) -> Callable[[int], float]:
     if callable(rate):
+        Rates._value(name, rate, 1)  # refuse at once what no step can be asked of
         return rate
     if isinstance(rate, str | os.PathLike):
         return _from_csv(name, Path(rate))

@@ -112,3 +112,8 @@ def test_decay_without_a_learning_rate_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="`lr` beside `weight_decay`"):
         Rates.of(None, 0.1)
     assert Rates.of(None, None) is None
+
+
+def test_a_function_that_takes_no_step_is_refused_at_once() -> None:
+    with pytest.raises(ConfigurationError, match=r"`lr\(1\)` raised TypeError"):
+        Rates(lambda: 0.1, None)  # type: ignore[arg-type, misc]
