@@ -13,7 +13,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.actions import Webhook, pauses, payload
-from sparsitywatch.records import Event
+from sparsitywatch.records import SCHEMA_VERSION, Event
 
 WAIT_S = 60.0  # for what will happen; far more than it takes
 
@@ -120,7 +120,7 @@ def test_an_event_arrives_as_json(serve, caplog) -> None:
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer x")
     assert data == payload(event())
     assert data["text"] == f"{event().describe()}. {event().advice}"
-    assert (data["id"], data["schema"]) == ("near_zero/initial_0.1@300", 2)
+    assert (data["id"], data["schema"]) == ("near_zero/initial_0.1@300", SCHEMA_VERSION)
     assert (data["size"], data["size_in_noise"]) == (pytest.approx(0.05), pytest.approx(5.0))
     assert data["trend"] == "sparsifying"
     assert data["decay_clock"] is None

@@ -19,6 +19,7 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
+from sparsitywatch.weights.scope import is_sharded
 from sparsitywatch.weights.shards import Ranks, gathered
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.vital import Signs
@@ -243,11 +244,14 @@ class SnapshotTaker:
         shards = self.context.shards
         if self.context.vital is None:
             return None
-        if shards is not None and not shards.is_whole:
+        parameters = self._model.all_parameters()
+        # out of scope, or over a single rank, parameters may be sharded where the scope is whole
+        is_whole = shards is None or shards.is_whole
+        if not is_whole or any(map(is_sharded, parameters.values())):
             return Signs(reason="a rank holds parts of the parameters only")
         try:
             with torch.no_grad():
-                return self._trace.signs(step, self._model.all_parameters())
+                return self._trace.signs(step, parameters)
         except Exception as error:
             let_out(error, strict=self.context.strict)
             _logger.exception("sparsitywatch: no vital signs at step %d", step)

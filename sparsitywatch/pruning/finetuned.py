@@ -52,7 +52,8 @@ class FinetunedCurve(SparsityCurve):
     what pruning took.
 
     Args:
-        sparsity, value, stderr, higher_is_better, level, num_examples: as of ``SparsityCurve``.
+        sparsity, value, stderr, higher_is_better, level, num_examples, num_seen: as of
+            ``SparsityCurve``.
         seeds: of the trainings, length S.
         by_seed: the value of each training, [S][K], in the order of ``seeds`` and ``sparsity``.
         evaluation: "fine-tuned".

@@ -26,7 +26,7 @@ def logdir(tmp_path: Path) -> Path:
     return fake_run.write_run(tmp_path / "run", fake_run.looks(STEPS), fake_run.events())
 
 
-@pytest.mark.parametrize("command", ["summary", "plot", "report", "compare"])
+@pytest.mark.parametrize("command", ["summary", "plot", "compare"])
 def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
     command: str, logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from contracts import fake_run
 from contracts.page import inside_of, parse
 
+import sparsitywatch as sw
 from sparsitywatch.cli import main
 
 STEPS = range(0, 2001, 500)
@@ -86,3 +88,11 @@ def test_a_place_that_cannot_be_written(logdir: Path, tmp_path: Path, capsys) ->
     assert main(["report", str(logdir), "-o", str(tmp_path / "folder")]) == 2
     assert "Expected `--output` to be a file that can be written" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_run_that_has_begun_and_has_no_snapshot_has_a_page(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 4)
+    with sw.watch(model, None, logdir=tmp_path, every=500, scope="layers") as watcher:
+        watcher.step()
+        assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+    assert "no snapshot yet" in (tmp_path / "page.html").read_text()

@@ -118,10 +118,10 @@ def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
 
 def test_events_are_said_once(tmp_path, tiny, caplog, capsys):
     assert _run(*tiny, "--steps", 120, "--every", 3, "--logdir", tmp_path) == 0
-    events = (tmp_path / "sparsitywatch" / "events.jsonl").read_text().splitlines()
-    rises = [r for r in caplog.records if "near_zero/initial_0.1 rose" in r.getMessage()]
-    assert events
-    assert len(rises) == len(events)
+    headlines = [event.headline for event in sw.load(tmp_path).events]
+    assert any(headline.startswith("Near-zero weights rose") for headline in headlines)
+    told = [r.getMessage() for r in caplog.records if "began at about step" in r.getMessage()]
+    assert [message.partition(": ")[2].partition(":")[0] for message in told] == headlines
     assert capsys.readouterr().out.count("held-out loss") == 40  # a line for each snapshot
 
 

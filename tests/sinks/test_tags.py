@@ -29,7 +29,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one full record and one event."""
     directory = tmp_path_factory.mktemp("run")
     record, detail = fake_run.look(2000)
-    record = replace(record, same_weights_as=1000, fingerprint="f1n9er")
+    assert record.curve is not None
+    curve = replace(record.curve, num_seen=[record.curve.num_examples] * len(record.curve.sparsity))
+    record = replace(record, curve=curve, same_weights_as=1000, fingerprint="f1n9er")
     assert None not in vars(record).values()
     for sink in (JsonlSink(directory), TensorBoardSink(directory)):
         sink.open(fake_run.run_info())

@@ -80,7 +80,7 @@ class MeasuredChange:
         ConfigurationError: an argument is out of range.
 
     >>> detector = MeasuredChange(min_effect=0.05)
-    >>> series = [0.82, 0.79, 0.83, 0.80, 0.78, 0.81, 0.83, 0.80, 0.79, 0.82, 0.66, 0.61, 0.63]
+    >>> series = [0.82, 0.79, 0.83, 0.80, 0.78, 0.81, 0.83, 0.80, 0.79, 0.82, 0.55, 0.50, 0.52]
     >>> events = [
     ...     detector.update(25 * i, x, {"low": x - 0.06, "high": x + 0.06})
     ...     for i, x in enumerate(series)
