@@ -10,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from faulting.readers import CASES, KINDS, Tally, sound
+from faulting.hostile import CASES
+from faulting.mutations import Tally
+from faulting.sound import KINDS, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from faulting.readers import UNUSUAL, look_at
+from faulting.sound import UNUSUAL, look_at
 
 from sparsitywatch.checkpoints.opening import open_checkpoint
 

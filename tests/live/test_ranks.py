@@ -14,7 +14,7 @@ import sparsitywatch as sw
 from sparsitywatch.live.ranks import why_another_rank_watches
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from faulting.forward import RANKED, came_of, run_ranked, script_of
+from faulting.ranks import RANKED, came_of, run_ranked, script_of
 
 
 @pytest.fixture(scope="module")
