@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import MAD_TO_SD, Candidate, Limits
+from sparsitywatch.analysis.detect.change import MAD_TO_SD, Candidate, Limits, median_of
 
 __all__ = [
     "MIN_SNAPSHOTS",
@@ -88,29 +88,54 @@ class Forecasts:
     errors: Array
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """All that the abscissa alone decides, for each model and split.
+
+    Snapshots are evenly spaced in most runs, so that it is the same from snapshot to snapshot.
+
+    Args:
+        basis: powers of the abscissa, [n, p].
+        whitening: makes a model's noise independent, [models, n, n].
+        design: the basis, whitened, [models, p, n].
+        used, after: 1 for the snapshots that are fitted to, and for those after the split,
+            [models, splits, n].
+        says: whether a model says anything, [models, splits].
+        middle: places of the two middle ones of the fitted, flat among all, [2, models, splits].
+        nu: degrees of freedom.
+        solver: makes coefficients of whitened values, [models, splits, p, n].
+        matched, power: step and ramp over the covariance of the errors after the split, and
+            what that makes of themselves, [models, splits, 2, n] and [models, splits, 2].
+    """
+
+    basis: Array
+    whitening: Array
+    design: Array
+    used: Array
+    after: Array
+    says: NDArray[np.bool_]
+    middle: NDArray[np.int64]
+    nu: Array
+    solver: Array
+    matched: Array
+    power: Array
+
+
 def forecasts(x: Array, y: Array, floor: float, ar: float = _CORRELATIONS[0]) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
     Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least. ``ar``
     is the correlation of the model that has one.
     """
-    n = len(x)
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    basis = np.asarray(z[:, None] ** np.arange(_MAX_DEGREE + 1))
-    before, after = _masks(n)
-    count = before.sum(axis=-1)
-    used = before & (count >= _MIN_FIT)[..., None]
-    whitened = _whitening(n, ar) @ np.concatenate([basis, y[:, None]], axis=1)
-    design = np.broadcast_to(whitened[:, None, :, :-1], (*used.shape, basis.shape[1]))
-    target = whitened[:, None, :, -1]
-    nu = np.maximum(count - _DEGREES - 1, 1).astype(np.float64)
-    fit, gram, sd = _robust_fit(design, target, used, nu, floor)
-    errors = (target - (design @ fit[..., None])[..., 0]) * after
-    late = design * after[..., None]
-    score, effect, width = _matched(errors, late, gram, sd, _templates(n, ar), nu)
-    plain = (y - (basis @ fit[..., None])[..., 0]) * after
+    grid = _grid_of(z.tobytes(), ar)
+    target = (grid.whitening @ y)[:, None, :]
+    fit, sd = _robust_fit(grid, target, floor)
+    errors = (target - fit @ grid.design) * grid.after
+    score, effect, width = _matched(grid, errors, sd)
+    plain = (y - fit @ grid.basis.T) * grid.after
     return Forecasts(
-        np.where(count >= _MIN_FIT, score, math.nan), effect, width, sd, plain[..., -SPLITS[-1] :]
+        np.where(grid.says, score, math.nan), effect, width, sd, plain[..., -SPLITS[-1] :]
     )
 
 
@@ -120,7 +145,43 @@ def normal_score(t: Array, nu: Array) -> Array:
     return np.copysign(size, t)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=128)
+def _grid_of(abscissa: bytes, ar: float) -> _Grid:
+    z = np.frombuffer(abscissa)
+    n, powers = len(z), np.arange(_MAX_DEGREE + 1)
+    basis, whitening = z[:, None] ** powers, _whitening(n, ar)
+    design = whitening @ basis
+    before, after = _masks(n)
+    count = before.sum(axis=-1)
+    used = before & (count >= _MIN_FIT)[..., None]
+    weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
+    # coefficients that a model does not have are held at zero
+    held = _HELD * ((powers > _DEGREES)[..., None] * np.eye(len(powers)))
+    gram = weighted @ np.swapaxes(weighted, -1, -2) + held[:, None]
+    gram[~used.any(axis=-1)] = np.eye(len(powers))
+    # The errors after a split have the covariance sd^2 (1 + D inverse(gram) D'), D being the
+    # design there; its inverse follows from the whole gram matrix (Woodbury).
+    late = design[:, None] * after[..., None]
+    late_t, shape = np.swapaxes(late, -1, -2), np.einsum("knm,smt->ksnt", whitening, _shapes(n))
+    matched = shape - late @ np.linalg.solve(gram + late_t @ late, late_t @ shape)
+    seen = np.maximum(used.sum(axis=-1), 1)
+    rows = n * np.arange(seen.size).reshape(seen.shape)
+    return _Grid(
+        basis=basis,
+        whitening=whitening,
+        design=np.ascontiguousarray(np.swapaxes(design, -1, -2)),
+        used=used.astype(np.float64),
+        after=after.astype(np.float64),
+        says=count >= _MIN_FIT,
+        middle=np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n]),
+        nu=np.maximum(count - _DEGREES - 1, 1).astype(np.float64),
+        solver=np.linalg.solve(gram, weighted),
+        matched=np.ascontiguousarray(np.swapaxes(matched, -1, -2)),
+        power=np.einsum("ksnt,ksnt->kst", matched, shape),
+    )
+
+
+@functools.lru_cache(maxsize=128)
 def _whitening(n: int, ar: float) -> Array:
     """For each model the matrix that makes its noise independent, [models, n, n].
 
@@ -135,7 +196,6 @@ def _whitening(n: int, ar: float) -> Array:
     return np.stack(found)
 
 
-@functools.lru_cache(maxsize=64)
 def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Snapshots fitted to, and those after the split; both [models, splits, n]."""
     age = np.arange(n)[::-1]
@@ -144,71 +204,44 @@ def _masks(n: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return ~after & (age < limits[..., None]), after
 
 
-@functools.lru_cache(maxsize=256)
-def _templates(n: int, ar: float) -> Array:
-    """A step and a ramp from each split on, one at the last snapshot, whitened for each model."""
+def _shapes(n: int) -> Array:
+    """A step and a ramp from each split on, one at the last snapshot, [splits, n, 2]."""
     age = np.arange(n)[::-1]
     split = np.array(SPLITS)[:, None]
     step = (age < split).astype(np.float64)
-    shapes = np.stack([step, step * (split - age) / split], axis=-1)  # [splits, n, 2]
-    return np.asarray(np.einsum("knm,smt->ksnt", _whitening(n, ar), shapes))
+    return np.stack([step, step * (split - age) / split], axis=-1)
 
 
-def _robust_fit(
-    design: Array, target: Array, used: NDArray[np.bool_], nu: Array, floor: float
-) -> tuple[Array, Array, Array]:
-    """Coefficients, gram matrix and standard deviation of a snapshot, twice winsorised."""
-    weighted = design * used[..., None]
-    # coefficients that a model does not have are held at zero
-    unused = np.arange(design.shape[-1]) > _DEGREES[..., None]
-    gram = np.swapaxes(weighted, -1, -2) @ weighted + _HELD * (
-        unused[..., None] * np.eye(design.shape[-1])
-    )
-    gram[~used.any(axis=-1)] = np.eye(design.shape[-1])
-    solver = np.linalg.solve(gram, np.swapaxes(weighted, -1, -2))  # [models, splits, p, n]
-    values = np.where(used, target, 0.0)
+def _robust_fit(grid: _Grid, target: Array, floor: float) -> tuple[Array, Array]:
+    """Coefficients and standard deviation of a snapshot, twice winsorised."""
+    values, unused = target * grid.used, grid.used == 0.0
     for _ in range(3):
-        fit = np.asarray((solver @ values[..., None])[..., 0], np.float64)
-        predicted = (design @ fit[..., None])[..., 0]
+        fit = (grid.solver @ values[..., None])[..., 0]
+        predicted = fit @ grid.design
         residuals = target - predicted
-        mad = MAD_TO_SD * _median_of(np.abs(residuals), used)
-        limit = _WINSOR * np.maximum(mad, floor)[..., None]
-        cut = np.clip(residuals, -limit, limit) * used
-        values = (predicted + cut) * used
-    sd = np.sqrt((cut**2).sum(axis=-1) / nu)
-    return fit, np.asarray(gram), np.asarray(np.maximum(np.maximum(sd, mad), floor))
+        sizes = np.abs(residuals)
+        sizes[unused] = math.inf
+        sizes.sort(axis=-1)
+        low, high = sizes.ravel()[grid.middle]
+        mad = np.where(grid.says, (0.5 * MAD_TO_SD) * (low + high), 0.0)
+        limit = (_WINSOR * np.maximum(mad, floor))[..., None]
+        cut = np.minimum(np.maximum(residuals, -limit), limit) * grid.used
+        values = predicted * grid.used + cut
+    sd = np.sqrt((cut**2).sum(axis=-1) / grid.nu)
+    return fit, np.maximum(np.maximum(sd, mad), floor)
 
 
-def _median_of(values: Array, used: NDArray[np.bool_]) -> Array:
-    """Along the last axis, of those that are used; 0 where none is."""
-    ordered = np.sort(np.where(used, values, math.inf), axis=-1)
-    count = np.maximum(used.sum(axis=-1), 1)
-    low = np.take_along_axis(ordered, (count - 1)[..., None] // 2, axis=-1)
-    high = np.take_along_axis(ordered, count[..., None] // 2 % ordered.shape[-1], axis=-1)
-    middle = np.asarray(0.5 * (low + high))[..., 0]
-    return np.where(used.any(axis=-1), middle, 0.0)
-
-
-def _matched(
-    errors: Array, late: Array, gram: Array, sd: Array, shape: Array, nu: Array
-) -> tuple[Array, Array, Array]:
-    """Score, effect and standard error of the better of the two templates.
-
-    The errors after a split have the covariance sd^2 (1 + D inverse(gram) D'), D being the
-    design there; its inverse follows from the whole gram matrix (Woodbury).
-    """
-    late_t = np.swapaxes(late, -1, -2)
-    fold = np.linalg.solve(gram + late_t @ late, late_t @ shape)
-    solved = shape - late @ fold
-    power = np.einsum("ksnt,ksnt->kst", solved, shape)
+def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
+    """Score, effect and standard error of the better of the two templates."""
     limit = _CLIP * sd[..., None]
-    both = np.stack([errors, np.clip(errors, -limit, limit)], axis=-1)
-    whole, cut = np.moveaxis(np.swapaxes(solved, -1, -2) @ both / power[..., None], -1, 0)
-    width = sd[..., None] / np.sqrt(power)
-    score = normal_score(cut / width, nu[..., None])
-    best = np.abs(score).argmax(axis=-1)[..., None]
-    pick = [np.take_along_axis(v, best, -1)[..., 0] for v in (score, whole, width)]
-    return pick[0], pick[1], pick[2]
+    clipped = np.minimum(np.maximum(errors, -limit), limit)
+    both = grid.matched @ np.stack([errors, clipped], axis=-1) / grid.power[..., None]
+    whole, cut = both[..., 0], both[..., 1]
+    width = sd[..., None] / np.sqrt(grid.power)
+    score = normal_score(cut / width, grid.nu[..., None])
+    is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
+    score, whole, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, whole, width))
+    return score, whole, width
 
 
 #: A jump is looked for once there are so many snapshots.
@@ -244,7 +277,8 @@ _DIGITS = 3
 _TENTHS = 10.0
 #: Larger ones are as good as this one.
 _LARGEST_SCORE = 99.9
-_NORMAL, _TINY = NormalDist(), 1e-300
+_NORMAL, _TINY, _ROOT = NormalDist(), 1e-300, math.sqrt(2.0)
+_EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
 class Jumps:
@@ -256,8 +290,8 @@ class Jumps:
     """
 
     def __init__(self) -> None:
-        self._beliefs: list[list[float]] = [[0.0] * len(MODELS)]
-        self._scores: list[list[list[int]]] = []
+        self._beliefs = np.zeros((1, len(MODELS)))
+        self._scores = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
         self.surprise = 0.0
 
     def update(
@@ -271,13 +305,14 @@ class Jumps:
         grid = _grid(values[begin:])
         first = max(begin, len(values) - WINDOW)
         x, y = steps[first:], values[first:]
-        x = x / float(np.median(np.diff(x)))
+        x = x / median_of(np.diff(x))
         least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
         rho = _lasting(values[begin:])
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
         seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known)
         min_effect = max(limits.min_effect, _GRID_STEPS * grid)
-        combined = self._combined(self._widened(seen.score))
+        weights = self._weights()
+        combined = _combined(weights, self._widened(seen.score))
         is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
         self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
@@ -286,91 +321,84 @@ class Jumps:
             score, split = float(combined[index]), SPLITS[index]
             if split == 1 or not abs(score) >= limits.jump_score:
                 continue
-            sd = float(self._weights(split) @ seen.sd[:, index])
+            size, sd = (float(weights[index] @ v[:, index]) for v in (seen.effect, seen.sd))
             needed = limits.jump_score + _FOR_LASTING * rho * min(sd / min_effect, 1.0)
-            if abs(score) < needed:
-                continue
-            if self._is_borne_out(seen, int(index), score, min_effect):
-                weights = self._weights(split)
-                size, noise = (float(weights @ v[:, index]) for v in (seen.effect, seen.sd))
+            sign = math.copysign(1.0, score)
+            errors = sign * (weights[index] @ seen.errors[:, index])[-split:]
+            if abs(score) >= needed and _is_borne_out(errors, sign * size, sd, min_effect):
                 direction = "up" if score > 0.0 else "down"
-                found.append(Candidate(direction, split, first, abs(size), abs(score), noise))
+                found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` goes on from."""
         return {
-            "beliefs": [list(row) for row in self._beliefs],
-            "scores": [[list(row) for row in snapshot] for snapshot in self._scores],
+            "beliefs": self._beliefs.tolist(),
+            "scores": self._scores.tolist(),
             "surprise": self.surprise,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._beliefs = [[float(b) for b in row] for row in state["beliefs"]]
-        self._scores = [[[int(z) for z in row] for row in snapshot] for snapshot in state["scores"]]
+        self._beliefs = np.array(state["beliefs"], np.float64)
+        shape = (-1, len(MODELS), len(SPLITS))
+        self._scores = np.array(state["scores"], np.int64).reshape(shape)
         self.surprise = float(state["surprise"])
+
+    def _weights(self) -> Array:
+        """How much each model is believed as of the snapshot before each split."""
+        rows = np.maximum(len(self._beliefs) - np.array(SPLITS), 0)
+        beliefs = self._beliefs[rows]
+        weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
+        return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     def _widened(self, score: Array) -> Array:
         """Scores divided by how much wider than normal they were before the split."""
-        past = np.array(self._scores) / _TENTHS
-        width = np.ones_like(score)
-        for i, split in enumerate(SPLITS):
-            seen = np.abs(past[: len(past) - split + 1][-_PAST:, :, i]) if len(past) else past
-            if len(seen) >= _MIN_PAST:
-                ordered = np.sort(seen, axis=0)
-                middle, high = (_quantile(ordered, level) for level in (0.5, _LEVEL))
-                wide = np.maximum(middle / _MEDIAN, high / _QUANTILE)
-                width[:, i] = np.sqrt(np.maximum(wide, 1.0))
-        return score / width
-
-    def _weights(self, split: int) -> Array:
-        """How much each model is believed, as of the snapshot before the split."""
-        beliefs = np.array(self._beliefs[max(0, len(self._beliefs) - split)])
-        weights = np.exp(beliefs - beliefs.max())
-        return np.asarray(weights / weights.sum())
-
-    def _combined(self, scores: Array) -> Array:
-        """The score of each split that is as unlikely as the models say together."""
-        found = np.zeros(len(SPLITS))
-        for i, split in enumerate(SPLITS):
-            if np.isnan(scores[:, i]).any():
-                continue
-            weights = self._weights(split)
-            sides = [
-                sum(w * _tail(s * z) for w, z in zip(weights, scores[:, i], strict=True))
-                for s in (1.0, -1.0)
-            ]
-            up, down = (-_NORMAL.inv_cdf(min(max(p, _TINY), 0.5)) for p in sides)
-            found[i] = up if up >= down else -down
-        return found
-
-    def _is_borne_out(self, seen: Forecasts, index: int, sign: float, min_effect: float) -> bool:
-        weights = self._weights(SPLITS[index])
-        effect = math.copysign(1.0, sign) * float(weights @ seen.effect[:, index])
-        errors = math.copysign(1.0, sign) * (weights @ seen.errors[:, index])
-        errors = errors[len(errors) - SPLITS[index] :]
-        sd = float(weights @ seen.sd[:, index])
-        reference = min(effect, float(errors.mean()))
-        third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
-        return bool(
-            effect >= min_effect
-            and errors[-2:].min() >= max(_BORNE_OUT * reference, _NOISES * sd)
-            and third >= _THIRD * effect
-        )
+        num_seen = len(self._scores) + 1 - np.array(SPLITS)
+        if num_seen.max() < _MIN_PAST:
+            return score
+        rows = num_seen - np.arange(_PAST, 0, -1)[:, None]
+        kept = self._scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
+        known = np.where(rows[:, None] >= 0, np.abs(kept) / _TENTHS, math.inf)
+        ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
+        middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
+        wide = np.maximum(middle / _MEDIAN, high / _QUANTILE)
+        return np.where(num_seen >= _MIN_PAST, score / np.sqrt(np.maximum(wide, 1.0)), score)
 
     def _remember(self, seen: Forecasts) -> None:
         score, width = seen.score[:, 0], seen.width[:, 0]
         if np.isnan(score).any():
             return
         surprise = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
-        beliefs = _FORGETTING * np.array(self._beliefs[-1]) - surprise
-        beliefs -= beliefs.max()
-        self._beliefs = [*self._beliefs, beliefs.round(_DIGITS).tolist()][-SPLITS[-1] - 1 :]
+        beliefs = _FORGETTING * self._beliefs[-1] - surprise
+        beliefs = (beliefs - beliefs.max()).round(_DIGITS)
+        self._beliefs = np.concatenate([self._beliefs, beliefs[None]])[-SPLITS[-1] - 1 :]
         if np.isfinite(seen.score).all():
-            kept = np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
-            scores = (_TENTHS * kept).round().astype(int).tolist()
-            self._scores = [*self._scores, scores][-_PAST - SPLITS[-1] :]
+            kept = _TENTHS * np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
+            scores = [self._scores, kept.round().astype(np.int64)[None]]
+            self._scores = np.concatenate(scores)[-_PAST - SPLITS[-1] :]
+
+
+def _combined(weights: Array, scores: Array) -> Array:
+    """The score of each split that is as unlikely as the models say together."""
+    found = np.zeros(len(SPLITS))
+    for i, (beliefs, z) in enumerate(
+        zip(weights.tolist(), (scores.T / _ROOT).tolist(), strict=True)
+    ):
+        if any(map(math.isnan, z)):
+            continue
+        up = 0.5 * sum(w * math.erfc(x) for w, x in zip(beliefs, z, strict=True))
+        down = 0.5 * sum(w * math.erfc(-x) for w, x in zip(beliefs, z, strict=True))
+        size = -_NORMAL.inv_cdf(min(max(min(up, down), _TINY), 0.5))
+        found[i] = size if up <= down else -size
+    return found
+
+
+def _is_borne_out(errors: Array, size: float, sd: float, min_effect: float) -> bool:
+    """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
+    least = max(_BORNE_OUT * min(size, float(errors.mean())), _NOISES * sd)
+    third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
+    return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
 
 
 def _lasting(values: Array) -> float:
@@ -398,15 +426,10 @@ def _grid(values: Array) -> float:
     return float(np.diff(distinct).min())
 
 
-def _quantile(ordered: Array, level: float) -> Array:
-    """Of sorted values along the first axis, linear between neighbours."""
-    place = level * (len(ordered) - 1)
-    low = int(place)
-    share = place - low
-    return np.asarray(
-        (1.0 - share) * ordered[low] + share * ordered[min(low + 1, len(ordered) - 1)]
-    )
-
-
-def _tail(z: float) -> float:
-    return 0.5 * math.erfc(z / math.sqrt(2.0))
+def _quantile(ordered: Array, level: float, number: NDArray[np.int64]) -> Array:
+    """Of the first ``number`` of sorted values of each split, linear between neighbours."""
+    place = level * (number - 1)
+    low = place.astype(np.int64)
+    share, high = place - low, np.minimum(low + 1, number - 1)
+    below, above = (ordered[rows, _EACH_MODEL, _EACH_SPLIT] for rows in (low, high))
+    return np.asarray((1.0 - share) * below + share * above)
