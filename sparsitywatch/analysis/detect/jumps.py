@@ -291,7 +291,7 @@ class Jumps:
 
     def __init__(self) -> None:
         self._beliefs = np.zeros((1, len(MODELS)))
-        self._scores = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
+        self._scores: NDArray[np.int64] = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
         self.surprise = 0.0
 
     def update(
@@ -341,8 +341,9 @@ class Jumps:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
         self._beliefs = np.array(state["beliefs"], np.float64)
-        shape = (-1, len(MODELS), len(SPLITS))
-        self._scores = np.array(state["scores"], np.int64).reshape(shape)
+        self._scores = np.reshape(
+            np.array(state["scores"], np.int64), (-1, len(MODELS), len(SPLITS))
+        )
         self.surprise = float(state["surprise"])
 
     def _weights(self) -> Array:
