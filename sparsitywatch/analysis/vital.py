@@ -44,8 +44,10 @@ _MIN_NOT_DECAYED = 16
 #: Weights that moved away and came back to the bit.
 _MIN_RETURNED = 32
 #: A tensor blows up if in one interval it changes by this share of its size, so many times more
-#: than ever, of at least so many intervals, and so many times more than its peers have come to do.
-_FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS = 0.5, 10.0, 3, 5.0
+#: than ever, of at least so many intervals, and so many times more than its peers have come to do;
+#: and so many times farther than any tensor went. One large gradient after small ones takes Adam
+#: 3.2 learning rates far in a step.
+_FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS, _FARTHER = 0.5, 10.0, 3, 5.0, 4.0
 #: Parts of names of what is used for some inputs only.
 _FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
 #: An event of a kind that has been told is told again after so many snapshots without it.
@@ -287,36 +289,42 @@ def _returned(facts: Sequence[TensorFacts]) -> _Found:
 
 
 def _blew_up(facts: Sequence[TensorFacts]) -> _Found:
-    growth = {}
-    for one in facts:
-        ever = one.past_updates
-        is_known = len(ever) >= _MIN_PAST and min(ever) > 0.0 and one.num >= _FEW
-        if is_known and one.rms > 0.0 and math.isfinite(one.update):
-            growth[one.name] = one.update / max(ever)
-    if len(growth) < 4:
+    """Tensors that went farther than the optimizer has ever taken any.
+
+    By itself a tensor's own past says little: of one that began at zero the size is small, and what
+    gets rounding's noise for a gradient, such as the bias of keys, goes by next to nothing at
+    first. Adam makes ordinary steps of any noise, and no larger ones.
+    """
+    most = {one.name: max(one.past_updates) for one in facts if _has_past(one)}
+    if len(most) < 4:
         return []
+    known = [one for one in facts if one.name in most]
+    growth = {one.name: one.update / most[one.name] for one in known}
     usual = max(float(np.median(list(growth.values()))), 1.0)
-    # one that hardly moved until now, such as an expert that is used for the first time
-    awake = float(
-        np.median([max(one.past_updates) / one.rms for one in facts if one.name in growth])
-    )
-    found = []
-    for one in facts:
-        more = growth.get(one.name, 0.0)
-        if (
-            one.update >= _FAR * one.rms
-            and more >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
-            and max(one.past_updates) / one.rms >= 0.1 * awake
-        ):
-            found.append((more, one))
-    found.sort(key=lambda pair: -pair[0])
+    far = _FARTHER * usual * max(most.values())
+    found = [
+        one
+        for one in known
+        if one.update >= max(_FAR * one.rms, far)
+        and growth[one.name] >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
+    ]
     if not found:
         return []
-    more, most = found[0]
+    found.sort(key=lambda one: -growth[one.name])
+    first = found[0]
     why = (
-        f"{most.update / most.rms:.3g} of its size in one interval, {more:.3g} times its most ever"
+        f"{first.update / first.rms:.3g} of its size in one interval, "
+        f"{growth[first.name]:.3g} times its most ever"
     )
-    return [(one, why) for _, one in found]
+    return [(one, why) for one in found]
+
+
+def _has_past(one: TensorFacts) -> bool:
+    """Whether it has moved in enough intervals to say what is much for it."""
+    past = one.past_updates
+    if len(past) < _MIN_PAST or one.num < _FEW:
+        return False
+    return min(past) > 0.0 and one.rms > 0.0 and math.isfinite(one.update)
 
 
 # ------------------------------------------------------------------ events

@@ -179,7 +179,9 @@ CALM = [replace(one, past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
         ({"past_updates": (0.01, 0.2, 0.01)}, False),
         ({"past_updates": (0.01, 0.01)}, False),
         ({"past_updates": (0.0, 0.01, 0.01)}, False),
-        ({"past_updates": (1e-5, 1e-5, 1e-5)}, False),  # it was asleep until now
+        # it was asleep until now, such as an expert, or made of noise, such as the bias of keys
+        ({"update": 0.04, "rms": 1e-4, "past_updates": (1e-5, 1e-5, 1e-5)}, False),
+        ({"update": 0.06, "rms": 1e-4, "past_updates": (1e-5, 1e-5, 1e-5)}, True),
     ],
 )
 def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) -> None:

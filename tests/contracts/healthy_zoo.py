@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from contracts.fault_zoo import EVERY, OPTIMIZERS, WIDTH, Linear, Training
+import transformers
+from contracts.fault_zoo import EVERY, LENGTH, OPTIMIZERS, SEEN, WIDTH, Linear, Training
 from torch import nn
 from torch.nn import functional
 
@@ -531,6 +532,39 @@ def small_gradients(training: Training) -> None:
     training.before_step.append(clip)
 
 
+def key_biases(training: Training) -> sw.Watcher:
+    """A BERT, whose biases begin at zero. Those of keys get no gradient but rounding's.
+
+    What an attention adds to all scores of a query, its softmax takes away again. Adam makes steps
+    of that noise: far smaller ones than elsewhere, and far larger ones than an interval before.
+    """
+    torch.manual_seed(training.seed)
+    config = transformers.BertConfig(
+        vocab_size=SEEN, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=LENGTH, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = transformers.BertForMaskedLM(config).train()
+    assert not any(p.any() for n, p in model.named_parameters() if n.endswith("key.bias"))
+    make, options = OPTIMIZERS[training.optimizer_name]
+    optimizer = make(model.parameters(), **options)
+    training.model, training.optimizer = model, optimizer
+    rate = rates(training, lambda step: min(step / 50, 1.0))
+    data = torch.Generator().manual_seed(training.seed)
+
+    def loss(step: int) -> torch.Tensor:
+        rate(step + 1)
+        start = torch.randint(2, SEEN, (8, 1), generator=data)
+        labels = (start + torch.arange(LENGTH)) % SEEN
+        is_masked = torch.rand(labels.shape, generator=data) < 0.3
+        is_masked[:, 0] = True
+        logits = model(input_ids=labels.masked_fill(is_masked, 1)).logits
+        return functional.cross_entropy(logits[is_masked], labels[is_masked])
+
+    every = 5 * (1 + training.seed % 3)
+    return own_loop(training, model, optimizer, loss, steps=10 * every, every=every, scope="blocks")
+
+
 ODDITIES: dict[str, Oddity] = {
     one.__name__.replace("_", " "): one
     for one in (
@@ -539,7 +573,7 @@ ODDITIES: dict[str, Oddity] = {
         sparse_gradients, master_copies, random_rounding, unused_pooler, unused_tower,
         one_head_of_many, dropped_layers, two_optimizers, second_in_turn, held_to_bounds,
         learned_by_heart, unfrozen_later, rate_of_zero, autocast, pruned, large_rate,
-        looking_ahead, small_gradients,
+        looking_ahead, small_gradients, key_biases,
     )
 }  # fmt: skip
 
