@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -20,11 +21,18 @@ from sparsitywatch.checkpoints.distributed import is_distributed, open_distribut
 from sparsitywatch.checkpoints.safetensors import CODES, as_weights, read_safetensors
 from sparsitywatch.checkpoints.storage import Folder, Source, filesystem, url_at
 from sparsitywatch.checkpoints.torch_file import TORCH_STARTS, open_torch, read_torch, step_in
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, is_number
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.layout import Entry
 
-__all__ = ["FSDP_FOLDER", "foreign", "format_of", "is_inside", "open_checkpoint"]
+__all__ = [
+    "FSDP_FOLDER",
+    "foreign",
+    "format_of",
+    "is_inside",
+    "learning_rates",
+    "open_checkpoint",
+]
 
 _START_BYTES = 14
 _SHARDED = ".index.json"
@@ -264,6 +272,32 @@ def _read_sharded(
                 "there, but the file has none of this name. It may be of another save."
             )
     return {name: found[name] for name in places}, sources
+
+
+def learning_rates(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> dict[int, float]:
+    """What a Trainer logged as its learning rate up to a checkpoint, by step; empty if nothing.
+
+    It is that of the first parameter group. Its weight decay is in a pickle, which is never read.
+
+    Raises:
+        CheckpointError: there is a trainer state, and it cannot be read.
+    """
+    fs, path = filesystem(url, storage_options)
+    full = url_at(os.fspath(url), fs, path, path)
+    with closing(Folder(fs, path, shown_url(full))) as folder:
+        if not folder.is_folder() or _TRAINER_STATE not in folder.names():
+            return {}
+        rows = _read_json(folder, _TRAINER_STATE).get("log_history", [])
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise refused(f"{folder.url}/{_TRAINER_STATE}", "expected a log_history of objects")
+    found = {}
+    for row in rows:  # those of an evaluation have no learning rate
+        step, rate = as_step(row.get("step")), row.get("learning_rate")
+        if step is not None and is_number(rate) and 0.0 <= rate < math.inf:
+            found[step] = float(rate)
+    return found
 
 
 #: A trainer state with a million logged lines has about 200 MB.

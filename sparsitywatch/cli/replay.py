@@ -55,12 +55,16 @@ def add_to(commands: Any) -> None:
         help="the log directory of a run whose initial weights near-zero rules refer to; by "
         "default the first checkpoint",
     )
-    for name, what in (("lr", "learning rate"), ("weight-decay", "decoupled weight decay")):
+    for name, what, default in (
+        ("lr", "learning rate", "what trainer_state.json has logged"),
+        ("weight-decay", "decoupled weight decay", "not known"),
+    ):
         parser.add_argument(
             f"--{name}",
             metavar="NUMBER|CSV",
             type=_rate,
-            help=f"{what} of the weights: a number, or a CSV file of steps and values",
+            help=f"{what} of the weights: a number, or a CSV file of steps and values; by default "
+            f"{default}",
         )
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)"

@@ -91,7 +91,7 @@ def check_same(log: Run, job: Job) -> None:
         )
 
 
-def check_same_rates(log: Run, rates: Rates | None) -> None:
+def check_same_rates(log: Run, rates: Rates) -> None:
     """Refuse to go on with another schedule than that of the log.
 
     Raises:
@@ -100,9 +100,11 @@ def check_same_rates(log: Run, rates: Rates | None) -> None:
     last = next((record for record in reversed(log.records) if record.was_read), None)
     if last is None:
         return
-    now = None if rates is None else rates.reading(last.step, ())
+    now = rates.reading(last.step, ()) if rates.is_known else None
     for name in ("decay_clock", "lr_clock"):
         then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
+        if name == "lr_clock" and rates.logged is not None and math.isnan(then):
+            continue  # it was logged for the first time since, or an earlier version did not look
         if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
             raise ConfigurationError(
                 "Expected `logdir` to be new or of a replay with the same `lr` and "
@@ -136,24 +138,24 @@ def mask_thresholds(directory: Path | None, step: int) -> list[float]:
 
 
 def reading_of(
-    rates: Rates | None, step: int, sample: Mapping[str, torch.Tensor]
+    rates: Rates, step: int, sample: Mapping[str, torch.Tensor]
 ) -> OptimizerReading | None:
     """What the optimizer had done at a checkpoint, if all of it is known; else None.
 
     Weights of 16 bits are taken for rounded copies: files do not tell.
     """
-    if rates is None or not rates.knows_decay:
+    if not (rates.is_known and rates.knows_decay):
         return None
     masters = frozenset(name for name, tensor in sample.items() if tensor.dtype.itemsize < 4)
     return replace(rates.reading(step, sample), masters=masters)
 
 
-def with_rates(measured: Measured, context: Context, rates: Rates | None) -> Record:
+def with_rates(measured: Measured, context: Context, rates: Rates) -> Record:
     """The record with what the optimizer did, as far as it is known, and with what has moved."""
     step = measured.record.step
     reading = reading_of(rates, step, measured.sample)
     record = with_motion(measured, replace(context, optimizer=reading))
-    if rates is not None and reading is None:
+    if rates.is_known and reading is None:
         known = rates.reading(step, ())
         record = replace(record, lr=known.lr, lr_clock=known.lr_clock)
     return record
@@ -166,7 +168,7 @@ class Publisher:
         pipeline: detects, remembers, writes.
         motion: compares the weights with those of the snapshot before; None to leave that out.
         replayed_from: where the checkpoints lie, as asked for.
-        rates: what the optimizer did; None if that is not known.
+        rates: what the optimizer did, as far as it is known.
 
     Attributes:
         last_step: of the latest record, -1 if there is none.
@@ -177,7 +179,7 @@ class Publisher:
         pipeline: Pipeline,
         motion: MotionTracker | None,
         replayed_from: tuple[str, ...],
-        rates: Rates | None = None,
+        rates: Rates,
     ) -> None:
         self._pipeline, self._motion, self._rates = pipeline, motion, rates
         self._replayed_from = replayed_from
@@ -271,7 +273,7 @@ class Replayer:
         window: jobs under way at once, at most.
         goes_on: whether a sweep goes on from the checkpoint before.
         replayed_from: where the checkpoints lie, as asked for.
-        rates: what the optimizer did; None if that is not known.
+        rates: what the optimizer did, as far as it is known.
     """
 
     def __init__(
@@ -285,7 +287,7 @@ class Replayer:
         window: int,
         goes_on: bool,
         replayed_from: tuple[str, ...],
-        rates: Rates | None = None,
+        rates: Rates,
     ) -> None:
         self._template = template
         self._pipeline, self._detectors, self._listeners = pipeline, detectors, listeners

@@ -6,52 +6,90 @@ import bisect
 import csv
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sparsitywatch.errors import ConfigurationError, is_number
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 
-__all__ = ["Rate", "Rates"]
+__all__ = ["Logged", "Rate", "Rates"]
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
+
+
+class Logged:
+    """The learning rate that a training logged, held from one logged step to the next.
+
+    Before the first one it is that of the first. What is logged later changes nothing of before:
+    a replay that is taken up again has the clocks of one that was never interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._rates: list[float] = []
+
+    @property
+    def last_step(self) -> int:
+        """The latest step that is known; -1 if there is none."""
+        return self._steps[-1] if self._steps else -1
+
+    def learn(self, rates: Mapping[int, float]) -> None:
+        """Add what was logged, by step."""
+        known = {**dict(zip(self._steps, self._rates, strict=True)), **rates}
+        self._steps = sorted(known)
+        self._rates = [known[step] for step in self._steps]
+
+    def __call__(self, step: int) -> float:
+        """The rate at an optimizer step."""
+        return self._rates[max(bisect.bisect_right(self._steps, step) - 1, 0)]
 
 
 class Rates:
     """Learning rate and weight decay at every step, summed as a live watch sums them.
 
     Args:
-        lr: learning rate of the in-scope weights.
+        lr: learning rate of the in-scope weights; ``Logged`` may be learned later.
         weight_decay: decoupled decay of them; None if it is not known.
 
     Raises:
         ConfigurationError: one of them is no number, function or CSV file of numbers.
     """
 
-    def __init__(self, lr: Rate, weight_decay: Rate | None) -> None:
-        self._lr = _function("lr", lr)
+    def __init__(self, lr: Rate | Logged, weight_decay: Rate | None) -> None:
+        self.logged = lr if isinstance(lr, Logged) else None
+        self._lr = self.logged or _function("lr", lr)
         self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
         self._step, self._clock = 0, GroupClock()
 
-    @classmethod
-    def of(cls, lr: Rate | None, weight_decay: Rate | None) -> Rates | None:
-        """Those that are given; None without any.
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a learning rate, given or logged."""
+        return self.logged is None or self.logged.last_step >= 0
+
+    @property
+    def knows_decay(self) -> bool:
+        """Whether weight decay is known, and not the learning rate alone."""
+        return self._decay is not None
+
+    def learn(self, rates: Mapping[int, float], where: str) -> None:
+        """Add what the training has logged, if nobody has said the learning rate.
+
+        Args:
+            rates: by step.
+            where: the checkpoint beside which they were looked for.
 
         Raises:
             ConfigurationError: weight decay without a learning rate.
         """
-        if lr is None and weight_decay is not None:
+        if self.logged is not None:
+            self.logged.learn(rates)
+        if self.knows_decay and not self.is_known:
             raise ConfigurationError(
-                "Expected `lr` beside `weight_decay`, got none: weights shrink by their product."
+                "Expected `lr` beside `weight_decay`, got none, and no trainer_state.json with "
+                f"learning rates in {where}: weights shrink by their product."
             )
-        return None if lr is None else cls(lr, weight_decay)
-
-    @property
-    def knows_decay(self) -> bool:
-        """Whether the decay clock is known, and not the learning rate alone."""
-        return self._decay is not None
 
     def reading(self, step: int, names: Iterable[str]) -> OptimizerReading:
         """What had been done when ``step`` optimizer steps were done.

@@ -14,6 +14,7 @@ from torch import nn
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.checkpoints.discovery import Found, discover
+from sparsitywatch.checkpoints.opening import learning_rates
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -27,7 +28,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.driver import Replayer
 from sparsitywatch.offline.jobs import EmptyModel, Job, Listeners, ModelFactory, window_of
-from sparsitywatch.offline.rates import Rate, Rates
+from sparsitywatch.offline.rates import Logged, Rate, Rates
 from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
 from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
@@ -86,8 +87,8 @@ def replay(
     """Measure saved checkpoints: the same records, events and files as from a live watch.
 
     The same weights give the same record as live, but for wall time, costs, and what only an
-    optimizer knows: unless ``lr`` and ``weight_decay`` are given, the decay clock, the learning
-    rate and the forecast are unknown, and what moved between two checkpoints is estimated from the
+    optimizer knows: unless ``lr`` and ``weight_decay`` are known, the decay clock and the forecast
+    are not, and what moved between two checkpoints is estimated from the
     weights (``dormant.estimated``).
 
     A replay that was killed does only what is missing when it is started again.
@@ -108,13 +109,15 @@ def replay(
         initial_rms: root mean square of each in-scope tensor that "initial" near-zero rules
             refer to, or the log directory of a run that has them. By default those of the
             first checkpoint that can be read.
-        lr: learning rate of the in-scope weights, which a checkpoint does not tell: a number, a
-            function of the optimizer step (the first is 1), or a CSV file with rows of a step and
-            a value, between which it is a straight line.
-        weight_decay: their decoupled decay (AdamW, Lion), likewise. With both, decay clock,
-            dormant weights and forecast are those of a live watch.
-        detectors: as of ``watch``; by default without that of the dormant weights unless ``lr``
-            and ``weight_decay`` are given: without the decay clock the early signal cannot be
+        lr: learning rate of the in-scope weights: a number, a function of the optimizer step (the
+            first is 1), or a CSV file with rows of a step and a value, between which it is a
+            straight line. By default what a Trainer of transformers has logged in the
+            trainer_state.json of the latest checkpoint, held from one logged step to the next.
+        weight_decay: their decoupled decay (AdamW, Lion), likewise; no file tells it but a pickle,
+            which is not read. With both, decay clock, dormant weights and forecast are those of a
+            live watch.
+        detectors: as of ``watch``; by default without that of the dormant weights unless
+            ``weight_decay`` is given: without the decay clock the early signal cannot be
             distinguished from a model that has stopped to learn.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be measured; the others go on.
@@ -166,10 +169,9 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
-    rates = Rates.of(lr, weight_decay)
+    rates = Rates(Logged() if lr is None else lr, weight_decay)
     if detectors is None:
-        knows_decay = rates is not None and rates.knows_decay
-        detectors = _default_detectors(chosen, knows_decay=knows_decay)
+        detectors = _default_detectors(chosen, knows_decay=rates.knows_decay)
     pipeline = Pipeline(
         claim=Claim(directory),
         sinks=[*as_sinks(sinks), *_sinks_into(directory, keep_spectra)],
@@ -197,10 +199,19 @@ def replay(
         known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
         listed = discover(places, template.storage_options, known, duplicates)
         found.update({one.url: one for one in listed})
+        _learn_logged(rates, listed, template.storage_options)
         return select(listed)
 
     _run(replayer, list_now, patience if follow else None, listeners)
     return replayer.result()
+
+
+def _learn_logged(rates: Rates, listed: Sequence[Found], options: Mapping[str, Any]) -> None:
+    """Take the learning rates that a Trainer has logged, which its latest checkpoint has all of."""
+    complete = [one for one in listed if one.state == "complete" and one.step is not None]
+    if rates.logged is None or not complete or (complete[-1].step or 0) <= rates.logged.last_step:
+        return
+    rates.learn(learning_rates(complete[-1].url, options), shown_url(complete[-1].url))
 
 
 def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:

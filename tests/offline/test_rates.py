@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from contracts.live_runs import save_safetensors, train
 
 import sparsitywatch as sw
-from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.offline.rates import Rates
+from sparsitywatch.errors import CheckpointError, ConfigurationError
+from sparsitywatch.offline.rates import Logged, Rates
 
 #: What ``train`` trains with.
 LR, DECAY = 1e-3, 0.1
@@ -108,10 +110,77 @@ def test_bad_rates_are_named(value: object) -> None:
         Rates(0.1, lambda step: -1.0).reading(2, ())
 
 
-def test_decay_without_a_learning_rate_is_refused() -> None:
+def trainer_folders(saved: Path, folder: Path, rates: dict[int, float]) -> Path:
+    """The same checkpoints as a Trainer lays them down, each with what was logged until then."""
+    for one in sorted(saved.iterdir()):
+        own, step = folder / one.name, int(one.name.rpartition("-")[2])
+        shutil.copytree(one, own)
+        rows: list[object] = [
+            {"step": s, "learning_rate": rate, "loss": 1.0}
+            for s, rate in rates.items()
+            if s <= step
+        ]
+        rows += [{"step": step, "eval_loss": 2.0}]
+        (own / "trainer_state.json").write_text(
+            json.dumps({"global_step": step, "log_history": rows})
+        )
+    return folder
+
+
+def test_the_learning_rate_of_a_trainer_is_that_which_it_logged(live, tmp_path: Path) -> None:
+    records, saved = live
+    places = trainer_folders(saved, tmp_path, {1: LR, 5: LR})
+    alone = sw.replay(places, logdir=None)
+    assert [r.lr_clock for r in alone.records] == pytest.approx([r.lr_clock for r in records])
+    assert all(math.isnan(r.decay_clock) and r.lr == LR for r in alone.records)
+    replayed = sw.replay(places, logdir=None, weight_decay=DECAY)
+    given = sw.replay(saved, logdir=None, lr=LR, weight_decay=DECAY)
+    for told, known in zip(replayed.records, given.records, strict=True):
+        assert told.decay_clock == pytest.approx(known.decay_clock, nan_ok=True)
+        assert told.dormant.fraction == pytest.approx(known.dormant.fraction, nan_ok=True)
+    # what is given goes before what was logged
+    (last,) = sw.replay(places, logdir=None, lr=3 * LR).records[-1:]
+    assert last.lr_clock == pytest.approx(3 * LR * last.step)
+
+
+def test_a_logged_rate_holds_until_the_next_and_later_ones_change_nothing(tmp_path: Path) -> None:
+    rates = Rates(Logged(), 0.1)
+    assert not rates.is_known
+    rates.learn({4: 0.5, 8: 0.25}, "here")
+    before = rates.reading(10, ()).lr_clock
+    assert before == pytest.approx(7 * 0.5 + 3 * 0.25)  # steps 1 to 7, and 8 to 10
+    rates.learn({8: 0.25, 12: 0.125}, "here")
+    assert rates.reading(10, ()).lr_clock == before
+    assert Rates(rates.logged, 0.1).reading(13, ()).lr_clock == pytest.approx(before + 0.25 + 0.25)
+
+
+def test_a_log_of_before_the_rate_was_logged_goes_on(live, tmp_path: Path) -> None:
+    places = trainer_folders(live[1], tmp_path / "run", {})
+    first = sw.replay(places, logdir=tmp_path / "log")
+    assert all(math.isnan(r.lr_clock) for r in first.records)
+    last = max(places.iterdir(), key=lambda folder: int(folder.name.rpartition("-")[2]))
+    state = {
+        "global_step": first.records[-1].step,
+        "log_history": [{"step": 2, "learning_rate": LR}],
+    }
+    (last / "trainer_state.json").write_text(json.dumps(state))
+    assert sw.replay(places, logdir=tmp_path / "log").num_snapshots == 0
+
+
+@pytest.mark.parametrize("history", [{"step": 1}, [1, 2], "rates"])
+def test_a_history_that_is_none_is_named(live, tmp_path: Path, history: object) -> None:
+    places = trainer_folders(live[1], tmp_path, {})
+    for state in places.glob("*/trainer_state.json"):
+        known = json.loads(state.read_text())
+        state.write_text(json.dumps({**known, "log_history": history}))
+    with pytest.raises(CheckpointError, match=r"trainer_state\.json: expected a log_history"):
+        sw.replay(places, logdir=None)
+
+
+def test_decay_without_a_learning_rate_is_refused(live, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="`lr` beside `weight_decay`"):
-        Rates.of(None, 0.1)
-    assert Rates.of(None, None) is None
+        sw.replay(live[1], logdir=tmp_path / "log", weight_decay=0.1)
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_function_that_takes_no_step_is_refused_at_once() -> None:
