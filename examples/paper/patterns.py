@@ -6,11 +6,11 @@ prunes MiniLM once (six layers, 10.6 M weights in scope) to a half and to a quar
 the smallest magnitudes of all or of each matrix, random ones, random ones by Erdős-Rényi kernels,
 N:M by what is *kept* (1 of 2, 2 of 4, 4 of 8; 1 of 4), Wanda and SparseGPT. The task is fiction
 or not by two sentences of the Brown corpus. Each is judged as it is ("zero-shot", with the
-head that fits the dense features) and, at a half, after sixty steps with the mask held fixed,
+head that fits the dense features) and, at a half, after 120 steps with the mask held fixed,
 beside the global pattern at the same sparsity, paired by seed and example. Settings were chosen as
 those of finetuned_curve.py were.
 
-It cannot show OPT-350M or its four tasks. Sixty steps recover a part only; the paper trains for
+It cannot show OPT-350M or its four tasks. 120 steps recover a part only; the paper trains for
 thousands. Wanda and SparseGPT see 128 texts of sixteen tokens, far fewer than their authors use.
 SparseGPT changes the kept weights, so it is no subset of the pretrained ones.
 """

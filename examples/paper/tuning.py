@@ -166,7 +166,7 @@ class Tuning:
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """The arguments of trainings on texts."""
     add = parser.add_argument
-    add("--steps", type=int, default=60)
+    add("--steps", type=int, default=120)
     add("--length", type=int, default=16, help="tokens of a text")
     add("--train", type=int, default=2000, help="texts to learn from")
     add("--held-out", type=int, default=3000, help="texts that are judged")
