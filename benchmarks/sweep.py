@@ -19,7 +19,7 @@ import datetime as dt
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,9 @@ from reporting import commit
 
 import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity
-from sparsitywatch.pruning.partial import Losses, shares_of
+from sparsitywatch.pruning.partial import Losses, Point, shares_of
 from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Bisection, Grid, Point, Sweep, points_of
+from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep, points_of
 from sparsitywatch.pruning.tracking import Tracking
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.settings import DEFAULT_LEVELS
@@ -118,19 +118,20 @@ class Look:
 
     def __call__(self, level: float, share: float = 1.0) -> Point:
         """What a level costs, evaluated on a share of the examples."""
-        level, share = float(level), next(s for s in self.shares if s >= share - 1e-9)
-        if share > (seen := self._seen.get(level, 0.0)):
-            column = self._column(level)
-            number = math.ceil(share * len(column) - 1e-9)
-            drawn = self._order[self._losses.num_seen(level) : number]
-            self._losses.add(level, column[drawn] if share < 1.0 or seen else column)
-            self.passes += share - seen
-            self._seen[level] = share
-        mean, allowed = self._losses.mean(level), self._allowed
-        point = Point.of(level, mean.value, mean.stderr, allowed)
-        return point._replace(
-            doubt=mean.doubt / allowed, freedom=mean.freedom, share=self._seen[level]
-        )
+        return next(point for point in self.after([(level, share)]) if point.level == level)
+
+    def after(self, steps: Sequence[tuple[float, float]]) -> list[Point]:
+        """What every level costs after some more were evaluated."""
+        for level, least in steps:
+            share = next(s for s in self.shares if s >= least - 1e-9)
+            if share > (seen := self._seen.get(level, 0.0)):
+                column = self._column(level)
+                number = math.ceil(share * len(column) - 1e-9)
+                drawn = self._order[self._losses.num_seen(level) : number]
+                self._losses.add(level, column[drawn] if share < 1.0 or seen else column)
+                self.passes += share - seen
+                self._seen[level] = share
+        return self._losses.points(self._allowed)
 
     def _column(self, level: float) -> Array:
         """What each example lost at a level; between recorded ones straight."""
@@ -142,18 +143,18 @@ class Look:
 
     def curve(self, levels: list[float] | None = None) -> SparsityCurve:
         """The curve of what was measured, or of these levels on all examples."""
-        for level in levels or ():
-            self(level)
-        levels = sorted(self._seen)
-        means = [self._losses.mean(level) for level in levels]
+        self.after([(level, 1.0) for level in levels or ()])
+        found = self._losses.means()
+        measured = sorted(found)
+        means = [found[level] for level in measured]
         return SparsityCurve(
-            np.interp(levels, LEVELS, self._sparsity).tolist(),
+            np.interp(measured, LEVELS, self._sparsity).tolist(),
             [float(self.dense.mean()) + mean.value for mean in means],
             [mean.stderr for mean in means],
             higher_is_better=False,
-            level=levels,
+            level=measured,
             num_examples=len(self.dense),
-            num_seen=[self._losses.num_seen(level) for level in levels],
+            num_seen=[mean.num_seen for mean in means],
         )
 
 

@@ -24,9 +24,8 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.masked import MaskedModel, run_sweep
 from sparsitywatch.pruning.proxy import Proxy, SharedProxy
-from sparsitywatch.pruning.sweep import run_sweep
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.shards import Ranks, Shards, compared, marks_of, summed
 from sparsitywatch.weights.snapshot import Snapshot

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
+from sparsitywatch.student import t_quantile
 
 __all__ = ["ROUNDING", "allowed_harm", "essential_sparsity", "knee_of"]
 
@@ -289,35 +289,11 @@ def _slope(sparsity: Array, harm: Array, i: int) -> float:
 
 def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
     """Two-sided quantile of Student's t; of the normal if its freedom is unknown."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     if freedom is None:
-        return z
+        return NormalDist().inv_cdf(0.5 + confidence / 2)
     if num_examples is not None and num_examples < _MIN_EXAMPLES:
         return math.nan
-    if freedom in _PROBABILITIES:
-        return math.sqrt(freedom) * math.tan(_angle(confidence, _PROBABILITIES[freedom]))
-    # Abramowitz and Stegun 26.7.5
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
-
-
-#: Probability that |t| stays below sqrt(freedom) times the tangent of an angle, exactly.
-_PROBABILITIES: dict[int, Callable[[float], float]] = {
-    1: lambda angle: 2 / math.pi * angle,
-    2: math.sin,
-    3: lambda angle: 2 / math.pi * (angle + math.sin(angle) * math.cos(angle)),
-}
-
-
-def _angle(wanted: float, probability: Callable[[float], float]) -> float:
-    """Where a rising probability is the wanted one, in (0, pi / 2)."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < wanted else (low, middle)
-    return low
+    return t_quantile(0.5 + confidence / 2, freedom)
 
 
 # ------------------------------------------------------------------ the knee

@@ -16,10 +16,10 @@ from torch import nn
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.analysis.vital import judged
 from sparsitywatch.errors import ScopeError, expect, let_out
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Grid, SweepResult, run_sweep
+from sparsitywatch.pruning.sweep import Grid
 from sparsitywatch.records import (
     Cost,
     Detail,

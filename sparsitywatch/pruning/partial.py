@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Losses", "Mean", "largest_step", "shares_of", "t_quantile"]
+__all__ = ["Losses", "Mean", "Point", "largest_step", "shares_of"]
 
 Array = NDArray[np.float64]
 
@@ -23,6 +22,51 @@ _UNSURE = 4.0
 _SINGULAR = 1e8
 
 
+class Point(NamedTuple):
+    """What one level costs, in units of the harm that is allowed: beyond 1 is too much.
+
+    ``harm`` is inf where the value is not finite; ``stderr``, its standard error, is 0 there. A
+    level that was evaluated on a ``share`` of the examples has an estimate of the harm on all of
+    them, and ``doubt`` is its standard error about that, with ``freedom`` degrees of freedom.
+    """
+
+    level: float
+    harm: float
+    stderr: float = 0.0
+    doubt: float = 0.0
+    freedom: int = 0
+    share: float = 1.0
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the tolerance is kept."""
+        return self.harm <= 1.0
+
+    @classmethod
+    def of(
+        cls,
+        level: float,
+        harm: float,
+        stderr: float,
+        allowed: float,
+        *,
+        doubt: float = 0.0,
+        freedom: int = 0,
+        share: float = 1.0,
+    ) -> Point:
+        """From a harm and its errors in the units of the value.
+
+        >>> Point.of(0.5, 0.06, 0.01, allowed=0.02)[:3]
+        (0.5, 3.0, 0.5)
+        """
+        if not math.isfinite(harm):
+            return cls(level, math.inf)
+        if allowed == 0.0:  # a relative tolerance of a dense value of 0
+            return cls(level, math.inf if harm > 0.0 else 0.0)
+        stderr = 0.0 if math.isnan(stderr) else stderr / allowed
+        return cls(level, harm / allowed, stderr, doubt / allowed, freedom, share)
+
+
 class Mean(NamedTuple):
     """An estimate of the mean over all examples, in the units of the values.
 
@@ -31,12 +75,19 @@ class Mean(NamedTuple):
         doubt: its standard error about the mean of all examples; 0 where all were seen.
         stderr: its standard error about the mean of their population, as if they were drawn.
         freedom: degrees of freedom of the errors.
+        num_seen: examples that were evaluated.
     """
 
     value: float
     doubt: float
     stderr: float
     freedom: int
+    num_seen: int
+
+
+#: Levels by which one is corrected, and all that the mean of a level depends on.
+_Helpers = tuple[float, ...]
+_Basis = tuple[int, tuple[tuple[_Helpers, tuple[Mean, ...]], ...]]
 
 
 class Losses:
@@ -62,7 +113,7 @@ class Losses:
         self.num_examples = num_examples
         self._order, self._step = order, step
         self._lost: dict[float, Array] = {}  # in the drawn order; of all examples in their own
-        self._means: dict[float, Mean] = {}
+        self._known: dict[float, tuple[_Basis, Mean]] = {}
 
     def num_seen(self, level: float) -> int:
         """How many examples were evaluated at a level."""
@@ -76,70 +127,81 @@ class Losses:
                 lost, drawn = np.empty_like(lost), lost
                 lost[self._order] = drawn
         self._lost[level] = lost
-        self._means.clear()
 
-    def mean(self, level: float) -> Mean:
-        """What is known about a level now; more levels on more examples make it better."""
-        if level not in self._means:
-            self._means[level] = self._read(level)
-        return self._means[level]
+    def points(self, allowed: float, sign: float = 1.0) -> list[Point]:
+        """What each level costs in units of what is allowed, by rising level.
 
-    def _read(self, level: float) -> Mean:
+        Args:
+            allowed: harm that is accepted, in the units of the values.
+            sign: -1 where losing is good.
+        """
+        return [
+            Point.of(
+                level,
+                sign * mean.value,
+                mean.stderr,
+                allowed,
+                doubt=mean.doubt,
+                freedom=mean.freedom,
+                share=mean.num_seen / self.num_examples,
+            )
+            for level, mean in sorted(self.means().items())
+        ]
+
+    def means(self) -> dict[float, Mean]:
+        """What is known about every level now.
+
+        Those that most examples have seen come first, since they correct the others. What no new
+        example bears on is as it was before.
+        """
+        found: dict[float, Mean] = {}
+        by_number = sorted(self._lost, key=self.num_seen, reverse=True)
+        for number, levels in itertools.groupby(by_number, self.num_seen):
+            helping = [o for o in sorted(found) if o > 0.0 and math.isfinite(found[o].value)]
+            read = {}
+            for level in levels:
+                helpers = _helpers(level, number, helping)
+                basis = number, tuple((h, tuple(map(found.__getitem__, h))) for h in helpers)
+                if level not in self._known or self._known[level][0] != basis:
+                    self._known[level] = basis, self._read(level, helpers, found)
+                read[level] = self._known[level][1]
+            found |= read
+        return found
+
+    def _read(self, level: float, helpers: Sequence[_Helpers], means: Mapping[float, Mean]) -> Mean:
         lost = self._lost[level]
+        num = len(lost)
         if not np.isfinite(lost).all():
-            return Mean(float(lost.mean()), 0.0, math.nan, 0)  # the model broke down
-        if len(lost) == self.num_examples:
-            error = float(lost.std(ddof=1) / math.sqrt(len(lost)))
-            return Mean(float(lost.mean()), 0.0, error, len(lost) - 1)
-        helpers = (self._corrected(level, others) for others in self._helpers(level))
-        plain = self._corrected(level, ())
-        found = [plain, *(mean for mean in helpers if mean is not None)]
+            return Mean(float(lost.mean()), 0.0, math.nan, 0, num)  # the model broke down
+        if num == self.num_examples:
+            error = float(lost.std(ddof=1) / math.sqrt(num))
+            return Mean(float(lost.mean()), 0.0, error, num - 1, num)
+        found = [self._corrected(lost, others, means) for others in [(), *helpers]]
         # few degrees of freedom make an error uncertain
         return min(
             (mean for mean in found if mean is not None),
             key=lambda mean: mean.doubt * math.sqrt(1.0 + _UNSURE / mean.freedom),
         )
 
-    def _helpers(self, level: float) -> Iterable[tuple[float, ...]]:
-        """Levels by which one may be corrected, alone and in pairs."""
-        if level == 0.0:
-            return
-        num_seen = self.num_seen(level)
-        wider = [
-            other
-            for other in sorted(self._lost)
-            if other > 0.0
-            and self.num_seen(other) > num_seen
-            and math.isfinite(self.mean(other).value)
-        ]
-        if not wider:
-            return
-        yield (min(wider, key=lambda other: (abs(other - level), other)),)
-        below = max((other for other in wider if other < level), default=None)
-        above = min((other for other in wider if other > level), default=None)
-        if num_seen >= _EXAMPLES_FOR_TWO and below is not None and above is not None:
-            yield below, above
-
-    def _corrected(self, level: float, others: Sequence[float]) -> Mean | None:
+    def _corrected(self, lost: Array, others: _Helpers, means: Mapping[float, Mean]) -> Mean | None:
         """The mean by regression on others; None where they say nothing or the same."""
-        lost = self._lost[level]
         num, freedom = len(lost), len(lost) - 1 - len(others)
         unseen = 1.0 - num / self.num_examples
         slopes, leverage = np.zeros(len(others)), 0.0
         residual, shift = lost - lost.mean(), np.zeros(len(others))
         if others:
-            known = np.stack([self._in_order(other)[:num] for other in others], axis=1)
+            known = np.stack([self._drawn(other, num) for other in others], axis=1)
             centred = known - known.mean(axis=0)
             products = centred.T @ centred
             if not np.linalg.cond(products) < _SINGULAR:
                 return None
             slopes = np.linalg.solve(products, centred.T @ residual)
             residual = residual - centred @ slopes
-            shift = np.array([self.mean(other).value for other in others]) - known.mean(axis=0)
+            shift = np.array([means[other].value for other in others]) - known.mean(axis=0)
             leverage = float(shift @ np.linalg.solve(products, shift))
         variance = float(residual @ residual) / freedom
-        carried = sum(abs(b) * self.mean(o).doubt for b, o in zip(slopes, others, strict=True))
-        spread = sum(abs(b) * self.mean(o).stderr for b, o in zip(slopes, others, strict=True))
+        carried = sum(abs(b) * means[o].doubt for b, o in zip(slopes, others, strict=True))
+        spread = sum(abs(b) * means[o].stderr for b, o in zip(slopes, others, strict=True))
         doubt = math.sqrt(
             variance * (unseen / num + leverage)
             + unseen * (float(np.abs(residual).max()) / num) ** 2
@@ -148,11 +210,24 @@ class Losses:
         )
         of_all = max(spread**2 - carried**2, 0.0) + variance / self.num_examples
         value = float(lost.mean() + slopes @ shift)
-        return Mean(value, doubt, math.sqrt(of_all + doubt**2), freedom)
+        return Mean(value, doubt, math.sqrt(of_all + doubt**2), freedom, num)
 
-    def _in_order(self, level: float) -> Array:
+    def _drawn(self, level: float, num: int) -> Array:
+        """What the first ``num`` drawn examples lost at a level that has seen them."""
         lost = self._lost[level]
-        return lost[self._order] if len(lost) == self.num_examples else lost
+        return lost[self._order[:num]] if len(lost) == self.num_examples else lost[:num]
+
+
+def _helpers(level: float, num_seen: int, wider: Sequence[float]) -> tuple[_Helpers, ...]:
+    """Levels by which one may be corrected, alone and in pairs, of rising ones that saw more."""
+    if level == 0.0 or not wider:
+        return ()
+    nearest = min(wider, key=lambda other: (abs(other - level), other))
+    below = max((other for other in wider if other < level), default=None)
+    above = min((other for other in wider if other > level), default=None)
+    if num_seen < _EXAMPLES_FOR_TWO or below is None or above is None:
+        return ((nearest,),)
+    return (nearest,), (below, above)
 
 
 def largest_step(values: Array) -> float:
@@ -186,36 +261,3 @@ def shares_of(num_examples: int, smallest: int, step: float = 0.0) -> tuple[floa
         found.append(number / num_examples)
         number *= 2
     return tuple(found)
-
-
-@functools.lru_cache(maxsize=1024)
-def t_quantile(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, ``probability`` in (0.5, 1).
-
-    The distribution function is a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4).
-
-    >>> round(t_quantile(0.95, 5), 3), round(t_quantile(0.975, 1000), 3)
-    (2.015, 1.962)
-    """
-    if freedom > 200:
-        z = NormalDist().inv_cdf(probability)
-        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-        return z + (z**3 + z) / (4 * freedom) + second / freedom**2
-    low, high = 0.0, 1e6
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _t_probability(middle, freedom) < probability else (low, middle)
-        )
-    return high
-
-
-def _t_probability(t: float, freedom: int) -> float:
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine, is_odd = math.cos(angle) ** 2, freedom % 2 == 1
-    term, total = (math.cos(angle) if is_odd else 1.0), 0.0
-    for k in range(1, (freedom - 1) // 2 + 1 if is_odd else freedom // 2 + 1):
-        total += term
-        term *= cosine * (2 * k / (2 * k + 1) if is_odd else (2 * k - 1) / (2 * k))
-    both = 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
-    return 0.5 + both / 2

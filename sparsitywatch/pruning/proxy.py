@@ -173,31 +173,33 @@ class Proxy:
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        found = []
-        for index in range(len(self._batches)):
-            found.append(self._of_batch(index, model))  # noqa: PERF401 a traceback shows less
-        return self._counted(found)
-
-    def _of_batch(self, index: int, model: nn.Module) -> np.ndarray:
-        """The value of every example of one batch, float64."""
-        parameter = next(model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        result = self.value(model, move(self._batches[index], device))
-        _check(result, index)
-        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
-        return found
-
-    def _counted(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The values of all batches as one, as many as ever."""
+        values = self._values(model)
         examples: np.ndarray = np.concatenate(values)
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
                 f"Expected `value` to return {self._num_examples} examples over all batches as "
                 f"before, got {len(examples)}."
             )
-        self._num_examples = len(examples)
-        self._sizes = [*map(len, values)]
+        self._num_examples, self._sizes = len(examples), [*map(len, values)]
         return examples
+
+    def _values(self, model: nn.Module) -> list[np.ndarray]:
+        """The value of every example of each batch, float64."""
+        values = []
+        for index in range(len(self._batches)):
+            values.append(self._of_batch(index, model))  # noqa: PERF401 a traceback shows less
+        return values
+
+    def _of_batch(self, index: int, model: nn.Module) -> np.ndarray:
+        parameter = next(model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
+        result = self.value(model, move(self._batches[index], device))
+        is_tensor = isinstance(result, torch.Tensor)
+        # none of a batch is possible: examples without a label have no loss
+        if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
+            raise ProxyError(_not_by_example(result, index))
+        found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
+        return found
 
     def parts(self, shares: Sequence[float]) -> tuple[Part, ...]:
         """The examples up to the first share of them, from there to the second, and so on.
@@ -234,7 +236,8 @@ class Proxy:
         )
 
     def _proxies_of(self, drawn: Sequence[_Drawn]) -> tuple[Part, ...]:
-        return tuple(Part(self._of(batches), places) for batches, places in drawn)
+        found = [(self._of(batches), places) for batches, places in drawn]
+        return tuple(Part(proxy, places, proxy.num_batches) for proxy, places in found)
 
     def _of(self, batches: list[Any]) -> Proxy:
         """One like this, of other batches."""
@@ -311,10 +314,17 @@ class Proxy:
 
 
 class Part(NamedTuple):
-    """Some examples, as a proxy of their own, and where each is among all: int64 [n]."""
+    """Some examples, as a proxy of their own.
+
+    Args:
+        proxy: of these examples.
+        places: where each is among all, int64 [n].
+        num_batches: calls of the value function per evaluation.
+    """
 
     proxy: Proxy
     places: NDArray[np.int64]
+    num_batches: int
 
 
 #: Batches of a part, and where its examples are.
@@ -423,8 +433,8 @@ class SharedProxy(Proxy):
         """Calls of the value function per evaluation that count, on all ranks together."""
         return self._num_places
 
-    def evaluate(self, model: nn.Module) -> np.ndarray:
-        """The value of every example of every rank, float64 [N], on every rank."""
+    def _values(self, model: nn.Module) -> list[np.ndarray]:
+        """The value of every example of each batch of every rank, on every rank."""
         own = []
         for index, place in self._turns:
             with self.ranks.together("evaluating a batch"), self._order.followed():
@@ -440,7 +450,7 @@ class SharedProxy(Proxy):
         for place, found in own:
             values[ends[place] - sizes[place] : ends[place]] = found.view(np.int64)
         self.ranks.sum(values)
-        return self._counted(np.split(values.view(np.float64), ends[:-1]))
+        return np.split(values.view(np.float64), ends[:-1])
 
     def halve(self) -> bool:
         """Split every batch in two, on every rank."""
@@ -463,7 +473,7 @@ class SharedProxy(Proxy):
             by_rank = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
             places = [np.concatenate(of_part) for of_part in zip(*by_rank, strict=True)]
         batches = [of_part for of_part, _ in drawn]
-        return tuple(Part(self._of(b), p) for b, p in zip(batches, places, strict=True))
+        return super()._proxies_of([*zip(batches, places, strict=True)])
 
     def _of(self, batches: list[Any]) -> Proxy:
         other = super()._of(batches)
@@ -542,15 +552,13 @@ def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:
     return frozen
 
 
-def _check(result: object, index: int) -> None:
+def _not_by_example(result: object, index: int) -> str:
+    """What a value function must return, and what it did."""
     if isinstance(result, torch.Tensor):
-        # none of a batch is possible: examples without a label have no loss
-        if result.ndim == 1 and result.is_floating_point():
-            return
         came = f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
     else:
         came = type(result).__name__
-    raise ProxyError(
+    return (
         "Expected `value(model, batch)` to return a floating-point tensor of shape [N], one "
         f"number per example, got {came} for batch {index}. Do not average over the batch: use "
         "reduction='none' and average over each example's own positions."

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsitywatch.errors import expect_number, expect_whole
-from sparsitywatch.pruning.partial import t_quantile
-from sparsitywatch.pruning.sweep import Bisection, Measure, Point, check_levels
+from sparsitywatch.pruning.partial import Point
+from sparsitywatch.pruning.sweep import Bisection, Measure, check_levels
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.student import t_quantile
 
 __all__ = ["Racing"]
 
@@ -104,10 +105,14 @@ class Racing:
         if len(measure.shares) == 1:
             Bisection(self.levels, 2 * self.resolution).choose(measure, previous)
             return
-        race = _Race(measure, self)
-        race.look_around()
-        while (step := race.next_step()) is not None:
-            race.run(*step)
+        race = _Race(measure.shares, self)
+        points = measure.after([race.everything()])
+        while (step := race.reliance(points)) is not None:
+            points = measure.after([step])
+        points = measure.after(race.grid())
+        points = measure.after(race.halfway(points))
+        while (step := race.next_step(points)) is not None:
+            points = measure.after([step])
 
     def again(self, curve: SparsityCurve) -> _Again:
         """The same levels on as many examples, for another pattern."""
@@ -125,8 +130,8 @@ class _Again:
         del previous
         curve, num = self.curve, self.curve.num_examples or 1
         seen = curve.num_seen or [num] * len(curve.sparsity)
-        for level, number in zip(curve.level or curve.sparsity, seen, strict=True):
-            measure(level, number / num)
+        shares = (number / num for number in seen)
+        measure.after([*zip(curve.level or curve.sparsity, shares, strict=True)])
 
 
 class _Crossing(NamedTuple):
@@ -139,51 +144,52 @@ class _Crossing(NamedTuple):
 
 
 class _Race:
-    """The levels of one snapshot on their way to all examples."""
+    """The levels of one snapshot on their way to all examples: what to evaluate next."""
 
-    def __init__(self, measure: Measure, sweep: Racing) -> None:
-        self._measure, self._sweep = measure, sweep
-        self._shares = measure.shares
-        self._probability = 1.0 - sweep.risk / (len(self._shares) - 1)
-        self._seen: dict[float, float] = {}
+    def __init__(self, shares: Sequence[float], sweep: Racing) -> None:
+        self._shares, self._sweep = shares, sweep
+        self._probability = 1.0 - sweep.risk / (len(shares) - 1)
+        self._grid = sorted({float(level) for level in sweep.levels} - {0.0})
 
-    def run(self, level: float, share: float) -> Point:
-        """Evaluate a level on a share of the examples, the next larger one there is."""
-        share = next(s for s in self._shares if s >= min(share, 1.0) - 1e-9)
-        self._seen[level] = max(share, self._seen.get(level, 0.0))
-        return self._measure(level, share)
+    def everything(self) -> _Step:
+        """What removing everything costs; a watch shows it, so not of the smallest part."""
+        return 1.0, [share for share in self._shares if share <= _RELIANCE][-1]
 
-    def look_around(self) -> None:
-        """Everything removed until it is decided, and the grid on the smallest part."""
-        # the reliance that a watch shows is better not read off the smallest part
-        small = [share for share in self._shares if share <= _RELIANCE]
-        everything = self.run(1.0, small[-1])
-        while self._margin(everything) > abs(everything.harm - 1.0) and everything.share < 1.0:
-            everything = self.run(1.0, 2 * everything.share)
-        grid = sorted({float(level) for level in self._sweep.levels} - {0.0})
-        beyond = 1.0
-        for level in grid:
-            point = self.run(level, self._shares[0])
-            if beyond == 1.0 and point.harm - self._margin(point) > 1.0:
-                beyond = level
-        for before, after in itertools.pairwise([0.0, *grid, 1.0]):
-            if before < beyond and after - before > _WIDEST + 1e-9:
-                self.run(round((before + after) / 2, 6), self._shares[0])
-
-    def next_step(self) -> _Step | None:
-        """The level that makes the crossing surer at the least cost; None where that is enough."""
-        points = [Point(0.0, 0.0)]
-        points += [self._measure(level, self._seen[level]) for level in sorted(self._seen)]
-        if points[-1].is_within or (crossing := self._crossing(points)) is None:
+    def reliance(self, points: Sequence[Point]) -> _Step | None:
+        """More examples with everything removed, until it is decided whether that is too much."""
+        everything = points[-1]
+        if everything.share == 1.0 or self._margin(everything) <= abs(everything.harm - 1.0):
             return None
-        rules = (self._whole, self._between, self._sharper, self._doubtful, self._returning)
-        steps = (step for rule in rules if (step := rule(points, crossing)) is not None)
-        return next(steps, None)
+        return 1.0, min(2 * everything.share, 1.0)
+
+    def grid(self) -> list[_Step]:
+        """Every level of the grid, on the smallest part."""
+        return [(level, self._shares[0]) for level in self._grid]
+
+    def halfway(self, points: Sequence[Point]) -> list[_Step]:
+        """Levels between those of the grid, up to the first that is surely beyond."""
+        are_beyond = (p.level for p in points if p.harm - self._margin(p) > 1.0)
+        beyond = next(are_beyond, 1.0)
+        return [
+            (round((before + after) / 2, 6), self._shares[0])
+            for before, after in itertools.pairwise([0.0, *self._grid, 1.0])
+            if before < beyond and after - before > _WIDEST + 1e-9
+        ]
+
+    def next_step(self, points: Sequence[Point]) -> _Step | None:
+        """The level that makes the crossing surer at the least cost; None where that is enough."""
+        points = [Point(0.0, 0.0), *points[1:]]
+        if points[-1].harm <= 1.0 or (crossing := self._crossing(points)) is None:
+            return None
+        for rule in (self._whole, self._between, self._sharper, self._doubtful, self._returning):
+            if (step := rule(points, crossing)) is not None:
+                return step[0], min(step[1], 1.0)
+        return None
 
     # ------------------------------------------------------------------ the crossing
 
     def _crossing(self, points: Sequence[Point]) -> _Crossing | None:
-        index = next((i for i, point in enumerate(points) if not point.is_within), None)
+        index = next((i for i, point in enumerate(points) if not point.harm <= 1.0), None)
         if index is None:
             return None
         before, after = points[index - 1], points[index]
@@ -200,7 +206,7 @@ class _Race:
         wholes = [point for point in points[1:-1] if point.share == 1.0]
         level = self._on_grid(crossing.level)
         if len(wholes) == 1 and abs(level - wholes[0].level) > _NEAR:
-            return self._further(level, 1.0)
+            return _further(points, level, 1.0)
         if wholes:
             return None
         expected = _monotone_crossing(points)
@@ -209,7 +215,7 @@ class _Race:
         error = near.doubt / max(_chord(points, expected), _FLATTEST + 1.0)
         if looks and error > _NEAR_ENOUGH:
             return near.level, looks[0]
-        return self._further(self._on_grid(expected), 1.0)
+        return _further(points, self._on_grid(expected), 1.0)
 
     def _between(self, points: Sequence[Point], crossing: _Crossing) -> _Step | None:
         """A level where the crossing is between two that are far apart."""
@@ -221,7 +227,7 @@ class _Race:
         level = min(max(level, before.level + resolution), after.level - resolution)
         are_whole = before.share == after.share == 1.0
         share = 1.0 if are_whole else self._shares[min(1, len(self._shares) - 1)]
-        return self._further(round(level, 6), share)
+        return _further(points, round(level, 6), share)
 
     def _sharper(self, points: Sequence[Point], crossing: _Crossing) -> _Step | None:
         """More examples at the nearer side of the crossing, then at the other."""
@@ -251,7 +257,7 @@ class _Race:
     def _returning(self, points: Sequence[Point], crossing: _Crossing) -> _Step | None:
         """A level above the crossing that may be within the tolerance again, or not."""
         for point in points[crossing.first + 1 : -1]:
-            if point.is_within and point.share < 1.0 and point.harm + self._margin(point) > 1.0:
+            if point.harm <= 1.0 < point.harm + self._margin(point) and point.share < 1.0:
                 return point.level, 2 * point.share
         return None
 
@@ -266,9 +272,11 @@ class _Race:
         last = math.ceil(round(1.0 / resolution, 6)) - 1
         return round(min(max(round(level / resolution), 1), last) * resolution, 6)
 
-    def _further(self, level: float, share: float) -> _Step | None:
-        """The step, if it is one."""
-        return (level, share) if self._seen.get(level, 0.0) < share else None
+
+def _further(points: Sequence[Point], level: float, share: float) -> _Step | None:
+    """The step, if it is one."""
+    seen = next((point.share for point in points if point.level == level), 0.0)
+    return (level, share) if seen < share else None
 
 
 def _needed(point: Point, doubt: float) -> float:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from sparsitywatch.errors import expect_number
-from sparsitywatch.pruning.sweep import Point, check_levels
+from sparsitywatch.pruning.partial import Point
+from sparsitywatch.pruning.sweep import check_levels
 
 __all__ = ["Tracking"]
 

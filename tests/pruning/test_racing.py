@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.pruning.partial import Losses, largest_step, shares_of
+from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
+from sparsitywatch.pruning.partial import Losses, Point, largest_step, shares_of
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy, SharedProxy
 from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Bisection, Grid, Point, Sweep, SweepResult, run_sweep
+from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.weights.scope import Scope
@@ -48,7 +48,8 @@ class Examples:
         knots = rng.standard_normal((21, num))
         self._knots = (knots - knots.mean(axis=1, keepdims=True)) / knots.std(axis=1)[:, None]
         self._harm, self._spread = harm, spread * math.sqrt(num)
-        self._losses = Losses(num, rng.permutation(num), step)
+        self._order = rng.permutation(num)
+        self._losses = Losses(num, self._order, step)
         self.shares = (*shares_of(num, 8, step / ALLOWED), 1.0)
         self.seen: dict[float, float] = {}
         for level in (0.0, 1.0):
@@ -61,23 +62,21 @@ class Examples:
         return ALLOWED * (mean + self._spread * math.sqrt(abs(mean)) * noise)
 
     def __call__(self, level: float, share: float = 1.0) -> Point:
-        share = next(s for s in self.shares if s >= share - 1e-9)
-        if share > (seen := self.seen.get(level, 0.0)):
-            start, stop = (math.ceil(s * self.num - 1e-9) for s in (seen, share))
-            drawn = self._losses._order[start:stop]
-            self._losses.add(
-                level, self.lost(level)[drawn] if seen or share < 1 else self.lost(level)
-            )
-            self.passes += share - seen
-            self.seen[level] = share
-        mean = self._losses.mean(level)
-        point = Point.of(level, mean.value, mean.stderr, ALLOWED)
-        doubt = mean.doubt / ALLOWED
-        return point._replace(doubt=doubt, freedom=mean.freedom, share=self.seen[level])
+        return next(point for point in self.after([(level, share)]) if point.level == level)
+
+    def after(self, steps: Sequence[tuple[float, float]]) -> list[Point]:
+        for level, least in steps:
+            share = next(s for s in self.shares if s >= least - 1e-9)
+            if share > (seen := self.seen.get(level, 0.0)):
+                start, stop = (math.ceil(s * self.num - 1e-9) for s in (seen, share))
+                drawn = self._order[start:stop] if seen or share < 1 else slice(None)
+                self._losses.add(level, self.lost(level)[drawn])
+                self.passes += share - seen
+                self.seen[level] = share
+        return self._losses.points(ALLOWED)
 
     def curve(self) -> SparsityCurve:
-        levels = sorted(self.seen)
-        means = [self._losses.mean(level) for level in levels]
+        levels, means = zip(*sorted(self._losses.means().items()), strict=True)
         return SparsityCurve(
             levels, [DENSE + mean.value for mean in means], [mean.stderr for mean in means],
             higher_is_better=False, num_examples=self.num,

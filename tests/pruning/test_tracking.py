@@ -17,7 +17,8 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.sweep import Point, points_of
+from sparsitywatch.pruning.partial import Point
+from sparsitywatch.pruning.sweep import points_of
 from sparsitywatch.pruning.tracking import Tracking
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json

@@ -167,6 +167,14 @@ class Histograms:
             found[kind.rows] = kind.at_most(t[kind.rows])
         return np.where(t == math.inf, (self.num_weights - self.num_nan)[:, None], found)
 
+    def shares(self, num: np.ndarray) -> list[list[float]]:
+        """``num`` weights of each tensor, [T, K], as fractions of all that it has."""
+        num_weights = self.num_weights[:, None]
+        found = np.full(num.shape, math.nan)
+        np.divide(num, num_weights, out=found, where=num_weights > 0)
+        shares: list[list[float]] = found.tolist()
+        return shares
+
     def at_most_in_all(self, thresholds: Iterable[float]) -> list[float]:
         """Of all weights, those with |w| <= t for each t, by the same rules."""
         found = []

@@ -451,7 +451,7 @@ class MagnitudeSpectrum:
         ):
             counted = num if rule.kind in ("abs", "zero") else math.fsum(by_tensor)
             whole[name] = counted / self.num_weights if self.num_weights else math.nan
-        for name, fractions in zip(self.names, self._shares(near), strict=True):
+        for name, fractions in zip(self.names, self._counts.shares(near), strict=True):
             by_layer[name] = dict(zip(rules, fractions, strict=True))
         return whole, by_layer
 
@@ -484,7 +484,7 @@ class MagnitudeSpectrum:
         t = np.array(thresholds, np.float64)
         if np.isnan(t).any():
             raise ConfigurationError("Expected `thresholds` to be magnitudes, got NaN.")
-        return dict(zip(self.names, self._shares(self._counts.at_most(t)), strict=True))
+        return dict(zip(self.names, self._counts.shares(self._counts.at_most(t)), strict=True))
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
         """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
@@ -497,7 +497,7 @@ class MagnitudeSpectrum:
         """
         thresholds = self.thresholds(levels)
         in_all = self._counts.at_most_in_all(thresholds)
-        of_layers = self._shares(self._counts.at_most(np.array(thresholds, np.float64)))
+        of_layers = self._counts.shares(self._counts.at_most(np.array(thresholds, np.float64)))
         found = []
         for i, (threshold, num) in enumerate(zip(thresholds, in_all, strict=True)):
             sparsity = num / self.num_weights if self.num_weights else math.nan
@@ -535,14 +535,6 @@ class MagnitudeSpectrum:
         return MagnitudeSpectrum(
             {name: Histogram(self._histograms[name].dtype, *of) for name, of in counts.items()}
         )
-
-    def _shares(self, num: np.ndarray) -> list[list[float]]:
-        """``num`` weights of each tensor, [T, K], as fractions of all that it has."""
-        num_weights = self._counts.num_weights[:, None]
-        found = np.full(num.shape, math.nan)
-        np.divide(num, num_weights, out=found, where=num_weights > 0)
-        shares: list[list[float]] = found.tolist()
-        return shares
 
     @cached_property
     def _counts(self) -> Histograms:

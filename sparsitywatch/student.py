@@ -1,0 +1,51 @@
+"""Quantiles of Student's t, for intervals from few numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+from statistics import NormalDist
+
+__all__ = ["t_quantile"]
+
+#: Beyond so many degrees of freedom a series is as exact, and shorter.
+_MOST_EXACT = 200
+_HALVINGS = 80
+
+
+@functools.lru_cache(maxsize=1024)
+def t_quantile(probability: float, freedom: int) -> float:
+    """Where Student's t stays below with a ``probability`` in [0.5, 1).
+
+    Args:
+        probability: of being below.
+        freedom: degrees of freedom, at least 1.
+
+    Reference: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, finite sums for the distribution
+    function, up to 200 degrees of freedom; 26.7.5, its inverse as a series, beyond.
+
+    >>> round(t_quantile(0.95, 5), 3), round(t_quantile(0.975, 1000), 3)
+    (2.015, 1.962)
+    """
+    if freedom > _MOST_EXACT:
+        z = NormalDist().inv_cdf(probability)
+        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return z + (z**3 + z) / (4 * freedom) + second / freedom**2 + third / freedom**3
+    low, high = 0.0, math.pi / 2
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        is_below = _probability(middle, freedom) < probability
+        low, high = (middle, high) if is_below else (low, middle)
+    return math.sqrt(freedom) * math.tan(high)
+
+
+def _probability(angle: float, freedom: int) -> float:
+    """Of t below sqrt(freedom) times the tangent of an angle in [0, pi / 2]."""
+    cosine, is_odd = math.cos(angle) ** 2, freedom % 2 == 1
+    term, total = (math.cos(angle) if is_odd else 1.0), 0.0
+    for k in range(1, (freedom - 1) // 2 + 1 if is_odd else freedom // 2 + 1):
+        total += term
+        term *= cosine * (2 * k / (2 * k + 1) if is_odd else (2 * k - 1) / (2 * k))
+    both = 2 / math.pi * (angle + math.sin(angle) * total) if is_odd else math.sin(angle) * total
+    return 0.5 + both / 2
