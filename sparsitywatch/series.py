@@ -22,8 +22,8 @@ class Series:
     """A number that is followed over time, or a family of them.
 
     Args:
-        name: as in ``Record.series()``, and its tag in TensorBoard. A ``*`` at its end stands for
-            what differs within a family, such as the number of a near-zero rule.
+        name: as in ``Record.series()``. A ``*`` at its end stands for what differs within a family,
+            such as the number of a near-zero rule.
         unit: such as "fraction", "count", "s", "steps"; "none" for a bare number.
         label: what it is called in a sentence; ``*`` stands for the same as in the name, and
             ``*%`` for that as a percentage.

@@ -7,13 +7,16 @@ the call that caused it, and a forked child cannot hang.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.histogram import metadata as histogram_plugin
+from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
+from tensorboard.plugins.hparams import metadata as hparams_plugin
 from tensorboard.plugins.image import metadata as image_plugin
 from tensorboard.plugins.scalar import metadata as scalar_plugin
 from tensorboard.plugins.text import metadata as text_plugin
@@ -45,57 +50,40 @@ from sparsitywatch.records import (
     Event,
     LedgerEntry,
     LogHistogram,
-    Provenance,
     Record,
     RunInfo,
     WatchState,
     ledger_in_short,
 )
-from sparsitywatch.series import SERIES, Series, describe
 from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
-
-__all__ = ["OTHER_TAGS", "TensorBoardSink", "charts", "scope_table"]
-
-# fmt: off
-#: What there is beside series: names and meanings; the unit is the kind of thing.
-OTHER_TAGS = (
-    Series("log10_magnitude/*", "histogram", "magnitudes of *",
-           "How large the weights of one tensor are: histogram of log10|w|, without exact zeros. "
-           "Mass that wanders to the left is weights that shrink."),
-    Series("pictures/sparsity_value_curve", "picture", "sparsity-value curve",
-           "The value at rising sparsity, with the tolerance and what was read off the curve."),
-    Series("pictures/removed_per_layer", "picture", "where the removed weights come from",
-           "Share of each tensor's weights that goes at each level."),
-    Series("events/*", "text", "events in *",
-           "An abrupt change in the series of that name; revised, at a later step, when more is "
-           "known about it."),
-    Series("notes", "text", "notes",
-           "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "
-           "at an earlier step, a value that is not finite. Reported when it begins."),
-    Series("watch/state", "text", "state of the watch",
-           "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
-           "is due next, its share of the time. Reported whenever that changes."),
-    Series("watch/reason", "text", "what failed", "Why a snapshot is not valid."),
-    Series("explanation", "text", "explanation", "What the charts mean."),
-    Series("scope", "text", "scope", "Every parameter of the model, watched or not, and why."),
-    Series("custom_scalars__config__", "layout", "charts",
-           'Which charts the page "Custom Scalars" has.'),
+from sparsitywatch.sinks.tensorboard_tags import (
+    EVENTS,
+    FIRST,
+    IN_EVERY_RECORD,
+    LAST,
+    MORE_RULES,
+    Charts,
+    charts,
+    sentence_of,
+    tag_of,
 )
-_TAGS = (*OTHER_TAGS, *SERIES)
-# fmt: on
+from sparsitywatch.sinks.tensorboard_words import event_text, explanation, notes_text, scope_table
 
-_IN_EVERY_RECORD = "watch/valid"
-#: TensorBoard draws at most 51 histograms of a tag, in thirty buckets each. So many records have
-#: them all, later ones every so many.
-_ALL_WITH_HISTOGRAMS, _HISTOGRAMS_EVERY = 50, 10
+__all__ = ["TensorBoardSink", "kinds_of"]
+
 _BAND = ("essential_sparsity/low", "essential_sparsity/high")
+#: Histograms are of all tensors of a kind, and of the kinds only the largest have their own.
+_MOST_KINDS, _OTHERS = 6, "others"
+_HISTOGRAMS_EVERY = 10
+#: Fewer snapshots have no overview; each has twice as many as the one before, but for events.
+_FEW_SNAPSHOTS, _FIRST_OVERVIEW, _MOST_IN_OVERVIEW = 3, 10, 400
 
 
 class TensorBoardSink:
     """Shows records and events in TensorBoard; what a call was given survives a kill.
 
-    Every series of a record is a scalar of the same name. docs/tags.md lists all tags.
+    docs/tags.md lists all tags.
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist. It becomes a
@@ -122,17 +110,22 @@ class TensorBoardSink:
         """
         with self._session.opening(self._directory):
             first_step = first_lost_step(run)
-            self._status = ""
-            self._until_picture = 0
+            self._status, self._until_picture, self._next_overview = "", 0, _FIRST_OVERVIEW
+            self._first_step = first_step
             self._last: Record | None = None
             self._undrawn: Record | None = None  # the latest that can be drawn, until it is
+            self._records: list[Record] = []
+            self._events: dict[str, Event] = {}
+            self._told: tuple[int, list[str]] = (-1, [])
+            self._kinds = kinds_of(run.ledger)
             self._directory.mkdir(parents=True, exist_ok=True)
             self._file = _EventFile(self._directory, first_step)
-            self._num = sum(tag == _IN_EVERY_RECORD for _, tag in self._file.held)
+            self._num = sum(tag == IN_EVERY_RECORD for _, tag in self._file.held)
             values = [
                 _layout(charts(run.provenance)),
-                _text("explanation", _explanation(run.provenance)),
-                _text("scope", scope_table(run.ledger)),
+                _session_start(run, self._directory),
+                _text(f"{LAST}/about", explanation(run.provenance)),
+                _text(f"{LAST}/scope", scope_table(run.ledger)),
             ]
             self._file.add(values, first_step, time.time())
 
@@ -144,7 +137,8 @@ class TensorBoardSink:
     ) -> None:
         """Show what a log holds and the earlier event files do not.
 
-        A kill between the two leaves it so, or a disk that was full to the end.
+        A kill between the two leaves it so, a disk that was full to the end, or files whose tags
+        have the names of an earlier version.
 
         Args:
             records, events: what is known of the run, by rising step.
@@ -158,12 +152,12 @@ class TensorBoardSink:
         for event in events:
             reported.setdefault(event.reported_step, []).append(event)
         for record in records:
-            if (record.step, _IN_EVERY_RECORD) not in self._file.held:
-                self.write(record, detail_of(record))
-            self._last = record
-            for event in reported.get(record.step, ()):
-                if (record.step, f"events/{event.series}") not in self._file.held:
-                    self.event(event)
+            if (record.step, IN_EVERY_RECORD) not in self._file.held:
+                self._show(record, detail_of)
+            self._remember(record)
+            held = self._file.held[record.step, EVENTS]
+            for i, event in enumerate(reported.get(record.step, ())):
+                self._tell(event, record, is_new=i >= held)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Show one record: scalars and histograms, and pictures where they are due.
@@ -172,22 +166,33 @@ class TensorBoardSink:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
         self._session.require()
-        values = _scalars(_with_band(record.series()))
-        if self._num < _ALL_WITH_HISTOGRAMS or self._num % _HISTOGRAMS_EVERY == 0:
-            values += _histograms(detail.histograms)
-        self._num += 1
-        if remarks := record.remarks(self._last):
-            values.append(_text("notes", _notes(remarks)))
-        if not record.valid:
-            values.append(_text("watch/reason", record.reason))
-        self._last = record
-        self._file.add(values, record.step, record.wall_time)
-        if record.valid and record.curve is not None:
-            self._undrawn = record
+        if len(self._records) >= self._next_overview:
+            self._draw_overview()
+        self._show(record, lambda _: detail)
+        self._remember(record)
+        if self._undrawn is record:
             if self._until_picture == 0:
                 self._draw_last()
                 self._until_picture = self._picture_every
             self._until_picture -= 1
+
+    def _show(self, record: Record, detail_of: Callable[[Record], Detail]) -> None:
+        values = _scalars(_shown(record))
+        if self._num % _HISTOGRAMS_EVERY == 0:
+            values += _histograms(_by_kind(detail_of(record).histograms, self._kinds))
+        self._num += 1
+        remarks = record.remarks(self._last)
+        if not record.valid:
+            remarks.append(f"the snapshot failed: {record.reason.rstrip('.') or 'no reason given'}")
+        if remarks:
+            values.append(_text(f"{LAST}/notes", notes_text(remarks)))
+        self._file.add(values, record.step, record.wall_time)
+        if record.valid and record.curve is not None:
+            self._undrawn = record
+
+    def _remember(self, record: Record) -> None:
+        self._last = record
+        self._records.append(replace(record, layers=()))  # which can be large
 
     def event(self, event: Event) -> None:
         """Tell of one event, and draw the record that it was seen in.
@@ -199,12 +204,21 @@ class TensorBoardSink:
         """
         self._session.require()
         seen_in = self._last if self._last and self._last.step == event.reported_step else None
-        wall_time = time.time() if seen_in is None else seen_in.wall_time
-        # a tag per series: two events at one step would replace each other
-        value = _text(f"events/{event.series}", _event_text(event))
-        self._file.add([value], event.reported_step, wall_time)
+        self._tell(event, seen_in, is_new=True)
+        self._next_overview = 0
         if seen_in is not None and seen_in is self._undrawn:
             self._draw_last()
+
+    def _tell(self, event: Event, seen_in: Record | None, *, is_new: bool) -> None:
+        """A text of one event. The default server keeps one text a step: the last has them all."""
+        step, before = self._told
+        texts = [*(before if step == event.reported_step else ()), event_text(event)]
+        self._told = (event.reported_step, texts)
+        self._events[event.id] = event
+        if is_new:
+            wall_time = time.time() if seen_in is None else seen_in.wall_time
+            value = _text(EVENTS, "\n\n".join(texts))
+            self._file.add([value], event.reported_step, wall_time)
 
     def state(self, state: WatchState) -> None:
         """Tell how the watch is when that changes, and at the end what share of the time it took.
@@ -216,9 +230,9 @@ class TensorBoardSink:
         if state.status == self._status:
             return
         self._status = state.status
-        values = [_text("watch/state", state.describe())]
+        values = [_text(f"{FIRST}/watch", state.describe())]
         if state.status != "on" and math.isfinite(state.overhead):
-            values += _scalars({"watch/overhead": state.overhead})
+            values += _scalars({tag_of("watch/overhead"): state.overhead})
         self._file.add(values, state.step, state.wall_time)
 
     def close(self) -> None:
@@ -226,6 +240,9 @@ class TensorBoardSink:
         if self._session.end():
             try:
                 self._draw_last()
+                self._draw_overview()
+                step = self._first_step if self._last is None else self._last.step
+                self._file.add([_session_end()], step, time.time())
             finally:
                 self._file.close()
 
@@ -238,70 +255,47 @@ class TensorBoardSink:
         record = self._undrawn
         if record is None:
             return
-        # matplotlib takes a second to import, and a run without a proxy draws nothing
+        # matplotlib takes a second to import, and a run without a proxy may draw nothing
         from sparsitywatch import plots
 
-        drawings: dict[str, Any] = {"pictures/sparsity_value_curve": plots.curve_figure(record)}
+        drawings: dict[str, Any] = {f"{LAST}/sparsity_value_curve": plots.curve_figure(record)}
         if any(layer.removed for layer in record.layers):
-            drawings["pictures/removed_per_layer"] = plots.heatmap_figure(record)
+            drawings[f"{LAST}/removed_per_layer"] = plots.heatmap_figure(record)
         values = [_picture(tag, *plots.encode_png(figure)) for tag, figure in drawings.items()]
         # readers cut a file off at its first lost step, so steps have to rise in it
         step = record.step if self._last is None else max(record.step, self._last.step)
         self._file.add(values, step, record.wall_time)
         self._undrawn = None
 
+    def _draw_overview(self) -> None:
+        """The run so far; of a long one an even choice of its snapshots, which look the same."""
+        number = len(self._records)
+        self._next_overview = max(2 * number, _FIRST_OVERVIEW)
+        if number < _FEW_SNAPSHOTS:
+            return
+        from sparsitywatch import plots
 
-def _with_band(series: dict[str, float]) -> dict[str, float]:
-    """A series of scalars whose essential sparsity has both ends of its interval.
+        every = -(-number // _MOST_IN_OVERVIEW)
+        some, last = self._records[(number - 1) % every :: every], self._records[-1]
+        figure = plots.overview_figure(some, list(self._events.values()))
+        value = _picture(f"{FIRST}/overview", *plots.encode_png(figure))
+        self._file.add([value], last.step, last.wall_time)
 
-    The chart with the band refuses all three lines if their steps differ; an end that is
-    not known is NaN there.
+
+def _shown(record: Record) -> dict[str, float]:
+    """The scalars of a record by their tags.
+
+    Essential sparsity has both ends of its interval: the chart with the band refuses all three
+    lines if their steps differ. An end that is not known is NaN there.
     """
-    if "essential_sparsity/value" not in series:
-        return series
-    return {**dict.fromkeys(_BAND, math.nan), **series}
-
-
-#: Charts by title, by title of their category. A chart is ("margin", [value, low, high]) with
-#: three tags, or ("lines", patterns) with regular expressions of tags.
-_Charts = Mapping[str, Mapping[str, tuple[str, Sequence[str]]]]
-_SPARSE: _Charts = {
-    "Is it turning sparse?": {
-        "near-zero weights (beside their first size), and their forecast": (
-            "lines",
-            ["near_zero/initial_.+", "forecast/near_zero_in_1$"],
-        ),
-        "dormant weights (got no gradient)": ("lines", ["motion/dormant(_by_chance)?"]),
-    },
-}
-_RULES: _Charts = {
-    "Near-zero weights, by every rule": {"near-zero weights": ("lines", ["near_zero/.+"])}
-}
-_VALUE: _Charts = {
-    "How much could be thrown away?": {
-        "essential sparsity and its interval": (
-            "margin",
-            [f"essential_sparsity/{part}" for part in ("value", "low", "high")],
-        ),
-    },
-    "What the model needs": {
-        "value of the model as it is": ("lines", ["value/dense"]),
-        "reliance: harm of removing all in-scope weights": ("lines", ["value/reliance"]),
-        "first crossing, last crossing, knee": (
-            "lines",
-            ["essential_sparsity/(value|last_crossing|knee)"],
-        ),
-    },
-}
-
-
-def charts(provenance: Provenance) -> _Charts:
-    """The charts of the page "Custom Scalars", what matters most first.
-
-    Without a proxy there are those of weights alone. TensorBoard puts a chart with a band last in
-    its category, so it has one of its own.
-    """
-    return {**_SPARSE, **(_VALUE if provenance.proxy_hash else {}), **_RULES}
+    series, rules = record.series(), list(record.near_zero)
+    if "essential_sparsity/value" in series:
+        series = {**dict.fromkeys(_BAND, math.nan), **series}
+    left_out = {f"near_zero/{rule}" for rule in rules[1 + MORE_RULES :]}
+    tags = {tag_of(name, next(iter(rules), "")): x for name, x in series.items()
+            if name not in left_out}  # fmt: skip
+    tags.pop("", None)
+    return tags
 
 
 # ------------------------------------------------------------------ values, from plain data
@@ -326,7 +320,7 @@ def _scalars(series: Mapping[str, float]) -> list[Any]:
 
 
 def _histograms(histograms: Mapping[str, LogHistogram]) -> list[Any]:
-    """Histograms by tensor, but for empty ones.
+    """Histograms by name, but for empty ones.
 
     TensorBoard takes right edges of buckets, and the outermost left edge from ``min``.
     Empty buckets at the ends would give buckets with a negative width.
@@ -349,9 +343,54 @@ def _histograms(histograms: Mapping[str, LogHistogram]) -> list[Any]:
             bucket_limit=edges[1:].tolist(),
             bucket=counts.tolist(),
         )
-        tag = f"log10_magnitude/{shown_name(name)}"
+        tag = f"{LAST}/log10_magnitude/{shown_name(name)}"
         values.append(Summary.Value(tag=tag, histo=proto, metadata=_HISTOGRAM))
     return values
+
+
+def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
+    """Each in-scope tensor's kind: its name without its block, such as "attention.self.query".
+
+    Small kinds are together where there are too many.
+    """
+    kinds, sizes = {}, Counter[str]()
+    for entry in ledger:
+        if entry.in_scope:
+            kinds[entry.name] = kind = _kind_of(entry.name)
+            sizes[kind] += entry.num_weights
+    if len(sizes) > _MOST_KINDS:
+        large = {kind for kind, _ in sorted(sizes.items(), key=lambda of: (-of[1], of[0]))
+                 [: _MOST_KINDS - 1]}  # fmt: skip
+        kinds = {name: kind if kind in large else _OTHERS for name, kind in kinds.items()}
+    return kinds
+
+
+def _kind_of(name: str) -> str:
+    """The part of a name after the first number in it; other numbers are left open."""
+    parts = name.split(".")
+    if len(parts) > 1 and parts[-1] == "weight":
+        del parts[-1]
+    block = next((i for i, part in enumerate(parts[:-1]) if part.isdecimal()), -1)
+    return ".".join("*" if part.isdecimal() else part for part in parts[block + 1 :])
+
+
+def _by_kind(
+    histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]
+) -> dict[str, LogHistogram]:
+    """Histograms of the tensors of each kind together; all of a snapshot have one grid."""
+    members: dict[str, list[LogHistogram]] = {}
+    for name, histogram in histograms.items():
+        if len(histogram.counts):
+            members.setdefault(kinds.get(name, _OTHERS), []).append(histogram)
+    found = {}
+    for kind, own in members.items():
+        edges = np.unique(np.round(np.concatenate([one.edges for one in own]), 9))
+        counts = np.zeros(len(edges) - 1, np.int64)
+        for one in own:
+            places = np.searchsorted(edges, np.round(one.edges[:-1], 9))
+            np.add.at(counts, places, one.counts)
+        found[kind] = LogHistogram(edges=edges, counts=counts)
+    return found
 
 
 def _picture(tag: str, png: bytes, size: tuple[int, int]) -> Any:
@@ -366,7 +405,39 @@ def _text(tag: str, markdown: str) -> Any:
     return Summary.Value(tag=tag, metadata=metadata, tensor=_strings([markdown.encode()], [1]))
 
 
-def _layout(categories: _Charts) -> Any:
+def _session_start(run: RunInfo, directory: Path) -> Any:
+    """The run as a row of the page "HParams"; each directory is a row of its own."""
+    provenance = run.provenance
+    place = directory.absolute()
+    own = place.parent if place.name == "sparsitywatch" else place
+    mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:6]
+    info = plugin_data_pb2.SessionStartInfo(
+        group_name=f"{shown_name(own.name)} {mark}", start_time_secs=time.time()
+    )
+    tolerance = f"{provenance.tolerance:.4g} {provenance.tolerance_mode}"
+    for name, text in (
+        ("pattern", provenance.pattern), ("scope", ledger_in_short(run.ledger)),
+        ("tolerance", tolerance), ("dtypes", ", ".join(provenance.dtypes)),
+        ("scope_hash", provenance.scope_hash), ("proxy_hash", provenance.proxy_hash or "none"),
+        ("torch", provenance.torch), ("sparsitywatch", provenance.sparsitywatch),
+    ):  # fmt: skip
+        info.hparams[name].string_value = shown_name(text)
+    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
+    return _of_session(hparams_plugin.SESSION_START_INFO_TAG, data)
+
+
+def _session_end() -> Any:
+    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
+    return _of_session(hparams_plugin.SESSION_END_INFO_TAG, data)
+
+
+def _of_session(tag: str, data: Any) -> Any:
+    metadata = hparams_plugin.create_summary_metadata(data)
+    return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_plugin.NULL_TENSOR)
+
+
+def _layout(categories: Charts) -> Any:
     """The page "Custom Scalars"."""
     proto = layout_pb2.Layout(
         category=[
@@ -415,12 +486,12 @@ class _EventFile:
         first_step: step of the first point that may follow.
 
     Attributes:
-        held: step and tag of every value in the earlier files, as far as they are kept.
+        held: how many values of a step and a tag the earlier files have, as far as they are kept.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
-        self.held = {value for path in earlier for value in _cut(path, first_step)}
+        self.held = Counter(value for path in earlier for value in _cut(path, first_step))
         self._described: set[str] = set()
         self._file = AppendingFile(directory / _next_name(earlier))
         self._writer = RecordWriter(self._file)
@@ -437,7 +508,7 @@ class _EventFile:
         for value in values:
             if value.tag not in self._described:
                 self._described.add(value.tag)  # readers keep the first description
-                value.metadata.summary_description = describe(value.tag, _TAGS).sentence
+                value.metadata.summary_description = sentence_of(value.tag)
         self._add(ProtoEvent(wall_time=wall_time, step=step, summary=Summary(value=values)))
 
     def _add(self, event: Any) -> None:
@@ -461,17 +532,17 @@ def _next_name(earlier: Sequence[Path]) -> str:
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
-def _cut(path: Path, first_lost_step: int) -> set[tuple[int, str]]:
+def _cut(path: Path, first_lost_step: int) -> list[tuple[int, str]]:
     """Cut a file off before its first summary of a lost step; returns what stays.
 
     Steps rise within a file, but for what was missing when it began.
     """
-    held: set[tuple[int, str]] = set()
+    held: list[tuple[int, str]] = []
     for offset, event in _events(path):
         if event.HasField("summary") and event.step >= first_lost_step:
             os.truncate(path, offset)
             break
-        held.update((event.step, value.tag) for value in event.summary.value)
+        held += [(event.step, value.tag) for value in event.summary.value]
     return held
 
 
@@ -492,102 +563,3 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
             except DecodeError:
                 return
             yield offset, event
-
-
-# ------------------------------------------------------------------ in words, as Markdown
-
-
-def _explanation(provenance: Provenance) -> str:
-    """What the charts mean, for somebody who sees them for the first time."""
-    of_what = "times the dense value"
-    if provenance.tolerance_mode != "relative":
-        of_what = "in units of the value"
-    proxy = provenance.proxy_hash or "none: nothing is evaluated, so there is no essential sparsity"
-    return f"""\
-### How much of this model could be thrown away right now?
-
-At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
-held-out examples are evaluated each time. Training itself is not touched.
-
-- **essential sparsity**: the largest share of weights whose removal leaves the value within \
-the tolerance ({provenance.tolerance:.3g} {of_what}). The band is its confidence interval. It is \
-*zero-shot*, measured without retraining, and so usually lower than what pruning with fine-tuning \
-reaches.
-- **informative**: 0 while the model does not rely on these weights yet. Then anything can be \
-removed, which says nothing, and no essential sparsity is shown: its line begins where it means \
-something.
-- **reliance**: the harm of removing *all* in-scope weights. It jumps when the model starts to \
-use them.
-- **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
-- **dormant fraction**: the share of weights that only weight decay has moved since the last \
-snapshot: they got no gradient. It can rise long before near-zero counts do. What passes \
-*by chance* is drawn beside it.
-- **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
-as exp(-clock), and becomes near-zero by decay alone.
-- **forecast**: the near-zero fraction to come, from the dormant weights and the clock. \
-`doubling_step` is when it will be twice its floor; it is absent where that cannot be foreseen.
-- **Images**: the curve that essential sparsity is read off, and which tensors the removed \
-weights come from; drawn every few snapshots.
-- **Histograms**: log10 of the magnitudes in each tensor; -3 means 0.001.
-- **Text**: `events` are abrupt changes; `notes` are what to know beside the numbers, such as \
-weights that are NaN; `scope` says which parameters are watched, and why.
-
-Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
-proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
-sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
-All of it, and more, is in `records.jsonl` beside this run's event file.
-"""
-
-
-def scope_table(ledger: Sequence[LedgerEntry]) -> str:
-    """Every parameter, in or out of scope, and why."""
-    rows = []
-    for entry in ledger:
-        why = _prose(shown_name(entry.reason))
-        if entry.aliases:
-            why += f"; the same as {', '.join(map(_code, entry.aliases))}"
-        rows.append(
-            f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
-            f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
-        )
-    head = f"**{ledger_in_short(ledger)}**"
-    titles = "| | parameter | shape | weights | why |"
-    return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
-
-
-#: What Markdown and HTML take for a mark; an underscore inside a word is none.
-_MARK = re.compile(r"[\\`*\[\]|<&]|(?<!\w)_|_(?!\w)")
-
-
-def _code(name: str) -> str:
-    """A name of whatever characters as a piece of code in Markdown, also in a table."""
-    name = shown_name(name)
-    return f"<code>{_prose(name)}</code>" if re.search(r"[\\`|<&]", name) else f"`{name}`"
-
-
-def _prose(text: str) -> str:
-    """A text in Markdown in which nothing is a mark."""
-    return _MARK.sub(lambda mark: f"&#{ord(mark[0])};", text)
-
-
-def _notes(remarks: Sequence[str]) -> str:
-    """What to know beside the numbers of a snapshot."""
-    return "\n".join(f"- {remark[:1].upper()}{remark[1:]}." for remark in remarks)
-
-
-def _event_text(event: Event) -> str:
-    """One event: a sentence or two, then its numbers."""
-    facts = [f"{event.baseline:.4g} before, {event.value:.4g} when seen"]
-    if not math.isnan(event.noise):
-        times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
-        facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
-    if not math.isnan(event.decay_clock):
-        facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
-    facts += [f"much of it in {_code(name)}" for name in event.layers]
-    if event.before_step >= 0:
-        facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
-    if event.revised_step >= 0:
-        facts.append(f"revised at step {event.revised_step}, with what was learned since")
-    title = f"**{_prose(event.describe())}**"
-    advice = _prose(event.advice)
-    return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])

@@ -52,8 +52,8 @@ def test_the_demo_writes_everything(demo):
     assert len(list((watched / "spectra").iterdir())) == 6
     assert _steps(logdir) == [10, 20, 30, 40, 50, 60]
     scalars = event_readers.scalars_of_plugin_accumulator(watched)
-    for tag in ("near_zero/initial_0.1", "value/reliance", "motion/dormant", "value/dense"):
-        assert [step for step, _ in scalars[tag]] == [10, 20, 30, 40, 50, 60]
+    for tag in ("1_near_zero/initial_0.1", "6_value/reliance", "2_motion/dormant", "5_value/dense"):
+        assert [step for step, _ in scalars[f"0_sparsity/{tag}"]] == [10, 20, 30, 40, 50, 60]
 
 
 @pytest.mark.slow

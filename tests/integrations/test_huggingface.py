@@ -41,9 +41,9 @@ def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
     assert records[0].scope.num_tensors == 12
     ours = EventAccumulator(str(tmp_path / "tb" / "sparsitywatch")).Reload()
     theirs = EventAccumulator(str(tmp_path / "tb")).Reload()
-    assert "near_zero/initial_0.1" in ours.Tags()["scalars"]
+    assert "0_sparsity/1_near_zero/initial_0.1" in ours.Tags()["scalars"]
     assert "train/loss" in theirs.Tags()["scalars"]
-    assert "near_zero/initial_0.1" not in theirs.Tags()["scalars"]
+    assert not any("sparsity" in tag for tag in theirs.Tags()["scalars"])
     plain = train(tmp_path / "off", 8, None, gradient_accumulation_steps=2)
     torch.testing.assert_close(weights(watched), weights(plain), rtol=0, atol=0)
 

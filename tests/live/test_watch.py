@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import read_events, read_records
+from sparsitywatch.sinks.tensorboard_tags import EVENTS, IN_EVERY_RECORD
 from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler, Snapshot
 
 
@@ -629,7 +630,7 @@ def shown(logdir: Path, until: int) -> dict[str, list[int]]:
     read = event_accumulator.EventAccumulator(
         str(logdir / "sparsitywatch"), {"scalars": 0, "compressedHistograms": 0, "tensors": 0}
     ).Reload()
-    tags = [t for t in read.Tags()["tensors"] if t.startswith(("log10_magnitude", "events"))]
+    tags = [t for t in read.Tags()["tensors"] if "/log10_magnitude/" in t or t == EVENTS]
     steps = {tag: [e.step for e in read.Tensors(tag)] for tag in tags}
     steps |= {tag: [e.step for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
     return {tag: kept for tag, of in steps.items() if (kept := [n for n in of if n <= until])}
@@ -650,5 +651,5 @@ def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, 
     with resumed.watch(tmp_path / "log", initial_step=6, **sees_step_6()):
         resumed.train(6)
     assert shown(tmp_path / "log", 6) == shown(tmp_path / "whole", 6)
-    assert shown(tmp_path / "log", 6)["events/near_zero/initial_0.1"] == [6]
-    assert shown(tmp_path / "log", 12)["watch/valid"] == [3, 6, 9, 12]
+    assert shown(tmp_path / "log", 6)[EVENTS] == [6]
+    assert shown(tmp_path / "log", 12)[IN_EVERY_RECORD] == [3, 6, 9, 12]

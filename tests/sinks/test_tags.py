@@ -16,7 +16,8 @@ from contracts import event_readers, fake_run
 from sparsitywatch.records import Detail, WatchState
 from sparsitywatch.series import SERIES
 from sparsitywatch.sinks.jsonl import JsonlSink
-from sparsitywatch.sinks.tensorboard import OTHER_TAGS, TensorBoardSink
+from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.sinks.tensorboard_tags import FIRST, LAST, LEADING, OTHER_TAGS, REST
 
 PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
 DOCS = PAGE.read_text()
@@ -38,6 +39,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sink.write(record, detail)
         if isinstance(sink, TensorBoardSink):
             sink.write(replace(record, step=2001, valid=False, reason="for once"), detail)
+            sink.write(replace(record, step=2002), detail)  # three have an overview
         sink.event(replace(fake_run.events()[1], detected_step=2000))
         sink.state(WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01))
         sink.close()
@@ -94,16 +96,22 @@ def test_tensorboard_tags(directory: Path) -> None:
     written = {
         tag for plugin in reader.ActivePlugins() for tag in event_readers.tags_of(reader, plugin)
     }
-    compare({*rows("Series"), *rows("Other tags of TensorBoard")}, written)
+    compare(set(rows("Tags of TensorBoard")), written)
 
 
 def tables() -> str:
     """What docs/tags.md says of every series and of TensorBoard's other tags."""
     series = [f"| `{row.name}` | {row.unit} | {row.sentence} | `{row.source}` |" for row in SERIES]
-    others = [f"| `{row.name}` | {row.unit} | {row.sentence} |" for row in OTHER_TAGS]
+    first, *leading = LEADING
+    scalars = {f"{FIRST}/1_{first.format(rule='*')}": "series `near_zero/*`, the first rule's"}
+    scalars |= {f"{FIRST}/{i}_{name}": f"series `{name}`" for i, name in enumerate(leading, 2)}
+    scalars |= {f"{LAST}/near_zero/*": "series `near_zero/*`, those of the next three rules"}
+    scalars |= {f"{LAST}/{name}": f"series `{name}`" for name in REST}
+    others = [f"| `{tag}` | scalar | {what} |" for tag, what in scalars.items()]
+    others += [f"| `{row.name}` | {row.unit} | {row.sentence} |" for row in OTHER_TAGS]
     lines = [
         "| series | unit | meaning | place in the record |", "|---|---|---|---|", *series, "",
-        "## Other tags of TensorBoard", "| tag | kind | meaning |", "|---|---|---|", *others,
+        "## Tags of TensorBoard", "| tag | kind | meaning |", "|---|---|---|", *others,
     ]  # fmt: skip
     return "\n".join(lines).replace("|w|", "&#124;w&#124;")
 

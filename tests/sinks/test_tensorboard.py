@@ -22,8 +22,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Detail, LogHistogram, Record
-from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.records import Detail, LedgerEntry, LogHistogram, Record
+from sparsitywatch.series import SERIES, describe
+from sparsitywatch.sinks.tensorboard import TensorBoardSink, kinds_of, tag_of
 
 LOOKS = fake_run.looks(STEPS)
 RECORDS = [record for record, _ in LOOKS]
@@ -59,6 +60,7 @@ def quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     figures = "sparsitywatch.plots"
     monkeypatch.setattr(f"{figures}.curve_figure", lambda record: record)
     monkeypatch.setattr(f"{figures}.heatmap_figure", lambda record: record)
+    monkeypatch.setattr(f"{figures}.overview_figure", lambda records, events: records)
     monkeypatch.setattr(f"{figures}.encode_png", lambda figure: (b"PNG", (1, 1)))
 
 
@@ -71,23 +73,24 @@ class TestTensorBoardSink(DurableSinkContract):
         by_script = event_readers.scalars_of_accumulator(directory)
         steps = {tag: [step for step, _ in points] for tag, points in scalars.items()}
         assert steps == {tag: [s for s, _ in points] for tag, points in by_script.items()}
-        return steps.get("watch/valid", [])
+        return steps.get(VALID, [])
 
     def events(self, sink: TensorBoardSink, directory: Path) -> list[tuple[str, int]]:
-        found = [
-            (step, tag.removeprefix("events/"))
-            for tag, events in texts(directory).items()
-            for step, _ in events
-            if tag.startswith("events/")
-        ]
-        return [(series, step) for step, series in sorted(found)]
+        return [(series, step) for step, series, _ in told(directory)]
 
     def fallen_events(self, sink: TensorBoardSink, directory: Path) -> list[str]:
-        return [
-            tag.removeprefix("events/")
-            for tag, told in texts(directory).items()
-            if tag.startswith("events/") and "back by half" in told[-1][1]
-        ]
+        last = {series: text for _, series, text in told(directory)}
+        return [series for series, text in last.items() if "back by half" in text]
+
+
+VALID = "z_sparsity/watch/valid"
+
+
+def told(directory: Path) -> list[tuple[int, str, str]]:
+    """Step, series and text of each text of an event, in the order of the steps."""
+    found = texts(directory).get("0_sparsity/events", [])
+    return [(step, re.findall(r"^`(.+)@\d+`$", text, re.MULTILINE)[-1], text)
+            for step, text in found]  # fmt: skip
 
 
 def expected_scalars(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
@@ -95,7 +98,8 @@ def expected_scalars(records: list[Record]) -> dict[str, list[tuple[int, float]]
     expected: dict[str, list[tuple[int, float]]] = {}
     for record in records:
         for name, value in record.series().items():
-            expected.setdefault(name, []).append((record.step, float(np.float32(value))))
+            if tag := tag_of(name, "initial_0.1"):
+                expected.setdefault(tag, []).append((record.step, float(np.float32(value))))
     return dict(sorted(expected.items()))
 
 
@@ -103,7 +107,7 @@ def expected_scalars(records: list[Record]) -> dict[str, list[tuple[int, float]]
 def test_scalars_are_the_series_of_the_records(tmp_path: Path) -> None:
     write_run(tmp_path)
     expected = expected_scalars(RECORDS)
-    assert len(expected["essential_sparsity/value"]) < len(RECORDS)  # absent, not NaN
+    assert len(expected["0_sparsity/4_essential_sparsity/value"]) < len(RECORDS)  # absent, not NaN
     assert event_readers.scalars_of_accumulator(tmp_path) == expected
     assert event_readers.scalars_of_plugin_accumulator(tmp_path) == expected
 
@@ -155,7 +159,7 @@ def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> Non
     sink.open(fake_run.run_info(60))
     sink.close()
     scalars = event_readers.scalars_of_server(tmp_path, "run")
-    assert [step for step, _ in scalars["watch/valid"]] == [0, 25, 50]
+    assert [step for step, _ in scalars[VALID]] == [0, 25, 50]
 
 
 @pytest.mark.usefixtures("quick_pictures")
@@ -166,9 +170,7 @@ def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
     """The files are cut off after it has read them: the START events must do."""
 
     def valid(url: str) -> list[int]:
-        points = event_readers.fetch(
-            f"{url}/data/plugin/scalars/scalars", tag="watch/valid", run="run"
-        )
+        points = event_readers.fetch(f"{url}/data/plugin/scalars/scalars", tag=VALID, run="run")
         return [step for _, step, _ in points or ()]
 
     sink = TensorBoardSink(tmp_path / "run")
@@ -217,7 +219,7 @@ def test_a_torn_end_costs_only_itself(tmp_path: Path, num_bytes: int) -> None:
     sink.open(fake_run.run_info(50))
     sink.write(*LOOKS[3])
     sink.close()
-    steps = event_readers.scalars_of_plugin_accumulator(tmp_path)["watch/valid"]
+    steps = event_readers.scalars_of_plugin_accumulator(tmp_path)[VALID]
     assert [step for step, _ in steps] == [0, 25, 50, 75]
 
 
@@ -229,55 +231,60 @@ def test_an_interval_that_is_not_known_keeps_in_step_with_its_value(tmp_path: Pa
     looks = [LOOKS[-2], (replace(record, essential_sparsity=estimate), Detail())]
     write_run(tmp_path, looks)
     scalars = event_readers.scalars_of_plugin_accumulator(tmp_path)
-    band = [scalars[f"essential_sparsity/{part}"] for part in ("value", "low", "high")]
+    band = [scalars[tag_of(f"essential_sparsity/{part}")] for part in ("value", "low", "high")]
     assert [[step for step, _ in points] for points in band] == [[175, 200]] * 3
     assert [math.isnan(points[1][1]) for points in band] == [False, True, True]
 
 
+def summed(names: list[str], detail: Detail) -> dict[float, int]:
+    """Weights of some tensors together by the left edge of their bin."""
+    found: dict[float, int] = {}
+    for name in names:
+        histogram = detail.histograms[name]
+        for edge, count in zip(histogram.edges[:-1], histogram.counts, strict=True):
+            found[round(edge, 6)] = found.get(round(edge, 6), 0) + int(count)
+    return dict(sorted(found.items()))
+
+
 @pytest.mark.usefixtures("quick_pictures")
-def test_histograms_read_back_count_by_count(tmp_path: Path) -> None:
+def test_histograms_are_the_sums_of_a_kind_count_by_count(tmp_path: Path) -> None:
     write_run(tmp_path)
     reader = event_readers.plugin_accumulator(tmp_path)
     names = fake_run.names(12)
     assert event_readers.tags_of(reader, "histograms") == sorted(
-        f"log10_magnitude/{name}" for name in names
+        f"z_sparsity/log10_magnitude/{role}" for role in fake_run.ROLES
     )
-    for name in names:
-        events = reader.Tensors(f"log10_magnitude/{name}")
-        assert [event.step for event in events] == list(STEPS)
-        for event, (_, detail) in zip(events, LOOKS, strict=True):
-            buckets = tensor_util.make_ndarray(event.tensor_proto)
-            expected = detail.histograms[name]
-            np.testing.assert_allclose(buckets[:, 0], expected.edges[:-1], rtol=1e-6)
-            np.testing.assert_allclose(buckets[:, 1], expected.edges[1:], rtol=1e-6)
-            np.testing.assert_array_equal(buckets[:, 2], expected.counts)
+    for role in fake_run.ROLES:
+        (event,) = reader.Tensors(f"z_sparsity/log10_magnitude/{role}")  # the first of nine
+        assert event.step == 0
+        buckets = tensor_util.make_ndarray(event.tensor_proto)
+        own = [name for name in names if re.search(rf"layer\.\d\.{re.escape(role)}\.", name)]
+        assert len(own) == 2
+        expected = summed(own, LOOKS[0][1])
+        np.testing.assert_allclose(buckets[:, 0], list(expected), rtol=1e-6)
+        np.testing.assert_allclose(buckets[:, 1], np.array(list(expected)) + 0.1, rtol=1e-6)
+        np.testing.assert_array_equal(buckets[:, 2], list(expected.values()))
 
 
 @pytest.mark.usefixtures("quick_pictures")
 def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
     write_run(tmp_path / "run", LOOKS[:2])
-    name = fake_run.names(1)[0]
     with event_readers.server(tmp_path) as url:
         plugin = f"{url}/data/plugin/histograms"
         event_readers.wait_until(lambda: (event_readers.fetch(f"{plugin}/tags") or {}).get("run"))
-        found = event_readers.fetch(
-            f"{plugin}/histograms", tag=f"log10_magnitude/{name}", run="run"
-        )
-    for (_, step, buckets), (record, detail) in zip(found, LOOKS[:2], strict=True):
-        expected = detail.histograms[name]
-        assert step == record.step
-        np.testing.assert_allclose([b[0] for b in buckets], expected.edges[:-1], rtol=1e-6)
-        np.testing.assert_allclose([b[1] for b in buckets], expected.edges[1:], rtol=1e-6)
-        assert [b[2] for b in buckets] == list(expected.counts)
+        tag = f"z_sparsity/log10_magnitude/{fake_run.ROLES[0]}"
+        ((_, step, buckets),) = event_readers.fetch(f"{plugin}/histograms", tag=tag, run="run")
+    expected = summed(fake_run.names(12)[::6], LOOKS[0][1])
+    assert step == 0
+    np.testing.assert_allclose([b[0] for b in buckets], list(expected), rtol=1e-6)
+    assert [b[2] for b in buckets] == list(expected.values())
 
 
 @pytest.mark.usefixtures("quick_pictures")
-def test_of_many_records_every_tenth_has_histograms_also_when_a_run_is_taken_up(
-    tmp_path: Path,
-) -> None:
+def test_every_tenth_record_has_histograms_also_when_a_run_is_taken_up(tmp_path: Path) -> None:
     _, detail = fake_run.look(0, num_tensors=1)
     bare = fake_run.without(fake_run.look(0)[0], "curve", "essential_sparsity", "reliance")
-    for first, last in ((0, 40), (40, 63), (63, 75)):
+    for first, last in ((0, 14), (14, 23), (23, 35)):
         sink = TensorBoardSink(tmp_path)
         sink.open(fake_run.run_info(10 * first))
         for i in range(first, last):
@@ -285,8 +292,138 @@ def test_of_many_records_every_tenth_has_histograms_also_when_a_run_is_taken_up(
         sink.close()
     reader = event_readers.accumulator(tmp_path)
     (tag,) = reader.Tags()["histograms"]
-    steps = [event.step for event in reader.Histograms(tag)]
-    assert steps == [10 * i + 1 for i in (*range(50), 50, 60, 70)]
+    assert [event.step for event in reader.Histograms(tag)] == [1, 101, 201, 301]
+
+
+def test_kinds_are_names_without_their_blocks_and_small_ones_are_together() -> None:
+    def entry(name: str, num_weights: int, *, in_scope: bool = True) -> LedgerEntry:
+        return LedgerEntry(name=name, shape=(num_weights,), num_weights=num_weights,
+                           in_scope=in_scope, reason="")  # fmt: skip
+
+    names = ["h.0.attn.weight", "h.11.attn.weight", "h.0.experts.3.up.weight", "layers.7", "head"]
+    found = kinds_of([*(entry(name, 10) for name in names), entry("norm", 5, in_scope=False)])
+    kinds = ["attn", "attn", "experts.*.up", "layers.*", "head"]
+    assert found == dict(zip(names, kinds, strict=True))
+    many = [entry(f"h.{block}.part{i}", 100 - i) for i in range(9) for block in range(3)]
+    found = kinds_of(many)
+    assert sorted(set(found.values())) == ["others", "part0", "part1", "part2", "part3", "part4"]
+    assert {name for name, kind in found.items() if kind == "others"} == {
+        f"h.{block}.part{i}" for i in range(5, 9) for block in range(3)
+    }
+
+
+@pytest.mark.parametrize("num_tensors", [1, 200])
+@pytest.mark.usefixtures("quick_pictures")
+def test_at_most_forty_tags_at_any_size_of_the_model(tmp_path: Path, num_tensors: int) -> None:
+    record, detail = fake_run.look(2000, num_tensors=num_tensors)
+    rules = {f"abs_{x}": 0.1 for x in range(20)}
+    names = [f"block.{i}.part{i % 50}.weight" for i in range(num_tensors)]
+    histograms = dict(zip(names, detail.histograms.values(), strict=True))
+    entry = fake_run.run_info().ledger[1]
+    ledger = tuple(replace(entry, name=name) for name in names)
+    record = replace(record, near_zero={**record.near_zero, **rules}, layers=())
+    sink = TensorBoardSink(tmp_path)
+    sink.open(replace(fake_run.run_info(), ledger=ledger))
+    for step in (1, 2, 3):
+        sink.write(replace(record, step=step), Detail(histograms=histograms))
+    for kind in ("untrained", "decay", "blew_up"):
+        event = replace(fake_run.events()[0], kind=kind, series=f"vital/{kind}", reason="because")
+        sink.event(replace(event, detected_step=3))
+    sink.close()
+    reader = event_readers.plugin_accumulator(tmp_path)
+    tags = {t for plugin in reader.ActivePlugins() for t in event_readers.tags_of(reader, plugin)}
+    assert len(tags) <= 40
+    assert len([tag for tag in tags if tag.startswith("0_sparsity/") and tag[11].isdigit()]) == 9
+
+
+def test_every_tag_is_of_a_series_and_what_matters_most_sorts_first() -> None:
+    names = [row.name.rstrip("*") for row in SERIES]
+    tags = {tag_of(f"{name}initial_0.1" if name.endswith("_") else name): name for name in names}
+    leading = sorted(tag for tag in tags if tag.startswith("0_sparsity/"))
+    assert [describe(tag[13:]).name for tag in leading] == [tag[13:] for tag in leading]
+    first = tag_of("near_zero/rms_0.1", "rms_0.1")
+    assert sorted([*leading, first, "loss", "train/loss", "z_sparsity/watch/valid"]) == [
+        first, *leading, "loss", "train/loss", "z_sparsity/watch/valid",
+    ]  # fmt: skip
+    assert [tags[tag] for tag in leading[:3]] == [
+        "motion/dormant", "forecast/near_zero_in_1", "essential_sparsity/value",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [(), ("--load_fast=false",)], ids=["fast", "python"])
+@pytest.mark.usefixtures("quick_pictures")
+def test_the_table_of_runs_has_settings_and_last_values(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    for name in ("one", "two"):
+        write_run(tmp_path / name / "sparsitywatch")
+    with event_readers.server(tmp_path, *flags) as url:
+        asked = {"experimentName": "", "allowedStatuses": ["STATUS_SUCCESS", "STATUS_UNKNOWN"],
+                 "colParams": [], "startIndex": 0, "sliceSize": 9}  # fmt: skip
+
+        def rows() -> list:
+            body = json.dumps(asked)
+            answer = event_readers.fetch(f"{url}/data/plugin/hparams/session_groups", request=body)
+            return (answer or {}).get("sessionGroups", [])
+
+        event_readers.wait_until(lambda: len(rows()) == 2)
+        found = rows()
+    assert [row["name"].split()[0] for row in found] == ["one", "two"]
+    hparams, values = found[0]["hparams"], found[0]["metricValues"]
+    assert hparams["pattern"] == "global"
+    assert hparams["tolerance"] == "0.01 relative"
+    assert "12 of 13 parameters in scope" in hparams["scope"]
+    last = {value["name"]["tag"]: value["value"] for value in values}
+    assert last["0_sparsity/1_near_zero/initial_0.1"] == pytest.approx(
+        RECORDS[-1].near_zero["initial_0.1"]
+    )
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_two_events_of_one_step_are_told_together(tmp_path: Path) -> None:
+    """The default server keeps one text of a step: the last."""
+    first, second = (replace(event, detected_step=25) for event in fake_run.events())
+    sink = TensorBoardSink(tmp_path / "run")
+    sink.open(fake_run.run_info())
+    for look in LOOKS[:2]:
+        sink.write(*look)
+    for event in (first, second):
+        sink.event(event)
+    sink.close()
+    with event_readers.server(tmp_path) as url:
+        plugin = f"{url}/data/plugin/text"
+        event_readers.wait_until(lambda: (event_readers.fetch(f"{plugin}/tags") or {}).get("run"))
+        texts = event_readers.fetch(f"{plugin}/text", tag="0_sparsity/events", run="run")
+    assert [text["step"] for text in texts][-1] == 25
+    assert all(event.advice in html.unescape(texts[-1]["text"]) for event in (first, second))
+
+
+@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("num_told", [0, 1, 2])
+def test_what_the_event_files_lack_is_shown_when_a_run_is_taken_up(
+    tmp_path: Path, num_told: int
+) -> None:
+    """A kill left it so, or a file whose tags have the names of an earlier version."""
+    events = [replace(event, detected_step=50) for event in fake_run.events()]
+    sink = TensorBoardSink(tmp_path)
+    sink.open(fake_run.run_info())
+    for look in LOOKS[: 3 if num_told else 2]:
+        sink.write(*look)
+    for event in events[:num_told]:
+        sink.event(event)
+    sink.abandon()
+    asked = []
+    sink.open(fake_run.run_info(75))
+    sink.catch_up(RECORDS[:4], events, lambda record: asked.append(record.step) or Detail())
+    sink.write(*LOOKS[4])
+    sink.close()
+    scalars = event_readers.scalars_of_plugin_accumulator(tmp_path)
+    assert scalars == expected_scalars(RECORDS[:5])
+    assert [(step, series) for step, series, _ in told(tmp_path)] == [
+        (50, event.series) for event in events
+    ]
+    assert all(event.advice in html.unescape(told(tmp_path)[-1][2]) for event in events)
+    assert asked == []  # spectra are read for the histograms of every tenth record alone
 
 
 def test_histograms_are_trimmed_and_empty_ones_left_out(tmp_path: Path) -> None:
@@ -296,8 +433,8 @@ def test_histograms_are_trimmed_and_empty_ones_left_out(tmp_path: Path) -> None:
     detail = Detail(histograms={"wide": wide, "nothing": nothing, "zeros": zeros})
     write_run(tmp_path, [(RECORDS[0], detail)])
     reader = event_readers.accumulator(tmp_path)
-    assert reader.Tags()["histograms"] == ["log10_magnitude/wide"]
-    (event,) = reader.Histograms("log10_magnitude/wide")
+    assert reader.Tags()["histograms"] == ["z_sparsity/log10_magnitude/others"]
+    (event,) = reader.Histograms("z_sparsity/log10_magnitude/others")
     value = event.histogram_value
     assert (value.min, value.max, value.num) == (-4.0, -2.0, 8.0)
     assert (list(value.bucket_limit), list(value.bucket)) == ([-3.0, -2.0], [3.0, 5.0])
@@ -317,8 +454,10 @@ def test_pictures_come_first_last_every_so_often_and_with_events(tmp_path: Path)
     sink.close()
     steps = [0, 100, 130, 200, 250]
     assert pictures(tmp_path) == {
-        "pictures/sparsity_value_curve": steps,
-        "pictures/removed_per_layer": steps,
+        # of ten, at the record after an event, and at the end
+        "0_sparsity/overview": [90, 130, 200, 250],
+        "z_sparsity/sparsity_value_curve": steps,
+        "z_sparsity/removed_per_layer": steps,
     }
 
 
@@ -339,7 +478,11 @@ def test_pictures_decode(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_trusted_or_is_not_there_is_not_drawn(tmp_path: Path, change: dict) -> None:
     write_run(tmp_path, [(replace(RECORDS[-1], **change), Detail()), *LOOKS[:3]])
-    assert set(map(tuple, pictures(tmp_path).values())) == {(0, 50)}
+    assert pictures(tmp_path) == {
+        "0_sparsity/overview": [50],
+        "z_sparsity/sparsity_value_curve": [0, 50],
+        "z_sparsity/removed_per_layer": [0, 50],
+    }
 
 
 def test_a_drawing_that_fails_loses_no_numbers(
@@ -386,15 +529,13 @@ def test_every_chart_of_the_layout_has_data(tmp_path: Path) -> None:
     for patterns in charts:
         for pattern in patterns:
             assert any(re.fullmatch(pattern, tag) for tag in tags), pattern
-    assert [
-        "essential_sparsity/value",
-        "essential_sparsity/low",
-        "essential_sparsity/high",
-    ] in charts
+    assert [tag_of(f"essential_sparsity/{part}") for part in ("value", "low", "high")] in charts
     # what matters most is first, by the first rule alone; and each quantity has its own scale
-    assert [tag for tag in tags if re.fullmatch(charts[0][0], tag)] == ["near_zero/initial_0.1"]
-    assert ["value/dense"] in charts
-    assert ["value/reliance"] in charts
+    assert [tag for tag in tags if re.fullmatch(charts[0][0], tag)] == [
+        "0_sparsity/1_near_zero/initial_0.1"
+    ]
+    assert ["0_sparsity/5_value/dense"] in charts
+    assert ["0_sparsity/6_value/reliance"] in charts
 
 
 def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Path) -> None:
@@ -407,7 +548,7 @@ def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Pat
     tags = event_readers.scalars_of_accumulator(tmp_path)
     for patterns in charts_of(layout_of(tmp_path)):
         assert all(any(re.fullmatch(p, tag) for tag in tags) for p in patterns)
-    assert "no essential sparsity" in texts(tmp_path)["explanation"][0][1]
+    assert "no essential sparsity" in texts(tmp_path)["z_sparsity/about"][0][1]
     assert pictures(tmp_path) == {}
 
 
@@ -421,8 +562,9 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     sink.event(event)
     sink.close()
     found = texts(tmp_path)
-    assert list(found) == ["events/near_zero/initial_0.1", "explanation", "scope"]
-    ((step, scope),) = found["scope"]
+    # events first: tags stand in this order
+    assert list(found) == ["0_sparsity/events", "z_sparsity/about", "z_sparsity/scope"]
+    ((step, scope),) = found["z_sparsity/scope"]
     assert step == 0
     assert "12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)" in scope
     rows = [line for line in scope.splitlines() if line.startswith(("| **in**", "| out"))]
@@ -432,10 +574,10 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
         assert entry.reason in row
         assert f"{entry.num_weights:,}" in row
         assert all(f"`{alias}`" in row for alias in entry.aliases)
-    ((_, about),) = found["explanation"]
-    for word in ("zero-shot", "informative", "decay clock", "dormant", "0.01 times the dense"):
+    ((_, about),) = found["z_sparsity/about"]
+    for word in ("zero-shot", "reliance", "decay clock", "dormant", "0.01 times the dense"):
         assert word in about
-    ((_, text),) = found["events/near_zero/initial_0.1"]
+    ((_, text),) = found["0_sparsity/events"]
     assert f"**{event.describe()}**\n\n{event.advice}\n" in html.unescape(text)
     assert all(f"`{name}`" in text for name in (*event.layers, event.id))
     assert f"steps {event.before_step} and {event.detected_step}" in text
@@ -459,7 +601,7 @@ def test_every_tag_says_what_it_means(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick_pictures")
 def test_wall_times_are_those_of_the_records(tmp_path: Path) -> None:
     write_run(tmp_path)
-    events = event_readers.accumulator(tmp_path).Scalars("watch/valid")
+    events = event_readers.accumulator(tmp_path).Scalars(VALID)
     assert [event.wall_time for event in events] == [record.wall_time for record in RECORDS]
 
 
