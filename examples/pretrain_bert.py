@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import gc
 import hashlib
 import itertools
@@ -355,6 +356,7 @@ def read_text(source: str | None) -> list[str]:
     return texts
 
 
+@functools.cache  # of the runs of one process the first reads it
 def python_documentation() -> list[str]:
     """Help topics, then every docstring of the library: about two million characters.
 
