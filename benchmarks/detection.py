@@ -1,10 +1,12 @@
 """Abrupt changes caught live: how many, how soon, and how many false alarms.
 
-python benchmarks/detection.py [--small] [--save] [--seeds N] [--figures FOLDER]
+python benchmarks/detection.py [--small] [--save] [--seeds N] [--ours] [--figures FOLDER]
+python benchmarks/detection.py --sensitivity [--save]
 
 scores the library's detector, a naive rule and detectors of other packages on made-up series
 (detecting/jumps.py, slow.py) and on the recorded runs (recorded/runs/), says how far the rate of
-false alarms that was asked for is met, and draws every recorded run with its alarms.
+false alarms that was asked for is met, and draws every recorded run with its alarms. The second
+form halves and doubles each number of the detector, and says what comes out otherwise.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import sys
 from pathlib import Path
 
 import torch
+from detecting.cadences import NUMBERS, cadence_rows, draw_cadences
 from detecting.calibration import ASKED
 from detecting.figures import draw_calibration, draw_runs
 from detecting.goals import goals_of
+from detecting.sensitivity import rows_of
 from detecting.tables import (
     calibration_rows,
     early_rows,
@@ -26,12 +30,14 @@ from detecting.tables import (
     real_rows,
     run_rows,
     spreads,
+    table,
 )
 from detecting.work import (
     DETECTORS,
     OURS,
     SUITES,
     Asked,
+    Grown,
     Job,
     Made,
     Real,
@@ -73,36 +79,61 @@ _ABOUT_EARLY = (
     "transformers with ReLU that take off by weight decay; *smooth*: no unit dies."
 )
 
+_ABOUT_GROWTH = (
+    "A near-zero fraction that doubles or becomes fourfold over the last 54 % of 300,000 steps, "
+    "and one that grows evenly to 2.2 times its floor while decay accounts for it: the step of the "
+    "one event, and how far the steps are apart. The true onset, to a snapshot, lies in each "
+    "interval; the even one is told as steady."
+)
+
+
+def _sensitivity(arguments: argparse.Namespace) -> str:
+    rows, number = rows_of(
+        longest=50 if arguments.small else 100,
+        tell=lambda row: print(row, file=sys.stderr, flush=True),
+    )
+    about = (
+        f"Each number halved and doubled: what {number} series of design seeds and recorded design "
+        "runs show otherwise. A grid is scaled as a whole."
+    )
+    head = ["number", "is", "what it is", "halved", "doubled"]
+    return "\n".join(["# The detector's numbers", "", about, "", *table(head, rows, left=5), ""])
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=10, help="in each of two blocks")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--ours", action="store_true", help="no other detectors")
+    parser.add_argument("--sensitivity", action="store_true", help="each number halved and doubled")
     parser.add_argument(
         "--figures", type=Path, help="folder of the figures; results/, unless --small"
     )
 
 
-def _jobs(seeds: int, *, small: bool) -> list[Job]:
+def _jobs(seeds: int, *, small: bool, alone: bool) -> list[Job]:
     """The longest ones first."""
-    jobs: list[Job] = []
+    jobs: list[Job] = [Grown()]
+    detectors = {OURS: DETECTORS[OURS]} if alone else DETECTORS
     rates = ASKED[:3:2] if small else ASKED
     jobs += [Asked(rate, range(seeds)) for rate in rates]
     jobs += [Made(OURS, s, range(i * seeds, (i + 1) * seeds)) for i in (0, 1) for s in SUITES]
-    for name, detector in DETECTORS.items():
+    for name, detector in detectors.items():
         if name == OURS:
             continue
         few = range(max(1, int(seeds * detector.share)))
         jobs += [Made(name, suite, few) for suite in SUITES]
     jobs += [Asked(rate, None) for rate in rates]
     thinned = 4 if small else 1
-    jobs += [Real(name, thinned) for name, d in DETECTORS.items() if d.online is not None]
+    jobs += [Real(name, thinned) for name, d in detectors.items() if d.online is not None]
     return [*jobs, Signals()]
 
 
 def _report(arguments: argparse.Namespace) -> str:
     torch.set_num_threads(1)
     seeds = 1 if arguments.small else arguments.seeds
-    results = run_all(_jobs(seeds, small=arguments.small), arguments.processes)
+    results = run_all(
+        _jobs(seeds, small=arguments.small, alone=arguments.ours), arguments.processes
+    )
     results.real = {name: results.real[name] for name in DETECTORS if name in results.real}
     folder = arguments.figures or (None if arguments.small else _FIGURES)
     if folder is not None:
@@ -118,6 +149,7 @@ def _report(arguments: argparse.Namespace) -> str:
             *goal_rows(goals_of(results)),
             "",
             *_made_up(results),
+            *_grown(results),
             *_recorded(results),
         ]
     )
@@ -128,6 +160,8 @@ def _draw(results: Results, folder: Path) -> None:
     draw_runs(results.real[OURS], folder / "detection-runs.png")
     if results.told:
         draw_calibration(results.told, folder / "detection-calibration.png")
+    if results.grown:
+        draw_cadences(results.grown, folder / "detection-cadences.png")
     print(f"Drawn: {folder / 'detection-*.png'}", file=sys.stderr)
 
 
@@ -141,6 +175,12 @@ def _made_up(results: Results) -> list[str]:
     if results.told:
         return [*lines, *calibration_rows(results), ""]
     return [*lines, "The detector cannot be asked for a rate of false alarms.", ""]
+
+
+def _grown(results: Results) -> list[str]:
+    head = ["growth", *(f"{number:,} snapshots" for number in NUMBERS), "apart"]
+    rows = cadence_rows(results.grown)
+    return ["## Growth at any cadence", "", _ABOUT_GROWTH, "", *table(head, rows), ""]
 
 
 def _recorded(results: Results) -> list[str]:
@@ -161,4 +201,7 @@ def _recorded(results: Results) -> list[str]:
 
 
 if __name__ == "__main__":
-    run("detection", "Abrupt changes caught live.", _report, _add_arguments)
+    if "--sensitivity" in sys.argv:
+        run("detection-numbers", "What each number decides.", _sensitivity, _add_arguments)
+    else:
+        run("detection", "Abrupt changes caught live.", _report, _add_arguments)

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from detecting import jumps, slow
+from detecting.cadences import Seen, look
 from detecting.calibration import Told, on_controls, on_made_up
 from detecting.early import Early, early_signals
 from detecting.ours import early, online, ours
@@ -18,7 +19,10 @@ from detecting.peers import PEERS, Peer
 from detecting.recorded import Verdict, cases, judge, replay
 from detecting.scoring import Score, score
 
-__all__ = ["DETECTORS", "OURS", "SUITES", "Asked", "Job", "Made", "Real", "Results", "run_all"]
+__all__ = [
+    "DETECTORS", "OURS", "SUITES", "Asked", "Grown", "Job", "Made", "Real", "Results", "Signals",
+    "run_all",
+]  # fmt: skip
 
 OURS = "ours"
 DETECTORS: dict[str, Peer] = {OURS: Peer(online(ours), online=ours), **PEERS}
@@ -82,7 +86,16 @@ class Asked:
         return on_controls(self.rate) if self.seeds is None else on_made_up(self.rate, self.seeds)
 
 
-Job = Made | Real | Signals | Asked
+@dataclass(frozen=True)
+class Grown:
+    """The detector on growth over half of a run, and on even growth, at any cadence."""
+
+    def do(self) -> list[Seen]:
+        """A growth at a cadence each."""
+        return list(look())
+
+
+Job = Made | Real | Signals | Asked | Grown
 
 
 @dataclass
@@ -93,6 +106,7 @@ class Results:
     real: dict[str, list[Verdict]]
     early: list[Early]
     told: list[Told]
+    grown: list[Seen] = field(default_factory=list)
 
     def merged(self, detector: str, suite: str) -> Score:
         """One score of all the seeds."""
@@ -116,6 +130,8 @@ def run_all(jobs: Sequence[Job], processes: int) -> Results:
             results.real[job.detector] = found
         elif isinstance(job, Signals):
             results.early = found
+        elif isinstance(job, Grown):
+            results.grown = found
         else:
             results.told.append(found)
         spent = time.perf_counter() - started

@@ -116,7 +116,7 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 
 # ---------------------------------------------------------------------------- growth
 def grown(values: np.ndarray, kind=RISE) -> bool:
-    limits = Limits(min_effect=1e-9, ratio=1.5, jump_score=2.0, growth_score=2.0)
+    limits = Limits(1e-9, ratio=1.5, jump_score=2.0, growth_score=2.0, caused_score=0.5)
     return bool(growths(kind, np.arange(float(len(values))), values, limits))
 
 

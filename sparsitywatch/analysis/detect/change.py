@@ -34,12 +34,14 @@ class Limits:
         min_effect: its smallest size, in units of the series.
         ratio: of a take-off to its running floor.
         jump_score, growth_score: smallest normal scores.
+        caused_score: that of growth that weight decay can account for.
     """
 
     min_effect: float
     ratio: float
     jump_score: float
     growth_score: float
+    caused_score: float
 
     def part(self, share: float) -> Limits:
         """The same with ``share`` of every requirement."""
@@ -48,6 +50,7 @@ class Limits:
             1.0 + share * (self.ratio - 1.0),
             share * self.jump_score,
             share * self.growth_score,
+            share * self.caused_score,
         )
 
 
@@ -86,6 +89,7 @@ class Candidate:
 
 #: Standard deviation of a normal sample, in its median absolute deviation.
 MAD_TO_SD = 1.4826
+#: Fewer values have no noise that could be told from them.
 _MIN_NOISE_POINTS = 5
 
 
@@ -244,9 +248,9 @@ _LEAST_LEFT = 0.5
 _ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
 #: Snapshots that tell what the rate leaves of a jump.
 _ANSWER_SNAPSHOTS = 64
-#: Memories that are tried, in snapshots; only those that are short beside the run so far, as a
-#: longer one could not be told from a trend.
+#: Memories that are tried, in snapshots.
 _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: They are short beside the run so far: a longer one could not be told from a trend.
 _LONGEST = 1 / 4
 #: Rates that differ by less than this part of the largest are the same.
 _SAME = 0.02

@@ -70,7 +70,7 @@ class Detector(Protocol):
 _DIRECTIONS = ("up", "down", "both")
 #: Smallest scores at one false alarm per 1000 snapshots, and what each factor of ten less adds;
 #: from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE = (2.66, 0.71), (3.0, 0.5)
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = (2.66, 0.71), (3.0, 0.5), (1.5, 0.5)
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 #: Snapshots up to the onset whose median is the baseline.
@@ -175,12 +175,10 @@ class AbruptChange:
         rate = false_alarms_per_1000
         expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
         rarity = -math.log10(false_alarms_per_1000)
-        self._limits = Limits(
-            float(min_effect),
-            float(ratio),
-            _JUMP_SCORE[0] + _JUMP_SCORE[1] * rarity,
-            _GROWTH_SCORE[0] + _GROWTH_SCORE[1] * rarity,
-        )
+        scores = [
+            least + more * rarity for least, more in (_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE)
+        ]
+        self._limits = Limits(float(min_effect), float(ratio), *scores)
         self._suspicion = self._limits.part(_SUSPICION)
         self._direction = direction
         self._history, self._blocks, self._jumps = SeriesHistory(), BlockHistory(), Jumps()

@@ -24,9 +24,12 @@ Array = NDArray[np.float64]
 #: The run before a growth takes this part of the run so far at least; less, if weight decay can
 #: account for the growth.
 _SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
-#: So much less score is asked of growth that weight decay can account for, and of that so much
-#: more with each doubling of the snapshots beyond a few, up to a limit.
-_LESS_SCORE, _FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 1.5, 10, 0.5, 1.0
+#: So much more score is asked with each doubling of the snapshots beyond a few, up to a limit:
+#: chance has been tried at every one of them.
+_FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
+#: A rise that nothing is known to cause is so many times further above the noise: the logarithms of
+#: what is small beside its noise scatter far downward, and the floor with them.
+_WITHOUT_CAUSE = 2.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
@@ -68,6 +71,7 @@ class Kind:
     ratio: float | None = None
 
 
+#: A rise grows over any time; an eighth more than explained, and four times the noise, is one.
 RISE = Kind(
     "up",
     splits=(2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96),
@@ -103,11 +107,10 @@ def grown(
     floor = float(smooth[:-2].min())
     if y[-1] < ratio * floor or y[-2] < ratio**_BORNE_OUT * floor:
         return []
-    threshold, min_share = limits.growth_score, _SHARE_BEFORE
-    if is_decaying:  # chance has been tried at every snapshot
-        more = _MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0))
-        threshold = threshold - _LESS_SCORE + min(more, _MOST_MORE)
-        min_share = _SHARE_BEFORE_DECAY
+    more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
+    threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
+    min_share = _SHARE_BEFORE_DECAY if is_decaying else _SHARE_BEFORE
+    factor = kind.noise_factor * (_WITHOUT_CAUSE if kind is RISE and not is_decaying else 1.0)
     found = []
     x = (steps - steps[0]) / (steps[-1] - steps[0])
     logs, smooth = np.log(y), np.log(smooth)
@@ -117,7 +120,7 @@ def grown(
             break
         if offset and kind is RISE and split > FALL.splits[-1]:
             break  # what creeps up from zero is not abrupt
-        growth = _at_split(kind, x, logs, smooth, past, offset)
+        growth = _at_split(kind, x, logs, smooth, past, offset, factor)
         if growth is not None and growth.score >= threshold:
             found.append(growth)
     return sorted(found, key=lambda growth: -growth.score)
@@ -171,9 +174,9 @@ def _steepening(x: Array, y: Array) -> float:
 
 
 def _at_split(
-    kind: Kind, x: Array, logs: Array, smooth: Array, past: int, offset: float
+    kind: Kind, x: Array, logs: Array, smooth: Array, past: int, offset: float, factor: float
 ) -> Candidate | None:
-    """The growth since snapshot ``past``, unless what was before explains it."""
+    """The growth since snapshot ``past``, ``factor`` noises and more beyond what explains it."""
     noise = _noise(logs[:past])
     # where it had come down to its floor, as far as can be told
     start = int(np.argmax(logs[:past] <= smooth[:past].min() + _AT_FLOOR * noise))
@@ -181,7 +184,7 @@ def _at_split(
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
     recent = past - min(size, max(4, size // 4))
-    needed = max(kind.min_excess, kind.noise_factor * noise)
+    needed = max(kind.min_excess, factor * noise)
     over, score = np.full(2, math.inf), math.inf
     for first, degree in ((recent, 0), (start, 1), (start, 2)):
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
