@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import takewhile
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from sparsitywatch.records import Event, Finding, Record, TensorFacts
 
-__all__ = ["alarms", "judged"]
+__all__ = ["alarms", "judged", "with_earlier"]
 
 #: Names that a finding holds, at most.
 _MAX_NAMES = 100
@@ -327,7 +328,39 @@ def _has_past(one: TensorFacts) -> bool:
     return min(past) > 0.0 and one.rms > 0.0 and math.isfinite(one.update)
 
 
-# ------------------------------------------------------------------ events
+# ------------------------------------------------------------------ records, events
+
+
+def with_earlier(record: Record, earlier: Sequence[Record]) -> Record:
+    """A record whose parameters were not compared, with what the records before prove.
+
+    Of a replay and of ranks that hold parts that is since when weights are not finite, and whether
+    all in scope have the bits of an earlier snapshot again.
+
+    Args:
+        record: knows whether its weights were seen before.
+        earlier: by rising step.
+    """
+    vital = record.vital
+    if vital is None or not vital.reason:
+        return record
+    before = next((r for r in reversed(earlier) if r.was_read), None)
+    if before is None:
+        return record
+    findings = [replace(one, since_step=before.step) for one in vital.findings]
+    first = record.same_weights_as
+    if first is not None and before.fingerprint != record.fingerprint:
+        names = [layer.name for layer in record.layers]
+        findings.append(
+            Finding(
+                kind="returned",
+                num=len(names),
+                tensors=tuple(names[:_MAX_NAMES]),
+                reason=f"all weights in scope have the bits of step {first} again",
+                since_step=before.step,
+            )
+        )
+    return replace(record, vital=replace(vital, findings=tuple(findings)))
 
 
 def alarms(record: Record, earlier: Sequence[Record], told: Sequence[Event]) -> list[Event]:

@@ -38,6 +38,7 @@ from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum.counting import LazyTensors
+from sparsitywatch.weights.vital import Signs
 
 __all__ = [
     "EmptyModel",
@@ -53,6 +54,9 @@ __all__ = [
 ]
 
 _mine = threading.local()
+
+#: Why a checkpoint's parameters are not judged one by one.
+_NOT_TOLD = "a checkpoint tells neither gradients nor what its optimizer did"
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class Job:
             initial_rms=self.initial_rms or {},
             previous=self.previous,
             sampler=None if num_samples == 0 else Sampler(num_samples),
+            signs=None if num_samples == 0 else Signs(reason=_NOT_TOLD),
             num_threads=self.num_threads,
             strict=self.strict,
         )

@@ -29,6 +29,7 @@ from sparsitywatch.records import (
     Record,
     Replicas,
     SparsityCurve,
+    TensorFacts,
     Vital,
 )
 from sparsitywatch.records.run import __version__
@@ -375,35 +376,41 @@ def _evaluated(
 
 
 def _vital(signs: Signs | None, spectrum: MagnitudeSpectrum) -> Vital | None:
-    """What is wrong with any parameter; None if nobody looked."""
+    """What is wrong with any parameter; None if nobody looked.
+
+    Where parameters were not looked at, what is not finite in scope is known all the same.
+    """
     if signs is None:
         return None
+    facts = list(signs.facts)
+    if spectrum.num_nan or spectrum.num_inf:  # of weights in scope all are counted
+        known = {one.name: one for one in facts}
+        for name, num in spectrum.layer_num_weights().items():
+            one, found = known.get(name), spectrum.histogram(name)
+            known[name] = replace(
+                one or TensorFacts(name=name, size=num, num=num),
+                num_not_finite=found.num_nan + found.num_inf,
+            )
+        facts = list(known.values())
+    findings = judged(facts, signs.since_step) if facts else ()
     if signs.reason:
-        return Vital(num_tensors=0, num_sampled=0, reason=signs.reason)
-    in_scope = set(spectrum.names)
-    facts = [
-        replace(one, num_not_finite=_num_not_finite(spectrum, one.name))
-        if one.name in in_scope
-        else one
-        for one in signs.facts
-    ]
-    trained = [one for one in facts if one.trained_by != "frozen"]
-    total = sum(one.size for one in trained) if signs.since_step >= 0 else 0
-    still = sum(one.size * one.num_still / one.num for one in trained)
-    never = sum(one.size * one.num_still_since_start / one.num for one in trained)
+        return Vital(num_tensors=0, num_sampled=0, findings=findings, reason=signs.reason)
+    num_sampled, total, still, never = 0, 0, 0.0, 0.0
+    for one in facts:
+        num_sampled += one.num
+        if one.trained_by != "frozen":
+            total += one.size
+            still += one.size * one.num_still / one.num
+            never += one.size * one.num_still_since_start / one.num
+    is_known = total > 0 and signs.since_step >= 0
     return Vital(
         num_tensors=len(facts),
-        num_sampled=sum(one.num for one in facts),
-        still=still / total if total else math.nan,
-        still_since_start=never / total if total else math.nan,
+        num_sampled=num_sampled,
+        still=still / total if is_known else math.nan,
+        still_since_start=never / total if is_known else math.nan,
         since_step=signs.since_step,
-        findings=judged(facts, signs.since_step),
+        findings=findings,
     )
-
-
-def _num_not_finite(spectrum: MagnitudeSpectrum, name: str) -> int:
-    histogram = spectrum.histogram(name)
-    return histogram.num_nan + histogram.num_inf
 
 
 def _estimate(

@@ -18,7 +18,7 @@ from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
 from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
 from sparsitywatch.analysis.forecast import foreseen
-from sparsitywatch.analysis.vital import alarms
+from sparsitywatch.analysis.vital import alarms, with_earlier
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -94,12 +94,12 @@ class History:
     def completed(self, record: Record) -> Record:
         """The record that is to be added next, with what the earlier ones say about it.
 
-        That is its forecast, and whether its weights have been seen before.
+        That is its forecast, whether its weights have been seen before, and vital signs.
         """
         first = self._first_steps.get(record.fingerprint)
         if first != record.step:
             record = dataclasses.replace(record, same_weights_as=first)
-        return foreseen(record, self.records)
+        return foreseen(with_earlier(record, self.records), self.records)
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""

@@ -21,6 +21,9 @@ SIGNS: Mapping[str, str] = {
     "blew_up": "changing far more than ever and than all others",
 }
 
+#: What weights in scope say by themselves, where parameters are not compared one by one.
+_ALWAYS_KNOWN = ("not_finite", "returned")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -58,7 +61,9 @@ class Vital:
         still_since_start: the same against the first snapshot of all.
         since_step: step of the earlier snapshot; -1 if there was none.
         findings: what is wrong for sure.
-        reason: why the parameters were not looked at; empty if they were.
+        reason: why the parameters were not compared one by one; empty if they were. Then only
+            weights in scope are known: which are not finite, and whether all of them are back at
+            an earlier state.
     """
 
     num_tensors: int
@@ -71,15 +76,16 @@ class Vital:
 
     @property
     def counts(self) -> dict[str, float]:
-        """Tensors with a finding, by its kind; empty where the parameters were not looked at."""
-        if self.reason:
-            return {}
-        return dict.fromkeys(SIGNS, 0.0) | {f.kind: float(f.num) for f in self.findings}
+        """Tensors with a finding, by its kind: the kinds that can be known here."""
+        known = dict.fromkeys(_ALWAYS_KNOWN if self.reason else SIGNS, 0.0)
+        for finding in self.findings:
+            known[finding.kind] = float(finding.num)
+        return known
 
     def __repr__(self) -> str:
-        if self.reason:
-            return f"<Vital: {self.reason[:80]}>"
         found = ", ".join(f"{f.num} {f.kind}" for f in self.findings) or "nothing wrong"
+        if self.reason:
+            return f"<Vital: {found}; {self.reason[:80]}>"
         return f"<Vital of {self.num_tensors} tensors: {found}>"
 
 
