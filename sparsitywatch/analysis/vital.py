@@ -9,9 +9,8 @@ docs/alarms.md says what to do.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import takewhile
@@ -49,13 +48,15 @@ _MIN_RETURNED = 32
 #: and so many times farther than any tensor went. One large gradient after small ones takes Adam
 #: 3.2 learning rates far in a step.
 _FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS, _FARTHER = 0.5, 10.0, 3, 5.0, 4.0
+#: Tensors that say what is usual, at least.
+_MIN_KNOWN = 4
 #: Parts of names of what is used for some inputs only.
 _FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
 #: An event of a kind that has been told is told again after so many snapshots without it.
 _GONE_FOR = 3
 
 
-def judged(facts: Sequence[TensorFacts], since_step: int) -> tuple[Finding, ...]:
+def judged(facts: TensorFacts, since_step: int) -> tuple[Finding, ...]:
     """What is wrong, for sure.
 
     Args:
@@ -65,43 +66,39 @@ def judged(facts: Sequence[TensorFacts], since_step: int) -> tuple[Finding, ...]
     Returns:
         At most one finding of each kind.
     """
-    rules: tuple[tuple[str, Callable[[Sequence[TensorFacts]], _Found]], ...] = (
-        ("untrained", _untrained),
-        ("rounding", _rounding),
-        ("decay", _decay),
-        ("not_finite", _not_finite),
-        ("returned", _returned),
-        ("blew_up", _blew_up),
-    )
     findings = []
-    for kind, rule in rules:
-        found = rule(facts)
-        if found:
-            names = [one.name for one, _ in found]
-            reasons = "; ".join(dict.fromkeys(why for _, why in found))
+    for kind, rule in _RULES.items():
+        which, why = rule(facts)
+        if len(which):
             findings.append(
                 Finding(
                     kind=kind,
-                    num=len(names),
-                    tensors=tuple(names[:_MAX_NAMES]),
-                    reason=reasons,
+                    num=len(which),
+                    tensors=tuple(facts.name[which[:_MAX_NAMES]].tolist()),
+                    reason=why,
                     since_step=since_step,
                 )
             )
     return tuple(findings)
 
 
-#: Tensors, most first, each with why.
-_Found = list[tuple[TensorFacts, str]]
+#: Which tensors, most first, and why.
+_Found = tuple[np.ndarray, str]
+_NONE: _Found = (np.array([], int), "")
 
 
-def _largest_first(found: Iterable[tuple[TensorFacts, str]]) -> _Found:
-    return sorted(found, key=lambda pair: -pair[0].size)
+def _most_first(is_found: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Those that are found, the largest by the first key first, and so on."""
+    which = np.flatnonzero(is_found)
+    order: np.ndarray = which[np.lexsort([-key[which] for key in reversed(keys)])]
+    return order
 
 
-def _is_stepped_on(one: TensorFacts) -> bool:
+def _is_stepped_on(facts: TensorFacts) -> np.ndarray:
     """Whether the optimizer takes steps for it that count, of a rate that is not near its end."""
-    return one.trained_by in ("own", "master") and one.lr > 0.0 and one.lr_share >= _NO_RATE
+    is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
+    is_so: np.ndarray = is_ours & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE)
+    return is_so
 
 
 # ------------------------------------------------------------------ untrained
@@ -111,36 +108,28 @@ NOT_STEPPED = "they have gradients and are in the optimizer, and no bit of them 
 CUT_OFF = "they are in the optimizer, and no gradient reaches them"
 
 
-def _untrained(facts: Sequence[TensorFacts]) -> _Found:
-    found = {one.name: (one, NO_OPTIMIZER) for one in facts if _is_left_out(one)}
-    is_anything_moving = any(_is_stepped_on(one) and not one.is_still for one in facts)
-    if is_anything_moving:
-        found |= {one.name: (one, NOT_STEPPED) for one in facts if _is_passed_over(one)}
-        found |= {one.name: (one, CUT_OFF) for one in _cut_off(facts)}
-    return _largest_first(found.values())
+def _untrained(facts: TensorFacts) -> _Found:
+    stands = facts.is_still & (facts.gradient == "some")
+    by_none = facts.trained_by == "none"
+    found = {NO_OPTIMIZER: stands & by_none & ~(facts.gradient_ratio < _NEGLIGIBLE)}
+    is_stepped_on = _is_stepped_on(facts)
+    if (is_stepped_on & ~facts.is_still).any():
+        found[NOT_STEPPED] = stands & is_stepped_on & _must_move(facts)
+        found[CUT_OFF] = _is_cut_off(facts, is_stepped_on)
+    is_found = np.logical_or.reduce(list(found.values()))
+    if not is_found.any():
+        return _NONE
+    return _most_first(is_found, facts.size), "; ".join(w for w, f in found.items() if f.any())
 
 
-def _is_left_out(one: TensorFacts) -> bool:
-    return (
-        one.trained_by == "none"
-        and one.is_still
-        and one.gradient == "some"
-        and not one.gradient_ratio < _NEGLIGIBLE
-    )
-
-
-def _is_passed_over(one: TensorFacts) -> bool:
-    """A gradient that counts, an update that could be stored, and not one bit that moves."""
-    if not _is_stepped_on(one) or not one.is_still or one.gradient != "some" or one.num < _FEW:
-        return False
-    if one.num_could_round >= _MOST * one.num_gradients:
-        return False
-    least = _NEGLIGIBLE
-    if one.has_moved:  # its gradient may have ended with what there was to learn
-        if one.still_for < _PATIENCE:
-            return False
-        least = 0.1
-    return one.gradient_ratio >= least
+def _must_move(facts: TensorFacts) -> np.ndarray:
+    """A gradient that counts, and an update that could be stored."""
+    # once it has moved, its gradient may have ended with what there was to learn
+    least = np.where(facts.has_moved, 0.1, _NEGLIGIBLE)
+    patient = ~facts.has_moved | (facts.still_for >= _PATIENCE)
+    is_stored = facts.num_could_round < _MOST * facts.num_gradients
+    must: np.ndarray = is_stored & patient & (facts.gradient_ratio >= least) & (facts.num >= _FEW)
+    return must
 
 
 @lru_cache(maxsize=1 << 13)  # the same names at every snapshot
@@ -148,39 +137,38 @@ def _is_for_some(name: str) -> bool:
     return _FOR_SOME.search(name) is not None
 
 
-def _is_dead(one: TensorFacts) -> bool:
-    return one.dead_for >= _PATIENCE and one.dead_steps >= _PATIENT_STEPS
+def _is_dead(facts: TensorFacts) -> np.ndarray:
+    is_dead: np.ndarray = (facts.dead_for >= _PATIENCE) & (facts.dead_steps >= _PATIENT_STEPS)
+    return is_dead
 
 
-def _cut_off(facts: Sequence[TensorFacts]) -> list[TensorFacts]:
+def _is_cut_off(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
     """Tensors that a gradient does not reach on its way through the model.
 
     One that is not used for these inputs looks the same. So it has to be most of the model; or the
     first part of it, in the middle of a list of layers; or whole layers of such a list.
     """
-    if not any(map(_is_dead, facts)):
-        return []
-    trained = [one for one in facts if _is_stepped_on(one) and not _is_for_some(one.name)]
-    dead = {one.name: one for one in trained if _is_dead(one) and not one.has_moved}
-    if not dead:
-        return []
+    is_dead: np.ndarray = is_stepped_on & _is_dead(facts) & ~facts.has_moved
+    if not is_dead.any():
+        return is_dead
+    trained = [i for i in np.flatnonzero(is_stepped_on).tolist() if not _is_for_some(facts.name[i])]
+    dead = {facts.name[i]: facts.size[i] for i in trained if is_dead[i]}
+    found: set[str] = set()
     if (
-        sum(one.size for one in dead.values()) >= _MOST * sum(one.size for one in trained)
+        sum(dead.values()) >= _MOST * facts.size[trained].sum()
         and len(dead) >= 0.25 * len(trained)
         and len(dead) >= 3
     ):
-        return list(dead.values())
-    first = [one.name for one in takewhile(lambda one: one.name in dead, trained)]
-    layers = _layers(trained)
-    living = {_Place.of(one.name).list for one in trained if one.name not in dead} - {None}
-    found = set()
+        found.update(dead)
+    first = list(takewhile(dead.__contains__, facts.name[trained]))
+    living = {_Place.of(name).list for name in facts.name[trained] if name not in dead} - {None}
     if any(_Place.of(name).list in living for name in first):
         found.update(first)
-    for members in layers.values():
+    for members in _layers(facts, trained).values():
         cut = [names for names in members if dead.keys() >= set(names)]
         if len(cut) < len(members):
             found.update(name for names in cut for name in names)
-    return [one for name, one in dead.items() if name in found]
+    return np.array([name in found for name in facts.name])
 
 
 class _Place(tuple[str | None, str, str]):
@@ -201,131 +189,130 @@ class _Place(tuple[str | None, str, str]):
         return self[0]
 
 
-def _layers(trained: Sequence[TensorFacts]) -> dict[str, list[list[str]]]:
+def _layers(facts: TensorFacts, trained: Sequence[int]) -> dict[str, list[list[str]]]:
     """The tensors of each member of each list of layers: alike, and of several parts each."""
-    members: dict[str, dict[str, dict[str, TensorFacts]]] = {}
-    for one in trained:
-        of_list, member, rest = _Place.of(one.name)
+    members: dict[str, dict[str, dict[str, int]]] = {}
+    for i in trained:
+        of_list, member, rest = _Place.of(facts.name[i])
         if of_list is not None:
-            members.setdefault(of_list, {}).setdefault(member, {})[rest] = one
+            members.setdefault(of_list, {}).setdefault(member, {})[rest] = i
     found = {}
     for of_list, by_member in members.items():
         kinds = {frozenset(tensors) for tensors in by_member.values()}
         first = next(iter(by_member.values()))
-        has_vector = any(one.num_dims == 1 and n.endswith("weight") for n, one in first.items())
+        has_vector = any(facts.num_dims[i] == 1 and n.endswith("weight") for n, i in first.items())
         if len(kinds) == 1 and len(by_member) > 1 and len(first) >= 4 and has_vector:
-            found[of_list] = [[one.name for one in t.values()] for t in by_member.values()]
+            found[of_list] = [[facts.name[i] for i in t.values()] for t in by_member.values()]
     return found
 
 
 # ------------------------------------------------------------------ rounding, decay
 
 
-def _rounding(facts: Sequence[TensorFacts]) -> _Found:
+def _rounding(facts: TensorFacts) -> _Found:
     """Updates too small to change the numbers that they are added to, again and again."""
-    lossy = [one for one in facts if _is_losing(one)]
+    is_losing = (
+        _is_stepped_on(facts)
+        & (facts.trained_by == "own")
+        & (facts.lr_rise <= _RISES)
+        & (facts.gradient == "some")
+        & ~(facts.gradient_ratio < _NEGLIGIBLE)
+        & (facts.num_lossy >= np.maximum(_MOST * facts.num_gradients, 1))
+        & (facts.num_still >= _MOST * facts.num)
+    )
     # a rounding that is random, or a copy that is not seen, would have moved some of them
-    expected = sum(one.num_lossy_expected * max(one.still_for, 1) for one in lossy)
-    if expected < _MIN_LOST or sum(one.num_lossy_moved for one in lossy) > _MAX_MOVED * expected:
-        return []
-    still = sum(one.num_still * one.size / one.num for one in lossy)
-    share = still / sum(one.size for one in lossy)
+    intervals = np.maximum(facts.still_for, 1)
+    expected = (facts.num_lossy_expected * intervals)[is_losing].sum()
+    if expected < _MIN_LOST or facts.num_lossy_moved[is_losing].sum() > _MAX_MOVED * expected:
+        return _NONE
+    still = facts.num_still / facts.num
+    share = np.average(still[is_losing], weights=facts.size[is_losing])
     why = (
         f"{share:.0%} of their weights have the bits of the snapshot before: updates are too small"
     )
-    return [(one, why) for one in sorted(lossy, key=lambda x: (-x.num_still / x.num, -x.size))]
-
-
-def _is_losing(one: TensorFacts) -> bool:
-    if not _is_stepped_on(one) or one.trained_by != "own" or one.lr_rise > _RISES:
-        return False
-    if one.gradient != "some" or one.gradient_ratio < _NEGLIGIBLE:
-        return False
-    is_lossy = one.num_lossy >= max(_MOST * one.num_gradients, 1)
-    return is_lossy and one.num_still >= _MOST * one.num
+    return _most_first(is_losing, still, facts.size), why
 
 
 NOT_APPLIED = "weights without a gradient stand still, and weight decay ought to move them"
 DECAYS_ALONE = "they get no gradient, and weight decay shrinks them"
 
 
-def _decay(facts: Sequence[TensorFacts]) -> _Found:
-    groups = [one for one in facts if _is_stepped_on(one) and one.num_to_decay]
-    groups = [one for one in groups if not one.is_still]  # which is another matter
-    to_decay = sum(one.num_to_decay for one in groups)
-    stand_still = sum(one.num_not_decayed for one in groups)
-    found: _Found = []
+def _decay(facts: TensorFacts) -> _Found:
+    is_stepped_on = _is_stepped_on(facts)
+    in_part = is_stepped_on & ~facts.is_still  # all of it is another matter
+    to_decay, stand_still = facts.num_to_decay[in_part].sum(), facts.num_not_decayed[in_part].sum()
+    found: dict[str, np.ndarray] = {}
     if stand_still >= max(_MIN_NOT_DECAYED, _MOST * to_decay):
-        found += [(one, NOT_APPLIED) for one in groups if one.num_not_decayed]
-    found += [
-        (one, DECAYS_ALONE)
-        for one in facts
-        if _is_stepped_on(one)
-        and one.gradient == "zero"
-        and one.shrinks_for >= _PATIENCE
-        and _is_dead(one)
-        and not _is_for_some(one.name)
-    ]
-    return _largest_first(found)
+        found[NOT_APPLIED] = in_part & (facts.num_not_decayed > 0)
+    shrinks = is_stepped_on & _is_dead(facts) & (facts.gradient == "zero")
+    shrinks &= facts.shrinks_for >= _PATIENCE
+    if shrinks.any():
+        shrinks &= ~np.array([_is_for_some(name) for name in facts.name])
+        found[DECAYS_ALONE] = shrinks
+    if not found:
+        return _NONE
+    is_found = np.logical_or.reduce(list(found.values()))
+    return _most_first(is_found, facts.size), "; ".join(w for w, f in found.items() if f.any())
 
 
 # ------------------------------------------------------------------ what broke, what came back
 
 
-def _not_finite(facts: Sequence[TensorFacts]) -> _Found:
-    broken = [one for one in facts if one.num_not_finite]
-    broken.sort(key=lambda one: -one.num_not_finite / one.num)
-    return [(one, "weights are NaN or infinite") for one in broken]
+def _not_finite(facts: TensorFacts) -> _Found:
+    broken = facts.num_not_finite
+    return _most_first(broken > 0, broken / facts.num), "weights are NaN or infinite"
 
 
-def _returned(facts: Sequence[TensorFacts]) -> _Found:
-    back = [one for one in facts if one.back_at >= 0]
+def _returned(facts: TensorFacts) -> _Found:
+    is_back = facts.back_at >= 0
     # a few weights may swing between neighbouring numbers by themselves
-    steps = {one.back_at for one in back if one.num - one.num_still >= _MIN_RETURNED}
-    return _largest_first(
-        (one, f"they have the bits of step {one.back_at} again")
-        for one in back
-        if one.back_at in steps and one.num_still < _MOST * one.num
-    )
+    steps = np.unique(facts.back_at[is_back & (facts.num - facts.num_still >= _MIN_RETURNED)])
+    is_back &= np.isin(facts.back_at, steps) & (facts.num_still < _MOST * facts.num)
+    which = _most_first(is_back, facts.size)
+    known = dict.fromkeys(facts.back_at[which].tolist())
+    return which, "; ".join(f"they have the bits of step {step} again" for step in known)
 
 
-def _blew_up(facts: Sequence[TensorFacts]) -> _Found:
+@np.errstate(all="ignore")  # what is not finite is no growth
+def _blew_up(facts: TensorFacts) -> _Found:
     """Tensors that went farther than the optimizer has ever taken any.
 
     By itself a tensor's own past says little: of one that began at zero the size is small, and what
     gets rounding's noise for a gradient, such as the bias of keys, goes by next to nothing at
     first. Adam makes ordinary steps of any noise, and no larger ones.
     """
-    most = {one.name: max(one.past_updates) for one in facts if _has_past(one)}
-    if len(most) < 4:
-        return []
-    known = [one for one in facts if one.name in most]
-    growth = {one.name: one.update / most[one.name] for one in known}
-    usual = max(float(np.median(list(growth.values()))), 1.0)
-    far = _FARTHER * usual * max(most.values())
-    found = [
-        one
-        for one in known
-        if one.update >= max(_FAR * one.rms, far)
-        and growth[one.name] >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
-    ]
-    if not found:
-        return []
-    found.sort(key=lambda one: -growth[one.name])
-    first = found[0]
+    past = facts.past_updates
+    if past.shape[1] < _MIN_PAST:
+        return _NONE
+    is_known = (past.min(1) > 0.0) & (facts.rms > 0.0) & (facts.num >= _FEW)
+    is_known &= np.isfinite(facts.update)
+    if is_known.sum() < _MIN_KNOWN:
+        return _NONE
+    most = past.max(1)
+    growth = facts.update / most
+    usual = max(float(np.median(growth[is_known])), 1.0)
+    is_far = facts.update >= _FARTHER * usual * most[is_known].max()
+    is_far &= facts.update >= _FAR * facts.rms
+    is_far &= growth >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
+    which = _most_first(is_far & is_known, growth)
+    if not len(which):
+        return _NONE
+    first = which[0]
     why = (
-        f"{first.update / first.rms:.3g} of its size in one interval, "
-        f"{growth[first.name]:.3g} times its most ever"
+        f"{facts.update[first] / facts.rms[first]:.3g} of its size in one interval, "
+        f"{growth[first]:.3g} times its most ever"
     )
-    return [(one, why) for one in found]
+    return which, why
 
 
-def _has_past(one: TensorFacts) -> bool:
-    """Whether it has moved in enough intervals to say what is much for it."""
-    past = one.past_updates
-    if len(past) < _MIN_PAST or one.num < _FEW:
-        return False
-    return min(past) > 0.0 and one.rms > 0.0 and math.isfinite(one.update)
+_RULES: dict[str, Callable[[TensorFacts], _Found]] = {
+    "untrained": _untrained,
+    "rounding": _rounding,
+    "decay": _decay,
+    "not_finite": _not_finite,
+    "returned": _returned,
+    "blew_up": _blew_up,
+}
 
 
 # ------------------------------------------------------------------ records, events

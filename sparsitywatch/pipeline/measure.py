@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -382,35 +383,37 @@ def _vital(signs: Signs | None, spectrum: MagnitudeSpectrum) -> Vital | None:
     """
     if signs is None:
         return None
-    facts = list(signs.facts)
-    if spectrum.num_nan or spectrum.num_inf:  # of weights in scope all are counted
-        known = {one.name: one for one in facts}
-        for name, num in spectrum.layer_num_weights().items():
-            one, found = known.get(name), spectrum.histogram(name)
-            known[name] = replace(
-                one or TensorFacts(name=name, size=num, num=num),
-                num_not_finite=found.num_nan + found.num_inf,
-            )
-        facts = list(known.values())
-    findings = judged(facts, signs.since_step) if facts else ()
+    facts, is_broken = signs.facts, spectrum.num_nan or spectrum.num_inf
+    if is_broken:  # of weights in scope all are counted
+        facts = _with_all_not_finite(facts, spectrum)
+    findings = judged(facts, signs.since_step) if is_broken or not signs.reason else ()
     if signs.reason:
         return Vital(num_tensors=0, num_sampled=0, findings=findings, reason=signs.reason)
-    num_sampled, total, still, never = 0, 0, 0.0, 0.0
-    for one in facts:
-        num_sampled += one.num
-        if one.trained_by != "frozen":
-            total += one.size
-            still += one.size * one.num_still / one.num
-            never += one.size * one.num_still_since_start / one.num
-    is_known = total > 0 and signs.since_step >= 0
+    trained = np.where(facts.trained_by == "frozen", 0, facts.size)
+    is_known = trained.any() and signs.since_step >= 0
+    still, never = facts.num_still / facts.num, facts.num_still_since_start / facts.num
     return Vital(
         num_tensors=len(facts),
-        num_sampled=num_sampled,
-        still=still / total if is_known else math.nan,
-        still_since_start=never / total if is_known else math.nan,
+        num_sampled=int(facts.num.sum()),
+        still=float(np.average(still, weights=trained)) if is_known else math.nan,
+        still_since_start=float(np.average(never, weights=trained)) if is_known else math.nan,
         since_step=signs.since_step,
         findings=findings,
     )
+
+
+def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> TensorFacts:
+    """The facts with the weights in scope that are not finite, all of them, not of a sample."""
+    num_weights = spectrum.layer_num_weights()
+    if not len(facts):
+        sizes = np.array(list(num_weights.values()))
+        facts = TensorFacts(name=np.array(list(num_weights), object), size=sizes, num=sizes)
+    counts = facts.num_not_finite.copy()
+    for i, name in enumerate(facts.name):
+        if name in num_weights:
+            histogram = spectrum.histogram(name)
+            counts[i] = histogram.num_nan + histogram.num_inf
+    return replace(facts, num_not_finite=counts)
 
 
 def _estimate(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
 
 from sparsitywatch.shown import shown_name
 
@@ -89,21 +92,28 @@ class Vital:
         return f"<Vital of {self.num_tensors} tensors: {found}>"
 
 
+#: The same for all tensors.
+_ZERO, _ONE, _MINUS_ONE = partial(np.array, 0), partial(np.array, 1), partial(np.array, -1)
+_NONE_OF_IT, _NOT_KNOWN = partial(np.array, 0.0), partial(np.array, _NAN)
+_UNKNOWN, _UNTOLD = partial(np.array, "unknown"), partial(np.array, "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorFacts:
-    """What two snapshots and the optimizer say of one tensor.
+    """What two snapshots and the optimizer say of each tensor: columns with an entry for each.
 
-    Counts are of sampled weights. Between two snapshots lies an interval.
+    A single value stands for all of them. Counts are of sampled weights. Between two snapshots lies
+    an interval.
 
     Args:
-        name, size: of the tensor; ``size`` is its number of weights.
+        name, size: of the tensor; ``size`` is its number of weights. Names are Python's strings.
         num: how many are sampled.
         num_dims: of its shape.
         num_not_finite: that are NaN or infinite.
         num_still, num_still_since_start: whose bits are those of the snapshot before, and of the
             first one.
         update, rms: root mean square of the change since, and of the weights before.
-        past_updates: the same change in earlier intervals, the latest last; at most eight.
+        past_updates: [T, I], the same change in earlier intervals, the latest last; at most eight.
         has_moved: whether more than decay has moved it since the first snapshot.
         still_for: intervals up to now in which no bit of it changed.
         shrinks_for: the same for those in which all of it was multiplied by one factor below 1.
@@ -134,44 +144,54 @@ class TensorFacts:
         num_to_decay: that have no gradient and are not 0, where decay has to be seen.
     """
 
-    name: str
-    size: int
-    num: int
-    num_dims: int = 1
-    num_not_finite: int = 0
-    num_still: int = 0
-    num_still_since_start: int = 0
-    update: float = _NAN
-    rms: float = _NAN
-    past_updates: tuple[float, ...] = ()
-    has_moved: bool = True
-    still_for: int = 0
-    shrinks_for: int = 0
-    dead_for: int = 0
-    dead_steps: int = 0
-    back_at: int = -1
-    trained_by: str = "unknown"
-    num_steps: int = 0
-    lr: float = 0.0
-    lr_share: float = 0.0
-    lr_rise: float = 1.0
-    weight_decay: float = 0.0
-    gradient: str = ""
-    gradient_ratio: float = _NAN
-    num_gradients: int = 0
-    num_lossy: int = 0
-    num_lossy_moved: int = 0
-    num_lossy_expected: float = 0.0
-    num_could_round: int = 0
-    num_not_decayed: int = 0
-    num_to_decay: int = 0
+    name: np.ndarray
+    size: np.ndarray
+    num: np.ndarray
+    num_dims: np.ndarray = field(default_factory=_ONE)
+    num_not_finite: np.ndarray = field(default_factory=_ZERO)
+    num_still: np.ndarray = field(default_factory=_ZERO)
+    num_still_since_start: np.ndarray = field(default_factory=_ZERO)
+    update: np.ndarray = field(default_factory=_NOT_KNOWN)
+    rms: np.ndarray = field(default_factory=_NOT_KNOWN)
+    past_updates: np.ndarray = field(default_factory=partial(np.array, ()))
+    has_moved: np.ndarray = field(default_factory=partial(np.array, True))
+    still_for: np.ndarray = field(default_factory=_ZERO)
+    shrinks_for: np.ndarray = field(default_factory=_ZERO)
+    dead_for: np.ndarray = field(default_factory=_ZERO)
+    dead_steps: np.ndarray = field(default_factory=_ZERO)
+    back_at: np.ndarray = field(default_factory=_MINUS_ONE)
+    trained_by: np.ndarray = field(default_factory=_UNKNOWN)
+    num_steps: np.ndarray = field(default_factory=_ZERO)
+    lr: np.ndarray = field(default_factory=_NONE_OF_IT)
+    lr_share: np.ndarray = field(default_factory=_NONE_OF_IT)
+    lr_rise: np.ndarray = field(default_factory=partial(np.array, 1.0))
+    weight_decay: np.ndarray = field(default_factory=_NONE_OF_IT)
+    gradient: np.ndarray = field(default_factory=_UNTOLD)
+    gradient_ratio: np.ndarray = field(default_factory=_NOT_KNOWN)
+    num_gradients: np.ndarray = field(default_factory=_ZERO)
+    num_lossy: np.ndarray = field(default_factory=_ZERO)
+    num_lossy_moved: np.ndarray = field(default_factory=_ZERO)
+    num_lossy_expected: np.ndarray = field(default_factory=_NONE_OF_IT)
+    num_could_round: np.ndarray = field(default_factory=_ZERO)
+    num_not_decayed: np.ndarray = field(default_factory=_ZERO)
+    num_to_decay: np.ndarray = field(default_factory=_ZERO)
+
+    def __post_init__(self) -> None:
+        num = len(self.name)
+        for column, value in vars(self).items():
+            shape = (num, np.shape(value)[-1]) if column == "past_updates" else (num,)
+            object.__setattr__(self, column, np.broadcast_to(value, shape))
+
+    def __len__(self) -> int:
+        return len(self.name)
 
     @property
-    def is_unmoved(self) -> bool:
-        """Whether nothing but decay has moved it since the last snapshot."""
-        return self.still_for > 0 or self.shrinks_for > 0
-
-    @property
-    def is_still(self) -> bool:
+    def is_still(self) -> np.ndarray:
         """Whether no bit of it has changed since the last snapshot."""
-        return self.still_for > 0
+        still: np.ndarray = self.still_for > 0
+        return still
+
+    @property
+    def is_unmoved(self) -> np.ndarray:
+        """Whether nothing but decay has moved it since the last snapshot."""
+        return self.is_still | (self.shrinks_for > 0)

@@ -72,28 +72,39 @@ class Training:
     masters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     others: Iterable[torch.optim.Optimizer] = ()
 
-    def roles(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, int]]:
-        """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups."""
+    def roles(self, parameters: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups.
+
+        The group is -1 where there is none.
+        """
         own = group_membership(self.optimizer, parameters)
         copied = group_membership(self.optimizer, self.masters)
         elsewhere: set[str] = set()
         for other in self.others:
             elsewhere |= group_membership(other, parameters).keys()
-        found = {}
+        who, groups = [], []
         for name, parameter in parameters.items():
+            group = -1
             if not parameter.requires_grad:
-                found[name] = "frozen", -1
+                role = "frozen"
             elif name in own:
-                found[name] = "own", own[name]
+                role, group = "own", own[name]
             elif name in copied:
-                found[name] = "master", copied[name]
+                role, group = "master", copied[name]
             elif name in elsewhere:
-                found[name] = "other", -1
+                role = "other"
             else:
                 # an optimizer with no parameter of the model may step on copies that are not known
                 is_known = own or copied or parameter.dtype.itemsize >= 4
-                found[name] = ("none" if is_known else "unknown"), -1
-        return found
+                role = "none" if is_known else "unknown"
+            who.append(role)
+            groups.append(group)
+        return np.array(who), np.array(groups)
+
+
+def _nothing() -> TensorFacts:
+    nothing = np.array([], int)
+    return TensorFacts(name=nothing.astype(object), size=nothing, num=nothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +117,7 @@ class Signs:
         reason: why there are no facts; empty if there are.
     """
 
-    facts: tuple[TensorFacts, ...] = ()
+    facts: TensorFacts = field(default_factory=_nothing)
     since_step: int = -1
     reason: str = ""
 
@@ -162,16 +173,18 @@ def _chosen(name: str, size: int) -> Chosen:
 
 def sampled(parameters: Mapping[str, torch.Tensor]) -> list[_Part]:
     """The weights of each tensor that are compared; those of a device come in one transfer."""
-    by_dtype: dict[torch.dtype, dict[str, torch.Tensor]] = {}
+    by_dtype: dict[torch.dtype, tuple[dict[str, torch.Tensor], dict[str, Chosen]]] = {}
     for name, parameter in parameters.items():
-        if parameter.is_floating_point() and parameter.numel() and not parameter.is_meta:
-            by_dtype.setdefault(parameter.dtype, {})[name] = parameter.detach()
+        tensors, some = by_dtype.setdefault(parameter.dtype, ({}, {}))
+        tensors[name], some[name] = parameter.detach(), _chosen(name, parameter.numel())
     parts = []
-    for dtype, tensors in by_dtype.items():
-        some = {name: _chosen(name, t.numel()) for name, t in tensors.items()}
-        nums = np.array([0, *(each.num for each in some.values())])
+    for dtype, (tensors, some) in by_dtype.items():
+        starts, num = [], 0
+        for chosen in some.values():
+            starts.append(num)
+            num += chosen.num
         words = picked(tensors, some).numpy()
-        parts.append(_Part(dtype, tuple(tensors), nums.cumsum()[:-1], words))
+        parts.append(_Part(dtype, tuple(tensors), np.array(starts), words))
     return parts
 
 
@@ -208,108 +221,79 @@ class VitalTracker:
             parameters: every one of the model, by name, in its order; tied ones once.
             training: None if nobody knows how they are trained.
         """
-        done = [] if training is None else training.clock.since(self._clock)
-        trained = None if training is None else self._trained(parameters, training, done)
-        shapes = {name: (p.numel(), p.dim()) for name, p in parameters.items()}
-        signs = self._seen(step, sampled(parameters), shapes, trained)
-        self._clock = DecayClock() if training is None else training.clock.copy()
-        return signs
-
-    def _seen(
-        self,
-        step: int,
-        now: Sequence[_Part],
-        shapes: Mapping[str, tuple[int, int]],
-        trained: _Trained | None,
-    ) -> Signs:
-        """The facts of a sample; ``shapes`` has the size and the dimensions of each tensor."""
-        before, since = self._before, self._step
-        if not _fit(self._start, now):
-            self._start = list(now)
-        if not _fit(before, now):
+        parts = sampled(_of_weights(parameters))
+        if not _fit(self._start, parts):
+            self._start = parts
+        if not _fit(self._before, parts):
             self.forget()
-            before = []
-        names = [name for part in now for name in part.names]
-        not_finite = [part.per_tensor(~np.isfinite(part.values())) for part in now]
-        columns: dict[str, Sequence[Any]] = {
-            "name": names,
-            "size": [shapes[name][0] for name in names],
-            "num_dims": [shapes[name][1] for name in names],
-            "num": [num for part in now for num in part.nums.tolist()],
-            "num_not_finite": [num for part in not_finite for num in part.tolist()],
-        }
-        marks = _marks(now)
-        seen = _Seen.of(self._start, before, now) if before else None
-        if seen is not None:
+        since, marks = self._step, _marks(parts)
+        columns = _described(parts, parameters)
+        found = TensorFacts(**columns)
+        if self._before:
+            seen = _Seen.of(self._start, self._before, parts)
             columns |= self._compared(seen, marks)
-            columns |= {} if trained is None else trained.columns(names)
-        rows = zip(*columns.values(), strict=True)
-        facts = {row[0]: TensorFacts(**dict(zip(columns, row, strict=True))) for row in rows}
-        if seen is not None and trained is not None:
-            facts = self._counted_dead(trained.told(facts, seen))
-        if seen is None or not (marks == self._marks[-1][1]).all():
+            found = TensorFacts(**columns)
+            if training is not None:
+                found = self._told(found, seen, training, parameters)
+        if not self._before or not (marks == self._marks[-1][1]).all():
             self._marks.append((step, marks))
-        self._before, self._step = list(now), step
-        return Signs(facts=tuple(facts[name] for name in shapes if name in facts), since_step=since)
+        self._before, self._step = parts, step
+        self._clock = DecayClock() if training is None else training.clock.copy()
+        return Signs(facts=_in_order(found, parts, parameters), since_step=since)
 
-    def _trained(
-        self,
-        parameters: Mapping[str, torch.Tensor],
-        training: Training,
-        done: Sequence[GroupClock],
-    ) -> _Trained:
-        """How each parameter was trained since the snapshot before."""
-        groups = training.optimizer.param_groups
-        rates = [float(group.get("lr", 0.0)) for group in groups]
-        known = self._peaks + [0.0] * (len(rates) - len(self._peaks))
-        means = [clock.lr / max(clock.steps, 1) for clock in done]
-        self._peaks = [max(each) for each in zip(known, rates, means, strict=False)]
-        return _Trained(parameters, training, done, rates, self._peaks)
-
-    def _compared(self, seen: _Seen, marks: np.ndarray) -> dict[str, Sequence[Any]]:
-        """What the snapshot before says, by field, in the order of the sample."""
+    def _compared(self, seen: _Seen, marks: np.ndarray) -> dict[str, np.ndarray]:
+        """What the snapshot before says, by field."""
         streaks = self._streaks
         if not streaks:
             for name in ("still", "shrinks", "dead", "steps", "moved"):
-                streaks[name] = np.zeros(len(seen.names), np.int64)
+                streaks[name] = np.zeros(len(seen.update), np.int64)
         streaks["moved"] |= ~(seen.is_still | seen.is_shrinking)
         for name, is_so in (("still", seen.is_still), ("shrinks", seen.is_shrinking)):
             streaks[name] = np.where(is_so, streaks[name] + 1, 0)
-        past = np.array(self._updates).T.tolist() if self._updates else [()] * len(seen.names)
-        back = self._back_at(marks, seen)
+        past = np.array(self._updates).T if self._updates else np.array(())
         self._updates.append(seen.update)
-        return {
-            "num_still": seen.num_still.tolist(),
-            "num_still_since_start": seen.num_start_still.tolist(),
-            "update": seen.update.tolist(),
-            "rms": seen.rms.tolist(),
-            "past_updates": list(map(tuple, past)),
-            "has_moved": list(map(bool, streaks["moved"].tolist())),
-            "still_for": streaks["still"].tolist(),
-            "shrinks_for": streaks["shrinks"].tolist(),
-            "back_at": [back.get(i, -1) for i in range(len(seen.names))],
-        }
-
-    def _counted_dead(self, facts: dict[str, TensorFacts]) -> dict[str, TensorFacts]:
-        """The facts with how long no gradient has been seen; they are in the sample's order."""
-        dead, steps = self._streaks["dead"], self._streaks["steps"]
-        for i, (name, one) in enumerate(facts.items()):
-            if one.gradient not in ("none", "zero") or not one.lr > 0.0 or not one.is_unmoved:
-                dead[i] = steps[i] = 0
-                continue
-            dead[i] += 1
-            steps[i] += one.num_steps
-            facts[name] = replace(one, dead_for=int(dead[i]), dead_steps=int(steps[i]))
-        return facts
-
-    def _back_at(self, marks: np.ndarray, seen: _Seen) -> dict[int, int]:
-        """Tensors that have the bits of an earlier snapshot again, by index, and its step."""
-        found: dict[int, int] = {}
+        back_at = np.full(len(marks), -1)
         moved = ~seen.is_still & ~seen.is_zero  # reset to zero, such as one half of a LoRA
         for step, earlier in list(self._marks)[:-1]:
-            for i in np.flatnonzero(moved & (earlier == marks)).tolist():
-                found[i] = step  # the latest one stays
-        return found
+            back_at[moved & (earlier == marks)] = step  # the latest one stays
+        return {
+            "num_still": seen.num_still,
+            "num_still_since_start": seen.num_start_still,
+            "update": seen.update,
+            "rms": seen.rms,
+            "past_updates": past,
+            "has_moved": streaks["moved"] > 0,
+            "still_for": streaks["still"],
+            "shrinks_for": streaks["shrinks"],
+            "back_at": back_at,
+        }
+
+    def _told(
+        self,
+        facts: TensorFacts,
+        seen: _Seen,
+        training: Training,
+        parameters: Mapping[str, torch.Tensor],
+    ) -> TensorFacts:
+        """The facts with how each tensor was trained, and how long it has got no gradient."""
+        done = training.clock.since(self._clock)
+        groups = training.optimizer.param_groups
+        rates = [float(group.get("lr", 0.0)) for group in groups]
+        self._peaks += [0.0] * (len(rates) - len(self._peaks))
+        has_rate = False
+        for i, (rate, clock) in enumerate(zip(rates, done, strict=False)):
+            has_rate |= clock.lr > 0.0
+            self._peaks[i] = max(self._peaks[i], rate, clock.lr / max(clock.steps, 1))
+        trained = _Trained(parameters, training, facts.name)
+        facts = replace(facts, **trained.columns(done, rates, self._peaks))
+        if has_rate:
+            facts = trained.told(facts, seen)
+        is_dead = (facts.gradient == "none") | (facts.gradient == "zero")
+        is_dead &= (facts.lr > 0.0) & facts.is_unmoved
+        streaks = self._streaks
+        streaks["dead"] = np.where(is_dead, streaks["dead"] + 1, 0)
+        streaks["steps"] = np.where(is_dead, streaks["steps"] + facts.num_steps, 0)
+        return replace(facts, dead_for=streaks["dead"], dead_steps=streaks["steps"])
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
@@ -361,11 +345,53 @@ class VitalTracker:
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def _of_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those that have numbers to compare."""
+    return {
+        name: one
+        for name, one in parameters.items()
+        if one.is_floating_point() and one.numel() and not one.is_meta
+    }
+
+
+def _described(parts: Sequence[_Part], parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What a snapshot says by itself, by field."""
+    names: list[str] = []
+    not_finite, nums = [], []
+    for part in parts:
+        names += part.names
+        nums.append(part.nums)
+        not_finite.append(part.per_tensor(~np.isfinite(part.values())))
+    shapes = [(parameters[name].numel(), parameters[name].dim()) for name in names]
+    sizes, dims = np.array(shapes).reshape(-1, 2).T
+    return {
+        "name": np.array(names, object),
+        "size": sizes,
+        "num_dims": dims,
+        "num": np.concatenate([*nums, np.array([], int)]),
+        "num_not_finite": np.concatenate([*not_finite, np.array([], int)]),
+    }
+
+
+def _in_order(
+    facts: TensorFacts, parts: Sequence[_Part], parameters: Mapping[str, torch.Tensor]
+) -> TensorFacts:
+    """The facts in the order of the model; they came by dtype."""
+    if len(parts) < 2:
+        return facts
+    places = {name: i for i, name in enumerate(parameters)}
+    order = np.argsort([places[name] for name in facts.name])
+    return replace(facts, **{name: column[order] for name, column in vars(facts).items()})
+
+
 def _fit(before: Sequence[_Part], now: Sequence[_Part]) -> bool:
     """Whether two samples are of the same weights."""
-    return [(p.dtype, p.names, len(p.words)) for p in before] == [
-        (p.dtype, p.names, len(p.words)) for p in now
-    ]
+    if len(before) != len(now):
+        return False
+    for old, new in zip(before, now, strict=True):
+        if (old.dtype, old.names, len(old.words)) != (new.dtype, new.names, len(new.words)):
+            return False
+    return True
 
 
 def _marks(parts: Sequence[_Part]) -> np.ndarray:
@@ -374,7 +400,8 @@ def _marks(parts: Sequence[_Part]) -> np.ndarray:
     for part in parts:
         data = part.words.data.cast("B")
         ends = [*(part.starts * part.dtype.itemsize).tolist(), len(data)]
-        found += [zlib.crc32(data[a:b]) for a, b in itertools.pairwise(ends)]
+        for begin, end in itertools.pairwise(ends):
+            found.append(zlib.crc32(data[begin:end]))
     return np.array(found, np.int64)
 
 
@@ -387,7 +414,6 @@ class _Seen:
 
     Args:
         parts: before and now, by dtype.
-        names: of the tensors.
         num_still, num_start_still: weights whose bits are those of before, and of the start.
         update, rms: of the change, and of the weights before.
         is_still: whether no bit has changed.
@@ -396,7 +422,6 @@ class _Seen:
     """
 
     parts: Sequence[tuple[_Part, _Part]]
-    names: tuple[str, ...]
     num_still: np.ndarray
     num_start_still: np.ndarray
     update: np.ndarray
@@ -425,10 +450,9 @@ class _Seen:
                     new.per_tensor(is_now != 0.0) == 0,
                 )
             )
-        joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
+        joined = list(map(np.concatenate, zip(*columns, strict=True)))
         return cls(
             parts=list(zip(before, now, strict=True)),
-            names=tuple(name for part in now for name in part.names),
             num_still=joined[0],
             num_start_still=joined[1],
             update=joined[2].astype(float),
@@ -438,14 +462,15 @@ class _Seen:
             is_zero=joined[6],
         )
 
-    def weights_of(self, name: str) -> tuple[torch.dtype, np.ndarray, np.ndarray]:
+    def weights_of(self, index: int) -> tuple[torch.dtype, np.ndarray, np.ndarray]:
         """Dtype, values before and whether each of them stands still, for one tensor."""
         for before, now in self.parts:
-            if name in now.names:
-                where = now.slice_of(now.names.index(name))
+            if index < len(now.names):
+                where = now.slice_of(index)
                 is_still = before.words[where] == now.words[where]
                 return now.dtype, before.values()[where].astype(float), is_still
-        raise LookupError(name)
+            index -= len(now.names)
+        raise LookupError(index)
 
 
 def _is_shrinking(part: _Part, was: np.ndarray, is_now: np.ndarray) -> np.ndarray:
@@ -469,70 +494,77 @@ class _Trained:
     Args:
         parameters: every one of the model.
         training: who trains them.
-        done: what was done to each param group since the snapshot before.
-        rates, peaks: learning rates as they stand, and the highest that were seen.
+        names: of those that were compared.
     """
 
     def __init__(
-        self,
-        parameters: Mapping[str, torch.Tensor],
-        training: Training,
-        done: Sequence[GroupClock],
-        rates: Sequence[float],
-        peaks: Sequence[float],
+        self, parameters: Mapping[str, torch.Tensor], training: Training, names: np.ndarray
     ) -> None:
-        self._parameters, self._training = parameters, training
-        self._done, self._rates, self._peaks = done, rates, peaks
-        self._roles = training.roles(parameters)
-        self._lr_of_all = max((clock.lr for clock in done), default=0.0)
+        self._parameters, self._training, self._names = parameters, training, names
+        compared = {name: parameters[name] for name in names}
+        self._who, self._groups = training.roles(compared)
 
-    def columns(self, names: Sequence[str]) -> dict[str, Sequence[Any]]:
-        """Who trains each tensor, and how, by field."""
-        nobody = (0, 0.0, 0.0, 1.0, 0.0)
-        groups = [nobody]
-        for clock, rate, peak in zip(self._done, self._rates, self._peaks, strict=False):
+    def columns(
+        self, done: Sequence[GroupClock], rates: Sequence[float], peaks: Sequence[float]
+    ) -> dict[str, np.ndarray]:
+        """Who trains each tensor, and how, by field.
+
+        Args:
+            done: what was done to each param group since the snapshot before.
+            rates, peaks: learning rates as they stand, and the highest that were seen.
+        """
+        groups = []
+        for clock, rate, peak in zip(done, rates, peaks, strict=False):
             mean = clock.lr / max(clock.steps, 1)
             share = rate / peak if peak > 0.0 else 0.0
             rise = rate / mean if mean > 0.0 else 1.0
             decay = clock.decay / clock.lr if clock.lr > 0.0 else 0.0
             groups.append((clock.steps, mean, share, rise, decay))
-        roles = [self._roles[name] for name in names]
-        found = [groups[group + 1] if group + 1 < len(groups) else nobody for _, group in roles]
-        fields = ("num_steps", "lr", "lr_share", "lr_rise", "weight_decay")
+        nobody = (0, 0.0, 0.0, 1.0, 0.0)
+        is_known = (self._groups >= 0) & (self._groups < len(groups))
+        found = np.array([*groups, nobody])[np.where(is_known, self._groups, -1)].T
         return {
-            "trained_by": [role for role, _ in roles],
-            **{field: [row[i] for row in found] for i, field in enumerate(fields)},
+            "trained_by": self._who,
+            "num_steps": found[0].astype(int),
+            "lr": found[1],
+            "lr_share": found[2],
+            "lr_rise": found[3],
+            "weight_decay": found[4],
         }
 
-    def told(self, facts: Mapping[str, TensorFacts], seen: _Seen) -> dict[str, TensorFacts]:
-        """The facts with the gradients of what needs a look at them."""
-        known = dict(facts)
-        odd = {name for name, one in known.items() if self._is_odd(one)}
-        if not odd or not self._lr_of_all > 0.0:
-            return known
-        reference = self._reference(known)
-        for name in odd:
-            known[name] = self._looked_into(known[name], seen, reference)
-        if math.isnan(reference) and not any(known[n].gradient == "some" for n in odd):
-            for name in odd:  # all were set to none or zero, perhaps, before this was asked
-                known[name] = replace(known[name], gradient=self._remembered(name))
-        return known
+    def told(self, facts: TensorFacts, seen: _Seen) -> TensorFacts:
+        """The facts with the gradients of what needs a look at them.
 
-    @staticmethod
-    def _is_odd(one: TensorFacts) -> bool:
-        """Whether it needs a look at the gradient: few do in a training that is well."""
-        if one.trained_by not in ("own", "master", "none"):
-            return False
-        by_chance = max(_FEW, one.num // 64)  # some zeros, some that came back
-        return one.is_still or one.shrinks_for > 0 or one.num_still > by_chance
+        Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
+        than some zeros and some that came back.
+        """
+        by_chance = np.maximum(_FEW, facts.num // 64)
+        is_odd = facts.is_unmoved | (facts.num_still > by_chance)
+        is_odd &= np.isin(facts.trained_by, ("own", "master", "none"))
+        if not is_odd.any():
+            return facts
+        reference = self._reference(facts)
+        found = {}
+        for i in np.flatnonzero(is_odd).tolist():
+            found[i] = self._looked_into(facts, i, seen, reference)
+        has_some = any(one["gradient"] == "some" for one in found.values())
+        if math.isnan(reference) and not has_some:
+            for i, one in found.items():  # all were set to none or zero, perhaps, before
+                one["gradient"] = self._remembered(facts.name[i])
+        columns = {}
+        for field_name in sorted({name for one in found.values() for name in one}):
+            column = getattr(facts, field_name).copy()
+            if field_name == "gradient":
+                column = column.astype(object)
+            for i, one in found.items():
+                column[i] = one.get(field_name, column[i])
+            columns[field_name] = column
+        return replace(facts, **columns)
 
-    def _reference(self, known: Mapping[str, TensorFacts]) -> float:
+    def _reference(self, facts: TensorFacts) -> float:
         """What the gradient of a tensor that moves is like: its rms; NaN if none has one."""
-        moving = [
-            one.name
-            for one in known.values()
-            if one.trained_by in ("own", "master") and not one.is_still and not one.shrinks_for
-        ]
+        is_moving = np.isin(facts.trained_by, ("own", "master")) & ~facts.is_unmoved
+        moving = facts.name[is_moving]
         sizes = []
         for name in moving[:: max(len(moving) // _NUM_REFERENCE, 1)]:
             gradient = self._gradient(name)
@@ -561,59 +593,56 @@ class _Trained:
                 return "some" if bool(mean.any()) else "zero"
         return "unknown"
 
-    def _looked_into(self, one: TensorFacts, seen: _Seen, reference: float) -> TensorFacts:
-        """The facts of a tensor that stands still, in part or whole, or shrinks as one."""
-        raw, gradient = self._parameters[one.name].grad, self._gradient(one.name)
+    def _looked_into(
+        self, facts: TensorFacts, index: int, seen: _Seen, reference: float
+    ) -> dict[str, Any]:
+        """What is to be said of a tensor that stands still, in part or whole, or shrinks as one."""
+        name, by_own = facts.name[index], facts.trained_by[index] == "own"
+        raw, gradient = self._parameters[name].grad, self._gradient(name)
         if raw is None:
-            return replace(one, gradient="none")
+            return {"gradient": "none"}
         if gradient is None:
-            return replace(one, gradient="unknown")
-        if not gradient.any() and (one.is_still or one.shrinks_for) and not bool(raw.any()):
-            one = replace(one, gradient="zero")
-        else:
-            one = replace(one, gradient="some")
+            return {"gradient": "unknown"}
+        is_zero = not gradient.any() and facts.is_unmoved[index] and not bool(raw.any())
         size = float(np.sqrt(np.mean(np.square(gradient))))
-        ratio = size / reference if reference > 0.0 else 1.0
-        dtype, before, is_still = seen.weights_of(one.name)
+        dtype, before, is_still = seen.weights_of(index)
         spaces = spacing(before, dtype)
-        update = self._update(one, before, gradient)
+        update = self._update(facts, index, before, gradient)
         is_reached = gradient != 0.0
-        later = _STILL_TO_RISE if one.lr_rise > 1.0 + 1e-6 else 1.0
+        later = _STILL_TO_RISE if facts.lr_rise[index] > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if self._keeps_apart(one.name):
+        if not by_own or self._keeps_apart(name):
             is_lossy[:] = False
-        moves = _AT_LEAST * one.num_steps * update / np.maximum(spaces, 1e-300)
-        expected = np.minimum(moves, 1.0)
+        moves = _AT_LEAST * facts.num_steps[index] * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
-        must_decay = ~is_reached & (before != 0.0)
-        must_decay &= one.lr * one.weight_decay * np.abs(before) > _SEEN * 0.5 * spaces
-        must_decay &= one.trained_by == "own"
-        return replace(
-            one,
-            gradient_ratio=ratio,
-            num_gradients=int(is_reached.sum()),
-            num_lossy=int(is_lossy.sum()),
-            num_lossy_moved=int((is_lossy & ~is_still).sum()),
-            num_lossy_expected=float(expected[is_lossy].sum()),
-            num_could_round=int((is_reached & (0.5 * spaces > _NOT_FAR_ABOVE * update)).sum()),
-            num_not_decayed=int((must_decay & is_still).sum()),
-            num_to_decay=int(must_decay.sum()),
-        )
+        decay = facts.lr[index] * facts.weight_decay[index] * np.abs(before)
+        must_decay = ~is_reached & (before != 0.0) & (decay > _SEEN * 0.5 * spaces) & by_own
+        return {
+            "gradient": "zero" if is_zero else "some",
+            "gradient_ratio": size / reference if reference > 0.0 else 1.0,
+            "num_gradients": is_reached.sum(),
+            "num_lossy": is_lossy.sum(),
+            "num_lossy_moved": (is_lossy & ~is_still).sum(),
+            "num_lossy_expected": np.minimum(moves, 1.0)[is_lossy].sum(),
+            "num_could_round": (is_reached & (0.5 * spaces > _NOT_FAR_ABOVE * update)).sum(),
+            "num_not_decayed": (must_decay & is_still).sum(),
+            "num_to_decay": must_decay.sum(),
+        }
 
-    def _update(self, one: TensorFacts, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    def _update(
+        self, facts: TensorFacts, index: int, before: np.ndarray, gradient: np.ndarray
+    ) -> np.ndarray:
         """About the size of one step of each weight, before it is rounded."""
-        kind = type(self._training.optimizer).__name__.lower()
+        kind, lr = type(self._training.optimizer).__name__.lower(), facts.lr[index]
         if kind.startswith("sgd"):
-            group = self._training.optimizer.param_groups[max(self._roles[one.name][1], 0)]
+            group = self._training.optimizer.param_groups[max(self._groups[index], 0)]
             momentum = float(group.get("momentum", 0.0))
-            found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
+            found: np.ndarray = lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
             return found
-        relative = any(name in kind for name in _RELATIVE)
-        return np.full(len(before), one.lr * (max(one.rms, 1e-3) if relative else 1.0))
+        is_relative = any(name in kind for name in _RELATIVE)
+        return np.full(len(before), lr * (max(facts.rms[index], 1e-3) if is_relative else 1.0))
 
     def _keeps_apart(self, name: str) -> bool:
         """Whether the optimizer keeps what the weight's own numbers cannot hold."""
-        if self._roles[name][0] != "own":
-            return True
         keys = self._training.optimizer.state.get(self._parameters[name], {})
         return any(part in str(key).lower() for key in keys for part in _KEPT_APART)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from contracts import fake_run
+from contracts.vital_rows import Row, stacked
 
-from sparsitywatch.analysis.vital import alarms, judged
-from sparsitywatch.records import Event, Finding, Record, TensorFacts, Vital
+from sparsitywatch.analysis import vital
+from sparsitywatch.analysis.vital import alarms
+from sparsitywatch.records import Event, Finding, Record, Vital
 
 
-def tensor(name: str, **fields: object) -> TensorFacts:
+def tensor(name: str, **fields: object) -> Any:
     """One of 1,000 weights that its optimizer moves."""
     usual = {
         "size": 1000, "num": 1000, "num_dims": 2, "update": 0.01, "rms": 1.0,
         "trained_by": "own", "lr": 1e-3, "lr_share": 1.0, "num_steps": 10,
     }  # fmt: skip
-    return TensorFacts(name=name, **{**usual, **fields})
+    return Row(name=name, **{**usual, **fields})
+
+
+def judged(facts: Iterable[Any], since_step: int) -> tuple[Finding, ...]:
+    """What is found among these tensors."""
+    return vital.judged(stacked(facts), since_step)
 
 
 LIVING = [tensor(f"living.{i}.weight") for i in range(4)]
@@ -26,7 +35,7 @@ REACHED = {"gradient": "some", "gradient_ratio": 1.0, "num_gradients": 1000}
 DEAD = {**STILL, "still_for": 2, "gradient": "none", "dead_for": 2, "dead_steps": 20}
 
 
-def kinds(*facts: TensorFacts) -> dict[str, tuple[str, ...]]:
+def kinds(*facts: Any) -> dict[str, tuple[str, ...]]:
     """What is found, by kind, among tensors that are well."""
     return {found.kind: found.tensors for found in judged([*facts, *LIVING], 0)}
 
@@ -67,7 +76,7 @@ def test_where_nothing_moves_only_what_has_no_optimizer_is_named() -> None:
     assert found.tensors == ("x",)
 
 
-def stack(dead: set[int], **fields: object) -> list[TensorFacts]:
+def stack(dead: set[int], **fields: object) -> list[Any]:
     """Six layers, some of which no gradient reaches."""
     parts = [("norm.weight", 1), ("q.weight", 2), ("k.weight", 2), ("v.weight", 2)]
     return [
@@ -101,7 +110,7 @@ def test_a_gradient_that_ends_within_the_layers() -> None:
     ],
     ids=["pooler", "tower", "experts", "list in a list", "moved", "once", "few steps", "no rate"],
 )
-def test_what_is_merely_not_used_is_no_fault(facts: list[TensorFacts]) -> None:
+def test_what_is_merely_not_used_is_no_fault(facts: list[Any]) -> None:
     assert judged(facts, 0) == ()
 
 
@@ -203,8 +212,8 @@ def record(step: int, num: int) -> Record:
     finding = Finding(
         kind="untrained", num=num, tensors=("a", "b"), reason="r", since_step=step - 5
     )
-    vital = Vital(num_tensors=9, num_sampled=9, findings=(finding,) if num else ())
-    return replace(fake_run.look(step)[0], vital=vital)
+    found = Vital(num_tensors=9, num_sampled=9, findings=(finding,) if num else ())
+    return replace(fake_run.look(step)[0], vital=found)
 
 
 def test_a_finding_is_an_event_once_and_again_when_it_doubles() -> None:

@@ -28,8 +28,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
     model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     kept, steps = {}, itertools.count(1)
-    options = {"logdir": None, "every": 1, "strict": True, "max_overhead": None,
-               "background": False, "detectors": {}, "on_event": (), "scope": "matrices"}  # fmt: skip
+    options = {"logdir": None, "every": 1, "strict": True, "max_overhead": None, "detectors": {},
+               "background": False, "on_event": (), "scope": "matrices"}  # fmt: skip
 
     def spoil(*_: object) -> None:
         step = next(steps)
@@ -69,7 +69,9 @@ def told_of(records: list[Record]) -> list[str]:
     return [repr(record.vital and dataclasses.astuple(record.vital)) for record in records]
 
 
-def test_a_replay_tells_what_the_live_watch_told_of_the_scope(run: tuple[Path, list[Event]]) -> None:
+def test_a_replay_tells_what_the_live_watch_told_of_the_scope(
+    run: tuple[Path, list[Event]],
+) -> None:
     folder, live = run
     replayed = sw.replay(folder, logdir=None, scope="matrices", detectors={}, on_event=())
     expected = {

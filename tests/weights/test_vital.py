@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contracts.vital_rows import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsitywatch.records import TensorFacts
 from sparsitywatch.weights.clock import DecayClock
 from sparsitywatch.weights.vital import SOME, WHOLE, Training, VitalTracker
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def looked(*snapshots: dict[str, torch.Tensor]) -> dict[str, TensorFacts]:
+def looked(*snapshots: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The facts of the last of some snapshots, by name."""
     tracker = VitalTracker()
     for step, tensors in enumerate(snapshots):
         signs = tracker.look(step, tensors)
-    return {one.name: one for one in signs.facts}
+    return rows(signs.facts)
 
 
 @given(seed=st.integers(0, 99), dtype=st.sampled_from(DTYPES), share=st.floats(0.0, 1.0))
@@ -52,6 +53,24 @@ def test_bits_are_compared_not_values() -> None:
     found = looked({"zero": zero, "nan": nan}, {"zero": -zero, "nan": nan.clone()})
     assert found["zero"].num_still == 0
     assert found["nan"].num_still == 9
+
+
+def test_facts_come_in_the_order_of_the_model_whatever_the_dtypes() -> None:
+    draw = torch.Generator().manual_seed(0)
+    model = {f"{i}": torch.randn(5 + i, generator=draw).to(DTYPES[i % 4]) for i in range(9)}
+    model["whole numbers"] = torch.arange(5)
+    model["empty"] = torch.zeros(0)
+    found = looked(model, model)
+    assert list(found) == [f"{i}" for i in range(9)]
+    assert [one.size for one in found.values()] == [5 + i for i in range(9)]
+    for name, one in found.items():
+        assert one.rms == pytest.approx(
+            model[name].double().square().mean().sqrt().item(), rel=1e-3
+        )
+
+
+def test_a_model_without_weights_has_no_facts() -> None:
+    assert looked({"n": torch.arange(5)}, {"n": torch.arange(5)}) == {}
 
 
 def test_a_small_tensor_is_compared_whole_and_a_large_one_by_a_sample_of_its_own() -> None:
@@ -126,10 +145,10 @@ class Trained:
         self.optimizer.step()
         self.clock.advance(self.optimizer.param_groups)
 
-    def look(self, step: int) -> dict[str, TensorFacts]:
+    def look(self, step: int) -> dict[str, Any]:
         training = Training(optimizer=self.optimizer, clock=self.clock, others=[self.other])
         facts = self.tracker.look(step, self.parameters, training).facts
-        return {one.name: one for one in facts}
+        return rows(facts)
 
 
 def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
@@ -200,7 +219,7 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
         optimizer.step()
         clock.advance(optimizer.param_groups)
     found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
-    (one,) = found.facts
+    (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
     # bfloat16 numbers are 2**-7 apart from 1 on
     assert one.num_lossy_expected == pytest.approx(64 * 0.25 * 1e-4 * 2**7)
