@@ -27,6 +27,7 @@ from sparsitywatch.integrations.language_models import masked_loss
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.sinks.tensorboard_tags import IN_EVERY_RECORD
 
 __all__ = ["CASES"]
 
@@ -446,7 +447,7 @@ def _shown(folder: Path) -> list[int]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     read = EventAccumulator(str(folder / "sparsitywatch"))
-    return [event.step for event in read.Reload().Scalars("watch/valid")]
+    return [event.step for event in read.Reload().Scalars(IN_EVERY_RECORD)]
 
 
 def _gap_live(folder: Path) -> str:

@@ -14,6 +14,7 @@ from contracts.watched import Run
 from sparsitywatch.cli import main
 from sparsitywatch.records import RunInfo, WatchState
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
+from sparsitywatch.sinks.tensorboard_tags import FIRST, LAST
 
 
 def state_of(logdir: Path) -> WatchState:
@@ -83,11 +84,11 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     assert "on fire" in html
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "run.svg")]) == 0
     assert "the watch has been off since step" in (tmp_path / "run.svg").read_text()
-    told = texts(tmp_path, "watch/state")
+    told = texts(tmp_path, f"{FIRST}/watch")
     assert told[0].startswith("The watch is on")
     assert told[-1].startswith("The watch switched itself off")
     assert "on fire" in told[-1]
-    assert len(texts(tmp_path, "watch/reason")) == 3
+    assert len(texts(tmp_path, f"{LAST}/notes")) == 3
 
 
 def test_a_failed_last_record_does_not_hide_the_last_estimate(
@@ -119,7 +120,7 @@ def test_the_last_share_of_the_time_is_written_at_the_end(tmp_path: Path) -> Non
         run.train(10)
     state, records = state_of(tmp_path), watcher.records
     scalars = event_readers.scalars_of_plugin_accumulator(tmp_path / "sparsitywatch")
-    points = scalars["watch/overhead"]
+    points = scalars[f"{LAST}/watch/overhead"]
     assert [step for step, _ in points] == [3, 6, 9, 10]
     assert points[-1][1] == pytest.approx(state.overhead, rel=1e-6)
     assert state.overhead != records[-1].cost.overhead
