@@ -127,6 +127,11 @@ class Run:
         return tuple(dict.fromkeys(name for series in self._measured for name in series))
 
     @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Series that were asked for at every snapshot."""
+        return {}
+
+    @cached_property
     def _measured(self) -> list[dict[str, float]]:
         return [record.series() for record in self.records]
 
@@ -155,7 +160,11 @@ class Run:
 
     def column(self, name: str) -> np.ndarray:
         """One series at every snapshot, float [T]; NaN where it was not measured."""
-        return np.array([series.get(name, math.nan) for series in self._measured], dtype=float)
+        if name not in self._columns:
+            values = [series.get(name, math.nan) for series in self._measured]
+            self._columns[name] = np.array(values, dtype=float)
+            self._columns[name].flags.writeable = False
+        return self._columns[name]
 
     def asked(self, name: str) -> np.ndarray:
         """Which snapshots could have had a series, bool [T]: not those without an evaluation."""

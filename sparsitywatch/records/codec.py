@@ -168,6 +168,8 @@ def _items(item: _Reader) -> _Reader:
     def read(data: Any) -> tuple[Any, ...]:
         if type(data) is not list:
             raise _unexpected("a list", data)
+        if item is _read_float and set(map(type, data)) <= {float}:
+            return tuple(data)
         found, index = [None] * len(data), 0
         try:
             for index, x in enumerate(data):

@@ -199,8 +199,21 @@ class EssentialSparsity:
 
 # ------------------------------------------------------------------ how the weights move
 
-#: Each series with its name up to the ``*``, and whether there is one.
-_ROWS = [(row, row.name.rstrip("*"), row.name.endswith("*")) for row in SERIES]
+#: By what is around it, "" for the record itself: each attribute that a series is read from, by
+#: its path. Several rows read one.
+_PATHS: dict[str, dict[str, str]] = {}
+for _path in sorted({path for row in SERIES for path in (row.only, row.source) if path}):
+    _PATHS.setdefault(_path.rpartition(".")[0], {})[_path] = _path.rpartition(".")[2]
+#: Each series: its name, that up to its ``*``, its room, whether it is a family, only where, where.
+_ROWS = [
+    (row.name, row.name.rstrip("*"), row.name.partition("/")[0], row.name.endswith("*"), row.only,
+     row.source)
+    for row in SERIES
+]  # fmt: skip
+
+
+#: Types that are told from a mapping at once.
+_NUMBERS = (float, int, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -575,21 +588,22 @@ class Record:
         has what was measured before the failure. ``sparsitywatch.series`` says what each is.
         """
         found: dict[str, Any] = {}
-        reached: dict[str, Any] = {"": True}  # several rows read one place
-        for row, stem, is_family in _ROWS:
-            for path in (row.only, row.source):
-                if path not in reached:
-                    place, _, last = path.rpartition(".")
-                    around = getattr(self, place) if place else self
-                    reached[path] = None if around is None else getattr(around, last)
-            value = reached[row.source] if reached[row.only] else None
-            if isinstance(value, Mapping):
-                for key, x in value.items():
-                    name = f"{row.name.partition('/')[0]}/{key}"
-                    if name == stem or (is_family and name.startswith(stem)):
-                        found[name] = x
-            elif value is not None:
-                found[row.name] = value
+        reached: dict[str, Any] = {"": True}
+        for place, paths in _PATHS.items():
+            around = getattr(self, place) if place else self
+            for path, last in paths.items():
+                reached[path] = None if around is None else getattr(around, last)
+        for row, stem, room, is_family, only, source in _ROWS:
+            value = reached[source] if reached[only] else None
+            if value is None:
+                continue
+            if type(value) in _NUMBERS or not isinstance(value, Mapping):
+                found[row] = value
+                continue
+            for key, x in value.items():
+                name = f"{room}/{key}"
+                if name == stem or (is_family and name.startswith(stem)):
+                    found[name] = x
         return {name: float(x) for name, x in found.items() if math.isfinite(x)}
 
     def was_asked(self, series: str) -> bool:
