@@ -90,12 +90,12 @@ _LOSS = Panel(key="value", title="Loss", lines=(), from_zero=False)
 
 
 def _home_of(event: Event, panels: Sequence[Panel]) -> Panel | None:
-    """The panel that an event gets its number in: that of its series, or of a kindred one."""
+    """The panel that an event gets its number in: of its series, of a kindred one, or the first."""
     rooms = {panel.key: [line.series for line in panel.lines] for panel in panels}
     room = event.series.partition("/")[0]
     exact = (p for p in panels if event.series in rooms[p.key])
     kindred = (p for p in panels if any(name.startswith(f"{room}/") for name in rooms[p.key]))
-    return next(exact, None) or next(kindred, None)
+    return next(exact, None) or next(kindred, None) or next(iter(panels), None)
 
 
 def _add_legend(axes: Any) -> None:

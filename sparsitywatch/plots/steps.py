@@ -245,13 +245,14 @@ def label_steps(axes: Any, run: Run) -> None:
 
 
 def _mark_events(axes: Any, events: Sequence[Event], inside: Collection[int] | None) -> None:
-    """The interval of the beginning as a band, dotted where it began, solid where it was seen."""
+    """Dotted where it began, solid where it was seen; its interval in its own panel alone."""
     for number, event in enumerate(events, start=1):
-        _mark_beginning(axes, number, event)
+        is_home = inside is None or number in inside
+        _mark_beginning(axes, number, event, is_home=is_home)
         axes.axvline(event.detected_step, color=BLACK, linewidth=1.0, gid=f"seen-{number}")
         if event.reverted_step >= 0:
             axes.axvline(event.reverted_step, color=GREY, linewidth=1.0, linestyle=DASHED)
-        if inside is not None and number not in inside:
+        if not is_home:
             continue
         # numbers of neighbours stand one above the other
         above, lift = (1.0, 8 + 4 * ((number - 1) % 2))
@@ -266,8 +267,8 @@ def _mark_events(axes: Any, events: Sequence[Event], inside: Collection[int] | N
         note.set_gid(f"mark-{number}")
 
 
-def _mark_beginning(axes: Any, number: int, event: Event) -> None:
-    if event.onset_low < event.onset_high:
+def _mark_beginning(axes: Any, number: int, event: Event, *, is_home: bool) -> None:
+    if is_home and event.onset_low < event.onset_high:
         axes.axvspan(
             event.onset_low, event.onset_high, color=ORANGE, alpha=0.25, linewidth=0, zorder=0,
             gid=f"onset-interval-{number}",
@@ -275,6 +276,8 @@ def _mark_beginning(axes: Any, number: int, event: Event) -> None:
     axes.axvline(
         event.onset_step, color=BLACK, linewidth=1.0, linestyle=DOTTED, gid=f"onset-{number}"
     )
+    if not is_home:
+        return
     # which beginning belongs to which number
     height = 0.985 - 0.03 * ((number - 1) % 3)
     axes.plot(

@@ -1,6 +1,6 @@
 """The page in a real browser: as a file, in a real TensorBoard, and as `show` serves it.
 
-With SPARSITYWATCH_PICTURES=docs the screenshots of the docs are made anew.
+With SPARSITYWATCH_PICTURES=docs the screenshots of the docs are made anew; docs/report.md says how.
 """
 
 from __future__ import annotations
@@ -73,12 +73,20 @@ def open_page(browser) -> Iterator[Open]:
     assert errors == []
 
 
+#: TensorBoard's colours of runs, in the order in which it counts them.
+COLOURS = ("#425066", "#12b5cb", "#e52592", "#f9ab00")
+
+
+def hexadecimal(rgb: str) -> str:
+    return "#" + "".join(f"{int(x):02x}" for x in re.findall(r"\d+", rgb))
+
+
 def picture(page, name: str) -> None:
     if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def has(frame, selector: str, text: str | re.Pattern[str]) -> None:
+def expect_text(frame, selector: str, text: str | re.Pattern[str]) -> None:
     """Wait until an element has a text."""
     sync_api.expect(frame.locator(selector).first).to_contain_text(text, timeout=30_000)
 
@@ -122,8 +130,8 @@ def data(report: Path) -> dict:
 
 def test_the_first_screen_answers(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri())
-    has(page, "#app h1", "Weights turned sparse abruptly, from about step 1,050 on")
-    has(page, ".action", "Compare the checkpoints around steps 1,050 and 1,125")
+    expect_text(page, "#app h1", "Weights turned sparse abruptly, from about step 1,050 on")
+    expect_text(page, ".action", "Compare the checkpoints around steps 1,050 and 1,125")
     assert page.locator(".tiles li").count() == 6
     assert page.locator(".events li").count() == 2
     for selector in ("h1", ".action", ".tiles", ".events li", "[data-chart=sparse]"):
@@ -138,13 +146,13 @@ def test_the_first_screen_answers(open_page: Open, report: Path) -> None:
 
 def test_one_cursor_for_everything(open_page: Open, report: Path, data: dict) -> None:
     page = open_page(report.as_uri())
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     page.mouse.move(*over(page, "value", 0.5))
-    has(page, ".removal", "Step 1,000:")
+    expect_text(page, ".removal", "Step 1,000:")
     t = data["steps"].index(1000)
     shown = 100 * data["series"]["near_zero/initial_0.1"][t]
-    has(page, "[data-chart=sparse] .legend", f"{shown:.3g}")
-    has(page, "[data-chart=value] .legend", f"{data['series']['value/dense'][t]:.4g}")
+    expect_text(page, "[data-chart=sparse] .legend", f"{shown:.3g}")
+    expect_text(page, "[data-chart=value] .legend", f"{data['series']['value/dense'][t]:.4g}")
     assert page.locator(".heat .cursor").evaluate("e => e.style.left") == "50%"
     places = page.locator(".u-cursor-x").evaluate_all(
         "all => all.map((e) => e.getBoundingClientRect().left - e.parentElement"
@@ -153,16 +161,16 @@ def test_one_cursor_for_everything(open_page: Open, report: Path, data: dict) ->
     widths = page.locator(".u-over").evaluate_all("all => all.map((e) => e.clientWidth)")
     assert all(abs(x / w - 0.5) < 0.01 for x, w in zip(places, widths, strict=True))
     page.mouse.move(10, 10)
-    has(page, ".removal", "Step 2,000:")
+    expect_text(page, ".removal", "Step 2,000:")
     page.mouse.click(*over(page, "sparse", 0.25))
     page.mouse.move(10, 10)
-    has(page, ".removal", "Step 500:")
+    expect_text(page, ".removal", "Step 500:")
     assert page.url.endswith("#step=500")
 
 
 def test_a_part_is_shown_alone_and_the_whole_again(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri())
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     page.mouse.move(*over(page, "sparse", 0.25))
     page.mouse.down()
     page.mouse.move(*over(page, "sparse", 0.4), steps=3)
@@ -170,26 +178,27 @@ def test_a_part_is_shown_alone_and_the_whole_again(open_page: Open, report: Path
     page.mouse.up()
     for chart in ("sparse", "clock"):
         page.mouse.move(*over(page, chart, 0.02))
-        has(page, ".removal", "Step 500:")
+        expect_text(page, ".removal", "Step 500:")
         page.mouse.move(*over(page, chart, 0.98))
-        has(page, ".removal", "Step 1,000:")
+        expect_text(page, ".removal", "Step 1,000:")
     page.mouse.dblclick(*over(page, "value", 0.5))
     page.mouse.move(*over(page, "sparse", 0.02))
-    has(page, ".removal", "Step 50:")
+    expect_text(page, ".removal", "Step 50:")
+    assert page.locator(".removal").inner_text().count("Step 50:") == 1
 
 
 def test_keys_and_links_lead_to_a_step(open_page: Open, report: Path) -> None:
     page = open_page(f"{report.as_uri()}#step=925")
-    has(page, ".removal", "Step 925:")
+    expect_text(page, ".removal", "Step 925:")
     for key, step in (
         ("ArrowRight", 950), ("ArrowLeft", 925), ("Home", 0), ("e", 650), ("e", 1125),
         ("End", 2000),
     ):  # fmt: skip
         page.keyboard.press(key)
-        has(page, ".removal", f"Step {step:,}:")
+        expect_text(page, ".removal", f"Step {step:,}:")
         assert page.url.endswith(f"#step={step}")
     page.locator("#event-2 button").click()
-    has(page, ".removal", "Step 1,125:")
+    expect_text(page, ".removal", "Step 1,125:")
     # a zoom leaves the cursor at its step
     where = "e => new DOMMatrix(getComputedStyle(e).transform).e / e.parentElement.clientWidth"
     page.keyboard.press("+")
@@ -199,7 +208,7 @@ def test_keys_and_links_lead_to_a_step(open_page: Open, report: Path) -> None:
 
 def test_every_tensor_and_the_size_of_its_weights(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri())
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     assert page.locator(".heat .names li").count() == 12
     page.locator("#tensors input").fill("output.dense")
     assert page.locator(".heat .names li").count() == 4
@@ -207,9 +216,9 @@ def test_every_tensor_and_the_size_of_its_weights(open_page: Open, report: Path)
     page.locator("#tensors select").nth(1).select_option("block")
     assert page.locator(".heat .names li.group").count() >= 2
     page.locator("#tensors select").nth(0).select_option("removed")
-    has(page, "#tensors", "12 of 12 tensors")
+    expect_text(page, "#tensors", "12 of 12 tensors")
     page.locator(".heat .names button").nth(3).click()
-    has(page, ".histogram-of", "How large its weights are")
+    expect_text(page, ".histogram-of", "How large its weights are")
     assert "tensor=" in page.url
     page.get_by_role("button", name="close").click()
     assert page.locator(".histogram-of canvas").count() == 0
@@ -219,19 +228,19 @@ def test_another_threshold_is_counted_from_the_spectra(
     open_page: Open, report: Path, log: Path
 ) -> None:
     page = open_page(report.as_uri())
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     page.locator("#tau").select_option("abs:-2")
     _, detail = fake_run.look(2000)
     ends = (detail.spectrum["keys"].astype("u4") << 15).view("f4")
     share = detail.spectrum["counts"][ends <= 0.01].sum() / detail.spectrum["counts"].sum()
-    has(page, "[data-chart=sparse] .legend", "|w| ≤ 0.01")
-    has(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
-    has(page, "#tensors", "|w| ≤ 0.01")
+    expect_text(page, "[data-chart=sparse] .legend", "|w| ≤ 0.01")
+    expect_text(page, "[data-chart=sparse] .legend", f"{100 * share:.3g}")
+    expect_text(page, "#tensors", "|w| ≤ 0.01")
 
 
 def test_numbers_as_a_file_and_as_a_table(open_page: Open, report: Path, data: dict) -> None:
     page = open_page(report.as_uri(), accept_downloads=True)
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     with page.expect_download() as download:
         page.get_by_role("button", name="numbers (CSV)").click()
     head, *rows = Path(download.value.path()).read_text().splitlines()
@@ -246,7 +255,7 @@ def test_numbers_as_a_file_and_as_a_table(open_page: Open, report: Path, data: d
 
 def test_dark_and_phone(open_page: Open, report: Path) -> None:
     page = open_page(report.as_uri(), color_scheme="dark", viewport=PHONE)
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 26)"
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     order = page.locator("#app :is(h1, .tiles, .events h2, [data-chart=sparse] h2, #tensors h2)")
@@ -258,25 +267,43 @@ def test_on_paper_and_without_script_there_are_words_and_an_overview(
     open_page: Open, report: Path
 ) -> None:
     printed = open_page(report.as_uri(), color_scheme="dark")
-    has(printed, ".heat", "query")
+    expect_text(printed, ".heat", "query")
     assert not printed.locator(".static").is_visible()
     printed.emulate_media(media="print")
     silent = open_page(report.as_uri(), java_script_enabled=False)
     for page in (printed, silent):
         assert page.locator(".static svg").count() == 3
         assert page.locator(".static svg").first.is_visible()
-        has(page, ".static", "Near-zero weights rose abruptly from 6.3 % to 8.5 %")
+        expect_text(page, ".static", "Near-zero weights rose abruptly from 6.3 % to 8.5 %")
     assert not printed.locator("#app").is_visible()
     assert printed.evaluate("getComputedStyle(document.body).backgroundColor") == (
         "rgb(255, 255, 255)"
     )
 
 
+@pytest.mark.skipif(
+    "SPARSITYWATCH_PICTURES" not in os.environ, reason="SPARSITYWATCH_PICTURES is not set"
+)
+def test_the_pictures_of_the_docs(open_page: Open, tmp_path: Path, log: Path) -> None:
+    """Of SPARSITYWATCH_RUN, such as runs/demo, or of a made-up run."""
+    file = tmp_path / "report.html"
+    run = os.environ.get("SPARSITYWATCH_RUN", str(log))
+    assert main(["report", run, "-o", str(file)]) == 0
+    looks = {
+        "report": {}, "report-dark": {"color_scheme": "dark"}, "report-phone": {"viewport": PHONE}
+    }  # fmt: skip
+    for name, options in looks.items():
+        page = open_page(file.as_uri(), **options)
+        sync_api.expect(page.locator(".heat .names li").first).to_be_attached(timeout=30_000)
+        picture(page, name)
+        assert (Path(os.environ["SPARSITYWATCH_PICTURES"]) / f"{name}.png").stat().st_size > 20_000
+
+
 @pytest.mark.skipif(AXE is None, reason="axe-core is not in .venv/axe-core; .ci/run fetches it")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(open_page: Open, report: Path, scheme: str) -> None:
     page = open_page(report.as_uri(), color_scheme=scheme, bypass_csp=True)
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     page.locator(".heat .names button").nth(3).click()
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     page.add_script_tag(path=str(AXE))
@@ -298,29 +325,30 @@ def test_a_watch_that_is_off_is_the_headline(open_page: Open, tmp_path: Path) ->
     info = replace(fake_run.run_info(), state=off)
     records = [record for record, _ in fake_run.looks(range(0, 901, 100))]
     page = open_page(saved(tmp_path, Run(records, [], info)))
-    has(page, "#app h1", "The watch has been off since step 900")
-    has(page, ".badge.broken", "not watching")
-    has(page, ".action", "the disk is full")
+    expect_text(page, "#app h1", "The watch has been off since step 900")
+    expect_text(page, ".badge.broken", "not watching")
+    expect_text(page, ".action", "the disk is full")
+    assert page.locator("#app h1").count() == 1
 
 
 def test_an_empty_log_and_a_single_snapshot(open_page: Open, tmp_path: Path) -> None:
     page = open_page(saved(tmp_path, Run([], [], fake_run.run_info())))
-    has(page, "#app h1", "Nothing has been measured so far")
+    expect_text(page, "#app h1", "Nothing has been measured so far")
     page = open_page(saved(tmp_path, Run([fake_run.look(2000)[0]])))
-    has(page, "#app h1", "No abrupt change in 1 snapshot")
-    has(page, ".heat", "query")
+    expect_text(page, "#app h1", "No abrupt change in 1 snapshot")
+    expect_text(page, ".heat", "query")
 
 
 def test_two_hundred_tensors_over_two_thousand_snapshots(open_page: Open, tmp_path: Path) -> None:
     kinds = [fake_run.look(step, num_tensors=200)[0] for step in range(0, 2001, 200)]
     records = [replace(kinds[i // 200], step=10 * i) for i in range(2001)]
     page = open_page(saved(tmp_path, Run(records, fake_run.events(20_000))))
-    has(page, ".heat", "query")
+    expect_text(page, ".heat", "query")
     assert page.locator(".heat .names li").count() == 200
     assert page.locator("#tensors select").nth(2).input_value() == "largest"
     assert "dense" in page.locator(".heat .names li").first.inner_text()
     page.mouse.move(*over(page, "sparse", 0.5))
-    has(page, ".removal", re.compile(r"Step (9,9|10,0)\d\d:"))
+    expect_text(page, ".removal", re.compile(r"Step (9,9|10,0)\d\d:"))
 
 
 # ------------------------------------------------------------------ TensorBoard, and `show`
@@ -360,27 +388,34 @@ def test_the_tab(open_page: Open, logs: Path, fast: str, prefix: str) -> None:
     with event_readers.server(logs, "--load_fast", fast, prefix=prefix) as url:
         page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
         tab = tab_of(page)
-        has(tab, "h1", "Weights turned sparse abruptly, from about step 1,050 on")
-        has(tab, "[data-chart=sparse] .legend", "demo: near zero")
-        has(tab, "[data-chart=sparse] .legend", "other: near zero")
-        has(tab, ".heat", "query")
+        expect_text(tab, "h1", "Weights turned sparse abruptly, from about step 1,050 on")
+        expect_text(tab, "[data-chart=sparse] .legend", "demo: near zero")
+        expect_text(tab, "[data-chart=sparse] .legend", "other: near zero")
+        expect_text(tab, ".heat", "query")
         picture(page, "tab")
+        order = event_readers.fetch(f"{url}/data/runs")
+        swatches = tab.locator(".runs label i").evaluate_all(
+            "all => all.map((e) => getComputedStyle(e).backgroundColor)"
+        )
+        assert list(map(hexadecimal, swatches)) == [
+            COLOURS[order.index(f"{name}/sparsitywatch")] for name in ("demo", "other")
+        ]
         # the run selector
         tab.locator(".runs input").nth(1).uncheck()
         sync_api.expect(tab.locator("[data-chart=sparse] .legend")).not_to_contain_text("other")
         tab.get_by_role("button", name="Show other in full").click()
-        has(tab, "h1", "No abrupt change in 41 snapshots")
+        expect_text(tab, "h1", "No abrupt change in 41 snapshots")
         # TensorBoard's dark mode, and a link
         page.evaluate("document.body.classList.add('dark-mode')")
         sync_api.expect(tab.locator(":root")).to_have_attribute("data-theme", "dark")
         frame = page.frames[-1]
         frame.locator("body").press("Home")
-        has(tab, ".removal", "Step 0:")
+        expect_text(tab, ".removal", "Step 0:")
         assert "p.sparsity.step=0" in page.url
         assert "p.sparsity.run=other" in page.url
         again = open_page(page.url)
-        has(tab_of(again), ".removal", "Step 0:")
-        has(tab_of(again), "h1", "No abrupt change in 41 snapshots")
+        expect_text(tab_of(again), ".removal", "Step 0:")
+        expect_text(tab_of(again), "h1", "No abrupt change in 41 snapshots")
         close(page, again)
 
 
@@ -388,12 +423,12 @@ def test_new_snapshots_appear(open_page: Open, logs: Path) -> None:
     with event_readers.server(logs) as url:
         page = open_page(f"{url}/#sparsity")
         tab = tab_of(page)
-        has(tab, ".taken", "41 snapshots")
+        expect_text(tab, ".taken", "41 snapshots")
         sink = JsonlSink(logs / "demo" / "sparsitywatch")
         sink.open(fake_run.run_info(initial_step=2000))
         sink.write(*fake_run.look(2050))
         sink.close()
-        has(tab, ".taken", "42 snapshots")
+        expect_text(tab, ".taken", "42 snapshots")
         close(page)
 
 
@@ -408,11 +443,11 @@ def served(logdir: Path) -> Iterator[str]:
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
     with served(logs) as url:
         page = open_page(url)
-        has(page, "#app h1", "Weights turned sparse abruptly")
-        has(page, ".heat", "query")
+        expect_text(page, "#app h1", "Weights turned sparse abruptly")
+        expect_text(page, ".heat", "query")
         assert page.locator(".runs input").count() == 2
         close(page)
     with served(tmp_path) as url:
         page = open_page(url)
-        has(page, "#app", "No watched run in this log directory yet")
+        expect_text(page, "#app", "No watched run in this log directory yet")
         close(page)

@@ -76,6 +76,12 @@ export function panelsOf(data, nearZero, other) {
     .filter((panel) => panel.lines.length > 0);
 }
 
+/** Whether a chart is of what an event happened to: bands of all events in all charts would hide them. @param {Panel} panel @param {string} series */
+function isHome(panel, series) {
+  const room = series.split("/")[0];
+  return panel.lines.some((line) => line.series === series || (room !== "motion" && line.series.split("/")[0] === room));
+}
+
 /** Charts below each other; whoever moves the cursor of one moves that of all. */
 export class Charts {
   /**
@@ -298,7 +304,9 @@ export class Charts {
       });
     }
     ctx.fillStyle = faded(colour(this.root, "red"), 0.13);
-    for (const event of data.events) clippedRect(ctx, bbox, u.valToPos(event.low, "x", true), u.valToPos(event.high, "x", true));
+    for (const event of data.events) {
+      if (isHome(panel, event.series)) clippedRect(ctx, bbox, u.valToPos(event.low, "x", true), u.valToPos(event.high, "x", true));
+    }
     ctx.restore();
   }
 
@@ -311,6 +319,7 @@ export class Charts {
     ctx.save();
     ctx.lineWidth = dense;
     ctx.strokeStyle = ink;
+    let taken = -Infinity; // events of one step have their numbers side by side
     for (const event of data.events) {
       for (const [at, dash] of /** @type {[number, number[]][]} */ ([[event.onset, [2, 3]], [event.seen, []]])) {
         const x = Math.round(u.valToPos(at, "x", true));
@@ -323,16 +332,18 @@ export class Charts {
       }
       const x = u.valToPos(event.seen, "x", true);
       if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+      const place = Math.max(x, taken + 17 * dense);
+      taken = place;
       ctx.setLineDash([]);
       ctx.fillStyle = ink;
       ctx.beginPath();
-      ctx.arc(x, bbox.top, 8 * dense, 0, 2 * Math.PI);
+      ctx.arc(place, bbox.top, 8 * dense, 0, 2 * Math.PI);
       ctx.fill();
       ctx.fillStyle = colour(this.root, "paper");
       ctx.font = `bold ${11 * dense}px system-ui, sans-serif`;
       ctx.textAlign = "center";
       ctx.textBaseline = "middle";
-      ctx.fillText(String(event.number), x, bbox.top + dense);
+      ctx.fillText(String(event.number), place, bbox.top + dense);
     }
     ctx.fillStyle = colour(this.root, "red");
     ctx.font = `bold ${13 * dense}px system-ui, sans-serif`;

@@ -3,9 +3,11 @@
 
 import { serverSource } from "./data.js";
 
-/** TensorBoard's own colours of runs, light and dark, in its order. */
+/** TensorBoard's own colours of runs, in its order; the first is another in the dark. */
 const COLOURS = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
-const DARK = ["#c3cad4", "#12b5cb", "#e52592", "#f9ab00", "#c58af9", "#7cb342", "#e8710a"];
+const DARK = ["#8e98a3", ...COLOURS.slice(1)];
+/** For which TensorBoard may think about what its runs are. */
+const PATIENCE_MS = 1000;
 
 /** The page of TensorBoard around the tab, or the window itself. */
 function around() {
@@ -44,16 +46,51 @@ export async function render() {
   const isDark = () => outer.document.body.classList.contains("dark-mode");
   const dress = () => { document.documentElement.dataset.theme = outer === window ? "" : isDark() ? "dark" : "light"; };
   if (outer !== window) dress();
-  const page = await mount(root, serverSource("./"), {
+  /** @type {Map<string, number>} each run of TensorBoard with the place of its colour, as it counts */
+  const places = new Map();
+  /** @type {import("./main.js").Page | undefined} */
+  let page;
+  await hostRuns(outer, (names) => {
+    for (const name of names) if (!places.has(name)) places.set(name, places.size);
+    page?.build();
+  });
+  page = await mount(root, serverSource("./"), {
     read: () => linked(outer),
     write: (query) => link(outer, query),
-    colours: (names) => names.map((_, i) => (isDark() ? DARK : COLOURS)[i % COLOURS.length]),
+    colours: (names) => names.map((name, i) => (isDark() ? DARK : COLOURS)[placeOf(places, name, i) % COLOURS.length]),
   });
   if (outer !== window) {
-    new MutationObserver(() => { dress(); page.build(); }).observe(outer.document.body, { attributes: true, attributeFilter: ["class"] });
+    new MutationObserver(() => { dress(); page?.build(); }).observe(outer.document.body, { attributes: true, attributeFilter: ["class"] });
   } else {
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.build());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.build());
   }
+}
+
+/**
+ * Hear of TensorBoard's runs, in the order in which it gives them colours; without TensorBoard, or
+ * if it does not answer, of none.
+ * @param {Window} outer @param {(names: string[]) => void} told
+ * @returns {Promise<void>} once it has answered
+ */
+function hostRuns(outer, told) {
+  if (outer === window) return Promise.resolve();
+  const { port1, port2 } = new MessageChannel();
+  return new Promise((resolve) => {
+    setTimeout(resolve, PATIENCE_MS);
+    port1.onmessage = (event) => {
+      const { type, id, payload, isReply } = JSON.parse(event.data);
+      if (!isReply) port1.postMessage(JSON.stringify({ type, id, payload: null, error: null, isReply: true }));
+      if (Array.isArray(payload) && (isReply || type === "experimental.RunsChanged")) told(payload);
+      resolve();
+    };
+    outer.postMessage("experimental.bootstrap", "*", [port2]);
+    port1.postMessage(JSON.stringify({ type: "experimental.GetRuns", id: 0, payload: null, error: null, isReply: false }));
+  });
+}
+
+/** Which colour a run has: that of the run of its event files. @param {Map<string, number>} places @param {string} name @param {number} i */
+function placeOf(places, name, i) {
+  return places.get(`${name}/sparsitywatch`) ?? places.get(name) ?? places.get("sparsitywatch") ?? places.get(".") ?? i;
 }
 
 const PREFIX = "p.sparsity.";
