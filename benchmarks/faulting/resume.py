@@ -27,7 +27,7 @@ from sparsitywatch.integrations.language_models import masked_loss
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.sinks.tensorboard_tags import IN_EVERY_RECORD
+from sparsitywatch.sinks.tensorboard_pages import IN_EVERY_RECORD
 
 __all__ = ["CASES"]
 

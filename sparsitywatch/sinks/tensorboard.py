@@ -57,7 +57,7 @@ from sparsitywatch.records import (
 )
 from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
-from sparsitywatch.sinks.tensorboard_tags import (
+from sparsitywatch.sinks.tensorboard_pages import (
     EVENTS,
     FIRST,
     IN_EVERY_RECORD,
@@ -65,10 +65,13 @@ from sparsitywatch.sinks.tensorboard_tags import (
     MORE_RULES,
     Charts,
     charts,
+    event_text,
+    explanation,
+    notes_text,
+    scope_table,
     sentence_of,
     tag_of,
 )
-from sparsitywatch.sinks.tensorboard_words import event_text, explanation, notes_text, scope_table
 
 __all__ = ["TensorBoardSink", "kinds_of"]
 
@@ -77,7 +80,7 @@ _BAND = ("essential_sparsity/low", "essential_sparsity/high")
 _MOST_KINDS, _OTHERS = 6, "others"
 _HISTOGRAMS_EVERY = 10
 #: Fewer snapshots have no overview; each has twice as many as the one before, but for events.
-_FEW_SNAPSHOTS, _FIRST_OVERVIEW, _MOST_IN_OVERVIEW = 3, 10, 400
+_FEW_SNAPSHOTS, _FIRST_OVERVIEW, _MOST_IN_OVERVIEW = 5, 10, 400
 
 
 class TensorBoardSink:

@@ -13,7 +13,7 @@ from browser import chromium
 from contracts import event_readers, fake_run
 
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.sinks.tensorboard_tags import charts
+from sparsitywatch.sinks.tensorboard_pages import charts
 
 pytestmark = [
     pytest.mark.browser,
