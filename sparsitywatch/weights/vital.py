@@ -48,6 +48,9 @@ _STILL_TO_RISE = 30.0
 _AT_LEAST = 0.25
 #: A gradient is taken for one that matters, and decay must be seen, in units of the spacing.
 _SEEN = 2.0
+#: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
+#: lost to nobody: its gradient has ended.
+_ENDED = 0.01
 #: Updates of these optimizers are as large as the learning rate times the weights' own size.
 _RELATIVE = ("adafactor", "lamb", "lars")
 #: Parts of names under which optimizers keep what a weight's own dtype cannot hold.
@@ -503,6 +506,8 @@ class _Trained:
         self._parameters, self._training, self._names = parameters, training, names
         compared = {name: parameters[name] for name in names}
         self._who, self._groups = training.roles(compared)
+        self._kind = type(training.optimizer).__name__.lower()
+        self._is_sgd = self._kind.startswith("sgd")
 
     def columns(
         self, done: Sequence[GroupClock], rates: Sequence[float], peaks: Sequence[float]
@@ -611,7 +616,7 @@ class _Trained:
         is_reached = gradient != 0.0
         later = _STILL_TO_RISE if facts.lr_rise[index] > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if not by_own or self._keeps_apart(name):
+        if not by_own or self._keeps_apart(name) or self._has_learned(facts, index, update):
             is_lossy[:] = False
         moves = _AT_LEAST * facts.num_steps[index] * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
@@ -633,14 +638,22 @@ class _Trained:
         self, facts: TensorFacts, index: int, before: np.ndarray, gradient: np.ndarray
     ) -> np.ndarray:
         """About the size of one step of each weight, before it is rounded."""
-        kind, lr = type(self._training.optimizer).__name__.lower(), facts.lr[index]
-        if kind.startswith("sgd"):
+        lr = facts.lr[index]
+        if self._is_sgd:
             group = self._training.optimizer.param_groups[max(self._groups[index], 0)]
             momentum = float(group.get("momentum", 0.0))
             found: np.ndarray = lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
             return found
-        is_relative = any(name in kind for name in _RELATIVE)
+        is_relative = any(name in self._kind for name in _RELATIVE)
         return np.full(len(before), lr * (max(facts.rms[index], 1e-3) if is_relative else 1.0))
+
+    def _has_learned(self, facts: TensorFacts, index: int, update: np.ndarray) -> bool:
+        """Whether updates are small because its gradient has ended with what there was to learn."""
+        if not self._is_sgd or not facts.past_updates.shape[1]:
+            return False
+        intended = float(np.sqrt(np.mean(np.square(update)))) * facts.num_steps[index]
+        most = float(facts.lr_share[index] * facts.past_updates[index].max())
+        return bool(intended < _ENDED * most)
 
     def _keeps_apart(self, name: str) -> bool:
         """Whether the optimizer keeps what the weight's own numbers cannot hold."""

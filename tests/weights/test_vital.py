@@ -223,3 +223,19 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
     # bfloat16 numbers are 2**-7 apart from 1 on
     assert one.num_lossy_expected == pytest.approx(64 * 0.25 * 1e-4 * 2**7)
+
+
+@pytest.mark.parametrize(("sizes", "num_lossy"), [((1.0, 1e-9), 0), ((1e-9, 1e-9), 64)])
+def test_steps_that_end_with_the_gradient_are_not_lost(sizes: tuple, num_lossy: int) -> None:
+    """SGD that has learned all there is, and SGD whose learning rate is too small."""
+    weight = nn.Parameter(torch.ones(64))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    tracker, clock = VitalTracker(), DecayClock()
+    for step, size in enumerate(sizes):
+        tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+        weight.grad = torch.full((64,), size)
+        optimizer.step()
+        clock.advance(optimizer.param_groups)
+    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+    (one,) = rows(found.facts).values()
+    assert (one.num_still, one.num_lossy) == (64, num_lossy)
