@@ -111,14 +111,13 @@ def picture(tuning: Tuning, seeds: Sequence[int]) -> list[Line]:
     """A line for each pattern: two points, or one where it has one level."""
     dense = everywhere(tuning, "dense", 0.0, seeds)
     lines = [Line("dense", [0.0], [100 * float(dense.mean())], None, "k*")]
-    for number, (pattern, levels) in enumerate(levels_of(tuning).items()):
+    for pattern, levels in levels_of(tuning).items():
+        number = list(LEVELS).index(pattern)  # the same look in every panel
         found = [everywhere(tuning, pattern, level, seeds) for level in levels]
         drops = [tuning.difference(dense, right) for right in found]
         bars = [(drop.high - drop.low) / 2 for drop in drops]
         apart = [level + 0.006 * (number - 4.5) for level in levels]
-        style = ("o", "s", "D", "v", "P", "X", "<", ">", "^", "p")[number] + (
-            "-" if len(levels) > 1 else ""
-        )
+        style = f"C{number}{'osDvPX<>^p'[number]}{'-' if len(levels) > 1 else ''}"
         lines.append(Line(pattern, apart, [100 * float(r.mean()) for r in found], bars, style))
     return lines
 
