@@ -128,8 +128,10 @@ def with_value(number: Number, value: Any) -> Iterator[None]:
     """The detector with another value of one number, wherever it is imported."""
     name, _, part = number.name.partition(".")
     modules = [importlib.import_module(f"{detect.__name__}.{m}") for m in (*MODULES, "measured")]
-    holders = [m for m in modules if name in vars(m)]
-    before = getattr(modules[MODULES.index(number.module)], name)
+    own = modules[MODULES.index(number.module)]
+    # another module may have a private number of the same name
+    holders = [own] if name.startswith("_") else [m for m in modules if name in vars(m)]
+    before = getattr(own, name)
     if part:
         now: Any = dataclasses.replace(before, **{part: value})
     elif number.place >= 0:

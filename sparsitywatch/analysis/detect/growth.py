@@ -27,9 +27,6 @@ _SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
 #: So much more score is asked with each doubling of the snapshots beyond a few, up to a limit:
 #: chance has been tried at every one of them.
 _FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
-#: A rise that nothing is known to cause is so many times further above the noise: the logarithms of
-#: what is small beside its noise scatter far downward, and the floor with them.
-_WITHOUT_CAUSE = 2.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
@@ -110,7 +107,6 @@ def grown(
     more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
     threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
     min_share = _SHARE_BEFORE_DECAY if is_decaying else _SHARE_BEFORE
-    factor = kind.noise_factor * (_WITHOUT_CAUSE if kind is RISE and not is_decaying else 1.0)
     found = []
     x = (steps - steps[0]) / (steps[-1] - steps[0])
     logs, smooth = np.log(y), np.log(smooth)
@@ -120,7 +116,7 @@ def grown(
             break
         if offset and kind is RISE and split > FALL.splits[-1]:
             break  # what creeps up from zero is not abrupt
-        growth = _at_split(kind, x, logs, smooth, past, offset, factor)
+        growth = _at_split(kind, x, logs, smooth, past, offset)
         if growth is not None and growth.score >= threshold:
             found.append(growth)
     return sorted(found, key=lambda growth: -growth.score)
@@ -174,9 +170,9 @@ def _steepening(x: Array, y: Array) -> float:
 
 
 def _at_split(
-    kind: Kind, x: Array, logs: Array, smooth: Array, past: int, offset: float, factor: float
+    kind: Kind, x: Array, logs: Array, smooth: Array, past: int, offset: float
 ) -> Candidate | None:
-    """The growth since snapshot ``past``, ``factor`` noises and more beyond what explains it."""
+    """The growth since snapshot ``past``, unless what was before explains it."""
     noise = _noise(logs[:past])
     # where it had come down to its floor, as far as can be told
     start = int(np.argmax(logs[:past] <= smooth[:past].min() + _AT_FLOOR * noise))
@@ -184,7 +180,7 @@ def _at_split(
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
     recent = past - min(size, max(4, size // 4))
-    needed = max(kind.min_excess, factor * noise)
+    needed = max(kind.min_excess, kind.noise_factor * noise)
     over, score = np.full(2, math.inf), math.inf
     for first, degree in ((recent, 0), (start, 1), (start, 2)):
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
