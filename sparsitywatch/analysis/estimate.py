@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.student import t_quantile
+from sparsitywatch.records.student import t_quantile
 
 __all__ = ["ROUNDING", "allowed_harm", "essential_sparsity", "knee_of"]
 

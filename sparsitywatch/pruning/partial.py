@@ -99,7 +99,9 @@ class Losses:
     the next: the regression estimator of double sampling (Cochran 1977, Sampling Techniques, 3rd
     ed., sections 7.1 and 12.6). The variance has the finite population correction and that of the
     regression. In a heavy tail the variance of few examples is too small as a rule: the error that
-    one more residual of the size of the largest would make is added.
+    one more residual of the size of the largest would make is added, and the variance is larger
+    by as much as the nearest level that saw more varies more over all that it saw than over this
+    part.
 
     Args:
         num_examples: of all.
@@ -176,14 +178,25 @@ class Losses:
         if num == self.num_examples:
             error = float(lost.std(ddof=1) / math.sqrt(num))
             return Mean(float(lost.mean()), 0.0, error, num - 1, num)
-        found = [self._corrected(lost, others, means) for others in [(), *helpers]]
+        wide = self._how_much_wider(helpers[0][0], num) if helpers else 1.0
+        found = [self._corrected(lost, others, means, wide) for others in [(), *helpers]]
         # few degrees of freedom make an error uncertain
         return min(
             (mean for mean in found if mean is not None),
             key=lambda mean: mean.doubt * math.sqrt(1.0 + _UNSURE / mean.freedom),
         )
 
-    def _corrected(self, lost: Array, others: _Helpers, means: Mapping[float, Mean]) -> Mean | None:
+    def _how_much_wider(self, other: float, num: int) -> float:
+        """The variance of what a level has seen over that of the first ``num`` examples, or 1.
+
+        Where few examples lose most, a part without them looks as if nothing varied.
+        """
+        part, seen = self._drawn(other, num).var(), self._lost[other].var()
+        return max(1.0, float(seen / part)) if part > 0.0 else 1.0
+
+    def _corrected(
+        self, lost: Array, others: _Helpers, means: Mapping[float, Mean], wide: float
+    ) -> Mean | None:
         """The mean by regression on others; None where they say nothing or the same."""
         num, freedom = len(lost), len(lost) - 1 - len(others)
         unseen = 1.0 - num / self.num_examples
@@ -199,7 +212,7 @@ class Losses:
             residual = residual - centred @ slopes
             shift = np.array([means[other].value for other in others]) - known.mean(axis=0)
             leverage = float(shift @ np.linalg.solve(products, shift))
-        variance = float(residual @ residual) / freedom
+        variance = wide * float(residual @ residual) / freedom
         carried = sum(abs(b) * means[o].doubt for b, o in zip(slopes, others, strict=True))
         spread = sum(abs(b) * means[o].stderr for b, o in zip(slopes, others, strict=True))
         doubt = math.sqrt(

@@ -14,7 +14,7 @@ from sparsitywatch.errors import expect_number, expect_whole
 from sparsitywatch.pruning.partial import Point
 from sparsitywatch.pruning.sweep import Bisection, Measure, check_levels
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.student import t_quantile
+from sparsitywatch.records.student import t_quantile
 
 __all__ = ["Racing"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsitywatch.pruning.partial import Losses, largest_step, shares_of
-from sparsitywatch.student import t_quantile
+from sparsitywatch.records.student import t_quantile
 
 NUM = 200
 
