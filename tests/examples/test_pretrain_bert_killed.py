@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked from a warm process"),
 ]
 
-STEPS, EVERY, NUM_KILLS = 200, 4, 24
+STEPS, EVERY, NUM_KILLS = 200, 4, 18
 #: The last kill comes well before the last step.
 LAST_GOAL = 150
 TIMEOUT_S = 60.0

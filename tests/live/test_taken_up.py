@@ -135,8 +135,11 @@ def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
 @pytest.mark.parametrize("lost", [0, 4])
 @pytest.mark.parametrize("way", ["state", "log"])
 def test_killed_at_any_look(whole: Whole, tmp_path: Path, way: str, lost: int) -> None:
-    """``lost``: looks after the checkpoint that the log holds and the resumed run does not."""
-    for look in range(1 + lost, NUM_LOOKS, 2 if lost else 1):
+    """At every look in one of the two ways.
+
+    ``lost``: looks after the checkpoint that the log holds and the resumed run does not.
+    """
+    for look in range(1 + lost + (way == "log"), NUM_LOOKS, 4 if lost else 2):
         logdir, start = tmp_path / str(look), look - lost
         shutil.copytree(whole.folder / str(look), logdir)
         if way == "state":

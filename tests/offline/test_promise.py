@@ -27,6 +27,7 @@ from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record, to_json
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
+from sparsitywatch.sinks.tensorboard_pages import LAST
 
 
 @pytest.fixture(scope="module")
@@ -222,5 +223,5 @@ def test_weights_that_come_again_are_said_live_and_replayed_and_after_a_resume(
     assert inside_of((tmp_path / "page.html").read_text())["page"]["facts"]["notes"] == [
         [step, "the in-scope weights are the same as at step 1"] for step in (2, 4)
     ]
-    texts = event_readers.accumulator(live / "sparsitywatch").Tensors("notes")
+    texts = event_readers.accumulator(live / "sparsitywatch").Tensors(f"{LAST}/notes")
     assert [text.step for text in texts] == [2, 4]

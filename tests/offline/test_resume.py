@@ -67,11 +67,17 @@ def kill(monkeypatch: pytest.MonkeyPatch):
     return kill_at
 
 
+# the log is written before TensorBoard: after the one is before the other
 @pytest.mark.parametrize(
-    ("owner", "method"),
-    [(JsonlSink, "write"), (JsonlSink, "event"), (TensorBoardSink, "write")],
+    ("owner", "method", "when"),
+    [
+        (JsonlSink, "write", "before"),
+        (JsonlSink, "write", "after"),
+        (JsonlSink, "event", "before"),
+        (JsonlSink, "event", "after"),
+        (TensorBoardSink, "write", "after"),
+    ],
 )
-@pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, when) -> None:
     num_killed = 0
     for call in range(1, NUM + 1):
