@@ -216,8 +216,10 @@ def error(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     return (model(batch[0]) - batch[1]).square().mean(dim=1)
 
 
-def swept(sweep: Sweep, value=error, proxy: Proxy | None = None) -> SweepResult:
-    model = net()
+def swept(
+    sweep: Sweep, value=error, proxy: Proxy | None = None, model: nn.Module | None = None
+) -> SweepResult:
+    model = model or net()
     scope = Scope.of(model)
     with torch.no_grad():
         return run_sweep(
@@ -318,9 +320,13 @@ def test_without_room_for_a_batch_it_begins_again_with_halves() -> None:
 
 def test_ranks_choose_the_same_levels_and_parts_as_one_process() -> None:
     alone = swept(Racing()).curve
+    # made before: threads share the random generator
+    models, proxies = [net(), net()], [Proxy(batches(), error) for _ in range(2)]
 
     def on_rank(ranks: ThreadRanks) -> SparsityCurve:
-        return swept(Racing(), proxy=SharedProxy(Proxy(batches(), error), ranks, net())).curve
+        model = models[ranks.rank]
+        proxy = SharedProxy(proxies[ranks.rank], ranks, model)
+        return swept(Racing(), proxy=proxy, model=model).curve
 
     for curve in on_ranks(2, on_rank):
         assert curve == alone
