@@ -36,8 +36,7 @@ from reporting import commit
 import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.pruning.partial import Losses, Point, shares_of
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep, points_of
+from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep, points_of
 from sparsitywatch.pruning.tracking import Tracking
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.settings import DEFAULT_LEVELS

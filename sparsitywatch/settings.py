@@ -11,8 +11,7 @@ from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, M
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Grid, Sweep
+from sparsitywatch.pruning.sweep import Grid, Racing, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 

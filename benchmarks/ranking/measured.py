@@ -24,8 +24,9 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
+from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.masked import MaskedModel, run_sweep
-from sparsitywatch.pruning.proxy import Proxy, SharedProxy
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.shards import Ranks, Shards, compared, marks_of, summed
 from sparsitywatch.weights.snapshot import Snapshot

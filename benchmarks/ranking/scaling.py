@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.weights.snapshot import FINGERPRINTED
-from sparsitywatch.weights.spectrum.bins import STORAGES
+from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 __all__ = ["CLUSTERS", "Cluster", "expected_bins", "spectrum_bytes", "table"]
 

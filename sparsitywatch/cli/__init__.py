@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sparsitywatch.cli import compare, inspect, measure, pages, pictures, replay, summary
+from sparsitywatch.cli import compare, inspect, measure, pages, replay, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.shown import shown_text
@@ -63,7 +63,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sparsitywatch {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     summary.add_to(commands)
-    pictures.add_to(commands)
     pages.add_to(commands)
     compare.add_to(commands)
     summary.add_scope_to(commands)

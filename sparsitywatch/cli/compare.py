@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsitywatch.analysis.digest import Digest, differences, digest, require_comparable
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.cli.pictures import save
+from sparsitywatch.cli.pages import save
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, to_json

@@ -1,4 +1,4 @@
-"""``sparsitywatch report``, ``show`` and ``status``: a run as one page, and as one word."""
+"""``sparsitywatch plot``, ``report``, ``show``, ``status``: a run as a picture, a page, a word."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from sparsitywatch.cli.pictures import add_arguments
+from sparsitywatch.cli.summary import read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.shown import shown_text
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "save"]
 
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
@@ -23,8 +23,12 @@ _NAMES = ("127.0.0.1", "localhost")
 
 def add_to(commands: Any) -> None:
     """Add the commands to the subparsers of the command line."""
+    parser = commands.add_parser("plot", help="draw what happened so far")
+    words = "the picture to write; its ending says the format"
+    _add_output_to(parser, words, Path("overview.png"))
+    parser.set_defaults(run=_plot)
     parser = commands.add_parser("report", help="one page of HTML with everything in it")
-    add_arguments(parser, "the page to write", Path("report.html"))
+    _add_output_to(parser, "the page to write", Path("report.html"))
     parser.set_defaults(run=_report)
     parser = commands.add_parser("show", help="the same page of all runs, live, in a browser")
     parser.add_argument(
@@ -40,6 +44,49 @@ def add_to(commands: Any) -> None:
     parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
     parser.add_argument("--json", action="store_true", help="one JSON object, not sentences")
     parser.set_defaults(run=_status)
+
+
+def _add_output_to(parser: argparse.ArgumentParser, words: str, output: Path) -> None:
+    """A log directory, and where to write: ``words`` say what, ``output`` where by default."""
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        default=output,
+        help=f"{words} (default: {output})",
+    )
+
+
+# ------------------------------------------------------------------ plot
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    # drawing takes a second to import; the other commands should not wait for it
+    from sparsitywatch.plots import overview_figure
+
+    run = read(arguments.logdir)
+    trouble = run.standing.trouble
+    title = "Sparsity during training" + (f"; {shown_text(trouble)}" if trouble else "")
+    save(overview_figure(run.records, run.events, title=title), arguments.output)
+    print(arguments.output)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure where the user wants it.
+
+    Raises:
+        ConfigurationError: it cannot be written there, or in no such format.
+    """
+    from sparsitywatch.plots import save_figure
+
+    try:
+        save_figure(figure, path)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"Expected `--output` to be a picture that can be written, got {str(path)!r}: {error}."
+        ) from error
 
 
 # ------------------------------------------------------------------ report

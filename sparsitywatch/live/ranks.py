@@ -1,4 +1,4 @@
-"""Which ranks of a distributed training watch: all of them together, or rank 0 alone."""
+"""The ranks of a distributed training: which of them watch, and how they evaluate together."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import distributed, nn
 
-from sparsitywatch.errors import ScopeError
-from sparsitywatch.weights.scope import is_sharded, named_parameters
-from sparsitywatch.weights.shards import Ranks
+from sparsitywatch.errors import ProxyError, ScopeError
+from sparsitywatch.pruning.proxy import Drawn, Part, Proxy, sizes_of
+from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.scope import named_parameters
+from sparsitywatch.weights.sharded import ForwardOrder, is_sharded
+from sparsitywatch.weights.shards import Ranks, is_data_parallel
 
-__all__ = ["Companions", "join", "why_another_rank_watches", "why_only_a_stage"]
+__all__ = ["Companions", "SharedProxy", "join", "why_another_rank_watches", "why_only_a_stage"]
 
 _logger = logging.getLogger("sparsitywatch")
 _calls: Counter[str] = Counter()  # of join by place, on this rank
@@ -208,3 +213,172 @@ def _other_model(rank: int) -> str:
         "`sparsitywatch replay <folder> --follow`. If each rank trains a model of its own, attach "
         "on one rank only, or give each a `logdir` of its own."
     )
+
+
+# ------------------------------------------------------------------ evaluating together
+
+
+class SharedProxy(Proxy):
+    """A proxy whose batches several ranks evaluate between them, in step; each has all values.
+
+    Where all ranks have the same batches, each evaluates some of them, so that an evaluation on R
+    ranks takes about 1/R of the time. Where each has batches of its own, all of them count, by
+    rank. Every rank runs as many forwards as any other, since a forward may communicate: who has
+    no batch left runs one again.
+
+    Args:
+        proxy: of this rank.
+        ranks: all of them make one.
+        model: that will be evaluated. Where a layer of it is split over ranks each runs all
+            batches, and they have to be the same.
+
+    Raises:
+        ProxyError: the ranks have different batches where they must not, or proxies of different
+            kinds.
+    """
+
+    ranks: Ranks
+
+    def __init__(self, proxy: Proxy, ranks: Ranks, model: nn.Module) -> None:
+        vars(self).update(vars(proxy))
+        self.ranks, self._is_data_parallel = ranks, is_data_parallel(model)
+        self._order = ForwardOrder(model)
+        self._plan()
+
+    def _plan(self) -> None:
+        """Who evaluates which batches; all ranks are asked."""
+        own = (
+            super()._identity(),
+            self.name,
+            self.higher_is_better,
+            [*map(sizes_of, self._batches)],
+        )
+        every = self.ranks.all_of(own)
+        if any(other[1:3] != own[1:3] for other in every):
+            raise ProxyError(
+                "Expected a proxy of the same value on every rank, got "
+                f"{', '.join(sorted({shown_name(name) for _, name, *_ in every}))}."
+            )
+        sizes = [of_rank for *_, of_rank in every]
+        self._is_same = (
+            len({(mark, len(of)) for (mark, *_), of in zip(every, sizes, strict=True)}) == 1
+        )
+        if self._is_data_parallel:
+            turns = _shared(sizes) if self._is_same else _by_rank(sizes)
+            self._turns = turns[self.ranks.rank]
+        elif self._is_same:
+            is_first = self.ranks.rank == 0
+            self._turns = [(index, index if is_first else None) for index in range(len(sizes[0]))]
+        else:
+            raise ProxyError(
+                "Expected the same batches on every rank of a model whose layers are split "
+                "over ranks (tensor parallel), got others. Make the proxy of a source that "
+                "does not depend on the rank."
+            )
+        self._num_places = len(sizes[0]) if self._is_same else sum(map(len, sizes))
+        if not self._is_same:
+            self.hash = hashlib.sha256(" ".join(mark for mark, *_ in every).encode()).hexdigest()
+            self.hash = self.hash[:16]
+
+    @property
+    def num_batches(self) -> int:
+        """Calls of the value function per evaluation that count, on all ranks together."""
+        return self._num_places
+
+    def _values(self, model: nn.Module) -> list[np.ndarray]:
+        """The value of every example of each batch of every rank, on every rank."""
+        own = []
+        for index, place in self._turns:
+            with self.ranks.together("evaluating a batch"), self._order.followed():
+                values = self._of_batch(index, model)
+            if place is not None:
+                own.append((place, values))
+        sizes = np.zeros(self._num_places, np.int64)
+        for place, found in own:
+            sizes[place] = len(found)
+        self.ranks.sum(sizes)
+        values = np.zeros(int(sizes.sum()), np.int64)  # bits of them, which add without rounding
+        ends = np.cumsum(sizes)
+        for place, found in own:
+            values[ends[place] - sizes[place] : ends[place]] = found.view(np.int64)
+        self.ranks.sum(values)
+        return np.split(values.view(np.float64), ends[:-1])
+
+    def halve(self) -> bool:
+        """Split every batch in two, on every rank."""
+        were_split = super().halve()
+        self._plan()
+        return bool(self.ranks.sum(np.array([were_split], np.int64))[0])
+
+    def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[Part, ...]:
+        """The parts of all ranks together; each draws its share of its own batches."""
+        places = [of_part for _, of_part in drawn]
+        num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
+        every = self.ranks.all_of((places, num_own))
+        # every rank has to run what the others run, so it needs something to run
+        if not all(len(of_rank) == len(places) > 0 for of_rank, _ in every):
+            return ()
+        if any(len(of_part) == 0 for of_rank, _ in every for of_part in of_rank):
+            return ()
+        if not self._is_same:
+            first = np.cumsum([0, *(number for _, number in every)])
+            by_rank = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
+            places = [np.concatenate(of_part) for of_part in zip(*by_rank, strict=True)]
+        batches = [of_part for of_part, _ in drawn]
+        return super()._proxies_of([*zip(batches, places, strict=True)])
+
+    def _of(self, batches: list[Any]) -> Proxy:
+        other = super()._of(batches)
+        other._plan()  # type: ignore[attr-defined]
+        return other
+
+    def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
+        """This proxy with other batches; on every rank."""
+        other = super().with_leaves(leaves)
+        other._plan()  # type: ignore[attr-defined]
+        return other
+
+
+#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
+#: of all batches; None for a batch that is run only since the others run theirs.
+_Turns = list[tuple[int, int | None]]
+
+
+def _shared(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
+    """The turns of each rank where all have the same batches.
+
+    In each turn all of them run batches of one size: what a forward exchanges with other ranks
+    may have to be.
+
+    >>> _shared([[8, 8, 8, 5], [8, 8, 8, 5]])
+    [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
+    """
+    num_ranks = len(sizes)
+    alike: dict[Any, list[int]] = {}
+    for index, size in enumerate(sizes[0]):
+        alike.setdefault(size, []).append(index)
+    turns: list[_Turns] = [[] for _ in sizes]
+    for indices in alike.values():
+        for start in range(0, len(indices), num_ranks):
+            together = indices[start : start + num_ranks]
+            for rank, of_rank in enumerate(turns):
+                is_own = rank < len(together)
+                index = together[rank if is_own else 0]
+                of_rank.append((index, index if is_own else None))
+    return turns
+
+
+def _by_rank(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
+    """The turns of each rank where each has batches of its own; all of them count, by rank.
+
+    >>> _by_rank([[8, 5], [8, 8, 5]])
+    [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]
+    """
+    longest, turns, first = max(sizes, key=len), [], 0
+    for own in sizes:
+        of_rank: _Turns = [(index, first + index) for index in range(len(own))]
+        for size in longest[len(own) :]:
+            of_rank.append((list(own).index(size) if size in own else 0, None))
+        turns.append(of_rank)
+        first += len(own)
+    return turns

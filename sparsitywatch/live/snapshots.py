@@ -19,7 +19,7 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
-from sparsitywatch.weights.scope import is_sharded
+from sparsitywatch.weights.sharded import is_sharded
 from sparsitywatch.weights.shards import Ranks, gathered
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.vital import Signs

@@ -27,6 +27,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.ranks import (
     Companions,
     Latecomers,
+    SharedProxy,
     join,
     why_another_rank_watches,
     why_only_a_stage,
@@ -38,22 +39,17 @@ from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.patterns import Pattern
-from sparsitywatch.pruning.proxy import Proxy, SharedProxy
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.weights.fsdp import flat_parameters, reshard, settle_root
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import (
-    Ranks,
-    Shards,
-    summed,
-    why_not_whole,
-)
+from sparsitywatch.weights.sharded import flat_parameters, reshard, settle_root, why_not_whole
+from sparsitywatch.weights.shards import Ranks, Shards, summed
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.vital import VitalTracker

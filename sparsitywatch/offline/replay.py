@@ -34,8 +34,7 @@ from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Bisection, Grid
+from sparsitywatch.pruning.sweep import Bisection, Grid, Racing
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.shown import shown_url

@@ -22,8 +22,8 @@ from sparsitywatch.page.facts import facts_of, snapshots_taken, watch_line
 from sparsitywatch.page.tensors import chosen, magnitudes, maps
 from sparsitywatch.page.verdict import verdict_of
 from sparsitywatch.records import Event, Record, WatchState
+from sparsitywatch.records.event import cause, sequel, when
 from sparsitywatch.records.run import __version__
-from sparsitywatch.records.wording import cause, sequel, when
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name, shown_text
 

@@ -19,8 +19,7 @@ from sparsitywatch.analysis.vital import judged
 from sparsitywatch.errors import ScopeError, expect, let_out
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Grid
+from sparsitywatch.pruning.sweep import Grid, Racing
 from sparsitywatch.records import (
     Cost,
     Detail,
@@ -40,15 +39,8 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import (
-    Ranks,
-    Shards,
-    compared,
-    gathered,
-    marks_of,
-    summed,
-    why_not_whole,
-)
+from sparsitywatch.weights.sharded import why_not_whole
+from sparsitywatch.weights.shards import Ranks, Shards, compared, gathered, marks_of, summed
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,

@@ -3,9 +3,8 @@
 Data in, a figure of matplotlib out. Importing this takes a second: import it where it is needed.
 """
 
-from sparsitywatch.plots.curves import curve_figure
+from sparsitywatch.plots.curves import curve_figure, heatmap_figure
 from sparsitywatch.plots.drawing import encode_png, save_figure
-from sparsitywatch.plots.heatmap import heatmap_figure
 from sparsitywatch.plots.overview import comparison_figure, overview_figure
 
 __all__ = [

@@ -20,11 +20,11 @@ from sparsitywatch.pruning.preserve import ModelState, insist, preserve_state
 from sparsitywatch.pruning.proxy import Part, Proxy
 from sparsitywatch.pruning.sweep import Allowed, Bisection, Grid, Sweep, points_of
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.weights.fsdp import reshard
 from sparsitywatch.weights.layout import unwrap_model
-from sparsitywatch.weights.scope import Scope, is_sharded
-from sparsitywatch.weights.shards import Ranks, Shards, why_not_whole
-from sparsitywatch.weights.snapshot import Snapshot, WarmCopy, local_of
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.sharded import is_sharded, local_of, reshard, why_not_whole
+from sparsitywatch.weights.shards import Ranks, Shards
+from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["MaskedModel", "Masks", "SweepResult", "run_sweep"]

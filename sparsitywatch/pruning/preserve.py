@@ -24,7 +24,7 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError
 from sparsitywatch.shown import shown_name
-from sparsitywatch.weights.fsdp import fsdp_modules, reshard
+from sparsitywatch.weights.sharded import fsdp_modules, reshard
 
 __all__ = ["ModelState", "insist", "plain_state", "preserve_rng", "preserve_state"]
 

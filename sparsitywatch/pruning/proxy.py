@@ -1,13 +1,18 @@
-"""What is measured: frozen batches and a value per example."""
+"""What is measured: frozen batches, and a value per example."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import io
+import itertools
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,23 +22,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
-from sparsitywatch.pruning.batches import (
-    digest,
-    freeze,
-    halve,
-    joined,
-    move,
-    packed,
-    shape_of,
-    sizes_of,
-    unpacked,
-)
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
 from sparsitywatch.shown import shown_error, shown_name
-from sparsitywatch.weights.fsdp import ForwardOrder
-from sparsitywatch.weights.shards import Ranks, is_data_parallel
+from sparsitywatch.weights.shards import Ranks
 
-__all__ = ["Part", "Proxy", "SharedProxy"]
+__all__ = [
+    "Part",
+    "Proxy",
+    "digest",
+    "freeze",
+    "halve",
+    "joined",
+    "move",
+    "packed",
+    "shape_of",
+    "sizes_of",
+    "unpacked",
+]
 
 #: Of the order in which examples are drawn into parts.
 _ORDER_SEED = 0
@@ -100,7 +105,10 @@ class Proxy:
         with preserve_rng():
             if seed is not None:
                 _seed_generators(seed)
-            self._batches = _materialise(batches, max_batches)
+            some = itertools.islice(batches, max_batches)
+            self._batches = [freeze(batch, f"batches[{i}]") for i, batch in enumerate(some)]
+        if not self._batches:
+            raise ProxyError("Expected `batches` with at least one batch, got none.")
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # examples of each batch
         self._parts: dict[tuple[float, ...], tuple[Part, ...]] = {}  # by their shares
@@ -235,7 +243,7 @@ class Proxy:
             why,
         )
 
-    def _proxies_of(self, drawn: Sequence[_Drawn]) -> tuple[Part, ...]:
+    def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[Part, ...]:
         found = [(self._of(batches), places) for batches, places in drawn]
         return tuple(Part(proxy, places, proxy.num_batches) for proxy, places in found)
 
@@ -328,10 +336,10 @@ class Part(NamedTuple):
 
 
 #: Batches of a part, and where its examples are.
-_Drawn = tuple[list[Any], NDArray[np.int64]]
+Drawn = tuple[list[Any], NDArray[np.int64]]
 
 
-def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[_Drawn]:
+def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[Drawn]:
     """The batches of each part, as ``Proxy.parts`` says."""
     sizes = [sizes_of(batch) for batch in batches]
     if any(len(size) != 1 for size in sizes):
@@ -345,7 +353,7 @@ def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[_Drawn]:
         places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
         keys = np.random.Generator(np.random.PCG64([_ORDER_SEED, stratum])).random(len(places))
         orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
-    drawn: list[_Drawn] = []
+    drawn: list[Drawn] = []
     for start, stop in zip([0.0, *shares], shares, strict=False):
         of_part: list[Any] = []
         found: list[NDArray[np.int64]] = []
@@ -366,172 +374,6 @@ def _rows(
     return [(batches[i], places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
 
 
-class SharedProxy(Proxy):
-    """A proxy whose batches several ranks evaluate between them, in step; each has all values.
-
-    Where all ranks have the same batches, each evaluates some of them, so that an evaluation on R
-    ranks takes about 1/R of the time. Where each has batches of its own, all of them count, by
-    rank. Every rank runs as many forwards as any other, since a forward may communicate: who has
-    no batch left runs one again.
-
-    Args:
-        proxy: of this rank.
-        ranks: all of them make one.
-        model: that will be evaluated. Where a layer of it is split over ranks each runs all
-            batches, and they have to be the same.
-
-    Raises:
-        ProxyError: the ranks have different batches where they must not, or proxies of different
-            kinds.
-    """
-
-    ranks: Ranks
-
-    def __init__(self, proxy: Proxy, ranks: Ranks, model: nn.Module) -> None:
-        vars(self).update(vars(proxy))
-        self.ranks, self._is_data_parallel = ranks, is_data_parallel(model)
-        self._order = ForwardOrder(model)
-        self._plan()
-
-    def _plan(self) -> None:
-        """Who evaluates which batches; all ranks are asked."""
-        own = (
-            super()._identity(),
-            self.name,
-            self.higher_is_better,
-            [*map(sizes_of, self._batches)],
-        )
-        every = self.ranks.all_of(own)
-        if any(other[1:3] != own[1:3] for other in every):
-            raise ProxyError(
-                "Expected a proxy of the same value on every rank, got "
-                f"{', '.join(sorted({shown_name(name) for _, name, *_ in every}))}."
-            )
-        sizes = [of_rank for *_, of_rank in every]
-        self._is_same = (
-            len({(mark, len(of)) for (mark, *_), of in zip(every, sizes, strict=True)}) == 1
-        )
-        if self._is_data_parallel:
-            turns = _shared(sizes) if self._is_same else _by_rank(sizes)
-            self._turns = turns[self.ranks.rank]
-        elif self._is_same:
-            is_first = self.ranks.rank == 0
-            self._turns = [(index, index if is_first else None) for index in range(len(sizes[0]))]
-        else:
-            raise ProxyError(
-                "Expected the same batches on every rank of a model whose layers are split "
-                "over ranks (tensor parallel), got others. Make the proxy of a source that "
-                "does not depend on the rank."
-            )
-        self._num_places = len(sizes[0]) if self._is_same else sum(map(len, sizes))
-        if not self._is_same:
-            self.hash = hashlib.sha256(" ".join(mark for mark, *_ in every).encode()).hexdigest()
-            self.hash = self.hash[:16]
-
-    @property
-    def num_batches(self) -> int:
-        """Calls of the value function per evaluation that count, on all ranks together."""
-        return self._num_places
-
-    def _values(self, model: nn.Module) -> list[np.ndarray]:
-        """The value of every example of each batch of every rank, on every rank."""
-        own = []
-        for index, place in self._turns:
-            with self.ranks.together("evaluating a batch"), self._order.followed():
-                values = self._of_batch(index, model)
-            if place is not None:
-                own.append((place, values))
-        sizes = np.zeros(self._num_places, np.int64)
-        for place, found in own:
-            sizes[place] = len(found)
-        self.ranks.sum(sizes)
-        values = np.zeros(int(sizes.sum()), np.int64)  # bits of them, which add without rounding
-        ends = np.cumsum(sizes)
-        for place, found in own:
-            values[ends[place] - sizes[place] : ends[place]] = found.view(np.int64)
-        self.ranks.sum(values)
-        return np.split(values.view(np.float64), ends[:-1])
-
-    def halve(self) -> bool:
-        """Split every batch in two, on every rank."""
-        were_split = super().halve()
-        self._plan()
-        return bool(self.ranks.sum(np.array([were_split], np.int64))[0])
-
-    def _proxies_of(self, drawn: Sequence[_Drawn]) -> tuple[Part, ...]:
-        """The parts of all ranks together; each draws its share of its own batches."""
-        places = [of_part for _, of_part in drawn]
-        num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
-        every = self.ranks.all_of((places, num_own))
-        # every rank has to run what the others run, so it needs something to run
-        if not all(len(of_rank) == len(places) > 0 for of_rank, _ in every):
-            return ()
-        if any(len(of_part) == 0 for of_rank, _ in every for of_part in of_rank):
-            return ()
-        if not self._is_same:
-            first = np.cumsum([0, *(number for _, number in every)])
-            by_rank = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
-            places = [np.concatenate(of_part) for of_part in zip(*by_rank, strict=True)]
-        batches = [of_part for of_part, _ in drawn]
-        return super()._proxies_of([*zip(batches, places, strict=True)])
-
-    def _of(self, batches: list[Any]) -> Proxy:
-        other = super()._of(batches)
-        other._plan()  # type: ignore[attr-defined]
-        return other
-
-    def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
-        """This proxy with other batches; on every rank."""
-        other = super().with_leaves(leaves)
-        other._plan()  # type: ignore[attr-defined]
-        return other
-
-
-#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
-#: of all batches; None for a batch that is run only since the others run theirs.
-_Turns = list[tuple[int, int | None]]
-
-
-def _shared(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
-    """The turns of each rank where all have the same batches.
-
-    In each turn all of them run batches of one size: what a forward exchanges with other ranks
-    may have to be.
-
-    >>> _shared([[8, 8, 8, 5], [8, 8, 8, 5]])
-    [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
-    """
-    num_ranks = len(sizes)
-    alike: dict[Any, list[int]] = {}
-    for index, size in enumerate(sizes[0]):
-        alike.setdefault(size, []).append(index)
-    turns: list[_Turns] = [[] for _ in sizes]
-    for indices in alike.values():
-        for start in range(0, len(indices), num_ranks):
-            together = indices[start : start + num_ranks]
-            for rank, of_rank in enumerate(turns):
-                is_own = rank < len(together)
-                index = together[rank if is_own else 0]
-                of_rank.append((index, index if is_own else None))
-    return turns
-
-
-def _by_rank(sizes: Sequence[Sequence[Any]]) -> list[_Turns]:
-    """The turns of each rank where each has batches of its own; all of them count, by rank.
-
-    >>> _by_rank([[8, 5], [8, 8, 5]])
-    [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]
-    """
-    longest, turns, first = max(sizes, key=len), [], 0
-    for own in sizes:
-        of_rank: _Turns = [(index, first + index) for index in range(len(own))]
-        for size in longest[len(own) :]:
-            of_rank.append((list(own).index(size) if size in own else 0, None))
-        turns.append(of_rank)
-        first += len(own)
-    return turns
-
-
 def _seed_generators(seed: int) -> None:
     """Those that ``preserve_rng`` puts back, and no others."""
     random.seed(seed)
@@ -539,17 +381,6 @@ def _seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
-
-
-def _materialise(batches: Iterable[Any], max_batches: int | None) -> list[Any]:
-    frozen = []
-    for index, batch in enumerate(batches):
-        frozen.append(freeze(batch, f"batches[{index}]"))
-        if max_batches is not None and len(frozen) >= max_batches:
-            break
-    if not frozen:
-        raise ProxyError("Expected `batches` with at least one batch, got none.")
-    return frozen
 
 
 def _not_by_example(result: object, index: int) -> str:
@@ -563,3 +394,205 @@ def _not_by_example(result: object, index: int) -> str:
         f"number per example, got {came} for batch {index}. Do not average over the batch: use "
         "reduction='none' and average over each example's own positions."
     )
+
+
+# ------------------------------------------------------------------ batches of any nesting
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
+
+
+def freeze(batch: Any, where: str) -> Any:
+    """A deep copy whose tensors share no memory with anything; ``where`` names it in an error."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.detach().clone()
+        return value.copy() if isinstance(value, np.ndarray) else value
+
+    return _map(batch, copied, where)
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """The batch with its tensors on ``device``, in containers of its own."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, _LEAVES):
+        return batch
+    parts, rebuild = _parts(batch, "batch")
+    return rebuild([move(part, device) for _, part in parts])
+
+
+def halve(batch: Any) -> tuple[Any, Any] | None:
+    """The first and the last half of a batch's examples; views of its tensors.
+
+    None if it cannot be halved: there is one example, or its tensors and arrays do not agree
+    on how many there are. Those without a dimension go into both halves.
+    """
+    sizes = {len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}
+    if len(sizes) != 1 or max(sizes) < 2:
+        return None
+    middle = sizes.pop() // 2
+    first, last = slice(None, middle), slice(middle, None)
+    return (
+        _map(batch, lambda value: value[first] if _has_examples(value) else value),
+        _map(batch, lambda value: value[last] if _has_examples(value) else value),
+    )
+
+
+def sizes_of(batch: Any) -> tuple[int, ...]:
+    """How many examples a batch has, as its tensors and arrays say."""
+    return tuple(sorted({len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}))
+
+
+def shape_of(batch: Any) -> Any:
+    """The same for batches that can be joined: they differ in their examples, in nothing else."""
+    if _has_examples(batch):
+        return type(batch), str(batch.dtype), tuple(batch.shape[1:])
+    if isinstance(batch, _LEAVES):
+        return digest([batch])
+    parts, _ = _parts(batch, "batch")
+    return type(batch), tuple((repr(name), shape_of(part)) for name, part in parts)
+
+
+def joined(rows: Sequence[tuple[Any, np.ndarray]]) -> Any:
+    """One batch of some examples of several that are alike: pairs of a batch and indices [N]."""
+    pieces = [
+        [leaf[index] if _has_examples(leaf) else leaf for leaf in _leaves(batch)]
+        for batch, index in rows
+    ]
+    columns = iter(zip(*pieces, strict=True))
+
+    def of_all(value: Any) -> Any:
+        column = next(columns)
+        if not _has_examples(value):
+            return value
+        tensors = isinstance(value, torch.Tensor)
+        return torch.cat(column) if tensors else np.concatenate(column)
+
+    return _map(rows[0][0], of_all)
+
+
+def _has_examples(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0
+
+
+def digest(batches: Iterable[Any]) -> str:
+    """Identity of frozen batches, contents and structure: 16 hexadecimal digits."""
+    state = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            array = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            state.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+            state.update(array.tobytes())
+        elif isinstance(value, np.ndarray):
+            state.update(f"array {value.dtype} {value.shape}".encode() + value.tobytes())
+        elif isinstance(value, _PLAIN):
+            state.update(f"{type(value).__name__} {value!r}".encode())
+        else:
+            state.update(type(value).__name__.encode())
+            for name, part in _parts(value, "batch")[0]:
+                state.update(f"{name!r}".encode())
+                add(part)
+
+    for batch in batches:
+        state.update(b"batch")
+        add(batch)
+    return state.hexdigest()[:16]
+
+
+def packed(batches: Iterable[Any]) -> list[list[Any]]:
+    """The tensors, arrays, numbers and strings of each batch, in order; weights-only safe."""
+    return [
+        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in _leaves(batch)]
+        for batch in batches
+    ]
+
+
+def unpacked(batches: Sequence[Any], leaves: Sequence[Sequence[Any]]) -> list[Any]:
+    """``batches`` with the leaves of others, as ``packed`` gave them; refuses other structures."""
+    if len(batches) != len(leaves):
+        raise ProxyError(f"Expected {len(leaves)} batches as were kept, got {len(batches)}.")
+    filled = []
+    for batch, others in zip(batches, leaves, strict=True):
+        more = len(_leaves(batch)) - len(others)
+        if more:
+            word = "larger" if more > 0 else "smaller"
+            raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
+        filled.append(_map(batch, partial(_other, iter(others))))
+    return filled
+
+
+def _other(others: Iterator[Any], value: Any) -> Any:
+    """What has been kept in the place of a value, or of one of its type."""
+    other = next(others)
+    return _as_array(other) if isinstance(value, np.ndarray) else other
+
+
+def _as_bytes(array: np.ndarray) -> torch.Tensor:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def _as_array(stored: torch.Tensor) -> np.ndarray:
+    file = io.BytesIO(stored.numpy().tobytes())
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _leaves(value: Any) -> list[Any]:
+    """Everything in it that is not a container, in order."""
+    if isinstance(value, _LEAVES):
+        return [value]
+    return [leaf for _, part in _parts(value, "batch")[0] for leaf in _leaves(part)]
+
+
+def _map(value: Any, change: Callable[[Any], Any], where: str = "batch") -> Any:
+    """``value`` rebuilt with ``change`` applied to everything that is not a container."""
+    if isinstance(value, _LEAVES):
+        return change(value)
+    parts, rebuild = _parts(value, where)
+    return rebuild([_map(part, change, f"{where}[{name!r}]") for name, part in parts])
+
+
+def _parts(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
+    """What a container holds, by name, and what makes one like it of other parts."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return [*enumerate(value)], kind
+    if isinstance(value, Mapping):
+        return [*_mapping(value).items()], partial(_mapping_like, value, where)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [(name, getattr(value, name)) for name in value._fields], lambda new: kind(*new)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names], lambda new: dataclasses.replace(
+            value, **dict(zip(names, new, strict=True))
+        )
+    raise ProxyError(
+        "Expected `batches` of tensors, arrays, numbers and strings in dicts, lists, tuples or "
+        f"dataclasses, got {kind.__name__} at {where}. Convert it before making the Proxy."
+    )
+
+
+def _mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return value.data if isinstance(value, UserDict) else value  # transformers' BatchEncoding
+
+
+def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
+    items = dict(zip(_mapping(value), new, strict=True))
+    if type(value) is dict:
+        return items
+    if isinstance(value, UserDict):
+        result = copy.copy(value)
+        result.data = items
+        return result
+    try:
+        return type(value)(items)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise ProxyError(
+            f"Expected a mapping at {where} that can be made from a dict, got "
+            f"{type(value).__name__} ({error}). Pass plain dicts."
+        ) from error

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsitywatch.weights.scope import Scope, is_sharded
-from sparsitywatch.weights.snapshot import local_of
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.sharded import is_sharded, local_of
 
 __all__ = [
     "ClockReading",

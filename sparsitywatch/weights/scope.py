@@ -14,10 +14,10 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.shown import shown_error
-from sparsitywatch.weights.fsdp import flat_parameters
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
+from sparsitywatch.weights.sharded import flat_parameters, is_sharded
 
-__all__ = ["PRESETS", "Scope", "ScopeLike", "is_sharded", "named_parameters"]
+__all__ = ["PRESETS", "Scope", "ScopeLike", "named_parameters"]
 
 #: A preset's name, patterns of parameter names (``*`` matches dots too), or a predicate.
 ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
@@ -262,13 +262,6 @@ def _unlike_stored(
         found = {entry.name for entry in stored.ledger if entry.in_scope}
         unlike |= found ^ expected.keys()
     return tuple(sorted(unlike))
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether each rank may hold a part of it only: a DTensor, or a parameter of FSDP1."""
-    return hasattr(tensor, "flat_shard") or any(
-        kind.__name__ == "DTensor" for kind in type(tensor).__mro__
-    )
 
 
 def _storage_key(parameter: nn.Parameter) -> Hashable:

@@ -16,7 +16,8 @@ from torch import nn
 
 from sparsitywatch.records import MaskOverlap
 from sparsitywatch.weights.layout import natural_order
-from sparsitywatch.weights.scope import Scope, is_sharded
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
 
@@ -30,7 +31,6 @@ __all__ = [
     "WarmCopy",
     "fingerprint",
     "float64_of",
-    "local_of",
     "overlap",
     "picked",
     "removed",
@@ -77,18 +77,6 @@ class Snapshot:
         else:
             found = {tensor.dtype for tensor in self.tensors.values()}
         return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found))
-
-
-def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor, in the same memory, detached."""
-    if not is_sharded(tensor):
-        return tensor.detach()
-    if hasattr(tensor, "flat_shard"):  # FSDP1
-        flat: torch.Tensor = tensor.flat_shard.local()
-        return flat
-    with torch.no_grad():
-        local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return local.detach()
 
 
 class WarmCopy:

@@ -19,7 +19,7 @@ from sparsitywatch.records import (
     RunInfo,
     ScopeSummary,
 )
-from sparsitywatch.sinks.memory import MemorySink
+from sparsitywatch.sinks.base import MemorySink
 
 PROVENANCE = Provenance(
     sparsitywatch="0",

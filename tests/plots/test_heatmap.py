@@ -11,7 +11,7 @@ from contracts import fake_run
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.plots import encode_png, heatmap_figure
-from sparsitywatch.plots.heatmap import short_names
+from sparsitywatch.plots.curves import short_names
 
 FULL = fake_run.look(1500)[0]
 

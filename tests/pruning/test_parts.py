@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.proxy import Proxy, SharedProxy
+from sparsitywatch.live.ranks import SharedProxy
+from sparsitywatch.pruning.proxy import Proxy
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 
@@ -136,6 +137,6 @@ def test_a_proxy_of_other_batches_draws_anew() -> None:
 
 
 def _as_kept() -> torch.Tensor:
-    from sparsitywatch.pruning.batches import packed
+    from sparsitywatch.pruning.proxy import packed
 
     return packed([{"y": np.zeros(60)}])[0][0]

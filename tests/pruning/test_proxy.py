@@ -17,9 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.batches import digest, freeze, move, packed, unpacked
 from sparsitywatch.pruning.preserve import preserve_state
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.proxy import Proxy, digest, freeze, move, packed, unpacked
 
 
 class Pair(NamedTuple):

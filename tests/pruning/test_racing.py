@@ -16,12 +16,12 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.partial import Losses, Point, largest_step, shares_of
 from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy, SharedProxy
-from sparsitywatch.pruning.racing import Racing
-from sparsitywatch.pruning.sweep import Bisection, Grid, Sweep
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.weights.scope import Scope

@@ -13,11 +13,10 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
-from sparsitywatch.pruning.batches import halve
 from sparsitywatch.pruning.masked import MaskedModel, run_sweep
 from sparsitywatch.pruning.partial import Point
 from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.proxy import Proxy, halve
 from sparsitywatch.pruning.sweep import Bisection, Grid
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

@@ -7,7 +7,7 @@ from pathlib import Path
 from contracts import fake_run
 from contracts.sink_contract import SinkContract
 
-from sparsitywatch.sinks.memory import MemorySink
+from sparsitywatch.sinks.base import MemorySink
 
 
 class TestMemorySink(SinkContract):

@@ -19,7 +19,7 @@ from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_memb
 from sparsitywatch.weights.motion import MotionTracker, Moved, estimate_shrink, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, float64_of
-from sparsitywatch.weights.spectrum.bins import STORAGES
+from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 
 def compared(motion: MotionTracker, snapshot: Snapshot, clock: DecayClock) -> Moved:

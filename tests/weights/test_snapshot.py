@@ -16,7 +16,7 @@ from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import why_not_whole
+from sparsitywatch.weights.sharded import why_not_whole
 from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors

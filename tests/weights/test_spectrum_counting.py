@@ -20,9 +20,8 @@ from torch import nn
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
-from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.counting import LazyTensors
-from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram
 
 pytestmark = pytest.mark.usefixtures("counted_by")
 

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting, kernel
-from sparsitywatch.weights.spectrum.bins import STORAGES
+from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

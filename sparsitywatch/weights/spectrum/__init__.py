@@ -2,11 +2,9 @@
 
 ::
 
-    bins.py       the bins of each float dtype: where they end, what they weigh
-    histogram.py  integer counts of one tensor in those bins, which add; of many, which answer
-    counting.py   one histogram per tensor: threads on CPU, few transfers from a device
+    histogram.py  the bins of each float dtype; counts of one tensor, which add; of many
+    counting.py   one histogram per tensor: by threads, on a device, while stored ones are read
     kernel.py     the same counting compiled, where numba is installed
-    stored.py     the same of stored tensors, counted while they are read
     magnitude.py  MagnitudeSpectrum, the public face
 """
 

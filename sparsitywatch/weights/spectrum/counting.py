@@ -29,8 +29,7 @@ import torch
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum import kernel
-from sparsitywatch.weights.spectrum.bins import STORAGES, Storage
-from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
 
 __all__ = ["LazyTensors", "Store", "Tap", "count", "count_stored"]
 

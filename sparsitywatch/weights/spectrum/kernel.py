@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.errors import let_out
-from sparsitywatch.weights.spectrum.bins import STORAGES, Storage
-from sparsitywatch.weights.spectrum.histogram import Histogram
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
 
 __all__ = ["Kernel", "Table", "load"]
 

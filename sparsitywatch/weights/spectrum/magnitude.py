@@ -22,9 +22,8 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.records import LogHistogram
-from sparsitywatch.weights.spectrum.bins import STORAGES
 from sparsitywatch.weights.spectrum.counting import LazyTensors, count, count_stored
-from sparsitywatch.weights.spectrum.histogram import Histogram, Histograms
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Histograms
 
 __all__ = ["DEFAULT_RULES", "MagnitudeSpectrum", "NearZeroRule", "near_zero_rules", "num_pruned"]
 

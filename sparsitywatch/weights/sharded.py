@@ -1,4 +1,4 @@
-"""FSDP: what has to be minded when one reads or runs a model between two training steps.
+"""Sharded models: what this process holds, and what to mind when it reads or runs one.
 
 FSDP2 (``fully_shard``) keeps weights as DTensors and gathers them for a forward. What is gathered
 stays until it is let go, and stands in the place of the DTensors until then. A forward that fails
@@ -18,14 +18,107 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsitywatch.shown import shown_name
+
 __all__ = [
     "FlatShard",
     "ForwardOrder",
     "flat_parameters",
     "fsdp_modules",
+    "is_sharded",
+    "local_of",
     "reshard",
     "settle_root",
+    "why_not_whole",
 ]
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank may hold a part of it only: a DTensor, or a parameter of FSDP1."""
+    return hasattr(tensor, "flat_shard") or any(
+        kind.__name__ == "DTensor" for kind in type(tensor).__mro__
+    )
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor, in the same memory, detached."""
+    if not is_sharded(tensor):
+        return tensor.detach()
+    if hasattr(tensor, "flat_shard"):  # FSDP1
+        flat: torch.Tensor = tensor.flat_shard.local()
+        return flat
+    with torch.no_grad():
+        local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return local.detach()
+
+
+# ------------------------------------------------------------------ is it all here?
+
+#: Modules that keep parameters in parts and gather them when they run, by the name of a class
+#: they are of: nothing is imported for it, and FairScale's are meant too.
+_SHARDING_CLASSES = {
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP2, fully_shard",
+    "PipelineModule": "a stage of a pipeline",
+}
+
+
+def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
+    """Why the weights of a model cannot be watched, and what to do; empty if they can.
+
+    Anywhere in the model, in scope or not: what is gathered in the middle of a forward hangs
+    where one process runs alone.
+
+    Args:
+        together: whether all ranks watch. Then what torch has sharded is all there.
+    """
+    for name, what, is_known in _parts(model):
+        if together and is_known:
+            continue
+        return (
+            f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
+            "running it needs every process. Watch the checkpoints instead: `sparsitywatch replay "
+            "<folder> --follow` reads sharded ones."
+        )
+    return ""
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
+    """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
+    for name, module in model.named_modules():
+        where, held = f"module {name!r}" if name else "the model", vars(module)
+        for kind in type(module).__mro__:
+            if kind.__name__ in _SHARDING_CLASSES:
+                what = f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
+                yield where, what, kind.__module__.startswith("torch.distributed.fsdp")
+        if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
+            yield where, f"split over {module._tp_size} processes (tensor parallel)", False
+        for key, part in held.items():
+            # Megatron's and FairScale's layers: output_size_per_partition beside output_size
+            whole = held.get(key.removesuffix("_per_partition"), part)
+            if key.endswith("_per_partition") and isinstance(whole, int) and whole != part:
+                yield where, f"split over processes (holds {part} of {whole}, {key})", False
+        for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in tensors.items():
+                if tensor is not None and (what := _sharding_of(tensor)):
+                    where = f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}"
+                    is_flat = getattr(tensor, "_is_flat_param", False)
+                    yield where, what, is_flat or is_sharded(tensor)
+
+
+def _sharding_of(tensor: torch.Tensor) -> str:
+    """How a tensor is spread over processes; empty if it is all here."""
+    if hasattr(tensor, "ds_id"):
+        return "partitioned over processes (DeepSpeed ZeRO-3)"
+    if getattr(tensor, "_is_flat_param", False):
+        return "a flattened shard of many (FSDP)"
+    if is_sharded(tensor):
+        placements = ", ".join(map(str, tensor.placements))  # type: ignore[attr-defined]
+        return f"spread over processes (DTensor, {placements})"
+    return ""
+
+
+# ------------------------------------------------------------------ FSDP2
 
 
 def fsdp_modules(modules: Iterable[nn.Module]) -> list[Any]:
