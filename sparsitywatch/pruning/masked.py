@@ -22,7 +22,7 @@ from sparsitywatch.pruning.sweep import Allowed, Bisection, Grid, Sweep, points_
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import is_sharded, local_of, reshard, why_not_whole
+from sparsitywatch.weights.sharded import local_of, reshard, why_not_whole
 from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -119,21 +119,21 @@ class Masks:
         dense: Mapping[str, torch.Tensor],
     ) -> None:
         self._state, self._has_run = state, False
-        self._weights = [(n, p, is_sharded(p), dense[n]) for n, p in parameters.items()]
+        # .data: no version counter moves, so a graph that is still alive stays usable
+        self._weights = [(n, local_of(p).data, dense[n]) for n, p in parameters.items()]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of what is held here of each tensor, by name."""
-        return {name: tuple(dense.shape) for name, _, _, dense in self._weights}
+        return {name: tuple(dense.shape) for name, _, dense in self._weights}
 
     def apply(self, cut: Cut) -> None:
         """Remove what ``cut`` removes from the dense weights, in the model as it was before."""
         # the first forward shows which tensors are written to without a trace in their version
         self._state.put_back(fully=not self._has_run)
         self._has_run = True
-        # .data: no version counter moves, so a graph that is still alive stays usable
-        for name, parameter, is_part, dense in self._weights:
-            cut.prune(name, dense, out=(local_of(parameter) if is_part else parameter).data)
+        for name, weights, dense in self._weights:
+            cut.prune(name, dense, out=weights)
         torch.clear_autocast_cache()
 
     def remove(self) -> None:
@@ -141,8 +141,8 @@ class Masks:
         try:
             self._state.put_back()
         finally:
-            for _, parameter, is_part, dense in self._weights:
-                (local_of(parameter) if is_part else parameter).data.copy_(dense)
+            for _, weights, dense in self._weights:
+                weights.copy_(dense)
 
 
 # ------------------------------------------------------------------ what each level costs
