@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Beside another process of tests a second thread would only wait for a core. Set before torch is
 # imported, and by setdefault: who asks for threads gets them.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 # the same examples every time, and no deadline: machines are shared and stand still at times
 settings.register_profile("sparsitywatch", derandomize=True, deadline=None)
 settings.load_profile("sparsitywatch")
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """For runs whose TensorBoard pictures nobody looks at: drawing is most of their time."""
+    from contracts import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in pictures.DRAWING:
+            patch.setattr(pictures.TensorBoardSink, method, lambda _: None)
+        yield

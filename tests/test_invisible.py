@@ -1,7 +1,7 @@
 """Promise 1 over everything that a training is made of: the watch leaves no trace.
 
 Each cell of the matrix is an optimizer, a precision and a feature of the model or the loop.
-It is trained for 50 steps without a watch, twice, and once with each way to watch, and
+It is trained for 25 steps without a watch, twice, and once with each way to watch, and
 everything that ``sw.verify`` compares must be the same bits after every step. What a
 careless watch does is caught by the same comparison, each act by itself.
 """
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import sparsitywatch as sw
 from sparsitywatch.verification import Training, compare, trace
 
-STEPS = 50
+STEPS = 25
 WIDTH = 6
 
 
