@@ -175,7 +175,7 @@ class Chosen:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The chosen weights, on the CPU, in memory of their own."""
-        return picked({"": tensor}, {"": self}).view(tensor.dtype)
+        return self.words_of(tensor).to("cpu", copy=True).view(tensor.dtype)
 
     def words_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bits of the chosen weights as integers, on their own device; perhaps a view."""
