@@ -311,7 +311,7 @@ class TensorMotion:
     """What moved in one tensor.
 
     Args:
-        dormant: bool [N], weights that pass as dormant.
+        dormant: bool [N], weights that pass as dormant; none where the optimizer forbids to tell.
         chance: share of living weights that would pass by chance; NaN if not known.
         change: sum of squares of the change that decay does not explain.
         size: sum of squares of the weights before.
@@ -362,12 +362,14 @@ def motion_of(
     if not math.isfinite(log_shrink):
         log_shrink, why = 0.0, WIPED
     change = unexplained_change(before, now, log_shrink)
-    rounding = _rounding(before, now, between.steps, dtype, has_master=has_master)
-    allowed = DORMANT_TOLERANCE * between.lr + rounding
-    dormant = change <= allowed
-    finer = int((change <= 0.1 * DORMANT_TOLERANCE * between.lr + rounding).sum())
-    chance, slow = _chance(change[~dormant], allowed, finer, between)
-    if not why:
+    if why:  # then nobody asks which, and telling them is most of the work
+        dormant, chance = np.zeros(len(change), bool), math.nan
+    else:
+        rounding = _rounding(before, now, between.steps, dtype, has_master=has_master)
+        allowed = DORMANT_TOLERANCE * between.lr + rounding
+        dormant = change <= allowed
+        finer = int((change <= 0.1 * DORMANT_TOLERANCE * between.lr + rounding).sum())
+        chance, slow = _chance(change[~dormant], allowed, finer, between)
         why = _too_coarse(before, rounding, between, dtype, has_master=has_master) or slow
     return TensorMotion(
         dormant=dormant,

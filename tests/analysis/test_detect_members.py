@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.analysis.detect.change import Limits
 from sparsitywatch.analysis.detect.growth import FALL, RISE
 from sparsitywatch.analysis.detect.growth import grown as growths
@@ -20,9 +21,12 @@ from sparsitywatch.analysis.detect.jumps import (
     WINDOW,
     forecasts,
     normal_score,
+    season_of,
 )
 
 RNG = np.random.default_rng(5)
+#: Of the season of the model that has one, in snapshots.
+PERIOD = 7.5
 
 
 # ------------------------------------------------------------------------- forecasts
@@ -41,6 +45,9 @@ def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, fl
     if model.ar or model.walk:  # then it reads every snapshot there is
         assert before[0] == 0
     design = np.vander(x, model.degree + 1, increasing=True)
+    if model.has_season:
+        phase = 2.0 * math.pi * x / PERIOD
+        design = np.column_stack([design, np.cos(phase), np.sin(phase)])
     inner = covariance[np.ix_(before, before)]
     cross = covariance[np.ix_(after, before)] @ np.linalg.inv(inner)
     precision = np.linalg.inv(inner)
@@ -54,7 +61,7 @@ def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, fl
         - cross @ covariance[np.ix_(before, after)]
         + moved @ np.linalg.inv(gram) @ moved.T
     )
-    nu = len(before) - model.degree - 1
+    nu = len(before) - design.shape[1]
     lower = np.linalg.cholesky(inner)
     white = np.linalg.solve(lower, rest)
     mad = 1.4826 * np.median(np.abs(white))
@@ -77,7 +84,7 @@ def test_forecasts_are_those_of_the_textbook(index: int) -> None:
     x = np.cumsum(RNG.uniform(0.8, 1.2, 26))
     y = 0.3 + 0.01 * x + RNG.choice([-0.01, -0.008, 0.008, 0.01], 26)
     y[-3:] += 0.015
-    seen = forecasts(x, y, 1e-9)
+    seen = forecasts(x, y, 1e-9, frequency=1.0 / PERIOD)
     num_compared = 0
     for i, split in enumerate(SPLITS):
         try:
@@ -94,6 +101,58 @@ def test_a_model_says_nothing_before_eight_snapshots() -> None:
     seen = forecasts(np.arange(9.0), RNG.normal(size=9), 1e-9)
     assert np.isfinite(seen.score[:, 0]).all()
     assert np.isnan(seen.score[:, 1:]).all()
+
+
+@pytest.mark.parametrize("period", [4.4, 7.5, 15.0])
+def test_the_season_is_the_wave_that_is_there(period: float) -> None:
+    x, noise = np.arange(float(WINDOW)), np.random.default_rng(1).normal(0.0, 0.5, WINDOW)
+    y = 0.01 * x + np.sin(2.0 * math.pi * (x / period + 0.2)) + noise
+    assert season_of(x, y) == pytest.approx(1.0 / period, abs=0.0125)  # as far apart as they are
+    y[-6:] += 100.0  # what comes after a split has no say
+    assert season_of(x, y) == pytest.approx(1.0 / period, abs=0.0125)
+
+
+def test_a_jump_is_seen_in_a_season_and_a_season_is_no_jump() -> None:
+    steps, num_seen = np.arange(80), 0
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        wave = 2.0 * np.sin(2.0 * math.pi * (steps / 11 + rng.random()))
+        values = wave + rng.normal(size=80) + 9.0 * (steps >= 60)
+        detector = AbruptChange(min_effect=1.0)
+        events = [detector.update(int(s), float(v)) for s, v in zip(steps, values, strict=True)]
+        found = [event.detected_step for event in events if event]
+        assert all(step >= 60 for step in found)
+        num_seen += any(step <= 65 for step in found)
+    assert num_seen >= 9
+
+
+def test_a_model_that_is_not_believed_has_no_say() -> None:
+    """In a bend only a parabola foresees what comes; lines would see a jump always, or never."""
+    steps, num_seen = np.arange(60.0), 0
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(size=60)
+        values = 0.05 * (steps - 20.0) ** 2 + noise - 100.0 + 6.0 * (steps >= 50)
+        detector = AbruptChange(min_effect=1.0, direction="up")
+        events = [detector.update(int(s), float(v)) for s, v in zip(steps, values, strict=True)]
+        assert all(event.detected_step > 50 for event in events if event)
+        num_seen += any(events)
+    assert num_seen >= 15
+
+
+def test_a_state_of_before_the_season_goes_on() -> None:
+    values = np.random.default_rng(2).normal(size=60)
+    values[40:] += 12.0
+    detector = AbruptChange(min_effect=1.0)
+    for step in range(38):
+        assert detector.update(step, values[step]) is None
+    state = detector.state_dict()
+    kept = state["jumps"]
+    kept["beliefs"] = [row[:5] for row in kept["beliefs"]]
+    kept["scores"] = [row[:5] for row in kept["scores"]]
+    again = AbruptChange(min_effect=1.0)
+    again.load_state_dict(state)
+    events = [again.update(step, values[step]) for step in range(38, 60)]
+    assert [event.onset_step for event in events if event] == [39]
 
 
 def test_scores_of_white_noise_are_normal() -> None:

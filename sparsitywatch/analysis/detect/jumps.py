@@ -12,7 +12,6 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ __all__ = [
     "Jumps",
     "forecasts",
     "normal_score",
+    "season_of",
 ]
 
 Array = NDArray[np.float64]
@@ -52,19 +52,36 @@ class Model:
         degree: of the polynomial.
         ar: correlation of the noise of neighbouring snapshots.
         walk: standard deviation of the steps of a random walk, in that of the noise.
+        has_season: whether a wave of the series' own period is added to the polynomial.
     """
 
     num_fitted: int
     degree: int
     ar: float = 0.0
     walk: float = 0.0
+    has_season: bool = False
 
 
 #: The correlation of one model is that of the series, where it is known, to this grid.
 _CORRELATIONS = (0.6, 0.75, 0.85, 0.92)
-MODELS = (Model(12, 1), Model(32, 1), Model(32, 2), Model(32, 1, ar=0.6), Model(32, 1, walk=0.3))
-_DEGREES = np.array([model.degree for model in MODELS])[:, None]
-_MAX_DEGREE = int(_DEGREES.max())
+#: Waves that are tried as the season, in cycles a snapshot: periods of 4 to 20 snapshots.
+_FREQUENCIES: tuple[float, ...] = tuple(np.linspace(1 / 20, 1 / 4, 17).tolist())
+MODELS = (
+    Model(12, 1),
+    Model(32, 1),
+    Model(32, 2),
+    Model(32, 1, ar=0.6),
+    Model(32, 1, walk=0.3),
+    Model(32, 1, has_season=True),
+)
+_MAX_DEGREE = max(model.degree for model in MODELS)
+#: Of a constant, its powers, a cosine and a sine: those that a model has, [models, p].
+_HAS = np.array(
+    [
+        [power <= model.degree for power in range(_MAX_DEGREE + 1)] + [model.has_season] * 2
+        for model in MODELS
+    ]
+)
 _HELD = 1e9
 
 
@@ -121,14 +138,21 @@ class _Grid:
     power: Array
 
 
-def forecasts(x: Array, y: Array, floor: float, ar: float = _CORRELATIONS[0]) -> Forecasts:
+def forecasts(
+    x: Array,
+    y: Array,
+    floor: float,
+    ar: float = _CORRELATIONS[0],
+    frequency: float = _FREQUENCIES[0],
+) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
     Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least. ``ar``
-    is the correlation of the model that has one.
+    is the correlation of the model that has one, ``frequency`` that of the season, in cycles a
+    snapshot.
     """
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    grid = _grid_of(z.tobytes(), ar)
+    grid = _grid_of(z.tobytes(), ar, frequency * (x[-1] - x[0]))
     target = (grid.whitening @ y)[:, None, :]
     fit, sd = _robust_fit(grid, target, floor)
     errors = (target - fit @ grid.design) * grid.after
@@ -146,19 +170,20 @@ def normal_score(t: Array, nu: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=128)
-def _grid_of(abscissa: bytes, ar: float) -> _Grid:
+def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
     z = np.frombuffer(abscissa)
-    n, powers = len(z), np.arange(_MAX_DEGREE + 1)
-    basis, whitening = z[:, None] ** powers, _whitening(n, ar)
+    n, powers, phase = len(z), np.arange(_MAX_DEGREE + 1), 2.0 * math.pi * cycles * z
+    basis = np.column_stack([z[:, None] ** powers, np.cos(phase), np.sin(phase)])
+    whitening = _whitening(n, ar)
     design = whitening @ basis
     before, after = _masks(n)
     count = before.sum(axis=-1)
     used = before & (count >= _MIN_FIT)[..., None]
     weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
     # coefficients that a model does not have are held at zero
-    held = _HELD * ((powers > _DEGREES)[..., None] * np.eye(len(powers)))
+    held = _HELD * (~_HAS[..., None] * np.eye(basis.shape[1]))
     gram = weighted @ np.swapaxes(weighted, -1, -2) + held[:, None]
-    gram[~used.any(axis=-1)] = np.eye(len(powers))
+    gram[~used.any(axis=-1)] = np.eye(basis.shape[1])
     # The errors after a split have the covariance sd^2 (1 + D inverse(gram) D'), D being the
     # design there; its inverse follows from the whole gram matrix (Woodbury).
     late = design[:, None] * after[..., None]
@@ -174,11 +199,33 @@ def _grid_of(abscissa: bytes, ar: float) -> _Grid:
         after=after.astype(np.float64),
         says=count >= _MIN_FIT,
         middle=np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n]),
-        nu=np.maximum(count - _DEGREES - 1, 1).astype(np.float64),
+        nu=np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64),
         solver=np.linalg.solve(gram, weighted),
         matched=np.ascontiguousarray(np.swapaxes(matched, -1, -2)),
         power=np.einsum("ksnt,ksnt->kst", matched, shape),
     )
+
+
+def season_of(x: Array, y: Array) -> float:
+    """Of the waves that are tried the one that explains the snapshots before any split best."""
+    past = x[: -SPLITS[-1]]
+    if len(past) < _MIN_FIT:
+        return _FREQUENCIES[0]
+    z = (past - past[-1]) / max(past[-1] - past[0], 1e-12)
+    explained = _waves(z.tobytes(), past[-1] - past[0]) @ y[: len(past)]
+    return _FREQUENCIES[int(np.square(explained).sum(axis=1).argmax())]
+
+
+@functools.lru_cache(maxsize=128)
+def _waves(abscissa: bytes, length: float) -> Array:
+    """For each wave an orthonormal basis of a line and the wave, [waves, 4, n]."""
+    z = np.frombuffer(abscissa)
+    found = []
+    for frequency in _FREQUENCIES:
+        phase = 2.0 * math.pi * frequency * length * z
+        basis = np.column_stack([np.ones_like(z), z, np.cos(phase), np.sin(phase)])
+        found.append(np.linalg.qr(basis)[0].T)
+    return np.stack(found)
 
 
 @functools.lru_cache(maxsize=128)
@@ -256,6 +303,8 @@ _LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
 _FORGETTING = 0.95
 #: Past scores that show how wide a model's scores really are, and how many it takes.
 _PAST, _MIN_PAST = 40, 8
+#: This power of how much wider they are counts.
+_OF_WIDTH = 0.2
 #: Of a normal variable: median and 94 percent quantile of its magnitude.
 _MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
 #: Each of the last two snapshots bears out this part of the change, and this many noises.
@@ -268,16 +317,12 @@ _HALF = 0.5
 _LARGEST_SURPRISE = 8.0
 #: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
 _PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
-#: So much more score is asked for where noise lasts and is as large as the smallest effect, which
-#: then keeps nothing out.
-_FOR_LASTING = 1.2
 #: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
 #: Past scores are kept in tenths: of them only the spread is needed.
 _TENTHS = 10.0
 #: Larger ones are as good as this one.
 _LARGEST_SCORE = 99.9
-_NORMAL, _TINY, _ROOT = NormalDist(), 1e-300, math.sqrt(2.0)
 _EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
@@ -309,10 +354,12 @@ class Jumps:
         least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
         rho = _lasting(values[begin:])
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
-        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known)
+        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known, season_of(x, y))
         min_effect = max(limits.min_effect, _GRID_STEPS * grid)
         weights = self._weights()
-        combined = _combined(weights, self._widened(seen.score))
+        # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
+        # of what they hold possible is that of the least able one, however little it is believed
+        combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
         is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
         self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
@@ -322,10 +369,9 @@ class Jumps:
             if split == 1 or not abs(score) >= limits.jump_score:
                 continue
             size, sd = (float(weights[index] @ v[:, index]) for v in (seen.effect, seen.sd))
-            needed = limits.jump_score + _FOR_LASTING * rho * min(sd / min_effect, 1.0)
             sign = math.copysign(1.0, score)
             errors = sign * (weights[index] @ seen.errors[:, index])[-split:]
-            if abs(score) >= needed and _is_borne_out(errors, sign * size, sd, min_effect):
+            if _is_borne_out(errors, sign * size, sd, min_effect):
                 direction = "up" if score > 0.0 else "down"
                 found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
         return found
@@ -340,10 +386,10 @@ class Jumps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._beliefs = np.array(state["beliefs"], np.float64)
-        self._scores = np.reshape(
-            np.array(state["scores"], np.int64), (-1, len(MODELS), len(SPLITS))
-        )
+        self._beliefs = _of_each_model(np.array(state["beliefs"], np.float64))
+        kept = np.array(state["scores"], np.int64)
+        none = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
+        self._scores = _of_each_model(kept) if len(kept) else none
         self.surprise = float(state["surprise"])
 
     def _weights(self) -> Array:
@@ -354,7 +400,10 @@ class Jumps:
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     def _widened(self, score: Array) -> Array:
-        """Scores divided by how much wider than normal they were before the split."""
+        """Scores of models whose scores were wider than normal before the split, made smaller.
+
+        By a root of how much wider: what is wide in a few dozen scores is in part chance.
+        """
         num_seen = len(self._scores) + 1 - np.array(SPLITS)
         if num_seen.max() < _MIN_PAST:
             return score
@@ -363,8 +412,9 @@ class Jumps:
         known = np.where(rows[:, None] >= 0, np.abs(kept) / _TENTHS, math.inf)
         ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
         middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
-        wide = np.maximum(middle / _MEDIAN, high / _QUANTILE)
-        return np.where(num_seen >= _MIN_PAST, score / np.sqrt(np.maximum(wide, 1.0)), score)
+        wide = np.maximum(np.maximum(middle / _MEDIAN, high / _QUANTILE), 1.0)
+        wide = np.where(num_seen >= _MIN_PAST, wide, 1.0) ** -_OF_WIDTH
+        return np.asarray(score * wide.mean(axis=1, keepdims=True))
 
     def _remember(self, seen: Forecasts) -> None:
         score, width = seen.score[:, 0], seen.width[:, 0]
@@ -380,19 +430,10 @@ class Jumps:
             self._scores = np.concatenate(scores)[-_PAST - SPLITS[-1] :]
 
 
-def _combined(weights: Array, scores: Array) -> Array:
-    """The score of each split that is as unlikely as the models say together."""
-    found = np.zeros(len(SPLITS))
-    for i, (beliefs, z) in enumerate(
-        zip(weights.tolist(), (scores.T / _ROOT).tolist(), strict=True)
-    ):
-        if any(map(math.isnan, z)):
-            continue
-        up = 0.5 * sum(w * math.erfc(x) for w, x in zip(beliefs, z, strict=True))
-        down = 0.5 * sum(w * math.erfc(-x) for w, x in zip(beliefs, z, strict=True))
-        size = -_NORMAL.inv_cdf(min(max(min(up, down), _TINY), 0.5))
-        found[i] = size if up <= down else -size
-    return found
+def _of_each_model(kept: NDArray[Any]) -> NDArray[Any]:
+    """What was kept of each model, [n, models, ...]; an older state lacks the last one."""
+    last = np.repeat(kept[:, -1:], len(MODELS) - kept.shape[1], axis=1)
+    return np.concatenate([kept, last], axis=1)
 
 
 def _is_borne_out(errors: Array, size: float, sd: float, min_effect: float) -> bool:
