@@ -28,9 +28,10 @@ from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.masked import MaskedModel, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import Ranks, Shards, compared, marks_of, summed
+from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.together import compared, marks_of, summed
 
 Found = dict[str, Any]
 

@@ -321,8 +321,8 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
 def with_earlier(record: Record, earlier: Sequence[Record]) -> Record:
     """A record whose parameters were not compared, with what the records before prove.
 
-    Of a replay and of ranks that hold parts that is since when weights are not finite, and whether
-    all in scope have the bits of an earlier snapshot again.
+    Of a replay that is since when weights are not finite, and whether all in scope have the bits of
+    an earlier snapshot again.
 
     Args:
         record: knows whether its weights were seen before.

@@ -19,9 +19,9 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
-from sparsitywatch.weights.sharded import is_sharded
-from sparsitywatch.weights.shards import Ranks, gathered
+from sparsitywatch.weights.shards import Ranks
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
+from sparsitywatch.weights.together import gathered
 from sparsitywatch.weights.vital import Signs
 
 __all__ = ["Background", "SnapshotTaker", "Taken"]
@@ -240,18 +240,15 @@ class SnapshotTaker:
         return snapshot, self._trace.reading(parameters)
 
     def _signs(self, step: int) -> Signs | None:
-        """What became of every parameter; what fails in that is told, and the rest is measured."""
-        shards = self.context.shards
+        """What became of every parameter; what fails in that is told, and the rest is measured.
+
+        Ranks that hold parts of the parameters look at them together, in their trainings' threads.
+        """
         if self.context.vital is None:
             return None
-        parameters = self._model.all_parameters()
-        # out of scope, or over a single rank, parameters may be sharded where the scope is whole
-        is_whole = shards is None or shards.is_whole
-        if not is_whole or any(map(is_sharded, parameters.values())):
-            return Signs(reason="a rank holds parts of the parameters only")
         try:
             with torch.no_grad():
-                return self._trace.signs(step, parameters)
+                return self._trace.signs(step, self._model.all_parameters())
         except Exception as error:
             let_out(error, strict=self.context.strict)
             _logger.exception("sparsitywatch: no vital signs at step %d", step)

@@ -42,6 +42,7 @@ from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
+from sparsitywatch.shown import shown_error
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -49,9 +50,10 @@ from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import flat_parameters, reshard, settle_root, why_not_whole
-from sparsitywatch.weights.shards import Ranks, Shards, summed
+from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.together import Together, summed
 from sparsitywatch.weights.vital import VitalTracker
 
 if TYPE_CHECKING:
@@ -217,10 +219,20 @@ def _context(
         initial_rms={} if is_off else _rms(snapshot, shards, ranks),
         dtypes=snapshot.dtypes,
         motion=MotionTracker.of(settings.dormant_samples),
-        vital=None if settings.dormant_samples == 0 else VitalTracker(),
+        vital=None if settings.dormant_samples == 0 else _vital(model, scope, ranks),
         ranks=ranks,
         shards=shards,
     )
+
+
+def _vital(model: nn.Module, scope: Scope, ranks: Ranks | None) -> VitalTracker:
+    """What compares every parameter; out of scope there may be some that nobody can."""
+    if ranks is None:
+        return VitalTracker()
+    try:
+        return VitalTracker(Together.of(scope.all_parameters(model), ranks))
+    except (ScopeError, MeasurementError) as error:
+        return VitalTracker(reason=shown_error(error))
 
 
 def _check_pattern(pattern: Pattern, shards: Shards) -> None:

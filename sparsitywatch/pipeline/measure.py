@@ -40,7 +40,7 @@ from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import why_not_whole
-from sparsitywatch.weights.shards import Ranks, Shards, compared, gathered, marks_of, summed
+from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
@@ -50,6 +50,7 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
+from sparsitywatch.weights.together import compared, gathered, marks_of, summed
 from sparsitywatch.weights.vital import Signs, VitalTracker
 
 if TYPE_CHECKING:

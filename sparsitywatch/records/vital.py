@@ -64,9 +64,9 @@ class Vital:
         still_since_start: the same against the first snapshot of all.
         since_step: step of the earlier snapshot; -1 if there was none.
         findings: what is wrong for sure.
-        reason: why the parameters were not compared one by one; empty if they were. Then only
-            weights in scope are known: which are not finite, and whether all of them are back at
-            an earlier state.
+        reason: why the parameters were not compared one by one, as those of a checkpoint; empty if
+            they were. Then only weights in scope are known: which are not finite, and whether all
+            of them are back at an earlier state.
     """
 
     num_tensors: int

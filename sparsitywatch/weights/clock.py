@@ -19,6 +19,7 @@ __all__ = [
     "OptimizerReading",
     "group_membership",
     "masters_of",
+    "stepped_on",
     "weight_averages",
 ]
 
@@ -184,11 +185,16 @@ def group_membership(
         group_of.update(dict.fromkeys(map(id, group["params"]), index))
     found = {}
     for name, parameter in parameters.items():
-        flat = getattr(parameter, "flat_shard", None)  # FSDP1
-        trained = parameter if flat is None else flat.owner
-        if id(trained) in group_of:
-            found[name] = group_of[id(trained)]
+        trained = id(stepped_on(parameter))
+        if trained in group_of:
+            found[name] = group_of[trained]
     return found
+
+
+def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
+    """What an optimizer has of a parameter: itself but under FSDP1."""
+    flat = getattr(parameter, "flat_shard", None)
+    return parameter if flat is None else flat.owner
 
 
 def masters_of(

@@ -26,6 +26,7 @@ __all__ = [
     "flat_parameters",
     "fsdp_modules",
     "is_sharded",
+    "kept_for",
     "local_of",
     "reshard",
     "settle_root",
@@ -50,6 +51,22 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         local: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return local.detach()
+
+
+def kept_for(tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor | None:
+    """What this rank holds of something that is kept for a parameter, such as its gradient.
+
+    None if it is not split as the parameter is, or is not dense.
+    """
+    if held.layout is not torch.strided:
+        return None
+    if hasattr(tensor, "flat_shard"):  # FSDP1
+        part: torch.Tensor = tensor.flat_shard.part_of(held)
+    elif getattr(held, "placements", None) != getattr(tensor, "placements", None):
+        return None
+    else:
+        part = local_of(held)
+    return part if part.numel() == local_of(tensor).numel() else None
 
 
 # ------------------------------------------------------------------ is it all here?
@@ -288,6 +305,11 @@ class FlatShard:
         local: torch.Tensor = getattr(self.flat, "_local_shard", self.flat)
         return local.detach()[self.offset : self.offset + self.num]
 
+    def part_of(self, held: torch.Tensor) -> torch.Tensor:
+        """The same part of what is kept for ``owner``, such as its gradient; 1-D."""
+        flat = held.detach().reshape(-1)
+        return flat[self.offset : self.offset + self.num] if self.owner is self.flat else flat
+
 
 def flat_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters of FSDP1's modules by name, whole shapes without data; tied ones are one.
@@ -307,8 +329,8 @@ def flat_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
             whole = torch.empty(
                 shape, dtype=getattr(flat, "_local_shard", flat).dtype, device="meta"
             )
-            placeholder = nn.Parameter(whole, requires_grad=False)
             owner = flat if flat._params is None else flat._params[i]
+            placeholder = nn.Parameter(whole, requires_grad=owner.requires_grad)
             place = (part.offset_in_shard, part.numel_in_shard, part.intra_param_start_idx)
             shard = FlatShard(flat, owner, *(number or 0 for number in place))
             placeholder.flat_shard = shard  # type: ignore[attr-defined]

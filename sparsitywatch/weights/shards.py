@@ -1,10 +1,8 @@
-"""Weights on several ranks: who holds and who counts which part, and what all of them add up to.
+"""Weights on several ranks: who holds and who counts which part.
 
 A model on R ranks is held whole by each (DDP), in disjoint pieces (FSDP2, tensor parallel), or in
 pieces that some ranks hold alike (HSDP, tensor parallel within FSDP2). A piece is a box of the
-whole tensor. One rank counts each piece: the lowest that holds it. Integer counts add, so the sum
-over ranks is the spectrum of the whole model, integer for integer, and no weight is gathered for
-it. The fixed sample of weights is gathered: it has the same size for every model.
+whole tensor. One rank counts each piece: the lowest that holds it.
 
 Each method of ``Ranks`` is called by every rank, in the same order.
 """
@@ -12,14 +10,12 @@ Each method of ``Ranks`` is called by every rank, in the same order.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,22 +23,10 @@ import torch
 from torch import distributed, nn
 
 from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
-from sparsitywatch.records import Replicas
 from sparsitywatch.shown import shown_error, shown_name
 from sparsitywatch.weights.sharded import FlatShard, fsdp_modules, is_sharded
-from sparsitywatch.weights.snapshot import Chosen, Sampler, Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.histogram import STORAGES
 
-__all__ = [
-    "Piece",
-    "Ranks",
-    "Shards",
-    "compared",
-    "gathered",
-    "marks_of",
-    "summed",
-]
+__all__ = ["Piece", "Ranks", "Shards", "is_data_parallel"]
 
 
 # ------------------------------------------------------------------ the ranks
@@ -289,6 +273,10 @@ class Shards:
         )
         self.has_replicas = any(len(ranks) > 1 for ranks in self.holders.values())
         self._check_all_there()
+        #: The same by tensor: each piece, and the rank that counts it.
+        self.counted: dict[str, list[tuple[Piece, int]]] = {}
+        for (name, piece), ranks in self.holders.items():
+            self.counted.setdefault(name, []).append((piece, ranks[0]))
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> Shards:
@@ -351,204 +339,3 @@ def _fill(pieces: Sequence[Piece]) -> bool:
             corner = tuple(o + s * end for o, s, end in zip(offset, shape, ends, strict=True))
             corners[corner] += sign * (-1) ** sum(ends)
     return not any(corners.values())
-
-
-# ------------------------------------------------------------------ what they add up to
-
-
-def summed(spectrum: MagnitudeSpectrum, shards: Shards, ranks: Ranks) -> MagnitudeSpectrum:
-    """The spectrum of the whole model, on every rank, from those of what each of them holds.
-
-    Which bins are occupied anywhere is exchanged first, as bits, so that the counts of these
-    alone are: in int64, since 2.1 billion weights of one bin are possible.
-
-    Args:
-        spectrum: of the tensors that this rank holds, in the order of the scope.
-    """
-    names = spectrum.names
-    ends = np.cumsum([STORAGES[spectrum.histogram(n).dtype].bins.inf_key for n in names])
-    starts = dict(zip(names, [0, *ends[:-1].tolist()], strict=True))
-    occupied = np.zeros(int(ends[-1]), bool)
-    own = {name: spectrum.histogram(name) for name in names if name in shards.owned}
-    for name, histogram in own.items():
-        occupied[starts[name] + histogram.keys] = True
-    ranks.union(bits := np.packbits(occupied))
-    bins = np.flatnonzero(np.unpackbits(bits, count=len(occupied)))
-    counts = np.zeros(len(bins) + 2 * len(names), np.int64)
-    for row, name in enumerate(names):
-        if name in own:
-            counts[bins.searchsorted(starts[name] + own[name].keys)] = own[name].counts
-            counts[len(bins) + 2 * row :][:2] = own[name].num_inf, own[name].num_nan
-    ranks.sum(counts)
-    cuts = bins.searchsorted(ends)
-    keys = np.split(bins, cuts[:-1])
-    counted = np.split(counts[: len(bins)], cuts[:-1])
-    beyond = counts[len(bins) :].reshape(-1, 2).tolist()
-    return spectrum.with_counts(
-        {
-            name: ((of_bins - starts[name]).astype(np.int32), of_counts, *of_beyond)
-            for name, of_bins, of_counts, of_beyond in zip(
-                names, keys, counted, beyond, strict=True
-            )
-        }
-    )
-
-
-def gathered(
-    sampler: Sampler, snapshot: Snapshot, shards: Shards, ranks: Ranks
-) -> dict[str, torch.Tensor]:
-    """The weights that ``sampler`` would take of the whole model, on every rank.
-
-    Args:
-        snapshot: what this rank holds.
-    """
-    if shards.is_whole:
-        return sampler.take(snapshot)
-    chosen = sampler.chosen(snapshot.scope.sizes)
-    plan = _plan(sampler.num_samples, sampler.seed, snapshot.scope.sizes, shards)
-    own = [
-        Chosen(len(local), local).of(snapshot.tensors[name])
-        for name, (_, local) in plan.own.items()
-        if len(local)
-    ]
-    words = [part.contiguous().view(torch.uint8).numpy() for part in own]
-    itemsize = {name: snapshot.tensors[name].dtype.itemsize for name in chosen}
-    sizes = [
-        sum(len(index) * itemsize[name] for name, index in of_rank.items())
-        for of_rank in plan.places
-    ]
-    sent = ranks.gather(np.concatenate([np.empty(0, np.uint8), *words]), sizes)
-    found = {}
-    ends = [0] * ranks.size
-    for name, some in chosen.items():
-        whole = np.empty((some.num, itemsize[name]), np.uint8)
-        for rank, of_rank in enumerate(plan.places):
-            if name in of_rank:
-                start, ends[rank] = ends[rank], ends[rank] + len(of_rank[name]) * itemsize[name]
-                whole[of_rank[name]] = sent[rank][start : ends[rank]].reshape(-1, itemsize[name])
-        found[name] = torch.from_numpy(whole.reshape(-1)).view(snapshot.tensors[name].dtype)
-    return found
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Who sends which weights of a sample.
-
-    Args:
-        own: name to indices into the sample and positions in this rank's flat piece.
-        places: the indices into the sample of what each rank sends, by name, in this order.
-    """
-
-    own: Mapping[str, tuple[np.ndarray, np.ndarray]]
-    places: Sequence[Mapping[str, np.ndarray]]
-
-
-@lru_cache(maxsize=8)  # the motion's sample and the fingerprint's, at every snapshot
-def _plan(
-    num_samples: int | None, seed: int, sizes: tuple[tuple[str, int], ...], shards: Shards
-) -> _Plan:
-    chosen = Sampler(num_samples, seed).chosen(sizes)
-    where = {
-        name: np.arange(some.num) if some.where is None else some.where
-        for name, some in chosen.items()
-    }
-    own: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    places: list[dict[str, np.ndarray]] = [{} for _ in shards.pieces]
-    by_name: dict[str, list[tuple[Piece, int]]] = {}
-    for (name, piece), holders in shards.holders.items():
-        by_name.setdefault(name, []).append((piece, holders[0]))
-    for name, positions in where.items():
-        for piece, owner in by_name.get(name, ()):
-            index, local = piece.locate(positions)
-            if len(index):
-                places[owner][name] = index
-                if owner == shards.rank:
-                    own[name] = index, local
-    return _Plan(own, places)
-
-
-# ------------------------------------------------------------------ whether replicas agree
-
-
-def compared(marks: Mapping[str, int], shards: Shards, ranks: Ranks) -> Replicas | None:
-    """Whether ranks that hold the same weights hold the same bits; None if no two do.
-
-    Where the largest and the smallest mark over ranks agree, so do all.
-
-    Args:
-        marks: of what this rank holds, by name.
-    """
-    if not shards.has_replicas:
-        return None
-    slots = list(shards.holders)
-    own = np.full((2, len(slots)), np.iinfo(np.int64).min, np.int64)
-    for column, (name, piece) in enumerate(slots):
-        if shards.held[name] == piece:
-            own[:, column] = marks[name], -marks[name]
-    high, low = ranks.highest(own.reshape(-1)).reshape(2, -1)
-    unlike = [slots[column] for column in np.flatnonzero(high != -low)]
-    if not unlike:
-        return Replicas(num_ranks=ranks.size)
-    said = ranks.all_of(
-        {slot: marks[slot[0]] for slot in unlike if shards.held[slot[0]] == slot[1]}
-    )
-    return Replicas(
-        num_ranks=ranks.size,
-        ranks=tuple(sorted({rank for slot in unlike for rank in _odd_ones(slot, said)})),
-        tensors=tuple(dict.fromkeys(name for name, _ in unlike)),
-    )
-
-
-def _odd_ones(slot: Any, said: Sequence[Mapping[Any, int]]) -> list[int]:
-    """The ranks that do not hold what most of them hold; of two that differ, both."""
-    by_mark: dict[int, list[int]] = {}
-    for rank, marks in enumerate(said):
-        if slot in marks:
-            by_mark.setdefault(marks[slot], []).append(rank)
-    groups = sorted(by_mark.values(), key=len, reverse=True)
-    majority = groups[0] if len(groups[0]) > len(groups[1]) else []
-    return [rank for group in groups if group is not majority for rank in group]
-
-
-def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
-    """A positive int64 for each tensor: of its integer counts, and of all its words together.
-
-    No single bit can flip unseen.
-
-    Args:
-        spectrum: of what this rank holds, before anything was added up.
-        snapshot: the same weights.
-    """
-    words, found = _checksums(snapshot.tensors), {}
-    for name in spectrum.names:
-        own = spectrum.histogram(name)
-        counts = zlib.crc32(own.counts.tobytes(), zlib.crc32(own.keys.tobytes()))
-        text = f"{own.dtype} {counts} {own.num_inf} {own.num_nan} {words[name]}"
-        mark = hashlib.blake2b(text.encode(), digest_size=8).digest()
-        found[name] = int.from_bytes(mark, "big") >> 1
-    return found
-
-
-def _checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """All words of each tensor in one, at the speed of memory; any bit that flips shows."""
-    found: dict[str, int] = {}
-    there: dict[torch.device, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        if flat.device.type == "cpu":
-            # by this thread alone; torch would wake its own beside a training
-            bytes_ = flat.numpy()
-            wide = bytes_[: len(bytes_) // 8 * 8].view(np.int64)
-            rest = zlib.crc32(bytes_[len(wide) * 8 :].tobytes())
-            found[name] = int(np.bitwise_xor.reduce(wide)) ^ rest
-        else:
-            there.setdefault(flat.device, {})[name] = _sum_of(flat)
-    for sums in there.values():  # one transfer from each device
-        found |= zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)
-    return found
-
-
-def _sum_of(flat: torch.Tensor) -> torch.Tensor:
-    """The sum of all words, on their device, int64; of bytes in a row."""
-    wide = flat[: len(flat) // 4 * 4].view(torch.int32)
-    return wide.sum(dtype=torch.int64) + flat[len(wide) * 4 :].sum()

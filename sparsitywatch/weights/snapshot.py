@@ -161,7 +161,7 @@ class Sampler:
         return Snapshot(snapshot.step, snapshot.scope, lazy.tapped(_Tap(chosen, taken)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # itself alone, so that it can be a key
 class Chosen:
     """Which weights of a flat tensor are sampled.
 

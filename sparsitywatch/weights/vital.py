@@ -6,7 +6,8 @@ whether it has a gradient, and whether its updates are large enough to be stored
 is well next to nothing is, so that this costs next to nothing.
 
 Everything is read in the training's thread, where gradients belong to the step that was just taken.
-Facts only: ``sparsitywatch.analysis.vital`` judges them.
+Ranks that hold parts of the parameters exchange what is sampled, so that each of them says what one
+process says of the whole. Facts only: ``sparsitywatch.analysis.vital`` judges them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ import torch
 
 from sparsitywatch.records import TensorFacts
 from sparsitywatch.weights.clock import DecayClock, GroupClock, group_membership
+from sparsitywatch.weights.gradients import Gradients, Look
 from sparsitywatch.weights.motion import spacing
+from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import Chosen, float64_of, picked
+from sparsitywatch.weights.together import Together
 
 __all__ = ["Signs", "Training", "VitalTracker"]
 
@@ -53,10 +57,9 @@ _SEEN = 2.0
 _ENDED = 0.01
 #: Updates of these optimizers are as large as the learning rate times the weights' own size.
 _RELATIVE = ("adafactor", "lamb", "lars")
-#: Parts of names under which optimizers keep what a weight's own dtype cannot hold.
-_KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
-#: Names under which optimizers keep a mean of the gradients.
-_MEANS = ("exp_avg", "momentum_buffer")
+#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
+#: may step on some tensors only.
+_ROLES = ("frozen", "none", "unknown", "other", "master", "own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +177,22 @@ def _chosen(name: str, size: int) -> Chosen:
     return Chosen(SOME, np.sort(where))
 
 
-def sampled(parameters: Mapping[str, torch.Tensor]) -> list[_Part]:
+def sampled(
+    parameters: Mapping[str, torch.Tensor], together: Together | None = None
+) -> list[_Part]:
     """The weights of each tensor that are compared; those of a device come in one transfer."""
+    pick = picked if together is None else together.picked
     by_dtype: dict[torch.dtype, tuple[dict[str, torch.Tensor], dict[str, Chosen]]] = {}
     for name, parameter in parameters.items():
         tensors, some = by_dtype.setdefault(parameter.dtype, ({}, {}))
-        tensors[name], some[name] = parameter.detach(), _chosen(name, parameter.numel())
+        tensors[name], some[name] = local_of(parameter), _chosen(name, parameter.numel())
     parts = []
     for dtype, (tensors, some) in by_dtype.items():
         starts, num = [], 0
         for chosen in some.values():
             starts.append(num)
             num += chosen.num
-        words = picked(tensors, some).numpy()
+        words = pick(tensors, some).numpy()
         parts.append(_Part(dtype, tuple(tensors), np.array(starts), words))
     return parts
 
@@ -194,10 +200,15 @@ def sampled(parameters: Mapping[str, torch.Tensor]) -> list[_Part]:
 class VitalTracker:
     """Remembers a sample of every parameter, to say what became of it since.
 
-    A tensor's sample is its own: the same whatever else the model has.
+    A tensor's sample is its own: the same whatever else the model has, and however it is spread.
+
+    Args:
+        together: how parameters are read of which a rank holds a part; None if it holds all.
+        reason: why they cannot be compared; empty if they can.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, together: Together | None = None, reason: str = "") -> None:
+        self._together, self._reason = together, reason
         self._start: list[_Part] = []
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self.forget()
@@ -219,12 +230,16 @@ class VitalTracker:
     ) -> Signs:
         """What became of every parameter since the snapshot before; remember this one.
 
+        Where parameters are read together, every rank calls it.
+
         Args:
             step: optimizer steps done.
             parameters: every one of the model, by name, in its order; tied ones once.
             training: None if nobody knows how they are trained.
         """
-        parts = sampled(_of_weights(parameters))
+        if self._reason:
+            return Signs(reason=self._reason)
+        parts = sampled(_of_weights(parameters), self._together)
         if not _fit(self._start, parts):
             self._start = parts
         if not _fit(self._before, parts):
@@ -287,7 +302,7 @@ class VitalTracker:
         for i, (rate, clock) in enumerate(zip(rates, done, strict=False)):
             has_rate |= clock.lr > 0.0
             self._peaks[i] = max(self._peaks[i], rate, clock.lr / max(clock.steps, 1))
-        trained = _Trained(parameters, training, facts.name)
+        trained = _Trained(parameters, training, facts.name, self._together)
         facts = replace(facts, **trained.columns(done, rates, self._peaks))
         if has_rate:
             facts = trained.told(facts, seen)
@@ -353,7 +368,9 @@ def _of_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {
         name: one
         for name, one in parameters.items()
-        if one.is_floating_point() and one.numel() and not one.is_meta
+        if one.is_floating_point()
+        and one.numel()
+        and (hasattr(one, "flat_shard") or not one.is_meta)  # FSDP1
     }
 
 
@@ -498,14 +515,23 @@ class _Trained:
         parameters: every one of the model.
         training: who trains them.
         names: of those that were compared.
+        together: with which other ranks.
     """
 
     def __init__(
-        self, parameters: Mapping[str, torch.Tensor], training: Training, names: np.ndarray
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        training: Training,
+        names: np.ndarray,
+        together: Together | None,
     ) -> None:
-        self._parameters, self._training, self._names = parameters, training, names
-        compared = {name: parameters[name] for name in names}
-        self._who, self._groups = training.roles(compared)
+        self._parameters, self._training = parameters, training
+        self._gradients = Gradients(parameters, training.optimizer, together)
+        self._who, self._groups = training.roles({name: parameters[name] for name in names})
+        if together is not None:
+            codes = np.array([_ROLES.index(who) for who in self._who])
+            codes, self._groups = together.highest(np.stack([codes, self._groups]))
+            self._who = np.array(_ROLES)[codes]
         self._kind = type(training.optimizer).__name__.lower()
         self._is_sgd = self._kind.startswith("sgd")
 
@@ -548,14 +574,18 @@ class _Trained:
         is_odd &= np.isin(facts.trained_by, ("own", "master", "none"))
         if not is_odd.any():
             return facts
-        reference = self._reference(facts)
-        found = {}
-        for i in np.flatnonzero(is_odd).tolist():
-            found[i] = self._looked_into(facts, i, seen, reference)
-        has_some = any(one["gradient"] == "some" for one in found.values())
-        if math.isnan(reference) and not has_some:
-            for i, one in found.items():  # all were set to none or zero, perhaps, before
-                one["gradient"] = self._remembered(facts.name[i])
+        odd, usual = np.flatnonzero(is_odd).tolist(), self._usual(facts)
+        unmoved = dict(zip(facts.name[odd], facts.is_unmoved[odd], strict=True))
+        unmoved = dict.fromkeys(usual, False) | unmoved
+        chosen = {name: _chosen(name, self._parameters[name].numel()) for name in unmoved}
+        looks = self._gradients.looks(chosen, unmoved)
+        sizes = [_rms(looks[name].values) for name in usual if looks[name].said == "some"]
+        reference = float(np.median(sizes)) if sizes else math.nan
+        found = {i: self._looked_into(facts, i, seen, looks[facts.name[i]], reference) for i in odd}
+        if not any(look.said == "some" for look in looks.values()):
+            # all were set to none or zero, perhaps, before
+            for i, recalled in zip(odd, self._gradients.recalled(facts.name[odd]), strict=True):
+                found[i]["gradient"] = recalled
         columns = {}
         for field_name in sorted({name for one in found.values() for name in one}):
             column = getattr(facts, field_name).copy()
@@ -566,64 +596,34 @@ class _Trained:
             columns[field_name] = column
         return replace(facts, **columns)
 
-    def _reference(self, facts: TensorFacts) -> float:
-        """What the gradient of a tensor that moves is like: its rms; NaN if none has one."""
+    def _usual(self, facts: TensorFacts) -> list[str]:
+        """Tensors that move, whose gradients say what one is like."""
         is_moving = np.isin(facts.trained_by, ("own", "master")) & ~facts.is_unmoved
         moving = facts.name[is_moving]
-        sizes = []
-        for name in moving[:: max(len(moving) // _NUM_REFERENCE, 1)]:
-            gradient = self._gradient(name)
-            if gradient is not None and gradient.any():
-                sizes.append(float(np.sqrt(np.mean(np.square(gradient)))))
-        return float(np.median(sizes)) if sizes else math.nan
-
-    def _gradient(self, name: str) -> np.ndarray | None:
-        """The sampled weights' gradient, float64; None if there is none that can be read."""
-        gradient, parameter = self._parameters[name].grad, self._parameters[name]
-        if gradient is None or gradient.layout is not torch.strided:
-            return None
-        if gradient.shape != parameter.shape or not gradient.is_floating_point():
-            return None
-        found = float64_of(
-            picked({name: gradient}, {name: _chosen(name, gradient.numel())}).view(gradient.dtype)
-        )
-        return found if np.isfinite(found).all() else None
-
-    def _remembered(self, name: str) -> str:
-        """Whether there was a gradient, as the optimizer's means of them tell."""
-        state = self._training.optimizer.state.get(self._parameters[name], {})
-        for key in _MEANS:
-            mean = state.get(key)
-            if isinstance(mean, torch.Tensor) and mean.layout is torch.strided:
-                return "some" if bool(mean.any()) else "zero"
-        return "unknown"
+        return list(moving[:: max(len(moving) // _NUM_REFERENCE, 1)])
 
     def _looked_into(
-        self, facts: TensorFacts, index: int, seen: _Seen, reference: float
+        self, facts: TensorFacts, index: int, seen: _Seen, look: Look, reference: float
     ) -> dict[str, Any]:
         """What is to be said of a tensor that stands still, in part or whole, or shrinks as one."""
-        name, by_own = facts.name[index], facts.trained_by[index] == "own"
-        raw, gradient = self._parameters[name].grad, self._gradient(name)
-        if raw is None:
-            return {"gradient": "none"}
-        if gradient is None:
-            return {"gradient": "unknown"}
-        is_zero = not gradient.any() and facts.is_unmoved[index] and not bool(raw.any())
-        size = float(np.sqrt(np.mean(np.square(gradient))))
+        if not look.is_known:
+            return {"gradient": look.said}
+        gradient, by_own = look.values, facts.trained_by[index] == "own"
+        size = _rms(gradient)
         dtype, before, is_still = seen.weights_of(index)
         spaces = spacing(before, dtype)
         update = self._update(facts, index, before, gradient)
         is_reached = gradient != 0.0
         later = _STILL_TO_RISE if facts.lr_rise[index] > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if not by_own or self._keeps_apart(name) or self._has_learned(facts, index, update):
+        if not by_own or look.is_kept_apart or self._has_learned(facts, index, update):
             is_lossy[:] = False
         moves = _AT_LEAST * facts.num_steps[index] * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
         decay = facts.lr[index] * facts.weight_decay[index] * np.abs(before)
         must_decay = ~is_reached & (before != 0.0) & (decay > _SEEN * 0.5 * spaces) & by_own
         return {
-            "gradient": "zero" if is_zero else "some",
+            "gradient": look.said,
             "gradient_ratio": size / reference if reference > 0.0 else 1.0,
             "num_gradients": is_reached.sum(),
             "num_lossy": is_lossy.sum(),
@@ -651,11 +651,10 @@ class _Trained:
         """Whether updates are small because its gradient has ended with what there was to learn."""
         if not self._is_sgd or not facts.past_updates.shape[1]:
             return False
-        intended = float(np.sqrt(np.mean(np.square(update)))) * facts.num_steps[index]
+        intended = _rms(update) * facts.num_steps[index]
         most = float(facts.lr_share[index] * facts.past_updates[index].max())
         return bool(intended < _ENDED * most)
 
-    def _keeps_apart(self, name: str) -> bool:
-        """Whether the optimizer keeps what the weight's own numbers cannot hold."""
-        keys = self._training.optimizer.state.get(self._parameters[name], {})
-        return any(part in str(key).lower() for key in keys for part in _KEPT_APART)
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

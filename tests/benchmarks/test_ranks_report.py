@@ -12,8 +12,9 @@ import pytest
 import torch
 from ranking import processes, scaling
 
-from sparsitywatch.weights.shards import Piece, Shards, summed
+from sparsitywatch.weights.shards import Piece, Shards
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.together import summed
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/scaling.md"

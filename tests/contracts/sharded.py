@@ -100,7 +100,7 @@ def _ddp(model: nn.Module) -> nn.Module:
     return wrapped
 
 
-def _fsdp(model: Any, mesh: Any, parts: str = "all", **given: Any) -> nn.Module:
+def _fsdp(model: Any, mesh: Any, parts: str = "fsdp", **given: Any) -> nn.Module:
     """``parts``: what is sharded outside the layers: by the root, by itself, or not at all."""
     from torch.distributed.fsdp import fully_shard
 
@@ -124,6 +124,15 @@ def _tp(model: Any, mesh: Any) -> nn.Module:
     return model
 
 
+def _fsdp1(model: nn.Module) -> nn.Module:
+    from torch.distributed.fsdp import FullyShardedDataParallel, wrap
+
+    policy = wrap.ModuleWrapPolicy({Block})
+    return FullyShardedDataParallel(
+        model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+    )
+
+
 def _mesh(*shape: int, names: tuple[str, ...] | None = None) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -135,9 +144,7 @@ def spread(model: nn.Module, way: str) -> nn.Module:
     size = distributed.get_world_size() if distributed.is_initialized() else 1
     if way == "ddp":
         return _ddp(model)
-    if way == "fsdp":
-        return _fsdp(model, _mesh(size))
-    if way in ("each", "layers"):
+    if way in ("fsdp", "each", "layers"):
         return _fsdp(model, _mesh(size), way)
     if way == "kept":
         return _fsdp(model, _mesh(size), "each", reshard_after_forward=False)
@@ -153,6 +160,8 @@ def spread(model: nn.Module, way: str) -> nn.Module:
         return _fsdp(model, _mesh(size), mp_policy=policy)
     if way == "hsdp":
         return _fsdp(model, _mesh(2, size // 2, names=("replicate", "shard")))
+    if way == "fsdp1":
+        return _fsdp1(model)
     if way == "tp":
         return _tp(model, _mesh(size))
     if way == "tp_fsdp":
@@ -177,7 +186,7 @@ class Training:
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002 what users seed
         random.seed(0)
-        self.model = Net(num_rows)
+        self.way, self.model = way, Net(num_rows)
         self.run = spread(self.model, way)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.01, weight_decay=0.1, foreach=False
@@ -196,7 +205,7 @@ class Training:
 
     def average_what_is_whole(self) -> None:
         """What FSDP2 leaves with every rank, as its users do; of DDP it does nothing more."""
-        if distributed.is_initialized():
+        if distributed.is_initialized() and self.way != "fsdp1":
             for parameter in self.model.parameters():
                 if not hasattr(parameter, "placements"):
                     distributed.all_reduce(parameter.grad)
@@ -311,7 +320,7 @@ def plain(record: Record) -> Record:
     cost = dataclasses.replace(
         record.cost, stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, publish_s=0.0, overhead=0.0
     )
-    return dataclasses.replace(record, wall_time=0.0, cost=cost, replicas=None, vital=None)
+    return dataclasses.replace(record, wall_time=0.0, cost=cost, replicas=None)
 
 
 def lines(records: list[Record]) -> list[str]:

@@ -51,6 +51,7 @@ class ThreadRanks(Ranks):
         return self.all_of(thing)[0]
 
     def gather(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+        self.num_bytes += max(sizes)
         found = self.all_of(own.copy())
         assert [len(part) for part in found] == list(sizes)
         return found
@@ -61,6 +62,7 @@ class ThreadRanks(Ranks):
             distributed.ReduceOp.MAX: torch.maximum,
             distributed.ReduceOp.BOR: torch.bitwise_or,
         }[operation]
+        self.num_bytes += numbers.nbytes
         first, *others = self.all_of(numbers.clone())
         assert all((o.shape, o.dtype) == (first.shape, first.dtype) for o in others)
         result = first.clone()

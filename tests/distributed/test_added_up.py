@@ -12,9 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sparsitywatch.records import Replicas
-from sparsitywatch.weights.shards import _sum_of, compared, gathered, marks_of, summed
 from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+from sparsitywatch.weights.together import _sum_of, compared, gathered, marks_of, summed
 
 
 @given(spreadings())

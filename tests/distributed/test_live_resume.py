@@ -141,6 +141,4 @@ def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, two: Came) ->
     (alone,) = two("from_one")
     assert first == second
     assert len(first) > 20
-    # what is sharded has no vital signs
-    kept, alone = ([w for w in s if not w.startswith("/optimizer/vital")] for s in (first, alone))
-    assert kept == alone
+    assert first == alone

@@ -50,7 +50,6 @@ def _records(logdir: Path) -> list[dict[str, Any]]:
     records = logged.records(logdir / "sparsitywatch")
     for record in records:
         del record["cost"], record["wall_time"]
-        del record["vital"]  # not looked at where a rank holds parts
     return records
 
 

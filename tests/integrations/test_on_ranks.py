@@ -61,7 +61,6 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     for record in records:
         del record["cost"], record["wall_time"]
         record.pop("replicas", None)
-        record.pop("vital", None)  # not looked at where a rank holds parts
     return records
 
 
