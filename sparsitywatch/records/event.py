@@ -261,8 +261,9 @@ def _advice(event: Event) -> str:
         return _SIGN_ADVICE[event.kind].format(before=earlier)
     before = event.before_step if event.before_step >= 0 else event.onset_step
     compare = f"Compare the checkpoints around steps {before:,} and {event.detected_step:,}"
-    room = "dormant" if event.series == "motion/dormant" else event.series.partition("/")[0]
-    words = _ADVICE.get((room, event.direction), "{compare}.")
+    room, way = event.series.partition("/")[0], event.direction
+    keys = (f"{room} {way} {event.kind}", f"{event.series} {way}", f"{room} {way}")
+    words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
     return words.format(compare=compare, decay=_DECAY[event.explained_by_decay])
 
 
@@ -285,17 +286,24 @@ _DECAY = {
     False: "Look for another cause than weight decay: pruning, a penalty, a jump in training.",
     None: "If it is unwanted, look at weight decay and activation of the layers named.",
 }
-#: By the room of a series and its direction; what is not here is compared.
+#: By the series or its room, the direction, and "steady"; what is not here is compared.
+#: docs/alarms.md has these sentences, too, and a test holds it to them.
 _ADVICE = {
-    ("dormant", "up"): "Nothing need be done now: near-zero weights may follow on the decay clock. "
-    "If it is unwanted, look for units of the layers named that get no gradient.",
-    ("dormant", "down"): "Nothing need be done: these weights get gradients again.",
-    ("near_zero", "up"): "{compare}. {decay} Nothing need be done while the loss still falls.",
-    ("near_zero", "down"): "Nothing need be done: weights grow back. {compare} if that surprises.",
-    ("value", "up"): "Nothing need be done: the model began to need these weights.",
-    ("value", "down"): "{compare}: the model needs these weights less than before.",
-    ("essential_sparsity", "up"): "Nothing need be done: more could be removed now. {compare}.",
-    ("essential_sparsity", "down"): "Nothing need be done: the model makes use of more weights.",
+    "motion/dormant up": "Nothing need be done now if capacity is to spare: near-zero weights may "
+    "follow on the decay clock. If it is unwanted, look in the layers named for dead ReLUs, a "
+    "learning rate too high for them, or inputs that never come.",
+    "motion/dormant down": "Nothing need be done: these weights get gradients again.",
+    "near_zero up": "{compare}. {decay} Nothing need be done while the loss still falls.",
+    "near_zero up steady": "Nothing need be done while the loss still falls, and nothing happened "
+    "at one step. {decay}",
+    "near_zero down": "Nothing need be done: weights grow back. {compare} if that surprises.",
+    "value/reliance up": "Nothing need be done: the model began to need these weights. Compare "
+    "sparsities only from here on.",
+    "value/reliance down": "{compare}, and the loss: the model gets by without weights that it "
+    "used. Look at the layers beside the watched ones, too.",
+    "essential_sparsity up": "Nothing need be done while the loss still falls: it is a good time "
+    "to try pruning. If the loss rose, the model is coming apart. {compare}.",
+    "essential_sparsity down": "Nothing need be done: the model makes use of more weights.",
 }
 
 

@@ -129,8 +129,9 @@ def test_steady_growth_is_told_in_floors() -> None:
 
 @pytest.mark.parametrize("series", [row.name for row in SERIES])
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_every_event_ends_in_what_people_do(series: str, direction: str) -> None:
-    event = replace(EVENT, series=series, direction=direction, before_step=1250)
+@pytest.mark.parametrize("kind", ["abrupt", "steady"])
+def test_every_event_ends_in_what_people_do(series: str, direction: str, kind: str) -> None:
+    event = replace(EVENT, series=series, direction=direction, kind=kind, before_step=1250)
     assert event.advice.endswith(".")
     assert "{" not in event.advice
     assert "1,250" in event.advice or event.advice.startswith("Nothing need be done")

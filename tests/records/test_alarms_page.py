@@ -1,0 +1,80 @@
+"""docs/alarms.md says of each change what its event says, in the same words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparsitywatch.records import Event
+from sparsitywatch.records.event import _ADVICE, cause
+
+PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
+HEAD = "| what is told | what it means | what people do |"
+
+
+def event(
+    series: str,
+    direction: str,
+    sizes: tuple[float, float],
+    *,
+    kind: str = "abrupt",
+    explained: bool | None = None,
+) -> Event:
+    return Event(
+        series=series, direction=direction, onset_step=925, before_step=900, detected_step=1025,
+        baseline=sizes[0], value=sizes[1], kind=kind, explained_by_decay=explained,
+    )  # fmt: skip
+
+
+#: One event for each row of the table, in its order.
+NEAR_ZERO, ESSENTIAL = "near_zero/initial_0.1", "essential_sparsity/value"
+EVENTS = (
+    event(NEAR_ZERO, "up", (0.089, 0.111), explained=True),
+    event(NEAR_ZERO, "up", (0.089, 0.111), explained=False),
+    event(NEAR_ZERO, "up", (0.089, 0.111)),
+    event(NEAR_ZERO, "up", (0.05, 0.092), kind="steady"),
+    event(NEAR_ZERO, "down", (0.111, 0.089)),
+    event("motion/dormant", "up", (0.01, 0.05)),
+    event("motion/dormant", "down", (0.05, 0.01)),
+    event("value/reliance", "up", (0.1, 0.4)),
+    event("value/reliance", "down", (0.4, 0.1)),
+    event(ESSENTIAL, "down", (0.6, 0.5)),
+    event(ESSENTIAL, "up", (0.5, 0.6)),
+)
+
+
+def rows() -> list[list[str]]:
+    """The cells of the table of changes."""
+    table = PAGE.read_text().split(HEAD)[1].split("\n\n")[0]
+    return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+
+def as_written(text: str) -> str:
+    return text.replace("|", "&#124;")
+
+
+def test_there_is_a_row_for_every_advice() -> None:
+    assert len(rows()) == len(EVENTS)
+    keys = {f"{e.series} {e.direction}" for e in EVENTS}
+    keys |= {f"{e.series.partition('/')[0]} {e.direction}" for e in EVENTS}
+    keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
+    assert set(_ADVICE) <= keys
+
+
+@pytest.mark.parametrize(("row", "told"), list(zip(rows(), EVENTS, strict=False)))
+def test_the_page_says_what_the_event_says(row: list[str], told: Event) -> None:
+    """``python tests/records/test_alarms_page.py`` writes what people do anew."""
+    what, _, do = row
+    words, *causes = what.split(", ")
+    assert told.headline.lower().startswith(words)
+    assert [c for c in cause(told) if "decay" in c] == causes
+    assert do == as_written(told.advice)
+
+
+if __name__ == "__main__":
+    before, after = PAGE.read_text().split(HEAD)
+    _, _, rest = after.partition("\n\n")
+    lines = [f"| {what} | {means} | {as_written(told.advice)} |"
+             for (what, means, _), told in zip(rows(), EVENTS, strict=True)]  # fmt: skip
+    PAGE.write_text("\n".join([f"{before}{HEAD}", "|---|---|---|", *lines, "", rest]))
