@@ -1,0 +1,170 @@
+"""The page in a real headless Chromium: the time to open it and to move about, and the bytes."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsitywatch.cli.pages import server_of
+
+__all__ = ["Opened", "chromium", "opened", "served", "tensorboard", "times_ms"]
+
+SCREEN = {"width": 1400, "height": 900}
+#: Moves the cursor over the first chart, or zooms by half and back, and waits for the frame that
+#: shows it, each time; milliseconds from the event to the end of that frame.
+_ACT = """async ([what, times]) => {
+  const over = document.querySelector("[data-chart=sparse] .u-over");
+  const box = over.getBoundingClientRect();
+  const shown = () => new Promise((done) => requestAnimationFrame(() => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = done;
+    port2.postMessage(0);
+  }));
+  const acts = {
+    cursor: (i) => over.dispatchEvent(new MouseEvent("mousemove", { bubbles: true,
+      clientX: box.left + box.width * ((i * 0.381966) % 1), clientY: box.top + box.height / 2 })),
+    zoom: (i) => document.dispatchEvent(new KeyboardEvent("keydown", { key: i % 2 ? "0" : "+" })),
+  };
+  const found = [];
+  for (let i = 0; i < times; i += 1) {
+    await new Promise((done) => setTimeout(done, 20 + (i % 16)));
+    const start = performance.now();
+    acts[what](i);
+    await shown();
+    if (what === "zoom") await shown();
+    found.push(performance.now() - start);
+  }
+  return found;
+}"""
+#: Resolves once the charts are drawn.
+_DRAWN = """() => new Promise((done) => {
+  const look = () => document.querySelector(".chart canvas") ? done() : requestAnimationFrame(look);
+  look();
+})"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How one opening went.
+
+    Args:
+        charts_s: from navigation until the charts were drawn.
+        whole_s: until the map of the tensors was, too.
+        sent: bytes of the page's own answers, as they went over the wire.
+        rest: bytes of TensorBoard's.
+    """
+
+    charts_s: float
+    whole_s: float
+    sent: int
+    rest: int
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        raise RuntimeError(f"Expected one of the commands {', '.join(names)}, found none.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str) -> Iterator[tuple[Any, Opened]]:
+    """The frame of the page in a window of its own, whose cache is empty, and how it opened."""
+    context = browser.new_context(viewport=SCREEN)
+    page = context.new_page()
+    done: list[Any] = []
+    page.on("requestfinished", done.append)
+    start = time.perf_counter()
+    page.goto(url, wait_until="commit")
+    frame = page
+    if url.endswith("#sparsity"):
+        frame = page.wait_for_selector("iframe", state="attached").content_frame()
+        frame.wait_for_load_state("domcontentloaded")
+    frame.evaluate(_DRAWN)
+    charts_s = time.perf_counter() - start
+    frame.wait_for_selector(".heat .names li", state="attached", timeout=60_000)
+    whole_s = time.perf_counter() - start
+    page.wait_for_load_state("networkidle")
+    sent = {request: request.sizes()["responseBodySize"] for request in done}
+    own = sum(n for r, n in sent.items() if frame is page or "/plugin/sparsity/" in r.url)
+    yield frame, Opened(charts_s, whole_s, own, sum(sent.values()) - own)
+    context.close()
+
+
+def times_ms(frame: Any, what: str, times: int) -> list[float]:
+    """Milliseconds that some acts took, each from the event to the frame that shows it.
+
+    Args:
+        frame: of the page.
+        what: "cursor" or "zoom".
+        times: how often.
+    """
+    return list(frame.evaluate(_ACT, [what, times]))
+
+
+@contextmanager
+def served(logdir: Path) -> Iterator[str]:
+    """The address at which `sparsitywatch show` serves a log, read anew."""
+    with server_of(logdir, 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextmanager
+def tensorboard(logdir: Path) -> Iterator[str]:
+    """The address of the tab in a TensorBoard of its own process, once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    process = subprocess.Popen(  # noqa: S603
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        _wait_until(lambda: _answers(f"http://127.0.0.1:{port}/data/environment"))
+        yield f"http://127.0.0.1:{port}/#sparsity"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    # a proxy of the environment must not be asked for the loopback device
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=30) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError("TensorBoard does not answer.")
+        time.sleep(0.1)

@@ -1,0 +1,39 @@
+"""What the table of the page rests on: a log that is whole, and as noisy as one of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from paging.logs import EVERY, NOISE, write_log
+
+import sparsitywatch as sw
+from sparsitywatch.page.data import details_of, page_data
+from sparsitywatch.sinks.jsonl import read_spectrum
+
+
+def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
+    run = sw.load(write_log(tmp_path / "run", 40, 12))
+    assert run.steps.tolist() == list(range(0, 40 * EVERY, EVERY))
+    data = page_data(run)
+    assert data["verdict"]["headline"].startswith("Weights turned sparse abruptly")
+    rooms = {name.partition("/")[0] for name in data["series"]}
+    assert rooms == {"near_zero", "motion", "forecast", "essential_sparsity", "value", "weights",
+                     "vital", "watch"}  # fmt: skip
+    assert len(data["curves"]) == 40
+    details = details_of(run, for_file=False)
+    assert set(details["maps"]["rows"]) == {"near_zero", "dormant", "removed"}
+    assert len(details["magnitudes"]["columns"]) == 40
+    first, last = (
+        read_spectrum(tmp_path / "run" / "sparsitywatch", int(s)) for s in run.steps[[0, -1]]
+    )
+    assert first["counts"].sum() == last["counts"].sum()
+    assert np.array(details["magnitudes"]["all"])[-1].tolist() != details["magnitudes"]["all"][0]
+
+
+def test_shares_of_tensors_differ_by_the_noise_that_is_stated(tmp_path: Path) -> None:
+    """On the plateau, where nothing else moves."""
+    run = sw.load(write_log(tmp_path / "run", 400, 12))
+    dormant = np.array([[layer.dormant for layer in r.layers] for r in run.records[:60]])
+    spread = np.diff(dormant, axis=0).std() / np.sqrt(2.0)
+    assert abs(spread / NOISE - 1.0) < 0.1
