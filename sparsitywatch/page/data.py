@@ -34,7 +34,8 @@ MAX_SNAPSHOTS = 2000
 #: Curves of removal that are kept, and numbers in maps and magnitudes.
 _MAX_CURVES, _MAX_CELLS, _MAX_MAGNITUDES, _MAX_COLUMNS = 240, 40_000, 120_000, 240
 _DIGITS = 7
-#: Large numbers at the top: series and name; ``{rule}`` is the first near-zero rule.
+#: Large numbers at the top: series and name; ``{rule}`` is the first near-zero rule, ``{kind}`` is
+#: loss or score.
 _TILES = (
     ("near_zero/{rule}", "near zero", "Weights so small that they count as nothing."),
     ("motion/dormant", "dormant", "Weights that got no gradient since the snapshot before."),
@@ -42,8 +43,8 @@ _TILES = (
      "Near-zero weights one unit of the decay clock ahead."),
     ("essential_sparsity/value", "essential sparsity",
      "Weights that could be removed at once, smallest first, within the tolerance."),
-    ("value/dense", "value of the model", "Held-out examples, on the model as it is."),
-    ("value/reliance", "reliance", "Harm of removing every in-scope weight."),
+    ("value/dense", "held-out {kind}", "Held-out examples, on the model as it is."),
+    ("value/reliance", "reliance on the weights", "Harm of removing every in-scope weight."),
 )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "taken": snapshots_taken(run),
         "tiles": _tiles(run, first_rule, verdict.event),
         "rule": first_rule,
+        "better": _better(run),
         "num_snapshots": len(run.records),
         "steps": [int(run.steps[i]) for i in kept],
         "wall_time": _rounded((run.records[i].wall_time for i in kept), digits=13),
@@ -123,9 +125,16 @@ def _about(name: str) -> dict[str, str]:
     return {"label": row.label, "unit": row.unit, "sentence": row.sentence}
 
 
+def _better(run: Run) -> str:
+    """Which way the value of the model gets better: "lower", of a loss, or "higher", of a score."""
+    curve = next((r.curve for r in reversed(run.records) if r.curve is not None), None)
+    return "higher" if curve is not None and curve.higher_is_better else "lower"
+
+
 def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     """The latest of what matters most, beside what it was when it all began."""
     since = run.events[event - 1].onset_step if event else -1
+    kind = "score" if _better(run) == "higher" else "loss"
     tiles = []
     for series, label, sentence in _TILES:
         name = series.format(rule=rule)
@@ -139,7 +148,7 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         tiles.append(
             {
                 "series": name,
-                "label": label,
+                "label": label.format(kind=kind),
                 "sentence": sentence,
                 "value": row.shown(values[last]),
                 "step": int(run.steps[last]),

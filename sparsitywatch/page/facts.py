@@ -98,7 +98,7 @@ def watch_line(run: Run) -> list[str]:
         words.append(f"next {state.next_due_step:,}")
     words.append(f"{sum(not record.valid for record in run.records):,} failed")
     if math.isfinite(state.overhead):
-        words.append(f"{100 * state.overhead:.2g} % of the wall time")
+        words.append(f"took {100 * state.overhead:.2g} % of the wall time")
     return words
 
 

@@ -54,7 +54,7 @@ def overview_svg(data: dict[str, Any]) -> str:
             ),
         ),
         _Panel(
-            "Value of the model",
+            f"Held-out {'score' if data['better'] == 'higher' else 'loss'}",
             (
                 ("value/dense", "as it is", "blue"),
                 ("value/all_removed", "without the in-scope weights", "grey"),

@@ -43,7 +43,7 @@ _ASSETS = {
     "uPlot.min.css": "text/css",
     "uPlot.iife.min.js": "text/javascript",
     **{f"{name}.js": "text/javascript" for name in (
-        "index", "show", "main", "format", "data", "charts", "tensors", "view")},
+        "index", "show", "elsewhere", "main", "format", "data", "charts", "tensors", "view")},
 }  # fmt: skip
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium
+from browser.conftest import WIDE, Open
 from contracts import event_readers, fake_run
 from contracts.page import inside_of
+from paging.logs import write_log
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
@@ -27,11 +28,7 @@ from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium.PATH is None, reason="Chromium is not installed"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = (
@@ -39,40 +36,7 @@ EVIL = (
 )
 #: .ci/run puts it there.
 AXE = next(ROOT.glob(".venv/axe-core/**/axe.min.js"), None)
-WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 390, "height": 844}
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium.PATH, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def open_page(browser) -> Iterator[Open]:
-    """Opens an address in a window of its own, and holds the console to silence."""
-    contexts, errors = [], []
-
-    def opened(url: str, **options: Any):
-        context = browser.new_context(**{"viewport": WIDE, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: message.type in ("error", "warning") and (
-            "sparsity" in str(message.location) or url.startswith("file:")
-        ) and errors.append(message.text))  # fmt: skip
-        page.goto(url)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert errors == []
-
-
+PHONE = {"width": 390, "height": 844}
 #: TensorBoard's colours of runs, in the order in which it counts them.
 COLOURS = ("#425066", "#12b5cb", "#e52592", "#f9ab00")
 
@@ -258,8 +222,8 @@ def test_dark_and_phone(open_page: Open, report: Path) -> None:
     expect_text(page, ".heat", "query")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 24, 26)"
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    order = page.locator("#app :is(h1, .tiles, .events h2, [data-chart=sparse] h2, #tensors h2)")
-    places = order.evaluate_all("all => all.map((e) => e.getBoundingClientRect().top)")
+    order = ("h1", ".tiles", ".events h2", "[data-chart=sparse] h2", ".removal h2", "#tensors h2")
+    places = [page.locator(f"#app {place}").bounding_box()["y"] for place in order]
     assert places == sorted(places)
 
 
@@ -383,53 +347,110 @@ def tab_of(page):
     return page.frame_locator("iframe")
 
 
-@pytest.mark.parametrize(("fast", "prefix"), [("true", ""), ("false", "/some/where")])
-def test_the_tab(open_page: Open, logs: Path, fast: str, prefix: str) -> None:
-    with event_readers.server(logs, "--load_fast", fast, prefix=prefix) as url:
-        page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
-        tab = tab_of(page)
-        expect_text(tab, "h1", "Weights turned sparse abruptly, from about step 1,050 on")
-        expect_text(tab, "[data-chart=sparse] .legend", "demo: near zero")
-        expect_text(tab, "[data-chart=sparse] .legend", "other: near zero")
-        expect_text(tab, ".heat", "query")
-        picture(page, "tab")
-        order = event_readers.fetch(f"{url}/data/runs")
-        swatches = tab.locator(".runs label i").evaluate_all(
-            "all => all.map((e) => getComputedStyle(e).backgroundColor)"
-        )
-        assert list(map(hexadecimal, swatches)) == [
-            COLOURS[order.index(f"{name}/sparsitywatch")] for name in ("demo", "other")
-        ]
-        # the run selector
-        tab.locator(".runs input").nth(1).uncheck()
-        sync_api.expect(tab.locator("[data-chart=sparse] .legend")).not_to_contain_text("other")
-        tab.get_by_role("button", name="Show other in full").click()
-        expect_text(tab, "h1", "No abrupt change in 41 snapshots")
-        # TensorBoard's dark mode, and a link
-        page.evaluate("document.body.classList.add('dark-mode')")
-        sync_api.expect(tab.locator(":root")).to_have_attribute("data-theme", "dark")
-        frame = page.frames[-1]
-        frame.locator("body").press("Home")
-        expect_text(tab, ".removal", "Step 0:")
-        assert "p.sparsity.step=0" in page.url
-        assert "p.sparsity.run=other" in page.url
-        again = open_page(page.url)
-        expect_text(tab_of(again), ".removal", "Step 0:")
-        expect_text(tab_of(again), "h1", "No abrupt change in 41 snapshots")
-        close(page, again)
-
-
-def test_new_snapshots_appear(open_page: Open, logs: Path) -> None:
+@pytest.fixture(scope="module")
+def board(logs: Path) -> Iterator[str]:
+    """The address of a TensorBoard with its own loader of data."""
     with event_readers.server(logs) as url:
-        page = open_page(f"{url}/#sparsity")
-        tab = tab_of(page)
-        expect_text(tab, ".taken", "41 snapshots")
-        sink = JsonlSink(logs / "demo" / "sparsitywatch")
-        sink.open(fake_run.run_info(initial_step=2000))
-        sink.write(*fake_run.look(2050))
-        sink.close()
-        expect_text(tab, ".taken", "42 snapshots")
-        close(page)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def other_board(logs: Path) -> Iterator[str]:
+    """Of one with the loader in Python, behind a prefix."""
+    with event_readers.server(logs, "--load_fast", "false", prefix="/some/where") as url:
+        yield url
+
+
+@pytest.mark.parametrize("which", ["board", "other_board"])
+def test_the_tab(open_page: Open, request: pytest.FixtureRequest, which: str) -> None:
+    url = request.getfixturevalue(which)
+    page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
+    tab = tab_of(page)
+    expect_text(tab, "h1", "Weights turned sparse abruptly, from about step 1,050 on")
+    expect_text(tab, "[data-chart=sparse] .legend", "demo: near zero")
+    expect_text(tab, "[data-chart=sparse] .legend", "other: near zero")
+    expect_text(tab, ".heat", "query")
+    picture(page, "tab")
+    order = event_readers.fetch(f"{url}/data/runs")
+    swatches = tab.locator(".runs label i").evaluate_all(
+        "all => all.map((e) => getComputedStyle(e).backgroundColor)"
+    )
+    assert list(map(hexadecimal, swatches)) == [
+        COLOURS[order.index(f"{name}/sparsitywatch")] for name in ("demo", "other")
+    ]
+    # the run selector
+    tab.locator(".runs input").nth(1).uncheck()
+    expect_runs(tab, "demo")
+    tab.get_by_role("button", name="Show other in full").click()
+    expect_text(tab, "h1", "No abrupt change in 41 snapshots")
+    # TensorBoard's dark mode, and a link
+    page.evaluate("document.body.classList.add('dark-mode')")
+    sync_api.expect(tab.locator(":root")).to_have_attribute("data-theme", "dark")
+    frame = page.frames[-1]
+    frame.locator("body").press("Home")
+    expect_text(tab, ".removal", "Step 0:")
+    assert "p.sparsity.step=0" in page.url
+    assert "p.sparsity.run=other" in page.url
+    again = open_page(page.url)
+    expect_text(tab_of(again), ".removal", "Step 0:")
+    expect_text(tab_of(again), "h1", "No abrupt change in 41 snapshots")
+    close(page, again)
+
+
+def expect_runs(tab, *names: str) -> None:
+    """The runs whose lines are in the charts, and whose boxes are checked."""
+    chart = tab.locator("[data-chart=sparse] .legend")
+    for name in ("demo", "other"):
+        expected = sync_api.expect(chart)
+        if name in names and len(names) > 1:
+            expected.to_contain_text(f"{name}: near zero")
+        else:
+            expected.not_to_contain_text(f"{name}: near zero")
+        box = tab.locator(".run", has_text=name).locator("input")
+        sync_api.expect(box).to_be_checked(checked=name in names)
+
+
+#: Of a dashboard of TensorBoard: the box of a run in it.
+BOXES = {
+    "scalars": "tf-scalar-dashboard paper-checkbox[id='checkbox-{}/sparsitywatch']",
+    "timeseries": "runs-data-table [data-id$='/{}/sparsitywatch'] input",
+}
+
+
+@pytest.mark.parametrize("elsewhere", BOXES)
+def test_a_run_that_is_hidden_elsewhere_is_hidden_here(
+    open_page: Open, board: str, elsewhere: str
+) -> None:
+    page = open_page(f"{board}/#{elsewhere}")
+
+    def turn(name: str) -> None:
+        page.locator(f".plugin-name[data-plugin-id={elsewhere}]").click()
+        page.locator(BOXES[elsewhere].format(name)).click()
+        page.locator(".plugin-name[data-plugin-id=sparsity]").click()
+
+    turn("other")
+    expect_runs(tab_of(page), "demo")
+    turn("other")
+    expect_runs(tab_of(page), "demo", "other")
+    turn("demo")
+    expect_runs(tab_of(page), "other")
+    expect_text(tab_of(page), "h1", "No abrupt change in 41 snapshots")
+    # the tab's own choice holds until the next one elsewhere
+    tab_of(page).locator(".runs input").first.check()
+    expect_runs(tab_of(page), "demo", "other")
+    close(page)
+
+
+def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
+    page = open_page(f"{board}/#sparsity")
+    tab = tab_of(page)
+    expect_text(tab, ".taken", "41 snapshots")
+    sink = JsonlSink(logs / "demo" / "sparsitywatch")
+    sink.open(fake_run.run_info(initial_step=2000))
+    sink.write(*fake_run.look(2050))
+    sink.close()
+    expect_text(tab, ".taken", "42 snapshots")
+    close(page)
 
 
 @contextmanager
@@ -450,4 +471,26 @@ def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
     with served(tmp_path) as url:
         page = open_page(url)
         expect_text(page, "#app", "No watched run in this log directory yet")
+        close(page)
+
+
+#: Bytes that were sent for a page: with their headers, as they went over the wire.
+SENT = """() => ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind))
+  .reduce((sum, entry) => sum + entry.transferSize, 0)"""
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_log(tmp_path_factory.mktemp("long") / "run", 2000, 200)
+
+
+@pytest.mark.parametrize("serve", [served, event_readers.server])
+def test_a_long_log_opens_with_two_megabytes(open_page: Open, long_log: Path, serve: Any) -> None:
+    with serve(long_log) as url:
+        page = open_page(url if serve is served else f"{url}/#sparsity")
+        shown = page if serve is served else tab_of(page)
+        expect_text(shown, "#app h1", "Weights turned sparse abruptly, from about step 30,000 on")
+        expect_text(shown, ".taken", "2,000 snapshots")
+        sync_api.expect(shown.locator(".heat .names li")).to_have_count(200, timeout=30_000)
+        assert 100_000 < page.frames[-1].evaluate(SENT) <= 2_000_000
         close(page)

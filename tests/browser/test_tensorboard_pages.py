@@ -4,42 +4,59 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from browser import chromium
+from browser.conftest import WIDE
 from contracts import event_readers, fake_run
 
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.sinks.tensorboard_pages import charts
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(chromium.PATH is None, reason="Chromium is not installed"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 EVENTS = {event.detected_step // 100 * 100: event for event in fake_run.events()}
 
-
-#: Groups and tags that are seen, inside web components too, in their order: [[text, top], ...]
-_PLACES = """
-((wanted) => {
-  const found = [];
-  const visit = (node) => {
-    if (node.nodeType === Node.TEXT_NODE && wanted.test(node.textContent.trim())) {
-      const box = node.parentElement.getBoundingClientRect();
-      if (box.height) found.push([node.textContent.trim(), box.top]);
-    }
-    if (node.shadowRoot) visit(node.shadowRoot);
-    for (const child of node.childNodes) visit(child);
+#: Visits every node that may be seen, also inside web components.
+_WALK = """
+  const walk = (visit, node = document.body) => {
+    if (["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) return;
+    visit(node);
+    if (node.shadowRoot) walk(visit, node.shadowRoot);
+    for (const child of node.childNodes) walk(visit, child);
   };
-  visit(document.body);
-  return found;
-})(/^(0_sparsity|z_sparsity|loss)(\\/.*)?$/)
 """
+#: All text on the page.
+_TEXT = f"""() => {{ {_WALK}
+  const pieces = [];
+  walk((node) => {{
+    if (node.nodeType === Node.TEXT_NODE) pieces.push(node.textContent.trim());
+  }});
+  return pieces.filter(Boolean).join("\\n");
+}}"""
+#: Widths in pixels of all images that have been loaded.
+_WIDTHS = f"""() => {{ {_WALK}
+  const widths = [];
+  walk((node) => {{
+    if (node.nodeName === "IMG" && node.naturalWidth) widths.push(node.naturalWidth);
+  }});
+  return widths.sort((a, b) => a - b);
+}}"""
+#: Groups and tags that are seen, in their order: [[text, top], ...]
+_PLACES = f"""() => {{ {_WALK}
+  const found = [];
+  walk((node) => {{
+    const text = node.nodeType === Node.TEXT_NODE ? node.textContent.trim() : "";
+    if (!/^(0_sparsity|z_sparsity|loss)(\\/.*)?$/.test(text)) return;
+    const box = node.parentElement.getBoundingClientRect();
+    if (box.height) found.push([text, box.top]);
+  }});
+  return found;
+}}"""
 
 
 def write_run(directory: Path) -> None:
@@ -70,15 +87,24 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[chromium.Page]:
-    with chromium.browser() as page:
-        page.resize(1400, 900)
-        yield page
+def page(browser: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport=WIDE)
+    yield context.new_page()
+    context.close()
 
 
-def test_what_matters_most_is_on_the_first_screen_of_scalars(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#scalars")
-    page.wait_for("demo/sparsitywatch", "0_sparsity/1_near_zero/initial_0.1", "z_sparsity")
+def wait_for(page: Any, *wanted: str, timeout_s: float = 60.0) -> str:
+    """The text of the page once everything wanted is in it."""
+    deadline = time.monotonic() + timeout_s
+    while missing := [piece for piece in wanted if piece not in (text := page.evaluate(_TEXT))]:
+        assert time.monotonic() < deadline, f"never saw {missing} in: {text}"
+        page.wait_for_timeout(100)
+    return text
+
+
+def test_what_matters_most_is_on_the_first_screen_of_scalars(page: Any, url: str) -> None:
+    page.goto(f"{url}/#scalars")
+    wait_for(page, "demo/sparsitywatch", "0_sparsity/1_near_zero/initial_0.1", "z_sparsity")
     places = page.evaluate(_PLACES)
     groups = dict.fromkeys(text for text, _ in places if "/" not in text)
     assert list(groups) == ["0_sparsity", "loss", "z_sparsity"]
@@ -88,51 +114,48 @@ def test_what_matters_most_is_on_the_first_screen_of_scalars(page: chromium.Page
         "0_sparsity/3_forecast/near_zero_in_1", "0_sparsity/4_essential_sparsity/value",
     ]  # fmt: skip
     if folder := os.environ.get("SPARSITYWATCH_PICTURES"):
-        page.screenshot(Path(folder) / "tensorboard-scalars.png")
+        page.screenshot(path=Path(folder) / "tensorboard-scalars.png")
 
 
-def test_custom_scalars(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#custom_scalars")
+def test_custom_scalars(page: Any, url: str) -> None:
+    page.goto(f"{url}/#custom_scalars")
     layout = charts(fake_run.provenance())
     titles = [title for category in layout.values() for title in category]
     # one line with a band; a rule and the forecast, without its band; four rules
-    text = page.wait_for(
-        *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
+    text = wait_for(
+        page, *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
     )
     for complaint in ("Missing Tags", "lacks data", "do not match", "Matches (0)"):
         assert complaint not in text
 
 
-def test_images_begin_with_the_overview(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#images")
-    text = page.wait_for("0_sparsity/overview", "z_sparsity/removed_per_layer", "2,000")
+def test_images_begin_with_the_overview(page: Any, url: str) -> None:
+    page.goto(f"{url}/#images")
+    text = wait_for(page, "0_sparsity/overview", "z_sparsity/removed_per_layer", "2,000")
     assert text.index("0_sparsity/overview") < text.index("z_sparsity/removed_per_layer")
-    event_readers.wait_until(
-        lambda: sorted(width for width in page.image_widths() if width) == [800, 800, 950]
-    )
-    assert sorted(width for width in page.image_widths() if width) == [800, 800, 950]
+    event_readers.wait_until(lambda: page.evaluate(_WIDTHS) == [800, 800, 950])
 
 
-def test_histograms_are_of_each_kind(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#histograms")
+def test_histograms_are_of_each_kind(page: Any, url: str) -> None:
+    page.goto(f"{url}/#histograms")
     wanted = [f"z_sparsity/log10_magnitude/{role}" for role in fake_run.ROLES]
-    text = page.wait_for(*wanted)
+    text = wait_for(page, *wanted)
     assert all(name in text for name in wanted)
 
 
-def test_text_begins_with_the_events_and_what_to_do(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#text")
+def test_text_begins_with_the_events_and_what_to_do(page: Any, url: str) -> None:
+    page.goto(f"{url}/#text")
     events = [replace(e, detected_step=step) for step, e in EVENTS.items()]
     about = "How much of this model could be thrown away right now?"
-    text = page.wait_for(about, *(event.describe() for event in events))
+    text = wait_for(page, about, *(event.describe() for event in events))
     for event in events:
         assert event.advice in text
         assert text.index(event.advice) < text.index(about)
     assert "z_sparsity/scope" in text.splitlines()  # folded until it is clicked
 
 
-def test_the_table_of_runs(page: chromium.Page, url: str) -> None:
-    page.open(f"{url}/#hparams")
-    text = page.wait_for("demo ", "pattern", "global", "0_sparsity/1_near_zero/initial_0.1")
+def test_the_table_of_runs(page: Any, url: str) -> None:
+    page.goto(f"{url}/#hparams")
+    text = wait_for(page, "demo ", "pattern", "global", "0_sparsity/1_near_zero/initial_0.1")
     assert "Trial ID" in text.splitlines()
     assert "12 of 13 parameters in scope" in text

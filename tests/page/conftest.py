@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,9 @@ from contracts.page import Element, inside_of, parse
 from sparsitywatch.cli import main
 from sparsitywatch.records import Detail, Event, Record
 
+WEB = Path(__file__).resolve().parents[2] / "sparsitywatch" / "page" / "web"
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="Node is not installed")
 STEPS = range(0, 2001, 50)
 SCRIPT = "<script>document.title = 'owned'</script>"
 EVIL = f"{SCRIPT}.$\\frac{{1}}$.weight"
@@ -163,3 +168,12 @@ def troubled_page(make_page: Make) -> Page:
         decay_clock=math.nan, noise=0.0,
     )  # fmt: skip
     return make_page(looks, [first, second, third], "a <i>run & 'more'")
+
+
+def in_node(code: str) -> str:
+    """What a program that imports modules of the page prints."""
+    done = subprocess.run(
+        [NODE, "--input-type=module", "-e", code],
+        capture_output=True, text=True, check=True, cwd=WEB,
+    )  # fmt: skip
+    return done.stdout.strip()

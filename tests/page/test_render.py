@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shutil
 import subprocess
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -17,14 +16,12 @@ from contracts import fake_run
 from contracts.page import parse
 from hypothesis import given
 from hypothesis import strategies as st
-from page.conftest import EVIL, SCRIPT, Page
+from page.conftest import EVIL, NODE, SCRIPT, WEB, Page, in_node, needs_node
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.page.data import page_data
 from sparsitywatch.page.overview import overview_svg, ticks
 from sparsitywatch.page.render import printable, render, script
-
-WEB = Path(__file__).resolve().parents[2] / "sparsitywatch" / "page" / "web"
-NODE = shutil.which("node")
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])
@@ -111,7 +108,7 @@ def test_a_line_ends_where_nothing_was_measured(troubled_page: Page) -> None:
 
 
 def test_nothing_to_draw_is_no_drawing() -> None:
-    assert overview_svg({"steps": [], "series": {}, "rule": "", "events": []}) == ""
+    assert overview_svg({**page_data(Run([])), "series": {}}) == ""
 
 
 def test_one_snapshot_has_a_drawing() -> None:
@@ -173,17 +170,6 @@ def test_colours_can_be_told_from_what_is_behind_them() -> None:
         for name, paper, least in [*texts, *badges, *((n, "paper", 3.0) for n in names)]:
             low, high = sorted((luminance(colours[name]), luminance(colours[paper])))
             assert (high + 0.05) / (low + 0.05) >= least, (name, paper)
-
-
-def in_node(code: str) -> str:
-    done = subprocess.run(
-        [NODE, "--input-type=module", "-e", code],
-        capture_output=True, text=True, check=True, cwd=WEB,
-    )  # fmt: skip
-    return done.stdout.strip()
-
-
-needs_node = pytest.mark.skipif(NODE is None, reason="Node is not installed")
 
 
 @needs_node

@@ -6,11 +6,14 @@ import importlib.metadata
 import json
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from contracts import fake_run
+from page.conftest import in_node, needs_node
 from tensorboard.plugins import base_plugin
 
 from sparsitywatch.page.plugin import SparsityPlugin
@@ -64,3 +67,60 @@ def test_a_log_directory_elsewhere_has_no_tab() -> None:
 def test_several_directories_by_name(tmp_path: Path) -> None:
     fake_run.write_run(tmp_path / "run", [fake_run.look(0)])
     assert SparsityPlugin(context("", f"one:{tmp_path}")).is_active()
+
+
+# ------------------------------------------------------------------ what is chosen elsewhere
+
+
+def in_base64(choice: object) -> str:
+    return quote(b64encode(json.dumps(choice).encode()).decode(), safe="")
+
+
+@needs_node
+def test_what_the_address_and_the_table_say_of_runs() -> None:
+    """As TensorBoard writes them: components of the address are escaped, the choice in base64."""
+    chosen = in_base64({"a/x": False, "b/x": True})
+    both = f"#scalars&runSelectionState={chosen}&regexInput=%5B%5Ez%5D"
+    code = f"""
+    import {{ hexadecimal, ofAddress, ofTable }} from "./elsewhere.js";
+    const shown = (says) => ["a/x", "b/x", "c/x", "z", "constructor"].map(says).join();
+    console.log(shown(ofAddress("#sparsity")));
+    console.log(shown(ofAddress("{both}")));
+    console.log(shown(ofAddress("#scalars&runSelectionState=cut&regexInput=(")));
+    console.log(shown(ofAddress("#scalars&runSelectionState={in_base64(None)}")));
+    const rows = new Map([["a/x", {{ chosen: false }}], ["z", {{ chosen: true }}]]);
+    console.log(shown(ofTable("", rows)));
+    console.log(shown(ofTable("?runFilter=X%24&p.sparsity.step=5", rows)));
+    console.log([hexadecimal("rgb(18, 181, 203)"), hexadecimal("none")].join());
+    """
+    assert in_node(code).splitlines() == [
+        "true,true,true,true,true",
+        "false,true,true,false,true",
+        "true,true,true,true,true",
+        "true,true,true,true,true",
+        "false,,,true,",
+        "false,,,false,false",
+        "#12b5cb,",
+    ]
+
+
+@needs_node
+def test_the_last_choice_counts_wherever_it_was_made() -> None:
+    code = """
+    import { Follower } from "./elsewhere.js";
+    const follower = new Follower();
+    const told = (address, table) => {
+      const sources = { address: (run) => address[run], table: (run) => table[run] };
+      console.log([...follower.changes(sources, ["a", "b"])].join(" ") || "nothing");
+    };
+    told({ a: true, b: true }, {});
+    told({ a: false, b: true }, {});
+    told({ a: false, b: true }, { a: true, b: true });
+    told({ a: false, b: true }, { a: true, b: false });
+    told({ a: false, b: true }, {});
+    told({ a: true, b: true }, { b: false });
+    told({ a: true, b: true }, { b: true });
+    """
+    assert in_node(code).splitlines() == [
+        "nothing", "a,false", "nothing", "b,false", "nothing", "a,true", "b,true",
+    ]  # fmt: skip

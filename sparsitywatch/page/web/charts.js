@@ -46,7 +46,7 @@ export function panelsOf(data, nearZero, other) {
       band: ["essential_sparsity/low", "essential_sparsity/high"],
     },
     {
-      key: "value", title: "Model", note: "value of the held-out examples", height: 140,
+      key: "value", title: "Model", note: `${data.better === "higher" ? "score" : "loss"} of the held-out examples: ${data.better} is better`, height: 140,
       fromZero: false,
       lines: [
         { series: "value/dense", label: "as it is", colour: "blue" },
@@ -194,7 +194,7 @@ export class Charts {
       scales: { x: { time: false }, y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => limits(panel, low, high) } },
       axes: [
         { ...axis, size: 26, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => (Number.isInteger(x) ? whole(x) : "")) },
-        { ...axis, size: 52, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick(unit, x)) },
+        { ...axis, size: 52, space: 24, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick(unit, x)) },
         ...(right ? [{ ...axis, scale: "right", side: 1, size: 44, grid: { show: false }, values: (/** @type {any} */ _, /** @type {number[]} */ ticks) => ticks.map((x) => tick("", x)) }] : []),
       ],
       cursor: {
@@ -205,7 +205,7 @@ export class Charts {
       },
       hooks: {
         drawClear: [(/** @type {any} */ u) => this.behind(u, panel)],
-        draw: [(/** @type {any} */ u) => this.marks(u)],
+        draw: [(/** @type {any} */ u) => this.marks(u, panel)],
         setSelect: [(/** @type {any} */ u) => this.selected(u)],
         ready: [(/** @type {any} */ u) => this.listen(u)],
       },
@@ -310,40 +310,40 @@ export class Charts {
     ctx.restore();
   }
 
-  /** Where each event began and was seen; a cross where a snapshot failed. @param {any} u */
-  marks(u) {
+  /** A number in a circle. @param {any} ctx @param {number} number @param {number} x @param {number} y @param {number} dense */
+  numbered(ctx, number, x, y, dense) {
+    ctx.setLineDash([]);
+    ctx.fillStyle = colour(this.root, "ink");
+    ctx.beginPath();
+    ctx.arc(x, y, 8 * dense, 0, 2 * Math.PI);
+    ctx.fill();
+    ctx.fillStyle = colour(this.root, "paper");
+    ctx.font = `bold ${11 * dense}px system-ui, sans-serif`;
+    ctx.textAlign = "center";
+    ctx.textBaseline = "middle";
+    ctx.fillText(String(number), x, y + dense);
+  }
+
+  /** Where each event was seen, and in the chart of what changed where it began; a cross where a snapshot failed. @param {any} u @param {Panel} panel */
+  marks(u, panel) {
     const { ctx, bbox } = u;
     const { data } = this.models[0];
     const dense = window.devicePixelRatio || 1;
-    const ink = colour(this.root, "ink");
+    const [left, right] = [bbox.left, bbox.left + bbox.width];
     ctx.save();
     ctx.lineWidth = dense;
-    ctx.strokeStyle = ink;
+    ctx.strokeStyle = colour(this.root, "ink");
+    const inside = (/** @type {number} */ x) => x >= left - 1 && x <= right + 1;
     let taken = -Infinity; // events of one step have their numbers side by side
     for (const event of data.events) {
-      for (const [at, dash] of /** @type {[number, number[]][]} */ ([[event.onset, [2, 3]], [event.seen, []]])) {
-        const x = Math.round(u.valToPos(at, "x", true));
-        if (x < bbox.left || x > bbox.left + bbox.width) continue;
-        ctx.setLineDash(dash.map((d) => d * dense));
-        ctx.beginPath();
-        ctx.moveTo(x, bbox.top);
-        ctx.lineTo(x, bbox.top + bbox.height);
-        ctx.stroke();
+      const [onset, seen] = [event.onset, event.seen].map((step) => Math.round(u.valToPos(step, "x", true)));
+      if (inside(seen)) path(ctx, [[seen, bbox.top], [seen, bbox.top + bbox.height]], []);
+      if (isHome(panel, event.series) && inside(onset)) {
+        path(ctx, [[onset, bbox.top + bbox.height], [onset, bbox.top], [Math.min(seen, right), bbox.top]], [2 * dense, 3 * dense]);
       }
-      const x = u.valToPos(event.seen, "x", true);
-      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
-      const place = Math.max(x, taken + 17 * dense);
-      taken = place;
-      ctx.setLineDash([]);
-      ctx.fillStyle = ink;
-      ctx.beginPath();
-      ctx.arc(place, bbox.top, 8 * dense, 0, 2 * Math.PI);
-      ctx.fill();
-      ctx.fillStyle = colour(this.root, "paper");
-      ctx.font = `bold ${11 * dense}px system-ui, sans-serif`;
-      ctx.textAlign = "center";
-      ctx.textBaseline = "middle";
-      ctx.fillText(String(event.number), place, bbox.top + dense);
+      if (!inside(seen)) continue;
+      taken = Math.max(seen, taken + 17 * dense);
+      this.numbered(ctx, event.number, taken, bbox.top, dense);
     }
     ctx.fillStyle = colour(this.root, "red");
     ctx.font = `bold ${13 * dense}px system-ui, sans-serif`;
@@ -354,6 +354,14 @@ export class Charts {
     }
     ctx.restore();
   }
+}
+
+/** A line through points. @param {any} ctx @param {number[][]} points @param {number[]} dash */
+function path(ctx, points, dash) {
+  ctx.setLineDash(dash);
+  ctx.beginPath();
+  points.forEach(([x, y], i) => (i ? ctx.lineTo(x, y) : ctx.moveTo(x, y)));
+  ctx.stroke();
 }
 
 /** @param {any} ctx @param {any} box @param {number} left @param {number} right at least a pixel wide */

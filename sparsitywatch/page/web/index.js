@@ -2,6 +2,7 @@
 /** The page as a tab of TensorBoard: what its server calls a plugin's module. */
 
 import { serverSource } from "./data.js";
+import { Follower, ofAddress, ofTable, tableOf } from "./elsewhere.js";
 
 /** TensorBoard's own colours of runs, in its order; the first is another in the dark. */
 const COLOURS = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
@@ -48,6 +49,7 @@ export async function render() {
   if (outer !== window) dress();
   /** @type {Map<string, number>} each run of TensorBoard with the place of its colour, as it counts */
   const places = new Map();
+  const follower = new Follower();
   /** @type {import("./main.js").Page | undefined} */
   let page;
   await hostRuns(outer, (names) => {
@@ -57,9 +59,19 @@ export async function render() {
   page = await mount(root, serverSource("./"), {
     read: () => linked(outer),
     write: (query) => link(outer, query),
-    colours: (names) => names.map((name, i) => (isDark() ? DARK : COLOURS)[placeOf(places, name, i) % COLOURS.length]),
+    colours: (names) => {
+      const rows = tableOf(outer.document);
+      return names.map((name, i) => rows.get(runOf(places, name))?.colour
+        || (isDark() ? DARK : COLOURS)[(places.get(runOf(places, name)) ?? i) % COLOURS.length]);
+    },
+    changes: (names) => {
+      const own = new Map(names.map((name) => [runOf(places, name), name]));
+      const sources = { address: ofAddress(outer.location.hash), table: ofTable(outer.location.search, tableOf(outer.document)) };
+      return [...follower.changes(sources, [...own.keys()])].map(([run, isShown]) => [own.get(run) ?? run, isShown]);
+    },
   });
   if (outer !== window) {
+    outer.addEventListener("hashchange", () => page?.refresh());
     new MutationObserver(() => { dress(); page?.build(); }).observe(outer.document.body, { attributes: true, attributeFilter: ["class"] });
   } else {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.build());
@@ -88,9 +100,10 @@ function hostRuns(outer, told) {
   });
 }
 
-/** Which colour a run has: that of the run of its event files. @param {Map<string, number>} places @param {string} name @param {number} i */
-function placeOf(places, name, i) {
-  return places.get(`${name}/sparsitywatch`) ?? places.get(name) ?? places.get("sparsitywatch") ?? places.get(".") ?? i;
+/** What a run is called in TensorBoard: as its event files are. @param {Map<string, number>} places @param {string} name */
+function runOf(places, name) {
+  const own = `${name}/sparsitywatch`;
+  return [own, name, "sparsitywatch", "."].find((run) => places.has(run)) ?? own;
 }
 
 const PREFIX = "p.sparsity.";

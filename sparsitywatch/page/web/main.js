@@ -12,12 +12,15 @@ import { drawCost, events, foot, header, tiles } from "./view.js";
  * @typedef {import("./data.js").Details} Details
  * @typedef {import("./data.js").Source} Source
  * @typedef {{read: () => URLSearchParams, write: (query: URLSearchParams) => void,
- *   colours: (names: string[]) => string[]}} Host where links and colours come from
+ *   colours: (names: string[]) => string[], changes?: (names: string[]) => [string, boolean][]}} Host
+ *   where links and colours come from, and which runs were hidden or shown around the page since
  */
 
 const POLL_MS = 3000;
 /** Runs that are shown at first, where there are several. */
 const FEW = 4;
+/** Runs that a choice around the page brings into it at most; more are loaded one by one, by hand. */
+const MANY = 12;
 
 /**
  * Show the page, and keep it up to date where its source is live.
@@ -42,6 +45,7 @@ export class Page {
     this.deep = new Map();
     /** @type {string[]} */
     this.names = [];
+    this.looks = "";
     /** @type {Set<string> | null} */
     this.chosen = null;
     this.first = "";
@@ -84,12 +88,12 @@ export class Page {
     try {
       const runs = await this.source.runs();
       const names = runs.map((run) => run.name);
-      if (!names.includes(this.first)) this.first = names[0] ?? "";
-      this.chosen ??= new Set([this.first, ...names].filter(Boolean).slice(0, FEW));
-      let changed = !this.root.childElementCount || names.join("\n") !== this.names.join("\n") || this.failure !== "";
-      this.names = names;
+      const followed = this.hear(names);
+      const looks = [...names, ...this.host.colours(names)].join("\n");
+      let changed = followed || !this.root.childElementCount || looks !== this.looks || this.failure !== "";
+      Object.assign(this, { names, looks });
       for (const { name, version } of runs) {
-        if (!this.chosen.has(name) && name !== this.first) continue;
+        if (!this.chosen?.has(name)) continue;
         if (this.loaded.get(name)?.version === version) continue;
         this.loaded.set(name, { version, data: await this.source.page(name) });
         changed = true;
@@ -101,6 +105,35 @@ export class Page {
       if (text !== this.failure) this.root.prepend(h("p", { class: "warning", role: "alert" }, `No answer: ${text}. Trying again.`));
       this.failure = text;
     }
+  }
+
+  /**
+   * Choose what was chosen around the page since the last time; one run always stays.
+   * @param {string[]} names of all runs @returns {boolean} whether something was
+   */
+  hear(names) {
+    const changes = this.host.changes?.(names) ?? [];
+    if (!this.chosen?.size) {
+      const hidden = new Set(changes.map(([name]) => name)); // at first all are shown
+      const others = names.filter((name) => name !== this.first && !hidden.has(name));
+      this.chosen = new Set([...names.filter((name) => name === this.first), ...others].slice(0, FEW));
+    } else {
+      for (const [name, isShown] of changes) {
+        if (!isShown) this.chosen.delete(name);
+        else if (this.chosen.size < MANY) this.chosen.add(name);
+      }
+    }
+    this.settle(names);
+    return changes.length > 0;
+  }
+
+  /** The run that is shown in full is one of those that are shown. @param {string[]} names */
+  settle(names) {
+    if (this.chosen?.has(this.first) && names.includes(this.first)) return;
+    const next = names.find((name) => this.chosen?.has(name)) ?? (names.includes(this.first) ? this.first : names[0] ?? "");
+    if (next !== this.first && this.names.length) this.pinned = null;
+    this.first = next;
+    if (next) this.chosen?.add(next);
   }
 
   get data() {
@@ -127,7 +160,7 @@ export class Page {
     }
     const scroll = document.documentElement.scrollTop;
     const open = [...this.root.querySelectorAll("details[open]")].map((d) => d.id);
-    const top = header(data, this.source.live, this.selector());
+    const top = header(data, this.source.live, this.selector(), (event) => this.pin(event.seen));
     const below = foot(data, this.source.live);
     if (!data.steps.length) {
       this.root.replaceChildren(top, h("main", {}, events(data, () => undefined), below));
@@ -165,8 +198,10 @@ export class Page {
   async choose(name, on) {
     if (on) this.chosen?.add(name);
     else this.chosen?.delete(name);
+    this.settle(this.names);
     if (!this.loaded.has(name)) await this.refresh();
     else this.build();
+    this.remember();
   }
 
   /** @param {string} name */
@@ -195,7 +230,8 @@ export class Page {
       h("label", {}, "near zero means ", tau), h("label", {}, "one more chart ", other),
       h("button", { type: "button", onclick: () => this.charts?.reset(), title: "or double-click in a chart" }, "whole run"),
       h("button", { type: "button", onclick: () => download(`${data.name}.csv`, csv(data)) }, "numbers (CSV)"),
-      h("small", {}, "Drag to zoom, click to hold the cursor, arrow keys to move it."));
+      h("small", {}, data.events.length ? "Number: where an event was seen; dotted: where it began; band: how sure that is. " : "",
+        "Drag to zoom, click to hold the cursor, arrow keys to move it."));
   }
 
   /** @param {string} tau */

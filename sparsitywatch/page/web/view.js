@@ -3,6 +3,7 @@
 
 import { nearest } from "./data.js";
 import { ago, h, percent, s, shown, significant, whole } from "./format.js";
+import { parted } from "./tensors.js";
 
 /**
  * @typedef {import("./data.js").PageData} PageData
@@ -10,14 +11,22 @@ import { ago, h, percent, s, shown, significant, whole } from "./format.js";
  * @typedef {import("./data.js").Curve} Curve
  */
 
-/** @param {PageData} data @param {boolean} live @param {HTMLElement | string} selector which runs are shown */
-export function header(data, live, selector) {
+/** Names of tensors that an event says at once. */
+const FEW_NAMES = 4;
+
+/**
+ * @param {PageData} data @param {boolean} live @param {HTMLElement | string} selector which runs are shown
+ * @param {(event: RunEvent) => void} pick
+ */
+export function header(data, live, selector, pick) {
   const { verdict, state } = data;
   const since = live && state?.status === "on" && state.wall_time ? ago(Date.now() / 1000 - state.wall_time) : "";
   const watch = [...data.watch, ...(since ? [`last sign of life ${since}`] : [])].join(" · ");
+  const event = data.events[verdict.event - 1];
   return h("header", {}, selector,
     h("p", { class: "eyebrow" }, "Sparsity of the run ", h("b", {}, data.name), watch ? ` · ${watch}` : ""),
     h("h1", {}, h("span", { class: `badge ${verdict.level}` }, verdict.badge), " ", verdict.headline),
+    event && (event.where.length || event.why.length) ? h("p", { class: "answers" }, ...where(data, event), ...why(event), number(event, pick)) : null,
     h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.action),
     h("p", { class: "taken" }, data.taken));
 }
@@ -49,10 +58,10 @@ export function spark(steps, values) {
 export function events(data, pick) {
   const cards = [...data.events].reverse().map((event) =>
     h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : "" },
-      h("h3", {}, h("button", { type: "button", class: "number", "aria-label": `Show event ${event.number} in the charts`, onclick: () => pick(event) }, String(event.number)), " ", event.title),
+      h("h3", {}, number(event, pick), " ", event.title),
       h("p", {}, capital(event.when), "."),
-      event.where.length ? h("p", { class: "where" }, h("b", {}, "Where: "), names(event.where)) : null,
-      event.why.length ? h("p", {}, h("b", {}, "Why: "), event.why.join("; "), ".") : null,
+      event.where.length ? h("p", {}, ...where(data, event)) : null,
+      event.why.length ? h("p", {}, ...why(event)) : null,
       event.also.length ? h("p", {}, capital(event.also.join("; ")), ".") : null,
       h("p", { class: "do" }, h("b", {}, "→ "), event.do)));
   return h("section", { class: "events", id: "events" }, h("h2", {}, "Events", " ", h("small", {}, cards.length ? "newest first" : "")),
@@ -60,10 +69,23 @@ export function events(data, pick) {
       ? "None: no watched number changed abruptly or rose steadily." : "None yet: nothing has been measured."));
 }
 
-/** @param {string[]} where */
-function names(where) {
-  const few = where.slice(0, 4).join(", ");
-  return where.length > 4 ? `${few} and ${where.length - 4} more` : few;
+/** @param {RunEvent} event @param {(event: RunEvent) => void} pick */
+function number(event, pick) {
+  return h("button", { type: "button", class: "number", "aria-label": `Show event ${event.number} in the charts`, onclick: () => pick(event) }, String(event.number));
+}
+
+/** In which tensors, by the names that they have in the map below. @param {PageData} data @param {RunEvent} event */
+function where(data, event) {
+  if (!event.where.length) return [];
+  const labels = new Map(parted(data.tensors).map((part, i) => [data.tensors[i], part.label]));
+  const few = event.where.slice(0, FEW_NAMES).map((name) => labels.get(name) ?? name).join(", ");
+  const more = event.where.length - FEW_NAMES;
+  return [h("b", {}, "Where: "), h("span", { title: event.where.join(", ") }, more > 0 ? `${few} and ${more} more` : few), ". "];
+}
+
+/** @param {RunEvent} event */
+function why(event) {
+  return event.why.length ? [h("b", {}, "Why: "), `${event.why.join("; ")}. `] : [];
 }
 
 /** @param {string} text */
