@@ -158,7 +158,9 @@ def _fraction(layer: LayerShare, series: str) -> float:
 # as in every bell-shaped distribution. Growth above that bound has another cause: pruning, a
 # penalty, a jump. That growth could be decay's is no proof: weights that decay alone moves are
 # dormant, and where next to none are, nothing is claimed. The clock is an average over the in-scope
-# weights: where param groups decay at very different rates, a tensor may outrun it.
+# weights: where param groups decay at very different rates, a tensor may outrun it. Where it is not
+# known, what weights without gradient shrank by says how far it has come at least: growth within
+# the bound of that is within the true one, and growth above it says nothing.
 
 #: Standard deviations by which one snapshot may exceed the bound, and all together.
 _NOISE_FACTOR = 4.0
@@ -173,7 +175,8 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         False: it grew faster than decay could make it, between two snapshots since the onset
         or over all of them; or exact zeros appeared, which decay never makes. True: it did
         not, and weights that decay alone moves were not found missing. None: unknown, or
-        the series is no near-zero fraction with a fixed threshold that rose.
+        the series is no near-zero fraction with a fixed threshold that rose. Where the decay
+        clock is not known it is never False, and True if what is known of it is enough.
     """
     room, _, rule = event.series.partition("/")
     if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
@@ -184,19 +187,27 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     since = [
         r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
     ]
-    if len(since) < 2:
+    values = np.array([r.near_zero[rule] for r in since])
+    if len(since) < 2 or not np.isfinite(values).all():
         return None
     clock = np.array([r.decay_clock for r in since])
-    values = np.array([r.near_zero[rule] for r in since])
-    if not (np.isfinite(clock).all() and np.isfinite(values).all()):
-        return None
+    is_known = bool(np.isfinite(clock).all())
+    if not is_known:
+        clock = _least_clock(records[start:], since)
     # standard deviation of log(later / earlier), for each value and the one after it
     counting = 1.0 / np.sqrt(np.maximum(values[:-1] * since[-1].scope.num_weights, 1.0))
     known = 0.0 if math.isnan(event.noise) else event.noise
     noise = math.sqrt(2.0) * np.maximum(counting, known / values[:-1])
     if _is_faster(values, clock, noise) or _is_faster(values[[0, -1]], clock[[0, -1]], noise[[0]]):
-        return False
+        return False if is_known else None
     return True if _is_seen(since, values, clock) else None
+
+
+def _least_clock(records: Sequence[Record], at: Sequence[Record]) -> np.ndarray:
+    """How far decay has come at some of these records at least, by what weights shrank."""
+    seen = [math.nan if r.dormant is None else r.dormant.estimated_advance for r in records]
+    come = np.nancumsum(seen)  # where nothing was seen it may have stood still
+    return come[np.searchsorted([r.step for r in records], [r.step for r in at])]
 
 
 def _is_faster(values: np.ndarray, clock: np.ndarray, noise: np.ndarray) -> bool:

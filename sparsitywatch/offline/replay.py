@@ -88,7 +88,8 @@ def replay(
     The same weights give the same record as live, but for wall time, costs, and what only an
     optimizer knows: unless ``lr`` and ``weight_decay`` are known, the decay clock and the forecast
     are not, and what moved between two checkpoints is estimated from the
-    weights (``dormant.estimated``).
+    weights (``dormant.estimated``), as is by how much the decay clock advanced, where weights
+    without gradient show it (``dormant.estimated_advance``).
 
     A replay that was killed does only what is missing when it is started again.
 
@@ -116,8 +117,7 @@ def replay(
             which is not read. With both, decay clock, dormant weights and forecast are those of a
             live watch.
         detectors: as of ``watch``; by default without that of the dormant weights unless
-            ``weight_decay`` is given: without the decay clock the early signal cannot be
-            distinguished from a model that has stopped to learn.
+            ``weight_decay`` is given: the early signal comes late where decay must be estimated.
         on_event, on_record, sinks: as of ``watch``; what one of them raises ends the replay.
         on_failure: called with each checkpoint that cannot be measured; the others go on.
         on_progress: called with the number of checkpoints that are done and of all.
@@ -214,7 +214,7 @@ def _learn_logged(rates: Rates, listed: Sequence[Found], options: Mapping[str, A
 
 
 def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:
-    # without the decay clock dormant weights cannot be distinguished from a model that stands still
+    # without the schedule dormant weights are seen late, and stand for the take-off that they begin
     defaults = default_detectors(settings)
     return {n: d for n, d in defaults.items() if knows_decay or not n.startswith("motion/")}
 

@@ -181,6 +181,8 @@ class History:
         """What the detectors see; they know neither their series nor what it means."""
         known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
         known["reliance"] = series.get("value/reliance")
+        if record.dormant is not None and math.isfinite(record.dormant.estimated_advance):
+            known["estimated_advance"] = record.dormant.estimated_advance
         context = {name: value for name, value in known.items() if value is not None}
         events = []
         for name, detector in self._detectors.items():

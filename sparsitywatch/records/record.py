@@ -249,6 +249,8 @@ class Dormant:
             known. It grows with the distance of the snapshots.
         estimated: the shrink by decay and the size of updates were estimated from the weights
             themselves, as nothing was known of the optimizer.
+        estimated_advance: by how much the decay clock advanced, as estimated in the same way; NaN
+            where the optimizer is known, or no weights shrank by one factor.
         projection: None if the decay clock stands still or is not known.
     """
 
@@ -258,6 +260,7 @@ class Dormant:
     reason: str = ""
     chance: float = _NAN
     estimated: bool = False
+    estimated_advance: float = _NAN
     projection: DecayProjection | None = None
 
 

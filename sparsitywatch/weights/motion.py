@@ -146,15 +146,19 @@ class MotionTracker:
         """
         since, before = self._step, self._before
         num_sampled, masks = sum(map(torch.numel, sample.values())), None
+        advance = math.nan
         if optimizer is None:
-            motions = _compared_without_optimizer(before, sample, step - since)
+            motions, advance = _compared_without_optimizer(before, sample, step - since)
         else:
             motions = _compared(before, sample, self._clock, optimizer)
         clock = None if optimizer is None else optimizer.clock
         self._before, self._clock, self._step = dict(sample), clock or DecayClock(), step
         if motions:
             ahead = decay_projection(motions, sample, near_zero) if near_zero else None
-            moved = _moved(motions, since, ahead, is_estimated=optimizer is None)
+            moved = _moved(motions, since, ahead)
+            if optimizer is None:
+                told = replace(moved.dormant, estimated=True, estimated_advance=advance)
+                moved = replace(moved, dormant=told)
         else:
             moved = _unmeasured(STILL if before else "no earlier snapshot", num_sampled, since)
         if mask_thresholds:
@@ -222,10 +226,13 @@ def _compared(
 
 def _compared_without_optimizer(
     before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], num_steps: int
-) -> dict[str, TensorMotion]:
-    """The motion of each tensor that moved, as far as the two samples tell what was done."""
+) -> tuple[dict[str, TensorMotion], float]:
+    """The motion of each tensor that moved, as far as the two samples tell what was done.
+
+    And by how much the decay clock advanced; NaN if they do not tell.
+    """
     if not before:
-        return {}
+        return {}, math.nan
     earlier, later = {}, {}
     for name, tensor in now.items():
         earlier[name], values = float64_of(before[name]), float64_of(tensor)
@@ -233,7 +240,7 @@ def _compared_without_optimizer(
             later[name] = values
     eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
     shrink = estimate_shrink(earlier, later, num_steps, eps)
-    return {
+    motions = {
         name: motion_of(
             earlier[name],
             values,
@@ -244,15 +251,10 @@ def _compared_without_optimizer(
         )
         for name, values in later.items()
     }
+    return motions, math.nan if shrink.reason else shrink.clock.decay
 
 
-def _moved(
-    motions: Mapping[str, TensorMotion],
-    since: int,
-    ahead: DecayProjection | None,
-    *,
-    is_estimated: bool,
-) -> Moved:
+def _moved(motions: Mapping[str, TensorMotion], since: int, ahead: DecayProjection | None) -> Moved:
     """The tensors' motions as one."""
     total = seen = num_flips = num_dormant = 0
     change = size = chance = 0.0
@@ -280,14 +282,12 @@ def _moved(
     if seen < (1.0 - _MAX_UNKNOWN) * total:
         reason, count = reasons.most_common(1)[0]
         where = "" if count == len(motions) else f" in {count} of {len(motions)} tensors"
-        unmeasured = _unmeasured(reason + where, total, since).dormant
-        return Moved(replace(unmeasured, estimated=is_estimated), movement, layers)
+        return Moved(_unmeasured(reason + where, total, since).dormant, movement, layers)
     dormant = Dormant(
         fraction=num_dormant / seen,
         num_sampled=seen,
         since_step=since,
         chance=chance / seen,
-        estimated=is_estimated,
         projection=ahead,
     )
     return Moved(dormant, movement, layers)
@@ -621,7 +621,7 @@ def estimate_shrink(
     typical = median(moving) / USUAL_SPEED if len(moving) else 0.0
     clock = GroupClock(
         lr=typical * math.sqrt(max(num_steps, 1)),
-        decay=max(-log_shrink, 0.0),
+        decay=max(0.0, -log_shrink),  # 0, not -0, where nothing shrank
         log_shrink=log_shrink,
         lr_squared=typical**2,
         steps=num_steps,

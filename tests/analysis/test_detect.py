@@ -107,6 +107,39 @@ def test_even_growth_is_told_only_where_decay_can_account_for_it(
         assert seen == above[1]
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    st.lists(st.floats(0.0, 0.1), min_size=60, max_size=60),
+    st.lists(st.booleans(), min_size=60, max_size=60) | st.just([True] * 60),
+    st.integers(1, 59),
+)
+def test_even_growth_is_told_once_what_is_seen_of_the_clock_can_account_for_it(
+    advances: list[float], is_seen: list[bool], cut: int
+) -> None:
+    even = 0.07 * 1.02 ** np.arange(60)
+    above = int(np.flatnonzero(even >= 1.5**1.5 * 0.07)[1])
+    clock = np.cumsum(advances)
+    known = [{"decay_clock": float(x)} for x in clock]
+    parts = [{"estimated_advance": x} if s else {} for x, s in zip(advances, is_seen, strict=True)]
+    for contexts, come in (
+        (known, clock - clock[0]),
+        (parts, np.cumsum([0.0, *np.multiply(advances, is_seen)[1:]])),
+    ):
+        detector, events = AbruptChange(0.01, direction="up"), []
+        for i, value in enumerate(even):
+            if i == cut:  # a resumed one goes on as if nothing had been
+                state = json.loads(json.dumps(detector.state_dict()))
+                detector = AbruptChange(0.01, direction="up")
+                detector.load_state_dict(state)
+            events.append(detector.update(i, float(value), contexts[i]))
+        enough = np.flatnonzero(come >= math.log(1.5))
+        first = next((event for event in events if event), None)
+        assert (first and first.detected_step) == (
+            max(above, int(enough[0])) if len(enough) else None
+        )
+        assert first is None or math.isnan(first.decay_clock) == (contexts is parts)
+
+
 def test_even_growth_is_steady_since_its_floor() -> None:
     """From .05 to .11 evenly over 400 snapshots: no bend, so nothing began in the middle."""
     detector, every = AbruptChange(0.01), 500

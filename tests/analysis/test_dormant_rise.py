@@ -84,6 +84,9 @@ def test_without_decay_nothing_shrinks() -> None:
     assert not watch(DYING, [{"decay_clock": 0.0}] * len(DYING))
     moving = [{"decay_clock": 0.01 * i} for i in range(len(DYING))]
     assert watch(DYING, moving)
+    # as estimated where the clock is not known
+    assert not watch(DYING, [{"estimated_advance": 0.0}] * len(DYING))
+    assert watch(DYING, [{"estimated_advance": 0.01}] * len(DYING)) == watch(DYING)
 
 
 def test_gaps_are_left_out() -> None:

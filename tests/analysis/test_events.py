@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +202,37 @@ def test_where_next_to_nothing_is_dormant_nothing_is_claimed() -> None:
     for dormant, told in ((0.3, True), (0.05, True), (0.01, None), (math.nan, True)):
         records = shrinking(0.3, clock, dormant=dormant)
         assert explained_by_decay(event(records, 0), records) is told
+
+
+def unscheduled(records: list[Record], is_seen: Sequence[bool]) -> list[Record]:
+    """The same without a clock; its advance since the record before is seen here and there."""
+    found = [replace(records[0], decay_clock=math.nan)]
+    for (before, now), seen in zip(pairwise(records), is_seen, strict=True):
+        advance = now.decay_clock - before.decay_clock if seen else math.nan
+        fraction = math.nan if now.dormant is None else now.dormant.fraction
+        dormant = Dormant(fraction=fraction, num_sampled=1000, since_step=before.step,
+                          estimated=True, estimated_advance=advance)  # fmt: skip
+        found.append(replace(now, decay_clock=math.nan, dormant=dormant))
+    return found
+
+
+@given(st.data(), st.floats(0.02, 1.0), st.floats(0.3, 3.0), st.integers(2, 12))
+def test_a_lower_bound_of_the_clock_only_says_what_the_clock_says(
+    data: st.DataObject, share: float, advance: float, num: int
+) -> None:
+    clock, growth = np.linspace(0.0, advance, num), data.draw(st.floats(0.8, 1.3))
+    records = shrinking(share, clock, dormant=share)
+    records = [  # some grow faster than decay lets them
+        replace(r, near_zero={"initial_0.1": min(r.near_zero["initial_0.1"] * growth**i, 1.0)})
+        for i, r in enumerate(records)
+    ]
+    known = explained_by_decay(event(records, 0), records)
+    seen = data.draw(st.lists(st.booleans(), min_size=num - 1, max_size=num - 1))
+    for is_seen in (seen, [True] * (num - 1)):
+        bound = unscheduled(records, is_seen)
+        told = explained_by_decay(event(bound, 0), bound)
+        assert told is None or told is known is True
+    assert told is (known or None)  # all of it was seen
 
 
 def test_what_cannot_be_told() -> None:

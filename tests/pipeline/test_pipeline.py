@@ -12,6 +12,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.records import (
     Cost,
     Detail,
+    Dormant,
     Event,
     LayerShare,
     Provenance,
@@ -122,8 +123,12 @@ def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
 
     pipeline = Pipeline(detectors={"near_zero/initial_0.1": Noting()})
     pipeline.publish(dataclasses.replace(record(1, 0.1), lr=0.5, lr_clock=2.0), Detail())
-    pipeline.publish(dataclasses.replace(record(2, 0.1), decay_clock=float("nan")), Detail())
-    assert contexts == [{"decay_clock": 0.01, "lr": 0.5, "lr_clock": 2.0}, {}]
+    unknown = dataclasses.replace(record(2, 0.1), decay_clock=float("nan"))
+    dormant = Dormant(fraction=0.1, num_sampled=9, since_step=2, estimated_advance=0.02)
+    pipeline.publish(unknown, Detail())
+    pipeline.publish(dataclasses.replace(unknown, step=3, dormant=dormant), Detail())
+    known = {"decay_clock": 0.01, "lr": 0.5, "lr_clock": 2.0}
+    assert contexts == [known, {}, {"estimated_advance": 0.02}]
 
 
 def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:

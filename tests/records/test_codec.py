@@ -178,7 +178,7 @@ def test_fields_with_a_default_may_be_missing() -> None:
 
 
 def test_a_line_of_the_first_version_is_read() -> None:
-    """Before there were `chance`, `estimated` and `outlook`."""
+    """Before there were `chance`, `estimated`, `estimated_advance` and `outlook`."""
     data = json.loads(to_json(fake_run.look(0)[0]))
     data["dormant"] = {"fraction": 0.1, "num_sampled": 9, "since_step": 0, "reason": ""}
     dormant = from_json(Record, json.dumps(data)).dormant

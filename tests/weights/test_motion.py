@@ -101,6 +101,7 @@ def test_dead_units_are_found_with_and_without_decay(decay: float, steps: int) -
     assert moved.dormant.since_step == 0
     assert moved.dormant.num_sampled == 800
     assert not moved.dormant.estimated
+    assert math.isnan(moved.dormant.estimated_advance)
     assert moved.layers == {"0.weight": moved.dormant.fraction}
 
 
@@ -378,11 +379,14 @@ def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> No
     )
     assert shrink.reason == ""
     truth = STEPS * math.log(1 - LR * decay)
-    assert shrink.clock.log_shrink == pytest.approx(truth, abs=5e-6 if dtype.itemsize > 2 else 4e-3)
+    exact = {"abs": 5e-6 if dtype.itemsize > 2 else 4e-3}
+    assert shrink.clock.log_shrink == pytest.approx(truth, **exact)
     # the sum of lr sets a tolerance: its size matters, not its digits
     assert 0.25 < shrink.clock.lr / (LR * STEPS) < 4.0
     dormant = two_snapshots(model, before, dtype).dormant
     assert dormant.estimated
+    assert dormant.estimated_advance == pytest.approx(-truth, **exact)
+    assert math.copysign(1.0, dormant.estimated_advance) == 1.0
     # half of the first layer's units are dead, with the columns of the second that they feed
     assert dormant.fraction == pytest.approx(0.5, abs=0.06)
 
@@ -395,16 +399,16 @@ def test_without_dead_units_it_says_that_it_cannot_tell(decay: float, dtype: tor
     assert math.isnan(dormant.fraction)
     assert dormant.estimated
     assert "no weights shrank by one factor" in dormant.reason
+    assert math.isnan(dormant.estimated_advance)
     assert two_snapshots(model, before, dtype).movement.update_to_weight > 0
 
 
 def test_what_does_not_move_at_all_was_not_trained() -> None:
     model, _ = train(torch.relu, 0.1, shift=0.0)
     same = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
-    assert (
-        two_snapshots(model, same, torch.float32).dormant.reason
-        == "no in-scope weight was trained since"
-    )
+    dormant = two_snapshots(model, same, torch.float32).dormant
+    assert dormant.reason == "no in-scope weight was trained since"
+    assert math.isnan(dormant.estimated_advance)
 
 
 @settings(max_examples=30, deadline=None)

@@ -208,7 +208,8 @@ class AbruptChange:
             step: optimizer step, larger at every call.
             value: the series there; what is not finite is a gap.
             context: what else is known: "lr" and "lr_clock", the learning rate and its sum over
-                the steps, and "decay_clock", the sum of learning rate times weight decay.
+                the steps, and "decay_clock", the sum of learning rate times weight decay; where
+                that is not known "estimated_advance", what it advanced by since the last snapshot.
 
         Returns:
             The event if a change is seen at this snapshot; its series has no name yet.
@@ -274,9 +275,10 @@ class AbruptChange:
     def _advance(self, step: int, context: Mapping[str, float]) -> float:
         """Follow both clocks; returns the mean learning rate since the last snapshot."""
         clock = float(context.get("decay_clock", math.nan))
-        if clock > self._decay_clock:  # False if one of them is not known
-            self._decayed += clock - self._decay_clock
-        self._decay_clock = clock
+        advance, self._decay_clock = clock - self._decay_clock, clock
+        if math.isnan(clock) and self._history.steps:  # as much of it as could be seen
+            advance = float(context.get("estimated_advance", math.nan))
+        self._decayed += advance if advance > 0.0 else 0.0  # NaN where it is not known
         # weights that decay alone shrinks multiply near-zero ones by exp(clock) at most
         self._is_decaying = self._decayed >= math.log(self._limits.ratio)
         clock = float(context.get("lr_clock", math.nan))

@@ -48,8 +48,8 @@ class DormantRise:
     weights that passes by chance, or the running floor of the series if that is higher: units
     that were dead before the watch began are no change.
 
-    Where the decay clock is known and stands still, nothing is seen: without decay no weight
-    shrinks, and a model that has memorised its data gets no gradient anywhere.
+    Where the decay clock stands still, as known or as estimated, nothing is seen: without decay no
+    weight shrinks, and a model that has memorised its data gets no gradient anywhere.
 
     Units die one after the other, and that is one event. The next one is looked for when half of
     what the excess was at its largest is gone, at two snapshots in a row.
@@ -89,7 +89,8 @@ class DormantRise:
             value: dormant fraction since the snapshot before, in [0, 1]; what is not finite is a
                 gap.
             context: what else is known: "dormant_by_chance", the share of living weights that
-                passes by chance, and "decay_clock".
+                passes by chance, and "decay_clock" or, where that is not known,
+                "estimated_advance", what it advanced by since the last snapshot.
 
         Returns:
             The event if a rise is seen at this snapshot; its series has no name yet.
@@ -101,6 +102,7 @@ class DormantRise:
         context = context or {}
         clock = float(context.get("decay_clock", math.nan))
         stands_still = clock <= self._decay_clock  # False if one of them is not known
+        stands_still |= context.get("estimated_advance") == 0.0
         self._decay_clock = clock
         if not math.isfinite(value):
             return None
