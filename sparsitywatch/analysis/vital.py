@@ -221,8 +221,7 @@ def _rounding(facts: TensorFacts) -> _Found:
         & (facts.num_still >= _MOST * facts.num)
     )
     # a rounding that is random, or a copy that is not seen, would have moved some of them
-    intervals = np.maximum(facts.still_for, 1)
-    expected = (facts.num_lossy_expected * intervals)[is_losing].sum()
+    expected = facts.num_lossy_expected[is_losing].sum()
     if expected < _MIN_LOST or facts.num_lossy_moved[is_losing].sum() > _MAX_MOVED * expected:
         return _NONE
     still = facts.num_still / facts.num

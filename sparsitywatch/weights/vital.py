@@ -50,6 +50,8 @@ _STILL_TO_RISE = 30.0
 #: Of weights that a random rounding would move, so many move at least: updates may be smaller than
 #: the learning rate.
 _AT_LEAST = 0.25
+#: Of a tensor that loses its updates so many are lost, and so many of its weights stand still.
+_MOST = 0.5
 #: A gradient is taken for one that matters, and decay must be seen, in units of the spacing.
 _SEEN = 2.0
 #: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
@@ -293,7 +295,7 @@ class VitalTracker:
         training: Training,
         parameters: Mapping[str, torch.Tensor],
     ) -> TensorFacts:
-        """The facts with how each tensor was trained, and how long it has got no gradient."""
+        """The facts with how each tensor was trained, and what has gone wrong up to now."""
         done = training.clock.since(self._clock)
         groups = training.optimizer.param_groups
         rates = [float(group.get("lr", 0.0)) for group in groups]
@@ -311,7 +313,19 @@ class VitalTracker:
         streaks = self._streaks
         streaks["dead"] = np.where(is_dead, streaks["dead"] + 1, 0)
         streaks["steps"] = np.where(is_dead, streaks["steps"] + facts.num_steps, 0)
-        return replace(facts, dead_for=streaks["dead"], dead_steps=streaks["steps"])
+        # one weight that moves is no end of it: what is lost adds up from interval to interval
+        is_losing = (facts.num_still >= _MOST * facts.num) & (facts.num_lossy > 0)
+        is_losing &= facts.num_lossy >= _MOST * facts.num_gradients
+        for name in ("num_lossy_expected", "num_lossy_moved"):
+            so_far = streaks.get(name, 0)  # missing in older states
+            streaks[name] = np.where(is_losing, so_far + getattr(facts, name), 0)
+        return replace(
+            facts,
+            dead_for=streaks["dead"],
+            dead_steps=streaks["steps"],
+            num_lossy_expected=streaks["num_lossy_expected"],
+            num_lossy_moved=streaks["num_lossy_moved"],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""

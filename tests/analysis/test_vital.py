@@ -124,7 +124,7 @@ LOSSY = {"num_still": 900, "num_lossy": 900, "num_lossy_expected": 50.0} | REACH
         ({"num_lossy_moved": 9}, True),
         ({"num_lossy_moved": 40}, False),  # rounded at random, or kept elsewhere
         ({"num_lossy_expected": 2.0}, False),
-        ({"num_lossy_expected": 2.0, "still_for": 6, "num_could_round": 1000}, True),
+        ({"num_lossy_expected": 12.0, "still_for": 6, "num_could_round": 1000}, True),
         ({"trained_by": "master"}, False),
         ({"lr_rise": 1.5}, False),
         ({"lr_share": 0.001}, False),

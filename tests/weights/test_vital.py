@@ -221,8 +221,27 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
     found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
     (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
-    # bfloat16 numbers are 2**-7 apart from 1 on
-    assert one.num_lossy_expected == pytest.approx(64 * 0.25 * 1e-4 * 2**7)
+    # bfloat16 numbers are 2**-7 apart from 1 on; in each of two intervals
+    assert one.num_lossy_expected == pytest.approx(2 * 64 * 0.25 * 1e-4 * 2**7)
+
+
+def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> None:
+    """A norm of which one weight moves now and then, as under SGD with its uneven gradients."""
+    weight = nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
+    optimizer = torch.optim.SGD([weight], lr=0.02)
+    tracker, clock, found = VitalTracker(), DecayClock(), []
+    for step in range(5):
+        facts = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock)).facts
+        found.append((facts.num_lossy_expected.sum(), facts.num_lossy_moved.sum()))
+        weight.grad = torch.full((16,), 0.02 if step < 3 else 2.0).bfloat16()
+        with torch.no_grad():
+            weight[step] += 0.0625  # by something else
+        optimizer.step()
+        clock.advance(optimizer.param_groups)
+    update = 0.02 * weight.grad.new_tensor(0.02).item()
+    one = 16 * 0.25 * update * 2**7  # that would have moved, of an interval
+    assert [expected / one for expected, _ in found] == pytest.approx([0, 1, 2, 3, 0], abs=1e-3)
+    assert [moved for _, moved in found] == [0, 1, 2, 3, 0]
 
 
 @pytest.mark.parametrize(("sizes", "num_lossy"), [((1.0, 1e-9), 0), ((1e-9, 1e-9), 64)])
