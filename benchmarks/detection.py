@@ -59,11 +59,11 @@ _EXPLANATION = (
     "slow take-offs is from their doubling. Offline: change points within three snapshots of the "
     "onset, the whole series at hand.\n"
     "\n"
-    "**Recorded runs.** Looked at every 25, 50, 100 and 200 steps, from each possible first look, "
+    "**Recorded runs.** Seen every 25, 50, 100 and 200 steps, from each possible first snapshot, "
     "by three rules for near-zero weights. Caught: after the rise begins, and before 2.5 times the "
-    "floor or among the first four looks that can show it. Even seeds were designed on, odd ones "
-    "not. Controls never reach 1.5 times their floor, so that a rule which asks for that cannot "
-    "be false on them.\n"
+    "floor or among the first four snapshots that can show it. Even seeds were designed on, odd "
+    "ones not. Controls never reach 1.5 times their floor, so that a rule which asks for that "
+    "cannot be false on them.\n"
     "\n"
     "**Peers.** River as is: at its defaults. Behind our front end: fed the standardised errors of "
     "a trailing line, parameters tuned on design seeds. All others, and those behind our front, "
@@ -71,7 +71,7 @@ _EXPLANATION = (
 )
 
 _ABOUT_EACH = (
-    "Ours, each take-off: caught from so many of the first looks, the step of the alarm and "
+    "Ours, each take-off: caught from so many of the first snapshots, the step of the alarm and "
     "since when it says that the series rises (medians)."
 )
 _ABOUT_EARLY = (

@@ -2,7 +2,7 @@
 
 python benchmarks/forecast.py [--small] [--save]
 
-trains runs of the catalog under watch, a look every 25 steps, and compares the step of doubling
+trains runs of the catalog under watch, a snapshot every 25 steps, and compares the step of doubling
 that the records foresaw with the one that came. Even seeds were designed on, odd ones not.
 """
 
@@ -37,7 +37,7 @@ _EXPLANATION = (
     f"The step at which the share of weights near zero ({DECISIVE}) is twice its running floor, "
     "as foreseen so many steps before it, and the error in percent of that step; - where nothing "
     "was foreseen. *Inside*: share of later values inside the band, nominally 90 %, at so many "
-    "units of the decay clock. A look every 25 steps. Even seeds were designed on."
+    "units of the decay clock. A snapshot every 25 steps. Even seeds were designed on."
 )
 
 
@@ -50,7 +50,7 @@ class Score:
         actual: step of doubling; None if there was none.
         predicted: foreseen step of doubling, as many steps ahead as ``AHEAD`` says.
         inside: share of the later values inside the band, by advance of the clock.
-        num_alarms: looks that foresaw a doubling, before it or if none came.
+        num_alarms: snapshots that foresaw a doubling, before it or if none came.
     """
 
     name: str
@@ -153,7 +153,7 @@ def _report(arguments: argparse.Namespace) -> str:
         scores.append(score(spec, _train(spec)))
         print(scores[-1].row(), flush=True)
     head = ["run", "split", "doubling", *(f"{a} ahead" for a in AHEAD)]
-    head += [f"inside at +{x:g}" for x in ADVANCES] + ["looks that foresaw one"]
+    head += [f"inside at +{x:g}" for x in ADVANCES] + ["snapshots that foresaw one"]
     return "\n".join(
         [
             "# The forecast of near-zero weights, against what came",

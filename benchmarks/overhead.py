@@ -3,7 +3,7 @@
 python benchmarks/overhead.py [--small] [--save] [--repeats N] [--threads N]
 
 Single operations are timed on BERT-base's weights (84.9 M in scope, float32), interleaved,
-medians. A whole look is one on a real ``BertForMaskedLM`` of that size with a proxy of 8
+medians. A whole snapshot is one on a real ``BertForMaskedLM`` of that size with a proxy of 8
 sequences of 128 tokens, against the time spent in its forward passes. The whole training is
 two trainings of one small BERT in one process, one of them watched at the defaults of
 ``sw.watch``, in alternating stretches, so that a busy moment hits both alike. The training under a
@@ -42,7 +42,7 @@ from sparsitywatch.weights.snapshot import Snapshot
 
 #: Of the training for which estimates are counted.
 NUM_STEPS = 2000
-#: Batch and length of the proxy of the whole look.
+#: Batch and length of the proxy of the whole snapshot.
 BATCH, LENGTH = 8, 128
 
 
@@ -73,7 +73,7 @@ def loss_per_example(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 
 
 class Stall:
-    """How long a look without a proxy holds up the training thread.
+    """How long a snapshot without a proxy holds up the training thread.
 
     Args:
         model: what is watched.
@@ -84,7 +84,7 @@ class Stall:
         self._watcher = sw.watch(model, None, logdir=logdir, every=1, max_overhead=None)
 
     def __call__(self) -> float:
-        """Seconds of one step that looks; the background is idle before and after it."""
+        """Seconds of one step that snapshots; the background is idle before and after it."""
         seconds = timed(self._watcher.step)
         len(self._watcher.records)  # waits, so that nothing else is timed beside it
         return seconds
@@ -94,13 +94,13 @@ class Stall:
         self._watcher.close()
 
     def whole_s(self) -> float:
-        """Median of what all of a look took, in front and behind."""
+        """Median of what all of a snapshot took, in front and behind."""
         costs = [record.cost for record in self._watcher.records[2:]]
         return statistics.median(c.stall_s + c.spectrum_s + c.publish_s for c in costs)
 
 
 def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, float]:
-    """Medians of what a look is made of, and what it stands beside, in seconds."""
+    """Medians of what a snapshot is made of, and what it stands beside, in seconds."""
     model = bert(num_layers)
     scope = Scope.of(model, "blocks")
     weights = dict(Snapshot.of(model, scope, 0).tensors)
@@ -134,7 +134,7 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
 
 
 def whole_look(num_layers: int, repeats: int) -> tuple[float, float]:
-    """Median seconds (in forward passes, beside them) of a look with a proxy."""
+    """Median seconds (in forward passes, beside them) of a snapshot with a proxy."""
     model = bert(num_layers)
     spent = [0.0]
 
@@ -181,12 +181,12 @@ class Comparison:
     """A watched training against the same one without a watch.
 
     Args:
-        ratio: of the sums of the wall times over all stretches, so that a look is in it at
+        ratio: of the sums of the wall times over all stretches, so that a snapshot is in it at
             its weight.
         low, high: 90 % bootstrap interval of ``ratio``, over pairs of stretches.
         cpu_ratio: of the processor times; steadier where others use the machine.
         overhead: the watch's share by its own count.
-        num_snapshots: looks that it took.
+        num_snapshots: snapshots that it took.
     """
 
     ratio: float
@@ -400,7 +400,7 @@ def budgeted_rows(found: Budgeted) -> list[str]:
 
 def report(arguments: argparse.Namespace) -> str:
     """The whole table, in Markdown."""
-    logging.getLogger("sparsitywatch").setLevel(logging.ERROR)  # looks are left out on purpose
+    logging.getLogger("sparsitywatch").setLevel(logging.ERROR)  # snapshots are left out on purpose
     num_layers = 2 if arguments.small else 12
     with tempfile.TemporaryDirectory() as logdir:
         times = single_operations(num_layers, arguments.repeats, Path(logdir))
@@ -412,20 +412,20 @@ def report(arguments: argparse.Namespace) -> str:
     counted = (
         f"The whole training: wall time {training.ratio:.3f} x, 90 % interval "
         f"{training.low:.3f} to {training.high:.3f}; processor time {training.cpu_ratio:.3f} x; "
-        f"{training.num_snapshots} looks, {100 * training.overhead:.2f} % by the watch's own count."
+        f"{training.num_snapshots} snapshots, {100 * training.overhead:.2f} % by its own count."
     )
     rows = [
         ("one copy of the weights into warm buffers", copy_s),
         ("masking them at one level", times["mask"]),
-        ("stall of a look without a proxy", times["stall"]),
-        ("all of that look, in front and behind", times["whole"]),
+        ("stall of a snapshot without a proxy", times["stall"]),
+        ("all of that snapshot, in front and behind", times["whole"]),
         ("SummaryWriter.add_histogram of each tensor", times["add_histogram"]),
-        (f"a look with a proxy, {BATCH} x {LENGTH} tokens: forward passes", forwards_s),
-        ("the same look, all the rest", beside_s),
+        (f"a snapshot with a proxy, {BATCH} x {LENGTH} tokens: forward passes", forwards_s),
+        ("the same snapshot, all the rest", beside_s),
     ]
     goals = [
         Goal("masking against a copy", 1.2, times["mask"] / copy_s),
-        Goal("a look beyond its forward passes", 10.0, 100 * beside_s / forwards_s, unit=" %"),
+        Goal("a snapshot beyond its forward passes", 10.0, 100 * beside_s / forwards_s, unit=" %"),
         Goal("stall without a proxy against a copy", 1.3, times["stall"] / copy_s),
         Goal("whole training, watched at the defaults", 1.01, training.ratio),
         Goal(
@@ -441,7 +441,7 @@ def report(arguments: argparse.Namespace) -> str:
             sweeps["Racing"].num_estimates / sweeps["Bisection"].num_estimates,
             at_most=False,
         ),
-        Goal("our look against add_histogram", 1.0, times["whole"] / times["add_histogram"]),
+        Goal("our snapshot against add_histogram", 1.0, times["whole"] / times["add_histogram"]),
     ]
     return "\n".join(
         [

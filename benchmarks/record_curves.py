@@ -165,7 +165,7 @@ def rounded(difference: NDArray[np.float64]) -> NDArray[np.float16]:
 
 def describe() -> str:
     """What is recorded, as a table in Markdown."""
-    lines = ["| recorded | looks | at steps | dense | reliance |", "|---|---:|---:|---:|---:|"]
+    lines = ["| recorded | snapshots | at steps | dense | reliance |", "|---|---:|---:|---:|---:|"]
     for path in sorted((HERE / "recorded").glob("*.npz")):
         with np.load(path) as arrays:
             step = arrays["step"]

@@ -3,12 +3,12 @@
 python benchmarks/replay.py [--small] [--save] [--repeats N] [--threads N]
 
 The checkpoints are a BERT-base of float32 N(0, 0.02), each in one file of safetensors, in the page
-cache; from one to the next every weight moves. A look is what a record says of one checkpoint
+cache; from one to the next every weight moves. A snapshot is what a record says of one checkpoint
 without a model: its description read and checked, the spectrum, near-zero fractions of the whole
 and of each tensor, histograms of log10|w|. A replay of eight is all of that, the comparison of a
-million weights with the look before, events, and everything that it writes. They stand beside
+million weights with the snapshot before, events, and everything that it writes. They stand beside
 reading each byte of the files once, in order, by one thread into one buffer. Workers are four,
-they run already, and each look of theirs has one thread.
+they run already, and each snapshot of theirs has one thread.
 
 Times are medians of interleaved repeats, with the compiled counter and without. Memory is the peak
 of a process of its own above that of ``import torch``; what the library and numba load is in it.
@@ -47,17 +47,19 @@ Rows = tuple[list[str], list[Goal]]
 
 
 def times_table(bert: Written, repeats: int) -> Rows:
-    """One look against one read of the file."""
+    """One snapshot against one read of the file."""
     cases: dict[str, Callable[[], object]] = {"read": lambda: read_in_order(bert.path)}
     for way in WAYS:
         cases[way] = in_way(way, lambda: look(bert.path))
     times = medians_s(cases, repeats)
     names = {"read": f"each of {bert.num_bytes / MIB:,.0f} MiB read once, in order"}
-    names |= {way: f"one look without a model, {way}" for way in WAYS}
+    names |= {way: f"one snapshot without a model, {way}" for way in WAYS}
     lines = ["| case | time, ms | against a read |", "|---|---:|---:|"]
     for case, name in names.items():
         lines.append(f"| {name} | {1e3 * times[case]:,.1f} | {times[case] / times['read']:.2f} |")
-    goals = [Goal(f"a look against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS]
+    goals = [
+        Goal(f"a snapshot against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS
+    ]
     return lines, goals
 
 
@@ -148,7 +150,7 @@ def s3_table(folder: Path, num_layers: int) -> Rows:
 
 
 def other_table(bert: Written) -> list[str]:
-    """WeightWatcher beside a look."""
+    """WeightWatcher beside a snapshot."""
     head = ["| another tool on the same matrices | time, s |", "|---|---:|"]
     if not is_installed():
         return [*head, "| WeightWatcher, analyze() | not installed: pip install weightwatcher |"]
@@ -159,7 +161,7 @@ def other_table(bert: Written) -> list[str]:
     return [
         *head,
         f"| {name} | {theirs:,.1f} |",
-        f"| a look, from the file | {ours:,.3f} |",
+        f"| a snapshot, from the file | {ours:,.3f} |",
     ]
 
 

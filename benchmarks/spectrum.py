@@ -174,7 +174,7 @@ def measure_alone(case: str, num_layers: int, num_threads: int) -> tuple[float, 
     name, _, way = case.partition(", ")
     run = in_way(way, PREPARE[name](weights))
     if way == "compiled":
-        kernel.load(4)  # numba itself is no part of what a look costs
+        kernel.load(4)  # numba itself is no part of what a snapshot costs
     before = forget_peak()
     seconds = timed(run)
     return seconds, peak_bytes() - before

@@ -1,19 +1,19 @@
-"""What a look costs with each sweep, and how far its estimate is from that of a full grid.
+"""What a snapshot costs with each sweep, and how far its estimate is from that of a full grid.
 
 python benchmarks/sweep.py [--small] [--save]
 
-Replays curves look by look: six recorded trainings (record_curves.py; held-out examples of text
-and images) and synthetic ones, made up for what the recordings do not show. Settings were chosen
-on the first three; the other three are marked as new. Each sweep sees its own points of the look
+Replays curves snapshot by snapshot: six recorded trainings (record_curves.py; held-out examples of
+text and images) and synthetic ones, made up for what the recordings do not show. Settings were
+chosen on the first three; the other three are marked as new. Each sweep sees its own points of the one
 before, as in a watch, and, where it asks for them, the examples of a part in their drawn order.
 The reference is the estimate from every 0.01 on all examples. A pass is an evaluation of all
 examples, so a level that saw a part counts as that share. Dense, level 0 and level 1 count; the
-first look, for which there is no curve before, has a column of its own. The interval is said to
+first snapshot, for which there is no curve before, has a column of its own. The interval is said to
 hold the reference if it does to 0.01. Nothing is timed, so no machine is named.
 
 How often the 90 % interval holds the true crossing is counted on trainings whose truth is known:
 examples drawn from a distribution with a harm by formula, heavy-tailed and alike from level to
-level as recorded ones are; and recorded looks whose examples are drawn anew, with replacement,
+level as recorded ones are; and recorded snapshots whose examples are drawn anew, with replacement,
 where the truth is the crossing of the recorded ones. Beside it, on the same draws, bisection of
 all examples. A row is off by 3 % by chance.
 """
@@ -56,7 +56,7 @@ SWEEPS: dict[str, Sweep] = {
 COLUMNS = (
     "curves",
     "sweep",
-    "passes, first look",
+    "passes, first snapshot",
     "then, mean",
     "max",
     "error, mean",
@@ -80,12 +80,12 @@ CHOSEN_ON, NEW = ("relu", "gelu", "relu-linear"), ("decayed", "causal", "vision"
 
 @dataclass(frozen=True)
 class Series:
-    """Looks one after the other, all at ``LEVELS``.
+    """Snapshots one after the other, all at ``LEVELS``.
 
     Args:
         sparsity: as counted, [T, 101].
         dense: the value of each example, [T, N].
-        lost: what each example loses at each level, [101, N], by look.
+        lost: what each example loses at each level, [101, N], by snapshot.
     """
 
     sparsity: Array
@@ -97,16 +97,16 @@ class Series:
 
     @functools.cached_property
     def full(self) -> list[SparsityCurve]:
-        """The curve of every look from every level, on all examples."""
+        """The curve of every snapshot from every level, on all examples."""
         return [Look(self, look).curve(LEVELS.tolist()) for look in range(len(self))]
 
 
 class Look:
-    """What a sweep calls at one look.
+    """What a sweep calls at one snapshot.
 
     Args:
-        series: where the look belongs.
-        look: its number.
+        series: where the snapshot belongs.
+        look: its number, of the snapshot.
         examples: of the smallest part; None for a sweep that wants all of them at every level.
     """
 
@@ -166,7 +166,7 @@ class Look:
 
 
 def recorded(name: str) -> Series:
-    """The looks of a recorded training."""
+    """The snapshots of a recorded training."""
     with np.load(HERE / "recorded" / f"{name}.npz") as arrays:
         level = np.concatenate([[0.0], arrays["level"]])
         sparsity = np.stack([np.interp(LEVELS, level, [0.0, *s]) for s in arrays["sparsity"]])
@@ -211,22 +211,22 @@ def bump(levels: Array, middle: float, height: float) -> Array:
 
 
 def drifting(look: int, levels: Array) -> Array:
-    """The crossing wanders by up to 0.01 a look."""
+    """The crossing wanders by up to 0.01 a snapshot."""
     return rising(0.6 + 0.1 * np.sin(look / 10), levels)
 
 
 def jumping(look: int, levels: Array) -> Array:
-    """Every twenty looks the crossing jumps by 0.3."""
+    """Every twenty snapshots the crossing jumps by 0.3."""
     return rising(0.75 if look // 20 % 2 == 0 else 0.45, levels)
 
 
 def twice(look: int, levels: Array) -> Array:
-    """Three crossings at every look: up and down again, then for good."""
+    """Three crossings at every snapshot: up and down again, then for good."""
     return rising(0.8, levels) + bump(levels, 0.4 + 0.05 * np.sin(look / 10), 2.0)
 
 
 def opening(look: int, levels: Array) -> Array:
-    """From look 20 on the tolerance is crossed far below, over 0.06, where it never was."""
+    """From snapshot 20 on the tolerance is crossed far below, over 0.06, where it never was."""
     return drifting(look, levels) + bump(levels, 0.25, 1.5 if look >= 20 else 0.0)
 
 
@@ -254,7 +254,7 @@ SHAPES: dict[str, tuple[Callable[[Array], Array], float]] = {
 
 
 def drawn(shape: str, num: int) -> tuple[Series, Array]:
-    """Examples drawn from a distribution, anew at each look, and where its harm crosses.
+    """Examples drawn from a distribution, anew at each snapshot, and where its harm crosses.
 
     An example loses a lognormal multiple of the harm, and an error by Student's t with four degrees
     of freedom that grows with sparsity.
@@ -280,7 +280,7 @@ def drawn(shape: str, num: int) -> tuple[Series, Array]:
 
 
 def resampled(series: Series) -> tuple[Series, Array]:
-    """Looks of a recorded training with other examples, drawn from its own, and the true crossing.
+    """Snapshots of a recorded training with examples drawn from its own, and the true crossing.
 
     Those that have no estimate are left out.
     """
@@ -345,7 +345,7 @@ def _of_recorded(name: str) -> tuple[Series, Array]:
 
 
 def replay(series: Series, sweep: Sweep) -> Iterator[tuple[float, EssentialSparsity]]:
-    """Passes and estimate of each look."""
+    """Passes and estimate of each snapshot."""
     previous: SparsityCurve | None = None
     for number in range(len(series)):
         look = Look(series, number, getattr(sweep, "examples", None))
@@ -362,7 +362,7 @@ def allowed(dense: float) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """One sweep on one series, by look: arrays [T]."""
+    """One sweep on one series, by snapshot: arrays [T]."""
 
     passes: Array
     error: Array
@@ -411,7 +411,7 @@ def report(small: bool) -> str:
     if small:
         found = {name: found[name] for name in ("recorded: relu", "synthetic: drifts")}
     lines = [
-        "# Passes a look, and the estimate against that of every 0.01 on all examples",
+        "# Passes a snapshot, and the estimate against that of every 0.01 on all examples",
         "",
         f"sparsitywatch {sparsitywatch.__version__}; {dt.date.today()}, commit {commit()}",
         "",
@@ -445,14 +445,14 @@ def goals(results: dict[str, Result]) -> list[str]:
         first = float(np.mean([r.passes[0] for r in those]))
         later = float(np.concatenate([r.passes[1:] for r in those]).mean())
         within = float(np.mean(error <= TOLERANCE + 1e-9))
-        add(f"recorded{words}: passes, first look", 5.0, first, ".1f")
+        add(f"recorded{words}: passes, first snapshot", 5.0, first, ".1f")
         add(f"recorded{words}: passes, then", 4.0, later, ".1f")
         add(f"recorded{words}: error of the estimate, mean", 0.002, float(error.mean()), ".4f")
-        add(f"recorded{words}: looks within 0.01", 0.98, within, ".1%", at_most=False)
+        add(f"recorded{words}: snapshots within 0.01", 0.98, within, ".1%", at_most=False)
     for name in ("three crossings", "an early crossing opens"):
         if (result := results.get(f"synthetic: {name}")) is not None:
             within = float(np.mean(result.error <= TOLERANCE + 1e-9))
-            add(f"{name}: looks within 0.01", 0.95, within, ".1%", at_most=False)
+            add(f"{name}: snapshots within 0.01", 0.95, within, ".1%", at_most=False)
     return [
         f"| {goal} | {reach} | {measured} | {'reached' if is_reached else 'not reached'} |"
         for goal, reach, measured, is_reached in found

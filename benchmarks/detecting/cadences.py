@@ -108,7 +108,7 @@ def draw_cadences(seen: Sequence[Seen], path: Path) -> None:
     """A panel for each growth: the series, and below it alarm and onset at each cadence.
 
     Args:
-        seen: of ``look``.
+        seen: of ``snapshot``.
         path: of a PNG.
     """
     with mpl.rc_context({"font.size": 8, "font.family": "DejaVu Sans"}):

@@ -30,9 +30,9 @@ class Told:
     """One rate asked for, and what came.
 
     Args:
-        asked: false alarms per 1000 looks.
+        asked: false alarms per 1000 snapshots.
         where: "made up" or "recorded controls".
-        told: false alarms per 1000 looks.
+        told: false alarms per 1000 snapshots.
         low, high: 90 % interval of that.
         num_false, num_snapshots: what it was counted from.
     """
@@ -47,7 +47,7 @@ class Told:
 
     @property
     def is_within_factor_two(self) -> bool | None:
-        """Whether it is; None if so few looks cannot tell."""
+        """Whether it is; None if so few snapshots cannot tell."""
         if self.asked * self.num_snapshots < 1000.0 * _LEAST_COUNT:
             return None
         return self.asked / 2.0 <= self.told <= 2.0 * self.asked
@@ -75,7 +75,7 @@ def _stable(seeds: Iterable[int]) -> Iterable[Series]:
 
 
 def on_controls(asked: float) -> Told:
-    """On every recorded control, by every rule, at every cadence, from every first look.
+    """On every recorded control, by every rule, at every cadence, from every first snapshot.
 
     A run stands for a seed, as its cases are far from independent.
     """

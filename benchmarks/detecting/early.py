@@ -37,7 +37,7 @@ class Early:
         group: "dead units" (transformers with ReLU that take off by weight decay, also if it
             is switched on late), "smooth" (no unit dies, nobody interfered) or "other", from
             which nothing is concluded.
-        every: steps between looks.
+        every: steps between snapshots.
         alarm: step of the first alarm; None if there was none.
         doubled: step at which near-zero weights are twice their floor; None if never.
     """

@@ -171,9 +171,9 @@ def _explain(figure: Figure, total: float) -> None:
     figure.text(
         0.01, 1 - 0.45 / total,
         "Near zero: below 0.1 of a tensor's scale when the run began, or of its scale now, or "
-        "0.001. Below each curve a lane for looks every 25, 50, 100 and 200 steps: a tick for the\n"
-        "alarm from each possible first look, 15 in all. 2 x: twice the lowest level so far. Too "
-        "late: 2.5 times that, or the fifth look that can show it, is reached.",
+        "0.001. Below each curve a lane for snapshots every 25, 50, 100 and 200 steps: a tick for "
+        "the\nalarm from each possible first one, 15 in all. 2 x: twice the lowest level so far. "
+        "Too late: 2.5 times that, or the fifth snapshot that can show it, is reached.",
         fontsize=10, va="top",
     )  # fmt: skip
     handles = [
@@ -211,7 +211,7 @@ def draw_calibration(told: Iterable[Told], path: Path) -> None:
             bars = np.abs(ends - y)
             ax.errorbar(at, y, yerr=bars, fmt="o-", color=color, capsize=3, label=where)
         ax.set(xscale="log", yscale="log", ylim=(least * 0.9, float(asked.max()) * 4))
-        ax.set_xlabel("false alarms asked for, per 1000 looks")
-        ax.set_ylabel(f"false alarms told, per 1000 looks ({least:g}: none or fewer)")
+        ax.set_xlabel("false alarms asked for, per 1000 snapshots")
+        ax.set_ylabel(f"false alarms told, per 1000 snapshots ({least:g}: none or fewer)")
         ax.legend(frameon=False, fontsize=8)
         _save(figure, path)

@@ -23,7 +23,7 @@ _LEAST_NOISE = 0.05
 
 
 class FrontEnd:
-    """Standardised errors of forecasts one look ahead.
+    """Standardised errors of forecasts one snapshot ahead.
 
     Args:
         min_effect: smallest change that matters, in units of the series; bounds the noise.
@@ -34,7 +34,7 @@ class FrontEnd:
         self._seen: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
 
     def update(self, step: int, value: float) -> float | None:
-        """The error at one more look, in standard deviations; None as long as there is none."""
+        """The error at one more snapshot, in standard deviations; None as long as there is none."""
         error = None
         if len(self._seen) >= _LEAST:
             error = self._error(np.array(self._seen), float(step), value)

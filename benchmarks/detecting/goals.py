@@ -16,7 +16,7 @@ from detecting.work import OURS, Results
 
 __all__ = ["goals_of"]
 
-#: F1, recall, median and 90th percentile of the delay, false alarms per 1000 looks.
+#: F1, recall, median and 90th percentile of the delay, false alarms per 1000 snapshots.
 _MADE = {
     "easy": (0.98, 0.98, 2.0, 3.0, 0.10),
     "standard": (0.965, 0.94, 2.0, 4.0, 0.10),
@@ -38,7 +38,7 @@ def goals_of(results: Results) -> list[Goal]:
         if told.where == "made up" and told.is_within_factor_two is not None:
             goals.append(Goal(f"asked for {told.asked:g} per 1000: off by", 2.0, told.off_by))
     milliseconds = 1000.0 * results.seconds(OURS)
-    return [*goals, Goal("time a look", _MAX_MS, milliseconds, unit=" ms")]
+    return [*goals, Goal("time a snapshot", _MAX_MS, milliseconds, unit=" ms")]
 
 
 def _real(verdicts: Sequence[Verdict]) -> list[Goal]:
@@ -103,5 +103,5 @@ def _made(results: Results, suite: str) -> list[Goal]:
     for percentile, most in ((50, median), (90, late)):
         if most is not None:
             what = f"{suite}: {percentile} % of the delays"
-            goals.append(Goal(what, most, found.delay(percentile), unit=" looks"))
+            goals.append(Goal(what, most, found.delay(percentile), unit=" snapshots"))
     return goals

@@ -1,4 +1,4 @@
-"""The detector of this library, and any other that is fed look by look."""
+"""The detector of this library, and any other that is fed snapshot by snapshot."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["MIN_EFFECT", "Online", "early", "online", "ours", "ours_at"]
 #: The smallest change that a user cares for, in units of the series.
 MIN_EFFECT = 0.01
 
-#: Told step, value and context of a look; says whether it alarms.
+#: Told step, value and context of a snapshot; says whether it alarms.
 Online = Callable[[int, float, "Mapping[str, float] | None"], "Event | bool | None"]
 
 
 def online(make: Callable[[float], Online]) -> Detector:
-    """A detector of whole series from one of single looks.
+    """A detector of whole series from one of single snapshots.
 
     Args:
         make: makes a fresh one, given the smallest change that matters.

@@ -44,7 +44,7 @@ class Peer:
 
     Args:
         detect: runs it over a series.
-        online: makes one that is fed look by look; None: it needs the whole series.
+        online: makes one that is fed snapshot by snapshot; None: it needs the whole series.
         tolerance: snapshots from the onset at which a change point hits, of an offline one.
         share: of the seeds that it is run on, for the slow ones.
     """
@@ -150,7 +150,7 @@ def _bocpd(min_effect: float) -> Online:
 
 
 def _ruptures_online(min_effect: float) -> Online:
-    """The search over the last 60 values again at each look."""
+    """The search over the last 60 values again at each snapshot."""
     window, recent = 60, 6
     seen: list[float] = []
 
@@ -203,7 +203,7 @@ PEERS: Mapping[str, Peer] = {
     "river ADWIN, behind our front end": _fed(_river("ADWIN", behind=True)),
     "river KSWIN, as is": _fed(_river("KSWIN", behind=False), share=0.25),
     "river KSWIN, behind our front end": _fed(_river("KSWIN", behind=True), share=0.25),
-    "ruptures KernelCPD, again at each look": _fed(_ruptures_online),
+    "ruptures KernelCPD, again at each snapshot": _fed(_ruptures_online),
     "BOCPD": _fed(_bocpd, share=0.25),
     "ruptures PELT, offline": Peer(_ruptures_offline, tolerance=3),
 }

@@ -1,16 +1,16 @@
 """Recorded runs as a detector would have seen them, and what its alarms are worth there.
 
-A run is looked at every 25, 50, 100 and 200 steps, from each possible first look, by each rule
-for near-zero weights. What there is to see is told by the run's label, from all its looks:
+A run is looked at every 25, 50, 100 and 200 steps, from each possible first snapshot, by each rule
+for near-zero weights. What there is to see is told by the run's label, from all its snapshots:
 
 - By a rule a run is a *take-off* if it reaches twice its floor and at some time
   exceeds the floor by the smallest change that matters, a *control* if it never reaches 1.5
   times the floor, and ambiguous between: there neither an alarm nor silence is wrong.
-- A take-off *begins* after the last look, before twice the floor, at which it is within a tenth
-  of its floor, and is *visible* from the first of two looks in a row with 1.5 times the floor
+- A take-off *begins* after the last snapshot, before twice the floor, at which it is within a tenth
+  of its floor, and is *visible* from the first of two snapshots in a row with 1.5 times the floor
   and the smallest change that matters above it.
 - It is *caught* by an alarm that comes after it began, and either before it is 2.5 times its
-  floor or among the first four looks from when it is visible: the earliest look at that
+  floor or among the first four snapshots from when it is visible: the earliest look at that
   cadence which can show it, and three more. One that never gets to 2.5 times its floor, may
   be caught until the end.
 - An alarm before it begins is false, as is any on a control. Later ones count no further.
@@ -62,14 +62,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Case:
-    """One run by one rule, as seen at one cadence from one first look.
+    """One run by one rule, as seen at one cadence from one first snapshot.
 
     Args:
         name, split, kind, known_step: of the run.
         rule: for near-zero weights.
-        every: steps between looks.
-        phase: how many of the recorded looks come before the first one.
-        steps, values, context: of the looks.
+        every: steps between snapshots.
+        phase: how many of the recorded snapshots come before the first one.
+        steps, values, context: of the snapshots.
         truth: what there is to see.
     """
 
@@ -114,14 +114,14 @@ class Verdict:
 
     @property
     def looks_late(self) -> float:
-        """Looks from when it was visible to the alarm that caught it; NaN if none did."""
+        """Snapshots from when it was visible to the alarm that caught it; NaN if none did."""
         if self.caught is None:
             return math.nan
         return (self.caught.step - self.case.truth.visible) / self.case.every
 
 
 def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]:
-    """Every run, rule, cadence and first look."""
+    """Every run, rule, cadence and first snapshot."""
     for name, run in (load() if runs is None else runs).items():
         steps, label = np.array(run["steps"]), run["label"]
         series = {key: np.array(x, np.float64) for key, x in run["series"].items()}
@@ -140,7 +140,7 @@ def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]
 
 
 def truth_of(steps: NDArray[np.int64], values: Array) -> Truth:
-    """What all looks of a run show."""
+    """What all snapshots of a run show."""
     risen, doubled, tripled = (crossing(values, factor) for factor in (1.5, 2.0, 2.5))
     if risen is None:
         return Truth("control")

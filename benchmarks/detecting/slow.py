@@ -163,7 +163,7 @@ def _stable(family: str, name: str, seed: int, rng: np.random.Generator) -> Seri
 
 
 def _answer(rng: np.random.Generator, rate: Array) -> Array:
-    """Up to 1.2 to 2.5 times the floor, with or against the rate of the last 4 to 30 looks."""
+    """Up to 1.2 to 2.5 times the floor, with or against the rate of the last 4 to 30 snapshots."""
     top = log_uniform(rng, 1.2, 2.5) - 1.0
     answer = remembered(rate, log_uniform(rng, 4.0, 30.0))
     return 1.0 + top * (answer if rng.random() < 0.5 else 1.0 - answer)

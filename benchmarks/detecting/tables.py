@@ -28,7 +28,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
 def made_rows(results: Results, suite: str) -> list[str]:
     """All detectors on one suite, with 90 % intervals."""
     head = ["detector", "seeds", "F1", "recall", "precision", "delay, median / 90 %"]
-    head += ["false alarms per 1000", "time a look, x ours"]
+    head += ["false alarms per 1000", "time a snapshot, x ours"]
     own = results.seconds(OURS)
     rows = []
     for name in DETECTORS:
@@ -86,7 +86,7 @@ def _is(verdict: Verdict, of: dict[str, object]) -> bool:
 def real_rows(results: Results) -> list[str]:
     """All detectors on the recorded runs: caught at each cadence, and false alarms."""
     head = ["detector", "runs", *(f"caught at {every}" for every in EVERY)]
-    head += ["looks late, median", "false on controls", "too early"]
+    head += ["snapshots late, median", "false on controls", "too early"]
     rows = []
     for name, verdicts in results.real.items():
         for split in SPLITS:
@@ -100,7 +100,7 @@ def real_rows(results: Results) -> list[str]:
                     split,
                     *(_share(takeoffs(of, every=every)) for every in EVERY),
                     f"{statistics.median(late):.0f}" if late else "-",
-                    f"{sum(v.num_false for v in controls)} in {looks} looks",
+                    f"{sum(v.num_false for v in controls)} in {looks} snapshots",
                     str(sum(v.num_false for v in takeoffs(of))),
                 ]
             )
@@ -113,7 +113,7 @@ def _share(verdicts: Sequence[Verdict]) -> str:
 
 
 def run_rows(verdicts: Sequence[Verdict]) -> list[str]:
-    """Every take-off at every cadence: alarm, onset, caught from how many first looks."""
+    """Every take-off at every cadence: alarm, onset, caught from how many first snapshots."""
     head = ["run", "split", "rule", "begins", "visible", "2 x", "2.5 x"]
     head += [f"every {every}" for every in EVERY]
     rows = []
@@ -132,7 +132,7 @@ def run_rows(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _run_cell(verdicts: Sequence[Verdict]) -> str:
-    """Medians over first looks."""
+    """Medians over first snapshots."""
     share = f"{sum(v.caught is not None for v in verdicts)}/{len(verdicts)}"
     caught = [v.caught for v in verdicts if v.caught]
     if not caught:
@@ -146,7 +146,7 @@ def _run_cell(verdicts: Sequence[Verdict]) -> str:
 def spread_of(verdicts: Sequence[Verdict]) -> float:
     """How far the alarms of one take-off at the cadences are apart: NaN if one has none.
 
-    At each cadence the median over first looks counts; the largest minus the smallest, as a part
+    At each cadence the median over first snapshots counts; the largest minus the smallest, in parts
     of their median.
     """
     medians = []
@@ -184,14 +184,14 @@ def early_rows(signals: Sequence[Early]) -> list[str]:
 def calibration_rows(results: Results) -> list[str]:
     """False alarms asked for and told."""
     head = [
-        "asked for, per 1000 looks",
+        "asked for, per 1000 snapshots",
         "on",
         "told",
         "90 % interval",
         "counted",
         "within a factor of two",
     ]
-    said = {True: "yes", False: "no", None: "too few looks to say"}
+    said = {True: "yes", False: "no", None: "too few snapshots to say"}
     rows = [
         [f"{t.asked:g}", t.where, f"{t.told:.3g}", f"{t.low:.3g} to {t.high:.3g}",
          f"{t.num_false} in {t.num_snapshots}", said[t.is_within_factor_two]]

@@ -38,7 +38,7 @@ class Made:
     seeds: range
 
     def do(self) -> tuple[Score, float]:
-        """The score, and seconds a look."""
+        """The score, and seconds a snapshot."""
         made = list(
             slow.suite(self.seeds) if self.suite == "slow" else jumps.suite(self.seeds, self.suite)
         )
@@ -114,7 +114,7 @@ class Results:
         return Score(tuple(o for s in found for o in s.outcomes))
 
     def seconds(self, detector: str) -> float:
-        """A look of made-up series, on average over suites."""
+        """A snapshot of made-up series, on average over suites."""
         found = [s for job, (_, s) in self.made.items() if job.detector == detector]
         return sum(found) / len(found)
 

@@ -78,7 +78,7 @@ def test_goals_are_measured_on_the_runs_they_name() -> None:
     assert goals["easy: recall"].measured == 0.5
     assert goals["hard: false alarms per 1000"].measured == pytest.approx(4000 / 1200)
     assert goals["asked for 0.1 per 1000: off by"].measured == pytest.approx(2.5)
-    assert goals["time a look"].measured == pytest.approx(1.0)
+    assert goals["time a snapshot"].measured == pytest.approx(1.0)
     assert "not reached" in goals["easy: recall"].row()
 
 
@@ -94,7 +94,7 @@ def test_tables_show_every_detector_run_and_signal() -> None:
     (design, report) = tables.real_rows(found)[2:]
     assert "1 of 1 | 2 of 2 | 4 of 4 | 8 of 8" in design
     assert "4 of 8" in report
-    assert "1 in 80 looks" in report
+    assert "1 in 80 snapshots" in report
     rows = tables.run_rows(found.real[OURS])
     assert len(rows) == 2 + 2
     assert "| 500 | 700 | 900 | 1000 | 1/1 at 800 (from 600) |" in rows[2]
