@@ -4,8 +4,8 @@ python benchmarks/sweep.py [--small] [--save]
 
 Replays curves snapshot by snapshot: six recorded trainings (record_curves.py; held-out examples of
 text and images) and synthetic ones, made up for what the recordings do not show. Settings were
-chosen on the first three; the other three are marked as new. Each sweep sees its own points of the one
-before, as in a watch, and, where it asks for them, the examples of a part in their drawn order.
+chosen on the first three; the other three are marked as new. Each sweep sees its own points of the
+snapshot before, as in a watch, and, where it asks for them, the examples of a part in their order.
 The reference is the estimate from every 0.01 on all examples. A pass is an evaluation of all
 examples, so a level that saw a part counts as that share. Dense, level 0 and level 1 count; the
 first snapshot, for which there is no curve before, has a column of its own. The interval is said to
