@@ -46,11 +46,6 @@ _ACT = """async ([what, times]) => {
   }
   return found;
 }"""
-#: Resolves once the charts are drawn.
-_DRAWN = """() => new Promise((done) => {
-  const look = () => document.querySelector(".chart canvas") ? done() : requestAnimationFrame(look);
-  look();
-})"""
 
 
 @dataclass(frozen=True)
@@ -95,14 +90,13 @@ def opened(browser: Any, url: str) -> Iterator[tuple[Any, Opened]]:
     context = browser.new_context(viewport=SCREEN)
     page = context.new_page()
     done: list[Any] = []
-    page.on("requestfinished", done.append)
+    page.on("requestfinished", lambda request: done.append(request))
     start = time.perf_counter()
     page.goto(url, wait_until="commit")
     frame = page
     if url.endswith("#sparsity"):
         frame = page.wait_for_selector("iframe", state="attached").content_frame()
-        frame.wait_for_load_state("domcontentloaded")
-    frame.evaluate(_DRAWN)
+    frame.wait_for_selector(".chart canvas", state="attached", timeout=60_000)
     charts_s = time.perf_counter() - start
     frame.wait_for_selector(".heat .names li", state="attached", timeout=60_000)
     whole_s = time.perf_counter() - start
