@@ -112,6 +112,8 @@ export class Heatmap {
     this.range = [0, 1];
     this.high = 1000;
     this.step = 0;
+    /** @type {{t: number, rows: Row[], dense: number}} of which column the numbers are that stand there */
+    this.numbers = { t: -1, rows: [], dense: 1 };
   }
 
   /** @param {number[]} steps of the columns @param {number[][]} cells @param {Row[]} rows @param {[number, number]} range @param {string} open */
@@ -175,6 +177,9 @@ export class Heatmap {
     this.cursor.style.left = `${100 * place}%`;
     const t = nearest(this.steps, step);
     const dense = window.devicePixelRatio || 1;
+    const seen = this.numbers;
+    if (seen.t === t && seen.rows === this.rows && seen.dense === dense) return; // another range, or the same column
+    this.numbers = { t, rows: this.rows, dense };
     Object.assign(this.values, { width: VALUES * dense, height: this.rows.length * ROW * dense });
     Object.assign(this.values.style, { width: `${VALUES}px`, height: `${this.rows.length * ROW}px` });
     const context = /** @type {CanvasRenderingContext2D} */ (this.values.getContext("2d"));
