@@ -18,9 +18,18 @@ settings.register_profile("sparsitywatch", derandomize=True, deadline=None)
 settings.load_profile("sparsitywatch")
 
 
-@pytest.fixture(scope="module")
-def no_pictures() -> Iterator[None]:
-    """For runs whose TensorBoard pictures nobody looks at: drawing is most of their time."""
+#: Rooms where nobody looks at TensorBoard's pictures; in ``sinks`` and ``browser`` somebody does.
+WITHOUT_PICTURES = {
+    *("checkpoints", "cli", "examples", "integrations", "live", "offline", "pipeline", "pruning"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draws none in these: that is most of the time of a short run."""
+    if request.path.parent.name not in WITHOUT_PICTURES:
+        yield
+        return
     from contracts import pictures
 
     with pytest.MonkeyPatch.context() as patch:

@@ -108,8 +108,16 @@ TINY = RunSpec(
 )
 
 
-def test_a_recording_is_the_same_each_time_and_survives_its_file(tmp_path: Path) -> None:
-    run = record(TINY)
+@pytest.fixture(scope="module")
+def plain() -> dict:
+    """The run with which nobody interferes."""
+    return record(TINY)
+
+
+def test_a_recording_is_the_same_each_time_and_survives_its_file(
+    plain: dict, tmp_path: Path
+) -> None:
+    run = plain
     assert run["series"] == record(TINY)["series"]
     write(run, tmp_path / "tiny.json")
     assert load(tmp_path)["tiny"] == json.loads(json.dumps(run))
@@ -127,10 +135,10 @@ def test_a_recording_is_the_same_each_time_and_survives_its_file(tmp_path: Path)
     ],
 )
 def test_nothing_differs_before_the_interference_and_much_after(
-    what: str, amount: float, kind: str
+    plain: dict, what: str, amount: float, kind: str
 ) -> None:
     event = Interference(what=what, step=125, amount=amount, duration=5)
-    plain, changed = record(TINY), record(dataclasses.replace(TINY, interference=event))
+    changed = record(dataclasses.replace(TINY, interference=event))
     assert (changed["label"]["kind"], changed["label"]["known_step"]) == (kind, 125)
     before, after = (
         [run["series"]["near_zero/abs_0.001"] for run in (plain, changed)],

@@ -16,8 +16,3 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for look in range(NUM):
         torch.save(weights(look), folder / f"step-{EVERY * (look + 1)}.pt")
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures(no_pictures: None) -> None:
-    """None of these tests looks at what is drawn; those of ``sinks`` and ``examples`` do."""
