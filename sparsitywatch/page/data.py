@@ -76,7 +76,6 @@ def page_data(run: Run) -> dict[str, Any]:
         "better": _better(run),
         "num_snapshots": len(run.records),
         "steps": [int(run.steps[i]) for i in kept],
-        "wall_time": _rounded((run.records[i].wall_time for i in kept), digits=13),
         "failed": [t for t, i in enumerate(kept) if not run.records[i].valid],
         "unasked": [t for t, i in enumerate(kept) if run.records[i].not_evaluated],
         "series": {

@@ -19,7 +19,7 @@
  * @typedef {{version: string, name: string, verdict: Verdict, standing: string[],
  *   state: {status: string, step: number, wall_time: number | null} | null, watch: string[],
  *   taken: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
- *   wall_time: Values, failed: number[], unasked: number[], series: Record<string, Values>,
+ *   failed: number[], unasked: number[], series: Record<string, Values>,
  *   about: Record<string, About>, events: RunEvent[], curves: Curve[], tensors: string[],
  *   facts: Facts}} PageData
  *
