@@ -33,12 +33,20 @@ function loaded(tag, attributes) {
 /** What TensorBoard calls when the tab is opened. */
 export async function render() {
   const outer = around();
-  await Promise.all([
+  /** @type {Map<string, number>} each run of TensorBoard with the place of its colour, as it counts */
+  const places = new Map();
+  /** @type {import("./main.js").Page | undefined} */
+  let page;
+  const told = hostRuns(outer, (names) => {
+    for (const name of names) if (!places.has(name)) places.set(name, places.size);
+    page?.build();
+  });
+  const [{ mount }] = await Promise.all([
+    loaded("script", { src: "./uPlot.iife.min.js" }).then(() => import("./main.js")), // which needs it
     loaded("link", { rel: "stylesheet", href: "./uPlot.min.css" }),
     loaded("link", { rel: "stylesheet", href: "./page.css" }),
-    loaded("script", { src: "./uPlot.iife.min.js" }),
+    told,
   ]);
-  const { mount } = await import("./main.js");
   const root = document.createElement("div");
   root.id = "app";
   document.body.append(root);
@@ -47,15 +55,7 @@ export async function render() {
   const isDark = () => outer.document.body.classList.contains("dark-mode");
   const dress = () => { document.documentElement.dataset.theme = outer === window ? "" : isDark() ? "dark" : "light"; };
   if (outer !== window) dress();
-  /** @type {Map<string, number>} each run of TensorBoard with the place of its colour, as it counts */
-  const places = new Map();
   const follower = new Follower();
-  /** @type {import("./main.js").Page | undefined} */
-  let page;
-  await hostRuns(outer, (names) => {
-    for (const name of names) if (!places.has(name)) places.set(name, places.size);
-    page?.build();
-  });
   page = await mount(root, serverSource("./"), {
     read: () => linked(outer),
     write: (query) => link(outer, query),
