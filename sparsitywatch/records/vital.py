@@ -136,7 +136,7 @@ class TensorFacts:
         num_gradients: that have a gradient which is not 0.
         num_lossy: of these, whose updates are far below the spacing of their numbers.
         num_lossy_moved: of these, that moved all the same; added up over the intervals up to now
-            in each of which most of its updates were lost and most of its weights stood still.
+            in each of which some of its updates were lost.
         num_lossy_expected: of these, that would have if nothing were lost: by a rounding that is
             random, or by a copy of higher precision that is not seen; added up likewise.
         num_could_round: of ``num_gradients``, whose updates may be lost.

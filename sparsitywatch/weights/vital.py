@@ -50,8 +50,6 @@ _STILL_TO_RISE = 30.0
 #: Of weights that a random rounding would move, so many move at least: updates may be smaller than
 #: the learning rate.
 _AT_LEAST = 0.25
-#: Of a tensor that loses its updates so many are lost, and so many of its weights stand still.
-_MOST = 0.5
 #: A gradient is taken for one that matters, and decay must be seen, in units of the spacing.
 _SEEN = 2.0
 #: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
@@ -314,11 +312,9 @@ class VitalTracker:
         streaks["dead"] = np.where(is_dead, streaks["dead"] + 1, 0)
         streaks["steps"] = np.where(is_dead, streaks["steps"] + facts.num_steps, 0)
         # one weight that moves is no end of it: what is lost adds up from interval to interval
-        is_losing = (facts.num_still >= _MOST * facts.num) & (facts.num_lossy > 0)
-        is_losing &= facts.num_lossy >= _MOST * facts.num_gradients
         for name in ("num_lossy_expected", "num_lossy_moved"):
             so_far = streaks.get(name, 0)  # missing in older states
-            streaks[name] = np.where(is_losing, so_far + getattr(facts, name), 0)
+            streaks[name] = np.where(facts.num_lossy > 0, so_far + getattr(facts, name), 0)
         return replace(
             facts,
             dead_for=streaks["dead"],
