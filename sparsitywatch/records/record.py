@@ -34,7 +34,8 @@ __all__ = [
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 3
 
-_NAN = float("nan")
+#: The one that is read from a log, too, so that records without a number compare as equal.
+_NAN = math.nan
 
 
 # ------------------------------------------------------------------ what pruning does to the value

@@ -139,6 +139,14 @@ def test_a_model_that_is_not_believed_has_no_say() -> None:
     assert num_seen >= 15
 
 
+def test_a_gross_jump_is_seen_after_twelve_snapshots() -> None:
+    """Half of the weights are pruned while few snapshots tell what noise is."""
+    counts = [4, 5, 2, 3, 5, 6, 4, 1, 2, 4, 5, 3, 44, 28, 26]  # of 96 weights
+    detector = AbruptChange(min_effect=0.2)
+    events = [detector.update(5 * i, count / 96) for i, count in enumerate(counts)]
+    assert [event.detected_step for event in events if event] == [65]
+
+
 def test_a_state_of_before_the_season_goes_on() -> None:
     values = np.random.default_rng(2).normal(size=60)
     values[40:] += 12.0

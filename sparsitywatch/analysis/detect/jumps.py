@@ -39,8 +39,9 @@ SPLITS = (1, 2, 3, 4, 5, 6)
 WINDOW = 38
 #: Snapshots before a split without which a model says nothing.
 _MIN_FIT = 8
-#: Residuals and forecast errors are cut off at so many standard deviations.
-_WINSOR, _CLIP = 3.0, 10.0
+#: Residuals and forecast errors are cut off at so many standard deviations; errors far out, since
+#: no smaller one is unlikely enough where few snapshots came before.
+_WINSOR, _CLIP = 3.0, 30.0
 
 
 @dataclass(frozen=True)
