@@ -256,7 +256,7 @@ class OptimizerTrace:
     def advance(self) -> None:
         """One optimizer step was taken."""
         if self._optimizer is not None:
-            self._clock.advance(self._optimizer.param_groups)
+            self._clock.advance(self._optimizer)
 
     def follow(
         self,

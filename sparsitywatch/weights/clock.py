@@ -30,12 +30,13 @@ class GroupClock:
 
     Args:
         lr: sum of the learning rate.
-        decay: sum of learning rate times weight decay.
-        log_shrink: sum of log(1 - lr * weight decay): a weight without gradient has been
-            multiplied by exp(log_shrink) under decoupled decay.
+        decay: sum of learning rate times weight decay, or times what momentum made of it.
+        log_shrink: sum of log(1 - lr * weight decay), likewise: a weight without gradient has
+            been multiplied by exp(log_shrink) under decoupled decay.
         lr_squared: sum of the learning rate squared: how far random steps of size lr lead is
             its root.
         steps: number of steps with a learning rate above 0.
+        momentum: what SGD's momentum buffer holds of the decay, per unit of weight.
     """
 
     lr: float = 0.0
@@ -43,6 +44,19 @@ class GroupClock:
     log_shrink: float = 0.0
     lr_squared: float = 0.0
     steps: int = 0
+    momentum: float = 0.0
+
+    def through_momentum(self, group: Mapping[str, Any]) -> float:
+        """The decay that one step of ``torch.optim.SGD`` applies to a weight without gradient.
+
+        SGD adds decay to the gradient, so that it goes through the momentum buffer and each bit
+        of it acts again at the steps after: 1 / (1 - momentum) times as much in the end.
+        """
+        decay, mu = float(group.get("weight_decay", 0.0)), float(group.get("momentum", 0.0))
+        # the first gradient enters the buffer whole, dampened or not, as in torch
+        kept = 1.0 - float(group.get("dampening", 0.0)) if self.momentum else 1.0
+        self.momentum = mu * self.momentum + kept * decay
+        return decay + mu * self.momentum if group.get("nesterov") else self.momentum
 
     def advance(self, lr: float, weight_decay: float) -> None:
         """One optimizer step."""
@@ -70,7 +84,7 @@ class ClockReading:
     """What the clocks say about the in-scope weights as a whole.
 
     Args:
-        decay: sum of learning rate times weight decay.
+        decay: sum of learning rate times weight decay, or times what momentum made of it.
         lr: sum of the learning rate.
     """
 
@@ -88,12 +102,16 @@ class DecayClock:
 
     groups: list[GroupClock] = field(default_factory=list)
 
-    def advance(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
-        """One optimizer step, with the groups as they stood when it was taken."""
-        while len(self.groups) < len(param_groups):
+    def advance(self, optimizer: torch.optim.Optimizer) -> None:
+        """One optimizer step, with the param groups as they stood when it was taken."""
+        is_sgd = isinstance(optimizer, torch.optim.SGD)
+        while len(self.groups) < len(optimizer.param_groups):
             self.groups.append(GroupClock())
-        for clock, group in zip(self.groups, param_groups, strict=False):
-            clock.advance(float(group.get("lr", 0.0)), float(group.get("weight_decay", 0.0)))
+        for clock, group in zip(self.groups, optimizer.param_groups, strict=False):
+            decay = float(group.get("weight_decay", 0.0))
+            if is_sgd and decay and group.get("momentum"):
+                decay = clock.through_momentum(group)
+            clock.advance(float(group.get("lr", 0.0)), decay)
 
     def copy(self) -> DecayClock:
         """The clock as it stands now."""
@@ -117,13 +135,15 @@ class DecayClock:
 
     def state_dict(self) -> list[list[float]]:
         """Plain numbers, one row per group."""
-        return [[g.lr, g.decay, g.log_shrink, g.lr_squared, g.steps] for g in self.groups]
+        return [
+            [g.lr, g.decay, g.log_shrink, g.lr_squared, g.steps, g.momentum] for g in self.groups
+        ]
 
     def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from what ``state_dict`` gave."""
         self.groups = [
-            GroupClock(lr, decay, log_shrink, lr_squared, int(steps))
-            for lr, decay, log_shrink, lr_squared, steps in state
+            GroupClock(lr, decay, log_shrink, lr_squared, int(steps), *momentum)
+            for lr, decay, log_shrink, lr_squared, steps, *momentum in state  # older states: none
         ]
 
 
@@ -132,8 +152,8 @@ class OptimizerReading:
     """What an optimizer has done up to one step.
 
     Args:
-        decay_clock: sum of lr times weight decay, averaged over the in-scope weights; NaN if
-            unknown.
+        decay_clock: sum of lr times weight decay, or times what SGD's momentum made of it,
+            averaged over the in-scope weights; NaN if unknown.
         lr_clock: sum of lr, likewise.
         lr: the learning rate as it stands, likewise.
         clock: the clocks of the param groups; None if the optimizer cannot be seen.

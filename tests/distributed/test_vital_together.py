@@ -88,7 +88,7 @@ def facts_of(
             owners[name].grad = None if gradient is None else own(name, gradient)
             if number % 2 and gradient is not None:
                 optimizer.state[owners[name]] = {"exp_avg": own(name, gradient)}
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
         signs = tracker.look(number, parameters, Training(optimizer=optimizer, clock=clock))
         found.append(repr(rows(signs.facts)))  # NaN equals NaN
     return found, repr(tracker.state_dict())
@@ -149,7 +149,7 @@ def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_the
         training = Training(optimizer=optimizer, clock=DecayClock())
         tracker = VitalTracker(Together(Shards(pieces, ranks.rank), ranks))
         for step in range(2):
-            training.clock.advance(optimizer.param_groups)
+            training.clock.advance(optimizer)
             signs = tracker.look(step, parameters, training)
         return signs.facts.trained_by.tolist()
 
@@ -170,7 +170,7 @@ def test_only_what_is_sampled_is_exchanged() -> None:
         for step in range(3):
             parameter.flat_shard.owner.grad = torch.ones(num // 2)
             parameter.flat_shard.owner.data += step < 2
-            training.clock.advance(optimizer.param_groups)
+            training.clock.advance(optimizer)
             before = ranks.num_bytes
             tracker.look(step, {"w": parameter}, training)
             sent.append(ranks.num_bytes - before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def run(steps: int) -> tuple[nn.Sequential, DecayClock, dict[str, int], torch.Te
         model[1:](torch.ones(5, 4, dtype=torch.float64)).sum().backward()
         model[0].weight.grad = torch.zeros_like(model[0].weight)
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
         scheduler.step()
     return model, clock, group_membership(optimizer, scope.parameters(model)), start, scope
 
@@ -44,6 +45,52 @@ def test_a_weight_without_gradient_shrinks_as_the_clock_says() -> None:
     model, clock, membership, start, _ = run(20)
     shrink = math.exp(clock.groups[membership["0.weight"]].log_shrink)
     torch.testing.assert_close(model[0].weight.detach(), shrink * start, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True},
+        {"momentum": 0.8, "dampening": 0.3},
+        {"momentum": 0.9, "foreach": True},
+    ],
+)
+def test_sgd_shrinks_a_weight_as_the_clock_says_with_momentum_too(options: dict[str, Any]) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=1e-4, **options)
+    clock, early = DecayClock(), 0.0
+    for step in range(300):
+        weight.grad = torch.zeros_like(weight)
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 400)
+        optimizer.step()
+        clock.advance(optimizer)
+        if step == 4:  # the buffer is still filling
+            early = -math.log(weight[0].item())
+            assert clock.groups[0].decay == pytest.approx(early, rel=1e-3)
+    assert clock.groups[0].decay == pytest.approx(-math.log(weight[0].item()), rel=1e-3)
+    assert clock.groups[0].log_shrink == pytest.approx(-clock.groups[0].decay, rel=1e-3)
+
+
+def test_momentum_that_decay_does_not_go_through_leaves_the_clock_alone() -> None:
+    class SGDW(torch.optim.Optimizer):
+        """Momentum as that of SGD, with decay beside it."""
+
+    weight = nn.Parameter(torch.ones(3))
+    clock = DecayClock()
+    for _ in range(20):
+        clock.advance(SGDW([weight], {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9}))
+    assert clock.groups[0].decay == pytest.approx(20 * 0.1 * 0.01)
+
+
+def test_a_clock_goes_on_from_a_state_that_knew_no_momentum() -> None:
+    clock = DecayClock()
+    clock.load_state_dict([[1.0, 0.5, -0.5, 0.1, 10]])
+    assert clock.groups[0].momentum == 0.0
+    weight = nn.Parameter(torch.ones(3))
+    clock.advance(torch.optim.SGD([weight], lr=0.1, weight_decay=0.01, momentum=0.9))
+    assert clock.groups[0].decay == pytest.approx(0.501)
 
 
 def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
@@ -98,7 +145,7 @@ def test_equal_masters_in_different_groups_are_not_told_apart() -> None:
 def test_steps_and_squares_are_counted() -> None:
     clock = DecayClock()
     for lr in (0.0, 0.1, 0.3):
-        clock.advance([{"lr": lr, "weight_decay": 0.0}])
+        clock.advance(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr))
     assert clock.groups[0].lr_squared == pytest.approx(0.1)
     assert clock.groups[0].steps == 2
     assert clock.groups[0].since(clock.copy().groups[0]).steps == 0

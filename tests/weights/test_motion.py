@@ -203,7 +203,7 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
             model[k].weight.grad = torch.zeros(30, 30)
             model[k].weight.grad[: 10 * (k + 1)] = torch.randn(10 * (k + 1), 30)
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
     # 20 and 10 of 30 rows got no gradient; what passes by chance is a percent or so
     assert snapshot().layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
 
@@ -262,7 +262,7 @@ def test_after_a_spike_of_the_learning_rate_slow_weights_are_not_dormant() -> No
     for step in range(1, 126):
         weight.grad = torch.randn(60, 60) * (1e4 if 51 <= step <= 55 else 1.0)
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
         if step % 25 == 0:
             seen.append(compared(motion, Snapshot.of(model, scope, step), clock))
     dormant = [moved.dormant for moved in seen]
@@ -284,7 +284,7 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
     for step in range(1, 201 + every):
         model[0].weight.grad = torch.randn(100, 200)
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
         if step > 200 - every and step % every == 0:
             found.append(compared(motion, Snapshot.of(model, scope, step), clock))
     dormant = found[-1].dormant

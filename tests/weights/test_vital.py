@@ -143,7 +143,7 @@ class Trained:
                 parameter.grad = torch.zeros_like(parameter) if zero else torch.randn(
                     parameter.shape)  # fmt: skip
         self.optimizer.step()
-        self.clock.advance(self.optimizer.param_groups)
+        self.clock.advance(self.optimizer)
 
     def look(self, step: int) -> dict[str, Any]:
         training = Training(optimizer=self.optimizer, clock=self.clock, others=[self.other])
@@ -217,7 +217,7 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
         found = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
         weight.grad = torch.randn(64).bfloat16()
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
     found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
     (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
@@ -237,7 +237,7 @@ def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> Non
         with torch.no_grad():
             weight[step] += 0.0625  # by something else
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
     update = 0.02 * weight.grad.new_tensor(0.02).item()
     one = 16 * 0.25 * update * 2**7  # that would have moved, of an interval
     assert [expected / one for expected, _ in found] == pytest.approx([0, 1, 2, 3, 0], abs=1e-3)
@@ -254,7 +254,7 @@ def test_steps_that_end_with_the_gradient_are_not_lost(sizes: tuple, num_lossy: 
         tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
         weight.grad = torch.full((64,), size)
         optimizer.step()
-        clock.advance(optimizer.param_groups)
+        clock.advance(optimizer)
     found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
     (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy) == (64, num_lossy)
