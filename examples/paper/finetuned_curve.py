@@ -25,8 +25,16 @@ from pathlib import Path
 import numpy as np
 from common import CONFIDENCE, Line, arguments, begin, draw, load, table, verdict
 from fetch import MATERIAL
-from texts import classifiers, tasks
-from tuning import Tuning, add_sizes, pruned_levels, split_of
+from tuning import (
+    WITHOUT_MASK,
+    Tuning,
+    Unit,
+    add_sizes,
+    ahead,
+    one_thread_each,
+    pruned_levels,
+    setting_of,
+)
 
 import sparsitywatch as sw
 
@@ -100,20 +108,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_sizes(parser)
     args = parser.parse_args(argv)
     begin(args)
-    make = classifiers(args.material, small=args.small)
-    sizes = {"length": args.length, "train": args.train, "held_out": args.held_out}
+    processes = one_thread_each()
+    tunings = [Tuning(setting_of(args, name, name, args.steps)) for name in args.tasks]
+    seeds = args.seeds
+    dense = [Unit(t.setting, p, (), seeds) for p in WITHOUT_MASK for t in tunings]
+    pruned = [Unit(t.setting, p, levels, seeds) for p, levels in LEVELS.items() for t in tunings]
+    ahead(processes, dense, pruned)
     lines, panels, said = [], {}, []
-    for task in tasks(args.tasks, args.material, small=args.small, **sizes):
-        tuning = Tuning(task, make, args.out / task.name, steps=args.steps, split=split_of(args))
+    for tuning in tunings:
+        task = tuning.task
         print(f"{task.name}: {len(task.train)} texts to learn from, {len(tuning.judged_on)} judged")
-        curves = {p: tuning.curve(p, levels, args.seeds) for p, levels in LEVELS.items()}
+        curves = {p: tuning.curve(p, levels, seeds) for p, levels in LEVELS.items()}
         lines += rows(tuning, curves)
         said += [f"{task.name}: {line}" for line in conclusion(tuning, curves)]
         panels[f"{task.name}, fine-tuned"] = [line(tuning, p, c) for p, c in curves.items()]
     head = ["task", "pattern", "sparsity", "accuracy ± sd", f"drop [{CONFIDENCE:.0%}]", "se"]
     print("", table(head, lines), "", *said, "", sep="\n")
     picture = args.out / "finetuned_curve.png"
-    note = f"{len(args.seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
+    note = f"{len(seeds)} seeds; bars: {CONFIDENCE:.0%} of the paired drop"
     draw(picture, panels, "sparsity", "accuracy (%)", note)
     print(f"Look at {picture}. {load()}")
     return 0

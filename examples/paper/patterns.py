@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 from common import CONFIDENCE, Line, arguments, begin, draw, load, table, verdict
 from fetch import MATERIAL
-from texts import classifiers, tasks
 from tqdm import tqdm
-from tuning import Tuning, add_sizes, split_of
+from tuning import WITHOUT_MASK, Tuning, Unit, add_sizes, ahead, one_thread_each, setting_of
 
 HALF, QUARTER = 0.5, 0.75
 LEVELS: dict[str, tuple[float, ...]] = {
@@ -63,6 +62,21 @@ def everywhere(tuning: Tuning, pattern: str, level: float, seeds: Sequence[int])
     """What each example gave with each seed, [S, N], repeated where seeds cannot differ."""
     found = tuning.right(pattern, level, seeds_of(tuning, pattern, seeds))
     return np.broadcast_to(found, (len(seeds), found.shape[1])) if len(found) == 1 else found
+
+
+def units(tunings: Sequence[Tuning], seeds: Sequence[int]) -> tuple[list[Unit], list[Unit]]:
+    """What can be done at once: the dense trainings, then those of the patterns."""
+    dense = [
+        Unit(tuning.setting, name, (), seeds)
+        for tuning in tunings
+        for name in (WITHOUT_MASK if tuning.steps else WITHOUT_MASK[:1])
+    ]
+    pruned = [
+        Unit(tuning.setting, pattern, levels, seeds_of(tuning, pattern, seeds))
+        for tuning in tunings
+        for pattern, levels in levels_of(tuning).items()
+    ]
+    return dense, pruned
 
 
 def measured(tuning: Tuning, seeds: Sequence[int]) -> None:
@@ -132,19 +146,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_sizes(parser)
     args = parser.parse_args(argv)
     begin(args)
-    make = classifiers(args.material, small=args.small)
-    sizes = {"length": args.length, "train": args.train, "held_out": args.held_out}
-    (task,) = tasks([args.task], args.material, small=args.small, **sizes)
+    processes = one_thread_each()
+    parts = {"fine-tuned": args.steps, "zero-shot": 0}
+    tunings = {
+        name: Tuning(setting_of(args, args.task, f"{args.task}-{name}", steps))
+        for name, steps in parts.items()
+        if not steps or not args.zero_shot
+    }
+    ahead(processes, *units(list(tunings.values()), args.seeds))
     lines, said, panels = [], [], {}
-    parts = {"zero-shot": 0} if args.zero_shot else {"zero-shot": 0, "fine-tuned": args.steps}
-    for name, steps in parts.items():
-        folder = args.out / f"{task.name}-{name}"
-        tuning = Tuning(task, make, folder, steps=steps, split=split_of(args))
+    for name, tuning in reversed(tunings.items()):
         measured(tuning, args.seeds)
         for level in (HALF, QUARTER):
             lines += rows(tuning, args.seeds, level)
         said += [f"{name}: {line}" for line in conclusion(tuning, args.seeds)]
-        panels[f"{task.name}, {name}"] = picture(tuning, args.seeds)
+        panels[f"{args.task}, {name}"] = picture(tuning, args.seeds)
     head = ["pattern", "sparsity", "how", "accuracy", f"drop [{CONFIDENCE:.0%}]", "se",
             "below global"]  # fmt: skip
     print("", table(head, lines), "", *said, "", sep="\n")

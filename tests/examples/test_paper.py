@@ -312,6 +312,20 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
         command(finetuned_curve, *arguments[:3], "2")
 
 
+def test_two_processes_give_what_one_gives(command, tmp_path):
+    arguments = ["--task", "spam", "--steps", "1", "--seeds", "0", "1"]
+    one, two = (
+        command(patterns, *arguments, "--threads", threads, out=tmp_path / threads)
+        for threads in "12"
+    )
+    assert torch.get_num_threads() == 1
+    assert _table(two) == _table(one)
+    files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.jsonl"))
+    assert len(files) == 2 * 10 + 2 * 9 + 3 + 2  # curves and examples; dense, half; the heads
+    for file in files:
+        assert (tmp_path / "2" / file).read_text() == (tmp_path / "1" / file).read_text()
+
+
 def test_layers_counts_what_numpy_counts(command, tmp_path):
     said = command(layers, "--level", "0.3")
     named = texts.classifiers(small=True)().named_parameters()

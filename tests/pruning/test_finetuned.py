@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, StateError
+from sparsitywatch.pruning.finetuned import _held
 
 torch.manual_seed(0)
 X = torch.randn(128, 8)
@@ -112,6 +115,28 @@ def test_what_was_removed_stays_exactly_zero(train: Train) -> None:
     curve_of(train, [0.8])
     weight = train.models[-1][0].weight
     assert float((weight == 0).float().mean()) == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_holding_is_masking_bit_for_bit(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    model = nn.Linear(40, 30, bias=False, dtype=dtype)
+    mask = torch.rand(30, 40, generator=draw) < 0.5
+    gradient = torch.randn(30, 40, generator=draw).to(dtype)
+    for bad in (math.inf, -math.inf, math.nan, -0.0):
+        gradient[torch.rand(30, 40, generator=draw) < 0.1] = bad
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    dense = model.weight.detach().clone()
+    with _held(model, {"weight": mask}):
+        (model.weight * gradient).sum().backward()
+        optimizer.step()
+    removed = gradient.masked_fill(mask, 0.0)
+    same = functools.partial(torch.testing.assert_close, rtol=0.0, atol=0.0, equal_nan=True)
+    same(model.weight.grad, removed)
+    same(optimizer.state[model.weight]["momentum_buffer"], removed)
+    same(model.weight.detach(), (dense - removed).masked_fill(mask, 0.0))
+    model.weight.sum().backward()  # nothing is held any more
+    assert bool((model.weight.grad[mask] == 1.0).all())
 
 
 def test_a_training_that_writes_removed_weights_is_refused() -> None:
