@@ -1,0 +1,234 @@
+r"""Pruning a real pretrained language model without training it again (the paper's figure 11).
+
+    python examples/paper/fetch.py smollm2
+    python examples/paper/smollm2.py
+
+loads SmolLM2-135M from 4 bits a weight and prunes it with ``sw.measure``, zero-shot, at rising
+sparsity: by magnitude over all weights (the paper's OMP), by Wanda, by SparseGPT, and at random as
+a control. It shows the loss on the docstrings of Python's own library at each level, and up to
+which sparsity it rises by less than one percent. ``decoder.py`` does so with models trained here.
+
+It cannot show what Vicuna-7B does on MMLU: this model is fifty times smaller, is judged by its
+loss, and may have seen these texts. Its weights were rounded to 4 bits before: 32 in a row have
+sixteen values at most. What is near zero there is the rounding's doing, and no evidence of
+sparsity. Wanda and SparseGPT look at the inputs of the layers on the very batches that the loss is
+measured on.
+
+A run that was killed goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import CONFIDENCE, Line, Results, arguments, begin, draw, load, t_quantile, table
+from decoder import PATTERNS, TOLERANCE
+from fetch import MATERIAL
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from tqdm import tqdm
+from trained_here import documentation
+
+import sparsitywatch as sw
+
+LEVELS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7]
+TOY = {"levels": [0.2, 0.5], "examples": 16, "length": 12}
+NEAR_ZERO = "rms_0.1"
+
+
+def losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Of the next token, the mean of each window [N] of tokens [N, L]."""
+    logits = model(tokens[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(1)
+
+
+def stored(material: Path) -> tuple[nn.Module, Callable[[str], list[int]]]:
+    """The model in float32, and what makes tokens of a text.
+
+    Raises:
+        SystemExit: the file or the package ``gguf`` is missing.
+    """
+    files = sorted((material / "smollm2").glob("*.gguf"))
+    if not files:
+        raise SystemExit(
+            f"Expected a file *.gguf in {material / 'smollm2'}, found none. Get it by: "
+            "python examples/paper/fetch.py smollm2"
+        )
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": files[0].name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **where)
+    except ImportError as error:
+        raise SystemExit(f"{error}\nThe extra has it: pip install 'sparsitywatch[paper]'") from None
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        files[0].parent, dtype=torch.float32, **where
+    )
+    return model.eval(), lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def made_up() -> tuple[nn.Module, Callable[[str], list[int]]]:
+    """A model of the same kind with random weights, of bytes; for tests."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3,
+    )  # fmt: skip
+    model: nn.Module = LlamaForCausalLM(config)
+    return model.eval(), lambda text: list(text.encode())
+
+
+class Experiment:
+    """The model, its proxy, and what is measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.model, encode = made_up() if args.small else stored(args.material)
+        found = documentation(("asyncio",) if args.small else ())
+        texts = sorted({text for texts in found.values() for text in texts})
+        random.Random(0).shuffle(texts)  # noqa: S311 nothing secret
+        # twice what is needed at four characters a token, so that windows lie apart
+        joined = "\n".join(texts)[: 8 * args.examples * (args.length + 1)]
+        tokens = torch.tensor(encode(joined))
+        starts = torch.linspace(0, len(tokens) - args.length - 1, args.examples).long()
+        windows = tokens[starts[:, None] + torch.arange(args.length + 1)]
+        self.proxy = sw.Proxy(torch.split(windows, 8), losses, name="loss on docstrings")
+
+    def measure(self, pattern: str) -> dict[str, Any]:
+        """Prune and evaluate; "value" is None where the estimate is not informative."""
+        record = sw.measure(
+            self.model,
+            self.proxy,
+            pattern=pattern,
+            levels=self.args.levels,
+            tolerance=TOLERANCE / 100,
+        )
+        curve, estimate = record.curve, record.essential_sparsity
+        assert curve is not None  # noqa: S101 there was a proxy
+        assert curve.stderr is not None  # noqa: S101 of every example
+        assert estimate is not None  # noqa: S101
+        return {
+            "levels": list(curve.level or ()),
+            "sparsity": list(curve.sparsity),
+            "loss": list(curve.value),
+            "stderr": list(curve.stderr),
+            "essential": estimate.describe(),
+            "informative": estimate.informative,
+            "interval": [estimate.low, estimate.high],
+            "near_zero": record.near_zero[NEAR_ZERO],
+        }
+
+
+class Outcome:
+    """Every pattern."""
+
+    def __init__(self, experiment: Experiment, results: Results) -> None:
+        self.levels = [0.0, *experiment.args.levels, 1.0]
+        self.width = t_quantile(0.5 + CONFIDENCE / 2, experiment.args.examples - 1)
+        self.found = {
+            pattern: results.once(pattern, partial(experiment.measure, pattern))
+            for pattern in tqdm(PATTERNS, unit="pattern", disable=None)
+        }
+
+    def rise(self, pattern: str, level: float) -> tuple[float, float]:
+        """How far the loss is above dense, and half of the interval, in percent of dense."""
+        found = self.found[pattern]
+        at, dense = found["levels"].index(level), found["loss"][found["levels"].index(0.0)]
+        rise = 100 * (found["loss"][at] - dense) / dense
+        return rise, 100 * self.width * found["stderr"][at] / dense
+
+    def rows(self) -> list[list[str]]:
+        """Of the table, one a level."""
+        rows = []
+        for level in self.levels:
+            rows.append([f"{level:.2f}"])
+            for pattern, found in self.found.items():
+                rise, width = self.rise(pattern, level)
+                loss = f"{found['loss'][found['levels'].index(level)]:.3f}"
+                rows[-1].append(f"{loss} {rise:+.1f} ± {width:.1f}" if level else loss)
+        return rows
+
+    def conclusions(self) -> list[str]:
+        """In words, from the intervals."""
+        said = [f"Essential sparsity by {PATTERNS[p]}: {f['essential']}." for p, f in
+                self.found.items()]  # fmt: skip
+        said += [
+            f"{name} against magnitude: {self.against_magnitude(pattern)}."
+            for pattern, name in PATTERNS.items()
+            if pattern != "global"
+        ]
+        near = self.found["global"]["near_zero"]
+        said.append(
+            f"{near:.1%} of the weights are within a tenth of their matrix's root mean square: no "
+            "evidence of sparsity, for they were rounded to 4 bits."
+        )
+        return said
+
+    def against_magnitude(self, pattern: str) -> str:
+        """What the intervals of both estimates say."""
+        other, plain = self.found[pattern], self.found["global"]
+        if not (other["informative"] and plain["informative"]):
+            return "cannot tell, an estimate is not informative"
+        if other["interval"][0] > plain["interval"][1]:
+            return "more can go, the intervals lie apart"
+        if other["interval"][1] < plain["interval"][0]:
+            return "less can go, the intervals lie apart"
+        return "no difference is seen, the intervals overlap"
+
+    def lines(self) -> list[Line]:
+        """The rise of each pattern over the counted sparsity."""
+        lines = []
+        for pattern, found in self.found.items():
+            rises = [self.rise(pattern, level) for level in found["levels"]]
+            lines.append(Line(
+                PATTERNS[pattern], found["sparsity"], [rise for rise, _ in rises],
+                [width for _, width in rises],
+            ))  # fmt: skip
+        return lines
+
+
+def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments."""
+    parser = arguments("smollm2", __doc__ or "")
+    add = parser.add_argument
+    add("--material", type=Path, default=MATERIAL, help="where fetch.py put the model")
+    add("--levels", type=float, nargs="+", default=LEVELS)
+    add("--examples", type=int, default=32, help="windows of the text")
+    add("--length", type=int, default=128, help="tokens of a window")
+    args = parser.parse_args(argv)
+    if args.small:
+        vars(args).update(TOY)
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment; returns the exit status."""
+    args = arguments_of(argv)
+    begin(args)
+    settings = {name: vars(args)[name] for name in ("examples", "length", "levels", "small")}
+    results = Results(args.out / "results.jsonl", settings)
+    experiment = Experiment(args)
+    outcome = Outcome(experiment, results)
+    num = sum(size for _, size in sw.Scope.of(experiment.model).sizes)
+    print(f"{num:,} weights in scope, {args.examples} windows of {args.length} tokens; {load()}")
+    print(f"loss, and its rise above dense in percent with {CONFIDENCE:.0%} intervals\n")
+    print(table(("sparsity", *PATTERNS.values()), outcome.rows()))
+    print("", *outcome.conclusions(), sep="\n")
+    path = args.out / "smollm2.png"
+    note = f"zero-shot, {args.examples} windows; bars: {CONFIDENCE:.0%} of the paired difference"
+    draw(path, {"all of it": outcome.lines()}, "sparsity", "rise of the loss (%)", note)
+    print(f"\nLook at {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
