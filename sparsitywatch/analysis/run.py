@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ _FEW_FAILURES = 3
 class Run:
     """A run: what was measured, what was detected, what was said once, and how its watch stands.
 
-    Nothing is read before it is asked for, and what was read is kept: load the run again for news.
+    Nothing is read before it is asked for, and what was read is kept: ask ``again`` for news.
 
     Args:
         records: in the order of the steps, or a function that reads them.
@@ -61,6 +62,21 @@ class Run:
     ) -> None:
         self._records, self._events, self._info = records, events, info
         self._name, self._directory, self._now = name, directory, now
+        self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
+
+    def again(self, *, now: float | None = None) -> Run:
+        """The run as its log is by now; this one stays as it is.
+
+        What was appended is all that is read, and computed, of one that ``load`` has given.
+
+        Args:
+            now: as of a new one.
+        """
+        later = type(self)(self._records, self._events, self._info,
+                           name=self._name, directory=self._directory, now=now)  # fmt: skip
+        if "_measured" in vars(self):
+            later._known = list(zip(self.records, self._measured, strict=True))
+        return later
 
     @property
     def name(self) -> str:
@@ -133,7 +149,11 @@ class Run:
 
     @cached_property
     def _measured(self) -> list[dict[str, float]]:
-        return [record.series() for record in self.records]
+        known, self._known = self._known, []
+        pairs = zip(self.records, known, strict=False)
+        same = list(takewhile(lambda pair: pair[0] is pair[1][0], pairs))
+        new = [record.series() for record in self.records[len(same) :]]
+        return [measured for _, (_, measured) in same] + new
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One series over the steps.

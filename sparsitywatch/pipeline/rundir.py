@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
-from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
+from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest
 
 __all__ = ["Claim", "load", "place", "prepare", "set_aside"]
 
@@ -59,9 +59,10 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[
         )
     own = directory.absolute()
     own = own.parent if own.name == "sparsitywatch" else own
+    reader = JsonlReader(directory)
     return kind(
-        functools.partial(read_records, directory),
-        functools.partial(read_events, directory),
+        reader.records,
+        reader.events,
         functools.partial(read_manifest, directory),
         name=(own.name or str(logdir)) if name is None else name,
         directory=directory,

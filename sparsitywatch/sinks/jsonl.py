@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 
@@ -49,12 +49,20 @@ from sparsitywatch.records import (
 from sparsitywatch.records.packing import pack, unpack
 from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
 
-__all__ = ["JsonlSink", "read_events", "read_manifest", "read_records", "read_spectrum"]
+__all__ = [
+    "JsonlReader",
+    "JsonlSink",
+    "read_events",
+    "read_manifest",
+    "read_records",
+    "read_spectrum",
+]
 
 _RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
 _LAYERS = "layers.npys"
 _PLACES = ("names", "numbers")
 _EVENT_STEPS = ("detected_step", "revised_step", "amended_step")  # the last one in version 1
+_PIECE = 1 << 20  # bytes of a file that are looked at at once
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 T = TypeVar("T")
@@ -173,11 +181,48 @@ class JsonlSink:
                 file.abandon()
 
 
-def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
-    """The records in a directory, oldest first, also while it is still being written to.
+class JsonlReader:
+    """Reads a directory again and again, also while it is still being written to.
 
-    The layers of a record are read when they are first asked for, which raises a StateError if
-    they are damaged.
+    What was appended since the last time is all that becomes new records and events. A file that
+    is not what it was, followed by more, is read anew.
+
+    Args:
+        directory: where a ``JsonlSink`` writes; there need be nothing yet.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        folder = Path(directory)
+        read = functools.partial(_read_record, folder / _LAYERS)
+        self._records = _AppendLog(folder / _RECORDS, read)
+        self._events = _AppendLog(folder / _EVENTS, functools.partial(from_data, Event))
+
+    def records(self) -> list[Record]:
+        """The records, oldest first.
+
+        The layers of a record are read when they are first asked for, which raises a StateError
+        if they are damaged.
+
+        Raises:
+            StateError: a line other than a torn last one cannot be read.
+        """
+        return self._records.values()
+
+    def events(self, *, max_step: int | None = None) -> list[Event]:
+        """Each event in its last version, in the order of their detection.
+
+        Args:
+            max_step: leave out what was reported at later steps.
+
+        Raises:
+            StateError: a line other than a torn last one cannot be read.
+        """
+        events = self._events.values()
+        return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
+
+
+def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
+    """What a ``JsonlReader`` of the directory reads the first time.
 
     Args:
         directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
@@ -186,13 +231,12 @@ def read_records(directory: str | os.PathLike[str], *, max_step: int | None = No
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    folder = Path(directory)
-    lines = _read_append_log(folder / _RECORDS, functools.partial(_read_record, folder / _LAYERS))
-    return [record for record in lines if max_step is None or record.step <= max_step]
+    records = JsonlReader(directory).records()
+    return [record for record in records if max_step is None or record.step <= max_step]
 
 
 def read_events(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Event]:
-    """The events in a directory, each in its last version, in the order of their detection.
+    """What a ``JsonlReader`` of the directory reads the first time.
 
     Args:
         directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
@@ -201,8 +245,7 @@ def read_events(directory: str | os.PathLike[str], *, max_step: int | None = Non
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    events = _read_append_log(Path(directory) / _EVENTS, functools.partial(from_data, Event))
-    return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
+    return JsonlReader(directory).events(max_step=max_step)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
@@ -426,24 +469,55 @@ def _line(value: Any) -> bytes:
     return to_json({"schema": SCHEMA_VERSION, **fields}).encode() + b"\n"
 
 
-def _read_append_log(path: Path, read: Callable[[Any], T]) -> Iterator[T]:
-    """Every whole line of a file, oldest first; nothing if there is no file.
+class _AppendLog(Generic[T]):
+    """What the whole lines of a file say, each parsed once, however often they are asked for.
 
     The file may be written to meanwhile: a torn end is left out.
 
     Args:
         path: of the file.
         read: makes something out of a line that was parsed.
-
-    Raises:
-        StateError: a line cannot be read; the message names the file and the line.
     """
-    for number, _, raw in _whole_lines(path):
+
+    def __init__(self, path: Path, read: Callable[[Any], T]) -> None:
+        self._path, self._read = path, read
+        self._forget()
+
+    def _forget(self) -> None:
+        self._values: list[T] = []
+        self._end = self._checksum = 0  # of the bytes that were read
+
+    def values(self) -> list[T]:
+        """Of every whole line, oldest first; [] if there is no file.
+
+        Raises:
+            StateError: a line cannot be read; the message names the file and the line.
+        """
         try:
-            value = read(_parsed(raw))
-        except StateError as error:
-            raise StateError(f"{path}, line {number}: {error}") from error
-        yield value
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            self._forget()
+            return []
+        with file:
+            if not self._goes_on(file):
+                self._forget()
+                file.seek(0)
+            for number, offset, raw in _whole_lines(file, len(self._values), self._end):
+                try:
+                    self._values.append(self._read(_parsed(raw)))
+                except StateError as error:
+                    raise StateError(f"{self._path}, line {number}: {error}") from error
+                self._end = offset + len(raw)
+                self._checksum = zlib.crc32(raw, self._checksum)
+        return list(self._values)
+
+    def _goes_on(self, file: BinaryIO) -> bool:
+        """Whether a file begins with what was read of it; it is then read up to there."""
+        left, checksum = self._end, 0
+        while left and (piece := file.read(min(left, _PIECE))):
+            checksum = zlib.crc32(piece, checksum)
+            left -= len(piece)
+        return not left and checksum == self._checksum
 
 
 def _parsed(raw: bytes) -> Any:
@@ -478,33 +552,34 @@ def _rewind_append_log(
         return []
     end, cut = 0, None
     kept: list[int] = []
-    for number, offset, raw in _whole_lines(path):
-        end = offset + len(raw)
-        step = _step(path, number, raw, step_keys) if cut is None else -1
-        if step >= first_lost_step:
-            cut = offset
-        elif cut is None:
-            kept.append(step)
+    with path.open("rb") as file:
+        for number, offset, raw in _whole_lines(file):
+            end = offset + len(raw)
+            step = _step(path, number, raw, step_keys) if cut is None else -1
+            if step >= first_lost_step:
+                cut = offset
+            elif cut is None:
+                kept.append(step)
     _move_end(path, end, path.with_suffix(".torn"))
     if cut is not None:
         _move_end(path, cut, superseded)
     return kept
 
 
-def _whole_lines(path: Path) -> Iterator[_Line]:
-    """Lines that end in a newline; if the last one is not JSON it counts as torn."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
+def _whole_lines(file: BinaryIO, num_read: int = 0, offset: int = 0) -> Iterator[_Line]:
+    """Lines that end in a newline; if the last one is not JSON it counts as torn.
+
+    Args:
+        file: open where the first of them begins.
+        num_read: lines before it.
+        offset: bytes before it.
+    """
     held: _Line | None = None
-    offset = 0
-    with file:
-        for number, raw in enumerate(file, start=1):
-            if held is not None:
-                yield held
-            held = (number, offset, raw) if raw.endswith(b"\n") else None
-            offset += len(raw)
+    for number, raw in enumerate(file, start=num_read + 1):
+        if held is not None:
+            yield held
+        held = (number, offset, raw) if raw.endswith(b"\n") else None
+        offset += len(raw)
     if held is not None and _is_json(held[2]):
         yield held
 

@@ -15,7 +15,8 @@ from contracts import fake_run
 
 import sparsitywatch as sw
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.records import WatchState
+from sparsitywatch.records import Record, WatchState
+from sparsitywatch.sinks.jsonl import JsonlSink
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = range(0, 2001, 200)
@@ -63,6 +64,37 @@ def test_the_folder_around_it_and_the_folder_itself(place: str, logdir: Path, mo
     run = sw.load(place)
     assert (run.name, len(run.records)) == ("bert", len(STEPS))
     assert sw.load(place, name="mine").name == "mine"
+
+
+def write_on(logdir: Path, initial_step: int, step: int) -> None:
+    """The run is taken up at one step, and watched at another."""
+    sink = JsonlSink(logdir / "sparsitywatch")
+    sink.open(fake_run.run_info(initial_step))
+    sink.write(*fake_run.look(step))
+    sink.close()
+
+
+def test_the_run_as_it_is_by_now(logdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = sw.load(logdir)
+    values = first.column(RULE)
+    write_on(logdir, 2000, 2200)
+    measured = []
+    series = Record.series
+    monkeypatch.setattr(Record, "series", lambda self: measured.append(self.step) or series(self))
+    later = first.again()
+    column = later.column(RULE)
+    assert measured == [2200]
+    assert later.again().column(RULE).tolist() == column.tolist()
+    assert measured == [2200]
+    assert column.tolist() == [line["near_zero"]["initial_0.1"]
+                               for line in lines(logdir, "records.jsonl")]  # fmt: skip
+    assert len(column) == len(STEPS) + 1
+    assert (first.column(RULE) is values, len(first.records)) == (True, len(STEPS))
+    write_on(logdir, 600, 800)  # a future was lost
+    resumed = later.again()
+    assert resumed.steps.tolist() == [0, 200, 400, 600, 800]
+    assert resumed.column(RULE).tolist() == sw.load(logdir).column(RULE).tolist()
+    assert type(resumed) is type(first)
 
 
 def test_it_is_read_when_it_is_asked_for_and_kept(logdir: Path) -> None:

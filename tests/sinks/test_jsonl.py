@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,14 @@ import numpy as np
 import pytest
 from contracts import fake_run
 from contracts.sink_contract import STEPS, TESTS, DurableSinkContract
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.records import SCHEMA_VERSION, Detail, Event, Record, to_json
+from sparsitywatch.sinks import jsonl
 from sparsitywatch.sinks.jsonl import (
+    JsonlReader,
     JsonlSink,
     read_events,
     read_manifest,
@@ -125,6 +130,79 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
         left = path.with_suffix(".torn")
         assert (left.read_bytes() if left.exists() else b"") == (end + b"\n" if end else b"")
         left.unlink(missing_ok=True)
+
+
+#: Lines of a run, and of the same steps after a resume: other bytes, as many of them.
+FUTURES = [
+    [jsonl._line(replace(small(step), wall_time=time)) for step in range(0, 100, 25)]
+    for time in (1.25, 8.75)
+]
+
+
+def told_or_refused(read: Callable[[], list[Record]]) -> list[str] | str:
+    try:
+        return told(read())
+    except StateError as error:
+        return str(error)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, 1), st.integers(0, 1500)),
+            st.tuples(st.just("cut"), st.just(0), st.integers(0, 1500)),
+            st.tuples(st.just("rewrite"), st.integers(0, 1), st.integers(0, 3)),
+            st.tuples(st.just("remove"), st.just(0), st.just(0)),
+        ),
+        max_size=8,
+    )
+)
+def test_a_file_that_is_read_as_it_grows_is_read_as_a_whole(acts: list[tuple]) -> None:
+    """Whatever becomes of it: it grows byte by byte, is cut, goes on as another, is rewritten."""
+    with tempfile.TemporaryDirectory() as place:
+        path, reader, content = Path(place) / "records.jsonl", JsonlReader(place), b""
+        for act, which, number in acts:
+            whole = b"".join(FUTURES[which])
+            if act == "append":
+                content += whole[len(content) : len(content) + number]
+            elif act == "cut":
+                content = content[: max(0, len(content) - number)]
+            elif act == "rewrite":  # in place: as many bytes
+                line, start = FUTURES[which][number], len(b"".join(FUTURES[which][:number]))
+                content = (
+                    content[:start] + line[: len(content) - start] + content[start + len(line) :]
+                )
+            path.write_bytes(content)
+            if act == "remove":
+                content = b""
+                path.unlink()
+            assert told_or_refused(reader.records) == told_or_refused(lambda: read_records(place))
+            complete = content[: content.rfind(b"\n") + 1].splitlines()
+            assert [r.step for r in reader.records()] == [json.loads(x)["step"] for x in complete]
+
+
+def test_only_what_was_appended_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, LOOKS[:3])
+    read, made = jsonl._read_record, []
+    monkeypatch.setattr(jsonl, "_read_record", lambda *given: made.append(1) or read(*given))
+    reader = JsonlReader(tmp_path)
+    first = reader.records()
+    assert (len(first), len(made)) == (3, 3)
+    sink = JsonlSink(tmp_path)
+    sink.open(fake_run.run_info(50))
+    sink.write(*LOOKS[3])
+    sink.close()
+    records = reader.records()
+    assert (len(first), len(records), len(made)) == (3, 4, 4)
+    assert all(a is b for a, b in zip(first, records, strict=False))
+    sink.open(fake_run.run_info(25))  # a resume that lost the future
+    sink.write(*LOOKS[2])
+    sink.close()
+    again = reader.records()
+    assert [record.step for record in again] == [0, 25, 50]
+    assert told(again) == told(read_records(tmp_path))
 
 
 @pytest.mark.parametrize("end", [b"\0\0\0\n", b'{"schema":1,"step":\n', b"\n"])
