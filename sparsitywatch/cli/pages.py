@@ -147,14 +147,16 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def server_of(logdir: Path, port: int) -> WSGIServer:
-    """A server of the page for this machine alone.
+    """A server of the page for this machine alone, which begins to read the logs.
 
     Raises:
         ConfigurationError: the port is taken, or none.
     """
     from sparsitywatch.page.server import App, PageServer, Runs
 
-    apps = PageServer(Runs({"": logdir})).apps()
+    runs = Runs({"": logdir})
+    runs.warm()
+    apps = PageServer(runs).apps()
 
     def app(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         # a page of another site must not read logs through a name that leads here

@@ -27,7 +27,8 @@ class SparsityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         self._server = PageServer(self._runs, remark)
 
     def get_plugin_apps(self) -> dict[str, App]:
-        """Each application by its route."""
+        """Each application by its route; TensorBoard asks for them when it is about to serve."""
+        self._runs.warm()
         return self._server.apps()
 
     def is_active(self) -> bool:

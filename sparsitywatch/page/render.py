@@ -25,10 +25,10 @@ from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.overview import overview_svg
 from sparsitywatch.shown import shown_name
 
-__all__ = ["asset", "printable", "render", "script"]
+__all__ = ["asset", "printable", "render", "script", "tab_module"]
 
 #: The modules of the page in an order in which each comes after those that it imports.
-_MODULES = ("format", "data", "charts", "tensors", "view", "main", "file")
+_MODULES = ("format", "data", "charts", "tensors", "view", "main")
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 
@@ -47,7 +47,7 @@ def render(run: Run) -> str:
     """
     data = page_data(run)
     packed = zlib.compress(as_json({"page": data, "details": details_of(run, for_file=True)}), 9)
-    scripts = asset("vendor/uPlot.iife.min.js"), script()
+    scripts = asset("vendor/uPlot.iife.min.js"), script("file")
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in scripts)
     return f"""\
 <!DOCTYPE html>
@@ -87,10 +87,22 @@ def asset(name: str) -> str:
     return (resources.files("sparsitywatch.page") / "web" / name).read_text("utf-8")
 
 
-def script() -> str:
-    """All modules as one: without imports and exports, as their names differ."""
-    modules = [_IMPORT.sub("", asset(f"{name}.js")) for name in _MODULES]
-    return re.sub(r"^export ", "", "".join(modules), flags=re.MULTILINE)
+def script(*ends: str) -> str:
+    """All modules as one, as their names differ: without imports, and exports but the last one's.
+
+    Args:
+        ends: modules that come after those of the page.
+    """
+    *modules, last = (_IMPORT.sub("", asset(f"{name}.js")) for name in (*_MODULES, *ends))
+    return re.sub(r"^export ", "", "".join(modules), flags=re.MULTILINE) + last
+
+
+def tab_module() -> str:
+    """What TensorBoard imports: one module, since each that asks for another costs a round trip."""
+    library = asset("vendor/uPlot.iife.min.js")  # in a function: the charts call it so, too
+    return f"globalThis.uPlot = (() => {{\n{library}\nreturn uPlot;\n}})();\n" + script(
+        "elsewhere", "index"
+    )
 
 
 def _sha256(text: str) -> str:

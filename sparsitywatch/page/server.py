@@ -7,11 +7,13 @@
     details     its maps and magnitudes, which are larger
     *.js, *.css the page itself
 
-Logs are read where they lie, never written to, and read again only when a file has changed.
+Logs are read where they lie, never written to, and once: of a file that has grown, what is new.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gzip
 import hashlib
 import os
@@ -26,7 +28,7 @@ from urllib.parse import parse_qs
 from sparsitywatch.analysis.run import Run, standing
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
-from sparsitywatch.page.render import as_json, asset
+from sparsitywatch.page.render import as_json, asset, tab_module
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.shown import shown_name, shown_text
 
@@ -35,29 +37,74 @@ __all__ = ["PageServer", "Runs"]
 _FILES = ("records.jsonl", "events.jsonl", "run.json")
 #: A walk over a large directory is not repeated sooner than this.
 _WALK_S = 2.0
-#: Runs whose answers are kept.
-_MAX_KEPT = 8
-_ASSETS = {
-    "index.html": "text/html",
-    "page.css": "text/css",
-    "uPlot.min.css": "text/css",
-    "uPlot.iife.min.js": "text/javascript",
-    **{f"{name}.js": "text/javascript" for name in (
-        "index", "show", "elsewhere", "main", "format", "data", "charts", "tensors", "view")},
-}  # fmt: skip
+#: Runs whose answers are kept, and those that the page shows at first.
+_MAX_KEPT, _FEW = 8, 4
+_ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
+    "index.html": ("text/html", lambda: asset("index.html")),
+    "page.css": ("text/css", lambda: asset("vendor/uPlot.min.css") + asset("page.css")),
+    "show.js": ("text/javascript", lambda: asset("show.js")),
+    "index.js": ("text/javascript", tab_module),
+}
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 App = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Kept:
     """What was read of a run, and the answers made of it, compressed."""
 
     stamp: str
     run: Run
+    trouble: str
     answers: dict[str, bytes] = field(default_factory=dict)
-    trouble: str = ""
+
+
+class _Log:
+    """The log of one run, read by one thread at a time, and the answers that were made of it.
+
+    Args:
+        name: of the run.
+        place: its directory.
+    """
+
+    def __init__(self, name: str, place: Path) -> None:
+        self._name, self._place = name, place
+        self._kept: _Kept | None = None
+        self._lock = threading.Lock()
+
+    def answer(self, kind: str) -> bytes:
+        """JSON, compressed.
+
+        Raises:
+            SparsityWatchError: the log cannot be read.
+        """
+        with self._lock:
+            kept = self._read()
+            if kind not in kept.answers:
+                value = _MAKE[kind](kept.run)
+                kept.answers[kind] = gzip.compress(as_json(value), 5, mtime=0)
+            return kept.answers[kind]
+
+    def version(self) -> str:
+        """Of the files; and of a watch that has fallen silent since they were read.
+
+        It does not wait for an answer that is being made.
+        """
+        stamp, kept = _stamp(self._place), self._kept
+        silent = _trouble(kept.run) if kept is not None and kept.stamp == stamp else ""
+        return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]
+
+    def _read(self) -> _Kept:
+        stamp, kept = _stamp(self._place), self._kept
+        if kept is None:
+            run = load(self._place, name=shown_name(self._name))
+        elif kept.stamp != stamp or kept.trouble != _trouble(kept.run):
+            run = kept.run.again(now=time.time())
+        else:
+            return kept
+        self._kept = _Kept(stamp, run, run.standing.trouble)
+        return self._kept
 
 
 class Runs:
@@ -71,8 +118,8 @@ class Runs:
         self._roots = dict(roots)
         self._places: dict[str, Path] = {}
         self._walked = -_WALK_S
-        self._kept: dict[str, _Kept] = {}
-        self._lock = threading.RLock()
+        self._logs: dict[tuple[str, Path], _Log] = {}
+        self._lock = threading.Lock()
 
     def places(self) -> dict[str, Path]:
         """Directory of each log, by the name of its run."""
@@ -86,7 +133,8 @@ class Runs:
 
     def versions(self) -> list[dict[str, str]]:
         """Name and version of each run."""
-        return [{"name": name, "version": self._version(name, place)}
+        known = self._logs
+        return [{"name": name, "version": (known.get((name, place)) or _Log(name, place)).version()}
                 for name, place in self.places().items()]  # fmt: skip
 
     def answer(self, kind: str, name: str) -> bytes:
@@ -96,34 +144,23 @@ class Runs:
             KeyError: there is no such run.
             SparsityWatchError: its log cannot be read.
         """
+        key = name, self.places()[name]
         with self._lock:
-            kept = self._read(name, self.places()[name])
-            if kind not in kept.answers:
-                value = _MAKE[kind](kept.run)
-                kept.answers[kind] = gzip.compress(as_json(value), 5, mtime=0)
-            return kept.answers[kind]
+            log = self._logs.pop(key, None) or _Log(*key)
+            self._logs[key] = log  # the latest is the last
+            for old in list(self._logs)[:-_MAX_KEPT]:
+                del self._logs[old]
+        return log.answer(kind)
 
-    def _read(self, name: str, place: Path) -> _Kept:
-        stamp, kept = _stamp(place), self._kept.pop(name, None)
-        if kept is None or kept.stamp != stamp:
-            run = load(place, name=shown_name(name))
-            kept = _Kept(stamp, run, trouble=run.standing.trouble)
-        elif kept.trouble != (trouble := _trouble(kept.run)):
-            run = kept.run
-            again = Run(run.records, run.events, run.info, name=run.name, directory=run.directory,
-                        now=time.time())  # fmt: skip
-            kept = _Kept(stamp, again, trouble=trouble)
-        self._kept[name] = kept  # the latest is the last
-        for old in list(self._kept)[:-_MAX_KEPT]:
-            del self._kept[old]
-        return kept
+    def warm(self) -> None:
+        """Begin to read the runs that are shown at first, in a thread, before anybody asks."""
+        threading.Thread(target=self._warm, daemon=True).start()
 
-    def _version(self, name: str, place: Path) -> str:
-        """Of the files; and of a watch that has fallen silent since they were read."""
-        with self._lock:
-            kept, stamp = self._kept.get(name), _stamp(place)
-            silent = _trouble(kept.run) if kept is not None and kept.stamp == stamp else ""
-        return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]
+    def _warm(self) -> None:
+        for kind in _MAKE:
+            for name in list(self.places())[:_FEW]:
+                with contextlib.suppress(KeyError, SparsityWatchError, OSError):
+                    self.answer(kind, name)  # what fails is told to whoever asks
 
 
 _MAKE: dict[str, Callable[[Run], dict[str, Any]]] = {
@@ -176,7 +213,7 @@ class PageServer:
     def apps(self) -> dict[str, App]:
         """Each application by its route, such as "/runs"."""
         found: dict[str, App] = {
-            f"/{name}": _asset_app(name, kind) for name, kind in _ASSETS.items()
+            f"/{name}": _asset_app(kind, make) for name, (kind, make) in _ASSETS.items()
         }
         return {**found, "/runs": self._versions, "/page": self._of("page"),
                 "/details": self._of("details")}  # fmt: skip
@@ -203,10 +240,11 @@ class PageServer:
         return app
 
 
-def _asset_app(name: str, kind: str) -> App:
+def _asset_app(kind: str, make: Callable[[], str]) -> App:
+    packed = functools.cache(lambda: gzip.compress(make().encode(), 9, mtime=0))
+
     def app(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        place = f"vendor/{name}" if name.startswith("uPlot") else name
-        return _respond(environ, start, "200 OK", kind, asset(place).encode())
+        return _respond(environ, start, "200 OK", kind, packed(), packed=True)
 
     return app
 

@@ -21,7 +21,7 @@ from page.conftest import EVIL, NODE, SCRIPT, WEB, Page, in_node, needs_node
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import page_data
 from sparsitywatch.page.overview import overview_svg, ticks
-from sparsitywatch.page.render import printable, render, script
+from sparsitywatch.page.render import printable, render, script, tab_module
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])
@@ -139,15 +139,20 @@ def test_whatever_is_printable_is_in_xml(text: str) -> None:
 # ------------------------------------------------------------------ the scripts
 
 
-def test_the_modules_become_one_script() -> None:
-    text = script()
-    assert not re.search(r"^(import|export)\b", text, re.MULTILINE)
+@needs_node
+@pytest.mark.parametrize(("text", "exports"), [
+    (script("file"), []),
+    (tab_module(), ["export async function render() {"]),
+])  # fmt: skip
+def test_the_modules_become_one_script(text: str, exports: list[str]) -> None:
+    assert re.findall(r"^(?:import|export)\b.*", text, re.MULTILINE) == exports
     assert "</script" not in text
     declared = re.findall(
         r"^(?:async )?(?:function|class|const|let) ([A-Za-z_$][\w$]*)", text, re.M
     )
     assert len(declared) > 40
     assert len(declared) == len(set(declared))
+    is_javascript(text)
 
 
 def luminance(colour: str) -> float:
@@ -220,6 +225,10 @@ def test_the_nearest_step_and_every_number_as_text() -> None:
 def test_a_module_is_javascript(name: str) -> None:
     text = (WEB / name).read_text()
     assert text.startswith("// @ts-check\n")
+    is_javascript(text)
+
+
+def is_javascript(text: str) -> None:
     checked = ["--check", "--input-type=module"]
     subprocess.run([NODE, *checked], input=text, text=True, check=True, capture_output=True)
 

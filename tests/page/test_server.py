@@ -19,12 +19,14 @@ from wsgiref.validate import validator
 import pytest
 from contracts import fake_run
 
+from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
 from sparsitywatch.cli.pages import server_of
 from sparsitywatch.page import server as server_module
 from sparsitywatch.page.plugin import roots_of
 from sparsitywatch.page.server import PageServer, Runs
 from sparsitywatch.records import WatchState, to_json
+from sparsitywatch.sinks import jsonl
 from sparsitywatch.sinks.jsonl import JsonlSink
 
 
@@ -111,14 +113,12 @@ def test_a_log_is_read_again_only_when_it_has_grown(
     logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = PageServer(Runs({"": logs}))
-    reads = []
-    load = server_module.load
-    monkeypatch.setattr(server_module, "load", lambda *a, **k: reads.append(1) or load(*a, **k))
+    reads = count_lines(monkeypatch)
     before = names(server)
     for _ in range(3):
         ask(server, "/page", "run=a")
         ask(server, "/details", "run=a")
-    assert len(reads) == 1
+    assert len(reads) == 5
     assert names(server) == before
     sink = JsonlSink(logs / "a" / "sparsitywatch")
     sink.open(fake_run.run_info(2000))
@@ -127,7 +127,52 @@ def test_a_log_is_read_again_only_when_it_has_grown(
     after = names(server)
     assert {name for name in after if after[name] != before[name]} == {"a"}
     assert json.loads(ask(server, "/page", "run=a")[2])["steps"][-1] == 2500
-    assert len(reads) == 2
+    assert len(reads) == 6
+    whole = ask(PageServer(Runs({"": logs})), "/page", "run=a")
+    assert ask(server, "/page", "run=a") == whole
+
+
+def count_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One for each line that becomes a record from now on."""
+    found: list[int] = []
+    read = jsonl._read_record
+    monkeypatch.setattr(jsonl, "_read_record", lambda *given: found.append(1) or read(*given))
+    return found
+
+
+def test_what_is_shown_at_first_is_read_before_anybody_asks(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = logs / "a" / "sparsitywatch" / "records.jsonl"
+    damaged.write_bytes(b"{}\n" + damaged.read_bytes())
+    runs = Runs({"": logs})
+    runs._warm()
+    reads = count_lines(monkeypatch)
+    server = PageServer(runs)
+    for route in ("/page", "/details"):
+        assert ask(server, route, "run=deep%2Fb")[0] == "200 OK"
+    assert reads == []
+    assert ask(server, "/page", "run=a")[0] == "409 Conflict"  # told to whoever asks
+
+
+def test_versions_are_told_while_an_answer_is_being_made(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, inside, go_on = Runs({"": logs}), threading.Event(), threading.Event()
+
+    def slow(run: Run) -> dict:
+        inside.set()
+        assert go_on.wait(30.0)
+        return {}
+
+    monkeypatch.setitem(server_module._MAKE, "details", slow)
+    thread = threading.Thread(target=runs.answer, args=("details", "a"))
+    thread.start()
+    assert inside.wait(30.0)
+    assert [run["name"] for run in runs.versions()] == ["a", "deep/b"]
+    assert runs.answer("page", "deep/b")  # nor does another run wait
+    go_on.set()
+    thread.join()
 
 
 def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
@@ -195,7 +240,7 @@ def fetched(url: str, **headers: str) -> tuple[int, str]:
 def test_show_serves_the_page_on_this_machine_alone(logs: Path) -> None:
     with shown(logs) as url:
         assert fetched(f"{url}/")[1].startswith("<!DOCTYPE html>")
-        for name in ("index.js", "main.js", "page.css", "uPlot.iife.min.js", "uPlot.min.css"):
+        for name in ("index.js", "show.js", "page.css"):
             assert fetched(f"{url}/{name}")[0] == 200
         assert json.loads(fetched(f"{url}/runs")[1])[0]["name"] == "a"
         assert fetched(f"{url}/secret")[0] == 404

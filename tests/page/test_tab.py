@@ -17,6 +17,7 @@ from page.conftest import in_node, needs_node
 from tensorboard.plugins import base_plugin
 
 from sparsitywatch.page.plugin import SparsityPlugin
+from sparsitywatch.page.server import Runs
 from sparsitywatch.page.tab import SparsityLoader
 
 
@@ -50,14 +51,19 @@ def test_what_fails_costs_the_tab_alone(monkeypatch: pytest.MonkeyPatch, caplog)
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_it_is_a_tab_where_there_is_a_watched_run(tmp_path: Path) -> None:
+def test_it_is_a_tab_where_there_is_a_watched_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not SparsityLoader().load(context(tmp_path)).is_active()
     fake_run.write_run(tmp_path / "run", [fake_run.look(0)])
     plugin = SparsityLoader().load(context(tmp_path))
     assert plugin.is_active()
     assert plugin.frontend_metadata().tab_name == "Sparsity"
     assert plugin.frontend_metadata().es_module_path == "/index.js"
+    begun: list[int] = []
+    monkeypatch.setattr(Runs, "warm", lambda _: begun.append(1))
     assert {"/index.js", "/runs", "/page", "/details"} <= set(plugin.get_plugin_apps())
+    assert begun == [1]
 
 
 def test_a_log_directory_elsewhere_has_no_tab() -> None:

@@ -3,6 +3,7 @@
 
 import { serverSource } from "./data.js";
 import { Follower, ofAddress, ofTable, tableOf } from "./elsewhere.js";
+import { mount } from "./main.js";
 
 /** TensorBoard's own colours of runs, in its order; the first is another in the dark. */
 const COLOURS = ["#425066", "#12b5cb", "#e52592", "#f9ab00", "#9334e6", "#7cb342", "#e8710a"];
@@ -19,14 +20,13 @@ function around() {
   }
 }
 
-/** @param {string} tag @param {Record<string, string>} attributes */
-function loaded(tag, attributes) {
+/** The style sheet, without which nothing has its width. */
+function dressed() {
   return new Promise((resolve, reject) => {
-    const element = document.createElement(tag);
-    element.onload = resolve;
-    element.onerror = () => reject(new Error(`${tag} could not be loaded`));
-    Object.assign(element, attributes);
-    document.head.append(element);
+    const link = document.createElement("link");
+    Object.assign(link, { rel: "stylesheet", href: "./page.css", onload: resolve,
+      onerror: () => reject(new Error("page.css could not be loaded")) });
+    document.head.append(link);
   });
 }
 
@@ -41,12 +41,7 @@ export async function render() {
     for (const name of names) if (!places.has(name)) places.set(name, places.size);
     page?.build();
   });
-  const [{ mount }] = await Promise.all([
-    loaded("script", { src: "./uPlot.iife.min.js" }).then(() => import("./main.js")), // which needs it
-    loaded("link", { rel: "stylesheet", href: "./uPlot.min.css" }),
-    loaded("link", { rel: "stylesheet", href: "./page.css" }),
-    told,
-  ]);
+  const ready = Promise.all([dressed(), told]);
   const root = document.createElement("div");
   root.id = "app";
   document.body.append(root);
@@ -57,6 +52,7 @@ export async function render() {
   if (outer !== window) dress();
   const follower = new Follower();
   page = await mount(root, serverSource("./"), {
+    ready,
     read: () => linked(outer),
     write: (query) => link(outer, query),
     colours: (names) => {

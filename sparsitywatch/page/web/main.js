@@ -11,9 +11,9 @@ import { drawCost, events, foot, header, tiles } from "./view.js";
  * @typedef {import("./data.js").PageData} PageData
  * @typedef {import("./data.js").Details} Details
  * @typedef {import("./data.js").Source} Source
- * @typedef {{read: () => URLSearchParams, write: (query: URLSearchParams) => void,
+ * @typedef {{ready?: Promise<unknown>, read: () => URLSearchParams, write: (query: URLSearchParams) => void,
  *   colours: (names: string[]) => string[], changes?: (names: string[]) => [string, boolean][]}} Host
- *   where links and colours come from, and which runs were hidden or shown around the page since
+ *   what to wait for; where links and colours come from; which runs were hidden or shown around the page since
  */
 
 const POLL_MS = 3000;
@@ -41,6 +41,8 @@ export class Page {
     this.host = host;
     /** @type {Map<string, {version: string, data: PageData}>} */
     this.loaded = new Map();
+    /** @type {Map<string, {version: string, data: Promise<PageData>}>} */
+    this.asked = new Map();
     /** @type {Map<string, {version: string, details: Details}>} */
     this.deep = new Map();
     /** @type {string[]} */
@@ -88,16 +90,15 @@ export class Page {
     try {
       const runs = await this.source.runs();
       const names = runs.map((run) => run.name);
+      if (!this.chosen) for (const name of this.few(names)) this.ask(runs[names.indexOf(name)]); // while the host gets ready
+      await this.host.ready;
       const followed = this.hear(names);
       const looks = [...names, ...this.host.colours(names)].join("\n");
       let changed = followed || !this.root.childElementCount || looks !== this.looks || this.failure !== "";
       Object.assign(this, { names, looks });
-      for (const { name, version } of runs) {
-        if (!this.chosen?.has(name)) continue;
-        if (this.loaded.get(name)?.version === version) continue;
-        this.loaded.set(name, { version, data: await this.source.page(name) });
-        changed = true;
-      }
+      const news = runs.filter(({ name, version }) => this.chosen?.has(name) && this.loaded.get(name)?.version !== version);
+      await Promise.all(news.map(async (run) => this.loaded.set(run.name, { version: run.version, data: await this.ask(run) })));
+      changed ||= news.length > 0;
       this.failure = "";
       if (changed) this.build();
     } catch (error) {
@@ -107,6 +108,22 @@ export class Page {
     }
   }
 
+  /** The data of a run, asked for once. @param {import("./data.js").RunName} run */
+  ask({ name, version }) {
+    const before = this.asked.get(name);
+    if (before?.version === version) return before.data;
+    const data = this.source.page(name);
+    data.catch(() => this.asked.delete(name)); // whoever waits for it hears of it
+    this.asked.set(name, { version, data });
+    return data;
+  }
+
+  /** Runs that are shown at first. @param {string[]} names @param {Set<string>} [hidden] */
+  few(names, hidden = new Set()) {
+    const others = names.filter((name) => name !== this.first && !hidden.has(name));
+    return [...names.filter((name) => name === this.first), ...others].slice(0, FEW);
+  }
+
   /**
    * Choose what was chosen around the page since the last time; one run always stays.
    * @param {string[]} names of all runs @returns {boolean} whether something was
@@ -114,9 +131,7 @@ export class Page {
   hear(names) {
     const changes = this.host.changes?.(names) ?? [];
     if (!this.chosen?.size) {
-      const hidden = new Set(changes.map(([name]) => name)); // at first all are shown
-      const others = names.filter((name) => name !== this.first && !hidden.has(name));
-      this.chosen = new Set([...names.filter((name) => name === this.first), ...others].slice(0, FEW));
+      this.chosen = new Set(this.few(names, new Set(changes.map(([name]) => name)))); // at first all are shown
     } else {
       for (const [name, isShown] of changes) {
         if (!isShown) this.chosen.delete(name);

@@ -42,7 +42,9 @@ export function tiles(data) {
 
 /** A line without axes. @param {number[]} steps @param {(number | null)[]} values */
 export function spark(steps, values) {
-  const known = steps.map((_, t) => t).filter((t) => typeof values[t] === "number");
+  /** @type {number[]} */
+  const known = [];
+  for (let t = 0; t < steps.length; t += 1) if (values[t] !== null) known.push(t);
   const every = Math.max(1, Math.ceil(known.length / 150));
   const some = known.filter((_, i) => i % every === 0 || i === known.length - 1);
   const numbers = some.map((t) => /** @type {number} */ (values[t]));
