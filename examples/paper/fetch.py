@@ -170,7 +170,7 @@ def members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch what is named; returns the exit status."""
     parser = argparse.ArgumentParser(
-        description="Get the models and texts of the paper's experiments.",
+        description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PACKAGES)}")

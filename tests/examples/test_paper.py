@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import json
+import runpy
 import sys
 import tarfile
 import zipfile
@@ -23,6 +25,7 @@ import finetuned_curve  # noqa: E402
 import layers  # noqa: E402
 import patterns  # noqa: E402
 import texts  # noqa: E402
+import tuning  # noqa: E402
 
 # ------------------------------------------------------------------ fetch
 
@@ -73,6 +76,25 @@ def test_an_unknown_name_is_refused(capsys):
     with pytest.raises(SystemExit):
         fetch.main(["bert"])
     assert "Expected names of minilm, brown, spam, smollm2, got bert" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ the commands
+
+
+COMMANDS = sorted(p for p in PAPER.glob("*.py") if '__name__ == "__main__"' in p.read_text())
+
+
+@pytest.mark.parametrize("script", COMMANDS, ids=lambda script: script.stem)
+def test_each_is_a_command_that_says_what_it_does(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "usage: " in said
+    (first, *_) = ast.get_docstring(ast.parse(script.read_text())).split("\n\n")
+    assert " ".join(first.split()) in said
+    assert len(COMMANDS) == 9
 
 
 # ------------------------------------------------------------------ results and verdicts
@@ -297,8 +319,6 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
     arguments = ["--tasks", "spam", "--steps", "1", "--seeds", "0"]
     trained = []
     finetune = texts.finetune
-    import tuning
-
     monkeypatch.setattr(
         tuning, "finetune", lambda model, *x, **y: trained.append(y) or finetune(model, *x, **y)
     )
@@ -312,14 +332,21 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
         command(finetuned_curve, *arguments[:3], "2")
 
 
-def test_two_processes_give_what_one_gives(command, tmp_path):
-    arguments = ["--task", "spam", "--steps", "1", "--seeds", "0", "1"]
-    one, two = (
-        command(patterns, *arguments, "--threads", threads, out=tmp_path / threads)
-        for threads in "12"
-    )
+def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatch):
+    arguments = ["--task", "spam", "--steps", "1", "--seeds", "0"]
+    one = command(patterns, *arguments, out=tmp_path / "1")
+    asked = []
+
+    def in_turn(processes, *stages):  # so that a single process is started
+        asked.extend(stages)
+        tuning.ahead(processes, *([unit] for stage in stages for unit in stage))
+
+    monkeypatch.setattr(patterns, "ahead", in_turn)
+    two = command(patterns, *arguments, "--threads", "2", out=tmp_path / "2")
     assert torch.get_num_threads() == 1
     assert _table(two) == _table(one)
+    for stage in asked:  # no two of a stage write the same files
+        assert len({(unit.setting.folder, unit.pattern) for unit in stage}) == len(stage) > 1
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.jsonl"))
     assert len(files) == 2 * 10 + 2 * 9 + 3 + 2  # curves and examples; dense, half; the heads
     for file in files:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,11 +77,3 @@ def test_the_lowest_of_a_course_is_a_number() -> None:
 
     assert emergence.course(Run(), "a") == "3 -> 1 at 500 -> 2"
     assert emergence.course(Run(), "b") == "-"
-
-
-def test_it_is_a_command(tmp_path: Path) -> None:
-    script = Path(emergence.__file__)
-    done = subprocess.run(
-        [sys.executable, str(script), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "--steps" in done.stdout
