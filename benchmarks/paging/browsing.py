@@ -17,19 +17,41 @@ from typing import Any
 
 from sparsitywatch.cli.pages import server_of
 
-__all__ = ["Opened", "chromium", "opened", "served", "tensorboard", "times_ms"]
+__all__ = ["Opened", "chromium", "opened", "served", "tensorboard", "times_ms", "window"]
 
 SCREEN = {"width": 1400, "height": 900}
+#: Chromium loads pages of its own for a new window, for about a second: it is open before.
+_SETTLE_S = 2.0
+#: Goes into every frame: a wait until the next picture is on the screen, and, in that of the page,
+#: milliseconds since the epoch at which something was.
+_WATCH = """
+window.shown = () => new Promise((done) => requestAnimationFrame(() => {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = done;
+  port2.postMessage(0);
+}));
+const seen = (name, selector) => new MutationObserver(async (_, observer) => {
+  if (!document.querySelector(selector)) return;
+  observer.disconnect();
+  await window.shown();
+  window.opening[name] = performance.timeOrigin + performance.now();
+}).observe(document, { childList: true, subtree: true });
+if (window !== window.top || location.hash !== "#sparsity") { // not TensorBoard's own page
+  window.opening = {};
+  seen("charts", ".chart canvas");
+  seen("whole", ".heat .names li");
+}"""
+#: In the window: when its navigation began, and when TensorBoard asked for the tab.
+_BEGAN = """() => {
+  const asked = performance.getEntriesByType("resource");
+  const tab = asked.find((entry) => entry.name.includes("/plugin_entry.html"));
+  return [performance.timeOrigin, performance.timeOrigin + (tab?.startTime ?? 0)];
+}"""
 #: Moves the cursor over the first chart, or zooms by half and back, and waits for the frame that
 #: shows it, each time; milliseconds from the event to the end of that frame.
 _ACT = """async ([what, times]) => {
   const over = document.querySelector("[data-chart=sparse] .u-over");
   const box = over.getBoundingClientRect();
-  const shown = () => new Promise((done) => requestAnimationFrame(() => {
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = done;
-    port2.postMessage(0);
-  }));
   const acts = {
     cursor: (i) => over.dispatchEvent(new MouseEvent("mousemove", { bubbles: true,
       clientX: box.left + box.width * ((i * 0.381966) % 1), clientY: box.top + box.height / 2 })),
@@ -41,7 +63,7 @@ _ACT = """async ([what, times]) => {
     await new Promise((done) => setTimeout(done, 20 + (i % 16)));
     const start = performance.now();
     acts[what](i);
-    await shown();
+    await window.shown();
     found.push(performance.now() - start);
   }
   return found;
@@ -53,12 +75,14 @@ class Opened:
     """How one opening went.
 
     Args:
-        charts_s: from navigation until the charts were drawn.
+        tab_s: from navigation until TensorBoard's page asked for the tab; 0 without TensorBoard.
+        charts_s: from navigation until the charts were on the screen.
         whole_s: until the map of the tensors was, too.
         sent: bytes of the page's own answers, as they went over the wire.
         rest: bytes of TensorBoard's.
     """
 
+    tab_s: float
     charts_s: float
     whole_s: float
     sent: int
@@ -85,26 +109,32 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, url: str) -> Iterator[tuple[Any, Opened]]:
-    """The frame of the page in a window of its own, whose cache is empty, and how it opened."""
+def window(browser: Any) -> Iterator[Any]:
+    """A window of its own, whose cache is empty, and in which Chromium itself has nothing to do."""
     context = browser.new_context(viewport=SCREEN)
     page = context.new_page()
+    page.add_init_script(_WATCH)
+    time.sleep(_SETTLE_S)
+    yield page
+    context.close()
+
+
+def opened(page: Any, url: str) -> tuple[Any, Opened]:
+    """The frame of the page in a window, and how it opened."""
     done: list[Any] = []
     page.on("requestfinished", lambda request: done.append(request))
-    start = time.perf_counter()
     page.goto(url, wait_until="commit")
     frame = page
     if url.endswith("#sparsity"):
         frame = page.wait_for_selector("iframe", state="attached").content_frame()
-    frame.wait_for_selector(".chart canvas", state="attached", timeout=60_000)
-    charts_s = time.perf_counter() - start
-    frame.wait_for_selector(".heat .names li", state="attached", timeout=60_000)
-    whole_s = time.perf_counter() - start
+    frame.wait_for_function("window.opening?.whole", timeout=60_000)
+    times_ms = frame.evaluate("window.opening")
+    start_ms, tab_ms = page.evaluate(_BEGAN)
+    took = [(ms - start_ms) / 1e3 for ms in (tab_ms, times_ms["charts"], times_ms["whole"])]
     page.wait_for_load_state("networkidle")
     sent = {request: request.sizes()["responseBodySize"] for request in done}
     own = sum(n for r, n in sent.items() if frame is page or "/plugin/sparsity/" in r.url)
-    yield frame, Opened(charts_s, whole_s, own, sum(sent.values()) - own)
-    context.close()
+    return frame, Opened(*took, own, sum(sent.values()) - own)
 
 
 def times_ms(frame: Any, what: str, times: int) -> list[float]:

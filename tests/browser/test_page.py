@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,11 @@ import pytest
 from browser.conftest import WIDE, Open
 from contracts import event_readers, fake_run
 from contracts.page import inside_of
+from paging.browsing import served
 from paging.logs import write_log
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
-from sparsitywatch.cli.pages import server_of
 from sparsitywatch.page.render import render
 from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
@@ -451,14 +449,6 @@ def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
     sink.close()
     expect_text(tab, ".taken", "42 snapshots")
     close(page)
-
-
-@contextmanager
-def served(logdir: Path) -> Iterator[str]:
-    with server_of(logdir, 0) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
