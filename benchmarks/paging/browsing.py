@@ -130,11 +130,13 @@ def opened(page: Any, url: str) -> tuple[Any, Opened]:
     frame.wait_for_function("window.opening?.whole", timeout=60_000)
     times_ms = frame.evaluate("window.opening")
     start_ms, tab_ms = page.evaluate(_BEGAN)
-    took = [(ms - start_ms) / 1e3 for ms in (tab_ms, times_ms["charts"], times_ms["whole"])]
+    tab_s, charts_s, whole_s = (
+        (ms - start_ms) / 1e3 for ms in (tab_ms, times_ms["charts"], times_ms["whole"])
+    )
     page.wait_for_load_state("networkidle")
     sent = {request: request.sizes()["responseBodySize"] for request in done}
     own = sum(n for r, n in sent.items() if frame is page or "/plugin/sparsity/" in r.url)
-    return frame, Opened(*took, own, sum(sent.values()) - own)
+    return frame, Opened(tab_s, charts_s, whole_s, own, sum(sent.values()) - own)
 
 
 def times_ms(frame: Any, what: str, times: int) -> list[float]:

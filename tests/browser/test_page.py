@@ -439,6 +439,54 @@ def test_a_run_that_is_hidden_elsewhere_is_hidden_here(
     close(page)
 
 
+#: Of a dashboard of TensorBoard: the filter of its runs.
+FILTERS = {
+    "scalars": "tf-scalar-dashboard #names-regex input",
+    "timeseries": "runs-data-table .run-filter input",
+}
+
+
+@pytest.mark.parametrize("elsewhere", FILTERS)
+def test_a_filter_of_runs_elsewhere_holds_here(open_page: Open, board: str, elsewhere: str) -> None:
+    page = open_page(f"{board}/#{elsewhere}")
+    for text, names in (
+        ("^o", ["other"]), ("DEMO|x$", ["demo"] if elsewhere == "timeseries" else ["other"]),
+        ("e", ["demo", "other"]), ("^dem.*h$", ["demo"]), ("", ["demo", "other"]),
+    ):  # fmt: skip
+        page.locator(f".plugin-name[data-plugin-id={elsewhere}]").click()
+        page.locator(FILTERS[elsewhere]).fill(text)
+        page.locator(FILTERS[elsewhere]).press("Enter")  # Time Series hears keys alone
+        page.locator(".plugin-name[data-plugin-id=sparsity]").click()
+        expect_runs(tab_of(page), *names)
+    close(page)
+
+
+def test_a_colour_that_was_chosen_by_hand_is_that_of_the_run(open_page: Open, board: str) -> None:
+    page = open_page(f"{board}/#timeseries")
+    swatch = page.locator("runs-data-table [data-id$='/other/sparsitywatch'] .run-color-swatch")
+    swatch.click()
+    page.locator("color-picker .hex-text input").fill("#00c853")
+    page.keyboard.press("Enter")
+    sync_api.expect(page.locator("color-picker .color-picker")).to_be_hidden()
+    sync_api.expect(swatch).to_have_css("background-color", "rgb(0, 200, 83)")
+    page.locator(".plugin-name[data-plugin-id=sparsity]").click()
+    tab = tab_of(page)
+    line = tab.locator("[data-chart=sparse] .key", has_text="other: near zero").locator("i")
+    for place, style in ((tab.locator(".run", has_text="other").locator("label i"),
+                          "background-color"), (line, "border-top-color")):  # fmt: skip
+        sync_api.expect(place).to_have_css(style, "rgb(0, 200, 83)")
+    # the curve itself: pixels of that colour, which antialiasing leaves in the midst of a line
+    drawn = tab.locator("[data-chart=sparse] canvas").evaluate(
+        """(canvas) => {
+          const { width, height } = canvas;
+          const bytes = canvas.getContext("2d").getImageData(0, 0, width, height).data;
+          return new Uint32Array(bytes.buffer).filter((x) => x === 0xff53c800).length;
+        }"""
+    )
+    assert drawn > 100
+    close(page)
+
+
 def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
     page = open_page(f"{board}/#sparsity")
     tab = tab_of(page)
