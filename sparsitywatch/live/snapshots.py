@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -166,8 +166,8 @@ class SnapshotTaker:
             behind: whether there will be snapshots behind the training. The memory that they copy
                 the weights into is then touched here, where it is nobody's time.
         """
-        snapshot, reading = self._read(step)
-        self._signs(step)
+        snapshot, reading, every = self._read(step)
+        self._signs(step, every)
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
             shards, ranks = self.context.shards, self.context.ranks
@@ -233,13 +233,14 @@ class SnapshotTaker:
         """End the background; what is on its way is finished first."""
         self._background.close()
 
-    def _read(self, step: int) -> tuple[Snapshot, OptimizerReading]:
-        parameters = self._model.parameters()
+    def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Mapping[str, torch.Tensor]]:
+        """The weights, what the optimizer did, and every parameter, in scope or not."""
+        parameters, every = self._model.lookup()
         snapshot = Snapshot.of_parameters(parameters, self.context.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        return snapshot, self._trace.reading(parameters)
+        return snapshot, self._trace.reading(parameters), every
 
-    def _signs(self, step: int) -> Signs | None:
+    def _signs(self, step: int, every: Mapping[str, torch.Tensor]) -> Signs | None:
         """What became of every parameter; what fails in that is told, and the rest is measured.
 
         Ranks that hold parts of the parameters look at them together, in their trainings' threads.
@@ -248,7 +249,7 @@ class SnapshotTaker:
             return None
         try:
             with torch.no_grad():
-                return self._trace.signs(step, self._model.all_parameters())
+                return self._trace.signs(step, every)
         except Exception as error:
             let_out(error, strict=self.context.strict)
             _logger.exception("sparsitywatch: no vital signs at step %d", step)
@@ -259,13 +260,13 @@ class SnapshotTaker:
         """What a snapshot says, the model at hand."""
         try:
             with torch.no_grad():
-                snapshot, reading = self._read(step)
+                snapshot, reading, every = self._read(step)
                 context = replace(
                     context,
                     model=self._model,
                     previous=self._pipeline.last_curve,
                     optimizer=reading,
-                    signs=self._signs(step),
+                    signs=self._signs(step, every),
                 )
                 measured = measure_snapshot(snapshot, context)
                 return measured.record, measured.detail
@@ -276,7 +277,9 @@ class SnapshotTaker:
     def _copied(self, step: int, context: Context) -> Callable[[], tuple[Record, Detail]]:
         """The same from a copy of the weights that is made here, to be measured later."""
         try:
-            snapshot, reading = self._read(step)
+            snapshot, reading, every = self._read(step)
+            # gradients are those of this step now, not later; after a copy all caches are cold
+            signs = self._signs(step, every)
             copy = self._copy.take(snapshot)
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, context)
@@ -286,7 +289,7 @@ class SnapshotTaker:
             optimizer=reading,
             num_threads=1,
             ranks=self._behind,
-            signs=self._signs(step),  # gradients are those of this step now, not later
+            signs=signs,
         )
 
         def measured() -> tuple[Record, Detail]:

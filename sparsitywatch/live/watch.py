@@ -230,7 +230,7 @@ def _vital(model: nn.Module, scope: Scope, ranks: Ranks | None) -> VitalTracker:
     if ranks is None:
         return VitalTracker()
     try:
-        return VitalTracker(Together.of(scope.all_parameters(model), ranks))
+        return VitalTracker(Together.of(scope.lookup(model)[1], ranks))
     except (ScopeError, MeasurementError) as error:
         return VitalTracker(reason=shown_error(error))
 

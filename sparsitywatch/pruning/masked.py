@@ -67,19 +67,23 @@ class MaskedModel:
         Raises:
             ScopeError: one is gone or has another shape, or the model has been sharded since.
         """
+        return self.lookup()[0]
+
+    def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The in-scope parameters as they are now, by name; and every one.
+
+        Raises:
+            ScopeError: as of ``parameters``.
+        """
         shards = self._shards
         if why := why_not_whole(self.module, together=shards is not None):
             raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-        if shards is None:
-            return self._scope.parameters(self.module)
-        reshard(self.module.modules())
-        parameters = self._scope.parameters(self.module)
-        shards.check(parameters)
-        return parameters
-
-    def all_parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter as it is now, in scope or not, by name."""
-        return self._scope.all_parameters(self.module)
+        if shards is not None:
+            reshard(self.module.modules())
+        parameters, every = self._scope.lookup(self.module)
+        if shards is not None:
+            shards.check(parameters)
+        return parameters, every
 
     @contextlib.contextmanager
     def session(self, value: object = None) -> Iterator[Masks]:

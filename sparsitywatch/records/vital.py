@@ -181,7 +181,8 @@ class TensorFacts:
         num = len(self.name)
         for column, value in vars(self).items():
             shape = (num, np.shape(value)[-1]) if column == "past_updates" else (num,)
-            object.__setattr__(self, column, np.broadcast_to(value, shape))
+            if np.shape(value) != shape:
+                object.__setattr__(self, column, np.broadcast_to(value, shape))
 
     def __len__(self) -> int:
         return len(self.name)

@@ -184,29 +184,32 @@ class Scope:
         Raises:
             ScopeError: a parameter that was in scope is gone or has another shape.
         """
+        return self.lookup(model)[0]
+
+    def lookup(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The in-scope parameters of ``model`` as they are now, by name; and every one.
+
+        Tied ones come once, in the model's order. One out of scope that was added since, or is
+        gone, or has another shape, is left out.
+
+        Raises:
+            ScopeError: a parameter that was in scope is gone or has another shape.
+        """
         found = dict(named_parameters(model))
-        result = {}
+        chosen, every = {}, {}
         for entry in self.ledger:
-            if not entry.in_scope:
-                continue
             parameter = found.get(entry.name)
-            if parameter is None or parameter.shape != entry.shape:
+            if parameter is not None and parameter.shape == entry.shape:
+                every[entry.name] = parameter
+                if entry.in_scope:
+                    chosen[entry.name] = parameter
+            elif entry.in_scope:
                 came = "nothing" if parameter is None else f"shape {tuple(parameter.shape)}"
                 raise ScopeError(
                     f"Expected parameter {entry.name!r} of shape {entry.shape} as at attach, "
                     f"got {came}. Attach a new watch after changing the model."
                 )
-            result[entry.name] = parameter
-        return result
-
-    def all_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Every parameter, in scope or not, by name, in the model's order; tied ones once.
-
-        One that was added since, or is gone, or has another shape, is left out.
-        """
-        found = dict(named_parameters(model))
-        there = ((entry, found.get(entry.name)) for entry in self.ledger)
-        return {e.name: p for e, p in there if p is not None and p.shape == e.shape}
+        return chosen, every
 
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,9 +37,12 @@ __all__ = [
 
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Whether each rank may hold a part of it only: a DTensor, or a parameter of FSDP1."""
-    return hasattr(tensor, "flat_shard") or any(
-        kind.__name__ == "DTensor" for kind in type(tensor).__mro__
-    )
+    return hasattr(tensor, "flat_shard") or _is_dtensor(type(tensor))
+
+
+@lru_cache(maxsize=64)  # it is asked of every tensor at every snapshot
+def _is_dtensor(kind: type) -> bool:
+    return any(one.__name__ == "DTensor" for one in kind.__mro__)
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -104,16 +108,18 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
     """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
     for name, module in model.named_modules():
         where, held = f"module {name!r}" if name else "the model", vars(module)
-        for kind in type(module).__mro__:
-            if kind.__name__ in _SHARDING_CLASSES:
-                what = f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
-                yield where, what, kind.__module__.startswith("torch.distributed.fsdp")
-        if (getattr(module, "_tp_size", None) or 1) > 1:  # transformers, tp_plan=
-            yield where, f"split over {module._tp_size} processes (tensor parallel)", False
-        for key, part in held.items():
+        for what, is_known in _sharding_classes(type(module)):  # type: ignore[arg-type]
+            yield where, what, is_known
+        num_parts = held.get("_tp_size")  # transformers, tp_plan=
+        if (num_parts or 1) > 1:
+            yield where, f"split over {num_parts} processes (tensor parallel)", False
+        for key in held:
             # Megatron's and FairScale's layers: output_size_per_partition beside output_size
+            if not key.endswith("_per_partition"):
+                continue
+            part = held[key]
             whole = held.get(key.removesuffix("_per_partition"), part)
-            if key.endswith("_per_partition") and isinstance(whole, int) and whole != part:
+            if isinstance(whole, int) and whole != part:
                 yield where, f"split over processes (holds {part} of {whole}, {key})", False
         for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
             for key, tensor in tensors.items():
@@ -121,6 +127,19 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
                     where = f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}"
                     is_flat = getattr(tensor, "_is_flat_param", False)
                     yield where, what, is_flat or is_sharded(tensor)
+
+
+@lru_cache(maxsize=1 << 10)  # a model has few kinds of modules, and is asked at every snapshot
+def _sharding_classes(kind: type) -> tuple[tuple[str, bool], ...]:
+    """How modules of a class are spread over processes, and whether by torch's own FSDP."""
+    return tuple(
+        (
+            f"sharded over processes ({_SHARDING_CLASSES[one.__name__]})",
+            one.__module__.startswith("torch.distributed.fsdp"),
+        )
+        for one in kind.__mro__
+        if one.__name__ in _SHARDING_CLASSES
+    )
 
 
 def _sharding_of(tensor: torch.Tensor) -> str:

@@ -117,6 +117,8 @@ class WarmCopy:
 
 #: Integers of the width of a weight: any float dtype can be picked from as these.
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+#: Floats that numpy has, too.
+_NUMPYS = (torch.float32, torch.float16, torch.float64)
 
 
 class Sampler:
@@ -175,16 +177,29 @@ class Chosen:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The chosen weights, on the CPU, in memory of their own."""
-        return self.words_of(tensor).to("cpu", copy=True).view(tensor.dtype)
+        if tensor.device.type == "cpu":
+            words = self.array_of(tensor)
+            return torch.from_numpy(words.copy() if self.where is None else words).view(
+                tensor.dtype
+            )
+        return self.words_of(tensor).cpu().view(tensor.dtype)
+
+    def array_of(self, tensor: torch.Tensor) -> np.ndarray:
+        """The chosen weights of a tensor on the CPU, bit for bit; perhaps a view.
+
+        Their dtype is numpy's, or where it has none, integers of the same width.
+        """
+        flat = tensor.detach() if tensor.requires_grad else tensor
+        if flat.dtype not in _NUMPYS:
+            flat = flat.view(_WORDS[flat.dtype.itemsize])
+        words: np.ndarray = flat.numpy().reshape(-1)
+        # by this thread alone; torch would wake its own
+        return words if self.where is None else words[self.where]
 
     def words_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bits of the chosen weights as integers, on their own device; perhaps a view."""
         words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
-        if self.where is None:
-            return words
-        if words.device.type == "cpu":  # by this thread alone; torch would wake its own
-            return torch.from_numpy(words.numpy()[self.where])
-        return words[torch.from_numpy(self.where).to(words.device)]
+        return words if self.where is None else words[torch.from_numpy(self.where).to(words.device)]
 
 
 def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) -> torch.Tensor:
@@ -199,6 +214,10 @@ def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) ->
     Returns:
         Integers of the width of a weight, on the CPU, in memory of their own.
     """
+    if all(tensor.is_cpu for tensor in tensors.values()):
+        found = [chosen[name].array_of(tensor) for name, tensor in tensors.items()]
+        together = torch.from_numpy(np.concatenate(found))
+        return together.view(_WORDS[together.dtype.itemsize])
     words = [chosen[name].words_of(tensor) for name, tensor in tensors.items()]
     devices = {each.device for each in words}
     if len(devices) > 1:

@@ -143,6 +143,7 @@ class _Part:
     starts: np.ndarray
     words: np.ndarray
 
+    @cached_property
     def values(self) -> np.ndarray:
         """The same as numbers, float32 [N], or float64 if they are stored so."""
         if self.dtype is torch.float32 or self.dtype is torch.float64:
@@ -155,15 +156,25 @@ class _Part:
         """How many weights each tensor has in the sample, int64 [T]."""
         return np.diff(self.starts, append=len(self.words))
 
+    @cached_property
+    def num_zero(self) -> np.ndarray:
+        """How many of these are 0, int64 [T]; asked of the earlier and the later snapshot."""
+        return self.count(self.values == 0.0)
+
     def slice_of(self, index: int) -> slice:
         """Where the weights of one tensor are."""
         start = int(self.starts[index])
         return slice(start, start + int(self.nums[index]))
 
-    def per_tensor(self, of_weights: np.ndarray, how: np.ufunc = np.add) -> np.ndarray:
-        """What each weight has, added up over those of each tensor."""
-        wide = of_weights.astype(np.int64) if of_weights.dtype == bool else of_weights
-        found: np.ndarray = how.reduceat(wide, self.starts)
+    def count(self, is_so: np.ndarray) -> np.ndarray:
+        """Of how many weights of each tensor something holds, int64 [T]."""
+        ends = np.flatnonzero(is_so).searchsorted(np.append(self.starts, len(self.words)))
+        found: np.ndarray = np.diff(ends)
+        return found
+
+    def root_mean_square(self, squares: np.ndarray) -> np.ndarray:
+        """Of each tensor, from what is squared already."""
+        found: np.ndarray = np.sqrt(np.add.reduceat(squares, self.starts) / self.nums)
         return found
 
 
@@ -246,13 +257,12 @@ class VitalTracker:
             self.forget()
         since, marks = self._step, _marks(parts)
         columns = _described(parts, parameters)
-        found = TensorFacts(**columns)
-        if self._before:
-            seen = _Seen.of(self._start, self._before, parts)
+        seen = _Seen.of(self._start, self._before, parts) if self._before else None
+        if seen is not None:
             columns |= self._compared(seen, marks)
-            found = TensorFacts(**columns)
-            if training is not None:
-                found = self._told(found, seen, training, parameters)
+        found = TensorFacts(**columns)
+        if seen is not None and training is not None:
+            found = self._told(found, seen, training, parameters)
         if not self._before or not (marks == self._marks[-1][1]).all():
             self._marks.append((step, marks))
         self._before, self._step = parts, step
@@ -391,7 +401,7 @@ def _described(parts: Sequence[_Part], parameters: Mapping[str, torch.Tensor]) -
     for part in parts:
         names += part.names
         nums.append(part.nums)
-        not_finite.append(part.per_tensor(~np.isfinite(part.values())))
+        not_finite.append(part.count(~np.isfinite(part.values)))
     shapes = [(parameters[name].numel(), parameters[name].dim()) for name in names]
     sizes, dims = np.array(shapes).reshape(-1, 2).T
     return {
@@ -466,18 +476,17 @@ class _Seen:
         """What has changed."""
         columns: list[tuple[np.ndarray, ...]] = []
         for first, old, new in zip(start, before, now, strict=True):
-            was, is_now = old.values(), new.values()
-            num_still = new.per_tensor(old.words == new.words)
-            change = is_now - was
+            num_still = new.count(old.words == new.words)
+            change = new.values - old.values
             columns.append(
                 (
                     num_still,
-                    new.per_tensor(first.words == new.words),
-                    np.sqrt(new.per_tensor(change * change) / new.nums),
-                    np.sqrt(new.per_tensor(was * was) / new.nums),
+                    new.count(first.words == new.words),
+                    new.root_mean_square(np.square(change, out=change)),
+                    new.root_mean_square(np.square(old.values)),
                     num_still == new.nums,
-                    _is_shrinking(new, was, is_now),
-                    new.per_tensor(is_now != 0.0) == 0,
+                    _is_shrinking(old, new),
+                    new.num_zero == new.nums,
                 )
             )
         joined = list(map(np.concatenate, zip(*columns, strict=True)))
@@ -498,21 +507,36 @@ class _Seen:
             if index < len(now.names):
                 where = now.slice_of(index)
                 is_still = before.words[where] == now.words[where]
-                return now.dtype, before.values()[where].astype(float), is_still
+                return now.dtype, before.values[where].astype(float), is_still
             index -= len(now.names)
         raise LookupError(index)
 
 
-def _is_shrinking(part: _Part, was: np.ndarray, is_now: np.ndarray) -> np.ndarray:
+def _is_shrinking(old: _Part, new: _Part) -> np.ndarray:
     """Of each tensor whether its weights were all multiplied by one factor below 1."""
+    # its first weights tell of most that they were not; of the others all are asked
+    firsts = new.starts[:, None] + np.minimum(np.arange(_FEW), new.nums[:, None] - 1)
+    found: np.ndarray = _have_one_factor(old.values[firsts], new.values[firsts], new.dtype) != 0
+    found &= old.nums - old.num_zero >= _FEW
+    for index in np.flatnonzero(found).tolist():
+        where = new.slice_of(index)
+        found[index] = _have_one_factor(old.values[where], new.values[where], new.dtype) > 0
+    return found
+
+
+def _have_one_factor(was: np.ndarray, is_now: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """Of each row whether its weights were all multiplied by one factor below 1.
+
+    1 or 0; -1 where there is none that tells: they were 0, or are NaN.
+    """
     ratio = is_now / was
     ratio[was == 0.0] = np.nan
-    low, high = part.per_tensor(ratio, np.fmin), part.per_tensor(ratio, np.fmax)
-    num = part.per_tensor(was != 0.0)
-    eps = torch.finfo(part.dtype).eps
+    low, high = np.fmin.reduce(ratio, axis=-1), np.fmax.reduce(ratio, axis=-1)
+    eps = torch.finfo(dtype).eps
     # each of some thousand steps rounds by up to half an eps, up or down
-    found: np.ndarray = (high < 1.0 - eps) & (low > 0.0) & (high - low <= 32 * eps)
-    return found & (num >= _FEW)
+    is_so = (high < 1.0 - eps) & (low > 0.0) & (high - low <= 32 * eps)
+    found: np.ndarray = np.where(np.isnan(low), -1, is_so)
+    return found
 
 
 # ------------------------------------------------------------------ the optimizer and gradients

@@ -102,6 +102,35 @@ def test_shrinking_by_one_factor_is_told_from_anything_else() -> None:
     assert [one.has_moved for one in found.values()] == [True, False, True, True]
 
 
+@given(
+    seed=st.integers(0, 999),
+    size=st.integers(1, 40),
+    special=st.sampled_from([0.0, np.nan, np.inf]),
+    num_special=st.integers(0, 12),
+    at_start=st.booleans(),
+    factor=st.sampled_from([0.9, 0.999, 1.0, -0.5]),
+    odd_one=st.integers(0, 80),
+)
+@settings(max_examples=80, deadline=None)
+def test_shrinking_is_seen_wherever_zeros_and_what_is_not_finite_stand(
+    seed: int, size: int, special: float, num_special: int, at_start: bool, factor: float,
+    odd_one: int,
+) -> None:  # fmt: skip
+    draw = np.random.default_rng(seed)
+    before = draw.normal(size=size)
+    before[slice(num_special) if at_start else slice(size - num_special, None)] = special
+    now = before * factor
+    if odd_one < size:
+        now[odd_one] *= 1.01
+    old, new = torch.from_numpy(before), torch.from_numpy(now)
+    (found,) = looked({"w": old}, {"w": new}).values()
+    tells = before[before != 0.0]  # NaN is not 0
+    ratios = now[np.isfinite(before) & (before != 0.0)] / tells[np.isfinite(tells)]
+    is_one = len(ratios) > 0 and ratios.max() - ratios.min() < 1e-14
+    expected = len(tells) >= 8 and is_one and 0.0 < ratios.max() < 1.0
+    assert found.shrinks_for == int(expected)
+
+
 def test_streaks_and_returns_are_counted_over_snapshots() -> None:
     first, second = torch.randn(40), torch.randn(40)
     found = looked(*({"w": w, "still": first} for w in (first, second, second, first)))
