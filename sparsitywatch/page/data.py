@@ -116,7 +116,11 @@ def _state(state: WatchState | None) -> dict[str, Any] | None:
     """What the page counts time from."""
     if state is None:
         return None
-    return {"status": state.status, "step": state.step, "wall_time": _number(state.wall_time, 13)}
+    return {
+        "status": state.status,
+        "step": state.step,
+        "wall_time": _number(state.wall_time, ".13g"),
+    }
 
 
 def _about(name: str) -> dict[str, str]:
@@ -216,10 +220,11 @@ def _curve(record: Record) -> dict[str, Any] | None:
 
 
 def _rounded(values: Iterable[float], digits: int = _DIGITS) -> list[float | int | None]:
-    return [_number(float(x), digits) for x in values]
+    form = f".{digits}g"
+    return [_number(x, form) for x in np.fromiter(values, float).tolist()]
 
 
-def _number(x: float, digits: int = _DIGITS) -> float | int | None:
+def _number(x: float, form: str = f".{_DIGITS}g") -> float | int | None:
     """A number for JSON: null if it is none, whole if it is whole.
 
     >>> _number(0.123456789), _number(3.0), _number(math.nan)
@@ -229,4 +234,4 @@ def _number(x: float, digits: int = _DIGITS) -> float | int | None:
         return None
     if x.is_integer() and abs(x) < 2**53:
         return int(x)
-    return float(f"{x:.{digits}g}")
+    return float(format(x, form))

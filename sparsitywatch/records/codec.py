@@ -197,6 +197,13 @@ def _values(value: _Reader) -> _Reader:
     return read
 
 
+def _passing(hint: Any) -> frozenset[type]:
+    """Types of parsed JSON that are what ``hint`` names as they are: most values need no reader."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return frozenset().union(*map(_passing, typing.get_args(hint)))
+    return frozenset([hint] if hint in (bool, float, int, str, type(None)) else [])
+
+
 def _fields_of(cls: type) -> _Reader:
     hints, old_names = typing.get_type_hints(cls), _OLD_NAMES.get(cls.__name__, {})
     fields = [
@@ -204,6 +211,7 @@ def _fields_of(cls: type) -> _Reader:
             item.name,
             old_names.get(item.name, item.name),
             _reader(hints[item.name]),
+            _passing(hints[item.name]),
             item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING,
         )
         for item in dataclasses.fields(cls)
@@ -215,13 +223,14 @@ def _fields_of(cls: type) -> _Reader:
         found: dict[str, Any] = {}
         key = ""
         try:
-            for name, old_name, reader, _ in fields:
+            for name, old_name, reader, passing, _ in fields:
                 key = name if name in data else old_name
                 if key in data:
-                    found[name] = reader(data[key])
+                    x = data[key]
+                    found[name] = x if type(x) in passing else reader(x)
         except _WrongError as error:
             raise error.within(f".{key}") from None
-        for name, _, _, is_required in fields:
+        for name, *_, is_required in fields if len(found) < len(fields) else ():
             if is_required and name not in found:
                 message = f"Expected a field {name!r} in {{where}}, got {{data}}."
                 raise _WrongError(message, sorted(data))
