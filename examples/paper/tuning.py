@@ -38,6 +38,8 @@ logging.getLogger("sparsitywatch").setLevel(logging.WARNING)
 
 #: The trainings of the dense encoder: all steps, and half of them.
 WITHOUT_MASK = ("dense", "half")
+#: Each takes about a gigabyte.
+MOST_PROCESSES = 8
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def one_thread_each() -> int:
     Two trainings at once are faster than one after the other with two threads each, of which many
     steps are too small to be shared. And the results are the same on any number of cores.
     """
-    num = torch.get_num_threads()
+    num = min(torch.get_num_threads(), MOST_PROCESSES)
     torch.set_num_threads(1)
     return num
 
