@@ -11,12 +11,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning.groups import GROUPED_AT_ONCE, WIDTHS, pruner, sizes_of
 from sparsitywatch.pruning.patterns import Cut, Weights
 from sparsitywatch.weights.spectrum.counting import share_out
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
@@ -118,7 +118,7 @@ def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
 
     def choose(part: tuple[torch.Tensor, torch.Tensor]) -> None:
         rows, chosen = (tensor.numpy() for tensor in part)
-        sizes = _sizes(rows)
+        sizes = sizes_of(rows)
         limit = np.partition(sizes, num - 1, axis=1)[:, num - 1 : num]
         np.less_equal(sizes, limit, out=chosen)
         tied = np.flatnonzero(np.count_nonzero(chosen, axis=1) > num)
@@ -135,11 +135,6 @@ def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
 
 #: Signed integers of the width of a weight.
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _sizes(words: Any) -> Any:
-    """Magnitudes as integers, of torch or numpy: in the same order, and NaN beyond all."""
-    return words & ((1 << (8 * words.itemsize - 1)) - 1)
 
 
 @dataclass(frozen=True)
@@ -269,7 +264,7 @@ def _ranks(lanes: list[torch.Tensor]) -> list[torch.Tensor]:
     Args:
         lanes: the words of the weights at each place of their group.
     """
-    sizes = [_sizes(lane) for lane in lanes]
+    sizes = [sizes_of(lane) for lane in lanes]
     ranks = [torch.zeros_like(lane, dtype=torch.int8) for lane in lanes]
     for i in range(len(sizes)):
         for j in range(i):
@@ -278,33 +273,6 @@ def _ranks(lanes: list[torch.Tensor]) -> list[torch.Tensor]:
             ranks[i] += 1
             ranks[i] -= first_is_larger
     return ranks
-
-
-#: Groups whose ranks, a byte each, make up one integer; so many of their weights at once.
-_PACKED, _PACKED_AT_ONCE = (2, 4, 8), 1 << 18
-
-
-def _kept(words: np.ndarray, keep: int, of: int) -> np.ndarray:
-    """Which words are among the ``keep`` largest of their group, bool [N]; of equal ones the last.
-
-    Each is compared with those after it, all words at once. A group's ranks are the bytes of one
-    integer: what one gains and another loses is that integer times a constant.
-
-    Args:
-        words: int [N], whole groups.
-        keep, of: of each group; ``of`` is 2, 4 or 8.
-    """
-    sizes, kept = _sizes(words), np.zeros(len(words), np.bool_)
-    larger = kept.view(f"<u{of}")
-    integer = larger.dtype.type
-    # were all alike, each would exceed those before it
-    ranks = np.full(len(larger), sum(place << 8 * place for place in range(of)), larger.dtype)
-    for apart in range(1, of):
-        np.greater(sizes[:-apart], sizes[apart:], out=kept[:-apart])
-        larger &= integer(sum(1 << 8 * place for place in range(of - apart)))
-        larger *= integer((1 - (1 << 8 * apart)) % (1 << 8 * of))
-        ranks += larger
-    return np.greater_equal(ranks.view(np.uint8), of - keep, out=kept)
 
 
 @dataclass(frozen=True)
@@ -319,7 +287,7 @@ class _GroupCut(SelectionCut):
         """Write ``weights`` without the removed ones to ``out``."""
         last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
         whole = last.shape[-1] // self.of * self.of
-        is_packed = self.of in _PACKED and weights.device.type == "cpu"
+        is_packed = self.of in WIDTHS and weights.device.type == "cpu"
         if not 0.0 < self.level < 1.0 or not is_packed or not whole:
             super().prune(name, weights, out)
             return
@@ -327,17 +295,15 @@ class _GroupCut(SelectionCut):
         rows = last[..., :whole].contiguous().view(words).view(-1)
         is_in_place = whole == into.shape[-1] and into.is_contiguous()
         pruned = into.view(words).view(-1) if is_in_place else torch.empty_like(rows)
-        pieces = (torch.split(tensor, _PACKED_AT_ONCE) for tensor in (rows, pruned))
+        pieces = (torch.split(tensor, GROUPED_AT_ONCE) for tensor in (rows, pruned))
         parts = list(zip(*pieces, strict=True))
-        share_out(self._prune_part, parts, torch.get_num_threads())
+        prune = pruner(self.keep, self.of, rows.numpy())
+        share_out(
+            lambda part: prune(part[0].numpy(), part[1].numpy()), parts, torch.get_num_threads()
+        )
         if not is_in_place:
             into[..., :whole] = pruned.view(weights.dtype).view(*last.shape[:-1], whole)
             into[..., whole:] = last[..., whole:]
-
-    def _prune_part(self, part: tuple[torch.Tensor, torch.Tensor]) -> None:
-        words, into = (tensor.numpy() for tensor in part)
-        # as integers: a removed weight is +0, were it infinite
-        np.multiply(words, _kept(words, self.keep, self.of), out=into)
 
 
 # ------------------------------------------------------------------ at random

@@ -21,17 +21,21 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparsitywatch.errors import let_out
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
 
-__all__ = ["Kernel", "Table", "load"]
+__all__ = ["Compiler", "Kernel", "Table", "load", "made_by_numba"]
 
 _logger = logging.getLogger("sparsitywatch")
+
+T = TypeVar("T")
+#: Compiles a function for the types of a signature, and keeps the result on disk.
+Compiler = Callable[[Callable[..., Any], str], Callable[..., Any]]
 
 #: Packs whose weights are counted in one turn of a loop.
 UNROLL = 4
@@ -180,22 +184,36 @@ def load(num_bytes: int) -> Kernel | None:
     disk. A watch counts once at attach, so that no training step waits for it.
     """
     count = _COUNT.get(num_bytes)
-    numba = _numba() if count else None
-    if count is None or numba is None:
+    if count is None:
         return None
-    try:
+
+    def make(compiled: Compiler) -> Kernel:
         kernel = Kernel(
-            num_bytes,
-            _compiled(numba, count, _COUNT_SIGNATURE),
-            _compiled(numba, drain, _DRAIN_SIGNATURE),
+            num_bytes, compiled(count, _COUNT_SIGNATURE), compiled(drain, _DRAIN_SIGNATURE)
         )
         _check(kernel)
+        return kernel
+
+    return made_by_numba(f"the counter of {num_bytes}-byte weights", make)
+
+
+def made_by_numba(what: str, make: Callable[[Compiler], T]) -> T | None:
+    """What ``make`` makes of compiled functions; None where there is no numba, or it fails.
+
+    Args:
+        what: is made, for the warning if it fails.
+        make: given what compiles a function for the types of a signature; what it raises is told.
+    """
+    numba = _numba()
+    if numba is None:
+        return None
+    try:
+        return make(partial(_compiled, numba))
     except BaseException as error:  # noqa: BLE001  sorted, and reported
         let_out(error)
         version = getattr(numba, "__version__", "of unknown version")
-        _report(f"numba {version} failed on the counter of {num_bytes}-byte weights", error)
+        _report(f"numba {version} failed on {what}", error)
         return None
-    return kernel
 
 
 @cache
@@ -219,7 +237,7 @@ def _numba() -> Any:
 def _report(what: str, error: BaseException) -> None:
     reason = (str(error).strip().splitlines() or [""])[0]  # numba's go on for pages
     _logger.warning(
-        "sparsitywatch: %s (%s: %s); counting goes on without, slower and with the same result",
+        "sparsitywatch: %s (%s: %s); it goes on without, slower and with the same result",
         what,
         type(error).__name__,
         reason,
