@@ -130,7 +130,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
     known = np.isfinite(y)
     chosen = np.arange(len(x))
     if len(x) > _MAX_POINTS:
-        chosen = np.unique(np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int))
+        chosen = np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int)
     pieces, is_open = [], False
     for i in chosen.tolist():
         if known[i]:

@@ -144,7 +144,7 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
             stored = read_spectrum(run.directory, int(run.steps[index]))  # type: ignore[arg-type]
         except StateError:  # not of every snapshot: of one that failed there is none
             continue
-        if "keys" in stored and set(np.unique(stored["dtypes"])) <= set(_BITS):
+        if "keys" in stored and set(stored["dtypes"].tolist()) <= set(_BITS):
             found.append((index, stored))
     if not found:
         return None

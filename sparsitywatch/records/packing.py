@@ -80,7 +80,7 @@ def unpack(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     coded = _Coded(packed)
     bins, counts = [_NOTHING], [_NOTHING]
     ends = np.cumsum(packed["num_octaves"].astype(np.int64)).tolist()
-    for bits, start, end in zip(np.unique(octave_bits).tolist(), [0, *ends], ends, strict=False):
+    for bits, start, end in zip(sorted({*octave_bits.tolist()}), [0, *ends], ends, strict=False):
         own = np.cumsum(octaves[start:end])
         cells = totals[start:end, None]
         for _ in range(bits):
