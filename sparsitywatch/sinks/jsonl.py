@@ -208,17 +208,13 @@ class JsonlReader:
         """
         return self._records.values()
 
-    def events(self, *, max_step: int | None = None) -> list[Event]:
+    def events(self) -> list[Event]:
         """Each event in its last version, in the order of their detection.
-
-        Args:
-            max_step: leave out what was reported at later steps.
 
         Raises:
             StateError: a line other than a torn last one cannot be read.
         """
-        events = self._events.values()
-        return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
+        return latest_versions(self._events.values())
 
 
 def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
@@ -231,7 +227,9 @@ def read_records(directory: str | os.PathLike[str], *, max_step: int | None = No
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    records = JsonlReader(directory).records()
+    folder = Path(directory)
+    read = functools.partial(_read_record, folder / _LAYERS)
+    records = _AppendLog(folder / _RECORDS, read).values()
     return [record for record in records if max_step is None or record.step <= max_step]
 
 
@@ -245,7 +243,8 @@ def read_events(directory: str | os.PathLike[str], *, max_step: int | None = Non
     Raises:
         StateError: a line other than a torn last one cannot be read.
     """
-    return JsonlReader(directory).events(max_step=max_step)
+    events = _AppendLog(Path(directory) / _EVENTS, functools.partial(from_data, Event)).values()
+    return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
@@ -499,7 +498,7 @@ class _AppendLog(Generic[T]):
             self._forget()
             return []
         with file:
-            if not self._goes_on(file):
+            if self._end and not self._goes_on(file):
                 self._forget()
                 file.seek(0)
             for number, offset, raw in _whole_lines(file, len(self._values), self._end):
