@@ -70,7 +70,7 @@ class Detector(Protocol):
 _DIRECTIONS = ("up", "down", "both")
 #: Smallest scores at one false alarm per 1000 snapshots, and what each factor of ten less adds;
 #: from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = (3.45, 0.7), (3.0, 0.5), (1.5, 0.5)
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = (3.5, 0.7), (3.0, 0.5), (1.5, 0.5)
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 _ABRUPT_KEYS = (
