@@ -38,7 +38,7 @@ from trained_here import documentation
 
 import sparsitywatch as sw
 
-LEVELS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7]
+LEVELS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
 TOY = {"levels": [0.2, 0.5], "examples": 16, "length": 12}
 NEAR_ZERO = "rms_0.1"
 
@@ -202,7 +202,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--material", type=Path, default=MATERIAL, help="where fetch.py put the model")
     add("--levels", type=float, nargs="+", default=LEVELS)
-    add("--examples", type=int, default=32, help="windows of the text")
+    add("--examples", type=int, default=24, help="windows of the text")
     add("--length", type=int, default=128, help="tokens of a window")
     args = parser.parse_args(argv)
     if args.small:
