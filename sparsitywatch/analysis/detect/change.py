@@ -9,11 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "BORNE_OUT",
-    "FEW",
     "MAD_TO_SD",
-    "SUSPICION",
-    "TREND",
     "Candidate",
     "Limits",
     "correlation_of",
@@ -28,15 +24,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-
-#: So few snapshots have a level and a noise: that of a baseline, and of what has settled.
-FEW = 5
-#: So few snapshots have a trend, or a bend, that could be told from their noise.
-TREND = 8
-#: The snapshot before the last bears out this part of a change: none is seen in one snapshot.
-BORNE_OUT = 0.5
-#: Definition: the part of every requirement of an event that makes a suspicion.
-SUSPICION = 0.5
 
 
 @dataclass(frozen=True)
@@ -100,8 +87,10 @@ class Candidate:
 
 # ------------------------------------------------------------------ level and noise
 
-#: Definition: standard deviation of a normal sample, in its median absolute deviation.
+#: Standard deviation of a normal sample, in its median absolute deviation.
 MAD_TO_SD = 1.4826
+#: Fewer values have no noise that could be told from them.
+_MIN_NOISE_POINTS = 5
 
 
 def median_of_three(values: Array) -> Array:
@@ -121,7 +110,7 @@ def noise_sd(values: Array) -> float:
     Second differences see through any smooth trend; those between values two and four
     apart see noise that wanders. The largest counts. NaN with fewer than five values.
     """
-    if len(values) < FEW:
+    if len(values) < _MIN_NOISE_POINTS:
         return math.nan
     sizes = [MAD_TO_SD * median_of(np.abs(np.diff(values, 2))) / math.sqrt(6)]
     for lag in (1, 2, 4):
@@ -140,7 +129,7 @@ def median_of(values: Array) -> float:
 
 # ------------------------------------------------------------------ what became of it
 
-#: Definition: what is left of the largest size of a change that has gone back by half.
+#: What is left of the largest size of a change that has gone back by half.
 _LEFT_OF_PEAK = 0.5
 
 
@@ -164,11 +153,13 @@ def is_back_by_half(peak: float, size: float) -> bool:
 
 # ------------------------------------------------------------------ when it began
 
-#: Definition: twice the log-likelihood that may be lost within a 90 percent profile interval.
+#: Entries that are searched.
+_SEARCHED = 192
+#: Twice the log-likelihood that may be lost within a 90 percent profile interval.
 _LOST = 2.706
-#: Definition: the fits that tell the onset itself, a bend and a step.
+#: The fits that tell the onset itself: a bend and a step.
 _NUM_PLAIN = 2
-#: Guard: correlation of neighbouring residuals is allowed for up to this one.
+#: Correlation of neighbouring residuals is allowed for up to this one.
 _MOST_CORRELATED = 0.9
 
 
@@ -191,9 +182,10 @@ def onset_of(
     change has another shape; that makes the interval wider. No fit can beat the ``noise`` of a
     snapshot.
     """
-    z = (x - x[0]) / (x[-1] - x[0])
+    begin = max(0, len(y) - _SEARCHED)
+    z, y = (x[begin:] - x[begin]) / (x[-1] - x[begin]), y[begin:]
     y = y if direction == "up" else -y
-    last = max(min(latest, len(y) - 2), 0)
+    last = max(min(latest - begin, len(y) - 2), 0)
     candidates = np.arange(min(1, last), last + 1)
     fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
     place = int(np.argmin([min(map(_power, left[:_NUM_PLAIN])) for left in fits]))
@@ -204,8 +196,8 @@ def onset_of(
     rho = correlation_of(best[least], noise)
     is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
     is_inside[place] = True
-    inside = candidates[is_inside]
-    return int(candidates[place]), int(inside[0]), int(inside[-1])
+    inside = begin + candidates[is_inside]
+    return begin + int(candidates[place]), int(inside[0]), int(inside[-1])
 
 
 def _left_by_fits(z: Array, y: Array, k: int, *, multiplies: bool) -> list[Array]:
@@ -238,7 +230,7 @@ def _left(design: Array, y: Array) -> Array:
 def correlation_of(left: Array, noise: float) -> float:
     """Of neighbouring residuals, between 0 and a limit; what is rounding beside the noise is 0."""
     power = _power(left)
-    if len(left) < FEW or power <= len(left) * (1e-3 * noise) ** 2:
+    if len(left) < _MIN_NOISE_POINTS or power <= len(left) * (1e-3 * noise) ** 2:
         return 0.0
     rho = float(left[1:] @ left[:-1]) / power + 1.0 / len(left)
     return min(max(rho, 0.0), _MOST_CORRELATED)
@@ -249,15 +241,21 @@ def correlation_of(left: Array, noise: float) -> float:
 # A series may answer to the learning rate at once or with a memory of many snapshots. What such an
 # answer of a usual size can account for is no change.
 
+#: What the rate leaves of a change, at least.
+_LEAST_LEFT = 0.5
 #: Standard deviation of a series' answer to the full rate: of the logarithm, and in ranges of the
 #: series where a change adds.
 _ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
-#: Grid: memories that are tried, in snapshots.
+#: Snapshots that tell what the rate leaves of a jump.
+_ANSWER_SNAPSHOTS = 64
+#: Memories that are tried, in snapshots.
 _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-#: Guard: rates that differ by less than this part of the largest are the same.
+#: They are short beside the run so far: a longer one could not be told from a trend.
+_LONGEST = 1 / 4
+#: Rates that differ by less than this part of the largest are the same.
 _SAME = 0.02
 #: So many standard deviations of what the response may be are granted to the rate.
-_GRANTED = 1.0
+_GRANTED = 0.5
 
 
 def is_left_by_rate(
@@ -266,23 +264,16 @@ def is_left_by_rate(
     """Whether ``min_size`` of the change is left when the learning rate has been accounted for."""
     is_jump = candidate.offset is None
     y = candidate.transformed(values)
-    strongest = (
-        _ANSWER_IN_RANGES * float(np.ptp(y[candidate.start :])) if is_jump else _ANSWER_IN_LOG
-    )
+    first = max(0, len(y) - _ANSWER_SNAPSHOTS) if is_jump else candidate.start
+    strongest = _ANSWER_IN_RANGES * float(np.ptp(y[first:])) if is_jump else _ANSWER_IN_LOG
     # the change as it may have come, from the split on: a bend, or also a step; 1 at the end
     bend = np.maximum(steps - steps[len(y) - candidate.split - 1], 0.0)
     bend /= bend[-1]
     for shape in [bend, (bend > 0.0).astype(np.float64)] if is_jump else [bend]:
         left = share_left_by_rate(
-            steps,
-            y,
-            rates,
-            shape,
-            noise=candidate.noise,
-            strongest=strongest,
-            first=candidate.start,
+            steps, y, rates, shape, noise=candidate.noise, strongest=strongest, first=first
         )
-        if left * candidate.size >= min_size:
+        if left >= _LEAST_LEFT and left * candidate.size >= min_size:
             return True
     return False
 
@@ -316,6 +307,8 @@ def share_left_by_rate(
     spacing = float(np.median(np.diff(x)))
     left = []
     for memory in _MEMORIES:
+        if memory > max(_LONGEST * len(x), _MEMORIES[0]):
+            break
         response = strongest * _remembered(share, x, memory * spacing)[first:]
         design = np.concatenate([plain, response[:, None]], axis=1)
         beside, wider = _estimate(design, y[first:], noise, 1.0)

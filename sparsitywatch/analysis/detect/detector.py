@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparsitywatch.analysis.detect.change import (
-    FEW,
-    SUSPICION,
     Candidate,
     Limits,
     is_left_by_rate,
@@ -43,11 +41,13 @@ from sparsitywatch.records import Event, renamed
 
 __all__ = ["AbruptChange", "Detector"]
 
-#: A change goes on while a few snapshots, or this part of those since its onset, still add
+#: A change goes on while so many snapshots, or this part of those since its onset, still add
 #: this part of its size.
-_SETTLING_PART, _SETTLING_SHARE = 1 / 4, 0.1
+_SETTLING_SNAPSHOTS, _SETTLING_PART, _SETTLING_SHARE = 5, 1 / 4, 0.1
 #: Growth over so many blocks is dated by them.
 _MANY_BLOCKS = 8
+#: The part of every requirement of an event that makes a suspicion.
+_SUSPICION = 0.5
 
 
 class Detector(Protocol):
@@ -73,6 +73,8 @@ _DIRECTIONS = ("up", "down", "both")
 _JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = (3.5, 0.7), (3.0, 0.5), (1.5, 0.5)
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
+#: Snapshots up to the onset whose median is the baseline.
+_BASELINE_SNAPSHOTS = 5
 _ABRUPT_KEYS = (
     "history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed"
 )  # fmt: skip
@@ -93,19 +95,18 @@ class _Ongoing:
 
     direction: str
     baseline: float
-    span: int = FEW
+    span: int = _SETTLING_SNAPSHOTS
     is_in_blocks: bool = False
     seen_step: int = -1
 
     def is_over(self, view: View) -> bool:
         """Whether the latest entries add little to it."""
         sign = 1.0 if self.direction == "up" else -1.0
-        if self.span > FEW and not view.begins[-self.span :][0] > self.seen_step:
+        if self.span > _SETTLING_SNAPSHOTS and not view.begins[-self.span :][0] > self.seen_step:
             return False
         recent = view.values[-self.span :]
         size = sign * (float(np.median(recent)) - self.baseline)
-        # medians where one entry's noise would decide
-        ends = max(int(_SETTLING_PART * len(recent)), 1)
+        ends = max(len(recent) // 4, 1)  # medians where one entry's noise would decide
         added = sign * float(np.median(recent[-ends:]) - np.median(recent[:ends]))
         return added < _SETTLING_SHARE * max(size, 0.0)
 
@@ -178,7 +179,7 @@ class AbruptChange:
             least + more * rarity for least, more in (_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE)
         ]
         self._limits = Limits(float(min_effect), float(ratio), *scores)
-        self._suspicion = self._limits.part(SUSPICION)
+        self._suspicion = self._limits.part(_SUSPICION)
         self._direction = direction
         self._history, self._blocks, self._jumps = SeriesHistory(), BlockHistory(), Jumps()
         self._ongoing: _Ongoing | None = None
@@ -316,7 +317,7 @@ class AbruptChange:
         may_decay = self._is_decaying and self._direction != "down"
         if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
             # where decay is the cause the rate is not
-            return multiplied(view.steps, values, limits)
+            return multiplied(view.steps, values, limits.ratio)
         return left
 
     def _left_by_rate(self, found: list[list[Candidate]], view: View) -> list[Candidate]:
@@ -348,13 +349,13 @@ class AbruptChange:
             onset, low, high, baseline = first, first, len(view.values) - 2, candidate.baseline
         else:
             onset, low, high, view = self._onset(candidate, view)
-            before = view.values[max(0, onset - FEW + 1) : onset + 1]
+            before = view.values[max(0, onset - _BASELINE_SNAPSHOTS + 1) : onset + 1]
             baseline = float(np.median(before))
         latest = view.values[-1]
         size = latest - baseline if candidate.direction == "up" else baseline - latest
         if size < self._limits.min_effect:
             return None
-        span = max(FEW, math.ceil(_SETTLING_PART * (len(view.values) - onset)))
+        span = max(_SETTLING_SNAPSHOTS, math.ceil(_SETTLING_PART * (len(view.values) - onset)))
         is_in_blocks, now = view.begins is not view.ends, self._history.steps[-1]
         self._ongoing = _Ongoing(candidate.direction, baseline, span, is_in_blocks, now)
         return event_of(

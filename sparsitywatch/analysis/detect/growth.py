@@ -15,15 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import (
-    BORNE_OUT,
-    FEW,
-    TREND,
-    Candidate,
-    Limits,
-    median_of_three,
-    noise_sd,
-)
+from sparsitywatch.analysis.detect.change import Candidate, Limits, median_of_three, noise_sd
 
 __all__ = ["FALL", "RISE", "Kind", "grown", "multiplied"]
 
@@ -32,23 +24,27 @@ Array = NDArray[np.float64]
 #: The run before a growth takes this part of the run so far at least; less, if weight decay can
 #: account for the growth.
 _SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
+#: So much more score is asked with each doubling of the snapshots beyond a few, up to a limit:
+#: chance has been tried at every one of them.
+_FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
-#: Such growth is steady if no bend makes it so many times steeper.
-_STEEPER = 2.0
-#: Grid: bends that are tried, at these parts of its time.
-_BENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+#: Such growth is steady if no bend, at any of these parts of its time, makes it so many times
+#: steeper; that takes so many snapshots to tell.
+_STEEPER, _BENDS, _FEWEST_EVEN = 2.0, (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 8
+#: The snapshot before the last bears out this part of the growth.
+_BORNE_OUT = 0.5
 #: Noise of a single snapshot's logarithm before any is seen, and the snapshots it is worth.
 _PRIOR_SD, _PRIOR_SNAPSHOTS = 0.03, 6.0
-#: A parabola explains something only if its bend is so many times its standard error.
-_BENT = 3.0
-#: This part of the past is its latest level.
-_LATEST = 1 / 4
 #: The floor is reached within so many times the noise of a snapshot.
 _AT_FLOOR = 2.0
 #: What is at most so many times the floor is at the floor.
 _NEAR_FLOOR = 1.1
+#: A parabola explains something only if its bend is so many times its standard error.
+_BENT = 3.0
+#: Snapshots that a level, a line and a parabola are fitted to at least.
+_MIN_FIT = (1, 3, 8)
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,7 @@ class Kind:
         splits: snapshots since it began that are tried.
         min_past: snapshots before it without which there is nothing to compare with.
         min_excess: what the past does not explain, in the logarithm, at least.
+        noise_factor: the same in units of the noise of a snapshot.
         ratio: of the last value to the running floor, at least; None for that of the limits.
     """
 
@@ -67,26 +64,25 @@ class Kind:
     splits: tuple[int, ...]
     min_past: int
     min_excess: float
+    noise_factor: float
     ratio: float | None = None
 
 
-#: Grid: snapshots since a rise began that are tried: it grows over any time.
-_RISE_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
-#: Grid: those since a fall; what falls for longer decays, and that is not abrupt.
-_FALL_SPLITS = (2, 3, 4, 6, 8)
-#: A rise can be seen after so many snapshots, an eighth more than its past explains.
+#: A rise grows over any time; an eighth more than explained, and four times the noise, is one.
 RISE = Kind(
     "up",
-    splits=_RISE_SPLITS,
+    splits=(2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96),
     min_past=3,
     min_excess=math.log(1.12),
+    noise_factor=4.0,
 )
-#: A fall is one by a fifth, and a fifth more than its past explains.
+#: A series that falls for longer decays, and that is not abrupt.
 FALL = Kind(
     "down",
-    splits=_FALL_SPLITS,
-    min_past=FEW,
+    splits=(2, 3, 4, 6, 8),
+    min_past=5,
     min_excess=math.log(1.2),
+    noise_factor=6.0,
     ratio=1.25,
 )
 
@@ -106,9 +102,10 @@ def grown(
         return []
     smooth = median_of_three(y)
     floor = float(smooth[:-2].min())
-    if y[-1] < ratio * floor or y[-2] < ratio**BORNE_OUT * floor:
+    if y[-1] < ratio * floor or y[-2] < ratio**_BORNE_OUT * floor:
         return []
-    threshold = limits.caused_score if is_decaying else limits.growth_score
+    more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
+    threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
     min_share = _SHARE_BEFORE_DECAY if is_decaying else _SHARE_BEFORE
     found = []
     x = (steps - steps[0]) / (steps[-1] - steps[0])
@@ -125,7 +122,7 @@ def grown(
     return sorted(found, key=lambda growth: -growth.score)
 
 
-def multiplied(steps: Array, values: Array, limits: Limits) -> list[Candidate]:
+def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
     """The take-off that went so far that it is one, however evenly, if decay is a cause of it.
 
     It is steady where its way from the floor has no bend. Its score is in units of the noise.
@@ -136,14 +133,14 @@ def multiplied(steps: Array, values: Array, limits: Limits) -> list[Candidate]:
     lowest = int(smooth[:-2].argmin())
     floor = float(smooth[lowest])
     at_floor = np.flatnonzero(values[:-2] <= _NEAR_FLOOR * floor)
-    if values[-2:].min() < limits.ratio**_TIMES_EVEN * floor or not len(at_floor):
+    if values[-2:].min() < ratio**_TIMES_EVEN * floor or not len(at_floor):
         return []
     past = max(int(at_floor[-1]) + 1, RISE.min_past)
     noise = _noise(np.log(values[:past]))
     excess = math.log(values[-1] / floor)
-    split, score = len(values) - past, excess / noise
-    if score < limits.growth_score:
+    if excess < RISE.noise_factor * noise:
         return []
+    split, score = len(values) - past, excess / noise
     first = int(np.argmax(np.log(smooth) <= math.log(floor) + _AT_FLOOR * noise))
     if _is_even(steps[first:], values[first:]):
         return [Candidate("up", split, lowest, excess, score, noise, 0.0, "steady", floor)]
@@ -153,7 +150,7 @@ def multiplied(steps: Array, values: Array, limits: Limits) -> list[Candidate]:
 
 def _is_even(steps: Array, values: Array) -> bool:
     """Whether no bend makes the growth much steeper, in the values or in their logarithm."""
-    if len(values) < TREND:
+    if len(values) < _FEWEST_EVEN:
         return False
     x = (steps - steps[0]) / (steps[-1] - steps[0])
     return any(_steepening(x, y) < _STEEPER for y in (values, np.log(values)))
@@ -182,7 +179,8 @@ def _at_split(
     start = min(start, past - kind.min_past)
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
-    recent = past - min(size, max(FEW, int(_LATEST * size)))
+    recent = past - min(size, max(4, size // 4))
+    needed = max(kind.min_excess, kind.noise_factor * noise)
     over, score = np.full(2, math.inf), math.inf
     for first, degree in ((recent, 0), (start, 1), (start, 2)):
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)
@@ -190,10 +188,10 @@ def _at_split(
             continue
         explained, sd = found
         over = np.minimum(over, logs[-2:] - explained)
-        if over[1] < kind.min_excess:
+        if over[1] < needed:
             return None
         score = min(score, _normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2))
-    if over[0] < BORNE_OUT * over[1]:
+    if over[0] < _BORNE_OUT * over[1]:
         return None
     return Candidate(kind.direction, len(logs) - past, start, float(over[1]), score, noise, offset)
 
@@ -210,7 +208,7 @@ def _explained(
 ) -> tuple[Array, Array] | None:
     """Forecast at ``where`` and its standard deviations with that of a snapshot."""
     n = len(x)
-    if degree == 2 and n < TREND:
+    if n < _MIN_FIT[degree]:
         return None
     center, width = x[-1], max(x[-1] - x[0], 1e-12)
     powers = np.arange(degree + 1)

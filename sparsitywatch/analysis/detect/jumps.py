@@ -17,15 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import (
-    BORNE_OUT,
-    MAD_TO_SD,
-    SUSPICION,
-    TREND,
-    Candidate,
-    Limits,
-    median_of,
-)
+from sparsitywatch.analysis.detect.change import MAD_TO_SD, Candidate, Limits, median_of
 
 __all__ = [
     "MIN_SNAPSHOTS",
@@ -41,12 +33,15 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Snapshots after a split at most: a change is seen while it is so young.
-_MOST_AFTER = 6
-#: Those of each split. With one there is only a forecast, no change is seen yet.
-SPLITS = tuple(range(1, _MOST_AFTER + 1))
-#: Residuals are cut off at so many standard deviations.
-_WINSOR = 3.0
+#: Snapshots after the split. With one there is only a forecast, no change is seen yet.
+SPLITS = (1, 2, 3, 4, 5, 6)
+#: Snapshots that any model reads: the longest fit and the longest split.
+WINDOW = 38
+#: Snapshots before a split without which a model says nothing.
+_MIN_FIT = 8
+#: Residuals and forecast errors are cut off at so many standard deviations; errors far out, since
+#: no smaller one is unlikely enough where few snapshots came before.
+_WINSOR, _CLIP = 3.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -56,37 +51,30 @@ class Model:
     Args:
         num_fitted: snapshots that it is fitted to, before the split.
         degree: of the polynomial.
-        lasts: whether the noise of neighbouring snapshots is correlated.
+        ar: correlation of the noise of neighbouring snapshots.
         walk: standard deviation of the steps of a random walk, in that of the noise.
         has_season: whether a wave of the series' own period is added to the polynomial.
     """
 
     num_fitted: int
     degree: int
-    lasts: bool = False
+    ar: float = 0.0
     walk: float = 0.0
     has_season: bool = False
 
 
-#: Correlation of the noise of neighbouring snapshots, where it lasts.
-_CORRELATION = 0.75
-#: Grid: waves that are tried as the season, in cycles a snapshot: periods of 4 to 20 snapshots.
+#: The correlation of one model is that of the series, where it is known, to this grid.
+_CORRELATIONS = (0.6, 0.75, 0.85, 0.92)
+#: Waves that are tried as the season, in cycles a snapshot: periods of 4 to 20 snapshots.
 _FREQUENCIES: tuple[float, ...] = tuple(np.linspace(1 / 20, 1 / 4, 17).tolist())
-#: Snapshots that a model follows what is new with, and those that show a trend, a bend, a season.
-_SHORT, _LONG = 12, 32
-#: Standard deviation of the steps of the random walk, in that of the noise.
-_WALK = 0.3
-#: Definition: lines and a parabola.
 MODELS = (
-    Model(_SHORT, 1),
-    Model(_LONG, 1),
-    Model(_LONG, 2),
-    Model(_LONG, 1, lasts=True),
-    Model(_LONG, 1, walk=_WALK),
-    Model(_LONG, 1, has_season=True),
+    Model(12, 1),
+    Model(32, 1),
+    Model(32, 2),
+    Model(32, 1, ar=0.6),
+    Model(32, 1, walk=0.3),
+    Model(32, 1, has_season=True),
 )
-#: Snapshots that any model reads: the longest fit and the longest split.
-WINDOW = _LONG + SPLITS[-1]
 _MAX_DEGREE = max(model.degree for model in MODELS)
 #: Of a constant, its powers, a cosine and a sine: those that a model has, [models, p].
 _HAS = np.array(
@@ -95,7 +83,6 @@ _HAS = np.array(
         for model in MODELS
     ]
 )
-#: Guard: a coefficient that is held at zero has so many times the weight of a snapshot.
 _HELD = 1e9
 
 
@@ -152,14 +139,21 @@ class _Grid:
     power: Array
 
 
-def forecasts(x: Array, y: Array, floor: float, frequency: float = _FREQUENCIES[0]) -> Forecasts:
+def forecasts(
+    x: Array,
+    y: Array,
+    floor: float,
+    ar: float = _CORRELATIONS[0],
+    frequency: float = _FREQUENCIES[0],
+) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
-    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least.
-    ``frequency`` is that of the season, in cycles a snapshot.
+    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least. ``ar``
+    is the correlation of the model that has one, ``frequency`` that of the season, in cycles a
+    snapshot.
     """
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    grid = _grid_of(z.tobytes(), frequency * (x[-1] - x[0]))
+    grid = _grid_of(z.tobytes(), ar, frequency * (x[-1] - x[0]))
     target = (grid.whitening @ y)[:, None, :]
     fit, sd = _robust_fit(grid, target, floor)
     errors = (target - fit @ grid.design) * grid.after
@@ -177,15 +171,15 @@ def normal_score(t: Array, nu: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=128)
-def _grid_of(abscissa: bytes, cycles: float) -> _Grid:
+def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
     z = np.frombuffer(abscissa)
     n, powers, phase = len(z), np.arange(_MAX_DEGREE + 1), 2.0 * math.pi * cycles * z
     basis = np.column_stack([z[:, None] ** powers, np.cos(phase), np.sin(phase)])
-    whitening = _whitening(n)
+    whitening = _whitening(n, ar)
     design = whitening @ basis
     before, after = _masks(n)
     count = before.sum(axis=-1)
-    used = before & (count >= TREND)[..., None]
+    used = before & (count >= _MIN_FIT)[..., None]
     weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
     # coefficients that a model does not have are held at zero
     held = _HELD * (~_HAS[..., None] * np.eye(basis.shape[1]))
@@ -204,7 +198,7 @@ def _grid_of(abscissa: bytes, cycles: float) -> _Grid:
         design=np.ascontiguousarray(np.swapaxes(design, -1, -2)),
         used=used.astype(np.float64),
         after=after.astype(np.float64),
-        says=count >= TREND,
+        says=count >= _MIN_FIT,
         middle=np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n]),
         nu=np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64),
         solver=np.linalg.solve(gram, weighted),
@@ -216,7 +210,7 @@ def _grid_of(abscissa: bytes, cycles: float) -> _Grid:
 def season_of(x: Array, y: Array) -> float:
     """Of the waves that are tried the one that explains the snapshots before any split best."""
     past = x[: -SPLITS[-1]]
-    if len(past) < TREND:
+    if len(past) < _MIN_FIT:
         return _FREQUENCIES[0]
     z = (past - past[-1]) / max(past[-1] - past[0], 1e-12)
     explained = _waves(z.tobytes(), past[-1] - past[0]) @ y[: len(past)]
@@ -236,7 +230,7 @@ def _waves(abscissa: bytes, length: float) -> Array:
 
 
 @functools.lru_cache(maxsize=128)
-def _whitening(n: int) -> Array:
+def _whitening(n: int, ar: float) -> Array:
     """For each model the matrix that makes its noise independent, [models, n, n].
 
     Lower triangular: what it makes of a snapshot knows only the snapshots before.
@@ -245,7 +239,7 @@ def _whitening(n: int) -> Array:
     walked = np.minimum.outer(np.arange(n), np.arange(n)) + 1.0
     found = []
     for model in MODELS:
-        covariance = (_CORRELATION**lags if model.lasts else np.eye(n)) + model.walk**2 * walked
+        covariance = (ar**lags if model.ar else np.eye(n)) + model.walk**2 * walked
         found.append(np.linalg.inv(np.linalg.cholesky(covariance)))
     return np.stack(found)
 
@@ -287,26 +281,50 @@ def _robust_fit(grid: _Grid, target: Array, floor: float) -> tuple[Array, Array]
 
 def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
     """Score, effect and standard error of the better of the two templates."""
-    effect = (grid.matched @ errors[..., None])[..., 0] / grid.power
+    limit = _CLIP * sd[..., None]
+    clipped = np.minimum(np.maximum(errors, -limit), limit)
+    both = grid.matched @ np.stack([errors, clipped], axis=-1) / grid.power[..., None]
+    whole, cut = both[..., 0], both[..., 1]
     width = sd[..., None] / np.sqrt(grid.power)
-    score = normal_score(effect / width, grid.nu[..., None])
+    score = normal_score(cut / width, grid.nu[..., None])
     is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
-    score, effect, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width))
-    return score, effect, width
+    score, whole, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, whole, width))
+    return score, whole, width
 
 
 #: A jump is looked for once there are so many snapshots.
-MIN_SNAPSHOTS = TREND + 1
+MIN_SNAPSHOTS = 9
+#: Snapshots that tell the grid of a quantised series.
+_GRID_SNAPSHOTS = 80
 #: Part of the grid that is noise at least, and steps of it that a jump takes.
 _GRID_NOISE, _GRID_STEPS = 0.3, 1.5
-#: Guard: noise that is allowed for where none is seen, in smallest effects and in levels.
+#: Noise that is allowed for where none is seen: parts of the smallest effect and of the level.
 _LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
-#: What a model was worth a snapshot ago counts this much of what it is worth now.
+#: What a model was worth so many snapshots ago counts this much of what it is worth now.
 _FORGETTING = 0.95
+#: Past scores that show how wide a model's scores really are, and how many it takes.
+_PAST, _MIN_PAST = 40, 8
+#: This power of how much wider they are counts.
+_OF_WIDTH = 0.2
+#: Of a normal variable: median and 94 percent quantile of its magnitude.
+_MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
+#: Each of the last two snapshots bears out this part of the change, and this many noises.
+_BORNE_OUT, _NOISES = 0.5, 1.5
+#: So does the third largest error, for this part.
+_THIRD = 0.3
+#: Of the smallest effect, for a surprise that is no change yet.
+_HALF = 0.5
 #: One forecast error speaks against a model for at most this many nats.
 _LARGEST_SURPRISE = 8.0
-#: Bound: kept digits: the state is small, and a resumed run goes on from the very same numbers.
+#: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
+_PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
+#: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
+#: Past scores are kept in tenths: of them only the spread is needed.
+_TENTHS = 10.0
+#: Larger ones are as good as this one.
+_LARGEST_SCORE = 99.9
+_EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
 class Jumps:
@@ -318,10 +336,8 @@ class Jumps:
     """
 
     def __init__(self) -> None:
-        # of each model as of each of the last snapshots, [n, models]: how far it is believed, and
-        # the mean square of its scores
         self._beliefs = np.zeros((1, len(MODELS)))
-        self._squares = np.ones((1, len(MODELS)))
+        self._scores: NDArray[np.int64] = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
         self.surprise = 0.0
 
     def update(
@@ -331,21 +347,21 @@ class Jumps:
 
         ``num_skipped`` at the start are left out; ``MIN_SNAPSHOTS`` or more come after them.
         """
-        grid = _grid(values[num_skipped:])
-        first = max(num_skipped, len(values) - WINDOW)
+        begin = max(num_skipped, len(values) - _GRID_SNAPSHOTS)
+        grid = _grid(values[begin:])
+        first = max(begin, len(values) - WINDOW)
         x, y = steps[first:], values[first:]
         x = x / median_of(np.diff(x))
         least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
-        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), season_of(x, y))
+        rho = _lasting(values[begin:])
+        known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
+        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known, season_of(x, y))
         min_effect = max(limits.min_effect, _GRID_STEPS * grid)
         weights = self._weights()
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
-        # scores that were wider than normal count for less, by a root of how much wider: what is
-        # wide in a few dozen of them is in part chance
-        wide = np.sqrt(np.sqrt(np.maximum(self._as_of_splits(self._squares), 1.0)))
-        combined = np.nan_to_num((weights * seen.score.T / wide).sum(axis=1))
-        is_large = np.abs(seen.effect).min(axis=0) >= SUSPICION * min_effect
+        combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
+        is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
         self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
         found = []
@@ -356,7 +372,7 @@ class Jumps:
             size, sd = (float(weights[index] @ v[:, index]) for v in (seen.effect, seen.sd))
             sign = math.copysign(1.0, score)
             errors = sign * (weights[index] @ seen.errors[:, index])[-split:]
-            if _is_borne_out(errors, sign * size, min_effect):
+            if _is_borne_out(errors, sign * size, sd, min_effect):
                 direction = "up" if score > 0.0 else "down"
                 found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
         return found
@@ -365,54 +381,84 @@ class Jumps:
         """Plain data that ``load_state_dict`` goes on from."""
         return {
             "beliefs": self._beliefs.tolist(),
-            "squares": self._squares.tolist(),
+            "scores": self._scores.tolist(),
             "surprise": self.surprise,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._beliefs = _of_each_model(state["beliefs"])
-        self._squares = _of_each_model(state.get("squares", np.ones_like(self._beliefs)))
+        self._beliefs = _of_each_model(np.array(state["beliefs"], np.float64))
+        kept = np.array(state["scores"], np.int64)
+        none = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
+        self._scores = _of_each_model(kept) if len(kept) else none
         self.surprise = float(state["surprise"])
 
     def _weights(self) -> Array:
         """How much each model is believed as of the snapshot before each split."""
-        beliefs = self._as_of_splits(self._beliefs)
+        rows = np.maximum(len(self._beliefs) - np.array(SPLITS), 0)
+        beliefs = self._beliefs[rows]
         weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
-    def _as_of_splits(self, kept: Array) -> Array:
-        """What was kept, as of the snapshot before each split, [splits, models]."""
-        return np.asarray(kept[np.maximum(len(kept) - np.array(SPLITS), 0)])
+    def _widened(self, score: Array) -> Array:
+        """Scores of models whose scores were wider than normal before the split, made smaller.
+
+        By a root of how much wider: what is wide in a few dozen scores is in part chance.
+        """
+        num_seen = len(self._scores) + 1 - np.array(SPLITS)
+        if num_seen.max() < _MIN_PAST:
+            return score
+        rows = num_seen - np.arange(_PAST, 0, -1)[:, None]
+        kept = self._scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
+        known = np.where(rows[:, None] >= 0, np.abs(kept) / _TENTHS, math.inf)
+        ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
+        middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
+        wide = np.maximum(np.maximum(middle / _MEDIAN, high / _QUANTILE), 1.0)
+        wide = np.where(num_seen >= _MIN_PAST, wide, 1.0) ** -_OF_WIDTH
+        return np.asarray(score * wide.mean(axis=1, keepdims=True))
 
     def _remember(self, seen: Forecasts) -> None:
         score, width = seen.score[:, 0], seen.width[:, 0]
         if np.isnan(score).any():
             return
-        surprise = np.minimum(0.5 * seen.score**2, _LARGEST_SURPRISE)
-        beliefs = _FORGETTING * self._beliefs[-1] - surprise[:, 0] - np.log(width)
-        squares = 2.0 * np.nanmean(surprise, axis=1)
-        squares = _FORGETTING * self._squares[-1] + (1.0 - _FORGETTING) * squares
-        self._beliefs = _added(self._beliefs, beliefs - beliefs.max())
-        self._squares = _added(self._squares, squares)
+        surprise = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
+        beliefs = _FORGETTING * self._beliefs[-1] - surprise
+        beliefs = (beliefs - beliefs.max()).round(_DIGITS)
+        self._beliefs = np.concatenate([self._beliefs, beliefs[None]])[-SPLITS[-1] - 1 :]
+        if np.isfinite(seen.score).all():
+            kept = _TENTHS * np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
+            scores = [self._scores, kept.round().astype(np.int64)[None]]
+            self._scores = np.concatenate(scores)[-_PAST - SPLITS[-1] :]
 
 
-def _added(kept: Array, last: Array) -> Array:
-    """With one more row, as many as the splits need."""
-    return np.concatenate([kept, last.round(_DIGITS)[None]])[-SPLITS[-1] - 1 :]
+def _of_each_model(kept: NDArray[Any]) -> NDArray[Any]:
+    """What was kept of each model, [n, models, ...]; an older state lacks the last one."""
+    last = np.repeat(kept[:, -1:], len(MODELS) - kept.shape[1], axis=1)
+    return np.concatenate([kept, last], axis=1)
 
 
-def _of_each_model(kept: Any) -> Array:
-    """What was kept of each model, [n, models]; an older state lacks the last one."""
-    found = np.array(kept, np.float64)
-    last = np.repeat(found[:, -1:], len(MODELS) - found.shape[1], axis=1)
-    return np.concatenate([found, last], axis=1)
-
-
-def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
+def _is_borne_out(errors: Array, size: float, sd: float, min_effect: float) -> bool:
     """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
-    least = BORNE_OUT * min(size, float(errors.mean()))
-    return size >= min_effect and float(errors[-2:].min()) >= max(least, 0.0)
+    least = max(_BORNE_OUT * min(size, float(errors.mean())), _NOISES * sd)
+    third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
+    return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
+
+
+def _lasting(values: Array) -> float:
+    """Correlation of neighbouring snapshots' noise, from 0 to a little below 1.
+
+    Of noise that forgets by a factor rho at each snapshot, differences over two snapshots have a
+    variance 1 + rho times that of differences over one; a slow trend adds to neither. The latest
+    snapshots, which may be a change, are left out.
+    """
+    past = values[: -SPLITS[-1]]
+    if len(past) < _MIN_FIT:
+        return _PRIOR_LASTING
+    one, two = (float(np.minimum(d := np.square(past[k:] - past[:-k]),
+                                 _CLIP * np.median(d)).mean()) for k in (1, 2))  # fmt: skip
+    seen = min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
+    weight = _PRIOR_SEEN / (_PRIOR_SEEN + len(past))
+    return weight * _PRIOR_LASTING + (1.0 - weight) * seen
 
 
 def _grid(values: Array) -> float:
@@ -421,3 +467,12 @@ def _grid(values: Array) -> float:
     if not 1 < len(distinct) <= len(values) / 2:
         return 0.0
     return float(np.diff(distinct).min())
+
+
+def _quantile(ordered: Array, level: float, number: NDArray[np.int64]) -> Array:
+    """Of the first ``number`` of sorted values of each split, linear between neighbours."""
+    place = level * (number - 1)
+    low = place.astype(np.int64)
+    share, high = place - low, np.minimum(low + 1, number - 1)
+    below, above = (ordered[rows, _EACH_MODEL, _EACH_SPLIT] for rows in (low, high))
+    return np.asarray((1.0 - share) * below + share * above)
