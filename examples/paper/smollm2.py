@@ -187,13 +187,14 @@ class Outcome:
             return "less can go, the intervals lie apart"
         return "no difference is seen, the intervals overlap"
 
-    def lines(self) -> list[Line]:
-        """The rise of each pattern over the counted sparsity."""
+    def lines(self, patterns: Sequence[str]) -> list[Line]:
+        """The rise of each pattern over the counted sparsity, but for everything removed."""
         lines = []
-        for pattern, found in self.found.items():
-            rises = [self.rise(pattern, level) for level in found["levels"]]
+        for pattern in patterns:
+            found = self.found[pattern]
+            rises = [self.rise(pattern, level) for level in found["levels"][:-1]]
             lines.append(Line(
-                PATTERNS[pattern], found["sparsity"], [rise for rise, _ in rises],
+                PATTERNS[pattern], found["sparsity"][:-1], [rise for rise, _ in rises],
                 [width for _, width in rises],
             ))  # fmt: skip
         return lines
@@ -228,7 +229,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("", *outcome.conclusions(), sep="\n")
     path = args.out / "smollm2.png"
     note = f"zero-shot, {args.examples} windows; bars: {CONFIDENCE:.0%} of the paired difference"
-    draw(path, {"all of it": outcome.lines()}, "sparsity", "rise of the loss (%)", note)
+    chosen = [pattern for pattern in PATTERNS if pattern != "random"]
+    panels = {
+        "chosen weights": outcome.lines(chosen),
+        "and random ones": outcome.lines([*PATTERNS]),
+    }
+    draw(path, panels, "sparsity", "rise of the loss (%)", note)
     print(f"\nLook at {path}")
     return 0
 
