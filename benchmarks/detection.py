@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -92,12 +93,18 @@ def _sensitivity(arguments: argparse.Namespace) -> str:
         longest=50 if arguments.small else 100,
         tell=lambda row: print(row, file=sys.stderr, flush=True),
     )
+    kinds = Counter(row[2] for row in rows)
     about = (
         f"Each number halved and doubled: what {number} series of design seeds and recorded design "
-        "runs show otherwise. A grid is scaled as a whole."
+        "runs show otherwise: in how many of them alarms come at other snapshots or not at all "
+        "(*alarms*), in how many only onsets, intervals, noise or suspicions are others (*told*), "
+        "and how many more changes are missed or alarms false. A definition stays as it is, a grid "
+        "is scaled as a whole. Of each kind: "
+        + ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
+        + "."
     )
-    head = ["number", "is", "what it is", "halved", "doubled"]
-    return "\n".join(["# The detector's numbers", "", about, "", *table(head, rows, left=5), ""])
+    head = ["number", "is", "kind", "what it is", "halved", "doubled"]
+    return "\n".join(["# The detectors' numbers", "", about, "", *table(head, rows, left=6), ""])
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:

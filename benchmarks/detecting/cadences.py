@@ -16,11 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from detecting.ours import MIN_EFFECT
-from detecting.series import DESIGN_SEEDS, Array, rng_of
+from detecting.series import DESIGN_SEEDS, Array, Series, rng_of
 from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.records import Event
 
-__all__ = ["NUMBERS", "SHAPES", "Seen", "cadence_rows", "draw_cadences", "look", "spread_of"]
+__all__ = [
+    "NUMBERS", "SHAPES", "Seen", "cadence_rows", "draw_cadences", "growth", "look", "spread_of",
+]  # fmt: skip
 
 NUMBERS = (100, 200, 400, 1000, 3000)
 SHAPES = ("doubling", "doubling, linear", "fourfold", "fourfold, linear", "steady")
@@ -63,16 +65,20 @@ def look(seed: int = DESIGN_SEEDS[0]) -> Iterator[Seen]:
     """Every growth at every cadence."""
     for shape in SHAPES:
         for number in NUMBERS:
-            rng = rng_of(f"cadences/{shape}/{number}", seed)
-            values = _FLOOR * _growth(shape, np.arange(1, number + 1) / number)
-            values = values * (1.0 + _NOISE * rng.standard_normal(number))
-            detector, events = AbruptChange(MIN_EFFECT), []
-            for i, value in enumerate(values, 1):
-                decay = {"decay_clock": _CLOCK * i / number}
-                context = decay if shape == "steady" else None
-                event = detector.update(i * (_STEPS // number), float(value), context)
+            series, detector, events = growth(shape, number, seed), AbruptChange(MIN_EFFECT), []
+            for i, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
+                event = detector.update(int(step), float(value), series.context_at(i))
                 events += [] if event is None else [event]
-            yield Seen(shape, number, values, tuple(events))
+            yield Seen(shape, number, series.values, tuple(events))
+
+
+def growth(shape: str, number: int, seed: int) -> Series:
+    """One growth at one cadence."""
+    rng = rng_of(f"cadences/{shape}/{number}", seed)
+    time = np.arange(1, number + 1)
+    values = _FLOOR * _growth(shape, time / number) * (1.0 + _NOISE * rng.standard_normal(number))
+    context = {"decay_clock": _CLOCK * time / number} if shape == "steady" else None
+    return Series(shape, seed, time * (_STEPS // number), values, context=context)
 
 
 def _growth(shape: str, time: Array) -> Array:

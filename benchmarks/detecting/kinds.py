@@ -13,7 +13,7 @@ import numpy as np
 
 from detecting.series import Array, Series, log_uniform, rng_of
 
-__all__ = ["KINDS", "make", "suite"]
+__all__ = ["KINDS", "correlated", "make", "suite"]
 
 KINDS = ("near_zero", "essential_sparsity", "loss")
 _LENGTHS = (60.0, 400.0)
@@ -29,7 +29,7 @@ def make(kind: str, seed: int) -> Series:
     rng = rng_of(f"kinds/{kind}", seed)
     num = int(log_uniform(rng, *_LENGTHS))
     way = np.arange(num) / num
-    noise = _correlated(rng, num, rng.uniform(0.0, _LARGEST_CORRELATION))
+    noise = correlated(rng, num, rng.uniform(0.0, _LARGEST_CORRELATION))
     values: Array = {
         "near_zero": lambda: (
             log_uniform(rng, 0.02, 0.15)
@@ -52,7 +52,8 @@ def suite(seeds: Iterable[int], kind: str) -> Iterator[Series]:
     return (make(kind, seed) for seed in seeds)
 
 
-def _correlated(rng: np.random.Generator, num: int, rho: float) -> Array:
+def correlated(rng: np.random.Generator, num: int, rho: float) -> Array:
+    """Noise of variance 1 whose neighbours are correlated by ``rho``."""
     noise = rng.standard_normal(num)
     for i in range(1, num):
         noise[i] = rho * noise[i - 1] + np.sqrt(1.0 - rho**2) * noise[i]

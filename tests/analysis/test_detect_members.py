@@ -25,8 +25,8 @@ from sparsitywatch.analysis.detect.jumps import (
 )
 
 RNG = np.random.default_rng(5)
-#: Of the season of the model that has one, in snapshots.
-PERIOD = 7.5
+#: Of the season of the model that has one, in snapshots; of the noise of the one where it lasts.
+PERIOD, CORRELATION = 7.5, 0.6
 
 
 # ------------------------------------------------------------------------- forecasts
@@ -37,12 +37,12 @@ def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, fl
     """
     n = len(x)
     i = np.arange(n)
-    covariance = (model.ar ** np.abs(i[:, None] - i) if model.ar else np.eye(n)) + (
+    covariance = (CORRELATION ** np.abs(i[:, None] - i) if model.lasts else np.eye(n)) + (
         model.walk**2 * (np.minimum(i[:, None], i) + 1.0)
     )
     before = np.arange(max(0, n - split - model.num_fitted), n - split)
     after = np.arange(n - split, n)
-    if model.ar or model.walk:  # then it reads every snapshot there is
+    if model.lasts or model.walk:  # then it reads every snapshot there is
         assert before[0] == 0
     design = np.vander(x, model.degree + 1, increasing=True)
     if model.has_season:
@@ -84,7 +84,7 @@ def test_forecasts_are_those_of_the_textbook(index: int) -> None:
     x = np.cumsum(RNG.uniform(0.8, 1.2, 26))
     y = 0.3 + 0.01 * x + RNG.choice([-0.01, -0.008, 0.008, 0.01], 26)
     y[-3:] += 0.015
-    seen = forecasts(x, y, 1e-9, frequency=1.0 / PERIOD)
+    seen = forecasts(x, y, 1e-9, CORRELATION, 1.0 / PERIOD)
     num_compared = 0
     for i, split in enumerate(SPLITS):
         try:

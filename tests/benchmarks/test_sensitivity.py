@@ -1,12 +1,16 @@
-"""Every number of the detector has a reason, and is what the detector goes by."""
+"""Every number of the detectors has a reason, and is what they go by."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from detecting import sensitivity
-from detecting.sensitivity import Number, changed, numbers, with_value
+from detecting.outcomes import Outcome, changed, outcomes
+from detecting.sensitivity import Number, detect_with, detectors_with, numbers
 
-from sparsitywatch.analysis.detect import AbruptChange, change, detector, growth, jumps
+from sparsitywatch.analysis import detect
+from sparsitywatch.analysis.detect import change, growth, jumps
 
 SERIES = [0.05, 0.051, 0.049, 0.05, 0.052, 0.05, 0.049, 0.051, 0.05, 0.06, 0.08, 0.11]
 
@@ -15,60 +19,94 @@ def named(title: str) -> Number:
     return next(number for number in numbers() if number.title == f"`{title}`")
 
 
-def alarms() -> list[int]:
-    watched = AbruptChange(0.01)
+def alarms(package=detect) -> list[int]:
+    watched = package.AbruptChange(0.01)
     return [i for i, value in enumerate(SERIES) if watched.update(i, value)]
 
 
 def test_every_number_has_its_reason() -> None:
     found = numbers()
-    assert len(found) > 50
+    assert len({number.title for number in found}) == len(found) > 50
     assert [number.title for number in found if len(number.why) < 20] == []
+    assert {number.kind for number in found} == {
+        "chosen", "definition", "guard", "bound", "grid",
+    }  # fmt: skip
 
 
-def test_a_number_is_another_one_for_a_while_wherever_it_is_read() -> None:
-    number = named("change._SEARCHED")
-    with with_value(number, number.times(0.5)):
-        assert change._SEARCHED == 96
-    assert change._SEARCHED == 192
-    rise = named("growth.RISE.noise_factor")
-    with with_value(rise, rise.times(2.0)):
-        assert growth.RISE.noise_factor == detector.RISE.noise_factor == 8.0
-    assert growth.RISE.noise_factor == detector.RISE.noise_factor == 4.0
-    score = named("detector._GROWTH_SCORE[0]")
-    with with_value(score, 100.0):
-        assert detector._GROWTH_SCORE == (100.0, 0.5)
-    assert detector._GROWTH_SCORE == (3.0, 0.5)
+def test_numbers_are_those_that_are_written_in_constants() -> None:
+    found = {number.title: number.value for number in numbers()}
+    assert found["`change.FEW`"] == change.FEW
+    assert found["`change._MEMORIES`"] == change._MEMORIES
+    assert found["`growth.RISE.min_past`"] == growth.RISE.min_past
+    assert found["`growth._RISE_SPLITS`"] == growth.RISE.splits
+    assert found["`jumps._FREQUENCIES`"] == jumps._FREQUENCIES  # of a type, by a function
+    assert "`jumps.WINDOW`" not in found  # follows from others
+
+
+def test_detectors_are_made_anew_with_another_number_and_stay_as_they_are() -> None:
+    before = {name: module for name, module in sys.modules.items() if "analysis.detect" in name}
+    number = named("growth.RISE.min_past")
+    other = detect_with(number, number.times(2.0))
+    assert other.growth.RISE.min_past == other.detector.RISE.min_past == 2 * growth.RISE.min_past
+    assert detect_with(named("jumps._LONG"), 20).jumps.WINDOW == jumps.WINDOW - 12
+    now = {name: module for name, module in sys.modules.items() if "analysis.detect" in name}
+    assert now == before
+    assert sys.modules["sparsitywatch.analysis"].detect is detect
 
 
 def test_what_a_number_decides_is_seen() -> None:
     usual = alarms()
     assert usual
-    with with_value(named("detector._GROWTH_SCORE[0]"), 100.0):
-        assert alarms() != usual
-    assert alarms() == usual
+    number = named("detector._GROWTH_SCORE")
+    assert alarms(detect_with(number, number.value)) == usual
+    assert alarms(detect_with(number, 100.0)) != usual
 
 
 def test_a_grid_is_scaled_as_a_whole_and_whole_numbers_stay_whole() -> None:
-    grid = named("jumps._CORRELATIONS")
-    assert grid.times(0.5) == tuple(0.5 * x for x in jumps._CORRELATIONS)
-    assert grid.shown == "0.6…0.92"
-    assert named("jumps._MIN_FIT").times(0.5) == 4
-    assert Number("m", "x", -1, 1, "").times(0.5) == 1
+    def made(value: object) -> Number:
+        return Number("m", "x", value, "grid", "", 0, 0)  # type: ignore[arg-type]
+
+    assert made((0.5, 1.0, 2.0, 4.0)).times(0.5) == (0.25, 0.5, 1.0, 2.0)
+    assert made((2, 3, 4, 6)).times(0.5) == (1, 2, 3)
+    assert made((2, 3, 4, 6)).shown == "2…6"
+    assert made(7).times(0.5) == 4
+    assert made(1).times(0.5) == 1
 
 
 def test_changes_are_counted_by_series() -> None:
-    before = {"a": ((3,), 0, 0), "b": ((), 1, 0), "c": ((5,), 0, 1)}
-    now = {"a": ((), 1, 0), "b": ((), 1, 0), "c": ((), 0, 0)}
+    before = {
+        "a": Outcome((3,), (0.1,)), "b": Outcome((), (), 1), "c": Outcome((5,), (0.2,), 0, 1),
+    }  # fmt: skip
+    now = {"a": Outcome((), (), 1), "b": Outcome((), (0.3,), 1), "c": Outcome((), ())}
     assert changed(before, before) == "nothing"
-    assert changed(before, now) == "2 series, missed +1, false -1"
+    assert changed(before, now) == "2 alarms, 1 told, missed +1, false -1"
+
+
+def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
+    assert detectors_with("change") == {"detector", "measured", "dormant"}
+    assert detectors_with("growth") == detectors_with("detector") == {"detector"}
+    assert detectors_with("measured") == {"measured"}
+    found = outcomes([100], 41, modules=detectors_with("dormant"))
+    assert found
+    assert all(name.startswith("dormant") for name in found)
+
+
+def test_every_detector_is_looked_at_on_what_it_is_for() -> None:
+    found = outcomes([100], 41)
+    kinds = ("growth", "recorded", "essential sparsity", "reliance", "dormant")
+    for kind in kinds:
+        assert any(o.alarms for name, o in found.items() if name.startswith(kind)), kind
 
 
 def test_a_row_says_what_both_values_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(seeds: object, longest: int, package=detect, *_) -> dict[str, Outcome]:
+        del seeds, longest
+        return {"made up": Outcome(tuple(alarms(package)), ())}
+
     told: list[str] = []
-    monkeypatch.setattr(sensitivity, "outcomes", lambda *_: {"made up": (tuple(alarms()), 0, 0)})
-    place = [number.title for number in numbers()].index("`detector._GROWTH_SCORE[0]`")
+    monkeypatch.setattr(sensitivity, "outcomes", one)
+    place = [number.title for number in numbers()].index("`detector._GROWTH_SCORE`")
     rows, number = sensitivity.rows_of(tell=told.append, some=slice(place, place + 1))
     assert number == len(rows) == len(told) == 1
-    assert rows[0][:2] == ["`detector._GROWTH_SCORE[0]`", "3"]
-    assert rows[0][3:] == ["nothing", "1 series, missed +0, false +0"]
+    assert rows[0][:3] == ["`detector._GROWTH_SCORE`", "3", "chosen"]
+    assert rows[0][4:] == ["nothing", "1 alarms"]

@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BORNE_OUT",
+    "FEW",
+    "LATEST",
     "MAD_TO_SD",
+    "SUSPICION",
+    "TREND",
     "Candidate",
     "Limits",
     "correlation_of",
@@ -24,6 +29,17 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+#: So few snapshots have a level and a noise: that of a baseline, and of what has settled.
+FEW = 5
+#: So few snapshots have a trend, or a bend, that could be told from their noise.
+TREND = 8
+#: The latest part of what has been seen that shows where it is now.
+LATEST = 1 / 4
+#: The snapshot before the last bears out this part of a change: none is seen in one snapshot.
+BORNE_OUT = 0.5
+#: Definition: the part of every requirement of an event that makes a suspicion.
+SUSPICION = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,10 +103,8 @@ class Candidate:
 
 # ------------------------------------------------------------------ level and noise
 
-#: Standard deviation of a normal sample, in its median absolute deviation.
+#: Definition: standard deviation of a normal sample, in its median absolute deviation.
 MAD_TO_SD = 1.4826
-#: Fewer values have no noise that could be told from them.
-_MIN_NOISE_POINTS = 5
 
 
 def median_of_three(values: Array) -> Array:
@@ -110,7 +124,7 @@ def noise_sd(values: Array) -> float:
     Second differences see through any smooth trend; those between values two and four
     apart see noise that wanders. The largest counts. NaN with fewer than five values.
     """
-    if len(values) < _MIN_NOISE_POINTS:
+    if len(values) < FEW:
         return math.nan
     sizes = [MAD_TO_SD * median_of(np.abs(np.diff(values, 2))) / math.sqrt(6)]
     for lag in (1, 2, 4):
@@ -129,7 +143,7 @@ def median_of(values: Array) -> float:
 
 # ------------------------------------------------------------------ what became of it
 
-#: What is left of the largest size of a change that has gone back by half.
+#: Definition: what is left of the largest size of a change that has gone back by half.
 _LEFT_OF_PEAK = 0.5
 
 
@@ -153,13 +167,11 @@ def is_back_by_half(peak: float, size: float) -> bool:
 
 # ------------------------------------------------------------------ when it began
 
-#: Entries that are searched.
-_SEARCHED = 192
-#: Twice the log-likelihood that may be lost within a 90 percent profile interval.
+#: Definition: twice the log-likelihood that may be lost within a 90 percent profile interval.
 _LOST = 2.706
-#: The fits that tell the onset itself: a bend and a step.
+#: Definition: the fits that tell the onset itself, a bend and a step.
 _NUM_PLAIN = 2
-#: Correlation of neighbouring residuals is allowed for up to this one.
+#: Guard: correlation of neighbouring residuals is allowed for up to this one.
 _MOST_CORRELATED = 0.9
 
 
@@ -182,10 +194,9 @@ def onset_of(
     change has another shape; that makes the interval wider. No fit can beat the ``noise`` of a
     snapshot.
     """
-    begin = max(0, len(y) - _SEARCHED)
-    z, y = (x[begin:] - x[begin]) / (x[-1] - x[begin]), y[begin:]
+    z = (x - x[0]) / (x[-1] - x[0])
     y = y if direction == "up" else -y
-    last = max(min(latest - begin, len(y) - 2), 0)
+    last = max(min(latest, len(y) - 2), 0)
     candidates = np.arange(min(1, last), last + 1)
     fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
     place = int(np.argmin([min(map(_power, left[:_NUM_PLAIN])) for left in fits]))
@@ -196,8 +207,8 @@ def onset_of(
     rho = correlation_of(best[least], noise)
     is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
     is_inside[place] = True
-    inside = begin + candidates[is_inside]
-    return begin + int(candidates[place]), int(inside[0]), int(inside[-1])
+    inside = candidates[is_inside]
+    return int(candidates[place]), int(inside[0]), int(inside[-1])
 
 
 def _left_by_fits(z: Array, y: Array, k: int, *, multiplies: bool) -> list[Array]:
@@ -230,7 +241,7 @@ def _left(design: Array, y: Array) -> Array:
 def correlation_of(left: Array, noise: float) -> float:
     """Of neighbouring residuals, between 0 and a limit; what is rounding beside the noise is 0."""
     power = _power(left)
-    if len(left) < _MIN_NOISE_POINTS or power <= len(left) * (1e-3 * noise) ** 2:
+    if len(left) < FEW or power <= len(left) * (1e-3 * noise) ** 2:
         return 0.0
     rho = float(left[1:] @ left[:-1]) / power + 1.0 / len(left)
     return min(max(rho, 0.0), _MOST_CORRELATED)
@@ -248,11 +259,11 @@ _LEAST_LEFT = 0.5
 _ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
 #: Snapshots that tell what the rate leaves of a jump.
 _ANSWER_SNAPSHOTS = 64
-#: Memories that are tried, in snapshots.
+#: Grid: memories that are tried, in snapshots.
 _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 #: They are short beside the run so far: a longer one could not be told from a trend.
 _LONGEST = 1 / 4
-#: Rates that differ by less than this part of the largest are the same.
+#: Guard: rates that differ by less than this part of the largest are the same.
 _SAME = 0.02
 #: So many standard deviations of what the response may be are granted to the rate.
 _GRANTED = 0.5

@@ -14,6 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from sparsitywatch.analysis.detect.change import (
+    FEW,
+    LATEST,
+    SUSPICION,
+    TREND,
     Candidate,
     Limits,
     is_left_by_rate,
@@ -41,13 +45,8 @@ from sparsitywatch.records import Event, renamed
 
 __all__ = ["AbruptChange", "Detector"]
 
-#: A change goes on while so many snapshots, or this part of those since its onset, still add
-#: this part of its size.
-_SETTLING_SNAPSHOTS, _SETTLING_PART, _SETTLING_SHARE = 5, 1 / 4, 0.1
-#: Growth over so many blocks is dated by them.
-_MANY_BLOCKS = 8
-#: The part of every requirement of an event that makes a suspicion.
-_SUSPICION = 0.5
+#: A change goes on while the latest snapshots since its onset still add this part of its size.
+_SETTLING_SHARE = 0.1
 
 
 class Detector(Protocol):
@@ -68,13 +67,12 @@ class Detector(Protocol):
 # ------------------------------------------------------------------ abrupt changes
 
 _DIRECTIONS = ("up", "down", "both")
-#: Smallest scores at one false alarm per 1000 snapshots, and what each factor of ten less adds;
-#: from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = (3.5, 0.7), (3.0, 0.5), (1.5, 0.5)
+#: Smallest scores at one false alarm per 1000 snapshots, from benchmarks/detecting/calibration.py.
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.5, 3.0, 1.5
+#: What each factor of ten less adds to them, for jumps and for growth.
+_RARER_JUMP, _RARER_GROWTH = 0.7, 0.5
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
-#: Snapshots up to the onset whose median is the baseline.
-_BASELINE_SNAPSHOTS = 5
 _ABRUPT_KEYS = (
     "history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed"
 )  # fmt: skip
@@ -95,18 +93,19 @@ class _Ongoing:
 
     direction: str
     baseline: float
-    span: int = _SETTLING_SNAPSHOTS
+    span: int = FEW
     is_in_blocks: bool = False
     seen_step: int = -1
 
     def is_over(self, view: View) -> bool:
         """Whether the latest entries add little to it."""
         sign = 1.0 if self.direction == "up" else -1.0
-        if self.span > _SETTLING_SNAPSHOTS and not view.begins[-self.span :][0] > self.seen_step:
+        if self.span > FEW and not view.begins[-self.span :][0] > self.seen_step:
             return False
         recent = view.values[-self.span :]
         size = sign * (float(np.median(recent)) - self.baseline)
-        ends = max(len(recent) // 4, 1)  # medians where one entry's noise would decide
+        # medians where one entry's noise would decide
+        ends = max(int(LATEST * len(recent)), 1)
         added = sign * float(np.median(recent[-ends:]) - np.median(recent[:ends]))
         return added < _SETTLING_SHARE * max(size, 0.0)
 
@@ -175,11 +174,14 @@ class AbruptChange:
         rate = false_alarms_per_1000
         expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
         rarity = -math.log10(false_alarms_per_1000)
-        scores = [
-            least + more * rarity for least, more in (_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE)
-        ]
-        self._limits = Limits(float(min_effect), float(ratio), *scores)
-        self._suspicion = self._limits.part(_SUSPICION)
+        self._limits = Limits(
+            float(min_effect),
+            float(ratio),
+            jump_score=_JUMP_SCORE + _RARER_JUMP * rarity,
+            growth_score=_GROWTH_SCORE + _RARER_GROWTH * rarity,
+            caused_score=_CAUSED_SCORE + _RARER_GROWTH * rarity,
+        )
+        self._suspicion = self._limits.part(SUSPICION)
         self._direction = direction
         self._history, self._blocks, self._jumps = SeriesHistory(), BlockHistory(), Jumps()
         self._ongoing: _Ongoing | None = None
@@ -349,13 +351,13 @@ class AbruptChange:
             onset, low, high, baseline = first, first, len(view.values) - 2, candidate.baseline
         else:
             onset, low, high, view = self._onset(candidate, view)
-            before = view.values[max(0, onset - _BASELINE_SNAPSHOTS + 1) : onset + 1]
+            before = view.values[max(0, onset - FEW + 1) : onset + 1]
             baseline = float(np.median(before))
         latest = view.values[-1]
         size = latest - baseline if candidate.direction == "up" else baseline - latest
         if size < self._limits.min_effect:
             return None
-        span = max(_SETTLING_SNAPSHOTS, math.ceil(_SETTLING_PART * (len(view.values) - onset)))
+        span = max(FEW, math.ceil(LATEST * (len(view.values) - onset)))
         is_in_blocks, now = view.begins is not view.ends, self._history.steps[-1]
         self._ongoing = _Ongoing(candidate.direction, baseline, span, is_in_blocks, now)
         return event_of(
@@ -376,7 +378,7 @@ class AbruptChange:
         if is_growth and view.begins is view.ends and self._blocks.size > 1:
             blocks = self._blocks.view()
             since = view.ends[len(view.values) - candidate.split - 1]
-            if np.count_nonzero(blocks.begins > since) >= _MANY_BLOCKS:
+            if np.count_nonzero(blocks.begins > since) >= TREND:
                 first = int(np.searchsorted(blocks.ends, view.begins[first]))
                 view, noise = blocks, noise / math.sqrt(self._blocks.size)
         onset, low, high = onset_of(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.detect.change import (
+    FEW,
+    SUSPICION,
     Array,
     is_back_by_half,
     median_of_three,
@@ -29,12 +31,8 @@ __all__ = ["DormantRise"]
 
 #: Snapshots in a row that meet the requirements, or one that does so this many times over.
 _IN_A_ROW = 2
-#: Noise of a snapshot that the onset's interval allows for at least, in smallest effects.
+#: Guard: noise of a snapshot that the onset's interval allows for at least, in smallest effects.
 _LEAST_NOISE = 0.05
-#: Snapshots that are left of the series when it has come back.
-_KEPT = 5
-#: The part of what is required that makes a suspicion.
-_SUSPICION = 0.5
 _DORMANT_KEYS = ("history", "ongoing", "num_above", "decay_clock")
 
 
@@ -114,7 +112,7 @@ class DormantRise:
             return None
         share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
         self._num_above = self._num_above + 1 if share >= 1.0 else 0
-        self.is_suspicious = share >= _SUSPICION
+        self.is_suspicious = share >= SUSPICION
         if self._num_above < _IN_A_ROW and share < _IN_A_ROW:
             return None
         view = self._history.view()
@@ -162,7 +160,7 @@ class DormantRise:
         num_back = ongoing["num_back"] + 1 if is_back_by_half(peak, size) else 0
         ongoing.update(peak=peak, last=size, num_back=num_back)
         if num_back >= _IN_A_ROW:
-            self._history.keep(_KEPT)
+            self._history.keep(FEW)
             self._ongoing = None
 
     def _expected(self, by_chance: float) -> float:

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import Candidate, Limits, median_of_three, noise_sd
+from sparsitywatch.analysis.detect.change import (
+    BORNE_OUT,
+    FEW,
+    LATEST,
+    TREND,
+    Candidate,
+    Limits,
+    median_of_three,
+    noise_sd,
+)
 
 __all__ = ["FALL", "RISE", "Kind", "grown", "multiplied"]
 
@@ -30,11 +39,12 @@ _FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
-#: Such growth is steady if no bend, at any of these parts of its time, makes it so many times
-#: steeper; that takes so many snapshots to tell.
-_STEEPER, _BENDS, _FEWEST_EVEN = 2.0, (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), 8
-#: The snapshot before the last bears out this part of the growth.
-_BORNE_OUT = 0.5
+#: Such growth is steady if no bend makes it so many times steeper.
+_STEEPER = 2.0
+#: Grid: bends that are tried, at these parts of its time.
+_BENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+#: The latest level of a past is that of so many snapshots at least.
+_LEAST_LATEST = 4
 #: Noise of a single snapshot's logarithm before any is seen, and the snapshots it is worth.
 _PRIOR_SD, _PRIOR_SNAPSHOTS = 0.03, 6.0
 #: The floor is reached within so many times the noise of a snapshot.
@@ -43,8 +53,6 @@ _AT_FLOOR = 2.0
 _NEAR_FLOOR = 1.1
 #: A parabola explains something only if its bend is so many times its standard error.
 _BENT = 3.0
-#: Snapshots that a level, a line and a parabola are fitted to at least.
-_MIN_FIT = (1, 3, 8)
 
 
 @dataclass(frozen=True)
@@ -68,19 +76,25 @@ class Kind:
     ratio: float | None = None
 
 
-#: A rise grows over any time; an eighth more than explained, and four times the noise, is one.
+#: Grid: snapshots since a rise began that are tried: it grows over any time.
+_RISE_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
+#: Grid: those since a fall; what falls for longer decays, and that is not abrupt.
+_FALL_SPLITS = (2, 3, 4, 6, 8)
+#: A rise can be seen after so few snapshots, an eighth more than its past explains and four times
+#: the noise.
 RISE = Kind(
     "up",
-    splits=(2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96),
+    splits=_RISE_SPLITS,
     min_past=3,
     min_excess=math.log(1.12),
     noise_factor=4.0,
 )
-#: A series that falls for longer decays, and that is not abrupt.
+#: A fall is one by a fifth of the level, a fifth more than its past explains and six times the
+#: noise.
 FALL = Kind(
     "down",
-    splits=(2, 3, 4, 6, 8),
-    min_past=5,
+    splits=_FALL_SPLITS,
+    min_past=FEW,
     min_excess=math.log(1.2),
     noise_factor=6.0,
     ratio=1.25,
@@ -102,7 +116,7 @@ def grown(
         return []
     smooth = median_of_three(y)
     floor = float(smooth[:-2].min())
-    if y[-1] < ratio * floor or y[-2] < ratio**_BORNE_OUT * floor:
+    if y[-1] < ratio * floor or y[-2] < ratio**BORNE_OUT * floor:
         return []
     more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
     threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
@@ -150,7 +164,7 @@ def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
 
 def _is_even(steps: Array, values: Array) -> bool:
     """Whether no bend makes the growth much steeper, in the values or in their logarithm."""
-    if len(values) < _FEWEST_EVEN:
+    if len(values) < TREND:
         return False
     x = (steps - steps[0]) / (steps[-1] - steps[0])
     return any(_steepening(x, y) < _STEEPER for y in (values, np.log(values)))
@@ -179,7 +193,7 @@ def _at_split(
     start = min(start, past - kind.min_past)
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
-    recent = past - min(size, max(4, size // 4))
+    recent = past - min(size, max(_LEAST_LATEST, int(LATEST * size)))
     needed = max(kind.min_excess, kind.noise_factor * noise)
     over, score = np.full(2, math.inf), math.inf
     for first, degree in ((recent, 0), (start, 1), (start, 2)):
@@ -191,7 +205,7 @@ def _at_split(
         if over[1] < needed:
             return None
         score = min(score, _normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2))
-    if over[0] < _BORNE_OUT * over[1]:
+    if over[0] < BORNE_OUT * over[1]:
         return None
     return Candidate(kind.direction, len(logs) - past, start, float(over[1]), score, noise, offset)
 
@@ -208,7 +222,7 @@ def _explained(
 ) -> tuple[Array, Array] | None:
     """Forecast at ``where`` and its standard deviations with that of a snapshot."""
     n = len(x)
-    if n < _MIN_FIT[degree]:
+    if degree == 2 and n < TREND:
         return None
     center, width = x[-1], max(x[-1] - x[0], 1e-12)
     powers = np.arange(degree + 1)

@@ -19,11 +19,11 @@ from sparsitywatch.records import Event
 
 __all__ = ["BlockHistory", "SeriesHistory", "View", "event_of", "or_nan", "or_none"]
 
-#: When there are so many, those that are not recent are thinned out to so few.
-_MOST, _RECENT, _OLDER = 192, 96, 64
-#: Blocks are made twice as large when there are more of them.
-_MOST_BLOCKS = 128
-#: The learning rate is known to so many digits, and averages are.
+#: Bound: recent snapshots are all there, and older ones are thinned out to so few.
+_RECENT, _OLDER = 96, 64
+#: Blocks are made twice as large when there are more of them: 64 to 128 stand for a whole run.
+_MOST_BLOCKS = 2 * _OLDER
+#: Bound: the learning rate is known to so many digits, and averages are.
 _RATE_DIGITS, _MEAN_DIGITS = 6, 10
 
 
@@ -64,7 +64,7 @@ class SeriesHistory:
         self.steps.append(int(step))
         self.values.append(float(value))
         self.rates.append(float(f"{rate:.{_RATE_DIGITS}g}"))
-        if len(self.steps) > _MOST:
+        if len(self.steps) > 2 * _RECENT:
             self._thin_out()
 
     def require_later(self, step: int) -> None:

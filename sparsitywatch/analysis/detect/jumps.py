@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import MAD_TO_SD, Candidate, Limits, median_of
+from sparsitywatch.analysis.detect.change import (
+    BORNE_OUT,
+    MAD_TO_SD,
+    SUSPICION,
+    TREND,
+    Candidate,
+    Limits,
+    median_of,
+)
 
 __all__ = [
     "MIN_SNAPSHOTS",
@@ -33,12 +41,10 @@ __all__ = [
 
 Array = NDArray[np.float64]
 
-#: Snapshots after the split. With one there is only a forecast, no change is seen yet.
-SPLITS = (1, 2, 3, 4, 5, 6)
-#: Snapshots that any model reads: the longest fit and the longest split.
-WINDOW = 38
-#: Snapshots before a split without which a model says nothing.
-_MIN_FIT = 8
+#: Snapshots after a split at most: a change is seen while it is so young.
+_MOST_AFTER = 6
+#: Those of each split. With one there is only a forecast, no change is seen yet.
+SPLITS = tuple(range(1, _MOST_AFTER + 1))
 #: Residuals and forecast errors are cut off at so many standard deviations; errors far out, since
 #: no smaller one is unlikely enough where few snapshots came before.
 _WINSOR, _CLIP = 3.0, 30.0
@@ -51,30 +57,38 @@ class Model:
     Args:
         num_fitted: snapshots that it is fitted to, before the split.
         degree: of the polynomial.
-        ar: correlation of the noise of neighbouring snapshots.
+        lasts: whether the noise of neighbouring snapshots is correlated.
         walk: standard deviation of the steps of a random walk, in that of the noise.
         has_season: whether a wave of the series' own period is added to the polynomial.
     """
 
     num_fitted: int
     degree: int
-    ar: float = 0.0
+    lasts: bool = False
     walk: float = 0.0
     has_season: bool = False
 
 
-#: The correlation of one model is that of the series, where it is known, to this grid.
+#: Grid: the correlation of noise that lasts is that of the series, to these.
 _CORRELATIONS = (0.6, 0.75, 0.85, 0.92)
-#: Waves that are tried as the season, in cycles a snapshot: periods of 4 to 20 snapshots.
+#: Grid: waves that are tried as the season, in cycles a snapshot: periods of 4 to 20 snapshots.
 _FREQUENCIES: tuple[float, ...] = tuple(np.linspace(1 / 20, 1 / 4, 17).tolist())
+#: Snapshots that a model follows what is new with, and those that show a trend, a bend, a season.
+_SHORT, _LONG = 12, 32
+#: Standard deviation of the steps of the random walk, in that of the noise.
+_WALK = 0.3
+#: Definition: degrees of the polynomials.
+_LINE, _PARABOLA = 1, 2
 MODELS = (
-    Model(12, 1),
-    Model(32, 1),
-    Model(32, 2),
-    Model(32, 1, ar=0.6),
-    Model(32, 1, walk=0.3),
-    Model(32, 1, has_season=True),
+    Model(_SHORT, _LINE),
+    Model(_LONG, _LINE),
+    Model(_LONG, _PARABOLA),
+    Model(_LONG, _LINE, lasts=True),
+    Model(_LONG, _LINE, walk=_WALK),
+    Model(_LONG, _LINE, has_season=True),
 )
+#: Snapshots that any model reads: the longest fit and the longest split.
+WINDOW = _LONG + SPLITS[-1]
 _MAX_DEGREE = max(model.degree for model in MODELS)
 #: Of a constant, its powers, a cosine and a sine: those that a model has, [models, p].
 _HAS = np.array(
@@ -83,6 +97,7 @@ _HAS = np.array(
         for model in MODELS
     ]
 )
+#: Guard: a coefficient that is held at zero has so many times the weight of a snapshot.
 _HELD = 1e9
 
 
@@ -179,7 +194,7 @@ def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
     design = whitening @ basis
     before, after = _masks(n)
     count = before.sum(axis=-1)
-    used = before & (count >= _MIN_FIT)[..., None]
+    used = before & (count >= TREND)[..., None]
     weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
     # coefficients that a model does not have are held at zero
     held = _HELD * (~_HAS[..., None] * np.eye(basis.shape[1]))
@@ -198,7 +213,7 @@ def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
         design=np.ascontiguousarray(np.swapaxes(design, -1, -2)),
         used=used.astype(np.float64),
         after=after.astype(np.float64),
-        says=count >= _MIN_FIT,
+        says=count >= TREND,
         middle=np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n]),
         nu=np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64),
         solver=np.linalg.solve(gram, weighted),
@@ -210,7 +225,7 @@ def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
 def season_of(x: Array, y: Array) -> float:
     """Of the waves that are tried the one that explains the snapshots before any split best."""
     past = x[: -SPLITS[-1]]
-    if len(past) < _MIN_FIT:
+    if len(past) < TREND:
         return _FREQUENCIES[0]
     z = (past - past[-1]) / max(past[-1] - past[0], 1e-12)
     explained = _waves(z.tobytes(), past[-1] - past[0]) @ y[: len(past)]
@@ -239,7 +254,7 @@ def _whitening(n: int, ar: float) -> Array:
     walked = np.minimum.outer(np.arange(n), np.arange(n)) + 1.0
     found = []
     for model in MODELS:
-        covariance = (ar**lags if model.ar else np.eye(n)) + model.walk**2 * walked
+        covariance = (ar**lags if model.lasts else np.eye(n)) + model.walk**2 * walked
         found.append(np.linalg.inv(np.linalg.cholesky(covariance)))
     return np.stack(found)
 
@@ -293,36 +308,34 @@ def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array
 
 
 #: A jump is looked for once there are so many snapshots.
-MIN_SNAPSHOTS = 9
+MIN_SNAPSHOTS = TREND + 1
 #: Snapshots that tell the grid of a quantised series.
 _GRID_SNAPSHOTS = 80
 #: Part of the grid that is noise at least, and steps of it that a jump takes.
 _GRID_NOISE, _GRID_STEPS = 0.3, 1.5
-#: Noise that is allowed for where none is seen: parts of the smallest effect and of the level.
+#: Guard: noise that is allowed for where none is seen, in smallest effects and in levels.
 _LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
 #: What a model was worth so many snapshots ago counts this much of what it is worth now.
 _FORGETTING = 0.95
-#: Past scores that show how wide a model's scores really are, and how many it takes.
-_PAST, _MIN_PAST = 40, 8
+#: Bound: past scores that show how wide a model's scores really are.
+_PAST = 40
 #: This power of how much wider they are counts.
 _OF_WIDTH = 0.2
-#: Of a normal variable: median and 94 percent quantile of its magnitude.
+#: Definition: of a normal variable, median and 94 percent quantile of its magnitude.
 _MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
-#: Each of the last two snapshots bears out this part of the change, and this many noises.
-_BORNE_OUT, _NOISES = 0.5, 1.5
-#: So does the third largest error, for this part.
+#: Each of the last two snapshots is so many noises away.
+_NOISES = 1.5
+#: The third largest error bears out this part of the change.
 _THIRD = 0.3
-#: Of the smallest effect, for a surprise that is no change yet.
-_HALF = 0.5
 #: One forecast error speaks against a model for at most this many nats.
 _LARGEST_SURPRISE = 8.0
 #: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
 _PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
-#: Kept digits: the state is small, and a resumed run goes on from the very same numbers.
+#: Bound: kept digits: the state is small, and a resumed run goes on from the very same numbers.
 _DIGITS = 3
-#: Past scores are kept in tenths: of them only the spread is needed.
+#: Bound: past scores are kept in tenths: of them only the spread is needed.
 _TENTHS = 10.0
-#: Larger ones are as good as this one.
+#: Bound: larger ones are as good as this one.
 _LARGEST_SCORE = 99.9
 _EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
@@ -361,7 +374,7 @@ class Jumps:
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
         combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
-        is_large = np.abs(seen.effect).min(axis=0) >= _HALF * min_effect
+        is_large = np.abs(seen.effect).min(axis=0) >= SUSPICION * min_effect
         self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         self._remember(seen)
         found = []
@@ -406,7 +419,7 @@ class Jumps:
         By a root of how much wider: what is wide in a few dozen scores is in part chance.
         """
         num_seen = len(self._scores) + 1 - np.array(SPLITS)
-        if num_seen.max() < _MIN_PAST:
+        if num_seen.max() < TREND:
             return score
         rows = num_seen - np.arange(_PAST, 0, -1)[:, None]
         kept = self._scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
@@ -414,7 +427,7 @@ class Jumps:
         ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
         middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
         wide = np.maximum(np.maximum(middle / _MEDIAN, high / _QUANTILE), 1.0)
-        wide = np.where(num_seen >= _MIN_PAST, wide, 1.0) ** -_OF_WIDTH
+        wide = np.where(num_seen >= TREND, wide, 1.0) ** -_OF_WIDTH
         return np.asarray(score * wide.mean(axis=1, keepdims=True))
 
     def _remember(self, seen: Forecasts) -> None:
@@ -439,7 +452,7 @@ def _of_each_model(kept: NDArray[Any]) -> NDArray[Any]:
 
 def _is_borne_out(errors: Array, size: float, sd: float, min_effect: float) -> bool:
     """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
-    least = max(_BORNE_OUT * min(size, float(errors.mean())), _NOISES * sd)
+    least = max(BORNE_OUT * min(size, float(errors.mean())), _NOISES * sd)
     third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
     return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
 
@@ -452,7 +465,7 @@ def _lasting(values: Array) -> float:
     snapshots, which may be a change, are left out.
     """
     past = values[: -SPLITS[-1]]
-    if len(past) < _MIN_FIT:
+    if len(past) < TREND:
         return _PRIOR_LASTING
     one, two = (float(np.minimum(d := np.square(past[k:] - past[:-k]),
                                  _CLIP * np.median(d)).mean()) for k in (1, 2))  # fmt: skip

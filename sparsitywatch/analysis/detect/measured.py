@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.change import Array, correlation_of, noise_sd, onset_of
+from sparsitywatch.analysis.detect.change import (
+    BORNE_OUT,
+    TREND,
+    Array,
+    correlation_of,
+    noise_sd,
+    onset_of,
+)
 from sparsitywatch.analysis.detect.history import or_nan, or_none
 from sparsitywatch.analysis.detect.jumps import normal_score
 from sparsitywatch.errors import (
@@ -31,19 +38,19 @@ from sparsitywatch.records import Event
 
 __all__ = ["MeasuredChange"]
 
-#: Snapshots since the change that are tried, and what is remembered of those before: at least, at
-#: most.
-_SPLITS, _MIN_PAST, _MOST_PAST = (2, 3, 4, 6, 8, 12, 16), 8, 40
+#: Grid: snapshots since the change that are tried.
+_SPLITS = (2, 3, 4, 6, 8, 12, 16)
+#: Bound: what is remembered of those before.
+_MOST_PAST = 40
 #: Smallest score, and what is enough for what has come to twice its level, or half of it, and for
 #: a fall whose cause is seen.
 _SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 1.5
 #: So many times is a multiple; reliance that has come to one explains a fall of essential sparsity.
 _MULTIPLE = 2.0
-#: Each of the last two snapshots bears out this part of the change.
-_BORNE_OUT = 0.5
-#: The interval says as much about the noise as so many snapshots; a 90 percent one is so many
-#: standard deviations to each side.
-_PRIOR_SNAPSHOTS, _SIDES = 4.0, 1.645
+#: The interval says as much about the noise as so many snapshots.
+_PRIOR_SNAPSHOTS = 4.0
+#: Definition: a 90 percent interval is so many standard deviations to each side.
+_SIDES = 1.645
 #: A change is over when so many snapshots have added less than this part of it.
 _SETTLING, _SETTLED = 12, 0.2
 _KEYS = ("rows", "ongoing", "decay_clock")
@@ -177,7 +184,7 @@ class MeasuredChange:
     def _shift(self, split: int) -> _Shift | None:
         """How the last ``split`` snapshots differ from those before, if that is a change."""
         rows = np.array(self._rows)
-        if len(rows) < _MIN_PAST + split:
+        if len(rows) < TREND + split:
             return None
         past, late = rows[:-split][-_MOST_PAST:], rows[-split:]
         level, mean = float(np.median(past[:, 1])), float(late[:, 1].mean())
@@ -194,7 +201,7 @@ class MeasuredChange:
         is_outside = mean > high if sign > 0 else mean < low
         if not is_outside or not _is_times(late[-2:, 1], level, sign, self._ratio):
             return None
-        if (sign * (late[-2:, 1] - level)).min() < _BORNE_OUT * abs(size):
+        if (sign * (late[-2:, 1] - level)).min() < BORNE_OUT * abs(size):
             return None
         width = 0.5 * (high - low) / _SIDES
         has_cause = sign < 0 and _is_cause(past[:, 4], late[:, 4])

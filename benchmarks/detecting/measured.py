@@ -1,0 +1,80 @@
+"""Made-up series of what two of the detectors are for: measured with an interval, and dormant.
+
+Each is what a watch gives the detector: values, and a context that it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from detecting.kinds import correlated
+from detecting.series import Array, Series, rng_of
+
+__all__ = ["DORMANT", "MEASURED", "dormant", "measured"]
+
+_NUM, _EVERY, _ONSET = 60, 100, 35
+#: How wide a measured interval is to each side, and how much of that its centre scatters.
+_SIDE, _SCATTER = 0.06, (0.2, 0.6)
+
+MEASURED = ("plateau", "drift", "fall", "slow_fall", "fall_with_cause", "rise", "doubling", "two")
+DORMANT = ("alive", "dying", "dying_at_once", "dead_before", "back_and_again", "no_decay")
+
+
+def measured(seeds: Iterable[int]) -> Iterator[Series]:
+    """Essential sparsity of every kind at every seed, with its interval and the reliance."""
+    for seed in seeds:
+        for name in MEASURED:
+            rng = rng_of(f"measured/{name}", seed)
+            noise = correlated(rng, _NUM, rng.uniform(0.0, 0.8))
+            values = _level(name, rng) + _SIDE * rng.uniform(*_SCATTER) * noise
+            has_cause = (np.arange(_NUM) >= _ONSET) & (name == "fall_with_cause")
+            scatter = np.asarray(np.exp(0.05 * rng.standard_normal(_NUM)))
+            reliance = 0.1 * (1.0 + 2.0 * has_cause) * scatter
+            context = {"low": values - _SIDE, "high": values + _SIDE, "reliance": reliance}
+            yield _series(f"measured_{name}", seed, values, context)
+
+
+def _level(name: str, rng: np.random.Generator) -> Array:
+    late = np.clip((np.arange(_NUM) - _ONSET + 1) / (12 if name.startswith("slow") else 2), 0, 1)
+    size = rng.uniform(0.08, 0.3)
+    if name == "drift":
+        return 0.8 - size * np.arange(_NUM) / _NUM
+    if name == "doubling":
+        return 0.2 * (1.0 + late)
+    if name == "two":
+        return 0.8 - size * late - size * np.clip((np.arange(_NUM) - _NUM + 8) / 2, 0, 1)
+    sign = {"plateau": 0.0, "rise": 1.0}.get(name, -1.0)
+    return np.asarray(0.6 + sign * size * late)
+
+
+def dormant(seeds: Iterable[int]) -> Iterator[Series]:
+    """The dormant fraction of every kind at every seed, with chance and the decay clock."""
+    for seed in seeds:
+        for name in DORMANT:
+            rng = rng_of(f"dormant/{name}", seed)
+            chance = 0.01 * np.exp(np.linspace(0.0, rng.uniform(0.0, 1.0), _NUM))
+            dead = _dead(name, rng)
+            values = (1.0 - dead) * chance * np.exp(0.05 * rng.standard_normal(_NUM)) + dead
+            clock = np.arange(1.0, _NUM + 1.0) * (0.0 if name == "no_decay" else 0.01)
+            context = {"dormant_by_chance": chance, "decay_clock": clock}
+            yield _series(f"dormant_{name}", seed, values, context)
+
+
+def _dead(name: str, rng: np.random.Generator) -> Array:
+    """The share of the weights of dead units."""
+    time, most = np.arange(_NUM), rng.uniform(0.06, 0.4)
+    length = 2 if name == "dying_at_once" else 20
+    dying = most * np.clip((time - 20) / length, 0.0, 1.0)
+    if name == "alive":
+        return np.zeros(_NUM)
+    if name == "dead_before":
+        return np.full(_NUM, most)
+    if name == "back_and_again":  # revived by what comes between, and dead once more
+        return np.where(time < 30, 2.0 * np.minimum(dying, 0.3 * most), dying * (time >= 40))
+    return np.asarray(dying)
+
+
+def _series(family: str, seed: int, values: Array, context: dict[str, Array]) -> Series:
+    return Series(family, seed, _EVERY * np.arange(1, _NUM + 1), values, context=context)
