@@ -21,7 +21,7 @@ help:
 	@echo "make test    run every test                          ARGS=\"-k spectrum\""
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make bench   time the library against the usual way"
-	@echo "make bench-detection   score the detector beside others; ten minutes, or ARGS=\"--small\""
+	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
 	@echo "make paper   the paper's experiments, an hour; goes on where it was"
 	@echo "make setup   only make .venv ready for all of these"
 	@echo "make clean   remove .venv and caches; runs/ stays"

@@ -1,6 +1,7 @@
 """False alarms that were asked for against those that came.
 
-On made-up series without a change, quick ones and slow ones, and on the recorded controls. A rate
+On made-up series without a change, quick ones and slow ones, on those of each kind in which nothing
+happens (kinds.py), and on the recorded controls. A rate
 asked for is met if twice as many come at most, and half as many at least; where fewer than five
 are to be expected, nothing is concluded.
 """
@@ -12,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
-from detecting import jumps, slow
+from detecting import jumps, kinds, slow
 from detecting.ours import online, ours_at
 from detecting.recorded import cases, replay
 from detecting.scoring import Outcome, Score, score
 from detecting.series import Series
 
-__all__ = ["ASKED", "Told", "on_controls", "on_made_up"]
+__all__ = ["ASKED", "Told", "on_controls", "on_kind", "on_made_up"]
 
 ASKED = (0.1, 0.3, 1.0, 3.0)
 #: False alarms that must be expected for their number to say something.
@@ -31,7 +32,7 @@ class Told:
 
     Args:
         asked: false alarms per 1000 snapshots.
-        where: "made up" or "recorded controls".
+        where: "made up", a kind of series in which nothing happens, or "recorded controls".
         told: false alarms per 1000 snapshots.
         low, high: 90 % interval of that.
         num_false, num_snapshots: what it was counted from.
@@ -61,6 +62,11 @@ class Told:
 def on_made_up(asked: float, seeds: Iterable[int]) -> Told:
     """On every family without a change."""
     return _told(asked, "made up", score(online(ours_at(asked)), _stable(seeds)))
+
+
+def on_kind(asked: float, kind: str, seeds: Iterable[int]) -> Told:
+    """On one kind of series in which nothing happens."""
+    return _told(asked, f"{kind}-like", score(online(ours_at(asked)), kinds.suite(seeds, kind)))
 
 
 def _stable(seeds: Iterable[int]) -> Iterable[Series]:

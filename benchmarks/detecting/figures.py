@@ -204,7 +204,8 @@ def draw_calibration(told: Iterable[Told], path: Path) -> None:
         ax.fill_between(asked, asked / 2, asked * 2, color="0.9", label="within a factor of two")
         ax.plot(asked, asked, color=_FLOOR, ls="--", lw=1, label="as asked for")
         least = float(asked.min()) / 10.0  # none at all is drawn here
-        for (where, of), color in zip(sorted(groups.items()), (_CURVE, _LATE), strict=False):
+        colors = (_CURVE, _LATE, _CAUGHT, _FALSE, _NEITHER)
+        for (where, of), color in zip(sorted(groups.items()), colors, strict=False):
             at = np.array([t.asked for t in of])
             y = np.maximum([t.told for t in of], least)
             ends = np.maximum([[t.low for t in of], [t.high for t in of]], least)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detecting.rates import remembered
+from detecting.rates import context_of, remembered
 from detecting.series import Array, Series, log_uniform, recorded, rng_of
 
-__all__ = ["CHANGING", "DIFFICULTIES", "STABLE", "make", "suite"]
+__all__ = ["ANSWERING", "CHANGING", "DIFFICULTIES", "STABLE", "make", "suite"]
 
 #: Heights of the change in standard deviations of the noise.
 DIFFICULTIES = {"easy": (20.0, 100.0), "standard": (8.0, 30.0), "hard": (4.0, 8.0)}
@@ -28,15 +28,19 @@ _BEGUN, _OVER = 0.05, 0.95
 _LEAST_FROM_ZERO = 0.03
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scene:
-    """What the pieces of one series have in common; heights are in units of ``sigma``."""
+    """What the pieces of one series have in common; heights are in units of ``sigma``.
+
+    The baseline says here what learning rate it answers, as a part of its peak, if it does.
+    """
 
     rng: np.random.Generator
     num: int
     sigma: float
     height: float
     onset: int
+    rate: Array | None = None
 
     @property
     def time(self) -> Array:
@@ -91,15 +95,17 @@ def _schedule(s: _Scene) -> Array:
     """Warm-up and cosine decay of a learning rate, followed with a delay."""
     warmup = 8.0 + s.num * s.uniform(0.05, 0.2)
     way = np.clip((s.time - warmup) / (s.num - warmup), 0.0, 1.0)
-    rate = np.minimum(s.time / warmup, 0.5 + 0.5 * np.cos(np.pi * way))
-    return s.sign() * s.uniform(10.0, 40.0) * remembered(rate, s.uniform(4.0, 12.0))
+    s.rate = np.minimum(s.time / warmup, 0.5 + 0.5 * np.cos(np.pi * way))
+    return s.sign() * s.uniform(10.0, 40.0) * remembered(s.rate, s.uniform(4.0, 12.0))
 
 
 def _late_kink(s: _Scene) -> Array:
     """Where a stable learning rate begins to fall: a mild change of slope."""
     falling = max(20.0, s.num * s.uniform(0.1, 0.25))
     start = max(s.num - falling, 0.4 * s.num)
-    return s.sign() * s.uniform(0.05, 0.2) * np.maximum(s.time - start, 0.0)
+    fallen = np.maximum(s.time - start, 0.0)
+    s.rate = 1.0 - fallen / (s.num - start)
+    return s.sign() * s.uniform(0.05, 0.2) * fallen
 
 
 def _walk(s: _Scene) -> Array:
@@ -179,6 +185,8 @@ _COMMON = tuple(f for f in _FAMILIES if f not in (*_ONLY_CHANGING, *_ONLY_STABLE
 
 CHANGING = tuple(f"change_{f}" for f in (*_COMMON, *_ONLY_CHANGING))
 STABLE = tuple(f"stable_{f}" for f in (*_COMMON, *_ONLY_STABLE, "zero", "zero_creep"))
+#: These follow a learning rate.
+ANSWERING = tuple(f"{kind}_{f}" for kind in ("change", "stable") for f in ("schedule", "wsd"))
 
 
 def suite(seeds: Iterable[int], difficulty: str = "standard") -> Iterator[Series]:
@@ -188,8 +196,17 @@ def suite(seeds: Iterable[int], difficulty: str = "standard") -> Iterator[Series
             yield make(family, seed, difficulty)
 
 
-def make(family: str, seed: int, difficulty: str = "standard") -> Series:
+def make(
+    family: str, seed: int, difficulty: str = "standard", *, rate_is_told: bool = False
+) -> Series:
     """One series; the same arguments give the same one.
+
+    Args:
+        family: of ``CHANGING`` or ``STABLE``.
+        seed: of all that is random.
+        difficulty: of ``DIFFICULTIES``.
+        rate_is_told: whether the context has the learning rate that the series follows, as a
+            watch would tell it; the values are the same.
 
     Raises:
         KeyError: there is no such family or difficulty.
@@ -204,8 +221,12 @@ def make(family: str, seed: int, difficulty: str = "standard") -> Series:
         begun = 0.0 if name == "from_zero" else _BEGUN
         onset = int(np.argmax(change > 0.0 if begun == 0.0 else change >= begun))
         settled = int(np.argmax(change >= _OVER * change.max()))
+    context = None
+    if rate_is_told and scene.rate is not None:  # its peak is drawn apart
+        context = context_of(scene.rate, rng_of(f"rates/{difficulty}/{family}", seed), None)
     steps = np.arange(1, scene.num + 1)
-    return recorded(Series(family, seed, steps, values, onset=onset, settled=settled), rng)
+    made = Series(family, seed, steps, values, onset=onset, settled=settled, context=context)
+    return recorded(made, rng)
 
 
 def _change(name: str, s: _Scene) -> tuple[Array, float]:

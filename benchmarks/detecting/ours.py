@@ -25,14 +25,14 @@ def online(make: Callable[[float], Online]) -> Detector:
         make: makes a fresh one, given the smallest change that matters.
     """
 
-    def detect(series: Series) -> list[int]:
+    def detect(series: Series) -> dict[int, Event | bool]:
         update = make(MIN_EFFECT * series.unit)
         looks = zip(series.steps, series.values, strict=True)
-        return [
-            i
+        return {
+            i: said
             for i, (step, value) in enumerate(looks)
-            if update(int(step), float(value), series.context_at(i))
-        ]
+            if (said := update(int(step), float(value), series.context_at(i)))
+        }
 
     return detect
 

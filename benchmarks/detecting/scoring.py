@@ -9,7 +9,7 @@ Intervals are 90 % bootstrap intervals over seeds: all series of a seed are draw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detecting.series import Array, Series
+from sparsitywatch.records import Event
 
 __all__ = ["Detector", "Outcome", "Score", "grouped", "judge", "score"]
 
-#: Indices of the snapshots at which a series is alarmed.
-Detector = Callable[[Series], Sequence[int]]
+#: Indices of the snapshots at which a series is alarmed, with what is said there if it is known.
+Detector = Callable[[Series], "Sequence[int] | Mapping[int, object]"]
 
 _SAME_GROUP = 3
 _RESAMPLES, _LEVEL = 1000, 90.0
@@ -37,6 +38,8 @@ class Outcome:
         delay: snapshots from when it is due to the alarm that caught it; None: not caught.
         num_false: false alarms.
         num_quiet: snapshots at which an alarm would be false.
+        outside: snapshots by which the true onset lies outside the interval that the alarm which
+            caught it gives for it; None: not caught, or no interval.
     """
 
     family: str
@@ -45,6 +48,7 @@ class Outcome:
     delay: int | None
     num_false: int
     num_quiet: int
+    outside: int | None = None
 
 
 def grouped(alarms: Iterable[int]) -> list[int]:
@@ -65,7 +69,7 @@ def judge(series: Series, alarms: Iterable[int], tolerance: int | None = None) -
 
     Args:
         series: with its truth.
-        alarms: indices of snapshots.
+        alarms: indices of snapshots, with their events if these are known.
         tolerance: for change points that were found with the whole series at hand: they hit
             a quick change if they are so many snapshots from its onset at most.
     """
@@ -83,7 +87,16 @@ def judge(series: Series, alarms: Iterable[int], tolerance: int | None = None) -
         delay = max(delay, 0)
     false = [alarm for alarm in groups if not excused[0] <= alarm <= excused[1]]
     quiet = num - (min(excused[1], num - 1) - max(excused[0], 0) + 1)
-    return Outcome(series.family, series.seed, True, delay, len(false), quiet)
+    said = alarms.get(caught[0]) if caught and isinstance(alarms, Mapping) else None
+    outside = _outside(series, said) if isinstance(said, Event) else None
+    return Outcome(series.family, series.seed, True, delay, len(false), quiet, outside)
+
+
+def _outside(series: Series, event: Event) -> int:
+    assert series.onset is not None
+    low = int(np.searchsorted(series.steps, event.onset_low))
+    high = int(np.searchsorted(series.steps, event.onset_high, side="right")) - 1
+    return max(low - series.onset, series.onset - high, 0)
 
 
 def score(detector: Detector, suite: Iterable[Series], tolerance: int | None = None) -> Score:
@@ -121,6 +134,11 @@ class Score:
         """A percentile of the delays of what was caught, in snapshots; NaN if nothing was."""
         delays = [o.delay for o in self.outcomes if o.delay is not None]
         return float(np.percentile(delays, percentile)) if delays else math.nan
+
+    def held(self, to: int) -> tuple[int, int]:
+        """How many onset intervals hold the onset to so many snapshots, and how many there are."""
+        outside = [o.outside for o in self.outcomes if o.outside is not None]
+        return sum(x <= to for x in outside), len(outside)
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from detecting.early import Early
 from detecting.recorded import EVERY, RULES, Verdict
 from detecting.scoring import Score
-from detecting.work import DETECTORS, OURS, Made, Results
+from detecting.work import DETECTORS, OURS, SUITES, Results
 
 __all__ = [
-    "calibration_rows", "early_rows", "family_rows", "made_rows", "real_rows", "run_rows",
-    "spread_of", "spreads", "table", "takeoffs",
+    "calibration_rows", "early_rows", "family_rows", "made_rows", "onset_rows", "real_rows",
+    "run_rows", "spread_of", "spreads", "table", "takeoffs",
 ]  # fmt: skip
 
 SPLITS = ("design", "report")
@@ -26,19 +26,26 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> 
 
 
 def made_rows(results: Results, suite: str) -> list[str]:
-    """All detectors on one suite, with 90 % intervals."""
+    """All detectors on one suite, with 90 % intervals; ours also with the learning rate told."""
     head = ["detector", "seeds", "F1", "recall", "precision", "delay, median / 90 %"]
     head += ["false alarms per 1000", "time a snapshot, x ours"]
     own = results.seconds(OURS)
     rows = []
     for name in DETECTORS:
-        for job, (found, seconds) in results.made.items():
-            if (job.detector, job.suite) == (name, suite):
-                rows.append([*_cells(job, found), f"{seconds / own:.2g}"])
+        of = {
+            job: x for job, x in results.made.items() if (job.detector, job.suite) == (name, suite)
+        }
+        for job, (found, seconds) in of.items():
+            if not job.rate_is_told:
+                rows.append([*_cells(name, job.seeds, found), f"{seconds / own:.2g}"])
+        if any(job.rate_is_told for job in of):
+            seeds = [seed for job in of if job.rate_is_told for seed in job.seeds]
+            found = results.merged(name, suite, rate_is_told=True)
+            rows.append([*_cells(f"{name}, the rate told", seeds, found), ""])
     return table(head, rows)
 
 
-def _cells(job: Made, found: Score) -> list[str]:
+def _cells(name: str, seeds: Sequence[int], found: Score) -> list[str]:
     def shown(name: str, digits: int = 3) -> str:
         low, high = found.intervals[name]
         value = getattr(found, name)
@@ -46,8 +53,8 @@ def _cells(job: Made, found: Score) -> list[str]:
 
     delays = [found.delay(percentile) for percentile in (50, 90)]
     return [
-        job.detector,
-        f"{job.seeds[0]} to {job.seeds[-1]}",
+        name,
+        f"{min(seeds)} to {max(seeds)}",
         shown("f1"),
         shown("recall"),
         shown("precision"),
@@ -59,8 +66,9 @@ def _cells(job: Made, found: Score) -> list[str]:
 def family_rows(results: Results) -> list[str]:
     """Where ours misses or alarms falsely: one line a suite."""
     lines = []
-    for suite in dict.fromkeys(job.suite for job in results.made):
-        found = results.merged(OURS, suite)
+    known = {(job.suite, job.rate_is_told) for job in results.made}
+    for suite, is_told in sorted(known, key=lambda x: (SUITES.index(x[0]), x[1])):
+        found = results.merged(OURS, suite, rate_is_told=is_told)
         missed, false = [], []
         for family in dict.fromkeys(o.family for o in found.outcomes):
             of = found.of(family).outcomes
@@ -70,8 +78,21 @@ def family_rows(results: Results) -> list[str]:
             missed += [(num_missed, f"{name} {num_missed} of {len(of)}")] * (num_missed > 0)
             false += [(num_false, f"{family} {num_false}")] * (num_false > 0)
         told = [", ".join(text for _, text in sorted(x, reverse=True)) for x in (missed, false)]
-        lines.append(f"- {suite}: misses {told[0] or 'none'}; false {told[1] or 'none'}.")
+        title = f"{suite}, the rate told" if is_told else suite
+        lines.append(f"- {title}: misses {told[0] or 'none'}; false {told[1] or 'none'}.")
     return lines
+
+
+def onset_rows(results: Results) -> list[str]:
+    """How often the onset interval of ours holds the true onset of what was caught."""
+    head = ["suite", "caught", "interval holds the onset", "to a snapshot"]
+    rows = []
+    for suite in SUITES:
+        found = results.merged(OURS, suite)
+        (exactly, number), (nearly, _) = found.held(0), found.held(1)
+        shares = (f"{x} ({x / number:.0%})" if number else "-" for x in (exactly, nearly))
+        rows.append([suite, str(number), *shares])
+    return table(head, rows)
 
 
 def takeoffs(verdicts: Iterable[Verdict], **of: object) -> list[Verdict]:
@@ -83,12 +104,12 @@ def _is(verdict: Verdict, of: dict[str, object]) -> bool:
     return all(getattr(verdict.case, key) == value for key, value in of.items())
 
 
-def real_rows(results: Results) -> list[str]:
-    """All detectors on the recorded runs: caught at each cadence, and false alarms."""
+def real_rows(real: Mapping[str, Sequence[Verdict]]) -> list[str]:
+    """Detectors on the recorded runs, by name: caught at each cadence, and false alarms."""
     head = ["detector", "runs", *(f"caught at {every}" for every in EVERY)]
     head += ["snapshots late, median", "false on controls", "too early"]
     rows = []
-    for name, verdicts in results.real.items():
+    for name, verdicts in real.items():
         for split in SPLITS:
             of = [v for v in verdicts if v.case.split == split]
             late = [v.looks_late for v in takeoffs(of) if v.caught]

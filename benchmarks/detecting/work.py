@@ -7,21 +7,23 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from detecting import jumps, slow
+from detecting import jumps, slow, zoo
+from detecting.breakthroughs import Left, breakthroughs
 from detecting.cadences import Seen, look
-from detecting.calibration import Told, on_controls, on_made_up
+from detecting.calibration import Told, on_controls, on_kind, on_made_up
+from detecting.cost import Cost, cost
 from detecting.early import Early, early_signals
 from detecting.ours import early, online, ours
 from detecting.peers import PEERS, Peer
-from detecting.recorded import Verdict, cases, judge, replay
+from detecting.recorded import Case, Verdict, cases, judge, replay
 from detecting.scoring import Score, score
 
 __all__ = [
-    "DETECTORS", "OURS", "SUITES", "Asked", "Grown", "Job", "Made", "Real", "Results", "Signals",
-    "run_all",
+    "DETECTORS", "OURS", "SUITES", "Asked", "Bare", "Costs", "Grown", "Job", "Made", "Proxied",
+    "Real", "Results", "Signals", "Zoo", "run_all",
 ]  # fmt: skip
 
 OURS = "ours"
@@ -29,24 +31,49 @@ DETECTORS: dict[str, Peer] = {OURS: Peer(online(ours), online=ours), **PEERS}
 SUITES = (*jumps.DIFFICULTIES, "slow")
 
 
+class Job(Protocol):
+    """A piece of the work, which another process can do."""
+
+    def do(self) -> Any:
+        """What comes of it."""
+
+    def keep(self, found: Any, results: Results) -> None:
+        """Put what came of it where it belongs."""
+
+
 @dataclass(frozen=True)
 class Made:
-    """A detector on one suite of made-up series, at some seeds."""
+    """A detector on one suite of made-up series, at some seeds.
+
+    With the rate told, only on those series of a suite of quick rises that follow a learning rate.
+    """
 
     detector: str
     suite: str
     seeds: range
+    rate_is_told: bool = False
 
     def do(self) -> tuple[Score, float]:
         """The score, and seconds a snapshot."""
-        made = list(
-            slow.suite(self.seeds) if self.suite == "slow" else jumps.suite(self.seeds, self.suite)
-        )
+        if self.suite == "slow":
+            made = list(slow.suite(self.seeds))
+        elif self.rate_is_told:
+            made = [
+                jumps.make(family, seed, self.suite, rate_is_told=True)
+                for seed in self.seeds
+                for family in jumps.ANSWERING
+            ]
+        else:
+            made = list(jumps.suite(self.seeds, self.suite))
         detector = DETECTORS[self.detector]
         detector.detect(made[0])  # what is loaded or compiled at first is not counted
         started = time.perf_counter()
         found = score(detector.detect, made, detector.tolerance)
         return found, (time.perf_counter() - started) / sum(len(s.values) for s in made)
+
+    def keep(self, found: tuple[Score, float], results: Results) -> None:
+        """By job."""
+        results.made[self] = found
 
 
 @dataclass(frozen=True)
@@ -60,9 +87,35 @@ class Real:
         """A verdict on each case."""
         make = DETECTORS[self.detector].online
         assert make is not None
-        found = list(cases())
-        names = list(dict.fromkeys(case.name for case in found))[:: self.thinned]
-        return [judge(case, replay(make, case)) for case in found if case.name in names]
+        return [judge(case, replay(make, case)) for case in _cases(self.thinned)]
+
+    def keep(self, found: list[Verdict], results: Results) -> None:
+        """By detector."""
+        results.real[self.detector] = found
+
+
+def _cases(thinned: int) -> list[Case]:
+    found = list(cases())
+    names = list(dict.fromkeys(case.name for case in found))[::thinned]
+    return [case for case in found if case.name in names]
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Our detector on the recorded runs from their first snapshot on, told only some things."""
+
+    told: tuple[str, ...] = ()
+    thinned: int = 1
+
+    def do(self) -> list[Verdict]:
+        """A verdict on each case."""
+        first = [case for case in _cases(self.thinned) if not case.phase]
+        seen = [replace(c, context={key: c.context[key] for key in self.told}) for c in first]
+        return [judge(case, replay(ours, case)) for case in seen]
+
+    def keep(self, found: list[Verdict], results: Results) -> None:
+        """By what is told."""
+        results.bare[self.told] = found
 
 
 @dataclass(frozen=True)
@@ -73,6 +126,10 @@ class Signals:
         """A run at a cadence each."""
         return list(early_signals(early))
 
+    def keep(self, found: list[Early], results: Results) -> None:
+        """All of them."""
+        results.early = found
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -80,10 +137,19 @@ class Asked:
 
     rate: float
     seeds: range | None
+    kind: str = ""
 
     def do(self) -> Told:
-        """What came, on recorded controls if there are no seeds."""
-        return on_controls(self.rate) if self.seeds is None else on_made_up(self.rate, self.seeds)
+        """What came: on recorded controls if there are no seeds, or on one kind of series."""
+        if self.seeds is None:
+            return on_controls(self.rate)
+        if self.kind:
+            return on_kind(self.rate, self.kind, self.seeds)
+        return on_made_up(self.rate, self.seeds)
+
+    def keep(self, found: Told, results: Results) -> None:
+        """With the others."""
+        results.told.append(found)
 
 
 @dataclass(frozen=True)
@@ -94,8 +160,53 @@ class Grown:
         """A growth at a cadence each."""
         return list(look())
 
+    def keep(self, found: list[Seen], results: Results) -> None:
+        """All of them."""
+        results.grown = found
 
-Job = Made | Real | Signals | Asked | Grown
+
+@dataclass(frozen=True)
+class Proxied:
+    """The detectors of measured numbers on the runs with a proxy."""
+
+    def do(self) -> list[Left]:
+        """A run at a cadence each."""
+        return list(breakthroughs())
+
+    def keep(self, found: list[Left], results: Results) -> None:
+        """All of them."""
+        results.left = found
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """Vital signs on faults that are planted, or on trainings that are well."""
+
+    part: str
+    thinned: int = 1
+
+    def do(self) -> list[zoo.Tried]:
+        """What came of each."""
+        return {"planted": zoo.planted, "well": zoo.well}[self.part](thinned=self.thinned)
+
+    def keep(self, found: list[zoo.Tried], results: Results) -> None:
+        """With the other part."""
+        results.tried += found
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What vital signs and detection add to a snapshot."""
+
+    num_layers: int
+
+    def do(self) -> Cost:
+        """Measure it."""
+        return cost(self.num_layers)
+
+    def keep(self, found: Cost, results: Results) -> None:
+        """The only one."""
+        results.cost = found
 
 
 @dataclass
@@ -107,15 +218,35 @@ class Results:
     early: list[Early]
     told: list[Told]
     grown: list[Seen] = field(default_factory=list)
+    bare: dict[tuple[str, ...], list[Verdict]] = field(default_factory=dict)
+    left: list[Left] = field(default_factory=list)
+    tried: list[zoo.Tried] = field(default_factory=list)
+    cost: Cost | None = None
 
-    def merged(self, detector: str, suite: str) -> Score:
-        """One score of all the seeds."""
-        found = [s for j, (s, _) in self.made.items() if (j.detector, j.suite) == (detector, suite)]
-        return Score(tuple(o for s in found for o in s.outcomes))
+    def merged(self, detector: str, suite: str, *, rate_is_told: bool = False) -> Score:
+        """One score of all the seeds.
+
+        Args:
+            detector: its name.
+            suite: one of ``SUITES``.
+            rate_is_told: whether series that follow a learning rate are those with the rate told.
+        """
+        outcomes = [
+            outcome
+            for job, (found, _) in self.made.items()
+            if (job.detector, job.suite) == (detector, suite)
+            for outcome in found.outcomes
+            if job.rate_is_told == (rate_is_told and outcome.family in jumps.ANSWERING)
+        ]
+        return Score(tuple(outcomes))
 
     def seconds(self, detector: str) -> float:
         """A snapshot of made-up series, on average over suites."""
-        found = [s for job, (_, s) in self.made.items() if job.detector == detector]
+        found = [
+            seconds
+            for job, (_, seconds) in self.made.items()
+            if job.detector == detector and not job.rate_is_told
+        ]
         return sum(found) / len(found)
 
 
@@ -124,16 +255,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> Results:
     results = Results({}, {}, [], [])
     started = time.perf_counter()
     for number, (job, found) in enumerate(_done(jobs, processes), 1):
-        if isinstance(job, Made):
-            results.made[job] = found
-        elif isinstance(job, Real):
-            results.real[job.detector] = found
-        elif isinstance(job, Signals):
-            results.early = found
-        elif isinstance(job, Grown):
-            results.grown = found
-        else:
-            results.told.append(found)
+        job.keep(found, results)
         spent = time.perf_counter() - started
         print(
             f"{number:3d} of {len(jobs)} after {spent:4.0f} s: {job}", file=sys.stderr, flush=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-__all__ = ["RUNS", "Interference", "RunSpec"]
+__all__ = ["RUNS", "WITH_PROXY", "Interference", "RunSpec"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +132,15 @@ def _catalog() -> Iterator[RunSpec]:
 
 
 RUNS = tuple(_catalog())
+
+#: Recorded again with a proxy: masked language models that leave their plateau, each another
+#: training until then, and two that never do.
+WITH_PROXY = tuple(
+    next(spec for spec in RUNS if spec.name == name)
+    for name in (
+        "bert-gelu-wd0.01-s0", "bert-gelu-wd0.01-s1", "bert-relu-wd0.01-s1", "bert-relu-wd1-s0",
+        "bert-sgd-wd1e-4-s0", "bert-sgd-wd1e-4-s1", "bert-gelu-wd1-s0", "bert-relu-wd1-s3",
+        "bert-relu-wd0.01-s0", "bert-relu-wd1-s1", "bert-gelu-wd1-s1", "bert-relu-wd1-s2",
+        "bert-text20-wd1-s1", "bert-text20-wd1-s0", "bert-relu-wd0.5-s1",
+    )
+)  # fmt: skip

@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DECISIVE", "FACTORS", "KINDS", "crossing", "label_of", "running_floor", "split_of"]
+__all__ = [
+    "DECISIVE",
+    "FACTORS",
+    "KINDS",
+    "breakthrough",
+    "crossing",
+    "label_of",
+    "running_floor",
+    "split_of",
+]
 
 KINDS = ("take-off", "control", "ambiguous", "planted", "switched", "spike")
 FACTORS = (1.5, 2.0, 2.5)
@@ -101,7 +110,7 @@ def label_of(
         "known_step": known_step,
         "near_zero": near_zero,
         "dormant": _dormant(steps, arrays["motion/dormant"]),
-        "breakthrough": _breakthrough(np.asarray(steps), arrays),
+        "breakthrough": breakthrough(np.asarray(steps), arrays),
     }
 
 
@@ -138,12 +147,14 @@ def _dormant(steps: Sequence[int], values: Array) -> dict[str, Any] | None:
     }
 
 
-def _breakthrough(steps: npt.NDArray[np.int_], arrays: Mapping[str, Array]) -> int | None:
+def breakthrough(steps: npt.NDArray[np.int_], arrays: Mapping[str, Array]) -> int | None:
     """Where a masked language model leaves its plateau, or modular addition is understood."""
     if "validation_accuracy" in arrays:
         reached = arrays["validation_accuracy"] >= _GROKKED_ACCURACY
     elif "loss" in arrays:
         first, last = _PLATEAU_STEPS
+        if not (steps > last).any():
+            return None
         plateau = np.median(arrays["loss"][(steps >= first) & (steps <= last)])
         reached = (arrays["loss"] < plateau - _BREAKTHROUGH_NATS) & (steps > last)
     both = reached[:-1] & reached[1:]

@@ -19,7 +19,7 @@ from recording.tasks import Task, build
 from sparsitywatch.records import Record
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["EVERY", "SERIES", "Training", "label", "record", "write"]
+__all__ = ["EVERY", "SERIES", "Training", "label", "record", "rounded", "versions", "write"]
 
 #: Steps between two looks, and between those of the watches that see dormant weights from
 #: further apart: the one series that cannot be thinned out afterwards.
@@ -126,7 +126,7 @@ def record(spec: RunSpec) -> dict[str, Any]:
         if task.accuracy is not None:
             values["validation_accuracy"] = task.accuracy()
         for name, value in values.items():
-            series.setdefault(name, []).append(_rounded(value))
+            series.setdefault(name, []).append(rounded(value))
 
     watchers = [_watch(task, training, EVERY, on_record)]
     for every, seen in coarser.items():
@@ -147,22 +147,23 @@ def record(spec: RunSpec) -> dict[str, Any]:
         "label": label(spec, steps, series),
         "run": dataclasses.asdict(spec),
         "num_weights": watchers[0].records[-1].scope.num_weights,
-        "versions": {
-            "sparsitywatch": sw.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions(),
         "every": EVERY,
         "steps": steps,
         "series": series,
         "dormant_further_apart": {
             str(every): {
                 "steps": [step for step, _ in seen],
-                "motion/dormant": [_rounded(value) for _, value in seen],
+                "motion/dormant": [rounded(value) for _, value in seen],
             }
             for every, seen in coarser.items()
         },
     }
+
+
+def versions() -> dict[str, str]:
+    """Of what a recording was made with."""
+    return {module.__name__: str(module.__version__) for module in (sw, torch, transformers)}
 
 
 def _watch(task: Task, training: Training, every: int, on_record: Any) -> sw.Watcher:
@@ -196,10 +197,11 @@ def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
 def write(run: dict[str, Any], path: Path) -> None:
     """One line a series; whole or not at all."""
     flat = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-    head = {k: v for k, v in run.items() if k not in ("series", "steps", "dormant_further_apart")}
+    nested = [key for key in ("series", "dormant_further_apart") if key in run]
+    head = {k: v for k, v in run.items() if k not in ("steps", *nested)}
     lines = [f"{json.dumps(k)}: {flat.encode(v)}" for k, v in head.items()]
     lines.append(f'"steps": {flat.encode(run["steps"])}')
-    for key in ("series", "dormant_further_apart"):
+    for key in nested:
         inner = (f"{json.dumps(k)}: {flat.encode(v)}" for k, v in run[key].items())
         lines.append(f'"{key}": {{\n  ' + ",\n  ".join(inner) + "\n }")
     text = "{\n " + ",\n ".join(lines) + "\n}\n"
@@ -208,5 +210,6 @@ def write(run: dict[str, Any], path: Path) -> None:
     part.replace(path)
 
 
-def _rounded(x: float) -> float | None:
+def rounded(x: float) -> float | None:
+    """To six digits; None if it is not finite."""
     return float(f"{x:.6g}") if math.isfinite(x) else None

@@ -22,6 +22,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
 from recording.catalog import RunSpec
+from sparsitywatch.pruning.proxy import Proxy
 
 __all__ = ["Task", "build", "drawn_digits"]
 
@@ -39,11 +40,13 @@ class Task:
         model: with random weights.
         loss: the mean loss of the next batch.
         accuracy: on examples that are not trained on; None if nobody asks.
+        proxy: makes what a watch evaluates; None if there is nothing.
     """
 
     model: nn.Module
     loss: Callable[[], torch.Tensor]
     accuracy: Callable[[], float] | None = None
+    proxy: Callable[[], Proxy] | None = None
 
 
 def build(spec: RunSpec) -> Task:
@@ -63,7 +66,7 @@ def _pretraining(spec: RunSpec) -> Pretraining:
 def _bert(spec: RunSpec) -> Task:
     """The demo's masked language model."""
     run = _pretraining(spec)
-    return Task(run.model, lambda: masked_losses(run.model, run.batch()).mean())
+    return Task(run.model, lambda: masked_losses(run.model, run.batch()).mean(), proxy=run.proxy)
 
 
 @functools.cache

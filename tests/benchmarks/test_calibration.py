@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from detecting import calibration, jumps, slow
-from detecting.calibration import Told, on_controls, on_made_up
+from detecting import calibration, jumps, kinds, slow
+from detecting.calibration import Told, on_controls, on_kind, on_made_up
 from detecting.recorded import cases
 
 
@@ -35,6 +35,15 @@ def test_every_stable_family_is_counted() -> None:
     assert told.num_false == sum(len(s.values) // 50 for s in made)
     assert told.low <= told.told <= told.high
     assert told.is_within_factor_two
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_every_series_of_a_kind_is_counted(kind: str) -> None:
+    told = on_kind(20.0, kind, range(3, 5))
+    lengths = [len(kinds.make(kind, seed).values) for seed in (3, 4)]
+    assert (told.where, told.asked) == (f"{kind}-like", 20.0)
+    assert told.num_snapshots == sum(lengths)
+    assert told.num_false == sum(length // 50 for length in lengths)
 
 
 def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:

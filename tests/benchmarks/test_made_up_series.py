@@ -134,3 +134,49 @@ def test_a_logarithm_is_uniform() -> None:
     rng = np.random.default_rng(0)
     drawn = [log_uniform(rng, 1.0, 100.0) for _ in range(2000)]
     assert np.mean(np.array(drawn) < 10.0) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_rate_that_is_told_is_that_of_a_watch_and_changes_no_value(seed: int) -> None:
+    for family in (*jumps.CHANGING, *jumps.STABLE):
+        plain = jumps.make(family, seed)
+        told = jumps.make(family, seed, rate_is_told=True)
+        np.testing.assert_array_equal(plain.values, told.values)
+        np.testing.assert_array_equal(plain.steps, told.steps)
+        assert plain.context is None
+        assert (told.context is not None) == (family in jumps.ANSWERING)
+        if told.context is not None:
+            assert {*told.context} == {"lr", "lr_clock"}
+            assert all(len(x) == len(told.values) for x in told.context.values())
+
+
+def test_the_rate_that_is_told_rises_and_falls_as_the_schedule_says() -> None:
+    for seed in range(6):
+        told = [jumps.make(f"stable_{f}", seed, rate_is_told=True) for f in ("schedule", "wsd")]
+        warm, stable = (np.array((s.context or {})["lr"]) for s in told)
+        top = int(np.argmax(warm))
+        assert 5 < top < 0.4 * len(warm)
+        assert warm[0] == 0.0 < 0.9 * warm[top]
+        assert (np.diff(warm[: top + 1]) > 0).all()
+        assert (np.diff(warm[top:]) < 0).all()
+        assert warm[-1] < 0.01 * warm[top]
+        # stable, then straight down to nothing one snapshot after the last
+        falls = stable < stable[0]
+        assert 0.05 < falls.mean() < 0.65
+        assert (stable[: int(np.argmax(falls))] == stable[0]).all()
+        steps = told[1].steps[falls]
+        down = np.polyfit(steps, stable[falls], 1)
+        np.testing.assert_allclose(np.polyval(down, steps), stable[falls], atol=1e-9 * stable[0])
+        apart = np.diff(told[1].steps).min()
+        assert np.polyval(down, told[1].steps[-1] + apart) == pytest.approx(0, abs=0.06 * stable[0])
+
+
+def test_a_series_follows_the_rate_that_is_told() -> None:
+    """What it falls or rises by is a line in the rate; the noise beside it is small."""
+    shares = []
+    for seed in range(12):
+        series = jumps.make("stable_wsd", seed, rate_is_told=True)
+        rate = np.array((series.context or {})["lr"])
+        explained = np.corrcoef(rate, series.values)[0, 1] ** 2
+        shares.append(explained)
+    assert np.median(shares) > 0.5

@@ -10,6 +10,8 @@ from detecting.ours import MIN_EFFECT, online
 from detecting.scoring import Outcome, Score, grouped, judge, score
 from detecting.series import Series
 
+from sparsitywatch.records import Event
+
 STEPS, VALUES = np.arange(1, 101), np.zeros(100)
 QUIET = Series("stable", 0, STEPS, VALUES)
 JUMP = Series("change", 0, STEPS, VALUES, onset=40, settled=43)
@@ -112,6 +114,34 @@ def test_a_detector_is_told_step_value_and_context_look_by_look() -> None:
         return update
 
     series = Series("x", 0, STEPS[:2], np.array([0.0, 1.0]), unit=2.0, context={"lr": STEPS[:2]})
-    assert online(make)(series) == [1]
+    assert online(make)(series) == {1: True}
     assert told == [2 * MIN_EFFECT, (1, 0.0, {"lr": 1.0}), (2, 1.0, {"lr": 2.0})]
     assert score(online(make), [series]).false_per_1000 == 500.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outside"),
+    [
+        (40, 45, 0),  # the onset is at step 41, index 40
+        (41, 41, 0),
+        (42, 45, 1),
+        (20, 38, 3),
+    ],
+)
+def test_how_far_the_onset_is_from_its_interval(low: int, high: int, outside: int) -> None:
+    event = Event(
+        series="", direction="up", onset_step=low, onset_low=low, onset_high=high,
+        detected_step=43, baseline=0.0, value=1.0,
+    )  # fmt: skip
+    assert judge(JUMP, {42: event}).outside == outside
+    assert judge(JUMP, {10: event}).outside is None  # false
+    assert judge(JUMP, {42: True}).outside is None  # nothing is said of the onset
+    assert judge(QUIET, {42: event}).outside is None
+
+
+def test_intervals_that_hold_the_onset_are_counted_of_those_that_there_are() -> None:
+    found = Score(
+        tuple(Outcome("x", 0, True, 1, 0, 9, outside) for outside in (0, 1, 1, 2, None, 0))
+    )
+    assert [found.held(to) for to in (0, 1, 2)] == [(2, 5), (4, 5), (5, 5)]
+    assert Score(()).held(1) == (0, 0)

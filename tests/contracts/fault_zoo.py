@@ -549,6 +549,16 @@ FAULTS = {
 }
 
 
+PAIRS = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
+
+
+def named(fault: str, model: str, optimizer: str, seed: int) -> str:
+    """Why a fault was not named in one training; empty if it was."""
+    training = Training(model, optimizer, seed)
+    truth = list(FAULTS[fault].plant(training))
+    return verdict(FAULTS[fault], truth, training.run())
+
+
 def verdict(fault: Fault, truth: Iterable[str], watcher: sw.Watcher) -> str:
     """Why the fault was not named as it has to be; empty if it was."""
     events = [e for e in watcher.events if e.detected_step <= fault.onset + 2 * EVERY]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from contracts import fault_zoo
 from contracts.fault_zoo import EVERY, LENGTH, OPTIMIZERS, SEEN, WIDTH, Linear, Training
 from torch import nn
 from torch.nn import functional
@@ -582,3 +583,19 @@ def watched(oddity: Oddity, training: Training) -> sw.Watcher:
     """The watch of a training in which nothing is wrong."""
     own = oddity(training)
     return training.run() if own is None else own
+
+
+def pairs_of(seed: int) -> list[tuple[str, str]]:
+    """Models and optimizers that a seed is tried on: every second one."""
+    return fault_zoo.PAIRS[::2] if seed % 2 else fault_zoo.PAIRS[1::2]
+
+
+def said_of(oddity: str, seed: int) -> dict[tuple[str, str], list[str]]:
+    """The events of trainings that are well, by model and optimizer, of those that have any."""
+    said = {}
+    for index, (model, optimizer) in enumerate(pairs_of(seed)):
+        watcher = watched(ODDITIES[oddity], Training(model, optimizer, 10 * seed + index))
+        assert all(r.valid and r.vital is not None and not r.vital.reason for r in watcher.records)
+        if watcher.events:
+            said[model, optimizer] = [event.describe() for event in watcher.events]
+    return said

@@ -1,0 +1,71 @@
+"""The zoo of vital signs and the cost of a snapshot, as the benchmark of detection counts them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+import torch
+from contracts import fault_zoo, healthy_zoo
+from detecting.cost import Cost, cost
+from detecting.zoo import Tried, planted, tried_rows, well
+
+
+def test_faults_are_tried_on_every_pair_and_missed_ones_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def named(fault: str, model: str, optimizer: str, seed: int) -> str:
+        asked.append((fault, model, optimizer, seed))
+        return "not named" if (fault, model, optimizer) == ("cut off", "decoder", "lion") else ""
+
+    monkeypatch.setattr(fault_zoo, "named", named)
+    path, threads = list(sys.path), torch.get_num_threads()
+    found = planted(seed=5)
+    assert (sys.path, torch.get_num_threads()) == (path, threads)
+    assert logging.root.manager.disable == logging.NOTSET
+    assert len(asked) == len(set(asked)) == sum(t.number for t in found) == 20 * 3 * 4
+    assert {seed for *_, seed in asked} == {5}
+    assert [(t.what, t.wrong) for t in found if t.wrong] == [
+        ("cut off", ("decoder, lion: not named",))
+    ]
+    assert sum(t.number for t in planted(thinned=5)) == 4 * 3
+
+
+def test_a_fault_and_an_oddity_are_really_trained() -> None:
+    (fault,) = planted(seed=301, thinned=20)
+    assert fault == Tried("half left out", "untrained", 1, ())
+    (odd,) = well(seed=301, thinned=35)
+    assert odd == Tried("plain", "well", 6, ())
+
+
+def test_what_is_said_of_trainings_that_are_well_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"frozen": {("encoder", "adamw"): ["one tensor"]}}
+    monkeypatch.setattr(healthy_zoo, "said_of", lambda oddity, seed: said.get(oddity, {}))
+    found = well(seed=2)
+    assert sum(t.number for t in found) == 6 * len(healthy_zoo.ODDITIES) >= 200
+    assert [t.wrong for t in found if t.wrong] == [("encoder, adamw: ['one tensor']",)]
+
+
+def test_rows_are_by_kind() -> None:
+    found = [
+        Tried("a", "rounding", 12, ()), Tried("b", "rounding", 12, ("x: why", "y: why")),
+        Tried("c", "well", 6, ()),
+    ]  # fmt: skip
+    assert tried_rows(found) == [
+        ["`rounding`, 2 faults", "24", "22", "b, x: why; b, y: why"],
+        ["well, and odd", "6", "6", ""],
+    ]
+
+
+def test_the_cost_is_what_is_added_to_a_bare_snapshot() -> None:
+    assert Cost(12, bare=0.1, whole=0.105).added_percent(0.002) == pytest.approx(7.0)
+    before = torch.get_num_threads()
+    try:
+        found = cost(num_layers=1, repeats=1)
+    finally:
+        torch.set_num_threads(before)
+    assert found.num_layers == 1
+    assert min(found.bare, found.whole) > 0.0
