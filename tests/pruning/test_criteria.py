@@ -36,6 +36,20 @@ class TestWanda(PatternContract):
             assert np.array_equal(after, expected)
 
 
+def test_several_threads_prune_parameters_without_recording_gradients() -> None:
+    """A thread records them unless it says otherwise, which these norms would refuse."""
+    weights, before = nn.Parameter(torch.rand(700, 300) + 1), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            inputs = Inputs({"w": 1}, {"w": torch.ones(300)})
+            (cut,) = Wanda().cuts(Weights.of({"w": weights.detach()}, inputs=inputs), [0.4])
+            cut.prune("w", weights, out := torch.empty(700, 300))
+    finally:
+        torch.set_num_threads(before)
+    assert (out == 0).sum(1).tolist() == [120] * 700
+
+
 class TestSparseGPT(PatternContract):
     within = 0.05
 

@@ -102,6 +102,46 @@ class TestPerRow(PatternContract):
                 assert np.array_equal(after[order[num:]], row[order[num:]])
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_rows_of_many_parts_are_chosen_from_alone(num_threads: int) -> None:
+    """Of a linear layer, of one turned, of a transposed convolution, whose rows are copies."""
+    generator = np.random.default_rng(0)
+    shapes = {"linear": ((700, 300), 1), "turned": ((300, 700), 0), "conv": ((30, 700, 2, 5), 0)}
+    dense = {
+        name: torch.from_numpy(generator.integers(-99, 100, shape).astype(np.float32))  # with ties
+        for name, (shape, _) in shapes.items()
+    }
+    axes = {name: axis for name, (_, axis) in shapes.items()}
+    (cut,) = PerRow().cuts(Weights.of(dense, input_axes=axes), [0.4])
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        for name, weights in dense.items():
+            out = torch.full_like(weights, 7)
+            cut.prune(name, weights, out)
+            first = [t.movedim(axes[name], 1).reshape(700, 300).numpy() for t in (weights, out)]
+            gone = np.argsort(np.abs(first[0]), 1, kind="stable")[:, :120]
+            expected = first[0].copy()
+            np.put_along_axis(expected, gone, 0.0, 1)
+            assert np.array_equal(first[1], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("pattern", [PerRow(), Random(), KeepNM(1, 3)], ids=lambda p: p.name)
+def test_what_goes_is_plus_zero_and_what_stays_the_same_to_the_bit(pattern: Pattern) -> None:
+    """Infinite and undefined weights, too, which times zero are no number."""
+    weights = torch.tensor([math.inf, -math.inf, math.nan, -1.0, -0.0, 2.0]).repeat(50, 10)
+    (cut,) = pattern.cuts(Weights.of({"w": weights}), [0.9])
+    cut.prune("w", weights, out := torch.empty_like(weights))
+    words, after = weights.view(torch.int32), out.view(torch.int32)
+    gone = after != words
+    assert not after[gone].any()
+    assert not out[gone].isnan().any()
+    assert (gone & ~weights.isfinite()).any()
+    assert 0.5 < gone.double().mean() <= 0.9
+
+
 class TestKeep2Of4(PatternContract):
     within = 0.0  # one point, whatever level is asked for
 

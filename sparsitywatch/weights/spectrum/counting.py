@@ -161,6 +161,7 @@ def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) 
 
     After a failure no further task is begun; the first one is raised.
     """
+    num_threads = min(num_threads, len(tasks))
     results: list[Any] = [None] * len(tasks)
     waiting = deque(range(len(tasks)))
 
