@@ -18,7 +18,7 @@ _NUM, _EVERY, _ONSET = 60, 100, 35
 #: How wide a measured interval is to each side, and how much of that its centre scatters.
 _SIDE, _SCATTER = 0.06, (0.2, 0.6)
 
-MEASURED = ("plateau", "drift", "fall", "slow_fall", "fall_with_cause", "rise", "doubling", "two")
+MEASURED = ("plateau", "drift", "fall", "slow_fall", "fall_with_cause", "rise", "tripling", "two")
 DORMANT = ("alive", "dying", "dying_at_once", "dead_before", "back_and_again", "no_decay")
 
 
@@ -41,8 +41,8 @@ def _level(name: str, rng: np.random.Generator) -> Array:
     size = rng.uniform(0.08, 0.3)
     if name == "drift":
         return 0.8 - size * np.arange(_NUM) / _NUM
-    if name == "doubling":
-        return 0.2 * (1.0 + late)
+    if name == "tripling":
+        return 0.2 * (1.0 + 2.0 * late)
     if name == "two":
         return 0.8 - size * late - size * np.clip((np.arange(_NUM) - _NUM + 8) / 2, 0, 1)
     sign = {"plateau": 0.0, "rise": 1.0}.get(name, -1.0)
