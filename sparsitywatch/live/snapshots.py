@@ -167,7 +167,7 @@ class SnapshotTaker:
                 the weights into is then touched here, where it is nobody's time.
         """
         snapshot, reading, every = self._read(step)
-        self._signs(step, every)
+        self._signs(step, every)()
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
             shards, ranks = self.context.shards, self.context.ranks
@@ -240,21 +240,33 @@ class SnapshotTaker:
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(parameters), every
 
-    def _signs(self, step: int, every: Mapping[str, torch.Tensor]) -> Signs | None:
-        """What became of every parameter; what fails in that is told, and the rest is measured.
+    def _signs(self, step: int, every: Mapping[str, torch.Tensor]) -> Callable[[], Signs | None]:
+        """What says what became of every parameter, in any thread, once.
 
-        Ranks that hold parts of the parameters look at them together, in their trainings' threads.
+        Read is here what the next step may change. Ranks that hold parts of the parameters do so
+        together, in their trainings' threads. What fails is told, and the rest is measured.
         """
-        if self.context.vital is None:
-            return None
-        try:
-            with torch.no_grad():
-                return self._trace.signs(step, every)
-        except Exception as error:
+
+        def failed(error: Exception) -> Signs:
             let_out(error, strict=self.context.strict)
-            _logger.exception("sparsitywatch: no vital signs at step %d", step)
+            _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
             self._trace.forget_signs()
             return Signs(reason=shown_error(error))
+
+        try:
+            with torch.no_grad():
+                read = None if self.context.vital is None else self._trace.signs(step, every)
+        except Exception as error:  # noqa: BLE001 sorted by failed
+            signs = failed(error)
+            return lambda: signs
+
+        def said() -> Signs | None:
+            try:
+                return None if read is None else read()
+            except Exception as error:  # noqa: BLE001 sorted by failed
+                return failed(error)
+
+        return said
 
     def _measured(self, step: int, context: Context) -> tuple[Record, Detail]:
         """What a snapshot says, the model at hand."""
@@ -266,7 +278,7 @@ class SnapshotTaker:
                     model=self._model,
                     previous=self._pipeline.last_curve,
                     optimizer=reading,
-                    signs=self._signs(step, every),
+                    signs=self._signs(step, every)(),
                 )
                 measured = measure_snapshot(snapshot, context)
                 return measured.record, measured.detail
@@ -278,7 +290,7 @@ class SnapshotTaker:
         """The same from a copy of the weights that is made here, to be measured later."""
         try:
             snapshot, reading, every = self._read(step)
-            # gradients are those of this step now, not later; after a copy all caches are cold
+            # what the next step changes is read now; before the copy, which leaves caches cold
             signs = self._signs(step, every)
             copy = self._copy.take(snapshot)
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
@@ -289,13 +301,13 @@ class SnapshotTaker:
             optimizer=reading,
             num_threads=1,
             ranks=self._behind,
-            signs=signs,
         )
 
         def measured() -> tuple[Record, Detail]:
             try:
                 with torch.no_grad():
-                    found = measure_snapshot(copy, context)
+                    # said of samples and numbers that were read: of nothing that training changes
+                    found = measure_snapshot(copy, replace(context, signs=signs()))
                     return found.record, found.detail
             except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
                 return self._failed(step, error, context)

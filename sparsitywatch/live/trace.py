@@ -18,9 +18,10 @@ from sparsitywatch.weights.clock import (
     masters_of,
     weight_averages,
 )
+from sparsitywatch.weights.gradients import Training
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.vital import Signs, Training, VitalTracker
+from sparsitywatch.weights.vital import Signs, VitalTracker
 
 __all__ = [
     "OptimizerTrace",
@@ -292,8 +293,12 @@ class OptimizerTrace:
         """Another optimizer took a step."""
         self._others.add(optimizer)
 
-    def signs(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Signs | None:
-        """What became of every parameter since it was last asked; None if that is left out.
+    def signs(
+        self, step: int, parameters: Mapping[str, torch.Tensor]
+    ) -> Callable[[], Signs] | None:
+        """What says what became of every parameter since it was last asked; None if left out.
+
+        What must be read before the next step is read here.
 
         Args:
             step: optimizer steps done.

@@ -1,4 +1,4 @@
-"""What the gradients of some parameters are, and what their optimizer keeps of them.
+"""Who trains parameters, what the gradients of some are, and what their optimizer keeps of them.
 
 Ranks that hold parts of the parameters say together what one process would say of the whole: each
 looks at what it holds, and the values of the sampled weights are exchanged.
@@ -7,18 +7,22 @@ looks at what it holds, and the values of the sampled weights are exchanged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sparsitywatch.weights.clock import stepped_on
+from sparsitywatch.weights.clock import DecayClock, group_membership, stepped_on
 from sparsitywatch.weights.sharded import kept_for
 from sparsitywatch.weights.snapshot import Chosen, float64_of
 from sparsitywatch.weights.together import Together
 
-__all__ = ["Gradients", "Look"]
+__all__ = ["Gradients", "Look", "Training"]
 
+#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
+#: may step on some tensors only.
+_ROLES = ("frozen", "none", "unknown", "other", "master", "own")
 #: There is no tensor; all of it is zero; what was looked at is; it is not; nobody knows. Where
 #: ranks differ the last one holds: one of them may hold nothing of it.
 _NO_TENSOR, _ALL_ZERO, _ZERO_HERE, _SOME, _UNREADABLE = range(5)
@@ -31,6 +35,58 @@ _MEANS = ("exp_avg", "momentum_buffer")
 _KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
 #: Of a tensor of which this rank reads nothing.
 _NO_PART = Chosen(0, np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Who trains the parameters.
+
+    Args:
+        optimizer: the one that is watched.
+        clock: its param groups' sums of learning rate and decay.
+        masters: copies of higher precision that it steps on, by the names of the weights.
+        others: more optimizers that were seen to step.
+    """
+
+    optimizer: torch.optim.Optimizer
+    clock: DecayClock
+    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    others: Iterable[torch.optim.Optimizer] = ()
+
+    def roles(
+        self, parameters: Mapping[str, torch.Tensor], together: Together | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups.
+
+        The group is -1 where there is none. Ranks that ask together say the same.
+        """
+        own = group_membership(self.optimizer, parameters)
+        copied = group_membership(self.optimizer, self.masters)
+        elsewhere: set[str] = set()
+        for other in self.others:
+            elsewhere |= group_membership(other, parameters).keys()
+        who, groups = [], []
+        for name, parameter in parameters.items():
+            group = -1
+            if not parameter.requires_grad:
+                role = "frozen"
+            elif name in own:
+                role, group = "own", own[name]
+            elif name in copied:
+                role, group = "master", copied[name]
+            elif name in elsewhere:
+                role = "other"
+            else:
+                # an optimizer with no parameter of the model may step on copies that are not known
+                is_known = own or copied or parameter.dtype.itemsize >= 4
+                role = "none" if is_known else "unknown"
+            who.append(role)
+            groups.append(group)
+        if together is None:
+            return np.array(who), np.array(groups)
+        codes = np.array([[_ROLES.index(role) for role in who], groups])
+        highest, of_groups = together.highest(codes)
+        return np.array(_ROLES)[highest], of_groups
 
 
 class Look(NamedTuple):

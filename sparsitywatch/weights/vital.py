@@ -5,9 +5,10 @@ some of a large one. What stands still, or shrinks by one factor alone, is looke
 whether it has a gradient, and whether its updates are large enough to be stored. Of a training that
 is well next to nothing is, so that this costs next to nothing.
 
-Everything is read in the training's thread, where gradients belong to the step that was just taken.
-Ranks that hold parts of the parameters exchange what is sampled, so that each of them says what one
-process says of the whole. Facts only: ``sparsitywatch.analysis.vital`` judges them.
+What the next step may change is read in the training's thread: the samples, the optimizer, and the
+gradients of what stands still. The rest is said of that alone, behind the training. Ranks that hold
+parts of the parameters exchange what is read, so that each of them says what one process says of
+the whole. Facts only: ``sparsitywatch.analysis.vital`` judges them.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import itertools
 import math
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from sparsitywatch.records import TensorFacts
-from sparsitywatch.weights.clock import DecayClock, GroupClock, group_membership
-from sparsitywatch.weights.gradients import Gradients, Look
+from sparsitywatch.weights.clock import DecayClock
+from sparsitywatch.weights.gradients import Gradients, Look, Training
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import Chosen, float64_of, picked
 from sparsitywatch.weights.together import Together
 
-__all__ = ["Signs", "Training", "VitalTracker"]
+__all__ = ["Signs", "VitalTracker"]
 
 #: A tensor of at most so many weights is compared whole; of a larger one so many are.
 WHOLE, SOME = 4096, 512
@@ -57,55 +58,6 @@ _SEEN = 2.0
 _ENDED = 0.01
 #: Updates of these optimizers are as large as the learning rate times the weights' own size.
 _RELATIVE = ("adafactor", "lamb", "lars")
-#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
-#: may step on some tensors only.
-_ROLES = ("frozen", "none", "unknown", "other", "master", "own")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Who trains the parameters.
-
-    Args:
-        optimizer: the one that is watched.
-        clock: its param groups' sums of learning rate and decay.
-        masters: copies of higher precision that it steps on, by the names of the weights.
-        others: more optimizers that were seen to step.
-    """
-
-    optimizer: torch.optim.Optimizer
-    clock: DecayClock
-    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    others: Iterable[torch.optim.Optimizer] = ()
-
-    def roles(self, parameters: Mapping[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups.
-
-        The group is -1 where there is none.
-        """
-        own = group_membership(self.optimizer, parameters)
-        copied = group_membership(self.optimizer, self.masters)
-        elsewhere: set[str] = set()
-        for other in self.others:
-            elsewhere |= group_membership(other, parameters).keys()
-        who, groups = [], []
-        for name, parameter in parameters.items():
-            group = -1
-            if not parameter.requires_grad:
-                role = "frozen"
-            elif name in own:
-                role, group = "own", own[name]
-            elif name in copied:
-                role, group = "master", copied[name]
-            elif name in elsewhere:
-                role = "other"
-            else:
-                # an optimizer with no parameter of the model may step on copies that are not known
-                is_known = own or copied or parameter.dtype.itemsize >= 4
-                role = "none" if is_known else "unknown"
-            who.append(role)
-            groups.append(group)
-        return np.array(who), np.array(groups)
 
 
 def _nothing() -> TensorFacts:
@@ -146,10 +98,16 @@ class _Part:
     @cached_property
     def values(self) -> np.ndarray:
         """The same as numbers, float32 [N], or float64 if they are stored so."""
+        return self.numbers(slice(None))
+
+    def numbers(self, where: np.ndarray | slice) -> np.ndarray:
+        """Some of these."""
+        words = self.words[where]
         if self.dtype is torch.float32 or self.dtype is torch.float64:
-            stored: np.ndarray = self.words.view(f"f{self.dtype.itemsize}")
+            stored: np.ndarray = words.view(f"f{self.dtype.itemsize}")
             return stored
-        return float64_of(torch.from_numpy(self.words).view(self.dtype)).astype(np.float32)
+        found = float64_of(torch.from_numpy(words).view(self.dtype)).astype(np.float32)
+        return found.reshape(words.shape)
 
     @cached_property
     def nums(self) -> np.ndarray:
@@ -238,7 +196,7 @@ class VitalTracker:
         step: int,
         parameters: Mapping[str, torch.Tensor],
         training: Training | None = None,
-    ) -> Signs:
+    ) -> Callable[[], Signs]:
         """What became of every parameter since the snapshot before; remember this one.
 
         Where parameters are read together, every rank calls it.
@@ -247,39 +205,62 @@ class VitalTracker:
             step: optimizer steps done.
             parameters: every one of the model, by name, in its order; tied ones once.
             training: None if nobody knows how they are trained.
+
+        Returns:
+            What says it: once, in any thread, before the next look. It reads nothing that is the
+            training's.
         """
         if self._reason:
-            return Signs(reason=self._reason)
-        parts = sampled(_of_weights(parameters), self._together)
+            return partial(Signs, reason=self._reason)
+        weights = _of_weights(parameters)
+        parts = sampled(weights, self._together)
         if not _fit(self._start, parts):
             self._start = parts
         if not _fit(self._before, parts):
             self.forget()
-        since, marks = self._step, _marks(parts)
-        columns = _described(parts, parameters)
-        seen = _Seen.of(self._start, self._before, parts) if self._before else None
+        seen = trained = None
+        if self._before:
+            seen = _Seen(self._start, self._before, parts)
+            if training is not None:  # compared here, to know which gradients to look at
+                trained = _Trained(seen, weights, training, self._clock, self._together)
+        shapes = {name: tuple(one.shape) for name, one in weights.items()}
+        said = partial(self._said, step, self._step, parts, shapes, seen, trained)
+        self._before, self._step = parts, step
+        self._clock = DecayClock() if training is None else training.clock.copy()
+        return said
+
+    def _said(
+        self,
+        step: int,
+        since: int,
+        parts: Sequence[_Part],
+        shapes: Mapping[str, tuple[int, ...]],
+        seen: _Seen | None,
+        trained: _Trained | None,
+    ) -> Signs:
+        """What was read, put into words: arithmetic that need not hold up the training."""
+        marks, columns = _marks(parts), _described(parts, shapes)
         if seen is not None:
             columns |= self._compared(seen, marks)
         found = TensorFacts(**columns)
-        if seen is not None and training is not None:
-            found = self._told(found, seen, training, parameters)
-        if not self._before or not (marks == self._marks[-1][1]).all():
+        if seen is not None and trained is not None:
+            found = self._told(found, seen, trained)
+        if not self._marks or not (marks == self._marks[-1][1]).all():
             self._marks.append((step, marks))
-        self._before, self._step = parts, step
-        self._clock = DecayClock() if training is None else training.clock.copy()
-        return Signs(facts=_in_order(found, parts, parameters), since_step=since)
+        return Signs(facts=_in_order(found, parts, shapes), since_step=since)
 
     def _compared(self, seen: _Seen, marks: np.ndarray) -> dict[str, np.ndarray]:
         """What the snapshot before says, by field."""
         streaks = self._streaks
         if not streaks:
             for name in ("still", "shrinks", "dead", "steps", "moved"):
-                streaks[name] = np.zeros(len(seen.update), np.int64)
+                streaks[name] = np.zeros(len(marks), np.int64)
         streaks["moved"] |= ~(seen.is_still | seen.is_shrinking)
         for name, is_so in (("still", seen.is_still), ("shrinks", seen.is_shrinking)):
             streaks[name] = np.where(is_so, streaks[name] + 1, 0)
         past = np.array(self._updates).T if self._updates else np.array(())
-        self._updates.append(seen.update)
+        update = seen.update
+        self._updates.append(update)
         back_at = np.full(len(marks), -1)
         moved = ~seen.is_still & ~seen.is_zero  # reset to zero, such as one half of a LoRA
         for step, earlier in list(self._marks)[:-1]:
@@ -287,7 +268,7 @@ class VitalTracker:
         return {
             "num_still": seen.num_still,
             "num_still_since_start": seen.num_start_still,
-            "update": seen.update,
+            "update": update,
             "rms": seen.rms,
             "past_updates": past,
             "has_moved": streaks["moved"] > 0,
@@ -296,26 +277,12 @@ class VitalTracker:
             "back_at": back_at,
         }
 
-    def _told(
-        self,
-        facts: TensorFacts,
-        seen: _Seen,
-        training: Training,
-        parameters: Mapping[str, torch.Tensor],
-    ) -> TensorFacts:
+    def _told(self, facts: TensorFacts, seen: _Seen, trained: _Trained) -> TensorFacts:
         """The facts with how each tensor was trained, and what has gone wrong up to now."""
-        done = training.clock.since(self._clock)
-        groups = training.optimizer.param_groups
-        rates = [float(group.get("lr", 0.0)) for group in groups]
-        self._peaks += [0.0] * (len(rates) - len(self._peaks))
-        has_rate = False
-        for i, (rate, clock) in enumerate(zip(rates, done, strict=False)):
-            has_rate |= clock.lr > 0.0
+        self._peaks += [0.0] * (len(trained.rates) - len(self._peaks))
+        for i, (rate, clock) in enumerate(zip(trained.rates, trained.done, strict=False)):
             self._peaks[i] = max(self._peaks[i], rate, clock.lr / max(clock.steps, 1))
-        trained = _Trained(parameters, training, facts.name, self._together)
-        facts = replace(facts, **trained.columns(done, rates, self._peaks))
-        if has_rate:
-            facts = trained.told(facts, seen)
+        facts = trained.told(replace(facts, **trained.columns(self._peaks)), seen)
         is_dead = (facts.gradient == "none") | (facts.gradient == "zero")
         is_dead &= (facts.lr > 0.0) & facts.is_unmoved
         streaks = self._streaks
@@ -394,32 +361,28 @@ def _of_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     }
 
 
-def _described(parts: Sequence[_Part], parameters: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _described(
+    parts: Sequence[_Part], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """What a snapshot says by itself, by field."""
-    names: list[str] = []
-    not_finite, nums = [], []
-    for part in parts:
-        names += part.names
-        nums.append(part.nums)
-        not_finite.append(part.count(~np.isfinite(part.values)))
-    shapes = [(parameters[name].numel(), parameters[name].dim()) for name in names]
-    sizes, dims = np.array(shapes).reshape(-1, 2).T
+    names = [name for part in parts for name in part.names]
+    not_finite = [part.count(~np.isfinite(part.values)) for part in parts]
+    whole = [(math.prod(shapes[name]), len(shapes[name])) for name in names]
+    sizes, dims = np.array(whole).reshape(-1, 2).T
     return {
         "name": np.array(names, object),
         "size": sizes,
         "num_dims": dims,
-        "num": np.concatenate([*nums, np.array([], int)]),
+        "num": np.concatenate([*(part.nums for part in parts), np.array([], int)]),
         "num_not_finite": np.concatenate([*not_finite, np.array([], int)]),
     }
 
 
-def _in_order(
-    facts: TensorFacts, parts: Sequence[_Part], parameters: Mapping[str, torch.Tensor]
-) -> TensorFacts:
+def _in_order(facts: TensorFacts, parts: Sequence[_Part], names: Iterable[str]) -> TensorFacts:
     """The facts in the order of the model; they came by dtype."""
     if len(parts) < 2:
         return facts
-    places = {name: i for i, name in enumerate(parameters)}
+    places = {name: i for i, name in enumerate(names)}
     order = np.argsort([places[name] for name in facts.name])
     return replace(facts, **{name: column[order] for name, column in vars(facts).items()})
 
@@ -448,62 +411,70 @@ def _marks(parts: Sequence[_Part]) -> np.ndarray:
 # ------------------------------------------------------------------ two snapshots
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Seen:
-    """Two samples of the same weights, compared; arrays are [T], by tensor.
+    """Two samples of the same weights, and that of the start; what is compared is, when asked.
+
+    Arrays are [T], by tensor.
 
     Args:
-        parts: before and now, by dtype.
-        num_still, num_start_still: weights whose bits are those of before, and of the start.
-        update, rms: of the change, and of the weights before.
-        is_still: whether no bit has changed.
-        is_shrinking: whether all weights were multiplied by one factor below 1.
-        is_zero: whether all weights are 0 now.
+        start, before, now: by dtype.
     """
 
-    parts: Sequence[tuple[_Part, _Part]]
-    num_still: np.ndarray
-    num_start_still: np.ndarray
-    update: np.ndarray
-    rms: np.ndarray
-    is_still: np.ndarray
-    is_shrinking: np.ndarray
-    is_zero: np.ndarray
+    start: Sequence[_Part]
+    before: Sequence[_Part]
+    now: Sequence[_Part]
 
-    @classmethod
-    @np.errstate(all="ignore")  # what is not finite is told beside
-    def of(cls, start: Sequence[_Part], before: Sequence[_Part], now: Sequence[_Part]) -> _Seen:
-        """What has changed."""
-        columns: list[tuple[np.ndarray, ...]] = []
-        for first, old, new in zip(start, before, now, strict=True):
-            num_still = new.count(old.words == new.words)
-            change = new.values - old.values
-            columns.append(
-                (
-                    num_still,
-                    new.count(first.words == new.words),
-                    new.root_mean_square(np.square(change, out=change)),
-                    new.root_mean_square(np.square(old.values)),
-                    num_still == new.nums,
-                    _is_shrinking(old, new),
-                    new.num_zero == new.nums,
-                )
-            )
-        joined = list(map(np.concatenate, zip(*columns, strict=True)))
-        return cls(
-            parts=list(zip(before, now, strict=True)),
-            num_still=joined[0],
-            num_start_still=joined[1],
-            update=joined[2].astype(float),
-            rms=joined[3].astype(float),
-            is_still=joined[4],
-            is_shrinking=joined[5],
-            is_zero=joined[6],
-        )
+    @cached_property
+    def names(self) -> np.ndarray:
+        """Of the tensors; Python's strings."""
+        return np.array([name for part in self.now for name in part.names], object)
+
+    @cached_property
+    def num(self) -> np.ndarray:
+        """How many weights each has in the sample."""
+        return np.concatenate([part.nums for part in self.now])
+
+    @cached_property
+    def num_still(self) -> np.ndarray:
+        """Of how many the bits are those of before."""
+        return _joined(_num_alike, self.before, self.now)
+
+    @cached_property
+    def num_start_still(self) -> np.ndarray:
+        """Of how many they are those of the start."""
+        return _joined(_num_alike, self.start, self.now)
+
+    @property
+    def is_still(self) -> np.ndarray:
+        """Whether no bit has changed."""
+        still: np.ndarray = self.num_still == self.num
+        return still
+
+    @cached_property
+    def is_shrinking(self) -> np.ndarray:
+        """Whether all weights were multiplied by one factor below 1."""
+        return _joined(_is_shrinking, self.before, self.now)
+
+    @property
+    def is_zero(self) -> np.ndarray:
+        """Whether all weights are 0 now."""
+        zero: np.ndarray = np.concatenate([part.num_zero for part in self.now]) == self.num
+        return zero
+
+    @property
+    def update(self) -> np.ndarray:
+        """Root mean square of the change."""
+        return _joined(_update, self.before, self.now).astype(float)
+
+    @property
+    def rms(self) -> np.ndarray:
+        """Root mean square of the weights before."""
+        return _joined(_size, self.before, self.now).astype(float)
 
     def weights_of(self, index: int) -> tuple[torch.dtype, np.ndarray, np.ndarray]:
         """Dtype, values before and whether each of them stands still, for one tensor."""
-        for before, now in self.parts:
+        for before, now in zip(self.before, self.now, strict=True):
             if index < len(now.names):
                 where = now.slice_of(index)
                 is_still = before.words[where] == now.words[where]
@@ -512,15 +483,35 @@ class _Seen:
         raise LookupError(index)
 
 
+@np.errstate(all="ignore")  # what is not finite is told beside
+def _joined(
+    compare: Callable[[_Part, _Part], np.ndarray], before: Sequence[_Part], now: Sequence[_Part]
+) -> np.ndarray:
+    return np.concatenate(list(map(compare, before, now)))
+
+
+def _num_alike(old: _Part, new: _Part) -> np.ndarray:
+    return new.count(old.words == new.words)
+
+
+def _update(old: _Part, new: _Part) -> np.ndarray:
+    change = new.values - old.values
+    return new.root_mean_square(np.square(change, out=change))
+
+
+def _size(old: _Part, new: _Part) -> np.ndarray:
+    return new.root_mean_square(np.square(old.values))
+
+
 def _is_shrinking(old: _Part, new: _Part) -> np.ndarray:
-    """Of each tensor whether its weights were all multiplied by one factor below 1."""
     # its first weights tell of most that they were not; of the others all are asked
     firsts = new.starts[:, None] + np.minimum(np.arange(_FEW), new.nums[:, None] - 1)
-    found: np.ndarray = _have_one_factor(old.values[firsts], new.values[firsts], new.dtype) != 0
-    found &= old.nums - old.num_zero >= _FEW
+    found: np.ndarray = _have_one_factor(old.numbers(firsts), new.numbers(firsts), new.dtype) != 0
     for index in np.flatnonzero(found).tolist():
         where = new.slice_of(index)
-        found[index] = _have_one_factor(old.values[where], new.values[where], new.dtype) > 0
+        was, is_now = old.numbers(where), new.numbers(where)
+        is_enough = np.count_nonzero(was) >= _FEW
+        found[index] = is_enough and _have_one_factor(was, is_now, new.dtype) > 0
     return found
 
 
@@ -545,41 +536,72 @@ def _have_one_factor(was: np.ndarray, is_now: np.ndarray, dtype: torch.dtype) ->
 class _Trained:
     """What the optimizer did in one interval, and what the gradients say of what stands still.
 
+    All that is the training's is read when it is made. What is asked later is told from that.
+
     Args:
-        parameters: every one of the model.
+        seen: what became of the weights.
+        parameters: those that were compared.
         training: who trains them.
-        names: of those that were compared.
+        since: the clock at the snapshot before.
         together: with which other ranks.
     """
 
     def __init__(
         self,
+        seen: _Seen,
         parameters: Mapping[str, torch.Tensor],
         training: Training,
-        names: np.ndarray,
+        since: DecayClock,
         together: Together | None,
     ) -> None:
-        self._parameters, self._training = parameters, training
-        self._gradients = Gradients(parameters, training.optimizer, together)
-        self._who, self._groups = training.roles({name: parameters[name] for name in names})
-        if together is not None:
-            codes = np.array([_ROLES.index(who) for who in self._who])
-            codes, self._groups = together.highest(np.stack([codes, self._groups]))
-            self._who = np.array(_ROLES)[codes]
+        groups = training.optimizer.param_groups
+        self.done = training.clock.since(since)
+        self.rates = [float(group.get("lr", 0.0)) for group in groups]
         self._kind = type(training.optimizer).__name__.lower()
         self._is_sgd = self._kind.startswith("sgd")
+        self._momenta = [float(g.get("momentum", 0.0)) for g in groups] if self._is_sgd else []
+        named = {name: parameters[name] for name in seen.names}
+        self._who, self._groups = training.roles(named, together)
+        self._odd: list[int] = []
+        self._looks: dict[str, Look] = {}
+        self._recalled: list[str] = []
+        if any(clock.lr > 0.0 for clock, _ in zip(self.done, groups, strict=False)):
+            self._look(seen, parameters, Gradients(parameters, training.optimizer, together))
 
-    def columns(
-        self, done: Sequence[GroupClock], rates: Sequence[float], peaks: Sequence[float]
-    ) -> dict[str, np.ndarray]:
+    def _look(
+        self, seen: _Seen, parameters: Mapping[str, torch.Tensor], gradients: Gradients
+    ) -> None:
+        """Read the gradients of what needs a look at them.
+
+        Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
+        than some zeros and some that came back.
+        """
+        by_chance = np.maximum(_FEW, seen.num // 64)
+        is_unmoved = seen.is_still | seen.is_shrinking
+        is_odd = is_unmoved | (seen.num_still > by_chance)
+        is_odd &= np.isin(self._who, ("own", "master", "none"))
+        self._odd = np.flatnonzero(is_odd).tolist()
+        if not self._odd:
+            return
+        # tensors that move say what a gradient is like
+        moving = seen.names[np.isin(self._who, ("own", "master")) & ~is_unmoved]
+        self._usual = list(moving[:: max(len(moving) // _NUM_REFERENCE, 1)])
+        unmoved = dict(zip(seen.names[self._odd], is_unmoved[self._odd], strict=True))
+        unmoved = dict.fromkeys(self._usual, False) | unmoved
+        chosen = {name: _chosen(name, parameters[name].numel()) for name in unmoved}
+        self._looks = gradients.looks(chosen, unmoved)
+        if not any(look.said == "some" for look in self._looks.values()):
+            # all were set to none or zero, perhaps, before
+            self._recalled = gradients.recalled(seen.names[self._odd])
+
+    def columns(self, peaks: Sequence[float]) -> dict[str, np.ndarray]:
         """Who trains each tensor, and how, by field.
 
         Args:
-            done: what was done to each param group since the snapshot before.
-            rates, peaks: learning rates as they stand, and the highest that were seen.
+            peaks: the highest learning rate of each param group that was seen.
         """
         groups = []
-        for clock, rate, peak in zip(done, rates, peaks, strict=False):
+        for clock, rate, peak in zip(self.done, self.rates, peaks, strict=False):
             mean = clock.lr / max(clock.steps, 1)
             share = rate / peak if peak > 0.0 else 0.0
             rise = rate / mean if mean > 0.0 else 1.0
@@ -598,28 +620,17 @@ class _Trained:
         }
 
     def told(self, facts: TensorFacts, seen: _Seen) -> TensorFacts:
-        """The facts with the gradients of what needs a look at them.
-
-        Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
-        than some zeros and some that came back.
-        """
-        by_chance = np.maximum(_FEW, facts.num // 64)
-        is_odd = facts.is_unmoved | (facts.num_still > by_chance)
-        is_odd &= np.isin(facts.trained_by, ("own", "master", "none"))
-        if not is_odd.any():
+        """The facts with what the gradients say."""
+        if not self._odd:
             return facts
-        odd, usual = np.flatnonzero(is_odd).tolist(), self._usual(facts)
-        unmoved = dict(zip(facts.name[odd], facts.is_unmoved[odd], strict=True))
-        unmoved = dict.fromkeys(usual, False) | unmoved
-        chosen = {name: _chosen(name, self._parameters[name].numel()) for name in unmoved}
-        looks = self._gradients.looks(chosen, unmoved)
-        sizes = [_rms(looks[name].values) for name in usual if looks[name].said == "some"]
+        looks = self._looks
+        sizes = [_rms(looks[name].values) for name in self._usual if looks[name].said == "some"]
         reference = float(np.median(sizes)) if sizes else math.nan
-        found = {i: self._looked_into(facts, i, seen, looks[facts.name[i]], reference) for i in odd}
-        if not any(look.said == "some" for look in looks.values()):
-            # all were set to none or zero, perhaps, before
-            for i, recalled in zip(odd, self._gradients.recalled(facts.name[odd]), strict=True):
-                found[i]["gradient"] = recalled
+        found = {
+            i: self._looked_into(facts, i, seen, looks[facts.name[i]], reference) for i in self._odd
+        }
+        for i, recalled in zip(self._odd, self._recalled, strict=False):  # none, or of each
+            found[i]["gradient"] = recalled
         columns = {}
         for field_name in sorted({name for one in found.values() for name in one}):
             column = getattr(facts, field_name).copy()
@@ -629,12 +640,6 @@ class _Trained:
                 column[i] = one.get(field_name, column[i])
             columns[field_name] = column
         return replace(facts, **columns)
-
-    def _usual(self, facts: TensorFacts) -> list[str]:
-        """Tensors that move, whose gradients say what one is like."""
-        is_moving = np.isin(facts.trained_by, ("own", "master")) & ~facts.is_unmoved
-        moving = facts.name[is_moving]
-        return list(moving[:: max(len(moving) // _NUM_REFERENCE, 1)])
 
     def _looked_into(
         self, facts: TensorFacts, index: int, seen: _Seen, look: Look, reference: float
@@ -674,8 +679,7 @@ class _Trained:
         """About the size of one step of each weight, before it is rounded."""
         lr = facts.lr[index]
         if self._is_sgd:
-            group = self._training.optimizer.param_groups[max(self._groups[index], 0)]
-            momentum = float(group.get("momentum", 0.0))
+            momentum = self._momenta[max(self._groups[index], 0)]
             found: np.ndarray = lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
             return found
         is_relative = any(name in self._kind for name in _RELATIVE)

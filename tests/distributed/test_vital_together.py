@@ -15,9 +15,10 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ScopeError
 from sparsitywatch.weights.clock import DecayClock
+from sparsitywatch.weights.gradients import Training
 from sparsitywatch.weights.shards import Piece, Shards
 from sparsitywatch.weights.together import Together
-from sparsitywatch.weights.vital import SOME, Training, VitalTracker
+from sparsitywatch.weights.vital import SOME, VitalTracker
 
 STEPS = 4
 LARGE = (41, 110)  # more weights than are compared
@@ -89,7 +90,7 @@ def facts_of(
             if number % 2 and gradient is not None:
                 optimizer.state[owners[name]] = {"exp_avg": own(name, gradient)}
         clock.advance(optimizer)
-        signs = tracker.look(number, parameters, Training(optimizer=optimizer, clock=clock))
+        signs = tracker.look(number, parameters, Training(optimizer=optimizer, clock=clock))()
         found.append(repr(rows(signs.facts)))  # NaN equals NaN
     return found, repr(tracker.state_dict())
 
@@ -150,7 +151,7 @@ def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_the
         tracker = VitalTracker(Together(Shards(pieces, ranks.rank), ranks))
         for step in range(2):
             training.clock.advance(optimizer)
-            signs = tracker.look(step, parameters, training)
+            signs = tracker.look(step, parameters, training)()
         return signs.facts.trained_by.tolist()
 
     assert on_ranks(2, act) == [["own", "own"]] * 2

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.weights.clock import DecayClock
-from sparsitywatch.weights.vital import SOME, WHOLE, Training, VitalTracker
+from sparsitywatch.weights.gradients import Training
+from sparsitywatch.weights.vital import SOME, WHOLE, VitalTracker
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -24,7 +25,7 @@ def looked(*snapshots: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The facts of the last of some snapshots, by name."""
     tracker = VitalTracker()
     for step, tensors in enumerate(snapshots):
-        signs = tracker.look(step, tensors)
+        signs = tracker.look(step, tensors)()
     return rows(signs.facts)
 
 
@@ -176,7 +177,7 @@ class Trained:
 
     def look(self, step: int) -> dict[str, Any]:
         training = Training(optimizer=self.optimizer, clock=self.clock, others=[self.other])
-        facts = self.tracker.look(step, self.parameters, training).facts
+        facts = self.tracker.look(step, self.parameters, training)().facts
         return rows(facts)
 
 
@@ -243,11 +244,11 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
     optimizer = torch.optim.AdamW([weight], lr=1e-4, weight_decay=0.0)
     tracker, clock = VitalTracker(), DecayClock()
     for step in range(2):
-        found = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+        found = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
         weight.grad = torch.randn(64).bfloat16()
         optimizer.step()
         clock.advance(optimizer)
-    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
     (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
     # bfloat16 numbers are 2**-7 apart from 1 on; in each of two intervals
@@ -260,7 +261,9 @@ def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> Non
     optimizer = torch.optim.SGD([weight], lr=0.02)
     tracker, clock, found = VitalTracker(), DecayClock(), []
     for step in range(5):
-        facts = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock)).facts
+        facts = tracker.look(
+            step, {"w": weight}, Training(optimizer=optimizer, clock=clock)
+        )().facts
         found.append((facts.num_lossy_expected.sum(), facts.num_lossy_moved.sum()))
         weight.grad = torch.full((16,), 0.02 if step < 3 else 2.0).bfloat16()
         with torch.no_grad():
@@ -280,10 +283,41 @@ def test_steps_that_end_with_the_gradient_are_not_lost(sizes: tuple, num_lossy: 
     optimizer = torch.optim.SGD([weight], lr=0.1)
     tracker, clock = VitalTracker(), DecayClock()
     for step, size in enumerate(sizes):
-        tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+        tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
         weight.grad = torch.full((64,), size)
         optimizer.step()
         clock.advance(optimizer)
-    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))
+    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
     (one,) = rows(found.facts).values()
     assert (one.num_still, one.num_lossy) == (64, num_lossy)
+
+
+def test_what_is_said_behind_the_training_is_of_the_step_that_was_read() -> None:
+    def said(*, is_late: bool) -> Any:
+        still, moving = (nn.Parameter(torch.ones(64).bfloat16()) for _ in range(2))
+        optimizer = torch.optim.SGD([still, moving], lr=1e-2, momentum=0.5)
+        tracker, clock = VitalTracker(), DecayClock()
+        training = Training(optimizer=optimizer, clock=clock)
+        parameters = {"still": still, "moving": moving}
+        for step in range(3):
+            still.grad, moving.grad = (torch.full((64,), size).bfloat16() for size in (1e-2, 1.0))
+            optimizer.step()
+            clock.advance(optimizer)
+            last = tracker.look(step, parameters, training)
+            if step < 2:
+                last()
+        if is_late:  # training goes on meanwhile, in the same memory
+            for tensor in (still.data, moving.data, still.grad, moving.grad):
+                tensor.fill_(7.0)
+            optimizer.param_groups[0].update(lr=9.0, momentum=0.0)
+            optimizer.step()
+            clock.advance(optimizer)
+            still.requires_grad_(False)
+            optimizer.zero_grad()
+        return last().facts
+
+    now, late = (vars(said(is_late=is_late)) for is_late in (False, True))
+    assert now["num_lossy"].tolist() == [64, 0]
+    assert now["gradient"][0] == "some"
+    for name, column in now.items():
+        np.testing.assert_array_equal(late[name], column, err_msg=name)
