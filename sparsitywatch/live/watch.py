@@ -49,7 +49,13 @@ from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import flat_parameters, reshard, settle_root, why_not_whole
+from sparsitywatch.weights.sharded import (
+    flat_parameters,
+    modules_of,
+    reshard,
+    settle_root,
+    why_not_whole,
+)
 from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -202,7 +208,7 @@ def _context(
         for pattern in (settings.pattern, *settings.controls) if proxy is not None else ():
             _check_pattern(pattern, shards)
         if proxy is not None:
-            if flat_parameters(model):
+            if flat_parameters(modules_of(model)):
                 raise ProxyError(
                     "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
                     "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "

@@ -22,7 +22,7 @@ from sparsitywatch.pruning.sweep import Allowed, Bisection, Grid, Sweep, points_
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import local_of, reshard, why_not_whole
+from sparsitywatch.weights.sharded import local_of, modules_of, reshard, why_not_whole
 from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -75,12 +75,12 @@ class MaskedModel:
         Raises:
             ScopeError: as of ``parameters``.
         """
-        shards = self._shards
-        if why := why_not_whole(self.module, together=shards is not None):
+        shards, modules = self._shards, modules_of(self.module)
+        if why := why_not_whole(self.module, together=shards is not None, modules=modules):
             raise ScopeError(f"Expected a model that this process holds all of, but {why}")
         if shards is not None:
             reshard(self.module.modules())
-        parameters, every = self._scope.lookup(self.module)
+        parameters, every = self._scope.lookup(self.module, modules)
         if shards is not None:
             shards.check(parameters)
         return parameters, every

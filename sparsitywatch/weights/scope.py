@@ -15,7 +15,7 @@ from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
-from sparsitywatch.weights.sharded import flat_parameters, is_sharded
+from sparsitywatch.weights.sharded import Modules, flat_parameters, is_sharded, modules_of
 
 __all__ = ["PRESETS", "Scope", "ScopeLike", "named_parameters"]
 
@@ -186,16 +186,22 @@ class Scope:
         """
         return self.lookup(model)[0]
 
-    def lookup(self, model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    def lookup(
+        self, model: nn.Module, modules: Modules | None = None
+    ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The in-scope parameters of ``model`` as they are now, by name; and every one.
 
         Tied ones come once, in the model's order. One out of scope that was added since, or is
         gone, or has another shape, is left out.
 
+        Args:
+            model: whose parameters are asked for.
+            modules: of it, where they are known.
+
         Raises:
             ScopeError: a parameter that was in scope is gone or has another shape.
         """
-        found = dict(named_parameters(model))
+        found = dict(named_parameters(model, modules))
         chosen, every = {}, {}
         for entry in self.ledger:
             parameter = found.get(entry.name)
@@ -212,10 +218,12 @@ class Scope:
         return chosen, every
 
 
-def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def named_parameters(
+    model: nn.Module, modules: Modules | None = None
+) -> list[tuple[str, nn.Parameter]]:
     """The parameters by the names that their user wrote, tied ones by each; with whole shapes."""
     named = [*model.named_parameters(remove_duplicate=False)]
-    if flat := flat_parameters(model):
+    if flat := flat_parameters(modules or modules_of(model)):
         whole = dict(flat)
         parts = (".flat_param", "._flat_param")
         others = [(n, p) for n, p in named if n not in whole and not f".{n}".endswith(parts)]

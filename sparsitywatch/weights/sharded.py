@@ -11,7 +11,7 @@ parameter in as many parts as there are ranks. Only counts are taken of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,15 +24,26 @@ from sparsitywatch.shown import shown_name
 __all__ = [
     "FlatShard",
     "ForwardOrder",
+    "Modules",
     "flat_parameters",
     "fsdp_modules",
     "is_sharded",
     "kept_for",
     "local_of",
+    "modules_of",
     "reshard",
     "settle_root",
     "why_not_whole",
 ]
+
+
+#: Those of a model by their paths, a shared one by each.
+Modules = Sequence[tuple[str, nn.Module]]
+
+
+def modules_of(model: nn.Module) -> Modules:
+    """Every module; who asks several things of them walks through the model once."""
+    return [*model.named_modules(remove_duplicate=False)]
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -84,7 +95,9 @@ _SHARDING_CLASSES = {
 }
 
 
-def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
+def why_not_whole(
+    model: nn.Module, *, together: bool = False, modules: Modules | None = None
+) -> str:
     """Why the weights of a model cannot be watched, and what to do; empty if they can.
 
     Anywhere in the model, in scope or not: what is gathered in the middle of a forward hangs
@@ -92,8 +105,9 @@ def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
 
     Args:
         together: whether all ranks watch. Then what torch has sharded is all there.
+        modules: of ``model``, where they are known.
     """
-    for name, what, is_known in _parts(model):
+    for name, what, is_known in _parts(modules or model.named_modules()):
         if together and is_known:
             continue
         return (
@@ -104,19 +118,19 @@ def why_not_whole(model: nn.Module, *, together: bool = False) -> str:
     return ""
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, str, bool]]:
+def _parts(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, bool]]:
     """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
-    for name, module in model.named_modules():
+    for name, module in modules:
         where, held = f"module {name!r}" if name else "the model", vars(module)
         for what, is_known in _sharding_classes(type(module)):  # type: ignore[arg-type]
             yield where, what, is_known
         num_parts = held.get("_tp_size")  # transformers, tp_plan=
         if (num_parts or 1) > 1:
             yield where, f"split over {num_parts} processes (tensor parallel)", False
-        for key in held:
-            # Megatron's and FairScale's layers: output_size_per_partition beside output_size
-            if not key.endswith("_per_partition"):
-                continue
+        # Megatron's and FairScale's layers: output_size_per_partition beside output_size. All
+        # names are asked at once, since one by one they are the most of this at every snapshot
+        parted = [*held] if "_per_partition" in " ".join(held) else []
+        for key in parted:
             part = held[key]
             whole = held.get(key.removesuffix("_per_partition"), part)
             if isinstance(whole, int) and whole != part:
@@ -330,16 +344,20 @@ class FlatShard:
         return flat[self.offset : self.offset + self.num] if self.owner is self.flat else flat
 
 
-def flat_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def flat_parameters(modules: Modules) -> list[tuple[str, nn.Parameter]]:
     """The parameters of FSDP1's modules by name, whole shapes without data; tied ones are one.
 
     Each has its ``FlatShard`` as the attribute ``flat_shard``.
     """
-    held: list[Any] = [getattr(vars(m).get("_handle"), "flat_param", None) for m in model.modules()]
-    flats = [flat for flat in held if hasattr(flat, "_shard_param_infos")]
+    held: dict[int, Any] = {
+        id(module): handle.flat_param
+        for _, module in modules
+        if (handle := vars(module).get("_handle")) is not None and hasattr(handle, "flat_param")
+    }
+    flats = [flat for flat in held.values() if hasattr(flat, "_shard_param_infos")]
     if not flats:
         return []
-    paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+    paths = {id(module): path for path, module in modules}
     found = []
     for flat in flats:
         made = {}
