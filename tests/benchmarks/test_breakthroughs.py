@@ -52,10 +52,13 @@ def test_a_watch_with_a_proxy_leaves_the_training_as_it_was_without(run: Any) ->
     """The oracle: the same training as it was recorded under a watch of its weights alone."""
     plain = PLAIN[run["name"]]
     assert run["run"] == plain["run"]
-    assert run["label"]["breakthrough"] == plain["label"]["breakthrough"]
-    number = len(run["steps"])
-    # processors round differently, which SGD at a large rate makes the most of
-    assert run["series"]["loss"] == pytest.approx(plain["series"]["loss"][:number], rel=1e-2)
+    # processors round differently: losses drift apart, by 0.2 % in the first 16 looks, and so a
+    # training may leave its plateau some looks earlier or later
+    losses = [recorded["series"]["loss"][:16] for recorded in (run, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+    left, left_plain = (recorded["label"]["breakthrough"] for recorded in (run, plain))
+    assert (left is None) == (left_plain is None)
+    assert left is None or abs(left - left_plain) <= 100
 
 
 def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
