@@ -68,9 +68,9 @@ class Detector(Protocol):
 
 _DIRECTIONS = ("up", "down", "both")
 #: Smallest scores at one false alarm per 1000 snapshots, from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.5, 3.0, 1.5
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.4, 3.0, 1.5
 #: What each factor of ten less adds to them, for jumps and for growth.
-_RARER_JUMP, _RARER_GROWTH = 0.7, 0.5
+_RARER_JUMP, _RARER_GROWTH = 0.8, 0.5
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 _ABRUPT_KEYS = (
