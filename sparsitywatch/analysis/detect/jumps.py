@@ -323,8 +323,6 @@ _PAST = 40
 _OF_WIDTH = 0.2
 #: Definition: of a normal variable, median and 94 percent quantile of its magnitude.
 _MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
-#: Each of the last two snapshots is so many noises away.
-_NOISES = 1.5
 #: The third largest error bears out this part of the change.
 _THIRD = 0.3
 #: One forecast error speaks against a model for at most this many nats.
@@ -335,8 +333,6 @@ _PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
 _DIGITS = 3
 #: Bound: past scores are kept in tenths: of them only the spread is needed.
 _TENTHS = 10.0
-#: Bound: larger ones are as good as this one.
-_LARGEST_SCORE = 99.9
 _EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
@@ -385,7 +381,7 @@ class Jumps:
             size, sd = (float(weights[index] @ v[:, index]) for v in (seen.effect, seen.sd))
             sign = math.copysign(1.0, score)
             errors = sign * (weights[index] @ seen.errors[:, index])[-split:]
-            if _is_borne_out(errors, sign * size, sd, min_effect):
+            if _is_borne_out(errors, sign * size, min_effect):
                 direction = "up" if score > 0.0 else "down"
                 found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
         return found
@@ -439,8 +435,8 @@ class Jumps:
         beliefs = (beliefs - beliefs.max()).round(_DIGITS)
         self._beliefs = np.concatenate([self._beliefs, beliefs[None]])[-SPLITS[-1] - 1 :]
         if np.isfinite(seen.score).all():
-            kept = _TENTHS * np.clip(seen.score, -_LARGEST_SCORE, _LARGEST_SCORE)
-            scores = [self._scores, kept.round().astype(np.int64)[None]]
+            kept = (_TENTHS * seen.score).round().astype(np.int64)
+            scores = [self._scores, kept[None]]
             self._scores = np.concatenate(scores)[-_PAST - SPLITS[-1] :]
 
 
@@ -450,9 +446,9 @@ def _of_each_model(kept: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([kept, last], axis=1)
 
 
-def _is_borne_out(errors: Array, size: float, sd: float, min_effect: float) -> bool:
+def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
     """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
-    least = max(BORNE_OUT * min(size, float(errors.mean())), _NOISES * sd)
+    least = BORNE_OUT * min(size, float(errors.mean()))
     third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
     return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
 
