@@ -104,7 +104,9 @@ _ABOUT_RATE = (
 )
 _ABOUT_ONSETS = (
     "How often the 90 % interval of the onset, in the event of ours that caught the change, holds "
-    "the true one."
+    "the true one: the change began after a snapshot of the interval, and no later than at the one "
+    "after its end. An interval is of whole snapshots, so that where one or two do, as on easy "
+    "series, it can hold nearly all."
 )
 _ABOUT_KINDS = (
     "*Made up*: all stable series of the suites. *-like*: series in which nothing happens "
@@ -112,8 +114,9 @@ _ABOUT_KINDS = (
     "fewer than five are to be expected."
 )
 _ABOUT_BARE = (
-    "Ours from the first snapshot on, without the learning rate: nothing told, as in a replay that "
-    "knows no schedule, and the decay clock alone, the most that an estimate of it can tell."
+    "Ours from the first snapshot on, without the learning rate. *Estimated clock*: as a replay "
+    "that knows no schedule, from how much weights without gradient shrink between two snapshots. "
+    "*Decay clock*: the most that such an estimate can tell."
 )
 _ABOUT_PROXY = (
     "Small BERTs under a watch with a proxy (recorded/proxy/): the step at which essential "
@@ -131,6 +134,7 @@ _FIRST_OF_KINDS, _OF_KINDS = 2000, {0.1: 300, 1.0: 75, 3.0: 75}
 #: What is told of the context of recorded runs.
 _TOLD: dict[tuple[str, ...], str] = {
     (): "ours, nothing told",
+    ("estimated_advance",): "ours, the estimated clock alone",
     ("decay_clock",): "ours, the decay clock alone",
 }
 

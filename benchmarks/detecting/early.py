@@ -98,6 +98,7 @@ def _first_alarm(make: Callable[[float], Online], run: Mapping[str, Any], every:
     )
     at = np.searchsorted(run["steps"], seen["steps"])
     context = {key: np.array(run["series"][told], float)[at] for key, told in _CONTEXT.items()}
+    context["dormant_by_chance"] = np.array(seen["motion/dormant_by_chance"], float)
     update = make(_MIN_EFFECT)
     for i, step in enumerate(seen["steps"]):
         value = seen["motion/dormant"][i]

@@ -125,6 +125,7 @@ def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]
     for name, run in (load() if runs is None else runs).items():
         steps, label = np.array(run["steps"]), run["label"]
         series = {key: np.array(x, np.float64) for key, x in run["series"].items()}
+        advances = {e: np.array(run["estimated_advance"][str(e)], np.float64) for e in EVERY}
         for rule in RULES:
             values = series[f"near_zero/{rule}"]
             truth = truth_of(steps, values)
@@ -133,6 +134,8 @@ def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]
                 for phase in range(apart):
                     seen = slice(phase, None, apart)
                     context = {key: series[told][seen] for key, told in _CONTEXT.items()}
+                    # as a replay without a schedule estimates it; a decay clock is believed first
+                    context["estimated_advance"] = advances[every][seen]
                     yield Case(
                         name, run["split"], label["kind"], label["known_step"], rule, every, phase,
                         steps[seen], values[seen], context, truth,

@@ -38,8 +38,10 @@ class Outcome:
         delay: snapshots from when it is due to the alarm that caught it; None: not caught.
         num_false: false alarms.
         num_quiet: snapshots at which an alarm would be false.
-        outside: snapshots by which the true onset lies outside the interval that the alarm which
-            caught it gives for it; None: not caught, or no interval.
+        outside: snapshots by which the true onset, the first one that is changed, lies outside the
+            interval that the alarm which caught it gives: from its lower end, after which the
+            change may have begun, to the snapshot after its upper end. None: not caught, or no
+            interval.
     """
 
     family: str
@@ -95,7 +97,8 @@ def judge(series: Series, alarms: Iterable[int], tolerance: int | None = None) -
 def _outside(series: Series, event: Event) -> int:
     assert series.onset is not None
     low = int(np.searchsorted(series.steps, event.onset_low))
-    high = int(np.searchsorted(series.steps, event.onset_high, side="right")) - 1
+    # what begins after one snapshot has begun at the next
+    high = int(np.searchsorted(series.steps, event.onset_high, side="right"))
     return max(low - series.onset, series.onset - high, 0)
 
 
@@ -135,10 +138,10 @@ class Score:
         delays = [o.delay for o in self.outcomes if o.delay is not None]
         return float(np.percentile(delays, percentile)) if delays else math.nan
 
-    def held(self, to: int) -> tuple[int, int]:
-        """How many onset intervals hold the onset to so many snapshots, and how many there are."""
+    def held(self) -> tuple[int, int]:
+        """How many onset intervals hold the onset, and how many there are."""
         outside = [o.outside for o in self.outcomes if o.outside is not None]
-        return sum(x <= to for x in outside), len(outside)
+        return outside.count(0), len(outside)
 
     @cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -85,13 +85,12 @@ def family_rows(results: Results) -> list[str]:
 
 def onset_rows(results: Results) -> list[str]:
     """How often the onset interval of ours holds the true onset of what was caught."""
-    head = ["suite", "caught", "interval holds the onset", "to a snapshot"]
+    head = ["suite", "caught", "interval holds the onset"]
     rows = []
     for suite in SUITES:
         found = results.merged(OURS, suite)
-        (exactly, number), (nearly, _) = found.held(0), found.held(1)
-        shares = (f"{x} ({x / number:.0%})" if number else "-" for x in (exactly, nearly))
-        rows.append([suite, str(number), *shares])
+        held, number = found.held()
+        rows.append([suite, str(number), f"{held} ({held / number:.1%})" if number else "-"])
     return table(head, rows)
 
 

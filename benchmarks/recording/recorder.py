@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -11,21 +12,31 @@ from typing import Any
 import torch
 import transformers
 from pretrain_bert import lr_factor
+from torch import nn
 
 import sparsitywatch as sw
 from recording.catalog import Interference, RunSpec
 from recording.labels import label_of, split_of
 from recording.tasks import Task, build
 from sparsitywatch.records import Record
+from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 
-__all__ = ["EVERY", "SERIES", "Training", "label", "record", "rounded", "versions", "write"]
+__all__ = [
+    "APART", "DORMANT", "EVERY", "SERIES", "Training", "label", "record", "rounded", "versions",
+    "write",
+]  # fmt: skip
 
 #: Steps between two looks, and between those of the watches that see dormant weights from
 #: further apart: the one series that cannot be thinned out afterwards.
 EVERY, COARSER = 25, (50, 100, 200)
+#: In looks, every distance that a series is seen at: how far the decay clock advanced, as a replay
+#: estimates it, depends on it, too.
+APART = (1, *(every // EVERY for every in COARSER))
 _RULES = ("initial_0.1", "rms_0.1", "abs_0.001")
-SERIES = (*(f"near_zero/{rule}" for rule in _RULES), "motion/dormant", "motion/decay_clock")
+#: What is dormant, and how much of it by chance; both depend on the look before.
+DORMANT = ("motion/dormant", "motion/dormant_by_chance")
+SERIES = (*(f"near_zero/{rule}" for rule in _RULES), *DORMANT, "motion/decay_clock")
 
 Series = dict[str, list[float | None]]
 
@@ -100,6 +111,25 @@ class Training:
             p.mul_(kept)
 
 
+class _Estimated:
+    """How far the decay clock advanced since earlier looks, as a replay without schedule tells."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._scope, self._model = Scope.of(model, "blocks"), model
+        self._trackers = {apart: [MotionTracker(None) for _ in range(apart)] for apart in APART}
+        self.advances: dict[str, list[float | None]] = {str(EVERY * apart): [] for apart in APART}
+
+    def look(self, step: int) -> None:
+        """Estimate it since the look before, and since the 2nd, 4th and 8th before."""
+        parameters = dict(self._model.named_parameters())
+        sample = {
+            name: parameters[name].detach().flatten().clone() for name, _ in self._scope.sizes
+        }
+        for apart, trackers in self._trackers.items():
+            moved = trackers[step // EVERY % apart].compare(step, sample)
+            self.advances[str(EVERY * apart)].append(rounded(moved.dormant.estimated_advance))
+
+
 def record(spec: RunSpec) -> dict[str, Any]:
     """Train a run under watch.
 
@@ -113,10 +143,12 @@ def record(spec: RunSpec) -> dict[str, Any]:
     training = Training(task, spec)
     steps: list[int] = []
     series: Series = {}
-    coarser: dict[int, list[tuple[int, float]]] = {every: [] for every in COARSER}
+    coarser: dict[str, dict[str, list[float | None]]] = {}
+    estimated = _Estimated(task.model)
 
     def on_record(record: Record) -> None:
         steps.append(record.step)
+        estimated.look(record.step)
         told = record.series()
         values = {name: told.get(name, math.nan) for name in SERIES}
         values["lr"] = float(training.optimizer.param_groups[0]["lr"])
@@ -129,12 +161,9 @@ def record(spec: RunSpec) -> dict[str, Any]:
             series.setdefault(name, []).append(rounded(value))
 
     watchers = [_watch(task, training, EVERY, on_record)]
-    for every, seen in coarser.items():
-
-        def note(record: Record, seen: list[tuple[int, float]] = seen) -> None:
-            seen.append((record.step, record.series().get("motion/dormant", math.nan)))
-
-        watchers.append(_watch(task, training, every, note))
+    for every in COARSER:
+        seen = coarser[str(every)] = {name: [] for name in ("steps", *DORMANT)}
+        watchers.append(_watch(task, training, every, functools.partial(_note, seen)))
     while training.steps_done < spec.steps:
         training.step()
         if not math.isfinite(float(training.losses[-1]) if training.losses else 0.0):
@@ -151,14 +180,17 @@ def record(spec: RunSpec) -> dict[str, Any]:
         "every": EVERY,
         "steps": steps,
         "series": series,
-        "dormant_further_apart": {
-            str(every): {
-                "steps": [step for step, _ in seen],
-                "motion/dormant": [rounded(value) for _, value in seen],
-            }
-            for every, seen in coarser.items()
-        },
+        "estimated_advance": estimated.advances,
+        "dormant_further_apart": coarser,
     }
+
+
+def _note(seen: dict[str, list[float | None]], record: Record) -> None:
+    """Keep what is dormant."""
+    told = record.series()
+    seen["steps"].append(record.step)
+    for name in DORMANT:
+        seen[name].append(rounded(told.get(name, math.nan)))
 
 
 def versions() -> dict[str, str]:
@@ -197,7 +229,7 @@ def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
 def write(run: dict[str, Any], path: Path) -> None:
     """One line a series; whole or not at all."""
     flat = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-    nested = [key for key in ("series", "dormant_further_apart") if key in run]
+    nested = [key for key in ("series", "estimated_advance", "dormant_further_apart") if key in run]
     head = {k: v for k, v in run.items() if k not in ("steps", *nested)}
     lines = [f"{json.dumps(k)}: {flat.encode(v)}" for k, v in head.items()]
     lines.append(f'"steps": {flat.encode(run["steps"])}')

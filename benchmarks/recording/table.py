@@ -27,7 +27,9 @@ holds the series at each look (`steps`), what was trained (`run`) and a `label`,
 series by the rules in `benchmarks/recording/labels.py`. Runs with an even seed are for
 designing detectors (split `design`), those with an odd seed for reporting on them (`report`).
 Series at 50, 100 and 200 steps are every 2nd, 4th and 8th look; dormant weights, which depend on
-the look before, were measured anew at these distances (`dormant_further_apart`).
+the look before, were measured anew at these distances (`dormant_further_apart`), as was how far
+the decay clock advanced, as a replay without a schedule estimates it (`estimated_advance`: at each
+look, since the one 25, 50, 100 and 200 steps before).
 
 The columns 1.5, 2 and 2.5 x are the steps at which near-zero weights (0.1 x the initial scale)
 cross so many times their running floor, *ratio* is the largest one reached, *dormant* the step
@@ -39,17 +41,14 @@ To know before drawing conclusions:
 
 - Runs of one seed that differ only in what comes later (schedule, interference) are one and the
   same training until then. They are on the same side of the split, but not independent.
-- After a spike of the learning rate up to half or four fifths of the weights pass as dormant, for
-  some 400 steps, and most of them move again later: the model has collapsed, and what its weights
-  get is too small to tell from nothing. That is not sparsification, and near-zero counts are
+- After a spike of the learning rate a model has collapsed, and in modular addition without weight
+  decay the loss soon sinks below 1e-5: what weights get is then too little to tell from nothing. Of
+  such looks the watch says so, in place of a share of dormant weights, and near-zero counts are
   silent.
-- The share that passes as dormant by chance grows with the distance of the looks: about 0.007 at
-  25 steps, 0.03 at 200. The rule for *dormant* here is for 25.
+- The share that passes as dormant by chance (`motion/dormant_by_chance`) grows with the distance of
+  the looks: 0.001 to 0.02 at 25 steps, 0.006 to 0.05 at 200. The rule for *dormant* here is for 25.
 - In modular addition near-zero weights begin to rise when it is understood, slowly, and take off
   some 600 steps later; 1.5 and 2 times the floor mark the slow part. Later they fall back in part.
-- In modular addition without weight decay the loss soon sinks below 1e-5, and up to nine tenths of
-  the weights pass as dormant: what they get is too little to tell from nothing. Near-zero counts
-  are silent.
 - "ambiguous" and the "control" of a run that goes on growing hold for the steps recorded.
 """
 

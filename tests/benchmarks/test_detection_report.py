@@ -104,6 +104,7 @@ def test_goals_of_what_is_beside_are_there_if_it_was_measured() -> None:
     before = {goal.what for goal in goals_of(found)}
     found.bare = {
         (): [*take_off(missed=4), *take_off("y", "report")],
+        ("estimated_advance",): [*take_off(missed=2), *take_off("y", "report")],
         ("decay_clock",): take_off(missed=8),
     }
     found.left = [
@@ -120,6 +121,8 @@ def test_goals_of_what_is_beside_are_there_if_it_was_measured() -> None:
     goals = {goal.what: goal for goal in goals_of(found) if goal.what not in before}
     assert goals["recorded, nothing told, design: take-offs caught at 200 steps"].measured == 50.0
     assert goals["recorded, nothing told, report: take-offs caught at 200 steps"].measured == 100.0
+    by_clock = "recorded, by the estimated clock, design: take-offs caught at 200 steps"
+    assert goals[by_clock].measured == 75.0
     fall = goals["essential sparsity's fall seen in time at 3 breakthroughs"]
     assert (fall.measured, fall.reach) == (2, 3)  # 11 of 13, rounded up
     assert goals["events of essential sparsity on 1 controls"].measured == 3
@@ -163,10 +166,10 @@ def test_onset_intervals_hold_as_often_as_they_are_counted() -> None:
     found = results()
     outcomes = [Outcome("change_flat", 0, True, 1, 0, 100, x) for x in (0, 0, 1, 5, None)]
     found.made[Made(OURS, "easy", range(2))] = (Score(tuple(outcomes)), 1e-3)
-    assert tables.onset_rows(found)[2:4] == ["| easy | 4 | 2 (50%) | 3 (75%) |",
-                                             "| standard | 0 | - | - |"]  # fmt: skip
+    assert tables.onset_rows(found)[2:4] == ["| easy | 4 | 2 (50.0%) |",
+                                             "| standard | 0 | - |"]  # fmt: skip
     goals = [goal for goal in goals_of(found) if "onset intervals" in goal.what]
-    assert [(g.reach, g.measured, g.at_most) for g in goals] == [(85, 75, False), (95, 75, True)]
+    assert [(g.reach, g.measured, g.at_most) for g in goals] == [(85, 50, False), (95, 50, True)]
 
 
 def test_tables_show_every_detector_run_and_signal() -> None:

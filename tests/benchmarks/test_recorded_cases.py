@@ -85,6 +85,10 @@ def test_every_run_is_seen_by_every_rule_at_every_cadence_from_every_first_look(
         at = [step // 25 - 1 for step in c.steps]
         assert c.values.tolist() == [series[f"near_zero/{c.rule}"][i] for i in at]
         assert c.context["lr_clock"].tolist() == [series["lr_sum"][i] for i in at]
+        advances = some[c.name]["estimated_advance"][str(c.every)]
+        expected = np.array([advances[i] for i in at], float)
+        np.testing.assert_array_equal(c.context["estimated_advance"], expected)
+        assert np.isfinite(expected).any()  # or this would show nothing
 
 
 def test_truths_agree_with_the_labels() -> None:
@@ -126,17 +130,19 @@ def test_the_early_signal_leads_if_it_comes_before_the_doubling() -> None:
 
 def test_dormant_weights_are_those_measured_at_the_cadence() -> None:
     run = load()["bert-relu-wd1-s0"]
-    told: list[tuple[int, float]] = []
+    told: list[tuple[int, float, float]] = []
 
     def make(min_effect: float) -> Any:
         assert min_effect == 0.03
-        return lambda step, value, context: bool(told.append((step, value)))
+        return lambda step, value, context: bool(
+            told.append((step, value, context.get("dormant_by_chance")))
+        )
 
     found = list(early_signals(make, {"bert-relu-wd1-s0": run}))
     assert [(e.every, e.group, e.alarm) for e in found] == [(x, "dead units", None) for x in EVERY]
     apart = run["dormant_further_apart"]["200"]
     assert told[-len(apart["steps"]) :] == list(
-        zip(apart["steps"], apart["motion/dormant"], strict=True)
+        zip(apart["steps"], apart["motion/dormant"], apart["motion/dormant_by_chance"], strict=True)
     )
 
 

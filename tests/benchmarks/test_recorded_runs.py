@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pretrain_bert import lr_factor
 from recording.catalog import RUNS, Interference, RunSpec
 from recording.labels import FACTORS, KINDS, crossing, running_floor, split_of
-from recording.recorder import EVERY, SERIES, label, record, write
+from recording.recorder import APART, DORMANT, EVERY, SERIES, label, record, write
 from recording.table import FOLDER, load, write_table
 
 RECORDED = load()
@@ -42,7 +43,10 @@ def test_looks_are_regular_and_every_series_has_a_value_or_none_at_each(run: Any
         assert len(values) == len(steps)
     for every, seen in run["dormant_further_apart"].items():
         assert seen["steps"] == steps[int(every) // EVERY - 1 :: int(every) // EVERY]
-        assert len(seen["motion/dormant"]) == len(seen["steps"])
+        assert all(len(seen[name]) == len(seen["steps"]) for name in DORMANT)
+    assert list(run["estimated_advance"]) == [str(EVERY * apart) for apart in APART]
+    for values in run["estimated_advance"].values():
+        assert len(values) == len(steps)
 
 
 @each_run
@@ -78,10 +82,34 @@ def test_a_crossing_is_where_a_plain_loop_finds_it(run: Any) -> None:
 
 @each_run
 def test_the_decay_clock_is_the_sum_of_lr_times_decay(run: Any) -> None:
-    if run["run"]["interference"] is None:
-        clock = np.array(run["series"]["motion/decay_clock"])
-        expected = run["run"]["decay"] * np.array(run["series"]["lr_sum"])
-        np.testing.assert_allclose(clock, expected, rtol=1e-4, atol=1e-9)
+    """With momentum what decay adds to the buffer goes on: ten times as much in the end, at 0.9."""
+    spec = BY_NAME[run["name"]]
+    if spec.interference is not None:
+        return
+    step = np.arange(1, spec.steps + 1)
+    factors = [
+        lr_factor(int(s), schedule=spec.schedule, warmup=spec.warmup, steps=spec.steps)
+        for s in step
+    ]
+    gathered = (1.0 - 0.9**step) / 0.1 if spec.optimizer == "sgd" else 1.0
+    expected = np.cumsum(spec.lr * spec.decay * np.array(factors) * gathered)
+    clock = np.array(run["series"]["motion/decay_clock"])
+    np.testing.assert_allclose(clock, expected[EVERY - 1 :: EVERY], rtol=1e-4, atol=1e-9)
+
+
+@each_run
+def test_a_clock_that_is_estimated_is_near_the_true_one(run: Any) -> None:
+    """It is not told everywhere; where it is, it is that of the optimizer."""
+    if run["run"]["interference"] is not None:
+        return  # a spike of the rate, or what is planted, passes for decay here and there
+    clock = [0.0, *run["series"]["motion/decay_clock"]]
+    for apart in APART:
+        advances = run["estimated_advance"][str(EVERY * apart)]
+        assert advances[:apart] == [None] * apart
+        for i, advance in enumerate(advances):
+            if advance is not None:
+                true = clock[i + 1] - clock[i + 1 - apart]
+                assert advance == pytest.approx(true, rel=0.02, abs=1e-5), (apart, i)
 
 
 def test_the_table_is_that_of_the_files(tmp_path: Path) -> None:

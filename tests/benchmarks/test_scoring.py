@@ -125,7 +125,9 @@ def test_a_detector_is_told_step_value_and_context_look_by_look() -> None:
         (40, 45, 0),  # the onset is at step 41, index 40
         (41, 41, 0),
         (42, 45, 1),
-        (20, 38, 3),
+        (40, 40, 0),  # after step 40: it has begun at the next
+        (20, 39, 1),
+        (20, 38, 2),
     ],
 )
 def test_how_far_the_onset_is_from_its_interval(low: int, high: int, outside: int) -> None:
@@ -143,5 +145,5 @@ def test_intervals_that_hold_the_onset_are_counted_of_those_that_there_are() -> 
     found = Score(
         tuple(Outcome("x", 0, True, 1, 0, 9, outside) for outside in (0, 1, 1, 2, None, 0))
     )
-    assert [found.held(to) for to in (0, 1, 2)] == [(2, 5), (4, 5), (5, 5)]
-    assert Score(()).held(1) == (0, 0)
+    assert found.held() == (2, 5)
+    assert Score(()).held() == (0, 0)
