@@ -196,7 +196,7 @@ class Zoo:
 
 @dataclass(frozen=True)
 class Costs:
-    """What vital signs and detection add to a snapshot."""
+    """What vital signs and detection add to a snapshot; done last, with nothing beside it."""
 
     num_layers: int
 
@@ -268,9 +268,10 @@ def _done(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any]]:
         yield from ((job, job.do()) for job in jobs)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_do, job): job for job in jobs}
+        futures = {pool.submit(_do, job): job for job in jobs if not isinstance(job, Costs)}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    yield from ((job, job.do()) for job in jobs if isinstance(job, Costs))
 
 
 def _do(job: Job) -> Any:

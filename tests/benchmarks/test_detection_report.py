@@ -95,7 +95,6 @@ def test_goals_are_measured_on_the_runs_they_name() -> None:
     assert goals["easy: recall"].measured == 0.5
     assert goals["hard: false alarms per 1000"].measured == pytest.approx(4000 / 1200)
     assert goals["asked for 0.1 per 1000: off by"].measured == pytest.approx(2.5)
-    assert goals["time a snapshot"].measured == pytest.approx(1.0)
     assert "not reached" in goals["easy: recall"].row()
 
 
@@ -117,8 +116,10 @@ def test_goals_of_what_is_beside_are_there_if_it_was_measured() -> None:
     found.tried = [
         Tried("x", "decay", 12, ("why",)), Tried("y", "decay", 12, ()), Tried("z", "well", 6, ()),
     ]  # fmt: skip
-    found.cost = Cost(12, bare=0.1, whole=0.105)
+    found.cost = Cost(12, bare=0.1, whole=0.105, detection=0.001)
+    assert found.cost.added_percent == pytest.approx(6.0)
     goals = {goal.what: goal for goal in goals_of(found) if goal.what not in before}
+    assert goals["time a snapshot"].measured == pytest.approx(1.0)
     assert goals["recorded, nothing told, design: take-offs caught at 200 steps"].measured == 50.0
     assert goals["recorded, nothing told, report: take-offs caught at 200 steps"].measured == 100.0
     by_clock = "recorded, by the estimated clock, design: take-offs caught at 200 steps"
