@@ -287,7 +287,7 @@ def _vital_signs(results: Results) -> list[str]:
         f"A snapshot of the weights of a BERT of {cost.num_layers} layers takes "
         f"{1e3 * cost.bare:.0f} ms of one thread without vital signs and detectors, "
         f"{1e3 * cost.whole:.0f} ms with both (medians, in turns); a detector that remembers a "
-        f"long series takes {1e3 * cost.detection:.1f} ms more. Measured last, with nothing beside it."
+        f"long series takes {1e3 * cost.detection:.1f} ms more. Measured last, alone."
     )
     return [*lines, text, ""]
 
