@@ -285,9 +285,10 @@ def _vital_signs(results: Results) -> list[str]:
         return lines
     text = (
         f"A snapshot of the weights of a BERT of {cost.num_layers} layers takes "
-        f"{1e3 * cost.bare:.0f} ms of one thread without vital signs and detectors, "
-        f"{1e3 * cost.whole:.0f} ms with both (medians, in turns); a detector that remembers a "
-        f"long series takes {1e3 * cost.detection:.1f} ms more. Measured last, alone."
+        f"{1e3 * cost.bare:.0f} ms of one thread without vital signs and detectors, and "
+        f"{1e3 * cost.more:.1f} ms more with both (medians, in turns; the weights drift). One "
+        f"detector takes {1e3 * cost.detection:.1f} ms of a snapshot of a made-up series. Measured "
+        "last, with nothing beside it."
     )
     return [*lines, text, ""]
 

@@ -116,8 +116,8 @@ def test_goals_of_what_is_beside_are_there_if_it_was_measured() -> None:
     found.tried = [
         Tried("x", "decay", 12, ("why",)), Tried("y", "decay", 12, ()), Tried("z", "well", 6, ()),
     ]  # fmt: skip
-    found.cost = Cost(12, bare=0.1, whole=0.105, detection=0.001)
-    assert found.cost.added_percent == pytest.approx(6.0)
+    found.cost = Cost(12, bare=0.1, more=0.005, detection=0.001)
+    assert found.cost.added_percent == pytest.approx(5.0)
     goals = {goal.what: goal for goal in goals_of(found) if goal.what not in before}
     assert goals["time a snapshot"].measured == pytest.approx(1.0)
     assert goals["recorded, nothing told, design: take-offs caught at 200 steps"].measured == 50.0

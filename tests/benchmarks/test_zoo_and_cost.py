@@ -61,11 +61,11 @@ def test_rows_are_by_kind() -> None:
 
 
 def test_the_cost_is_what_is_added_to_a_bare_snapshot() -> None:
-    assert Cost(12, bare=0.1, whole=0.105).added_percent(0.002) == pytest.approx(7.0)
+    assert Cost(12, bare=0.1, more=0.007, detection=0.001).added_percent == pytest.approx(7.0)
     before = torch.get_num_threads()
     try:
         found = cost(num_layers=1, repeats=1)
     finally:
         torch.set_num_threads(before)
     assert found.num_layers == 1
-    assert min(found.bare, found.whole) > 0.0
+    assert min(found.bare, found.detection) > 0.0
