@@ -23,8 +23,8 @@ from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 
 __all__ = [
-    "APART", "DORMANT", "EVERY", "SERIES", "Training", "label", "record", "rounded", "versions",
-    "write",
+    "APART", "DORMANT", "EVERY", "SERIES", "Training", "label", "lr_factor", "record", "rounded",
+    "versions", "write",
 ]  # fmt: skip
 
 #: Steps between two looks, and between those of the watches that see dormant weights from
