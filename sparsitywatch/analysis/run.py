@@ -1,17 +1,9 @@
-"""A run as its log tells it: its series over the steps, its events, and how its watch stands.
-
-A watch that sees nothing must not look like a quiet one.
-"""
+"""A run as its log tells it: its series over the steps, its events, how its watch stands."""
 
 from __future__ import annotations
 
 import math
-import os
-import socket
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -19,19 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sparsitywatch.analysis.verdict import Standing, Verdict, standing, verdict
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
-from sparsitywatch.records import Event, Layers, Record, RunInfo, WatchState, html_of
+from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Run", "Standing", "standing"]
-
-#: A living watch says how it is once a minute, at a step; after three it is late.
-_LATE_S = 180.0
-#: Where steps are longer than that it is late after so many of them.
-_LATE_STEPS = 5
-#: Snapshots that failed at the end of a log make a watch that no longer sees.
-_FEW_FAILURES = 3
+__all__ = ["Run"]
 
 
 class Run:
@@ -42,8 +28,7 @@ class Run:
     Args:
         records: in the order of the steps, or a function that reads them.
         events: each once, in the order in which they were seen, or a function that reads them.
-        info: what was said once about the run (run.json), None if that is not known, or a
-            function that reads it.
+        info: the run's manifest (run.json), None if there is none, or a function that reads it.
         name: what the run is called.
         directory: where its log lies; None if it has none.
         now: seconds since the epoch, to see whether a watch that says that it is on still is; None
@@ -60,33 +45,25 @@ class Run:
         directory: Path | None = None,
         now: float | None = None,
     ) -> None:
-        self._records, self._events, self._info = records, events, info
-        self._name, self._directory, self._now = name, directory, now
+        self.name = name
+        self.directory = directory
+        self._sources = records, events, info
+        self._now = now
+        self._columns: dict[str, np.ndarray] = {}
         self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
 
     def again(self, *, now: float | None = None) -> Run:
         """The run as its log is by now; this one stays as it is.
 
-        What was appended is all that is read, and computed, of one that ``load`` has given.
+        Of a run that ``load`` has given only what was appended is read.
 
         Args:
             now: as of a new one.
         """
-        later = type(self)(self._records, self._events, self._info,
-                           name=self._name, directory=self._directory, now=now)  # fmt: skip
+        later = type(self)(*self._sources, name=self.name, directory=self.directory, now=now)
         if "_measured" in vars(self):
             later._known = list(zip(self.records, self._measured, strict=True))
         return later
-
-    @property
-    def name(self) -> str:
-        """What the run is called."""
-        return self._name
-
-    @property
-    def directory(self) -> Path | None:
-        """Where its log lies; None if it has none."""
-        return self._directory
 
     @cached_property
     def records(self) -> Sequence[Record]:
@@ -95,10 +72,11 @@ class Run:
         Raises:
             StateError: the log is damaged; the file and the line are named.
         """
-        return self._records() if callable(self._records) else self._records
+        records = self._sources[0]
+        return records() if callable(records) else records
 
     def require_records(self) -> None:
-        """Refuse a run that there is nothing to show of.
+        """Refuse a run that has nothing to show.
 
         Raises:
             ConfigurationError: it has no record.
@@ -116,7 +94,8 @@ class Run:
         Raises:
             StateError: the log is damaged; the file and the line are named.
         """
-        return self._events() if callable(self._events) else self._events
+        events = self._sources[1]
+        return events() if callable(events) else events
 
     @cached_property
     def info(self) -> RunInfo | None:
@@ -125,12 +104,18 @@ class Run:
         Raises:
             StateError: the manifest is damaged.
         """
-        return self._info() if callable(self._info) else self._info
+        info = self._sources[2]
+        return info() if callable(info) else info
 
     @cached_property
     def standing(self) -> Standing:
         """How the watch itself is: in a few words what is wrong with it, and in sentences."""
         return standing(self.records, self.info, now=self._now)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """How the run stands, what happened in one sentence, and what to do."""
+        return verdict(self.records, self.events, self.standing)
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -143,23 +128,17 @@ class Run:
         return tuple(dict.fromkeys(name for series in self._measured for name in series))
 
     @cached_property
-    def _columns(self) -> dict[str, np.ndarray]:
-        """Series that were asked for at every snapshot."""
-        return {}
-
-    @cached_property
     def _measured(self) -> list[dict[str, float]]:
-        known, self._known = self._known, []
-        pairs = zip(self.records, known, strict=False)
-        same = list(takewhile(lambda pair: pair[0] is pair[1][0], pairs))
-        new = [record.series() for record in self.records[len(same) :]]
-        return [measured for _, (_, measured) in same] + new
+        """The series of each record; those that an earlier ``Run`` knows are not computed again."""
+        pairs = zip(self.records, self._known, strict=False)
+        known = [series for _, (_, series) in takewhile(lambda p: p[0] is p[1][0], pairs)]
+        self._known = []
+        return known + [record.series() for record in self.records[len(known) :]]
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """One series over the steps.
 
-        Snapshots that left the evaluation out are left out of what an evaluation measures: what
-        is missing there is no gap.
+        Series of an evaluation leave out the snapshots that were not evaluated.
 
         Args:
             name: such as "near_zero/initial_0.1"; docs/tags.md has all of them.
@@ -228,167 +207,3 @@ class Run:
 
     def _repr_html_(self) -> str:
         return html_of(f"Run {self.name}", self.records, self.events)
-
-
-# ------------------------------------------------------------------ how its watch stands
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a watch is, for whoever looks at its numbers.
-
-    Args:
-        trouble: in a few words, what keeps its silence from meaning anything; empty if nothing.
-        sentences: what is known of it; the first one is worth the first line. None in a replay
-            where nothing failed.
-    """
-
-    trouble: str = ""
-    sentences: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Finding:
-    """Something that is wrong: in a few words, and in a sentence."""
-
-    trouble: str
-    sentence: str
-
-
-def standing(
-    records: Sequence[Record], info: RunInfo | None = None, *, now: float | None = None
-) -> Standing:
-    """How the watch of a log is: on, off, closed, gone, overdue or blind.
-
-    Args:
-        records: in the order of the steps.
-        info: what was said about the run; its state is the watch's own word.
-        now: seconds since the epoch; None to take that word without asking the clock, or whether
-            its process is there.
-    """
-    state = None if info is None else _up_to_date(info.state, records)
-    lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-    found = [f for f in (_ended(state), lost, _blind(records), _overdue(state)) if f is not None]
-    sentences = [finding.sentence for finding in found]
-    if state is not None and state.status != "off" and lost is None:
-        sentences.append(state.describe())
-    return Standing(found[0].trouble if found else "", tuple(sentences))
-
-
-def _up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
-    """The state with what the log knows better: it is not written anew with every record."""
-    if state is None or not records or records[-1].step <= state.last_step:
-        return state
-    last = records[-1].step
-    evaluated = max((r.step for r in records if r.curve is not None), default=-1)
-    return replace(
-        state,
-        step=max(state.step, last),
-        wall_time=max(state.wall_time, records[-1].wall_time),
-        last_step=last,
-        last_evaluated_step=max(state.last_evaluated_step, evaluated),
-        next_due_step=-1 if state.next_due_step <= last else state.next_due_step,
-    )
-
-
-def _ended(state: WatchState | None) -> _Finding | None:
-    if state is None or state.status != "off":
-        return None
-    return _Finding(f"the watch has been off since step {state.step:,}", state.describe())
-
-
-def _lost(state: WatchState | None, now: float | None, longest_s: float) -> _Finding | None:
-    """A watch that was on when it was last heard of, and may not be any more.
-
-    ``longest_s``: for which a snapshot held the training up, as the next one may.
-    """
-    if state is None or state.status != "on" or now is None:
-        return None
-    sign = f"The last sign of life is of step {state.step:,}, {_moment(state.wall_time)}"
-    trouble = f"the watch was last heard of at step {state.step:,}"
-    if _is_gone(state):
-        return _Finding(
-            trouble,
-            f"The watch was never closed, and its process {state.pid} is gone: it was killed, or "
-            f"ended without closing it. {sign}.",
-        )
-    step_s = state.step_s if math.isfinite(state.step_s) else 0.0
-    silent_s = now - state.wall_time
-    if silent_s <= max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
-        return None
-    due = ""
-    if state.next_due_step >= 0:
-        due = f" The snapshot of step {state.next_due_step:,} has not come."
-    return _Finding(
-        trouble,
-        f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, or "
-        f"steps with an optimizer that is not watched. {sign}.{due}",
-    )
-
-
-def _moment(wall_time: float) -> str:
-    try:
-        moment = datetime.fromtimestamp(wall_time, timezone.utc)
-    except (OverflowError, OSError, ValueError):  # a clock was wrong
-        return "at a time that is not known"
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _is_gone(state: WatchState) -> bool:
-    """Whether the process that watched is known to be gone."""
-    if sys.platform == "win32" or state.pid <= 0 or state.host != socket.gethostname():
-        return False
-    try:
-        os.kill(state.pid, 0)  # signal 0 asks, and sends nothing
-    except ProcessLookupError:
-        return True
-    except OSError:  # somebody else's
-        return False
-    return False
-
-
-def _blind(records: Sequence[Record]) -> _Finding | None:
-    """Records that say nothing, though they were made."""
-    if not records:
-        return None
-    failed = 0
-    for record in reversed(records):
-        if record.valid:
-            break
-        failed += 1
-    if failed == len(records) or failed >= _FEW_FAILURES:
-        which = "all snapshots" if failed == len(records) else f"the last {failed:,} snapshots"
-        return _Finding(
-            f"{which} failed",
-            f"Blind: {which} failed, the last because of: {records[-1].reason.rstrip('.')}.",
-        )
-    attempts = [r for r in records if r.provenance.proxy_hash and not r.not_evaluated]
-    if attempts and all(record.curve is None for record in attempts):
-        return _Finding(
-            "no evaluation has succeeded",
-            f"Blind for essential sparsity: none of {len(attempts):,} evaluations succeeded, the "
-            f"last because of: {(attempts[-1].reason or 'no reason given').rstrip('.')}.",
-        )
-    return None
-
-
-def _overdue(state: WatchState | None) -> _Finding | None:
-    if state is None or state.status == "off" or not 0 <= state.next_due_step < state.step:
-        return None
-    return _Finding(
-        f"no snapshot was taken since step {max(state.last_step, 0):,}",
-        f"Overdue: a snapshot was due at step {state.next_due_step:,}, and at step "
-        f"{state.step:,} there was none.",
-    )
-
-
-def _duration(seconds: float) -> str:
-    """A time in words.
-
-    >>> _duration(200.0), _duration(7300.0), _duration(200_000.0)
-    ('3 minutes', '2 hours', '2 days')
-    """
-    sizes = {"day": 86400.0, "hour": 3600.0, "minute": 60.0}
-    name = next((name for name, size in sizes.items() if seconds >= 1.5 * size), "minute")
-    number = round(seconds / sizes[name])
-    return f"{number} {name}{'' if number == 1 else 's'}"

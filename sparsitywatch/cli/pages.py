@@ -180,11 +180,11 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from sparsitywatch.analysis.verdict import LEVELS
     from sparsitywatch.page.facts import watch_line
-    from sparsitywatch.page.verdict import LEVELS, verdict_of
 
     run = load(arguments.logdir)
-    verdict, watch = verdict_of(run), watch_line(run)
+    verdict, watch = run.verdict, watch_line(run)
     if arguments.json:
         steps = [record.step for record in run.records[-1:]]
         told = {

@@ -2,7 +2,7 @@
 
 ::
 
-    Run ──► verdict, facts, data, tensors ──► render: one file, with overview for paper
+    Run ──► facts, data, tensors ──► render: one file, with overview for paper
                                          └──► server ──► plugin and tab in TensorBoard, show
 
 web/ has the page itself: plain modules of JavaScript with types in their comments, and uPlot.

@@ -20,7 +20,6 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.facts import facts_of, snapshots_taken, watch_line
 from sparsitywatch.page.tensors import chosen, magnitudes, maps
-from sparsitywatch.page.verdict import verdict_of
 from sparsitywatch.records import Event, Record, WatchState
 from sparsitywatch.records.event import cause, sequel, when
 from sparsitywatch.records.run import __version__
@@ -60,7 +59,7 @@ def page_data(run: Run) -> dict[str, Any]:
     Raises:
         StateError: the log is damaged.
     """
-    verdict = verdict_of(run)
+    verdict = run.verdict
     kept = chosen(run, MAX_SNAPSHOTS)
     first_rule = next(iter(run.rules), "")
     return {

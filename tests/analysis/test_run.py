@@ -11,7 +11,7 @@ import sys
 import pytest
 from contracts.made_records import PROVENANCE, made_record
 
-from sparsitywatch.analysis.run import standing
+from sparsitywatch.analysis.verdict import standing
 from sparsitywatch.records import Record, RunInfo, WatchState
 
 NOW = 1_700_000_000.0

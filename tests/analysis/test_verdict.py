@@ -11,9 +11,9 @@ import pytest
 from contracts import fake_run
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.verdict import LEVELS, main_event
 from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
-from sparsitywatch.page.verdict import LEVELS, main_event, verdict_of
 from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
 
@@ -36,14 +36,14 @@ def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
 
 
 def test_a_quiet_run_is_healthy() -> None:
-    verdict = verdict_of(run_of())
+    verdict = run_of().verdict
     assert (verdict.level, verdict.badge, verdict.event) == ("healthy", "no events", 0)
     assert verdict.headline == "No abrupt change in 5 snapshots"
     assert verdict.action.startswith("Nothing to do")
 
 
 def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
-    verdict = verdict_of(run_of([RELIANCE, TAKE_OFF]))
+    verdict = run_of([RELIANCE, TAKE_OFF]).verdict
     assert (verdict.level, verdict.badge, verdict.event) == ("look", "2 events", 2)
     assert verdict.headline == "Weights turned sparse abruptly, from about step 1,050 on"
     assert verdict.action == TAKE_OFF.advice
@@ -55,12 +55,12 @@ def test_what_is_gone_matters_more_than_what_announces_it() -> None:
     assert main_event([dormant, RELIANCE]) is dormant
     gone = replace(TAKE_OFF, reverted_step=1500)
     assert main_event([gone, RELIANCE]) is RELIANCE
-    assert verdict_of(run_of([gone])).headline.endswith("and back by half at step 1,500")
+    assert run_of([gone]).verdict.headline.endswith("and back by half at step 1,500")
 
 
 def test_a_watch_that_is_off_is_the_headline() -> None:
     off = state(status="off", step=900, reason="the disk is full")
-    verdict = verdict_of(run_of([TAKE_OFF], off))
+    verdict = run_of([TAKE_OFF], off).verdict
     assert verdict.level == "broken"
     assert verdict.headline.startswith("The watch has been off since step 900; before that: weigh")
     assert "the disk is full" in verdict.action
@@ -74,29 +74,29 @@ def test_a_watch_that_is_off_is_the_headline() -> None:
     ],
 )
 def test_a_watch_that_is_silent_or_overdue_is_the_headline(watch, trouble: str) -> None:
-    verdict = verdict_of(run_of([], watch))
+    verdict = run_of([], watch).verdict
     assert verdict.level == "broken"
     assert verdict.headline.startswith(trouble)
 
 
 def test_snapshots_that_failed() -> None:
     failed = replace(records()[-1], valid=False, reason="it broke.", step=2500)
-    verdict = verdict_of(run_of(records=[*records(), failed]))
+    verdict = run_of(records=[*records(), failed]).verdict
     assert (verdict.level, verdict.badge) == ("look", "snapshot failed")
     assert verdict.action == "The last snapshot, of step 2,500, failed: it broke."
     blind = [replace(r, valid=False, reason="it broke") for r in records()]
-    assert verdict_of(run_of(records=blind)).level == "broken"
+    assert run_of(records=blind).verdict.level == "broken"
 
 
 def test_weights_that_are_nan_are_broken() -> None:
     last = replace(records()[-1], num_nan=12)
-    verdict = verdict_of(run_of(records=[*records()[:-1], last]))
+    verdict = run_of(records=[*records()[:-1], last]).verdict
     assert verdict.level == "broken"
     assert verdict.headline == "12 weights are NaN or infinite at step 2,000"
 
 
 def test_a_run_that_has_just_begun() -> None:
-    verdict = verdict_of(run_of(records=[], watch=state(status="on", step=3, last_step=-1)))
+    verdict = run_of(records=[], watch=state(status="on", step=3, last_step=-1)).verdict
     assert (verdict.level, verdict.badge) == ("healthy", "no snapshot yet")
 
 
@@ -109,13 +109,13 @@ def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> N
         TAKE_OFF, kind=kind, series=f"vital/{kind}", direction="up", trend="", baseline=0.0,
         value=3.0, id=kind, reason="no bit of them moved",
     )  # fmt: skip
-    verdict = verdict_of(run_of([TAKE_OFF, sign]))
+    verdict = run_of([TAKE_OFF, sign]).verdict
     assert (verdict.level, verdict.event) == (level, 2)
     assert verdict.headline.startswith("3 tensors ")
     assert verdict.action == sign.advice
     over = replace(sign, reverted_step=1500)
-    assert verdict_of(run_of([TAKE_OFF, over])).event == 1
-    assert verdict_of(run_of([over])).level == "look"
+    assert run_of([TAKE_OFF, over]).verdict.event == 1
+    assert run_of([over]).verdict.level == "look"
     assert "no bit of them moved" in page_data(run_of([sign]))["events"][0]["why"]
 
 
@@ -156,5 +156,5 @@ def test_what_cannot_be_read_is_broken(tmp_path: Path, capsys) -> None:
 
 
 def test_numbers_that_are_not_known_are_left_out() -> None:
-    verdict = verdict_of(run_of([replace(TAKE_OFF, baseline=math.nan, value=math.nan)]))
+    verdict = run_of([replace(TAKE_OFF, baseline=math.nan, value=math.nan)]).verdict
     assert "nan" not in f"{verdict}".lower().replace("nan or", "")

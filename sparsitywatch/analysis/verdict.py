@@ -1,0 +1,255 @@
+"""How a run stands, made once and shown everywhere: does its watch see, what happened, what to do.
+
+A watch that sees nothing must not look like a quiet one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+from sparsitywatch.records import Event, Record, RunInfo, WatchState
+from sparsitywatch.series import describe
+
+__all__ = ["LEVELS", "Standing", "Verdict", "main_event", "standing", "verdict"]
+
+# ------------------------------------------------------------------ whether its watch sees
+
+#: A watch writes a sign of life once a minute, at a step; after three minutes it is late.
+_LATE_S = 180.0
+#: Where steps take longer it is late after this many of them.
+_LATE_STEPS = 5
+#: Failed snapshots at the end of a log that make a watch blind.
+_FEW_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a watch is, for whoever looks at its numbers.
+
+    Args:
+        trouble: in a few words, why its silence means nothing; empty if it is well.
+        sentences: what is known of it, the most important first; none of a replay without faults.
+    """
+
+    trouble: str = ""
+    sentences: tuple[str, ...] = ()
+
+
+#: What is wrong: in a few words, and in a sentence. None if nothing is.
+_Finding = tuple[str, str] | None
+
+
+def standing(
+    records: Sequence[Record], info: RunInfo | None = None, *, now: float | None = None
+) -> Standing:
+    """How the watch of a log is: on, off, closed, gone, overdue or blind.
+
+    Args:
+        records: in the order of the steps.
+        info: the run's manifest, with the watch's own word on its state.
+        now: seconds since the epoch; None to take that word without asking the clock, or whether
+            its process is there.
+    """
+    state = None if info is None else _up_to_date(info.state, records)
+    lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
+    found = [f for f in (_ended(state), lost, _blind(records), _overdue(state)) if f is not None]
+    sentences = [sentence for _, sentence in found]
+    if state is not None and state.status != "off" and lost is None:
+        sentences.append(state.describe())
+    return Standing(found[0][0] if found else "", tuple(sentences))
+
+
+def _up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
+    """The state with what the log knows better: it is not written anew with every record."""
+    if state is None or not records or records[-1].step <= state.last_step:
+        return state
+    last = records[-1].step
+    evaluated = max((r.step for r in records if r.curve is not None), default=-1)
+    return replace(
+        state,
+        step=max(state.step, last),
+        wall_time=max(state.wall_time, records[-1].wall_time),
+        last_step=last,
+        last_evaluated_step=max(state.last_evaluated_step, evaluated),
+        next_due_step=-1 if state.next_due_step <= last else state.next_due_step,
+    )
+
+
+def _ended(state: WatchState | None) -> _Finding:
+    if state is None or state.status != "off":
+        return None
+    return f"the watch has been off since step {state.step:,}", state.describe()
+
+
+def _lost(state: WatchState | None, now: float | None, longest_s: float) -> _Finding:
+    """A watch that was on at its last sign of life; ``longest_s`` is its longest snapshot."""
+    if state is None or state.status != "on" or now is None:
+        return None
+    sign = f"The last sign of life is of step {state.step:,}, {_moment(state.wall_time)}"
+    trouble = f"the watch was last heard of at step {state.step:,}"
+    if _is_gone(state):
+        return trouble, (
+            f"The watch was never closed, and its process {state.pid} is gone: it was killed, or "
+            f"ended without closing it. {sign}."
+        )
+    step_s = state.step_s if math.isfinite(state.step_s) else 0.0
+    silent_s = now - state.wall_time
+    if silent_s <= max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
+        return None
+    due = ""
+    if state.next_due_step >= 0:
+        due = f" The snapshot of step {state.next_due_step:,} has not come."
+    return trouble, (
+        f"No step was seen for {_duration(silent_s)}: the training stands still, was killed, or "
+        f"steps with an optimizer that is not watched. {sign}.{due}"
+    )
+
+
+def _moment(wall_time: float) -> str:
+    try:
+        moment = datetime.fromtimestamp(wall_time, timezone.utc)
+    except (OverflowError, OSError, ValueError):  # a clock was wrong
+        return "at a time that is not known"
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _is_gone(state: WatchState) -> bool:
+    """Whether the process that watched is known to be gone."""
+    if sys.platform == "win32" or state.pid <= 0 or state.host != socket.gethostname():
+        return False
+    try:
+        os.kill(state.pid, 0)  # signal 0 asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    return False
+
+
+def _blind(records: Sequence[Record]) -> _Finding:
+    """Records that say nothing, though they were made."""
+    if not records:
+        return None
+    last_valid = max((i for i, record in enumerate(records) if record.valid), default=-1)
+    failed = len(records) - 1 - last_valid
+    if failed == len(records) or failed >= _FEW_FAILURES:
+        which = "all snapshots" if failed == len(records) else f"the last {failed:,} snapshots"
+        reason = records[-1].reason.rstrip(".")
+        return f"{which} failed", f"Blind: {which} failed, the last because of: {reason}."
+    attempts = [r for r in records if r.provenance.proxy_hash and not r.not_evaluated]
+    if attempts and all(record.curve is None for record in attempts):
+        return "no evaluation has succeeded", (
+            f"Blind for essential sparsity: none of {len(attempts):,} evaluations succeeded, the "
+            f"last because of: {(attempts[-1].reason or 'no reason given').rstrip('.')}."
+        )
+    return None
+
+
+def _overdue(state: WatchState | None) -> _Finding:
+    if state is None or state.status == "off" or not 0 <= state.next_due_step < state.step:
+        return None
+    return f"no snapshot was taken since step {max(state.last_step, 0):,}", (
+        f"Overdue: a snapshot was due at step {state.next_due_step:,}, and at step "
+        f"{state.step:,} there was none."
+    )
+
+
+def _duration(seconds: float) -> str:
+    """A time in words.
+
+    >>> _duration(200.0), _duration(7300.0), _duration(200_000.0)
+    ('3 minutes', '2 hours', '2 days')
+    """
+    sizes = {"day": 86400.0, "hour": 3600.0, "minute": 60.0}
+    name = next((name for name, size in sizes.items() if seconds >= 1.5 * size), "minute")
+    number = round(seconds / sizes[name])
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+# ------------------------------------------------------------------ what happened, what to do
+
+#: From good to bad; the place is the exit code of ``sparsitywatch status``.
+LEVELS = ("healthy", "look", "broken")
+#: Kinds of events after which, while they last, a training is not worth going on with.
+_BROKEN = ("not_finite", "replicas", "untrained")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What somebody must know within a minute.
+
+    Args:
+        level: "healthy"; "look" if something happened that a person should see; "broken" if the
+            watch, or what it measures, cannot be relied on.
+        badge: the same in two or three words.
+        headline: what happened, a sentence.
+        action: what to do first, a sentence or two.
+        event: number of the event that the headline is about, counted from 1; 0 if none.
+    """
+
+    level: str
+    badge: str
+    headline: str
+    action: str
+    event: int = 0
+
+
+def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standing) -> Verdict:
+    """The verdict on a run, also on one without a snapshot yet."""
+    number, several = len(records), len(events)
+    happened, place = f"No abrupt change in {number:,} snapshot{'' if number == 1 else 's'}", 0
+    if events:
+        event = main_event(events)
+        happened, place = _told(event), events.index(event) + 1
+    if standing.trouble:
+        trouble = standing.trouble[0].upper() + standing.trouble[1:]
+        happened = f"{trouble}; before that: {happened[0].lower()}{happened[1:]}"
+        return Verdict("broken", "not watching", happened, standing.sentences[0], place)
+    if not records:
+        action = "The first snapshot comes when `every` says so; nothing to do until then."
+        return Verdict("healthy", "no snapshot yet", "Nothing has been measured so far", action)
+    last = records[-1]
+    if last.num_not_finite:
+        happened = f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}"
+        action = "Stop the run and go on from a checkpoint before that."
+        return Verdict("broken", "NaN or infinite weights", happened, action, place)
+    if events:
+        level = "broken" if event.kind in _BROKEN and event.reverted_step < 0 else "look"
+        badge = f"{several:,} event{'' if several == 1 else 's'}"
+        return Verdict(level, badge, happened, event.advice, place)
+    if not last.valid:
+        reason = last.reason.rstrip(".") or "no reason given"
+        action = f"The last snapshot, of step {last.step:,}, failed: {reason}."
+        return Verdict("look", "snapshot failed", happened, action)
+    action = "Nothing to do: no watched number changed abruptly."
+    return Verdict("healthy", "no events", happened, action)
+
+
+def main_event(events: Sequence[Event]) -> Event:
+    """The event that matters most: what is wrong with the training, then weights that are gone."""
+    lasting = [event for event in events if event.reverted_step < 0] or events
+    wrong = sorted((e for e in lasting if not e.is_of_series), key=lambda e: e.kind not in _BROKEN)
+    sparse = [event for event in lasting if _is_sparse_now(event)]
+    return [*wrong, *sparse, *lasting][0]
+
+
+def _told(event: Event) -> str:
+    text = f"{event.headline}, from about step {event.onset_step:,} on"
+    if event.is_of_series and _is_sparse_now(event):
+        how = "abruptly" if event.kind == "abrupt" else "steadily"
+        text = f"Weights turned sparse {how}, from about step {event.onset_step:,} on"
+    if event.reverted_step >= 0:
+        text += f", and back by half at step {event.reverted_step:,}"
+    return text
+
+
+def _is_sparse_now(event: Event) -> bool:
+    """Whether weights are gone: dormant ones only announce it."""
+    is_sparsifying = describe(event.series).trend(event.direction) == "sparsifying"
+    return is_sparsifying and event.series.startswith("near_zero/")
