@@ -362,7 +362,7 @@ def num_estimates(evaluation: float, weights: float) -> int:
             schedule.budget.enter()
             now += cost
             schedule.budget.leave()
-            schedule.budget.book(cost, evaluated=is_evaluated)
+            schedule.budget.attribute(cost, evaluated=is_evaluated)
     return evaluations
 
 

@@ -32,7 +32,7 @@ from sparsitywatch.live.ranks import (
     why_another_rank_watches,
     why_only_a_stage,
 )
-from sparsitywatch.live.schedule import BudgetedSchedule, Schedule, as_schedule
+from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Context
@@ -155,7 +155,7 @@ def watch(
     leads = not off and (ranks is None or ranks.rank == 0)
     with _on_every(ranks):
         scope = Scope.of(inner, chosen.scope)
-        schedule = BudgetedSchedule(as_schedule(every), max_overhead, evaluates=proxy is not None)
+        schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None)
         real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
         for note in (scope.note_on_reparametrized, scope.note_on_stored):
             if note and leads:

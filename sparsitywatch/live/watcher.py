@@ -225,7 +225,7 @@ class Watcher:
                 "initial_rms": dict(self._taker.context.initial_rms),
                 "optimizer": self._trace.state_dict(),
                 "pipeline": self._pipeline.state_dict(),
-                "schedule": self._schedule.state_dict(),
+                "schedule": self._schedule.schedule.state_dict(),
                 "log": self._pipeline.claim.name or self._log,
             }
         return {}
@@ -300,7 +300,8 @@ class Watcher:
         initial_rms = dict(state["initial_rms"])
         self._taker.context = replace(self._taker.context, initial_rms=initial_rms)
         self._trace.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        if state["schedule"]:
+            self._schedule.schedule.load_state_dict(state["schedule"])
 
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
@@ -377,9 +378,9 @@ class Watcher:
         if not self._taker.is_busy:  # it holds the log
             self._report_again(_SIGN_OF_LIFE_S)
         due = self._schedule.due(step, is_busy=self._taker.is_busy)
-        if self._companions is not None and self._schedule.may_be_due(step):
+        if self._companions is not None and self._schedule.schedule.may_be_due(step):
             # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
-            due = [*Due][self._agree(f"step {step}", value=[*Due].index(due))]
+            due = Due(self._agree(f"step {step}", value=due))
         if due is not Due.NOTHING:
             not_evaluated = LEFT_OUT if due is Due.WEIGHTS else ""
             self._take(behind=self._background, not_evaluated=not_evaluated)
@@ -437,7 +438,7 @@ class Watcher:
         if companions is None or self._closed or os.getpid() != self._pid:
             return
         self._step = step
-        if what or self._schedule.may_be_due(step):
+        if what or self._schedule.schedule.may_be_due(step):
             self._companions = None
             with contextlib.suppress(MeasurementError, RanksError):
                 companions.front.agree(what or f"step {step}", MeasurementError(self._off))
@@ -485,7 +486,7 @@ class Watcher:
         """Take what has been finished behind the training."""
         taken = self._taker.collect(wait=wait)
         if taken is not None:
-            self._budget.spend(taken.behind_s)
+            self._budget.charge(taken.behind_s)
             self._finish(taken)
 
     def _settle(self) -> None:
@@ -496,10 +497,10 @@ class Watcher:
 
     def _finish(self, taken: Taken) -> None:
         in_front_s, evaluated = self._under_way
-        self._budget.book(in_front_s + taken.behind_s, evaluated=evaluated)
+        self._budget.attribute(in_front_s + taken.behind_s, evaluated=evaluated)
         self._pipeline.act(taken.record, taken.events)
         if taken.events or self._pipeline.is_suspicious:
-            self._schedule.alert(taken.record.step)
+            self._schedule.schedule.alert(taken.record.step)
         self._count(taken.record)
 
     def _count(self, record: Record) -> None:
@@ -557,7 +558,7 @@ class Watcher:
                 wall_time=time.time(),
                 last_step=self._last_step,
                 last_evaluated_step=self._last_evaluated_step,
-                next_due_step=self._schedule.next_due(seen_until),
+                next_due_step=self._schedule.schedule.next_due(seen_until),
                 num_failures=self._failures,
                 overhead=self._budget.overhead(),
                 step_s=self._schedule.step_s,

@@ -1,15 +1,25 @@
-"""When to look."""
+"""When to look: what a schedule asks for, and the steps around an alert."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.live.schedule import as_schedule, at, every, geometric
+from sparsitywatch.live.schedule import (
+    Adaptive,
+    BudgetedSchedule,
+    Due,
+    as_schedule,
+    at,
+    every,
+    geometric,
+)
 
 
 @given(st.integers(1, 50), st.integers(1, 500))
@@ -38,23 +48,129 @@ def test_geometric_depends_on_the_step_alone(first, ratio, max_interval, order) 
         assert all(gap <= max_interval for gap in gaps)
 
 
+@given(
+    interval=st.integers(1, 50),
+    closer=st.integers(2, 10),
+    intervals=st.integers(1, 5),
+    alert=st.integers(0, 200),
+)
+def test_closer_looks_are_those_in_the_alerted_stretch(interval, closer, intervals, alert) -> None:
+    schedule = sw.adaptive(interval, closer=closer, intervals=intervals)
+    schedule.alert(alert)
+    fine = max(1, interval // closer)
+    for step in range(1, 400):
+        expected = step % interval == 0 or (
+            step <= alert + interval * intervals and step % fine == 0
+        )
+        assert schedule(step) == expected
+
+
+def test_a_function_is_asked_once_about_each_step_and_never_ahead() -> None:
+    asked = []
+    schedule = as_schedule(lambda step: asked.append(step) or step == 4)
+    assert [step for step in (3, 4) if schedule(step) and schedule.may_be_due(step)] == [4]
+    assert schedule.next_due(4) == -1
+    assert asked == [3, 4]
+
+
 @pytest.mark.parametrize("bad", [0, -5, 2.5, True, "500"])
 def test_a_bad_interval_is_refused_by_name(bad: object) -> None:
     with pytest.raises(ConfigurationError, match="`every` to be a whole number"):
         as_schedule(bad)  # type: ignore[arg-type]
 
 
-def test_other_bad_schedules() -> None:
-    for bad in ([], [0], [1.5]):
-        with pytest.raises(ConfigurationError, match=r"`steps(\[0\])?`"):
-            at(bad)  # type: ignore[arg-type]
-    for name, bad in (("first", 0), ("ratio", 1.0), ("max_interval", 0)):
-        with pytest.raises(ConfigurationError, match=f"`{name}`"):
-            geometric(**{name: bad})
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        *((at, {"steps": bad}, r"`steps(\[0\])?`") for bad in ([], [0], [1.5])),
+        (geometric, {"first": 0}, "`first`"),
+        (geometric, {"ratio": 1.0}, "`ratio`"),
+        (geometric, {"max_interval": 0}, "`max_interval`"),
+        (sw.adaptive, {"interval": 0}, "`interval`"),
+        (sw.adaptive, {"interval": 10, "closer": 1}, "`closer` to be a whole number >= 2"),
+        (sw.adaptive, {"interval": 10, "intervals": 0}, "`intervals` to be a whole number >= 1"),
+    ],
+)
+def test_bad_arguments_are_refused(make, arguments, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make(**arguments)
 
 
-def test_a_function_is_a_schedule() -> None:
-    def due(step: int) -> bool:
-        return step == 4
+def test_the_state_of_something_else_is_refused() -> None:
+    with pytest.raises(sw.StateError, match="'until'"):
+        Adaptive(10, closer=5, intervals=1).load_state_dict({"steps": 1})
 
-    assert as_schedule(due) is due
+
+# ------------------------------------------------------------------ as the budget allows
+
+
+def due(pace: BudgetedSchedule, steps: range, *, is_busy: bool = False) -> list[int]:
+    return [step for step in steps if pace.due(step, is_busy=is_busy) is not Due.NOTHING]
+
+
+def test_without_a_limit_every_due_snapshot_is_taken_even_a_busy_one() -> None:
+    pace = BudgetedSchedule(every(3), None)
+    assert due(pace, range(1, 10), is_busy=True) == [3, 6, 9]
+    assert pace.pop_left_out() == 0
+
+
+def test_with_a_limit_a_busy_snapshot_is_left_out() -> None:
+    pace = BudgetedSchedule(every(1), 0.5)
+    assert due(pace, range(1, 3), is_busy=True) == []
+    assert pace.pop_left_out() == 2
+
+
+def test_what_is_not_affordable_is_left_out_counted_and_said_once(caplog) -> None:
+    pace = BudgetedSchedule(every(1), 0.01)
+    assert due(pace, range(1, 2)) == [1]
+    pace.budget.charge(1000.0)
+    pace.budget.attribute(1000.0)
+    with caplog.at_level(logging.WARNING, "sparsitywatch"):
+        assert due(pace, range(2, 6)) == []
+    assert [pace.pop_left_out(), pace.pop_left_out()] == [4, 0]
+    assert pace.budget.overhead(0.0) > 1.0
+    assert len(caplog.records) == 1
+
+
+def simulated(
+    interval: int, steps: int, step_s: float, weights_s: float, everything_s: float
+) -> list[tuple[int, Due]]:
+    """What is taken of a training at one percent, on a clock of its own."""
+    pace = BudgetedSchedule(every(interval), 0.01, evaluates=True)
+    now, found = 0.0, []
+    pace.budget.now = lambda: now
+    for step in range(1, steps + 1):
+        what = pace.due(step, is_busy=False)
+        now += step_s
+        if what is not Due.NOTHING:
+            seconds = everything_s if what is Due.EVERYTHING else weights_s
+            now += seconds
+            pace.budget.charge(seconds)
+            pace.budget.attribute(seconds, evaluated=what is Due.EVERYTHING)
+            found.append((step, what))
+    return found
+
+
+def test_the_warning_says_in_steps_what_each_half_does(caplog) -> None:
+    taken = simulated(50, 150, 0.45, weights_s=0.03, everything_s=6.23)
+    assert taken == [(50, Due.EVERYTHING), (100, Due.WEIGHTS), (150, Due.WEIGHTS)]
+    assert len(caplog.records) == 1
+    assert "weights: every 50 steps; evaluation: about every 1,750 steps" in caplog.text
+
+
+def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
+    simulated(10, 200, 1.0, weights_s=0.1, everything_s=5.0)
+    assert len(caplog.records) == 2
+    assert "weights: about every 50 steps" in caplog.records[1].getMessage()
+
+
+def test_an_alert_looks_closer_survives_a_resume_and_means_nothing_to_other_schedules() -> None:
+    alerted, again = (BudgetedSchedule(sw.adaptive(10, intervals=1), None) for _ in range(2))
+    plain = BudgetedSchedule(every(10), None)
+    for pace in (alerted, plain):
+        pace.schedule.alert(10)
+    again.schedule.load_state_dict(alerted.schedule.state_dict())
+    for pace in (alerted, again):
+        assert due(pace, range(11, 31)) == [12, 14, 16, 18, 20, 30]
+    assert due(plain, range(11, 31)) == [20, 30]
+    assert plain.schedule.state_dict() == {}
