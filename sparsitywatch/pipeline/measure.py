@@ -464,8 +464,8 @@ def _counted(
         return _counted_together(snapshot, context, sampler, context.shards, context.ranks)
     if isinstance(snapshot.tensors, LazyTensors):
         if sampler is not None:
-            snapshot = sampler.tapped(snapshot, sample)
-        snapshot = FINGERPRINTED.tapped(snapshot, bits)
+            snapshot = sampler.observed(snapshot, sample)
+        snapshot = FINGERPRINTED.observed(snapshot, bits)
     else:
         sample = sampler.take(snapshot) if sampler is not None else {}
         bits = FINGERPRINTED.take(snapshot)

@@ -16,7 +16,7 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Cut, Inputs, Weights
-from sparsitywatch.pruning.selections import as_rows, row_cuts, smallest, unrowed
+from sparsitywatch.pruning.selections import from_output_rows, row_cuts, smallest, to_output_rows
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
@@ -191,7 +191,7 @@ class SparseGPT:
         for level in levels:
             num_removed = {}
             for name, shape in weights.shapes.items():
-                rows = as_rows(torch.empty(shape, device="meta"), weights.input_axis(name))
+                rows = to_output_rows(torch.empty(shape, device="meta"), weights.input_axis(name))
                 num_removed[name] = sum(
                     num_pruned(rows.shape[0] * width, level)
                     for _, width in _blocks(rows.shape[1], self.block)
@@ -241,11 +241,11 @@ class _UpdatingCut:
             out.zero_()
             return
         axis = self.input_axes[name]
-        rows = as_rows(weights, axis).float().clone()
+        rows = to_output_rows(weights, axis).float().clone()
         factor = self.factor(name).to(rows.device)
         for start, width in _blocks(rows.shape[1], self.block):
             self._prune_block(rows, factor, start, start + width)
-        out.copy_(unrowed(rows, out.shape, axis))
+        out.copy_(from_output_rows(rows, out.shape, axis))
 
     def _prune_block(self, rows: torch.Tensor, factor: torch.Tensor, start: int, end: int) -> None:
         own = rows[:, start:end]

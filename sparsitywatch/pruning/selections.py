@@ -18,7 +18,7 @@ import torch
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.groups import GROUPED_AT_ONCE, WIDTHS, pruner, sizes_of
 from sparsitywatch.pruning.patterns import Cut, Weights
-from sparsitywatch.weights.spectrum.counting import share_out
+from sparsitywatch.weights.spectrum.counting import map_threads
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "Random",
     "RandomERK",
     "SelectionCut",
-    "as_rows",
+    "from_output_rows",
     "row_cuts",
     "smallest",
-    "unrowed",
+    "to_output_rows",
 ]
 
 
@@ -81,7 +81,7 @@ class SelectionCut:
             torch.mul(weights.view(words), stays, out=out.view(words))
 
 
-def as_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
+def to_output_rows(tensor: torch.Tensor, input_axis: int) -> torch.Tensor:
     """A view or copy, [outputs, inputs]: one row for what each output is made of.
 
     Args:
@@ -173,7 +173,9 @@ def row_cuts(
 
 
 def _row_shape(weights: Weights, name: str) -> tuple[int, int]:
-    rows = as_rows(torch.empty(weights.shapes[name], device="meta"), weights.input_axis(name))
+    rows = to_output_rows(
+        torch.empty(weights.shapes[name], device="meta"), weights.input_axis(name)
+    )
     return rows.shape[0], rows.shape[1]
 
 
@@ -188,7 +190,7 @@ class _RowCut(SelectionCut):
         if not 0.0 < self.level < 1.0:
             super().prune(name, weights, out)
             return
-        rows, into = (as_rows(tensor, self.axes[name]) for tensor in (weights, out))
+        rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
         is_on_cpu = weights.device.type == "cpu"
         num_rows = max(1, _ROWS_AT_ONCE // max(1, rows.shape[1]) if is_on_cpu else len(rows))
 
@@ -198,13 +200,13 @@ class _RowCut(SelectionCut):
 
         pieces = (torch.split(tensor, num_rows) for tensor in (rows, into))
         parts = list(zip(*pieces, strict=True))
-        share_out(prune, parts, torch.get_num_threads())
+        map_threads(prune, parts, torch.get_num_threads())
         if into.data_ptr() != out.data_ptr():  # a copy
-            out.copy_(unrowed(into, out.shape, self.axes[name]))
+            out.copy_(from_output_rows(into, out.shape, self.axes[name]))
 
 
-def unrowed(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
-    """What ``as_rows`` made, back in the shape of the tensor."""
+def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
+    """What ``to_output_rows`` made, back in the shape of the tensor."""
     if len(shape) < 2 or input_axis == len(shape) - 1 or input_axis == 1:
         return rows.reshape(*shape)
     return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
@@ -318,7 +320,7 @@ class _GroupCut(SelectionCut):
         pieces = (torch.split(tensor, GROUPED_AT_ONCE) for tensor in (rows, pruned))
         parts = list(zip(*pieces, strict=True))
         prune = pruner(self.keep, self.of, rows.numpy())
-        share_out(
+        map_threads(
             lambda part: prune(part[0].numpy(), part[1].numpy()), parts, torch.get_num_threads()
         )
         if not is_in_place:

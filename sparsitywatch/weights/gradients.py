@@ -15,7 +15,7 @@ import torch
 
 from sparsitywatch.weights.clock import DecayClock, group_membership, stepped_on
 from sparsitywatch.weights.sharded import kept_for
-from sparsitywatch.weights.snapshot import Chosen, float64_of
+from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 from sparsitywatch.weights.together import Together
 
 __all__ = ["Gradients", "Look", "Training"]
@@ -34,7 +34,7 @@ _MEANS = ("exp_avg", "momentum_buffer")
 #: Parts of names under which they keep what a weight's own dtype cannot hold.
 _KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
 #: Of a tensor of which this rank reads nothing.
-_NO_PART = Chosen(0, np.empty(0, np.int64))
+_NO_PART = SampleIndex(0, np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,9 @@ class Gradients:
         self._parameters, self._optimizer = parameters, optimizer
         self._together = together
 
-    def looks(self, chosen: Mapping[str, Chosen], unmoved: Mapping[str, bool]) -> dict[str, Look]:
+    def looks(
+        self, chosen: Mapping[str, SampleIndex], unmoved: Mapping[str, bool]
+    ) -> dict[str, Look]:
         """What is known of some.
 
         Args:
@@ -162,7 +164,7 @@ class Gradients:
             own = np.array([self._recalled(name) for name in names])
         return [_RECALLED[code] for code in self._together.highest(own)]
 
-    def _look(self, name: str, some: Chosen, unmoved: Mapping[str, bool]) -> Look:
+    def _look(self, name: str, some: SampleIndex, unmoved: Mapping[str, bool]) -> Look:
         """What this rank knows of one, of which it reads some weights; without any, others do."""
         parameter = self._parameters[name]
         held = stepped_on(parameter).grad

@@ -24,15 +24,15 @@ from sparsitywatch.weights.spectrum.counting import LazyTensors
 __all__ = [
     "FINGERPRINTED",
     "MASK_LEVELS",
-    "Chosen",
     "MaskHistory",
+    "SampleIndex",
     "Sampler",
     "Snapshot",
     "WarmCopy",
     "fingerprint",
     "float64_of",
+    "gather_sample",
     "overlap",
-    "picked",
     "removed",
 ]
 
@@ -115,7 +115,7 @@ class WarmCopy:
 
 # ------------------------------------------------------------------ a sample
 
-#: Integers of the width of a weight: any float dtype can be picked from as these.
+#: Integers of the width of a weight: any float dtype can be gathered from as these.
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Floats that numpy has, too.
 _NUMPYS = (torch.float32, torch.float16, torch.float64)
@@ -135,7 +135,7 @@ class Sampler:
     def __init__(self, num_samples: int | None, seed: int = 0) -> None:
         self.num_samples, self.seed = num_samples, seed
 
-    def chosen(self, sizes: tuple[tuple[str, int], ...]) -> Mapping[str, Chosen]:
+    def chosen(self, sizes: tuple[tuple[str, int], ...]) -> Mapping[str, SampleIndex]:
         """Which weights of each tensor are sampled, in the natural order of the names.
 
         Args:
@@ -148,7 +148,7 @@ class Sampler:
         chosen = self.chosen(snapshot.scope.sizes)
         return {name: some.of(snapshot.tensors[name]) for name, some in chosen.items()}
 
-    def tapped(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
+    def observed(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
         """The same stored snapshot; what it reads is sampled on the way, and read once.
 
         Args:
@@ -160,11 +160,13 @@ class Sampler:
         chosen = self.chosen(snapshot.scope.sizes)
         for name, some in chosen.items():
             taken[name] = torch.empty(some.num, dtype=lazy.dtypes[name], device="cpu")
-        return Snapshot(snapshot.step, snapshot.scope, lazy.tapped(_Tap(chosen, taken)))
+        return Snapshot(
+            snapshot.step, snapshot.scope, lazy.observed(_SampleObserver(chosen, taken))
+        )
 
 
 @dataclass(frozen=True, eq=False)  # itself alone, so that it can be a key
-class Chosen:
+class SampleIndex:
     """Which weights of a flat tensor are sampled.
 
     Args:
@@ -182,7 +184,7 @@ class Chosen:
             return torch.from_numpy(words.copy() if self.where is None else words).view(
                 tensor.dtype
             )
-        return self.words_of(tensor).cpu().view(tensor.dtype)
+        return self.bits_of(tensor).cpu().view(tensor.dtype)
 
     def array_of(self, tensor: torch.Tensor) -> np.ndarray:
         """The chosen weights of a tensor on the CPU, bit for bit; perhaps a view.
@@ -196,13 +198,15 @@ class Chosen:
         # by this thread alone; torch would wake its own
         return words if self.where is None else words[self.where]
 
-    def words_of(self, tensor: torch.Tensor) -> torch.Tensor:
+    def bits_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bits of the chosen weights as integers, on their own device; perhaps a view."""
         words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
         return words if self.where is None else words[torch.from_numpy(self.where).to(words.device)]
 
 
-def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) -> torch.Tensor:
+def gather_sample(
+    tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
+) -> torch.Tensor:
     """The bits of the chosen weights of tensors of one dtype, one after another.
 
     Those on a device come in one transfer.
@@ -218,7 +222,7 @@ def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) ->
         found = [chosen[name].array_of(tensor) for name, tensor in tensors.items()]
         together = torch.from_numpy(np.concatenate(found))
         return together.view(_WORDS[together.dtype.itemsize])
-    words = [chosen[name].words_of(tensor) for name, tensor in tensors.items()]
+    words = [chosen[name].bits_of(tensor) for name, tensor in tensors.items()]
     devices = {each.device for each in words}
     if len(devices) > 1:
         words = [each.cpu() for each in words]
@@ -228,7 +232,7 @@ def picked(tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]) ->
 @lru_cache(maxsize=8)  # of the same model again and again, in a replay by samplers made anew
 def _choose(
     sizes: tuple[tuple[str, int], ...], num_samples: int | None, seed: int
-) -> Mapping[str, Chosen]:
+) -> Mapping[str, SampleIndex]:
     """Which weights of each tensor are sampled, in the natural order of the names."""
     generator = torch.Generator().manual_seed(seed)
     total = sum(size for _, size in sizes)
@@ -239,11 +243,11 @@ def _choose(
         if num < size:
             # With replacement: no permutation of a large tensor is ever built.
             where = np.sort(torch.randint(size, (num,), generator=generator, device="cpu").numpy())
-        chosen[name] = Chosen(num, where)
+        chosen[name] = SampleIndex(num, where)
     return MappingProxyType(chosen)
 
 
-class _Tap:
+class _SampleObserver:
     """Copies the sampled weights out of those that are read.
 
     Args:
@@ -251,7 +255,9 @@ class _Tap:
         taken: where they go: memory for as many.
     """
 
-    def __init__(self, chosen: Mapping[str, Chosen], taken: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, chosen: Mapping[str, SampleIndex], taken: Mapping[str, torch.Tensor]
+    ) -> None:
         self._chosen, self._taken = chosen, taken
         self._words = {
             name: into.view(_WORDS[into.dtype.itemsize]).numpy() for name, into in taken.items()

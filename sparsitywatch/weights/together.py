@@ -22,7 +22,7 @@ from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import Replicas
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.shards import Ranks, Shards
-from sparsitywatch.weights.snapshot import Chosen, Sampler, Snapshot, picked
+from sparsitywatch.weights.snapshot import SampleIndex, Sampler, Snapshot, gather_sample
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.histogram import STORAGES
 
@@ -95,13 +95,13 @@ class _Plan:
         places: by rank, where what it sends stands among all of them, int64.
     """
 
-    own: Mapping[str, Chosen]
+    own: Mapping[str, SampleIndex]
     places: Sequence[np.ndarray]
 
 
 @lru_cache(maxsize=16)  # the same samples at every snapshot
-def _plan(chosen: tuple[tuple[str, Chosen], ...], shards: Shards) -> _Plan:
-    own: dict[str, Chosen] = {}
+def _plan(chosen: tuple[tuple[str, SampleIndex], ...], shards: Shards) -> _Plan:
+    own: dict[str, SampleIndex] = {}
     places: list[list[np.ndarray]] = [[np.empty(0, np.int64)] for _ in shards.pieces]
     start = 0
     for name, some in chosen:
@@ -111,25 +111,25 @@ def _plan(chosen: tuple[tuple[str, Chosen], ...], shards: Shards) -> _Plan:
             if len(index):
                 places[rank].append(start + index)
                 if rank == shards.rank:
-                    own[name] = Chosen(len(local), local)
+                    own[name] = SampleIndex(len(local), local)
         start += some.num
     return _Plan(own, [np.concatenate(parts) for parts in places])
 
 
 def _words(
-    chosen: Mapping[str, Chosen], tensors: Mapping[str, torch.Tensor], shards: Shards
+    chosen: Mapping[str, SampleIndex], tensors: Mapping[str, torch.Tensor], shards: Shards
 ) -> dict[str, np.ndarray]:
     """The words of what this rank sends of tensors of one dtype; in one transfer from a device."""
     own = _plan(tuple(chosen.items()), shards).own
     if not own:
         return {}
-    words = picked({name: tensors[name] for name in own}, own).numpy()
+    words = gather_sample({name: tensors[name] for name in own}, own).numpy()
     ends = np.cumsum([some.num for some in own.values()])
     return dict(zip(own, np.split(words, ends[:-1]), strict=True))
 
 
 def _exchanged(
-    chosen: Mapping[str, Chosen],
+    chosen: Mapping[str, SampleIndex],
     own: Mapping[str, np.ndarray],
     itemsize: int,
     shards: Shards,
@@ -183,14 +183,14 @@ class Together:
         """Around what is read of some parameters: it succeeds, or fails, on every rank."""
         return self._ranks.together(f"{what}: {zlib.crc32(' '.join(names).encode())}")
 
-    def own(self, chosen: Mapping[str, Chosen]) -> Mapping[str, Chosen]:
+    def own(self, chosen: Mapping[str, SampleIndex]) -> Mapping[str, SampleIndex]:
         """Those of some weights of whole tensors that this rank reads, in what it holds."""
         return _plan(tuple(chosen.items()), self._shards).own
 
-    def picked(
-        self, tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, Chosen]
+    def gather_sample(
+        self, tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
     ) -> torch.Tensor:
-        """What ``snapshot.picked`` gives for the whole tensors.
+        """What ``snapshot.gather_sample`` gives for the whole tensors.
 
         Args:
             tensors: what this rank holds of them, of one dtype.
@@ -211,7 +211,7 @@ class Together:
         return torch.from_numpy(words if itemsize == 1 else words.view(f"i{itemsize}"))
 
     def gathered(
-        self, chosen: Mapping[str, Chosen], own: Mapping[str, np.ndarray]
+        self, chosen: Mapping[str, SampleIndex], own: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """A number that belongs to each of some weights of whole tensors, from those of ``own``.
 

@@ -30,7 +30,7 @@ from sparsitywatch.weights.clock import DecayClock
 from sparsitywatch.weights.gradients import Gradients, Look, Training
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
-from sparsitywatch.weights.snapshot import Chosen, float64_of, picked
+from sparsitywatch.weights.snapshot import SampleIndex, float64_of, gather_sample
 from sparsitywatch.weights.together import Together
 
 __all__ = ["Signs", "VitalTracker"]
@@ -137,21 +137,21 @@ class _Part:
 
 
 @lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
-def _chosen(name: str, size: int) -> Chosen:
+def _chosen(name: str, size: int) -> SampleIndex:
     """Which weights of a tensor are compared; by its name and size alone."""
     if size <= WHOLE:
-        return Chosen(size, None)
+        return SampleIndex(size, None)
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     where = torch.randint(size, (SOME,), generator=generator, device="cpu").numpy()
-    return Chosen(SOME, np.sort(where))
+    return SampleIndex(SOME, np.sort(where))
 
 
 def sampled(
     parameters: Mapping[str, torch.Tensor], together: Together | None = None
 ) -> list[_Part]:
     """The weights of each tensor that are compared; those of a device come in one transfer."""
-    pick = picked if together is None else together.picked
-    by_dtype: dict[torch.dtype, tuple[dict[str, torch.Tensor], dict[str, Chosen]]] = {}
+    pick = gather_sample if together is None else together.gather_sample
+    by_dtype: dict[torch.dtype, tuple[dict[str, torch.Tensor], dict[str, SampleIndex]]] = {}
     for name, parameter in parameters.items():
         tensors, some = by_dtype.setdefault(parameter.dtype, ({}, {}))
         tensors[name], some[name] = local_of(parameter), _chosen(name, parameter.numel())

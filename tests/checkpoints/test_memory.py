@@ -110,7 +110,7 @@ def test_who_fails_at_a_whole_tensor_lets_others_read_theirs(tmp_path: Path, mon
 
         def count() -> None:
             try:
-                MagnitudeSpectrum.of(tensors.tapped(Failing()), num_threads=3)
+                MagnitudeSpectrum.of(tensors.observed(Failing()), num_threads=3)
             except ZeroDivisionError as error:
                 failed.append(error)
 

@@ -23,7 +23,14 @@ from sparsitywatch.pruning.patterns import (
     Pattern,
     Weights,
 )
-from sparsitywatch.pruning.selections import KeepNM, PerRow, Random, RandomERK, as_rows, smallest
+from sparsitywatch.pruning.selections import (
+    KeepNM,
+    PerRow,
+    Random,
+    RandomERK,
+    smallest,
+    to_output_rows,
+)
 from sparsitywatch.weights.spectrum import kernel
 
 needs_numba = pytest.mark.skipif(
@@ -362,4 +369,4 @@ def test_many_rows_are_chosen_from_as_few_are() -> None:
 
 def test_rows_of_experts_are_those_of_each_expert() -> None:
     experts = torch.arange(24.0).reshape(2, 3, 4)
-    assert torch.equal(as_rows(experts, 2), experts.reshape(6, 4))
+    assert torch.equal(to_output_rows(experts, 2), experts.reshape(6, 4))

@@ -135,12 +135,12 @@ def test_taken_while_it_is_counted(
     with open_checkpoint(save(model, tmp_path)) as checkpoint:
         stored = stored_snapshot(checkpoint, live(model).scope, 1)
         taken: dict[str, torch.Tensor] = {}
-        tapped = Sampler(num_samples).tapped(stored, taken)
-        spectrum = MagnitudeSpectrum.of(tapped.tensors, num_threads=2)
+        observed = Sampler(num_samples).observed(stored, taken)
+        spectrum = MagnitudeSpectrum.of(observed.tensors, num_threads=2)
         assert bits(taken) == bits(expected)
         assert list(taken) == list(expected)
         assert spectrum == MagnitudeSpectrum.of(live(model).tensors)
-        # and what is stored without being tapped
+        # and what is stored without being observed
         assert bits(Sampler(num_samples).take(stored)) == bits(expected)
 
 
@@ -153,8 +153,8 @@ def test_taken_of_tensors_that_a_function_reads() -> None:
     }
     lazy = LazyTensors(entries, lambda name: snapshot.tensors[name])
     taken: dict[str, torch.Tensor] = {}
-    tapped = Sampler(77).tapped(Snapshot(1, snapshot.scope, lazy), taken)
-    assert MagnitudeSpectrum.of(tapped.tensors) == MagnitudeSpectrum.of(snapshot.tensors)
+    observed = Sampler(77).observed(Snapshot(1, snapshot.scope, lazy), taken)
+    assert MagnitudeSpectrum.of(observed.tensors) == MagnitudeSpectrum.of(snapshot.tensors)
     assert bits(taken) == bits(Sampler(77).take(snapshot))
 
 

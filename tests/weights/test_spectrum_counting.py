@@ -80,7 +80,7 @@ def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
 def test_permuted_tensors_are_walked_as_they_lie_in_memory():
     tensor = random_tensor(6, 8, 10)
     for view in (tensor, tensor.permute(2, 0, 1), tensor.transpose(0, 1)):
-        words = counting.words_of("w", view)
+        words = counting.bits_of("w", view)
         assert words.is_contiguous()
         assert words.data_ptr() == tensor.data_ptr()
 
@@ -114,7 +114,7 @@ def test_counting_on_a_device_is_counting_on_cpu(dtype):
         else torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
     )
     tensors = {"all bits": tensor, "strided": tensor[::3], "none": tensor[:0]}
-    words = {name: counting.words_of(name, w) for name, w in tensors.items()}
+    words = {name: counting.bits_of(name, w) for name, w in tensors.items()}
     storages = dict.fromkeys(words, STORAGES[dtype])
     on_device = counting._count_on_device(words, storages)
     table = counting.PlainTable(STORAGES[dtype])

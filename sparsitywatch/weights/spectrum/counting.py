@@ -31,7 +31,7 @@ from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.spectrum import kernel
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
 
-__all__ = ["LazyTensors", "Store", "Tap", "count", "count_stored"]
+__all__ = ["LazyTensors", "ReadObserver", "Store", "count", "count_stored"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
     on_cpu: dict[str, torch.Tensor] = {}
     on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        words[name] = own = words_of(name, tensor)
+        words[name] = own = bits_of(name, tensor)
         storages[name] = STORAGES[tensor.dtype]
         (on_cpu if own.device.type == "cpu" else on_device.setdefault(own.device, {}))[name] = own
     found: dict[str, Histogram] = {}
@@ -77,7 +77,7 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
     tasks = _tasks(on_cpu, size)
     num = min(counter.num_threads(num_threads), len(tasks))
-    parts = share_out(counted, tasks, num) if num > 1 else map(counted, tasks)
+    parts = map_threads(counted, tasks, num) if num > 1 else map(counted, tasks)
     for (_, name, _), part in zip(tasks, parts, strict=True):
         found[name] = found[name] + part if name in found else part
     for name, histogram in found.items():
@@ -101,7 +101,7 @@ def _tasks(words: Mapping[str, torch.Tensor], size: int) -> list[tuple[int, str,
     return sorted(tasks, key=itemgetter(0), reverse=True)
 
 
-def words_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The bits of ``tensor`` as integers of its width; a view, dense in memory if it can be.
 
     Raises:
@@ -156,7 +156,7 @@ def pieces(words: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
             yield from pieces(rows, size)
 
 
-def share_out(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
+def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
     """``function`` of each task, begun in this order, by the caller and ``num_threads - 1`` others.
 
     After a failure no further task is begun; the first one is raised.
@@ -313,7 +313,7 @@ def raw_keys_on_device(words: torch.Tensor, storage: Storage) -> torch.Tensor:
 # ------------------------------------------------------------------ stored weights
 
 
-class Tap(Protocol):
+class ReadObserver(Protocol):
     """Who sees stored weights while they are read for somebody else."""
 
     def see(self, name: str, tensor: torch.Tensor) -> None:
@@ -360,7 +360,7 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         read: reads one tensor by its name.
         store: gives the same weights in chunks, to be counted while they are read; None:
             each tensor is read first and counted then.
-        taps: see what is read.
+        observers: see what is read.
     """
 
     def __init__(
@@ -368,22 +368,22 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         entries: Mapping[str, Entry],
         read: Callable[[str], torch.Tensor],
         store: Store | None = None,
-        taps: Sequence[Tap] = (),
+        observers: Sequence[ReadObserver] = (),
     ) -> None:
-        self.entries, self.store, self.taps = dict(entries), store, tuple(taps)
+        self.entries, self.store, self.observers = dict(entries), store, tuple(observers)
         self.dtypes = {name: entry.dtype for name, entry in self.entries.items()}
         self._read = read
 
-    def tapped(self, tap: Tap) -> LazyTensors:
-        """The same weights; ``tap``, too, sees what is read of them."""
-        return LazyTensors(self.entries, self._read, self.store, (*self.taps, tap))
+    def observed(self, observer: ReadObserver) -> LazyTensors:
+        """The same weights; ``observer``, too, sees what is read of them."""
+        return LazyTensors(self.entries, self._read, self.store, (*self.observers, observer))
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self.entries:
             raise KeyError(name)
         tensor = self._read(name)
-        for tap in self.taps:
-            tap.see(name, tensor)
+        for observer in self.observers:
+            observer.see(name, tensor)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -423,8 +423,8 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
         with closing(store.chunks(stored_name, buffers.own)) as chunks:
             for chunk in chunks:
                 words = np.frombuffer(chunk, f"u{storage.num_bytes}")
-                for tap in tensors.taps:
-                    tap.see_some(name, first, words)
+                for observer in tensors.observers:
+                    observer.see_some(name, first, words)
                 first += len(words)
                 for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
                     if num_added + len(part) > MAX_ADDED:
@@ -437,7 +437,7 @@ def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, His
     num_threads = torch.get_num_threads() if num_threads is None else num_threads
     order = store.in_byte_order(own_names)
     num = min(counter.num_threads(num_threads), len(order))
-    parts = share_out(counted, order, num) if num > 1 else map(counted, order)
+    parts = map_threads(counted, order, num) if num > 1 else map(counted, order)
     by_stored_name = dict(zip(order, parts, strict=True))
     histograms = {}
     for name, entry in tensors.entries.items():
