@@ -102,9 +102,9 @@ def of_encoder(num_layers: int, repeats: int) -> dict[str, float]:
 
     cases: dict[str, Callable[[], object]] = {
         "forward": forward,
-        "wanda": lambda: mask(sw.Wanda()),
+        "wanda": lambda: mask(sw.patterns.Wanda()),
     }
-    slow: dict[str, Callable[[], object]] = {"sparsegpt": lambda: mask(sw.SparseGPT())}
+    slow: dict[str, Callable[[], object]] = {"sparsegpt": lambda: mask(sw.patterns.SparseGPT())}
     return medians_s(cases, repeats) | medians_s(slow, min(repeats, 2))
 
 

@@ -324,7 +324,10 @@ def affordable(repeats: int) -> dict[str, Affordable]:
         model(**batch(seed)).loss.backward()
         optimizer.step()
     proxy = sw.Proxy([batch(10**6 + index) for index in range(8)], loss_per_example)
-    sweeps: dict[str, Any] = {"Racing": sw.Racing(), "Bisection": sw.Bisection(DEFAULT_LEVELS)}
+    sweeps: dict[str, Any] = {
+        "Racing": sw.sweeps.Racing(),
+        "Bisection": sw.sweeps.Bisection(DEFAULT_LEVELS),
+    }
     times: dict[str, list[float]] = {name: [] for name in (*sweeps, "weights")}
     passes = {}
     for _ in range(repeats):

@@ -1,9 +1,58 @@
 """Watch essential sparsity and abrupt sparsification live while a model pretrains.
 
-The public names are those of ``__init__.pyi``. Each is imported when it is first used, so that
-tools which only read a log start without torch.
+Each name is imported when it is first used (PEP 562), so that tools which only read a log start
+without torch. Type checkers read ``__init__.pyi``.
 """
 
-import lazy_loader
+from importlib import import_module
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+#: Every public name and the module that has it; a module of its own has "".
+_HOME = {
+    "CheckpointError": "errors",
+    "ConfigurationError": "errors",
+    "EssentialSparsity": "records",
+    "Event": "records",
+    "FinetunedCurve": "pruning.finetuned",
+    "MagnitudeSpectrum": "weights.spectrum",
+    "MeasurementError": "errors",
+    "Proxy": "pruning.proxy",
+    "Record": "records",
+    "Run": "analysis.run",
+    "Settings": "settings",
+    "SparsityCurve": "records",
+    "SparsityWatchError": "errors",
+    "StateError": "errors",
+    "Watcher": "live.watcher",
+    "__version__": "records.run",
+    "actions": "",
+    "adaptive": "live.schedule",
+    "detectors": "",
+    "errors": "",
+    "essential_sparsity": "analysis.estimate",
+    "finetuned_curve": "pruning.finetuned",
+    "load": "page.notebook",
+    "mask_similarity": "pruning.patterns",
+    "measure": "pipeline.measure",
+    "patterns": "",
+    "replay": "offline.replay",
+    "schedules": "",
+    "sinks": "",
+    "sweeps": "",
+    "verify": "verification",
+    "watch": "live.watch",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_HOME[name] or name}")
+    value = getattr(module, name) if _HOME[name] else module
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

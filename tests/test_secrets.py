@@ -130,7 +130,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[
             sw.replay(
                 urls,
                 logdir=logdir,
-                detectors={"near_zero/initial_0.1": sw.AbruptChange(0.02)},
+                detectors={"near_zero/initial_0.1": sw.detectors.AbruptChange(0.02)},
                 **replay,
             )
             for _ in range(2)

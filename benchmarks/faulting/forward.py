@@ -369,7 +369,7 @@ def refused(make: Callable[[Any], object], act: Forward, name: str) -> str:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     try:
         sw.watch(model, None, logdir=None, proxy=_proxy(), scope="layers")
-    except sw.ProxyError as error:
+    except sw.errors.ProxyError as error:
         same = all(torch.equal(before[key], value) for key, value in model.state_dict().items())
         said = f"changed {name}" in str(error)
         return "refused by name" if said and same else f"{error} (weights as before: {same})"

@@ -169,7 +169,7 @@ def _full_disk(folder: Path) -> str:
     return f"{ended}, state in {', '.join(states)}"
 
 
-class _NoState(sw.AbruptChange):
+class _NoState(sw.detectors.AbruptChange):
     """A detector whose state cannot be told."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class _NoStateLater(_NoState):
         if self._is_attached:
             return super().state_dict()
         self._is_attached = True
-        return sw.AbruptChange.state_dict(self)
+        return sw.detectors.AbruptChange.state_dict(self)
 
 
 def _state_raises(folder: Path) -> str:

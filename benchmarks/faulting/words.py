@@ -60,7 +60,7 @@ def _replayed(folder: Path) -> str:
             urls,
             logdir=folder,
             scope=["block.*"],
-            detectors={"near_zero/initial_0.1": sw.AbruptChange(0.05)},
+            detectors={"near_zero/initial_0.1": sw.detectors.AbruptChange(0.05)},
         )
         print(replayed.failures, replayed)
         for command in ("summary", "scope"):

@@ -40,9 +40,9 @@ KINDS = {
     "feed-forward in": "intermediate.dense",
     "feed-forward out": "output.dense",
 }
-PATTERNS: dict[str, sw.Pattern] = {
-    "raw": sw.GlobalMagnitude(),
-    "normalised by rms": sw.GlobalNormalised(),
+PATTERNS: dict[str, sw.patterns.Pattern] = {
+    "raw": sw.patterns.GlobalMagnitude(),
+    "normalised by rms": sw.patterns.GlobalNormalised(),
 }
 
 
@@ -62,7 +62,7 @@ def is_pruned(name: str, parameter: torch.Tensor) -> bool:
     return ".layer." in name and parameter.ndim == 2
 
 
-def shares(model: Classifier, level: float, pattern: sw.Pattern) -> dict[str, Any]:
+def shares(model: Classifier, level: float, pattern: sw.patterns.Pattern) -> dict[str, Any]:
     """The share of each matrix below the threshold, by name; and how long that took."""
     started = time.perf_counter()
     tensors = {n: p.detach() for n, p in model.named_parameters() if is_pruned(n, p)}

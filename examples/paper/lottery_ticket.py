@@ -260,8 +260,8 @@ class Experiment:
         return right / len(task.held_out[1])
 
     def curve(
-        self, task: Task, pattern: sw.Pattern, share: float = 1.0
-    ) -> tuple[sw.FinetunedCurve, dict[float, list[sw.MaskSimilarity]]]:
+        self, task: Task, pattern: sw.patterns.Pattern, share: float = 1.0
+    ) -> tuple[sw.FinetunedCurve, dict[float, list[sw.patterns.MaskSimilarity]]]:
         """Fine-tuned by seed and level; of lottery tickets also how alike OMP's masks are."""
         tickets = pattern if isinstance(pattern, LotteryTickets) else None
 
@@ -290,17 +290,17 @@ class Experiment:
     def outcome(self, name: str) -> Outcome:
         """Of one task."""
         task = self.texts.task(name)
-        omp, _ = self.curve(task, sw.GlobalMagnitude())
+        omp, _ = self.curve(task, sw.patterns.GlobalMagnitude())
         tickets = LotteryTickets(self.args.out / f"tickets-{name}", self.levels)
         imp, alike = self.curve(task, tickets)
-        half, _ = self.curve(task, sw.GlobalMagnitude(), share=0.5)
+        half, _ = self.curve(task, sw.patterns.GlobalMagnitude(), share=0.5)
         return Outcome(name, omp, imp, half, alike)
 
 
-def mask_like_omp(weights: Masks, ticket: Masks, level: float) -> sw.MaskSimilarity:
+def mask_like_omp(weights: Masks, ticket: Masks, level: float) -> sw.patterns.MaskSimilarity:
     """A ticket's mask beside the mask of one-shot pruning at the same level."""
     dense = {name: weights[name.removeprefix("body.")] for name in ticket}
-    (cut,) = sw.GlobalMagnitude().cuts(Weights.of(dense), [level])
+    (cut,) = sw.patterns.GlobalMagnitude().cuts(Weights.of(dense), [level])
     pruned = {name: torch.empty_like(tensor) for name, tensor in dense.items()}
     for name, tensor in dense.items():
         cut.prune(name, tensor, out=pruned[name])
@@ -318,7 +318,7 @@ class Outcome:
     omp: sw.FinetunedCurve
     imp: sw.FinetunedCurve
     half: sw.FinetunedCurve  # dense, after half of the steps
-    alike: dict[float, list[sw.MaskSimilarity]]
+    alike: dict[float, list[sw.patterns.MaskSimilarity]]
 
     def difference(self, index: int) -> Difference:
         """How much better IMP is than OMP at a level."""
@@ -365,7 +365,7 @@ class Outcome:
         )
 
 
-def mean_of(found: Sequence[sw.MaskSimilarity], name: str) -> float:
+def mean_of(found: Sequence[sw.patterns.MaskSimilarity], name: str) -> float:
     """The mean over seeds."""
     return float(sum(getattr(one, name) for one in found) / len(found))
 

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from trained_here import documentation
 
 import sparsitywatch as sw
+from sparsitywatch.weights.scope import Scope
 
 LEVELS = [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
 TOY = {"levels": [0.2, 0.5], "examples": 16, "length": 12}
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(args.out / "results.jsonl", settings)
     experiment = Experiment(args)
     outcome = Outcome(experiment, results)
-    num = sum(size for _, size in sw.Scope.of(experiment.model).sizes)
+    num = sum(size for _, size in Scope.of(experiment.model).sizes)
     print(f"{num:,} weights in scope, {args.examples} windows of {args.length} tokens; {load()}")
     print(f"loss, and its rise above dense in percent with {CONFIDENCE:.0%} intervals\n")
     print(table(("sparsity", *PATTERNS.values()), outcome.rows()))

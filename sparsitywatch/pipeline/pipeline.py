@@ -499,7 +499,8 @@ def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
 def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detector]:
     if detectors is None:
         return {}
-    what = "detectors by name of the series, such as {'motion/dormant': sw.DormantRise()}"
+    example = "{'motion/dormant': sw.detectors.DormantRise()}"
+    what = f"detectors by name of the series, such as {example}"
     expect_mapping("detectors", detectors, what)
     methods = ("update", "state_dict", "load_state_dict")
     for name, detector in detectors.items():

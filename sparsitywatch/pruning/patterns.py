@@ -324,7 +324,7 @@ def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Patt
         return pattern
     raise ConfigurationError(
         f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, 'keep_2_of_4', or "
-        f"an object with `name` and `cuts` such as sw.GlobalMagnitude(), got {pattern!r:.80}."
+        f"an object with `name` and `cuts` such as sw.patterns.Wanda(), got {pattern!r:.80}."
     )
 
 

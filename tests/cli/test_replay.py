@@ -258,7 +258,7 @@ def test_a_sidecar_ends_after_a_while_without_news(run: Path, tmp_path: Path) ->
 def test_interrupted_it_says_how_to_go_on(
     run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = sw.AbruptChange.update
+    original = sw.detectors.AbruptChange.update
 
     def update(self, step, *arguments):
         if step == 50:
@@ -266,7 +266,7 @@ def test_interrupted_it_says_how_to_go_on(
         return original(self, step, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sw.AbruptChange, "update", update)
+        patch.setattr(sw.detectors.AbruptChange, "update", update)
         assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 130
     assert "Interrupted; the same command goes on from here." in capsys.readouterr().err
     assert main(["replay", str(run), "--logdir", str(tmp_path)]) == 0

@@ -17,10 +17,10 @@ COSTS = ("watch/spectrum_s", "watch/publish_s", "watch/evaluation_s")
 NUM, EVERY, SHRUNK = 24, 10, 16
 
 
-def detectors() -> dict[str, sw.AbruptChange]:
+def detectors() -> dict[str, sw.detectors.AbruptChange]:
     return {
-        "near_zero/initial_0.1": sw.AbruptChange(0.05),
-        "near_zero/rms_0.1": sw.AbruptChange(0.05),
+        "near_zero/initial_0.1": sw.detectors.AbruptChange(0.05),
+        "near_zero/rms_0.1": sw.detectors.AbruptChange(0.05),
     }
 
 

@@ -61,7 +61,7 @@ def told(records: list[sw.Record]) -> list[tuple]:
 def sees_step_6() -> dict:
     """Options of a watch that sees an event at step 6."""
 
-    class Sees(sw.AbruptChange):
+    class Sees(sw.detectors.AbruptChange):
         def update(self, step, value, context=None):
             return None if step != 6 else sw.Event(
                 series="", direction="up", onset_step=step, detected_step=step, baseline=0.0,

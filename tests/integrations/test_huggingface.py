@@ -247,7 +247,7 @@ def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, cap
     """One run, a fault at each save: a full disk, a state that cannot be told, no log any more."""
     failing = set()
 
-    class Detector(sw.AbruptChange):
+    class Detector(sw.detectors.AbruptChange):
         def state_dict(self):
             if "state" in failing:
                 raise RuntimeError("the detector's state broke")

@@ -57,7 +57,7 @@ def test_records_are_the_same_behind_and_in_front(tmp_path: Path, with_proxy: bo
     assert found[0] == found[1]
 
 
-class SlowSink(sw.MemorySink):
+class SlowSink(sw.sinks.MemorySink):
     """Holds what is written until it may go on."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class NotedAlerts(Adaptive):
 def test_an_alerted_watch_looks_closer_after_an_event(background: bool) -> None:
     run, schedule = Run(), NotedAlerts()
     # of less than a hundred weights a few are near zero by chance
-    detectors = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    detectors = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
     options = {"every": schedule, "proxy": None, "detectors": detectors, "background": background}
     with run.watch(None, **options) as watcher:
         for step in range(1, 121):

@@ -19,6 +19,7 @@ from sparsitywatch.pruning.patterns import PATTERNS, as_pattern
 from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
 from sparsitywatch.shown import html_table
 from sparsitywatch.verification import Difference
+from sparsitywatch.weights.scope import Scope
 
 
 def layers(num: int = 40) -> nn.Sequential:
@@ -34,7 +35,7 @@ def value(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One of everything that the public functions give back, of a model with many layers."""
     folder = tmp_path_factory.mktemp("watched")
-    model, sink = layers(), sw.MemorySink()
+    model, sink = layers(), sw.sinks.MemorySink()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     proxy = sw.Proxy([torch.randn(4, 8)], value, name="a mean square " * 20)
     with sw.watch(model, optimizer, proxy=proxy, every=1, logdir=None, sinks=[sink],
@@ -61,18 +62,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "projection": DecayProjection(advance=numbers, dormant=numbers, entering=numbers),
         "masks": MaskOverlap(level=numbers, overlap=numbers, num_sampled=5, since_step=1),
         "share": watcher.records[-1].layers[0], "replayed": replayed,
-        "failure": replayed.failures[0], "scope": sw.Scope.of(model),
+        "failure": replayed.failures[0], "scope": Scope.of(model),
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
-        "difference": Difference(names[0], 3, "all of it"), "detector": sw.AbruptChange(),
-        "rise": sw.DormantRise(), "measured": sw.MeasuredChange(), "schedule": sw.adaptive(5),
-        "tracking": sw.Tracking(), "racing": sw.Racing(),
+        "difference": Difference(names[0], 3, "all of it"), "detector": sw.detectors.AbruptChange(),
+        "rise": sw.detectors.DormantRise(), "measured": sw.detectors.MeasuredChange(),
+        "schedule": sw.adaptive(5),
+        "tracking": sw.sweeps.Tracking(), "racing": sw.sweeps.Racing(),
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
-        "jsonl": sw.JsonlSink(folder), "tensorboard": sw.TensorBoardSink(folder),
+        "jsonl": sw.sinks.JsonlSink(folder), "tensorboard": sw.sinks.TensorBoardSink(folder),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
         **{name: as_pattern(name) for name in (*PATTERNS, "keep_2_of_4")},
         "finetuned": sw.FinetunedCurve(numbers, numbers, seeds=(0,), by_seed=(numbers,)),
         "similarity": sw.mask_similarity({"w": torch.ones(3)}, {"w": torch.ones(3)}),
-        "grid": sw.Grid([0.5]), "halving": sw.Bisection([0.5]),
+        "grid": sw.sweeps.Grid([0.5]), "halving": sw.sweeps.Bisection([0.5]),
         "invalid": watcher.records[-1].__class__(
             **{**vars(watcher.records[-1]), "valid": False, "reason": "\x1b[2J no\n" * 500}
         ),
@@ -84,7 +86,8 @@ def test_whatever_is_public_has_a_repr_of_one_short_line(watched: dict[str, Any]
     assert {name: length for name, length in lengths.items() if length > 220} == {}
     for one in watched.values():
         assert repr(one).isprintable()
-    public = {getattr(sw, name) for name in sw.__all__ if name[:1].isupper()}
+    faces = (sw, sw.detectors, sw.patterns, sw.schedules, sw.sinks, sw.sweeps)
+    public = {getattr(face, n) for face in faces for n in face.__all__ if n[:1].isupper()}
     public = {one for one in public if not getattr(one, "_is_protocol", False)}
     shown = {type(one) for one in watched.values()}
     assert {t.__name__ for t in public - shown if not issubclass(t, Exception)} == set()
@@ -129,7 +132,7 @@ def test_a_table_for_a_notebook_is_escaped() -> None:
 def test_every_pattern_has_a_name_and_a_public_class(tmp_path: Path) -> None:
     for name in PATTERNS:
         assert as_pattern(name).name == name
-        assert getattr(sw, type(as_pattern(name)).__name__) is type(as_pattern(name))
+        assert type(as_pattern(name)).__name__ in sw.patterns.__all__
     model = layers(2)
     with sw.watch(model, None, logdir=None, pattern="global", every=1) as watcher:
         watcher.step()
@@ -158,7 +161,7 @@ WRONG = (
 
 
 def detect(step: Any, value: Any, context: Any = None) -> object:
-    return sw.AbruptChange().update(step, value, context)
+    return sw.detectors.AbruptChange().update(step, value, context)
 
 
 def make_training() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
@@ -193,16 +196,16 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., object], dict[str, Any]
         "thresholds": (spectrum.thresholds, {"levels": [0.5]}),
         "sparsity_at": (spectrum.sparsity_at, {}),
         "near_zero": (spectrum.near_zero, {}),
-        "AbruptChange": (sw.AbruptChange, {}),
+        "AbruptChange": (sw.detectors.AbruptChange, {}),
         "update": (detect, {"step": 1, "value": 0.5}),
-        "DormantRise": (sw.DormantRise, {}),
-        "Grid": (sw.Grid, {"levels": [0.5]}),
-        "Bisection": (sw.Bisection, {"levels": [0.5]}),
-        "Tracking": (sw.Tracking, {}),
-        "Racing": (sw.Racing, {}),
-        "every": (sw.every, {}),
-        "at": (sw.at, {}),
-        "geometric": (sw.geometric, {}),
+        "DormantRise": (sw.detectors.DormantRise, {}),
+        "Grid": (sw.sweeps.Grid, {"levels": [0.5]}),
+        "Bisection": (sw.sweeps.Bisection, {"levels": [0.5]}),
+        "Tracking": (sw.sweeps.Tracking, {}),
+        "Racing": (sw.sweeps.Racing, {}),
+        "every": (sw.schedules.every, {}),
+        "at": (sw.schedules.at, {}),
+        "geometric": (sw.schedules.geometric, {}),
         "adaptive": (sw.adaptive, {"interval": 5}),
     }
 

@@ -62,6 +62,6 @@ def test_scale_or_shape(change: Callable[[nn.Module], None]) -> None:
 
 def test_two_rules_make_one_event() -> None:
     rules = ("near_zero/rms_0.1", "near_zero/initial_0.1", "near_zero/zero")
-    (event,) = watched(zero_some, detectors={name: sw.AbruptChange() for name in rules})
+    (event,) = watched(zero_some, detectors={name: sw.detectors.AbruptChange() for name in rules})
     assert {event.series, *event.related} == set(rules)
     assert event.revised_step == -1

@@ -75,8 +75,8 @@ class Replay:
             background=False,
             strict=True,
             detectors={
-                **{name: sw.AbruptChange(0.3) for name in SERIES},
-                DORMANT: sw.DormantRise(0.01),
+                **{name: sw.detectors.AbruptChange(0.3) for name in SERIES},
+                DORMANT: sw.detectors.DormantRise(0.01),
             },
             on_event=[self.told.append],
             **options,

@@ -351,7 +351,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
 
     run, seen = sparse_run()
     # of less than a hundred weights a few are near zero by chance
-    detectors = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    detectors = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
     options = {"every": 1, "on_event": [seen.append], "proxy": None, "detectors": detectors}
     watcher = run.watch(tmp_path, **options)
     for step in range(1, 41):
@@ -365,7 +365,7 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
     checkpoint = run.checkpoint(watcher)
     again = Run()
     again.restore(checkpoint)
-    options["detectors"] = {"near_zero/initial_0.1": sw.AbruptChange(min_effect=0.2)}
+    options["detectors"] = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
     with again.watch(tmp_path, **options) as resumed:
         resumed.load_state_dict(checkpoint["watch"])
         again.train(10)
@@ -382,8 +382,12 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scope": "nothing"}, sw.ScopeError, "`scope` to be one of"),
-        ({"scope": lambda n, p: False}, sw.ScopeError, "`scope` to select at least one weight"),
+        ({"scope": "nothing"}, sw.errors.ScopeError, "`scope` to be one of"),
+        (
+            {"scope": lambda n, p: False},
+            sw.errors.ScopeError,
+            "`scope` to select at least one weight",
+        ),
         ({"every": 0}, sw.ConfigurationError, "`every` to be a whole number.*got 0"),
         ({"levels": [0.5, 1.0]}, sw.ConfigurationError, r"`levels\[1\]`.*got 1\.0"),
         ({"levels": []}, sw.ConfigurationError, "`levels` with at least one"),
@@ -505,7 +509,7 @@ def test_a_later_watch_fences_off_a_snapshot_that_is_on_its_way(
 def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
     is_in, go_on = threading.Event(), threading.Event()
 
-    class Slow(sw.AbruptChange):
+    class Slow(sw.detectors.AbruptChange):
         def update(self, step, value, context=None):
             if step == 6:
                 is_in.set()
@@ -522,7 +526,7 @@ def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
     second.restore(checkpoint)
     timer = threading.Timer(0.2, go_on.set)
     timer.start()
-    options = {"detectors": {"near_zero/initial_0.1": sw.AbruptChange()}}
+    options = {"detectors": {"near_zero/initial_0.1": sw.detectors.AbruptChange()}}
     with second.watch(tmp_path, **options) as later:
         later.load_state_dict(checkpoint["watch"])
         assert go_on.is_set()

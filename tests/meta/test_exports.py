@@ -6,6 +6,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,67 +15,28 @@ import sparsitywatch
 
 #: The public face. A name is added here on purpose, and taken away only with a deprecation.
 PUBLIC = {
-    "AbruptChange",
-    "Bisection",
-    "CheckpointError",
-    "ConfigurationError",
-    "Detector",
-    "DormantRise",
-    "EssentialSparsity",
-    "Event",
-    "Failure",
-    "FinetunedCurve",
-    "GlobalMagnitude",
-    "GlobalNormalised",
-    "Grid",
-    "IncompleteCheckpointError",
-    "JsonlSink",
-    "KeepNM",
-    "Layerwise",
-    "MagnitudeSpectrum",
-    "MaskSimilarity",
-    "MeasuredChange",
-    "MeasurementError",
-    "MemorySink",
-    "MissingExtraError",
-    "Pattern",
-    "PerRow",
-    "Proxy",
-    "ProxyError",
-    "Racing",
-    "Random",
-    "RandomERK",
-    "Record",
-    "Replayed",
-    "Run",
-    "Schedule",
-    "Scope",
-    "ScopeError",
-    "Settings",
-    "Sink",
-    "SparseGPT",
-    "SparsityCurve",
-    "SparsityWatchError",
-    "StateError",
-    "TensorBoardSink",
-    "Tracking",
-    "Wanda",
-    "Watcher",
-    "__version__",
-    "actions",
-    "adaptive",
-    "at",
-    "essential_sparsity",
-    "every",
-    "finetuned_curve",
-    "geometric",
-    "load",
-    "mask_similarity",
-    "measure",
-    "replay",
-    "verify",
+    "CheckpointError", "ConfigurationError", "EssentialSparsity", "Event", "FinetunedCurve",
+    "MagnitudeSpectrum", "MeasurementError", "Proxy", "Record", "Run", "Settings",
+    "SparsityCurve", "SparsityWatchError", "StateError", "Watcher", "__version__", "actions",
+    "adaptive", "detectors", "errors", "essential_sparsity", "finetuned_curve", "load",
+    "mask_similarity", "measure", "patterns", "replay", "schedules", "sinks", "sweeps", "verify",
     "watch",
-}
+}  # fmt: skip
+#: What one level down is for users, too.
+FACES = {
+    "detectors": {"AbruptChange", "Detector", "DormantRise", "MeasuredChange"},
+    "patterns": {
+        "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity", "Pattern",
+        "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "mask_similarity",
+    },
+    "schedules": {"Schedule", "adaptive", "at", "every", "geometric"},
+    "sinks": {"JsonlSink", "MemorySink", "Sink", "TensorBoardSink"},
+    "sweeps": {"Bisection", "Grid", "Racing", "Sweep", "Tracking"},
+}  # fmt: skip
+NAMES = [
+    *((sparsitywatch, name) for name in sorted(PUBLIC)),
+    *((getattr(sparsitywatch, face), name) for face in FACES for name in sorted(FACES[face])),
+]
 
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(sparsitywatch.__path__, "sparsitywatch.")
@@ -98,19 +61,24 @@ def test_the_walk_finds_the_rooms() -> None:
 @pytest.mark.parametrize("name", ["sparsitywatch", *MODULES])
 def test_all_is_there_sorted_and_true(name: str) -> None:
     module = importlib.import_module(name)
-    is_docstring_only = all(
-        isinstance(node, ast.Expr) for node in ast.parse(inspect.getsource(module)).body
-    )
-    if is_docstring_only:
-        return
-    assert list(module.__all__) == sorted(set(module.__all__), key=isort_order)
-    for exported in module.__all__:
-        assert getattr(module, exported, None) is not None, f"{name} has no {exported}"
+    exported = getattr(module, "__all__", ())
+    assert list(exported) == sorted(set(exported), key=isort_order)
+    for one in exported:
+        assert getattr(module, one, None) is not None, f"{name} has no {one}"
 
 
 def test_public_face() -> None:
     assert set(sparsitywatch.__all__) == PUBLIC
     assert set(dir(sparsitywatch)) >= PUBLIC
+    for face, names in FACES.items():
+        assert set(getattr(sparsitywatch, face).__all__) == names
+
+
+def test_type_checkers_read_the_same_names_from_the_same_modules() -> None:
+    stub = Path(sparsitywatch.__file__).with_suffix(".pyi").read_text()
+    imports = [node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom)]
+    assert len(imports) == len(PUBLIC)
+    assert {one.names[0].asname: one.module or "" for one in imports} == sparsitywatch._HOME
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -118,12 +86,14 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         sparsitywatch.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__", "actions"}))
-def test_public_names_say_what_they_are_and_what_they_take(name: str) -> None:
-    thing = getattr(sparsitywatch, name)
+@pytest.mark.parametrize(("face", "name"), NAMES, ids=lambda one: getattr(one, "__name__", one))
+def test_public_names_say_what_they_are_and_what_they_take(face: ModuleType, name: str) -> None:
+    thing = getattr(face, name)
+    if isinstance(thing, str):  # the version
+        return
     doc = thing.__doc__ or ""
     assert doc.strip(), f"{name} has no docstring"
-    if inspect.isclass(thing) and issubclass(thing, BaseException):
+    if inspect.ismodule(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
         return
     if hasattr(thing, "of"):  # the way to make one
         thing, doc = thing.of, thing.of.__doc__

@@ -62,7 +62,7 @@ def imported(folder: str) -> set[str]:
         for name in (folder, "examples", "examples/paper", "benchmarks")
         for path in (ROOT / name).iterdir()
     )
-    tops -= {path.stem for path in neighbours}
+    tops -= {path.stem for path in neighbours} | {"typing_extensions"}  # type checkers bring it
     return {DISTRIBUTIONS.get(top, [top])[0].lower().replace("-", "_") for top in tops}
 
 
@@ -93,6 +93,13 @@ def test_what_is_declared_is_imported() -> None:
     # the Trainer of transformers cannot run without accelerate
     assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
     assert names_of(EXTRAS["demo"]) <= imported("examples")
+
+
+def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
+    loaded = modules_after("import sparsitywatch as sw; sw.load, sw.sinks, sw.errors, dir(sw)")
+    assert "sparsitywatch.page.notebook" in loaded
+    assert loaded.isdisjoint({"torch", "tensorboard"})
+    assert "torch" in modules_after("import sparsitywatch as sw; sw.patterns.Wanda()")
 
 
 def modules_after(code: str) -> set[str]:

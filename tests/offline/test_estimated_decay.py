@@ -99,5 +99,7 @@ def test_units_that_die_are_told_where_decay_is_seen(
 ) -> None:
     """Two units are dead from the start, which show what decay does; then more of them die."""
     run = save(tmp_path, advance, lambda i: 2 if i < 6 else min(8 * (i - 5), SIZE))
-    events = sw.replay(run, logdir=None, detectors={"motion/dormant": sw.DormantRise()}).events
+    events = sw.replay(
+        run, logdir=None, detectors={"motion/dormant": sw.detectors.DormantRise()}
+    ).events
     assert [event.series for event in events] == ["motion/dormant"] * is_told

@@ -177,17 +177,17 @@ def test_a_fault_of_the_watch_ends_at_the_watch(kind: type, place: str, tmp_path
     def fails(*_: object) -> None:
         raise kind("of the watch")
 
-    class Broken(sw.MemorySink):
+    class Broken(sw.sinks.MemorySink):
         def write(self, record, detail):
             fails()
 
-    class BrokenDetector(sw.AbruptChange):
+    class BrokenDetector(sw.detectors.AbruptChange):
         def update(self, step, value, context=None):
             if step > 1:
                 fails()
             return super().update(step, value, context)
 
-    class Sees(sw.AbruptChange):
+    class Sees(sw.detectors.AbruptChange):
         def update(self, step, value, context=None):
             return sw.Event(
                 series="", direction="up", onset_step=step, detected_step=step, baseline=0.0,

@@ -162,7 +162,7 @@ def test_the_frame_has_every_series(logdir: Path) -> None:
 
 def test_without_pandas_the_error_names_the_extra(logdir: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(sw.MissingExtraError, match=r"'sparsitywatch\[pandas\]'"):
+    with pytest.raises(sw.errors.MissingExtraError, match=r"'sparsitywatch\[pandas\]'"):
         sw.load(logdir).frame()
 
 

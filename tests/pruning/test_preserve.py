@@ -288,7 +288,7 @@ def test_what_a_value_function_counts_is_its_own_but_not_the_modules_it_uses() -
 def test_a_lazy_module_anywhere_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.LazyBatchNorm1d())
     proxy = sw.Proxy([torch.ones(4, 6)], lambda m, x: m(x).square().mean(1))
-    with pytest.raises(sw.ProxyError, match=r"'2\.weight' is made by the first forward"):
+    with pytest.raises(sw.errors.ProxyError, match=r"'2\.weight' is made by the first forward"):
         proxy.check(model)
 
 

@@ -331,12 +331,12 @@ def test_it_is_a_point_and_says_so() -> None:
     proxy = sw.Proxy(
         [(x, y)], lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1], reduction="none")
     )
-    record = sw.measure(model, proxy, scope="layers", pattern=sw.KeepNM(2, 4))
+    record = sw.measure(model, proxy, scope="layers", pattern=sw.patterns.KeepNM(2, 4))
     assert record.curve.sparsity == (0.0, 0.5, 1.0)
     assert not record.essential_sparsity.informative
     assert "a point, not a curve" in record.essential_sparsity.reason
     with pytest.raises(ConfigurationError, match="no `levels` with the pattern 'keep_2_of_4'"):
-        sw.Settings(pattern=sw.KeepNM(2, 4), levels=[0.5])
+        sw.Settings(pattern=sw.patterns.KeepNM(2, 4), levels=[0.5])
 
 
 # ------------------------------------------------------------------ helpers

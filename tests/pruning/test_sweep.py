@@ -253,5 +253,5 @@ def test_a_value_that_changes_its_number_of_examples_is_refused() -> None:
     proxy = sw.Proxy([torch.ones(4, 2)], value)
     proxy.check(nn.Linear(2, 2))
     assert proxy.halve()
-    with pytest.raises(sw.ProxyError, match="4 examples over all batches as before, got 8"):
+    with pytest.raises(sw.errors.ProxyError, match="4 examples over all batches as before, got 8"):
         proxy.check(nn.Linear(2, 2))

@@ -231,7 +231,7 @@ class Job:
             "every": 1,
             "tolerance": 0.05,
             "strict": True,
-            "levels": sw.Tracking(),
+            "levels": sw.sweeps.Tracking(),
         }
         return sw.watch(self.model, None, proxy=self.proxy, logdir=logdir, **options)
 

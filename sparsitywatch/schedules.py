@@ -1,0 +1,5 @@
+"""When a snapshot is taken: for ``sw.watch(every=)``."""
+
+from sparsitywatch.live.schedule import Schedule, adaptive, at, every, geometric
+
+__all__ = ["Schedule", "adaptive", "at", "every", "geometric"]
