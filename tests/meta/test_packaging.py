@@ -149,7 +149,7 @@ print(json.dumps([sw.__version__, modules, files]))
 def test_integrations_are_not_importable_by_their_folder(
     clean_python: Path, tmp_path: Path
 ) -> None:
-    done = run(clean_python, "-c", "import integrations", cwd=tmp_path, expect=1)
+    done = run(clean_python, "-I", "-c", "import integrations", cwd=tmp_path, expect=1)
     assert "ModuleNotFoundError" in done.stderr
     # from the top of a checkout it is there, and refused
     done = run(clean_python, "-c", "import integrations", cwd=ROOT, expect=1)
