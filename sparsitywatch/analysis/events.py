@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.detect.change import is_back_by_half, peak_of
-from sparsitywatch.records import Event, LayerShare, Record, from_json, renamed, to_json
+from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 
 __all__ = [
@@ -485,7 +485,6 @@ class EventTracker:
         """Go on from what ``state_dict`` gave."""
         self._followed = {}
         for saved in state["followed"]:
-            saved = renamed(saved, looks="num_snapshots")
             event = from_json(Event, saved["event"])
             self._followed[event.id] = _Followed(**{**saved, "event": event})
 

@@ -32,7 +32,7 @@ from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.records import Event, Record, WatchState, html_of, renamed
+from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.shards import Ranks
 
@@ -247,7 +247,6 @@ class Watcher:
         if not state:
             _logger.warning("sparsitywatch: the saved state is empty; going on from the log alone")
             return
-        state = renamed(state, pace="schedule")  # as it was called in version 1
         claim = self._pipeline.claim
         claim.go_back(str(state.get("log", "")))
         kept = recall_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))

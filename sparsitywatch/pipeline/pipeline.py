@@ -36,7 +36,6 @@ from sparsitywatch.records import (
     RunInfo,
     SparsityCurve,
     WatchState,
-    renamed,
 )
 from sparsitywatch.sinks.base import Sink
 
@@ -160,7 +159,6 @@ class History:
         Raises:
             StateError: a part, or the state of a detector, is missing.
         """
-        state = renamed(state, chronicle="tracker")
         missing = [key for key in ("detectors", "gaps", "tracker") if key not in state]
         if missing:
             raise StateError(f"Expected the keys {missing} in the state, got {sorted(state)}.")

@@ -5,7 +5,7 @@ seconds, ``step`` is an optimizer step. A float that could not be measured is Na
 that was not asked for is None; both are ``null`` in JSON.
 """
 
-from sparsitywatch.records.codec import READABLE_SCHEMAS, from_data, from_json, renamed, to_json
+from sparsitywatch.records.codec import from_data, from_json, to_json
 from sparsitywatch.records.event import Event, latest_versions
 from sparsitywatch.records.layers import LayerColumns, Layers, LayerShare
 from sparsitywatch.records.record import (
@@ -35,7 +35,6 @@ from sparsitywatch.records.run import (
 from sparsitywatch.records.vital import SIGNS, Finding, TensorFacts, Vital
 
 __all__ = [
-    "READABLE_SCHEMAS",
     "SCHEMA_VERSION",
     "SIGNS",
     "Cost",
@@ -67,6 +66,5 @@ __all__ = [
     "html_of",
     "latest_versions",
     "ledger_in_short",
-    "renamed",
     "to_json",
 ]

@@ -1,9 +1,7 @@
 """The JSON form of everything in this package: strict JSON, one object per dataclass.
 
-NaN and None are ``null``; infinities are the strings "Infinity" and "-Infinity".
-Reading ignores keys it does not know, so that newer lines can be read by older code of
-the same schema version. Logs of earlier schema versions are read too: version 1 had other names
-for some fields, and up to version 2 a record's layers stood in its line.
+NaN and None are ``null``; infinities are the strings "Infinity" and "-Infinity". Reading ignores
+keys it does not know, so that newer lines can be read by older code of the same schema version.
 """
 
 from __future__ import annotations
@@ -20,31 +18,16 @@ from typing import Any, TypeVar
 from sparsitywatch.errors import StateError
 from sparsitywatch.records.record import SCHEMA_VERSION
 
-__all__ = ["READABLE_SCHEMAS", "from_data", "from_json", "renamed", "to_json"]
-
 T = TypeVar("T")
 
-#: Schema versions that can be read; what is written has the last one.
-READABLE_SCHEMAS = (1, 2, SCHEMA_VERSION)
-#: By class, each field that had another name in schema version 1, and that name.
-_OLD_NAMES: dict[str, dict[str, str]] = {
-    "Event": {
-        "trend": "meaning",
-        "explained_by_decay": "on_clock",
-        "reverted_step": "fell_back_step",
-        "revised_step": "amended_step",
-    },
-    "Dormant": {"projection": "outlook"},
-}
 _INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
-_WORDS = {word: word for word in _INFINITIES}
 
 
 def to_json(value: Any) -> str:
     """One line of strict JSON for a dataclass of this package, or what is made of some."""
     text = json.dumps(value, default=_plain, separators=(",", ":"))
     if "NaN" in text or "Infinity" in text:  # which strict JSON has no word for
-        strict = json.loads(text, parse_constant={"NaN": None, **_WORDS}.get)
+        strict = json.loads(text, parse_constant=lambda word: None if word == "NaN" else word)
         text = json.dumps(strict, separators=(",", ":"))
     return text
 
@@ -54,7 +37,7 @@ def from_json(cls: type[T], text: str) -> T:
 
     Raises:
         StateError: the text is not JSON, lacks a field, holds one of the wrong type, or
-            was written with a schema version that is not read.
+            was written with another schema version.
     """
     try:
         data = json.loads(text)
@@ -64,29 +47,19 @@ def from_json(cls: type[T], text: str) -> T:
 
 
 def from_data(cls: type[T], data: Any) -> T:
-    """The same from what JSON's text was parsed to.
-
-    Raises:
-        StateError: likewise.
-    """
-    if isinstance(data, dict) and "schema" in data:
-        if data["schema"] not in READABLE_SCHEMAS:
-            raise StateError(
-                f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, "
-                f"got {data['schema']!r}. Read it with the version of sparsitywatch that wrote it."
-            )
-        data["schema"] = SCHEMA_VERSION
+    """``from_json`` of text that is parsed already."""
+    schema = data.get("schema", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
+    if schema != SCHEMA_VERSION:
+        raise StateError(
+            f"Expected a {cls.__name__} of schema version {SCHEMA_VERSION}, got {schema!r}. "
+            "Read it with the version of sparsitywatch that wrote it."
+        )
     try:
-        found: T = _reader(typing.cast("Any", cls))(data)
+        found: T = _reader(typing.cast("Any", cls)).read(data)
     except _WrongError as error:
-        where = cls.__name__ + "".join(reversed(error.path))
-        raise StateError(error.message.format(where=where, data=error.data)) from None
+        place = cls.__name__ + error.path
+        raise StateError(f"Expected {error.expected} {place}, got {error.data!r}.") from None
     return found
-
-
-def renamed(state: Mapping[str, Any], **names: str) -> dict[str, Any]:
-    """A saved state whose keys have their present names, given by the ones they had before."""
-    return {names.get(key, key): value for key, value in state.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -98,142 +71,109 @@ def _plain(value: Any) -> Any:
 
 # ------------------------------------------------------------------ reading
 #
-# A log has thousands of records, each with some hundred values: what a type asks for is found out
-# once, and where in a record something is wrong only once it is.
-
-_Reader = Callable[[Any], Any]
+# A log has thousands of records, each with some hundred values. So what a type asks for is found
+# out once, most values are told by their type alone, and the place of a wrong one is put together
+# on its way out.
 
 
 class _WrongError(Exception):
-    """Something that was not expected; its place is put together on the way out."""
+    """``data`` is not what was expected; ``path`` leads to it from the dataclass that is read."""
 
-    def __init__(self, message: str, data: Any) -> None:
-        super().__init__(message)
-        self.message, self.data = message, data
-        self.path: list[str] = []
-
-    def within(self, place: str) -> _WrongError:
-        self.path.append(place)
-        return self
+    def __init__(self, expected: str, data: Any) -> None:
+        super().__init__(expected)
+        self.expected = expected
+        self.data = data
+        self.path = ""
 
 
-def _unexpected(expected: str, data: Any) -> _WrongError:
-    return _WrongError(f"Expected {expected} at {{where}}, got {{data!r}}.", data)
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Makes what a type hint names out of parsed JSON."""
+
+    passing: frozenset[type]  # types of parsed JSON that are it as they are
+    read: Callable[[Any], Any]  # makes it of all others, or raises _WrongError
+
+    def at(self, step: str, key: object, data: Any) -> Any:
+        """What ``data`` is; ``step`` with ``key`` is the way to it."""
+        if type(data) in self.passing:
+            return data
+        try:
+            return self.read(data)
+        except _WrongError as error:
+            error.path = step.format(key) + error.path
+            raise
 
 
 @functools.cache
 def _reader(hint: Any) -> _Reader:
-    """A function that makes what ``hint`` names out of parsed JSON."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        (some,) = (a for a in arguments if a is not type(None))
-        return _optional(_reader(some))
+        (some,) = (_reader(a) for a in arguments if a is not type(None))
+        return _Reader(some.passing | {type(None)}, some.read)
     if hint is float:
-        return _read_float
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _fields_of(hint)
+        return _Reader(frozenset([float]), _read_number)
+    if dataclasses.is_dataclass(hint):
+        return _Reader(frozenset(), _read_fields(hint))
     if origin is tuple or origin is Sequence:
-        return _items(_reader(arguments[0]))
+        return _Reader(frozenset(), _read_list(_reader(arguments[0])))
     if origin is Mapping:
-        return _values(_reader(arguments[1]))
-    return _exactly(hint)
+        return _Reader(frozenset(), _read_mapping(_reader(arguments[1])))
+    return _Reader(frozenset([hint]), functools.partial(_refuse, f"a {hint.__name__} at"))
 
 
-def _optional(some: _Reader) -> _Reader:
-    return lambda data: None if data is None else some(data)
+def _refuse(expected: str, data: Any) -> Any:
+    raise _WrongError(expected, data)
 
 
-def _exactly(kind: type) -> _Reader:
-    def read(data: Any) -> Any:
-        if type(data) is not kind:
-            raise _unexpected(f"a {kind.__name__}", data)
-        return data
-
-    return read
-
-
-def _read_float(data: Any) -> float:
-    if type(data) is float:
-        return data
+def _read_number(data: Any) -> float:
     if data is None:
         return math.nan
     if type(data) is int:
         return float(data)
     if isinstance(data, str) and data in _INFINITIES:
         return _INFINITIES[data]
-    raise _unexpected("a number or null", data)
+    raise _WrongError("a number or null at", data)
 
 
-def _items(item: _Reader) -> _Reader:
+def _read_list(item: _Reader) -> Callable[[Any], tuple[Any, ...]]:
     def read(data: Any) -> tuple[Any, ...]:
         if type(data) is not list:
-            raise _unexpected("a list", data)
-        if item is _read_float and set(map(type, data)) <= {float}:
+            raise _WrongError("a list at", data)
+        if item.passing.issuperset(map(type, data)):  # most are long columns of numbers
             return tuple(data)
-        found, index = [None] * len(data), 0
-        try:
-            for index, x in enumerate(data):
-                found[index] = item(x)
-        except _WrongError as error:
-            raise error.within(f"[{index}]") from None
-        return tuple(found)
+        return tuple(item.at("[{}]", i, x) for i, x in enumerate(data))
 
     return read
 
 
-def _values(value: _Reader) -> _Reader:
+def _read_mapping(item: _Reader) -> Callable[[Any], dict[str, Any]]:
     def read(data: Any) -> dict[str, Any]:
         if type(data) is not dict:
-            raise _unexpected("an object", data)
-        found: dict[str, Any] = {}
-        key = ""
-        try:
-            for key, x in data.items():
-                found[key] = value(x)
-        except _WrongError as error:
-            raise error.within(f".{key}") from None
-        return found
+            raise _WrongError("an object at", data)
+        return {key: item.at(".{}", key, x) for key, x in data.items()}
 
     return read
 
 
-def _passing(hint: Any) -> frozenset[type]:
-    """Types of parsed JSON that are what ``hint`` names as they are: most values need no reader."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return frozenset().union(*map(_passing, typing.get_args(hint)))
-    return frozenset([hint] if hint in (bool, float, int, str, type(None)) else [])
-
-
-def _fields_of(cls: type) -> _Reader:
-    hints, old_names = typing.get_type_hints(cls), _OLD_NAMES.get(cls.__name__, {})
-    fields = [
-        (
-            item.name,
-            old_names.get(item.name, item.name),
-            _reader(hints[item.name]),
-            _passing(hints[item.name]),
-            item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING,
-        )
-        for item in dataclasses.fields(cls)
-    ]
+def _read_fields(cls: Any) -> Callable[[Any], Any]:
+    """Of a dataclass; a field with a default may be missing."""
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    readers = {item.name: _reader(hints[item.name]) for item in fields}
+    missing = dataclasses.MISSING
+    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
 
     def read(data: Any) -> Any:
         if type(data) is not dict:
-            raise _unexpected("an object", data)
-        found: dict[str, Any] = {}
-        key = ""
-        try:
-            for name, old_name, reader, passing, _ in fields:
-                key = name if name in data else old_name
-                if key in data:
-                    x = data[key]
-                    found[name] = x if type(x) in passing else reader(x)
-        except _WrongError as error:
-            raise error.within(f".{key}") from None
-        for name, *_, is_required in fields if len(found) < len(fields) else ():
-            if is_required and name not in found:
-                message = f"Expected a field {name!r} in {{where}}, got {{data}}."
-                raise _WrongError(message, sorted(data))
+            raise _WrongError("an object at", data)
+        found = {
+            name: reader.at(".{}", name, data[name])
+            for name, reader in readers.items()
+            if name in data
+        }
+        if len(found) < len(fields):
+            for name in required:
+                if name not in found:
+                    raise _WrongError(f"a field {name!r} in", sorted(data))
         return cls(**found)
 
     return read

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 1
 
 #: The one that is read from a log, too, so that records without a number compare as equal.
 _NAN = math.nan

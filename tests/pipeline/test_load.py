@@ -205,13 +205,3 @@ def test_one_folder_too_high_names_the_runs(logdir: Path) -> None:
 def test_what_is_no_local_folder(wrong: object) -> None:
     with pytest.raises(sw.ConfigurationError, match="`logdir`"):
         sw.load(wrong)
-
-
-def test_a_log_of_an_earlier_version() -> None:
-    folder = ROOT / "tests" / "records" / "version_1"
-    run = sw.load(folder)
-    lines = (folder / "records.jsonl").read_text().splitlines()
-    assert run.steps.tolist() == [json.loads(line)["step"] for line in lines]
-    assert len(run.events) == len((folder / "events.jsonl").read_text().splitlines())
-    assert run.info.ledger
-    assert run.standing.trouble == ""

@@ -177,14 +177,6 @@ def test_fields_with_a_default_may_be_missing() -> None:
     assert read.cost.publish_s == 0.0
 
 
-def test_a_line_of_the_first_version_is_read() -> None:
-    """Before there were `chance`, `estimated`, `estimated_advance` and `outlook`."""
-    data = json.loads(to_json(fake_run.look(0)[0]))
-    data["dormant"] = {"fraction": 0.1, "num_sampled": 9, "since_step": 0, "reason": ""}
-    dormant = from_json(Record, json.dumps(data)).dormant
-    assert repr(dormant) == repr(Dormant(fraction=0.1, num_sampled=9, since_step=0))
-
-
 def change(path: str, value: object) -> str:
     """A record as JSON with one field changed, or taken away."""
     data = json.loads(to_json(fake_run.look(0)[0]))
@@ -214,8 +206,8 @@ def change(path: str, value: object) -> str:
         ("layers", {}, r"Expected a list at Record\.layers, got \{\}"),
         ("layers.1.rms", [], r"Expected a number or null at Record\.layers\[1\]\.rms"),
         ("curve", 3, r"Expected an object at Record\.curve, got 3"),
-        ("schema", 99, r"Expected a Record of schema version 3, got 99\. Read it with"),
-        ("schema", None, r"schema version 3, got None"),
+        ("schema", 99, r"Expected a Record of schema version 1, got 99\. Read it with"),
+        ("schema", None, r"schema version 1, got None"),
     ],
 )
 def test_what_is_wrong_is_named(path: str, value: object, message: str) -> None:

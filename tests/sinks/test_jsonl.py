@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from contracts import fake_run
 from contracts.sink_contract import STEPS, TESTS, DurableSinkContract
 from hypothesis import given
@@ -31,6 +33,7 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 LOOKS = fake_run.looks(STEPS)
 
@@ -134,7 +137,10 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
 
 #: Lines of a run, and of the same steps after a resume: other bytes, as many of them.
 FUTURES = [
-    [jsonl._line(replace(small(step), wall_time=time)) for step in range(0, 100, 25)]
+    [
+        jsonl._line(vars(small(step)) | {"wall_time": time, "layers": None})
+        for step in range(0, 100, 25)
+    ]
     for time in (1.25, 8.75)
 ]
 
@@ -239,12 +245,12 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: 
     sink.event(fake_run.events()[0])
     sink.close()
     path = tmp_path / name
-    path.write_bytes(path.read_bytes().replace(b'"schema":3', b'"schema":99'))
+    path.write_bytes(path.read_bytes().replace(b'"schema":1', b'"schema":99'))
     before = path.read_bytes()
     read = {"records.jsonl": read_records, "events.jsonl": read_events, "run.json": read_manifest}
-    with pytest.raises(StateError, match=rf"{name}.* schema version 3, got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 1, got 99"):
         read[name](tmp_path)
-    with pytest.raises(StateError, match=rf"{name}.* schema version 3.* got 99"):
+    with pytest.raises(StateError, match=rf"{name}.* schema version 1.* got 99"):
         JsonlSink(tmp_path).open(fake_run.run_info(100))
     assert path.read_bytes() == before
 
@@ -631,25 +637,45 @@ def test_of_the_versions_of_an_event_the_last_one_counts(tmp_path: Path) -> None
     assert read_events(tmp_path, max_step=first.detected_step) == [first]
 
 
-def test_events_of_an_earlier_version_of_the_package_are_read(tmp_path: Path) -> None:
-    line = {
-        "schema": 1,
-        "series": "near_zero/initial_0.1",
-        "direction": "up",
-        "onset_step": 300,
-        "detected_step": 350,
-        "baseline": 0.05,
-        "value": 0.1,
-        "noise": None,
-        "layers": [],
-        "decay_clock": None,
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
+
+
+def through_the_log(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """Arrays of a spectrum as they are read again, and the bytes of their file."""
+    with tempfile.TemporaryDirectory() as place:
+        write_run(Path(place), [(small(0), Detail(spectrum=arrays))])
+        (file,) = (Path(place) / "spectra").glob("*.npz")
+        return read_spectrum(place, 0), file.stat().st_size
+
+
+@given(st.lists(st.sampled_from(DTYPES), max_size=4), st.integers(0, 2**32))
+def test_spectra_of_every_dtype_come_back(dtypes: list[torch.dtype], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"nothing": torch.zeros(0), "not finite": torch.tensor([math.nan, math.inf, 1e-45])}
+    for i, dtype in enumerate(dtypes):
+        scale = 10.0 ** torch.randint(-6, 3, (1,), generator=generator)
+        weights = scale * torch.randn(500 * i, generator=generator)
+        weights[: 60 * i] = 0.0
+        tensors[f"{i}"] = weights.to(dtype)
+    spectrum = MagnitudeSpectrum.of(tensors)
+    found, _ = through_the_log(spectrum.to_arrays())
+    assert {n: (a.dtype, a.tolist()) for n, a in found.items()} == {
+        n: (a.dtype, a.tolist()) for n, a in spectrum.to_arrays().items()
     }
-    (tmp_path / "events.jsonl").write_text(json.dumps(line) + "\n")
-    (event,) = read_events(tmp_path)
-    assert (event.id, event.onset_low, event.onset_high) == ("near_zero/initial_0.1@300", 300, 300)
-    assert (event.trend, event.explained_by_decay, event.related) == ("", None, ())
-    assert event.reported_step == 350
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info(350))
-    sink.close()
-    assert read_events(tmp_path) == [event]
+    assert MagnitudeSpectrum.from_arrays(found) == spectrum
+
+
+def test_a_spectrum_takes_few_more_bytes_than_its_counts_hold() -> None:
+    """Their entropy, the density being known: of a Poisson number for each bin."""
+    num_weights, scale = 300_000, 0.02
+    generator = torch.Generator().manual_seed(0)
+    tensors = {f"{i}": scale * torch.randn(num_weights, generator=generator) for i in range(8)}
+    edges = (np.arange(65_000, dtype=np.uint32) << 15).view(np.float32).astype(np.float64)
+    below = [math.erf(x / scale / math.sqrt(2.0)) for x in edges[edges < 12 * scale]]
+    mean = num_weights * np.diff(below)
+    mean = mean[mean > 1e-12][:, None]
+    k = np.arange(2_000)
+    log_p = k * np.log(mean) - mean - np.array([math.lgamma(x + 1.0) for x in k])
+    entropy = -(np.exp(log_p) * log_p).sum() / math.log(2.0) / 8.0
+    _, num_bytes = through_the_log(MagnitudeSpectrum.of(tensors).to_arrays())
+    assert 1.0 < num_bytes / (8 * entropy) < 1.5  # 1.3 in a large model

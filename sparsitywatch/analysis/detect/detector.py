@@ -41,7 +41,7 @@ from sparsitywatch.errors import (
     expect_whole,
     is_number,
 )
-from sparsitywatch.records import Event, renamed
+from sparsitywatch.records import Event
 
 __all__ = ["AbruptChange", "Detector"]
 
@@ -259,7 +259,6 @@ class AbruptChange:
         Raises:
             StateError: a key is missing, or the parts do not go together.
         """
-        state = renamed(state, looks="history")
         expect_keys(state, _ABRUPT_KEYS)
         history, jumps = SeriesHistory(), Jumps()
         history.load_state_dict(state["history"])

@@ -25,7 +25,7 @@ from sparsitywatch.analysis.detect.change import (
 )
 from sparsitywatch.analysis.detect.history import SeriesHistory, event_of, or_nan, or_none
 from sparsitywatch.errors import expect_keys, expect_number
-from sparsitywatch.records import Event, renamed
+from sparsitywatch.records import Event
 
 __all__ = ["DormantRise"]
 
@@ -143,7 +143,6 @@ class DormantRise:
         Raises:
             StateError: a key is missing, or the parts do not go together.
         """
-        state = renamed(state, looks="history")
         expect_keys(state, _DORMANT_KEYS)
         history = SeriesHistory()
         history.load_state_dict(state["history"])
