@@ -24,7 +24,12 @@ import torch
 from torch import distributed
 
 from sparsitywatch.actions import SaveNow, StopTraining, log_event
-from sparsitywatch.errors import ConfigurationError, MissingExtraError, boundary, let_out
+from sparsitywatch.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    contain_faults,
+    reraise_foreign,
+)
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
@@ -111,14 +116,14 @@ class SparsityWatchCallback(TrainerCallback):
             is_mistake = isinstance(error, ConfigurationError) and not (
                 is_resumed and isinstance(error.__cause__, OSError)
             )
-            let_out(error, strict=is_mistake or self._is_strict)
+            reraise_foreign(error, strict=is_mistake or self._is_strict)
             _logger.exception("sparsitywatch: attaching failed; training goes on unwatched")
             return
         if is_resumed and not self.watcher.off:
             saved = _checkpoint(args, state) / _STATE_FILE
-            self._take_up(self.watcher, saved, is_first=state.is_world_process_zero)
+            self._restore(self.watcher, saved, is_first=state.is_world_process_zero)
 
-    def _take_up(self, watcher: Watcher, saved: Path, *, is_first: bool) -> None:
+    def _restore(self, watcher: Watcher, saved: Path, *, is_first: bool) -> None:
         """Go on from the state in a checkpoint, or without it; as the first rank can."""
 
         def say(error: BaseException) -> None:
@@ -133,7 +138,7 @@ class SparsityWatchCallback(TrainerCallback):
                 shown_error(error),
             )
 
-        with boundary(say, strict=self._is_strict):
+        with contain_faults(say, strict=self._is_strict):
             if not saved.exists():
                 say(FileNotFoundError("it is not there"))
                 return
@@ -203,7 +208,7 @@ class SparsityWatchCallback(TrainerCallback):
         def say(_: BaseException) -> None:
             _logger.exception("sparsitywatch: %s failed; training goes on", what)
 
-        return boundary(say, strict=self._is_strict)
+        return contain_faults(say, strict=self._is_strict)
 
 
 def _save(state: dict[str, Any], file: Path) -> None:

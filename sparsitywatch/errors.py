@@ -17,7 +17,7 @@
 Every message says what was expected, what came, where, and what to do. Logins, signatures and
 control characters are left out of it (``shown.py``), whoever wrote it.
 
-Once a watch is attached, its faults end in ``boundary``:
+Once a watch is attached, its faults end in ``contain_faults``:
 
 =====================================  ===========================================================
 exception                              where it goes
@@ -60,7 +60,7 @@ __all__ = [
     "ScopeError",
     "SparsityWatchError",
     "StateError",
-    "boundary",
+    "contain_faults",
     "expect",
     "expect_functions",
     "expect_keys",
@@ -72,9 +72,9 @@ __all__ = [
     "expect_whole",
     "is_number",
     "is_out_of_memory",
-    "let_out",
     "listed",
     "note_signal_handlers",
+    "reraise_foreign",
 ]
 
 
@@ -141,18 +141,18 @@ _handlers: set[CodeType] = set()
 
 
 @contextlib.contextmanager
-def boundary(
+def contain_faults(
     on_fault: Callable[[BaseException], object], *, strict: bool = False
 ) -> Iterator[None]:
     """Gives faults to ``on_fault``; what is none goes on, and with ``strict`` so do faults."""
     try:
         yield
-    except BaseException as error:  # noqa: BLE001 sorted by let_out
-        let_out(error, strict=strict)
+    except BaseException as error:  # noqa: BLE001 sorted by reraise_foreign
+        reraise_foreign(error, strict=strict)
         on_fault(error)
 
 
-def let_out(error: BaseException, *, strict: bool = False) -> None:
+def reraise_foreign(error: BaseException, *, strict: bool = False) -> None:
     """Raise what is not a fault of the watch; call it where ``error`` was caught.
 
     Args:

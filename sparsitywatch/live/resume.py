@@ -21,7 +21,7 @@ from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, 
 from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["begin", "check_state", "recall_proxy", "run_info"]
+__all__ = ["check_state", "open_log", "restore_proxy", "run_info"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -56,7 +56,7 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
             )
 
 
-def recall_proxy(directory: Path | None, context: Context, wanted: str) -> Context:
+def restore_proxy(directory: Path | None, context: Context, wanted: str) -> Context:
     """Evaluate the batches that the run's log kept, where the source gave others this time.
 
     Args:
@@ -83,7 +83,7 @@ def recall_proxy(directory: Path | None, context: Context, wanted: str) -> Conte
     return replace(context, proxy=kept)
 
 
-def begin(
+def open_log(
     initial_step: int, context: Context, pipeline: Pipeline, trace: OptimizerTrace
 ) -> Context:
     """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
@@ -104,7 +104,7 @@ def begin(
         goes_on = _claimed(claim, initial_step)
         why = "which this one does not go on from"
         if goes_on:
-            context, why = _take_up(claim.directory, initial_step, context, pipeline, trace)
+            context, why = resume_from_log(claim.directory, initial_step, context, pipeline, trace)
         if why:
             claim.set_aside(why)
     info = run_info(initial_step, context)
@@ -145,12 +145,12 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
 def _is_replay(directory: Path) -> bool:
     try:
         manifest = read_manifest(directory)
-    except StateError:  # reported by _take_up
+    except StateError:  # reported by resume_from_log
         return False
     return manifest is not None and bool(manifest.replayed_from)
 
 
-def _take_up(
+def resume_from_log(
     directory: Path,
     initial_step: int,
     context: Context,
@@ -163,7 +163,7 @@ def _take_up(
     them, and the clocks, unless a loaded state knows better.
 
     Returns:
-        The context as of ``begin``, and why it cannot be done; empty if it was done.
+        The context as of ``open_log``, and why it cannot be done; empty if it was done.
     """
     try:
         manifest = read_manifest(directory)
@@ -172,7 +172,7 @@ def _take_up(
     except StateError as error:
         return context, f"which cannot be gone on from: {error}"
     if manifest is not None:
-        context = recall_proxy(directory, context, manifest.provenance.proxy_hash)
+        context = restore_proxy(directory, context, manifest.provenance.proxy_hash)
         then, now = manifest.provenance.settings(), context.provenance.settings()
         changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
         if changed:
@@ -181,7 +181,7 @@ def _take_up(
         if set(manifest.initial_rms) == set(context.initial_rms):
             context = replace(context, initial_rms=dict(manifest.initial_rms))
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
-    pipeline.recall([*records[:-LAYERS_KEPT], *recent], events)
+    pipeline.restore([*records[:-LAYERS_KEPT], *recent], events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(
         ClockReading(math.nan, math.nan)

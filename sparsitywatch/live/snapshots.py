@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from sparsitywatch.errors import let_out
+from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import Context, failed_record, measure_snapshot
 from sparsitywatch.pipeline.pipeline import Pipeline
@@ -24,7 +24,7 @@ from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.together import gathered
 from sparsitywatch.weights.vital import Signs
 
-__all__ = ["Background", "SnapshotTaker", "Taken"]
+__all__ = ["Background", "FinishedSnapshot", "SnapshotTaker"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -76,7 +76,7 @@ class Background(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Taken:
+class FinishedSnapshot:
     """A snapshot that has reached the sinks.
 
     Args:
@@ -90,7 +90,7 @@ class Taken:
     behind_s: float
 
 
-class _Clock:
+class StallTimer:
     """What a snapshot takes from the training; made where it begins, in the training's thread."""
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class SnapshotTaker:
         self._model, self._pipeline, self._trace = model, pipeline, trace
         self.context = context
         self._overhead = overhead
-        self._background: Background[Taken] = Background()
+        self._background: Background[FinishedSnapshot] = Background()
         self._is_on_cpu = False  # as of the latest read
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
@@ -181,7 +181,7 @@ class SnapshotTaker:
 
     def take(
         self, step: int, *, behind: bool = False, num_left_out: int = 0, not_evaluated: str = ""
-    ) -> Taken | None:
+    ) -> FinishedSnapshot | None:
         """Take a snapshot; nothing may be on its way.
 
         Args:
@@ -191,7 +191,7 @@ class SnapshotTaker:
             num_left_out: snapshots before this one that were due and left out.
             not_evaluated: why the proxy is not evaluated; empty if it is.
         """
-        clock = _Clock()
+        clock = StallTimer()
         context = replace(self.context, not_evaluated=not_evaluated)
         evaluates = context.proxy is not None and not not_evaluated
         if behind and self._is_on_cpu and not evaluates:
@@ -201,7 +201,7 @@ class SnapshotTaker:
             measured = lambda: outcome  # noqa: E731 measured already
         clock.release()
 
-        def finish() -> Taken:
+        def finish() -> FinishedSnapshot:
             if behind:
                 clock.begin_behind()
             record, detail = measured()
@@ -214,14 +214,14 @@ class SnapshotTaker:
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
             record, events = self._pipeline.take(replace(record, cost=cost), detail)
-            return Taken(record, events, clock.behind_s())
+            return FinishedSnapshot(record, events, clock.behind_s())
 
         if not behind:
             return finish()
         self._background.submit(finish)
         return None
 
-    def collect(self, *, wait: bool = False) -> Taken | None:
+    def collect(self, *, wait: bool = False) -> FinishedSnapshot | None:
         """A snapshot that has been finished behind the training, once; None if there is none.
 
         Args:
@@ -248,7 +248,7 @@ class SnapshotTaker:
         """
 
         def failed(error: Exception) -> Signs:
-            let_out(error, strict=self.context.strict)
+            reraise_foreign(error, strict=self.context.strict)
             _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
             self._trace.forget_signs()
             return Signs(reason=shown_error(error))
@@ -315,6 +315,6 @@ class SnapshotTaker:
         return measured
 
     def _failed(self, step: int, error: BaseException, context: Context) -> tuple[Record, Detail]:
-        let_out(error, strict=context.strict)
+        reraise_foreign(error, strict=context.strict)
         _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
         return failed_record(step, shown_error(error), context), Detail()

@@ -20,14 +20,14 @@ from sparsitywatch.errors import (
     MeasurementError,
     RanksError,
     StateError,
-    boundary,
-    let_out,
+    contain_faults,
     note_signal_handlers,
+    reraise_foreign,
 )
 from sparsitywatch.live.ranks import Companions, Latecomers, why_another_rank_watches
-from sparsitywatch.live.resume import begin, check_state, recall_proxy, run_info
+from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_info
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
-from sparsitywatch.live.snapshots import SnapshotTaker, Taken
+from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_was_skipped
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
@@ -217,7 +217,7 @@ class Watcher:
         def say(_: BaseException) -> None:
             _logger.exception("sparsitywatch: the watch's state is not known; training goes on")
 
-        with boundary(say, strict=self._strict):
+        with contain_faults(say, strict=self._strict):
             return {
                 "step": self.step_count,
                 "scope_hash": self._scope.hash,
@@ -249,12 +249,12 @@ class Watcher:
             return
         claim = self._pipeline.claim
         claim.go_back(str(state.get("log", "")))
-        kept = recall_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))
+        kept = restore_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))
         check_state(state, kept.provenance)
         before = (self._step, self.state_dict())
         try:
             self._taker.context = kept
-            self._take_up(int(state["step"]), state)
+            self._restore(int(state["step"]), state)
         except (
             ArithmeticError,
             AttributeError,
@@ -263,7 +263,7 @@ class Watcher:
             TypeError,
             ValueError,
         ) as error:
-            self._take_up(*before)
+            self._restore(*before)
             raise StateError(
                 f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
             ) from error
@@ -294,7 +294,7 @@ class Watcher:
         if self._companions is not None:
             self._companions.leave("its watch was closed")
 
-    def _take_up(self, step: int | None, state: Mapping[str, Any]) -> None:
+    def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
         initial_rms = dict(state["initial_rms"])
         self._taker.context = replace(self._taker.context, initial_rms=initial_rms)
@@ -447,7 +447,9 @@ class Watcher:
         known = None
         with front.together("beginning the log"):
             if front.rank == 0:
-                self._taker.context = begin(step, self._taker.context, self._pipeline, self._trace)
+                self._taker.context = open_log(
+                    step, self._taker.context, self._pipeline, self._trace
+                )
                 if self._pending is not None:
                     self._pipeline.load_state_dict(self._pending)
                 known = (self.state_dict(), self._pipeline.records, self._pipeline.events)
@@ -459,9 +461,9 @@ class Watcher:
                 "or decays; the decay clock is that of rank 0."
             )
         if front.rank > 0:
-            self._take_up(int(state["step"]), state)
+            self._restore(int(state["step"]), state)
             self._begun_at, self._log = self.step_count, state["log"]
-            self._pipeline.recall(records, events)
+            self._pipeline.restore(records, events)
             self._pipeline.open(run_info(self.step_count, self._taker.context))
             self._pipeline.load_state_dict(state["pipeline"])
 
@@ -494,7 +496,7 @@ class Watcher:
             with self._boundary():
                 self._collect(wait=True)
 
-    def _finish(self, taken: Taken) -> None:
+    def _finish(self, taken: FinishedSnapshot) -> None:
         in_front_s, evaluated = self._under_way
         self._budget.attribute(in_front_s + taken.behind_s, evaluated=evaluated)
         self._pipeline.act(taken.record, taken.events)
@@ -525,8 +527,8 @@ class Watcher:
         except RanksError as error:
             self._companions = None  # who has said so answers no more
             self._switch_off(str(error))
-        except BaseException as error:  # sorted by let_out
-            let_out(error, strict=self._strict)
+        except BaseException as error:  # sorted by reraise_foreign
+            reraise_foreign(error, strict=self._strict)
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(shown_error(error))
         finally:
@@ -578,7 +580,7 @@ class Watcher:
         if self._companions is not None:
             self._begin_together(self._step, self._companions.front)
         else:
-            self._taker.context = begin(
+            self._taker.context = open_log(
                 self._step, self._taker.context, self._pipeline, self._trace
             )
             if self._pending is not None:

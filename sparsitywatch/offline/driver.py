@@ -121,8 +121,8 @@ def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
     assert log.info is not None  # noqa: S101 for the type checker
     history = History(copy.deepcopy(dict(detectors)))
     history.initial_rms = dict(log.info.initial_rms)
-    history.recall(log.records, log.events)
-    late = history.finish_recall()
+    history.restore(log.records, log.events)
+    late = history.finish_restore()
     return not late.new and not late.revised
 
 
@@ -194,7 +194,7 @@ class Publisher:
             log: what is kept.
             job: of this replay; ``initial_rms`` are those of the log.
         """
-        self._pipeline.recall(log.records, log.events)
+        self._pipeline.restore(log.records, log.events)
         self.last_step = log.records[-1].step
         self._open(job, log.records[-1].provenance.dtypes)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.analysis.vital import judged
-from sparsitywatch.errors import ScopeError, expect, let_out
+from sparsitywatch.errors import ScopeError, expect, reraise_foreign
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Grid, Racing
@@ -362,8 +362,8 @@ def _evaluated(
                 sweep=sweep.again(result.curve) if isinstance(sweep, Racing) else same,
                 allowed=allowed,
             )
-    except BaseException as error:  # sorted by let_out
-        let_out(error, strict=context.strict)
+    except BaseException as error:  # sorted by reraise_foreign
+        reraise_foreign(error, strict=context.strict)
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
         return None, {}, shown_error(error)
     return result, controls, ""

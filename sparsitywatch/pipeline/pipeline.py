@@ -22,7 +22,7 @@ from sparsitywatch.analysis.vital import alarms, with_earlier
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
-    boundary,
+    contain_faults,
     expect_functions,
     expect_mapping,
     expect_methods,
@@ -80,7 +80,7 @@ class History:
         self._gaps = dict.fromkeys(detectors, 0)
         self._tracker = EventTracker()
         self._first_steps: dict[str, int] = {}  # by fingerprint
-        self._recalled: tuple[list[Event], list[Event]] | None = None
+        self._restored: tuple[list[Event], list[Event]] | None = None
         self.records: list[Record] = []
         self.events: list[Event] = []
         self.initial_rms: dict[str, float] = {}
@@ -102,14 +102,14 @@ class History:
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
-        late = self.finish_recall()
+        late = self.finish_restore()
         series = record.series()
         seen = self._detect(record, series)
         self._remember(record)
         changes = self._track(record.step, series, seen)
         return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
 
-    def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
+    def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw and logged, before the first ``add``.
 
         Args:
@@ -125,19 +125,19 @@ class History:
             logged = [e for e in waiting if e.detected_step <= record.step]
             waiting = waiting[len(logged) :]
             if record is records[-1]:
-                self._recalled = (seen, logged)
+                self._restored = (seen, logged)
             else:
                 self._tracker.update(record.step, series, (), logged)
 
-    def finish_recall(self) -> Changes:
-        """What the last record that was recalled holds and the log does not, once.
+    def finish_restore(self) -> Changes:
+        """What the last record that was restored holds and the log does not, once.
 
         A kill between a record and its events leaves it so.
         ``initial_rms`` is to be set before.
         """
-        if self._recalled is None:
+        if self._restored is None:
             return Changes()
-        (seen, logged), self._recalled = self._recalled, None
+        (seen, logged), self._restored = self._restored, None
         record = self.records[-1]
         reported = [e for e in self.events if e.reported_step == record.step]
         known = {name for e in reported for name in (e.series, *e.related)}
@@ -300,9 +300,9 @@ class Pipeline:
         """The curve of the latest record that has one; the same after a resume."""
         return next((r.curve for r in reversed(self.records) if r.curve is not None), None)
 
-    def recall(self, records: Sequence[Record], events: Sequence[Event]) -> None:
+    def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw: histories and detectors, but no sink."""
-        self._history.recall(records, events)
+        self._history.restore(records, events)
 
     def open(
         self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
@@ -311,7 +311,7 @@ class Pipeline:
 
         Args:
             run: what is said once.
-            detail_of: what is left of the detail of a record that was recalled.
+            detail_of: what is left of the detail of a record that was restored.
 
         Raises:
             LogTakenError: another watch has taken the log over.
@@ -328,7 +328,7 @@ class Pipeline:
                     with self._guard(sink):
                         catch_up(self.records, self.events, detail_of)
             self._history.initial_rms = dict(run.initial_rms)
-            late = self._history.finish_recall()
+            late = self._history.finish_restore()
             self._unsaid = late.new
             for sink in self._working_sinks():
                 with self._guard(sink):
@@ -411,7 +411,7 @@ class Pipeline:
             name = type(sink).__name__
             _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
 
-        with boundary(say, strict=self._strict):
+        with contain_faults(say, strict=self._strict):
             take(state)
 
     @property
@@ -461,7 +461,7 @@ class Pipeline:
         def say(_: BaseException) -> None:
             _logger.exception("sparsitywatch: %r failed; training goes on", function)
 
-        with boundary(say, strict=self._strict):
+        with contain_faults(say, strict=self._strict):
             function(*arguments)
 
     def _working_sinks(self) -> list[Sink]:
@@ -478,7 +478,7 @@ class Pipeline:
             what = "is switched off" if last else "is tried again at the next record"
             _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
 
-        return boundary(say, strict=self._strict)
+        return contain_faults(say, strict=self._strict)
 
 
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:

@@ -18,7 +18,7 @@ from sparsitywatch.weights.sharded import kept_for
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 from sparsitywatch.weights.together import Together
 
-__all__ = ["Gradients", "Look", "Training"]
+__all__ = ["GradientSummary", "Gradients", "Training"]
 
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
 #: may step on some tensors only.
@@ -89,7 +89,7 @@ class Training:
         return np.array(_ROLES)[highest], of_groups
 
 
-class Look(NamedTuple):
+class GradientSummary(NamedTuple):
     """What is known of one gradient.
 
     Args:
@@ -131,9 +131,9 @@ class Gradients:
         self._parameters, self._optimizer = parameters, optimizer
         self._together = together
 
-    def looks(
+    def summaries(
         self, chosen: Mapping[str, SampleIndex], unmoved: Mapping[str, bool]
-    ) -> dict[str, Look]:
+    ) -> dict[str, GradientSummary]:
         """What is known of some.
 
         Args:
@@ -152,7 +152,9 @@ class Gradients:
         some = {name: chosen[name] for name, code in zip(own, codes, strict=True) if code == _SOME}
         values = together.gathered(some, {name: own[name].values for name in some})
         return {
-            name: Look(int(code), values.get(name, np.zeros(chosen[name].num)), bool(is_kept))
+            name: GradientSummary(
+                int(code), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
+            )
             for name, code, is_kept in zip(own, codes, kept, strict=True)
         }
 
@@ -164,24 +166,24 @@ class Gradients:
             own = np.array([self._recalled(name) for name in names])
         return [_RECALLED[code] for code in self._together.highest(own)]
 
-    def _look(self, name: str, some: SampleIndex, unmoved: Mapping[str, bool]) -> Look:
+    def _look(self, name: str, some: SampleIndex, unmoved: Mapping[str, bool]) -> GradientSummary:
         """What this rank knows of one, of which it reads some weights; without any, others do."""
         parameter = self._parameters[name]
         held = stepped_on(parameter).grad
         is_kept_apart, values = self._keeps_apart(name), np.zeros(some.num)
         if held is None:
-            return Look(_NO_TENSOR, values, is_kept_apart)
+            return GradientSummary(_NO_TENSOR, values, is_kept_apart)
         gradient = kept_for(parameter, held)
         if gradient is None or not gradient.is_floating_point():
-            return Look(_UNREADABLE, values, is_kept_apart)
+            return GradientSummary(_UNREADABLE, values, is_kept_apart)
         if not some.num:
-            return Look(_ALL_ZERO, values, is_kept_apart)
+            return GradientSummary(_ALL_ZERO, values, is_kept_apart)
         found = float64_of(some.of(gradient))
         if not np.isfinite(found).all():
-            return Look(_UNREADABLE, values, is_kept_apart)
+            return GradientSummary(_UNREADABLE, values, is_kept_apart)
         if found.any() or (unmoved[name] and bool(gradient.any())):
-            return Look(_SOME, found, is_kept_apart)
-        return Look(_ALL_ZERO if unmoved[name] else _ZERO_HERE, found, is_kept_apart)
+            return GradientSummary(_SOME, found, is_kept_apart)
+        return GradientSummary(_ALL_ZERO if unmoved[name] else _ZERO_HERE, found, is_kept_apart)
 
     def _keeps_apart(self, name: str) -> bool:
         return any(part in str(key).lower() for key in self._state(name) for part in _KEPT_APART)

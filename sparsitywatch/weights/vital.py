@@ -27,7 +27,7 @@ import torch
 
 from sparsitywatch.records import TensorFacts
 from sparsitywatch.weights.clock import DecayClock
-from sparsitywatch.weights.gradients import Gradients, Look, Training
+from sparsitywatch.weights.gradients import Gradients, GradientSummary, Training
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of, gather_sample
@@ -563,7 +563,7 @@ class _Trained:
         named = {name: parameters[name] for name in seen.names}
         self._who, self._groups = training.roles(named, together)
         self._odd: list[int] = []
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, GradientSummary] = {}
         self._recalled: list[str] = []
         if any(clock.lr > 0.0 for clock, _ in zip(self.done, groups, strict=False)):
             self._look(seen, parameters, Gradients(parameters, training.optimizer, together))
@@ -589,7 +589,7 @@ class _Trained:
         unmoved = dict(zip(seen.names[self._odd], is_unmoved[self._odd], strict=True))
         unmoved = dict.fromkeys(self._usual, False) | unmoved
         chosen = {name: _chosen(name, parameters[name].numel()) for name in unmoved}
-        self._looks = gradients.looks(chosen, unmoved)
+        self._looks = gradients.summaries(chosen, unmoved)
         if not any(look.said == "some" for look in self._looks.values()):
             # all were set to none or zero, perhaps, before
             self._recalled = gradients.recalled(seen.names[self._odd])
@@ -642,7 +642,7 @@ class _Trained:
         return replace(facts, **columns)
 
     def _looked_into(
-        self, facts: TensorFacts, index: int, seen: _Seen, look: Look, reference: float
+        self, facts: TensorFacts, index: int, seen: _Seen, look: GradientSummary, reference: float
     ) -> dict[str, Any]:
         """What is to be said of a tensor that stands still, in part or whole, or shrinks as one."""
         if not look.is_known:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.errors import boundary
+from sparsitywatch.errors import contain_faults
 
 
 class TimeIsUpError(Exception):
@@ -230,10 +230,10 @@ def test_what_was_made_to_pass_passes(kind: type) -> None:
 
 def test_the_boundary_gives_faults_to_a_function_and_with_strict_lets_them_out() -> None:
     seen = []
-    with boundary(seen.append):
+    with contain_faults(seen.append):
         raise SystemExit(2)
     assert [type(error) for error in seen] == [SystemExit]
-    with pytest.raises(ZeroDivisionError), boundary(seen.append, strict=True):
+    with pytest.raises(ZeroDivisionError), contain_faults(seen.append, strict=True):
         _ = 1 / 0
     assert len(seen) == 1
 

@@ -152,9 +152,9 @@ def test_events_that_a_kill_kept_out_of_the_log_are_told_when_it_is_taken_up() -
     whole = History({INITIAL: Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above()})
-    second.recall(records, [])
-    assert [e.id for e in second.finish_recall().new] == [event.id]
-    assert second.finish_recall().new == ()
+    second.restore(records, [])
+    assert [e.id for e in second.finish_restore().new] == [event.id]
+    assert second.finish_restore().new == ()
     assert [e.id for e in second.events] == [event.id]
 
 
@@ -163,8 +163,8 @@ def test_what_a_log_holds_is_not_told_again() -> None:
     whole = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above(), "near_zero/rms_0.1": Above()})
-    second.recall(records, [event])
-    told = second.finish_recall()
+    second.restore(records, [event])
+    told = second.finish_restore()
     assert (told.new, told.revised) == ((), ())
     assert second.events == [event]
 
@@ -175,8 +175,8 @@ def test_a_fall_that_a_kill_kept_out_of_the_log_is_told() -> None:
     whole = History({INITIAL: Above()})
     (event,) = events_of(whole, records)
     second = History({INITIAL: Above()})
-    second.recall(records[:5], [event])
-    ((amended),) = second.finish_recall().revised
+    second.restore(records[:5], [event])
+    ((amended),) = second.finish_restore().revised
     assert repr(amended) == repr(whole.events[0])
     assert (amended.reverted_step, amended.revised_step) == (3, 4)
 
@@ -202,7 +202,7 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     for record in records[:cut]:
         part.add(record)
     again = new()
-    again.recall(records[:cut], part.events)
+    again.restore(records[:cut], part.events)
     if way == "state":
         again = new()
         again.events = list(part.events)

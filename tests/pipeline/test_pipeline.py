@@ -189,7 +189,7 @@ def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
         baseline=0.1,
         value=0.5,
     )
-    pipeline.recall(earlier, [event])
+    pipeline.restore(earlier, [event])
     assert pipeline.records == earlier
     assert pipeline.events == [event]
     assert not hasattr(sink, "run") or not sink.records

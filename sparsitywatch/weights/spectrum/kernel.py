@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparsitywatch.errors import let_out
+from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
 
 __all__ = ["Compiler", "Kernel", "Table", "load", "made_by_numba"]
@@ -210,7 +210,7 @@ def made_by_numba(what: str, make: Callable[[Compiler], T]) -> T | None:
     try:
         return make(partial(_compiled, numba))
     except BaseException as error:  # noqa: BLE001  sorted, and reported
-        let_out(error)
+        reraise_foreign(error)
         version = getattr(numba, "__version__", "of unknown version")
         _report(f"numba {version} failed on {what}", error)
         return None
@@ -228,7 +228,7 @@ def _numba() -> Any:
             return None
         _give_prefetch_a_body()
     except BaseException as error:  # noqa: BLE001  sorted, and reported
-        let_out(error)
+        reraise_foreign(error)
         _report("numba is installed and cannot be used", error)
         return None
     return numba
@@ -280,7 +280,7 @@ def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Calla
     try:
         kept: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True)(function)
     except BaseException as error:
-        let_out(error)
+        reraise_foreign(error)
         # nowhere to keep it, or what was kept cannot be read
         _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
         _logger.debug("sparsitywatch: the whole error", exc_info=True)
