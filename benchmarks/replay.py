@@ -34,7 +34,7 @@ from replaying.weightwatcher import analysis_s, is_installed
 from reporting import Goal, goal_rows, machine, medians_s, run, timed
 from spectrum import WAYS, in_way
 
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.records import Cost, Record
 from sparsitywatch.records.codec import to_json
 from sparsitywatch.weights.scope import Scope

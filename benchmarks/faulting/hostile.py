@@ -39,16 +39,6 @@ def _archive(folder: Path, described: bytes) -> Path:
     return path
 
 
-def _old(folder: Path, described: bytes) -> Path:
-    path = folder / "step-5.pth"
-    start = io.BytesIO()
-    torch.save({}, start, _use_new_zipfile_serialization=False)
-    data = start.getvalue()
-    at = data.index(b"}q\x00.", 40)
-    path.write_bytes(data[:at] + described + b"." + data[at + 4 :])
-    return path
-
-
 def _metadata(folder: Path, changed: Callable[[bytes], bytes]) -> Path:
     data = _dcp_metadata((4, 2), [((at, 0), (2, 2)) for at in (0, 2)])
     (folder / ".metadata").write_bytes(changed(data))
@@ -184,14 +174,6 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "torch: 5,000 records": _storm,
     "torch: records one inside the other": _overlapping,
     "torch: a record that unpacks to 50 MB": _packed_bomb,
-    "torch, before 1.6: a text of 2^50 bytes": lambda f: _old(
-        f, b"\x8e" + (2**50).to_bytes(8, "little")
-    ),
-    "torch, before 1.6: nested tuples as a key": lambda f: _old(f, b"}" + bomb() + b"Ns"),
-    "torch, before 1.6: nested tuples as a storage's key": lambda f: _old(
-        f, b"(" + _string("storage") + b"ctorch\nFloatStorage\n" + bomb() + _string("cpu")
-        + b"K\x01NtQ",
-    ),
     "index: 50,000 names of one file": lambda f: _index(
         f, dict.fromkeys(map(str, range(50_000)), "model-0.safetensors")
     ),

@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import sparsitywatch as sw
 from faulting.case import Case
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import ProxyError, ScopeError
 from sparsitywatch.sinks.jsonl import read_records
 from sparsitywatch.weights.scope import Scope

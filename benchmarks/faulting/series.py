@@ -18,9 +18,9 @@ import torch
 import sparsitywatch as sw
 from faulting.case import Case
 from sparsitywatch.checkpoints import discovery, storage
-from sparsitywatch.checkpoints.discovery import Found, discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
-from sparsitywatch.checkpoints.stated import step_of_name
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
+from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.step_from_path import step_of_name
 
 __all__ = ["CASES"]
 
@@ -49,7 +49,7 @@ def _replayed(place: str | Path, **options: str) -> str:
     return f"valid {valid}, failed {len(result.failures)}"
 
 
-def _told(found: list[Found]) -> str:
+def _told(found: list[ListedCheckpoint]) -> str:
     return ", ".join(f"{one.step} {one.state}" for one in found)
 
 

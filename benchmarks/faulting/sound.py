@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from faulting.case import Case
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 
@@ -62,12 +62,6 @@ def _sharded(folder: Path) -> Path:
 def _torch(folder: Path) -> Path:
     torch.save({"model": weights(), "step": 3, "args": Path("a")}, folder / "ckpt.pt")
     return folder / "ckpt.pt"
-
-
-def _legacy(folder: Path) -> Path:
-    content = {"state_dict": weights(), "step": 3}
-    torch.save(content, folder / "ckpt.pth", _use_new_zipfile_serialization=False)
-    return folder / "ckpt.pth"
 
 
 def _trainer(folder: Path) -> Path:
@@ -153,19 +147,6 @@ def _composer_sharded(folder: Path) -> Path:
     return folder / "ep0-ba4"
 
 
-def _nanotron(folder: Path, num_ranks: int = 1) -> Path:
-    place = folder / "4"
-    for name, tensor in _block_weights().items():
-        *modules, attribute = name.split(".")
-        file = f"model_{attribute}_pp-rank-0-of-1_tp-rank-0-of-{num_ranks}.safetensors"
-        path = place.joinpath("model", "model", *modules, file)
-        path.parent.mkdir(parents=True)
-        safetensors.torch.save_file({"data": tensor}, str(path))
-    metas = {"last_train_step": 4, "consumed_train_samples": 64}
-    (place / "checkpoint_metadata.json").write_text(json.dumps({"version": "1.4", "metas": metas}))
-    return place
-
-
 def _deepspeed(folder: Path) -> Path:
     place = folder / "global_step4"
     place.mkdir()
@@ -184,6 +165,11 @@ def _deepspeed_zero3(folder: Path) -> Path:
 
 def _state(folder: Path, **others: Any) -> Path:
     torch.save({**_block_weights(), **others}, folder / "step-4.pt")
+    return folder / "step-4.pt"
+
+
+def _before_1_6(folder: Path) -> Path:
+    torch.save(_block_weights(), folder / "step-4.pt", _use_new_zipfile_serialization=False)
     return folder / "step-4.pt"
 
 
@@ -275,10 +261,11 @@ UNUSUAL: dict[str, tuple[Callable[[Path], Path], str]] = {
     "FSDP's local state, one file a rank": (_fsdp_local, "one file for each rank of FSDP"),
     "Composer": (_composer, "composer, step 4, 256 weights"),
     "Composer, sharded": (_composer_sharded, "distributed, step 4, 256 weights"),
-    "nanotron": (_nanotron, "nanotron, step 4, 256 weights"),
-    "nanotron, tensors in two parts": (
-        lambda f: _nanotron(f, 2), "nanotron's tensor or expert parallelism in parts",
+    "a folder of nanotron": (
+        _files("4/checkpoint_metadata.json", "4/model/model/a/model_weight.safetensors"),
+        "got a folder of nanotron, which is not read",
     ),
+    "torch, before 1.6": (_before_1_6, "got a file from before. Write it anew"),
     "DeepSpeed, one model-parallel file": (_deepspeed, "deepspeed, step 4, 256 weights"),
     "DeepSpeed ZeRO-3": (_deepspeed_zero3, "got the partitions of DeepSpeed ZeRO"),
     "an expanded tensor": (
@@ -310,7 +297,9 @@ UNUSUAL: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "int8 codes": (_int8, "it is stored as int8 codes of a quantised weight (weight)"),
     "GPTQ": (_gptq, "it is stored as int32 codes of a quantised weight (qweight)"),
-    "fp8 with scales": (_fp8, "safetensors, step 4, 256 weights"),
+    "fp8 with scales": (
+        _fp8, "it is stored as float8_e4m3fn codes of a quantised weight, beside their scale",
+    ),
     "a folder of GGUF": (_files("model-q4.gguf"), "a format of GGUF"),
     "a folder of flax": (_files("flax_model.msgpack", "config.json"), "a format of flax or JAX"),
     "a folder of orbax": (_files("4/_CHECKPOINT_METADATA", "4/d/0"), "a format of orbax"),
@@ -336,13 +325,10 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _safetensors,
     "safetensors, sharded": _sharded,
     "torch": _torch,
-    "torch, before 1.6": _legacy,
     "trainer": _trainer,
     "distributed": _dcp,
     "trainer, FSDP": _fsdp,
     "deepspeed": _deepspeed,
-    "nanotron": _nanotron,
-    "fp8 with scales": _fp8,
 }
 
 

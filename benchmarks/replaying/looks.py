@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsitywatch.checkpoints.base import stored_snapshot
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.pipeline.measure import Context, measure_snapshot
 from sparsitywatch.settings import Settings
 from sparsitywatch.weights.scope import Scope

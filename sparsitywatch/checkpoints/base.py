@@ -55,7 +55,7 @@ def unreadable(url: str, entry: Entry) -> CheckpointError:
     """The error for a tensor that is what it says, and still holds no weights to be read."""
     return CheckpointError(
         f"Cannot read {_where(url, entry.name)}: expected weights, but {entry.problem}. Leave it "
-        "out of the scope, or save the model in a floating-point dtype."
+        "out of the scope, or save the model in bfloat16 or float32."
     )
 
 

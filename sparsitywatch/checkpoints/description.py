@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.discovery import Found
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, ScopeError
 from sparsitywatch.records import LedgerEntry
 from sparsitywatch.shown import shown_url
@@ -79,7 +79,7 @@ class Description:
     tensors: tuple[StoredTensorDescription, ...]
 
 
-def step_source(found: Found) -> str:
+def step_source(found: ListedCheckpoint) -> str:
     """Where the step of a checkpoint comes from: "trainer state", "contents", "name" or ""."""
     # folders of transformers have no other place for it than the Trainer's file
     is_trainer = found.step_from == "contents" and found.format.startswith("huggingface")
@@ -87,7 +87,9 @@ def step_source(found: Found) -> str:
 
 
 def describe(
-    found: Found, scope: ScopeLike = "blocks", storage_options: Mapping[str, Any] | None = None
+    found: ListedCheckpoint,
+    scope: ScopeLike = "blocks",
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Description:
     """Open a checkpoint that was discovered, and describe it; no weight is read.
 

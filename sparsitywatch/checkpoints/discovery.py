@@ -14,20 +14,25 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.checkpoints.base import Checkpoint
-from sparsitywatch.checkpoints.opening import (
+from sparsitywatch.checkpoints.formats import (
     FSDP_FOLDER,
     foreign,
     format_of,
     is_inside,
     open_checkpoint,
 )
-from sparsitywatch.checkpoints.stated import is_temporary, part_of, step_of_name, without_temporary
+from sparsitywatch.checkpoints.step_from_path import (
+    is_temporary,
+    part_of,
+    step_of_name,
+    without_temporary,
+)
 from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.layout import Entry, natural_order
 
-__all__ = ["Found", "discover", "places_in"]
+__all__ = ["ListedCheckpoint", "discover", "places_in"]
 
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
@@ -42,7 +47,7 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ListedCheckpoint:
     """One checkpoint that is there, or is about to be.
 
     Args:
@@ -68,9 +73,9 @@ class Found:
 def discover(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     storage_options: Mapping[str, Any] | None = None,
-    known: Mapping[str, Found] | None = None,
+    known: Mapping[str, ListedCheckpoint] | None = None,
     duplicates: str = "refuse",
-) -> list[Found]:
+) -> list[ListedCheckpoint]:
     """Every checkpoint under some places, by step; those without a step come last.
 
     Nothing is left out in silence: what is unfinished, refused or a duplicate is in the list
@@ -109,7 +114,7 @@ def discover(
     return _without_duplicates(found, known, probe.are_same if is_strict else None)
 
 
-def _order(one: Found) -> tuple[bool, int, object]:
+def _order(one: ListedCheckpoint) -> tuple[bool, int, object]:
     """By step; those without one come last, by name."""
     return one.step is None, one.step or 0, natural_order(one.url)
 
@@ -136,7 +141,7 @@ class _Place:
 
 
 def _expanded(
-    url: str, storage_options: Mapping[str, Any] | None, known: Mapping[str, Found]
+    url: str, storage_options: Mapping[str, Any] | None, known: Mapping[str, ListedCheckpoint]
 ) -> list[_Place]:
     fs, path = filesystem(url, storage_options)
     origin = _Place(fs, path, url)
@@ -150,7 +155,7 @@ def _expanded(
     return places
 
 
-def _places_of(origin: _Place, known: Mapping[str, Found]) -> list[_Place]:
+def _places_of(origin: _Place, known: Mapping[str, ListedCheckpoint]) -> list[_Place]:
     """What a URL stands for, as the storage has it now."""
     fs, path = origin.fs, origin.path
     fs.invalidate_cache()  # a live run has written since
@@ -208,7 +213,9 @@ def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
     return [quote(name, safe="") for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
-def _places_under(root: _Place, known: Mapping[str, Found], is_listed: bool) -> list[_Place]:
+def _places_under(
+    root: _Place, known: Mapping[str, ListedCheckpoint], is_listed: bool
+) -> list[_Place]:
     is_known = root.url in known
     if is_known or not (root.inside == "" or root.fs.isdir(root.path)):
         is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
@@ -224,7 +231,7 @@ def _places_under(root: _Place, known: Mapping[str, Found], is_listed: bool) -> 
     return [root.beside(root.inside + name) if name else root for name in names]
 
 
-def _walk(root: _Place, known: Mapping[str, Found]) -> Iterator[tuple[str, bool]]:
+def _walk(root: _Place, known: Mapping[str, ListedCheckpoint]) -> Iterator[tuple[str, bool]]:
     """Files below a folder, and folders that are known or cannot be listed; relative to it."""
     list_folder = _local_children if isinstance(root.fs, LocalFileSystem) else _remote_children
     before = root.beside(f"{root.inside}x").url[:-1]
@@ -340,7 +347,7 @@ class _Probe:
     _listed: dict[str, list[str]] = field(default_factory=dict)
     _entries: tuple[Entry, ...] = ()  # of the latest; the same object as long as they are the same
 
-    def at(self, place: _Place, *, as_part: bool) -> Found:
+    def at(self, place: _Place, *, as_part: bool) -> ListedCheckpoint:
         """What a place holds.
 
         Args:
@@ -348,7 +355,7 @@ class _Probe:
             as_part: whether one that is of one rank counts only if the others hold the same.
         """
         url, named = place.url, step_of_name(place.url)
-        unread = Found(
+        unread = ListedCheckpoint(
             url=url,
             step=named,
             step_from="" if named is None else "name",
@@ -459,19 +466,19 @@ def _begin(checkpoint: Checkpoint, name: str) -> bytes:
 
 
 def _without_duplicates(
-    ordered: Sequence[Found],
-    known: Mapping[str, Found],
+    ordered: Sequence[ListedCheckpoint],
+    known: Mapping[str, ListedCheckpoint],
     are_same: Callable[[str, str], bool] | None,
-) -> list[Found]:
+) -> list[ListedCheckpoint]:
     """Of complete checkpoints of one step the first stays: a whole folder before a file.
 
     Where others do not hold the same weights, nobody knows which are those of the step.
     """
-    by_step: dict[int, list[Found]] = {}
+    by_step: dict[int, list[ListedCheckpoint]] = {}
     for one in ordered:
         if one.step is not None and one.state == "complete":
             by_step.setdefault(one.step, []).append(one)
-    resolved: dict[str, Found] = {}
+    resolved: dict[str, ListedCheckpoint] = {}
     for several in by_step.values():
         if len(several) == 1:
             continue
@@ -488,7 +495,9 @@ def _without_duplicates(
     return [resolved.get(one.url, one) for one in ordered]
 
 
-def _unlike(best: Found, others: Sequence[Found], are_same: Callable[[str, str], bool]) -> str:
+def _unlike(
+    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
+) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
     shown = shown_url(best.url)
     try:

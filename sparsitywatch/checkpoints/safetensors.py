@@ -2,11 +2,9 @@
 
 Reference: https://github.com/huggingface/safetensors (README, section "Format").
 
-Quantised weights, which mostly come in it, are codes with scales beside them; they are read as
-the weights that they stand for. In floating point (fp8) that is code times scale. Whole numbers
-are packed in many ways: they are reported to be codes, and refused where they are in scope. The
-layouts: DeepSeek-V3 and transformers' fine-grained fp8 (``weight_scale_inv``, blocks),
-compressed-tensors, FBGEMM and ModelOpt (``weight_scale``, for a tensor or a row), bitsandbytes
+Quantised weights, which mostly come in it, are codes with scales beside them: they are reported
+to be codes, and refused where they are in scope. The layouts: fp8 of DeepSeek-V3 and transformers
+(``weight_scale_inv``), of compressed-tensors, FBGEMM and ModelOpt (``weight_scale``), bitsandbytes
 (``SCB``, ``quant_state``), GPTQ and AWQ (``qweight``), MXFP4 as of gpt-oss (``_blocks``).
 """
 
@@ -17,7 +15,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +25,7 @@ from sparsitywatch.checkpoints.inert_pickle import as_sizes
 from sparsitywatch.checkpoints.storage import Source
 from sparsitywatch.weights.layout import Entry
 
-__all__ = ["CODES", "DTYPES", "MAX_HEADER_BYTES", "as_weights", "read_safetensors"]
+__all__ = ["CODES", "DTYPES", "MAX_HEADER_BYTES", "read_safetensors", "with_codes_told"]
 
 #: The cap of the safetensors library.
 MAX_HEADER_BYTES = 100_000_000
@@ -162,112 +160,45 @@ def _described(url: str, name: str, value: Any) -> tuple[str, tuple[int, ...], i
     return kind, shape, offsets[0], offsets[1]
 
 
-# ------------------------------------------------------------------ codes as weights
+# ------------------------------------------------------------------ codes of weights
 
 #: Scales that codes are multiplied by, by what follows the name of the codes.
 _SCALES = ("_scale_inv", "_scale")
-#: Rows and columns that share a scale where the shapes leave a choice.
-_BLOCK = 128
 _FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
-#: Attributes that hold packed codes, and what of.
-_PACKED = {"qweight": "weight", "weight_packed": "weight"}
+#: Attributes that hold packed codes.
+_PACKED = ("qweight", "weight_packed")
 _BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
 _WHOLE_CODES = frozenset({torch.int8, torch.uint8, torch.int32})
-#: dtypes of what may stand for weights.
+#: dtypes of what may be codes of weights.
 CODES = _FP8 | _WHOLE_CODES
 
 
-def as_weights(stored: Stored) -> Stored:
-    """The tensors of a checkpoint with codes taken as the weights that they stand for.
-
-    Scales that have been taken into account are no tensors of the model any longer; all others
-    stay as they are.
-    """
+def with_codes_told(stored: Stored) -> Stored:
+    """The tensors of a checkpoint; those that are codes of a weight have its name, and say so."""
     found: dict[str, StoredTensor] = {}
-    used: set[str] = set()
     for name, one in stored.items():
         module, _, attribute = name.rpartition(".")
         entry = one.entry
-        if entry.dtype in _FP8 and len(entry.shape) >= 2:
-            scale = next((name + end for end in _SCALES if name + end in stored), None)
-            if scale is not None:
-                used.add(scale)
-                one = _scaled(one, stored[scale], scale)
-        elif entry.dtype in _WHOLE_CODES and len(entry.shape) >= 2 and not entry.problem:
-            weight = _PACKED.get(attribute, "")
+        is_matrix = len(entry.shape) >= 2 and not entry.problem
+        weight = problem = ""
+        if is_matrix and entry.dtype in _FP8:
+            scale = next((end for end in _SCALES if name + end in stored), "")
+            problem = (
+                f"a quantised weight, beside their scale ({attribute}{scale})" if scale else ""
+            )
+        elif is_matrix and entry.dtype in _WHOLE_CODES:
             if name.removesuffix(_BLOCKS) + _BLOCK_SCALES in stored:
                 weight = attribute.removesuffix(_BLOCKS)
+            elif attribute in _PACKED:
+                weight = "weight"
             of = f"{module}.{weight}" if module else weight
             is_packed = weight != "" and of not in stored
             if is_packed or (attribute == "weight" and entry.dtype != torch.int32):
-                what = str(entry.dtype).removeprefix("torch.")
-                problem = f"it is stored as {what} codes of a quantised weight ({attribute})"
-                one = StoredTensor(entry=replace(entry, stored_as=f"{what} codes", problem=problem))
+                problem = f"a quantised weight ({attribute})"
                 name = of if is_packed else name
+        if problem:
+            kind = f"{str(entry.dtype).removeprefix('torch.')} codes"
+            problem = f"it is stored as {kind} of {problem}"
+            one = StoredTensor(entry=replace(entry, stored_as=kind, problem=problem))
         found[name] = one
-    return {name: one for name, one in found.items() if name not in used}
-
-
-def _scaled(codes: StoredTensor, scale: StoredTensor, name: str) -> StoredTensor:
-    entry, own = codes.entry, scale.entry
-    sizes = _block(entry.shape, own.shape)
-    problem = own.problem
-    if not problem and (sizes is None or not own.dtype.is_floating_point):
-        problem = f"its scale has shape {own.shape} and {own.dtype}, which is not known here"
-    if problem or sizes is None:
-        words = f"it is fp8 codes, and {name[-80:]} cannot be applied to them: {problem}"
-        return StoredTensor(entry=replace(entry, stored_as="fp8 codes", problem=words))
-    kind = str(entry.dtype).removeprefix("torch.")
-    storage = None if entry.storage is None else ("scaled", entry.storage)
-    weight = replace(entry, dtype=torch.float32, storage=storage, stored_as=f"{kind} times a scale")
-    return _Scaled(entry=weight, position=codes.position, codes=codes, scale=scale, block=sizes)
-
-
-def _block(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...] | None:
-    """How many elements share a scale, along each dimension; None if the shapes do not say.
-
-    >>> _block((256, 300), (2, 3)), _block((4, 6), ()), _block((4, 6), (4,)), _block((4, 6), (3, 3))
-    ((128, 128), (4, 6), (1, 6), None)
-    """
-    if math.prod(scales) == 1:
-        return shape
-    if len(scales) == 1 and len(shape) == 2:
-        scales = (*scales, 1)  # one for each row
-    if len(scales) != len(shape):
-        return None
-    sizes = []
-    for size, number in zip(shape, scales, strict=True):
-        if number in (1, size):
-            sizes.append(size // number)
-        elif number == -(-size // _BLOCK):
-            sizes.append(_BLOCK)
-        elif number and size % number == 0 and size // number >= _BLOCK // 4:
-            sizes.append(size // number)
-        else:
-            return None
-    return tuple(sizes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Scaled(StoredTensor):
-    """Codes times their scales, in single precision; of a block all have one scale."""
-
-    codes: StoredTensor
-    scale: StoredTensor
-    block: tuple[int, ...]
-
-    def load(self) -> torch.Tensor:
-        """Read both and multiply; memory: that of codes and weights, and some for scales."""
-        weight = self.codes.load().to(torch.float32)
-        scale = self.scale.load().to(torch.float32)
-        scale = scale.reshape([-(-n // b) for n, b in zip(weight.shape, self.block, strict=True)])
-        for dim, (size, block) in enumerate(zip(weight.shape, self.block, strict=True)):
-            if dim > 0 and block != size:  # one of all its elements is broadcast
-                scale = scale.repeat_interleave(block, dim).narrow(dim, 0, size)
-        # along the first dimension without a scale for each element, which is as large as all
-        rows = self.block[0]
-        num_blocks = len(weight) // rows
-        whole = weight[: num_blocks * rows].view(num_blocks, rows, *weight.shape[1:])
-        whole.mul_(scale[:num_blocks].unsqueeze(1))
-        weight[num_blocks * rows :].mul_(scale[num_blocks:])
-        return weight
+    return found

@@ -1,7 +1,6 @@
-"""What ``torch.save`` writes: a pickle that describes, and the bytes of each storage.
+"""What ``torch.save`` writes: a zip archive of a pickle that describes, and a record a storage.
 
-Since version 1.6 it is a zip archive with one record a storage; before, pickles one after the
-other and the storages behind them. The model's state dict is somewhere inside, as the step is.
+The model's state dict is somewhere inside, as the step is.
 """
 
 from __future__ import annotations
@@ -16,12 +15,10 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, cut_off, refused
+from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, refused
 from sparsitywatch.checkpoints.inert_pickle import (
-    STORAGE_DTYPES,
     Call,
     Global,
-    PersistentId,
     Region,
     in_words,
     read_inert,
@@ -52,11 +49,10 @@ STEP_KEYS = (
     "num_updates",
     "steps_done",
 )
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 #: The first bytes of a file from before version 1.6: the pickled magic number.
-_LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
+_OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 #: How files of torch.save begin.
-TORCH_STARTS = (b"PK\x03\x04", _LEGACY_START)
+TORCH_STARTS = (b"PK\x03\x04", _OLD_START)
 
 _MAX_DEPTH = 3
 #: Where Composer keeps the model, and the number of batches done.
@@ -66,19 +62,13 @@ _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
     """The tensors of the model by name, and all that the file describes."""
-    start = source.read(0, min(source.size, len(_LEGACY_START)))
-    tree, nodes, regions = _described(source, start)
+    tree, nodes, regions = _described(source)
     return stored_tensors(source, nodes, regions), tree
 
 
-def open_torch(source: Source, start: bytes) -> Checkpoint:
-    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict.
-
-    Args:
-        source: the file.
-        start: its first bytes.
-    """
-    tree, nodes, regions = _described(source, start)
+def open_torch(source: Source) -> Checkpoint:
+    """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
+    tree, nodes, regions = _described(source)
     kind = "torch"
     if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
         kind = "lightning"
@@ -88,10 +78,15 @@ def open_torch(source: Source, start: bytes) -> Checkpoint:
     return Checkpoint(source.url, kind, stored_tensors(source, nodes, regions), [source], step)
 
 
-def _described(source: Source, start: bytes) -> tuple[Any, dict[Any, Any], dict[str, Region]]:
+def _described(source: Source) -> tuple[Any, dict[Any, Any], dict[str, Region]]:
     """All that a file describes, the tensors of the model in it, and where storages lie."""
-    is_legacy = start.startswith(_LEGACY_START)
-    tree, regions = _read_legacy(source) if is_legacy else read_torch_zip(source)
+    if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
+        raise CheckpointError(
+            f"Cannot read {source.url}: expected a zip archive, as torch.save writes since version "
+            "1.6, got a file from before. Write it anew: torch.save(torch.load(path, "
+            "weights_only=True), path)."
+        )
+    tree, regions = read_torch_zip(source)
     weights = _search(tree, set())
     # a loss beside the model does not make the top a state dict
     inner = _around_model(tree) if weights is None or weights is tree else None
@@ -280,83 +275,3 @@ def _check_byteorder(source: ByteSource, member: zipfile.ZipInfo) -> None:
             f"Cannot read {source.url}: expected little-endian tensors, got byte order "
             f"{order!r}. Save it again on a little-endian machine, or as safetensors."
         )
-
-
-# ------------------------------------------------------------------ before version 1.6
-
-_PROTOCOL = 1001
-_COUNT_BYTES = 8
-_LEGACY_BUFFER_BYTES = 2**18
-#: Largest description that is read, all pickles together; tensors lie behind it.
-_MAX_DESCRIPTION_BYTES = 256 * 2**20
-
-
-def _read_legacy(source: Source) -> tuple[Any, dict[str, Region]]:
-    """The same of a file from before version 1.6."""
-    length = min(source.size, _MAX_DESCRIPTION_BYTES)
-    file = DescriptionFile(source, length, length, _LEGACY_BUFFER_BYTES)
-    outside: list[PersistentId] = []
-    try:
-        magic, protocol, system = (read_inert(file) for _ in range(3))
-        tree = read_inert(file, outside)
-        keys = read_inert(file)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        if length == source.size and (file.is_short or file.tell() == length):
-            raise IncompleteCheckpointError(
-                f"Cannot read {source.url}: expected its description to end, the file ends first. "
-                "It may be half-written, or truncated."
-            ) from error
-        raise refused(source.url, f"its description is broken: {error}") from error
-    if magic != _MAGIC_NUMBER or protocol != _PROTOCOL or not isinstance(system, dict):
-        raise refused(source.url, "it does not begin as files of torch.save do")
-    if system.get("little_endian") is not True:
-        raise CheckpointError(
-            f"Cannot read {source.url}: expected little-endian tensors, got others. Save it again "
-            "with a current torch."
-        )
-    sizes = _sizes(source.url, outside)
-    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    if not is_list or sorted(keys) != sorted(sizes):
-        raise refused(source.url, "its list of storages is not that of its tensors")
-    regions: dict[str, Region] = {}
-    position = file.tell()
-    for key in keys:
-        count, itemsize = sizes[key]
-        num_bytes = count * itemsize
-        begin = position + _COUNT_BYTES
-        if begin + num_bytes > source.size:
-            raise cut_off(source, f": expected storage {key[:40]!r}", begin + num_bytes)
-        regions[key] = Region(num_bytes, partial(_checked_start, source, begin, count), order=begin)
-        position = begin + num_bytes
-    return tree, regions
-
-
-def _sizes(url: str, outside: list[PersistentId]) -> dict[str, tuple[int, int]]:
-    """Number of elements and their size of every storage, by key."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for persistent in outside:
-        value = persistent.value
-        if isinstance(value, tuple) and len(value) == 6 and value[0] == "storage":
-            _, kind, key, _, count, view = value
-            dtype = STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
-            is_sound = dtype and isinstance(key, str) and type(count) is int and count >= 0
-            if is_sound and view is None and sizes.get(key, (count,))[0] == count:
-                assert dtype is not None  # noqa: S101
-                sizes[key] = (count, dtype.itemsize)
-                continue
-        elif isinstance(value, tuple) and value[:1] == ("module",):
-            continue  # source code of a pickled module; not needed
-        raise refused(url, "it has a storage of a kind that current torch does not write")
-    return sizes
-
-
-def _checked_start(source: Source, begin: int, count: int, offset: int = 0) -> int:
-    """Where a byte of a storage lies; the number of elements in front is compared first."""
-    header = bytearray(_COUNT_BYTES)
-    source.fill(memoryview(header), begin - _COUNT_BYTES)
-    found = int.from_bytes(header, "little")
-    if found != count:
-        raise refused(source.url, f"expected a storage of {count} elements, got one of {found}")
-    return begin + offset

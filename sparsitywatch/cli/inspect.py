@@ -15,7 +15,7 @@ from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.description import Description, StoredTensorDescription
-    from sparsitywatch.checkpoints.discovery import Found
+    from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 
 __all__ = ["add_to"]
 
@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
 # ------------------------------------------------------------------ several
 
 
-def _list(found: Sequence[Found], *, as_json: bool) -> int:
+def _list(found: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
     from sparsitywatch.checkpoints.description import step_source
 
     if as_json:

@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
     model, proxy = model_and_proxy(arguments)
     # everything that is logged is printed below
     logging.getLogger("sparsitywatch").addHandler(logging.NullHandler())
-    output = _Lines() if arguments.json else _Words()
+    output = JsonReporter() if arguments.json else TextReporter()
     with ExitStack() as stack:
         stack.enter_context(_terminated_as_interrupted())
         stack.callback(output.close)
@@ -169,7 +169,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Words:
+class TextReporter:
     """For people: a bar on a terminal, and a line for what matters."""
 
     def __init__(self) -> None:
@@ -229,7 +229,7 @@ class _Words:
             print(text, file=stream, flush=True)
 
 
-class _Lines:
+class JsonReporter:
     """For programs: one JSON object a line."""
 
     def record(self, record: Record) -> None:

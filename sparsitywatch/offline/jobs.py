@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import (
     CheckpointError,

@@ -13,13 +13,13 @@ from sparsitywatch.errors import ConfigurationError, is_number
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 
-__all__ = ["Logged", "Rate", "Rates"]
+__all__ = ["LoggedLearningRate", "Rate", "Rates"]
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
 
 
-class Logged:
+class LoggedLearningRate:
     """The learning rate that a training logged, held from one logged step to the next.
 
     Before the first one it is that of the first. What is logged later changes nothing of before:
@@ -50,15 +50,15 @@ class Rates:
     """Learning rate and weight decay at every step, summed as a live watch sums them.
 
     Args:
-        lr: learning rate of the in-scope weights; ``Logged`` may be learned later.
+        lr: learning rate of the in-scope weights; ``LoggedLearningRate`` may be learned later.
         weight_decay: decoupled decay of them; None if it is not known.
 
     Raises:
         ConfigurationError: one of them is no number, function or CSV file of numbers.
     """
 
-    def __init__(self, lr: Rate | Logged, weight_decay: Rate | None) -> None:
-        self.logged = lr if isinstance(lr, Logged) else None
+    def __init__(self, lr: Rate | LoggedLearningRate, weight_decay: Rate | None) -> None:
+        self.logged = lr if isinstance(lr, LoggedLearningRate) else None
         self._lr = self.logged or _function("lr", lr)
         self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
         self._step, self._clock = 0, GroupClock()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.checkpoints.discovery import Found, discover
-from sparsitywatch.checkpoints.opening import learning_rates
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
+from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -28,7 +28,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.driver import Replayer
 from sparsitywatch.offline.jobs import EmptyModel, Job, Listeners, ModelFactory, window_of
-from sparsitywatch.offline.rates import Logged, Rate, Rates
+from sparsitywatch.offline.rates import LoggedLearningRate, Rate, Rates
 from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
 from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
@@ -168,7 +168,7 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
-    rates = Rates(Logged() if lr is None else lr, weight_decay)
+    rates = Rates(LoggedLearningRate() if lr is None else lr, weight_decay)
     if detectors is None:
         detectors = _default_detectors(chosen, knows_decay=rates.knows_decay)
     pipeline = Pipeline(
@@ -191,7 +191,7 @@ def replay(
         rates=rates,
     )
 
-    found: dict[str, Found] = {}
+    found: dict[str, ListedCheckpoint] = {}
 
     def list_now() -> Selection:
         # what is done is neither listed nor opened again each time that a sidecar lists
@@ -205,7 +205,9 @@ def replay(
     return replayer.result()
 
 
-def _learn_logged(rates: Rates, listed: Sequence[Found], options: Mapping[str, Any]) -> None:
+def _learn_logged(
+    rates: Rates, listed: Sequence[ListedCheckpoint], options: Mapping[str, Any]
+) -> None:
     """Take the learning rates that a Trainer has logged, which its latest checkpoint has all of."""
     complete = [one for one in listed if one.state == "complete" and one.step is not None]
     if rates.logged is None or not complete or (complete[-1].step or 0) <= rates.logged.last_step:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsitywatch.checkpoints.discovery import Found
-from sparsitywatch.checkpoints.stated import part_of
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.shown import shown_name, shown_url
@@ -113,7 +113,7 @@ class Selection:
     unreadable: tuple[Failure, ...] = ()
 
 
-def select(found: Sequence[Found]) -> Selection:
+def select(found: Sequence[ListedCheckpoint]) -> Selection:
     """What to measure of what ``discover`` has found.
 
     A single checkpoint without a step stands for step 0.

@@ -12,7 +12,7 @@ from replaying.checkpoints import write_sharded
 from replaying.looks import look, read_in_order
 from replaying.memory import growth_bytes
 
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 
 
 @pytest.fixture

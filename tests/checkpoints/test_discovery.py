@@ -12,7 +12,7 @@ import torch
 
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import discover, places_in
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 
 WEIGHTS = {"layer.weight": torch.ones(4, 3)}

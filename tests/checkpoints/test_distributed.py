@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from sparsitywatch.checkpoints.distributed import parse_metadata
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 
 

@@ -16,8 +16,8 @@ from faulting.sound import KINDS, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.inert_pickle import read_inert
-from sparsitywatch.checkpoints.opening import open_checkpoint
 from sparsitywatch.checkpoints.safetensors import DTYPES
 from sparsitywatch.errors import CheckpointError
 
@@ -84,7 +84,7 @@ def test_mutated_files_of_every_format_are_read_or_refused(tmp_path: Path) -> No
     assert tally.num_crashed == 0, tally.worst
     assert tally.outcomes.keys() == {"read", "refused"}
     # in lines of Python: on any machine the same
-    assert tally.most_lines < 100
+    assert tally.most_lines < 40
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 
 WEIGHTS = {"layer.weight": torch.ones(4, 3)}
 
@@ -54,13 +54,13 @@ def among_the_weights(folder: Path, evil: Evil) -> Path:
     return folder / "w.pt"
 
 
-def legacy(folder: Path, evil: Evil) -> Path:
+def before_1_6(folder: Path, evil: Evil) -> Path:
     content = {"model": WEIGHTS, "args": evil}
     torch.save(content, folder / "w.pt", _use_new_zipfile_serialization=False)
     return folder / "w.pt"
 
 
-def legacy_from_the_first_byte(folder: Path, evil: Evil) -> Path:
+def bare_pickle(folder: Path, evil: Evil) -> Path:
     (folder / "w.pt").write_bytes(pickle.dumps(evil, 2))
     return folder / "w.pt"
 
@@ -120,8 +120,8 @@ CRAFTED: dict[str, tuple[Callable[[Path, Evil], Path], str | None]] = {
     "torch, beside the weights": (beside, None),
     "torch, among the weights": (among_the_weights, None),
     "torch, as another record": (as_another_record, None),
-    "legacy": (legacy, None),
-    "legacy, from the first byte": (legacy_from_the_first_byte, "expected a file of safetensors"),
+    "torch, before 1.6": (before_1_6, "got a file from before"),
+    "a bare pickle": (bare_pickle, "expected a file of safetensors"),
     "lightning": (lightning, None),
     "sharded bin": (shard, None),
     "trainer": (trainer, None),

@@ -12,7 +12,7 @@ import torch
 
 import sparsitywatch as sw
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 
 #: How ranks, pipeline stages and shards are saved, two files each.

@@ -22,7 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import sparsitywatch as sw
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import may_pass, url_at
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 

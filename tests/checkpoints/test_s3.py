@@ -12,7 +12,7 @@ from contracts.reader_contract import same_bits, small_bert
 from contracts.s3_server import s3_server
 
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # boto's and aiohttp's own

@@ -12,7 +12,7 @@ import torch
 from contracts.reader_contract import ReaderContract, same_bits
 from torch import nn
 
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.safetensors import DTYPES
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 

@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.base import stored_snapshot
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import DescriptionFile, Folder, Source, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope

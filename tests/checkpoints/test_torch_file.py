@@ -1,4 +1,4 @@
-"""Files of torch.save, new and old, as people nest and wrap what is in them."""
+"""Files of torch.save, as people nest and wrap what is in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from contracts.reader_contract import ReaderContract, failure, in_chunks, same_bits, small_bert
 from torch import nn
 
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
@@ -48,21 +48,6 @@ class TestNanoGPT(ReaderContract):
         return folder / "ckpt.pt"
 
 
-class TestLegacy(ReaderContract):
-    """What torch.save wrote before 1.6, from a data-parallel model."""
-
-    format = "torch"
-    step = 9
-
-    def write(self, model: nn.Module, folder: Path) -> Path:
-        weights = nn.DataParallel(model).state_dict()
-        assert all(name.startswith("module.") for name in weights)
-        path = folder / "model.pth.tar"
-        content = {"state_dict": weights, "step": 9}
-        torch.save(content, path, _use_new_zipfile_serialization=False)
-        return path
-
-
 class TestShardedBin(ReaderContract):
     """``pytorch_model.bin.index.json``, as transformers wrote it before version 5."""
 
@@ -90,8 +75,7 @@ class TestShardedBin(ReaderContract):
         return model
 
 
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_where_the_weights_may_be(is_zip: bool, tmp_path: Path) -> None:
+def test_where_the_weights_may_be(tmp_path: Path) -> None:
     weights = nn.Linear(3, 2).state_dict()
     nestings = {
         "top": weights,
@@ -104,15 +88,14 @@ def test_where_the_weights_may_be(is_zip: bool, tmp_path: Path) -> None:
     }
     for name, content in nestings.items():
         path = tmp_path / f"{name}.pt"
-        torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+        torch.save(content, path)
         with open_checkpoint(path) as checkpoint:
             found = dict(checkpoint.tensors())
         assert found.keys() == weights.keys()
         assert all(same_bits(found[n], weights[n]) for n in weights)
 
 
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_tensors_of_every_form(is_zip: bool, tmp_path: Path) -> None:
+def test_tensors_of_every_form(tmp_path: Path) -> None:
     base = torch.arange(60.0).reshape(6, 10)
     weights = {
         "base": base,
@@ -133,11 +116,10 @@ def test_tensors_of_every_form(is_zip: bool, tmp_path: Path) -> None:
         "int64": torch.arange(3),
         "bool": torch.tensor([True, False]),
         "complex": torch.randn(3, dtype=torch.complex64),
+        "uint16": torch.arange(3).to(torch.uint16),
     }
-    if is_zip:
-        weights["uint16"] = torch.arange(3).to(torch.uint16)
     path = tmp_path / "w.pt"
-    torch.save(weights, path, _use_new_zipfile_serialization=is_zip)
+    torch.save(weights, path)
     with open_checkpoint(path) as checkpoint:
         for name, tensor in checkpoint.tensors():
             assert same_bits(tensor, weights[name].detach()), name

@@ -11,7 +11,7 @@ from contracts.reader_contract import ReaderContract, small_bert
 from torch import nn
 
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import IncompleteCheckpointError
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from sparsitywatch.checkpoints.base import Checkpoint, stored_snapshot
 from sparsitywatch.checkpoints.discovery import discover
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

@@ -12,7 +12,7 @@ from contracts.live_runs import save_safetensors, train
 
 import sparsitywatch as sw
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.offline.rates import Logged, Rates
+from sparsitywatch.offline.rates import LoggedLearningRate, Rates
 
 #: What ``train`` trains with.
 LR, DECAY = 1e-3, 0.1
@@ -144,7 +144,7 @@ def test_the_learning_rate_of_a_trainer_is_that_which_it_logged(live, tmp_path: 
 
 
 def test_a_logged_rate_holds_until_the_next_and_later_ones_change_nothing(tmp_path: Path) -> None:
-    rates = Rates(Logged(), 0.1)
+    rates = Rates(LoggedLearningRate(), 0.1)
     assert not rates.is_known
     rates.learn({4: 0.5, 8: 0.25}, "here")
     before = rates.reading(10, ()).lr_clock

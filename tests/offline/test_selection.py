@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.checkpoints.discovery import Found
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.offline.selection import select
 
 STATES = ("complete", "incomplete", "refused", "duplicate")
 
 
 @st.composite
-def listings(draw: st.DrawFn) -> list[Found]:
+def listings(draw: st.DrawFn) -> list[ListedCheckpoint]:
     """What ``discover`` may give: one complete checkpoint of a step at most."""
     found, complete = [], set()
     for number in range(draw(st.integers(2, 12))):
@@ -22,7 +22,7 @@ def listings(draw: st.DrawFn) -> list[Found]:
             state = "duplicate" if step in complete else state
             complete.add(step)
         found.append(
-            Found(
+            ListedCheckpoint(
                 url=f"u{number}", step=step, step_from="name", format="", state=state,
                 reason="" if state == "complete" else f"why {number}",
             )
@@ -31,7 +31,7 @@ def listings(draw: st.DrawFn) -> list[Found]:
 
 
 @given(listings())
-def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[Found]) -> None:
+def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[ListedCheckpoint]) -> None:
     selection = select(found)
     steps = [one.step for one in selection.wanted]
     assert steps == sorted(set(steps))
@@ -51,8 +51,10 @@ def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[Found]) -
 
 
 def test_a_single_one_without_a_step_stands_for_step_zero() -> None:
-    alone = Found(url="u", step=None, step_from="", format="torch", state="complete")
+    alone = ListedCheckpoint(url="u", step=None, step_from="", format="torch", state="complete")
     assert [(one.url, one.step) for one in select([alone]).wanted] == [("u", 0)]
-    broken = Found(url="v", step=None, step_from="", format="", state="refused", reason="why")
+    broken = ListedCheckpoint(
+        url="v", step=None, step_from="", format="", state="refused", reason="why"
+    )
     assert select([broken]).wanted == ()
     assert [one.reason for one in select([broken]).unreadable] == ["why"]

@@ -19,7 +19,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 
 import sparsitywatch as sw
 from sparsitywatch.checkpoints.base import stored_snapshot
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import PRESETS, Scope

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsitywatch.checkpoints import base
 from sparsitywatch.checkpoints.base import stored_snapshot
-from sparsitywatch.checkpoints.opening import open_checkpoint
+from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import why_not_whole

@@ -18,7 +18,7 @@ from sparsitywatch.checkpoints.base import (
     refused,
 )
 from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed
-from sparsitywatch.checkpoints.safetensors import CODES, as_weights, read_safetensors
+from sparsitywatch.checkpoints.safetensors import CODES, read_safetensors, with_codes_told
 from sparsitywatch.checkpoints.storage import Folder, Source, filesystem, url_at
 from sparsitywatch.checkpoints.torch_file import TORCH_STARTS, open_torch, read_torch, step_in
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, is_number
@@ -75,7 +75,7 @@ def open_checkpoint(
         if _is_adapter(entries):
             raise _not_a_model(checkpoint.url)
         if any(entry.dtype in CODES for entry in entries):
-            checkpoint.resolve(as_weights)
+            checkpoint.resolve(with_codes_told)
         unless_open.pop_all()
         return checkpoint
 
@@ -90,7 +90,7 @@ def _open_folder(folder: Folder) -> Checkpoint:
     if kind == "deepspeed":
         return _open_deepspeed(folder, names)
     if kind == "nanotron":
-        return _open_nanotron(folder)
+        raise _not_read(folder.url)
     if found := foreign(names):
         raise CheckpointError(f"Cannot read {folder.url}: expected a checkpoint. {found}")
     raise IncompleteCheckpointError(
@@ -107,7 +107,7 @@ def _open_file(source: Source) -> Checkpoint:
         )
     start = source.read(0, min(_START_BYTES, source.size))
     if start.startswith(TORCH_STARTS):
-        return open_torch(source, start)
+        return open_torch(source)
     if source.path.endswith(".safetensors") or start[8:9] == b"{":
         return Checkpoint(source.url, "safetensors", read_safetensors(source), [source])
     if found := foreign([source.path]):
@@ -375,46 +375,14 @@ def _in_partitions(url: str) -> CheckpointError:
 
 # ------------------------------------------------------------------ nanotron
 
-#: Beside a folder with a safetensors file for each tensor, whose name is the path.
-_NANOTRON_METADATA = "checkpoint_metadata.json"
-_NANOTRON_FILE = re.compile(
-    r"model_(?P<attribute>[^/]+?)"
-    r"(?:_pp-rank-\d+-of-\d+_tp-rank-\d+-of-(?P<tensor>\d+)(?P<expert>_exp-rank-[\w-]+)?)?"
-    r"\.safetensors"
-)
-
 
 def _is_nanotron(names: Collection[str]) -> bool:
     """Whether a folder with these files and folders was written by nanotron."""
-    return _NANOTRON_METADATA in names and "model" in names
+    return "checkpoint_metadata.json" in names and "model" in names
 
 
-def _open_nanotron(folder: Folder) -> Checkpoint:
-    """A folder of nanotron as a checkpoint, of any number of pipeline stages."""
-    metas = _read_json(folder, _NANOTRON_METADATA).get("metas")
-    step = as_step(metas.get("last_train_step")) if isinstance(metas, dict) else None
-    stored: dict[str, StoredTensor] = {}
-    sources: list[Source] = []
-    for path in folder.sub("model").all_names():
-        *modules, file = path.split("/")
-        named = _NANOTRON_FILE.fullmatch(file)
-        if named is None:
-            continue
-        if int(named["tensor"] or 1) > 1 or named["expert"]:
-            raise CheckpointError(
-                f"Cannot read {folder.url}: expected whole tensors, got those of nanotron's tensor "
-                "or expert parallelism in parts. Convert them with nanotron's "
-                "examples/llama/convert_nanotron_to_hf.py and read the result."
-            )
-        name = ".".join((*modules, named["attribute"]))
-        if name in stored:
-            raise refused(folder.url, "two of its files are the same tensor", name)
-        sources.append(folder.open(f"model/{path}"))
-        with reading(sources[-1].url):
-            stored[name] = read_safetensors(sources[-1])["data"]
-    if not stored:
-        raise IncompleteCheckpointError(
-            f"Cannot read {folder.url}/model: expected files of nanotron such as "
-            "model_weight.safetensors, found none. They may not be written yet."
-        )
-    return Checkpoint(folder.url, "nanotron", stored, sources, step)
+def _not_read(url: str) -> CheckpointError:
+    return CheckpointError(
+        f"Cannot read {url}: expected a checkpoint, got a folder of nanotron, which is not read. "
+        "Convert it with nanotron's examples/llama/convert_nanotron_to_hf.py and read the result."
+    )
