@@ -8,30 +8,34 @@
         sw.actions.SaveCheckpoint(lambda event: save(model, f"at-{event.detected_step}.pt")),
     ])
 
-Actions run in the training's thread, one after the other; a webhook posts behind it. One that
-raises is logged and the training goes on. One that has ``close`` is closed with the watch. An event
-that a resumed run knows from its log, or that is only revised, calls no action again.
+Any function of the event will do. Actions run in the training's thread, one after the other; a
+webhook posts behind it. One that raises is logged and the training goes on. An event that a resumed
+run knows from its log, or that is only revised, calls no action again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
+import queue
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError, expect, expect_whole, is_number
+from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
 from sparsitywatch.shown import shown_error
 
-__all__ = ["SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses", "payload"]
+__all__ = [
+    "Action", "SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses",
+    "payload",
+]  # fmt: skip
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -39,6 +43,24 @@ _logger = logging.getLogger("sparsitywatch")
 _WORTH_A_RETRY = (408, 425, 429)
 #: Longest pause between two tries, in seconds.
 _MAX_PAUSE_S = 60.0
+
+_Queue = queue.SimpleQueue[dict[str, Any] | None]  # None ends it
+
+
+class Action:
+    """What holds something open while it watches events; a plain function needs no base class."""
+
+    def __call__(self, event: Event, /) -> object:
+        """Do what is to be done about the event."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what is held; called when the watch is closed."""
+
+
+def log_event(event: Event) -> None:
+    """The default action: a warning through the logger "sparsitywatch"."""
+    _logger.warning("sparsitywatch: %s", event.report())
 
 
 def payload(event: Event) -> dict[str, Any]:
@@ -56,16 +78,12 @@ def payload(event: Event) -> dict[str, Any]:
 
 
 def pauses(first_s: float, num: int) -> list[float]:
-    """Seconds before each of ``num`` retries: doubled each time, up to a minute.
-
-    >>> pauses(8.0, 5)
-    [8.0, 16.0, 32.0, 60.0, 60.0]
-    """
+    """Seconds before each of ``num`` retries: doubled each time, up to a minute."""
     # the exponent is bounded, as a float is
     return [min(first_s * 2.0 ** min(i, 60), _MAX_PAUSE_S) for i in range(num)]
 
 
-class Webhook:
+class Webhook(Action):
     """Posts each event as a JSON object, from a thread of its own.
 
     The training waits for nothing: an event goes into a queue, and is left out, with a
@@ -98,91 +116,74 @@ class Webhook:
         max_queue: int = 100,
         close_s: float = 10.0,
     ) -> None:
-        self._url, self._host = url, _host(url)
-        for name, number, least in (
-            ("timeout_s", timeout_s, 1e-3),
-            ("retries", retries, 0),
-            ("pause_s", pause_s, 0.0),
-            ("max_queue", max_queue, 1),
-            ("close_s", close_s, 0.0),
-        ):
-            is_good = is_number(number) and least <= number < math.inf
-            expect(is_good, name, f"a number >= {least:g}", number)
-        self._timeout_s, self._retries, self._pause_s = timeout_s, retries, pause_s
+        self._host = _host(url)
+        _expect_least("timeout_s", timeout_s, 1e-3)
+        _expect_least("retries", retries, 0)
+        _expect_least("pause_s", pause_s, 0)
+        _expect_least("max_queue", max_queue, 1)
+        _expect_least("close_s", close_s, 0)
+        self._url = url
         self._headers = {"Content-Type": "application/json", **(headers or {})}
-        self._close_s = close_s
+        self._timeout_s = timeout_s
+        self._pauses_s = (0.0, *pauses(pause_s, retries))
         self._max_queue = max_queue
-        self._waiting: deque[dict[str, Any]] = deque()
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._close_s = close_s
         self._opener = urllib.request.build_opener(_NoRedirect)
+        self._waiting: _Queue
+        self._closing: threading.Event
+        self._thread: threading.Thread | None = None
 
     def __call__(self, event: Event) -> None:
         """Put the event into the queue."""
-        item = payload(event)
-        with self._changed:
-            is_full = len(self._waiting) >= self._max_queue
-            if not is_full:
-                self._waiting.append(item)
-                self._changed.notify()
-        if is_full:
-            _logger.warning(
-                "sparsitywatch: %s is not posted to %s: %d events wait already",
-                event.id,
-                self._host,
-                self._max_queue,
-            )
         if self._thread is None:
+            self._waiting = queue.SimpleQueue()
             self._closing = threading.Event()
-            # a daemon: a server that hangs must not keep the process from ending
             self._thread = threading.Thread(
-                target=self._work, args=[self._closing], name="sparsitywatch-webhook", daemon=True
+                target=self._work,
+                args=[self._waiting, self._closing],
+                name="sparsitywatch-webhook",
+                daemon=True,  # a server that hangs must not keep the process from ending
             )
             self._thread.start()
+        if self._waiting.qsize() < self._max_queue:
+            self._waiting.put(payload(event))
+        else:
+            text = "sparsitywatch: %s is not posted to %s: %d events wait already"
+            _logger.warning(text, event.id, self._host, self._max_queue)
 
     def close(self) -> None:
         """Post what is left, without pauses, for ``close_s`` at most; then give up."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        with self._changed:
-            self._closing.set()
-            self._changed.notify()
+        self._closing.set()
+        self._waiting.put(None)
         thread.join(self._close_s)
-        if thread.is_alive():
-            with self._changed:
-                num_left = 1 + len(self._waiting)  # one is on its way
-                self._waiting.clear()
-            _logger.warning(
-                "sparsitywatch: %s does not answer; events that were not posted: %d",
-                self._host,
-                num_left,
-            )
+        if not thread.is_alive():
+            return
+        num_left = 0  # the mark of the end counts for the one that is on its way
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
+                num_left += 1
+        self._waiting.put(None)
+        text = "sparsitywatch: %s does not answer; events that were not posted: %d"
+        _logger.warning(text, self._host, num_left)
 
-    def _work(self, closing: threading.Event) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or closing.is_set())
-                if not self._waiting:
-                    return
-                item = self._waiting.popleft()
-            self._deliver(item, closing)
-
-    def _deliver(self, item: Mapping[str, Any], closing: threading.Event) -> None:
-        body = json.dumps(item, allow_nan=False).encode()
-        cause = ""
-        for pause_s in (0.0, *pauses(self._pause_s, self._retries)):
-            closing.wait(pause_s)
-            cause, is_final = self._post(body)
-            if not cause:
-                return
-            if is_final:
-                break
-        _logger.error("sparsitywatch: %s was not posted to %s: %s", item["id"], self._host, cause)
+    def _work(self, waiting: _Queue, closing: threading.Event) -> None:
+        for item in iter(waiting.get, None):
+            body = json.dumps(item, allow_nan=False).encode()
+            for pause_s in self._pauses_s:
+                closing.wait(pause_s)
+                cause, is_final = self._post(body)
+                if is_final:
+                    break
+            if cause:
+                text = "sparsitywatch: %s was not posted to %s: %s"
+                _logger.error(text, item["id"], self._host, cause)
 
     def _post(self, body: bytes) -> tuple[str, bool]:
-        """One try: the cause of a failure, empty if there was none, and whether it is final."""
+        """Try once; why it failed, empty if it did not, and whether another try is of no use."""
         request = urllib.request.Request(  # noqa: S310 the scheme was checked
             self._url, data=body, headers=self._headers, method="POST"
         )
@@ -195,7 +196,7 @@ class Webhook:
             return f"HTTP {error.code} {error.reason}", is_final
         except (OSError, HTTPException) as error:
             return shown_error(error), False
-        return "", False
+        return "", True
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -205,12 +206,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _host(url: str) -> str:
-    """The host of a URL that can be posted to.
+def _expect_least(name: str, number: float, least: float) -> None:
+    expect_number(name, number, lambda x: least <= x < math.inf, f"a number >= {least:g}")
 
-    Raises:
-        ConfigurationError: it cannot.
-    """
+
+def _host(url: str) -> str:
+    """The host of a URL that can be posted to; a ConfigurationError if it cannot."""
     try:
         parts = urllib.parse.urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -219,8 +220,8 @@ def _host(url: str) -> str:
         is_good = False
     if not is_good:
         raise ConfigurationError(
-            f"Expected `url` to be an http or https address, got {_kind(url)}. It is not repeated "
-            "here, as it may be a secret."
+            f"Expected `url` to be an http or https address, got a {type(url).__name__} that is "
+            "none. It is not repeated here, as it may be a secret."
         )
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(
@@ -230,22 +231,7 @@ def _host(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _kind(url: object) -> str:
-    if not isinstance(url, str):
-        return type(url).__name__
-    scheme, found, _ = url.partition("://")
-    if not found:
-        return "a text without '://'"
-    is_web = scheme in ("http", "https")
-    return "one whose host or port is none, or with a space" if is_web else f"{scheme!r}"
-
-
-def log_event(event: Event) -> None:
-    """The default action: a warning through the logger "sparsitywatch"."""
-    _logger.warning("sparsitywatch: %s", event.report())
-
-
-class SaveCheckpoint:
+class SaveCheckpoint(Action):
     """Calls a function that saves what the user wants saved, a limited number of times.
 
     Args:
@@ -257,14 +243,6 @@ class SaveCheckpoint:
 
     Raises:
         ConfigurationError: an argument cannot be used.
-
-    >>> saved = []
-    >>> action = SaveCheckpoint(lambda event: saved.append(event.detected_step), max_saves=1)
-    >>> for step in (5, 9):
-    ...     action(Event(series="s", direction="up", onset_step=step - 1, detected_step=step,
-    ...                  baseline=0.0, value=1.0))
-    >>> saved
-    [5]
     """
 
     def __init__(
@@ -274,7 +252,9 @@ class SaveCheckpoint:
         expect_whole("max_saves", max_saves, 1)
         is_known = trend in ("", "sparsifying", "densifying")
         expect(is_known, "trend", "'sparsifying', 'densifying' or ''", trend)
-        self._save, self._max_saves, self._trend = save, max_saves, trend
+        self._save = save
+        self._max_saves = max_saves
+        self._trend = trend
         self._seen: set[str] = set()
         self._num_saves = 0
 
@@ -292,19 +272,15 @@ class SaveCheckpoint:
         self._num_saves += 1
 
 
-class _Request:
-    """An action that only remembers that something is wanted, for the loop to do.
-
-    ``SparsityWatchCallback`` passes it on to a Trainer. Any other loop asks itself.
-    """
+class _Request(Action):
+    """An action that only remembers that something is wanted, for the loop to do."""
 
     def __init__(self) -> None:
         self._event: Event | None = None
 
     def __call__(self, event: Event) -> None:
         """Remember the event; the first one that nobody has answered counts."""
-        if self._event is None:
-            self._event = event
+        self._event = self._event or event
 
     @property
     def is_requested(self) -> bool:

@@ -37,13 +37,13 @@ generators are as they were before it arrives.
 from __future__ import annotations
 
 import contextlib
-import math
 import numbers
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 from sparsitywatch.shown import shown_text
@@ -60,21 +60,6 @@ __all__ = [
     "ScopeError",
     "SparsityWatchError",
     "StateError",
-    "contain_faults",
-    "expect",
-    "expect_functions",
-    "expect_keys",
-    "expect_mapping",
-    "expect_methods",
-    "expect_number",
-    "expect_numbers",
-    "expect_path",
-    "expect_whole",
-    "is_number",
-    "is_out_of_memory",
-    "listed",
-    "note_signal_handlers",
-    "reraise_foreign",
 ]
 
 
@@ -108,8 +93,7 @@ class LogTakenError(SparsityWatchError, RuntimeError):
 class CheckpointError(SparsityWatchError, ValueError):
     """A checkpoint that cannot be read, or whose own description of itself is not true.
 
-    One line that names the file, the tensor where there is one, and the cause. Nothing of
-    the checkpoint has been executed, and no memory was taken on its word.
+    Nothing of it has been executed, and no memory was taken on its word.
     """
 
 
@@ -153,12 +137,7 @@ def contain_faults(
 
 
 def reraise_foreign(error: BaseException, *, strict: bool = False) -> None:
-    """Raise what is not a fault of the watch; call it where ``error`` was caught.
-
-    Args:
-        error: what was caught.
-        strict: raise faults, too.
-    """
+    """Raise what is not a fault of the watch, with ``strict`` faults, too; call it on catching."""
     note_signal_handlers()
     for raised in _chain(error):
         if _is_of_signal(raised):
@@ -189,17 +168,13 @@ def _code(handler: Any) -> CodeType | None:
 
 def _is_of_signal(error: BaseException) -> bool:
     """Whether a handler of a signal was running when it was raised."""
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in _handlers:
-            return True
-        trace = trace.tb_next
-    return False
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code in _handlers for frame, _ in frames)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and those that led to it, but none that the training handles already."""
-    handled_by = set(_callers())
+    handled_by = {frame for frame, _ in traceback.walk_stack(sys._getframe())}
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -211,17 +186,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if one is error or (trace is not None and trace.tb_frame not in handled_by):
             yield one
             waiting += [one.__context__, one.__cause__]
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-#: Longest repr of what came that a message repeats.
-_LONGEST = 80
 
 
 #: What torch's CPU allocators say in a plain RuntimeError.
@@ -236,11 +200,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(m in str(error) for m in _CPU_MESSAGES)
 
 
+# ------------------------------------------------------------------ checks of arguments
+
+#: Longest repr of what came that a message repeats.
+_LONGEST = 80
+
+
 def expect(is_good: object, name: str, what: str, came: object) -> None:
     """Refuse an argument unless it is good.
-
-    Raises:
-        ConfigurationError: it is not; says what was expected of ``name``, and what came.
 
     >>> expect(False, "steps", "at least 1", 0)
     Traceback (most recent call last):
@@ -248,125 +215,83 @@ def expect(is_good: object, name: str, what: str, came: object) -> None:
     sparsitywatch.errors.ConfigurationError: Expected `steps` to be at least 1, got 0.
     """
     if not is_good:
-        shown = repr(came)
-        if len(shown) > _LONGEST:
-            shown = f"{shown[:_LONGEST]}... ({type(came).__name__})"
-        raise ConfigurationError(f"Expected `{name}` to be {what}, got {shown}.")
+        raise _refused(name, what, came)
+
+
+def _refused(name: str, what: str, came: object) -> ConfigurationError:
+    shown = repr(came)
+    if len(shown) > _LONGEST:
+        shown = f"{shown[:_LONGEST]}... ({type(came).__name__})"
+    return ConfigurationError(f"Expected `{name}` to be {what}, got {shown}.")
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number; True and False are none.
-
-    >>> is_number(0.5), is_number(True), is_number("0.5")
-    (True, False, False)
-    """
+    """Whether it is a real number; True and False are none."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def expect_number(name: str, value: Any, is_good: Callable[[float], bool], what: str) -> None:
-    """Refuse what is no number, or not one for which ``is_good`` holds.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
+    """Refuse what is no number, or not one for which ``is_good`` holds."""
     expect(is_number(value) and is_good(value), name, what, value)
 
 
 def expect_whole(name: str, value: Any, lowest: int) -> None:
-    """Refuse what is no whole number, or below ``lowest``.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
+    """Refuse what is no whole number, or below ``lowest``."""
     is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     expect(is_whole and value >= lowest, name, f"a whole number >= {lowest}", value)
 
 
 def listed(name: str, values: Any, what: str) -> list[Any]:
-    """The members of a list, a tuple or the like; a text is none of them.
-
-    Raises:
-        ConfigurationError: there are none to go through.
-    """
-    is_text = isinstance(values, str | bytes)
-    expect(isinstance(values, Iterable) and not is_text and not isinstance(values, type),
-           name, what, values)  # fmt: skip
+    """The members of a list, a tuple or the like; a text is none of them."""
     try:
-        return list(values)
-    except TypeError:  # such as an array without dimensions
-        expect(is_good=False, name=name, what=what, came=values)
-        raise
+        if not isinstance(values, str | bytes | type):
+            return list(values)
+    except TypeError:  # such as a number, or an array without dimensions
+        pass
+    raise _refused(name, what, values)
 
 
 def expect_numbers(name: str, values: Any, what: str) -> tuple[float, ...]:
-    """Numbers as floats, out of a list, an array or a tensor.
-
-    Raises:
-        ConfigurationError: one is none, or there is no list of them.
-    """
+    """Numbers as floats, out of a list, an array or a tensor."""
     if type(values) is tuple and set(map(type, values)) <= {float}:
         return values  # as read from a log, thousands of times
     found = []
     for index, value in enumerate(listed(name, values, what)):
+        expect(not isinstance(value, str | bytes), f"{name}[{index}]", "a number", value)
         try:
-            is_good = not isinstance(value, str | bytes)
-            number = float(value) if is_good else math.nan
+            found.append(float(value))
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            is_good, number = False, math.nan
-        expect(is_good, f"{name}[{index}]", "a number", value)
-        found.append(number)
+            raise _refused(f"{name}[{index}]", "a number", value) from None
     return tuple(found)
 
 
 def expect_functions(name: str, functions: Any) -> None:
-    """Refuse what is no sequence of functions.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
+    """Refuse what is no sequence of functions."""
     what = "a sequence of functions"
-    is_one = callable(functions)
-    members = [] if is_one else listed(name, functions, what)
-    hint = f"{what}; put a single function in a list" if is_one else what
-    expect(not is_one and all(map(callable, members)), name, hint, functions)
+    if callable(functions):
+        raise _refused(name, f"{what}; put a single function in a list", functions)
+    expect(all(map(callable, listed(name, functions, what))), name, what, functions)
 
 
 def expect_methods(name: str, thing: object, methods: Iterable[str], what: str) -> None:
-    """Refuse an object that lacks one of some methods, and a class in the place of an object.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
+    """Refuse an object that lacks one of some methods, and a class in the place of an object."""
     has_all = all(callable(getattr(thing, method, None)) for method in methods)
     expect(has_all and not isinstance(thing, type), name, what, thing)
 
 
 def expect_mapping(name: str, value: Any, what: str) -> None:
-    """Refuse what is no mapping from texts.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
+    """Refuse what is no mapping from texts."""
     is_good = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
     expect(is_good, name, what, value)
 
 
 def expect_path(name: str, value: Any, what: str) -> None:
-    """Refuse what is neither text nor a path.
-
-    Raises:
-        ConfigurationError: likewise.
-    """
-    is_path = isinstance(value, str | os.PathLike) and value != ""
-    expect(is_path, name, what, value)
+    """Refuse what is neither text nor a path."""
+    expect(isinstance(value, str | os.PathLike) and value != "", name, what, value)
 
 
 def expect_keys(state: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse a detector's state that lacks a key.
-
-    Raises:
-        StateError: it does; the key is named.
-    """
+    """Refuse a detector's state that lacks a key, with a StateError."""
     for key in keys:
         if key not in state:
             raise StateError(

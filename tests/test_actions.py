@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import sparsitywatch as sw
-from sparsitywatch.actions import SaveCheckpoint, SaveNow, StopTraining, Webhook
+from sparsitywatch.actions import Action, SaveCheckpoint, SaveNow, StopTraining, Webhook
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.records import Event
 
@@ -85,7 +85,7 @@ def test_a_request_waits_for_its_answer(kind: type) -> None:
 
 
 def test_actions_that_can_be_closed_are(caplog) -> None:
-    class Closes:
+    class Closes(Action):
         closed = 0
 
         def __call__(self, event: object) -> None:

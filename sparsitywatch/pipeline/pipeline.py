@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from sparsitywatch.actions import log_event
+from sparsitywatch.actions import Action, log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
 from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
 from sparsitywatch.analysis.forecast import foreseen
@@ -423,9 +423,8 @@ class Pipeline:
         """Close the sinks, then the actions that can be closed; let go of the log."""
         self._at_exit()
         for action in (*self._on_event, *self._on_record):
-            close = getattr(action, "close", None)
-            if callable(close):
-                self._call(close)
+            if isinstance(action, Action):
+                self._call(action.close)
 
     def _at_exit(self) -> None:
         self._is_open = False
