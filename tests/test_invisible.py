@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.leftovers import LEFTOVERS, REFUSED, refused, verified
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -199,6 +200,20 @@ def test_the_cells_that_are_left_out_are_no_training() -> None:
     loop.loss_and_gradients()
     with pytest.raises(RuntimeError, match=r"[Cc]losure use is not currently supported"):
         loop.scaler.step(loop.optimizer, closure=loop.loss_and_gradients)
+
+
+# ---------------------------------------------------------------- what a forward leaves behind
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize("what", LEFTOVERS)
+def test_a_training_is_the_same_whatever_its_forward_leaves_behind(what: str) -> None:
+    assert verified(*LEFTOVERS[what]) == "the same bits"
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_put_back_is_refused_by_name(what: str) -> None:
+    assert refused(*REFUSED[what]) == "refused by name"
 
 
 # ---------------------------------------------------------------- the negative control

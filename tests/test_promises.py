@@ -181,6 +181,29 @@ def test_a_nan_weight_is_counted_and_the_estimate_says_so(tmp_path: Path) -> Non
     assert not last.essential_sparsity.informative
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("first.weight", "36 in-scope weights are NaN and 0 infinite"),
+        ("head.bias", "the value of the dense model is not finite"),  # no in-scope weight
+    ],
+)
+def test_what_is_not_a_number_is_said_once(name: str, said: str, caplog) -> None:
+    model = Net()
+    proxy = sw.Proxy([(torch.ones(4, 6),)], mean_square)
+    with sw.watch(model, None, logdir=None, proxy=proxy, every=1, max_overhead=None) as watcher:
+        watcher.step()
+        with torch.no_grad():
+            model.get_parameter(name).fill_(float("nan"))
+        for _ in range(3):
+            watcher.step()
+    assert caplog.text.count(said) == 1
+    assert any(said in remark for remark in watcher.records[1].remarks(watcher.records[0]))
+    assert not watcher.records[-1].essential_sparsity.informative
+    # no fall of near-zero weights
+    assert {event.series for event in watcher.events} <= {"vital/not_finite"}
+
+
 def test_a_failing_watch_says_why_and_lets_the_training_go_on(tmp_path: Path, caplog) -> None:
     _, watcher = train_and_watch(CASES["value that raises"], tmp_path)
     assert len(watcher.records) == 3

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts import leftovers
 from torch import nn
 
 import sparsitywatch as sw
@@ -316,3 +317,41 @@ def test_the_model_s_own_state_is_compared() -> None:
     stored, held = compare(trace(made, 1), trace(made, 1))
     assert (stored.name, held.name) == ("state_dict _extra_state count", "state count")
     assert stored.detail == held.detail == "expected 1, got 2"
+
+
+@pytest.mark.parametrize("what", ["a Python counter", "an RNN's self.state", "a torch.Generator"])
+def test_verify_sees_what_a_forward_leaves_behind(what: str) -> None:
+    """A record's action runs the model as a careless watch would."""
+    make = leftovers.make_training(*leftovers.LEFTOVERS[what])
+    models: list[Any] = []
+
+    def made() -> tuple[Any, ...]:
+        model, optimizer, step = make()
+        models.append(model)
+        return model, optimizer, step
+
+    def careless(_: sw.Record) -> None:
+        with torch.no_grad():
+            models[-1](torch.ones(5, 6))
+
+    report = sw.verify(
+        made, steps=3, every=2, scope="layers", on_record=[careless], background=False
+    )
+    assert report.differences[0].name.startswith("state ")
+    assert report.differences[0].first_step == 2
+
+
+def test_what_differs_from_run_to_run_says_nothing_about_the_watch() -> None:
+    runs = itertools.count()
+    make = leftovers.make_training(*leftovers.LEFTOVERS["a Python counter"])
+
+    def made() -> tuple[Any, ...]:
+        model, optimizer, step = make()
+        model.made_at = next(runs)
+        return model, optimizer, step
+
+    report = sw.verify(made, steps=2, every=1, scope="layers")
+    assert report.deterministic
+    assert report.equal
+    assert report.by_itself == {"state made_at"}
+    assert sw.verify(made, steps=2, every=2, scope="layers", baseline=report).equal

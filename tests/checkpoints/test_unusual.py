@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from faulting.sound import UNUSUAL, look_at
+from contracts.sound_files import UNUSUAL, look_at
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from contracts.communicating import RANKED, came_of, run_ranked, script_of
 from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sparsitywatch as sw
 from sparsitywatch.live.ranks import why_another_rank_watches
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from faulting.ranks import RANKED, came_of, run_ranked, script_of
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -64,9 +66,10 @@ HANDLERS = {
 
 @pytest.fixture(autouse=True)
 def _own_handlers() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGVTALRM)}
     yield
-    signal.signal(signal.SIGUSR1, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def send() -> None:
@@ -169,6 +172,26 @@ def test_a_handler_that_returns_changes_nothing() -> None:
     signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
     run, error = after_two_steps(send)
     assert (error, seen, run.watcher.records[-1].valid) == (None, [signal.SIGUSR1], True)
+
+
+def test_signals_at_any_time_leave_the_training_as_it_was() -> None:
+    """Each snapshot is interrupted somewhere, and the bits of the training are the same."""
+    signal.signal(signal.SIGVTALRM, raises)
+    draw = random.Random(0)
+    run = Run(lambda: None)
+    run.step()
+    before = run.state()
+    num_raised = 0
+    for number in range(40):
+        with contextlib.suppress(TimeIsUpError):
+            signal.setitimer(signal.ITIMER_VIRTUAL, draw.uniform(1e-4, 0.02))
+            num_raised += 1
+            run.watcher.step(number + 2)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            num_raised -= 1
+        assert same(run.state(), before)
+    assert num_raised > 5
+    assert run.watcher.off == ""
 
 
 @pytest.mark.parametrize("kind", [SystemExit, ValueError, StopIteration])

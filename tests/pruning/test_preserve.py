@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-import sys
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from contracts.leftovers import LEFTOVERS, Remembering
 from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.preserve import preserve_state
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from faulting.forward import LEFTOVERS, REFUSED, Remembering, make_training, refused, verified
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
 
@@ -114,54 +109,6 @@ def test_weights_masked_inside_autocast_are_the_ones_that_run() -> None:
         model(x).sum().backward()
     assert model.weight.grad is not None
     assert model.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize("what", LEFTOVERS)
-def test_a_training_is_the_same_whatever_its_forward_leaves_behind(what: str) -> None:
-    assert verified(*LEFTOVERS[what]) == "the same bits"
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_put_back_is_refused_by_name(what: str) -> None:
-    assert refused(*REFUSED[what]) == "refused by name"
-
-
-@pytest.mark.parametrize("what", ["a Python counter", "an RNN's self.state", "a torch.Generator"])
-def test_verify_sees_what_a_forward_leaves_behind(what: str) -> None:
-    """A record's action runs the model as a careless watch would."""
-    make = make_training(*LEFTOVERS[what])
-    models: list[Any] = []
-
-    def made() -> tuple[Any, ...]:
-        model, optimizer, step = make()
-        models.append(model)
-        return model, optimizer, step
-
-    def careless(_: sw.Record) -> None:
-        with torch.no_grad():
-            models[-1](torch.ones(5, 6))
-
-    report = sw.verify(
-        made, steps=3, every=2, scope="layers", on_record=[careless], background=False
-    )
-    assert report.differences[0].name.startswith("state ")
-    assert report.differences[0].first_step == 2
-
-
-def test_what_differs_from_run_to_run_says_nothing_about_the_watch() -> None:
-    runs = itertools.count()
-    make = make_training(*LEFTOVERS["a Python counter"])
-
-    def made() -> tuple[Any, ...]:
-        model, optimizer, step = make()
-        model.made_at = next(runs)
-        return model, optimizer, step
-
-    report = sw.verify(made, steps=2, every=1, scope="layers")
-    assert report.deterministic
-    assert report.equal
-    assert report.by_itself == {"state made_at"}
-    assert sw.verify(made, steps=2, every=2, scope="layers", baseline=report).equal
 
 
 def remembering(what: str) -> Remembering:

@@ -1,16 +1,12 @@
-"""Shared by the tests of the spectrum; and where models are generated."""
+"""Shared by the tests of the spectrum."""
 
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 
 from sparsitywatch.weights.spectrum import counting, kernel
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])

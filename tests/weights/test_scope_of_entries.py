@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from faulting.numbers import chain_of_layers, stored_scopes, tree_of_modules
+from contracts.random_models import chain_of_layers, stored_scopes, tree_of_modules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_model

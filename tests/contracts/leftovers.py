@@ -7,7 +7,6 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,6 @@ import torch
 from torch import nn
 
 import sparsitywatch as sw
-from faulting.case import Case
-
-__all__ = [
-    "CASES",
-    "LEFTOVERS",
-    "REFUSED",
-    "make_training",
-    "mean_square",
-    "refused",
-    "verified",
-]
 
 WIDTH = 6
 Forward = Callable[[Any, torch.Tensor], Any]
@@ -260,7 +248,7 @@ LEFTOVERS: dict[str, tuple[Callable[[Any], object], Forward]] = {
     "a torch.Generator": (_set(generator=lambda: torch.Generator().manual_seed(3)), _drawn),
     "generators of python and numpy": (
         _set(
-            python=lambda: random.Random(3),  # noqa: S311
+            python=lambda: random.Random(3),
             numpy=lambda: np.random.default_rng(3),
             old=lambda: np.random.RandomState(3),
         ),
@@ -374,65 +362,3 @@ def refused(make: Callable[[Any], object], act: Forward, name: str) -> str:
         said = f"changed {name}" in str(error)
         return "refused by name" if said and same else f"{error} (weights as before: {same})"
     return "not refused"
-
-
-# ------------------------------------------------------------------ the cases
-
-
-def _verified(make: Callable[[Any], object], act: Forward) -> Callable[[Path], str]:
-    return lambda _: verified(make, act)
-
-
-def _refused(make: Callable[[Any], object], act: Forward, name: str) -> Callable[[Path], str]:
-    return lambda _: refused(make, act, name)
-
-
-def _meta_default(_: Path) -> str:
-    return _under_default_device("meta")
-
-
-def _under_default_device(device: str) -> str:
-    make, act = LEFTOVERS["a Python counter"]
-    model, optimizer, _step = make_training(make, act)()
-    x = torch.randn(5, WIDTH)
-    proxy = _proxy()
-    torch.set_default_device(device)
-    try:
-        with sw.watch(
-            model, optimizer, logdir=None, proxy=proxy, every=1, scope="layers", max_overhead=None
-        ) as watcher:
-            for _ in range(3):
-                model(x).square().mean().backward()
-                optimizer.step()
-    finally:
-        torch.set_default_device(None)
-    reasons = {record.reason for record in watcher.records if not record.valid}
-    return f"{len(watcher.records)} valid" if not reasons else f"{sorted(reasons)}"
-
-
-CASES = (
-    *(
-        Case(
-            point="what a forward leaves",
-            what=what,
-            expected="the same bits",
-            run=_verified(*pair),
-        )
-        for what, pair in LEFTOVERS.items()
-    ),
-    *(
-        Case(
-            point="what a forward leaves",
-            what=what,
-            expected="refused by name",
-            run=_refused(*three),
-        )
-        for what, three in REFUSED.items()
-    ),
-    Case(
-        point="device",
-        what="set_default_device('meta'), the model on the CPU",
-        expected="3 valid",
-        run=_meta_default,
-    ),
-)

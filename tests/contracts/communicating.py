@@ -9,13 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from faulting.case import Case
-
-__all__ = ["CASES", "RANKED", "came_of", "run_ranked", "script_of"]
-
 
 _HEAD = '''
 import datetime, os, sys, threading, warnings
@@ -115,7 +110,7 @@ def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -
         processes = []
         for rank in range(num):
             own = {**together, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 [sys.executable, str(path), str(folder / "logs")],
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -327,29 +322,6 @@ RANKED: dict[str, tuple[str, str]] = {
     ),
 }
 
-#: The same without a process group at the attach.
-UNRANKED: dict[str, tuple[str, str]] = {
-    "attach before init_process_group": (
-        """
-        train_later = Net()
-        train(train_later, before=lambda step: step == 0 and init())
-        """,
-        "3 valid",
-    ),
-    "attach before init_process_group, ranks not in the environment": (
-        """
-        environment = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        def begin(step):
-            if step == 0:
-                os.environ.update(environment)
-                init()
-                os.environ.update({name: "" for name in environment})
-        train(Net(), before=begin)
-        """,
-        "3 valid",
-    ),
-}
-
 
 def came_of(lines: list[str], scenario: str = "") -> str:
     """What the ranks printed, in a few words."""
@@ -396,23 +368,3 @@ def script_of(names: Sequence[str]) -> str:
             "try:\n    one()\nexcept Exception as error:\n    report(repr(error))\ndist.barrier()\n"
         )
     return "\n".join(parts)
-
-
-def _ranked(name: str) -> Callable[[Path], str]:
-    return lambda folder: came_of(run_ranked(script_of([name]), folder), name)
-
-
-def _unranked(name: str) -> Callable[[Path], str]:
-    return lambda folder: came_of(run_ranked(UNRANKED[name][0], folder))
-
-
-CASES = (
-    *(
-        Case(point="ranks", what=what, expected=pair[1], run=_ranked(what))
-        for what, pair in RANKED.items()
-    ),
-    *(
-        Case(point="ranks", what=what, expected=pair[1], run=_unranked(what))
-        for what, pair in UNRANKED.items()
-    ),
-)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import time
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from contracts.mutated_files import bomb
+from contracts.sound_files import KINDS, weights
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-
-from faulting.case import Case
-from faulting.mutations import LIMIT_S, Tally, attempt, bomb
-from faulting.sound import KINDS, weights
-
-__all__ = ["CASES", "HOSTILE"]
-
 
 # ------------------------------------------------------------------ crafted to cost time or memory
 
@@ -191,39 +185,3 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
         f, lambda _: _many_pieces(1000)
     ),
 }  # fmt: skip
-
-
-# ------------------------------------------------------------------ the cases
-
-
-def _hostile(name: str) -> Callable[[Path], str]:
-    def run(folder: Path) -> str:
-        place = folder / "run"
-        place.mkdir()
-        path = HOSTILE[name](place)
-        started = time.process_time()
-        came = attempt(path)
-        took = time.process_time() - started
-        return came if took <= LIMIT_S else f"{came} after {took:.1f} s"
-
-    return run
-
-
-def _fuzz(folder: Path) -> str:
-    tally = Tally()
-    tally.run(folder, 3000, seed=1, counts_lines=False)
-    return f"{tally.num_crashed} crashed" + (f", such as {tally.worst}" if tally.worst else "")
-
-
-CASES = (
-    *(
-        Case(point="hostile files", what=name, expected="refused", run=_hostile(name))
-        for name in HOSTILE
-    ),
-    Case(
-        point="hostile files",
-        what="3,000 mutated files of every format",
-        expected="0 crashed",
-        run=_fuzz,
-    ),
-)

@@ -14,14 +14,11 @@ import safetensors.torch
 import torch
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from faulting.case import Case
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.scope import Scope
-
-__all__ = ["CASES", "KINDS", "UNUSUAL", "Sound", "look_at", "sound", "weights"]
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -308,18 +305,6 @@ UNUSUAL: dict[str, tuple[Callable[[Path], Path], str]] = {
 }  # fmt: skip
 
 
-def _unusual(name: str) -> Callable[[Path], str]:
-    write, expected = UNUSUAL[name]
-
-    def run(folder: Path) -> str:
-        place = folder / "run"
-        place.mkdir()
-        came = look_at(write(place))
-        return expected if expected in came and "\n" not in came else came
-
-    return run
-
-
 #: A small checkpoint of every format, written into an empty folder.
 KINDS: dict[str, Callable[[Path], Path]] = {
     "safetensors": _safetensors,
@@ -364,9 +349,3 @@ def sound(kind: str) -> Sound:
         paths = [path for path in folder.rglob("*") if path.is_file()]
         files = {str(path.relative_to(folder)): path.read_bytes() for path in paths}
         return Sound(files, str(opened.relative_to(folder)))
-
-
-CASES = tuple(
-    Case(point="formats", what=name, expected=expected, run=_unusual(name))
-    for name, (_, expected) in UNUSUAL.items()
-)

@@ -1,6 +1,6 @@
 """Checkpoints that are damaged: read, or refused in one line, in linear time.
 
-python -m faulting.mutations --files 20000 --seed 0     (in benchmarks/)
+python -m contracts.mutated_files --files 20000 --seed 0     (in tests/)
 
 mutates small checkpoints of every format, byte by byte and by what their descriptions mean, and
 prints how many were read, refused and crashed, the slowest one and the most work for a byte.
@@ -26,12 +26,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from faulting.sound import KINDS, Sound, sound
+from contracts.sound_files import KINDS, Sound, sound
+
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
-
-__all__ = ["LIMIT_S", "Tally", "attempt", "bomb", "lines_run", "mutated"]
 
 #: A file that takes longer is one of the faults; in seconds of this process.
 LIMIT_S = 2.0
@@ -239,7 +238,7 @@ class Tally:
             seed: of the mutations.
             counts_lines: count the lines that run, which makes it some times slower.
         """
-        chance = random.Random(seed)  # noqa: S311
+        chance = random.Random(seed)
         wholes = {kind: sound(kind) for kind in KINDS}
         kinds = sorted(wholes)
         for number in range(num_files):
