@@ -106,7 +106,7 @@ class Settings:
         changed = [
             f"{name}={getattr(self, name)!r:.60}"
             for name in sorted(self.names())
-            if getattr(self, name) != getattr(usual, name)
+            if repr(getattr(self, name)) != repr(getattr(usual, name))  # an array is not compared
         ]
         return f"Settings({', '.join(changed)})"
 

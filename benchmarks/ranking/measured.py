@@ -24,14 +24,13 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
-from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.masked import MaskedModel, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.ranks.group import RankGroup
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader, marks_of
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import Ranks, Shards
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.together import compared, marks_of, summed
 
 Found = dict[str, Any]
 
@@ -43,16 +42,16 @@ VOCABULARY = 1000
 TOKENS = (8, 64)
 
 
-def together_s(ranks: Ranks, run: Callable[[], object]) -> tuple[float, float]:
+def together_s(ranks: RankGroup, run: Callable[[], object]) -> tuple[float, float]:
     """Seconds of the slowest rank, by the wall and by the processor."""
     ranks.agree("begin")
     started = time.process_time()
     wall = timed(run)
-    every = ranks.all_of((wall, time.process_time() - started))
+    every = ranks.gather((wall, time.process_time() - started))
     return max(wall for wall, _ in every), max(cpu for _, cpu in every)
 
 
-def interleaved(ranks: Ranks, cases: Mapping[str, Callable[[], object]], repeats: int) -> Found:
+def interleaved(ranks: RankGroup, cases: Mapping[str, Callable[[], object]], repeats: int) -> Found:
     """Medians of each case, so that a busy moment hits all of them alike."""
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in cases}
     for _ in range(repeats):
@@ -79,19 +78,20 @@ def sharded(model: nn.Module) -> nn.Module:
     return model
 
 
-def spectrum_of(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
+def spectrum_of(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """What adding up the spectrum of a model in shards of FSDP2 moves, and takes."""
     model = sharded(bert(*size, VOCABULARY))
     scope = Scope.of(model, "blocks")
     parameters = scope.parameters(model)
-    shards, snapshot = Shards.of(parameters, ranks), Snapshot.of(model, scope, 0)
+    reader = ShardedReader.of(model, lambda: parameters, ranks)
+    snapshot = Snapshot.of(model, scope, 0)
     spectrum = MagnitudeSpectrum.of(snapshot.tensors)
     before = ranks.num_bytes
-    whole = summed(spectrum, shards, ranks)
+    whole = reader.summed(spectrum)
     num_bytes = ranks.num_bytes - before
     cases = {
         "count": lambda: MagnitudeSpectrum.of(snapshot.tensors),
-        "sum": lambda: summed(spectrum, shards, ranks),
+        "sum": lambda: reader.summed(spectrum),
     }
     return {
         "layers": size[0],
@@ -103,41 +103,41 @@ def spectrum_of(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
     } | interleaved(ranks, cases, repeats)
 
 
-def replicas(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
+def replicas(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """What comparing two replicas moves and takes, beside adding up their spectrum."""
     model = bert(*size, VOCABULARY)
     scope = Scope.of(model, "blocks")
-    shards = Shards.of(scope.parameters(model), ranks)
+    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
     snapshot = Snapshot.of(model, scope, 0)
     spectrum = MagnitudeSpectrum.of(snapshot.tensors)
     before = ranks.num_bytes
-    assert compared(marks_of(spectrum, snapshot), shards, ranks) is not None
+    assert reader.compared(marks_of(spectrum, snapshot)) is not None
     num_bytes = ranks.num_bytes - before
     marks = marks_of(spectrum, snapshot)
     cases = {
         "count": lambda: MagnitudeSpectrum.of(snapshot.tensors),
         "marks": lambda: marks_of(spectrum, snapshot),
-        "compare": lambda: compared(marks, shards, ranks),
-        "sum": lambda: summed(spectrum, shards, ranks),
+        "compare": lambda: reader.compared(marks),
+        "sum": lambda: reader.summed(spectrum),
     }
     return {"bytes": num_bytes} | interleaved(ranks, cases, repeats)
 
 
-def curve(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
+def curve(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """A curve of a replica, by rank 0 alone and by all of them."""
     model = bert(*size, VOCABULARY).eval()
     scope = Scope.of(model, "blocks")
-    shards = Shards.of(scope.parameters(model), ranks)
+    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
     spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors)
     batches = [batch_of(*TOKENS, VOCABULARY)] * (2 * ranks.size)
     alone = Proxy(batches, loss_per_example)
-    shared = SharedProxy(alone, ranks, model)
+    shared = alone.shared(ranks, model)
     settings = sw.Settings()
     num_forwards = []
 
     def sweep(proxy: Proxy) -> None:
         done = run_sweep(
-            MaskedModel(model, scope, shards if proxy is shared else None),
+            MaskedModel(model, scope, reader if proxy is shared else WHOLE_MODEL),
             proxy,
             spectrum,
             pattern=settings.pattern,
@@ -159,7 +159,7 @@ def curve(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
     }
 
 
-def look(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
+def look(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """A snapshot of a model in shards of FSDP2: its forward passes, and all the rest."""
     model = sharded(bert(*size, VOCABULARY))
     spent = [0.0, 0.0]
@@ -188,7 +188,7 @@ def look(ranks: Ranks, size: tuple[int, int], repeats: int) -> Found:
         for _ in range(repeats + 1):
             spent[:] = 0.0, 0.0
             wall, cpu = together_s(ranks, watcher.step)
-            forwards = ranks.all_of(tuple(spent))
+            forwards = ranks.gather(tuple(spent))
             own = [max(column) for column in zip(*forwards, strict=True)]
             times.append((own[0], wall - own[0], own[1], cpu - own[1]))
         records = watcher.records
@@ -236,7 +236,7 @@ def attach(*, small: bool) -> Found:
     seconds.clear()
     for _ in range(repeats + 1):
         together_s(ranks, attached)
-    every = ranks.all_of(seconds[1:])
+    every = ranks.gather(seconds[1:])
     slowest = [tuple(map(max, zip(*own, strict=True))) for own in zip(*every, strict=True)]
     return {
         "ranks": ranks.size,
@@ -246,10 +246,10 @@ def attach(*, small: bool) -> Found:
     }
 
 
-def met() -> Ranks:
+def met() -> RankGroup:
     """The ranks, once all of them have come."""
     distributed.init_process_group("gloo")
-    return Ranks(distributed.new_group(backend="gloo"))
+    return RankGroup(distributed.new_group(backend="gloo"))
 
 
 PARTS: dict[str, Callable[..., Found]] = {"pair": pair, "attach": attach}

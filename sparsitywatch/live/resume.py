@@ -67,7 +67,7 @@ def restore_proxy(directory: Path | None, context: Context, wanted: str) -> Cont
     proxy = context.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
         return context
-    if proxy.ranks is not None:  # each has batches of its own, of which the log kept one rank's
+    if not proxy.ranks.is_alone:  # each has batches of its own, of which the log kept one rank's
         return context
     file = _kept_batches(directory, wanted)
     if not file.is_file():

@@ -19,9 +19,7 @@ from sparsitywatch.pruning.masked import MaskedModel
 from sparsitywatch.records import Detail, Event, Record
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
-from sparsitywatch.weights.shards import Ranks
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
-from sparsitywatch.weights.together import gathered
 from sparsitywatch.weights.vital import Signs
 
 __all__ = ["Background", "FinishedSnapshot", "SnapshotTaker"]
@@ -133,7 +131,6 @@ class SnapshotTaker:
         trace: what the optimizer does.
         overhead: the share of the wall time that the watch has taken when it is asked; of
             seconds that are being spent behind the training.
-        behind: the ranks that measure together behind the training; None without other ranks.
     """
 
     def __init__(
@@ -143,9 +140,7 @@ class SnapshotTaker:
         pipeline: Pipeline,
         trace: OptimizerTrace,
         overhead: Callable[[float], float],
-        behind: Ranks | None = None,
     ) -> None:
-        self._behind = behind
         self._model, self._pipeline, self._trace = model, pipeline, trace
         self.context = context
         self._overhead = overhead
@@ -170,11 +165,7 @@ class SnapshotTaker:
         self._signs(step, every)()
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
-            shards, ranks = self.context.shards, self.context.ranks
-            if shards is None or ranks is None:
-                sample = motion.sampler.take(snapshot)
-            else:
-                sample = gathered(motion.sampler, snapshot, shards, ranks)
+            sample = self.context.reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:
             self._copy.take(snapshot)
@@ -243,8 +234,7 @@ class SnapshotTaker:
     def _signs(self, step: int, every: Mapping[str, torch.Tensor]) -> Callable[[], Signs | None]:
         """What says what became of every parameter, in any thread, once.
 
-        Read is here what the next step may change. Ranks that hold parts of the parameters do so
-        together, in their trainings' threads. What fails is told, and the rest is measured.
+        Read is here what the next step may change. What fails is told, and the rest is measured.
         """
 
         def failed(error: Exception) -> Signs:
@@ -296,12 +286,7 @@ class SnapshotTaker:
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, context)
             return lambda: outcome
-        context = replace(
-            context,
-            optimizer=reading,
-            num_threads=1,
-            ranks=self._behind,
-        )
+        context = replace(context, optimizer=reading, num_threads=1, reader=context.reader.behind)
 
         def measured() -> tuple[Record, Detail]:
             try:

@@ -24,14 +24,6 @@ from sparsitywatch.errors import (
     expect_path,
     expect_whole,
 )
-from sparsitywatch.live.ranks import (
-    Companions,
-    Latecomers,
-    SharedProxy,
-    join,
-    why_another_rank_watches,
-    why_only_a_stage,
-)
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
@@ -40,6 +32,10 @@ from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.ranks.forward import settle_root
+from sparsitywatch.ranks.group import join, why_only_a_stage
+from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.shown import shown_error
@@ -49,17 +45,8 @@ from sparsitywatch.sinks.tensorboard import TensorBoardSink
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import (
-    flat_parameters,
-    modules_of,
-    reshard,
-    settle_root,
-    why_not_whole,
-)
-from sparsitywatch.weights.shards import Ranks, Shards
+from sparsitywatch.weights.sharded import flat_parameters, modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.together import Together, summed
 from sparsitywatch.weights.vital import VitalTracker
 
 if TYPE_CHECKING:
@@ -150,9 +137,8 @@ def watch(
         expect(isinstance(flag, bool), name, "True or False", flag)
     expect_whole("keep_spectra", keep_spectra, 1)
     inner = unwrap_model(model)
-    others, off = _who_watches(inner, logdir)
-    ranks = others.front if isinstance(others, Companions) else None
-    leads = not off and (ranks is None or ranks.rank == 0)
+    ranks, off = _who_watches(inner, logdir)
+    leads = not off and ranks.rank == 0
     with _on_every(ranks):
         scope = Scope.of(inner, chosen.scope)
         schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None)
@@ -170,9 +156,8 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-        if ranks is not None:
-            given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
-            _check_alike(ranks, scope, chosen, given)
+        given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
+        _check_alike(ranks, scope, chosen, given)
         context = _context(inner, scope, chosen, proxy, ranks, is_off=bool(off))
         context = replace(context, strict=strict)
         if directory is not None:
@@ -186,7 +171,7 @@ def watch(
             background=background,
             initial_step=initial_step,
             off=off,
-            others=others,
+            ranks=ranks,
         )
 
 
@@ -195,26 +180,22 @@ def _context(
     scope: Scope,
     settings: Settings,
     proxy: Proxy | None,
-    ranks: Ranks | None,
+    ranks: Ranks,
     *,
     is_off: bool,
 ) -> Context:
     """What snapshots are measured with, the proxy tried and the weights read once."""
-    shards = None
-    if ranks is not None:
-        settle_root(model)
-        reshard(model.modules())
-        shards = Shards.of(scope.parameters(model), ranks)
-        for pattern in (settings.pattern, *settings.controls) if proxy is not None else ():
-            _check_pattern(pattern, shards)
-        if proxy is not None:
-            if flat_parameters(modules_of(model)):
-                raise ProxyError(
-                    "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
-                    "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
-                    "leave `proxy` out: the weights are watched all the same."
-                )
-            proxy = SharedProxy(proxy, ranks, model)
+    reader, every_reader, why_no_signs = _readers(model, scope, ranks)
+    if proxy is not None:
+        for pattern in (settings.pattern, *settings.controls):
+            _check_pattern(pattern, reader)
+        if flat_parameters(modules_of(model)):
+            raise ProxyError(
+                "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
+                "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
+                "leave `proxy` out: the weights are watched all the same."
+            )
+        proxy = proxy.shared(ranks, model)
     if proxy is not None and not is_off:
         proxy.check(model)
     snapshot = Snapshot.of(model, scope, 0)
@@ -222,29 +203,38 @@ def _context(
         settings=settings,
         scope=scope,
         proxy=proxy,
-        initial_rms={} if is_off else _rms(snapshot, shards, ranks),
+        initial_rms={} if is_off else reader.counted(snapshot)[0].layer_rms(),
         dtypes=snapshot.dtypes,
         motion=MotionTracker.of(settings.dormant_samples),
-        vital=None if settings.dormant_samples == 0 else _vital(model, scope, ranks),
-        ranks=ranks,
-        shards=shards,
+        vital=None
+        if settings.dormant_samples == 0
+        else VitalTracker(every_reader, reason=why_no_signs),
+        reader=reader,
     )
 
 
-def _vital(model: nn.Module, scope: Scope, ranks: Ranks | None) -> VitalTracker:
-    """What compares every parameter; out of scope there may be some that nobody can."""
-    if ranks is None:
-        return VitalTracker()
+def _readers(
+    model: nn.Module, scope: Scope, ranks: Ranks
+) -> tuple[ShardedReader, ShardedReader, str]:
+    """What reads the in-scope parameters, and every one; and why nobody can read these."""
+    if ranks.is_alone:
+        return WHOLE_MODEL, WHOLE_MODEL, ""
+    settle_root(model)
+    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
     try:
-        return VitalTracker(Together.of(scope.lookup(model)[1], ranks))
-    except (ScopeError, MeasurementError) as error:
-        return VitalTracker(reason=shown_error(error))
+        of_all = ShardedReader.of(model, lambda: scope.lookup(model)[1], ranks)
+    except (ScopeError, MeasurementError) as error:  # of one out of scope
+        return reader, WHOLE_MODEL, shown_error(error)
+    return reader, WHOLE_MODEL if of_all.holds == "replicas" else of_all, ""
 
 
-def _check_pattern(pattern: Pattern, shards: Shards) -> None:
+#: What a process may have of a model, from all by itself to a part; see ``ShardedReader.holds``.
+_HELD = ("alone", "replicas", "shards")
+
+
+def _check_pattern(pattern: Pattern, reader: ShardedReader) -> None:
     """Refuse a pattern that would remove other weights on each rank."""
-    where = getattr(pattern, "ranks", "replicas")
-    if where == "alone" or (where == "replicas" and not shards.is_whole):
+    if _HELD.index(reader.holds) > _HELD.index(getattr(pattern, "ranks", "replicas")):
         raise ConfigurationError(
             f"Expected a pattern that the ranks can apply to what each of them holds, got "
             f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure the "
@@ -253,13 +243,10 @@ def _check_pattern(pattern: Pattern, shards: Shards) -> None:
 
 
 @contextlib.contextmanager
-def _on_every(ranks: Ranks | None) -> Iterator[None]:
+def _on_every(ranks: Ranks) -> Iterator[None]:
     """What is refused on one rank is refused on all of them."""
-    if ranks is None:
-        yield
-        return
     try:
-        with ranks.together("attaching"):
+        with ranks.all_or_none("attaching"):
             yield
     except MeasurementError as error:
         raise ConfigurationError(
@@ -279,7 +266,7 @@ def _check_alike(
         "settings": re.sub(r" at 0x\w+", "", repr(replace(settings, scope="blocks"))),
         "every": every if isinstance(every, int) else type(every).__name__,
     }
-    for rank, other in enumerate(ranks.all_of(given)):
+    for rank, other in enumerate(ranks.gather(given)):
         for name, value in given.items():
             if other[name] != value:
                 raise ConfigurationError(
@@ -299,43 +286,21 @@ def _check(model: object, proxy: object, initial_step: int | None) -> None:
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
 
 
-def _rms(snapshot: Snapshot, shards: Shards | None, ranks: Ranks | None) -> dict[str, float]:
-    spectrum = MagnitudeSpectrum.of(snapshot.tensors)
-    if shards is not None and ranks is not None and not shards.is_whole:
-        spectrum = summed(spectrum, shards, ranks)
-    return spectrum.layer_rms()
-
-
-def _who_watches(
-    model: nn.Module, logdir: str | os.PathLike[str] | None
-) -> tuple[Companions | Latecomers | None, str]:
-    """The other ranks, and why this process does not watch; empty if it does.
+def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tuple[Ranks, str]:
+    """The ranks that watch together, and why this process does not; empty if it does.
 
     Raises:
         ScopeError: what this process holds is not the model, or not all of it.
     """
-    if _is_disabled():
-        return None, _why_off()
-    if why := why_not_whole(model, together=True) or why_only_a_stage(model):
-        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-    others = join(model, "" if logdir is None else os.fspath(logdir))
-    if isinstance(others, Companions):
-        return others, ""
-    if why := why_not_whole(model):
-        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-    return others, _why_off()
-
-
-def _why_off() -> str:
-    """Why this process does not watch; empty if it does."""
-    if _is_disabled():
+    if os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0"):
         _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
-        return "SPARSITYWATCH_DISABLED is set"
-    why = why_another_rank_watches()
-    if why:
-        _logger.info("sparsitywatch: this process does not watch: %s", why)
-    return why
-
-
-def _is_disabled() -> bool:
-    return os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0")
+        return ALONE, "SPARSITYWATCH_DISABLED is set"
+    modules = modules_of(model)
+    why = why_not_whole(modules, are_parts_read=True) or why_only_a_stage(model)
+    ranks = ALONE if why else join(model, "" if logdir is None else os.fspath(logdir))
+    if why := why or why_not_whole(modules, are_parts_read=not ranks.is_alone):
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
+    off = ranks.why_another_watches()
+    if off:
+        _logger.info("sparsitywatch: this process does not watch: %s", off)
+    return ranks, off

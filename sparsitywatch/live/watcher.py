@@ -24,7 +24,6 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
-from sparsitywatch.live.ranks import Companions, Latecomers, why_another_rank_watches
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_info
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
@@ -32,9 +31,9 @@ from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.shown import shown_error
-from sparsitywatch.weights.shards import Ranks
 
 __all__ = ["Watcher"]
 
@@ -43,6 +42,10 @@ _logger = logging.getLogger("sparsitywatch")
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
+
+
+class WatchOffError(Exception):
+    """The watch has switched itself off: nothing more is done at this step."""
 
 
 class Watcher:
@@ -61,7 +64,7 @@ class Watcher:
         background: whether what can be done behind the training is done there.
         initial_step: steps done before the first one that is watched; None to find out.
         off: why this watch does nothing; empty if it does.
-        others: the ranks that watch together with this one, or may still come; None without any.
+        ranks: that watch together with this one, or may still come.
     """
 
     def __init__(
@@ -75,22 +78,16 @@ class Watcher:
         background: bool,
         initial_step: int | None,
         off: str = "",
-        others: Companions | Latecomers | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._pipeline, self._schedule = pipeline, schedule
-        self._companions = others if isinstance(others, Companions) else None
-        self._latecomers = others if isinstance(others, Latecomers) else None
+        self._ranks = ranks
         self._budget, self._background = schedule.budget, background
         self._scope, self._strict, self._off = context.scope, context.strict, off
         self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.vital)
-        self._model = MaskedModel(model, context.scope, context.shards)
+        self._model = MaskedModel(model, context.scope, context.reader)
         self._taker = SnapshotTaker(
-            self._model,
-            context,
-            pipeline,
-            self._trace,
-            self._budget.overhead,
-            None if self._companions is None else self._companions.behind,
+            self._model, context, pipeline, self._trace, self._budget.overhead
         )
         self._step = initial_step
         self._pid = os.getpid()
@@ -192,7 +189,7 @@ class Watcher:
             why = self._off or ("closed" if self._closed else "in a forked process")
             return self._failed(f"the watch is off: {why}")
         with self._boundary():
-            self._agree("watcher.snapshot()")
+            self._ranks.decide("watcher.snapshot()")
             self._open()
             if not self._off:
                 self._collect(wait=True)
@@ -268,7 +265,7 @@ class Watcher:
                 f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
             ) from error
         self._pending = state["pipeline"]
-        if self._companions is None:  # else with the first step, which every rank takes
+        if self._ranks.is_alone:  # else with the first step, which every rank takes
             with self._boundary():
                 self._open()
 
@@ -291,8 +288,7 @@ class Watcher:
             with self._boundary():
                 self._report("closed")
             self._pipeline.close()
-        if self._companions is not None:
-            self._companions.leave("its watch was closed")
+        self._ranks.leave("its watch was closed")
 
     def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
@@ -307,7 +303,7 @@ class Watcher:
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self._is_idle():
-            if self._companions is not None and not step_was_skipped(optimizer):
+            if not step_was_skipped(optimizer):
                 self._decline(self.step_count + 1)
             return
         with self._boundary():
@@ -377,23 +373,21 @@ class Watcher:
         if not self._taker.is_busy:  # it holds the log
             self._report_again(_SIGN_OF_LIFE_S)
         due = self._schedule.due(step, is_busy=self._taker.is_busy)
-        if self._companions is not None and self._schedule.schedule.may_be_due(step):
+        if self._schedule.schedule.may_be_due(step):
             # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
-            due = Due(self._agree(f"step {step}", value=due))
+            due = Due(self._ranks.decide(f"step {step}", due))
         if due is not Due.NOTHING:
             not_evaluated = LEFT_OUT if due is Due.WEIGHTS else ""
             self._take(behind=self._background, not_evaluated=not_evaluated)
 
     def _take(self, *, behind: bool, not_evaluated: str = "") -> None:
-        with self._on_every_rank("a snapshot"):
+        with self._ranks.all_or_none("a snapshot"):
             self._collect(wait=True)
             self._stand_back()
             if lost := self._pipeline.claim.lost:  # before anything is measured in vain
                 raise LogTakenError(lost)
-            if self._off and self._companions is not None:
-                raise MeasurementError(self._off)
-        if self._off:
-            return
+            if self._off:
+                raise WatchOffError(self._off)
         started = self._budget.now()
         note_signal_handlers()
         taken = self._taker.take(
@@ -409,77 +403,62 @@ class Watcher:
 
     # ------------------------------------------------------------------ several ranks
 
-    def _agree(self, what: str, value: int = 0) -> int:
-        """What rank 0 gives, if every rank goes on.
-
-        Raises:
-            RanksError: one does not.
-        """
-        if self._companions is None:
-            return value
-        if gone := self._companions.gone():
-            raise RanksError(gone)
-        try:
-            return self._companions.front.agree(what, value=value)
-        except MeasurementError as error:
-            raise RanksError(str(error)) from error
-
-    def _on_every_rank(self, what: str) -> contextlib.AbstractContextManager[None]:
-        companions = self._companions
-        return contextlib.nullcontext() if companions is None else companions.front.together(what)
-
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off.
 
         Theirs then go off too, and nobody waits for anybody.
         """
-        companions = self._companions
-        if companions is None or self._closed or os.getpid() != self._pid:
+        if self._closed or os.getpid() != self._pid:
             return
         self._step = step
         if what or self._schedule.schedule.may_be_due(step):
-            self._companions = None
+            ranks, self._ranks = self._ranks, ALONE
             with contextlib.suppress(MeasurementError, RanksError):
-                companions.front.agree(what or f"step {step}", MeasurementError(self._off))
+                ranks.agree(what or f"step {step}", MeasurementError(self._off))
 
-    def _begin_together(self, step: int, front: Ranks) -> None:
+    def _begin(self, step: int) -> None:
         """Begin the log on rank 0; every rank then knows what rank 0 does."""
-        known = None
-        with front.together("beginning the log"):
-            if front.rank == 0:
+        ranks = self._ranks
+        with ranks.all_or_none("beginning the log"):
+            if ranks.rank == 0:
                 self._taker.context = open_log(
                     step, self._taker.context, self._pipeline, self._trace
                 )
                 if self._pending is not None:
                     self._pipeline.load_state_dict(self._pending)
-                known = (self.state_dict(), self._pipeline.records, self._pipeline.events)
-        state, records, events = front.of_first(known)
-        groups = front.all_of(self._trace.groups(self._parameters()))
-        if front.rank == 0 and any(other != groups[0] for other in groups):
+        ranks.hand_down(self._begun, self._begin_as_rank_0)
+
+    def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
+        groups = self._trace.groups(self._parameters())
+        return self.state_dict(), self._pipeline.records, self._pipeline.events, groups
+
+    def _begin_as_rank_0(
+        self, begun: tuple[dict[str, Any], list[Record], list[Event], list[Any]]
+    ) -> None:
+        state, records, events, groups = begun
+        if self._trace.groups(self._parameters()) != groups:
             _logger.warning(
-                "sparsitywatch: the ranks' optimizers have different param groups, learning rates "
-                "or decays; the decay clock is that of rank 0."
+                "sparsitywatch: the optimizer of rank %d has other param groups, learning rates or "
+                "decays than that of rank 0; the decay clock is that of rank 0.",
+                self._ranks.rank,
             )
-        if front.rank > 0:
-            self._restore(int(state["step"]), state)
-            self._begun_at, self._log = self.step_count, state["log"]
-            self._pipeline.restore(records, events)
-            self._pipeline.open(run_info(self.step_count, self._taker.context))
-            self._pipeline.load_state_dict(state["pipeline"])
+        self._restore(int(state["step"]), state)
+        self._begun_at, self._log = self.step_count, state["log"]
+        self._pipeline.restore(records, events)
+        self._pipeline.open(run_info(self.step_count, self._taker.context))
+        self._pipeline.load_state_dict(state["pipeline"])
 
     def _stand_back(self) -> None:
         """Switch off where this process turns out not to be the one that watches the model.
 
         Asked before anything is written: the ranks may be known only after the attach.
         """
-        if self._companions is not None:
-            return
-        why = why_another_rank_watches()
+        why = self._ranks.why_another_watches()
         if why and not self._opened:
             self._off = why
             _logger.info("sparsitywatch: this process does not watch: %s", why)
             return
-        why = why or (self._latecomers.why_different() if self._latecomers else "")
+        why = why or self._ranks.why_different()
         if why:
             self._switch_off(why)
 
@@ -524,8 +503,10 @@ class Watcher:
             yield
         except LogTakenError as error:
             self._switch_off(str(error))
+        except WatchOffError:
+            pass
         except RanksError as error:
-            self._companions = None  # who has said so answers no more
+            self._ranks = ALONE  # who has said so answers no more
             self._switch_off(str(error))
         except BaseException as error:  # sorted by reraise_foreign
             reraise_foreign(error, strict=self._strict)
@@ -577,14 +558,7 @@ class Watcher:
         self._opened = True
         self._step = self._trace.steps_done if self._step is None else self._step
         self._begun_at = self._step
-        if self._companions is not None:
-            self._begin_together(self._step, self._companions.front)
-        else:
-            self._taker.context = open_log(
-                self._step, self._taker.context, self._pipeline, self._trace
-            )
-            if self._pending is not None:
-                self._pipeline.load_state_dict(self._pending)
+        self._begin(self._step)
         for record in self._pipeline.records:
             self._last_step = record.step
             if record.curve is not None:

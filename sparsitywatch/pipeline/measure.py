@@ -20,6 +20,7 @@ from sparsitywatch.errors import ScopeError, expect, reraise_foreign
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Grid, Racing
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
     Cost,
     Detail,
@@ -39,8 +40,7 @@ from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import why_not_whole
-from sparsitywatch.weights.shards import Ranks, Shards
+from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
     MASK_LEVELS,
@@ -50,7 +50,6 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
-from sparsitywatch.weights.together import compared, gathered, marks_of, summed
 from sparsitywatch.weights.vital import Signs, VitalTracker
 
 if TYPE_CHECKING:
@@ -89,8 +88,7 @@ class Context:
         motion: what the snapshots before have left to compare with; None to compare nothing here.
         sampler: takes the weights that are compared elsewhere; None where ``motion`` does it.
         num_threads: to read the weights with; None for as many as torch uses.
-        ranks: that measure together, each what it holds; None where this process holds all.
-        shards: which of them holds and counts what.
+        reader: of the in-scope weights, which may be spread over ranks.
         vital: remembers some of every parameter; None to leave vital signs out.
         signs: what it says of this snapshot.
     """
@@ -108,8 +106,7 @@ class Context:
     motion: MotionTracker | None = None
     sampler: Sampler | None = None
     num_threads: int | None = None
-    ranks: Ranks | None = None
-    shards: Shards | None = None
+    reader: ShardedReader = WHOLE_MODEL
     vital: VitalTracker | None = None
     signs: Signs | None = None
 
@@ -304,7 +301,7 @@ def measure(
     expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
     chosen = Settings.of(settings, **fields)
     inner = unwrap_model(model)
-    if why := why_not_whole(inner):
+    if why := why_not_whole(modules_of(inner)):
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     scope = Scope.of(inner, chosen.scope)
     if proxy is not None:
@@ -451,38 +448,18 @@ def _layer_shares(
 def _counted(
     snapshot: Snapshot, context: Context
 ) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
-    """Spectrum, fingerprint and sample of the weights, each of which is read once.
-
-    And whether the ranks that hold the same weights agree on them.
-    """
+    """Spectrum, fingerprint and sample of the weights, and whether their replicas agree."""
     sampler = context.sampler
     if context.motion is not None:
         sampler = context.motion.sampler if context.compares else None
     bits: dict[str, torch.Tensor] = {}
     sample: dict[str, torch.Tensor] = {}
-    if context.ranks is not None and context.shards is not None:
-        return _counted_together(snapshot, context, sampler, context.shards, context.ranks)
-    if isinstance(snapshot.tensors, LazyTensors):
+    if isinstance(snapshot.tensors, LazyTensors):  # stored: sampled while it is read, once
         if sampler is not None:
             snapshot = sampler.observed(snapshot, sample)
         snapshot = FINGERPRINTED.observed(snapshot, bits)
-    else:
-        sample = sampler.take(snapshot) if sampler is not None else {}
-        bits = FINGERPRINTED.take(snapshot)
-    spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=context.num_threads)
-    return spectrum, fingerprint(spectrum, bits), sample, None
-
-
-def _counted_together(
-    snapshot: Snapshot, context: Context, sampler: Sampler | None, shards: Shards, ranks: Ranks
-) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
-    """The same of the whole model, on every rank, from what each of them holds."""
-    with ranks.together("counting the weights"):
-        spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=context.num_threads)
-        marks = marks_of(spectrum, snapshot) if shards.has_replicas else {}
-    replicas = compared(marks, shards, ranks)
-    if not shards.is_whole or (replicas is not None and replicas.ranks):
-        spectrum = summed(spectrum, shards, ranks)
-    sample = {} if sampler is None else gathered(sampler, snapshot, shards, ranks)
-    bits = gathered(FINGERPRINTED, snapshot, shards, ranks)
+    spectrum, replicas = context.reader.counted(snapshot, context.num_threads)
+    if not isinstance(snapshot.tensors, LazyTensors):
+        sample = {} if sampler is None else context.reader.sample(sampler, snapshot)
+        bits = context.reader.sample(FINGERPRINTED, snapshot)
     return spectrum, fingerprint(spectrum, bits), sample, replicas

@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import MeasurementError, ScopeError, is_out_of_memory
+from sparsitywatch.errors import MeasurementError, is_out_of_memory
 from sparsitywatch.pruning.partial import Losses, Point, largest_step, shares_of
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.pruning.preserve import ModelState, insist, preserve_state
 from sparsitywatch.pruning.proxy import Part, Proxy
 from sparsitywatch.pruning.sweep import Allowed, Bisection, Grid, Sweep, points_of
+from sparsitywatch.ranks.protocol import Ranks
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import local_of, modules_of, reshard, why_not_whole
-from sparsitywatch.weights.shards import Ranks, Shards
+from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -51,13 +52,12 @@ class MaskedModel:
     Args:
         model: in whatever wrappers.
         scope: which weights count.
-        shards: what this rank holds of them, where all ranks mask what they hold together; None
-            where this process holds all and runs alone.
+        reader: of these, which may be spread over ranks; each then masks what it holds.
     """
 
-    def __init__(self, model: nn.Module, scope: Scope, shards: Shards | None = None) -> None:
+    def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
         self.module = unwrap_model(model)
-        self._scope, self._shards = scope, shards
+        self._scope, self._reader = scope, reader
         self._open: Masks | None = None
         self.spare: WarmCopy | None = None
 
@@ -75,15 +75,7 @@ class MaskedModel:
         Raises:
             ScopeError: as of ``parameters``.
         """
-        shards, modules = self._shards, modules_of(self.module)
-        if why := why_not_whole(self.module, together=shards is not None, modules=modules):
-            raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-        if shards is not None:
-            reshard(self.module.modules())
-        parameters, every = self._scope.lookup(self.module, modules)
-        if shards is not None:
-            shards.check(parameters)
-        return parameters, every
+        return self._reader.lookup(self.module, self._scope)
 
     @contextlib.contextmanager
     def session(self, value: object = None) -> Iterator[Masks]:
@@ -92,8 +84,7 @@ class MaskedModel:
         On leaving, also by an exception, the dense weights are back bit for bit.
         """
         parameters = self.parameters()
-        together = self._shards is not None
-        with preserve_state(self.module, value, together=together) as state:
+        with preserve_state(self.module, value, ranks=self._reader.ranks) as state:
             self._open = masks = Masks(parameters, state, self._dense(parameters))
             try:
                 yield masks
@@ -189,10 +180,11 @@ def run_sweep(
     while True:
         try:
             # on several ranks, what fails on one while the model is opened or put back fails on all
-            with _together(proxy, "an evaluation"), model.session(proxy.value) as masks:
+            is_ours = proxy.ranks.all_or_none("an evaluation")
+            with is_ours, model.session(proxy.value) as masks:
                 levels = _Levels(model.module, proxy, masks, pattern, spectrum)
                 levels.begin(sweep, allowed)
-                if proxy.ranks is None:
+                if proxy.ranks.is_alone:
                     sweep.choose(levels, points)
                 else:
                     levels.choose_together(sweep, points, proxy.ranks)
@@ -209,11 +201,6 @@ def run_sweep(
             "in all. A smaller proxy avoids this.",
             proxy.num_batches,
         )
-
-
-def _together(proxy: Proxy, what: str) -> contextlib.AbstractContextManager[None]:
-    """Where several ranks evaluate: what is done inside succeeds, or fails, on all of them."""
-    return contextlib.nullcontext() if proxy.ranks is None else proxy.ranks.together(what)
 
 
 class _Levels:
@@ -333,7 +320,7 @@ class _Levels:
         """What every level costs after some more were evaluated, each on its share at least."""
         new = [(float(level), share) for level, share in steps if self.is_new(level, share)]
         if without := {level for level, _ in new} - self._cuts.keys():
-            with _together(self._proxy, "masking"):
+            with self._proxy.ranks.all_or_none("masking"):
                 self._cut(without)
         for level, share in new:
             self._evaluated(level, share)
@@ -361,7 +348,7 @@ class _Levels:
             for part in self._parts[len(self._dense_parts) : stage]:
                 self._dense_parts.append(part.proxy.evaluate(self._module))
                 self._num_forwards += part.num_batches
-        with _together(self._proxy, "masking"):
+        with self._proxy.ranks.all_or_none("masking"):
             self._masks.apply(self._cuts[level])
         found = []
         for part in [self._whole] if is_whole else self._parts[before:stage]:

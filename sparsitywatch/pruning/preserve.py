@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError
+from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.shown import shown_name
-from sparsitywatch.weights.sharded import fsdp_modules, reshard
+from sparsitywatch.weights.sharded import fsdp_modules
 
 __all__ = ["ModelState", "insist", "plain_state", "preserve_rng", "preserve_state"]
 
@@ -88,7 +89,7 @@ def preserve_state(
     value: object = None,
     *,
     copies_parameters: bool = False,
-    together: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[ModelState]:
     """Evaluation mode, without gradients, eagerly; everything is as before afterwards.
 
@@ -96,8 +97,8 @@ def preserve_state(
     ``ModelState`` knows of the model and of the value function. Weights that autocast has cast
     and cached are dropped before and after, and none are cached meanwhile: a cached cast would
     hide the masks. Compiled code runs eagerly. Forward hooks of the user fire as in any forward.
-    Unless all ranks run it ``together``, no collective may begin where other processes would have
-    to take part. The contents of parameters are put back with ``copies_parameters``; else a change
+    Unless all ``ranks`` run it, no collective may begin where other processes would have to take
+    part. The contents of parameters are put back with ``copies_parameters``; else a change
     of them is an error.
 
     Raises:
@@ -117,13 +118,14 @@ def preserve_state(
         stack.enter_context(torch.no_grad())
         # Not model.eval(): a user's own train() may freeze, merge or print.
         _set_training(modules, itertools.repeat(False))
-        reshard(modules)
+        for module in fsdp_modules(modules):
+            module.reshard()
         # what a value function counts or collects is its own; modules that it uses are not
         used = _Search(("the value function", value)).modules
         state = ModelState(_Search(("", model), *used), copies_parameters=copies_parameters)
         try:
             try:
-                with contextlib.nullcontext() if together else _collectives_refused():
+                with ranks.evaluating():
                     yield state
             finally:
                 insist(state.put_back)
@@ -145,15 +147,6 @@ def insist(put_back: Callable[[], object]) -> None:
 def _set_training(modules: Sequence[nn.Module], flags: Iterable[bool]) -> None:
     for module, flag in zip(modules, flags, strict=False):
         module.training = flag
-
-
-def _collectives_refused() -> contextlib.AbstractContextManager[None]:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
-        return contextlib.nullcontext()  # there is nobody to wait for
-    from sparsitywatch.pruning.collectives import without_collectives
-
-    return without_collectives()
 
 
 # ------------------------------------------------------------------ kinds of things that change

@@ -23,8 +23,10 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
+from sparsitywatch.ranks.forward import ForwardOrder, Turns, by_rank, is_data_parallel, shared
+from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.shown import shown_error, shown_name
-from sparsitywatch.weights.shards import Ranks
+from sparsitywatch.weights.sharded import fsdp_modules
 
 __all__ = [
     "Part",
@@ -113,12 +115,67 @@ class Proxy:
         self._sizes: list[int] = []  # examples of each batch
         self._parts: dict[tuple[float, ...], tuple[Part, ...]] = {}  # by their shares
         self._is_kept_whole = False
-        self.ranks: Ranks | None = None  # that evaluate it together; None: this process alone
-        self.hash = self._identity()
+        self.ranks: Ranks = ALONE  # that evaluate it between them
+        self._order = ForwardOrder(())
+        self._is_data_parallel = True
+        self._identify()
 
-    def _identity(self) -> str:
+    def shared(self, ranks: Ranks, model: nn.Module) -> Proxy:
+        """This proxy, its batches evaluated by several ranks between them; each has all values.
+
+        Where all ranks have the same batches, each evaluates some of them, so that an evaluation on
+        R ranks takes about 1/R of the time. Where each has batches of its own, all of them count,
+        by rank. Every rank runs as many forwards as any other, since a forward may communicate: who
+        has no batch left runs one again. Every rank calls this, and from then on each method.
+
+        Args:
+            ranks: all of them.
+            model: that will be evaluated. Where a layer of it is split over ranks each runs all
+                batches, and they have to be the same.
+
+        Raises:
+            ProxyError: the ranks have different batches where they must not, or proxies of
+                different kinds.
+        """
+        kinds = ranks.gather((self.name, self.higher_is_better))
+        if len(set(kinds)) > 1:
+            raise ProxyError(
+                "Expected a proxy of the same value on every rank, got "
+                f"{', '.join(sorted({shown_name(name) for name, _ in kinds}))}."
+            )
+        other = copy.copy(self)
+        other.ranks, other._parts = ranks, {}
+        other._order = ForwardOrder(fsdp_modules(model.modules()))
+        other._is_data_parallel = is_data_parallel(model)
+        other._identify()
+        return other
+
+    def _identify(self) -> None:
+        """Which batches these are, and whether every rank has the same."""
         identity = f"{digest(self._batches)} {self.higher_is_better} {self.name}"
-        return hashlib.sha256(identity.encode()).hexdigest()[:16]
+        own = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        every = self.ranks.gather(own)
+        self._is_same = len(set(every)) == 1
+        if not self._is_same and not self._is_data_parallel:
+            raise ProxyError(
+                "Expected the same batches on every rank of a model whose layers are split "
+                "over ranks (tensor parallel), got others. Make the proxy of a source that "
+                "does not depend on the rank."
+            )
+        of_all = hashlib.sha256(" ".join(every).encode()).hexdigest()[:16]
+        self.hash = own if self._is_same else of_all
+        self._plan()
+
+    def _plan(self) -> None:
+        """Who evaluates which batches."""
+        sizes = self.ranks.gather([*map(sizes_of, self._batches)])
+        if self._is_data_parallel:
+            turns = shared(sizes) if self._is_same else by_rank(sizes)
+            self._turns: Turns = turns[self.ranks.rank]
+        else:  # each runs all of them; the first one says the values
+            is_first = self.ranks.rank == 0
+            self._turns = [(index, index if is_first else None) for index in range(len(sizes[0]))]
+        self._num_places = len(sizes[0]) if self._is_same else sum(map(len, sizes))
 
     def keep(self, file: Path) -> None:
         """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute.
@@ -158,7 +215,7 @@ class Proxy:
         other = copy.copy(self)
         other._batches = unpacked(self._batches, leaves)
         other._num_examples, other._parts = None, {}
-        other.hash = other._identity()
+        other._identify()
         return other
 
     @property
@@ -172,8 +229,8 @@ class Proxy:
 
     @property
     def num_batches(self) -> int:
-        """Calls of the value function per evaluation."""
-        return len(self._batches)
+        """Calls of the value function per evaluation that count, on all ranks."""
+        return self._num_places
 
     def evaluate(self, model: nn.Module) -> np.ndarray:
         """The value of every example, float64 [N]; call it inside ``preserve_state``.
@@ -192,11 +249,17 @@ class Proxy:
         return examples
 
     def _values(self, model: nn.Module) -> list[np.ndarray]:
-        """The value of every example of each batch, float64."""
-        values = []
-        for index in range(len(self._batches)):
-            values.append(self._of_batch(index, model))  # noqa: PERF401 a traceback shows less
-        return values
+        """The value of every example of each batch of every rank, float64."""
+        own: dict[int, np.ndarray] = {}
+        for index, place in self._turns:
+            with self.ranks.all_or_none("evaluating a batch"), self._order.followed():
+                values = self._of_batch(index, model)
+            if place is not None:
+                own[place] = values
+        found: dict[int, np.ndarray] = {}
+        for of_rank in self.ranks.gather(own):
+            found |= of_rank
+        return [found[place] for place in sorted(found)]
 
     def _of_batch(self, index: int, model: nn.Module) -> np.ndarray:
         parameter = next(model.parameters(), None)
@@ -224,8 +287,8 @@ class Proxy:
 
         Returns:
             One part to each share; none where a tensor tells another number of examples than
-            the others of its batch, since nobody knows then what an example is, and after
-            ``keep_whole``.
+            the others of its batch, since nobody knows then what an example is, where one would
+            be empty, and after ``keep_whole``.
         """
         if self._is_kept_whole:
             return ()
@@ -244,13 +307,25 @@ class Proxy:
         )
 
     def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[Part, ...]:
-        found = [(self._of(batches), places) for batches, places in drawn]
+        """The parts of all ranks together; each draws its share of its own batches."""
+        own = [places for _, places in drawn]
+        num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
+        every = self.ranks.gather((own, num_own))
+        # every rank has to run what the others run, so it needs something to run
+        if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
+            return ()
+        if not self._is_same:
+            first = np.cumsum([0, *(number for _, number in every)])
+            placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
+            own = [np.concatenate(places) for places in zip(*placed, strict=True)]
+        found = [(self._of(batches), p) for (batches, _), p in zip(drawn, own, strict=True)]
         return tuple(Part(proxy, places, proxy.num_batches) for proxy, places in found)
 
     def _of(self, batches: list[Any]) -> Proxy:
         """One like this, of other batches."""
         other = copy.copy(self)
         other._batches, other._num_examples, other._parts = batches, None, {}
+        other._plan()
         return other
 
     def halve(self) -> bool:
@@ -265,7 +340,8 @@ class Proxy:
         halves = [halve(batch) or (batch,) for batch in self._batches]
         self._batches = [part for parts in halves for part in parts]
         self._parts = {}
-        return len(self._batches) > len(halves)
+        self._plan()
+        return any(self.ranks.gather(len(self._batches) > len(halves)))
 
     def check(self, model: nn.Module, *, has_weights: bool = True) -> None:
         """Evaluate once and refuse what could not be used, without disturbing the model.
@@ -286,8 +362,7 @@ class Proxy:
                     "made by the first forward. Run one forward before attaching."
                 )
         try:
-            together = self.ranks is not None
-            with preserve_state(model, self.value, copies_parameters=True, together=together):
+            with preserve_state(model, self.value, copies_parameters=True, ranks=self.ranks):
                 values = self.evaluate(model)
         except ProxyError:
             raise

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.weights.clock import DecayClock, group_membership, stepped_on
 from sparsitywatch.weights.sharded import kept_for
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
-from sparsitywatch.weights.together import Together
 
 __all__ = ["GradientSummary", "Gradients", "Training"]
 
@@ -54,7 +54,7 @@ class Training:
     others: Iterable[torch.optim.Optimizer] = ()
 
     def roles(
-        self, parameters: Mapping[str, torch.Tensor], together: Together | None = None
+        self, parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
     ) -> tuple[np.ndarray, np.ndarray]:
         """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups.
 
@@ -82,10 +82,8 @@ class Training:
                 role = "none" if is_known else "unknown"
             who.append(role)
             groups.append(group)
-        if together is None:
-            return np.array(who), np.array(groups)
         codes = np.array([[_ROLES.index(role) for role in who], groups])
-        highest, of_groups = together.highest(codes)
+        highest, of_groups = reader.ranks.highest(codes)
         return np.array(_ROLES)[highest], of_groups
 
 
@@ -119,17 +117,16 @@ class Gradients:
     Args:
         parameters: by name.
         optimizer: that steps on them.
-        together: with which other ranks; then each of these calls the same.
+        reader: of the parameters.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, torch.Tensor],
         optimizer: torch.optim.Optimizer,
-        together: Together | None = None,
+        reader: ShardedReader = WHOLE_MODEL,
     ) -> None:
-        self._parameters, self._optimizer = parameters, optimizer
-        self._together = together
+        self._parameters, self._optimizer, self._reader = parameters, optimizer, reader
 
     def summaries(
         self, chosen: Mapping[str, SampleIndex], unmoved: Mapping[str, bool]
@@ -141,16 +138,14 @@ class Gradients:
             unmoved: whether a tensor stands still or shrinks. Of those alone all of the gradient is
                 read where what is sampled is zero.
         """
-        together = self._together
-        if together is None:
-            return {name: self._look(name, some, unmoved) for name, some in chosen.items()}
-        with together.reading("gradients", chosen):
-            parts = together.own(chosen)
+        reader = self._reader
+        with reader.ranks.all_or_none("gradients", chosen):
+            parts = reader.own(chosen)
             own = {name: self._look(name, parts.get(name, _NO_PART), unmoved) for name in chosen}
         said = np.array([[look.code, look.is_kept_apart] for look in own.values()])
-        codes, kept = together.highest(said.T.copy())
+        codes, kept = reader.ranks.highest(said.T.copy())
         some = {name: chosen[name] for name, code in zip(own, codes, strict=True) if code == _SOME}
-        values = together.gathered(some, {name: own[name].values for name in some})
+        values = reader.gathered(some, {name: own[name].values for name in some})
         return {
             name: GradientSummary(
                 int(code), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
@@ -160,11 +155,9 @@ class Gradients:
 
     def recalled(self, names: Iterable[str]) -> list[str]:
         """Whether there were gradients, as the optimizer's means of them tell."""
-        if self._together is None:
-            return [_RECALLED[self._recalled(name)] for name in names]
-        with self._together.reading("means of gradients", names):
+        with self._reader.ranks.all_or_none("means of gradients", names):
             own = np.array([self._recalled(name) for name in names])
-        return [_RECALLED[code] for code in self._together.highest(own)]
+        return [_RECALLED[code] for code in self._reader.ranks.highest(own)]
 
     def _look(self, name: str, some: SampleIndex, unmoved: Mapping[str, bool]) -> GradientSummary:
         """What this rank knows of one, of which it reads some weights; without any, others do."""

@@ -200,8 +200,13 @@ class SampleIndex:
 
     def bits_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bits of the chosen weights as integers, on their own device; perhaps a view."""
-        words = tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
+        words = bits_of(tensor)
         return words if self.where is None else words[torch.from_numpy(self.where).to(words.device)]
+
+
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor's weights as integers, on its own device, [N]; perhaps a view."""
+    return tensor.detach().reshape(-1).view(_WORDS[tensor.dtype.itemsize])
 
 
 def gather_sample(
@@ -220,8 +225,8 @@ def gather_sample(
     """
     if all(tensor.is_cpu for tensor in tensors.values()):
         found = [chosen[name].array_of(tensor) for name, tensor in tensors.items()]
-        together = torch.from_numpy(np.concatenate(found))
-        return together.view(_WORDS[together.dtype.itemsize])
+        values = torch.from_numpy(np.concatenate(found))
+        return values.view(_WORDS[values.dtype.itemsize])
     words = [chosen[name].bits_of(tensor) for name, tensor in tensors.items()]
     devices = {each.device for each in words}
     if len(devices) > 1:
@@ -335,9 +340,9 @@ def removed(sample: Mapping[str, torch.Tensor], thresholds: Sequence[float]) -> 
     array([[128],
            [224]], dtype=uint8)
     """
-    together = float64_of(*sample.values())
-    np.abs(together, out=together)
-    return np.stack([np.packbits(together <= threshold) for threshold in thresholds])
+    values = float64_of(*sample.values())
+    np.abs(values, out=values)
+    return np.stack([np.packbits(values <= threshold) for threshold in thresholds])
 
 
 def overlap(before: np.ndarray, now: np.ndarray) -> float:

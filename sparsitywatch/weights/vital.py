@@ -25,13 +25,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import TensorFacts
 from sparsitywatch.weights.clock import DecayClock
 from sparsitywatch.weights.gradients import Gradients, GradientSummary, Training
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
-from sparsitywatch.weights.snapshot import SampleIndex, float64_of, gather_sample
-from sparsitywatch.weights.together import Together
+from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 
 __all__ = ["Signs", "VitalTracker"]
 
@@ -147,10 +147,9 @@ def _chosen(name: str, size: int) -> SampleIndex:
 
 
 def sampled(
-    parameters: Mapping[str, torch.Tensor], together: Together | None = None
+    parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
 ) -> list[_Part]:
     """The weights of each tensor that are compared; those of a device come in one transfer."""
-    pick = gather_sample if together is None else together.gather_sample
     by_dtype: dict[torch.dtype, tuple[dict[str, torch.Tensor], dict[str, SampleIndex]]] = {}
     for name, parameter in parameters.items():
         tensors, some = by_dtype.setdefault(parameter.dtype, ({}, {}))
@@ -161,7 +160,7 @@ def sampled(
         for chosen in some.values():
             starts.append(num)
             num += chosen.num
-        words = pick(tensors, some).numpy()
+        words = reader.gather_sample(tensors, some).numpy()
         parts.append(_Part(dtype, tuple(tensors), np.array(starts), words))
     return parts
 
@@ -172,12 +171,12 @@ class VitalTracker:
     A tensor's sample is its own: the same whatever else the model has, and however it is spread.
 
     Args:
-        together: how parameters are read of which a rank holds a part; None if it holds all.
+        reader: of all parameters.
         reason: why they cannot be compared; empty if they can.
     """
 
-    def __init__(self, together: Together | None = None, reason: str = "") -> None:
-        self._together, self._reason = together, reason
+    def __init__(self, reader: ShardedReader = WHOLE_MODEL, reason: str = "") -> None:
+        self._reader, self._reason = reader, reason
         self._start: list[_Part] = []
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self.forget()
@@ -199,7 +198,7 @@ class VitalTracker:
     ) -> Callable[[], Signs]:
         """What became of every parameter since the snapshot before; remember this one.
 
-        Where parameters are read together, every rank calls it.
+        Where several ranks read the parameters, every one of them calls it.
 
         Args:
             step: optimizer steps done.
@@ -213,7 +212,7 @@ class VitalTracker:
         if self._reason:
             return partial(Signs, reason=self._reason)
         weights = _of_weights(parameters)
-        parts = sampled(weights, self._together)
+        parts = sampled(weights, self._reader)
         if not _fit(self._start, parts):
             self._start = parts
         if not _fit(self._before, parts):
@@ -222,7 +221,7 @@ class VitalTracker:
         if self._before:
             seen = _Seen(self._start, self._before, parts)
             if training is not None:  # compared here, to know which gradients to look at
-                trained = _Trained(seen, weights, training, self._clock, self._together)
+                trained = _Trained(seen, weights, training, self._clock, self._reader)
         shapes = {name: tuple(one.shape) for name, one in weights.items()}
         said = partial(self._said, step, self._step, parts, shapes, seen, trained)
         self._before, self._step = parts, step
@@ -543,7 +542,7 @@ class _Trained:
         parameters: those that were compared.
         training: who trains them.
         since: the clock at the snapshot before.
-        together: with which other ranks.
+        reader: of the parameters.
     """
 
     def __init__(
@@ -552,7 +551,7 @@ class _Trained:
         parameters: Mapping[str, torch.Tensor],
         training: Training,
         since: DecayClock,
-        together: Together | None,
+        reader: ShardedReader,
     ) -> None:
         groups = training.optimizer.param_groups
         self.done = training.clock.since(since)
@@ -561,12 +560,12 @@ class _Trained:
         self._is_sgd = self._kind.startswith("sgd")
         self._momenta = [float(g.get("momentum", 0.0)) for g in groups] if self._is_sgd else []
         named = {name: parameters[name] for name in seen.names}
-        self._who, self._groups = training.roles(named, together)
+        self._who, self._groups = training.roles(named, reader)
         self._odd: list[int] = []
         self._looks: dict[str, GradientSummary] = {}
         self._recalled: list[str] = []
         if any(clock.lr > 0.0 for clock, _ in zip(self.done, groups, strict=False)):
-            self._look(seen, parameters, Gradients(parameters, training.optimizer, together))
+            self._look(seen, parameters, Gradients(parameters, training.optimizer, reader))
 
     def _look(
         self, seen: _Seen, parameters: Mapping[str, torch.Tensor], gradients: Gradients

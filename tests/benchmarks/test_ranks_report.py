@@ -12,9 +12,9 @@ import pytest
 import torch
 from ranking import processes, scaling
 
-from sparsitywatch.weights.shards import Piece, Shards
+from sparsitywatch.ranks.reading import ShardedReader
+from sparsitywatch.ranks.shards import ShardBox, Shards
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.together import summed
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/scaling.md"
@@ -40,10 +40,11 @@ def test_occupied_bins_are_foreseen(weights: dict[str, torch.Tensor], dtype: tor
 def test_bytes_of_the_spectrum_are_foreseen(weights: dict[str, torch.Tensor]) -> None:
     given: list[int] = []
     ranks = SimpleNamespace(
-        union=lambda bits: given.append(bits.nbytes), sum=lambda counts: given.append(counts.nbytes)
+        union=lambda bits: given.append(bits.nbytes) or bits,
+        sum=lambda counts: given.append(counts.nbytes) or counts,
     )
-    pieces = {name: Piece.of(name, tensor) for name, tensor in weights.items()}
-    summed(MagnitudeSpectrum.of(weights), Shards([pieces, pieces], 0), ranks)
+    pieces = {name: ShardBox.of(name, tensor) for name, tensor in weights.items()}
+    ShardedReader(Shards([pieces, pieces], 0), ranks).summed(MagnitudeSpectrum.of(weights))
     assert len(given) == 2
     foreseen = scaling.spectrum_bytes(Counter(map(len, weights.values())))
     assert sum(given) == pytest.approx(foreseen, rel=0.01)

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from sparsitywatch.ranks.protocol import Ranks
+from sparsitywatch.ranks.reading import ShardedReader
+from sparsitywatch.ranks.shards import ShardBox, Shards
 from sparsitywatch.records import LedgerEntry
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.shards import Piece, Shards
 from sparsitywatch.weights.snapshot import Snapshot
 
-Spread = dict[str, list[Piece]]  # of each tensor, by rank
+Spread = dict[str, list[ShardBox]]  # of each tensor, by rank
 _WORDS = {torch.float32: np.uint32, torch.bfloat16: np.uint16, torch.float16: np.uint16}
 #: Bits that are met too seldom by chance: zeros, the smallest, infinities, NaN, and their signs.
 _ODD = {
@@ -61,28 +63,31 @@ class Spreading:
     def shards(self, rank: int) -> Shards:
         return Shards(pieces_by_rank(self.spread, self.size), rank)
 
+    def reader(self, ranks: Ranks) -> ShardedReader:
+        return ShardedReader(self.shards(ranks.rank), ranks)
 
-def pieces_by_rank(spread: Spread, size: int) -> list[dict[str, Piece]]:
+
+def pieces_by_rank(spread: Spread, size: int) -> list[dict[str, ShardBox]]:
     return [{name: pieces[rank] for name, pieces in spread.items()} for rank in range(size)]
 
 
-def cut_out(tensor: torch.Tensor, piece: Piece) -> torch.Tensor:
+def cut_out(tensor: torch.Tensor, piece: ShardBox) -> torch.Tensor:
     return tensor[slices(piece)]
 
 
-def slices(piece: Piece) -> tuple[slice, ...]:
+def slices(piece: ShardBox) -> tuple[slice, ...]:
     return tuple(slice(o, o + s) for o, s in zip(piece.offset, piece.shape, strict=True))
 
 
-def whole_of(shape: tuple[int, ...]) -> Piece:
-    return Piece(shape, (0,) * len(shape), shape)
+def whole_of(shape: tuple[int, ...]) -> ShardBox:
+    return ShardBox(shape, (0,) * len(shape), shape)
 
 
-def nothing_of(shape: tuple[int, ...]) -> Piece:
-    return Piece(shape, (0,) * len(shape), (0,) * len(shape))
+def nothing_of(shape: tuple[int, ...]) -> ShardBox:
+    return ShardBox(shape, (0,) * len(shape), (0,) * len(shape))
 
 
-def parts(draw: st.DrawFn, piece: Piece, num: int) -> list[Piece]:
+def parts(draw: st.DrawFn, piece: ShardBox, num: int) -> list[ShardBox]:
     """``num`` pieces that make up one, side by side in one dimension; some may be empty."""
     axis = draw(st.integers(0, len(piece.shape) - 1))
     cuts = sorted(draw(st.integers(0, piece.shape[axis])) for _ in range(num - 1))
@@ -92,12 +97,12 @@ def parts(draw: st.DrawFn, piece: Piece, num: int) -> list[Piece]:
         offset[axis], shape[axis] = piece.offset[axis] + begin, end - begin
         is_empty = end == begin
         found.append(
-            nothing_of(piece.whole) if is_empty else Piece(piece.whole, (*offset,), (*shape,))
+            nothing_of(piece.whole) if is_empty else ShardBox(piece.whole, (*offset,), (*shape,))
         )
     return found
 
 
-def pieces_of(draw: st.DrawFn, shape: tuple[int, ...], size: int) -> list[Piece]:
+def pieces_of(draw: st.DrawFn, shape: tuple[int, ...], size: int) -> list[ShardBox]:
     """What each rank holds of one tensor: all of it, a part, a part of a part, or what others do.
 
     As of DTensors there is a dimension of the mesh for each factor of ``size``.
@@ -119,11 +124,11 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
 
 
 @st.composite
-def boxes(draw: st.DrawFn) -> Piece:
+def boxes(draw: st.DrawFn) -> ShardBox:
     """A box of a tensor; of none of its weights, too."""
     whole = tuple(draw(st.lists(st.integers(0, 5), max_size=4)))
     ends = [sorted((draw(st.integers(0, n)), draw(st.integers(0, n)))) for n in whole]
-    return Piece(whole, tuple(a for a, _ in ends), tuple(b - a for a, b in ends))
+    return ShardBox(whole, tuple(a for a, _ in ends), tuple(b - a for a, b in ends))
 
 
 @st.composite

@@ -20,7 +20,7 @@ import torch
 from contracts.pictures import draw_nothing
 from torch import distributed
 
-from sparsitywatch.live import ranks
+from sparsitywatch.ranks import group
 
 #: Who is waited for so long in vain fails its case, and a case that takes as long has waited.
 PATIENCE_S = 60.0
@@ -59,7 +59,7 @@ def case(num_ranks: int, *, among: int = 0, name: str = "") -> Callable[[Act], A
 def run_all(folder: Path, names: list[str]) -> None:
     """Run the cases of as many processes as there are, on one of them."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    ranks._LONG_PATIENCE_S = PATIENCE_S
+    group._LONG_PATIENCE_S = PATIENCE_S
     draw_nothing()
     store, _, _ = next(distributed.rendezvous("env://", rank, size))
     for name, one in CASES.items():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import distributed
 
-from sparsitywatch.weights.shards import Ranks
+from sparsitywatch.ranks.group import RankGroup
 
 #: Who has not come within so many seconds is gone.
 PATIENCE_S = 20.0
@@ -36,39 +36,37 @@ class Meeting:
         self._barrier.abort()
 
 
-class ThreadRanks(Ranks):
+class ThreadRanks(RankGroup):
     """One of the ranks; everything but the transport is as in a real process."""
 
     def __init__(self, meeting: Meeting, rank: int, size: int) -> None:
         self._meeting, self.rank, self.size = meeting, rank, size
-        self.lost, self.num_bytes, self._num_agreed = "", 0, 0
+        self.lost, self.num_bytes, self._num_agreed, self._behind = "", 0, 0, self
 
-    def all_of(self, thing: Any) -> list[Any]:
+    def gather(self, thing: Any) -> list[Any]:
         with self._exchanged():
             return self._meeting.exchanged(self.rank, thing)
 
     def of_first(self, thing: Any) -> Any:
-        return self.all_of(thing)[0]
+        return self.gather(thing)[0]
 
-    def gather(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
         self.num_bytes += max(sizes)
-        found = self.all_of(own.copy())
+        found = self.gather(own.copy())
         assert [len(part) for part in found] == list(sizes)
         return found
 
-    def _reduce(self, numbers: torch.Tensor, operation: Any) -> None:
+    def _reduce(self, numbers: np.ndarray, operation: Any) -> np.ndarray:
         combine = {
-            distributed.ReduceOp.SUM: torch.add,
-            distributed.ReduceOp.MAX: torch.maximum,
-            distributed.ReduceOp.BOR: torch.bitwise_or,
+            distributed.ReduceOp.SUM: np.add,
+            distributed.ReduceOp.MAX: np.maximum,
+            distributed.ReduceOp.BOR: np.bitwise_or,
         }[operation]
         self.num_bytes += numbers.nbytes
-        first, *others = self.all_of(numbers.clone())
+        first, *others = self.gather(numbers.copy())
         assert all((o.shape, o.dtype) == (first.shape, first.dtype) for o in others)
-        result = first.clone()
-        for other in others:
-            result = combine(result, other)
-        numbers.copy_(result)
+        numbers[...] = functools.reduce(combine, others, first)
+        return numbers
 
 
 def on_ranks(size: int, act: Callable[[ThreadRanks], Any]) -> list[Any]:

@@ -11,17 +11,17 @@ from contracts.thread_ranks import ThreadRanks, on_ranks
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sparsitywatch.ranks.reading import marks_of
 from sparsitywatch.records import Replicas
 from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.together import _sum_of, compared, gathered, marks_of, summed
 
 
 @given(spreadings())
 def test_the_spectrum_of_all_ranks_is_that_of_the_whole_model(made: Spreading) -> None:
     def act(ranks: ThreadRanks) -> MagnitudeSpectrum:
         own = MagnitudeSpectrum.of(made.of_rank(ranks.rank).tensors, num_threads=1)
-        return summed(own, made.shards(ranks.rank), ranks)
+        return made.reader(ranks).summed(own)
 
     expected = MagnitudeSpectrum.of(made.tensors, num_threads=1)
     for found in on_ranks(made.size, act):
@@ -37,7 +37,7 @@ def test_the_sample_of_all_ranks_is_that_of_the_whole_model(
     sampler = Sampler(num_samples, seed)
 
     def act(ranks: ThreadRanks) -> dict[str, torch.Tensor]:
-        return gathered(sampler, made.of_rank(ranks.rank), made.shards(ranks.rank), ranks)
+        return made.reader(ranks).sample(sampler, made.of_rank(ranks.rank))
 
     expected = sampler.take(made.whole)
     for found in on_ranks(made.size, act):
@@ -54,9 +54,7 @@ def replicas_of(made: Spreading, held: list[Snapshot]) -> list[Replicas | None]:
     """What each rank says of the weights that they hold."""
 
     def act(ranks: ThreadRanks) -> Replicas | None:
-        own = held[ranks.rank]
-        marks = marks_of(MagnitudeSpectrum.of(own.tensors, num_threads=1), own)
-        return compared(marks, made.shards(ranks.rank), ranks)
+        return made.reader(ranks).counted(held[ranks.rank], 1)[1]
 
     return on_ranks(made.size, act)
 
@@ -130,14 +128,3 @@ def test_the_mark_of_a_tensor_depends_on_each_of_its_bits(dtype: torch.dtype) ->
     assert marks[0] not in marks[1:]
     assert mark() == marks[0]
     assert min(marks) > 0
-
-
-@pytest.mark.parametrize("num_bytes", [1, 8, 11])
-def test_the_sum_that_a_device_takes_depends_on_each_bit(num_bytes: int) -> None:
-    words = torch.arange(250, 250 + num_bytes).to(torch.uint8)
-    before = int(_sum_of(words))
-    for bit in range(8 * num_bytes):
-        flipped(words, bit)
-        assert int(_sum_of(words)) != before
-        flipped(words, bit)
-    assert int(_sum_of(words)) == before

@@ -30,7 +30,7 @@ def failing(
 
     def both(ranks: ThreadRanks) -> tuple[str, Any]:
         try:
-            with ranks.together("a place"):
+            with ranks.all_or_none("a place"):
                 _raise(on.get(ranks.rank))
             said = "well"
         except Exception as error:  # noqa: BLE001 it is what the rank gives
@@ -113,10 +113,10 @@ def test_a_rank_that_has_gone_is_waited_for_by_nobody() -> None:
 
 
 def test_lost_ranks_are_said_to_be_lost_and_not_to_have_failed_together() -> None:
-    """Inside `together` it would be agreed upon with ranks that do not answer."""
+    """Inside `all_or_none` it would be agreed upon with ranks that do not answer."""
 
     def act(ranks: ThreadRanks) -> None:
-        with ranks.together("outer"):
+        with ranks.all_or_none("outer"):
             ranks.agree(f"place {ranks.rank}")
 
     assert [type(error) for error in on_ranks(2, act)] == [RanksError, RanksError]

@@ -14,7 +14,7 @@ from contracts.sharded import HELD_OUT, Batch, Training, lines, loss, unlike, un
 from torch import distributed, nn
 
 import sparsitywatch as sw
-from sparsitywatch.live import ranks
+from sparsitywatch.ranks import group
 
 pytestmark = pytest.mark.slow
 
@@ -24,12 +24,12 @@ Told = dict[str, Any]
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """A rank does not wait long for others that never attach."""
-    before = ranks.PATIENCE_S, ranks._LONG_PATIENCE_S
-    ranks.PATIENCE_S = ranks._LONG_PATIENCE_S = 0.3
+    before = group.PATIENCE_S, group._LONG_PATIENCE_S
+    group.PATIENCE_S = group._LONG_PATIENCE_S = 0.3
     try:
         yield
     finally:
-        ranks.PATIENCE_S, ranks._LONG_PATIENCE_S = before
+        group.PATIENCE_S, group._LONG_PATIENCE_S = before
 
 
 def refusal(attach: Callable[[], sw.Watcher]) -> str:

@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.weights.shards import Piece, Shards
+from sparsitywatch.ranks.shards import ShardBox, Shards
 
 
 @given(boxes(), st.integers(0, 2**32 - 1))
-def test_weights_are_found_in_a_box_where_numpy_finds_them(piece: Piece, seed: int) -> None:
+def test_weights_are_found_in_a_box_where_numpy_finds_them(piece: ShardBox, seed: int) -> None:
     numbered = np.arange(np.prod(piece.whole, dtype=int)).reshape(piece.whole)
     inside = {int(n): at for at, n in enumerate(numbered[slices(piece)].reshape(-1))}
     drawn = np.random.default_rng(seed).integers(0, max(numbered.size, 1), 2 * numbered.size)
@@ -75,8 +75,8 @@ def test_a_piece_that_nobody_holds_is_refused_by_the_name_of_its_tensor(
 
 def test_pieces_that_overlap_are_refused_also_where_their_sizes_add_up() -> None:
     """Two ranks hold the first three of four rows; the last row is nowhere."""
-    first = {"w": Piece((4, 3), (0, 0), (2, 3))}
-    second = {"w": Piece((4, 3), (1, 0), (2, 3))}
+    first = {"w": ShardBox((4, 3), (0, 0), (2, 3))}
+    second = {"w": ShardBox((4, 3), (1, 0), (2, 3))}
     with pytest.raises(ScopeError, match="'w'"):
         Shards([first, second], 0)
 
@@ -107,29 +107,29 @@ def held(shape: tuple[int, ...], placements: list[Any], whole: tuple[int, ...]) 
 
 @pytest.mark.usefixtures("third_of_four")
 def test_a_piece_is_what_the_placements_of_a_tensor_say() -> None:
-    found = Piece.of("w", held((2, 3), [Shard(0)], (7, 3)))
-    assert found == Piece((7, 3), (4, 0), (2, 3))
-    found = Piece.of("w", held((1, 3), [Shard(0)], (3, 3)))
-    assert found == Piece((3, 3), (2, 0), (1, 3))
-    found = Piece.of("w", held((0, 3), [Shard(0)], (2, 3)))
+    found = ShardBox.of("w", held((2, 3), [Shard(0)], (7, 3)))
+    assert found == ShardBox((7, 3), (4, 0), (2, 3))
+    found = ShardBox.of("w", held((1, 3), [Shard(0)], (3, 3)))
+    assert found == ShardBox((3, 3), (2, 0), (1, 3))
+    found = ShardBox.of("w", held((0, 3), [Shard(0)], (2, 3)))
     assert found == nothing_of((2, 3))
-    found = Piece.of("w", held((3, 4), [Replicate(), Shard(1)], (3, 7)))
-    assert found == Piece((3, 7), (0, 0), (3, 4))
-    assert Piece.of("w", torch.ones(2, 5)) == Piece((2, 5), (0, 0), (2, 5))
+    found = ShardBox.of("w", held((3, 4), [Replicate(), Shard(1)], (3, 7)))
+    assert found == ShardBox((3, 7), (0, 0), (3, 4))
+    assert ShardBox.of("w", torch.ones(2, 5)) == ShardBox((2, 5), (0, 0), (2, 5))
 
 
 @pytest.mark.usefixtures("third_of_four")
 def test_summands_of_a_weight_are_refused() -> None:
     summand = held((2, 3), [Partial()], (2, 3))
     with pytest.raises(ScopeError, match=r"rank to hold weights of 'head.w', got summands of them"):
-        Piece.of("head.w", summand)
+        ShardBox.of("head.w", summand)
 
 
 @pytest.mark.usefixtures("third_of_four")
 def test_a_model_that_was_sharded_in_another_way_since_is_refused() -> None:
-    own = {"w": Piece((7, 3), (4, 0), (2, 3))}
-    pieces = [{"w": Piece((7, 3), (first, 0), (2, 3))} for first in (0, 2)]
-    shards = Shards([*pieces, own, {"w": Piece((7, 3), (6, 0), (1, 3))}], 2)
+    own = {"w": ShardBox((7, 3), (4, 0), (2, 3))}
+    pieces = [{"w": ShardBox((7, 3), (first, 0), (2, 3))} for first in (0, 2)]
+    shards = Shards([*pieces, own, {"w": ShardBox((7, 3), (6, 0), (1, 3))}], 2)
     shards.check({"w": held((2, 3), [Shard(0)], (7, 3))})
     with pytest.raises(
         ScopeError, match=r"\(2, 3\) of 'w' from \(4, 0\) on as at attach, got \(7, 3\)"

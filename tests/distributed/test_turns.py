@@ -8,14 +8,14 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.live.ranks import _by_rank, _shared
+from sparsitywatch.ranks.forward import by_rank, shared
 
 sizes = st.lists(st.sampled_from([8, 8, 8, 5, 3]), min_size=1, max_size=9)
 
 
 @given(sizes, st.integers(1, 5))
 def test_batches_of_all_are_shared_in_turns_of_one_size(batches: list[int], size: int) -> None:
-    turns = _shared([batches] * size)
+    turns = shared([batches] * size)
     assert len({len(of_rank) for of_rank in turns}) == 1
     for together in zip(*turns, strict=True):
         assert len({batches[index] for index, _ in together}) == 1
@@ -29,7 +29,7 @@ def test_batches_of_all_are_shared_in_turns_of_one_size(batches: list[int], size
 
 @given(st.lists(sizes, min_size=1, max_size=4))
 def test_batches_of_each_rank_all_count_in_the_order_of_the_ranks(batches: list[list[int]]) -> None:
-    turns = _by_rank(batches)
+    turns = by_rank(batches)
     assert {len(of_rank) for of_rank in turns} == {max(map(len, batches))}
     placed = [(rank, i, p) for rank, of in enumerate(turns) for i, p in of if p is not None]
     expected = [(rank, i) for rank, of in enumerate(batches) for i in range(len(of))]

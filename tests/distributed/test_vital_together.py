@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ScopeError
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
+from sparsitywatch.ranks.shards import ShardBox, Shards
 from sparsitywatch.weights.clock import DecayClock
 from sparsitywatch.weights.gradients import Training
-from sparsitywatch.weights.shards import Piece, Shards
-from sparsitywatch.weights.together import Together
 from sparsitywatch.weights.vital import SOME, VitalTracker
 
 STEPS = 4
@@ -81,8 +81,8 @@ def facts_of(
             parameters[name].flat_shard = Part(owners[name])
     chosen = [p for name, p in owners.items() if not name.startswith("layers.0")]
     optimizer = torch.optim.AdamW(chosen or [nn.Parameter(torch.ones(1))], lr=0.01)
-    together = None if ranks is None else Together(made.shards(ranks.rank), ranks)
-    tracker, clock, found = VitalTracker(together), DecayClock(), []
+    reader = WHOLE_MODEL if ranks is None else made.reader(ranks)
+    tracker, clock, found = VitalTracker(reader), DecayClock(), []
     for number, step in enumerate(steps):
         for name, (tensor, gradient) in step.items():
             owners[name].data.copy_(own(name, tensor))
@@ -118,14 +118,14 @@ def test_ranks_that_hold_parts_know_of_each_tensor_what_one_process_knows(
 def test_what_cannot_be_read_on_one_rank_fails_on_all_and_nobody_waits() -> None:
     """A rank that holds fewer weights than at the attach."""
     whole = torch.arange(12.0)
-    pieces = [{"w": Piece((12,), (6 * rank,), (6,))} for rank in range(2)]
+    pieces = [{"w": ShardBox((12,), (6 * rank,), (6,))} for rank in range(2)]
 
     def act(ranks: ThreadRanks) -> Any:
         parameter = nn.Parameter(torch.empty(12, device="meta"))
         start = 6 * ranks.rank
         owner = nn.Parameter(whole[start : start + 6 - ranks.rank].clone())
         parameter.flat_shard = Part(owner)
-        tracker = VitalTracker(Together(Shards(pieces, ranks.rank), ranks))
+        tracker = VitalTracker(ShardedReader(Shards(pieces, ranks.rank), ranks))
         try:
             tracker.look(0, {"w": parameter})
         except (MeasurementError, ScopeError) as error:
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_on_one_rank_fails_on_all_and_nobody_waits() -> None
 
 
 def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_them() -> None:
-    pieces = [{n: Piece((12,), (6 * rank,), (6,)) for n in ("a", "b")} for rank in range(2)]
+    pieces = [{n: ShardBox((12,), (6 * rank,), (6,)) for n in ("a", "b")} for rank in range(2)]
 
     def act(ranks: ThreadRanks) -> Any:
         parameters = {}
@@ -148,7 +148,7 @@ def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_the
         own = parameters["ab"[ranks.rank]].flat_shard.owner
         optimizer = torch.optim.SGD([own], lr=0.1)
         training = Training(optimizer=optimizer, clock=DecayClock())
-        tracker = VitalTracker(Together(Shards(pieces, ranks.rank), ranks))
+        tracker = VitalTracker(ShardedReader(Shards(pieces, ranks.rank), ranks))
         for step in range(2):
             training.clock.advance(optimizer)
             signs = tracker.look(step, parameters, training)()
@@ -160,12 +160,12 @@ def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_the
 def test_only_what_is_sampled_is_exchanged() -> None:
     """Of weights once, of gradients where something stands still."""
     num = 1 << 20
-    pieces = [{"w": Piece((num,), (num // 2 * rank,), (num // 2,))} for rank in range(2)]
+    pieces = [{"w": ShardBox((num,), (num // 2 * rank,), (num // 2,))} for rank in range(2)]
 
     def act(ranks: ThreadRanks) -> list[int]:
         parameter = nn.Parameter(torch.empty(num, device="meta"))
         parameter.flat_shard = Part(nn.Parameter(torch.ones(num // 2)))
-        tracker = VitalTracker(Together(Shards(pieces, ranks.rank), ranks))
+        tracker = VitalTracker(ShardedReader(Shards(pieces, ranks.rank), ranks))
         optimizer = torch.optim.SGD([parameter.flat_shard.owner], lr=0.1)
         training, sent = Training(optimizer=optimizer, clock=DecayClock()), []
         for step in range(3):

@@ -11,7 +11,7 @@ from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import sparsitywatch as sw
-from sparsitywatch.live.ranks import why_another_rank_watches
+from sparsitywatch.ranks.protocol import ALONE
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_environment_tells_which_rank_watches(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert bool(why_another_rank_watches()) is not watches
+    assert bool(ALONE.why_another_watches()) is not watches
     with sw.watch(nn.Linear(4, 4), None, logdir=None, scope="layers") as watcher:
         assert bool(watcher.off) is not watches
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.proxy import Proxy
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -32,7 +31,7 @@ def proxy_of(sizes: list[tuple[int, int]], **more: object) -> Proxy:
     return Proxy(batches, number)
 
 
-sizes = st.lists(st.tuples(st.integers(1, 30), st.sampled_from([2, 3])), min_size=1, max_size=6)
+sizes = st.lists(st.tuples(st.integers(8, 30), st.sampled_from([2, 3])), min_size=1, max_size=6)
 
 
 @given(sizes)
@@ -43,8 +42,7 @@ def test_every_example_is_in_one_part_and_stands_where_it_is_among_all(of_batche
     places = np.concatenate([part.places for part in parts])
     assert sorted(places) == list(range(len(everything)))
     for part in parts:
-        if len(part.places):
-            assert part.proxy.evaluate(nn.Linear(1, 1)).tolist() == everything[part.places].tolist()
+        assert part.proxy.evaluate(nn.Linear(1, 1)).tolist() == everything[part.places].tolist()
     widest = max(num for num, _ in of_batches)
     assert all(len(b["x"]) <= widest for part in parts for b in part.proxy._batches)
 
@@ -75,6 +73,7 @@ def test_a_sample_is_fair() -> None:
 
 
 def test_what_cannot_be_told_apart_gives_no_parts() -> None:
+    assert proxy_of([(2, 2)]).parts(SHARES) == ()
     assert proxy_of([(40, 2)], odd=torch.ones(3)).parts(SHARES) == ()
     assert Proxy([{"x": torch.tensor(1.0)}], number).parts(SHARES) == ()
 
@@ -98,7 +97,7 @@ def test_ranks_evaluate_the_same_parts_together(is_same: bool) -> None:
             number,
         )  # fmt: skip
         model = nn.Linear(1, 1)
-        shared = SharedProxy(own, ranks, model)
+        shared = own.shared(ranks, model)
         everything = shared.evaluate(model)
         return [
             (part.places.tolist(), part.proxy.evaluate(model).tolist(),
@@ -122,7 +121,7 @@ def test_ranks_of_which_one_cannot_divide_have_no_parts() -> None:
     def on_rank(ranks: ThreadRanks) -> int:
         size = 2 if ranks.rank else 40
         own = Proxy([{"x": torch.arange(size)[:, None], "scale": [0.0]}], number)
-        return len(SharedProxy(own, ranks, nn.Linear(1, 1)).parts(SHARES))
+        return len(own.shared(ranks, nn.Linear(1, 1)).parts(SHARES))
 
     assert on_ranks(2, on_rank) == [0, 0]
 

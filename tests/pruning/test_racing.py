@@ -16,7 +16,6 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.live.ranks import SharedProxy
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.partial import Losses, Point, largest_step, shares_of
 from sparsitywatch.pruning.patterns import GlobalMagnitude
@@ -325,7 +324,7 @@ def test_ranks_choose_the_same_levels_and_parts_as_one_process() -> None:
 
     def on_rank(ranks: ThreadRanks) -> SparsityCurve:
         model = models[ranks.rank]
-        proxy = SharedProxy(proxies[ranks.rank], ranks, model)
+        proxy = proxies[ranks.rank].shared(ranks, model)
         return swept(Racing(), proxy=proxy, model=model).curve
 
     for curve in on_ranks(2, on_rank):

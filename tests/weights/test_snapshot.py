@@ -16,7 +16,7 @@ from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.sharded import why_not_whole
+from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
@@ -175,7 +175,7 @@ class FSDPModule(nn.Module):
 
 
 def test_a_model_that_is_all_here() -> None:
-    assert why_not_whole(model()) == ""
+    assert why_not_whole(modules_of(model())) == ""
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ def test_a_part_of_a_model_is_named(where: str, attributes: dict[str, object], s
     owner, _, name = where.rpartition(".")
     for key, value in attributes.items():
         setattr(getattr(net.get_submodule(owner), name), key, value)
-    assert said in why_not_whole(net)
-    assert "replay <folder> --follow" in why_not_whole(net)
+    assert said in why_not_whole(modules_of(net))
+    assert "replay <folder> --follow" in why_not_whole(modules_of(net))
 
 
 def test_a_model_whose_class_shards_it_is_known_by_name() -> None:
-    assert "the model is sharded over processes (FSDP2" in why_not_whole(FSDPModule())
+    assert "the model is sharded over processes (FSDP2" in why_not_whole(modules_of(FSDPModule()))

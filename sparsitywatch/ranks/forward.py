@@ -1,0 +1,361 @@
+"""Running a model on one rank of many: in step with all others, or without them.
+
+FSDP2 gathers weights for a forward, each rank at the same places. A forward that fails in its
+middle leaves FSDP in a state of "forward", and the other ranks waiting for gathers. Where other
+ranks do not run the model at all, a collective would wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sparsitywatch.errors import MeasurementError
+from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
+
+# ------------------------------------------------------------------ which batches a rank evaluates
+
+#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
+#: of all batches; None for a batch that is run only since the others run theirs.
+Turns = list[tuple[int, int | None]]
+
+
+def is_data_parallel(model: nn.Module) -> bool:
+    """Whether each rank may run on examples of its own: not where a layer is split over ranks."""
+    is_fsdp = bool(fsdp_modules(model.modules()))
+    for parameter in model.parameters():
+        if is_sharded(parameter):
+            placements: Any = parameter.placements  # type: ignore[attr-defined]
+            outer = all(placement.is_replicate() for placement in placements[:-1])
+            if not (is_fsdp and outer and len(placements) <= 2):
+                return False
+    return True
+
+
+def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
+    """The turns of each rank where all have the same batches.
+
+    In each turn all of them run batches of one size: what a forward exchanges with other ranks
+    may have to be.
+
+    >>> shared([[8, 8, 8, 5], [8, 8, 8, 5]])
+    [[(0, 0), (2, 2), (3, 3)], [(1, 1), (2, None), (3, None)]]
+    """
+    num_ranks = len(sizes)
+    alike: dict[Any, list[int]] = {}
+    for index, size in enumerate(sizes[0]):
+        alike.setdefault(size, []).append(index)
+    starts = [
+        indices[start : start + num_ranks]
+        for indices in alike.values()
+        for start in range(0, len(indices), num_ranks)
+    ]
+    turns: list[Turns] = [[] for _ in sizes]
+    for in_turn in sorted(starts):
+        for rank, of_rank in enumerate(turns):
+            is_own = rank < len(in_turn)
+            index = in_turn[rank if is_own else 0]
+            of_rank.append((index, index if is_own else None))
+    return turns
+
+
+def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
+    """The turns of each rank where each has batches of its own; all of them count, by rank.
+
+    >>> by_rank([[8, 5], [8, 8, 5]])
+    [[(0, 0), (1, 1), (1, None)], [(0, 2), (1, 3), (2, 4)]]
+    """
+    longest, turns, first = max(sizes, key=len), [], 0
+    for own in sizes:
+        of_rank: Turns = [(index, first + index) for index in range(len(own))]
+        for size in longest[len(own) :]:
+            of_rank.append((list(own).index(size) if size in own else 0, None))
+        turns.append(of_rank)
+        first += len(own)
+    return turns
+
+
+# ------------------------------------------------------------------ FSDP2
+
+
+def settle_root(model: nn.Module) -> None:
+    """Let FSDP know which modules are the outermost, which it else takes the first to run for.
+
+    A value function may run an inner part first, and the training would then be refused.
+    """
+    # outer modules come first; they settle the inner ones, for which this then does nothing
+    for module in fsdp_modules(model.modules()):
+        module._get_fsdp_state()._lazy_init()
+
+
+class ForwardOrder:
+    """What FSDP gathers and lets go of in a forward of a model, so that one can be ended.
+
+    The first guess is the order of the model's ``modules`` that FSDP2 shards.
+    """
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self._modules = modules
+        groups = [group for m in self._modules for group in _groups(m._get_fsdp_state())]
+        self._groups = list(dict.fromkeys(groups))  # several modules may be in one
+        self._order = [(group, is_gather) for group in self._groups for is_gather in (True, False)]
+
+    def followed(self) -> AbstractContextManager[None]:
+        """Around a forward: what is left of it when it fails here is gathered for the others.
+
+        They wait for this rank at each module that they come to. So all of them end their
+        forward, and can be told that it failed.
+        """
+        return self._followed() if self._modules else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _followed(self) -> Iterator[None]:
+        seen: list[tuple[Any, bool]] = []
+        try:
+            with self._noted(seen), self._without_backward():
+                yield
+        except Exception:
+            try:
+                self._follow(self._rest(sum(is_gather for _, is_gather in seen)))
+            finally:
+                self._set_idle()
+            raise
+        self._order = seen or self._order
+
+    @contextlib.contextmanager
+    def _noted(self, seen: list[tuple[Any, bool]]) -> Iterator[None]:
+        """Note each call by which FSDP asks for the weights of a group, or lets them go."""
+
+        def noting(group: Any, call: Any, *, is_gather: bool) -> Any:
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                seen.append((group, is_gather))
+                return call(*args, **kwargs)
+
+            return noted
+
+        for group in self._groups:
+            group.unshard = noting(group, group.unshard, is_gather=True)
+            group.reshard = noting(group, group.reshard, is_gather=False)
+        try:
+            yield
+        finally:
+            for group in self._groups:
+                del group.unshard, group.reshard  # those of its class are back
+
+    def _rest(self, num_gathers: int) -> list[tuple[Any, bool]]:
+        """What follows so many gathers."""
+        for place, (_, is_gather) in enumerate(self._order):
+            if not num_gathers:
+                return self._order[place:]
+            num_gathers -= is_gather
+        return []
+
+    @staticmethod
+    def _follow(rest: Iterable[tuple[Any, bool]]) -> None:
+        """Gather, and let go of, what the others do: one group after the other."""
+        for group, is_gather in rest:
+            # gathered already, or kept after the forward: then it does nothing here as there
+            group._training_state = type(group._training_state).FORWARD
+            if is_gather:
+                group.unshard()
+                group.wait_for_unshard()
+            else:
+                group.reshard()
+
+    @contextlib.contextmanager
+    def _without_backward(self) -> Iterator[None]:
+        """FSDP notes each forward for the backward to come: here there is none.
+
+        The next backward would gather weights after these notes, other ones on each rank where
+        a forward has failed.
+        """
+        before = [(each, len(each)) for each in self._notes()]
+        try:
+            yield
+        finally:
+            lengths = {id(each): length for each, length in before}
+            for each in self._notes():
+                del each[lengths.get(id(each), 0) :]
+
+    def _notes(self) -> list[list[Any]]:
+        orders = [group.comm_ctx.post_forward_order for group in self._groups]
+        return [*orders, *(group._post_forward_indices for group in self._groups)]
+
+    def _set_idle(self) -> None:
+        """No forward is going on any more: FSDP would take the next one for a part of this one.
+
+        It would then not wait for the optimizer's step before it gathers weights.
+        """
+        for module in self._modules:
+            state = module._get_fsdp_state()
+            state._state_ctx.iter_forward_root = None
+            state._modules_to_run_forward.clear()
+            for one in (state, *_groups(state)):
+                one._training_state = type(one._training_state).IDLE
+            module.reshard()
+
+
+def _groups(state: Any) -> list[Any]:
+    """Of the parameters that a call of ``fully_shard`` took: one of them in older torch."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [group for group in [state._fsdp_param_group] if group is not None]
+
+
+# ------------------------------------------------------------------ without the others
+
+#: Where torch keeps its collectives: those that act, the functional ones, DTensor's own.
+_NAMESPACES = (
+    "c10d",
+    "_c10d_functional",
+    "_c10d_functional_autograd",
+    "c10d_functional",
+    "_dtensor",
+    "symm_mem",
+)
+_GROUP_METHODS = (
+    *("allgather", "_allgather_base", "allgather_coalesced", "allgather_into_tensor_coalesced"),
+    *("all_gather_single", "all_gather_single_coalesced", "all_to_all_single"),
+    *("allreduce", "allreduce_coalesced", "alltoall", "alltoall_base", "barrier", "broadcast"),
+    *("gather", "monitored_barrier", "recv", "recv_anysource", "reduce", "reduce_scatter"),
+    *("_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter_single_coalesced"),
+    *("reduce_scatter_tensor_coalesced", "scatter", "send"),
+)
+
+
+@contextlib.contextmanager
+def without_collectives() -> Iterator[None]:
+    """Refuse, before it begins, every collective of this thread and of those it starts.
+
+    A collective of a group of one goes on. Seen are the operators of torch, whoever calls them,
+    also from C++ (a wrapper that broadcasts buffers); and in Python the process groups
+    themselves, so that a thread which the model starts is seen too. Threads that were there
+    before are the training's own: what they send, all ranks send. Not seen: libraries that do
+    without torch.distributed, and a captured CUDA graph.
+
+    Raises:
+        MeasurementError: a collective was about to begin; also where the model caught the
+            exception that it was given.
+    """
+    guard = _Guard()
+    try:
+        with _on_the_groups(guard), _Refusing(guard):
+            yield
+    except Exception:
+        guard.raise_if_refused()  # what came of it says less
+        raise
+    guard.raise_if_refused()
+
+
+class _Guard:
+    """One evaluation: which threads belong to it, and what it was refused."""
+
+    def __init__(self) -> None:
+        others = {thread.ident for thread in threading.enumerate()}
+        self._not_ours = others - {threading.get_ident()}
+        self._refused: list[str] = []
+
+    def refuse(self, operation: str, group_size: int | None) -> None:
+        """Raise if this is a call of the evaluation that other processes take part in."""
+        if group_size == 1 or threading.get_ident() in self._not_ours:
+            return
+        self._refused.append(operation)
+        self.raise_if_refused()
+
+    def raise_if_refused(self) -> None:
+        if self._refused:
+            raise MeasurementError(
+                "Expected a forward without communication, since rank 0 evaluates alone and the "
+                f"other ranks would never answer, but it began {self._refused[0]}. Let the value "
+                "function run a part of the model that does not communicate, or leave `proxy` out "
+                "(the weights are watched all the same), or evaluate the checkpoints with "
+                "`sparsitywatch replay`."
+            )
+
+
+class _Refusing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operator before it runs."""
+
+    supports_higher_order_operators = True  # such as flex_attention: passed through
+
+    def __init__(self, guard: _Guard) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._guard = guard
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "namespace", "") in _NAMESPACES and "wait_tensor" not in str(func):
+            self._guard.refuse(str(func), _group_size([*args, *kwargs.values()]))
+        return func(*args, **kwargs)
+
+
+def _group_size(arguments: list[Any]) -> int | None:
+    """How many processes take part in an operator; None if its arguments do not tell."""
+    from torch.distributed import distributed_c10d
+
+    group_named: Any = vars(distributed_c10d)["_resolve_process_group"]
+    for argument in arguments:
+        with contextlib.suppress(RuntimeError, TypeError, ValueError):
+            if isinstance(argument, torch.ScriptObject):
+                return int(torch.distributed.ProcessGroup.unbox(argument).size())
+            if isinstance(argument, str):  # also "sum": that names no group
+                return int(group_named(argument).size())
+    return None
+
+
+# What a process has patched while at least one evaluation is running in it.
+_lock = threading.Lock()
+_guards: list[_Guard] = []
+_patches = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _on_the_groups(guard: _Guard) -> Iterator[None]:
+    """Ask the guard before each call of a process group's method, in any thread."""
+    with _lock:
+        if not _guards:
+            _patch_all()
+        _guards.append(guard)
+    try:
+        yield
+    finally:
+        with _lock:
+            _guards.remove(guard)
+            if not _guards:
+                _patches.close()
+
+
+def _patch_all() -> None:
+    from torch._C import _distributed_c10d
+    from torch.distributed import distributed_c10d
+
+    for kind in (_distributed_c10d.ProcessGroup, _distributed_c10d.Backend):
+        for name in _GROUP_METHODS:
+            _patch(kind, name, lambda group, *_, **__: group.size())
+    # before the name of the new group is counted, which has to be the same number on each rank
+    for name in ("_new_group_with_tag", "split_group", "_new_process_group_helper"):
+        _patch(distributed_c10d, name, lambda *_, **__: None)
+
+
+def _patch(owner: Any, name: str, size_of: Callable[..., int | None]) -> None:
+    original = vars(owner).get(name)
+    if original is None:
+        return
+
+    @functools.wraps(original)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        for guard in _guards:
+            guard.refuse(f"torch.distributed's {name}", size_of(*args, **kwargs))
+        return original(*args, **kwargs)
+
+    setattr(owner, name, asking)
+    _patches.callback(setattr, owner, name, original)

@@ -1,0 +1,312 @@
+"""The ranks of a distributed training: how they meet at the attach, and a process group of them."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import gc
+import hashlib
+import logging
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
+from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.shown import shown_error
+from sparsitywatch.weights.scope import named_parameters
+from sparsitywatch.weights.sharded import is_sharded
+
+__all__ = ["PendingRanks", "RankGroup", "join", "why_only_a_stage"]
+
+_logger = logging.getLogger("sparsitywatch")
+T = TypeVar("T")
+
+#: Seconds that a rank waits at the attach for others whose models are whole: rank 0 can do alone.
+PATIENCE_S = 10.0
+#: For others without whom there is no whole model; and for their part in what is done together.
+_LONG_PATIENCE_S = 300.0
+_POLL_S = 0.01
+_TOGETHER, _ALONE = "together", "alone"
+_calls: Counter[str] = Counter()  # of join by place, on this rank
+
+
+class RankGroup(Ranks):
+    """Ranks in a process group of the watch's own.
+
+    What is sent lies on the CPU, whatever the training sends by. Before data is exchanged the
+    ranks agree that all of them are at the same place and well: what failed on one of them fails
+    on all, and none waits for it.
+
+    Args:
+        group: of every rank, by gloo.
+        store: where a rank that leaves says so.
+        key: of what it says.
+    """
+
+    is_alone = False
+
+    def __init__(self, group: Any, store: Any = None, key: str = "") -> None:
+        self._group, self._store, self._key = group, store, key
+        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+        self.lost = ""  # why the ranks have lost each other; empty as long as they have not
+        self.num_bytes = 0  # that this rank has given to collectives
+        self._num_agreed = 0
+        self._behind: Ranks = self
+
+    @classmethod
+    def of_all(cls, store: Any, prefix: str) -> RankGroup:
+        """Every rank, in two groups, so that neither thread of a watch waits for the other."""
+        wait = dt.timedelta(seconds=_LONG_PATIENCE_S)
+        front, behind = (
+            cls(distributed.new_group(backend="gloo", timeout=wait), store, f"{prefix}/left")
+            for _ in ("in the training's thread", "behind it")
+        )
+        front._behind = behind
+        return front
+
+    @property
+    def behind(self) -> Ranks:
+        return self._behind
+
+    def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
+        self._num_agreed += 1
+        place = (zlib.crc32(what.encode()) << 24) + self._num_agreed % (1 << 24)
+        code = 0 if error is None else 2 if is_out_of_memory(error) else 1
+        own = np.array([code, place, -place, value if self.rank == 0 else -1])
+        worst, highest, lowest, value = self.highest(own).tolist()
+        if highest != -lowest:
+            self._lose(f"rank {self.rank} is at {what!r}, another one is not")
+        if worst:
+            self._fail(error, is_memory=worst == 2)
+        return int(value)
+
+    @contextlib.contextmanager
+    def all_or_none(self, what: str, names: Iterable[str] = ()) -> Iterator[None]:
+        what = f"{what} {zlib.crc32(' '.join(names).encode())}"
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, RanksError):
+                self.agree(what, error)
+            raise
+        self.agree(what)
+
+    def decide(self, what: str, value: int = 0) -> int:
+        if gone := self._gone():
+            raise RanksError(gone)
+        try:
+            return self.agree(what, value=value)
+        except MeasurementError as error:
+            raise RanksError(str(error)) from error
+
+    def _fail(self, error: Exception | None, *, is_memory: bool) -> None:
+        """Fail on every rank; on others than the one that failed, by its words."""
+        said = self.gather("" if error is None else shown_error(error))
+        if error is not None:
+            raise error
+        text = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(said) if text)
+        raise MemoryError(text) if is_memory else MeasurementError(f"failed on {text}")
+
+    def _lose(self, why: str) -> None:
+        """Note that nothing can be agreed on any more."""
+        self.lost = self.lost or (
+            f"the ranks have lost each other: {why}. Call `sw.watch`, `watcher.snapshot()` and "
+            "`watcher.close()` on every rank, at the same step."
+        )
+        raise RanksError(self.lost)
+
+    # ------------------------------------------------------------------ exchanged
+
+    def sum(self, numbers: np.ndarray) -> np.ndarray:
+        return self._reduce(numbers, distributed.ReduceOp.SUM)
+
+    def highest(self, numbers: np.ndarray) -> np.ndarray:
+        return self._reduce(numbers, distributed.ReduceOp.MAX)
+
+    def union(self, bits: np.ndarray) -> np.ndarray:
+        return self._reduce(bits, distributed.ReduceOp.BOR)
+
+    def gather(self, thing: T) -> list[T]:
+        found: list[Any] = [None] * self.size
+        with self._exchanged():
+            distributed.all_gather_object(found, thing, group=self._group)
+        return found
+
+    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
+        padded[: len(own)] = torch.from_numpy(own)
+        found = [torch.empty_like(padded) for _ in sizes]
+        self.num_bytes += len(padded)
+        with self._exchanged():
+            distributed.all_gather(found, padded, group=self._group)
+        return [part.numpy()[:size] for part, size in zip(found, sizes, strict=True)]
+
+    def of_first(self, thing: T) -> T:
+        found: list[Any] = [thing]
+        with self._exchanged():
+            distributed.broadcast_object_list(found, src=0, group=self._group)
+        first: T = found[0]
+        return first
+
+    def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
+        with self.all_or_none("what rank 0 hands down"):
+            known = give() if self.rank == 0 else None
+        known = self.of_first(known)
+        if self.rank > 0:
+            take(known)  # type: ignore[arg-type]
+
+    def _reduce(self, numbers: np.ndarray, operation: Any) -> np.ndarray:
+        self.num_bytes += numbers.nbytes
+        with self._exchanged():
+            distributed.all_reduce(torch.from_numpy(numbers), operation, group=self._group)
+        return numbers
+
+    @contextlib.contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        if self.lost:
+            raise RanksError(self.lost)
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:  # a rank has gone, or does not answer in time
+            self._lose(shown_error(error))
+
+    # ------------------------------------------------------------------ who watches
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def leave(self, why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the process with the store has ended
+            self._store.compare_set(self._key, "", f"rank {self.rank}: {why}")
+
+    def _gone(self) -> str:
+        """Who takes part no more, and why; empty if nobody left."""
+        try:
+            return self._store.get(self._key).decode() if self._store.check([self._key]) else ""
+        except RuntimeError as error:
+            return f"the process with the ranks' store has ended ({error})"
+
+    def why_another_watches(self) -> str:
+        return ""
+
+
+class PendingRanks(Ranks):
+    """A rank that has begun alone while others may still attach: they should hold the same model.
+
+    Args:
+        store: of the default process group.
+        prefix: of what they leave there.
+        own: of this rank's model.
+        unknown: ranks that have not come yet.
+    """
+
+    def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
+        self._store, self._prefix, self._own, self._unknown = store, prefix, own, unknown
+
+    def why_different(self) -> str:
+        try:
+            for rank in sorted(self._unknown):
+                if self._store.check([f"{self._prefix}/{rank}"]):
+                    self._unknown.discard(rank)
+                    if self._store.get(f"{self._prefix}/{rank}").decode() != self._own:
+                        return _other_model(rank)
+        except RuntimeError as error:  # the process with the store has ended
+            _logger.info("sparsitywatch: cannot ask which models other ranks hold: %s", error)
+            self._unknown.clear()
+        return ""
+
+
+# ------------------------------------------------------------------ meeting at the attach
+
+
+def join(model: nn.Module, place: str) -> Ranks:
+    """The ranks that attach at a place such as the log directory, once all of them have come.
+
+    Where others do not come and this rank holds the whole model, rank 0 watches alone.
+
+    Raises:
+        ScopeError: the ranks hold different models, or parts of one and some have not come.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    parameters = dict(named_parameters(model))
+    is_part = any(map(is_sharded, parameters.values()))
+    if size == 1 and not is_part:
+        return ALONE
+    _calls[place] += 1
+    store: Any = distributed.distributed_c10d._get_default_store()
+    prefix = f"sparsitywatch/{_calls[place]}/{place}"
+    shapes = sorted(f"{name} {tuple(p.shape)}" for name, p in parameters.items())
+    own = hashlib.sha256("\n".join(shapes).encode()).hexdigest()[:16]
+    store.set(f"{prefix}/{rank}", own)
+    outcome = _met(store, prefix, rank, size, _LONG_PATIENCE_S if is_part else PATIENCE_S)
+    if outcome == _TOGETHER:
+        return RankGroup.of_all(store, prefix)
+    if outcome != _ALONE:
+        raise ScopeError(f"Expected a model that this process holds all of, but {outcome}")
+    if is_part:
+        raise ScopeError(
+            "Expected `sw.watch` on every rank, since each holds a part of the model, but some "
+            f"have not called it within {_LONG_PATIENCE_S:.0f} s (with logdir={place!r})."
+        )
+    if rank == 0:
+        _logger.warning(
+            "sparsitywatch: other ranks have not called `sw.watch` within %.0f s, so rank 0 "
+            "watches alone. Call it on every rank to share the evaluation, and to compare "
+            "the replicas.",
+            PATIENCE_S,
+        )
+    return PendingRanks(store, prefix, own, set(range(size)) - {rank})
+
+
+def _met(store: Any, prefix: str, rank: int, size: int, patience_s: float) -> str:
+    """What becomes of the ranks' meeting; one of them decides, once, for all."""
+    key, ends = f"{prefix}/outcome", time.monotonic() + patience_s
+    others = [f"{prefix}/{other}" for other in range(size)]
+    while True:
+        if rank == 0 and store.check(others):
+            marks = [store.get(other).decode() for other in others]
+            odd = next((r for r, mark in enumerate(marks) if mark != marks[0]), 0)
+            return str(store.compare_set(key, "", _other_model(odd) if odd else _TOGETHER).decode())
+        if store.check([key]):
+            return str(store.get(key).decode())
+        if time.monotonic() > ends:
+            return str(store.compare_set(key, "", _ALONE).decode())
+        time.sleep(_POLL_S)
+
+
+def _other_model(rank: int) -> str:
+    return (
+        f"rank {rank} holds parameters of other names or shapes than rank 0, so that none of them "
+        "holds the whole model (a stage of a pipeline, or a shard). Watch the checkpoints instead: "
+        "`sparsitywatch replay <folder> --follow`. If each rank trains a model of its own, attach "
+        "on one rank only, or give each a `logdir` of its own."
+    )
+
+
+def why_only_a_stage(model: nn.Module) -> str:
+    """Why ``model`` is a stage of a pipeline of torch.distributed; empty if it is none."""
+    stages = sys.modules.get("torch.distributed.pipelining.stage")
+    if stages is None:
+        return ""
+    kind: Any = stages._PipelineStageBase
+    for thing in gc.get_objects():
+        if issubclass(type(thing), kind) and thing.num_stages > 1:
+            inside = thing.submod.modules()
+            if any(module is model for module in inside):
+                return (
+                    f"it is stage {thing.stage_index} of {thing.num_stages} of a pipeline, which "
+                    "would be reported as the model. Watch the checkpoints instead: "
+                    "`sparsitywatch replay <folder> --follow`."
+                )
+    return ""

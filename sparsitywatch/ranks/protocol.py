@@ -1,0 +1,145 @@
+"""What ranks do together; for a process by itself all of it is the identity."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, TypeVar
+
+import numpy as np
+from torch import distributed
+
+__all__ = ["ALONE", "Ranks"]
+
+T = TypeVar("T")
+
+_nothing: Final = contextlib.nullcontext()
+
+
+class Ranks:
+    """The ranks that watch one training together, as one of them sees it.
+
+    Every rank calls each method, in the same order. This class is a rank alone: ``ALONE``. Many
+    are a ``RankGroup``.
+    """
+
+    rank, size = 0, 1
+    #: Whether what other ranks hold is not looked at, since they do not watch.
+    is_alone = True
+
+    @property
+    def behind(self) -> Ranks:
+        """The same ranks, for the thread behind the training."""
+        return self
+
+    # ------------------------------------------------------------------ all of them, or none
+
+    def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
+        """Go on only if every rank does.
+
+        Args:
+            what: the place in the code; has to be the same on every rank.
+            error: what has failed on this rank; None if nothing has.
+            value: a number >= 0; that of rank 0 counts.
+
+        Returns:
+            Rank 0's value.
+
+        Raises:
+            RanksError: another rank is at another place, or does not answer.
+            MeasurementError: it failed on another rank.
+            MemoryError: memory was missing on another rank.
+        """
+        if error is not None:
+            raise error
+        return value
+
+    def all_or_none(self, what: str, names: Iterable[str] = ()) -> AbstractContextManager[None]:
+        """What is done inside, such as reading ``names``, succeeds on every rank, or on none."""
+        return _nothing
+
+    def decide(self, what: str, value: int = 0) -> int:
+        """What rank 0 decides, if every rank still watches.
+
+        Raises:
+            RanksError: one does not.
+        """
+        return value
+
+    # ------------------------------------------------------------------ exchanged
+
+    def sum(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum over ranks, int64 of any shape; in place."""
+        return numbers
+
+    def highest(self, numbers: np.ndarray) -> np.ndarray:
+        """The largest over ranks, int64 of any shape; in place."""
+        return numbers
+
+    def union(self, bits: np.ndarray) -> np.ndarray:
+        """What is set on any rank, packed bits, uint8 [B]; in place."""
+        return bits
+
+    def gather(self, thing: T) -> list[T]:
+        """What each rank gives, by rank; plain data."""
+        return [thing]
+
+    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+        """What each rank has, uint8 of ``sizes[rank]`` bytes."""
+        return [own]
+
+    def of_first(self, thing: T) -> T:
+        """What rank 0 gives; plain data."""
+        return thing
+
+    def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
+        """What rank 0 gives is taken by all others."""
+
+    # ------------------------------------------------------------------ who watches
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around forwards: they may communicate only where every rank runs them."""
+        if not distributed.is_available() or not distributed.is_initialized():
+            return _nothing
+        if distributed.get_world_size() == 1:  # there is nobody to wait for
+            return _nothing
+        from sparsitywatch.ranks.forward import without_collectives
+
+        return without_collectives()
+
+    def leave(self, why: str) -> None:
+        """Say that this rank takes part in nothing any more; others see it before they wait."""
+
+    def why_another_watches(self) -> str:
+        """Why this process leaves the watch to rank 0; empty if it does not.
+
+        Before ``init_process_group`` the environment tells, as torchrun and Lightning set it.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            rank = distributed.get_rank()
+        else:
+            rank = _rank_by_environment()
+        return "rank 0 watches; replicas hold the same weights" if rank else ""
+
+    def why_different(self) -> str:
+        """Which rank holds another model than this one, as far as is known; empty if none."""
+        return ""
+
+
+ALONE: Final = Ranks()
+
+
+def _rank_by_environment() -> int:
+    """Not 0 for any process but the first; 0 also where the environment does not tell."""
+    if _number("WORLD_SIZE") <= 1:
+        return 0
+    if "RANK" in os.environ:
+        return _number("RANK")
+    return _number("LOCAL_RANK") or _number("NODE_RANK")
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0

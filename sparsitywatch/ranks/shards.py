@@ -1,0 +1,180 @@
+"""Weights on several ranks: who holds and who counts which part.
+
+A model on R ranks is held whole by each (DDP), in disjoint boxes (FSDP2, tensor parallel), or in
+boxes that some ranks hold alike (HSDP, tensor parallel within FSDP2). One rank counts each box:
+the lowest that holds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from sparsitywatch.errors import ScopeError
+from sparsitywatch.ranks.protocol import Ranks
+from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.sharded import FlatShard, is_sharded
+
+
+@dataclass(frozen=True)
+class ShardBox:
+    """A box of a tensor: of a shape in a ``whole`` one; with a 0 in its own shape it is empty."""
+
+    whole: tuple[int, ...]
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> ShardBox:
+        """What this rank holds of a tensor.
+
+        Raises:
+            ScopeError: ranks hold summands of it instead of parts.
+        """
+        whole = tuple(tensor.shape)
+        nowhere = (0,) * len(whole)
+        if hasattr(tensor, "flat_shard"):  # FSDP1
+            flat: FlatShard = tensor.flat_shard
+            return cls((tensor.numel(),), (flat.start,), (flat.num,))
+        if not is_sharded(tensor):
+            return cls(whole, nowhere, whole)
+        placements: Any = tensor.placements  # type: ignore[attr-defined]
+        if any(placement.is_partial() for placement in placements):
+            raise ScopeError(
+                f"Expected each rank to hold weights of {shown_name(name)!r}, got summands of them "
+                f"({', '.join(map(str, placements))}). Leave it out of `scope`."
+            )
+        from torch.distributed.tensor import _utils
+
+        shape, offset = _utils.compute_local_shape_and_global_offset(
+            tensor.shape,
+            tensor.device_mesh,  # type: ignore[attr-defined]
+            placements,
+        )
+        if len(shape) != len(whole) or math.prod(shape) == 0:  # also outside the mesh
+            return cls(whole, nowhere, nowhere)
+        return cls(whole, tuple(offset), tuple(shape))
+
+    @property
+    def num_weights(self) -> int:
+        """In the box."""
+        return math.prod(self.shape)
+
+    def locate(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of some weights lie in the box, and where in it.
+
+        Args:
+            where: positions in the flat tensor, int64 [N], rising.
+
+        Returns:
+            Indices into ``where``, int64 [M], and positions in the flat box, int64 [M].
+        """
+        row = math.prod(self.whole[1:])
+        if self.whole[1:] == self.shape[1:]:  # whole rows lie side by side
+            start = self.offset[0] * row if self.whole else 0
+            first, last = where.searchsorted([start, start + self.num_weights])
+            return np.arange(first, last), where[first:last] - start
+        places = np.unravel_index(where, self.whole)
+        axes = list(zip(places, self.offset, self.shape, strict=True))
+        inside = np.logical_and.reduce([(p >= o) & (p < o + s) for p, o, s in axes])
+        own = [p[inside] - o for p, o, _ in axes]
+        local = np.ravel_multi_index(own, self.shape) if inside.any() else np.empty(0, np.int64)
+        return np.flatnonzero(inside), local
+
+
+class Shards:
+    """Which rank holds, and which counts, what of each tensor; the same all along.
+
+    Args:
+        boxes: of each rank, by name, in the order of the model.
+        rank: this one.
+
+    Raises:
+        ScopeError: the ranks together do not hold all of a tensor.
+    """
+
+    def __init__(self, boxes: Sequence[Mapping[str, ShardBox]], rank: int) -> None:
+        self.rank, self.size = rank, len(boxes)
+        self.held = boxes[rank]
+        #: Each distinct box, by name: the ranks that hold it, of which the first counts it.
+        self.holders: dict[tuple[str, ShardBox], list[int]] = {}
+        for holder, of_rank in enumerate(boxes):
+            for name, box in of_rank.items():
+                if box.num_weights:
+                    self.holders.setdefault((name, box), []).append(holder)
+        self.is_whole = all(box.shape == box.whole for of_rank in boxes for box in of_rank.values())
+        self.has_replicas = any(len(ranks) > 1 for ranks in self.holders.values())
+        #: The boxes of each tensor, and the rank that counts each.
+        self.counted: dict[str, list[tuple[ShardBox, int]]] = {name: [] for name in self.held}
+        for (name, box), ranks in self.holders.items():
+            self.counted[name].append((box, ranks[0]))
+        self.owned = frozenset(
+            name for name, counted in self.counted.items() if any(r == rank for _, r in counted)
+        )
+        for name, counted in self.counted.items():
+            _check_all_there(name, self.held[name].whole, [box for box, _ in counted])
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> Shards:
+        """As the ranks' parameters say.
+
+        Raises:
+            ScopeError: a rank watches other tensors, or they do not hold all of one.
+        """
+        with ranks.all_or_none("which parts of the weights a rank holds"):
+            own = {name: ShardBox.of(name, tensor) for name, tensor in parameters.items()}
+        return cls(ranks.gather(own), ranks.rank)
+
+    def check(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a model that was sharded in another way since the attach.
+
+        Raises:
+            ScopeError: with the first tensor that is.
+        """
+        for name, held in self.held.items():
+            box = ShardBox.of(name, parameters[name])
+            if box != held:
+                raise ScopeError(
+                    f"Expected this rank to hold {held.shape} of {shown_name(name)!r} "
+                    f"from {held.offset} on as at attach, got {box.shape} from "
+                    f"{box.offset} on. Attach a new watch after sharding the model."
+                )
+
+
+#: Of a model that each process holds all of, and that nobody else reads.
+EVERYTHING: Final = Shards([{}], 0)
+
+
+def _check_all_there(name: str, whole: tuple[int, ...], boxes: Sequence[ShardBox]) -> None:
+    """Refuse distinct boxes that do not make up a tensor."""
+    num_weights, counted = math.prod(whole), sum(box.num_weights for box in boxes)
+    if counted != num_weights or (num_weights and not _fill(whole, boxes)):
+        overlap = " in parts that overlap" if counted == num_weights else ""
+        raise ScopeError(
+            f"Expected the ranks to hold the {num_weights:,} weights of {shown_name(name)!r} "
+            f"between them, got {counted:,}{overlap}. If each rank "
+            "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
+            "instead: `sparsitywatch replay <folder> --follow`."
+        )
+
+
+def _fill(whole: tuple[int, ...], boxes: Sequence[ShardBox]) -> bool:
+    """Whether distinct boxes that are not empty hold each weight of a tensor once.
+
+    Where two of them meet, a corner of one is a corner of the other, of the other sign; what is
+    left over has to be the corners of the whole.
+    """
+    corners: Counter[tuple[int, ...]] = Counter()
+    signed = [(1, box.offset, box.shape) for box in boxes]
+    for sign, offset, shape in (*signed, (-1, (0,) * len(whole), whole)):
+        for ends in itertools.product((0, 1), repeat=len(whole)):
+            corner = tuple(o + s * end for o, s, end in zip(offset, shape, ends, strict=True))
+            corners[corner] += sign * (-1) ** sum(ends)
+    return not any(corners.values())
