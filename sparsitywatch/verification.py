@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import ConfigurationError, MeasurementError, expect
+from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, expect_whole
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
@@ -28,22 +28,10 @@ from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import clean_name
 
-__all__ = [
-    "STATE",
-    "Difference",
-    "Leaf",
-    "Trace",
-    "Training",
-    "Verification",
-    "compare",
-    "detail",
-    "leaf",
-    "nested",
-    "trace",
-    "verify",
-]
+__all__ = ["Difference", "Trace", "Training", "Verification", "verify"]
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
+_MAX_LINES = 20  # differences that a text names
 
 
 class Leaf(NamedTuple):
@@ -54,58 +42,45 @@ class Leaf(NamedTuple):
     itemsize: int = 0
 
 
-def nested(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
-    """The leaves of dicts, lists and tuples in each other."""
-    items: Any = None
-    if isinstance(value, Mapping):
-        items = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    if items is None:
-        yield name, leaf(value)
-    elif not value:
-        yield name, Leaf(f"empty {type(value).__name__}")
-    else:
-        for key, item in items:
-            yield from nested(f"{name} {key}", item)
+def leaves(name: str, value: Any) -> Iterator[tuple[str, Leaf]]:
+    """What is in dicts, lists and tuples in each other, by name.
 
-
-def leaf(value: Any) -> Leaf:
-    """Bits, not values: NaN equals the same NaN, 0.0 is not -0.0.
-
-    Of an object that is none of torch, numpy or plain python only the type counts.
+    Bits, not values: NaN equals the same NaN, 0.0 is not -0.0. Of an object that is none of torch,
+    numpy or plain python only the type counts.
     """
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (list, tuple)) and value:
+        value = dict(enumerate(value))
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from leaves(f"{name} {key}" if name else str(key), item)
+    elif isinstance(value, (Mapping, list, tuple)):
+        yield name, Leaf(f"empty {type(value).__name__}")
+    elif isinstance(value, torch.Tensor):
         value = value.detach()
         value = value.to_local() if hasattr(value, "to_local") else value  # a DTensor's shard
         value = value if value.layout is torch.strided else value.to_dense()
         value = value.resolve_conj().resolve_neg().cpu().contiguous()
         text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        return Leaf(
-            text, value.reshape(-1).view(torch.uint8).numpy().tobytes(), value.element_size()
-        )
-    if isinstance(value, (np.ndarray, np.generic)):
-        return Leaf(f"{value.dtype} {list(value.shape)}", value.tobytes(), value.itemsize)
-    return Leaf(repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__)
+        data = value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield name, Leaf(text, data, value.element_size())
+    elif isinstance(value, (np.ndarray, np.generic)):
+        yield name, Leaf(f"{value.dtype} {list(value.shape)}", value.tobytes(), value.itemsize)
+    else:
+        yield name, Leaf(repr(value) if isinstance(value, _PLAIN) else type(value).__qualname__)
 
 
 def detail(expected: Leaf | None, got: Leaf | None) -> str:
     """How two leaves of one name differ; None where there is no such leaf."""
     if expected == got:
         return "equal at the end"
-    if expected is None or got is None:
-        texts = ["nothing" if side is None else side.text for side in (expected, got)]
-        return f"expected {texts[0]}, got {texts[1]}"
-    if expected.itemsize and expected.text == got.text:  # dtype and shape are the same
-        one, other = (
-            np.frombuffer(side.data, np.uint8).reshape(-1, side.itemsize)
-            for side in (expected, got)
-        )
-        differs = (one != other).any(axis=1)
+    if expected and got and expected.itemsize and expected.text == got.text:
+        one, other = (np.frombuffer(side.data, f"V{side.itemsize}") for side in (expected, got))
+        differs = one != other
         return f"{differs.sum()} of {differs.size} elements differ"
-    if len(expected.text) + len(got.text) < 80:
-        return f"expected {expected.text}, got {got.text}"
-    odd = sorted(set(expected.text.split()) ^ set(got.text.split()))
+    texts = [side.text if side else "nothing" for side in (expected, got)]
+    if not (expected and got) or sum(map(len, texts)) < 80:
+        return f"expected {texts[0]}, got {texts[1]}"
+    odd = sorted(set(texts[0].split()) ^ set(texts[1].split()))
     return f"only in one of the two: {' '.join(odd)}" if odd else "in another order"
 
 
@@ -115,15 +90,7 @@ STATE = "state"
 
 @dataclass(frozen=True)
 class Training:
-    """A training that has been built and not begun.
-
-    Args:
-        model: in whatever wrappers.
-        optimizer: None if none can be seen; then ``watcher.step()`` is called after each step.
-        step: does one whole step of the training, the optimizer's included. What it returns
-            (a loss, say) is compared like the rest.
-        others: by name what else has a ``state_dict()``: a scaler, a scheduler, a sampler.
-    """
+    """A training that has been built and not begun, as ``verify`` describes it."""
 
     model: nn.Module
     optimizer: Any
@@ -132,11 +99,7 @@ class Training:
 
     @classmethod
     def of(cls, made: object) -> Training:
-        """What ``make_training()`` returned: (model, optimizer, step) or one more, others.
-
-        Raises:
-            ConfigurationError: it is something else; says which part and what it is.
-        """
+        """What ``make_training()`` returned; a ConfigurationError says which part it cannot be."""
         if isinstance(made, cls):
             return made
         if not isinstance(made, tuple) or len(made) not in (3, 4):
@@ -145,43 +108,36 @@ class Training:
                 "Expected `make_training()` to return (model, optimizer, step) or (model, "
                 f"optimizer, step, others), got {came}."
             )
-        training = cls(*made)
-        for part, is_right, expected in (
-            ("model", isinstance(training.model, nn.Module), "a torch.nn.Module"),
-            ("optimizer", _has_state(training.optimizer, or_none=True), "an optimizer or None"),
-            ("step", callable(training.step), "a function without arguments"),
-            ("others", isinstance(training.others, Mapping), "a dict by name"),
-        ):
-            if not is_right:
-                raise ConfigurationError(
-                    f"Expected `{part}` from `make_training()` to be {expected}, "
-                    f"got {type(getattr(training, part)).__name__}."
-                )
-        for name, other in training.others.items():
-            if not _has_state(other):
-                raise ConfigurationError(
-                    f"Expected others[{name!r}] from `make_training()` to have a state_dict(), "
-                    f"got {type(other).__name__}."
-                )
-        return training
+        model, optimizer, step, others = (*made, {})[:4]
+        has_state = optimizer is None or _has_state(optimizer)
+        _expect_part(isinstance(model, nn.Module), "`model`", "be a torch.nn.Module", model)
+        _expect_part(has_state, "`optimizer`", "be an optimizer or None", optimizer)
+        _expect_part(callable(step), "`step`", "be a function without arguments", step)
+        _expect_part(isinstance(others, Mapping), "`others`", "be a dict by name", others)
+        for name, other in others.items():
+            _expect_part(_has_state(other), f"others[{name!r}]", "have a state_dict()", other)
+        return cls(*made)
 
 
-def _has_state(thing: object, *, or_none: bool = False) -> bool:
-    return callable(getattr(thing, "state_dict", None)) or (or_none and thing is None)
+def _has_state(thing: Any) -> bool:
+    return callable(getattr(thing, "state_dict", None))
+
+
+def _expect_part(is_right: bool, part: str, what: str, came: object) -> None:
+    if not is_right:
+        raise ConfigurationError(
+            f"Expected {part} from `make_training()` to {what}, got {type(came).__name__}."
+        )
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a training was, bit by bit.
+    """What a training was, bit by bit, by name."""
 
-    Args:
-        digests: by name a hash of everything, before the first step and after each; the
-            last ones are taken after the watch, if any, was closed.
-        last: everything itself, at the end.
-        seed: what the generators were seeded with.
-    """
-
+    #: A hash of everything, before the first step and after each; the last ones are taken after
+    #: the watch, if any, was closed.
     digests: tuple[Mapping[str, int], ...] = field(repr=False)
+    #: Everything itself, at the end.
     last: Mapping[str, Leaf] = field(repr=False)
     seed: int = 0
 
@@ -219,19 +175,9 @@ def trace(
     seed: int = 0,
     attach: Callable[[Training], AbstractContextManager[Any]] | None = None,
 ) -> Trace:
-    """Train from the seed on and keep what the training was after each step.
+    """Train from the seed on, watched by what ``attach`` opens, and keep what it was by step.
 
-    The generators of torch (all devices), numpy and python are seeded before and put back
-    afterwards, also after an exception.
-
-    Args:
-        make_training: builds everything from scratch, see ``Training``.
-        steps: how often to call the training's ``step``.
-        seed: for all generators.
-        attach: puts what is to be tested on the training while it runs.
-
-    Raises:
-        ConfigurationError: ``make_training`` returned something else than a training.
+    The generators of torch (all devices), numpy and python are put back afterwards.
     """
     with preserve_rng():
         torch.manual_seed(seed)
@@ -241,16 +187,15 @@ def trace(
         with contextlib.ExitStack() as stack:
             watcher = None if attach is None else stack.enter_context(attach(training))
             returned = None
-            digests = [_digests(training, returned)]
+            digests = [_digests(_leaves(training, returned))]
             for step in range(1, steps + 1):
                 returned = training.step()
                 if training.optimizer is None and watcher is not None:
                     watcher.step()
                 if step < steps:
-                    digests.append(_digests(training, returned))
-        last = dict(_leaves(training, returned))
-        digests.append({name: hash(bits) for name, bits in last.items()})
-    return Trace(tuple(digests), last, seed)
+                    digests.append(_digests(_leaves(training, returned)))
+        last = _leaves(training, returned)
+    return Trace((*digests, _digests(last)), last, seed)
 
 
 def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
@@ -269,37 +214,40 @@ def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
     )
 
 
-def _digests(training: Training, returned: Any) -> dict[str, int]:
-    return {name: hash(bits) for name, bits in _leaves(training, returned)}
+def _digests(named: Mapping[str, Leaf]) -> dict[str, int]:
+    return {name: hash(bits) for name, bits in named.items()}
 
 
-def _leaves(training: Training, returned: Any) -> Iterator[tuple[str, Leaf]]:
+def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
     """Everything that a watch could disturb, by name."""
-    model, optimizer = training.model, training.optimizer
-    names = _names(model, optimizer)
-    for name, parameter in names.items():
-        yield f"parameter {name}", leaf(parameter)
-        yield f"gradient {name}", leaf(parameter.grad)
-        yield f"requires_grad {name}", leaf(parameter.requires_grad)
-    for raw, buffer in model.named_buffers():
-        yield f"buffer {clean_name(raw)}", leaf(buffer)
-    for name, module in model.named_modules():
-        name = name or "of the model"
-        yield f"train/eval flag {name}", leaf(module.training)
-        yield f"attributes {name}", Leaf(" ".join(sorted(vars(module))))
+    model = training.model
+    names = _names(model, training.optimizer)
+    modules = {name or "of the model": module for name, module in model.named_modules()}
     state = model.state_dict()
-    yield "state_dict keys", Leaf(" ".join(state))
-    extra = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
-    yield from nested("state_dict", extra)
-    if optimizer is not None:
-        yield from nested("optimizer", _by_parameter(optimizer, names))
-    for name, other in training.others.items():
-        yield from nested(name, other.state_dict())
-    yield from nested("returned by step()", returned)
-    for name, value in plain_state(model):
-        yield from nested(f"{STATE} {name}", value)
-    yield "grad mode", leaf(torch.is_grad_enabled())
-    yield from _generators()
+    _, numpy_words, *numpy_place = np.random.get_state()  # noqa: NPY002 what user code draws from
+    _, python_words, python_gauss = random.getstate()
+    everything = {
+        "parameter": names,
+        "gradient": {name: parameter.grad for name, parameter in names.items()},
+        "requires_grad": {name: parameter.requires_grad for name, parameter in names.items()},
+        "buffer": {clean_name(name): buffer for name, buffer in model.named_buffers()},
+        "train/eval flag": {name: module.training for name, module in modules.items()},
+        "attributes": {name: " ".join(sorted(vars(one))) for name, one in modules.items()},
+        "state_dict keys": " ".join(state),
+        "state_dict": {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)},
+        "optimizer": _by_parameter(training.optimizer, names),
+        **{name: other.state_dict() for name, other in training.others.items()},
+        "returned by step()": returned,
+        STATE: dict(plain_state(model)),
+        "grad mode": torch.is_grad_enabled(),
+        "torch generator": torch.get_rng_state(),
+        "CUDA generator": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None,
+        "numpy generator": numpy_words,
+        "numpy generator's position": repr(numpy_place),
+        "python generator": np.array(python_words),
+        "python generator's next gauss": python_gauss,
+    }
+    return dict(leaves("", everything))
 
 
 def _names(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
@@ -314,34 +262,20 @@ def _names(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
 
 def _of_optimizer(optimizer: Any) -> list[torch.Tensor]:
     """The optimizer's parameters in the order of the numbers in its state dict."""
-    groups = getattr(optimizer, "param_groups", [])
+    groups = getattr(optimizer, "param_groups", [])  # None has none
     return [parameter for group in groups for parameter in group["params"]]
 
 
 def _by_parameter(optimizer: Any, names: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The optimizer's state dict with names of parameters where it has their numbers."""
+    if optimizer is None:
+        return {}
     name_of = {id(parameter): name for name, parameter in names.items()}
     name_of_number = dict(enumerate(name_of[id(p)] for p in _of_optimizer(optimizer)))
     state = dict(optimizer.state_dict())
     if isinstance(state.get("state"), Mapping):
         state["state"] = {name_of_number.get(key, key): v for key, v in state["state"].items()}
     return state
-
-
-def _generators() -> Iterator[tuple[str, Leaf]]:
-    yield "torch generator", leaf(torch.get_rng_state())
-    if torch.cuda.is_available():
-        for index, state in enumerate(torch.cuda.get_rng_state_all()):
-            yield f"CUDA generator {index}", leaf(state)
-    _, words, *position = np.random.get_state()  # noqa: NPY002
-    yield "numpy generator", leaf(words)
-    yield "numpy generator's position", Leaf(repr(position))
-    _, state, gauss = random.getstate()
-    yield "python generator", leaf(np.array(state))
-    yield "python generator's next gauss", leaf(gauss)
-
-
-_MAX_LINES = 20  # differences that a text names
 
 
 @dataclass(frozen=True)
@@ -468,23 +402,21 @@ def verify(
     """
     _check(make_training, steps, seed, baseline, watch_arguments)
     if baseline is None:
-        first = trace(make_training, steps, seed)
         plain = trace(make_training, steps, seed)
-        unstable = compare(first, plain)
+        odd = compare(plain, trace(make_training, steps, seed))
+        # a time or a count of runs that an object remembers says nothing about the watch
+        by_itself = frozenset(d.name for d in odd if d.name.startswith(f"{STATE} "))
+        unstable = tuple(d for d in odd if d.name not in by_itself)
     else:
-        plain, unstable = baseline.baseline, baseline.unstable
-    # a time or a count of runs that an object remembers says nothing about the watch
-    by_itself = {d.name for d in unstable if d.name.startswith(f"{STATE} ")}
-    by_itself |= set() if baseline is None else baseline.by_itself
-    unstable = tuple(d for d in unstable if d.name not in by_itself)
+        plain = baseline.baseline
+        unstable = baseline.unstable
+        by_itself = baseline.by_itself
     watchers: list[Watcher] = []
 
-    @contextlib.contextmanager
-    def attach(training: Training) -> Iterator[Watcher]:
+    def attach(training: Training) -> Watcher:
         arguments = {"logdir": None, "max_overhead": None, **watch_arguments}
-        with watch(training.model, training.optimizer, every=every, **arguments) as watcher:
-            watchers.append(watcher)
-            yield watcher
+        watchers.append(watch(training.model, training.optimizer, every=every, **arguments))
+        return watchers[-1]
 
     watched = trace(make_training, steps, seed, attach)
     (watcher,) = watchers
@@ -496,26 +428,19 @@ def verify(
             f"`steps` (now {steps})."
         )
     differences = tuple(d for d in compare(plain, watched) if d.name not in by_itself)
-    return Verification(differences, unstable, tuple(watcher.records), plain, frozenset(by_itself))
+    return Verification(differences, unstable, tuple(watcher.records), plain, by_itself)
 
 
 def _check(
-    make_training: object,
-    steps: object,
-    seed: object,
-    baseline: Verification | None,
-    watch_arguments: dict[str, Any],
+    make_training: object, steps: int, seed: int, baseline: object, watch_arguments: dict[str, Any]
 ) -> None:
     """Refuse what could not be used before anything is trained."""
-    if not callable(make_training):
-        raise ConfigurationError(
-            "Expected `make_training` to be a function that builds a training, "
-            f"got {type(make_training).__name__}."
-        )
-    for name, number, lowest in (("steps", steps, 1), ("seed", seed, 0)):
-        is_whole = isinstance(number, int) and not isinstance(number, bool)
-        is_good = is_whole and lowest <= number < 2**32  # type: ignore[operator]
-        expect(is_good, name, f"a whole number of at least {lowest}", number)
+    expect(
+        callable(make_training), "make_training", "a function that builds a training", make_training
+    )
+    expect_whole("steps", steps, 1)
+    expect_whole("seed", seed, 0)
+    expect(seed < 2**32, "seed", "below 2**32", seed)
     known = {*inspect.signature(watch).parameters, *Settings.names()}
     known -= {"model", "optimizer", "fields"}
     unknown = sorted(set(watch_arguments) - known)

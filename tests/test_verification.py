@@ -197,10 +197,10 @@ def test_parameters_that_only_the_optimizer_knows_are_compared() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"make_training": 3}, "`make_training` to be a function that builds a training, got int"),
-        ({"steps": 0}, "`steps` to be a whole number of at least 1, got 0"),
-        ({"steps": 2.0}, "`steps` to be a whole number of at least 1, got 2.0"),
-        ({"seed": -1}, "`seed` to be a whole number of at least 0, got -1"),
+        ({"make_training": 3}, "`make_training` to be a function that builds a training, got 3"),
+        ({"steps": 0}, "`steps` to be a whole number >= 1, got 0"),
+        ({"steps": 2.0}, "`steps` to be a whole number >= 1, got 2.0"),
+        ({"seed": -1}, "`seed` to be a whole number >= 0, got -1"),
         ({"evry": 3}, "arguments of sw.watch beside model and optimizer, got `evry`"),
         ({"model": nn.Linear(2, 2)}, "beside model and optimizer, got `model`"),
         ({"baseline": 3}, "`baseline` to be what verify returned, got int"),
