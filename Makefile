@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 # one process of tests a core; a range of tests goes to each, and who is done takes from the other
 TESTS  := --numprocesses=logical --maxprocesses=8 --dist=worksteal
 # in this order; those that are there
@@ -91,9 +92,9 @@ define install
 		rm -rf $(VENV); mkdir -p $(VENV); touch $(VENV)/.unfinished; \
 		$(PYTHON) -m venv $(VENV); \
 	fi; \
-	echo "Installing sparsitywatch[$(1)] into $(VENV); the first time takes some minutes"; \
+	echo "Installing sparsitywatch for $(1) into $(VENV); the first time takes some minutes"; \
 	touch $(VENV)/.unfinished; status=0; \
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[$(1)]' || status=$$?; \
+	{ $(PIP) 'pip>=25.1' && $(PIP) --group $(1) -e .; } || status=$$?; \
 	[ $$status -ge 128 ] || rm -f $(VENV)/.unfinished; \
 	exit $$status
 endef

@@ -63,7 +63,7 @@ def _needed(name: str) -> Any:
         package = name.split(".")[0]
         raise ModuleNotFoundError(
             f"Expected the module {package!r}, which this comparison is with, found none. "
-            "Install it: pip install -e '.[bench]'"
+            "Install it: pip install --group bench"
         ) from error
 
 

@@ -71,7 +71,7 @@ def stored(material: Path) -> tuple[nn.Module, Callable[[str], list[int]]]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files[0].parent, **where)
     except ImportError as error:
-        raise SystemExit(f"{error}\nThe extra has it: pip install 'sparsitywatch[paper]'") from None
+        raise SystemExit(f"{error}\nInstall it: pip install --group paper") from None
     model: nn.Module = AutoModelForCausalLM.from_pretrained(
         files[0].parent, dtype=torch.float32, **where
     )

@@ -17,7 +17,7 @@ It cannot show what large models do: there are 898 pictures to train on, and the
 has seen the labels of *digit* before. MAE stands in for DINO: another kind of self-supervision.
 
 A run that was killed goes on when the same command is given again. It needs scikit-learn:
-pip install 'sparsitywatch[paper]'.
+pip install --group paper.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Pictures:
         except ImportError as error:
             raise SystemExit(
                 "Expected scikit-learn, whose digits this runs on, found none. Install it: "
-                "pip install 'sparsitywatch[paper]'."
+                "pip install --group paper."
             ) from error
         found = load_digits()
         pictures = torch.from_numpy(found.images).float() / 8 - 1

@@ -24,6 +24,7 @@ from sparsitywatch.cli.options import (
 )
 from sparsitywatch.cli.summary import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.progress import Progress
 from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.shown import shown_name, shown_url
 
@@ -170,20 +171,13 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 class TextReporter:
-    """For people: a bar on a terminal, and a line for what matters."""
+    """For people: progress on a terminal, and a line for what matters."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm
-
-        # None: drawn on a terminal, nowhere else; not before there is something to count
-        self._bar = tqdm(
-            unit=" checkpoints", disable=None, delay=0.1, leave=False, smoothing=0.0,
-            dynamic_ncols=True,
-        )  # fmt: skip
-        self._is_counting = False
+        self._progress = Progress("checkpoints")
 
     def record(self, record: Record) -> None:
-        """Nothing: the bar shows that it is done."""
+        """Nothing: progress shows that it is done."""
 
     def event(self, event: Event) -> None:
         self._print(event.describe(), sys.stdout)
@@ -192,11 +186,7 @@ class TextReporter:
         self._print(shown_name(failure.reason), sys.stderr)
 
     def progress(self, done: int, total: int) -> None:
-        if not self._is_counting:  # the rate is that of the checkpoints of this call
-            self._bar.initial = self._bar.n = done - 1
-            self._is_counting = True
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        self._progress.show(done, total)
 
     def waiting(self, reason: str) -> None:
         self._print(shown_name(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
@@ -205,7 +195,7 @@ class TextReporter:
         self._print("Interrupted; the same command goes on from here.", sys.stderr)
 
     def close(self) -> None:
-        self._bar.close()
+        self._progress.clear()
 
     def end(self, replayed: Replayed) -> None:
         for one in replayed.left_out:
@@ -224,9 +214,9 @@ class TextReporter:
             print(f"  tensorboard --logdir {logdir}\n  sparsitywatch summary {logdir}")
 
     def _print(self, text: str, stream: TextIO) -> None:
-        """A line of its own, above the bar."""
-        with self._bar.external_write_mode(file=stream):
-            print(text, file=stream, flush=True)
+        """A line of its own, in the place of that of progress."""
+        self._progress.clear()
+        print(text, file=stream, flush=True)
 
 
 class JsonReporter:

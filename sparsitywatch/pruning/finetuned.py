@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from tqdm import tqdm
 
 from sparsitywatch.errors import (
     ConfigurationError,
@@ -29,6 +28,7 @@ from sparsitywatch.errors import (
     expect_whole,
     listed,
 )
+from sparsitywatch.progress import Progress
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
@@ -135,17 +135,22 @@ def finetuned_curve(
     at = sorted({0.0, *map(float, levels)})
     experiment = _experiment(chosen, scope, at, seeds, settings)
     runs = _Runs(None if log is None else Path(log), experiment)
+    wanted = [(seed, level) for seed in seeds for level in at]
+    progress = Progress("trainings")
     with preserve_rng():
-        for seed, level in tqdm([(s, x) for s in seeds for x in at], disable=None, unit="run"):
-            if (seed, level) not in runs.found:
-                _seed(seed)
-                model = make_model()
-                sparsity, masks = _pruned(unwrap_model(model), chosen, level, scope, seed, proxy)
-                _seed(seed)
-                with _held(unwrap_model(model), masks):
-                    train(model)
-                _check_held(unwrap_model(model), masks)
-                runs.add(seed, level, sparsity, float(evaluate(model)))
+        for done, (seed, level) in enumerate(wanted, start=1):
+            if (seed, level) in runs.found:
+                continue
+            _seed(seed)
+            model = make_model()
+            sparsity, masks = _pruned(unwrap_model(model), chosen, level, scope, seed, proxy)
+            _seed(seed)
+            with _held(unwrap_model(model), masks):
+                train(model)
+            _check_held(unwrap_model(model), masks)
+            runs.add(seed, level, sparsity, float(evaluate(model)))
+            progress.show(done, len(wanted))
+    progress.clear()
     return _curve(runs.found, seeds, at, higher_is_better=higher_is_better)
 
 

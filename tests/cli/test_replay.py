@@ -55,7 +55,7 @@ def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         f"  tensorboard --logdir {logdir}",
         f"  sparsitywatch summary {logdir}",
     ]
-    assert output.err == ""  # no bar where nobody looks
+    assert output.err == ""  # no progress where nobody looks
     assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
     capsys.readouterr()
     assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
@@ -292,7 +292,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_is_shown_a_bar_and_whole_lines_above_it(
+def test_a_terminal_is_shown_progress_and_whole_lines_beside_it(
     run: Path, tmp_path: Path, monkeypatch
 ) -> None:
     screen = Terminal()
@@ -303,9 +303,9 @@ def test_a_terminal_is_shown_a_bar_and_whole_lines_above_it(
     arguments = ["replay", str(folder), "--logdir", str(tmp_path)]
     assert main(arguments) == 2
     drawn = [piece for line in screen.getvalue().split("\n") for piece in line.split("\r")]
-    bars = [piece for piece in drawn if "checkpoints/s" in piece]
-    assert bars
-    assert all(f"/{NUM + 1} [" in bar for bar in bars)
+    shown = [piece for piece in drawn if piece.endswith(" to go")]
+    assert [int(piece.partition(" of ")[0]) for piece in shown] == list(range(1, NUM + 2))
+    assert all(f" of {NUM + 1} checkpoints, 0:" in piece for piece in shown)
     (event,) = read_events(tmp_path / "sparsitywatch")
     for line in (event.describe(), "25 checkpoints measured, 1 event, 1 could not be read."):
         assert f"\r{line}\n" in screen.getvalue() or f"\n{line}\n" in screen.getvalue()

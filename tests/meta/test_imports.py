@@ -19,15 +19,20 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIG["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+GROUPS = CONFIG["dependency-groups"]
 DISTRIBUTIONS = importlib.metadata.packages_distributions()
 
 
-def names_of(requirements: Iterable[str]) -> set[str]:
-    """Names of distributions, without versions and markers; extras of our own followed."""
+def names_of(requirements: Iterable[str | dict[str, str]]) -> set[str]:
+    """Names of distributions, without versions and markers; extras and groups followed."""
     names = set()
     for requirement in requirements:
+        if isinstance(requirement, dict):
+            names |= names_of(GROUPS[requirement["include-group"]])
+            continue
         own = re.match(r"sparsitywatch\[(.*)\]", requirement)
         if own:
             names |= names_of(r for extra in own[1].split(",") for r in EXTRAS[extra.strip()])
@@ -72,27 +77,26 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"),
+    ("folder", "also"),
     [
-        ("sparsitywatch", ["fast", "hub", "pandas"]),
-        ("integrations", ["huggingface"]),
-        ("examples", ["paper"]),
-        ("benchmarks", ["dev"]),
-        ("tests", ["dev"]),
+        ("sparsitywatch", ["sparsitywatch[fast,hub,pandas]"]),
+        ("integrations", ["sparsitywatch[huggingface]"]),
+        ("examples", GROUPS["paper"]),
+        ("benchmarks", GROUPS["dev"]),
+        ("tests", GROUPS["dev"]),
     ],
 )
-def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
+def test_what_is_imported_is_declared(folder: str, also: list[str | dict[str, str]]) -> None:
     assert files_in(folder)
-    declared = [*PROJECT["dependencies"], *(r for extra in extras for r in EXTRAS[extra])]
-    assert imported(folder) <= names_of(declared)
+    assert imported(folder) <= names_of([*PROJECT["dependencies"], *also])
 
 
 def test_what_is_declared_is_imported() -> None:
     assert names_of(PROJECT["dependencies"]) <= imported("sparsitywatch")
-    assert names_of(EXTRAS["fast"]) <= imported("sparsitywatch")
+    assert names_of(["sparsitywatch[fast]"]) <= imported("sparsitywatch")
     # the Trainer of transformers cannot run without accelerate
     assert names_of(EXTRAS["huggingface"]) - {"accelerate"} <= imported("integrations")
-    assert names_of(EXTRAS["demo"]) <= imported("examples")
+    assert names_of(GROUPS["demo"]) <= imported("examples")
 
 
 def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
