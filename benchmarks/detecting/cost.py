@@ -14,6 +14,7 @@ import sparsitywatch as sw
 from detecting import jumps
 from detecting.ours import online, ours
 from detecting.series import DESIGN_SEEDS
+from sparsitywatch.pipeline.parts import Examiner
 
 __all__ = ["Cost", "cost"]
 
@@ -57,7 +58,7 @@ def cost(num_layers: int = 12, repeats: int = 101) -> Cost:
         "max_overhead": None,
         "background": False,
     }
-    with mock.patch("sparsitywatch.live.watch._vital", return_value=None):
+    with mock.patch("sparsitywatch.live.watch.VitalTracker", return_value=Examiner()):
         bare = sw.watch(model, None, detectors={}, **options)
     spent: dict[str, list[float]] = {"bare": [], "whole": []}
     with bare, sw.watch(model, None, **options) as whole:

@@ -1,6 +1,6 @@
 """What is known of an event: where it lies, what moved, whether decay explains it, what follows.
 
-``explained`` adds what the records around a detection say. ``EventTracker`` follows the events of a
+``annotated`` adds what the records around a detection say. ``EventTracker`` follows the events of a
 run from snapshot to snapshot: several series that see one thing are one event, and a series that
 comes back is no second one.
 """
@@ -23,8 +23,8 @@ __all__ = [
     "Changes",
     "EventTracker",
     "accountable_layers",
+    "annotated",
     "disagreement",
-    "explained",
     "explained_by_decay",
     "what_moved",
 ]
@@ -32,7 +32,7 @@ __all__ = [
 _logger = logging.getLogger("sparsitywatch")
 
 
-def explained(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
+def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
     """The event with its trend, its layers, what moved, and whether decay explains it.
 
     Args:

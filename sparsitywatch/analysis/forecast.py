@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sparsitywatch.records import DecayProjection, Forecast, Record
 
-__all__ = ["crossing", "foreseen", "growth_of", "near_zero_ahead", "running_floor"]
+__all__ = ["crossing", "growth_of", "near_zero_ahead", "running_floor", "with_forecast"]
 
 #: Growth of the dormant weights is taken from this much of the decay clock, or three snapshots.
 WINDOW = 0.6
@@ -37,7 +37,7 @@ _FLOOR_SNAPSHOTS = 5
 Array = npt.NDArray[np.float64]
 
 
-def foreseen(record: Record, earlier: Sequence[Record]) -> Record:
+def with_forecast(record: Record, earlier: Sequence[Record]) -> Record:
     """The record with its forecast, if its motion, its clock and the ``earlier`` ones allow one."""
     dormant, rule = record.dormant, next(iter(record.near_zero), "")
     if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):

@@ -14,13 +14,14 @@ import torch
 from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import Context, failed_record, measure_snapshot
+from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
-from sparsitywatch.records import Detail, Event, Record
+from sparsitywatch.records import Detail, Event, Record, Vital
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
-from sparsitywatch.weights.vital import Signs
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 __all__ = ["Background", "FinishedSnapshot", "SnapshotTaker"]
 
@@ -162,7 +163,7 @@ class SnapshotTaker:
                 the weights into is then touched here, where it is nobody's time.
         """
         snapshot, reading, every = self._read(step)
-        self._signs(step, every)()
+        self._examined(step, every)(None)
         motion = self.context.motion
         if motion is not None and reading.clock is not None:
             sample = self.context.reader.sample(motion.sampler, snapshot)
@@ -231,32 +232,30 @@ class SnapshotTaker:
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(parameters), every
 
-    def _signs(self, step: int, every: Mapping[str, torch.Tensor]) -> Callable[[], Signs | None]:
+    def _examined(self, step: int, every: Mapping[str, torch.Tensor]) -> Examined:
         """What says what became of every parameter, in any thread, once.
 
         Read is here what the next step may change. What fails is told, and the rest is measured.
         """
 
-        def failed(error: Exception) -> Signs:
+        def failed(error: Exception) -> Examined:
             reraise_foreign(error, strict=self.context.strict)
             _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
-            self._trace.forget_signs()
-            return Signs(reason=shown_error(error))
+            return self.context.examiner.failed(shown_error(error))
 
         try:
             with torch.no_grad():
-                read = None if self.context.vital is None else self._trace.signs(step, every)
+                finish = self._trace.examine(step, every)
         except Exception as error:  # noqa: BLE001 sorted by failed
-            signs = failed(error)
-            return lambda: signs
+            return failed(error)
 
-        def said() -> Signs | None:
+        def examined(spectrum: MagnitudeSpectrum | None) -> Vital | None:
             try:
-                return None if read is None else read()
+                return finish(spectrum)
             except Exception as error:  # noqa: BLE001 sorted by failed
-                return failed(error)
+                return failed(error)(spectrum)
 
-        return said
+        return examined
 
     def _measured(self, step: int, context: Context) -> tuple[Record, Detail]:
         """What a snapshot says, the model at hand."""
@@ -268,7 +267,7 @@ class SnapshotTaker:
                     model=self._model,
                     previous=self._pipeline.last_curve,
                     optimizer=reading,
-                    signs=self._signs(step, every)(),
+                    examined=self._examined(step, every),
                 )
                 measured = measure_snapshot(snapshot, context)
                 return measured.record, measured.detail
@@ -281,18 +280,24 @@ class SnapshotTaker:
         try:
             snapshot, reading, every = self._read(step)
             # what the next step changes is read now; before the copy, which leaves caches cold
-            signs = self._signs(step, every)
+            examined = self._examined(step, every)
             copy = self._copy.take(snapshot)
         except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
             outcome = self._failed(step, error, context)
             return lambda: outcome
-        context = replace(context, optimizer=reading, num_threads=1, reader=context.reader.behind)
+        context = replace(
+            context,
+            optimizer=reading,
+            examined=examined,
+            num_threads=1,
+            reader=context.reader.behind,
+        )
 
         def measured() -> tuple[Record, Detail]:
             try:
                 with torch.no_grad():
                     # said of samples and numbers that were read: of nothing that training changes
-                    found = measure_snapshot(copy, replace(context, signs=signs()))
+                    found = measure_snapshot(copy, context)
                     return found.record, found.detail
             except BaseException as error:  # noqa: BLE001 sorted and recorded by _failed
                 return self._failed(step, error, context)

@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.weights.clock import (
     ClockReading,
     DecayClock,
@@ -21,7 +22,6 @@ from sparsitywatch.weights.clock import (
 from sparsitywatch.weights.gradients import Training
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.vital import Signs, VitalTracker
 
 __all__ = [
     "OptimizerTrace",
@@ -231,7 +231,7 @@ class OptimizerTrace:
         optimizer: None if it cannot be seen; then nothing is known.
         scope: which weights count.
         motion: remembers the weights of the last snapshot; None to leave motion out.
-        vital: remembers some of every parameter; None to leave vital signs out.
+        examiner: looks at every parameter, in scope or not.
     """
 
     def __init__(
@@ -239,10 +239,10 @@ class OptimizerTrace:
         optimizer: torch.optim.Optimizer | None,
         scope: Scope,
         motion: MotionTracker | None,
-        vital: VitalTracker | None = None,
+        examiner: Examiner,
     ) -> None:
         self._optimizer, self._scope, self._motion = optimizer, scope, motion
-        self._vital = vital
+        self._examiner = examiner
         self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._copies: dict[str, torch.Tensor] | None = None  # of all parameters; found likewise
         self._clock = DecayClock()
@@ -283,8 +283,7 @@ class OptimizerTrace:
             self._clock = DecayClock()
             if self._motion is not None:
                 self._motion.forget()
-            if self._vital is not None:
-                self._vital.forget()
+            self._examiner.forget()
         self._optimizer, self._masters, self._copies = optimizer, None, None
         for _ in range(num_missed):
             self.advance()
@@ -293,21 +292,15 @@ class OptimizerTrace:
         """Another optimizer took a step."""
         self._others.add(optimizer)
 
-    def signs(
-        self, step: int, parameters: Mapping[str, torch.Tensor]
-    ) -> Callable[[], Signs] | None:
-        """What says what became of every parameter since it was last asked; None if left out.
-
-        What must be read before the next step is read here.
+    def examine(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Examined:
+        """What became of every parameter since it was last asked.
 
         Args:
             step: optimizer steps done.
             parameters: all of the model's, in scope or not, by name.
         """
-        if self._vital is None:
-            return None
         if self._optimizer is None:
-            return self._vital.look(step, parameters)
+            return self._examiner.read(step, parameters, None)
         if self._copies is None:
             self._copies = masters_of(self._optimizer, parameters)
         training = Training(
@@ -316,12 +309,7 @@ class OptimizerTrace:
             masters=self._copies,
             others=tuple(self._others),
         )
-        return self._vital.look(step, parameters, training)
-
-    def forget_signs(self) -> None:
-        """What could not be read is compared with nothing."""
-        if self._vital is not None:
-            self._vital.forget()
+        return self._examiner.read(step, parameters, training)
 
     def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
         """What the optimizer has done so far; it stays as it is when training goes on.
@@ -376,7 +364,7 @@ class OptimizerTrace:
             "lr_start": self._start.lr,
             "clock": self._clock.state_dict(),
             **({"motion": None} if self._motion is None else self._motion.state_dict()),
-            "vital": None if self._vital is None else self._vital.state_dict(),
+            "examiner": self._examiner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -385,12 +373,12 @@ class OptimizerTrace:
         Raises:
             StateError: a key is missing.
         """
-        for key in ("start", "lr_start", "clock", "motion"):
+        for key in ("start", "lr_start", "clock", "motion", "examiner"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
         self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state)
-        if self._vital is not None and state.get("vital") is not None:  # missing in older states
-            self._vital.load_state_dict(state["vital"])
+        if state["examiner"]:
+            self._examiner.load_state_dict(state["examiner"])

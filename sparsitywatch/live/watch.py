@@ -28,6 +28,7 @@ from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.trace import unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import Context
+from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.patterns import Pattern
@@ -42,12 +43,12 @@ from sparsitywatch.shown import shown_error
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.vital import VitalReviewer, VitalTracker
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import flat_parameters, modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.vital import VitalTracker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -152,6 +153,7 @@ def watch(
             in_log=(partial(JsonlSink, keep_spectra=keep_spectra), TensorBoardSink),
             sinks=sinks if leads else (),
             detectors=default_detectors(chosen) if detectors is None else detectors,
+            reviewers=(VitalReviewer(),),
             on_event=on_event if leads else (),
             on_record=on_record if leads else (),
             strict=strict,
@@ -206,7 +208,7 @@ def _context(
         initial_rms={} if is_off else reader.counted(snapshot)[0].layer_rms(),
         dtypes=snapshot.dtypes,
         motion=MotionTracker.of(settings.dormant_samples),
-        vital=None
+        examiner=Examiner()
         if settings.dormant_samples == 0
         else VitalTracker(every_reader, reason=why_no_signs),
         reader=reader,

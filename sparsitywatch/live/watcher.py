@@ -84,7 +84,7 @@ class Watcher:
         self._ranks = ranks
         self._budget, self._background = schedule.budget, background
         self._scope, self._strict, self._off = context.scope, context.strict, off
-        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.vital)
+        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.examiner)
         self._model = MaskedModel(model, context.scope, context.reader)
         self._taker = SnapshotTaker(
             self._model, context, pipeline, self._trace, self._budget.overhead

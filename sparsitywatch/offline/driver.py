@@ -29,6 +29,7 @@ from sparsitywatch.sinks.jsonl import (
     read_records,
     read_spectrum,
 )
+from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
@@ -119,7 +120,7 @@ def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
     A kill between a record and its events leaves it otherwise.
     """
     assert log.info is not None  # noqa: S101 for the type checker
-    history = History(copy.deepcopy(dict(detectors)))
+    history = History(copy.deepcopy(dict(detectors)), (VitalReviewer(),))
     history.initial_rms = dict(log.info.initial_rms)
     history.restore(log.records, log.events)
     late = history.finish_restore()

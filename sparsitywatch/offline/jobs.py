@@ -35,10 +35,10 @@ from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_url
+from sparsitywatch.vital import unread
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum.counting import LazyTensors
-from sparsitywatch.weights.vital import Signs
 
 __all__ = [
     "EmptyModel",
@@ -168,7 +168,7 @@ class Job:
             initial_rms=self.initial_rms or {},
             previous=self.previous,
             sampler=None if num_samples == 0 else Sampler(num_samples),
-            signs=None if num_samples == 0 else Signs(reason=_NOT_TOLD),
+            examined=None if num_samples == 0 else unread(_NOT_TOLD),
             num_threads=self.num_threads,
             strict=self.strict,
         )

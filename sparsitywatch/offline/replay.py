@@ -41,6 +41,7 @@ from sparsitywatch.shown import shown_url
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
+from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -175,6 +176,7 @@ def replay(
         claim=Claim(directory),
         sinks=[*as_sinks(sinks), *_sinks_into(directory, keep_spectra)],
         detectors=detectors,
+        reviewers=(VitalReviewer(),),
         on_event=on_event,
         on_record=on_record,
         strict=True,

@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.analysis.vital import judged
 from sparsitywatch.errors import ScopeError, expect, reraise_foreign
+from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweep import Grid, Racing
@@ -30,8 +29,6 @@ from sparsitywatch.records import (
     Record,
     Replicas,
     SparsityCurve,
-    TensorFacts,
-    Vital,
 )
 from sparsitywatch.records.run import __version__
 from sparsitywatch.settings import Settings, SettingsFields
@@ -50,7 +47,6 @@ from sparsitywatch.weights.snapshot import (
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.counting import LazyTensors
-from sparsitywatch.weights.vital import Signs, VitalTracker
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,8 +85,8 @@ class Context:
         sampler: takes the weights that are compared elsewhere; None where ``motion`` does it.
         num_threads: to read the weights with; None for as many as torch uses.
         reader: of the in-scope weights, which may be spread over ranks.
-        vital: remembers some of every parameter; None to leave vital signs out.
-        signs: what it says of this snapshot.
+        examiner: looks at every parameter, in scope or not, of a model in training.
+        examined: what it says of this snapshot.
     """
 
     settings: Settings
@@ -107,8 +103,8 @@ class Context:
     sampler: Sampler | None = None
     num_threads: int | None = None
     reader: ShardedReader = WHOLE_MODEL
-    vital: VitalTracker | None = None
-    signs: Signs | None = None
+    examiner: Examiner = field(default_factory=Examiner)
+    examined: Examined | None = None
 
     @property
     def compares(self) -> bool:
@@ -184,7 +180,7 @@ def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
         near_zero=near_zero,
         fingerprint=mark,
         replicas=replicas,
-        vital=_vital(context.signs, spectrum),
+        vital=None if context.examined is None else context.examined(spectrum),
         curve=curve,
         controls={name: control.curve for name, control in controls.items()},
         reliance=curve.reliance if curve else math.nan,
@@ -364,46 +360,6 @@ def _evaluated(
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
         return None, {}, shown_error(error)
     return result, controls, ""
-
-
-def _vital(signs: Signs | None, spectrum: MagnitudeSpectrum) -> Vital | None:
-    """What is wrong with any parameter; None if nobody looked.
-
-    Where parameters were not looked at, what is not finite in scope is known all the same.
-    """
-    if signs is None:
-        return None
-    facts, is_broken = signs.facts, spectrum.num_nan or spectrum.num_inf
-    if is_broken:  # of weights in scope all are counted
-        facts = _with_all_not_finite(facts, spectrum)
-    findings = judged(facts, signs.since_step) if is_broken or not signs.reason else ()
-    if signs.reason:
-        return Vital(num_tensors=0, num_sampled=0, findings=findings, reason=signs.reason)
-    trained = np.where(facts.trained_by == "frozen", 0, facts.size)
-    is_known = trained.any() and signs.since_step >= 0
-    still, never = facts.num_still / facts.num, facts.num_still_since_start / facts.num
-    return Vital(
-        num_tensors=len(facts),
-        num_sampled=int(facts.num.sum()),
-        still=float(np.average(still, weights=trained)) if is_known else math.nan,
-        still_since_start=float(np.average(never, weights=trained)) if is_known else math.nan,
-        since_step=signs.since_step,
-        findings=findings,
-    )
-
-
-def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> TensorFacts:
-    """The facts with the weights in scope that are not finite, all of them, not of a sample."""
-    num_weights = spectrum.layer_num_weights()
-    if not len(facts):
-        sizes = np.array(list(num_weights.values()))
-        facts = TensorFacts(name=np.array(list(num_weights), object), size=sizes, num=sizes)
-    counts = facts.num_not_finite.copy()
-    for i, name in enumerate(facts.name):
-        if name in num_weights:
-            histogram = spectrum.histogram(name)
-            counts[i] = histogram.num_nan + histogram.num_inf
-    return replace(facts, num_not_finite=counts)
 
 
 def _estimate(

@@ -16,9 +16,8 @@ from typing import Any
 
 from sparsitywatch.actions import Action, log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
-from sparsitywatch.analysis.events import Changes, EventTracker, disagreement, explained
-from sparsitywatch.analysis.forecast import foreseen
-from sparsitywatch.analysis.vital import alarms, with_earlier
+from sparsitywatch.analysis.events import Changes, EventTracker, annotated, disagreement
+from sparsitywatch.analysis.forecast import with_forecast
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -28,6 +27,7 @@ from sparsitywatch.errors import (
     expect_methods,
     listed,
 )
+from sparsitywatch.pipeline.parts import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.records import (
     Detail,
@@ -61,6 +61,7 @@ class History:
 
     Args:
         detectors: by the name of the series each one watches.
+        reviewers: look at whole records.
 
     Attributes:
         records: every record; layers are kept for the latest hundred only.
@@ -68,8 +69,11 @@ class History:
         initial_rms: root mean square of each tensor when the watch first saw it.
     """
 
-    def __init__(self, detectors: Mapping[str, Detector]) -> None:
+    def __init__(
+        self, detectors: Mapping[str, Detector], reviewers: Sequence[Reviewer] = ()
+    ) -> None:
         self._detectors = dict(detectors)
+        self._reviewers = reviewers
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
         # they are watched by default, but states of earlier versions know nothing of them
         self._unused_of_measured = {
@@ -90,15 +94,17 @@ class History:
         """Whether a detector sees what may become an event."""
         return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
 
-    def completed(self, record: Record) -> Record:
+    def with_history(self, record: Record) -> Record:
         """The record that is to be added next, with what the earlier ones say about it.
 
-        That is its forecast, whether its weights have been seen before, and vital signs.
+        That is its forecast, whether its weights have been seen before, and what reviewers add.
         """
         first = self._first_steps.get(record.fingerprint)
         if first != record.step:
             record = dataclasses.replace(record, same_weights_as=first)
-        return foreseen(with_earlier(record, self.records), self.records)
+        for reviewer in self._reviewers:
+            record = reviewer.with_history(record, self.records)
+        return with_forecast(record, self.records)
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -195,7 +201,9 @@ class History:
                 events.append(dataclasses.replace(event, series=name))
         differing = disagreement(record, self.records[-1] if self.records else None)
         events += [] if differing is None else [differing]
-        return events + alarms(record, self.records, self.events)
+        for reviewer in self._reviewers:
+            events += reviewer.events(record, self.records, self.events)
+        return events
 
     def _track(
         self,
@@ -205,7 +213,7 @@ class History:
         logged: Sequence[Event] = (),
     ) -> Changes:
         known = [
-            explained(event, self.records, self.initial_rms) if event.is_of_series else event
+            annotated(event, self.records, self.initial_rms) if event.is_of_series else event
             for event in seen
         ]
         changes = self._tracker.update(step, series, known, logged)
@@ -260,6 +268,7 @@ class Pipeline:
         in_log: make the sinks that write into that directory, when it is known at last.
         sinks: given everything after those, in this order.
         detectors: by the name of the series each one watches.
+        reviewers: look at whole records.
         on_event: called with each event, after the sinks have it.
         on_record: called with each record, after the sinks have it.
         strict: let what goes wrong out, for tests.
@@ -277,6 +286,7 @@ class Pipeline:
         in_log: Sequence[Callable[[Path], Sink]] = (),
         sinks: Sequence[Sink] = (),
         detectors: Mapping[str, Detector] | None = None,
+        reviewers: Sequence[Reviewer] = (),
         on_event: Sequence[Callable[[Event], object]] = (),
         on_record: Sequence[Callable[[Record], object]] = (),
         strict: bool = False,
@@ -286,7 +296,7 @@ class Pipeline:
         self.claim = Claim(None) if claim is None else claim
         self._in_log = in_log
         self._sinks = as_sinks(sinks)
-        self._history = History(_as_detectors(detectors))
+        self._history = History(_as_detectors(detectors), reviewers)
         self.records, self.events = self._history.records, self._history.events
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
         self._strict = strict
@@ -360,7 +370,7 @@ class Pipeline:
         started = time.perf_counter()
         try:
             with self.claim.writing():
-                record = self._history.completed(record)
+                record = self._history.with_history(record)
                 previous = self.records[-1] if self.records else None
                 for remark in record.remarks(previous):
                     _logger.warning("sparsitywatch: step %d: %s", record.step, remark)

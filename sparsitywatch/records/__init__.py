@@ -32,11 +32,11 @@ from sparsitywatch.records.run import (
     WatchState,
     ledger_in_short,
 )
-from sparsitywatch.records.vital import SIGNS, Finding, TensorFacts, Vital
+from sparsitywatch.records.vital import VITAL_KINDS, Finding, Vital
 
 __all__ = [
     "SCHEMA_VERSION",
-    "SIGNS",
+    "VITAL_KINDS",
     "Cost",
     "DecayProjection",
     "Detail",
@@ -58,7 +58,6 @@ __all__ = [
     "RunInfo",
     "ScopeSummary",
     "SparsityCurve",
-    "TensorFacts",
     "Vital",
     "WatchState",
     "from_data",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparsitywatch.records.vital import SIGNS
+from sparsitywatch.records.vital import VITAL_KINDS
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
@@ -53,7 +53,7 @@ class Event:
             it does; -1 if that is not known.
         kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
-            same weights hold others, in ``layers``; or one of ``SIGNS``: what is wrong with
+            same weights hold others, in ``layers``; or one of ``VITAL_KINDS``: what is wrong with
             parameters, in scope or not, for sure.
         ranks: those that differ from most; empty where it is not about ranks.
         reason: what shows a vital sign, in words; empty for other events.
@@ -181,8 +181,10 @@ def _headline(event: Event) -> str:
     if event.kind == "replicas":
         ranks = ", ".join(map(str, event.ranks))
         return f"Replicas differ: rank{'s' if len(event.ranks) > 1 else ''} {ranks}"
-    if event.kind in SIGNS:
-        return f"{event.value:,.0f} tensor{'s' if event.value > 1 else ''} {SIGNS[event.kind]}"
+    if event.kind in VITAL_KINDS:
+        return (
+            f"{event.value:,.0f} tensor{'s' if event.value > 1 else ''} {VITAL_KINDS[event.kind]}"
+        )
     series = describe(event.series)
     if event.series == _DORMANT and event.direction == "up" and event.kind == "abrupt":
         return f"Units are dying: {series.shown(event.size)} of the weights get no gradient"
@@ -200,7 +202,7 @@ def _sentences(event: Event) -> str:
     """What happened, when it began and was seen, where, why, and what came of it."""
     if event.kind == "replicas":
         return _replicas(event)
-    if event.kind in SIGNS:
+    if event.kind in VITAL_KINDS:
         return _sign(event)
     names = _names(event)
     first = f"{_headline(event)}: {when(event)}{f', most in {names}' if names else ''}"
@@ -256,7 +258,7 @@ def _advice(event: Event) -> str:
             "Stop the run and look at what these ranks do otherwise, their devices first. Go on "
             f"from a checkpoint of {_step(event.before_step, 'an earlier step')} or before."
         )
-    if event.kind in SIGNS:
+    if event.kind in VITAL_KINDS:
         earlier = _step(event.before_step, "an earlier step")
         return _SIGN_ADVICE[event.kind].format(before=earlier)
     before = event.before_step if event.before_step >= 0 else event.onset_step
@@ -328,7 +330,9 @@ def _step(step: int, unknown: str) -> str:
 
 
 def _names(event: Event) -> str:
-    num = max(int(event.value), len(event.layers)) if event.kind in SIGNS else len(event.layers)
+    num = (
+        max(int(event.value), len(event.layers)) if event.kind in VITAL_KINDS else len(event.layers)
+    )
     more = num - _MOST_NAMES
     names = ", ".join(map(shown_name, event.layers[:_MOST_NAMES]))
     return names + (f" and {more} more" if more > 0 else "")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.forecast import (
     crossing,
-    foreseen,
     growth_of,
     near_zero_ahead,
     running_floor,
+    with_forecast,
 )
 from sparsitywatch.records import DecayProjection, Dormant, Record
 
@@ -77,7 +77,7 @@ def run(population: Population, snapshots: int, every: float = 0.1) -> list[Reco
     records: list[Record] = []
     for k in range(1, snapshots + 1):
         population.advance(every)
-        records.append(foreseen(population.record(100 * k), records))
+        records.append(with_forecast(population.record(100 * k), records))
     return records
 
 
@@ -138,9 +138,9 @@ def test_without_dormant_weights_or_a_clock_there_is_none(change) -> None:
     earlier = run(population, 1)
     population.advance(0.1)
     record = population.record(200)
-    assert foreseen(record, earlier).forecast is not None
-    assert foreseen(change(record), earlier).forecast is None
-    assert foreseen(record, []).forecast is None
+    assert with_forecast(record, earlier).forecast is not None
+    assert with_forecast(change(record), earlier).forecast is None
+    assert with_forecast(record, []).forecast is None
 
 
 def test_growth_is_taken_from_the_latest_window_and_never_negative() -> None:
@@ -198,7 +198,9 @@ def test_weights_that_were_nan_are_not_the_floor() -> None:
     assert expected is not None
     for at in (4, 5, 6, 7, 8):  # as it comes out when they are NaN for a while
         records[at] = replace(records[at], near_zero={"initial_0.1": 0.0}, num_nan=4096)
-    found = foreseen(replace(records[-1], forecast=None), records[:-1]).forecast
+    found = with_forecast(replace(records[-1], forecast=None), records[:-1]).forecast
     assert found is not None
     assert found.doubling_step == expected.doubling_step
-    assert foreseen(replace(records[-1], forecast=None, num_inf=1), records[:-1]).forecast is None
+    assert (
+        with_forecast(replace(records[-1], forecast=None, num_inf=1), records[:-1]).forecast is None
+    )

@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import make_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from sparsitywatch.records import TensorFacts
+from sparsitywatch.vital.judgement import TensorFacts, table_of
+
+
+class Row(SimpleNamespace):
+    """One tensor; its fields are the columns of the facts."""
+
+    def but(self, **fields: Any) -> Row:
+        """The same with other facts."""
+        return Row(**{**vars(self), **fields})
 
 
 def _plain(value: Any) -> Any:
     """As Python's own; NaN is one object, so that it equals itself within a row."""
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
     value = getattr(value, "tolist", lambda: value)()
+    value = tuple(value) if isinstance(value, list) else value
     return math.nan if isinstance(value, float) and math.isnan(value) else value
 
 
-_ONE = vars(TensorFacts(name=np.array(["x"], object), size=np.ones(1), num=np.ones(1)))
-#: One tensor; its fields are those of ``TensorFacts``.
-Row = make_dataclass(
-    "Row",
-    [(name, Any, _plain(column[0])) for name, column in _ONE.items()],
-    namespace={"is_still": property(lambda row: row.still_for > 0)},
-    frozen=True,
-)
-
-
-def rows(facts: TensorFacts) -> dict[str, Any]:
+def rows(facts: TensorFacts) -> dict[str, Row]:
     """Each tensor's facts, by its name."""
-    return {
-        name: Row(**{field: _plain(column[i]) for field, column in vars(facts).items()})
-        for i, name in enumerate(facts.name)
-    }
+    names = np.asarray(facts).dtype.names
+    return {one.name: Row(**{name: _plain(one[name]) for name in names}) for one in facts}
 
 
-def stacked(each: Iterable[Any]) -> TensorFacts:
+def stacked(each: Iterable[Row]) -> TensorFacts:
     """The facts of all; intervals that only some have seen are left out."""
     each = list(each)
-    columns = {name: np.array([getattr(one, name) for one in each])
-               for name in _ONE if name not in ("name", "past_updates")}  # fmt: skip
-    num = min(len(one.past_updates) for one in each)
-    past = np.array([one.past_updates[:num] for one in each])
-    names = np.array([one.name for one in each], object)
-    return TensorFacts(name=names, past_updates=past, **columns)
+    num = min((len(one.past_updates) for one in each), default=0)
+    facts = table_of([one.name for one in each], num)
+    for one, row in zip(each, facts, strict=True):
+        for name, value in vars(one).items():
+            row[name] = value[:num] if name == "past_updates" else value
+    return facts

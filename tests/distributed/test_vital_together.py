@@ -16,9 +16,9 @@ from torch import nn
 from sparsitywatch.errors import MeasurementError, ScopeError
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.ranks.shards import ShardBox, Shards
+from sparsitywatch.vital.reading import SOME, VitalTracker
 from sparsitywatch.weights.clock import DecayClock
 from sparsitywatch.weights.gradients import Training
-from sparsitywatch.weights.vital import SOME, VitalTracker
 
 STEPS = 4
 LARGE = (41, 110)  # more weights than are compared

@@ -10,23 +10,23 @@ import pytest
 from contracts import fake_run
 from contracts.vital_rows import Row, stacked
 
-from sparsitywatch.analysis import vital
-from sparsitywatch.analysis.vital import alarms
 from sparsitywatch.records import Event, Finding, Record, Vital
+from sparsitywatch.vital import VitalReviewer
+from sparsitywatch.vital.judgement import findings_of
 
 
 def tensor(name: str, **fields: object) -> Any:
     """One of 1,000 weights that its optimizer moves."""
     usual = {
-        "size": 1000, "num": 1000, "num_dims": 2, "update": 0.01, "rms": 1.0,
-        "trained_by": "own", "lr": 1e-3, "lr_share": 1.0, "num_steps": 10,
+        "num_weights": 1000, "num": 1000, "num_dims": 2, "update": 0.01, "rms": 1.0,
+        "past_updates": (), "trained_by": "own", "lr": 1e-3, "lr_share": 1.0, "num_steps": 10,
     }  # fmt: skip
     return Row(name=name, **{**usual, **fields})
 
 
 def judged(facts: Iterable[Any], since_step: int) -> tuple[Finding, ...]:
     """What is found among these tensors."""
-    return vital.judged(stacked(facts), since_step)
+    return findings_of(stacked(facts), since_step)
 
 
 LIVING = [tensor(f"living.{i}.weight") for i in range(4)]
@@ -91,7 +91,9 @@ def test_a_gradient_that_ends_within_the_layers() -> None:
     (found,) = judged(below, 0)
     assert (found.kind, found.num) == ("untrained", 9)
     (found,) = judged([*LIVING, *stack({3})], 0)
-    assert set(found.tensors) == {one.name for one in stack({3}) if one.dead_for}
+    assert set(found.tensors) == {
+        one.name for one in stack({3}) if one.name.startswith("layers.3.")
+    }
     (found,) = judged([*stack({0, 1, 2, 3, 4, 5}), *LIVING], 0)
     assert found.num == 24
 
@@ -101,8 +103,8 @@ def test_a_gradient_that_ends_within_the_layers() -> None:
     [
         [*LIVING, tensor("pooler.weight", **DEAD), tensor("pooler.bias", **DEAD)],
         [tensor("tower.0.weight", **DEAD), *LIVING],
-        [*LIVING, *(replace(x, name=x.name.replace("layers", "experts")) for x in stack({3}))],
-        [*LIVING, *(replace(x, name=f"layers.0.{x.name}") for x in stack({3}))],
+        [*LIVING, *(x.but(name=x.name.replace("layers", "experts")) for x in stack({3}))],
+        [*LIVING, *(x.but(name=f"layers.0.{x.name}") for x in stack({3}))],
         [*LIVING, *stack({3}, has_moved=True)],
         [*LIVING, *stack({3}, dead_for=1)],
         [*LIVING, *stack({3}, dead_steps=3)],
@@ -158,7 +160,7 @@ def test_those_that_lose_most_come_first() -> None:
 def test_decay_that_is_not_applied_or_not_wanted(fields: dict, is_fault: bool) -> None:
     facts = [tensor("x", has_moved=False, **fields), *LIVING, *LIVING]
     assert [found.kind for found in judged(facts, 0)] == (["decay"] if is_fault else [])
-    expert = [replace(facts[0], name="layers.0.experts.1.weight"), *facts[1:]]
+    expert = [facts[0].but(name="layers.0.experts.1.weight"), *facts[1:]]
     if "num_to_decay" not in fields:
         assert judged(expert, 0) == ()
 
@@ -177,7 +179,7 @@ def test_weights_that_come_back(fields: dict, is_fault: bool) -> None:
     assert found == ({"returned": ("x",)} if is_fault else {})
 
 
-CALM = [replace(one, past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
+CALM = [one.but(past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) 
 
 
 def test_what_all_tensors_do_is_no_fault_of_one() -> None:
-    more = [replace(one, update=1.0) for one in CALM]
+    more = [one.but(update=1.0) for one in CALM]
     assert judged(more, 0) == ()
 
 
@@ -222,7 +224,7 @@ def test_a_finding_is_an_event_once_and_again_when_it_doubles() -> None:
     told: list[Event] = []
     steps = []
     for i, one in enumerate(records):
-        new = alarms(one, records[:i], told)
+        new = VitalReviewer().events(one, records[:i], told)
         steps += [(event.detected_step // 5, event.value) for event in new]
         told += new
     assert steps == [(1, 3.0), (4, 6.0), (10, 6.0)]
@@ -232,4 +234,4 @@ def test_a_finding_is_an_event_once_and_again_when_it_doubles() -> None:
 
 
 def test_a_record_that_did_not_look_says_nothing() -> None:
-    assert alarms(replace(record(5, 3), vital=None), [], []) == []
+    assert VitalReviewer().events(replace(record(5, 3), vital=None), [], []) == []

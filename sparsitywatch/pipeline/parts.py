@@ -1,0 +1,68 @@
+"""The seams of parts that the core does not know by name, such as vital signs.
+
+An examiner looks at what a snapshot of the weights in scope leaves out; a reviewer looks at whole
+records as they come.
+"""
+# ruff: noqa: ARG002 by default a part does nothing with what it is given
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sparsitywatch.records import Event, Record, Vital
+from sparsitywatch.weights.gradients import Training
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+#: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None
+#: where they were not counted.
+Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
+
+
+class Examiner:
+    """Looks at every parameter of a model in training; this one looks at nothing.
+
+    Ranks that watch together call each of theirs at the same snapshots.
+    """
+
+    def read(
+        self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
+    ) -> Examined:
+        """Read what the next step may change, in the training's thread.
+
+        Args:
+            step: optimizer steps done.
+            parameters: every one of the model, by name, in its order; tied ones once.
+            training: None if nobody knows how they are trained.
+        """
+        return lambda _: None
+
+    def failed(self, reason: str) -> Examined:
+        """What is said of a snapshot at which ``read`` failed."""
+        return lambda _: None
+
+    def forget(self) -> None:
+        """Compare the next snapshot with nothing: what happened until then is not known."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` gave."""
+
+
+class Reviewer:
+    """Looks at whole records in the order of their steps; this one sees nothing in them."""
+
+    def with_history(self, record: Record, earlier: Sequence[Record]) -> Record:
+        """The record with what the ``earlier`` ones say about it, by rising step."""
+        return record
+
+    def events(
+        self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
+    ) -> list[Event]:
+        """What is new in it, beside the ``earlier`` records and the events ``told`` so far."""
+        return []

@@ -1,0 +1,11 @@
+"""Is this training training? Every parameter, in scope or not, from snapshot to snapshot.
+
+    two snapshots, optimizer, gradients → facts of each tensor → findings → events
+
+Plugged into live, offline and pipeline through the seams of ``pipeline/parts.py``.
+"""
+
+from sparsitywatch.vital.judgement import VitalReviewer, unread
+from sparsitywatch.vital.reading import VitalTracker
+
+__all__ = ["VitalReviewer", "VitalTracker", "unread"]

@@ -1,0 +1,446 @@
+"""Vital signs judged: what the facts of every tensor prove, and nothing that is merely likely.
+
+Each rule asks for evidence that no healthy training gives. A tensor that stands still is no fault
+by itself: it may be frozen, an expert that no token was sent to, a table of tokens that were not
+seen, a temperature at its bound. It is one if the optimizer is given a gradient for it and it does
+not move, or if nobody is to step on it, or if the gradient ends at it on the way through the model.
+docs/alarms.md says what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from sparsitywatch.pipeline.parts import Examined, Reviewer
+from sparsitywatch.records import Event, Finding, Record, Vital
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+#: Names that a finding holds, at most.
+_MAX_NAMES = 100
+#: A learning rate below this share of the highest one is as good as none.
+_NO_RATE = 0.01
+#: A tensor of fewer weights may stand at a bound that it is held to, such as a temperature.
+_FEW = 8
+#: Below this share of an ordinary gradient nobody misses what does not come of it.
+_NEGLIGIBLE = 1e-3
+#: Share of a tensor's weights that makes it one which stands still, or loses its updates.
+_MOST = 0.5
+#: A learning rate that rises by more than this in half an interval has hardly begun to.
+_RISES = 1.1
+#: Updates that are lost, in the model, before anything is said of them; and the share of what would
+#: have moved if none were that may have moved all the same.
+_MIN_LOST, _MAX_MOVED = 8.0, 0.2
+#: Intervals and steps without a gradient before anything is said of it: at first there may be
+#: none, and some trainings leave out layers at random.
+_PATIENCE, _PATIENT_STEPS = 2, 8
+#: Weights without a gradient that stand still where decay must move them.
+_MIN_NOT_DECAYED = 16
+#: Weights that moved away and came back to the bit.
+_MIN_RETURNED = 32
+#: A tensor blows up if in one interval it changes by this share of its size, so many times more
+#: than ever, of at least so many intervals, and so many times more than its peers have come to do;
+#: and so many times farther than any tensor went. One large gradient after small ones takes Adam
+#: 3.2 learning rates far in a step.
+_FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS, _FARTHER = 0.5, 10.0, 3, 5.0, 4.0
+#: Tensors that say what is usual, at least.
+_MIN_KNOWN = 4
+#: Parts of names of what is used for some inputs only.
+_FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
+#: An event of a kind that has been told is told again after so many snapshots without it.
+_GONE_FOR = 3
+
+
+#: What two snapshots and the optimizer say of each tensor: column, type, and value if nothing is
+#: known. Numbers are of sampled weights. Between two snapshots lies an interval.
+_COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
+    ("name", object, ""),
+    ("num_weights", int, 0),
+    ("num", int, 0),  # of its weights that are sampled
+    ("num_dims", int, 1),
+    ("num_not_finite", int, 0),
+    ("num_still", int, 0),  # with the bits of the snapshot before
+    ("num_still_since_start", int, 0),
+    ("update", float, math.nan),  # root mean square of the change in the last interval
+    ("rms", float, math.nan),  # root mean square of the weights before
+    ("has_moved", bool, True),  # by more than decay, since the first snapshot
+    ("still_for", int, 0),  # intervals up to now in which no bit of it changed
+    ("shrinks_for", int, 0),  # ... in which all of it was multiplied by one factor below 1
+    ("dead_for", int, 0),  # ... in which it did either, with no gradient while others had one
+    ("dead_steps", int, 0),  # optimizer steps in these
+    ("back_at", int, -1),  # step of the earlier snapshot, not the last, whose bits it has again
+    # "own": its optimizer steps on it; "master": on a copy of higher precision; "other": an
+    # optimizer that is not watched; "none"; "unknown"; "frozen": it requires no grad
+    ("trained_by", "U7", "unknown"),
+    ("num_steps", int, 0),  # in the last interval, at a learning rate above 0
+    ("lr", float, 0.0),  # mean over the last interval; 0 where it has no group
+    ("lr_share", float, 0.0),  # present learning rate / highest that was seen
+    ("lr_rise", float, 1.0),  # present learning rate / mean over the last interval
+    ("weight_decay", float, 0.0),
+    ("gradient", "U7", ""),  # "some", "zero", "none" (no tensor), "unknown"; "": nobody looked
+    ("gradient_ratio", float, math.nan),  # its root mean square / that of tensors that move
+    ("num_gradients", int, 0),  # with a gradient other than 0
+    ("num_lossy", int, 0),  # of these, with updates far below the spacing of their numbers
+    # of these, that moved, and that would have if nothing were lost (to a rounding at random or a
+    # copy of higher precision); added up over the latest intervals with losses in each
+    ("num_lossy_moved", int, 0),
+    ("num_lossy_expected", float, 0.0),
+    ("num_could_round", int, 0),  # of those with a gradient, whose updates may be lost
+    ("num_to_decay", int, 0),  # not 0, without gradient, where decay has to be seen
+    ("num_not_decayed", int, 0),  # of these, that stand still
+)
+#: A row for each tensor with these columns, and ``past_updates``, its ``update`` in earlier
+#: intervals, the oldest first.
+TensorFacts = np.recarray[Any, Any]
+
+
+def table_of(names: Sequence[str], num_past: int = 0) -> TensorFacts:
+    """Facts of tensors of which nothing is known but how many intervals are past."""
+    past = ("past_updates", float, (num_past,))
+    rows = np.zeros(len(names), np.dtype([*((name, kind) for name, kind, _ in _COLUMNS), past]))
+    for name, _, unknown in _COLUMNS:
+        rows[name] = unknown
+    rows["name"] = names
+    return rows.view(np.recarray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitalReading:
+    """What is known of every parameter at one snapshot."""
+
+    facts: TensorFacts = field(default_factory=partial(table_of, ()))  # in the model's order
+    since_step: int = -1  # of the snapshot before; -1 if there was none
+    reason: str = ""  # why there are no facts; empty if there are
+
+
+def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
+    """What is wrong with any parameter, for sure; of weights in scope all are counted."""
+    facts = reading.facts
+    if spectrum is not None and (spectrum.num_nan or spectrum.num_inf):
+        facts = _with_all_not_finite(facts, spectrum)
+    findings = findings_of(facts, reading.since_step)
+    if reading.reason:
+        return Vital(num_tensors=0, num_sampled=0, findings=findings, reason=reading.reason)
+    trained = np.where(facts.trained_by == "frozen", 0, facts.num_weights)
+    is_known = trained.any() and reading.since_step >= 0
+    still, never = facts.num_still / facts.num, facts.num_still_since_start / facts.num
+    return Vital(
+        num_tensors=len(facts),
+        num_sampled=int(facts.num.sum()),
+        still=float(np.average(still, weights=trained)) if is_known else math.nan,
+        still_since_start=float(np.average(never, weights=trained)) if is_known else math.nan,
+        since_step=reading.since_step,
+        findings=findings,
+    )
+
+
+def unread(reason: str) -> Examined:
+    """What is said where parameters are not compared: only what the weights in scope tell."""
+    return partial(judged, VitalReading(reason=reason))
+
+
+def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> TensorFacts:
+    """The facts with the weights in scope that are not finite, all of them, not of a sample."""
+    num_weights = spectrum.layer_num_weights()
+    if not len(facts):
+        facts = table_of(list(num_weights))
+        facts.num_weights = facts.num = list(num_weights.values())
+    facts = facts.copy()
+    for one in facts:
+        if one.name in num_weights:
+            histogram = spectrum.histogram(one.name)
+            one.num_not_finite = histogram.num_nan + histogram.num_inf
+    return facts
+
+
+def findings_of(facts: TensorFacts, since_step: int) -> tuple[Finding, ...]:
+    """At most one finding of each kind."""
+    findings = []
+    for kind, rule in _RULES.items():
+        which, why = rule(facts)
+        if len(which):
+            names = tuple(facts.name[which[:_MAX_NAMES]].tolist())
+            found = Finding(
+                kind=kind, num=len(which), tensors=names, reason=why, since_step=since_step
+            )
+            findings.append(found)
+    return tuple(findings)
+
+
+#: Which tensors, most first, and why.
+_Found = tuple[np.ndarray, str]
+_NOTHING: _Found = (np.array([], int), "")
+
+
+def _found(grounds: Mapping[str, np.ndarray], *keys: np.ndarray) -> _Found:
+    """What any of some grounds holds for, the largest by the first key first, and so on."""
+    which = np.flatnonzero(np.logical_or.reduce(list(grounds.values())))
+    order: np.ndarray = which[np.lexsort([-key[which] for key in reversed(keys)])]
+    return order, "; ".join(why for why, holds in grounds.items() if holds.any())
+
+
+def _is_stepped_on(facts: TensorFacts) -> np.ndarray:
+    """Whether the optimizer takes steps for it that count, of a rate that is not near its end."""
+    is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
+    is_so: np.ndarray = is_ours & (facts.lr > 0.0) & (facts.lr_share >= _NO_RATE)
+    return is_so
+
+
+# ------------------------------------------------------------------ untrained
+
+NO_OPTIMIZER = "they have gradients, and no optimizer steps on them"
+NOT_STEPPED = "they have gradients and are in the optimizer, and no bit of them moves"
+CUT_OFF = "they are in the optimizer, and no gradient reaches them"
+
+
+def _untrained(facts: TensorFacts) -> _Found:
+    stands = (facts.still_for > 0) & (facts.gradient == "some")
+    by_none = facts.trained_by == "none"
+    grounds = {NO_OPTIMIZER: stands & by_none & ~(facts.gradient_ratio < _NEGLIGIBLE)}
+    is_stepped_on = _is_stepped_on(facts)
+    if (is_stepped_on & ~(facts.still_for > 0)).any():
+        grounds[NOT_STEPPED] = stands & is_stepped_on & _must_move(facts)
+        grounds[CUT_OFF] = _is_cut_off(facts, is_stepped_on)
+    return _found(grounds, facts.num_weights)
+
+
+def _must_move(facts: TensorFacts) -> np.ndarray:
+    """A gradient that counts, and an update that could be stored."""
+    # once it has moved, its gradient may have ended with what there was to learn
+    least = np.where(facts.has_moved, 0.1, _NEGLIGIBLE)
+    patient = ~facts.has_moved | (facts.still_for >= _PATIENCE)
+    is_stored = facts.num_could_round < _MOST * facts.num_gradients
+    must: np.ndarray = is_stored & patient & (facts.gradient_ratio >= least) & (facts.num >= _FEW)
+    return must
+
+
+@lru_cache(maxsize=1 << 13)  # the same names at every snapshot
+def _is_for_some(name: str) -> bool:
+    return _FOR_SOME.search(name) is not None
+
+
+def _is_dead(facts: TensorFacts) -> np.ndarray:
+    is_dead: np.ndarray = (facts.dead_for >= _PATIENCE) & (facts.dead_steps >= _PATIENT_STEPS)
+    return is_dead
+
+
+def _is_cut_off(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
+    """Tensors that a gradient does not reach on its way through the model.
+
+    One that is not used for these inputs looks the same. So it has to be most of the model; or the
+    first part of it, in the middle of a list of layers; or whole layers of such a list.
+    """
+    is_dead: np.ndarray = is_stepped_on & _is_dead(facts) & ~facts.has_moved
+    if not is_dead.any():
+        return is_dead
+    trained = [i for i in np.flatnonzero(is_stepped_on).tolist() if not _is_for_some(facts.name[i])]
+    dead = {facts.name[i]: facts.num_weights[i] for i in trained if is_dead[i]}
+    found: set[str] = set()
+    is_most = sum(dead.values()) >= _MOST * facts.num_weights[trained].sum()
+    if is_most and len(dead) >= max(0.25 * len(trained), 3):
+        found.update(dead)
+    first = list(takewhile(dead.__contains__, facts.name[trained]))
+    living = {_place_of(name)[0] for name in facts.name[trained] if name not in dead} - {None}
+    if any(_place_of(name)[0] in living for name in first):
+        found.update(first)
+    for members in _layers(facts, trained):
+        cut = [names for names in members if dead.keys() >= set(names)]
+        if len(cut) < len(members):
+            found.update(name for names in cut for name in names)
+    return np.array([name in found for name in facts.name])
+
+
+def _place_of(name: str) -> tuple[str | None, str, str]:
+    """In which outermost list a tensor is, in which member of it, and the rest of its name."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdecimal():
+            return ".".join(parts[:i]), part, ".".join(parts[i + 1 :])
+    return None, "", name
+
+
+def _layers(facts: TensorFacts, trained: Sequence[int]) -> list[list[list[str]]]:
+    """The tensors of each member of each list of layers: alike, and of several parts each."""
+    lists: dict[str, dict[str, dict[str, int]]] = {}
+    for i in trained:
+        of_list, member, rest = _place_of(facts.name[i])
+        if of_list is not None:
+            lists.setdefault(of_list, {}).setdefault(member, {})[rest] = i
+    found = []
+    for members in lists.values():
+        tensors = list(members.values())
+        first, are_alike = tensors[0], len(set(map(frozenset, tensors))) == 1
+        has_vector = any(facts.num_dims[i] == 1 and n.endswith("weight") for n, i in first.items())
+        if are_alike and len(tensors) > 1 and len(first) >= 4 and has_vector:
+            found.append([[facts.name[i] for i in member.values()] for member in tensors])
+    return found
+
+
+# ------------------------------------------------------------------ rounding, decay
+
+
+def _rounding(facts: TensorFacts) -> _Found:
+    """Updates too small to change the numbers that they are added to, again and again."""
+    is_losing = (
+        _is_stepped_on(facts)
+        & (facts.trained_by == "own")
+        & (facts.lr_rise <= _RISES)
+        & (facts.gradient == "some")
+        & ~(facts.gradient_ratio < _NEGLIGIBLE)
+        & (facts.num_lossy >= np.maximum(_MOST * facts.num_gradients, 1))
+        & (facts.num_still >= _MOST * facts.num)
+    )
+    # a rounding that is random, or a copy that is not seen, would have moved some of them
+    expected = facts.num_lossy_expected[is_losing].sum()
+    if expected < _MIN_LOST or facts.num_lossy_moved[is_losing].sum() > _MAX_MOVED * expected:
+        return _NOTHING
+    still = facts.num_still / facts.num
+    share = np.average(still[is_losing], weights=facts.num_weights[is_losing])
+    why = (
+        f"{share:.0%} of their weights have the bits of the snapshot before: updates are too small"
+    )
+    return _found({why: is_losing}, still, facts.num_weights)
+
+
+NOT_APPLIED = "weights without a gradient stand still, and weight decay ought to move them"
+DECAYS_ALONE = "they get no gradient, and weight decay shrinks them"
+
+
+def _decay(facts: TensorFacts) -> _Found:
+    is_stepped_on = _is_stepped_on(facts)
+    in_part = is_stepped_on & ~(facts.still_for > 0)  # all of it is another matter
+    to_decay, stand_still = facts.num_to_decay[in_part].sum(), facts.num_not_decayed[in_part].sum()
+    grounds: dict[str, np.ndarray] = {}
+    if stand_still >= max(_MIN_NOT_DECAYED, _MOST * to_decay):
+        grounds[NOT_APPLIED] = in_part & (facts.num_not_decayed > 0)
+    shrinks = is_stepped_on & _is_dead(facts) & (facts.gradient == "zero")
+    shrinks &= facts.shrinks_for >= _PATIENCE
+    if shrinks.any():
+        grounds[DECAYS_ALONE] = shrinks & ~np.array([_is_for_some(name) for name in facts.name])
+    return _found(grounds, facts.num_weights)
+
+
+# ------------------------------------------------------------------ what broke, what came back
+
+
+def _not_finite(facts: TensorFacts) -> _Found:
+    broken = facts.num_not_finite
+    return _found({"weights are NaN or infinite": broken > 0}, broken / facts.num)
+
+
+def _returned(facts: TensorFacts) -> _Found:
+    is_back = facts.back_at >= 0
+    # a few weights may swing between neighbouring numbers by themselves
+    steps = np.unique(facts.back_at[is_back & (facts.num - facts.num_still >= _MIN_RETURNED)])
+    is_back &= np.isin(facts.back_at, steps) & (facts.num_still < _MOST * facts.num)
+    which, _ = _found({"": is_back}, facts.num_weights)
+    known = dict.fromkeys(facts.back_at[which].tolist())
+    return which, "; ".join(f"they have the bits of step {step} again" for step in known)
+
+
+@np.errstate(all="ignore")  # what is not finite is no growth
+def _blew_up(facts: TensorFacts) -> _Found:
+    """Tensors that went farther than the optimizer has ever taken any.
+
+    By itself a tensor's own past says little: of one that began at zero the size is small, and what
+    gets rounding's noise for a gradient, such as the bias of keys, goes by next to nothing at
+    first. Adam makes ordinary steps of any noise, and no larger ones.
+    """
+    past = facts.past_updates
+    if past.shape[1] < _MIN_PAST:
+        return _NOTHING
+    is_known = (past.min(1) > 0.0) & (facts.rms > 0.0) & (facts.num >= _FEW)
+    is_known &= np.isfinite(facts.update)
+    if is_known.sum() < _MIN_KNOWN:
+        return _NOTHING
+    most = past.max(1)
+    growth = facts.update / most
+    usual = max(float(np.median(growth[is_known])), 1.0)
+    is_far = facts.update >= _FARTHER * usual * most[is_known].max()
+    is_far &= facts.update >= _FAR * facts.rms
+    is_far &= growth >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
+    which, _ = _found({"": is_far & is_known}, growth)
+    first = which[:1]
+    why = [
+        f"{share:.3g} of its size in one interval, {times:.3g} times its most ever"
+        for share, times in zip((facts.update / facts.rms)[first], growth[first], strict=True)
+    ]
+    return which, "".join(why)
+
+
+_RULES: dict[str, Callable[[TensorFacts], _Found]] = {
+    "untrained": _untrained,
+    "rounding": _rounding,
+    "decay": _decay,
+    "not_finite": _not_finite,
+    "returned": _returned,
+    "blew_up": _blew_up,
+}
+
+
+# ------------------------------------------------------------------ records, events
+
+
+class VitalReviewer(Reviewer):
+    """Completes what checkpoints say by themselves, and makes events of findings that are new."""
+
+    def with_history(self, record: Record, earlier: Sequence[Record]) -> Record:
+        """Of parameters that were not compared: since when weights are not finite, or are back.
+
+        They are back where all in scope have the bits of an earlier snapshot again.
+        """
+        vital = record.vital
+        before = next((r for r in reversed(earlier) if r.was_read), None)
+        if vital is None or not vital.reason or before is None:
+            return record
+        findings = [replace(one, since_step=before.step) for one in vital.findings]
+        first = record.same_weights_as
+        if first is not None and before.fingerprint != record.fingerprint:
+            names = tuple(layer.name for layer in record.layers)
+            findings.append(
+                Finding(
+                    kind="returned",
+                    num=len(names),
+                    tensors=names[:_MAX_NAMES],
+                    reason=f"all weights in scope have the bits of step {first} again",
+                    since_step=before.step,
+                )
+            )
+        return replace(record, vital=replace(vital, findings=tuple(findings)))
+
+    def events(
+        self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
+    ) -> list[Event]:
+        """The events of what a record found and the ones before it had not, or half as much."""
+        if record.vital is None:
+            return []
+        recent = [r.vital for r in earlier[-_GONE_FOR:] if r.vital is not None]
+        events = []
+        for finding in record.vital.findings:
+            before = [f.num for vital in recent for f in vital.findings if f.kind == finding.kind]
+            known = [event.value for event in told if event.kind == finding.kind]
+            if before and finding.num < 2 * (known[-1] if known else max(before)):
+                continue
+            events.append(
+                Event(
+                    kind=finding.kind,
+                    series=f"vital/{finding.kind}",
+                    direction="",
+                    onset_step=record.step,
+                    onset_low=finding.since_step,
+                    detected_step=record.step,
+                    baseline=float(max(before, default=0)),
+                    value=float(finding.num),
+                    layers=finding.tensors,
+                    reason=finding.reason,
+                    before_step=finding.since_step,
+                )
+            )
+        return events
