@@ -27,7 +27,7 @@ import sparsitywatch as sw
 from sparsitywatch.cli import main
 from sparsitywatch.records import LedgerEntry
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
-from sparsitywatch.sinks.tensorboard_pages import scope_table
+from sparsitywatch.sinks.tensorboard import scope_table
 
 SECRET = "pl4ntedS3cr3tpl4ntedS3cr3t"
 KEYS = ("token", "X-Amz-Credential", "X-Amz-Signature", "sig")

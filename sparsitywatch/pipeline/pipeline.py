@@ -22,6 +22,7 @@ from sparsitywatch.errors import (
     LogTakenError,
     StateError,
     contain_faults,
+    expect,
     expect_functions,
     expect_mapping,
     expect_methods,
@@ -333,10 +334,9 @@ class Pipeline:
             for sink in self._sinks:
                 with self._guard(sink):
                     sink.open(run)
-                catch_up = getattr(sink, "catch_up", None)
-                if callable(catch_up) and self.records:
+                if self.records:
                     with self._guard(sink):
-                        catch_up(self.records, self.events, detail_of)
+                        sink.catch_up(self.records, self.events, detail_of)
             self._history.initial_rms = dict(run.initial_rms)
             late = self._history.finish_restore()
             self._unsaid = late.new
@@ -413,16 +413,12 @@ class Pipeline:
             return  # it has a state of its own by now; this end is known at the next snapshot
 
     def _report_to(self, sink: Sink, state: WatchState) -> None:
-        take = getattr(sink, "state", None)
-        if not callable(take):
-            return
-
         def say(error: BaseException) -> None:
             name = type(sink).__name__
             _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
 
         with contain_faults(say, strict=self._strict):
-            take(state)
+            sink.state(state)
 
     @property
     def is_suspicious(self) -> bool:
@@ -452,7 +448,7 @@ class Pipeline:
             _logger.warning("sparsitywatch: the log is left as it is: %s", error)
             for sink in self._working_sinks():
                 with self._guard(sink):
-                    getattr(sink, "abandon", sink.close)()
+                    sink.abandon()
 
     def state_dict(self) -> dict[str, Any]:
         """What the detectors and the events of the run go on from; plain data."""
@@ -494,12 +490,13 @@ def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
     """Sinks in a list.
 
     Raises:
-        ConfigurationError: one lacks a method of a sink, or they are no list.
+        ConfigurationError: one does not derive from ``Sink``, or they are no list.
     """
-    what = "an object with open, write, event and close"
     found = listed("sinks", sinks, "a list of sinks")
     for index, sink in enumerate(found):
-        expect_methods(f"sinks[{index}]", sink, ("open", "write", "event", "close"), what)
+        expect(
+            isinstance(sink, Sink), f"sinks[{index}]", "a sink, derived from sw.sinks.Sink", sink
+        )
     return found
 
 

@@ -3,47 +3,82 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState, latest_versions
 
-__all__ = ["AppendingFile", "MemorySink", "Session", "Sink", "first_lost_step", "local_directory"]
 
-
-@runtime_checkable
-class Sink(Protocol):
-    """A place that records and events go to, in the order of the steps.
+class Sink(ABC):
+    """A place that records and events go to, in the order of the steps. Derive yours from it.
 
     The pipeline calls ``open`` once, then ``write`` once per record and ``event`` once per
     event after the record that it was seen in, then ``close``. What is learned about an
     event later is given to ``event`` as a new version of it: the same ``id``, and the step
     of the record before as ``revised_step``; the last version counts.
 
-    A sink may also have ``state(WatchState)``: how the watch stands, at every snapshot and once a
-    minute, from the training's thread, also while ``write`` runs in another.
-
     When ``write`` or ``event`` returns, what was given survives a kill of the process. A
-    sink may raise: the caller logs the cause and goes on. Nothing is written after
-    ``close``. One that writes into the log's directory may have ``abandon``, which is called
-    instead of ``close`` when another watch has taken the log over, and writes nothing. One that
-    may lag behind the log has ``catch_up``, called after ``open`` when a run is taken up.
+    sink may raise: the caller logs the cause and goes on. Nothing is written after ``close``.
+    Names of your own begin with an underscore, so that a slip in one of these is an error.
+
+    Raises:
+        ConfigurationError: a class has a public name that no sink is asked for.
     """
 
+    def __init_subclass__(cls) -> None:
+        known = {name for name in vars(Sink) if not name.startswith("_")}
+        for name in vars(cls):
+            if not (name.startswith("_") or name in known):
+                raise ConfigurationError(
+                    f"Expected the sink {cls.__name__} to have the methods "
+                    f"{', '.join(sorted(known))}, got {name!r}. Begin a name of your own with an "
+                    "underscore."
+                )
+
+    @abstractmethod
     def open(self, run: RunInfo) -> None:
         """Get ready; drop what is held beyond ``run.initial_step``, a future that was lost."""
 
+    @abstractmethod
     def write(self, record: Record, detail: Detail) -> None:
         """Keep or show one record."""
 
+    @abstractmethod
     def event(self, event: Event) -> None:
         """Keep or show one event, or a new version of one."""
 
+    @abstractmethod
     def close(self) -> None:
         """Finish; calling it again does nothing."""
+
+    def state(self, state: WatchState) -> None:  # noqa: B027 optional
+        """Keep or show how the watch stands; by default nothing.
+
+        Called at every snapshot and once a minute, from the training's thread, also while
+        ``write`` runs in another.
+        """
+
+    def catch_up(  # noqa: B027 optional
+        self,
+        records: Sequence[Record],
+        events: Sequence[Event],
+        detail_of: Callable[[Record], Detail],
+    ) -> None:
+        """Keep or show what the log of a resumed run holds and this sink lacks; by default nothing.
+
+        Called after ``open``.
+
+        Args:
+            records, events: what is known of the run, by rising step.
+            detail_of: what can still be known of a record.
+        """
+
+    def abandon(self) -> None:
+        """End without writing: another watch has taken over the log; by default ``close``."""
+        self.close()
 
 
 def first_lost_step(run: RunInfo) -> int:
@@ -79,7 +114,7 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
     return Path(directory)
 
 
-class Session:
+class WriterGuard:
     """Whether a sink is open, and in which process.
 
     A forked child inherits every open sink of its parent. What it wrote would stand
@@ -92,7 +127,7 @@ class Session:
 
     @contextmanager
     def opening(self, directory: Path | None = None) -> Iterator[None]:
-        """Around the work of ``open``; the session begins if it succeeds.
+        """Around the work of ``open``: the sink is open if it succeeds.
 
         Raises:
             StateError: the sink is open already.
@@ -142,23 +177,16 @@ class AppendingFile:
     forked child neither hangs nor writes twice. What a full disk does not take stays
     pending and goes first at the next call, continuing where the file ends: readers never
     see a hole, only an end that is still to come.
-
-    Attributes:
-        end: offset at which the next block will begin, after everything that is pending.
     """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(path, flags, 0o666)
         self._pending = bytearray()
-        self.end = os.fstat(self._descriptor).st_size
+        self.end = os.fstat(self._descriptor).st_size  # where the next block will begin
 
     def write(self, block: bytes) -> None:
-        """Append ``block``, after anything that is still pending.
-
-        Raises:
-            OSError: the operating system did not take everything; the rest is pending.
-        """
+        """Append ``block``, after anything that is still pending; raises OSError as ``flush``."""
         self.hold(block)
         self.flush()
 
@@ -168,11 +196,7 @@ class AppendingFile:
         self.end += len(block)
 
     def flush(self) -> None:
-        """Write what is pending.
-
-        Raises:
-            OSError: the operating system did not take everything; the rest stays pending.
-        """
+        """Write what is pending; what the operating system refuses stays so, and is an OSError."""
         while self._pending:
             num_written = os.write(self._descriptor, self._pending)
             del self._pending[:num_written]
@@ -182,17 +206,14 @@ class AppendingFile:
         try:
             self.flush()
         finally:
-            os.close(self._descriptor)
+            self.abandon()
 
     def abandon(self) -> None:
         """Close the file without what is pending."""
         os.close(self._descriptor)
 
 
-# ------------------------------------------------------------------ in memory
-
-
-class MemorySink:
+class MemorySink(Sink):
     """Keeps what it is given in lists: for notebooks, and as the fake in tests.
 
     Attributes:
@@ -213,37 +234,35 @@ class MemorySink:
         self.events: list[Event] = []
         self.states: list[WatchState] = []
         self._reported: list[Event] = []
-        self._session = Session("MemorySink")
+        self._guard = WriterGuard("MemorySink")
 
     def open(self, run: RunInfo) -> None:
         """Drop the records and events of a future that was lost."""
-        with self._session.opening():
+        with self._guard.opening():
             lost = first_lost_step(run)
-            pairs = zip(self.records, self.details, strict=True)
-            kept = [(record, detail) for record, detail in pairs if record.step < lost]
-            self.records[:] = [record for record, _ in kept]
-            self.details[:] = [detail for _, detail in kept]
+            num_kept = sum(record.step < lost for record in self.records)
+            del self.records[num_kept:], self.details[num_kept:]
             self._reported[:] = [event for event in self._reported if event.reported_step < lost]
             self.events[:] = latest_versions(self._reported)
             self.runs.append(run)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Keep one record and its detail."""
-        self._session.require()
+        self._guard.require()
         self.records.append(record)
         self.details.append(detail)
 
     def event(self, event: Event) -> None:
         """Keep one event, or a new version of one."""
-        self._session.require()
+        self._guard.require()
         self._reported.append(event)
         self.events[:] = latest_versions(self._reported)
 
     def state(self, state: WatchState) -> None:
         """Keep how the watch is."""
-        self._session.require()
+        self._guard.require()
         self.states.append(state)
 
     def close(self) -> None:
         """Accept nothing more until the next ``open``; the lists stay."""
-        self._session.end()
+        self._guard.end()

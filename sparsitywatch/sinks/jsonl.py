@@ -7,7 +7,7 @@
     records.jsonl                 one Record per line; in place of its layers, where they are
     layers.npys                   the layers' numbers: one array of numpy (.npy) after another
     events.jsonl                  one Event per line; of lines with one id the last counts
-    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum, packed
+    spectra/step-00001000.npz     the arrays of one MagnitudeSpectrum
     superseded.jsonl              lines of a future that was lost when a run was resumed
     spectra/superseded/           its spectra
     records.torn, events.torn     what a kill in the middle of a write left behind
@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import json
@@ -23,7 +22,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -45,7 +44,13 @@ from sparsitywatch.records import (
     latest_versions,
     to_json,
 )
-from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
+from sparsitywatch.sinks.base import (
+    AppendingFile,
+    Sink,
+    WriterGuard,
+    first_lost_step,
+    local_directory,
+)
 
 __all__ = [
     "JsonlReader",
@@ -56,19 +61,14 @@ __all__ = [
     "read_spectrum",
 ]
 
-_RECORDS, _EVENTS, _MANIFEST = "records.jsonl", "events.jsonl", "run.json"
+_MANIFEST = "run.json"
 _LAYERS = "layers.npys"
-_PLACES = ("names", "numbers")
-_EVENT_STEPS = ("detected_step", "revised_step")
-_PIECE = 1 << 20  # bytes of a file that are looked at at once
-#: Arrays of a spectrum with a number for each bin, unsigned.
-_COLUMNS = {"keys", "counts"}
 _SPECTRUM = re.compile(r"step-(\d+)\.npz")
 
 T = TypeVar("T")
 
 
-class JsonlSink:
+class JsonlSink(Sink):
     """Writes records and events as lines of JSON; what a call was given survives a kill.
 
     A line that a full disk did not take is kept, and goes first at the next call.
@@ -87,7 +87,7 @@ class JsonlSink:
         self._keep_spectra = keep_spectra
         self._directory = local_directory(directory)
         self._spectra = self._directory / "spectra"
-        self._session = Session("JsonlSink")
+        self._guard = WriterGuard("JsonlSink")
 
     def open(self, run: RunInfo) -> None:
         """Move aside what is held beyond ``run.initial_step``, and write the manifest.
@@ -99,23 +99,23 @@ class JsonlSink:
             ConfigurationError: the directory cannot be written to.
             StateError: a file is damaged above its end, or of another schema version.
         """
-        with self._session.opening(self._directory):
-            lost = first_lost_step(run)
-            directory, superseded = self._directory, self._directory / "superseded.jsonl"
+        with self._guard.opening(self._directory):
             self._spectra.mkdir(parents=True, exist_ok=True)
-            earlier = read_manifest(directory)
+            earlier = read_manifest(self._directory)
             if earlier is not None and run.initial_step > 0:
                 run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
-            steps = _rewind_append_log(directory / _RECORDS, ["step"], lost, superseded)
-            _rewind_append_log(directory / _EVENTS, _EVENT_STEPS, lost, superseded)
+            lost, superseded = first_lost_step(run), self._directory / "superseded.jsonl"
+            reader = JsonlReader(self._directory)
+            records = reader._records.rewind(lost, superseded)
+            reader._events.rewind(lost, superseded)
             _rewind_spectra(self._spectra, lost)
-            self._num = len(steps)
-            self._passing = self._passing_of(self._num - 1, steps[-1]) if steps else None
+            self._num = len(records)
+            self._transient = self._spectrum_to_drop(records[-1].step) if records else None
             self._run = run
-            _replace(directory / _MANIFEST, _line(run))
-            self._layers = _LayersFile(directory / _LAYERS)
-            self._records = AppendingFile(directory / _RECORDS)
-            self._events = AppendingFile(directory / _EVENTS)
+            _replace(self._directory / _MANIFEST, _line(vars(run)))
+            self._layers = _LayersFile(self._directory / _LAYERS)
+            self._records = AppendingFile(reader._records.path)
+            self._events = AppendingFile(reader._events.path)
 
     def write(self, record: Record, detail: Detail) -> None:
         """Write spectrum and layers, then the record: what belongs to a line is there when it is.
@@ -124,24 +124,23 @@ class JsonlSink:
             OSError: the disk did not take everything; layers and line are kept for later.
             ConfigurationError: the layers do not all have the same rules and levels.
         """
-        self._session.require()
+        self._guard.require()
         places = self._layers.hold(record)
         self._records.hold(_line({**vars(record), "layers": places}))
         try:
             if detail.spectrum:
-                path = self._spectra / _spectrum_name(record.step)
-                _write_arrays(path, _packed_spectrum(detail.spectrum))
+                _write_spectrum(self._spectra / _spectrum_name(record.step), detail.spectrum)
         finally:
             self._layers.file.flush()
             self._records.flush()
-        if self._passing is not None:
-            self._passing.unlink(missing_ok=True)
-        self._passing = self._passing_of(self._num, record.step)
+        if self._transient is not None:
+            self._transient.unlink(missing_ok=True)
         self._num += 1
+        self._transient = self._spectrum_to_drop(record.step)
 
-    def _passing_of(self, index: int, step: int) -> Path | None:
-        """The spectrum of a record if it is kept only until there is another."""
-        is_kept = index % self._keep_spectra == 0
+    def _spectrum_to_drop(self, step: int) -> Path | None:
+        """The spectrum of the latest record, if it is kept only until there is another."""
+        is_kept = (self._num - 1) % self._keep_spectra == 0
         return None if is_kept else self._spectra / _spectrum_name(step)
 
     def event(self, event: Event) -> None:
@@ -150,8 +149,8 @@ class JsonlSink:
         Raises:
             OSError: the disk did not take everything; the line is kept for later.
         """
-        self._session.require()
-        self._events.write(_line(event))
+        self._guard.require()
+        self._events.write(_line(vars(event)))
 
     def state(self, state: WatchState) -> None:
         """Put the state of the watch into the manifest, which is the old one or the new one, whole.
@@ -159,24 +158,27 @@ class JsonlSink:
         Raises:
             OSError: the disk did not take it; the old one stays.
         """
-        self._session.require()
+        self._guard.require()
         self._run = replace(self._run, state=state)
-        _replace(self._directory / _MANIFEST, _line(self._run))
+        _replace(self._directory / _MANIFEST, _line(vars(self._run)))
 
     def close(self) -> None:
         """Close the files; what is pending is tried once more, no line without its layers."""
-        if self._session.end():
-            with contextlib.ExitStack() as files:
-                files.callback(self._events.close)
-                without_layers = files.enter_context(contextlib.ExitStack())
-                without_layers.callback(self._records.abandon)
-                self._layers.file.close()
-                without_layers.pop_all()
-                files.callback(self._records.close)
+        if not self._guard.end():
+            return
+        try:
+            self._layers.file.close()
+        except BaseException:
+            self._records.abandon()
+            raise
+        else:
+            self._records.close()
+        finally:
+            self._events.close()
 
     def abandon(self) -> None:
         """Close the files as they are: the directory is another's now."""
-        if self._session.end():
+        if self._guard.end():
             for file in (self._layers.file, self._records, self._events):
                 file.abandon()
 
@@ -193,58 +195,53 @@ class JsonlReader:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         folder = Path(directory)
-        read = functools.partial(_read_record, folder / _LAYERS)
-        self._records = _AppendLog(folder / _RECORDS, read)
-        self._events = _AppendLog(folder / _EVENTS, functools.partial(from_data, Event))
+        self._records = _AppendLog(
+            folder / "records.jsonl",
+            functools.partial(_read_record, folder / _LAYERS),
+            lambda record: record.step,
+        )
+        self._events = _AppendLog(
+            folder / "events.jsonl",
+            functools.partial(from_data, Event),
+            lambda event: event.reported_step,
+        )
 
-    def records(self) -> list[Record]:
-        """The records, oldest first.
+    def records(self, *, max_step: int | None = None) -> list[Record]:
+        """The records, oldest first; [] if there is nothing yet.
 
         The layers of a record are read when they are first asked for, which raises a StateError
         if they are damaged.
 
+        Args:
+            max_step: leave out records of later steps.
+
         Raises:
             StateError: a line other than a torn last one cannot be read.
         """
-        return self._records.values()
+        records = self._records.values()
+        return [record for record in records if max_step is None or record.step <= max_step]
 
-    def events(self) -> list[Event]:
+    def events(self, *, max_step: int | None = None) -> list[Event]:
         """Each event in its last version, in the order of their detection.
 
+        Args:
+            max_step: leave out what was reported at later steps.
+
         Raises:
             StateError: a line other than a torn last one cannot be read.
         """
-        return latest_versions(self._events.values())
+        events = self._events.values()
+        return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
 
 
 def read_records(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Record]:
-    """What a ``JsonlReader`` of the directory reads the first time.
-
-    Args:
-        directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
-        max_step: leave out records of later steps.
-
-    Raises:
-        StateError: a line other than a torn last one cannot be read.
-    """
-    folder = Path(directory)
-    read = functools.partial(_read_record, folder / _LAYERS)
-    records = _AppendLog(folder / _RECORDS, read).values()
-    return [record for record in records if max_step is None or record.step <= max_step]
+    """What a ``JsonlReader`` of the directory reads the first time."""
+    return JsonlReader(directory).records(max_step=max_step)
 
 
 def read_events(directory: str | os.PathLike[str], *, max_step: int | None = None) -> list[Event]:
-    """What a ``JsonlReader`` of the directory reads the first time.
-
-    Args:
-        directory: where a ``JsonlSink`` writes; [] if there is nothing yet.
-        max_step: leave out what was reported at later steps.
-
-    Raises:
-        StateError: a line other than a torn last one cannot be read.
-    """
-    events = _AppendLog(Path(directory) / _EVENTS, functools.partial(from_data, Event)).values()
-    return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
+    """What a ``JsonlReader`` of the directory reads the first time."""
+    return JsonlReader(directory).events(max_step=max_step)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
@@ -262,6 +259,22 @@ def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
         raise StateError(f"{path}: {error}") from error
 
 
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+# ------------------------------------------------------------------ spectra
+#
+# Counts are noise around a smooth density, which takes some bits a bin whatever one does. Bytes are
+# stored apart, first the low ones of all numbers, then the higher ones, which hardly change; so bz2
+# comes close to what the noise holds (benchmarks/log.py). Keys rise: their differences are stored.
+
+_COLUMNS = {"keys", "counts"}
+
+
 def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.ndarray]:
     """The arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds the spectrum of a step from.
 
@@ -271,8 +284,40 @@ def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.
     path = Path(directory) / "spectra" / _spectrum_name(step)
     if not path.exists():
         raise StateError(f"Expected a spectrum of step {step}, found no file {str(path)!r}.")
-    with np.load(path, allow_pickle=False) as arrays:
-        return _unpacked_spectrum(dict(arrays))
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    for name in _COLUMNS & arrays.keys():
+        if arrays[name].ndim == 2:
+            numbers = np.ascontiguousarray(arrays[name].T)
+            arrays[name] = column = numbers.view(f"<u{numbers.shape[1]}")[:, 0]
+            if name == "keys":
+                arrays[name] = np.cumsum(column, dtype=column.dtype)
+    return arrays
+
+
+def _write_spectrum(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """An .npz file that is there whole or not at all, and never holds a pickle."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_BZIP2) as archive:
+            for name, array in arrays.items():
+                stored = _bytes_apart(name, array) if name in _COLUMNS else np.asanyarray(array)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, stored, allow_pickle=False)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _bytes_apart(name: str, column: np.ndarray) -> np.ndarray:
+    """A column of unsigned numbers as uint8 [their bytes, N]; any other array as it is."""
+    if column.dtype.kind != "u" or column.ndim != 1:
+        return column
+    if name == "keys":
+        column = np.diff(column, prepend=column.dtype.type(0))
+    numbers = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
+    own_bytes = numbers.view(np.uint8).reshape(len(column), column.itemsize)
+    return np.ascontiguousarray(own_bytes.T)
 
 
 def _spectrum_name(step: int) -> str:
@@ -287,56 +332,6 @@ def _rewind_spectra(directory: Path, first_lost_step: int) -> None:
         elif match is not None and int(match[1]) >= first_lost_step:
             (directory / "superseded").mkdir(exist_ok=True)
             path.replace(directory / "superseded" / path.name)
-
-
-def _packed_spectrum(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A spectrum's arrays as compression likes them: keys and counts byte by byte.
-
-    First the low bytes of all numbers, which are noise around a smooth density in counts, then the
-    higher ones, which hardly change. Keys rise, and are stored as their differences.
-    """
-    packed = dict(arrays)
-    for name in _COLUMNS & arrays.keys():
-        column = arrays[name]
-        if column.dtype.kind == "u" and column.ndim == 1:
-            if name == "keys":
-                column = np.diff(column, prepend=column.dtype.type(0))
-            numbers = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
-            own_bytes = numbers.view(np.uint8).reshape(len(column), column.itemsize)
-            packed[name] = np.ascontiguousarray(own_bytes.T)
-    return packed
-
-
-def _unpacked_spectrum(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays that ``_packed_spectrum`` was given, to the last bit."""
-    arrays = dict(packed)
-    for name in _COLUMNS & packed.keys():
-        if packed[name].ndim == 2:
-            numbers = np.ascontiguousarray(packed[name].T)
-            arrays[name] = column = numbers.view(f"<u{numbers.shape[1]}")[:, 0]
-            if name == "keys":
-                arrays[name] = np.cumsum(column, dtype=column.dtype)
-    return arrays
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz file that is there whole or not at all, and never holds a pickle."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_BZIP2) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 # ------------------------------------------------------------------ layers
@@ -362,11 +357,7 @@ class _LayersFile:
         self._names_place: _Place = (0, 0, 0)
 
     def hold(self, record: Record) -> dict[str, _Place] | None:
-        """Let the layers of a record be pending; returns where they will be, None without any.
-
-        Raises:
-            ConfigurationError: they do not all have the same rules and levels.
-        """
+        """Let the layers of a record be pending; returns where they will be, None without any."""
         if not record.layers:
             return None
         columns = Layers.of(record.layers).columns
@@ -397,11 +388,31 @@ def _packed(step: int, columns: LayerColumns) -> np.ndarray:
         "removed": columns.removed,
         "dormant": columns.dormant,
     }
-    kinds = [(name, f"<{of.dtype.kind}8", of.shape) for name, of in fields.items()]
-    packed = np.zeros((), kinds)
+    packed = np.zeros((), [(name, f"<{of.dtype.kind}8", of.shape) for name, of in fields.items()])
     for name, column in fields.items():
         packed[name] = column
     return packed
+
+
+def _read_record(layers: Path, data: Any) -> Record:
+    """A record whose layers are read when they are asked for; its line says where they are."""
+    if not isinstance(data, dict):
+        return from_data(Record, data)  # says that it is no object
+    record, places = from_data(Record, {**data, "layers": []}), data.get("layers")
+    if places is None:
+        return record
+    expected = {"names": [int] * 3, "numbers": [int] * 3}
+    if not isinstance(places, dict) or _types_of(places) != expected:
+        raise StateError(
+            f"Expected where its names and numbers are at Record.layers, got {places!r}."
+        )
+    names, numbers = tuple(places["names"]), tuple(places["numbers"])
+    read = functools.partial(_read_layers, layers, record.step, names, numbers)
+    return replace(record, layers=Layers(read))
+
+
+def _types_of(places: Mapping[str, Any]) -> dict[str, list[type]]:
+    return {name: list(map(type, at)) for name, at in places.items() if isinstance(at, list)}
 
 
 def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> LayerColumns:
@@ -460,38 +471,15 @@ def _header_of(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     return kind, shape
 
 
-def _read_record(layers: Path, data: Any) -> Record:
-    """A record whose layers are read when they are asked for; its line says where they are."""
-    if not isinstance(data, dict):
-        return from_data(Record, data)  # says that it is no object
-    places = data.get("layers")
-    record = from_data(Record, {**data, "layers": []})
-    if places is None:
-        return record
-    found: list[Any] = [places.get(p) if isinstance(places, dict) else None for p in _PLACES]
-    for place in found:
-        if not isinstance(place, list) or list(map(type, place)) != [int] * 3:
-            raise StateError(
-                f"Expected where its {' and '.join(_PLACES)} are at Record.layers, got {places!r}."
-            )
-    names, numbers = found
-    read = functools.partial(_read_layers, layers, record.step, tuple(names), tuple(numbers))
-    return replace(record, layers=Layers(read))
-
-
 # ------------------------------------------------------------------ an append-only log
 #
 # A line counts once it ends in a newline. The end of the file may be torn: a kill, or a full
 # disk, in the middle of a write. Anything wrong further up is not ours to repair and is an
 # error that names the file and the line.
 
-#: One whole line: its number, counted from 1, the offset of its first byte, and its bytes.
-_Line = tuple[int, int, bytes]
 
-
-def _line(value: Any) -> bytes:
-    """A dataclass of the package, or its fields, as a line of JSON that names its version."""
-    fields = value if isinstance(value, dict) else vars(value)
+def _line(fields: Mapping[str, Any]) -> bytes:
+    """The fields of a dataclass of the package as a line of JSON that names its version."""
     return to_json({"schema": SCHEMA_VERSION, **fields}).encode() + b"\n"
 
 
@@ -503,14 +491,18 @@ class _AppendLog(Generic[T]):
     Args:
         path: of the file.
         read: makes something out of a line that was parsed.
+        step_of: the step of that.
     """
 
-    def __init__(self, path: Path, read: Callable[[Any], T]) -> None:
-        self._path, self._read = path, read
+    def __init__(self, path: Path, read: Callable[[Any], T], step_of: Callable[[T], int]) -> None:
+        self.path = path
+        self._read = read
+        self._step_of = step_of
         self._forget()
 
     def _forget(self) -> None:
         self._values: list[T] = []
+        self._starts: list[int] = []  # offsets of their lines
         self._end = self._checksum = 0  # of the bytes that were read
 
     def values(self) -> list[T]:
@@ -520,7 +512,7 @@ class _AppendLog(Generic[T]):
             StateError: a line cannot be read; the message names the file and the line.
         """
         try:
-            file = self._path.open("rb")
+            file = self.path.open("rb")
         except FileNotFoundError:
             self._forget()
             return []
@@ -528,22 +520,57 @@ class _AppendLog(Generic[T]):
             if self._end and not self._goes_on(file):
                 self._forget()
                 file.seek(0)
-            for number, offset, raw in _whole_lines(file, len(self._values), self._end):
+            for raw in _whole_lines(file):
                 try:
                     self._values.append(self._read(_parsed(raw)))
                 except StateError as error:
-                    raise StateError(f"{self._path}, line {number}: {error}") from error
-                self._end = offset + len(raw)
+                    number = len(self._values) + 1
+                    raise StateError(f"{self.path}, line {number}: {error}") from error
+                self._starts.append(self._end)
+                self._end += len(raw)
                 self._checksum = zlib.crc32(raw, self._checksum)
         return list(self._values)
+
+    def rewind(self, first_lost_step: int, superseded: Path) -> list[T]:
+        """Cut off a torn end, and the first line of a lost step with all that follow it.
+
+        Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
+        beside the log with the ending ``.torn``. The copy is made before the cut, so that a
+        kill in between leaves a line twice rather than not at all.
+
+        Returns:
+            What stays.
+
+        Raises:
+            StateError: a line cannot be read, or is of another schema version.
+        """
+        values = self.values()
+        if self.path.exists():
+            _move_end(self.path, self._end, self.path.with_suffix(".torn"))
+        for i, value in enumerate(values):
+            if self._step_of(value) >= first_lost_step:
+                _move_end(self.path, self._starts[i], superseded)
+                return values[:i]
+        return values
 
     def _goes_on(self, file: BinaryIO) -> bool:
         """Whether a file begins with what was read of it; it is then read up to there."""
         left, checksum = self._end, 0
-        while left and (piece := file.read(min(left, _PIECE))):
+        while left and (piece := file.read(min(left, 1 << 20))):
             checksum = zlib.crc32(piece, checksum)
             left -= len(piece)
         return not left and checksum == self._checksum
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines that end in a newline; if the last one is not JSON it counts as torn."""
+    held: bytes | None = None
+    for raw in file:
+        if held is not None:
+            yield held
+        held = raw if raw.endswith(b"\n") else None
+    if held is not None and _is_json(held):
+        yield held
 
 
 def _parsed(raw: bytes) -> Any:
@@ -553,86 +580,12 @@ def _parsed(raw: bytes) -> Any:
         raise StateError(f"Expected one JSON object: {error}.") from error
 
 
-def _rewind_append_log(
-    path: Path, step_keys: Sequence[str], first_lost_step: int, superseded: Path
-) -> list[int]:
-    """Cut off a torn end and the lines of a future that was lost.
-
-    Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
-    beside ``path`` with the ending ``.torn``. The copy is made before the cut, so that a
-    kill in between leaves a line twice rather than not at all.
-
-    Args:
-        path: lines by rising step; it need not exist.
-        step_keys: names of the fields that hold a line's step: the largest that is there.
-        first_lost_step: the first line with this step or a later one is cut off, with
-            everything after it.
-
-    Returns:
-        The steps of the lines that stay.
-
-    Raises:
-        StateError: a line cannot be read, or is of another schema version.
-    """
-    if not path.exists():
-        return []
-    end, cut = 0, None
-    kept: list[int] = []
-    with path.open("rb") as file:
-        for number, offset, raw in _whole_lines(file):
-            end = offset + len(raw)
-            step = _step(path, number, raw, step_keys) if cut is None else -1
-            if step >= first_lost_step:
-                cut = offset
-            elif cut is None:
-                kept.append(step)
-    _move_end(path, end, path.with_suffix(".torn"))
-    if cut is not None:
-        _move_end(path, cut, superseded)
-    return kept
-
-
-def _whole_lines(file: BinaryIO, num_read: int = 0, offset: int = 0) -> Iterator[_Line]:
-    """Lines that end in a newline; if the last one is not JSON it counts as torn.
-
-    Args:
-        file: open where the first of them begins.
-        num_read: lines before it.
-        offset: bytes before it.
-    """
-    held: _Line | None = None
-    for number, raw in enumerate(file, start=num_read + 1):
-        if held is not None:
-            yield held
-        held = (number, offset, raw) if raw.endswith(b"\n") else None
-        offset += len(raw)
-    if held is not None and _is_json(held[2]):
-        yield held
-
-
 def _is_json(raw: bytes) -> bool:
     try:
         json.loads(raw)
     except ValueError:
         return False
     return True
-
-
-def _step(path: Path, number: int, raw: bytes, keys: Sequence[str]) -> int:
-    try:
-        data = _parsed(raw)
-    except StateError as error:
-        raise StateError(f"{path}, line {number}: {error}") from error
-    if not isinstance(data, dict):
-        data = {}
-    schema, steps = data.get("schema"), [data[key] for key in keys if key in data]
-    if schema != SCHEMA_VERSION or not steps or any(type(step) is not int for step in steps):
-        raise StateError(
-            f"{path}, line {number}: Expected schema version {SCHEMA_VERSION} and an integer "
-            f"{keys[0]!r}, got {schema!r} and {data.get(keys[0])!r}. Log into another "
-            "directory, or go on with the version of sparsitywatch that wrote this one."
-        )
-    return int(max(steps))
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:

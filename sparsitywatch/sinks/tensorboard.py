@@ -1,13 +1,17 @@
-"""A TensorBoard run of its own: charts, pictures, histograms and texts.
+"""A TensorBoard run of its own: charts, histograms and texts.
 
 The file format is that of torch's SummaryWriter, whose record writer is used, but not its
 thread: a record is with the operating system when the call returns, what fails fails in
 the call that caused it, and a forked child cannot hang.
+
+TensorBoard sorts its cards by their tags. What matters most stands under a prefix that sorts first,
+in the order of importance; the rest under one that sorts last. There are at most forty tags,
+however many tensors a model has: thousands make TensorBoard slow. The log and the page have all.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import math
 import os
 import re
@@ -16,74 +20,47 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from tensorboard.compat.proto.event_pb2 import Event as ProtoEvent
-from tensorboard.compat.proto.event_pb2 import SessionLog
-from tensorboard.compat.proto.summary_pb2 import (
-    DATA_CLASS_BLOB_SEQUENCE,
-    DATA_CLASS_SCALAR,
-    DATA_CLASS_TENSOR,
-    HistogramProto,
-    Summary,
-    SummaryMetadata,
-)
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as custom_scalar
 from tensorboard.plugins.histogram import metadata as histogram_plugin
-from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
-from tensorboard.plugins.hparams import metadata as hparams_plugin
-from tensorboard.plugins.image import metadata as image_plugin
 from tensorboard.plugins.scalar import metadata as scalar_plugin
 from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from sparsitywatch.errors import expect_whole
 from sparsitywatch.records import (
     Detail,
     Event,
     LedgerEntry,
     LogHistogram,
+    Provenance,
     Record,
     RunInfo,
     WatchState,
     ledger_in_short,
 )
+from sparsitywatch.series import Series, describe
 from sparsitywatch.shown import shown_name
-from sparsitywatch.sinks.base import AppendingFile, Session, first_lost_step, local_directory
-from sparsitywatch.sinks.tensorboard_pages import (
-    EVENTS,
-    FIRST,
-    IN_EVERY_RECORD,
-    LAST,
-    MORE_RULES,
-    Charts,
-    charts,
-    event_text,
-    explanation,
-    notes_text,
-    scope_table,
-    sentence_of,
-    tag_of,
+from sparsitywatch.sinks.base import (
+    AppendingFile,
+    Sink,
+    WriterGuard,
+    first_lost_step,
+    local_directory,
 )
 
-__all__ = ["TensorBoardSink", "kinds_of"]
-
-_BAND = ("essential_sparsity/low", "essential_sparsity/high")
-#: Histograms are of all tensors of a kind, and of the kinds only the largest have their own.
-_MOST_KINDS, _OTHERS = 6, "others"
+#: Histograms are written with one record in so many.
 _HISTOGRAMS_EVERY = 10
-#: Fewer snapshots have no overview; each has twice as many as the one before, but for events.
-_FEW_SNAPSHOTS, _FIRST_OVERVIEW, _MOST_IN_OVERVIEW = 5, 10, 400
 
 
-class TensorBoardSink:
+class TensorBoardSink(Sink):
     """Shows records and events in TensorBoard; what a call was given survives a kill.
 
     docs/tags.md lists all tags.
@@ -92,18 +69,14 @@ class TensorBoardSink:
         directory: a local directory; made by ``open`` if it does not exist. It becomes a
             run of its own: nobody else may write event files there, since resuming a run
             makes TensorBoard forget the lost steps of every tag in it.
-        picture_every: draw the first record and every so many after it, and those with an
-            event and the last one; drawing takes some tenths of a second.
 
     Raises:
-        ConfigurationError: ``directory`` is not local, or ``picture_every`` below 1.
+        ConfigurationError: ``directory`` is not local.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, picture_every: int = 10) -> None:
-        expect_whole("picture_every", picture_every, 1)
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
         self._directory = local_directory(directory)
-        self._picture_every = picture_every
-        self._session = Session("TensorBoardSink")
+        self._guard = WriterGuard("TensorBoardSink")
 
     def open(self, run: RunInfo) -> None:
         """Begin an event file that continues the earlier ones up to ``run.initial_step``.
@@ -111,23 +84,18 @@ class TensorBoardSink:
         Raises:
             ConfigurationError: the directory cannot be written to.
         """
-        with self._session.opening(self._directory):
+        with self._guard.opening(self._directory):
             first_step = first_lost_step(run)
-            self._status, self._until_picture, self._next_overview = "", 0, _FIRST_OVERVIEW
-            self._first_step = first_step
+            self._status = ""
             self._last: Record | None = None
-            self._undrawn: Record | None = None  # the latest that can be drawn, until it is
-            self._records: list[Record] = []
-            self._events: dict[str, Event] = {}
-            self._told: tuple[int, list[str]] = (-1, [])
+            self._told: tuple[int, list[str]] = (-1, [])  # a step, and the texts of its events
             self._kinds = kinds_of(run.ledger)
             self._directory.mkdir(parents=True, exist_ok=True)
             self._file = _EventFile(self._directory, first_step)
             self._num = sum(tag == IN_EVERY_RECORD for _, tag in self._file.held)
             values = [
-                _layout(charts(run.provenance)),
-                _session_start(run, self._directory),
-                _text(f"{LAST}/about", explanation(run.provenance)),
+                _layout(run.provenance),
+                _text(f"{LAST}/about", _explanation(run.provenance)),
                 _text(f"{LAST}/scope", scope_table(run.ledger)),
             ]
             self._file.add(values, first_step, time.time())
@@ -140,86 +108,60 @@ class TensorBoardSink:
     ) -> None:
         """Show what a log holds and the earlier event files do not.
 
-        A kill between the two leaves it so, a disk that was full to the end, or files whose tags
-        have the names of an earlier version.
-
-        Args:
-            records, events: what is known of the run, by rising step.
-            detail_of: what can still be known of a record.
+        A kill between the two leaves it so, or a disk that was full to the end.
 
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
-        self._session.require()
-        reported: dict[int, list[Event]] = {}
-        for event in events:
-            reported.setdefault(event.reported_step, []).append(event)
+        self._guard.require()
         for record in records:
             if (record.step, IN_EVERY_RECORD) not in self._file.held:
                 self._show(record, detail_of)
-            self._remember(record)
-            held = self._file.held[record.step, EVENTS]
-            for i, event in enumerate(reported.get(record.step, ())):
-                self._tell(event, record, is_new=i >= held)
+            self._last = record
+            own = [event for event in events if event.reported_step == record.step]
+            for i, event in enumerate(own):
+                self._tell(event, is_new=i >= self._file.held[record.step, EVENTS])
 
     def write(self, record: Record, detail: Detail) -> None:
-        """Show one record: scalars and histograms, and pictures where they are due.
+        """Show one record: its scalars, notes on it, and histograms where they are due.
 
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
-        self._session.require()
-        if len(self._records) >= self._next_overview:
-            self._draw_overview()
+        self._guard.require()
         self._show(record, lambda _: detail)
-        self._remember(record)
-        if self._undrawn is record:
-            if self._until_picture == 0:
-                self._draw_last()
-                self._until_picture = self._picture_every
-            self._until_picture -= 1
+        self._last = record
 
     def _show(self, record: Record, detail_of: Callable[[Record], Detail]) -> None:
         values = _scalars(_shown(record))
         if self._num % _HISTOGRAMS_EVERY == 0:
-            values += _histograms(_by_kind(detail_of(record).histograms, self._kinds))
+            values += _histograms(detail_of(record).histograms, self._kinds)
         self._num += 1
         remarks = record.remarks(self._last)
         if not record.valid:
             remarks.append(f"the snapshot failed: {record.reason.rstrip('.') or 'no reason given'}")
         if remarks:
-            values.append(_text(f"{LAST}/notes", notes_text(remarks)))
+            lines = [f"- {remark[:1].upper()}{remark[1:]}." for remark in remarks]
+            values.append(_text(f"{LAST}/notes", "\n".join(lines)))
         self._file.add(values, record.step, record.wall_time)
-        if record.valid and record.curve is not None:
-            self._undrawn = record
-
-    def _remember(self, record: Record) -> None:
-        self._last = record
-        self._records.append(replace(record, layers=()))  # which can be large
 
     def event(self, event: Event) -> None:
-        """Tell of one event, and draw the record that it was seen in.
-
-        A new version of an event is one more text, at the step at which it was reported.
+        """Tell of one event; a new version of one is one more text, at the step that it is of.
 
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
-        self._session.require()
-        seen_in = self._last if self._last and self._last.step == event.reported_step else None
-        self._tell(event, seen_in, is_new=True)
-        self._next_overview = 0
-        if seen_in is not None and seen_in is self._undrawn:
-            self._draw_last()
+        self._guard.require()
+        self._tell(event, is_new=True)
 
-    def _tell(self, event: Event, seen_in: Record | None, *, is_new: bool) -> None:
+    def _tell(self, event: Event, *, is_new: bool) -> None:
         """A text of one event. The default server keeps one text a step: the last has them all."""
         step, before = self._told
-        texts = [*(before if step == event.reported_step else ()), event_text(event)]
+        texts = [*(before if step == event.reported_step else ()), _event_text(event)]
         self._told = (event.reported_step, texts)
-        self._events[event.id] = event
         if is_new:
-            wall_time = time.time() if seen_in is None else seen_in.wall_time
+            is_seen_in = self._last is not None and self._last.step == event.reported_step
+            wall_time = self._last.wall_time if self._last and is_seen_in else time.time()
             value = _text(EVENTS, "\n\n".join(texts))
             self._file.add([value], event.reported_step, wall_time)
 
@@ -229,7 +171,7 @@ class TensorBoardSink:
         Raises:
             OSError: the disk did not take everything; the rest follows at the next call.
         """
-        self._session.require()
+        self._guard.require()
         if state.status == self._status:
             return
         self._status = state.status
@@ -239,50 +181,84 @@ class TensorBoardSink:
         self._file.add(values, state.step, state.wall_time)
 
     def close(self) -> None:
-        """Draw the last record with a curve, unless it is drawn, and close the file."""
-        if self._session.end():
-            try:
-                self._draw_last()
-                self._draw_overview()
-                step = self._first_step if self._last is None else self._last.step
-                self._file.add([_session_end()], step, time.time())
-            finally:
-                self._file.close()
+        """Close the file."""
+        if self._guard.end():
+            self._file.close()
 
     def abandon(self) -> None:
         """Close the file as it is: the directory is another's now."""
-        if self._session.end():
+        if self._guard.end():
             self._file.abandon()
 
-    def _draw_last(self) -> None:
-        record = self._undrawn
-        if record is None:
-            return
-        # matplotlib takes a second to import, and a run without a proxy may draw nothing
-        from sparsitywatch import plots
 
-        drawings: dict[str, Any] = {f"{LAST}/sparsity_value_curve": plots.curve_figure(record)}
-        if any(layer.removed for layer in record.layers):
-            drawings[f"{LAST}/removed_per_layer"] = plots.heatmap_figure(record)
-        values = [_picture(tag, *plots.encode_png(figure)) for tag, figure in drawings.items()]
-        # readers cut a file off at its first lost step, so steps have to rise in it
-        step = record.step if self._last is None else max(record.step, self._last.step)
-        self._file.add(values, step, record.wall_time)
-        self._undrawn = None
+# ------------------------------------------------------------------ tags
 
-    def _draw_overview(self) -> None:
-        """The run so far; of a long one an even choice of its snapshots, which look the same."""
-        number = len(self._records)
-        self._next_overview = max(2 * number, _FIRST_OVERVIEW)
-        if number < _FEW_SNAPSHOTS:
-            return
-        from sparsitywatch import plots
+#: Prefixes of tags: TensorBoard puts digits before letters, and z after the user's own.
+FIRST, LAST = "0_sparsity", "z_sparsity"
+EVENTS, IN_EVERY_RECORD = f"{FIRST}/events", f"{LAST}/watch/valid"
+_MAGNITUDES = f"{LAST}/log10_magnitude"
+#: Series that stand first, in this order; ``{rule}`` is the first near-zero rule of the run.
+LEADING = (
+    "near_zero/{rule}", "motion/dormant", "forecast/near_zero_in_1", "essential_sparsity/value",
+    "value/dense", "value/reliance", "motion/decay_clock", "motion/lr", "motion/update_to_weight",
+)  # fmt: skip
+#: Of all other series those that are charts, and as many more near-zero rules.
+REST = (
+    "essential_sparsity/low", "essential_sparsity/high", "essential_sparsity/last_crossing",
+    "essential_sparsity/knee", "motion/dormant_by_chance", "motion/still", "weights/largest",
+    "weights/num_nan", "watch/valid", "watch/stall_s", "watch/overhead",
+)  # fmt: skip
+_MORE_RULES = 3
 
-        every = -(-number // _MOST_IN_OVERVIEW)
-        some, last = self._records[(number - 1) % every :: every], self._records[-1]
-        figure = plots.overview_figure(some, list(self._events.values()))
-        value = _picture(f"{FIRST}/overview", *plots.encode_png(figure))
-        self._file.add([value], last.step, last.wall_time)
+# fmt: off
+#: What there is beside series: tags and meanings; the unit is the kind of thing.
+OTHER_TAGS = (
+    Series(f"{_MAGNITUDES}/*", "histogram", "magnitudes of *",
+           "How large the weights are in all tensors of a kind, such as the queries of all blocks: "
+           "histogram of log10|w|, without exact zeros. Mass that wanders to the left is weights "
+           "that shrink."),
+    Series(EVENTS, "text", "events",
+           "What happened, and what to do about it; told again, at a later step, when more is "
+           "known."),
+    Series(f"{FIRST}/watch", "text", "state of the watch",
+           "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
+           "is due next, its share of the time. Reported whenever that changes."),
+    Series(f"{LAST}/about", "text", "about", "What the charts mean."),
+    Series(f"{LAST}/notes", "text", "notes",
+           "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "
+           "at an earlier step, a value that is not finite. Reported when it begins; and why a "
+           "snapshot is not valid."),
+    Series(f"{LAST}/scope", "text", "scope",
+           "Every parameter of the model, watched or not, and why."),
+    Series("custom_scalars__config__", "layout", "charts",
+           'Which charts the page "Custom Scalars" has.'),
+)
+# fmt: on
+
+
+@functools.lru_cache(maxsize=4096)
+def tag_of(series: str, first_rule: str = "") -> str:
+    """Tag of a series in TensorBoard; empty if it is none of those that are charts.
+
+    Args:
+        series: its name.
+        first_rule: the first near-zero rule of the run, whose series is the first of all.
+
+    >>> tag_of("near_zero/rms_0.1", "rms_0.1"), tag_of("near_zero/zero", "rms_0.1")
+    ('0_sparsity/1_near_zero/rms_0.1', 'z_sparsity/near_zero/zero')
+    >>> tag_of("motion/dormant"), tag_of("watch/publish_s")
+    ('0_sparsity/2_motion/dormant', '')
+    """
+    for place, name in enumerate(LEADING, start=1):
+        if series == name.format(rule=first_rule):
+            return f"{FIRST}/{place}_{series}"
+    return f"{LAST}/{series}" if series in REST or series.startswith("near_zero/") else ""
+
+
+def _sentence_of(tag: str) -> str:
+    """What a tag means: its series' sentence, or its own."""
+    series = re.sub(rf"^({FIRST}/\d+_|{LAST}/)", "", tag)
+    return describe(series).sentence or describe(tag, OTHER_TAGS).sentence
 
 
 def _shown(record: Record) -> dict[str, float]:
@@ -293,62 +269,35 @@ def _shown(record: Record) -> dict[str, float]:
     """
     series, rules = record.series(), list(record.near_zero)
     if "essential_sparsity/value" in series:
-        series = {**dict.fromkeys(_BAND, math.nan), **series}
-    left_out = {f"near_zero/{rule}" for rule in rules[1 + MORE_RULES :]}
-    tags = {tag_of(name, next(iter(rules), "")): x for name, x in series.items()
-            if name not in left_out}  # fmt: skip
+        unknown = {"essential_sparsity/low": math.nan, "essential_sparsity/high": math.nan}
+        series = unknown | series
+    left_out = {f"near_zero/{rule}" for rule in rules[1 + _MORE_RULES :]}
+    first_rule = next(iter(rules), "")
+    tags = {tag_of(name, first_rule): x for name, x in series.items() if name not in left_out}
     tags.pop("", None)
     return tags
 
 
-# ------------------------------------------------------------------ values, from plain data
+# ------------------------------------------------------------------ scalars and histograms
 
 
 def _plugin(name: str, data_class: Any) -> Any:
     """Metadata; TensorBoard's default server drops the description without a data class."""
-    plugin = SummaryMetadata.PluginData(plugin_name=name)
-    return SummaryMetadata(plugin_data=plugin, data_class=data_class)
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name=name)
+    return summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=data_class)
 
 
-_SCALAR = _plugin(scalar_plugin.PLUGIN_NAME, DATA_CLASS_SCALAR)
-_HISTOGRAM = _plugin(histogram_plugin.PLUGIN_NAME, DATA_CLASS_TENSOR)
-_PICTURE = _plugin(image_plugin.PLUGIN_NAME, DATA_CLASS_BLOB_SEQUENCE)
+_SCALAR = _plugin(scalar_plugin.PLUGIN_NAME, summary_pb2.DATA_CLASS_SCALAR)
+_HISTOGRAM = _plugin(histogram_plugin.PLUGIN_NAME, summary_pb2.DATA_CLASS_TENSOR)
+_Value = summary_pb2.Summary.Value
 
 
-def _scalars(series: Mapping[str, float]) -> list[Any]:
-    return [
-        Summary.Value(tag=tag, simple_value=value, metadata=_SCALAR)
-        for tag, value in series.items()
-    ]
+def _scalars(numbers: Mapping[str, float]) -> list[Any]:
+    return [_Value(tag=tag, simple_value=x, metadata=_SCALAR) for tag, x in numbers.items()]
 
 
-def _histograms(histograms: Mapping[str, LogHistogram]) -> list[Any]:
-    """Histograms by name, but for empty ones.
-
-    TensorBoard takes right edges of buckets, and the outermost left edge from ``min``.
-    Empty buckets at the ends would give buckets with a negative width.
-    """
-    values = []
-    for name, histogram in histograms.items():
-        filled = np.flatnonzero(histogram.counts)
-        if not filled.size:
-            continue
-        first, last = int(filled[0]), int(filled[-1])
-        edges = np.asarray(histogram.edges, dtype=np.float64)[first : last + 2]
-        counts = np.asarray(histogram.counts, dtype=np.float64)[first : last + 1]
-        middles = (edges[:-1] + edges[1:]) / 2
-        proto = HistogramProto(
-            min=edges[0],
-            max=edges[-1],
-            num=counts.sum(),
-            sum=counts @ middles,
-            sum_squares=counts @ middles**2,
-            bucket_limit=edges[1:].tolist(),
-            bucket=counts.tolist(),
-        )
-        tag = f"{LAST}/log10_magnitude/{shown_name(name)}"
-        values.append(Summary.Value(tag=tag, histo=proto, metadata=_HISTOGRAM))
-    return values
+#: Histograms are of all tensors of a kind, and of the kinds only the largest have their own.
+_MOST_KINDS, _OTHERS = 6, "others"
 
 
 def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
@@ -356,15 +305,15 @@ def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
 
     Small kinds are together where there are too many.
     """
-    kinds, sizes = {}, Counter[str]()
+    kinds = {entry.name: _kind_of(entry.name) for entry in ledger if entry.in_scope}
+    sizes = Counter[str]()
     for entry in ledger:
         if entry.in_scope:
-            kinds[entry.name] = kind = _kind_of(entry.name)
-            sizes[kind] += entry.num_weights
+            sizes[kinds[entry.name]] += entry.num_weights
     if len(sizes) > _MOST_KINDS:
-        large = {kind for kind, _ in sorted(sizes.items(), key=lambda of: (-of[1], of[0]))
-                 [: _MOST_KINDS - 1]}  # fmt: skip
-        kinds = {name: kind if kind in large else _OTHERS for name, kind in kinds.items()}
+        by_size = sorted(sizes, key=lambda kind: (-sizes[kind], kind))
+        small = set(by_size[_MOST_KINDS - 1 :])
+        kinds = {name: _OTHERS if kind in small else kind for name, kind in kinds.items()}
     return kinds
 
 
@@ -377,142 +326,224 @@ def _kind_of(name: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in parts[block + 1 :])
 
 
-def _by_kind(
-    histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]
-) -> dict[str, LogHistogram]:
-    """Histograms of the tensors of each kind together; all of a snapshot have one grid."""
+def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]) -> list[Any]:
+    """One of the tensors of each kind together; all of a snapshot have one grid.
+
+    TensorBoard takes right edges of buckets, and the outermost left edge from ``min``. Empty
+    buckets at the ends would give buckets with a negative width.
+    """
     members: dict[str, list[LogHistogram]] = {}
     for name, histogram in histograms.items():
-        if len(histogram.counts):
+        if histogram.counts.any():
             members.setdefault(kinds.get(name, _OTHERS), []).append(histogram)
-    found = {}
+    values = []
     for kind, own in members.items():
         edges = np.unique(np.round(np.concatenate([one.edges for one in own]), 9))
-        counts = np.zeros(len(edges) - 1, np.int64)
+        counts = np.zeros(len(edges) - 1)
         for one in own:
-            places = np.searchsorted(edges, np.round(one.edges[:-1], 9))
-            np.add.at(counts, places, one.counts)
-        found[kind] = LogHistogram(edges=edges, counts=counts)
-    return found
+            np.add.at(counts, np.searchsorted(edges, np.round(one.edges[:-1], 9)), one.counts)
+        first, last = np.flatnonzero(counts)[[0, -1]]
+        edges, counts = edges[first : last + 2], counts[first : last + 1]
+        middles = (edges[:-1] + edges[1:]) / 2
+        proto = summary_pb2.HistogramProto(
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=counts @ middles,
+            sum_squares=counts @ middles**2,
+            bucket_limit=edges[1:].tolist(),
+            bucket=counts.tolist(),
+        )
+        tag = f"{_MAGNITUDES}/{shown_name(kind)}"
+        values.append(_Value(tag=tag, histo=proto, metadata=_HISTOGRAM))
+    return values
 
 
-def _picture(tag: str, png: bytes, size: tuple[int, int]) -> Any:
-    """One picture of ``size`` (width, height) in pixels, encoded as PNG."""
-    width, height = size
-    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-    return Summary.Value(tag=tag, image=image, metadata=_PICTURE)
+# ------------------------------------------------------------------ the page "Custom Scalars"
+
+_BAND = tuple(tag_of(f"essential_sparsity/{part}") for part in ("value", "low", "high"))
+_CROSSINGS = [tag_of(f"essential_sparsity/{part}") for part in ("value", "last_crossing", "knee")]
+#: Categories, their charts and the tags of each, regular expressions. What matters most is first.
+#: TensorBoard puts a chart with a band last in its category, so it has one of its own.
+CHARTS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "Is it turning sparse?": {
+        "near-zero weights (beside their first size), and their forecast": [
+            f"{FIRST}/1_near_zero/.+",
+            f"{tag_of('forecast/near_zero_in_1')}$",
+        ],
+        "dormant weights (got no gradient)": [
+            tag_of("motion/dormant"),
+            tag_of("motion/dormant_by_chance"),
+        ],
+    },
+    "How much could be thrown away?": {"essential sparsity and its interval": _BAND},
+    "What the model needs": {
+        "value of the model as it is": [tag_of("value/dense")],
+        "reliance: harm of removing all in-scope weights": [tag_of("value/reliance")],
+        "first crossing, last crossing, knee": _CROSSINGS,
+    },
+    "Near-zero weights, by every rule": {"near-zero weights": [".+near_zero/.+"]},
+}
+_OF_THE_VALUE = ("How much could be thrown away?", "What the model needs")
+
+
+def _layout(provenance: Provenance) -> Any:
+    """The page "Custom Scalars"; without a proxy it has the charts of weights alone."""
+    layout = layout_pb2.Layout()
+    for title, charts in CHARTS.items():
+        if title in _OF_THE_VALUE and not provenance.proxy_hash:
+            continue
+        category = layout.category.add(title=title)
+        for name, tags in charts.items():
+            chart = category.chart.add(title=name)
+            if tags is _BAND:
+                value, lower, upper = tags
+                chart.margin.series.add(value=value, lower=lower, upper=upper)
+            else:
+                chart.multiline.tag.extend(tags)
+    metadata = custom_scalar.create_summary_metadata()
+    return _of_bytes(custom_scalar.CONFIG_SUMMARY_TAG, metadata, layout.SerializeToString(), [])
+
+
+def _of_bytes(tag: str, metadata: Any, content: bytes, shape: Sequence[int]) -> Any:
+    dimensions = [TensorShapeProto.Dim(size=size) for size in shape]
+    tensor_shape = TensorShapeProto(dim=dimensions)
+    tensor = TensorProto(dtype="DT_STRING", string_val=[content], tensor_shape=tensor_shape)
+    return _Value(tag=tag, metadata=metadata, tensor=tensor)
+
+
+# ------------------------------------------------------------------ texts, as Markdown
 
 
 def _text(tag: str, markdown: str) -> Any:
-    metadata = text_plugin.create_summary_metadata(tag, "")
-    return Summary.Value(tag=tag, metadata=metadata, tensor=_strings([markdown.encode()], [1]))
+    return _of_bytes(tag, text_plugin.create_summary_metadata(tag, ""), markdown.encode(), [1])
 
 
-def _session_start(run: RunInfo, directory: Path) -> Any:
-    """The run as a row of the page "HParams"; each directory is a row of its own."""
-    provenance = run.provenance
-    place = directory.absolute()
-    own = place.parent if place.name == "sparsitywatch" else place
-    mark = hashlib.sha256(os.fsencode(place)).hexdigest()[:6]
-    info = plugin_data_pb2.SessionStartInfo(
-        group_name=f"{shown_name(own.name)} {mark}", start_time_secs=time.time()
-    )
-    tolerance = f"{provenance.tolerance:.4g} {provenance.tolerance_mode}"
-    for name, text in (
-        ("pattern", provenance.pattern), ("scope", ledger_in_short(run.ledger)),
-        ("tolerance", tolerance), ("dtypes", ", ".join(provenance.dtypes)),
-        ("scope_hash", provenance.scope_hash), ("proxy_hash", provenance.proxy_hash or "none"),
-        ("torch", provenance.torch), ("sparsitywatch", provenance.sparsitywatch),
-    ):  # fmt: skip
-        info.hparams[name].string_value = shown_name(text)
-    data = plugin_data_pb2.HParamsPluginData(session_start_info=info)
-    return _of_session(hparams_plugin.SESSION_START_INFO_TAG, data)
+def _explanation(provenance: Provenance) -> str:
+    """What the charts mean, for somebody who sees them for the first time."""
+    of_what = "times the dense value"
+    if provenance.tolerance_mode != "relative":
+        of_what = "in units of the value"
+    proxy = provenance.proxy_hash or "none: nothing is evaluated, so there is no essential sparsity"
+    return f"""\
+### How much of this model could be thrown away right now?
+
+At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
+held-out examples are evaluated each time. Training itself is not touched.
+
+- **essential sparsity**: the largest share of weights whose removal leaves the value within \
+the tolerance ({provenance.tolerance:.3g} {of_what}). The band is its confidence interval. It is \
+*zero-shot*, measured without retraining, and so usually lower than what pruning with fine-tuning \
+reaches. Its line begins where it means something.
+- **reliance**: the harm of removing *all* in-scope weights. It jumps when the model starts to \
+use them. Before that anything can be removed, which says nothing, and no essential sparsity is \
+shown.
+- **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
+- **dormant fraction**: the share of weights that only weight decay has moved since the last \
+snapshot: they got no gradient. It can rise long before near-zero counts do. What passes \
+*by chance* is drawn beside it.
+- **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
+as exp(-clock), and becomes near-zero by decay alone.
+- **forecast**: the near-zero fraction to come, from the dormant weights and the clock.
+- **Histograms**: log10 of the magnitudes in all tensors of a kind; -3 means 0.001.
+- **Text**: `events` say what happened and what to do; `watch` how the watch is; `notes` what to \
+know beside the numbers, such as weights that are NaN; `scope` which parameters are watched, and \
+why.
+
+What matters most stands first, under `0_sparsity`, the rest under `z_sparsity`. The tab \
+*Sparsity* has all of it on one page, with its events in the charts, and `sparsitywatch report` \
+makes a file of it.
+
+Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
+proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
+sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
+All of it, and more, is in `records.jsonl` beside this run's event file.
+"""
 
 
-def _session_end() -> Any:
-    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
-    data = plugin_data_pb2.HParamsPluginData(session_end_info=info)
-    return _of_session(hparams_plugin.SESSION_END_INFO_TAG, data)
+def scope_table(ledger: Sequence[LedgerEntry]) -> str:
+    """Every parameter, in or out of scope, and why."""
+    rows = []
+    for entry in ledger:
+        why = _prose(shown_name(entry.reason))
+        if entry.aliases:
+            why += f"; the same as {', '.join(map(_code, entry.aliases))}"
+        rows.append(
+            f"| {'**in**' if entry.in_scope else 'out'} | {_code(entry.name)} "
+            f"| {'x'.join(map(str, entry.shape)) or 'scalar'} | {entry.num_weights:,} | {why} |"
+        )
+    head = f"**{ledger_in_short(ledger)}**"
+    titles = "| | parameter | shape | weights | why |"
+    return "\n".join([head, "", titles, "|---|---|---|---:|---|", *rows])
 
 
-def _of_session(tag: str, data: Any) -> Any:
-    metadata = hparams_plugin.create_summary_metadata(data)
-    return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_plugin.NULL_TENSOR)
+#: What Markdown and HTML take for a mark; an underscore inside a word is none.
+_MARK = re.compile(r"[\\`*\[\]|<&]|(?<!\w)_|_(?!\w)")
 
 
-def _layout(categories: Charts) -> Any:
-    """The page "Custom Scalars"."""
-    proto = layout_pb2.Layout(
-        category=[
-            layout_pb2.Category(
-                title=title, chart=[_chart(name, *chart) for name, chart in charts.items()]
-            )
-            for title, charts in categories.items()
-        ]
-    )
-    return Summary.Value(
-        tag=custom_scalar.CONFIG_SUMMARY_TAG,
-        metadata=custom_scalar.create_summary_metadata(),
-        tensor=_strings([proto.SerializeToString()], []),
-    )
+def _code(name: str) -> str:
+    """A name of whatever characters as a piece of code in Markdown, also in a table."""
+    name = shown_name(name)
+    return f"<code>{_prose(name)}</code>" if re.search(r"[\\`|<&]", name) else f"`{name}`"
 
 
-def _chart(title: str, kind: str, patterns: Sequence[str]) -> Any:
-    if kind == "margin":
-        value, low, high = patterns
-        series = layout_pb2.MarginChartContent.Series(value=value, lower=low, upper=high)
-        return layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series]))
-    return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=patterns))
+def _prose(text: str) -> str:
+    """A text in Markdown in which nothing is a mark."""
+    return _MARK.sub(lambda mark: f"&#{ord(mark[0])};", text)
 
 
-def _strings(values: Sequence[bytes], shape: Sequence[int]) -> Any:
-    dimensions = [TensorShapeProto.Dim(size=size) for size in shape]
-    return TensorProto(
-        dtype="DT_STRING", string_val=values, tensor_shape=TensorShapeProto(dim=dimensions)
-    )
+def _event_text(event: Event) -> str:
+    """One event: a sentence or two, then its numbers."""
+    facts = [f"{event.baseline:.4g} before, {event.value:.4g} when seen"]
+    if not math.isnan(event.noise):
+        times = f": {abs(event.size_in_noise):.3g} of them" if event.noise > 0.0 else ""
+        facts.append(f"noise before: standard deviation {event.noise:.2g}{times}")
+    if not math.isnan(event.decay_clock):
+        facts.append(f"decay clock when seen: {event.decay_clock:.2f}")
+    facts += [f"much of it in {_code(name)}" for name in event.layers]
+    if event.before_step >= 0:
+        facts.append(f"spectra to compare: steps {event.before_step} and {event.detected_step}")
+    if event.revised_step >= 0:
+        facts.append(f"revised at step {event.revised_step}, with what was learned since")
+    title = f"**{_prose(event.describe())}**"
+    advice = _prose(event.advice)
+    return "\n".join([title, "", advice, "", *(f"- {fact}" for fact in facts), "", _code(event.id)])
 
 
 # ------------------------------------------------------------------ the file
 
+_ProtoEvent = event_pb2.Event
 _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 
 
 class _EventFile:
-    """The next event file of a run.
+    """The next event file of a run that nobody else writes to.
 
-    The points of a future that was lost are cut off the earlier files. A TensorBoard that
-    has read them already is told as well, by a START event with the step from which on it
-    should forget; one must stand in every file, since its first one is ignored.
-
-    Args:
-        directory: of one run that nobody else writes to.
-        first_step: step of the first point that may follow.
-
-    Attributes:
-        held: how many values of a step and a tag the earlier files have, as far as they are kept.
+    The points of a future that was lost, from ``first_step`` on, are cut off the earlier files. A
+    TensorBoard that has read them already is told as well, by a START event with the step from
+    which on it should forget; one must stand in every file, since its first one is ignored.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
         earlier = sorted(path for path in directory.iterdir() if _NAME.fullmatch(path.name))
+        # how many values of a step and a tag are kept of the earlier files
         self.held = Counter(value for path in earlier for value in _cut(path, first_step))
         self._described: set[str] = set()
         self._file = AppendingFile(directory / _next_name(earlier))
         self._writer = RecordWriter(self._file)
-        self._add(ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
-        start = SessionLog(status=SessionLog.START)
-        self._add(ProtoEvent(wall_time=time.time(), step=first_step, session_log=start))
+        self._add(_ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(_ProtoEvent(wall_time=time.time(), step=first_step, session_log=start))
 
     def add(self, values: Sequence[Any], step: int, wall_time: float) -> None:
-        """Write values that belong to one step as one record; each tag is described once.
-
-        Raises:
-            OSError: the disk did not take everything; the rest follows at the next call.
-        """
+        """Write values that belong to one step as one record; each tag is described once."""
         for value in values:
             if value.tag not in self._described:
                 self._described.add(value.tag)  # readers keep the first description
-                value.metadata.summary_description = sentence_of(value.tag)
-        self._add(ProtoEvent(wall_time=wall_time, step=step, summary=Summary(value=values)))
+                value.metadata.summary_description = _sentence_of(value.tag)
+        self._add(
+            _ProtoEvent(wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values))
+        )
 
     def _add(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
@@ -562,7 +593,7 @@ def _events(path: Path) -> Iterator[tuple[int, Any]]:
             if len(data) < length + 4:
                 return
             try:
-                event = ProtoEvent.FromString(data[:-4])
+                event = _ProtoEvent.FromString(data[:-4])
             except DecodeError:
                 return
             yield offset, event

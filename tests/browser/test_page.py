@@ -324,7 +324,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logs")
     for name, events in (("demo", fake_run.events()), ("other", [])):
         directory = folder / name / "sparsitywatch"
-        for sink in (JsonlSink(directory), TensorBoardSink(directory, picture_every=1000)):
+        for sink in (JsonlSink(directory), TensorBoardSink(directory)):
             sink.open(fake_run.run_info())
             for look in fake_run.looks(range(0, 2001, 50), seed=len(name)):
                 sink.write(*look)

@@ -14,8 +14,7 @@ import pytest
 from browser.conftest import WIDE
 from contracts import event_readers, fake_run
 
-from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.sinks.tensorboard_pages import charts
+from sparsitywatch.sinks.tensorboard import CHARTS, TensorBoardSink
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -37,14 +36,6 @@ _TEXT = f"""() => {{ {_WALK}
     if (node.nodeType === Node.TEXT_NODE) pieces.push(node.textContent.trim());
   }});
   return pieces.filter(Boolean).join("\\n");
-}}"""
-#: Widths in pixels of all images that have been loaded.
-_WIDTHS = f"""() => {{ {_WALK}
-  const widths = [];
-  walk((node) => {{
-    if (node.nodeName === "IMG" && node.naturalWidth) widths.push(node.naturalWidth);
-  }});
-  return widths.sort((a, b) => a - b);
 }}"""
 #: Groups and tags that are seen, in their order: [[text, top], ...]
 _PLACES = f"""() => {{ {_WALK}
@@ -119,21 +110,13 @@ def test_what_matters_most_is_on_the_first_screen_of_scalars(page: Any, url: str
 
 def test_custom_scalars(page: Any, url: str) -> None:
     page.goto(f"{url}/#custom_scalars")
-    layout = charts(fake_run.provenance())
-    titles = [title for category in layout.values() for title in category]
+    titles = [title for category in CHARTS.values() for title in category]
     # one line with a band; a rule and the forecast, without its band; four rules
     text = wait_for(
-        page, *layout, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
+        page, *CHARTS, *titles, "Matches (1)", "Matches (2)", "Matches (3)", "Matches (4)"
     )
     for complaint in ("Missing Tags", "lacks data", "do not match", "Matches (0)"):
         assert complaint not in text
-
-
-def test_images_begin_with_the_overview(page: Any, url: str) -> None:
-    page.goto(f"{url}/#images")
-    text = wait_for(page, "0_sparsity/overview", "z_sparsity/removed_per_layer", "2,000")
-    assert text.index("0_sparsity/overview") < text.index("z_sparsity/removed_per_layer")
-    event_readers.wait_until(lambda: page.evaluate(_WIDTHS) == [800, 800, 950])
 
 
 def test_histograms_are_of_each_kind(page: Any, url: str) -> None:
@@ -152,10 +135,3 @@ def test_text_begins_with_the_events_and_what_to_do(page: Any, url: str) -> None
         assert event.advice in text
         assert text.index(event.advice) < text.index(about)
     assert "z_sparsity/scope" in text.splitlines()  # folded until it is clicked
-
-
-def test_the_table_of_runs(page: Any, url: str) -> None:
-    page.goto(f"{url}/#hparams")
-    text = wait_for(page, "demo ", "pattern", "global", "0_sparsity/1_near_zero/initial_0.1")
-    assert "Trial ID" in text.splitlines()
-    assert "12 of 13 parameters in scope" in text

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contracts.pictures import draw_nothing
 from torch import distributed
 
 from sparsitywatch.ranks import group
@@ -60,7 +59,6 @@ def run_all(folder: Path, names: list[str]) -> None:
     """Run the cases of as many processes as there are, on one of them."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     group._LONG_PATIENCE_S = PATIENCE_S
-    draw_nothing()
     store, _, _ = next(distributed.rendezvous("env://", rank, size))
     for name, one in CASES.items():
         if one.among == size and (not names or name in names):

@@ -19,7 +19,6 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from contracts.pictures import draw_nothing
 from contracts.trainers import SeesStep, Sentences, bert, loss_per_sentence, proxy, train
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed as dist
@@ -184,7 +183,6 @@ def as_if_on_gpus() -> None:
 def main(folder: Path) -> None:
     """All cases; what this rank saw, and which states it saved, goes to ``rank-<r>.json``."""
     warnings.simplefilter("ignore")  # torch's own
-    draw_nothing()
     save, saved = huggingface._save, []
     huggingface._save = lambda state, file: (saved.append(str(file)), save(state, file))
     dist.init_process_group("gloo")

@@ -34,8 +34,6 @@ import tensorboard.compat.proto.event_pb2, torch, transformers
 from transformers import BertConfig, BertForMaskedLM
 import sparsitywatch as sw
 from sparsitywatch import Proxy, watch
-from contracts.pictures import draw_nothing
-draw_nothing()  # or most kills would come while a picture is drawn
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)

@@ -14,7 +14,7 @@ from contracts.watched import Run
 from sparsitywatch.cli import main
 from sparsitywatch.records import RunInfo, WatchState
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
-from sparsitywatch.sinks.tensorboard_pages import FIRST, LAST
+from sparsitywatch.sinks.tensorboard import FIRST, LAST
 
 
 def state_of(logdir: Path) -> WatchState:

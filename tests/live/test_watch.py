@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing import event_accumulator
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import read_events, read_records
-from sparsitywatch.sinks.tensorboard_pages import EVENTS, IN_EVERY_RECORD
+from sparsitywatch.sinks.tensorboard import EVENTS, IN_EVERY_RECORD
 from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler, Snapshot
 
 

@@ -27,7 +27,7 @@ from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record, to_json
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
-from sparsitywatch.sinks.tensorboard_pages import LAST
+from sparsitywatch.sinks.tensorboard import LAST
 
 
 @pytest.fixture(scope="module")

@@ -192,8 +192,9 @@ def test_only_what_was_appended_is_read_again(
 ) -> None:
     write_run(tmp_path, LOOKS[:3])
     read, made = jsonl._read_record, []
-    monkeypatch.setattr(jsonl, "_read_record", lambda *given: made.append(1) or read(*given))
-    reader = JsonlReader(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(jsonl, "_read_record", lambda *given: made.append(1) or read(*given))
+        reader = JsonlReader(tmp_path)
     first = reader.records()
     assert (len(first), len(made)) == (3, 3)
     sink = JsonlSink(tmp_path)

@@ -16,8 +16,14 @@ from contracts import event_readers, fake_run
 from sparsitywatch.records import Detail, WatchState
 from sparsitywatch.series import SERIES
 from sparsitywatch.sinks.jsonl import JsonlSink
-from sparsitywatch.sinks.tensorboard import TensorBoardSink
-from sparsitywatch.sinks.tensorboard_pages import FIRST, LAST, LEADING, OTHER_TAGS, REST
+from sparsitywatch.sinks.tensorboard import (
+    FIRST,
+    LAST,
+    LEADING,
+    OTHER_TAGS,
+    REST,
+    TensorBoardSink,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
 DOCS = PAGE.read_text()
@@ -39,8 +45,6 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sink.write(record, detail)
         if isinstance(sink, TensorBoardSink):
             sink.write(replace(record, step=2001, valid=False, reason="for once"), detail)
-            for step in (2002, 2003, 2004):  # five have an overview
-                sink.write(replace(record, step=step), detail)
         sink.event(replace(fake_run.events()[1], detected_step=2000))
         sink.state(WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01))
         sink.close()
