@@ -121,13 +121,14 @@ def test_a_log_is_read_again_only_when_it_has_grown(
     assert len(reads) == 5
     assert names(server) == before
     sink = JsonlSink(logs / "a" / "sparsitywatch")
-    sink.open(fake_run.run_info(2000))
+    sink.open(fake_run.run_info(2000))  # reads the lines, too
     sink.write(*fake_run.look(2500))
     sink.close()
+    reads.clear()
     after = names(server)
     assert {name for name in after if after[name] != before[name]} == {"a"}
     assert json.loads(ask(server, "/page", "run=a")[2])["steps"][-1] == 2500
-    assert len(reads) == 6
+    assert len(reads) == 1
     whole = ask(PageServer(Runs({"": logs})), "/page", "run=a")
     assert ask(server, "/page", "run=a") == whole
 
