@@ -18,10 +18,7 @@ from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Detail, Provenance, Record, RunInfo
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
-from sparsitywatch.weights.clock import ClockReading
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-__all__ = ["check_state", "open_log", "restore_proxy", "run_info"]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -39,11 +36,7 @@ _MOST_KEPT_BYTES = 256 * 2**20
 
 
 def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
-    """Refuse the saved state of another watch before anything is changed.
-
-    Raises:
-        StateError: a key is missing, or the state is of another scope or proxy.
-    """
+    """Raise StateError for the saved state of another watch, before anything is changed."""
     missing = [key for key in _STATE_KEYS if key not in state]
     if missing:
         raise StateError(f"Expected the keys {missing} in the watch's state, got {list(state)}.")
@@ -57,13 +50,7 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
 
 
 def restore_proxy(directory: Path | None, context: Context, wanted: str) -> Context:
-    """Evaluate the batches that the run's log kept, where the source gave others this time.
-
-    Args:
-        directory: of the log.
-        context: whose proxy is replaced, if that makes it the one that is wanted.
-        wanted: hash of the run's proxy.
-    """
+    """The context with the batches that the log kept, if they have the hash that is wanted."""
     proxy = context.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
         return context
@@ -86,18 +73,15 @@ def restore_proxy(directory: Path | None, context: Context, wanted: str) -> Cont
 def open_log(
     initial_step: int, context: Context, pipeline: Pipeline, trace: OptimizerTrace
 ) -> Context:
-    """Claim the log of ``pipeline``, take up what it holds, and open the sinks.
+    """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
 
-    What cannot be gone on from is moved aside, and the log begins anew: an earlier log where this
-    run starts at step 0, that of a replay, one whose numbers cannot be compared with those that
-    come, and one that cannot be read. A log that a living process writes is moved by nobody: a run
-    that does not go on from it writes beside it.
+    A log that this run cannot go on from is renamed, and a new one begins: that of an earlier run
+    if this one starts at step 0, that of a replay, one whose numbers cannot be compared with those
+    to come, or one that cannot be read. A log that a living process writes stays where it is: a
+    run that does not go on from it writes beside it.
 
-    Returns:
-        ``context`` with what the log knows better: the tensors' first sizes, the proxy's batches.
-
-    Raises:
-        LogTakenError: another watch has taken the log over meanwhile.
+    Returns the context with what the log knows better: the tensors' first sizes, the proxy's
+    batches. Raises LogTakenError if another watch has taken the log over meanwhile.
     """
     claim = pipeline.claim
     if claim.directory is not None:
@@ -157,13 +141,9 @@ def resume_from_log(
     pipeline: Pipeline,
     trace: OptimizerTrace,
 ) -> tuple[Context, str]:
-    """Go on from what the log in ``directory`` holds up to ``initial_step``.
+    """Go on from the records and events in ``directory`` up to ``initial_step``.
 
-    The tensors' first sizes, the records and events seen, what the detectors learned from
-    them, and the clocks, unless a loaded state knows better.
-
-    Returns:
-        The context as of ``open_log``, and why it cannot be done; empty if it was done.
+    Returns the context as of ``open_log``, and why it cannot be done; empty if it was done.
     """
     try:
         manifest = read_manifest(directory)
@@ -183,11 +163,7 @@ def resume_from_log(
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
     pipeline.restore([*records[:-LAYERS_KEPT], *recent], events)
     last = records[-1] if records and records[-1].step == initial_step else None
-    trace.continue_from(
-        ClockReading(math.nan, math.nan)
-        if last is None
-        else ClockReading(last.decay_clock, last.lr_clock)
-    )
+    trace.continue_from(*((last.decay_clock, last.lr_clock) if last else (math.nan, math.nan)))
     return context, ""
 
 

@@ -230,7 +230,7 @@ class SnapshotTaker:
         parameters, every = self._model.lookup()
         snapshot = Snapshot.of_parameters(parameters, self.context.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        return snapshot, self._trace.reading(parameters), every
+        return snapshot, self._trace.reading(every), every
 
     def _examined(self, step: int, every: Mapping[str, torch.Tensor]) -> Examined:
         """What says what became of every parameter, in any thread, once.

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.weights.clock import (
-    ClockReading,
     DecayClock,
     OptimizerReading,
     group_membership,
     masters_of,
-    weight_averages,
+    weight_average,
 )
 from sparsitywatch.weights.gradients import Training
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 
-__all__ = [
-    "OptimizerTrace",
-    "StepHooks",
-    "Successor",
-    "step_was_skipped",
-    "steps_done",
-    "unwrap_optimizer",
-]
+_logger = logging.getLogger("sparsitywatch")
 
-#: So many steps of another optimizer, none of the watched one between them, and it has taken over.
+#: After this many steps of another optimizer, and none of the watched one, it has taken over.
 _FEW_STEPS = 10
 
 
@@ -66,87 +60,56 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     return found_inf is not None and float(found_inf) > 0.0
 
 
-def steps_done(optimizer: torch.optim.Optimizer) -> int:
-    """How many steps the optimizer itself has counted; 0 if it does not count.
+class StepHook:
+    """Calls a method after each step of every optimizer in the process; without one, never.
 
-    The Adam family counts per parameter and keeps the count in its state, so that it is
-    there again after ``load_state_dict``.
-    """
-    counts = [
-        float(state["step"]) for state in list(optimizer.state.values())[:1] if "step" in state
-    ]
-    return int(max(counts, default=0.0))
-
-
-class StepHooks:
-    """Calls back after the steps of one optimizer, and after those of all others.
-
-    The second hook is torch's own for every optimizer in the process. It holds ``on_other`` weakly:
-    a watch that is dropped takes it along.
-
-    Args:
-        optimizer: the one that is watched; None for no hooks.
-        on_step: called with it after each of its steps.
-        on_other: a method, called with each other optimizer after each of its steps.
+    torch holds it weakly: it goes with the watch. The watch lives as long as the optimizer that
+    it was last given, also if nobody else holds it.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer | None,
-        on_step: Callable[[torch.optim.Optimizer], None],
-        on_other: Callable[[torch.optim.Optimizer], None],
+        after_step: Callable[[torch.optim.Optimizer], None],
     ) -> None:
-        self._on_step, self._is_on, self._depth = on_step, False, 0
-        self._own: Any = None
+        self._after_step = after_step
+        self._is_on = optimizer is not None
+        self._depth = 0
+        self._handles: list[RemovableHandle] = []
         if optimizer is None:
             return
-        self._is_on = True
-        self._hook_to(optimizer)
-        hooks, method = weakref.ref(self), weakref.WeakMethod(on_other)
+        itself = weakref.ref(self)
 
-        def other(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            living, call = hooks(), method()
-            if living is not None and call is not None and not living.are_of(optimizer):
-                living._call(call, optimizer)
+        def call(optimizer: torch.optim.Optimizer, *_: object) -> None:
+            hook = itself()
+            if hook is not None and hook._is_on:
+                hook._call(optimizer)
 
-        handle = register_optimizer_step_post_hook(_uncompiled(other))
-        self._remove_other = weakref.finalize(self, handle.remove)
-        self._remove_other.atexit = False
-
-    def are_of(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this is the optimizer that is watched."""
-        return self._own is not None and self._own() is optimizer
+        handle = register_optimizer_step_post_hook(_uncompiled(call))
+        weakref.finalize(self, handle.remove).atexit = False
+        self._handles.append(handle)
+        self.move(optimizer)
 
     def move(self, optimizer: torch.optim.Optimizer) -> None:
-        """Watch another optimizer from here on; may be called from ``on_other`` with it."""
-        self._handle.remove()
-        self._hook_to(optimizer)
+        """Live as long as this optimizer."""
+        for handle in self._handles[1:]:
+            handle.remove()
+        self._handles[1:] = [optimizer.register_step_post_hook(_uncompiled(self._stay))]
+
+    def _stay(self, *_: object) -> None:
+        """Nothing: who holds this method holds the hook."""
 
     def remove(self) -> None:
-        """Call back no more; may be called from a callback, and again."""
-        if self._is_on and self._depth == 0:  # torch is going through its hooks otherwise
-            self._handle.remove()
-            self._remove_other()
+        """Call no more; may be called in a call, and again."""
         self._is_on = False
+        if self._depth == 0:  # else torch is going through its hooks
+            for handle in self._handles:
+                handle.remove()
 
-    def _hook_to(self, optimizer: torch.optim.Optimizer) -> None:
-        self._own = weakref.ref(optimizer)
-
-        def step(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            self._call(self._on_step, optimizer)
-
-        self._handle = optimizer.register_step_post_hook(_uncompiled(step))
-
-    def _call(
-        self,
-        function: Callable[[torch.optim.Optimizer], None],
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        if not self._is_on:
-            return
+    def _call(self, optimizer: torch.optim.Optimizer) -> None:
         self._depth += 1
         try:
-            function(optimizer)
+            self._after_step(optimizer)
         finally:
             self._depth -= 1
 
@@ -157,63 +120,69 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     return disabled
 
 
-class Successor:
-    """Finds the optimizer that has taken the place of the watched one.
+class StepCounter:
+    """Counts the steps of the watched optimizer, or of the one that has taken its place.
 
     A copied or unpickled optimizer has no hooks, and neither has a new one. It is known by
     stepping the same weights again and again while the watched one takes no step. Two that take
     turns are none: neither those of the halves of a model, nor one inside the other, nor
     several steps of an inner one to each of an outer one.
-
-    Args:
-        optimizer: the one that is watched.
-        in_scope: gives the weights that are watched, as the model holds them.
     """
 
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, in_scope: Callable[[], Iterable[torch.Tensor]]
-    ) -> None:
-        self._optimizer, self._in_scope = optimizer, in_scope
+    def __init__(self, in_scope: Callable[[], Iterable[torch.Tensor]]) -> None:
+        self._in_scope = in_scope
         self._kinds: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = (
             weakref.WeakKeyDictionary()
         )
         self._streaks = {"same": 0, "alike": 0}
         self._needed = _FEW_STEPS
+        self._has_warned = False
 
-    def own_step(self) -> None:
-        """The watched optimizer took a step."""
-        # what steps in between may do so again, and for as long
-        self._needed = max(self._needed, 2 * self._streaks["same"])
-        self._streaks = dict.fromkeys(self._streaks, 0)
-
-    def other_step(self, optimizer: torch.optim.Optimizer) -> tuple[str, int]:
-        """Another optimizer took a step.
-
-        Returns:
-            What it steps, once it has done so often enough, and the number of these steps: "same"
-            for the watched weights; "alike" for others of the same shapes, as those of a copied
-            model; "" for anything else, and until then.
-        """
+    def count(self, optimizer: torch.optim.Optimizer, watched: torch.optim.Optimizer | None) -> int:
+        """How many steps count now that ``optimizer`` took one: several where it took over."""
+        if optimizer is watched:
+            # what steps in between may do so again, and for as long
+            self._needed = max(self._needed, 2 * self._streaks["same"])
+            self._streaks = dict.fromkeys(self._streaks, 0)
+            return 0 if step_was_skipped(optimizer) else 1
         kind = self._kinds.get(optimizer)
         if kind is None:
-            kind = self._kinds[optimizer] = self._kind(optimizer)
+            kind = self._kinds[optimizer] = self._kind(optimizer, watched)
         if not kind or step_was_skipped(optimizer):
-            return "", 0
+            return 0
         self._streaks[kind] += 1
-        if self._streaks[kind] < self._needed:
-            return "", 0
-        number, self._streaks[kind] = self._streaks[kind], 0
-        return kind, number
+        number = self._streaks[kind]
+        if number < self._needed:
+            return 0
+        self._streaks[kind] = 0
+        if kind == "alike":
+            self._warn_once(optimizer)
+            return 0
+        self._kinds.clear()
+        self._needed = _FEW_STEPS
+        return number
 
-    def _kind(self, optimizer: torch.optim.Optimizer) -> str:
-        watched = self._optimizer
-        if _holds(watched, optimizer) or _holds(optimizer, watched):
+    def _kind(self, optimizer: torch.optim.Optimizer, watched: torch.optim.Optimizer | None) -> str:
+        """What another one steps: the "same" weights, others that are "alike", or neither: ""."""
+        if watched is None or _holds(watched, optimizer) or _holds(optimizer, watched):
             return ""  # one wraps the other
         own, other = _trained(watched), _trained(optimizer)
         ids, in_scope = {id(p) for p in own}, {id(p) for p in self._in_scope()}
         if {id(p) for p in other} & ((ids & in_scope) or ids | in_scope):
             return "same"
         return "alike" if [p.shape for p in other] == [p.shape for p in own] else ""
+
+    def _warn_once(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        _logger.warning(
+            "sparsitywatch: the watched optimizer takes no steps, while another %s steps "
+            "%d weights of the same shapes: if the training goes on with a copied or "
+            "unpickled model, nothing more is seen of it. Attach a watch to that one.",
+            type(optimizer).__name__,
+            sum(p.numel() for p in _trained(optimizer)),
+        )
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -225,14 +194,7 @@ def _holds(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
 
 
 class OptimizerTrace:
-    """The decay clock and the motion of the weights under one optimizer.
-
-    Args:
-        optimizer: None if it cannot be seen; then nothing is known.
-        scope: which weights count.
-        motion: remembers the weights of the last snapshot; None to leave motion out.
-        examiner: looks at every parameter, in scope or not.
-    """
+    """The decay clock and the motion of the weights under one optimizer; None if none is seen."""
 
     def __init__(
         self,
@@ -241,127 +203,103 @@ class OptimizerTrace:
         motion: MotionTracker | None,
         examiner: Examiner,
     ) -> None:
-        self._optimizer, self._scope, self._motion = optimizer, scope, motion
-        self._examiner = examiner
-        self._others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._copies: dict[str, torch.Tensor] | None = None  # of all parameters; found likewise
+        self.optimizer = optimizer
+        #: more optimizers that were seen to step
+        self.others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._scope, self._motion, self._examiner = scope, motion, examiner
         self._clock = DecayClock()
+        self._start = (0.0, 0.0)  # decay and lr when the clock began to run here
         self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
-        self._start = ClockReading(0.0, 0.0)  # what it read when it began to run here
 
     @property
     def steps_done(self) -> int:
-        """Steps as the optimizer itself counts them; 0 if it does not."""
-        return 0 if self._optimizer is None else steps_done(self._optimizer)
+        """Steps as the optimizer itself counts them, as the Adam family does; 0 if it does not."""
+        states = [] if self.optimizer is None else list(self.optimizer.state.values())[:1]
+        return int(max((float(state["step"]) for state in states if "step" in state), default=0.0))
 
     def advance(self) -> None:
         """One optimizer step was taken."""
-        if self._optimizer is not None:
-            self._clock.advance(self._optimizer)
+        if self.optimizer is not None:
+            self._clock.advance(self.optimizer)
 
     def follow(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: Mapping[str, torch.Tensor],
-        num_missed: int,
+        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        """Go on with another optimizer, which has taken steps already that were not counted.
+        """Go on with another optimizer.
 
-        What moved until the next snapshot is not known, unless its param groups hold the same
-        weights.
-
-        Args:
-            optimizer: the other one.
-            parameters: the in-scope weights, by name.
-            num_missed: its steps so far, taken to be like the last one.
+        What moves until the next snapshot is not known, unless its param groups hold the same of
+        the in-scope weights, ``parameters``.
         """
-        before, now = self._optimizer, group_membership(optimizer, parameters)
-        known = group_membership(before, parameters) if before is not None else {}
-        if before is not None and known != now:
-            since = self._clock.reading(known, self._scope)
-            self._start = ClockReading(self._start.decay + since.decay, self._start.lr + since.lr)
+        known = {} if self.optimizer is None else group_membership(self.optimizer, parameters)
+        if known != group_membership(optimizer, parameters):
+            self._start = self._totals(known)
             self._clock = DecayClock()
             if self._motion is not None:
                 self._motion.forget()
             self._examiner.forget()
-        self._optimizer, self._masters, self._copies = optimizer, None, None
-        for _ in range(num_missed):
-            self.advance()
-
-    def see_other(self, optimizer: torch.optim.Optimizer) -> None:
-        """Another optimizer took a step."""
-        self._others.add(optimizer)
+        self.optimizer = optimizer
+        self._masters = None
 
     def examine(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Examined:
-        """What became of every parameter since it was last asked.
-
-        Args:
-            step: optimizer steps done.
-            parameters: all of the model's, in scope or not, by name.
-        """
-        if self._optimizer is None:
+        """What became of all ``parameters``, in scope or not, since it was last asked."""
+        if self.optimizer is None:
             return self._examiner.read(step, parameters, None)
-        if self._copies is None:
-            self._copies = masters_of(self._optimizer, parameters)
         training = Training(
-            optimizer=self._optimizer,
+            optimizer=self.optimizer,
             clock=self._clock,
-            masters=self._copies,
-            others=tuple(self._others),
+            masters=self._masters_among(parameters),
+            others=tuple(self.others),
         )
         return self._examiner.read(step, parameters, training)
 
     def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
-        """What the optimizer has done so far; it stays as it is when training goes on.
-
-        Args:
-            parameters: the in-scope weights as the optimizer holds them, by name.
-        """
-        if self._optimizer is None:
+        """What the optimizer has done so far; ``parameters`` are all of the model's, by name."""
+        if self.optimizer is None:
             return OptimizerReading()
-        if self._masters is None:
-            self._masters = masters_of(self._optimizer, parameters)
-        membership = group_membership(self._optimizer, {**parameters, **self._masters})
-        since = self._clock.reading(membership, self._scope)
-        rates = [float(group.get("lr", 0.0)) for group in self._optimizer.param_groups]
+        masters = self._masters_among(parameters)
+        membership = group_membership(self.optimizer, {**parameters, **masters})
+        decay, lr = self._totals(membership)
+        rates = [float(group.get("lr", 0.0)) for group in self.optimizer.param_groups]
         return OptimizerReading(
-            decay_clock=self._start.decay + since.decay,
-            lr_clock=self._start.lr + since.lr,
-            lr=weight_averages([rates], membership, self._scope)[0],
+            decay_clock=decay,
+            lr_clock=lr,
+            lr=weight_average(rates, membership, self._scope),
             clock=self._clock.copy(),
             membership=membership,
-            not_measurable=why_not_measurable(self._optimizer),
-            masters=frozenset(self._masters),
+            not_measurable=why_not_measurable(self.optimizer),
+            masters=frozenset(masters),
         )
 
-    def groups(self, parameters: Mapping[str, torch.Tensor]) -> list[Any]:
-        """Learning rate and decay of each param group, and which in-scope weights it trains.
+    def _masters_among(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._masters is None and self.optimizer is not None:
+            self._masters = masters_of(self.optimizer, parameters)
+        return self._masters or {}
 
-        Args:
-            parameters: the in-scope weights as the optimizer holds them, by name.
-        """
-        if self._optimizer is None:
+    def groups(self, parameters: Mapping[str, torch.Tensor]) -> list[Any]:
+        """Learning rate and decay of each param group, and which in-scope weights it trains."""
+        if self.optimizer is None:
             return []
-        membership = group_membership(self._optimizer, parameters)
         rates = [
             (float(group.get("lr", 0.0)), float(group.get("weight_decay", 0.0)))
-            for group in self._optimizer.param_groups
+            for group in self.optimizer.param_groups
         ]
-        return [rates, sorted(membership.items())]
+        return [rates, sorted(group_membership(self.optimizer, parameters).items())]
 
-    def continue_from(self, reading: ClockReading) -> None:
-        """Take up clocks that only a log knows; NaN what not even that does.
-
-        Does nothing once a state was loaded.
-        """
+    def continue_from(self, decay: float, lr: float) -> None:
+        """Restore clocks from the log, unless a state was loaded; NaN for those the log lacks."""
         if not self._clock.groups:
-            self._start = reading
+            self._start = (decay, lr)
+
+    def _totals(self, membership: Mapping[str, int]) -> tuple[float, float]:
+        """Decay and lr since the run began, averaged over the in-scope weights."""
+        decay, lr = self._clock.averages(membership, self._scope)
+        return self._start[0] + decay, self._start[1] + lr
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
         return {
-            "start": self._start.decay,
-            "lr_start": self._start.lr,
+            "start": self._start[0],
+            "lr_start": self._start[1],
             "clock": self._clock.state_dict(),
             **({"motion": None} if self._motion is None else self._motion.state_dict()),
             "examiner": self._examiner.state_dict(),
@@ -376,7 +314,7 @@ class OptimizerTrace:
         for key in ("start", "lr_start", "clock", "motion", "examiner"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
-        self._start = ClockReading(float(state["start"]), float(state["lr_start"]))
+        self._start = (float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
         if self._motion is not None and state["motion"] is not None:
             self._motion.load_state_dict(state)

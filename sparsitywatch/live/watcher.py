@@ -27,7 +27,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_info
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
-from sparsitywatch.live.trace import OptimizerTrace, StepHooks, Successor, step_was_skipped
+from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.masked import MaskedModel
@@ -92,23 +92,18 @@ class Watcher:
         self._step = initial_step
         self._pid = os.getpid()
         self._opened = self._closed = False
-        self._failures = self._steps_seen = 0
+        self._failures = 0
         self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
         self._last_step = self._last_evaluated_step = -1
         self._begun_at = 0
-        self._has_warned = False
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # of the pipeline, until the log begins
         self._log = ""  # that rank 0 writes
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
-        watched = None if off else optimizer
-        self._hooks = StepHooks(watched, self._on_optimizer_step, self._on_other_step)
-        self._successor = None if watched is None else self._successor_of(watched)
-
-    def _successor_of(self, optimizer: torch.optim.Optimizer) -> Successor:
-        return Successor(optimizer, lambda: self._parameters().values())
+        self._hook = StepHook(None if off else optimizer, self._on_step)
+        self._counter = StepCounter(lambda: self._parameters().values())
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return dict(self._model.parameters())
@@ -166,13 +161,12 @@ class Watcher:
         Once called, it alone counts: the optimizer's hook is taken off. ``step`` is the
         number of steps done by now, by default one more than before.
         """
-        self._hooks.remove()
-        self._successor = None
+        self._hook.remove()
         if self._is_idle():
             self._decline(self.step_count + 1 if step is None else step)
             return
         with self._boundary():
-            self._advance(self.step_count + 1 if step is None else step)
+            self._advance(1, step)
 
     def snapshot(self) -> Record:
         """Take a snapshot now, whatever the schedule says.
@@ -239,7 +233,7 @@ class Watcher:
         """
         if self._is_idle():
             return
-        if self._opened or self._steps_seen:
+        if self._opened:
             raise StateError("Expected load_state_dict before the first step, got it after.")
         if not state:
             _logger.warning("sparsitywatch: the saved state is empty; going on from the log alone")
@@ -275,10 +269,10 @@ class Watcher:
         if self._closed:
             return
         self._closed = True
-        self._hooks.remove()
+        self._hook.remove()
         if self._off or os.getpid() != self._pid:
             return
-        if self._steps_seen == 0 and not self._opened:
+        if not self._opened:
             _logger.warning(
                 "sparsitywatch: no optimizer step was seen. A copied or unpickled optimizer has "
                 "no hooks: attach to the one that steps, or call watcher.step()."
@@ -301,77 +295,57 @@ class Watcher:
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
 
-    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+    def _on_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer took a step: the watched one, or any other one in this process."""
+        watched = self._trace.optimizer
+        is_other = optimizer is not watched
         if self._is_idle():
-            if not step_was_skipped(optimizer):
+            if not is_other and not step_was_skipped(optimizer):
                 self._decline(self.step_count + 1)
             return
         with self._boundary():
-            if self._successor is not None:
-                self._successor.own_step()
-            if step_was_skipped(optimizer):
-                return
-            if self._step is None:  # not given, so the optimizer's own count says it
-                self._step = max(self._trace.steps_done - 1, 0)
-            self._advance(self._step + 1)
+            if is_other:
+                self._trace.others.add(optimizer)
+            num_steps = self._counter.count(optimizer, watched)
+            if num_steps and is_other:
+                self._follow(optimizer, num_steps)
+            if num_steps:
+                self._advance(num_steps)
 
-    def _on_other_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Another optimizer took a step: one of another model, or the one that is trained now."""
-        if self._successor is None or self._is_idle():
-            return
-        with self._boundary():
-            self._trace.see_other(optimizer)
-            kind, number = self._successor.other_step(optimizer)
-            if kind == "same":
-                self._follow(optimizer, number)
-            elif kind and not self._has_warned:
-                self._has_warned = True
-                _logger.warning(
-                    "sparsitywatch: the watched optimizer takes no steps, while another %s steps "
-                    "%d weights of the same shapes: if the training goes on with a copied or "
-                    "unpickled model, nothing more is seen of it. Attach a watch to that one.",
-                    type(optimizer).__name__,
-                    sum(p.numel() for group in optimizer.param_groups for p in group["params"]),
-                )
+    def _follow(self, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
+        """Go on with the optimizer that has taken the last steps of these weights."""
+        self._collect(wait=True)  # it compares with what is forgotten now
+        self._trace.follow(optimizer, self._parameters())
+        self._hook.move(optimizer)
+        self._open(num_steps)
+        if not self._off:
+            _logger.warning(
+                "sparsitywatch: the watched optimizer takes no steps any more, while another %s "
+                "steps the same weights: it was replaced, copied or unpickled, which drops hooks. "
+                "The watch follows it from step %d on, and counts the %d steps that it has taken.",
+                type(optimizer).__name__,
+                self.step_count + 1,
+                num_steps,
+            )
 
-    def _follow(self, optimizer: torch.optim.Optimizer, number: int) -> None:
-        """Go on with the optimizer that has taken the last ``number`` steps of these weights."""
-        self._collect(wait=True)
+    def _advance(self, num_steps: int, step: int | None = None) -> None:
+        """Some steps were taken; ``step`` is how many there are by now, if that was said."""
+        self._open(num_steps)
         if self._off:
             return
-        self._hooks.move(optimizer)
-        self._successor = self._successor_of(optimizer)
-        self._trace.follow(optimizer, self._parameters(), number - 1)
-        if self._step is None:
-            self._step = max(self._trace.steps_done - number, 0)
-        self._open()
-        first = self._step + 1
-        _logger.warning(
-            "sparsitywatch: the watched optimizer takes no steps any more, while another %s steps "
-            "the same weights: it was replaced, copied or unpickled, which drops hooks. The watch "
-            "follows it from step %d on, and counts the %d steps that it has taken.",
-            type(optimizer).__name__,
-            first,
-            number,
-        )
-        self._schedule.miss(range(first, first + number - 1))
-        self._advance(self._step + number)
-
-    def _advance(self, step: int) -> None:
-        before = self.step_count
-        self._open()
-        if self._off:
-            return
-        step += self.step_count - before  # where rank 0 knew better how many were done
+        first = self.step_count + 1
+        step = self.step_count + num_steps if step is None else step
         self._step = step
-        self._steps_seen += 1
-        self._trace.advance()
+        for _ in range(num_steps):
+            self._trace.advance()
         self._collect()
         if self._off:
             self._decline(step)
             return
         if not self._taker.is_busy:  # it holds the log
             self._report_again(_SIGN_OF_LIFE_S)
+        if num_steps > 1:
+            self._schedule.miss(range(first, step))
         due = self._schedule.due(step, is_busy=self._taker.is_busy)
         if self._schedule.schedule.may_be_due(step):
             # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
@@ -549,14 +523,15 @@ class Watcher:
             )
         )
 
-    def _open(self) -> None:
-        """Begin the log at the first snapshot or step, when the initial step is known."""
+    def _open(self, num_steps: int = 0) -> None:
+        """Begin the log at the first snapshot, or right after the first steps that were seen."""
         if not self._opened:
             self._stand_back()
         if self._opened or self._off:
             return
         self._opened = True
-        self._step = self._trace.steps_done if self._step is None else self._step
+        if self._step is None:  # not given, so the optimizer's own count says it
+            self._step = max(self._trace.steps_done - num_steps, 0)
         self._begun_at = self._step
         self._begin(self._step)
         for record in self._pipeline.records:

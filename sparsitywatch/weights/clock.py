@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,44 +13,33 @@ from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import is_sharded, local_of
 
 __all__ = [
-    "ClockReading",
     "DecayClock",
     "GroupClock",
     "OptimizerReading",
     "group_membership",
     "masters_of",
     "stepped_on",
-    "weight_averages",
+    "weight_average",
 ]
 
 
 @dataclass
 class GroupClock:
-    """Sums over the steps of one param group.
-
-    Args:
-        lr: sum of the learning rate.
-        decay: sum of learning rate times weight decay, or times what momentum made of it.
-        log_shrink: sum of log(1 - lr * weight decay), likewise: a weight without gradient has
-            been multiplied by exp(log_shrink) under decoupled decay.
-        lr_squared: sum of the learning rate squared: how far random steps of size lr lead is
-            its root.
-        steps: number of steps with a learning rate above 0.
-        momentum: what SGD's momentum buffer holds of the decay, per unit of weight.
-    """
+    """Sums over the steps of one param group."""
 
     lr: float = 0.0
-    decay: float = 0.0
+    decay: float = 0.0  # of lr * weight decay, or lr times what momentum made of it
+    # of log(1 - lr * weight decay): decoupled decay multiplies a weight without gradient by its exp
     log_shrink: float = 0.0
-    lr_squared: float = 0.0
-    steps: int = 0
-    momentum: float = 0.0
+    lr_squared: float = 0.0  # its root is how far random steps of size lr lead
+    steps: int = 0  # with a learning rate above 0
+    momentum: float = 0.0  # no sum: what SGD's buffer holds of the decay, per unit of weight
 
     def through_momentum(self, group: Mapping[str, Any]) -> float:
         """The decay that one step of ``torch.optim.SGD`` applies to a weight without gradient.
 
-        SGD adds decay to the gradient, so that it goes through the momentum buffer and each bit
-        of it acts again at the steps after: 1 / (1 - momentum) times as much in the end.
+        SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
+        the steps after: 1 / (1 - momentum) times as much in the end.
         """
         decay, mu = float(group.get("weight_decay", 0.0)), float(group.get("momentum", 0.0))
         # the first gradient enters the buffer whole, dampened or not, as in torch
@@ -79,26 +68,9 @@ class GroupClock:
         )
 
 
-@dataclass(frozen=True)
-class ClockReading:
-    """What the clocks say about the in-scope weights as a whole.
-
-    Args:
-        decay: sum of learning rate times weight decay, or times what momentum made of it.
-        lr: sum of the learning rate.
-    """
-
-    decay: float
-    lr: float
-
-
 @dataclass
 class DecayClock:
-    """The clocks of an optimizer's param groups.
-
-    Args:
-        groups: one clock per param group, in the optimizer's order.
-    """
+    """The clocks of an optimizer's param groups, in its order."""
 
     groups: list[GroupClock] = field(default_factory=list)
 
@@ -122,93 +94,57 @@ class DecayClock:
         before = earlier.groups + [GroupClock()] * (len(self.groups) - len(earlier.groups))
         return list(map(GroupClock.since, self.groups, before))
 
-    def reading(self, membership: Mapping[str, int], scope: Scope) -> ClockReading:
-        """The sums so far, averaged over the in-scope weights.
-
-        Args:
-            membership: in-scope name to index of its param group; names that the optimizer
-                does not train stand still at 0.
-            scope: gives the number of weights per name.
-        """
-        sums = [g.decay for g in self.groups], [g.lr for g in self.groups]
-        return ClockReading(*weight_averages(sums, membership, scope))
+    def averages(self, membership: Mapping[str, int], scope: Scope) -> tuple[float, float]:
+        """The sums of decay and of the learning rate, averaged over the in-scope weights."""
+        decay = weight_average([group.decay for group in self.groups], membership, scope)
+        return decay, weight_average([group.lr for group in self.groups], membership, scope)
 
     def state_dict(self) -> list[list[float]]:
         """Plain numbers, one row per group."""
-        return [
-            [g.lr, g.decay, g.log_shrink, g.lr_squared, g.steps, g.momentum] for g in self.groups
-        ]
+        return [list(astuple(group)) for group in self.groups]
 
     def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
         """Go on from what ``state_dict`` gave."""
         self.groups = [
-            GroupClock(lr, decay, log_shrink, lr_squared, int(steps), *momentum)
-            for lr, decay, log_shrink, lr_squared, steps, *momentum in state  # older states: none
+            GroupClock(lr, decay, log_shrink, lr_squared, int(steps), momentum)
+            for lr, decay, log_shrink, lr_squared, steps, momentum in state
         ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerReading:
-    """What an optimizer has done up to one step.
+    """What an optimizer has done up to one step; sums and rates are means over in-scope weights."""
 
-    Args:
-        decay_clock: sum of lr times weight decay, or times what SGD's momentum made of it,
-            averaged over the in-scope weights; NaN if unknown.
-        lr_clock: sum of lr, likewise.
-        lr: the learning rate as it stands, likewise.
-        clock: the clocks of the param groups; None if the optimizer cannot be seen.
-        membership: in-scope name to index of its param group.
-        not_measurable: why dormant weights cannot be measured, by param group; empty if they can.
-        masters: names whose steps are taken on a copy of higher precision.
-    """
-
-    decay_clock: float = math.nan
+    decay_clock: float = math.nan  # sum of lr * weight decay, as of ``GroupClock``; NaN if unknown
     lr_clock: float = math.nan
-    lr: float = math.nan
-    clock: DecayClock | None = None
-    membership: Mapping[str, int] = field(default_factory=dict)
-    not_measurable: tuple[str, ...] = ()
-    masters: frozenset[str] = frozenset()
+    lr: float = math.nan  # as it stands
+    clock: DecayClock | None = None  # of the param groups; None if the optimizer cannot be seen
+    membership: Mapping[str, int] = field(default_factory=dict)  # in-scope name to param group
+    not_measurable: tuple[str, ...] = ()  # why not dormant weights, by param group; "" if they are
+    masters: frozenset[str] = (
+        frozenset()
+    )  # names whose steps are taken on a copy of higher precision
 
 
-def weight_averages(
-    values: Sequence[Sequence[float]], membership: Mapping[str, int], scope: Scope
-) -> list[float]:
-    """Numbers of the param groups, averaged over the in-scope weights.
-
-    Args:
-        values: K times, one number per param group.
-        membership: in-scope name to index of its param group; a name without one counts as 0.
-        scope: gives the number of weights per name.
-
-    Returns:
-        K averages.
-    """
-    total, sums = 0, [0.0] * len(values)
+def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:
+    """The groups' numbers averaged over the in-scope weights, 0 for those without a group."""
+    total, weighted = 0, 0.0
     for name, size in scope.sizes:
         total += size
-        group = membership.get(name)
-        if group is None:
-            continue
-        for k, one_per_group in enumerate(values):
-            if group < len(one_per_group):
-                sums[k] += size * one_per_group[group]
-    return [weighted / max(total, 1) for weighted in sums]
+        group = membership.get(name, len(values))
+        if group < len(values):
+            weighted += size * values[group]
+    return weighted / max(total, 1)
 
 
 def group_membership(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> dict[str, int]:
     """Name to index of the param group that trains it; names without a group are absent."""
-    group_of: dict[int, int] = {}
-    for index, group in enumerate(optimizer.param_groups):
-        group_of.update(dict.fromkeys(map(id, group["params"]), index))
-    found = {}
-    for name, parameter in parameters.items():
-        trained = id(stepped_on(parameter))
-        if trained in group_of:
-            found[name] = group_of[trained]
-    return found
+    groups = enumerate(optimizer.param_groups)
+    group_of = {id(p): index for index, group in groups for p in group["params"]}
+    found = {name: group_of.get(id(stepped_on(p))) for name, p in parameters.items()}
+    return {name: group for name, group in found.items() if group is not None}
 
 
 def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
@@ -220,16 +156,10 @@ def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
 def masters_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """The copies of higher precision that an optimizer steps on instead of some weights.
+    """The copies of higher precision that an optimizer steps on instead of some weights, by name.
 
-    A copy is known by its shape and by being the weight when rounded to the weight's dtype.
-
-    Args:
-        optimizer: whose parameters may be copies.
-        parameters: the model's own weights by name, equal to their copies at this moment.
-
-    Returns:
-        Name to copy; names that the optimizer trains itself, or knows nothing of, are absent.
+    A copy is known by its shape and by being the weight when rounded to the weight's dtype, which
+    it is right after a step. Copies in several groups are not told apart.
     """
     trained = [(p, k) for k, group in enumerate(optimizer.param_groups) for p in group["params"]]
     own = {id(p) for p, _ in trained}
@@ -238,7 +168,7 @@ def masters_of(
         if id(weight) in own or hasattr(weight, "flat_shard"):
             continue
         alike = [(p, k) for p, k in trained if _is_master(p, weight)]
-        if alike and len({group for _, group in alike}) == 1:
+        if len({group for _, group in alike}) == 1:
             found[name] = alike[0][0]
     return found
 

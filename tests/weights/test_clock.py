@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from sparsitywatch.weights.clock import (
-    ClockReading,
     DecayClock,
     group_membership,
     masters_of,
-    weight_averages,
+    weight_average,
 )
 from sparsitywatch.weights.scope import Scope
 
@@ -84,26 +83,16 @@ def test_momentum_that_decay_does_not_go_through_leaves_the_clock_alone() -> Non
     assert clock.groups[0].decay == pytest.approx(20 * 0.1 * 0.01)
 
 
-def test_a_clock_goes_on_from_a_state_that_knew_no_momentum() -> None:
-    clock = DecayClock()
-    clock.load_state_dict([[1.0, 0.5, -0.5, 0.1, 10]])
-    assert clock.groups[0].momentum == 0.0
-    weight = nn.Parameter(torch.ones(3))
-    clock.advance(torch.optim.SGD([weight], lr=0.1, weight_decay=0.01, momentum=0.9))
-    assert clock.groups[0].decay == pytest.approx(0.501)
-
-
 def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
     _, clock, membership, _, scope = run(20)
     lr_sum = sum(0.1 * 0.9**k for k in range(20))
     assert clock.groups[0].lr == pytest.approx(lr_sum)
     assert clock.groups[0].decay == pytest.approx(0.7 * lr_sum)
     # 12 weights with decay 0.7, 16 with none
-    reading = clock.reading(membership, scope)
-    assert reading.decay == pytest.approx(0.7 * lr_sum * 12 / 28)
-    assert reading.lr == pytest.approx(lr_sum)
-    (average,) = weight_averages([[2.0, 9.0]], {"0.weight": 0}, scope)
-    assert average == pytest.approx(2.0 * 12 / 28)
+    decay, lr = clock.averages(membership, scope)
+    assert decay == pytest.approx(0.7 * lr_sum * 12 / 28)
+    assert lr == pytest.approx(lr_sum)
+    assert weight_average([2.0, 9.0], {"0.weight": 0}, scope) == pytest.approx(2.0 * 12 / 28)
 
 
 def test_weights_that_no_group_trains_stand_still() -> None:
@@ -111,7 +100,7 @@ def test_weights_that_no_group_trains_stand_still() -> None:
     optimizer = torch.optim.SGD([model[1].weight], lr=1.0)
     scope = Scope.of(model)
     assert group_membership(optimizer, scope.parameters(model)) == {}
-    assert DecayClock().reading({}, scope) == ClockReading(decay=0.0, lr=0.0)
+    assert DecayClock().averages({}, scope) == (0.0, 0.0)
 
 
 def test_the_masters_of_low_precision_weights_are_found() -> None:
