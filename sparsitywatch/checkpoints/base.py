@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.storage import ByteSource, Source, one_line
+from sparsitywatch.checkpoints.storage import ByteSource, Location, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum.counting import LazyTensors
-
-__all__ = [
-    "Checkpoint",
-    "Stored",
-    "StoredTensor",
-    "StridedTensor",
-    "as_step",
-    "cut_off",
-    "load_into",
-    "reading",
-    "refused",
-    "stored_snapshot",
-    "unreadable",
-]
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
@@ -69,8 +55,7 @@ def reading(url: str, tensor: str | None = None) -> Iterator[None]:
 
     Readers say what they know to be wrong. Everything else that bytes can bring about, such as
     a ``RecursionError``, ``MemoryError``, ``OverflowError`` or ``struct.error``, is a fault of
-    this file as well, and the next file is read. Ctrl-C and an exit are no faults of a file,
-    they pass.
+    this file as well, and the next file is read. Ctrl-C and an exit pass.
     """
     try:
         yield
@@ -97,20 +82,24 @@ def as_step(node: object) -> int | None:
     return node if type(node) is int and 0 <= node < 2**63 else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What tells the format of a place before it is read."""
+
+    names: Collection[str] = ()  # of the files and folders in a folder; of a file none
+    own_name: str = ""  # of a file
+    start: bytes = b""  # the first bytes of a file
+
+
 # ------------------------------------------------------------------ tensors in files
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """One tensor in a file, found and checked but not read; this one alone cannot be read.
+    """One tensor in a file, found and checked but not read; this one alone cannot be read."""
 
-    Args:
-        entry: what is known without reading; raw readers give it the name of the file.
-        position: file and place in it, to read in the order of the bytes.
-    """
-
-    entry: Entry
-    position: tuple[str, int] = ("", 0)
+    entry: Entry  # what is known without reading
+    position: tuple[str, int] = ("", 0)  # file and place in it, to read in the order of the bytes
 
     def load(self) -> torch.Tensor:
         """Read it. Of one with a ``problem`` the checkpoint says so before."""
@@ -123,21 +112,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StridedTensor(StoredTensor):
-    """A tensor whose elements lie in one file as they lie in memory.
-
-    Args:
-        source: the file.
-        start: the first byte, or a function that finds it when it is needed.
-        num_bytes: from its first element to its last.
-        stride: steps between neighbours in elements; None: they lie in flat order.
-        crc: the checksum of its bytes that the file itself states, if any.
-    """
+    """A tensor whose elements lie in one file as they lie in memory."""
 
     source: ByteSource
-    start: int | Callable[[], int]
-    num_bytes: int
-    stride: tuple[int, ...] | None = None
-    crc: int | None = None
+    start: int | Callable[[], int]  # the first byte, or what finds it when it is needed
+    num_bytes: int  # from its first element to its last
+    stride: tuple[int, ...] | None = None  # in elements; None: they lie in flat order
+    crc: int | None = None  # the checksum of its bytes that the file itself states, if any
 
     def load(self) -> torch.Tensor:
         """Read it; memory: ``num_bytes``."""
@@ -170,6 +151,84 @@ class StridedTensor(StoredTensor):
 Stored = Mapping[str, StoredTensor]
 
 
+def _called(name: str, one: StoredTensor) -> StoredTensor:
+    return one if one.entry.name == name else replace(one, entry=replace(one.entry, name=name))
+
+
+def _by_clean_names(url: str, stored: Stored) -> dict[str, StoredTensor]:
+    """The tensors by the names that their user wrote, all of them such as any log can take."""
+    found: dict[str, StoredTensor] = {}
+    for name in stored:
+        if len(name) > _MAX_NAME:
+            cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
+            raise refused(url, cause, name)
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            cause = "expected names of Unicode, got half of a character"
+            shown = name.encode(errors="backslashreplace").decode()
+            raise refused(url, cause, shown) from error
+    for raw, name in clean_names(stored).items():
+        one = stored[raw]
+        if name in found:
+            cause = f"two tensors have this name, one of them as {raw[:80]!r}"
+            raise refused(url, cause, name)
+        # torch multiplies empty dimensions, too, when it computes strides
+        size = one.entry.dtype.itemsize
+        for length in one.entry.shape:
+            size *= max(length, 1)
+        if size >= 2**63:
+            cause = f"expected a shape that memory could hold, got {one.entry.shape}"
+            raise refused(url, cause, name)
+        found[name] = one
+    return found
+
+
+# ------------------------------------------------------------------ codes of quantised weights
+#
+# The layouts: fp8 of DeepSeek-V3 and transformers (``weight_scale_inv``), of compressed-tensors,
+# FBGEMM and ModelOpt (``weight_scale``), bitsandbytes (``weight``, ``SCB``), GPTQ and AWQ
+# (``qweight``), MXFP4 as of gpt-oss (``_blocks``).
+
+_FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+#: Scales that fp8 codes are multiplied by, by what follows the name of the codes.
+_SCALES = ("_scale_inv", "_scale")
+_WHOLE_CODES = frozenset({torch.int8, torch.uint8, torch.int32})
+#: Attributes that hold packed codes.
+_PACKED = ("qweight", "weight_packed")
+_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
+
+
+def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
+    """The same tensors; those that are codes have the name of the weight, and cannot be read."""
+    found: dict[str, StoredTensor] = {}
+    for name, one in stored.items():
+        module, _, attribute = name.rpartition(".")
+        entry = one.entry
+        is_matrix = len(entry.shape) >= 2 and not entry.problem
+        of = ""
+        if is_matrix and entry.dtype in _FP8:
+            scale = next((end for end in _SCALES if name + end in stored), "")
+            of = f"a quantised weight, beside their scale ({attribute}{scale})" if scale else ""
+        elif is_matrix and entry.dtype in _WHOLE_CODES:
+            own = ""
+            if name.removesuffix(_BLOCKS) + _BLOCK_SCALES in stored:
+                own = attribute.removesuffix(_BLOCKS)
+            elif attribute in _PACKED:
+                own = "weight"
+            weight = f"{module}.{own}" if module else own
+            is_packed = own != "" and weight not in stored
+            if is_packed or (attribute == "weight" and entry.dtype != torch.int32):
+                of = f"a quantised weight ({attribute})"
+                name = weight if is_packed else name
+        if of:
+            kind = f"{str(entry.dtype).removeprefix('torch.')} codes"
+            problem = f"it is stored as {kind} of {of}"
+            one = StoredTensor(entry=replace(entry, stored_as=kind, problem=problem))
+        found[name] = one
+    return found
+
+
 # ------------------------------------------------------------------ checkpoints
 
 #: Bytes that are read before they are counted. From a local file: what stays in a core's cache,
@@ -189,11 +248,10 @@ class Checkpoint:
     for the child.
 
     Args:
-        url: where it lies.
+        place: where it lies; the files that are open there are closed with this.
         format: how it is stored, such as "safetensors".
         stored: the tensors of the model by the names that the files give, in their order;
             optimizer state is none.
-        sources: the open files; closed with this.
         step: optimizer steps done, or a function that looks it up when it is asked for.
 
     Raises:
@@ -203,18 +261,23 @@ class Checkpoint:
 
     def __init__(
         self,
-        url: str,
+        place: Location,
         format: str,  # noqa: A002
         stored: Stored,
-        sources: Iterable[Source],
         step: int | Callable[[], int | None] | None = None,
     ) -> None:
-        self.url, self.format = url, format
+        self.url = place.shown
+        self.format = format
+        self._place = place
         self._step = step
-        self._sources = list(sources)
-        _check_names(url, stored)
-        self._set_stored(clean_names(stored), stored)
         self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
+        told = _with_codes_told(_by_clean_names(self.url, stored))
+        self._stored = {name: _called(name, one) for name, one in told.items()}
+        if not self._stored:
+            raise CheckpointError(
+                f"Cannot read {self.url}: expected tensors, found none in {format}. Name the "
+                "file or folder that holds the model's weights."
+            )
 
     @property
     def step(self) -> int | None:
@@ -226,17 +289,17 @@ class Checkpoint:
 
     @property
     def num_bytes_read(self) -> int:
-        """Bytes taken from the storage so far."""
-        return sum(source.num_bytes_read for source in self._sources)
+        """Bytes taken from the files of the weights so far."""
+        return sum(source.num_bytes_read for source in self._place.opened.values())
 
     @property
     def chunk_bytes(self) -> int:
         """How long the buffer for ``chunks`` should be."""
-        return _CHUNK_BYTES if self._sources[0].is_local else _REMOTE_CHUNK_BYTES
+        return _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
 
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
-        return self._entries
+        return tuple(one.entry for one in self._stored.values())
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU, in its own dtype.
@@ -262,7 +325,7 @@ class Checkpoint:
 
     def in_byte_order(self, names: Iterable[str]) -> list[str]:
         """Names of tensors as the files have them; KeyError if there is none of one."""
-        return sorted(names, key=self._positions.__getitem__)
+        return sorted(names, key=lambda name: self._stored[name].position)
 
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of a tensor in flat order, a number of whole elements at once.
@@ -278,10 +341,7 @@ class Checkpoint:
             KeyError: there is no tensor of this name.
             CheckpointError: it cannot be read; or, while it is, is not what was stored.
         """
-        stored = self._readable(name)
-        if isinstance(stored, StridedTensor) and stored.stride is None:
-            return stored.chunks(buffer)
-        return self._in_parts(stored, buffer)
+        return self._in_parts(self._readable(name), buffer)
 
     def _in_parts(
         self, stored: StoredTensor, buffer: memoryview
@@ -301,49 +361,14 @@ class Checkpoint:
             raise unreadable(self.url, stored.entry)
         return stored
 
-    def resolve(self, resolver: Callable[[Stored], Stored]) -> None:
-        """Take what lies in the file as what it stands for, such as codes as weights."""
-        stored = resolver(self._stored)
-        self._set_stored(dict(zip(stored, stored, strict=True)), stored)
-
-    def _set_stored(self, names: Mapping[str, str], stored: Stored) -> None:
-        """Take stored tensors under the names that they have here, by those they have there."""
-        self._stored: dict[str, StoredTensor] = {}
-        self._positions: dict[str, tuple[str, int]] = {}
-        entries: list[Entry] = []
-        for raw, name in names.items():
-            one = stored[raw]
-            if name in self._stored:
-                cause = f"two tensors have this name, one of them as {raw[:80]!r}"
-                raise refused(self.url, cause, name)
-            # torch multiplies empty dimensions, too, when it computes strides
-            size = one.entry.dtype.itemsize
-            for length in one.entry.shape:
-                size *= max(length, 1)
-            if size >= 2**63:
-                cause = f"expected a shape that memory could hold, got {one.entry.shape}"
-                raise refused(self.url, cause, name)
-            if one.entry.name != name:
-                one = replace(one, entry=replace(one.entry, name=name))
-            self._stored[name] = one
-            self._positions[name] = one.position
-            entries.append(one.entry)
-        if not self._stored:
-            raise CheckpointError(
-                f"Cannot read {self.url}: expected tensors, found none in {self.format}. Name the "
-                "file or folder that holds the model's weights."
-            )
-        self._entries = tuple(entries)
-
     def check_unchanged(self) -> None:
         """Raise ``IncompleteCheckpointError`` if a file was written since it was opened."""
-        for source in self._sources:
+        for source in self._place.opened.values():
             source.check_unchanged()
 
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""
-        for source in self._sources:
-            source.close()
+        self._place.close()
 
     def __enter__(self) -> Checkpoint:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
@@ -352,30 +377,11 @@ class Checkpoint:
         self.close()
 
 
-def _check_names(url: str, names: Iterable[str]) -> None:
-    """Names that every log can take: some kilobytes of Unicode."""
-    for name in names:
-        if len(name) > _MAX_NAME:
-            cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
-            raise refused(url, cause, name)
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            cause = "expected names of Unicode, got half of a character"
-            shown = name.encode(errors="backslashreplace").decode()
-            raise refused(url, cause, shown) from error
-
-
 # ------------------------------------------------------------------ what is made of one
 
 
 def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot:
-    """The in-scope weights of a checkpoint, to be read while it is open.
-
-    Args:
-        checkpoint: an open checkpoint.
-        scope: of a live model, or ``Scope.of_entries(checkpoint.entries())``.
-        step: optimizer steps done.
+    """The in-scope weights of an open checkpoint, to be read while it is open.
 
     Raises:
         CheckpointError: a tensor that is in scope is not there, or has another shape, or
@@ -415,49 +421,34 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     anything. One tensor is held at a time. What the checkpoint has beyond the model is not
     read.
 
-    Args:
-        model: in whatever wrappers; on any device.
-        checkpoint: open; names as the model's user wrote them.
-
     Raises:
         CheckpointError: a tensor of the model is not there, has another shape, or a dtype
             whose values the model's own cannot hold. Nothing has been overwritten then.
     """
-    own = _own_tensors(model)
+    own = {
+        clean_name(name): value.detach()
+        for name, value in unwrap_model(model).state_dict(keep_vars=True).items()
+        if isinstance(value, torch.Tensor)  # some modules keep other things in there
+    }
+    ties: dict[object, list[str]] = {}  # a checkpoint may have any one name of tied tensors
+    for name, tensor in own.items():
+        storage = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        ties.setdefault(storage if tensor.numel() else name, []).append(name)
     stored = {entry.name: entry for entry in checkpoint.entries()}
     chosen: dict[str, torch.Tensor] = {}
-    for names in _by_storage(own):
-        name = next((name for name in names if name in stored), None)
-        if name is None:
+    for names in ties.values():
+        found = next((name for name in names if name in stored), None)
+        if found is None:
             raise CheckpointError(
                 f"Cannot load {checkpoint.url}, tensor {names[0]!r}: the model has it, the "
                 f"checkpoint does not; it has names such as {', '.join(list(stored)[:3])}. Give "
                 "the model that was trained."
             )
-        _check_fits(checkpoint.url, stored[name], own[name])
-        chosen[name] = own[name]
+        _check_fits(checkpoint.url, stored[found], own[found])
+        chosen[found] = own[found]
     with torch.no_grad():
         for name, tensor in checkpoint.tensors(chosen):
             chosen[name].copy_(tensor)
-
-
-def _own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by their clean names, every name of a tie."""
-    state = unwrap_model(model).state_dict(keep_vars=True)
-    return {
-        clean_name(name): value.detach()
-        for name, value in state.items()
-        if isinstance(value, torch.Tensor)  # some modules keep other things in there
-    }
-
-
-def _by_storage(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """Names of tied tensors together: a checkpoint may have any one of them."""
-    groups: dict[object, list[str]] = {}
-    for name, tensor in tensors.items():
-        place = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        groups.setdefault(place if tensor.numel() else name, []).append(name)
-    return list(groups.values())
 
 
 def _check_fits(url: str, stored: Entry, own: torch.Tensor) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.checkpoints.base import Checkpoint
 from sparsitywatch.checkpoints.formats import (
@@ -27,12 +26,18 @@ from sparsitywatch.checkpoints.step_from_path import (
     step_of_name,
     without_temporary,
 )
-from sparsitywatch.checkpoints.storage import Folder, asked, filesystem, one_line, url_at
-from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
+from sparsitywatch.checkpoints.storage import Location, asked, one_line
+from sparsitywatch.errors import (
+    CheckpointError,
+    ConfigurationError,
+    IncompleteCheckpointError,
+    ScopeError,
+)
 from sparsitywatch.shown import shown_url
 from sparsitywatch.weights.layout import Entry, natural_order
+from sparsitywatch.weights.scope import Scope, ScopeLike
 
-__all__ = ["ListedCheckpoint", "discover", "places_in"]
+__all__ = ["ListedCheckpoint", "describe", "discover"]
 
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
@@ -101,79 +106,39 @@ def discover(
             f"Expected `duplicates` to be 'refuse' or 'first', got {duplicates!r}."
         )
     known = {url: one for url, one in (known or {}).items() if step_of_name(url) is not None}
-    places: dict[str, _Place] = {}
+    places: dict[str, Location] = {}
     for url in [urls] if isinstance(urls, str | os.PathLike) else urls:
-        for place in _expanded(os.fspath(url), storage_options, known):
+        for place in _expanded(Location.of(url, storage_options), known):
             places[place.url] = place
     is_strict = duplicates == "refuse"
     probe = _Probe(storage_options)
     found = []
     for url, place in places.items():
         found.append(known[url] if url in known else probe.at(place, as_part=is_strict))
-    found.sort(key=_order)
+    found.sort(key=lambda one: (one.step is None, one.step or 0, natural_order(one.url)))
     return _without_duplicates(found, known, probe.are_same if is_strict else None)
-
-
-def _order(one: ListedCheckpoint) -> tuple[bool, int, object]:
-    """By step; those without one come last, by name."""
-    return one.step is None, one.step or 0, natural_order(one.url)
 
 
 # ------------------------------------------------------------------ listing
 
-
-@dataclass(frozen=True)
-class _Place:
-    """A file or a folder that seems to be a checkpoint."""
-
-    fs: fsspec.AbstractFileSystem
-    path: str
-    url: str
-
-    @property
-    def inside(self) -> str:
-        """What the paths inside of it begin with; of all of an archive nothing."""
-        return self.path and self.path.rstrip("/") + "/"
-
-    def beside(self, path: str) -> _Place:
-        """Another one on the same storage."""
-        return _Place(self.fs, path, url_at(self.url, self.fs, self.path, path))
-
-
-def _expanded(
-    url: str, storage_options: Mapping[str, Any] | None, known: Mapping[str, ListedCheckpoint]
-) -> list[_Place]:
-    fs, path = filesystem(url, storage_options)
-    origin = _Place(fs, path, url)
-    what = f"Cannot list {shown_url(url)}"
-    places = asked(what, _places_of, origin, known)
-    if not places:
-        what_to_do = asked(what, _foreign_under, origin)
-        raise CheckpointError(
-            f"{what}: expected checkpoints, found none. {what_to_do or _NAME_ONE}"
-        )
-    return places
-
-
-def _places_of(origin: _Place, known: Mapping[str, ListedCheckpoint]) -> list[_Place]:
-    """What a URL stands for, as the storage has it now."""
-    fs, path = origin.fs, origin.path
-    fs.invalidate_cache()  # a live run has written since
-    paths = _matching(fs, path) if fsspec.core.has_magic(path) else [path]
-    found = []
-    for one in sorted(paths, key=natural_order):
-        found += _places_under(origin.beside(one), known, len(paths) > 1)
-    return found
-
-
 _NAME_ONE = "Name a checkpoint, a folder of them, or a pattern such as 'runs/bert/checkpoint-*'."
 
 
-def _foreign_under(root: _Place) -> str:
-    """What other libraries have written below a folder, in a sentence; empty if nothing."""
-    if fsspec.core.has_magic(root.path) or not root.fs.isdir(root.path):
-        return ""
-    return foreign(name for name, _ in _walk(root, {}))
+def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[Location]:
+    """What a URL stands for, as the storage has it now."""
+    what = f"Cannot list {origin.shown}"
+    origin.fs.invalidate_cache()  # a live run has written since
+    has_magic = fsspec.core.has_magic(origin.path)
+    paths = asked(what, _matching, origin.fs, origin.path) if has_magic else [origin.path]
+    places: list[Location] = []
+    for path in sorted(paths, key=natural_order):
+        places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
+    if not places:
+        is_folder = not has_magic and asked(what, origin.fs.isdir, origin.path)
+        others = asked(what, list, _walk(origin, {})) if is_folder else []
+        what_to_do = foreign(name for name, _ in others) or _NAME_ONE
+        raise CheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
+    return places
 
 
 def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
@@ -186,23 +151,18 @@ def _matching(fs: fsspec.AbstractFileSystem, pattern: str) -> list[str]:
     from huggingface_hub import HfApi
 
     hub = HfApi(endpoint=fs.endpoint, token=fs.token)
-    names = [repository]
+    roots = [repository]
     if fsspec.core.has_magic(repository):
         organization, _, name = repository.partition("/")
         start = re.split(r"[*?[]", name, maxsplit=1)[0]
         models = hub.list_models(author=organization, search=start or None)
-        names = sorted(m.id for m in models if fnmatch.fnmatchcase(m.id, repository))
-    if not at:
-        roots = names
-    else:
+        roots = sorted(m.id for m in models if fnmatch.fnmatchcase(m.id, repository))
+    if at:
         revision, _, rest = rest.partition("/")
-        roots = [f"{n}@{branch}" for n in names for branch in _branches(hub, n, revision)]
-    paths = ["/".join(filter(None, (root, rest))) for root in roots]
-    return [p for path in paths for p in (fs.glob(path) if _has_magic_inside(path) else [path])]
-
-
-def _has_magic_inside(path: str) -> bool:
-    return bool(fsspec.core.has_magic("/".join(path.split("/")[2:])))
+        roots = [f"{n}@{branch}" for n in roots for branch in _branches(hub, n, revision)]
+    if fsspec.core.has_magic(rest):
+        return [path for root in roots for path in fs.glob(f"{root}/{rest}")]
+    return [f"{root}/{rest}" if rest else root for root in roots]
 
 
 def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
@@ -214,10 +174,10 @@ def _branches(hub: Any, repository: str, pattern: str) -> list[str]:
 
 
 def _places_under(
-    root: _Place, known: Mapping[str, ListedCheckpoint], is_listed: bool
-) -> list[_Place]:
+    root: Location, known: Mapping[str, ListedCheckpoint], is_listed: bool
+) -> list[Location]:
     is_known = root.url in known
-    if is_known or not (root.inside == "" or root.fs.isdir(root.path)):
+    if is_known or not (root.prefix == "" or root.fs.isdir(root.path)):
         is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
         return [root] if is_there else []
     files: list[str] = []
@@ -228,18 +188,18 @@ def _places_under(
         if is_folder:
             done.append(name)
     names = sorted([*places_in(files), *done], key=natural_order)
-    return [root.beside(root.inside + name) if name else root for name in names]
+    return [root.at(root.prefix + name) if name else root for name in names]
 
 
-def _walk(root: _Place, known: Mapping[str, ListedCheckpoint]) -> Iterator[tuple[str, bool]]:
+def _walk(root: Location, known: Mapping[str, ListedCheckpoint]) -> Iterator[tuple[str, bool]]:
     """Files below a folder, and folders that are known or cannot be listed; relative to it."""
-    list_folder = _local_children if isinstance(root.fs, LocalFileSystem) else _remote_children
-    before = root.beside(f"{root.inside}x").url[:-1]
+    list_folder = _local_children if root.is_local else _remote_children
+    before = root.at(f"{root.prefix}x").url[:-1]
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root.path),))]
     while waiting:
         folder, reals = waiting.pop()
         try:
-            children = list(list_folder(root.fs, root.inside + folder, reals))
+            children = list(list_folder(root.fs, root.prefix + folder, reals))
         except (FileNotFoundError, PermissionError):
             if not folder:
                 raise
@@ -289,8 +249,7 @@ def _remote_children(
 def places_in(files: Iterable[str]) -> list[str]:
     """Files and folders that are checkpoints, out of the names of all files below a folder.
 
-    Returns:
-        Their names relative to that folder, "" for the folder itself.
+    Their names are relative to that folder, which is "" itself.
 
     >>> places_in(["checkpoint-2/model.safetensors", "checkpoint-2/optimizer.pt", "a.ckpt"])
     ['a.ckpt', 'checkpoint-2']
@@ -323,7 +282,7 @@ def places_in(files: Iterable[str]) -> list[str]:
                 continue
         found += [
             f"{inside}{name}"
-            for name in sorted(names, key=natural_order)
+            for name in names
             if f"{inside}{name}" not in children and _is_weights(name)
         ]
     return sorted(found, key=natural_order)
@@ -337,45 +296,47 @@ def _is_weights(name: str) -> bool:
 
 # ------------------------------------------------------------------ opening
 
+_MAKE_WHOLE = (
+    "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
+    "full state dict of FSDP, or name the folder that has an index of its shards; or give "
+    "`--duplicates first` (duplicates='first') to take the first part for the model."
+)
 
-@dataclass
+
 class _Probe:
     """What a storage has answered so far; nothing is asked twice."""
 
-    storage_options: Mapping[str, Any] | None
-    _groups: dict[tuple[str, ...], str] = field(default_factory=dict)
-    _listed: dict[str, list[str]] = field(default_factory=dict)
-    _entries: tuple[Entry, ...] = ()  # of the latest; the same object as long as they are the same
+    def __init__(self, storage_options: Mapping[str, Any] | None) -> None:
+        self._storage_options = storage_options
+        self._groups: dict[tuple[str, ...], str] = {}  # of parts: why they are no whole model
+        self._listed: dict[str, list[str]] = {}
+        self._entries: tuple[Entry, ...] = ()  # the same object as long as they are the same
 
-    def at(self, place: _Place, *, as_part: bool) -> ListedCheckpoint:
-        """What a place holds.
-
-        Args:
-            place: where.
-            as_part: whether one that is of one rank counts only if the others hold the same.
-        """
-        url, named = place.url, step_of_name(place.url)
+    def at(self, place: Location, *, as_part: bool) -> ListedCheckpoint:
+        """What a place holds; ``as_part``: one of a rank counts only if the others are the same."""
+        named = step_of_name(place.url)
         unread = ListedCheckpoint(
-            url=url,
+            url=place.url,
             step=named,
             step_from="" if named is None else "name",
             format="",
             state="incomplete",
         )
-        if is_temporary(url):
-            reason = f"Cannot read {shown_url(url)} yet: it has a temporary name."
-            return replace(unread, reason=reason)
+        if is_temporary(place.url):
+            return replace(
+                unread, reason=f"Cannot read {place.shown} yet: it has a temporary name."
+            )
         try:
             if as_part:
                 self._check_whole(place)
-            with open_checkpoint(url, self.storage_options) as checkpoint:
+            with open_checkpoint(place.url, self._storage_options) as checkpoint:
                 step, kind, entries = checkpoint.step, checkpoint.format, checkpoint.entries()
         except IncompleteCheckpointError as error:
             return replace(unread, reason=str(error))
         except CheckpointError as error:
             return replace(unread, state="refused", reason=str(error))
         except Exception as error:  # noqa: BLE001 one file must not end the list of the others
-            reason = f"Cannot read {shown_url(url)}: {one_line(error)}."
+            reason = f"Cannot read {place.shown}: {one_line(error)}."
             return replace(unread, state="refused", reason=reason)
         if entries != self._entries:
             self._entries = entries
@@ -385,12 +346,12 @@ class _Probe:
     def are_same(self, one: str, other: str) -> bool:
         """Whether two checkpoints hold the same weights, by a sample of their bytes."""
         with (
-            open_checkpoint(one, self.storage_options) as first,
-            open_checkpoint(other, self.storage_options) as second,
+            open_checkpoint(one, self._storage_options) as first,
+            open_checkpoint(other, self._storage_options) as second,
         ):
             return _are_same(first, second)
 
-    def _check_whole(self, place: _Place) -> None:
+    def _check_whole(self, place: Location) -> None:
         """Raise if the name says that this is one of several, and it is not one of copies."""
         part = part_of(place.url)
         if part is None:
@@ -398,43 +359,35 @@ class _Probe:
         others = self._others(place, part.depth, part.others)
         group = tuple(sorted([place.url, *others], key=natural_order))
         if group not in self._groups:
-            self._groups[group] = self._why_not_whole(group, part.is_one_of_several)
-        if self._groups[group]:
-            raise CheckpointError(f"Cannot read {shown_url(place.url)}: {self._groups[group]}")
-
-    def _why_not_whole(self, group: Sequence[str], is_one_of_several: bool) -> str:
-        if len(group) == 1:
-            found = "others are missing" if is_one_of_several else ""
-        elif all(self.are_same(group[0], other) for other in group[1:]):
             found = ""
-        else:
-            found = f"there are {len(group)}, and they do not hold the same weights"
-        if not found:
-            return ""
-        return f"expected a whole model, got one of several parts: {found}. {_MAKE_WHOLE}"
+            if len(group) == 1 and part.is_one_of_several:
+                found = "others are missing"
+            elif not all(self.are_same(group[0], other) for other in group[1:]):
+                found = f"there are {len(group)}, and they do not hold the same weights"
+            self._groups[group] = found
+        if self._groups[group]:
+            raise CheckpointError(
+                f"Cannot read {place.shown}: expected a whole model, got one of several parts: "
+                f"{self._groups[group]}. {_MAKE_WHOLE}"
+            )
 
-    def _others(self, place: _Place, depth: int, names: re.Pattern[str]) -> list[str]:
+    def _others(self, place: Location, depth: int, names: re.Pattern[str]) -> list[str]:
         parts = place.path.rstrip("/").split("/")
         at = len(parts) - 1 - depth
         folder, inside = "/".join(parts[:at]), "".join(f"/{part}" for part in parts[at + 1 :])
         if folder not in self._listed:
-            self._listed[folder] = Folder(place.fs, folder).names()
+            self._listed[folder] = place.at(folder).names()
         paths = [
             f"{folder}/{name}{inside}"
             for name in self._listed[folder]
             if name != parts[at] and names.fullmatch(name)
         ]
         if inside:
-            what = f"Cannot list {shown_url(place.url)}"
+            what = f"Cannot list {place.shown}"
             paths = asked(what, lambda: [path for path in paths if place.fs.exists(path)])
-        return [place.beside(path).url for path in paths]
+        return [place.at(path).url for path in paths]
 
 
-_MAKE_WHOLE = (
-    "Make the model whole with what saved it, such as Megatron's tools/checkpoint/convert.py or a "
-    "full state dict of FSDP, or name the folder that has an index of its shards; or give "
-    "`--duplicates first` (duplicates='first') to take the first part for the model."
-)
 #: Tensors that are compared, and bytes of each.
 _NUM_COMPARED, _COMPARED_BYTES = 32, 4096
 
@@ -480,8 +433,6 @@ def _without_duplicates(
             by_step.setdefault(one.step, []).append(one)
     resolved: dict[str, ListedCheckpoint] = {}
     for several in by_step.values():
-        if len(several) == 1:
-            continue
         best = next((one for one in several if one.url in known), None)
         best = best or next((one for one in several if one.step_from != "name"), several[0])
         others = [one for one in several if one is not best]
@@ -496,7 +447,9 @@ def _without_duplicates(
 
 
 def _unlike(
-    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
+    best: ListedCheckpoint,
+    others: Sequence[ListedCheckpoint],
+    are_same: Callable[[str, str], bool],
 ) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
     shown = shown_url(best.url)
@@ -511,4 +464,120 @@ def _unlike(
         f"{shown_url(other.url)} as well, and they do not hold the same weights: they may be parts "
         "of a model, or one of them is something else. Name those that you mean, or give "
         "`--duplicates first` (duplicates='first') to take the first."
+    )
+
+
+# ------------------------------------------------------------------ what one says of itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensorDescription:
+    """One piece of storage in a checkpoint, under its first name; dtype as stored."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_weights: int
+    num_bytes: int
+    in_scope: bool | None  # None if the scope cannot be decided
+    reason: str  # why; empty if the scope cannot be decided
+    aliases: tuple[str, ...]  # other names of the same storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Tensors, their weights and bytes; each storage counts once."""
+
+    num_tensors: int
+    num_weights: int
+    num_bytes: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[StoredTensorDescription]) -> Total:
+        return cls(
+            num_tensors=len(tensors),
+            num_weights=sum(tensor.num_weights for tensor in tensors),
+            num_bytes=sum(tensor.num_bytes for tensor in tensors),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A checkpoint without its weights."""
+
+    url: str  # as it is shown
+    format: str
+    step: int | None
+    step_from: str  # "trainer state", "contents" or "name"; empty without a step
+    num_bytes_read: int  # what was fetched of the weights' files to learn this
+    total: Total
+    in_scope: Total | None  # None if the scope cannot be decided
+    scope_hash: str  # as in ``Provenance``; empty if the scope cannot be decided
+    scope_problem: str  # why it cannot be decided; else empty
+    tensors: tuple[StoredTensorDescription, ...]  # in the order of the file
+
+
+def step_source(listed: ListedCheckpoint) -> str:
+    """Where the step of a checkpoint comes from: "trainer state", "contents", "name" or ""."""
+    # folders of transformers have no other place for it than the Trainer's file
+    is_trainer = listed.step_from == "contents" and listed.format.startswith("huggingface")
+    return "trainer state" if is_trainer else listed.step_from
+
+
+def describe(
+    listed: ListedCheckpoint,
+    scope: ScopeLike = "blocks",
+    storage_options: Mapping[str, Any] | None = None,
+) -> Description:
+    """Open a checkpoint that was discovered, and describe it; no weight is read.
+
+    A scope that cannot be decided, or selects nothing, is reported in ``scope_problem``: the
+    names to choose from are needed most then.
+
+    Raises:
+        CheckpointError: it is not complete, or cannot be read; one line with the cause.
+    """
+    if listed.state == "refused":
+        raise CheckpointError(listed.reason)
+    if listed.state == "incomplete":
+        raise IncompleteCheckpointError(listed.reason)
+    with open_checkpoint(listed.url, storage_options) as checkpoint:
+        entries, num_bytes_read = checkpoint.entries(), checkpoint.num_bytes_read
+    by_storage: dict[object, list[Entry]] = {}
+    for entry in entries:
+        by_storage.setdefault(entry.storage or entry.name, []).append(entry)
+    decided: Scope | None = None
+    problem = ""
+    try:
+        decided = Scope.of_entries(entries, scope)
+    except ScopeError as error:
+        problem = str(error)
+    verdicts = {line.name: line for line in decided.ledger} if decided else {}
+    tensors = []
+    for tied in by_storage.values():
+        entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
+        line = verdicts.get(entry.name)
+        tensors.append(
+            StoredTensorDescription(
+                name=entry.name,
+                shape=entry.shape,
+                dtype=entry.stored_as or str(entry.dtype).removeprefix("torch."),
+                num_weights=entry.num_weights,
+                num_bytes=entry.num_bytes,
+                in_scope=line.in_scope if line else None,
+                reason="; ".join(filter(None, (line.reason if line else "", entry.problem))),
+                aliases=tuple(other.name for other in others),
+            )
+        )
+    return Description(
+        url=shown_url(listed.url),
+        format=listed.format,
+        step=listed.step,
+        step_from=step_source(listed),
+        num_bytes_read=num_bytes_read,
+        total=Total.of(tensors),
+        in_scope=Total.of([t for t in tensors if t.in_scope]) if decided else None,
+        scope_hash=decided.hash if decided else "",
+        scope_problem=problem,
+        tensors=tuple(tensors),
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -15,31 +15,29 @@ import torch
 
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
+    Signature,
     StoredTensor,
     as_step,
     cut_off,
     reading,
     refused,
 )
-from sparsitywatch.checkpoints.inert_pickle import (
-    Call,
-    Global,
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
+from sparsitywatch.checkpoints.storage import Location, Source, Window
+from sparsitywatch.checkpoints.torch_file import (
+    MODEL_KEYS,
+    STEP_KEYS,
     as_dtype,
     as_sizes,
-    in_words,
-    read_inert,
+    read_torch_zip,
     stored_tensor,
 )
-from sparsitywatch.checkpoints.storage import Folder, Source, Window
-from sparsitywatch.checkpoints.torch_file import MODEL_KEYS, STEP_KEYS, read_torch_zip
 from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry
 
-__all__ = ["is_distributed", "open_distributed", "parse_metadata"]
-
-METADATA = ".metadata"
+_METADATA = ".metadata"
 #: Largest description that is read: millions of pieces.
-MAX_METADATA_BYTES = 512 * 2**20
+_MAX_METADATA_BYTES = 512 * 2**20
 
 #: What the archive around a piece may add to its bytes.
 _ARCHIVE_BYTES = 2**16
@@ -72,41 +70,39 @@ class Described:
     pieces: tuple[Piece, ...]
 
 
-def is_distributed(names: Collection[str]) -> bool:
-    """Whether a folder with these files is one of torch.distributed.checkpoint."""
-    return METADATA in names or any(name.endswith(".distcp") for name in names)
+def is_distributed(seen: Signature) -> bool:
+    """Whether a folder is one of torch.distributed.checkpoint."""
+    return _METADATA in seen.names or any(name.endswith(".distcp") for name in seen.names)
 
 
-def open_distributed(
-    folder: Folder, url: str | None = None, kind: str = "distributed", step: int | None = None
-) -> Checkpoint:
-    """A folder of torch.distributed.checkpoint; needs no process group.
+def open_distributed(place: Location, _: Signature) -> Checkpoint:
+    """A folder of torch.distributed.checkpoint; needs no process group."""
+    stored, find_step = read_distributed(place)
+    return Checkpoint(place, "distributed", stored, find_step)
 
-    Args:
-        folder: where its ``.metadata``, which come last, lie.
-        url, kind: of the checkpoint that it is a part of, if it is.
-        step: optimizer steps done, where somebody else says so.
-    """
-    files: dict[str, Source] = {}
-    stored: dict[str, StoredTensor] = {}
-    source = folder.open(METADATA)
-    if source.size > MAX_METADATA_BYTES:
-        raise refused(source.url, f"expected at most {MAX_METADATA_BYTES} bytes of metadata")
+
+def read_distributed(
+    place: Location,
+) -> tuple[dict[str, StoredTensor], Callable[[], int | None]]:
+    """The tensors of the model by name, and what looks the step up."""
+    source = place.inside(_METADATA).open()
+    if source.size > _MAX_METADATA_BYTES:
+        raise refused(source.url, f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
     with reading(source.url):
         tensors, places = parse_metadata(source.url, source.read(0, source.size))
+    files: dict[str, Source] = {}
+    stored: dict[str, StoredTensor] = {}
     for name, described in _of_the_model(source.url, tensors).items():
         for piece in described.pieces:
             if piece.file not in files:
-                files[piece.file] = folder.open(piece.file)
+                files[piece.file] = place.inside(piece.file).open()
             _check_place(files[piece.file], name, piece, described.dtype.itemsize)
         first = min(((piece.file, piece.start) for piece in described.pieces), default=("", 0))
         entry = Entry(name=described.name, shape=described.shape, dtype=described.dtype)
         stored[name] = _ChunkedTensor(
             entry=entry, position=first, pieces=described.pieces, files=files
         )
-    sources = [source, *files.values()]
-    step_or_search = partial(_step, folder, places) if step is None else step
-    return Checkpoint(url or folder.url, kind, stored, sources, step_or_search)
+    return stored, partial(_step, place, places)
 
 
 def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
@@ -141,19 +137,14 @@ def _check_place(source: Source, name: str, piece: Piece, itemsize: int) -> None
         )
 
 
-def _step(folder: Folder, places: Mapping[str, tuple[str, int, int]]) -> int | None:
+def _step(folder: Location, places: Mapping[str, tuple[str, int, int]]) -> int | None:
     """The step that was saved beside the model, read without making any object."""
-    for key in STEP_KEYS:
-        if key in places:
-            file, start, length = places[key]
-            source = folder.open(file)
-            try:
-                if length <= _ARCHIVE_BYTES:
-                    value, _ = read_torch_zip(Window(source, start, length))
-                    if (step := as_step(value)) is not None:
-                        return step
-            finally:
-                source.close()
+    for file, start, length in (places[key] for key in STEP_KEYS if key in places):
+        with closing(folder.inside(file).source()) as source:
+            if length <= _ARCHIVE_BYTES:
+                step = as_step(read_torch_zip(Window(source, start, length))[0])
+                if step is not None:
+                    return step
     return None
 
 
@@ -211,7 +202,7 @@ def parse_metadata(
 ) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
     """The tensors that a ``.metadata`` describes, and where other values lie: both by name."""
     try:
-        tree = read_inert(io.BytesIO(data))
+        tree = read_inert(data)
     except ValueError as error:
         raise refused(url, f"its metadata are broken: {error}") from error
     state = _fields(url, tree, "Metadata")

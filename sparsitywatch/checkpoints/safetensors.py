@@ -1,11 +1,6 @@
 """The safetensors format: a length, a JSON header, then the bytes of the tensors.
 
 Reference: https://github.com/huggingface/safetensors (README, section "Format").
-
-Quantised weights, which mostly come in it, are codes with scales beside them: they are reported
-to be codes, and refused where they are in scope. The layouts: fp8 of DeepSeek-V3 and transformers
-(``weight_scale_inv``), of compressed-tensors, FBGEMM and ModelOpt (``weight_scale``), bitsandbytes
-(``SCB``, ``quant_state``), GPTQ and AWQ (``qweight``), MXFP4 as of gpt-oss (``_blocks``).
 """
 
 from __future__ import annotations
@@ -15,20 +10,25 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from sparsitywatch.checkpoints.base import Stored, StoredTensor, StridedTensor, cut_off, refused
-from sparsitywatch.checkpoints.inert_pickle import as_sizes
-from sparsitywatch.checkpoints.storage import Source
+from sparsitywatch.checkpoints.base import (
+    Checkpoint,
+    Signature,
+    StoredTensor,
+    StridedTensor,
+    cut_off,
+    reading,
+    refused,
+)
+from sparsitywatch.checkpoints.storage import Location, Source
+from sparsitywatch.checkpoints.torch_file import as_sizes
 from sparsitywatch.weights.layout import Entry
 
-__all__ = ["CODES", "DTYPES", "MAX_HEADER_BYTES", "read_safetensors", "with_codes_told"]
-
 #: The cap of the safetensors library.
-MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 
 DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -57,45 +57,70 @@ _BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,23}")
 
 
-def read_safetensors(source: Source) -> dict[str, StoredTensor]:
+#: dtype, shape, first and last byte of a tensor in a header.
+Described = tuple[str, tuple[int, ...], int, int]
+
+
+def is_safetensors(seen: Signature) -> bool:
+    """Whether a file is one of safetensors, or says so."""
+    return seen.own_name.endswith(".safetensors") or seen.start[8:9] == b"{"
+
+
+def open_safetensors(place: Location, _: Signature) -> Checkpoint:
+    """One file as a checkpoint."""
+    return Checkpoint(place, "safetensors", read_safetensors(place))
+
+
+def read_safetensors(place: Location) -> dict[str, StoredTensor]:
     """The tensors of one file by name; only its header is read."""
-    length = int.from_bytes(source.read(0, 8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise refused(
-            source.url, f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}"
-        )
-    header = _parse(source.url, source.read(8, length))
-    start = 8 + length
+    source = place.open()
+    with reading(source.url):
+        length = int.from_bytes(source.read(0, 8), "little")
+        if length > _MAX_HEADER_BYTES:
+            cause = f"expected a header of at most {_MAX_HEADER_BYTES} bytes, got {length}"
+            raise refused(source.url, cause)
+        header = _parse(source.url, source.read(8, length))
+        return _placed(source, header, 8 + length)
+
+
+def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict[str, StoredTensor]:
+    """The described tensors, which lie one behind the other from ``start`` to the end."""
     stored: dict[str, StoredTensor] = {}
-    end = 0
-    for name, (kind, shape, begin, stop) in sorted(
-        header.items(), key=lambda item: (item[1][2:], item[0])
-    ):
-        if begin != end:
-            what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
-            raise refused(source.url, f"it {what} (from byte {begin}, expected {end})", name)
-        if start + stop > source.size:
-            raise cut_off(source, f", tensor {name[:120]!r}: expected it", start + stop)
+    end = start
+    for name, one in sorted(header.items(), key=lambda item: (item[1][2:], item[0])):
+        kind, shape, begin, stop = one
+        if begin != end - start:
+            what = (
+                "overlaps the tensor before it"
+                if begin < end - start
+                else "leaves a hole before it"
+            )
+            raise refused(
+                source.url, f"it {what} (from byte {begin}, expected {end - start})", name
+            )
+        end = start + stop
+        if end > source.size:
+            raise cut_off(source, f", tensor {name[:120]!r}: expected it", end)
+        position = (source.path, start + begin)
         dtype = _dtype(kind)
         if dtype is None:
             entry = Entry(
                 name=name, shape=shape, dtype=torch.uint8, stored_as=kind,
                 problem=f"it is of dtype {kind}, which cannot be read here",
             )  # fmt: skip
-            stored[name] = StoredTensor(entry=entry, position=(source.path, start + begin))
+            stored[name] = StoredTensor(entry=entry, position=position)
         else:
             stored[name] = StridedTensor(
                 entry=Entry(name=name, shape=shape, dtype=dtype),
-                position=(source.path, start + begin),
+                position=position,
                 source=source,
                 start=start + begin,
                 num_bytes=stop - begin,
             )
-        end = stop
-    if start + end != source.size:
+    if end != source.size:
         raise refused(
             source.url,
-            f"expected the file to end with its last tensor at byte {start + end}, but it has "
+            f"expected the file to end with its last tensor at byte {end}, but it has "
             f"{source.size}",
         )
     return stored
@@ -106,7 +131,7 @@ def _dtype(kind: str) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def _parse(url: str, data: bytes) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+def _parse(url: str, data: bytes) -> dict[str, Described]:
     """dtype, shape, first and last byte of every tensor in a header."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -131,7 +156,7 @@ def _parse(url: str, data: bytes) -> dict[str, tuple[str, tuple[int, ...], int, 
     return {name: _described(url, name, value) for name, value in header.items()}
 
 
-def _described(url: str, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _described(url: str, name: str, value: Any) -> Described:
     if not isinstance(value, dict):
         raise refused(url, f"expected a description, got {str(value)[:80]!r}", name)
     kind = value.get("dtype")
@@ -158,47 +183,3 @@ def _described(url: str, name: str, value: Any) -> tuple[str, tuple[int, ...], i
             name,
         )
     return kind, shape, offsets[0], offsets[1]
-
-
-# ------------------------------------------------------------------ codes of weights
-
-#: Scales that codes are multiplied by, by what follows the name of the codes.
-_SCALES = ("_scale_inv", "_scale")
-_FP8 = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
-#: Attributes that hold packed codes.
-_PACKED = ("qweight", "weight_packed")
-_BLOCKS, _BLOCK_SCALES = "_blocks", "_scales"
-_WHOLE_CODES = frozenset({torch.int8, torch.uint8, torch.int32})
-#: dtypes of what may be codes of weights.
-CODES = _FP8 | _WHOLE_CODES
-
-
-def with_codes_told(stored: Stored) -> Stored:
-    """The tensors of a checkpoint; those that are codes of a weight have its name, and say so."""
-    found: dict[str, StoredTensor] = {}
-    for name, one in stored.items():
-        module, _, attribute = name.rpartition(".")
-        entry = one.entry
-        is_matrix = len(entry.shape) >= 2 and not entry.problem
-        weight = problem = ""
-        if is_matrix and entry.dtype in _FP8:
-            scale = next((end for end in _SCALES if name + end in stored), "")
-            problem = (
-                f"a quantised weight, beside their scale ({attribute}{scale})" if scale else ""
-            )
-        elif is_matrix and entry.dtype in _WHOLE_CODES:
-            if name.removesuffix(_BLOCKS) + _BLOCK_SCALES in stored:
-                weight = attribute.removesuffix(_BLOCKS)
-            elif attribute in _PACKED:
-                weight = "weight"
-            of = f"{module}.{weight}" if module else weight
-            is_packed = weight != "" and of not in stored
-            if is_packed or (attribute == "weight" and entry.dtype != torch.int32):
-                problem = f"a quantised weight ({attribute})"
-                name = of if is_packed else name
-        if problem:
-            kind = f"{str(entry.dtype).removeprefix('torch.')} codes"
-            problem = f"it is stored as {kind} of {problem}"
-            one = StoredTensor(entry=replace(entry, stored_as=kind, problem=problem))
-        found[name] = one
-    return found

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-__all__ = ["Part", "is_temporary", "part_of", "path_parts", "step_of_name", "without_temporary"]
-
 #: A sidecar asks for the same names again and again: so many are remembered.
 _NUM_NAMES = 2**16
 #: A link of a chained URL that has no path of its own, such as simplecache.

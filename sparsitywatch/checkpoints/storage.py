@@ -20,21 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.shown import shown_error, shown_url
 
-__all__ = [
-    "ByteSource",
-    "DescriptionFile",
-    "Folder",
-    "Source",
-    "Window",
-    "asked",
-    "filesystem",
-    "may_pass",
-    "one_line",
-    "url_at",
-]
-
-#: Longest piece fetched at once from a remote storage, in bytes: bounds the extra memory.
-_PIECE_BYTES = 64 * 2**20
+#: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
+_MAX_FETCH_BYTES = 64 * 2**20
 #: Longest name of a file that storages take, as on Linux.
 _MAX_NAME = 4096
 
@@ -42,44 +29,6 @@ _MAX_NAME = 4096
 def one_line(error: BaseException) -> str:
     """The kind and the first words of another library's error."""
     return shown_error(error)[:240]
-
-
-def filesystem(
-    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path on it."""
-    try:
-        fs, path = fsspec.core.url_to_fs(os.fspath(url), **(storage_options or {}))
-    except (ImportError, ValueError) as error:
-        raise CheckpointError(
-            f"Cannot read {shown_url(url)}: expected a URL that fsspec can open "
-            f"({one_line(error)}). Install what it names, such as pip install "
-            "'sparsitywatch[s3]' or 'sparsitywatch[hub]', or correct the URL."
-        ) from error
-    return fs, path
-
-
-def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> str:
-    """The URL of another place on the storage of a URL: its login, host and chain stay.
-
-    Args:
-        url: of ``path``.
-        fs, path: what ``filesystem`` makes of it.
-        place: another path there.
-    """
-    links = url.split("::")
-    if isinstance(fs, LocalFileSystem) and len(links) == 1:
-        return place
-    # in front of a chain may stand how to read what follows, such as simplecache
-    at = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
-    own, path = links[at].rstrip("/"), path.rstrip("/")
-    if not path:
-        before = links[at]
-    elif own.endswith(path):
-        before = own[: -len(path)]
-    else:
-        before, place = "", str(fs.unstrip_protocol(place))
-    return "::".join([*links[:at], before + place, *links[at + 1 :]])
 
 
 # ------------------------------------------------------------------ what goes wrong
@@ -136,13 +85,7 @@ def asked(
 ) -> _Answer:
     """What a storage answers, asked again a few times where the fault may pass.
 
-    Args:
-        what: such as "Cannot read s3://bucket/a.pt", for the message.
-        ask: asks, with ``args`` and ``kwargs``.
-
-    Raises:
-        IncompleteCheckpointError: what is not there, or is out of reach for now.
-        CheckpointError: anything else that the storage raises, in one line.
+    Every other error becomes one of ours, which begins with ``what``: "Cannot read s3://b/a.pt".
     """
     for pause_s in (*_PAUSES_S, None):
         try:
@@ -158,8 +101,11 @@ def asked(
 
 def _explained(what: str, error: Exception) -> CheckpointError:
     if may_pass(error):
+        # what a storage made of a fault says less than the fault
+        is_hidden = isinstance(error, FileNotFoundError) and error.__cause__
+        first = error.__cause__ if is_hidden else error
         return IncompleteCheckpointError(
-            f"{what}: {one_line(_first(error))}, also when asked {len(_PAUSES_S)} more times. The "
+            f"{what}: {one_line(first or error)}, also when asked {len(_PAUSES_S)} more times. The "
             "storage is out of order, or out of reach; try again later."
         )
     if isinstance(error, FileNotFoundError):
@@ -174,28 +120,18 @@ def _explained(what: str, error: Exception) -> CheckpointError:
     return CheckpointError(f"{what}: {one_line(error)}.")
 
 
-def _first(error: BaseException) -> BaseException:
-    """What a storage made of a fault says less than the fault."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-
-
 # ------------------------------------------------------------------ bytes
 
 
 class ByteSource:
-    """Bytes that are read by ranges.
+    """Bytes that are read by ranges; ``url`` as it is shown."""
 
-    Args:
-        url: how it is shown.
-        path: its path, to read in the order of the bytes.
-        size: how many bytes there are.
-    """
-
-    #: Whether it lies on this machine's own file system, or in memory.
-    is_local = True
+    is_local = True  # on this machine's own file system, or in memory
 
     def __init__(self, url: str, path: str, size: int) -> None:
-        self.url, self.path, self.size = url, path, size
+        self.url = url
+        self.path = path
+        self.size = size
 
     def read(self, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``; of what there is not, nothing is allocated."""
@@ -223,7 +159,8 @@ class Window(ByteSource):
     def __init__(self, source: ByteSource, start: int, length: int) -> None:
         super().__init__(source.url, source.path, length)
         source.check_range(start, length)
-        self._source, self._start = source, start
+        self._source = source
+        self._start = start
         self._data = None if source.is_local else memoryview(source.read(start, length))
 
     def fill(self, buffer: memoryview, start: int) -> None:
@@ -236,25 +173,20 @@ class Window(ByteSource):
 
 
 class Source(ByteSource):
-    """One file, read by ranges.
-
-    Args:
-        fs: the file system that it is on.
-        path: its path there.
-        url: its URL as it is shown; None: as the file system names it.
+    """One file, read by ranges; counts ``num_bytes_read``.
 
     Local files are read, not mapped: a mapped file that a training truncates and rewrites
     in place, as nanoGPT does with ``ckpt.pt``, ends the process that reads it. So a file
-    that changes while it is read is noticed instead. ``num_bytes_read`` counts.
+    that changes while it is read is noticed instead.
 
     Threads may read side by side. Storages that fsspec drives asynchronously serve them all
     at once, such as s3; others, which need not bear that, one after the other.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
-        super().__init__(_shown(fs, path) if url is None else url, path, 0)
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
+        super().__init__(url, path, 0)
         self.fs = fs
-        self._what = f"Cannot read {self.url}"
+        self._what = f"Cannot read {url}"
         self.num_bytes_read = 0
         self._counting = threading.Lock()
         self._seeking = threading.Lock()
@@ -264,9 +196,8 @@ class Source(ByteSource):
         self._file: io.FileIO | None = None
         if isinstance(fs, LocalFileSystem):
             self._file = asked(self._what, io.FileIO, path, "rb")
-            stat = os.fstat(self._file.fileno())
-            self.size = stat.st_size
-            self._version: object = (stat.st_mtime_ns, stat.st_size)
+            self._version = self._version_now()
+            self.size = os.fstat(self._file.fileno()).st_size
             return
         self.is_local = False
         # where a file is opened for each range, as on the Hub, it must not read ahead of it
@@ -279,9 +210,13 @@ class Source(ByteSource):
                 f"{self._what}: expected a server that tells the length of the file, got none. "
                 "Copy the file, or put simplecache:: in front of the URL."
             )
-        self.size, self._version = int(size), self._remote_version()
+        self.size = int(size)
+        self._version = self._version_now()
 
-    def _remote_version(self) -> object:
+    def _version_now(self) -> object:
+        if self._file is not None:
+            stat = os.fstat(self._file.fileno())
+            return stat.st_mtime_ns, stat.st_size
         info = asked(self._what, self.fs.info, self.path)
         # what a storage says of a version goes by different names
         keys = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "size",
@@ -290,14 +225,9 @@ class Source(ByteSource):
 
     def check_unchanged(self) -> None:
         """Raise ``IncompleteCheckpointError`` if the file was written since it was opened."""
-        version: object
-        if self._file is not None:
-            stat = os.fstat(self._file.fileno())
-            version = stat.st_mtime_ns, stat.st_size
-        else:
+        if self._file is None:
             _forget(self.fs, self.path)
-            version = self._remote_version()
-        if version != self._version:
+        if self._version_now() != self._version:
             raise IncompleteCheckpointError(
                 f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
                 "but it was written meanwhile. Read it again once it is complete."
@@ -327,7 +257,7 @@ class Source(ByteSource):
     def _read_into(self, buffer: memoryview, start: int) -> int:
         """Some bytes from ``start`` on; how many."""
         if self._file is None:
-            end = start + min(len(buffer), _PIECE_BYTES)
+            end = start + min(len(buffer), _MAX_FETCH_BYTES)
             data = asked(self._what, self._fetched, start, end)
             buffer[: len(data)] = data
             return len(data)
@@ -354,132 +284,154 @@ class Source(ByteSource):
             self._file.close()
 
 
-class _RangeFile(io.RawIOBase):
-    """The first bytes of a source as a file object that the standard library can read."""
+class DescriptionFile:
+    """A source as the file that ``zipfile`` reads a table of contents from.
 
-    def __init__(self, source: ByteSource, length: int) -> None:
-        super().__init__()
-        self._source, self.length = source, length
+    What it wants to read is bounded, whatever lengths the table states.
+    """
+
+    def __init__(self, source: ByteSource, max_read: int) -> None:
+        self._source = source
+        self._max_read = max_read
         self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
+        """As in ``io``; an end that is not there is taken from the error by ``zipfile``."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._source.size}[whence]
         if base + offset < 0:
-            # as files of the system do; zipfile takes it for an end that is not there
             raise OSError(errno.EINVAL, f"a seek to {base + offset}, before the beginning")
         self._position = base + offset
         return self._position
 
     def tell(self) -> int:
+        """As in ``io``."""
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self.length - self._position))
-        self._source.fill(memoryview(buffer)[:count], self._position)
-        self._position += count
-        return count
-
-
-class DescriptionFile(io.BufferedReader):
-    """Where a description lies: what it wants to read is bounded, whatever lengths it states.
-
-    Args:
-        source: the bytes.
-        length: how many of them from the first on.
-        max_read: more than this at once is no description.
-        buffer_size: bytes that are fetched at once.
-    """
-
-    def __init__(self, source: ByteSource, length: int, max_read: int, buffer_size: int) -> None:
-        super().__init__(_RangeFile(source, length), buffer_size)
-        self._length, self._max_read = length, max_read
-        #: Whether something was read that the file is too short for.
-        self.is_short = False
-
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read(self, size: int = -1) -> bytes:
         """As in ``io``; nothing is allocated for what there is not, or is too much."""
-        left = max(0, self._length - self.tell())
-        wanted = left if size is None or size < 0 else size
-        self.is_short |= wanted > left
-        if min(wanted, left) > self._max_read:
-            raise ValueError(f"{wanted} bytes at once in a description")
-        return super().read(min(wanted, left))
+        left = max(0, self._source.size - self._position)
+        length = left if size < 0 else min(size, left)
+        if length > self._max_read:
+            raise ValueError(f"{length} bytes at once in a description")
+        data = self._source.read(self._position, length)
+        self._position += length
+        return data
 
 
-# ------------------------------------------------------------------ folders
+# ------------------------------------------------------------------ where files lie
 
 
-class Folder:
-    """The files below one folder, as one listing saw them.
+class Location:
+    """A file or a folder on a storage.
 
-    It holds every file that is opened through it: whoever opens a checkpoint and fails closes
-    the folder, and nothing stays open however far a reader came.
+    It keeps every file that is opened through it, or through one that it leads to: whoever opens
+    a checkpoint and fails closes it, and nothing stays open however far a reader came.
 
-    Args:
-        fs: the file system.
-        path: the folder's path there.
-        url: its URL as it is shown; None: as the file system names it.
+    Attributes:
+        fs: the file system, on which it lies at ``path``.
+        url: what opens it: with login, host and chain.
+        shown: the same without secrets, for messages.
+        opened: files that are open until this is closed, by their paths.
     """
 
-    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str | None = None) -> None:
-        self.fs, self.path = fs, path.rstrip("/")
-        self.url = _shown(fs, self.path) if url is None else url
-        self._what = f"Cannot read {self.url}"
-        self._opened: list[Source] = []
+    def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
+        self.fs = fs
+        self.path = path.rstrip("/") or path
+        self.url = url
+        self.shown = shown_url(url)
+        self.opened: dict[str, Source] = {}
 
-    def open(self, name: str) -> Source:
-        """A file of the folder, by a name that does not lead out of it."""
+    @classmethod
+    def of(
+        cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+    ) -> Location:
+        """The place that a URL names; ``CheckpointError`` if fsspec knows no such URL."""
+        text = os.fspath(url)
+        try:
+            fs, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
+        except (ImportError, ValueError) as error:
+            raise CheckpointError(
+                f"Cannot read {shown_url(text)}: expected a URL that fsspec can open "
+                f"({one_line(error)}). Install what it names, such as pip install "
+                "'sparsitywatch[s3]' or 'sparsitywatch[hub]', or correct the URL."
+            ) from error
+        return cls(fs, path, url_at(text, fs, path, path))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on this machine's own file system."""
+        return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def prefix(self) -> str:
+        """What the paths inside of it begin with; of all of an archive nothing."""
+        return self.path and self.path.rstrip("/") + "/"
+
+    def at(self, path: str) -> Location:
+        """Another place on the same storage, by its path there."""
+        place = Location(self.fs, path, url_at(self.url, self.fs, self.path, path))
+        place.opened = self.opened
+        return place
+
+    def inside(self, name: str) -> Location:
+        """A place inside this folder, by a name that does not lead out of it."""
         parts = name[: _MAX_NAME + 1].replace("\\", "/").split("/")
         is_odd = not name or len(name) > _MAX_NAME or "\0" in name or ":" in name
         if is_odd or name.startswith("/") or ".." in parts:
             raise CheckpointError(
-                f"Refused {self.url}: expected names of files inside the folder, got {name[:80]!r}."
+                f"Refused {self.shown}: expected names of files inside the folder, got "
+                f"{name[:80]!r}."
             )
-        path = f"{self.path}/{name}"
-        self._opened.append(Source(self.fs, path, url_at(self.url, self.fs, self.path, path)))
-        return self._opened[-1]
+        return self.at(self.prefix + name)
 
-    def sub(self, name: str) -> Folder:
-        """A folder inside; what is opened through it is held by this one."""
-        path = f"{self.path}/{name}"
-        inside = Folder(self.fs, path, url_at(self.url, self.fs, self.path, path))
-        inside._opened = self._opened
-        return inside
+    def source(self) -> Source:
+        """The file itself; closing it is up to the caller."""
+        return Source(self.fs, self.path, self.shown)
+
+    def open(self) -> Source:
+        """The file itself, open until ``close``; the same one each time."""
+        if self.path not in self.opened:
+            self.opened[self.path] = self.source()
+        return self.opened[self.path]
 
     def close(self) -> None:
         """Let go of every file that was opened; calling it again does nothing."""
-        for source in self._opened:
+        for source in self.opened.values():
             source.close()
 
     def is_folder(self) -> bool:
-        """Whether it is one now."""
+        """Whether it is a folder now."""
         _forget(self.fs, self.path)
-        return bool(asked(self._what, self.fs.isdir, self.path))
-
-    def all_names(self) -> list[str]:
-        """Names of all files below, relative to it, sorted."""
-        _forget(self.fs, self.path)
-        found = asked(self._what, self.fs.find, self.path)
-        before = f"{self.path}/"
-        return sorted(str(path).removeprefix(before) for path in found)
+        return bool(asked(f"Cannot read {self.shown}", self.fs.isdir, self.path))
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted."""
-        if isinstance(self.fs, LocalFileSystem):  # which would ask for each file what it is
-            return sorted(asked(self._what, os.listdir, self.path or "/"))
+        what = f"Cannot read {self.shown}"
+        if self.is_local:  # fsspec would ask for each file what it is
+            return sorted(asked(what, os.listdir, self.path))
         self.fs.invalidate_cache(self.path)
-        listed = asked(self._what, self.fs.ls, self.path, detail=False)
+        listed = asked(what, self.fs.ls, self.path, detail=False)
         return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
 
-def _shown(fs: fsspec.AbstractFileSystem, path: str) -> str:
-    return shown_url(path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path))
+def url_at(url: str, fs: fsspec.AbstractFileSystem, path: str, place: str) -> str:
+    """The URL of ``place``, a path on ``fs``, where ``url`` is that of ``path``.
+
+    Its login, host and chain stay.
+    """
+    links = url.split("::")
+    if isinstance(fs, LocalFileSystem) and len(links) == 1:
+        return place
+    # in front of a chain may stand how to read what follows, such as simplecache
+    at = next((i for i, link in enumerate(links) if "://" in link), len(links) - 1)
+    own, path = links[at].rstrip("/"), path.rstrip("/")
+    if not path:
+        before = links[at]
+    elif own.endswith(path):
+        before = own[: -len(path)]
+    else:
+        before, place = "", str(fs.unstrip_protocol(place))
+    return "::".join([*links[:at], before + place, *links[at + 1 :]])
 
 
 def _forget(fs: fsspec.AbstractFileSystem, path: str) -> None:

@@ -1,58 +1,47 @@
 """What ``torch.save`` writes: a zip archive of a pickle that describes, and a record a storage.
 
-The model's state dict is somewhere inside, as the step is.
+The model's state dict is somewhere inside, as the step is. DeepSpeed keeps such a file in a folder.
 """
 
 from __future__ import annotations
 
-import io
+import math
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sparsitywatch.checkpoints.base import Checkpoint, StoredTensor, as_step, refused
-from sparsitywatch.checkpoints.inert_pickle import (
-    Call,
-    Global,
-    Region,
-    in_words,
-    read_inert,
-    stored_tensors,
-)
-from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Source
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+import torch
 
-__all__ = [
-    "MODEL_KEYS",
-    "STEP_KEYS",
-    "TORCH_STARTS",
-    "open_torch",
-    "read_torch",
-    "read_torch_zip",
-    "step_in",
-]
+from sparsitywatch.checkpoints.base import (
+    Checkpoint,
+    Signature,
+    StoredTensor,
+    StridedTensor,
+    as_step,
+    reading,
+    refused,
+)
+from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
+from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
+from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.weights.layout import Entry
 
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
 MODEL_KEYS = ("state_dict", "model", "module", "model_state_dict", "net")
 #: Keys under which a checkpoint keeps the number of optimizer steps done.
-STEP_KEYS = (
-    "global_step",
-    "iter_num",
-    "step",
-    "global_steps",
-    "iteration",
-    "num_updates",
-    "steps_done",
-)
-#: The first bytes of a file from before version 1.6: the pickled magic number.
+STEP_KEYS = ("global_step", "iter_num", "step", "global_steps", "iteration", "num_updates",
+             "steps_done")  # fmt: skip
+#: How archives begin, and files from before version 1.6: with the pickled magic number.
+_START = b"PK\x03\x04"
 _OLD_START = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
-#: How files of torch.save begin.
-TORCH_STARTS = (b"PK\x03\x04", _OLD_START)
 
 _MAX_DEPTH = 3
 #: Where Composer keeps the model, and the number of batches done.
@@ -60,44 +49,46 @@ _COMPOSER = "state"
 _COMPOSER_STEP = (_COMPOSER, "timestamp", "Timestamp", "batch")
 
 
-def read_torch(source: Source) -> tuple[dict[str, StoredTensor], Any]:
-    """The tensors of the model by name, and all that the file describes."""
-    tree, nodes, regions = _described(source)
-    return stored_tensors(source, nodes, regions), tree
+def is_torch(seen: Signature) -> bool:
+    """Whether a file is one of torch.save."""
+    return seen.start.startswith((_START, _OLD_START))
 
 
-def open_torch(source: Source) -> Checkpoint:
+def open_torch(place: Location, _: Signature) -> Checkpoint:
     """A file of torch.save as a checkpoint: nanoGPT's, Lightning's, a bare state dict."""
-    tree, nodes, regions = _described(source)
+    stored, tree = read_torch(place)
     kind = "torch"
     if isinstance(tree, dict) and "pytorch-lightning_version" in tree:
         kind = "lightning"
     elif isinstance(tree, dict) and _around_model(tree) is tree.get(_COMPOSER, tree):
         kind = "composer"
-    step = step_in(tree)
-    return Checkpoint(source.url, kind, stored_tensors(source, nodes, regions), [source], step)
+    return Checkpoint(place, kind, stored, step_in(tree))
 
 
-def _described(source: Source) -> tuple[Any, dict[Any, Any], dict[str, Region]]:
-    """All that a file describes, the tensors of the model in it, and where storages lie."""
-    if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
-        raise CheckpointError(
-            f"Cannot read {source.url}: expected a zip archive, as torch.save writes since version "
-            "1.6, got a file from before. Write it anew: torch.save(torch.load(path, "
-            "weights_only=True), path)."
-        )
-    tree, regions = read_torch_zip(source)
-    weights = _search(tree, set())
-    # a loss beside the model does not make the top a state dict
-    inner = _around_model(tree) if weights is None or weights is tree else None
-    if inner is not None:
-        weights = _search(inner, set())
-    if weights is None:
-        raise CheckpointError(
-            f"Cannot read {source.url}: expected a state dict, or one under "
-            f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read that."
-        )
-    return tree, {key: node for key, node in weights.items() if _is_tensor(node)}, regions
+def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
+    """The tensors of the model by name, and all that a file describes."""
+    source = place.open()
+    with reading(source.url):
+        if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
+            raise CheckpointError(
+                f"Cannot read {source.url}: expected a zip archive, as torch.save writes since "
+                "version 1.6, got a file from before. Write it anew: torch.save(torch.load(path, "
+                "weights_only=True), path)."
+            )
+        tree, records = read_torch_zip(source)
+        weights = _search(tree, set())
+        # a loss beside the model does not make the top a state dict
+        inner = _around_model(tree) if weights is None or weights is tree else None
+        if inner is not None:
+            weights = _search(inner, set())
+        if weights is None:
+            raise CheckpointError(
+                f"Cannot read {source.url}: expected a state dict, or one under "
+                f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read "
+                "that."
+            )
+        nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
+        return _stored_tensors(source, nodes, records), tree
 
 
 def _is_tensor(node: Any) -> bool:
@@ -160,60 +151,81 @@ def step_in(tree: Any) -> int | None:
 # ------------------------------------------------------------------ zip archives
 
 #: Largest description that is read. Tensors lie outside of it: a few MB in practice.
-MAX_PICKLE_BYTES = 256 * 2**20
-
+_MAX_PICKLE_BYTES = 256 * 2**20
 #: Largest table of contents that is read: some hundred thousand records.
 _MAX_CONTENTS_BYTES = 64 * 2**20
 _LOCAL_HEADER_BYTES = 30
-_BUFFER_BYTES = 32 * 2**10
 
 
-def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Region]]:
-    """What an archive describes, and where the bytes of its storages lie, by their keys."""
-    members = _members(source)
-    pickle = next((name for name in members if name.endswith("/data.pkl")), None)
+@dataclass(frozen=True)
+class Record:
+    """A record of an archive, checked against its table of contents; its bytes lie as they are."""
+
+    source: ByteSource
+    member: zipfile.ZipInfo
+
+    def start(self, offset: int = 0) -> int:
+        """Where a byte of it lies: they begin behind a local header that torch pads."""
+        header = self.source.read(self.member.header_offset, _LOCAL_HEADER_BYTES)
+        if header[:4] != _START:
+            raise self._refused("has a false header")
+        name_length, extra_length = struct.unpack("<HH", header[26:30])
+        begin = self.member.header_offset + len(header) + int(name_length) + int(extra_length)
+        if begin + self.member.file_size > self.source.size:
+            raise self._refused("reaches too far")
+        return begin + offset
+
+    def read(self) -> bytes:
+        """All of it, of a small one: nothing is ever unpacked."""
+        data = self.source.read(self.start(), self.member.file_size)
+        if self.member.CRC and zlib.crc32(data) != self.member.CRC:
+            raise self._refused("does not match its checksum")
+        return data
+
+    def _refused(self, what: str) -> CheckpointError:
+        return refused(self.source.url, f"the record {self.member.filename[:80]!r} {what}")
+
+
+def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
+    """What an archive describes, and the records of its storages by their keys."""
+    records = _records(source)
+    pickle = next((name for name in records if name.endswith("/data.pkl")), None)
     if pickle is None:
         raise CheckpointError(
             f"Cannot read {source.url}: expected a file that torch.save wrote, got a zip "
-            f"archive without a data.pkl{_kind_of(members)}."
+            f"archive without a data.pkl{_kind_of(records)}."
         )
     root = pickle.removesuffix("data.pkl")
-    regions = {}
-    for name, member in members.items():
-        if name.startswith(f"{root}data/"):
-            regions[name.removeprefix(f"{root}data/")] = Region(
-                member.file_size,
-                partial(_data_start, source, member),
-                order=member.header_offset,
-                crc=member.CRC or None,  # torch writes 0 where it was asked to compute none
-            )
-    if f"{root}byteorder" in members:
-        _check_byteorder(source, members[f"{root}byteorder"])
-    if members[pickle].file_size > MAX_PICKLE_BYTES:
-        cause = f"expected a description of at most {MAX_PICKLE_BYTES} bytes, got one of "
-        raise refused(source.url, cause + str(members[pickle].file_size))
-    data = _read_member(source, members[pickle])
+    if f"{root}byteorder" in records:
+        _check_byteorder(records[f"{root}byteorder"])
+    num_bytes = records[pickle].member.file_size
+    if num_bytes > _MAX_PICKLE_BYTES:
+        cause = f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of "
+        raise refused(source.url, cause + str(num_bytes))
+    data = records[pickle].read()
     try:
-        return read_inert(io.BytesIO(data)), regions
+        tree = read_inert(data)
     except ValueError as error:
         raise refused(source.url, f"its description is broken: {error}") from error
+    before = f"{root}data/"
+    return tree, {n.removeprefix(before): r for n, r in records.items() if n.startswith(before)}
 
 
-def _kind_of(members: Collection[str]) -> str:
+def _kind_of(names: Collection[str]) -> str:
     """What an archive is that torch.save did not write, where its records show it."""
-    if any(name.endswith(".npy") for name in members):
+    if any(name.endswith(".npy") for name in names):
         return " (one of numpy)"
     if any(
-        "models/" in name or name.endswith("serialized_exported_program.json") for name in members
+        "models/" in name or name.endswith("serialized_exported_program.json") for name in names
     ):
         return " (a program of torch.export; save the module's state_dict)"
-    return " (one of Keras)" if "model.weights.h5" in members else ""
+    return " (one of Keras)" if "model.weights.h5" in names else ""
 
 
-def _members(source: ByteSource) -> dict[str, zipfile.ZipInfo]:
+def _records(source: ByteSource) -> dict[str, Record]:
     """The records by name, each as long as it says, inside the file, beside the others."""
     url = source.url
-    file = DescriptionFile(source, source.size, _MAX_CONTENTS_BYTES, _BUFFER_BYTES)
+    file: Any = DescriptionFile(source, _MAX_CONTENTS_BYTES)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
@@ -226,11 +238,11 @@ def _members(source: ByteSource) -> dict[str, zipfile.ZipInfo]:
             f"Cannot read {url}: expected a state dict, got a TorchScript program. Save its "
             "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
         )
-    members: dict[str, zipfile.ZipInfo] = {}
+    records: dict[str, Record] = {}
     end = 0
     for member in sorted(archive.infolist(), key=attrgetter("header_offset")):
         name = member.filename
-        if name in members:
+        if name in records:
             raise refused(url, f"the record {name[:80]!r} is there twice")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise refused(url, f"expected records as torch writes them, {name[:80]!r} is packed")
@@ -241,37 +253,272 @@ def _members(source: ByteSource) -> dict[str, zipfile.ZipInfo]:
         end = member.header_offset + _LOCAL_HEADER_BYTES + member.file_size
         if member.header_offset < 0 or end > source.size:
             raise refused(url, f"the record {name[:80]!r} reaches beyond the end of the file")
-        members[name] = member
-    return members
+        records[name] = Record(source, member)
+    return records
 
 
-def _data_start(source: ByteSource, member: zipfile.ZipInfo, offset: int = 0) -> int:
-    """Where a byte of a record lies: they begin behind a local header that torch pads."""
-    header = bytearray(_LOCAL_HEADER_BYTES)
-    source.fill(memoryview(header), member.header_offset)
-    if header[:4] != b"PK\x03\x04":
-        raise refused(source.url, f"the record {member.filename[:80]!r} has a false header")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    begin = member.header_offset + _LOCAL_HEADER_BYTES + int(name_length) + int(extra_length)
-    if begin + member.file_size > source.size:
-        raise refused(source.url, f"the record {member.filename[:80]!r} reaches too far")
-    return begin + offset
-
-
-def _read_member(source: ByteSource, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of a small record, read as they lie: nothing is ever unpacked."""
-    data = source.read(_data_start(source, member), member.file_size)
-    if member.CRC and zlib.crc32(data) != member.CRC:
-        cause = f"the record {member.filename[:80]!r} does not match its checksum"
-        raise refused(source.url, cause)
-    return data
-
-
-def _check_byteorder(source: ByteSource, member: zipfile.ZipInfo) -> None:
-    is_short = member.file_size <= len("little")
-    order = _read_member(source, member) if is_short else b""
+def _check_byteorder(record: Record) -> None:
+    order = record.read() if record.member.file_size <= len("little") else b""
     if order != b"little":
         raise CheckpointError(
-            f"Cannot read {source.url}: expected little-endian tensors, got byte order "
+            f"Cannot read {record.source.url}: expected little-endian tensors, got byte order "
             f"{order!r}. Save it again on a little-endian machine, or as safetensors."
         )
+
+
+# ------------------------------------------------------------------ tensors
+
+#: More dimensions than torch's own kernels take; a shape is never longer.
+_MAX_DIMS = 64
+
+#: dtypes of the storage classes that torch.save names.
+_STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "UntypedStorage": torch.uint8,
+}
+_NAMED_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+_PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
+_WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
+_DENSE = _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}
+
+
+def _function(node: Any) -> Global | None:
+    if isinstance(node, Call) and isinstance(node.function, Global):
+        return node.function
+    return None
+
+
+def as_sizes(node: Any) -> tuple[int, ...] | None:
+    """A shape, strides or offsets out of a pickle or JSON; None for all that no tensor could have.
+
+    >>> as_sizes([2, 3]), as_sizes((2**63,)), as_sizes([2.0]), as_sizes([1] * 1000)
+    ((2, 3), None, None, None)
+    """
+    if _function(node) == Global("torch", "Size") and len(node.arguments) == 1:
+        (node,) = node.arguments
+    if not isinstance(node, tuple | list) or len(node) > _MAX_DIMS:
+        return None
+    for size in node:
+        if type(size) is not int or not 0 <= size < 2**63:
+            return None
+    return tuple(node)
+
+
+def as_dtype(node: Any) -> torch.dtype | None:
+    """The dtype that a global such as torch.float32 names; None if it is something else."""
+    if isinstance(node, Global) and node.module == "torch":
+        return _NAMED_DTYPES.get(node.name)
+    return None
+
+
+def _plain_call(node: Any) -> Call | None:
+    """The call that builds a dense tensor, out of what parameters wrap around it."""
+    for _ in range(4):
+        function = _function(node)
+        if function is None or not isinstance(node.arguments, tuple) or not node.arguments:
+            return None
+        if function.module == "torch._utils" and function.name in _PLAIN:
+            return node  # type: ignore[no-any-return]
+        if function.module == "torch._utils" and function.name in _WRAPPED:
+            node = node.arguments[0]
+        elif function == Global("torch._tensor", "_rebuild_from_type_v2"):
+            if len(node.arguments) < 3 or not isinstance(node.arguments[2], tuple):
+                return None
+            node = Call(node.arguments[0], node.arguments[2])
+        else:
+            return None
+    return None
+
+
+#: What a tensor is that is not dense, by the function that would make it.
+_KINDS = (
+    (re.compile(r"_rebuild_(sparse|sparse_csr)_tensor$"), "it is sparse"),
+    (re.compile(r"_rebuild_qtensor$"), "it is codes of a quantised tensor"),
+    (re.compile(r"_rebuild_nested_tensor$"), "it is a nested tensor"),
+    (re.compile(r"_rebuild_meta_tensor"), "it is on the meta device, without data"),
+)
+
+
+def _unreadable(url: str, name: str, node: Any) -> StoredTensor:
+    """The tensor of a node that is no dense one."""
+    function = _function(node)
+    problem = ""
+    if function is not None:
+        problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
+    if function is None or (not problem and function.name in _DENSE):
+        raise refused(url, "expected a dense tensor, got another kind", name)
+    problem = problem or f"it is a tensor of another kind ({in_words(function)})"
+    # where they are given, the shape comes after the storage, or last among the parts
+    arguments = node.arguments if isinstance(node.arguments, tuple) else ()
+    flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
+    shapes = [shape for part in flat[:32] if (shape := as_sizes(part)) is not None]
+    shape = next((shape for shape in shapes if shape), ())
+    what = problem.removeprefix("it is ")
+    entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
+    return StoredTensor(entry=entry)
+
+
+#: What views of its storages may come to, as a multiple of a file and in bytes beside it.
+_MAX_TIMES_SIZE, _MAX_EXPANDED_BYTES = 4, 64 * 2**20
+
+
+def _stored_tensors(
+    source: ByteSource, weights: Mapping[Any, Any], records: Mapping[str, Record]
+) -> dict[str, StoredTensor]:
+    """The tensors of a state dict by name, out of nodes that describe tensors of any kind.
+
+    Views of one storage may be many and large: what a few bytes of a pickle make of it can be
+    read as long as all together is not much more than the file.
+    """
+    left = _MAX_TIMES_SIZE * source.size + _MAX_EXPANDED_BYTES
+    seen: set[Hashable] = set()
+    stored: dict[str, StoredTensor] = {}
+    for key, node in weights.items():
+        name = str(key) if type(key) is int else key
+        if not isinstance(name, str) or name in stored:
+            problem = f"names of tensors that occur once, got {in_words(key)}"
+            raise refused(source.url, f"expected {problem}")
+        one = stored[name] = stored_tensor(source, name, node, records)
+        entry = one.entry
+        if not entry.problem and entry.storage not in seen:
+            seen.add(entry.storage)
+            num_bytes = math.prod(entry.shape) * entry.dtype.itemsize
+            left -= num_bytes
+            if left < 0:
+                left += num_bytes
+                problem = f"it is expanded to {num_bytes} bytes that are not in the file"
+                stored[name] = StoredTensor(entry=replace(entry, problem=problem))
+    return stored
+
+
+def stored_tensor(
+    source: ByteSource, name: str, node: Any, records: Mapping[str, Record]
+) -> StoredTensor:
+    """The tensor of a node, its place in the file checked against that of its storage."""
+    call = _plain_call(node)
+    if call is None or len(call.arguments) < 4:
+        return _unreadable(source.url, name, node)
+    _, offset, size, steps = call.arguments[:4]
+    key, dtype = _storage_of(source.url, name, call)
+    shape, stride = as_sizes(size), as_sizes(steps)
+    is_sound = shape is not None and stride is not None and len(shape) == len(stride)
+    if not is_sound or type(offset) is not int or offset < 0:
+        raise refused(source.url, "its shape, strides and offset contradict each other", name)
+    assert shape is not None and stride is not None  # noqa: S101, PT018
+    record = records.get(key)
+    if record is None:
+        raise refused(source.url, f"its storage {key[:40]!r} is not in the file", name)
+    reach, is_flat = extent(shape, stride)
+    begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
+    if begin + num_bytes > record.member.file_size:
+        raise refused(
+            source.url,
+            f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
+            f"{record.member.file_size} bytes, it needs {begin + num_bytes}",
+            name,
+        )
+    storage = (source.path, key, offset, shape, stride)
+    return StridedTensor(
+        entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
+        position=(source.path, record.member.header_offset + begin),
+        source=source,
+        start=partial(record.start, begin),
+        num_bytes=num_bytes,
+        stride=None if is_flat else stride,
+        # torch writes 0 where it was asked to compute none
+        crc=(record.member.CRC or None) if num_bytes == record.member.file_size else None,
+    )
+
+
+def _storage_of(url: str, name: str, call: Call) -> tuple[str, torch.dtype]:
+    """The key of the storage that a tensor is a part of, and the tensor's dtype."""
+    storage = call.arguments[0]
+    if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
+        raise refused(url, "expected a tensor with a storage, got one without", name)
+    if len(storage.value) < 5 or storage.value[0] != "storage":
+        raise refused(url, "expected a storage, got something else", name)
+    kind, key = storage.value[1], storage.value[2]
+    base = _STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
+    dtype = base
+    if call.function.name == "_rebuild_tensor_v3":
+        dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
+    if base is None or dtype is None:
+        raise refused(url, f"expected a dtype that torch has, got {in_words(kind)}", name)
+    if not isinstance(key, str):
+        raise refused(url, "its shape, strides and offset contradict each other", name)
+    return key, dtype
+
+
+def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, bool]:
+    """How many elements of storage a tensor reaches over, and whether they lie in flat order.
+
+    >>> extent((3, 1, 2), (2, 9, 1)), extent((3, 2), (5, 1)), extent((3, 2), (1, 3))
+    ((6, True), (12, False), (6, False))
+    """
+    if 0 in shape:
+        return 0, True
+    reach, num_flat, is_flat = 1, 1, True
+    for size, step in zip(reversed(shape), reversed(stride), strict=True):
+        reach += (size - 1) * step
+        is_flat &= size == 1 or step == num_flat
+        num_flat *= size
+    return reach, is_flat
+
+
+# ------------------------------------------------------------------ DeepSpeed
+
+_STATES = "_model_states.pt"
+#: All weights of a model, where it is neither sharded (ZeRO-3) nor split between ranks.
+_WHOLE = "mp_rank_00_model_states.pt"
+_LATEST = "latest"
+_MAX_TAG_BYTES = 256
+
+
+def is_deepspeed(seen: Signature) -> bool:
+    """Whether a folder was written by DeepSpeed."""
+    if any(name.endswith((_STATES, "_optim_states.pt")) for name in seen.names):
+        return True
+    tags = [name for name in seen.names if name.startswith("global_step")]
+    return bool(tags) and (_LATEST in seen.names or "zero_to_fp32.py" in seen.names)
+
+
+def open_deepspeed(place: Location, seen: Signature) -> Checkpoint:
+    """A folder of DeepSpeed, or the one inside that its ``latest`` names, as a checkpoint.
+
+    The weights are in the precision that the training computes in; what ZeRO keeps in single
+    precision beside them is in partitions.
+    """
+    states = [name for name in seen.names if name.endswith(_STATES)]
+    if not states and _LATEST in seen.names:
+        with closing(place.inside(_LATEST).source()) as latest:
+            tag = latest.read(0, min(latest.size, _MAX_TAG_BYTES)).decode(errors="replace").strip()
+        if tag in seen.names:
+            place = place.inside(tag)
+            states = [name for name in place.names() if name.endswith(_STATES)]
+    is_whole = states == [_WHOLE]
+    if is_whole:
+        stored, tree = read_torch(place.inside(_WHOLE))
+        is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
+    if not is_whole:
+        raise CheckpointError(
+            f"Cannot read {place.shown}: expected whole tensors, got the partitions of DeepSpeed "
+            "ZeRO. Make them whole: run `python zero_to_fp32.py . consolidated "
+            "--safe_serialization` in that folder and read `consolidated`, or train with "
+            "stage3_gather_16bit_weights_on_model_save."
+        )
+    return Checkpoint(place, "deepspeed", stored, step_in(tree))

@@ -14,8 +14,11 @@ from sparsitywatch.records import to_json
 from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.checkpoints.description import Description, StoredTensorDescription
-    from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+    from sparsitywatch.checkpoints.discovery import (
+        Description,
+        ListedCheckpoint,
+        StoredTensorDescription,
+    )
 
 __all__ = ["add_to"]
 
@@ -34,8 +37,7 @@ def add_to(commands: Any) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from sparsitywatch.checkpoints.description import describe
-    from sparsitywatch.checkpoints.discovery import discover
+    from sparsitywatch.checkpoints.discovery import describe, discover
 
     options = storage_options(arguments)
     found = discover(arguments.places, options, duplicates=arguments.duplicates)
@@ -52,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _list(found: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
-    from sparsitywatch.checkpoints.description import step_source
+    from sparsitywatch.checkpoints.discovery import step_source
 
     if as_json:
         shown = [

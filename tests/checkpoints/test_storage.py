@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from sparsitywatch.checkpoints import storage
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.checkpoints.storage import DescriptionFile, Folder, Source, Window
+from sparsitywatch.checkpoints.storage import DescriptionFile, Location, Source, Window
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -99,10 +99,10 @@ def test_only_what_is_in_scope_is_fetched(
 
 
 def test_a_large_tensor_comes_in_pieces(counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(storage, "_MAX_FETCH_BYTES", 100)
     data = bytes(range(256)) * 2
     counting.pipe_file("counting://f", data)
-    source = Source(counting, "/f")
+    source = Source(counting, "/f", "counting:///f")
     assert source.read(3, 451) == data[3:454]
     assert counting.fetched == [100, 100, 100, 100, 51]
 
@@ -147,24 +147,29 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_folder_keeps_to_itself(tmp_path: Path) -> None:
-    folder = Folder(fsspec.filesystem("file"), str(tmp_path))
+    folder = Location.of(tmp_path)
     (tmp_path / "a.bin").write_bytes(b"abc")
-    with_a = folder.open("a.bin")
-    assert with_a.read(1, 2) == b"bc"
-    with_a.close()
+    file = folder.inside("a.bin")
+    assert file.open().read(1, 2) == b"bc"
+    assert file.open() is file.open()
+    folder.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.open().read(1, 2)
     for name in ("../x", "/x", "a/../../x", "..\\x", ""):
         with pytest.raises(CheckpointError, match="inside the folder"):
-            folder.open(name)
+            folder.inside(name)
 
 
 def test_a_part_as_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"0123456789")
-    source = Source(fsspec.filesystem("file"), str(tmp_path / "a.bin"))
-    file = DescriptionFile(Window(source, 2, 5), 5, max_read=9, buffer_size=4)
+    source = Location.of(tmp_path / "a.bin").source()
+    file = DescriptionFile(Window(source, 2, 5), max_read=5)
     assert (file.read(2), file.tell(), file.read(), file.read()) == (b"23", 2, b"456", b"")
     assert (file.seek(-1, 2), file.read()) == (4, b"6")
     with pytest.raises(OSError, match="before the beginning"):
         file.seek(-1)
+    with pytest.raises(ValueError, match="5 bytes at once in a description"):
+        DescriptionFile(Window(source, 2, 5), max_read=4).read()
     with pytest.raises(CheckpointError, match="expected at least 11 bytes, got 10"):
         source.read(5, 6)
     source.close()
@@ -176,10 +181,10 @@ def test_a_buffer_is_filled_with_the_bytes_in_their_order(
     data = bytes(range(256)) * 2
     (tmp_path / "f").write_bytes(data)
     counting.pipe_file("counting://f", data)
-    monkeypatch.setattr(storage, "_PIECE_BYTES", 104)
+    monkeypatch.setattr(storage, "_MAX_FETCH_BYTES", 104)
     buffer = memoryview(bytearray(451))
-    local = Source(fsspec.filesystem("file"), str(tmp_path / "f"))
-    remote = Source(counting, "/f")
+    local = Location.of(tmp_path / "f").source()
+    remote = Source(counting, "/f", "counting:///f")
     for source in (local, remote):
         buffer[:] = bytes(451)
         source.fill(buffer, 5)
@@ -206,7 +211,7 @@ def test_a_storage_that_gives_less_is_asked_again(counting, monkeypatch) -> None
         return plain(self, path, start=start, end=min(end, start + 60), **options)
 
     monkeypatch.setattr(CountingFileSystem, "cat_file", cat_file)
-    source = Source(counting, "/f")
+    source = Source(counting, "/f", "counting:///f")
     assert source.read(3, 190) == data[3:193]
     assert source.num_bytes_read == 190
 
@@ -215,7 +220,7 @@ def test_without_preadv_the_same(tmp_path: Path, monkeypatch) -> None:
     data = random.Random(0).randbytes(1 << 18)
     (tmp_path / "f").write_bytes(data)
     monkeypatch.delattr(os, "preadv", raising=False)
-    source = Source(fsspec.filesystem("file"), str(tmp_path / "f"))
+    source = Location.of(tmp_path / "f").source()
 
     def read(start: int) -> bool:
         return source.read(start, 100) == data[start : start + 100]
@@ -229,8 +234,8 @@ def test_without_preadv_the_same(tmp_path: Path, monkeypatch) -> None:
 def test_only_storages_made_for_it_are_asked_at_once(is_async, counting, monkeypatch) -> None:
     counting.pipe_file("counting://f", bytes(1000))
     monkeypatch.setattr(CountingFileSystem, "async_impl", is_async)
-    monkeypatch.setattr(storage, "_PIECE_BYTES", 8)
-    source = Source(counting, "/f")
+    monkeypatch.setattr(storage, "_MAX_FETCH_BYTES", 8)
+    source = Source(counting, "/f", "counting:///f")
     both = threading.Barrier(2)
 
     def cat_file(self, path, start=None, end=None, **options) -> bytes:
