@@ -58,12 +58,11 @@ def prepare_spectrum(weights: Weights) -> Callable[[], object]:
 
     def run() -> None:
         spectrum = MagnitudeSpectrum.of(weights)
-        thresholds = spectrum.thresholds(LEVELS)
         spectrum.near_zero(initial=0.1, reference=reference)
         spectrum.near_zero(rms=0.1)
         spectrum.near_zero(abs=1e-3)
         spectrum.near_zero(abs=0.0)
-        spectrum.layer_sparsity_at(thresholds)
+        spectrum.cuts(LEVELS)
         spectrum.log10_histograms()
 
     return run

@@ -15,8 +15,7 @@ from sparsitywatch.checkpoints.storage import ByteSource, Location, one_line
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry, clean_name, clean_names, unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Snapshot
-from sparsitywatch.weights.spectrum.counting import LazyTensors
+from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 
 #: Longest name of a tensor, in characters; real ones have some dozens.
 _MAX_NAME = 4096
@@ -410,7 +409,7 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
                 "checkpoints of one model together, or choose another scope."
             )
         found[entry.name] = stored
-    tensors = LazyTensors(found, lambda name: checkpoint.read(found[name].name), checkpoint)
+    tensors = LazyTensors(found, checkpoint)
     return Snapshot(step, scope, tensors)
 
 

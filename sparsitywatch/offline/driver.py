@@ -31,9 +31,8 @@ from sparsitywatch.sinks.jsonl import (
 )
 from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.clock import OptimizerReading
-from sparsitywatch.weights.motion import MotionTracker
+from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import MASK_LEVELS
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:

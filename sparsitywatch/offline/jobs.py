@@ -10,7 +10,7 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,8 +37,7 @@ from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_url
 from sparsitywatch.vital import unread
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import Sampler, Snapshot
-from sparsitywatch.weights.spectrum.counting import LazyTensors
+from sparsitywatch.weights.snapshot import LazyTensors, Sampler, Snapshot
 
 __all__ = [
     "EmptyModel",
@@ -249,8 +248,40 @@ def _loaded(stored: Snapshot, module: nn.Module) -> Snapshot:
     parameters = stored.scope.parameters(module)
     assert isinstance(stored.tensors, LazyTensors)  # noqa: S101 for the type checker
     entries = stored.tensors.entries
-    tensors = LazyTensors(entries, lambda name: parameters[name].detach().to(entries[name].dtype))
-    return Snapshot(stored.step, stored.scope, tensors)
+    held = {entry.name: (parameters[name].detach(), entry.dtype) for name, entry in entries.items()}
+    return replace(stored, tensors=LazyTensors(entries, _Loaded(held)))
+
+
+#: Weights of a model that are cast to the dtype of the file at once.
+_CAST_AT_ONCE = 1 << 18
+
+
+class _Loaded:
+    """Weights of a checkpoint that a model holds now; a ``Store``.
+
+    Args:
+        held: each tensor, and its dtype in the file, by its name there.
+    """
+
+    chunk_bytes = 0
+
+    def __init__(self, held: Mapping[str, tuple[torch.Tensor, torch.dtype]]) -> None:
+        self._held = held
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor, dtype = self._held[name]
+        return tensor.to(dtype)
+
+    def in_byte_order(self, names: Iterable[str]) -> list[str]:
+        return list(names)
+
+    def chunks(self, name: str, _: memoryview) -> Generator[memoryview, None, None]:
+        tensor, dtype = self._held[name]
+        for part in torch.split(tensor.reshape(-1), _CAST_AT_ONCE):
+            yield part.to(dtype).cpu().view(torch.uint8).numpy().data
+
+    def check_unchanged(self) -> None:
+        pass
 
 
 #: Jobs at once for executors that do not say how many workers they have.

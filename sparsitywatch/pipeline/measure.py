@@ -35,18 +35,17 @@ from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
-from sparsitywatch.weights.motion import MotionTracker
+from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import (
     FINGERPRINTED,
-    MASK_LEVELS,
+    LazyTensors,
     Sampler,
     Snapshot,
     fingerprint,
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -418,4 +417,4 @@ def _counted(
     if not isinstance(snapshot.tensors, LazyTensors):
         sample = {} if sampler is None else context.reader.sample(sampler, snapshot)
         bits = context.reader.sample(FINGERPRINTED, snapshot)
-    return spectrum, fingerprint(spectrum, bits), sample, replicas
+    return spectrum, fingerprint(spectrum.digest(), bits), sample, replicas

@@ -33,7 +33,7 @@ from sparsitywatch.weights.snapshot import (
     gather_sample,
 )
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.histogram import STORAGES
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram
 
 
 class ShardedReader:
@@ -134,12 +134,12 @@ class ShardedReader:
         keys = np.split(bins, cuts[:-1])
         *counted, last = np.split(summed, cuts)
         of_tensors = zip(names, keys, counted, last.reshape(-1, 2).tolist(), strict=True)
-        return spectrum.with_counts(
-            {
-                name: ((of_bins - starts[name]).astype(np.int32), of_counts, *of_beyond)
-                for name, of_bins, of_counts, of_beyond in of_tensors
-            }
-        )
+        found = {}
+        for name, of_bins, of_counts, of_beyond in of_tensors:
+            own_keys = (of_bins - starts[name]).astype(np.int32)
+            dtype = spectrum.histogram(name).dtype
+            found[name] = Histogram(dtype, own_keys, of_counts, *of_beyond)
+        return MagnitudeSpectrum(found)
 
     # ------------------------------------------------------------------ samples
 

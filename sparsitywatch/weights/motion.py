@@ -19,8 +19,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +28,7 @@ import torch
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
-from sparsitywatch.weights.snapshot import MaskHistory, Sampler, float64_of, removed
-
-__all__ = ["MotionTracker", "Moved", "estimate_shrink", "spacing", "why_not_measurable"]
+from sparsitywatch.weights.snapshot import Sampler, float64_of
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
 DORMANT_TOLERANCE = 1e-3
@@ -55,6 +53,11 @@ _FEW = 20
 _MAX_UNKNOWN = 0.05
 #: Bits of a float64 that hold its exponent.
 _EXPONENT = np.uint64(0x7FF << 52)
+
+#: Sparsities whose masks are compared.
+MASK_LEVELS = (0.5, 0.7, 0.9)
+#: Bits that are set in each byte; numpy counts them itself from version 2 on.
+_NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 SLOW = "updates are far smaller than the learning rate"
 COARSE = "the weights' precision is too coarse for updates of this size"
@@ -85,33 +88,30 @@ def why_not_measurable(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     return tuple(found)
 
 
+#: The sampled weights by name, float64 [N] each.
+Values = Mapping[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Moved:
-    """What one snapshot says about motion.
-
-    Args:
-        dormant, movement, masks: as they are recorded.
-        layers: dormant fraction by tensor; a tensor that cannot tell is absent.
-    """
+    """What one snapshot says about motion, as it is recorded."""
 
     dormant: Dormant
     movement: Movement
-    layers: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, float]  # dormant fraction by tensor; one that cannot tell is absent
     masks: MaskOverlap | None = None
 
 
 class MotionTracker:
     """Remembers a sample of the weights, and masks of it, to compare the next snapshot with.
 
-    Args:
-        num_samples: size of the sample; None, or more than there are: every in-scope weight.
-        seed: of the sample's own generator; the same model gives the same sample.
-
     ``sampler`` takes the sample of a snapshot.
     """
 
     def __init__(self, num_samples: int | None = 1_000_000, seed: int = 0) -> None:
-        self.sampler, self._masks = Sampler(num_samples, seed), MaskHistory()
+        self.sampler = Sampler(num_samples, seed)
+        self._masked_step = -1
+        self._removed = np.empty((0, 0), np.uint8)
         self.forget()
 
     @classmethod
@@ -121,8 +121,9 @@ class MotionTracker:
 
     def forget(self) -> None:
         """What moves until the next snapshot is not known: what was done meanwhile is not."""
+        self._step = -1
+        self._clock = DecayClock()
         self._before: dict[str, torch.Tensor] = {}
-        self._clock, self._step = DecayClock(), -1
 
     def compare(
         self,
@@ -144,40 +145,65 @@ class MotionTracker:
             near_zero: below which a weight is near zero, by name, for the projection of their
                 decay; without them there is none.
         """
-        since, before = self._step, self._before
-        num_sampled, masks = sum(map(torch.numel, sample.values())), None
-        advance = math.nan
-        if optimizer is None:
-            motions, advance = _compared_without_optimizer(before, sample, step - since)
+        values = float64_of(*sample.values())
+        ends = np.cumsum([tensor.numel() for tensor in sample.values()])
+        now = dict(zip(sample, np.split(values, ends[:-1]), strict=False))
+        before = self._before
+        told: dict[str, Any] = {}
+        if optimizer is not None:
+            between = _between(optimizer, self._clock) if before else {}
         else:
-            motions = _compared(before, sample, self._clock, optimizer)
-        clock = None if optimizer is None else optimizer.clock
-        self._before, self._clock, self._step = dict(sample), clock or DecayClock(), step
+            eps = max((torch.finfo(tensor.dtype).eps for tensor in sample.values()), default=0.0)
+            between, advance = _estimated_between(before, now, step - self._step, eps)
+            told = {"estimated": True, "estimated_advance": advance}
+        motions = {
+            name: motion_of(float64_of(before[name]), values, between[name], sample[name].dtype)
+            for name, values in now.items()
+            if name in between
+        }
+        moved = _moved(motions, len(values), self._step, STILL if before else "no earlier snapshot")
+        if motions and near_zero and not moved.dormant.reason:
+            told["projection"] = decay_projection(motions, now, near_zero)
         if motions:
-            ahead = decay_projection(motions, sample, near_zero) if near_zero else None
-            moved = _moved(motions, since, ahead)
-            if optimizer is None:
-                told = replace(moved.dormant, estimated=True, estimated_advance=advance)
-                moved = replace(moved, dormant=told)
-        else:
-            moved = _unmeasured(STILL if before else "no earlier snapshot", num_sampled, since)
+            moved = replace(moved, dormant=replace(moved.dormant, **told))
         if mask_thresholds:
-            masks = self._masks.update(step, removed(sample, mask_thresholds), num_sampled)
-        return replace(moved, masks=masks)
+            bits = removed(np.abs(values, out=values), mask_thresholds)
+            moved = replace(moved, masks=self._compare_masks(step, bits, len(values)))
+        self._step = step
+        self._clock = (optimizer and optimizer.clock) or DecayClock()
+        self._before = dict(sample)
+        return moved
+
+    def _compare_masks(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
+        """Of what pruning would have removed at the last snapshot, how much it would again.
+
+        While a model forms, the smallest weights of one snapshot are others at the next. Once
+        pruning would remove the same ones snapshot after snapshot, its sparse structure is there.
+        """
+        since, before = self._masked_step, self._removed
+        self._masked_step, self._removed = step, bits
+        if before.shape == bits.shape:
+            found = tuple(map(overlap, before, bits))
+        else:
+            since, found = -1, (math.nan,) * len(bits)
+        return MaskOverlap(
+            level=MASK_LEVELS, overlap=found, num_sampled=num_sampled, since_step=since
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and tensors that ``load_state_dict`` goes on from: ``num_samples`` weights."""
-        motion = {
-            "seed": self.sampler.seed,
-            "num_samples": self.sampler.num_samples,
-            "step": self._step,
-            "clock": self._clock.state_dict(),
-            "before": dict(self._before),
-        }
-        masks = self._masks.state_dict()
         return {
-            "motion": motion,
-            "masks": {k: torch.as_tensor(v, device="cpu") for k, v in masks.items()},
+            "motion": {
+                "seed": self.sampler.seed,
+                "num_samples": self.sampler.num_samples,
+                "step": self._step,
+                "clock": self._clock.state_dict(),
+                "before": dict(self._before),
+            },
+            "masks": {
+                "step": torch.as_tensor(self._masked_step, device="cpu"),
+                "removed": torch.as_tensor(self._removed, device="cpu"),
+            },
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -192,70 +218,52 @@ class MotionTracker:
                 raise StateError(f"Expected key {key!r} in the motion's state, got {list(motion)}.")
         size = motion["num_samples"]
         self.sampler = Sampler(None if size is None else int(size), int(motion["seed"]))
-        self._clock, self._step = DecayClock(), int(motion["step"])
+        self._step = int(motion["step"])
+        self._clock = DecayClock()
         self._clock.load_state_dict(motion["clock"])
         self._before = {name: t.clone() for name, t in motion["before"].items()}
-        self._masks.load_state_dict({k: v.numpy() for k, v in state["masks"].items()})
+        self._masked_step = int(state["masks"]["step"])
+        self._removed = state["masks"]["removed"].numpy().copy()
 
 
-def _compared(
-    before: Mapping[str, torch.Tensor],
-    now: Mapping[str, torch.Tensor],
-    clock_before: DecayClock,
-    optimizer: OptimizerReading,
-) -> dict[str, TensorMotion]:
-    """The motion of each tensor that the optimizer has trained since; others tell nothing."""
-    found: dict[str, TensorMotion] = {}
-    if not before or optimizer.clock is None:
-        return found
-    done = optimizer.clock.since(clock_before)
-    for name, tensor in now.items():
-        group = optimizer.membership.get(name, len(done))
-        if group < len(done) and done[group].lr > 0.0:
-            found[name] = motion_of(
-                float64_of(before[name]),
-                float64_of(tensor),
-                done[group],
-                dtype=tensor.dtype,
-                has_master=name in optimizer.masters,
-                # none are given where the rule holds for each group
-                not_measurable=(optimizer.not_measurable or ("",) * len(done))[group],
-            )
+class Between(NamedTuple):
+    """What the optimizer did to a tensor between two snapshots."""
+
+    clock: GroupClock
+    has_master: bool = False  # it steps on a copy of higher precision; else it rounds at each step
+    why_not: str = ""  # dormant weights cannot be told: all change then counts as unexplained
+
+
+def _between(optimizer: OptimizerReading, earlier: DecayClock) -> dict[str, Between]:
+    """By the names of the tensors that it has trained since; the others tell nothing."""
+    found: dict[str, Between] = {}
+    clocks = [] if optimizer.clock is None else optimizer.clock.since(earlier)
+    for name, group in optimizer.membership.items():
+        if group < len(clocks) and clocks[group].lr > 0.0:
+            # none are given where the rule holds for each group
+            why_not = optimizer.not_measurable[group] if optimizer.not_measurable else ""
+            found[name] = Between(clocks[group], name in optimizer.masters, why_not)
     return found
 
 
-def _compared_without_optimizer(
-    before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], num_steps: int
-) -> tuple[dict[str, TensorMotion], float]:
-    """The motion of each tensor that moved, as far as the two samples tell what was done.
-
-    And by how much the decay clock advanced; NaN if they do not tell.
-    """
-    if not before:
+def _estimated_between(
+    sample_before: Mapping[str, torch.Tensor], now: Values, num_steps: int, eps: float
+) -> tuple[dict[str, Between], float]:
+    """The same of the tensors that moved, and by how much the clock advanced; NaN if unknown."""
+    if not sample_before:
         return {}, math.nan
-    earlier, later = {}, {}
-    for name, tensor in now.items():
-        earlier[name], values = float64_of(before[name]), float64_of(tensor)
-        if not np.array_equal(values, earlier[name]):
-            later[name] = values
-    eps = max((torch.finfo(tensor.dtype).eps for tensor in now.values()), default=0.0)
-    shrink = estimate_shrink(earlier, later, num_steps, eps)
-    motions = {
-        name: motion_of(
-            earlier[name],
-            values,
-            shrink.clock,
-            dtype=now[name].dtype,
-            has_master=True,  # a file does not tell; of a copy, rounding explains less
-            not_measurable=shrink.reason,
-        )
-        for name, values in later.items()
-    }
-    return motions, math.nan if shrink.reason else shrink.clock.decay
+    before = {name: float64_of(sample_before[name]) for name in now}
+    moved = {name: own for name, own in now.items() if not np.array_equal(own, before[name])}
+    shrink = estimate_shrink(before, moved, num_steps, eps)
+    # a file does not tell of a copy; if there was one, rounding explains less
+    between = Between(shrink.clock, has_master=True, why_not=shrink.reason)
+    return dict.fromkeys(moved, between), math.nan if shrink.reason else shrink.clock.decay
 
 
-def _moved(motions: Mapping[str, TensorMotion], since: int, ahead: DecayProjection | None) -> Moved:
-    """The tensors' motions as one."""
+def _moved(
+    motions: Mapping[str, TensorMotion], num_sampled: int, since: int, why_none: str
+) -> Moved:
+    """The tensors' motions as one; if there are none, nothing of ``num_sampled`` weights."""
     total = seen = num_flips = num_dormant = 0
     change = size = chance = 0.0
     layers: dict[str, float] = {}
@@ -273,34 +281,27 @@ def _moved(motions: Mapping[str, TensorMotion], since: int, ahead: DecayProjecti
         num_dormant += int(motion.dormant.sum())
         chance += num * motion.chance
         layers[name] = float(motion.dormant.mean())
+    num_sampled = total or num_sampled
     movement = Movement(
         update_to_weight=math.sqrt(change / size) if size > 0 else math.nan,
-        sign_flips=num_flips / total,
-        num_sampled=total,
+        sign_flips=num_flips / total if total else math.nan,
+        num_sampled=num_sampled,
         since_step=since,
     )
+    reason = "" if total else why_none
     if seen < (1.0 - _MAX_UNKNOWN) * total:
         reason, count = reasons.most_common(1)[0]
-        where = "" if count == len(motions) else f" in {count} of {len(motions)} tensors"
-        return Moved(_unmeasured(reason + where, total, since).dormant, movement, layers)
-    dormant = Dormant(
-        fraction=num_dormant / seen,
-        num_sampled=seen,
-        since_step=since,
-        chance=chance / seen,
-        projection=ahead,
-    )
+        if count < len(motions):
+            reason += f" in {count} of {len(motions)} tensors"
+    if reason:
+        dormant = Dormant(
+            fraction=math.nan, num_sampled=num_sampled, since_step=since, reason=reason
+        )
+    else:
+        dormant = Dormant(
+            fraction=num_dormant / seen, num_sampled=seen, since_step=since, chance=chance / seen
+        )
     return Moved(dormant, movement, layers)
-
-
-def _unmeasured(reason: str, num_sampled: int, since: int) -> Moved:
-    """What a snapshot says that cannot be compared with the one before."""
-    nan = math.nan
-    dormant = Dormant(fraction=nan, num_sampled=num_sampled, since_step=since, reason=reason)
-    movement = Movement(
-        update_to_weight=nan, sign_flips=nan, num_sampled=num_sampled, since_step=since
-    )
-    return Moved(dormant, movement)
 
 
 # ------------------------------------------------------------------ one tensor
@@ -308,54 +309,34 @@ def _unmeasured(reason: str, num_sampled: int, since: int) -> Moved:
 
 @dataclass(frozen=True)
 class TensorMotion:
-    """What moved in one tensor.
+    """What moved in one tensor."""
 
-    Args:
-        dormant: bool [N], weights that pass as dormant; none where the optimizer forbids to tell.
-        chance: share of living weights that would pass by chance; NaN if not known.
-        change: sum of squares of the change that decay does not explain.
-        size: sum of squares of the weights before.
-        num_flips: how many weights changed their sign.
-        log_shrink: logarithm of what decay alone has multiplied the weights with.
-        decay: by how much the decay clock advanced.
-        reason: why dormant weights cannot be told; empty if they can.
-    """
-
-    dormant: np.ndarray
-    chance: float
-    change: float
-    size: float
-    num_flips: int
-    log_shrink: float
-    decay: float
-    reason: str = ""
+    dormant: np.ndarray  # bool [N], weights that pass as dormant; none where nobody can tell
+    chance: float  # share of living weights that would pass by chance; NaN if not known
+    change: float  # sum of squares of the change that decay does not explain
+    size: float  # sum of squares of the weights before
+    num_flips: int  # weights that changed their sign
+    log_shrink: float  # logarithm of what decay alone has multiplied the weights with
+    decay: float  # by how much the decay clock advanced
+    reason: str = ""  # why dormant weights cannot be told; empty if they can
 
 
 @np.errstate(all="ignore")  # what is not finite is not dormant
 def motion_of(
-    before: np.ndarray,
-    now: np.ndarray,
-    between: GroupClock,
-    *,
-    dtype: torch.dtype = torch.float32,
-    has_master: bool = False,
-    not_measurable: str = "",
+    before: np.ndarray, now: np.ndarray, between: Between, dtype: torch.dtype
 ) -> TensorMotion:
     """Which weights only decay has moved, and how far the others went.
 
     Args:
         before, now: float64 [N], the same weights at two snapshots.
-        between: what the optimizer did to all of them in between.
+        between: what the optimizer did to all of them.
         dtype: that they are stored in.
-        has_master: the optimizer steps on a copy of higher precision; else it rounds to
-            ``dtype`` at each step.
-        not_measurable: why dormant weights cannot be told under this optimizer. All change then
-            counts as unexplained.
     """
-    log_shrink, why = (0.0, not_measurable) if not_measurable else (between.log_shrink, "")
-    if not why and not has_master and dtype.itemsize < 4 and between.decay > 0:
+    clock, why = between.clock, between.why_not
+    log_shrink = 0.0 if why else clock.log_shrink
+    if not why and _is_trained_coarsely(between, dtype) and clock.decay > 0:
         # a decay of less than half a spacing is rounded away, step by step
-        if between.decay / max(between.steps, 1) < torch.finfo(dtype).eps / 4:
+        if clock.decay / max(clock.steps, 1) < torch.finfo(dtype).eps / 4:
             log_shrink = 0.0
         else:
             why = COARSE_DECAY
@@ -365,12 +346,12 @@ def motion_of(
     if why:  # then nobody asks which, and telling them is most of the work
         dormant, chance = np.zeros(len(change), bool), math.nan
     else:
-        rounding = _rounding(before, now, between.steps, dtype, has_master=has_master)
-        allowed = DORMANT_TOLERANCE * between.lr + rounding
+        rounding = _rounding(before, now, between, dtype)
+        allowed = DORMANT_TOLERANCE * clock.lr + rounding
         dormant = change <= allowed
-        finer = int((change <= 0.1 * DORMANT_TOLERANCE * between.lr + rounding).sum())
-        chance, slow = _chance(change[~dormant], allowed, finer, between)
-        why = _too_coarse(before, rounding, between, dtype, has_master=has_master) or slow
+        finer = int((change <= 0.1 * DORMANT_TOLERANCE * clock.lr + rounding).sum())
+        chance, slow = _chance(change[~dormant], allowed, finer, clock)
+        why = _too_coarse(before, rounding, between, dtype) or slow
     return TensorMotion(
         dormant=dormant,
         chance=chance,
@@ -378,9 +359,14 @@ def motion_of(
         size=float(np.square(before).sum()),
         num_flips=int(np.count_nonzero(before * now < 0)),
         log_shrink=log_shrink,
-        decay=between.decay,
+        decay=clock.decay,
         reason=why,
     )
+
+
+def _is_trained_coarsely(between: Between, dtype: torch.dtype) -> bool:
+    """Whether the optimizer steps on the weights themselves, in 16 bits."""
+    return dtype.itemsize < 4 and not between.has_master
 
 
 def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -> np.ndarray:
@@ -425,7 +411,7 @@ def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def _rounding(
-    before: np.ndarray, now: np.ndarray, steps: int, dtype: torch.dtype, *, has_master: bool
+    before: np.ndarray, now: np.ndarray, between: Between, dtype: torch.dtype
 ) -> np.ndarray:
     """What rounding alone may change.
 
@@ -433,37 +419,34 @@ def _rounding(
     step, up or down, which adds up as a random walk; what gets no gradient and is stored in 16
     bits stays exactly what it is.
     """
-    if has_master:
+    if between.has_master:
         halves = spacing(before, dtype)
         halves += spacing(now, dtype)
         halves *= 0.5
         return halves
     if dtype.itemsize < 4:
         return np.zeros_like(before)
-    walk: np.ndarray = np.abs(before) * (math.sqrt(max(steps, 1)) * torch.finfo(dtype).eps)
+    num_steps = max(between.clock.steps, 1)
+    walk: np.ndarray = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
     return walk
 
 
 def _too_coarse(
-    before: np.ndarray,
-    rounding: np.ndarray,
-    between: GroupClock,
-    dtype: torch.dtype,
-    *,
-    has_master: bool,
+    before: np.ndarray, rounding: np.ndarray, between: Between, dtype: torch.dtype
 ) -> str:
     """Why the stored numbers cannot show what a living weight would do; empty if they can."""
-    if has_master or dtype.itemsize >= 4:
-        moves = USUAL_SPEED * math.sqrt(between.lr_squared)
-        share = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0).mean()
-    else:  # an update of less than half a spacing is lost
-        typical = math.sqrt(between.lr_squared / max(between.steps, 1))
+    clock = between.clock
+    if _is_trained_coarsely(between, dtype):  # an update of less than half a spacing is lost
+        typical = math.sqrt(clock.lr_squared / max(clock.steps, 1))
         share = (spacing(before, dtype) > typical).mean()
+    else:
+        moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
+        share = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0).mean()
     return COARSE if float(share) > MAX_CHANCE else ""
 
 
 def _chance(
-    moving: np.ndarray, allowed: np.ndarray, finer: int, between: GroupClock
+    moving: np.ndarray, allowed: np.ndarray, finer: int, clock: GroupClock
 ) -> tuple[float, str]:
     """The share of living weights that pass by chance, and why it would be too large.
 
@@ -471,14 +454,14 @@ def _chance(
         moving: unexplained change of the weights that do not pass as dormant.
         allowed: how much is allowed to each weight.
         finer: how many would pass if the tolerance were ten times finer.
-        between: what the optimizer did.
+        clock: what the optimizer did.
     """
-    if len(moving) < _FEW:
-        # as good as all stand still; where they do so exactly, they are dormant
-        typical, is_slow = USUAL_SPEED * math.sqrt(between.lr_squared), False
+    usual, is_slow = math.sqrt(clock.lr_squared), False
+    if len(moving) < _FEW:  # as good as all stand still; those that do exactly are dormant
+        typical = USUAL_SPEED * usual
     else:
         typical = median(moving)
-        is_slow = typical < MIN_SPEED * math.sqrt(between.lr_squared)
+        is_slow = typical < MIN_SPEED * usual
     share = _CHANCE_DENSITY * allowed
     share /= max(typical, 1e-300)
     chance = float(np.minimum(share, 1.0, out=share).mean())
@@ -487,46 +470,63 @@ def _chance(
     return chance, SLOW if is_slow else FAR if chance > MAX_CHANCE else ""
 
 
+def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Which of N magnitudes are at most each of K thresholds, packed: uint8 [K, ceil(N / 8)].
+
+    >>> removed(np.array([0.1, 2.0, 0.3, math.nan]), [0.2, 9.0])
+    array([[128],
+           [224]], dtype=uint8)
+    """
+    return np.stack([np.packbits(magnitudes <= threshold) for threshold in thresholds])
+
+
+def overlap(before: np.ndarray, now: np.ndarray) -> float:
+    """Of the packed bits that were set before, the fraction that is set now; NaN of none.
+
+    >>> overlap(np.packbits([1, 1, 1, 0]), np.packbits([0, 1, 1, 1]))
+    0.6666666666666666
+    """
+    num_before = int(_NUM_BITS[before].sum())
+    return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
+
+
 # ------------------------------------------------------------------ the projection
 
 
 @np.errstate(all="ignore")  # a weight of exactly zero has been near zero for ever
 def decay_projection(
-    motions: Mapping[str, TensorMotion],
-    now: Mapping[str, torch.Tensor],
-    thresholds: Mapping[str, float],
+    motions: Mapping[str, TensorMotion], now: Values, thresholds: Mapping[str, float]
 ) -> DecayProjection | None:
     """The share of the weights that is dormant and will be near zero, by the clock's advance.
 
     None if the decay clock stands still, or a threshold of a tensor is not known.
     """
-    known: dict[str, TensorMotion] = {}
+    known = {name: motion for name, motion in motions.items() if not motion.reason}
+    if not all(thresholds.get(name, 0.0) > 0.0 for name in known):
+        return None
     total, advance = 0, 0.0
-    for name, motion in motions.items():
-        if motion.reason:
-            continue
-        if not thresholds.get(name, 0.0) > 0.0:
-            return None
-        known[name] = motion
+    for motion in known.values():
         total += len(motion.dormant)
         advance += motion.decay * len(motion.dormant)
     if advance <= 0.0:
         return None
     grid = np.array(ADVANCES)
-    dormant, entering, weight_of_all = np.zeros(len(grid)), np.zeros(len(grid)), 0.0
+    dormant = np.zeros(len(grid))
+    entering = np.zeros(len(grid))
+    weight_of_all = 0.0
     for name, motion in known.items():
         rate = -motion.log_shrink / (advance / total)  # of this tensor's clock to the mean one
-        far = np.log(np.abs(float64_of(now[name])) / thresholds[name])
+        far = np.log(np.abs(now[name]) / thresholds[name])
         # by how much the mean clock advances until a weight is near zero
         due = np.where(far <= 0.0, 0.0, far / rate if rate > 0.0 else math.inf)
-        size, num_dormant = len(due), int(np.count_nonzero(motion.dormant))
-        num_living = size - num_dormant
+        num_dormant = int(np.count_nonzero(motion.dormant))
+        num_living = len(due) - num_dormant
         share = _below(due[~motion.dormant], grid) / max(num_living, 1)
         by_chance = min(motion.chance * num_living, float(num_dormant))
         passing = _below(due[motion.dormant], grid)
         dormant += np.maximum(passing - by_chance * share, 0.0) / total
         # tensors where weights go dormant are where more will
-        weight = max(num_dormant - 2.0 * by_chance, 0.0) + 1e-6 * size
+        weight = max(num_dormant - 2.0 * by_chance, 0.0) + 1e-6 * len(due)
         entering += weight * share
         weight_of_all += weight
     return DecayProjection(
@@ -568,26 +568,16 @@ _EVERY = 512
 
 @dataclass(frozen=True)
 class Shrink:
-    """What decay and gradients did between two snapshots, as estimated.
+    """What decay and gradients did between two snapshots, as estimated."""
 
-    Args:
-        clock: as if the optimizer had been watched: log_shrink, the sums of lr and its square
-            and the decay clock, all of them estimates.
-        num_agreeing: weights whose ratio is within the pile, of those that were looked at.
-        reason: why there is no estimate; empty if there is one. Then ``clock.log_shrink`` is 0.
-    """
-
-    clock: GroupClock
-    num_agreeing: int
-    reason: str = ""
+    clock: GroupClock  # as if the optimizer had been watched; all of it estimates
+    num_agreeing: int  # weights whose ratio is within the pile, of those that were looked at
+    reason: str = ""  # why there is no estimate; empty if there is one
 
 
 @np.errstate(all="ignore")  # ratios of what is not finite are in no pile
 def estimate_shrink(
-    before: Mapping[str, np.ndarray],
-    now: Mapping[str, np.ndarray],
-    num_steps: int,
-    eps: float = torch.finfo(torch.float32).eps,
+    before: Values, now: Values, num_steps: int, eps: float = torch.finfo(torch.float32).eps
 ) -> Shrink:
     """The factor that weights without gradient shrank by, and the size of the updates.
 

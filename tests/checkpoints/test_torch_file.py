@@ -13,8 +13,8 @@ from torch import nn
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.errors import CheckpointError
+from sparsitywatch.weights.snapshot import LazyTensors
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:
@@ -187,7 +187,7 @@ def test_a_flipped_bit_in_a_weight_is_found_by_the_checksum(tmp_path: Path) -> N
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             checkpoint.read("bad")
         entries = {entry.name: entry for entry in checkpoint.entries()}
-        lazy = LazyTensors(entries, checkpoint.read, checkpoint)
+        lazy = LazyTensors(entries, checkpoint)
         with pytest.raises(CheckpointError, match="tensor 'bad': its bytes do not match the check"):
             MagnitudeSpectrum.of(lazy)
 

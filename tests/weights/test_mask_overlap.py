@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.weights.snapshot import MASK_LEVELS, MaskHistory, overlap, removed
+from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, overlap, removed
+from sparsitywatch.weights.snapshot import float64_of
 
 bits = st.lists(st.booleans(), min_size=1, max_size=70)
 
@@ -30,32 +31,37 @@ def test_without_anything_in_common_it_is_the_level() -> None:
     assert overlap(one, one) == 1.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
-def test_what_goes_is_what_is_at_most_the_threshold(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    sample = {name: torch.randn(37).to(dtype) for name in "ab"}
-    sample["a"][:3] = torch.tensor([0.5, -0.5, math.nan]).to(dtype)
-    values = np.concatenate([t.double().numpy() for t in sample.values()])
-    found = removed(sample, [0.5, -math.inf, math.inf])
-    unpacked = np.unpackbits(found, axis=1)[:, :74].astype(bool)
-    assert unpacked[0].tolist() == [bool(abs(v) <= 0.5) for v in values]
-    assert unpacked[0][:3].tolist() == [True, True, False]
-    assert not unpacked[1].any()
-    assert unpacked[2].sum() == 73  # all but NaN
+def test_what_goes_is_what_is_at_most_the_threshold() -> None:
+    magnitudes = np.abs(np.random.default_rng(0).normal(size=74))
+    magnitudes[:2] = 0.5, math.nan
+    found = np.unpackbits(removed(magnitudes, [0.5, -math.inf, math.inf]), axis=1)[:, :74]
+    assert found[0].tolist() == (magnitudes <= 0.5).tolist()
+    assert found[0][:2].tolist() == [1, 0]
+    assert not found[1].any()
+    assert found[2].sum() == 73  # all but NaN
 
 
 def test_snapshot_by_snapshot_and_over_a_restart() -> None:
-    generator = np.random.default_rng(1)
-    rows = [generator.integers(0, 256, (3, 40), dtype=np.uint8) for _ in range(3)]
-    history = MaskHistory()
-    first = history.update(10, rows[0], 320)
-    assert (first.level, first.since_step) == (MASK_LEVELS, -1)
+    torch.manual_seed(0)
+    samples = [{"a": torch.randn(200).bfloat16(), "b": torch.randn(120)} for _ in range(3)]
+    thresholds = (0.5, 1.0, 1.5)
+
+    def bits(sample: dict[str, torch.Tensor]) -> np.ndarray:
+        return removed(np.abs(float64_of(*sample.values())), thresholds)
+
+    motion, resumed = MotionTracker(), MotionTracker()
+    first = motion.compare(10, samples[0], thresholds).masks
+    assert (first.level, first.since_step, first.num_sampled) == (MASK_LEVELS, -1, 320)
     assert all(map(math.isnan, first.overlap))
-    second = history.update(20, rows[1], 320)
-    assert second.overlap == tuple(map(overlap, rows[0], rows[1]))
-    assert (second.since_step, second.num_sampled) == (10, 320)
-    resumed = MaskHistory()
-    resumed.load_state_dict(history.state_dict())
-    assert resumed.update(30, rows[2], 320) == history.update(30, rows[2], 320)
+    motion.forget()  # what was done meanwhile does not change what was removed
+    second = motion.compare(20, samples[1], thresholds).masks
+    assert second.overlap == tuple(map(overlap, bits(samples[0]), bits(samples[1])))
+    assert second.since_step == 10
+    assert motion.compare(21, samples[1]).masks is None
+    resumed.load_state_dict(motion.state_dict())
+    third = motion.compare(30, samples[2], thresholds).masks
+    assert resumed.compare(30, samples[2], thresholds).masks == third
+    assert third.since_step == 20
     # another scope: nothing to compare with
-    assert history.update(40, rows[2][:, :5], 40).since_step == -1
+    motion.forget()
+    assert motion.compare(40, {"a": samples[2]["a"]}, thresholds).masks.since_step == -1

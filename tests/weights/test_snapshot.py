@@ -14,12 +14,10 @@ from torch import nn
 from sparsitywatch.checkpoints import base
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import Sampler, Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.counting import LazyTensors
 
 
 def snapshot(model: nn.Module, step: int = 1) -> Snapshot:
@@ -142,20 +140,6 @@ def test_taken_while_it_is_counted(
         assert spectrum == MagnitudeSpectrum.of(live(model).tensors)
         # and what is stored without being observed
         assert bits(Sampler(num_samples).take(stored)) == bits(expected)
-
-
-def test_taken_of_tensors_that_a_function_reads() -> None:
-    model = made()
-    snapshot = live(model)
-    entries = {
-        name: Entry(name=name, shape=tuple(tensor.shape), dtype=tensor.dtype)
-        for name, tensor in snapshot.tensors.items()
-    }
-    lazy = LazyTensors(entries, lambda name: snapshot.tensors[name])
-    taken: dict[str, torch.Tensor] = {}
-    observed = Sampler(77).observed(Snapshot(1, snapshot.scope, lazy), taken)
-    assert MagnitudeSpectrum.of(observed.tensors) == MagnitudeSpectrum.of(snapshot.tensors)
-    assert bits(taken) == bits(Sampler(77).take(snapshot))
 
 
 def test_the_order_of_a_file_and_other_samplers_change_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import threading
-import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from torch import nn
 
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.weights.layout import Entry
+from sparsitywatch.weights.snapshot import LazyTensors
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum, counting
-from sparsitywatch.weights.spectrum.counting import LazyTensors
-from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram
+from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 pytestmark = pytest.mark.usefixtures("counted_by")
 
@@ -45,6 +44,8 @@ def random_tensor(*shape, dtype=torch.float32, seed=0):
 
 def all_bits(dtype):
     """Weights of every exponent and sign, infinities, denormals and odd NaN included."""
+    if dtype.itemsize == 1:
+        return torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
     top = np.arange(1 << 16, dtype=np.uint64)
     num_bits = 8 * dtype.itemsize
     low = np.array([0, 1, (1 << (num_bits - 16)) - 1], np.uint64)
@@ -80,19 +81,19 @@ def test_any_strides_count_like_a_copy(dtype, view, monkeypatch):
 def test_permuted_tensors_are_walked_as_they_lie_in_memory():
     tensor = random_tensor(6, 8, 10)
     for view in (tensor, tensor.permute(2, 0, 1), tensor.transpose(0, 1)):
-        words = counting.bits_of("w", view)
-        assert words.is_contiguous()
-        assert words.data_ptr() == tensor.data_ptr()
+        bits = counting.bits_of("w", view)
+        assert bits.is_contiguous()
+        assert bits.data_ptr() == tensor.data_ptr()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pieces_hold_each_element_once_and_stay_small(dtype):
     base = torch.arange(6000).to(dtype).view(3, 40, 50)
-    for words in (base, base.transpose(0, 2), base[:, ::3, 1:], base[0, 0, 0], base[:0]):
-        found = list(counting.pieces(words, 64))
-        assert all(0 < piece.numel() <= 64 for piece in found)
-        flat = torch.cat([piece.flatten() for piece in found]) if found else torch.empty(0)
-        assert torch.equal(flat.double().sort().values, words.double().flatten().sort().values)
+    for bits in (base, base.transpose(0, 2), base[:, ::3, 1:], base[0, 0, 0], base[:0]):
+        found = list(counting.pieces(bits, 64))
+        assert all(piece.numel() <= 64 for piece in found)
+        flat = torch.cat([piece.flatten() for piece in found])
+        assert torch.equal(flat.double().sort().values, bits.double().flatten().sort().values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -105,22 +106,17 @@ def test_the_number_of_threads_does_not_matter(dtype, monkeypatch):
     assert one.names == three.names == tuple(tensors)
 
 
-@pytest.mark.parametrize("dtype", DTYPES + FLOAT8)
-def test_counting_on_a_device_is_counting_on_cpu(dtype):
+@pytest.mark.parametrize("max_bins", [1 << 24, 140_000])
+def test_counting_on_a_device_is_counting_on_cpu(max_bins, monkeypatch):
     # the device path runs on any device; here it is given CPU tensors
-    tensor = (
-        all_bits(dtype)
-        if dtype.itemsize > 1
-        else torch.arange(256, dtype=torch.uint8).repeat(3).view(dtype)
+    monkeypatch.setattr(counting, "MAX_DEVICE_BINS", max_bins)
+    tensors = {"none": torch.empty(0)} | {str(dtype): all_bits(dtype) for dtype in DTYPES + FLOAT8}
+    tensors |= {f"strided {name}": tensor[::3] for name, tensor in tensors.items()}
+    spectrum = MagnitudeSpectrum.of(tensors)
+    on_device = counting._count_on_device(
+        {name: (STORAGES[w.dtype], counting.bits_of(name, w)) for name, w in tensors.items()}
     )
-    tensors = {"all bits": tensor, "strided": tensor[::3], "none": tensor[:0]}
-    words = {name: counting.bits_of(name, w) for name, w in tensors.items()}
-    storages = dict.fromkeys(words, STORAGES[dtype])
-    on_device = counting._count_on_device(words, storages)
-    table = counting.PlainTable(STORAGES[dtype])
-    for name, own in words.items():
-        table.add(own.numpy())
-        assert on_device[name] == table.take()
+    assert on_device == {name: spectrum.histogram(name) for name in tensors}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -241,19 +237,6 @@ def test_num_threads_is_at_least_one():
         MagnitudeSpectrum.of({"w": torch.ones(3)}, num_threads=0)
 
 
-def test_device_groups_keep_all_names_and_stay_small(monkeypatch):
-    monkeypatch.setattr(counting, "MAX_DEVICE_BINS", 140_000)
-    dtypes = {"a": torch.float32, "b": torch.bfloat16, "c": torch.float64, "d": torch.float16}
-    storages = {name: STORAGES[dtype] for name, dtype in dtypes.items()}
-    groups = counting._groups(list(dtypes), storages)
-    assert groups == [["a", "b"], ["c"], ["d"]]
-
-
-def test_histograms_are_not_equal_to_other_things():
-    assert Histogram.empty(torch.float32) != 0
-    assert Histogram.empty(torch.float32) != Histogram.empty(torch.float16)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -306,7 +289,7 @@ class Chunks:
             raise CheckpointError("written meanwhile")
 
     def lazy(self) -> LazyTensors:
-        return LazyTensors(entries_of(self.tensors), self.read, self)
+        return LazyTensors(entries_of(self.tensors), self)
 
 
 def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -397,29 +380,14 @@ def test_tensors_are_begun_in_the_order_of_the_bytes() -> None:
                                "stored.special"]  # fmt: skip
 
 
-class Whole:
-    """A store that can only give whole tensors; the most that lived at once."""
+def test_one_is_read_as_a_whole_when_it_is_asked_for() -> None:
+    class Whole(Chunks):
+        def read(self, name: str) -> torch.Tensor:
+            return self.tensors[name.removeprefix("stored.")]
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.most = 0
-        self._alive: list[weakref.ref[torch.Tensor]] = []
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self.tensors[name].clone()
-        self._alive.append(weakref.ref(tensor))
-        self.most = max(self.most, sum(ref() is not None for ref in self._alive))
-        return tensor
-
-
-def test_whole_tensors_are_read_one_at_a_time_and_not_kept() -> None:
-    weights = {f"w{at}": torch.randn(50, 4).t() for at in range(5)}
-    weights["none"] = torch.ones(0)
-    store = Whole(weights)
-    lazy = LazyTensors(entries_of(weights), store.read)
-    assert MagnitudeSpectrum.of(lazy, num_threads=1) == MagnitudeSpectrum.of(weights)
-    assert store.most <= 2
-    assert (list(lazy), len(lazy), "w9" in lazy) == (list(weights), 6, False)
-    assert torch.equal(lazy["w2"], weights["w2"])
+    weights = some_weights(torch.float32)
+    lazy = Whole(weights).lazy()
+    assert (list(lazy), len(lazy), "w9" in lazy) == (list(weights), 5, False)
+    assert torch.equal(lazy["large"], weights["large"])
     with pytest.raises(KeyError):
         lazy["w9"]

@@ -11,18 +11,11 @@ import torch
 from hypothesis import given, settings
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum, histogram
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.magnitude import NearZeroRule
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 VALUES = [0.0, -0.0, 1.0, -1.5, 2e-2, 1e-3, 3e4, math.inf, -math.inf, math.nan, 1e-45, 1e-7]
-
-
-@pytest.fixture(scope="module", params=[histogram.BLOCK, 40], autouse=True)
-def bins_of_a_block(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(histogram, "BLOCK", request.param)
-        yield
 
 
 @st.composite
@@ -63,18 +56,6 @@ some_thresholds = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=200)
-@given(spectra(), some_thresholds)
-def test_shares_are_those_of_each_tensor_alone(spectrum, asked):
-    found = spectrum.layer_sparsity_at(asked)
-    of_all = [spectrum.sparsity_at(t) for t in asked]
-    assert np.array_equal(spectrum.sparsities_at(asked), of_all, equal_nan=True)
-    assert list(found) == list(spectrum.names)
-    for name, layer in spectrum.layers().items():
-        expected = [layer.sparsity_at(t) for t in asked]
-        assert np.array_equal(found[name], expected, equal_nan=True)
-
-
 @settings(deadline=None, max_examples=100)
 @given(spectra(), st.lists(st.floats(0.0, 1.0), max_size=4))
 def test_the_cuts_of_some_levels_are_what_each_alone_tells(spectrum, levels):
@@ -93,14 +74,16 @@ def test_the_cuts_of_some_levels_are_what_each_alone_tells(spectrum, levels):
 def test_counts_are_those_of_a_sort_and_cut(tensors, asked):
     spectrum = MagnitudeSpectrum.of(tensors)
     ordered = {n: np.sort(w.double().abs().numpy()) for n, w in tensors.items()}
-    found = histogram.Histograms(list(spectrum._histograms.values())).at_most(np.array(asked))
-    for (name, magnitudes), row in zip(ordered.items(), found.tolist(), strict=True):
-        for t, count in zip(asked, row, strict=True):
+    whole = np.zeros(len(asked))
+    for name, magnitudes in ordered.items():
+        found = spectrum.histogram(name).at_most(np.array(asked, float))
+        whole += found
+        for t, count in zip(asked, found.tolist(), strict=True):
             low, high = around(t, tensors[name].dtype)
             assert cut(magnitudes, low) <= count <= cut(magnitudes, high)
-    for t, whole in zip(asked, found.sum(0).tolist(), strict=True):
+    for t, count in zip(asked, whole.tolist(), strict=True):
         if spectrum.num_weights:
-            expected = whole / spectrum.num_weights
+            expected = count / spectrum.num_weights
             assert spectrum.sparsity_at(t) == pytest.approx(expected, rel=1e-14)
 
 
@@ -131,37 +114,6 @@ def test_what_is_near_zero_by_any_rule_is_what_a_sort_cuts_off(tensors, factor):
             near[rule] += 0.0 if math.isnan(share) else share * w.numel()
     if spectrum.num_weights:
         assert whole == pytest.approx({r: n / spectrum.num_weights for r, n in near.items()})
-
-
-@settings(deadline=None, max_examples=200)
-@given(spectra(), st.floats(0.0, 3.0))
-def test_scales_and_what_is_near_zero_are_those_of_each_tensor_alone(spectrum, factor):
-    layers = spectrum.layers()
-    assert list(spectrum.layer_num_weights().values()) == [x.num_weights for x in layers.values()]
-    together = list(spectrum.layer_rms().values())
-    assert np.array_equal(together, [layer.rms for layer in layers.values()], equal_nan=True)
-    near = [layer.near_zero(rms=factor) * layer.num_weights for layer in layers.values()]
-    if spectrum.num_weights:
-        expected = math.fsum(x for x in near if not math.isnan(x)) / spectrum.num_weights
-        assert spectrum.near_zero(rms=factor) == pytest.approx(expected, rel=1e-12)
-
-
-@settings(deadline=None, max_examples=100)
-@given(spectra(), st.sampled_from([1, 10, 300]))
-def test_log_histograms_are_those_of_each_tensor_alone(spectrum, bins_per_decade):
-    found = spectrum.log10_histograms(bins_per_decade)
-    assert list(found) == list(spectrum.names)
-    for name, layer in spectrum.layers().items():
-        expected = layer.log10_histograms(bins_per_decade)[name]
-        assert np.array_equal(found[name].edges, expected.edges)
-        assert np.array_equal(found[name].counts, expected.counts)
-
-
-def test_a_threshold_that_is_nan_is_refused():
-    spectrum = MagnitudeSpectrum.of({"w": torch.ones(3)})
-    with pytest.raises(ConfigurationError, match="`thresholds` to be magnitudes, got NaN"):
-        spectrum.layer_sparsity_at([0.1, math.nan])
-    assert spectrum.layer_sparsity_at([]) == {"w": []}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

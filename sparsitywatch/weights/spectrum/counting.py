@@ -14,24 +14,22 @@ worker would also be the default of every thread that the caller starts later.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from operator import itemgetter
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.weights.layout import Entry
+from sparsitywatch.weights.snapshot import BITS, LazyTensors
 from sparsitywatch.weights.spectrum import kernel
-from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
-
-__all__ = ["LazyTensors", "ReadObserver", "Store", "count", "count_stored"]
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage, summed
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -48,57 +46,88 @@ MAX_ADDED = 1 << 30
 MAX_DEVICE_BINS = 1 << 24
 
 
-def count(tensors: Mapping[str, torch.Tensor], num_threads: int | None) -> dict[str, Histogram]:
+class _Task(NamedTuple):
+    """What one thread counts: a stored tensor, or a piece of one that lies in memory."""
+
+    name: str
+    storage: Storage
+    num_weights: int
+    #: All of its bits as integers, again at each call; may use the buffer that it is given.
+    chunks: Callable[[memoryview], Generator[np.ndarray, None, None]]
+
+
+def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Histogram]:
     """One histogram per tensor, in the order of ``tensors``.
 
     Raises:
         ConfigurationError: a tensor cannot be counted.
+        CheckpointError: a stored one cannot be read, or was written meanwhile.
     """
-    num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    words: dict[str, torch.Tensor] = {}
-    storages: dict[str, Storage] = {}
-    on_cpu: dict[str, torch.Tensor] = {}
-    on_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        words[name] = own = bits_of(name, tensor)
-        storages[name] = STORAGES[tensor.dtype]
-        (on_cpu if own.device.type == "cpu" else on_device.setdefault(own.device, {}))[name] = own
-    found: dict[str, Histogram] = {}
-    for others in on_device.values():
-        found |= _count_on_device(others, storages)
-    num_weights = sum(map(torch.numel, on_cpu.values()))
-    counter = Counter(num_weights, map(storages.__getitem__, on_cpu))
+    if isinstance(tensors, LazyTensors):
+        found = _counted(_stored_tasks(tensors), num_threads, tensors.store.chunk_bytes)
+        tensors.store.check_unchanged()
+    else:
+        found = {}
+        there: dict[torch.device, dict[str, tuple[Storage, torch.Tensor]]] = {}
+        for name, tensor in tensors.items():
+            bits = bits_of(name, tensor)
+            there.setdefault(bits.device, {})[name] = STORAGES[tensor.dtype], bits
+        for device, on_device in there.items():
+            if device.type == "cpu":
+                found |= _counted(_tasks(on_device, num_threads), num_threads)
+            else:
+                found |= _count_on_device(on_device)
+    return {name: found[name] for name in tensors}
 
-    def counted(task: tuple[int, str, np.ndarray]) -> Histogram:
-        table = counter.table(storages[task[1]])
-        table.add(task[2])
-        return table.take()
 
+def _counted(
+    tasks: Sequence[_Task], num_threads: int, chunk_bytes: int = 0
+) -> dict[str, Histogram]:
+    """One histogram per name, by as many threads as the weights are worth."""
+    num_weights = sum(task.num_weights for task in tasks)
+    widths = {task.storage.num_bytes for task in tasks if num_weights >= MIN_COMPILED}
+    kernels = {num_bytes: kernel.load(num_bytes) for num_bytes in widths}
+    # compiled, one is done with a piece before another thread has started
+    enough = MIN_PIECE * (4 if any(kernels.values()) else 1)
+    bench = _Bench(kernels, chunk_bytes)
+    counted = map_threads(bench.count, tasks, min(num_threads, -(-num_weights // enough)))
+    parts: dict[str, list[Histogram]] = {}
+    for task, part in zip(tasks, counted, strict=True):
+        parts.setdefault(task.name, []).append(part)
+    return {name: summed(own) for name, own in parts.items()}
+
+
+def _tasks(tensors: Mapping[str, tuple[Storage, torch.Tensor]], num_threads: int) -> list[_Task]:
+    """Pieces of tensors on the CPU, the largest first: the last thread is then soon done, too."""
+    num_weights = sum(bits.numel() for _, bits in tensors.values())
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
-    tasks = _tasks(on_cpu, size)
-    num = min(counter.num_threads(num_threads), len(tasks))
-    parts = map_threads(counted, tasks, num) if num > 1 else map(counted, tasks)
-    for (_, name, _), part in zip(tasks, parts, strict=True):
-        found[name] = found[name] + part if name in found else part
-    for name, histogram in found.items():
-        if histogram.may_hold_inf:  # among the largest finite values
-            num_inf, storage = 0, storages[name]
-            for piece in pieces(words[name], MAX_PIECE):
-                num_inf += int((piece & storage.sign_off).eq(storage.inf_bits).sum())
-            found[name] = histogram.with_inf(num_inf)
-    return {n: found[n] if n in found else Histogram.empty(s.dtype) for n, s in storages.items()}
-
-
-def _tasks(words: Mapping[str, torch.Tensor], size: int) -> list[tuple[int, str, np.ndarray]]:
-    """Pieces of at most ``size`` weights: how many each has, its tensor's name, and itself."""
-    tasks: list[tuple[int, str, np.ndarray]] = []
-    for name, tensor in words.items():
+    tasks: list[_Task] = []
+    for name, (storage, bits) in tensors.items():
         # a piece that is strided or at an odd address is copied by its worker: it has to be small
-        is_whole = tensor.is_contiguous() and tensor.data_ptr() % tensor.itemsize == 0
-        for piece in map(torch.Tensor.numpy, pieces(tensor, size if is_whole else MIN_PIECE)):
-            tasks += [(piece.size, name, piece)]
-    # the largest first, or the last thread would finish long after the others
-    return sorted(tasks, key=itemgetter(0), reverse=True)
+        is_whole = bits.is_contiguous() and bits.data_ptr() % bits.itemsize == 0
+        for piece in pieces(bits, size if is_whole else MIN_PIECE):
+            chunks = partial(_flat, piece.numpy())
+            tasks.append(_Task(name, storage, piece.numel(), chunks))
+    return sorted(tasks, key=attrgetter("num_weights"), reverse=True)
+
+
+def _flat(piece: np.ndarray, _: memoryview) -> Generator[np.ndarray, None, None]:
+    yield np.ascontiguousarray(piece).reshape(-1)
+
+
+def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
+    """Tensors in the order in which they are best read; what cannot be counted is refused now."""
+    names = {entry.name: name for name, entry in tensors.entries.items()}
+    storages = {name: storage_of(name, entry.dtype) for name, entry in tensors.entries.items()}
+    tasks = []
+    for stored_name in tensors.store.in_byte_order(names):
+        name = names[stored_name]
+        num_weights, chunks = tensors.entries[name].num_weights, partial(tensors.chunks, name)
+        tasks.append(_Task(name, storages[name], num_weights, chunks))
+    return tasks
+
+
+# ------------------------------------------------------------------ the bits of a tensor
 
 
 def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -110,16 +139,16 @@ def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """
     if not isinstance(tensor, torch.Tensor):
         raise _refusal(name, f"an object of type {type(tensor).__name__}", "Pass a torch.Tensor")
-    storage = storage_of(name, tensor.dtype)
+    storage_of(name, tensor.dtype)
     if tensor.layout is not torch.strided:
         raise _refusal(name, f"layout {tensor.layout}", "Convert it with to_dense()")
     if tensor.device.type == "meta":
         raise _refusal(name, "a meta tensor without data", "Materialize it first")
     if hasattr(tensor, "to_local"):
         raise _refusal(name, type(tensor).__name__, "Pass its local shard, to_local()")
-    words = tensor.detach().resolve_neg().view(storage.bits_dtype)
+    bits = tensor.detach().resolve_neg().view(BITS[tensor.dtype.itemsize])
     # the order of weights does not matter: walk the memory as it lies
-    return words.permute(sorted(range(words.dim()), key=words.stride, reverse=True))
+    return bits.permute(sorted(range(bits.dim()), key=bits.stride, reverse=True))
 
 
 def storage_of(name: str, dtype: torch.dtype) -> Storage:
@@ -141,19 +170,21 @@ def _refusal(name: str, got: str, what_to_do: str) -> ConfigurationError:
     )
 
 
-def pieces(words: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Views that together hold all of ``words``, each of at most ``size`` elements."""
-    words = words.squeeze()
-    num_weights = words.numel()
+def pieces(bits: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    """Views that together hold all of ``bits``, each of at most ``size`` elements."""
+    bits = bits.squeeze()
+    num_weights = bits.numel()
     if num_weights <= size:
-        if num_weights > 0:
-            yield words
-    elif words.is_contiguous():
-        yield from torch.split(words.view(-1), size)
+        yield bits
+    elif bits.is_contiguous():
+        yield from torch.split(bits.view(-1), size)
     else:
-        num_rows = max(1, size * words.shape[0] // num_weights)
-        for rows in torch.split(words, num_rows):
+        num_rows = max(1, size * bits.shape[0] // num_weights)
+        for rows in torch.split(bits, num_rows):
             yield from pieces(rows, size)
+
+
+# ------------------------------------------------------------------ counting them
 
 
 def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int) -> list[T]:
@@ -161,7 +192,7 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
 
     After a failure no further task is begun; the first one is raised.
     """
-    num_threads = min(num_threads, len(tasks))
+    num_others = min(num_threads, len(tasks)) - 1
     results: list[Any] = [None] * len(tasks)
     waiting = deque(range(len(tasks)))
 
@@ -177,57 +208,63 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
                 waiting.clear()
                 raise
 
-    if num_threads <= 1:  # a pool of nobody is refused
+    if num_others <= 0:  # a pool of nobody is refused
         work()
         return results
-    with ThreadPoolExecutor(num_threads - 1, "sparsitywatch-spectrum") as pool:
-        others = [pool.submit(work) for _ in range(num_threads - 1)]
+    with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
+        others = [pool.submit(work) for _ in range(num_others)]
         work()
         for other in others:
             other.result()
     return results
 
 
-class Counter:
-    """Has a table for each thread and dtype, compiled where that is worth it.
+class _Bench(threading.local):
+    """What one thread counts with, kept from task to task.
 
-    A thread keeps its tables from piece to piece: fresh memory costs a page fault every 4 KiB,
-    which adds up to a tenth of the time.
-
-    Args:
-        num_weights: that will be counted.
-        storages: of their dtypes.
+    Fresh memory costs a page fault every 4 KiB, which adds up to a tenth of the time.
     """
 
-    def __init__(self, num_weights: int, storages: Iterable[Storage]) -> None:
-        self._num_weights = num_weights
-        self._kernels: dict[int, kernel.Kernel | None] = {}
-        if num_weights >= MIN_COMPILED:
-            for storage in storages:
-                if storage.num_bytes not in self._kernels:
-                    self._kernels[storage.num_bytes] = kernel.load(storage.num_bytes)
-        self._own = threading.local()
+    def __init__(self, kernels: Mapping[int, kernel.Kernel | None], chunk_bytes: int) -> None:
+        self._kernels = kernels
+        self._buffer = memoryview(bytearray(chunk_bytes))
+        self._tables: dict[Storage, PlainTable | kernel.Table] = {}
 
-    def num_threads(self, at_most: int) -> int:
-        """How many threads the weights are worth."""
-        # compiled, one is done with a piece before another thread has started
-        num_pieces = 4 if any(self._kernels.values()) else 1
-        return min(at_most, -(-self._num_weights // (MIN_PIECE * num_pieces)))
-
-    def table(self, storage: Storage) -> PlainTable | kernel.Table:
-        """What the calling thread counts words of this dtype into."""
-        tables = self._own.__dict__
-        if storage.name not in tables:
-            compiled = self._kernels.get(storage.num_bytes)
-            tables[storage.name] = (
-                kernel.Table(compiled, storage) if compiled else PlainTable(storage)
-            )
-        found: PlainTable | kernel.Table = tables[storage.name]
+    def count(self, task: _Task) -> Histogram:
+        """One pass; a second one where infinities may be among the largest finite values."""
+        storage = task.storage
+        table, num_added, parts = self._table(storage), 0, []
+        # closed whatever happens here: the next one may wait for what it holds
+        with closing(task.chunks(self._buffer)) as chunks:
+            for chunk in chunks:
+                for start in range(0, len(chunk), MAX_ADDED):
+                    bits = chunk[start : start + MAX_ADDED]
+                    num_added += len(bits)
+                    if num_added > MAX_ADDED:
+                        parts.append(Histogram.of_keys(storage, *table.drain()))
+                        num_added = len(bits)
+                    table.add(bits)
+        found = summed([*parts, Histogram.of_keys(storage, *table.drain())])
+        if found.may_hold_inf:
+            num_inf = 0
+            with closing(task.chunks(self._buffer)) as chunks:
+                for bits in chunks:
+                    magnitudes = bits & bits.dtype.type(storage.sign_off)
+                    num_inf += int(np.count_nonzero(magnitudes == storage.inf_bits))
+            found = found.with_inf(num_inf)
         return found
+
+    def _table(self, storage: Storage) -> PlainTable | kernel.Table:
+        """What bits of this dtype are counted into, compiled where that is worth it."""
+        if storage not in self._tables:
+            compiled = self._kernels.get(storage.num_bytes)
+            table = PlainTable(storage) if compiled is None else kernel.Table(compiled, storage)
+            self._tables[storage] = table
+        return self._tables[storage]
 
 
 class PlainTable:
-    """Counts words of one dtype by torch and numpy; empty after each ``take``."""
+    """Counts the bits of one dtype by torch and numpy."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -238,224 +275,79 @@ class PlainTable:
         self._raw_counts = np.zeros(storage.num_raw, np.int32)
         self._counter = torch.from_numpy(self._raw_counts)
 
-    def add(self, piece: np.ndarray) -> None:
-        """Count words in any shape and strides; at most MAX_ADDED until they are taken."""
-        flat = piece.reshape(-1).view(f"u{piece.itemsize}")
-        for start in range(0, len(flat), CHUNK):
-            chunk = flat[start : start + CHUNK]
+    def add(self, bits: np.ndarray) -> None:
+        """Count flat bits; at most MAX_ADDED until they are taken out."""
+        bits = bits.view(f"u{bits.itemsize}")
+        for start in range(0, len(bits), CHUNK):
+            chunk = bits[start : start + CHUNK]
             size = len(chunk)
             raw_keys(chunk, self._storage, self._keys[:size])
             self._counter.index_add_(0, self._index[:size], self._ones[:size])
 
-    def take(self) -> Histogram:
-        """The histogram of all that was added since the last time."""
-        found = Histogram.of_raw(self._storage, self._raw_counts)
-        self._raw_counts[:] = 0
-        return found
+    def drain(self) -> tuple[np.ndarray, np.ndarray]:
+        """Raw keys of what was added since the last time, rising, and the count of each."""
+        keys = np.flatnonzero(self._raw_counts != 0)  # several times faster than of integers
+        counts = self._raw_counts[keys]
+        self._raw_counts[keys] = 0
+        return keys, counts
 
 
-def raw_keys(chunk: np.ndarray, storage: Storage, out: np.ndarray) -> None:
-    """Raw keys of unsigned words, into ``out``: uint32, or uint64 for eight-byte words."""
-    if storage.num_bytes <= 2:
-        np.copyto(out, chunk)
+def raw_keys(bits: np.ndarray, storage: Storage, out: np.ndarray) -> None:
+    """Raw keys of unsigned bits, into ``out``: uint32, or uint64 for eight bytes."""
+    if storage.num_bytes == 1:
+        np.copyto(out, bits)
         return
-    word = chunk.dtype.type
-    np.bitwise_and(chunk, word(storage.sign_off), out=out)
-    np.add(out, word((1 << storage.bins.shift) - 1), out=out)
-    np.right_shift(out, word(storage.bins.shift), out=out)
+    width = bits.dtype.type
+    np.bitwise_and(bits, width(storage.sign_off), out=out)
+    if storage.bins.shift:
+        np.add(out, width((1 << storage.bins.shift) - 1), out=out)
+        np.right_shift(out, width(storage.bins.shift), out=out)
 
 
 def _count_on_device(
-    words: Mapping[str, torch.Tensor], storages: Mapping[str, Storage]
+    tensors: Mapping[str, tuple[Storage, torch.Tensor]],
 ) -> dict[str, Histogram]:
     """One histogram per tensor of a single device, by few transfers from it."""
     found: dict[str, Histogram] = {}
-    for group in _groups(list(words), storages):
-        device = words[group[0]].device
-        is_huge = any(words[name].numel() >= 1 << 31 for name in group)
-        counter = torch.int64 if is_huge else torch.int32
-        sizes = [storages[name].num_raw for name in group]
-        raw_counts = torch.zeros(sum(sizes), dtype=counter, device=device)
-        one = torch.ones(1, dtype=counter, device=device)
-        for name, row in zip(group, torch.split(raw_counts, sizes), strict=True):
-            for piece in pieces(words[name], MAX_PIECE):
-                keys = raw_keys_on_device(piece.reshape(-1), storages[name])
-                row.index_add_(0, keys, one.expand(len(keys)))
-        for name, row in zip(group, torch.split(raw_counts.cpu(), sizes), strict=True):
-            found[name] = Histogram.of_raw(storages[name], row.numpy())
-    return found
+    waiting: dict[str, torch.Tensor] = {}
+    for name, (storage, bits) in tensors.items():
+        if waiting and sum(map(len, waiting.values())) + storage.num_raw > MAX_DEVICE_BINS:
+            found |= _transferred(waiting, tensors)
+            waiting.clear()
+        counter = torch.int64 if bits.numel() >= 1 << 31 else torch.int32
+        one = torch.ones(1, dtype=counter, device=bits.device)
+        waiting[name] = torch.zeros(storage.num_raw, dtype=counter, device=bits.device)
+        for piece in pieces(bits, MAX_PIECE):
+            keys = raw_keys_on_device(piece.reshape(-1), storage)
+            waiting[name].index_add_(0, keys, one.expand(len(keys)))
+    return found | _transferred(waiting, tensors)
 
 
-def _groups(names: Sequence[str], storages: Mapping[str, Storage]) -> list[list[str]]:
-    """Names in groups whose raw counts fit on a device beside the weights."""
-    groups: list[list[str]] = []
-    num_bins = MAX_DEVICE_BINS
-    for name in names:
-        num_bins += storages[name].num_raw
-        if num_bins > MAX_DEVICE_BINS:
-            groups.append([])
-            num_bins = storages[name].num_raw
-        groups[-1].append(name)
-    return groups
-
-
-def raw_keys_on_device(words: torch.Tensor, storage: Storage) -> torch.Tensor:
-    """Raw keys of a flat tensor of words, int32 or int64; ``raw_keys`` for any device."""
-    if storage.num_bytes == 1:
-        return words.to(torch.int32)
-    if storage.num_bytes == 2:
-        return words.to(torch.int32).bitwise_and_(0xFFFF)
-    keys = words.bitwise_and(storage.sign_off)
-    # signed words: the smallest step down before the shift cannot overflow, one up could
-    return keys.sub_(1).bitwise_right_shift_(storage.bins.shift).add_(1)
-
-
-# ------------------------------------------------------------------ stored weights
-
-
-class ReadObserver(Protocol):
-    """Who sees stored weights while they are read for somebody else."""
-
-    def see(self, name: str, tensor: torch.Tensor) -> None:
-        """All of a tensor that is read as a whole."""
-
-    def see_some(self, name: str, first: int, words: np.ndarray) -> None:
-        """The bits, as integers, of weights from index ``first`` on in the flat tensor.
-
-        From several threads, each weight once.
-        """
-
-
-class Store(Protocol):
-    """Where stored weights lie; a ``Checkpoint`` is one. Threads may read side by side."""
-
-    @property
-    def chunk_bytes(self) -> int:
-        """How long the buffer for ``chunks`` should be."""
-
-    def in_byte_order(self, names: Iterable[str]) -> list[str]:
-        """Names of tensors in the order in which they are best read."""
-
-    def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of a tensor in flat order, a number of whole weights at once.
-
-        Args:
-            name: of the tensor.
-            buffer: memory that chunks may lie in; each is good until the next is asked for.
-
-        Raises:
-            CheckpointError: they cannot be read, or are not what was stored.
-        """
-
-    def check_unchanged(self) -> None:
-        """Raise if something was written since it was opened."""
-
-
-class LazyTensors(Mapping[str, torch.Tensor]):
-    """Name to weights, each read when it is asked for and not kept.
-
-    Args:
-        entries: what is known of each, in the order of the scope; an entry's own name is the
-            one in the store.
-        read: reads one tensor by its name.
-        store: gives the same weights in chunks, to be counted while they are read; None:
-            each tensor is read first and counted then.
-        observers: see what is read.
-    """
-
-    def __init__(
-        self,
-        entries: Mapping[str, Entry],
-        read: Callable[[str], torch.Tensor],
-        store: Store | None = None,
-        observers: Sequence[ReadObserver] = (),
-    ) -> None:
-        self.entries, self.store, self.observers = dict(entries), store, tuple(observers)
-        self.dtypes = {name: entry.dtype for name, entry in self.entries.items()}
-        self._read = read
-
-    def observed(self, observer: ReadObserver) -> LazyTensors:
-        """The same weights; ``observer``, too, sees what is read of them."""
-        return LazyTensors(self.entries, self._read, self.store, (*self.observers, observer))
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.entries:
-            raise KeyError(name)
-        tensor = self._read(name)
-        for observer in self.observers:
-            observer.see(name, tensor)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-
-def count_stored(tensors: LazyTensors, num_threads: int | None) -> dict[str, Histogram]:
-    """One histogram per tensor, in the order of the scope; each is read by one thread.
-
-    Args:
-        tensors: of a store.
-        num_threads: at most; by default ``torch.get_num_threads()``.
-
-    Raises:
-        ConfigurationError: a tensor has a dtype that cannot be counted.
-        CheckpointError: one cannot be read, or was written meanwhile.
-    """
-    store = tensors.store
-    assert store is not None  # noqa: S101 for the type checker
-    storages = {name: storage_of(name, dtype) for name, dtype in tensors.dtypes.items()}
-    num_weights = sum(math.prod(entry.shape) for entry in tensors.entries.values())
-    counter = Counter(num_weights, storages.values())
-    own_names = {entry.name: name for name, entry in tensors.entries.items()}
-    buffers = threading.local()
-
-    def counted(stored_name: str) -> Histogram:
-        if not hasattr(buffers, "own"):
-            buffers.own = memoryview(bytearray(store.chunk_bytes))
-        name = own_names[stored_name]
-        storage, num_added, first = storages[name], 0, 0
-        table = counter.table(storage)
-        found: list[Histogram] = []
-        # closed whatever happens here: the next one may wait for what it holds
-        with closing(store.chunks(stored_name, buffers.own)) as chunks:
-            for chunk in chunks:
-                words = np.frombuffer(chunk, f"u{storage.num_bytes}")
-                for observer in tensors.observers:
-                    observer.see_some(name, first, words)
-                first += len(words)
-                for part in np.split(words, range(MAX_ADDED, len(words), MAX_ADDED)):
-                    if num_added + len(part) > MAX_ADDED:
-                        found.append(table.take())
-                        num_added = 0
-                    table.add(part)
-                    num_added += len(part)
-        return sum(found, table.take())
-
-    num_threads = torch.get_num_threads() if num_threads is None else num_threads
-    order = store.in_byte_order(own_names)
-    num = min(counter.num_threads(num_threads), len(order))
-    parts = map_threads(counted, order, num) if num > 1 else map(counted, order)
-    by_stored_name = dict(zip(order, parts, strict=True))
-    histograms = {}
-    for name, entry in tensors.entries.items():
-        histogram = by_stored_name[entry.name]
+def _transferred(
+    raw_counts: Mapping[str, torch.Tensor], tensors: Mapping[str, tuple[Storage, torch.Tensor]]
+) -> dict[str, Histogram]:
+    """Raw counts on a device as histograms; infinities that share a bin are counted there."""
+    sizes = [len(own) for own in raw_counts.values()]
+    rows = torch.split(torch.cat([*raw_counts.values()]).cpu(), sizes)
+    found = {}
+    for name, row in zip(raw_counts, rows, strict=True):
+        (storage, bits), counts = tensors[name], row.numpy()
+        keys = np.flatnonzero(counts)
+        histogram = Histogram.of_keys(storage, keys, counts[keys])
         if histogram.may_hold_inf:
-            histogram = histogram.with_inf(_num_inf(store, entry.name, storages[name]))
-        histograms[name] = histogram
-    store.check_unchanged()
-    return histograms
-
-
-def _num_inf(store: Store, stored_name: str, storage: Storage) -> int:
-    """How many weights are infinite, of a dtype whose bins do not tell; reads them again."""
-    buffer = memoryview(bytearray(store.chunk_bytes))
-    found = 0
-    for chunk in store.chunks(stored_name, buffer):
-        words = np.frombuffer(chunk, f"u{storage.num_bytes}")
-        found += int(
-            np.count_nonzero((words & words.dtype.type(storage.sign_off)) == storage.inf_bits)
-        )
+            magnitudes = (piece & storage.sign_off for piece in pieces(bits, MAX_PIECE))
+            num_inf = sum(int(own.eq(storage.inf_bits).sum()) for own in magnitudes)
+            histogram = histogram.with_inf(num_inf)
+        found[name] = histogram
     return found
+
+
+def raw_keys_on_device(bits: torch.Tensor, storage: Storage) -> torch.Tensor:
+    """Raw keys of flat bits, int32 or int64; ``raw_keys`` for any device."""
+    if storage.num_bytes == 1:
+        return bits.to(torch.int32)
+    if storage.num_bytes == 2:
+        return bits.to(torch.int32).bitwise_and_(storage.sign_off)
+    keys = bits.bitwise_and(storage.sign_off)
+    # signed: the smallest step down before the shift cannot overflow, one up could
+    return keys.sub_(1).bitwise_right_shift_(storage.bins.shift).add_(1)

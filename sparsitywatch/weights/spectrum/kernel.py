@@ -27,9 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sparsitywatch.errors import reraise_foreign
-from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage
-
-__all__ = ["Compiler", "Kernel", "Table", "load", "made_by_numba"]
+from sparsitywatch.weights.spectrum.histogram import STORAGES, Storage
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -48,7 +46,7 @@ def prefetch(packs: np.ndarray, index: int) -> None:
 
 
 def count_16(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add bfloat16 or float16 words to the lanes of ``table``; keys are the magnitude bits."""
+    """Add bfloat16 or float16 weights to the lanes of ``table``; keys are the magnitude bits."""
     sign_off, low = np.uint64(0x7FFF7FFF7FFF7FFF), np.uint64(0xFFFF)
     second, third, fourth = np.uint64(16), np.uint64(32), np.uint64(48)
     one = np.uint32(1)
@@ -66,7 +64,7 @@ def count_16(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
 
 
 def count_32(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add float32 words; both halves of a pack are rounded up at once, neither overflows."""
+    """Add float32 weights; both halves of a pack are rounded up at once, neither overflows."""
     sign_off, up = np.uint64(0x7FFFFFFF7FFFFFFF), np.uint64(0x00007FFF00007FFF)
     low, shift, high = np.uint64(0xFFFFFFFF), np.uint64(15), np.uint64(47)
     one = np.uint32(1)
@@ -88,7 +86,7 @@ def count_32(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
 
 
 def count_64(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
-    """Add float64 words, one a pack."""
+    """Add float64 weights, one a pack."""
     sign_off, up = np.uint64(0x7FFFFFFFFFFFFFFF), np.uint64((1 << 44) - 1)
     shift, one = np.uint64(44), np.uint32(1)
     lane0, lane1 = table[0], table[1]
@@ -136,49 +134,42 @@ _DRAIN_SIGNATURE = "int64(uint32[:, ::1], uint64[:, ::1], int32[::1], int64[::1]
 
 @dataclass(frozen=True)
 class Kernel:
-    """What counts words of one width into a table, and empties it; no interpreter lock is held."""
+    """What counts weights of one width into a table, and empties it, without interpreter lock."""
 
-    num_bytes: int
     count: Callable[[np.ndarray, np.ndarray, np.ndarray], None]
     drain: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
 
 
 class Table:
-    """What one thread counts words of one dtype into; empty after each ``take``."""
+    """What one thread counts the bits of one dtype into."""
 
     def __init__(self, kernel: Kernel, storage: Storage) -> None:
-        num_keys = {2: 1 << 15, 4: (1 << 16) + 1, 8: (1 << 19) + 1}[kernel.num_bytes]
-        num_lanes = 2 if kernel.num_bytes == 8 else 4  # a table of float64 is eight times as long
-        self._kernel, self._storage = kernel, storage
-        self._counts = np.zeros((num_lanes, -(-num_keys // 64) * 64), np.uint32)
-        self._found = np.empty(num_keys, np.int32), np.empty(num_keys, np.int64)
+        num_lanes = 2 if storage.num_bytes == 8 else 4  # a table of float64 is eight times as long
+        self._kernel = kernel
+        self._counts = np.zeros((num_lanes, -(-storage.num_raw // 64) * 64), np.uint32)
+        self._found = np.empty(storage.num_raw, np.int32), np.empty(storage.num_raw, np.int64)
 
-    def add(self, piece: np.ndarray) -> None:
-        """Count words in any shape and strides; at most MAX_ADDED until they are taken."""
-        num_bytes = self._kernel.num_bytes
-        words = np.ascontiguousarray(piece).reshape(-1).view(f"u{num_bytes}")
-        if not words.flags.aligned:
-            words = words.copy()
-        per_pack = 8 // num_bytes
-        start = min((-words.ctypes.data % 8) // num_bytes, len(words))
-        num_packs = (len(words) - start) // (per_pack * UNROLL) * UNROLL
-        end = start + num_packs * per_pack
-        rest = np.concatenate((words[:start], words[end:]), dtype=np.uint64)
-        self._kernel.count(words[start:end].view(np.uint64), rest, self._counts)
-
-    def take(self) -> Histogram:
-        """The histogram of all that was added since the last time."""
-        return Histogram.of_keys(self._storage, *self.drain())
+    def add(self, bits: np.ndarray) -> None:
+        """Count flat bits, of any address; at most MAX_ADDED until they are taken out."""
+        width = bits.itemsize
+        bits = bits.view(f"u{width}")
+        if not bits.flags.aligned:
+            bits = bits.copy()
+        start = min((-bits.ctypes.data % 8) // width, len(bits))
+        num_packs = (len(bits) - start) * width // (8 * UNROLL) * UNROLL
+        end = start + num_packs * 8 // width
+        rest = np.concatenate((bits[:start], bits[end:]), dtype=np.uint64)
+        self._kernel.count(bits[start:end].view(np.uint64), rest, self._counts)
 
     def drain(self) -> tuple[np.ndarray, np.ndarray]:
-        """The same as keys, int32, rising, and the count of each, int64, positive."""
+        """Keys of what was added since the last time, int32, rising, and the count of each."""
         num = self._kernel.drain(self._counts, self._counts.view(np.uint64), *self._found)
         return self._found[0][:num].copy(), self._found[1][:num].copy()
 
 
 @cache
 def load(num_bytes: int) -> Kernel | None:
-    """The compiled counter for words of this width; None where there is none.
+    """The compiled counter for weights of this width; None where there is none.
 
     The first call on a machine compiles, in about a second, and numba keeps the result on
     disk. A watch counts once at attach, so that no training step waits for it.
@@ -188,10 +179,8 @@ def load(num_bytes: int) -> Kernel | None:
         return None
 
     def make(compiled: Compiler) -> Kernel:
-        kernel = Kernel(
-            num_bytes, compiled(count, _COUNT_SIGNATURE), compiled(drain, _DRAIN_SIGNATURE)
-        )
-        _check(kernel)
+        kernel = Kernel(compiled(count, _COUNT_SIGNATURE), compiled(drain, _DRAIN_SIGNATURE))
+        _check(kernel, num_bytes)
         return kernel
 
     return made_by_numba(f"the counter of {num_bytes}-byte weights", make)
@@ -288,18 +277,17 @@ def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Calla
     return kept
 
 
-def _check(kernel: Kernel) -> None:
+def _check(kernel: Kernel, num_bytes: int) -> None:
     """Compare with a count by numpy: machine code may be wrong, counts may not."""
-    storage = next(s for s in STORAGES.values() if s.num_bytes == kernel.num_bytes)
-    bits, shift = 8 * kernel.num_bytes, np.uint64(storage.bins.shift)
+    storage = next(s for s in STORAGES.values() if s.num_bytes == num_bytes)
     scattered = np.arange(1025, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    words = (scattered >> np.uint64(64 - bits)).astype(f"u{kernel.num_bytes}")
-    words[::3] = 0
-    magnitudes = words & np.uint64((1 << (bits - 1)) - 1)
+    bits = (scattered >> np.uint64(64 - 8 * num_bytes)).astype(f"u{num_bytes}")
+    bits[::3] = 0
+    magnitudes, shift = bits & np.uint64(storage.sign_off), np.uint64(storage.bins.shift)
     rounded_up = (magnitudes + ((np.uint64(1) << shift) - np.uint64(1))) >> shift
     expected = np.unique(rounded_up, return_counts=True)
     table = Table(kernel, storage)
     for _ in range(2):  # the second time into what the first one left
-        table.add(words)
+        table.add(bits)
         if not all(map(np.array_equal, table.drain(), expected)):
             raise RuntimeError("Expected the counts that numpy finds, got others.")

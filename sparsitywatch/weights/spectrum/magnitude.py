@@ -1,13 +1,16 @@
-"""What one pass over |w| can answer, and which rules say that a weight is near zero."""
+"""What one pass over |w| can answer, and which rules say that a weight is near zero.
+
+Shapes: T tensors, K thresholds, R rules, B occupied bins of all tensors.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
@@ -22,10 +25,14 @@ from sparsitywatch.errors import (
     listed,
 )
 from sparsitywatch.records import LogHistogram
-from sparsitywatch.weights.spectrum.counting import LazyTensors, count, count_stored
-from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Histograms
-
-__all__ = ["DEFAULT_RULES", "MagnitudeSpectrum", "NearZeroRule", "near_zero_rules", "num_pruned"]
+from sparsitywatch.weights.spectrum.counting import count
+from sparsitywatch.weights.spectrum.histogram import (
+    STORAGES,
+    Histogram,
+    common_edges,
+    root_mean_square,
+    summed,
+)
 
 #: The first one is what detectors watch by default.
 DEFAULT_RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
@@ -69,27 +76,8 @@ class NearZeroRule:
             )
         return cls(kind, factor)
 
-    @classmethod
-    def only(cls, **factors: float | None) -> NearZeroRule:
-        """The rule of the one kind whose factor is not None.
-
-        Raises:
-            ConfigurationError: not exactly one, or a factor that is negative or not finite.
-
-        >>> NearZeroRule.only(abs=0.001, rms=None)
-        NearZeroRule(kind='abs', factor=0.001)
-        """
-        given = [(kind, factor) for kind, factor in factors.items() if factor is not None]
-        if len(given) != 1:
-            raise ConfigurationError(
-                f"Expected exactly one of `abs`, `rms` and `initial`, got {sorted(dict(given))}."
-            )
-        ((kind, factor),) = given
-        expect_number(kind, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
-        return cls(kind, float(factor))
-
     def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
-        """Below which a weight is near zero, by tensor; None where that is not fixed, or 0.
+        """The threshold of each tensor; None where it moves with the weights, or is 0.
 
         >>> NearZeroRule.parse("abs_0.001").fixed_thresholds({"weight": 0.02})
         {'weight': 0.001}
@@ -107,49 +95,6 @@ def near_zero_rules(rules: Sequence[str]) -> dict[str, NearZeroRule]:
     """
     names = listed("near_zero", rules, "a list of rules such as 'initial_0.1'")
     return {name: NearZeroRule.parse(name) for name in names}
-
-
-def _thresholds_of(
-    rules: Sequence[NearZeroRule],
-    names: Sequence[str],
-    rms: np.ndarray,
-    initial_rms: Mapping[str, float] | None,
-) -> np.ndarray:
-    """The threshold in each of T tensors by each of R rules, float64 [T, R].
-
-    Args:
-        rules: what is asked.
-        names: of the tensors.
-        rms: root mean square of each tensor, float64 [T].
-        initial_rms: of each when it was first seen, by name; may be None where no rule asks.
-
-    Raises:
-        ConfigurationError: a rule asks for an initial scale that a tensor does not have.
-    """
-    found = np.empty((len(names), len(rules)))
-    for i, rule in enumerate(rules):
-        found[:, i] = rule.factor
-        if rule.kind == "rms":
-            found[:, i] *= rms
-        elif rule.kind == "initial":
-            missing = set(names).difference(initial_rms or ())
-            if initial_rms is None or missing:
-                first = min(missing, key=names.index, default="")
-                came = "none" if initial_rms is None else f"no entry for {first!r}"
-                raise ConfigurationError(
-                    "Expected `reference` with the initial scale of each tensor for `initial`, "
-                    f"got {came}."
-                )
-            found[:, i] *= list(map(initial_rms.__getitem__, names))
-    # a tensor without a scale has no finite weights, so none near zero
-    return np.where(np.isnan(found), -1.0, found)
-
-
-# ------------------------------------------------------------------ the spectrum
-
-#: Meaning of the stored arrays; raised when the bins of a dtype change.
-FORMAT = 1
-_ARRAYS = ("format", "names", "dtypes", "num_bins", "num_inf", "num_nan", "keys", "counts")
 
 
 def num_pruned(numel: int, level: float) -> int:
@@ -176,6 +121,13 @@ def num_pruned(numel: int, level: float) -> int:
             f"Expected `level` to be a fraction of weights in [0, 1], got {level!r}."
         )
     return round(float(level) * numel)
+
+
+# ------------------------------------------------------------------ the spectrum
+
+#: Meaning of the stored arrays; raised when the bins of a dtype change.
+FORMAT = 1
+_ARRAYS = ("format", "names", "dtypes", "num_bins", "num_inf", "num_nan", "keys", "counts")
 
 
 class MagnitudeSpectrum:
@@ -216,20 +168,13 @@ class MagnitudeSpectrum:
             ConfigurationError: a tensor is not floating point, sparse, distributed or
                 without data; ``num_threads`` is less than 1.
         """
-        if num_threads is not None:
-            expect_whole("num_threads", num_threads, 1)
-        expect_mapping(
-            "tensors", tensors, "tensors by name, such as dict(model.named_parameters())"
-        )
+        if num_threads is None:
+            num_threads = torch.get_num_threads()
+        expect_whole("num_threads", num_threads, 1)
+        what = "tensors by name, such as dict(model.named_parameters())"
+        expect_mapping("tensors", tensors, what)
         with torch.no_grad():
-            if not isinstance(tensors, LazyTensors):
-                return cls(count(tensors, num_threads))
-            if tensors.store is not None:
-                return cls(count_stored(tensors, num_threads))
-            counted: dict[str, Histogram] = {}
-            for name in tensors:  # one by one: never all in memory
-                counted |= count({name: tensors[name]}, num_threads)
-            return cls(counted)
+            return cls(count(tensors, num_threads))
 
     @classmethod
     def from_arrays(cls, stored: Mapping[str, np.ndarray]) -> MagnitudeSpectrum:
@@ -246,21 +191,20 @@ class MagnitudeSpectrum:
         T tensors as arrays of length T, and ``keys`` and ``counts`` of all, one after another.
         Integers are as narrow as their largest value allows.
         """
-        dtypes, num_bins, keys, counts = [], [], [], []
-        for histogram in self._histograms.values():
-            dtypes.append(STORAGES[histogram.dtype].name)
-            num_bins.append(len(histogram.keys))
+        histograms = self._histograms.values()
+        keys, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
+        for histogram in histograms:
             keys.append(histogram.keys)
             counts.append(histogram.counts)
         return {
             "format": np.array(FORMAT),
             "names": np.array(self.names, dtype=np.str_),
-            "dtypes": np.array(dtypes, dtype=np.str_),
-            "num_bins": _narrow(np.array(num_bins, np.int64)),
-            "num_inf": _narrow(self._counts.num_inf),
-            "num_nan": _narrow(self._counts.num_nan),
-            "keys": _narrow(np.concatenate([np.empty(0, np.int32), *keys])),
-            "counts": _narrow(np.concatenate([np.empty(0, np.int64), *counts])),
+            "dtypes": np.array([STORAGES[h.dtype].name for h in histograms], dtype=np.str_),
+            "num_bins": _narrow(np.array([len(h.keys) for h in histograms], np.int64)),
+            "num_inf": _narrow(np.array([h.num_inf for h in histograms], np.int64)),
+            "num_nan": _narrow(np.array([h.num_nan for h in histograms], np.int64)),
+            "keys": _narrow(np.concatenate(keys)),
+            "counts": _narrow(np.concatenate(counts)),
         }
 
     def digest(self) -> str:
@@ -281,16 +225,16 @@ class MagnitudeSpectrum:
         """
         if not isinstance(other, MagnitudeSpectrum):
             return NotImplemented
-        summed = dict(self._histograms)
+        found = dict(self._histograms)
         for name, histogram in other._histograms.items():
-            mine = summed.get(name)
+            mine = found.get(name)
             if mine is not None and mine.dtype != histogram.dtype:
                 raise ConfigurationError(
                     f"Expected {name!r} to have the same dtype in both spectra, got "
                     f"{mine.dtype} and {histogram.dtype}. Convert the tensor before counting."
                 )
-            summed[name] = histogram if mine is None else mine + histogram
-        return MagnitudeSpectrum(summed)
+            found[name] = histogram if mine is None else summed([mine, histogram])
+        return MagnitudeSpectrum(found)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MagnitudeSpectrum):
@@ -316,22 +260,22 @@ class MagnitudeSpectrum:
     @cached_property
     def num_weights(self) -> int:
         """All weights, those that are not finite included."""
-        return int(self._counts.num_weights.sum())
+        return sum(histogram.num_weights for histogram in self._histograms.values())
 
-    @property
+    @cached_property
     def num_nan(self) -> int:
         """Weights that are NaN."""
-        return int(self._counts.num_nan.sum())
+        return sum(histogram.num_nan for histogram in self._histograms.values())
 
-    @property
+    @cached_property
     def num_inf(self) -> int:
         """Weights that are infinite."""
-        return int(self._counts.num_inf.sum())
+        return sum(histogram.num_inf for histogram in self._histograms.values())
 
     @property
     def num_zero(self) -> int:
         """Exact zeros of either sign."""
-        return int(self._counts.at_most_in_all([0.0])[0])
+        return int(self._at_most(np.zeros(1))[0])
 
     @property
     def rms(self) -> float:
@@ -340,7 +284,7 @@ class MagnitudeSpectrum:
         Computed from the integer counts alone, so that shards, chunks and stored spectra
         give the same bits; bins are taken as filled evenly.
         """
-        return self._counts.rms_of_all
+        return root_mean_square(self._totals)
 
     def thresholds(self, levels: Sequence[float]) -> list[float]:
         """A threshold t per sparsity level: the weights with |w| <= t are removed.
@@ -361,12 +305,9 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
-        # a sweep asks one level after another, and a list of floats is quickly recognised
-        if not (isinstance(levels, list) and set(map(type, levels)) <= {float}):
-            levels = expect_numbers("levels", levels, "a list of sparsities in [0, 1]")
-        magnitudes, cumulative = self._counts.steps
         found = []
-        for level in levels:
+        magnitudes, cumulative = self.steps()
+        for level in expect_numbers("levels", levels, "a list of sparsities in [0, 1]"):
             num_removed = num_pruned(self.num_weights, level)
             step = cumulative.searchsorted(num_removed)
             if num_removed == 0:
@@ -385,15 +326,14 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: ``t`` is NaN.
         """
-        if type(t) is not float or math.isnan(t):
-            expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
-        return self.sparsities_at([t])[0]
+        expect_number("t", t, lambda t: not math.isnan(t), "a magnitude")
+        if not self.num_weights:
+            return math.nan
+        return float(self._at_most(np.array([t], np.float64))[0]) / self.num_weights
 
-    def sparsities_at(self, thresholds: Sequence[float]) -> list[float]:
-        """``sparsity_at`` each of some thresholds, none of which is NaN."""
-        if self.num_weights == 0:
-            return [math.nan] * len(thresholds)
-        return [num / self.num_weights for num in self._counts.at_most_in_all(thresholds)]
+    def _at_most(self, t: np.ndarray) -> np.ndarray:
+        """All weights with |w| <= t, float64 [K] like ``t``; no NaN."""
+        return sum((total.at_most(t) for total in self._totals), np.zeros(len(t)))
 
     def near_zero(
         self,
@@ -415,15 +355,18 @@ class MagnitudeSpectrum:
             ConfigurationError: not exactly one rule, a negative factor, or a tensor without
                 an entry in ``reference``.
         """
-        rule = NearZeroRule.only(abs=abs, rms=rms, initial=initial)
-        if rule.kind == "abs":
-            return self.sparsity_at(rule.factor)
-        if rule.kind == "initial" and reference is not None:
+        factors = {"abs": abs, "rms": rms, "initial": initial}
+        given = {kind: factor for kind, factor in factors.items() if factor is not None}
+        if len(given) != 1:
+            raise ConfigurationError(
+                f"Expected exactly one of `abs`, `rms` and `initial`, got {sorted(given)}."
+            )
+        ((kind, factor),) = given.items()
+        expect_number(kind, factor, lambda f: 0.0 <= f < math.inf, "a finite number >= 0")
+        if reference is not None:
             expect_mapping("reference", reference, "scales by name")
-        taus = _thresholds_of([rule], self.names, self._counts.rms, reference)
-        if self.num_weights == 0:
-            return math.nan
-        return math.fsum(self._counts.at_most(taus).ravel().tolist()) / self.num_weights
+        rules = {kind: NearZeroRule(kind, float(factor))}
+        return self.near_zero_by_rule(rules, reference)[0][kind]
 
     def near_zero_by_rule(
         self, rules: Mapping[str, NearZeroRule], initial_rms: Mapping[str, float] | None
@@ -441,18 +384,41 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a tensor has no initial scale, and a rule asks for it.
         """
-        taus = _thresholds_of(list(rules.values()), self.names, self._counts.rms, initial_rms)
-        near = self._counts.at_most(taus)
-        whole, by_layer = {}, {}
-        by_factor = self._counts.at_most_in_all(map(attrgetter("factor"), rules.values()))
-        for (name, rule), num, by_tensor in zip(
-            rules.items(), by_factor, near.T.tolist(), strict=True
-        ):
-            counted = num if rule.kind in ("abs", "zero") else math.fsum(by_tensor)
-            whole[name] = counted / self.num_weights if self.num_weights else math.nan
-        for name, fractions in zip(self.names, self._counts.shares(near), strict=True):
-            by_layer[name] = dict(zip(rules, fractions, strict=True))
+        thresholds = self._near_zero_thresholds(rules.values(), initial_rms)
+        near, by_layer = [], {}
+        for (name, histogram), t in zip(self._histograms.items(), thresholds, strict=True):
+            nums = histogram.at_most(t).tolist()
+            near.append(nums)
+            by_layer[name] = dict(zip(rules, _fractions(nums, histogram.num_weights), strict=True))
+        whole = {}
+        for i, (name, rule) in enumerate(rules.items()):
+            if rule.kind in ("abs", "zero"):
+                whole[name] = self.sparsity_at(rule.factor)
+            else:
+                num = math.fsum(nums[i] for nums in near)
+                (whole[name],) = _fractions([num], self.num_weights)
         return whole, by_layer
+
+    def _near_zero_thresholds(
+        self, rules: Collection[NearZeroRule], initial_rms: Mapping[str, float] | None
+    ) -> np.ndarray:
+        """The threshold in each tensor by each rule, float64 [T, R]."""
+        found = np.empty((len(self.names), len(rules)))
+        for i, rule in enumerate(rules):
+            found[:, i] = rule.factor
+            if rule.kind == "rms":
+                found[:, i] *= [histogram.rms for histogram in self._histograms.values()]
+            elif rule.kind == "initial":
+                missing = [name for name in self.names if name not in (initial_rms or ())]
+                if initial_rms is None or missing:
+                    came = "none" if initial_rms is None else f"no entry for {missing[0]!r}"
+                    raise ConfigurationError(
+                        "Expected `reference` with the initial scale of each tensor for "
+                        f"`initial`, got {came}."
+                    )
+                found[:, i] *= [initial_rms[name] for name in self.names]
+        # a tensor without a scale has no finite weights, so none near zero
+        return np.where(np.isnan(found), -1.0, found)
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
@@ -461,48 +427,59 @@ class MagnitudeSpectrum:
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
         """Magnitudes where the count of all weights steps up, and the count from there on.
 
+        With bins of several kinds, only magnitudes that end a bin in each of them: the counts
+        there are exact for every dtype.
+
         Returns:
             float64 and int64, rising.
         """
-        return self._counts.steps
+        return self._steps
+
+    @cached_property
+    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
+        if not self._totals:
+            return np.empty(0), np.empty(0, np.int64)
+        if len(self._totals) == 1:
+            (total,) = self._totals
+            return total.bins.edges[total.keys], total.before[1:]
+        magnitudes = common_edges(*(total.bins for total in self._totals))
+        counts = self._at_most(magnitudes).astype(np.int64)
+        is_step = np.diff(counts, prepend=0) > 0
+        return magnitudes[is_step], counts[is_step]
+
+    @cached_property
+    def _totals(self) -> list[Histogram]:
+        """All tensors as one for each kind of bins."""
+        kinds: dict[str, list[Histogram]] = {}
+        for histogram in self._histograms.values():
+            kinds.setdefault(histogram.bins.name, []).append(histogram)
+        return [summed(histograms) for _, histograms in sorted(kinds.items())]
 
     def layer_rms(self) -> dict[str, float]:
-        """``rms`` of each layer, in one go; by name, in order."""
-        return dict(zip(self.names, self._counts.rms.tolist(), strict=True))
+        """``rms`` of each layer, by name, in order."""
+        return {name: histogram.rms for name, histogram in self._histograms.items()}
 
     def layer_num_weights(self) -> dict[str, int]:
-        """``num_weights`` of each layer; by name, in order."""
-        return dict(zip(self.names, self._counts.num_weights.tolist(), strict=True))
-
-    def layer_sparsity_at(self, thresholds: Sequence[float]) -> dict[str, list[float]]:
-        """``sparsity_at`` of each layer at each threshold, in one go; by name, in order.
-
-        Raises:
-            ConfigurationError: a threshold is NaN.
-        """
-        t = np.array(thresholds, np.float64)
-        if np.isnan(t).any():
-            raise ConfigurationError("Expected `thresholds` to be magnitudes, got NaN.")
-        return dict(zip(self.names, self._counts.shares(self._counts.at_most(t)), strict=True))
+        """``num_weights`` of each layer, by name, in order."""
+        return {name: histogram.num_weights for name, histogram in self._histograms.items()}
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
         """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
-
-        In one go; a threshold and both fractions are those of ``thresholds``, ``sparsity_at`` and
-        ``layer_sparsity_at``.
 
         Raises:
             ConfigurationError: a level lies outside [0, 1].
         """
         thresholds = self.thresholds(levels)
-        in_all = self._counts.at_most_in_all(thresholds)
-        of_layers = self._counts.shares(self._counts.at_most(np.array(thresholds, np.float64)))
-        found = []
-        for i, (threshold, num) in enumerate(zip(thresholds, in_all, strict=True)):
-            sparsity = num / self.num_weights if self.num_weights else math.nan
-            shares = dict(zip(self.names, map(itemgetter(i), of_layers), strict=True))
-            found.append((threshold, sparsity, shares))
-        return found
+        t = np.array(thresholds, np.float64)
+        in_all = _fractions(self._at_most(t).tolist(), self.num_weights)
+        of_layers = {
+            name: _fractions(histogram.at_most(t).tolist(), histogram.num_weights)
+            for name, histogram in self._histograms.items()
+        }
+        return [
+            (threshold, in_all[i], {name: shares[i] for name, shares in of_layers.items()})
+            for i, threshold in enumerate(thresholds)
+        ]
 
     def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
@@ -515,29 +492,18 @@ class MagnitudeSpectrum:
             ConfigurationError: ``bins_per_decade`` is less than 1.
         """
         expect_whole("bins_per_decade", bins_per_decade, 1)
-        found = self._counts.log10_histograms(bins_per_decade)
-        return dict(zip(self.names, found, strict=True))
+        return {
+            name: histogram.log10_histogram(bins_per_decade)
+            for name, histogram in self._histograms.items()
+        }
 
     def histogram(self, name: str) -> Histogram:
         """The counts of one tensor."""
         return self._histograms[name]
 
-    def with_counts(
-        self, counts: Mapping[str, tuple[np.ndarray, np.ndarray, int, int]]
-    ) -> MagnitudeSpectrum:
-        """Other counts of the same tensors.
 
-        Args:
-            counts: by name, in this order: rising keys int32, counts int64, and how many weights
-                are infinite and NaN.
-        """
-        return MagnitudeSpectrum(
-            {name: Histogram(self._histograms[name].dtype, *of) for name, of in counts.items()}
-        )
-
-    @cached_property
-    def _counts(self) -> Histograms:
-        return Histograms(list(self._histograms.values()))
+def _fractions(nums: Sequence[float], num_weights: int) -> list[float]:
+    return [num / num_weights if num_weights else math.nan for num in nums]
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:
@@ -555,12 +521,8 @@ def _unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, Histogram]:
             f"Expected a spectrum of format {FORMAT}, got {int(version)}. Read it with "
             "the version of sparsitywatch that wrote it."
         )
-    lengths = {
-        "names": len(names),
-        "dtypes": len(dtypes),
-        "num_inf": len(num_inf),
-        "num_nan": len(num_nan),
-    }
+    columns = {"names": names, "dtypes": dtypes, "num_inf": num_inf, "num_nan": num_nan}
+    lengths = {name: len(column) for name, column in columns.items()}
     ends = np.cumsum(num_bins.astype(np.int64)).tolist()
     total = ends[-1] if ends else 0
     if set(lengths.values()) != {len(ends)} or not len(keys) == len(counts) == total:
@@ -569,9 +531,8 @@ def _unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, Histogram]:
             f"bins, got {lengths}, {len(keys)} keys, {len(counts)} counts."
         )
     found = {}
-    start = 0
-    for i, (name, end) in enumerate(zip(names.tolist(), ends, strict=True)):
-        dtype = getattr(torch, str(dtypes[i]), None)
+    for i, (start, end) in enumerate(itertools.pairwise([0, *ends])):
+        name, dtype = str(names[i]), getattr(torch, str(dtypes[i]), None)
         if dtype not in STORAGES:
             raise StateError(
                 f"Expected a float dtype of torch for {name!r}, got {str(dtypes[i])!r}."
@@ -581,5 +542,4 @@ def _unpacked(stored: Mapping[str, np.ndarray]) -> dict[str, Histogram]:
         if not is_rising or np.any(own[1] <= 0) or np.any(own[0] >= STORAGES[dtype].bins.inf_key):
             raise StateError(f"Expected rising bins with positive counts for {name!r}.")
         found[name] = Histogram(dtype, *own, int(num_inf[i]), int(num_nan[i]))
-        start = end
     return found
