@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -20,28 +22,6 @@ from sparsitywatch.records import (
     WatchState,
 )
 from sparsitywatch.series import describe
-
-__all__ = [
-    "Difference",
-    "Digest",
-    "SeriesDigest",
-    "decay_clock_at",
-    "differences",
-    "digest",
-    "require_comparable",
-]
-
-#: Fields of a record's provenance that its curve depends on, and those that all of it does.
-_CURVE_FIELDS = (
-    "scope_hash",
-    "proxy_hash",
-    "tolerance",
-    "tolerance_mode",
-    "pattern",
-    "evaluation",
-    "dtypes",
-)
-_WEIGHT_FIELDS = ("scope_hash",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,48 +40,27 @@ class SeriesDigest:
 
 @dataclass(frozen=True, kw_only=True)
 class Digest:
-    """A run in short.
-
-    Args:
-        name: what the run is called.
-        num_records: snapshots so far.
-        num_invalid: those whose measurement failed.
-        num_informative: those with an informative essential sparsity.
-        num_evaluated: those with an evaluation that succeeded.
-        first_step, last_step: steps of the first and the last snapshot.
-        cost: of all snapshots together; ``overhead`` as last known.
-        scope, provenance: as in the last record.
-        essential_sparsity: as in the last record that has one, be it informative or not, which is
-            of ``estimated_step``; None and -1 if none has, and where only weights count.
-        trouble: in a few words, what keeps the silence of the watch from meaning anything.
-        standing: sentences on how the watch itself is, the most important one first; nothing of
-            a replay without faults.
-        state: the watch's own word on that; None of a replay, and in earlier logs.
-        series: every series of the records but the watch's own costs, by name.
-        events: in the order in which they were seen.
-        onset_clock: the decay clock at the onset of each event, by its id; NaN if unknown.
-        notes: what to know beside the numbers, by step, where it begins.
-    """
+    """A run in short."""
 
     name: str
     num_records: int
-    num_invalid: int
-    num_informative: int
-    num_evaluated: int
+    num_invalid: int  # snapshots whose measurement failed
+    num_informative: int  # those with an informative essential sparsity
+    num_evaluated: int  # those with an evaluation that succeeded
     first_step: int
     last_step: int
-    cost: Cost
-    scope: ScopeSummary
+    cost: Cost  # of all snapshots together; ``overhead`` as last known
+    scope: ScopeSummary  # of the last record, as is the provenance
     provenance: Provenance
-    essential_sparsity: EssentialSparsity | None
-    estimated_step: int
-    trouble: str
-    standing: tuple[str, ...]
-    state: WatchState | None
-    series: Mapping[str, SeriesDigest]
-    events: tuple[Event, ...]
-    onset_clock: Mapping[str, float]
-    notes: Mapping[int, Sequence[str]]
+    essential_sparsity: EssentialSparsity | None  # the last one, informative or not
+    estimated_step: int  # its step; -1 if there is none, and where only weights count
+    trouble: str  # in a few words, why the silence of the watch means nothing
+    standing: tuple[str, ...]  # how the watch is, in sentences, the most important first
+    state: WatchState | None  # the watch's own word on that; None of a replay
+    series: Mapping[str, SeriesDigest]  # all but the costs of the watch
+    events: tuple[Event, ...]  # in the order in which they were seen
+    onset_clock: Mapping[str, float]  # decay clock at the onset of each event, by its id
+    notes: Mapping[int, Sequence[str]]  # what to know beside the numbers, by step
 
     def last(self, series: str) -> float:
         """A series at the last snapshot that could measure it; NaN if none could."""
@@ -109,11 +68,7 @@ class Digest:
 
 
 def digest(run: Run, *, weights_only: bool = False) -> Digest:
-    """A run in short.
-
-    Args:
-        run: with at least one record.
-        weights_only: leave out what depends on a proxy.
+    """A run in short; ``weights_only`` leaves out what depends on a proxy.
 
     Raises:
         ConfigurationError: there is no record.
@@ -151,8 +106,8 @@ def digest(run: Run, *, weights_only: bool = False) -> Digest:
         onset_clock={event.id: decay_clock_at(records, event.onset_step) for event in events},
         notes={
             record.step: remarks
-            for before, record in zip([None, *records], records, strict=False)
-            if (remarks := record.remarks(before))
+            for before, record in pairwise([None, *records])
+            if record is not None and (remarks := record.remarks(before))
         },
     )
 
@@ -160,17 +115,12 @@ def digest(run: Run, *, weights_only: bool = False) -> Digest:
 def _digest_series(steps: np.ndarray, values: np.ndarray) -> SeriesDigest:
     """Of a series that was measured at one snapshot at least."""
     steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
-    lowest, highest = int(values.argmin()), int(values.argmax())
-    return SeriesDigest(
-        first=float(values[0]),
-        first_step=int(steps[0]),
-        last=float(values[-1]),
-        last_step=int(steps[-1]),
-        lowest=float(values[lowest]),
-        lowest_step=int(steps[lowest]),
-        highest=float(values[highest]),
-        highest_step=int(steps[highest]),
-    )
+    found: dict[str, Any] = {}
+    for name, i in (
+        ("first", 0), ("last", -1), ("lowest", values.argmin()), ("highest", values.argmax()),
+    ):  # fmt: skip
+        found |= {name: float(values[i]), f"{name}_step": int(steps[i])}
+    return SeriesDigest(**found)
 
 
 def _total_cost(run: Run) -> Cost:
@@ -209,29 +159,10 @@ def _without_proxy(events: Sequence[Event]) -> list[Event]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A field of the provenance that is not the same in all runs.
-
-    Args:
-        field: its name.
-        runs: names of the runs, by the field's value as text.
-    """
-
-    field: str
-    runs: Mapping[str, tuple[str, ...]]
-
-    def describe(self) -> str:
-        """One line for a person."""
-        parts = [f"{value} in {', '.join(names)}" for value, names in self.runs.items()]
-        return f"{self.field}: {'; '.join(parts)}"
-
-
 def decay_clock_at(records: Sequence[Record], step: int) -> float:
     """The decay clock at a step, on the straight line between the snapshots around it.
 
-    Returns:
-        NaN where no snapshot knows the clock, or all that do are on one side of ``step``.
+    NaN where no snapshot knows the clock, or all that do are on one side of ``step``.
     """
     known = [(r.step, r.decay_clock) for r in records if math.isfinite(r.decay_clock)]
     if not known:
@@ -240,16 +171,30 @@ def decay_clock_at(records: Sequence[Record], step: int) -> float:
     return float(np.interp(step, steps, clock, left=math.nan, right=math.nan))
 
 
-def differences(runs: Sequence[Run], *, weights_only: bool = False) -> tuple[Difference, ...]:
-    """What keeps runs from being compared; nothing if they can be.
+# ------------------------------------------------------------------ whether runs can be compared
 
-    Args:
-        runs: each with a name of its own. One whose provenance changed on the way (it was
-            resumed with another proxy, say) is reported with the step of the change.
-        weights_only: what only the weights tell is compared: the scope must agree, and the
-            proxy, the tolerance and the pattern do not matter.
+#: Fields of a record's provenance that its curve depends on, and those that all of it does.
+_CURVE_FIELDS = (
+    "scope_hash",
+    "proxy_hash",
+    "tolerance",
+    "tolerance_mode",
+    "pattern",
+    "evaluation",
+    "dtypes",
+)
+_WEIGHT_FIELDS = ("scope_hash",)
+
+
+def mismatches(
+    runs: Sequence[Run], *, weights_only: bool = False
+) -> dict[str, dict[str, list[str]]]:
+    """What keeps runs from being compared: names of the runs, by field of the provenance and value.
+
+    A run whose provenance changed on the way (it was resumed with another proxy, say) is there with
+    the step of the change. ``weights_only``: only the scope has to agree.
     """
-    found = []
+    found = {}
     for field in _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS:
         by_value: dict[str, list[str]] = {}
         for run in runs:
@@ -257,16 +202,15 @@ def differences(runs: Sequence[Run], *, weights_only: bool = False) -> tuple[Dif
                 since = "" if step == run.records[0].step else f" from step {step}"
                 by_value.setdefault(value, []).append(f"{run.name}{since}")
         if len(by_value) > 1:
-            values = {value: tuple(names) for value, names in by_value.items()}
-            found.append(Difference(field=field, runs=values))
-    return tuple(found)
+            found[field] = by_value
+    return found
 
 
 def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
     """Step of the first snapshot with each value of a field, by the value as text."""
     steps: dict[str, int] = {}
     for record in records:
-        value = getattr(record.provenance, field)
+        value = vars(record.provenance)[field]
         text = ", ".join(value) if isinstance(value, tuple) else f"{value}"
         steps.setdefault(text or "none", record.step)
     return steps
@@ -275,20 +219,19 @@ def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
 def require_comparable(runs: Sequence[Run], *, weights_only: bool = False) -> None:
     """Refuse runs that cannot be compared.
 
-    Args:
-        runs, weights_only: see ``differences``.
-
     Raises:
         ConfigurationError: they differ in what their numbers depend on; the fields and the
             runs are named.
     """
-    found = differences(runs, weights_only=weights_only)
+    found = mismatches(runs, weights_only=weights_only)
     if not found:
         return
     what = "watch the same weights" if weights_only else "measure the same thing"
     lines = [f"Expected runs that {what}, got runs that differ in"]
-    lines += [f"  {difference.describe()}" for difference in found]
-    if not weights_only and not differences(runs, weights_only=True):
+    for field, by_value in found.items():
+        values = [f"{value} in {', '.join(names)}" for value, names in by_value.items()]
+        lines.append(f"  {field}: {'; '.join(values)}")
+    if not weights_only and not mismatches(runs, weights_only=True):
         lines.append(
             "Their scopes agree: near-zero and dormant weights can be compared with --weights-only."
         )

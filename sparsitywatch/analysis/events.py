@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,27 +20,11 @@ from sparsitywatch.analysis.detect.change import is_back_by_half, peak_of
 from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 
-__all__ = [
-    "Changes",
-    "EventTracker",
-    "accountable_layers",
-    "annotated",
-    "disagreement",
-    "explained_by_decay",
-    "what_moved",
-]
-
 _logger = logging.getLogger("sparsitywatch")
 
 
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
-    """The event with its trend, its layers, what moved, and whether decay explains it.
-
-    Args:
-        event: seen in the last record, with the name of its series.
-        records: by rising step.
-        initial_rms: root mean square of each tensor when the watch first saw it.
-    """
+    """The event, seen in the last record, with its trend, its layers, what moved, and why."""
     now = records[-1]
     event = replace(
         event,
@@ -64,11 +49,7 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
 
 
 def disagreement(record: Record, before: Record | None) -> Event | None:
-    """The event of replicas that differ; None where they agree, or differed before in the same way.
-
-    Args:
-        before: the record of the snapshot before; None if there was none.
-    """
+    """The event of replicas that differ; None where they agree, or did so likewise ``before``."""
     now, then = record.replicas, None if before is None else before.replicas
     if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
         return None
@@ -96,8 +77,7 @@ _HALF = 0.5
 def near_zero_step(event: Event, records: Sequence[Record]) -> int:
     """Where half of the weights that went dormant will be near zero; -1 if that is not known.
 
-    It takes the decay clock at its rate since the snapshot before. How far that must advance is
-    read off the projection of the dormant weights; beyond it, weights are of usual size.
+    The decay clock goes on at its rate since the snapshot before.
     """
     now, before = records[-1], records[-2:-1]
     if event.series != "motion/dormant" or event.direction != "up" or not before:
@@ -118,9 +98,9 @@ def near_zero_step(event: Event, records: Sequence[Record]) -> int:
 def accountable_layers(
     before: Record, after: Record, series: str, share: float = 0.5
 ) -> tuple[str, ...]:
-    """The fewest layers that make up ``share`` of a near-zero or dormant fraction's change.
+    """The fewest layers that make up ``share`` of what went in the direction of the whole change.
 
-    Counted is what went in the direction of the whole; the largest contribution comes first.
+    Of a near-zero or dormant fraction; the largest contribution comes first.
     """
     earlier = {layer.name: _fraction(layer, series) for layer in before.layers}
     changes = {
@@ -131,21 +111,16 @@ def accountable_layers(
     changes = {name: change for name, change in changes.items() if math.isfinite(change)}
     sign = 1.0 if sum(changes.values()) >= 0 else -1.0
     moved = {name: sign * change for name, change in changes.items() if sign * change > 0}
+    names = sorted(moved, key=lambda name: -moved[name])
+    before_each = accumulate((moved[name] for name in names), initial=0.0)
     needed = share * sum(moved.values())
-    chosen: list[str] = []
-    total = 0.0
-    for name, change in sorted(moved.items(), key=lambda item: -item[1]):
-        if total >= needed:
-            break
-        chosen.append(name)
-        total += change
-    return tuple(chosen)
+    return tuple(name for name, total in zip(names, before_each, strict=False) if total < needed)
 
 
 def _fraction(layer: LayerShare, series: str) -> float:
     """A layer's own part of a series; NaN if it has none."""
-    kind, _, rule = series.partition("/")
-    if kind == "near_zero":
+    room, _, rule = series.partition("/")
+    if room == "near_zero":
         return layer.near_zero.get(rule, math.nan)
     return layer.dormant if series == "motion/dormant" else math.nan
 
@@ -171,12 +146,10 @@ _MIN_SEEN = 0.1
 def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     """Whether weight decay alone could account for a rise of a near-zero fraction.
 
-    Returns:
-        False: it grew faster than decay could make it, between two snapshots since the onset
-        or over all of them; or exact zeros appeared, which decay never makes. True: it did
-        not, and weights that decay alone moves were not found missing. None: unknown, or
-        the series is no near-zero fraction with a fixed threshold that rose. Where the decay
-        clock is not known it is never False, and True if what is known of it is enough.
+    False: it grew faster than decay could make it, between two snapshots since the onset or over
+    all of them; or exact zeros appeared, which decay never makes. True: it did not, and weights
+    that decay alone moves were not found missing. None: unknown, or the series is no near-zero
+    fraction with a fixed threshold that rose. Where the decay clock is not known it is never False.
     """
     room, _, rule = event.series.partition("/")
     if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
@@ -235,6 +208,8 @@ def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> 
 # are not near zero by the rule that is relative to the present root mean square: it does not move
 # when a part of the weights goes to zero, and is exact when all are multiplied.
 
+#: Rules with a fixed threshold.
+_FIXED = ("initial_", "abs_")
 #: Share of a change at which the other cause is left unmentioned.
 _MOST = 0.75
 #: Least change of the near-zero fraction, relative to it, that has a cause.
@@ -248,25 +223,18 @@ _MIN_RATIO = 1.1
 def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
     """What moved between two records: "scale", "shape", "both", or empty if unknown.
 
-    A near-zero fraction with a fixed threshold is split into what the scale alone would
-    have done and the rest; a cause with three quarters of the change stands alone. For
-    another series the first such fraction of the records is split. A rule relative to the
-    present root mean square, and exact zeros, are deaf to scale: if one of them is the
-    series, the shape changed at least.
+    A near-zero fraction with a fixed threshold is split into what the scale alone would have done
+    and the rest; of another series the first such fraction of the records is. A rule relative to
+    the present root mean square, and exact zeros, are deaf to scale: the shape changed at least.
     """
     room, _, rule = series.partition("/")
-    is_near_zero = room == "near_zero"
-    if is_near_zero and _is_fixed(rule):
+    if room == "near_zero" and rule.startswith(_FIXED):
         return _cause(before, now, rule, initial_rms)
-    fixed = next((name for name in now.near_zero if _is_fixed(name)), None)
-    cause = "" if fixed is None else _cause(before, now, fixed, initial_rms)
-    if is_near_zero:
+    fixed = [name for name in now.near_zero if name.startswith(_FIXED)]
+    cause = _cause(before, now, fixed[0], initial_rms) if fixed else ""
+    if room == "near_zero":
         return "both" if cause in ("scale", "both") else "shape"
     return cause
-
-
-def _is_fixed(rule: str) -> bool:
-    return rule.startswith(("initial_", "abs_"))
 
 
 def _cause(before: Record, now: Record, rule: str, initial_rms: Mapping[str, float]) -> str:
@@ -308,9 +276,9 @@ def _by_scale_alone(
 def _follow(points: list[tuple[float, float]], here: tuple[float, float], way: float) -> float:
     """The curve through ``points`` (log threshold, log share), ``way`` from ``here``.
 
-    Between points it is a straight line, beyond them one of the last slope, between 0 and
-    1: a share grows at most as fast as its threshold where small weights are no rarer than
-    larger ones. With ``here`` alone the slope is 1, which a flat density has.
+    Straight lines, of slopes between 0 and 1: a share grows at most as fast as its threshold where
+    small weights are no rarer than larger ones. With ``here`` alone the slope is that of a flat
+    density, 1.
     """
     x, y = here
     direction = math.copysign(1.0, way)
@@ -363,36 +331,22 @@ _MAX_FOLLOWED = 50
 
 @dataclass(frozen=True)
 class Changes:
-    """What one snapshot adds to the events of a run.
+    """What one snapshot adds to the events of a run."""
 
-    Args:
-        new: events seen for the first time.
-        revised: new versions of earlier events.
-    """
-
-    new: tuple[Event, ...] = ()
-    revised: tuple[Event, ...] = ()
+    new: tuple[Event, ...] = ()  # seen for the first time
+    revised: tuple[Event, ...] = ()  # new versions of earlier ones
 
 
 @dataclass
 class _Followed:
-    """An event, and what its series did since.
+    """An event, and what its series did since."""
 
-    Args:
-        event: its latest version.
-        num_snapshots: taken since it was detected.
-        until: step up to which an onset still belongs to it; -1 while that is any.
-        peak: its largest size at two snapshots in a row, positive in its direction.
-        last: its size at the last snapshot that had the series.
-        low_step: first of the snapshots in a row with half of the peak or less; -1 if not so.
-    """
-
-    event: Event
-    num_snapshots: int = 0
-    until: int = -1
-    peak: float = math.nan
-    last: float = math.nan
-    low_step: int = -1
+    event: Event  # in its latest version
+    num_snapshots: int = 0  # since it was detected
+    until: int = -1  # step up to which an onset still belongs to it; -1 while that is any
+    peak: float = math.nan  # its largest size at two snapshots in a row, in its direction
+    last: float = math.nan  # its size at the last snapshot that had the series
+    low_step: int = -1  # first of the snapshots in a row with half of the peak or less; -1: none
 
     @property
     def has_reverted(self) -> bool:
@@ -444,12 +398,9 @@ class EventTracker:
         seen: Sequence[Event],
         reported: Sequence[Event] = (),
     ) -> Changes:
-        """One more snapshot.
+        """One more snapshot, its series by name, and what the detectors saw at it.
 
-        Args:
-            step, values: of the snapshot; its series by name.
-            seen: what the detectors saw at it, with series, trend and noise.
-            reported: events of this snapshot that a log holds already; they are followed only.
+        Events of it that a log holds already are ``reported``: they are followed only.
         """
         new: dict[str, Event] = {}
         revised: dict[str, Event] = {}
@@ -478,15 +429,12 @@ class EventTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data that ``load_state_dict`` goes on from."""
-        followed = self._followed.values()
-        return {"followed": [{**vars(f), "event": to_json(f.event)} for f in followed]}
+        return {"followed": list(map(to_json, self._followed.values()))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave."""
-        self._followed = {}
-        for saved in state["followed"]:
-            event = from_json(Event, saved["event"])
-            self._followed[event.id] = _Followed(**{**saved, "event": event})
+        saved = [from_json(_Followed, text) for text in state["followed"]]
+        self._followed = {followed.event.id: followed for followed in saved}
 
     def _add(self, event: Event) -> Event:
         followed = _Followed(event)

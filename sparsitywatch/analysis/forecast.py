@@ -10,19 +10,20 @@ trend of the near-zero fraction itself.
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from sparsitywatch.records import DecayProjection, Forecast, Record
-
-__all__ = ["crossing", "growth_of", "near_zero_ahead", "running_floor", "with_forecast"]
+from sparsitywatch.records import DecayProjection, Dormant, Forecast, Record
 
 #: Growth of the dormant weights is taken from this much of the decay clock, or three snapshots.
 WINDOW = 0.6
+_LEAST_SNAPSHOTS = 3
 #: One unit of the clock is foreseen in the record, two for the step of doubling.
 _RECORDED = 1.0
 #: Half the band per root of the clock's advance: share of the living near-zero weights.
@@ -33,38 +34,87 @@ _NINE_IN_TEN = 1.645
 #: Nothing is foreseen farther ahead than this many times the age of the run, in steps.
 _FARTHEST = 2.0
 _FLOOR_SNAPSHOTS = 5
+_ROUNDING = 1e-9
 
 Array = npt.NDArray[np.float64]
 
 
-def with_forecast(record: Record, earlier: Sequence[Record]) -> Record:
-    """The record with its forecast, if its motion, its clock and the ``earlier`` ones allow one."""
-    dormant, rule = record.dormant, next(iter(record.near_zero), "")
-    if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
-        return record
-    if record.num_not_finite:  # nothing is known of weights that broke
-        return record
-    values: list[float] = []
-    timed: list[Record] = []
-    for r in earlier:
-        if r.valid and r.step < record.step and rule in r.near_zero and not r.num_not_finite:
-            values.append(r.near_zero[rule])
-            if math.isfinite(r.decay_clock):
-                timed.append(r)
-    if not timed or not record.decay_clock > timed[-1].decay_clock:
-        return record
-    rate = (record.decay_clock - timed[-1].decay_clock) / (record.step - timed[-1].step)
-    growth, window = growth_of(_dormant_history([*timed, record]))
-    now, projection = record.near_zero[rule], dormant.projection
+class Forecaster:
+    """Adds forecasts to records, from a running state of what the records before say."""
+
+    def __init__(self) -> None:
+        self._past: dict[str, _Past] = {}  # by near-zero rule
+        self._latest: list[Record] = []  # of one step, or not yet looked at
+
+    def update(self, record: Record) -> None:
+        """One more record, by rising step."""
+        self._latest.append(record)
+
+    def with_forecast(self, record: Record) -> Record:
+        """The record with its forecast, if its motion, its clock and the earlier ones allow one."""
+        for earlier in self._latest:
+            if earlier.step < record.step and earlier.valid and not earlier.num_not_finite:
+                for rule, fraction in earlier.near_zero.items():
+                    self._past.setdefault(rule, _Past()).add(earlier, fraction)
+        self._latest = [earlier for earlier in self._latest if earlier.step >= record.step]
+        past, dormant = self._past.get(next(iter(record.near_zero), "")), record.dormant
+        if past is None or not record.decay_clock > past.clock or record.num_not_finite:
+            return record  # nothing is known of weights that broke
+        if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
+            return record
+        return replace(record, forecast=_forecast(record, past, dormant, dormant.projection))
+
+
+@dataclass
+class _Past:
+    """What a forecast needs of the snapshots that measured a near-zero rule."""
+
+    step: int = -1  # the latest with a known decay clock, ...
+    clock: float = math.nan  # ... and that clock
+    latest: deque[float] = field(default_factory=lambda: deque(maxlen=_FLOOR_SNAPSHOTS))
+    floor: float = math.nan  # see ``running_floor``
+    #: decay clock, and dormant weights above what passes by chance, as far back as growth is taken
+    dormant: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, record: Record, fraction: float) -> None:
+        self.floor = self.floor_with(fraction)
+        self.latest.append(fraction)
+        if not math.isfinite(record.decay_clock):
+            return
+        self.step, self.clock = record.step, record.decay_clock
+        self.dormant += _dormant(record)
+        begin = bisect_left(self.dormant, (self.clock - WINDOW - _ROUNDING,))
+        del self.dormant[: max(min(begin, len(self.dormant) - _LEAST_SNAPSHOTS + 1), 0)]
+
+    def floor_with(self, fraction: float) -> float:
+        """The floor of the snapshots so far and one with this fraction."""
+        return float(np.fmin(self.floor, running_floor([*self.latest, fraction])))
+
+
+def _dormant(record: Record) -> list[tuple[float, float]]:
+    """Decay clock and dormant fraction above what passes by chance, if it was measured."""
+    dormant = record.dormant
+    if dormant is None or not math.isfinite(dormant.fraction):
+        return []
+    chance = dormant.chance if math.isfinite(dormant.chance) else 0.0
+    return [(record.decay_clock, max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0))]
+
+
+def _forecast(
+    record: Record, past: _Past, dormant: Dormant, projection: DecayProjection
+) -> Forecast:
+    rule, now = next(iter(record.near_zero.items()))
+    rate = (record.decay_clock - past.clock) / (record.step - past.step)
+    growth, window = growth_of([*past.dormant, *_dormant(record)])
     fraction, half = near_zero_ahead(
         now, projection, growth, window, num_sampled=dormant.num_sampled
     )
     advance = np.array(projection.advance)
     # farther ahead than the run is old nothing of this can be known
     fraction = np.where(advance / rate <= _FARTHEST * record.step, fraction, np.nan)
-    ahead = crossing(advance, fraction, 2.0 * running_floor(np.array([*values, now])))
-    shown = advance <= _RECORDED + 1e-9
-    forecast = Forecast(
+    ahead = crossing(advance, fraction, 2.0 * past.floor_with(now))
+    shown = advance <= _RECORDED + _ROUNDING
+    return Forecast(
         rule=rule,
         advance=tuple(advance[shown].tolist()),
         fraction=_rounded(fraction[shown]),
@@ -73,19 +123,6 @@ def with_forecast(record: Record, earlier: Sequence[Record]) -> Record:
         clock_per_step=rate,
         doubling_step=record.step + ahead / rate,
     )
-    return dataclasses.replace(record, forecast=forecast)
-
-
-def _dormant_history(records: Sequence[Record]) -> list[tuple[float, float]]:
-    """Decay clock and dormant fraction above what passes by chance, where it was measured."""
-    history = []
-    for record in records:
-        dormant = record.dormant
-        if dormant is not None and math.isfinite(dormant.fraction):
-            chance = dormant.chance if math.isfinite(dormant.chance) else 0.0
-            excess = max(dormant.fraction - chance * (1.0 - dormant.fraction), 0.0)
-            history.append((record.decay_clock, excess))
-    return history
 
 
 def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -97,10 +134,11 @@ def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
     >>> growth_of([(0.0, 0.1), (0.1, 0.1), (0.2, 0.12), (0.3, 0.14)])
     (0.14, 0.3)
     """
-    if len(history) < 3:
+    if len(history) < _LEAST_SNAPSHOTS:
         return 0.0, 0.0
     clock, fraction = np.array(history).T
-    first = min(int(np.searchsorted(clock, clock[-1] - WINDOW - 1e-9)), len(clock) - 3)
+    first = int(np.searchsorted(clock, clock[-1] - WINDOW - _ROUNDING))
+    first = min(first, len(clock) - _LEAST_SNAPSHOTS)
     clock, fraction = clock[first:], fraction[first:]
     window = float(clock[-1] - clock[0])
     if window <= 0.0:
@@ -144,15 +182,15 @@ def crossing(advance: Array, fraction: Array, target: float) -> float:
     return float(advance[k - 1] + share * (advance[k] - advance[k - 1]))
 
 
-def running_floor(values: Array) -> float:
+def running_floor(values: Sequence[float]) -> float:
     """The smallest median of five snapshots in a row; NaN before the fifth one.
 
-    >>> running_floor(np.array([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0]))
+    >>> running_floor([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0])
     3.0
     """
     if len(values) < _FLOOR_SNAPSHOTS:
         return math.nan
-    windows = np.lib.stride_tricks.sliding_window_view(values, _FLOOR_SNAPSHOTS)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values), _FLOOR_SNAPSHOTS)
     return float(np.median(windows, axis=1).min())
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsitywatch.analysis.digest import Digest, differences, digest, require_comparable
+from sparsitywatch.analysis.digest import Digest, digest, mismatches, require_comparable
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli.pages import save
 from sparsitywatch.cli.summary import align, read
@@ -74,7 +74,7 @@ def _read_all(logdirs: Sequence[Path]) -> list[Run]:
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What to know of runs of which only the weights are compared."""
     notes = ["Weights only: what depends on a proxy is left out."]
-    ignored = [difference.field for difference in differences(runs)]
+    ignored = mismatches(runs)
     if ignored:
         notes.append(f"The runs differ in {', '.join(ignored)}.")
     if "dtypes" in ignored:

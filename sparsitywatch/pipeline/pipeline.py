@@ -17,7 +17,7 @@ from typing import Any
 from sparsitywatch.actions import Action, log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
 from sparsitywatch.analysis.events import Changes, EventTracker, annotated, disagreement
-from sparsitywatch.analysis.forecast import with_forecast
+from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
     LogTakenError,
     StateError,
@@ -84,6 +84,7 @@ class History:
         }
         self._gaps = dict.fromkeys(detectors, 0)
         self._tracker = EventTracker()
+        self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
         self._restored: tuple[list[Event], list[Event]] | None = None
         self.records: list[Record] = []
@@ -105,7 +106,7 @@ class History:
             record = dataclasses.replace(record, same_weights_as=first)
         for reviewer in self._reviewers:
             record = reviewer.with_history(record, self.records)
-        return with_forecast(record, self.records)
+        return self._forecaster.with_forecast(record)
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""
@@ -228,6 +229,7 @@ class History:
 
     def _remember(self, record: Record) -> None:
         self.records.append(record)
+        self._forecaster.update(record)
         if record.fingerprint:
             self._first_steps.setdefault(record.fingerprint, record.step)
         if len(self.records) > LAYERS_KEPT:

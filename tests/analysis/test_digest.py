@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.digest import (
     decay_clock_at,
-    differences,
     digest,
+    mismatches,
     require_comparable,
 )
 from sparsitywatch.analysis.run import Run
@@ -156,7 +156,7 @@ def named(records: dict[str, list[Record]]) -> list[Run]:
 
 def test_the_same_provenance_can_be_compared() -> None:
     runs = {"a": RECORDS, "b": RECORDS[:3]}
-    assert differences(named(runs)) == ()
+    assert mismatches(named(runs)) == {}
     require_comparable(named(runs))
     # versions are in the provenance, too, and forbid nothing
     require_comparable(
@@ -167,13 +167,13 @@ def test_the_same_provenance_can_be_compared() -> None:
 @pytest.mark.parametrize(("field", "value"), FIELDS.items(), ids=FIELDS)
 def test_each_field_that_differs_is_refused_with_the_runs(field: str, value: object) -> None:
     runs = {"a": RECORDS, "b": with_provenance(RECORDS, **{field: value}), "c": RECORDS}
-    (found,) = differences(named(runs))
-    assert found.field == field
-    assert sorted(found.runs.values()) == [("a", "c"), ("b",)]
+    found = mismatches(named(runs))
+    assert list(found) == [field]
+    assert sorted(found[field].values()) == [["a", "c"], ["b"]]
     with pytest.raises(ConfigurationError, match=rf"differ in\n  {field}: .* in a, c; .* in b"):
         require_comparable(named(runs))
     # among them the scope alone matters to what only weights tell
-    assert bool(differences(named(runs), weights_only=True)) == (field == "scope_hash")
+    assert bool(mismatches(named(runs), weights_only=True)) == (field == "scope_hash")
 
 
 def test_every_field_of_the_provenance_is_thought_of() -> None:
@@ -196,7 +196,8 @@ def test_what_helps_is_said_only_where_it_helps() -> None:
 
 def test_a_run_that_changed_on_its_way_is_told_with_the_step() -> None:
     changed = [*RECORDS[:4], *with_provenance(RECORDS[4:], proxy_hash="07her")]
-    (found,) = differences(named({"a": RECORDS, "b": changed}))
-    assert found.runs == {"9r0xy": ("a", "b"), "07her": ("b from step 800",)}
-    assert found.describe() == "proxy_hash: 9r0xy in a, b; 07her in b from step 800"
-    assert differences(named({"b": changed})) != ()
+    found = mismatches(named({"a": RECORDS, "b": changed}))
+    assert found == {"proxy_hash": {"9r0xy": ["a", "b"], "07her": ["b from step 800"]}}
+    with pytest.raises(ConfigurationError, match="proxy_hash: 9r0xy in a, b; 07her in b from step"):
+        require_comparable(named({"a": RECORDS, "b": changed}))
+    assert mismatches(named({"b": changed}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.forecast import (
+    Forecaster,
     crossing,
     growth_of,
     near_zero_ahead,
     running_floor,
-    with_forecast,
 )
 from sparsitywatch.records import DecayProjection, Dormant, Record
 
@@ -70,6 +71,13 @@ class Population:
             dormant=dormant,
             forecast=None,
         )
+
+
+def with_forecast(record: Record, earlier: Sequence[Record]) -> Record:
+    forecaster = Forecaster()
+    for one in earlier:
+        forecaster.update(one)
+    return forecaster.with_forecast(record)
 
 
 def run(population: Population, snapshots: int, every: float = 0.1) -> list[Record]:
