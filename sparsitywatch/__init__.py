@@ -30,7 +30,7 @@ _HOME = {
     "errors": "",
     "essential_sparsity": "analysis.estimate",
     "finetuned_curve": "pruning.finetuned",
-    "load": "page.notebook",
+    "load": "page.render",
     "mask_similarity": "pruning.patterns",
     "measure": "pipeline.measure",
     "patterns": "",

@@ -16,7 +16,7 @@ from .live.schedule import adaptive as adaptive
 from .live.watch import watch as watch
 from .live.watcher import Watcher as Watcher
 from .offline.replay import replay as replay
-from .page.notebook import load as load
+from .page.render import load as load
 from .pipeline.measure import measure as measure
 from .pruning.finetuned import FinetunedCurve as FinetunedCurve
 from .pruning.finetuned import finetuned_curve as finetuned_curve

@@ -152,11 +152,11 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
     Raises:
         ConfigurationError: the port is taken, or none.
     """
-    from sparsitywatch.page.server import App, PageServer, Runs
+    from sparsitywatch.page.server import App, Runs, apps_of
 
     runs = Runs({"": logdir})
     runs.warm()
-    apps = PageServer(runs).apps()
+    apps = apps_of(runs)
 
     def app(environ: dict[str, Any], start: Any) -> Iterable[bytes]:
         # a page of another site must not read logs through a name that leads here

@@ -26,8 +26,6 @@ from sparsitywatch.records.run import __version__
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name, shown_text
 
-__all__ = ["MAX_SNAPSHOTS", "column", "details_of", "page_data"]
-
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
 #: Curves of removal that are kept, and numbers in maps and magnitudes.
@@ -48,17 +46,7 @@ _TILES = (
 
 
 def page_data(run: Run) -> dict[str, Any]:
-    """What the page shows of a run, but for its details by tensor.
-
-    Args:
-        run: its log, also without a snapshot yet.
-
-    Returns:
-        JSON: numbers have seven significant digits, null is what was not measured.
-
-    Raises:
-        StateError: the log is damaged.
-    """
+    """What the page shows of a run, but for its details by tensor: JSON, seven digits a number."""
     verdict = run.verdict
     kept = chosen(run, MAX_SNAPSHOTS)
     first_rule = next(iter(run.rules), "")
@@ -91,12 +79,7 @@ def page_data(run: Run) -> dict[str, Any]:
 
 
 def details_of(run: Run, *, for_file: bool) -> dict[str, Any]:
-    """Maps and magnitudes by tensor.
-
-    Args:
-        run: its log.
-        for_file: keep it small; else as fine as a screen shows.
-    """
+    """Maps and magnitudes by tensor: small for a file, else as fine as a screen shows."""
     number = max(len(run.tensors), 1)
     most = min(_MAX_COLUMNS, _MAX_CELLS // number) if for_file else MAX_SNAPSHOTS
     deep = min(_MAX_COLUMNS // 2, _MAX_MAGNITUDES // (40 * number))
@@ -115,11 +98,8 @@ def _state(state: WatchState | None) -> dict[str, Any] | None:
     """What the page counts time from."""
     if state is None:
         return None
-    return {
-        "status": state.status,
-        "step": state.step,
-        "wall_time": _number(state.wall_time, ".13g"),
-    }
+    wall_time = _number(state.wall_time, ".13g")
+    return {"status": state.status, "step": state.step, "wall_time": wall_time}
 
 
 def _about(name: str) -> dict[str, str]:
@@ -147,16 +127,10 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         before = [i for i in known if run.steps[i] <= since] or [known[0]]
         then, last = int(before[-1]), int(known[-1])
         was = f"{row.shown(values[then])} at step {run.steps[then]:,}" if then != last else ""
-        tiles.append(
-            {
-                "series": name,
-                "label": label.format(kind=kind),
-                "sentence": sentence,
-                "value": row.shown(values[last]),
-                "step": int(run.steps[last]),
-                "was": was,
-            }
-        )
+        tiles.append({
+            "series": name, "label": label.format(kind=kind), "sentence": sentence,
+            "value": row.shown(values[last]), "step": int(run.steps[last]), "was": was,
+        })  # fmt: skip
     return tiles
 
 
@@ -219,16 +193,11 @@ def _curve(record: Record) -> dict[str, Any] | None:
 
 
 def _rounded(values: Iterable[float], digits: int = _DIGITS) -> list[float | int | None]:
-    form = f".{digits}g"
-    return [_number(x, form) for x in np.fromiter(values, float).tolist()]
+    return [_number(x, f".{digits}g") for x in np.fromiter(values, float).tolist()]
 
 
 def _number(x: float, form: str = f".{_DIGITS}g") -> float | int | None:
-    """A number for JSON: null if it is none, whole if it is whole.
-
-    >>> _number(0.123456789), _number(3.0), _number(math.nan)
-    (0.1234568, 3, None)
-    """
+    """A number for JSON: null if it is none, whole if it is whole."""
     if not math.isfinite(x):
         return None
     if x.is_integer() and abs(x) < 2**53:

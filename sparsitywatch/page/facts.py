@@ -13,8 +13,6 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.records import Provenance, Record, ledger_in_short
 from sparsitywatch.shown import shown_name, shown_text
 
-__all__ = ["facts_of", "snapshots_taken", "watch_line"]
-
 #: Longer lists are for `sparsitywatch scope` and for a program.
 _MAX_LEDGER, _MAX_FAILED = 1500, 200
 
@@ -48,13 +46,14 @@ WORDS = (
 
 def facts_of(run: Run) -> dict[str, Any]:
     """Everything at the foot of the page, as JSON."""
-    failed = [record for record in run.records if not record.valid]
+    failed = [
+        [record.step, shown_text(record.reason) or "no reason given"]
+        for record in run.records
+        if not record.valid
+    ]
     ledger = () if run.info is None else run.info.ledger
     return {
-        "failed": [
-            [record.step, shown_text(record.reason) or "no reason given"]
-            for record in failed[:_MAX_FAILED]
-        ],
+        "failed": failed[:_MAX_FAILED],
         "num_failed": len(failed),
         "notes": _notes(run),
         "scope": ledger_in_short(ledger) if ledger else "",
@@ -108,15 +107,12 @@ def snapshots_taken(run: Run) -> str:
         return "No snapshot has been taken yet."
     first, last = run.records[0], run.records[-1]
     weights = f"{last.scope.num_weights:,} weights in {last.scope.num_tensors:,} tensors"
-    number = len(run.records)
-    if number == 1:
-        text = f"One snapshot of {weights}, at step {first.step:,}{_taken(first, last)}."
-    else:
-        text = (
-            f"{number:,} snapshots of {weights}, from step {first.step:,} to step "
-            f"{last.step:,}{_taken(first, last)}."
-        )
-    return text + (" They are of saved checkpoints, read later." if run.replayed_from else "")
+    number, steps = "One snapshot", f"at step {first.step:,}"
+    if len(run.records) > 1:
+        number = f"{len(run.records):,} snapshots"
+        steps = f"from step {first.step:,} to step {last.step:,}"
+    later = " They are of saved checkpoints, read later." if run.replayed_from else ""
+    return f"{number} of {weights}, {steps}{_taken(first, last)}.{later}"
 
 
 def _taken(first: Record, last: Record) -> str:
@@ -183,19 +179,16 @@ def _costs(run: Run) -> list[Fact]:
     """What the watch took from the training; a replay has no training to hold up."""
     summary = digest(run)
     total, state = summary.cost, summary.state
-    reading, evaluating = _seconds(total.spectrum_s), _seconds(total.evaluation_s)
-    evaluations = f"{total.num_forwards:,} evaluations"
+    reading = _seconds(total.spectrum_s)
+    evaluating = "evaluating", _seconds(total.evaluation_s), f"{total.num_forwards:,} evaluations"
     if run.replayed_from:
-        return [
-            ("reading weights", reading, "all snapshots together"),
-            ("evaluating", evaluating, evaluations),
-        ]
+        return [("reading weights", reading, "all snapshots together"), evaluating]
     median_s = statistics.median(record.cost.stall_s for record in run.records)
     facts = [
         ("held up the training", _seconds(total.stall_s), "all snapshots together"),
         ("one snapshot", _seconds(median_s), "median time held up"),
         ("reading weights", reading, "all snapshots, behind the training where it can be"),
-        ("evaluating", evaluating, evaluations),
+        evaluating,
         ("snapshots left out", f"{total.num_left_out:,}", "due, and would have cost too much"),
         ("evaluations left out", f"{total.num_evaluations_left_out:,}", "only weights were read"),
     ]
@@ -207,11 +200,7 @@ def _costs(run: Run) -> list[Fact]:
 
 
 def _seconds(x: float) -> str:
-    """A time in seconds, or in a larger unit where it is long.
-
-    >>> _seconds(0.0123), _seconds(75.2), _seconds(7300.0)
-    ('0.0123 s', '75.2 s', '2.03 h')
-    """
+    """A time in seconds, or in a larger unit where it is long."""
     if x >= 3600.0:
         return f"{x / 3600.0:.3g} h"
     return f"{x / 60.0:.3g} min" if x >= 600.0 else f"{x:.3g} s"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -13,129 +11,98 @@ import numpy as np
 from sparsitywatch.page.data import column
 from sparsitywatch.series import describe
 
-__all__ = ["overview_svg", "ticks"]
-
 _WIDTH, _HEIGHT = 900, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 888, 30, 148
 #: More points than this are finer than print.
 _MAX_POINTS = 300
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """What is drawn over the steps: series with a name and a colour of the page."""
-
-    title: str
-    lines: Sequence[tuple[str, str, str]]
-    from_zero: bool = True
+#: Title, whether it begins at zero, and its lines: series, name and colour of the page.
+_PANELS = (
+    ("Turning sparse? Share of the in-scope weights", True, (
+        ("near_zero/{rule}", "near zero", "red"),
+        ("motion/dormant", "dormant", "blue"),
+        ("forecast/near_zero_in_1", "forecast of near zero", "orange"),
+    )),
+    ("Essential sparsity, with its interval", True, (
+        ("essential_sparsity/value", "essential sparsity", "green"),
+        ("essential_sparsity/low", "", "light"),
+        ("essential_sparsity/high", "", "light"),
+    )),
+    ("Held-out {kind}", False, (
+        ("value/dense", "as it is", "blue"),
+        ("value/all_removed", "without the in-scope weights", "grey"),
+    )),
+)  # fmt: skip
 
 
 def overview_svg(data: dict[str, Any]) -> str:
-    """The panels that a run has numbers for, below each other; empty if there is nothing to draw.
-
-    Args:
-        data: what ``page_data`` gave.
-    """
-    panels = (
-        _Panel(
-            "Turning sparse? Share of the in-scope weights",
-            (
-                (f"near_zero/{data['rule']}", "near zero", "red"),
-                ("motion/dormant", "dormant", "blue"),
-                ("forecast/near_zero_in_1", "forecast of near zero", "orange"),
-            ),
-        ),
-        _Panel(
-            "Essential sparsity, with its interval",
-            (
-                ("essential_sparsity/value", "essential sparsity", "green"),
-                ("essential_sparsity/low", "", "light"),
-                ("essential_sparsity/high", "", "light"),
-            ),
-        ),
-        _Panel(
-            f"Held-out {'score' if data['better'] == 'higher' else 'loss'}",
-            (
-                ("value/dense", "as it is", "blue"),
-                ("value/all_removed", "without the in-scope weights", "grey"),
-            ),
-            from_zero=False,
-        ),
-    )
-    drawn = [svg for panel in panels if (svg := _panel_svg(panel, data))]
+    """The panels that a run has numbers for, of ``page_data``; empty if there is none."""
+    names = {"rule": data["rule"], "kind": "score" if data["better"] == "higher" else "loss"}
+    drawn = []
+    for title, from_zero, lines in _PANELS:
+        known = [
+            (column(data, series.format(**names)), label, colour)
+            for series, label, colour in lines
+            if series.format(**names) in data["series"]
+        ]
+        unit = describe(lines[0][0].format(**names))
+        if any(np.isfinite(values).any() for values, *_ in known):
+            drawn.append(_panel(title.format(**names), known, unit, data, from_zero=from_zero))
     return "\n".join(f"<figure>{svg}</figure>" for svg in drawn)
 
 
-def _panel_svg(panel: _Panel, data: dict[str, Any]) -> str:
+def _panel(
+    title: str, lines: list[Any], unit: Any, data: dict[str, Any], *, from_zero: bool
+) -> str:
     steps = np.array(data["steps"], dtype=float)
-    lines = [(name, label, paint, column(data, name)) for name, label, paint in panel.lines
-             if name in data["series"]]  # fmt: skip
-    values = np.concatenate([y[np.isfinite(y)] for *_, y in lines]) if lines else np.empty(0)
-    if not values.size:
-        return ""
-    low = min(0.0, float(values.min())) if panel.from_zero else float(values.min())
-    high = float(values.max()) if values.max() > low else low + 1.0
-    first, last = steps[0], steps[-1] if steps[-1] > steps[0] else steps[0] + 1.0
+    values = np.concatenate([line[np.isfinite(line)] for line, *_ in lines])
+    low = min(0.0, values.min()) if from_zero else values.min()
+    high = values.max() if values.max() > low else low + 1.0
+    first, last = steps[0], max(steps[-1], steps[0] + 1.0)
 
-    def x(step: float | np.ndarray) -> Any:
-        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - first) / (last - first)
+    def x(step: Any) -> Any:
+        return _LEFT + (_RIGHT - _LEFT) * (step - first) / (last - first)
 
-    def y(value: float | np.ndarray) -> Any:
-        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+    def y(value: Any) -> Any:
+        return _BOTTOM - (_BOTTOM - _TOP) * (value - low) / (high - low)
 
-    unit = describe(lines[0][0])
-    pieces = [f'<text x="0" y="14">{escape(_legend(panel.title, lines))}</text>']
+    legend = "; ".join(f"{colour}: {label}" for _, label, colour in lines if label)
+    pieces = [f'<text x="0" y="14">{escape(title)}{f" ({legend})" if ";" in legend else ""}</text>']
     for tick in ticks(low, high, 4):
-        pieces += [
-            (
-                f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
-                f'y2="{y(tick):.1f}"/>'
-            ),
-            f'<text class="end" x="{_LEFT - 6}" y="{y(tick) + 4:.1f}">{unit.shown(tick)}</text>',
-        ]
-    pieces += [
-        f'<text class="middle" x="{x(tick):.1f}" y="{_HEIGHT - 6}">{tick:,.0f}</text>'
-        for tick in ticks(first, last, 8)
-    ]
-    pieces += [_event_svg(event, x) for event in data["events"]]
-    for _, _, paint, column_ in lines:
-        path = _path(x(steps), y(column_))
-        pieces.append(f'<path class="line" style="stroke:var(--{paint})" d="{path}"/>')
+        pieces.append(_line("rule", _LEFT, _RIGHT, y(tick), y(tick)))
+        pieces.append(_text("end", _LEFT - 6, y(tick) + 4, unit.shown(tick)))
+    pieces += [_text("middle", x(t), _HEIGHT - 6, f"{t:,.0f}") for t in ticks(first, last, 8)]
+    for event in data["events"]:  # a band where it began, a line where it was seen, its number
+        begun, seen = x(event["low"]), x(event["seen"])
+        pieces.append(
+            f'<rect class="span" x="{begun:.1f}" y="{_TOP}" height="{_BOTTOM - _TOP}" '
+            f'width="{max(x(event["high"]) - begun, 1.0):.1f}"/>'
+        )
+        pieces.append(_line("event", seen, seen, _TOP, _BOTTOM))
+        pieces.append(_text("middle", seen, _TOP - 3, event["number"]))
+    for line, _, colour in lines:
+        path = _path(x(steps), y(line))
+        pieces.append(f'<path class="line" style="stroke:var(--{colour})" d="{path}"/>')
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(panel.title)}">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(pieces)}</svg>"
     )
 
 
-def _legend(title: str, lines: Sequence[tuple[str, str, str, np.ndarray]]) -> str:
-    """The title and what each line is, by its colour in words."""
-    named = [f"{paint}: {label}" for _, label, paint, _ in lines if label]
-    return f"{title} ({'; '.join(named)})" if len(named) > 1 else title
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}"/>'
 
 
-def _event_svg(event: dict[str, Any], x: Any) -> str:
-    """A band where an event began, a line where it was seen, and its number."""
-    top, bottom, seen = _TOP, _HEIGHT - _BOTTOM, x(event["seen"])
-    width = max(x(event["high"]) - x(event["low"]), 1.0)
-    return (
-        f'<rect class="span" x="{x(event["low"]):.1f}" y="{top}" width="{width:.1f}" '
-        f'height="{bottom - top}"/>'
-        f'<line class="event" x1="{seen:.1f}" x2="{seen:.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="middle" x="{seen:.1f}" y="{top - 3}">{event["number"]}</text>'
-    )
+def _text(anchor: str, x: float, y: float, text: object) -> str:
+    return f'<text class="{anchor}" x="{x:.1f}" y="{y:.1f}">{text}</text>'
 
 
 def _path(x: np.ndarray, y: np.ndarray) -> str:
     """A line through the points; it ends where a value is missing."""
-    known = np.isfinite(y)
-    chosen = np.arange(len(x))
-    if len(x) > _MAX_POINTS:
-        chosen = np.linspace(0, len(x) - 1, _MAX_POINTS).round().astype(int)
-    pieces, is_open = [], False
-    for i in chosen.tolist():
-        if known[i]:
-            pieces.append(f"{'L' if is_open else 'M'}{x[i]:.1f},{y[i]:.1f}")
-        is_open = bool(known[i])
+    pieces, mark = [], "M"
+    for i in np.linspace(0, len(x) - 1, min(len(x), _MAX_POINTS)).round().astype(int):
+        if np.isfinite(y[i]):
+            pieces.append(f"{mark}{x[i]:.1f},{y[i]:.1f}")
+        mark = "L" if np.isfinite(y[i]) else "M"
     return "".join(pieces)
 
 

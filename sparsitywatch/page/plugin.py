@@ -7,29 +7,22 @@ from typing import Any
 
 from tensorboard.plugins import base_plugin
 
-from sparsitywatch.page.server import App, PageServer, Runs
-
-__all__ = ["SparsityPlugin", "roots_of"]
+from sparsitywatch.page.server import App, Runs, apps_of
 
 
 class SparsityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
-    """The page as a tab; it reads the records beside the event files, so no loader matters.
-
-    Args:
-        context: of TensorBoard.
-    """
+    """The page as a tab; it reads the records beside the event files, so no loader matters."""
 
     plugin_name = "sparsity"
 
     def __init__(self, context: base_plugin.TBContext) -> None:
-        roots, remark = roots_of(context.logdir or "", getattr(context.flags, "logdir_spec", ""))
+        roots, self._remark = roots_of(context.logdir or "", context.flags.logdir_spec)
         self._runs = Runs(roots)
-        self._server = PageServer(self._runs, remark)
 
     def get_plugin_apps(self) -> dict[str, App]:
         """Each application by its route; TensorBoard asks for them when it is about to serve."""
         self._runs.warm()
-        return self._server.apps()
+        return apps_of(self._runs, self._remark)
 
     def is_active(self) -> bool:
         """Whether there is a watched run."""
@@ -43,9 +36,7 @@ class SparsityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 def roots_of(logdir: str, spec: str | None) -> tuple[dict[str, Path], str]:
     """Directories by the beginning of the names of their runs, and why there may be none.
 
-    Args:
-        logdir: as ``--logdir`` gave it.
-        spec: as ``--logdir_spec`` gave it: "name:path,name:path".
+    ``logdir`` and ``spec`` are as ``--logdir`` and ``--logdir_spec`` gave them.
 
     >>> roots_of("", "a:/x,/y")[0]
     {'a': PosixPath('/x'), '/y': PosixPath('/y')}

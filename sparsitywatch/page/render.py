@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import unicodedata
 import zlib
@@ -23,30 +24,22 @@ from typing import Any
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.overview import overview_svg
+from sparsitywatch.pipeline import rundir
 from sparsitywatch.shown import shown_name
 
-__all__ = ["asset", "printable", "render", "script", "tab_module"]
+__all__ = ["load", "render"]
 
 #: The modules of the page in an order in which each comes after those that it imports.
 _MODULES = ("format", "data", "charts", "tensors", "view", "main")
 #: Level of zlib; the largest saves a hundredth more, and takes three times as long.
 _PACKING = 7
+_FRAME_HEIGHT = 900
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _NOT_ALLOWED = ("Cc", "Cf", "Cn", "Cs", "Zl", "Zp")
 
 
 def render(run: Run) -> str:
-    """The page of a run: one HTML document that needs nothing else.
-
-    Args:
-        run: its log, also without a snapshot yet.
-
-    Returns:
-        HTML, in UTF-8 when it is written. The same log gives the same text.
-
-    Raises:
-        StateError: the log is damaged.
-    """
+    """The page of a run, also of one without a snapshot: one HTML document, to write in UTF-8."""
     data = page_data(run)
     packed = zlib.compress(
         as_json({"page": data, "details": details_of(run, for_file=True)}), _PACKING
@@ -81,6 +74,37 @@ style-src 'unsafe-inline'; script-src {hashes}">
 """
 
 
+class _PageRun(Run):
+    """A run that a notebook shows as its page, in a frame of its own."""
+
+    def _repr_html_(self) -> str:
+        # a frame without the notebook's origin: the page cannot touch the notebook, nor it the page
+        return (
+            f'<iframe title="{escape(f"Sparsity of the run {self.name}")}" width="100%" '
+            f'height="{_FRAME_HEIGHT}" style="border:0" sandbox="allow-scripts allow-downloads" '
+            f'srcdoc="{escape(render(self))}"></iframe>'
+        )
+
+
+def load(logdir: str | os.PathLike[str], *, name: str | None = None) -> Run:
+    """A run from its log, also while it is still being written.
+
+    Args:
+        logdir: where the run logs to, such as "runs/bert", or the folder in it that has the log,
+            such as "runs/bert/sparsitywatch".
+        name: what to call the run; by default as its folder.
+
+    Returns:
+        Its records, its events, its manifest, and how its watch stands; each is read when it is
+        first asked for. A line that is only half written by then is left out. A notebook shows it
+        as its page.
+
+    Raises:
+        ConfigurationError: there is no run; runs that are near are named.
+    """
+    return rundir.load(logdir, name=name, kind=_PageRun)
+
+
 def as_json(value: Any) -> bytes:
     """Strict JSON, as short as it can be."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
@@ -92,11 +116,7 @@ def asset(name: str) -> str:
 
 
 def script(*ends: str) -> str:
-    """All modules as one, as their names differ: without imports, and exports but the last one's.
-
-    Args:
-        ends: modules that come after those of the page.
-    """
+    """All modules as one, then those of ``ends``: no imports, and no exports but the last one's."""
     *modules, last = (_IMPORT.sub("", asset(f"{name}.js")) for name in (*_MODULES, *ends))
     return re.sub(r"^export ", "", "".join(modules), flags=re.MULTILINE) + last
 
@@ -144,20 +164,10 @@ def _event(event: dict[str, Any]) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(printable(text))
+    return escape(xml_text(text))
 
 
-def printable(text: str) -> str:
-    r"""Text that HTML and SVG can hold: the rest is escaped as on a terminal.
-
-    So are marks that turn the direction of writing. Spaces of every width stay.
-
-    >>> print(printable(chr(0) + "a" + chr(0x202E)))
-    \x00a\u202e
-    """
-    return "".join(c if _is_allowed(c) else shown_name(c) for c in text)
-
-
-def _is_allowed(character: str) -> bool:
-    """Whether XML 1.0 takes a character, browsers do not warn of it, and it moves no other."""
-    return character in "\t\n\r" or unicodedata.category(character) not in _NOT_ALLOWED
+def xml_text(text: str) -> str:
+    """Text that XML takes, no browser warns of and that moves no other; the rest is escaped."""
+    is_odd = {c: c not in "\t\n\r" and unicodedata.category(c) in _NOT_ALLOWED for c in text}
+    return "".join(shown_name(c) if is_odd[c] else c for c in text)

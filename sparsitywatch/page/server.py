@@ -20,20 +20,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import standing
-from sparsitywatch.errors import SparsityWatchError
+from sparsitywatch.analysis.run import Run, standing
+from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import as_json, asset, tab_module
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.shown import shown_name, shown_text
-
-__all__ = ["PageServer", "Runs"]
 
 _FILES = ("records.jsonl", "events.jsonl", "run.json")
 #: A walk over a large directory is not repeated sooner than this.
@@ -41,79 +37,62 @@ _WALK_S = 2.0
 #: Runs whose answers are kept, and those that the page shows at first.
 _MAX_KEPT, _FEW = 8, 4
 _ASSETS: dict[str, tuple[str, Callable[[], str]]] = {
-    "index.html": ("text/html", lambda: asset("index.html")),
-    "page.css": ("text/css", lambda: asset("vendor/uPlot.min.css") + asset("page.css")),
-    "show.js": ("text/javascript", lambda: asset("show.js")),
-    "index.js": ("text/javascript", tab_module),
+    "/index.html": ("text/html", lambda: asset("index.html")),
+    "/page.css": ("text/css", lambda: asset("vendor/uPlot.min.css") + asset("page.css")),
+    "/show.js": ("text/javascript", lambda: asset("show.js")),
+    "/index.js": ("text/javascript", tab_module),
+}
+_DATA: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "/page": page_data,
+    "/details": lambda run: details_of(run, for_file=False),
 }
 
-StartResponse = Callable[[str, list[tuple[str, str]]], Any]
-App = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What was read of a run, and the answers made of it, compressed."""
-
-    stamp: str
-    run: Run
-    trouble: str
-    answers: dict[str, bytes] = field(default_factory=dict)
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class _Log:
-    """The log of one run, read by one thread at a time, and the answers that were made of it.
-
-    Args:
-        name: of the run.
-        place: its directory.
-    """
+    """The log of one run, read by one thread at a time, and the answers that were made of it."""
 
     def __init__(self, name: str, place: Path) -> None:
-        self._name, self._place = name, place
-        self._kept: _Kept | None = None
+        self._name = name
+        self._place = place
+        self._read: tuple[str, Run] | None = None  # what was read, and the stamp of its files then
+        self._answers: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def answer(self, kind: str) -> bytes:
-        """JSON, compressed.
-
-        Raises:
-            SparsityWatchError: the log cannot be read.
-        """
+    def answer(self, route: str) -> bytes:
+        """Compressed JSON; a SparsityWatchError if the log cannot be read."""
         with self._lock:
-            kept = self._read()
-            if kind not in kept.answers:
-                value = _MAKE[kind](kept.run)
-                kept.answers[kind] = gzip.compress(as_json(value), 5, mtime=0)
-            return kept.answers[kind]
+            run = self._current()
+            if route not in self._answers:
+                self._answers[route] = _packed(as_json(_DATA[route](run)))
+            return self._answers[route]
 
     def version(self) -> str:
         """Of the files; and of a watch that has fallen silent since they were read.
 
         It does not wait for an answer that is being made.
         """
-        stamp, kept = _stamp(self._place), self._kept
-        silent = _trouble(kept.run) if kept is not None and kept.stamp == stamp else ""
+        stamp, read = _stamp(self._place), self._read
+        silent = _trouble(read[1]) if read is not None and read[0] == stamp else ""
         return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]
 
-    def _read(self) -> _Kept:
-        stamp, kept = _stamp(self._place), self._kept
-        if kept is None:
+    def _current(self) -> Run:
+        stamp = _stamp(self._place)
+        if self._read is None:
             run = load(self._place, name=shown_name(self._name))
-        elif kept.stamp != stamp or kept.trouble != _trouble(kept.run):
-            run = kept.run.again(now=time.time())
         else:
-            return kept
-        self._kept = _Kept(stamp, run, run.standing.trouble)
-        return self._kept
+            before, run = self._read
+            if before == stamp and run.standing.trouble == _trouble(run):
+                return run
+            run = run.again(now=time.time())
+        self._read = stamp, run
+        self._answers = {}
+        return run
 
 
 class Runs:
-    """The watched runs below some directories, read when they are asked for.
-
-    Args:
-        roots: directories, by what the names of the runs in them begin with.
-    """
+    """The watched runs below some directories, by what their names begin with; read on demand."""
 
     def __init__(self, roots: Mapping[str, Path]) -> None:
         self._roots = dict(roots)
@@ -126,48 +105,38 @@ class Runs:
         """Directory of each log, by the name of its run."""
         with self._lock:
             if time.monotonic() - self._walked >= _WALK_S:
-                found = [
-                    pair for prefix, root in self._roots.items() for pair in _logs(prefix, root)
-                ]
-                self._places, self._walked = dict(sorted(found)), time.monotonic()
+                found = [pair for root in self._roots.items() for pair in _logs(*root)]
+                self._places = dict(sorted(found))
+                self._walked = time.monotonic()
             return self._places
 
     def versions(self) -> list[dict[str, str]]:
         """Name and version of each run."""
-        known = self._logs
-        return [{"name": name, "version": (known.get((name, place)) or _Log(name, place)).version()}
-                for name, place in self.places().items()]  # fmt: skip
+        found = []
+        for name, place in self.places().items():
+            log = self._logs.get((name, place)) or _Log(name, place)
+            found.append({"name": name, "version": log.version()})
+        return found
 
-    def answer(self, kind: str, name: str) -> bytes:
-        """The JSON of one run, compressed.
-
-        Raises:
-            KeyError: there is no such run.
-            SparsityWatchError: its log cannot be read.
-        """
+    def answer(self, route: str, name: str) -> bytes:
+        """The compressed JSON of one run; a KeyError if there is no such run."""
         key = name, self.places()[name]
         with self._lock:
             log = self._logs.pop(key, None) or _Log(*key)
             self._logs[key] = log  # the latest is the last
             for old in list(self._logs)[:-_MAX_KEPT]:
                 del self._logs[old]
-        return log.answer(kind)
+        return log.answer(route)
 
     def warm(self) -> None:
         """Begin to read the runs that are shown at first, in a thread, before anybody asks."""
         threading.Thread(target=self._warm, daemon=True).start()
 
     def _warm(self) -> None:
-        for kind in _MAKE:
+        for route in _DATA:
             for name in list(self.places())[:_FEW]:
                 with contextlib.suppress(KeyError, SparsityWatchError, OSError):
-                    self.answer(kind, name)  # what fails is told to whoever asks
-
-
-_MAKE: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "page": page_data,
-    "details": lambda run: details_of(run, for_file=False),
-}
+                    self.answer(route, name)  # what fails is told to whoever asks
 
 
 def _trouble(run: Run) -> str:
@@ -189,84 +158,60 @@ def _logs(prefix: str, root: Path) -> Iterable[tuple[str, Path]]:
 
 def _stamp(place: Path) -> str:
     """Sizes and times of the files that are appended to, or written anew."""
-    return ", ".join(_stamp_of(place / name) for name in _FILES)
+    found = []
+    for name in _FILES:
+        with contextlib.suppress(OSError):  # not there yet
+            status = (place / name).stat()
+            found.append(f"{name} {status.st_size} {status.st_mtime_ns}")
+    return ", ".join(found)
 
 
-def _stamp_of(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:  # not there yet
-        return "-"
-    return f"{status.st_size} {status.st_mtime_ns}"
+def apps_of(runs: Runs, remark: str = "") -> dict[str, App]:
+    """WSGI applications by route, such as "/runs"; ``remark`` says why there may be no runs."""
+
+    def versions(_: str) -> bytes:
+        if remark:
+            raise ConfigurationError(remark)
+        return _packed(as_json(runs.versions()))
+
+    json = "application/json"
+    assets = {route: _app(kind, _asset(make)) for route, (kind, make) in _ASSETS.items()}
+    data = {route: _app(json, functools.partial(runs.answer, route)) for route in _DATA}
+    return {**assets, **data, "/runs": _app(json, versions)}
 
 
-class PageServer:
-    """WSGI applications by route; the routes may stand below any path.
-
-    Args:
-        runs: what is served.
-        remark: why there may be none; empty if that needs no reason.
-    """
-
-    def __init__(self, runs: Runs, remark: str = "") -> None:
-        self._runs, self._remark = runs, remark
-
-    def apps(self) -> dict[str, App]:
-        """Each application by its route, such as "/runs"."""
-        found: dict[str, App] = {
-            f"/{name}": _asset_app(kind, make) for name, (kind, make) in _ASSETS.items()
-        }
-        return {**found, "/runs": self._versions, "/page": self._of("page"),
-                "/details": self._of("details")}  # fmt: skip
-
-    def _versions(self, environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        if self._remark:
-            return _respond(environ, start, "409 Conflict", "text/plain", self._remark.encode())
-        body = as_json(self._runs.versions())
-        return _respond(environ, start, "200 OK", "application/json", body)
-
-    def _of(self, kind: str) -> App:
-        def app(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-            name = parse_qs(environ.get("QUERY_STRING", "")).get("run", [""])[0]
-            try:
-                packed = self._runs.answer(kind, name)
-            except KeyError:
-                text = f"there is no run {shown_name(name)!r}"
-                return _respond(environ, start, "404 Not Found", "text/plain", text.encode())
-            except (SparsityWatchError, OSError) as error:
-                text = shown_text(str(error))
-                return _respond(environ, start, "409 Conflict", "text/plain", text.encode())
-            return _respond(environ, start, "200 OK", "application/json", packed, packed=True)
-
-        return app
+def _asset(make: Callable[[], str]) -> Callable[[str], bytes]:
+    packed = functools.cache(lambda: _packed(make().encode(), 9))
+    return lambda _: packed()
 
 
-def _asset_app(kind: str, make: Callable[[], str]) -> App:
-    packed = functools.cache(lambda: gzip.compress(make().encode(), 9, mtime=0))
+def _packed(body: bytes, level: int = 5) -> bytes:
+    return gzip.compress(body, level, mtime=0)
 
-    def app(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
-        return _respond(environ, start, "200 OK", kind, packed(), packed=True)
+
+def _app(kind: str, answer: Callable[[str], bytes]) -> App:
+    """Answers with what ``answer`` says, compressed, of the run that is asked for."""
+
+    def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        name = parse_qs(environ.get("QUERY_STRING", "")).get("run", [""])[0]
+        try:
+            body, status, content = answer(name), "200 OK", kind
+        except KeyError:
+            text = f"there is no run {shown_name(name)!r}"
+            body, status, content = _packed(text.encode()), "404 Not Found", "text/plain"
+        except (SparsityWatchError, OSError) as error:
+            text = shown_text(str(error))
+            body, status, content = _packed(text.encode()), "409 Conflict", "text/plain"
+        headers = [
+            ("Content-Type", f"{content}; charset=utf-8"),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            headers.append(("Content-Encoding", "gzip"))
+        else:
+            body = gzip.decompress(body)
+        start(status, [*headers, ("Content-Length", str(len(body)))])
+        return [body]
 
     return app
-
-
-def _respond(
-    environ: dict[str, Any],
-    start: StartResponse,
-    status: str,
-    kind: str,
-    body: bytes,
-    *,
-    packed: bool = False,
-) -> Iterable[bytes]:
-    headers = [
-        ("Content-Type", f"{kind}; charset=utf-8"),
-        ("Cache-Control", "no-store"),
-        ("X-Content-Type-Options", "nosniff"),
-    ]
-    if packed and "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-        headers.append(("Content-Encoding", "gzip"))
-    elif packed:
-        body = gzip.decompress(body)
-    start(status, [*headers, ("Content-Length", str(len(body)))])
-    return [body]

@@ -7,6 +7,7 @@ Rows are stored as differences of neighbours, which are mostly 0 and cost next t
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,10 +18,9 @@ from sparsitywatch.errors import StateError
 from sparsitywatch.records import Layers, Record
 from sparsitywatch.sinks.jsonl import read_spectrum
 
-__all__ = ["chosen", "cumulative", "magnitudes", "maps"]
-
 #: Instead of thousandths, where nothing was measured.
 _UNKNOWN = -1
+_KINDS = ("near_zero", "dormant", "removed")
 #: Ends of the magnitude bins: a quarter of a decade each.
 _PER_DECADE = 4
 #: Dtype of the spectra by name: the integers and floats of its bits, and the bits that a key drops.
@@ -38,12 +38,7 @@ _BITS = {
 
 
 def chosen(run: Run, most: int) -> list[int]:
-    """Indices of snapshots to show: evenly spread, with the ends and those of events.
-
-    Args:
-        run: whose snapshots.
-        most: how many are spread evenly; events come on top.
-    """
+    """Indices of snapshots to show: at most so many, evenly spread, and those of events."""
     number = len(run.records)
     if number <= most:
         return list(range(number))
@@ -59,19 +54,13 @@ def chosen(run: Run, most: int) -> list[int]:
 def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
     """Shares by tensor and snapshot: near zero by the first rule, dormant, and removed.
 
-    Args:
-        run: whose records.
-        columns: indices of its snapshots.
-
-    Returns:
-        ``columns``; ``level``, the sparsity that "removed" is of, null without a curve; and
-        ``rows`` by kind: for each tensor the differences of its thousandths, from column to column.
+    Rows are the differences of a tensor's thousandths from column to column. "removed" is at the
+    sparsity ``level``, null without a curve.
     """
-    names = run.tensors
     rule = next(iter(run.rules), "")
     level = removal_level(run.records)
-    place_of = {name: i for i, name in enumerate(names)}
-    cells = {kind: np.full((len(names), len(columns)), math.nan) for kind in _KINDS}
+    place_of = {name: i for i, name in enumerate(run.tensors)}
+    cells = {kind: np.full((len(place_of), len(columns)), math.nan) for kind in _KINDS}
     for t, index in enumerate(columns):
         record = run.records[index]
         layers, place = Layers.of(record.layers).columns, _place(record, level)
@@ -84,24 +73,19 @@ def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
         "columns": list(columns),
         "level": level,
         "rows": {
-            kind: _differences(_thousandths(values)).tolist()
+            kind: np.diff(_thousandths(values), prepend=0).tolist()
             for kind, values in cells.items()
             if np.isfinite(values).any()
         },
     }
 
 
-_KINDS = ("near_zero", "dormant", "removed")
-
-
 def removal_level(records: Sequence[Record]) -> float | None:
     """Of the levels that most snapshots asked for, the one nearest to a half; None without."""
-    asked: dict[float, int] = {}
+    asked: Counter[float] = Counter()
     for record in records:
-        if record.curve is not None and record.curve.level is not None:
-            for level in record.curve.level:
-                if 0.0 < level < 1.0:
-                    asked[level] = asked.get(level, 0) + 1
+        if record.curve is not None:
+            asked.update(level for level in record.curve.level or () if 0.0 < level < 1.0)
     most = max(asked.values(), default=0)
     candidates = [level for level, number in asked.items() if number == most]
     return min(candidates, key=lambda level: (abs(level - 0.5), level), default=None)
@@ -118,25 +102,15 @@ def _thousandths(shares: np.ndarray) -> np.ndarray:
     return np.where(known, np.round(1000.0 * np.where(known, shares, 0.0)), _UNKNOWN).astype(int)
 
 
-def _differences(rows: np.ndarray) -> np.ndarray:
-    """Along the last axis, the first number as it is."""
-    return np.diff(rows, axis=-1, prepend=0)
-
-
 # ------------------------------------------------------------------ magnitudes
 
 
 def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
-    """How large the weights are, by tensor and snapshot, from the stored spectra.
+    """How large the weights are, by tensor and snapshot, from the stored spectra; None without.
 
-    Args:
-        run: with a directory.
-        columns: indices of its snapshots.
-
-    Returns:
-        ``columns``, those with a spectrum; ``ends`` of the bins, log10; ``below``: for each tensor
-        and column the thousandths of its finite weights up to each end, as differences from end to
-        end; ``all``: the same of all tensors together, in millionths. None without a spectrum.
+    ``ends`` of the bins are log10; ``below`` has for each tensor and column the thousandths of its
+    finite weights up to each end, as differences from end to end; ``all`` the same of all tensors
+    together, in millionths.
     """
     found: list[tuple[int, Mapping[str, np.ndarray]]] = []
     for index in columns if run.directory is not None else ():
@@ -164,26 +138,18 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
     return {
         "columns": [index for index, _ in found],
         "ends": np.round(ends, 2).tolist(),
-        "below": [_differences(rows).tolist() for rows in below],
-        "all": _differences(whole).tolist(),
+        "below": np.diff(below, prepend=0).tolist(),
+        "all": np.diff(whole, prepend=0).tolist(),
     }
 
 
 def cumulative(
     stored: Mapping[str, np.ndarray], limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each tensor's finite weights with |w| at most each limit.
+    """Share of each tensor's finite weights with |w| at most each limit, and their number.
 
     A bin counts where it ends at or below the limit: exact where a limit ends one, else less by
     the weights of one bin, which is 0.4 % wide.
-
-    Args:
-        stored: the arrays of a ``MagnitudeSpectrum``.
-        limits: magnitudes, rising, float [L].
-
-    Returns:
-        Shares, float [tensors, L], NaN for a tensor without finite weights; and the number of
-        finite weights, int [tensors].
     """
     lengths = stored["num_bins"].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -215,8 +181,7 @@ def _magnitudes(stored: Mapping[str, np.ndarray]) -> np.ndarray:
 def _limits(spectra: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Magnitudes, four a decade, around all but the smallest ten-thousandth of the weights.
 
-    Args:
-        spectra: ends of bins and counts in them, by snapshot.
+    The spectra are the ends of bins and the counts in them, by snapshot.
     """
     low, high = [0], [0]
     for ends, counts in spectra:

@@ -101,7 +101,7 @@ def test_what_is_declared_is_imported() -> None:
 
 def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.load, sw.sinks, sw.errors, dir(sw)")
-    assert "sparsitywatch.page.notebook" in loaded
+    assert "sparsitywatch.page.render" in loaded
     assert loaded.isdisjoint({"torch", "tensorboard"})
     assert "torch" in modules_after("import sparsitywatch as sw; sw.patterns.Wanda()")
 

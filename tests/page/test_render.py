@@ -21,7 +21,7 @@ from page.conftest import EVIL, NODE, SCRIPT, WEB, Page, in_node, needs_node
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import page_data
 from sparsitywatch.page.overview import overview_svg, ticks
-from sparsitywatch.page.render import printable, render, script, tab_module
+from sparsitywatch.page.render import render, script, tab_module, xml_text
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])
@@ -126,8 +126,8 @@ def test_ticks_are_round_and_inside(low: float, width: float, most: int) -> None
 
 @given(st.text())
 def test_whatever_is_printable_is_in_xml(text: str) -> None:
-    shown = printable(text)
-    assert printable(shown) == shown
+    shown = xml_text(text)
+    assert xml_text(shown) == shown
     assert all(c.isprintable() or c.isspace() or unicodedata.category(c) == "Co" for c in shown)
     assert text == shown or not text.isprintable()
     element = ET.Element("x")

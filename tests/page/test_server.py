@@ -24,7 +24,7 @@ from sparsitywatch.cli import main
 from sparsitywatch.cli.pages import server_of
 from sparsitywatch.page import server as server_module
 from sparsitywatch.page.plugin import roots_of
-from sparsitywatch.page.server import PageServer, Runs
+from sparsitywatch.page.server import App, Runs, apps_of
 from sparsitywatch.records import WatchState, to_json
 from sparsitywatch.sinks import jsonl
 from sparsitywatch.sinks.jsonl import JsonlSink
@@ -41,7 +41,7 @@ def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ask(server: PageServer, route: str, query: str = "", *, packed: bool = True):
+def ask(server: dict[str, App], route: str, query: str = "", *, packed: bool = True):
     """Status, headers and body as the applications give them; WSGI is kept to."""
     found = {}
 
@@ -57,7 +57,7 @@ def ask(server: PageServer, route: str, query: str = "", *, packed: bool = True)
         "wsgi.multiprocess": False, "wsgi.run_once": False,
         **({"HTTP_ACCEPT_ENCODING": "gzip, br"} if packed else {}),
     }  # fmt: skip
-    answer = validator(server.apps()[route])(environ, start)
+    answer = validator(server[route])(environ, start)
     body = b"".join(answer)
     answer.close()
     assert int(found["headers"]["Content-Length"]) == len(body)
@@ -66,23 +66,23 @@ def ask(server: PageServer, route: str, query: str = "", *, packed: bool = True)
     return found["status"], found["headers"], body
 
 
-def names(server: PageServer) -> dict[str, str]:
+def names(server: dict[str, App]) -> dict[str, str]:
     return {run["name"]: run["version"] for run in json.loads(ask(server, "/runs")[2])}
 
 
 def test_runs_are_found_by_the_names_that_tensorboard_has(logs: Path) -> None:
-    assert list(names(PageServer(Runs({"": logs})))) == ["a", "deep/b"]
-    assert list(names(PageServer(Runs({"": logs / "a"})))) == ["a"]
-    assert list(names(PageServer(Runs({"": logs / "a" / "sparsitywatch"})))) == ["a"]
-    prefixed = PageServer(Runs({"x": logs / "a", "y": logs / "deep"}))
+    assert list(names(apps_of(Runs({"": logs})))) == ["a", "deep/b"]
+    assert list(names(apps_of(Runs({"": logs / "a"})))) == ["a"]
+    assert list(names(apps_of(Runs({"": logs / "a" / "sparsitywatch"})))) == ["a"]
+    prefixed = apps_of(Runs({"x": logs / "a", "y": logs / "deep"}))
     assert list(names(prefixed)) == ["x", "y/b"]
-    assert names(PageServer(Runs({"": logs / "other"}))) == {}
-    assert names(PageServer(Runs({"": logs / "nowhere"}))) == {}
+    assert names(apps_of(Runs({"": logs / "other"}))) == {}
+    assert names(apps_of(Runs({"": logs / "nowhere"}))) == {}
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_what_is_asked_is_sent(logs: Path, packed: bool) -> None:
-    server = PageServer(Runs({"": logs}))
+    server = apps_of(Runs({"": logs}))
     status, headers, body = ask(server, "/page", "run=deep%2Fb", packed=packed)
     assert status == "200 OK"
     assert ("Content-Encoding" in headers) == packed
@@ -95,7 +95,7 @@ def test_what_is_asked_is_sent(logs: Path, packed: bool) -> None:
 
 @pytest.mark.parametrize("query", ["run=none", "", "run=..%2Fa", "run=%00"])
 def test_what_is_no_run_is_not_there(logs: Path, query: str) -> None:
-    status, headers, body = ask(PageServer(Runs({"": logs})), "/page", query)
+    status, headers, body = ask(apps_of(Runs({"": logs})), "/page", query)
     assert status == "404 Not Found"
     assert headers["Content-Type"].startswith("text/plain")
     assert b"there is no run" in body
@@ -104,7 +104,7 @@ def test_what_is_no_run_is_not_there(logs: Path, query: str) -> None:
 def test_a_damaged_log_is_an_answer_that_says_so(logs: Path) -> None:
     records = logs / "a" / "sparsitywatch" / "records.jsonl"
     records.write_bytes(b"{}\n" + records.read_bytes())
-    status, _, body = ask(PageServer(Runs({"": logs})), "/page", "run=a")
+    status, _, body = ask(apps_of(Runs({"": logs})), "/page", "run=a")
     assert status == "409 Conflict"
     assert b"records.jsonl, line 1" in body
 
@@ -112,7 +112,7 @@ def test_a_damaged_log_is_an_answer_that_says_so(logs: Path) -> None:
 def test_a_log_is_read_again_only_when_it_has_grown(
     logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = PageServer(Runs({"": logs}))
+    server = apps_of(Runs({"": logs}))
     reads = count_lines(monkeypatch)
     before = names(server)
     for _ in range(3):
@@ -129,7 +129,7 @@ def test_a_log_is_read_again_only_when_it_has_grown(
     assert {name for name in after if after[name] != before[name]} == {"a"}
     assert json.loads(ask(server, "/page", "run=a")[2])["steps"][-1] == 2500
     assert len(reads) == 1
-    whole = ask(PageServer(Runs({"": logs})), "/page", "run=a")
+    whole = ask(apps_of(Runs({"": logs})), "/page", "run=a")
     assert ask(server, "/page", "run=a") == whole
 
 
@@ -149,7 +149,7 @@ def test_what_is_shown_at_first_is_read_before_anybody_asks(
     runs = Runs({"": logs})
     runs._warm()
     reads = count_lines(monkeypatch)
-    server = PageServer(runs)
+    server = apps_of(runs)
     for route in ("/page", "/details"):
         assert ask(server, route, "run=deep%2Fb")[0] == "200 OK"
     assert reads == []
@@ -166,7 +166,7 @@ def test_versions_are_told_while_an_answer_is_being_made(
         assert go_on.wait(30.0)
         return {}
 
-    monkeypatch.setitem(server_module._MAKE, "details", slow)
+    monkeypatch.setitem(server_module._DATA, "/details", slow)
     thread = threading.Thread(target=runs.answer, args=("details", "a"))
     thread.start()
     assert inside.wait(30.0)
@@ -184,7 +184,7 @@ def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
     sink.write(*fake_run.look(2000))
     sink.state(WatchState(status="on", step=2000, wall_time=time.time(), last_step=2000))
     sink.close()
-    server = PageServer(Runs({"": tmp_path}))
+    server = apps_of(Runs({"": tmp_path}))
     first = json.loads(ask(server, "/page", "run=run")[2])
     before = names(server)
     now = time.time() + 4000.0
@@ -197,7 +197,7 @@ def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
 
 def test_a_place_that_is_elsewhere_is_told() -> None:
     roots, remark = roots_of("s3://bucket/runs", "")
-    status, _, body = ask(PageServer(Runs(roots), remark), "/runs")
+    status, _, body = ask(apps_of(Runs(roots), remark), "/runs")
     assert (roots, status) == ({}, "409 Conflict")
     assert b"s3://bucket/runs is elsewhere" in body
 
@@ -210,7 +210,7 @@ def test_names_of_a_logdir_spec() -> None:
 
 def test_few_runs_are_kept(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_MAX_KEPT", 1)
-    server = PageServer(Runs({"": logs}))
+    server = apps_of(Runs({"": logs}))
     for name in ("a", "deep/b", "a"):
         assert json.loads(ask(server, "/page", f"run={name}")[2])["name"] == name
 
@@ -263,12 +263,12 @@ def test_show_needs_a_directory_and_a_free_port(logs: Path, capsys) -> None:
 def test_a_run_of_an_earlier_watch_has_a_name_of_its_own(logs: Path) -> None:
     (logs / "a" / "sparsitywatch").rename(logs / "a" / "sparsitywatch-earlier-1")
     fake_run.write_run(logs / "a", [fake_run.look(0)])
-    assert list(names(PageServer(Runs({"": logs})))) == ["a", "a/sparsitywatch-earlier-1", "deep/b"]
+    assert list(names(apps_of(Runs({"": logs})))) == ["a", "a/sparsitywatch-earlier-1", "deep/b"]
 
 
 def test_an_overdue_watch_is_told_by_the_page(logs: Path) -> None:
     info = replace(fake_run.run_info(), state=WatchState(
         status="closed", step=900, wall_time=0.0, last_step=500, next_due_step=800))  # fmt: skip
     (logs / "deep" / "b" / "sparsitywatch" / "run.json").write_text(to_json(info))
-    data = json.loads(ask(PageServer(Runs({"": logs})), "/page", "run=deep%2Fb")[2])
+    data = json.loads(ask(apps_of(Runs({"": logs})), "/page", "run=deep%2Fb")[2])
     assert data["verdict"]["headline"].startswith("No snapshot was taken since step 500")
