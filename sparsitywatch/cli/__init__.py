@@ -33,14 +33,10 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line; returns the exit status.
 
-    Args:
-        argv: the arguments without the program's name; by default those of the process.
-
-    Returns:
-        The exit status: 0; 2 if there is nothing to read or something cannot be read; 130 if it
-        was interrupted. `status` returns 1 and 2 as its answers, too.
+    That is 0; 2 if there is nothing to read or something cannot be read; 130 if it was
+    interrupted. `status` returns 1 and 2 as its answers, too.
     """
     arguments = _parser().parse_args(argv)
     status = 0

@@ -11,27 +11,25 @@ from typing import Any
 
 from sparsitywatch.analysis.digest import Digest, digest, mismatches, require_comparable
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.cli.options import add_command, add_json
 from sparsitywatch.cli.pages import save
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, to_json
 from sparsitywatch.shown import shown_text
 
-__all__ = ["add_to"]
-
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of the command line."""
-    parser = commands.add_parser("compare", help="runs side by side, if they can be compared")
+    words = "runs side by side, if they can be compared"
+    parser = add_command(commands, "compare", _run, words)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="where a run logs to")
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="a picture to write, too")
-    parser.add_argument("--json", action="store_true", help="one JSON object, not a table")
     parser.add_argument(
-        "--weights-only",
-        action="store_true",
+        "--weights-only", action="store_true",
         help="compare only what the weights tell by themselves, whatever the proxies were",
-    )
-    parser.set_defaults(run=_run)
+    )  # fmt: skip
+    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Options of the commands that read checkpoints: where they lie, what is measured, the model."""
+"""Options that commands share: where a run logs to, where checkpoints lie, what is measured."""
 
 from __future__ import annotations
 
@@ -19,55 +19,47 @@ if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.pruning.proxy import Proxy
     from sparsitywatch.settings import Settings
 
-__all__ = [
-    "add_checkpoint_options",
-    "add_model_options",
-    "add_settings_options",
-    "model_and_proxy",
-    "settings_of",
-    "storage_options",
-]
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], words: str
+) -> Any:
+    """The parser of another command; ``words`` say what it shows."""
+    parser = commands.add_parser(name, help=words)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_logdir(parser: Any) -> None:
+    """Add the place of one run's log."""
+    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
+
+
+def add_json(parser: Any) -> None:
+    """Add the output for programs."""
+    parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
+
+
+# ------------------------------------------------------------------ where checkpoints lie
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     """Add where checkpoints lie, and which weights of them count."""
-    parser.add_argument(
-        "places",
-        metavar="CHECKPOINT",
-        nargs="+",
-        help="a checkpoint, a folder of them or a pattern, on any storage that fsspec knows",
-    )
-    parser.add_argument(
-        "--scope",
-        metavar="PRESET|PATTERN",
-        action="append",
-        default=argparse.SUPPRESS,
+    add = parser.add_argument
+    add("places", metavar="CHECKPOINT", nargs="+",
+        help="a checkpoint, a folder or a pattern, on any storage that fsspec knows")  # fmt: skip
+    add("--scope", metavar="PRESET|PATTERN", action="append", default=argparse.SUPPRESS,
         help="which weights count: blocks (the default), paper, layers, matrices, or a pattern of "
-        "tensor names such as '*.query.weight'; patterns may be repeated",
-    )
-    parser.add_argument(
-        "--storage-option",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
+        "tensor names such as '*.query.weight'; patterns may be repeated")  # fmt: skip
+    add("--storage-option", metavar="KEY=VALUE", action="append", default=[],
         help="what fsspec is given for the storage, such as endpoint_url=http://... or anon=true; "
-        "VALUE is taken as JSON where it is JSON; may be repeated",
-    )
-    parser.add_argument(
-        "--duplicates",
-        choices=("refuse", "first"),
-        default="refuse",
+        "VALUE is taken as JSON where it is JSON; may be repeated")  # fmt: skip
+    add("--duplicates", choices=("refuse", "first"), default="refuse",
         help="of several checkpoints of one step that do not hold the same weights, such as one "
-        "for each rank, take none (default), or the first",
-    )
+        "for each rank, take none (default), or the first")  # fmt: skip
 
 
 def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of the storage that were given.
-
-    Raises:
-        ConfigurationError: one is not of the form KEY=VALUE, or a key is there twice.
-    """
+    """The options of the storage that were given; a ConfigurationError if one cannot be used."""
     options: dict[str, Any] = {}
     for given in arguments.storage_option:
         key, equals, value = given.partition("=")
@@ -80,20 +72,11 @@ def storage_options(arguments: argparse.Namespace) -> dict[str, Any]:
             raise ConfigurationError(
                 f"Expected `--storage-option` {key} once, got it twice. Give one value."
             )
-        options[key] = _value(value)
+        try:
+            options[key] = json.loads(value)
+        except ValueError:  # a text without quotes
+            options[key] = value
     return options
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself.
-
-    >>> _value("true"), _value('{"region_name": "eu"}'), _value("http://localhost:9000")
-    (True, {'region_name': 'eu'}, 'http://localhost:9000')
-    """
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 # ------------------------------------------------------------------ what is measured
@@ -128,11 +111,7 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The settings that were given, and the defaults of the others.
-
-    Raises:
-        ConfigurationError: a value cannot be used; the field is named.
-    """
+    """The settings that were given, and the defaults of the others."""
     from sparsitywatch.settings import Settings  # imports torch
     from sparsitywatch.weights.scope import PRESETS
 
@@ -155,73 +134,53 @@ def _number_or_all(text: str) -> int | None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options to a command that may evaluate a model."""
-    group = parser.add_argument_group(
+    add = parser.add_argument_group(
         "evaluation", "without these nothing is run; what weights tell needs no model"
-    )
-    group.add_argument(
-        "--model",
-        metavar="MODEL",
+    ).add_argument
+    add("--model", metavar="MODEL",
         help="a folder with a config.json of transformers; a type such as bert, with --config; or "
-        "module:function, which makes it",
-    )
-    group.add_argument("--config", metavar="FILE", type=Path, help="the config of a type of model")
-    group.add_argument(
-        "--text", metavar="FILE", type=Path, help="a held-out text; its loss is the proxy"
-    )
-    group.add_argument(
-        "--tokenizer", metavar="FOLDER", type=Path, help="of the text; by default that of --model"
-    )
-    group.add_argument(
-        "--examples", metavar="N", type=int, default=128, help="windows of the text (default: 128)"
-    )
-    group.add_argument(
-        "--length", metavar="N", type=int, default=128, help="tokens in a window (default: 128)"
-    )
-    group.add_argument(
-        "--proxy",
-        metavar="MODULE:FUNCTION",
-        help="makes the sparsitywatch.Proxy, instead of --text",
-    )
+        "module:function, which makes it")  # fmt: skip
+    add("--config", metavar="FILE", type=Path, help="the config of a type of model")
+    add("--text", metavar="FILE", type=Path, help="a held-out text; its loss is the proxy")
+    add("--tokenizer", metavar="FOLDER", type=Path, help="of the text; by default that of --model")
+    add("--examples", metavar="N", type=int, default=128,
+        help="windows of the text (default: 128)")  # fmt: skip
+    add("--length", metavar="N", type=int, default=128,
+        help="tokens in each (default: 128)")  # fmt: skip
+    add("--proxy", metavar="MODULE:FUNCTION",
+        help="makes the sparsitywatch.Proxy, instead of --text")  # fmt: skip
 
 
 def model_and_proxy(
     arguments: argparse.Namespace,
 ) -> tuple[Callable[[], nn.Module] | None, Proxy | None]:
-    """How to make the model, and the proxy.
-
-    Raises:
-        ConfigurationError: the options do not go together, or name nothing.
-    """
-    if arguments.model is None:
-        given = [o for o in ("config", "text", "tokenizer", "proxy") if getattr(arguments, o)]
-        if given:
-            raise ConfigurationError(
-                f"Expected `--model` beside `--{given[0]}`, got none: what to evaluate?"
-            )
+    """How to make the model, and the proxy; a ConfigurationError if options do not go together."""
+    model, text = arguments.model, arguments.text
+    if model is None:
+        for option in ("config", "text", "tokenizer", "proxy"):
+            if vars(arguments)[option]:
+                raise ConfigurationError(
+                    f"Expected `--model` beside `--{option}`, got none: what to evaluate?"
+                )
         return None, None
-    if arguments.proxy and arguments.text:
+    if arguments.proxy and text:
         raise ConfigurationError("Expected one of `--proxy` and `--text`, got both.")
     make: Callable[[], nn.Module]
-    if ":" in arguments.model and not Path(arguments.model).exists():
-        make = _named("--model", arguments.model)
+    if ":" in model and not Path(model).exists():
+        make = _named("--model", model)
     else:
         from sparsitywatch.integrations.language_models import make_model
 
-        make = functools.partial(make_model, arguments.model, arguments.config)
+        make = functools.partial(make_model, model, arguments.config)
     if arguments.proxy:
         return make, _named("--proxy", arguments.proxy)()
-    if arguments.text:
-        return make, _text_proxy(arguments, make())
-    return make, None
-
-
-def _text_proxy(arguments: argparse.Namespace, model: nn.Module) -> Proxy:
+    if text is None:
+        return make, None
     from sparsitywatch.integrations.language_models import text_proxy
 
-    folder = arguments.tokenizer or Path(arguments.model)
-    return text_proxy(
-        arguments.text, folder, model, num_examples=arguments.examples, length=arguments.length
-    )
+    folder = arguments.tokenizer or Path(model)
+    size = {"num_examples": arguments.examples, "length": arguments.length}
+    return make, text_proxy(text, folder, make(), **size)
 
 
 def _named(option: str, name: str) -> Any:

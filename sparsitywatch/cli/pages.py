@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.cli.summary import read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.shown import shown_text
-
-__all__ = ["add_to", "save"]
 
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
@@ -23,40 +22,30 @@ _NAMES = ("127.0.0.1", "localhost")
 
 def add_to(commands: Any) -> None:
     """Add the commands to the subparsers of the command line."""
-    parser = commands.add_parser("plot", help="draw what happened so far")
-    words = "the picture to write; its ending says the format"
-    _add_output_to(parser, words, Path("overview.png"))
-    parser.set_defaults(run=_plot)
-    parser = commands.add_parser("report", help="one page of HTML with everything in it")
-    _add_output_to(parser, "the page to write", Path("report.html"))
-    parser.set_defaults(run=_report)
-    parser = commands.add_parser("show", help="the same page of all runs, live, in a browser")
+    parser = add_command(commands, "plot", _plot, "draw what happened so far")
+    _add_output(parser, "the picture to write; its ending says the format", "overview.png")
+    parser = add_command(commands, "report", _report, "one page of HTML with everything in it")
+    _add_output(parser, "the page to write", "report.html")
+    parser = add_command(commands, "show", _show, "the same page of all runs, live, in a browser")
     parser.add_argument(
         "logdir", metavar="LOGDIR", type=Path, help="a run's log, or a folder of them"
     )
     parser.add_argument(
         "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
     )
-    parser.set_defaults(run=_show)
-    parser = commands.add_parser(
-        "status", help="healthy, look or broken: exit status 0, 1, 2 for schedulers"
-    )
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
-    parser.add_argument("--json", action="store_true", help="one JSON object, not sentences")
-    parser.set_defaults(run=_status)
+    words = "healthy, look or broken: exit status 0, 1, 2 for schedulers"
+    parser = add_command(commands, "status", _status, words)
+    add_logdir(parser)
+    add_json(parser)
 
 
-def _add_output_to(parser: argparse.ArgumentParser, words: str, output: Path) -> None:
+def _add_output(parser: Any, words: str, output: str) -> None:
     """A log directory, and where to write: ``words`` say what, ``output`` where by default."""
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
+    add_logdir(parser)
     parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        type=Path,
-        default=output,
+        "-o", "--output", metavar="FILE", type=Path, default=Path(output),
         help=f"{words} (default: {output})",
-    )
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ plot
@@ -74,11 +63,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure where the user wants it.
-
-    Raises:
-        ConfigurationError: it cannot be written there, or in no such format.
-    """
+    """Write a figure; a ConfigurationError says that it cannot be, there or in this format."""
     from sparsitywatch.plots import save_figure
 
     try:
@@ -95,16 +80,8 @@ def save(figure: Any, path: Path) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from sparsitywatch.page.render import render
 
-    _write(arguments.output, render(load(arguments.logdir)))
-    print(arguments.output)
-
-
-def _write(path: Path, page: str) -> None:
-    """Write the page so that a browser never sees half of one.
-
-    Raises:
-        ConfigurationError: it cannot be written there.
-    """
+    page, path = render(load(arguments.logdir)), arguments.output
+    # a browser never sees half of it
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +94,7 @@ def _write(path: Path, page: str) -> None:
         raise ConfigurationError(
             f"Expected `--output` to be a file that can be written, got {str(path)!r}: {error}."
         ) from error
+    print(path)
 
 
 # ------------------------------------------------------------------ show
@@ -147,11 +125,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def server_of(logdir: Path, port: int) -> WSGIServer:
-    """A server of the page for this machine alone, which begins to read the logs.
-
-    Raises:
-        ConfigurationError: the port is taken, or none.
-    """
+    """A server of the page for this machine alone, which begins to read the logs."""
     from sparsitywatch.page.server import App, Runs, apps_of
 
     runs = Runs({"": logdir})
@@ -186,13 +160,12 @@ def _status(arguments: argparse.Namespace) -> int:
     run = load(arguments.logdir)
     verdict, watch = run.verdict, watch_line(run)
     if arguments.json:
-        steps = [record.step for record in run.records[-1:]]
         told = {
             "status": verdict.level,
             "headline": verdict.headline,
             "action": verdict.action,
             "trouble": run.standing.trouble,
-            "last_step": steps[0] if steps else None,
+            "last_step": run.records[-1].step if run.records else None,
             "events": [
                 {"id": event.id, "headline": event.headline, "action": event.advice}
                 for event in run.events

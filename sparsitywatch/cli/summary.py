@@ -11,31 +11,23 @@ from typing import Any
 
 from sparsitywatch.analysis.digest import Digest, digest
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.records import LedgerEntry, ledger_in_short, to_json
 from sparsitywatch.shown import shown_name, shown_text
-
-__all__ = ["add_scope_to", "add_to", "align", "count", "read"]
-
 
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
 
 
 def read(logdir: Path, name: str | None = None) -> Run:
-    """A run with at least one record.
-
-    Raises:
-        ConfigurationError: there is no run, or no record in it yet.
-        StateError: the log is damaged.
-    """
+    """A run with at least one record; a ConfigurationError says that there is none yet."""
     run = load(logdir, name=name)
     if run.records:
         return run
-    directory = run.directory or logdir
     # a manifest is written anew while it is waited for the first record
-    files = [path for file in _FILES if (path := directory / file).exists()]
+    files = [path for file in _FILES if (path := (run.directory or logdir) / file).exists()]
     begun = datetime.fromtimestamp(files[0].stat().st_mtime, timezone.utc)
     raise ConfigurationError(
         f"Expected records of a watched run at LOGDIR, found none yet in {str(logdir)!r}: the run "
@@ -46,10 +38,9 @@ def read(logdir: Path, name: str | None = None) -> Run:
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of the command line."""
-    parser = commands.add_parser("summary", help="what happened so far")
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
-    parser.add_argument("--json", action="store_true", help="one JSON object, not a table")
-    parser.set_defaults(run=_run)
+    parser = add_command(commands, "summary", _run, "what happened so far")
+    add_logdir(parser)
+    add_json(parser)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -71,18 +62,14 @@ def _table(summary: Digest) -> list[str]:
         "",
     ]
     header = ("series", "first", "last", "lowest", "at step", "highest", "at step")
-    rows = [
-        (
-            name,
-            *(f"{x:.4g}" for x in (series.first, series.last, series.lowest)),
-            str(series.lowest_step),
-            f"{series.highest:.4g}",
-            str(series.highest_step),
-        )
-        for name, series in sorted(summary.series.items())
+    rows = []
+    for name, one in sorted(summary.series.items()):
         # counts of broken weights are worth a line only where there are any
-        if not name.startswith("weights/") or series.highest > 0
-    ]
+        if not name.startswith("weights/") or one.highest > 0:
+            ends = f"{one.first:.4g}", f"{one.last:.4g}"
+            lowest = f"{one.lowest:.4g}", str(one.lowest_step)
+            highest = f"{one.highest:.4g}", str(one.highest_step)
+            rows.append((name, *ends, *lowest, *highest))
     lines += [*align([header, *rows], right=set(range(1, 7))), ""]
     lines += [*_estimate_lines(summary), "", f"{count(len(summary.events), 'event')}"]
     for event in summary.events:
@@ -116,9 +103,7 @@ def _estimate_lines(summary: Digest) -> list[str]:
 
 def add_scope_to(commands: Any) -> None:
     """Add the command ``scope`` to the subparsers of the command line."""
-    parser = commands.add_parser("scope", help="which parameters are watched")
-    parser.add_argument("logdir", metavar="LOGDIR", type=Path, help="where the run logs to")
-    parser.set_defaults(run=_scope)
+    add_logdir(add_command(commands, "scope", _scope, "which parameters are watched"))
 
 
 def _scope(arguments: argparse.Namespace) -> None:
@@ -143,26 +128,15 @@ def _ledger_row(entry: LedgerEntry) -> tuple[str, ...]:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> count(1, "snapshot"), count(1200, "snapshot")
-    ('1 snapshot', '1,200 snapshots')
-    """
+    """A number with its noun."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
-    """Lines with the cells below each other; the columns in ``right`` end together.
-
-    >>> align([("run", "step"), ("a", "5")], right={1})
-    ['run  step', 'a       5']
-    """
-    rows = [tuple(map(shown_name, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    """Lines with the cells below each other; the columns in ``right`` end together."""
+    columns = [[shown_name(cell) for cell in column] for column in zip(*rows, strict=True)]
+    for index, column in enumerate(columns):
+        width = max(map(len, column))
+        pad = str.rjust if index in right else str.ljust
+        columns[index] = [pad(cell, width) for cell in column]
+    return ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
