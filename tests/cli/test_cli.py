@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import fake_run
+from contracts.page import inside_of, parse
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
@@ -34,16 +35,26 @@ def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
     model = torch.nn.Linear(4, 4)
     with sw.watch(model, None, logdir=begun, every=500, scope="layers") as watcher:
         watcher.step()
-        more = [str(logdir)] if command == "compare" else []
-        assert main([command, str(begun), *more]) == 2
-    told = capsys.readouterr().err
+        more = [logdir] if command == "compare" else []
+        error = told(capsys, command, begun, *more, status=2)
+        assert told(capsys, "scope", begun)
+        told(capsys, "report", begun, "-o", tmp_path / "page.html")
     now = datetime.now(timezone.utc)
     assert re.search(
-        rf"the run began at {now:%Y-%m-%d} \d\d:\d\d:\d\d UTC and has taken no snapshot", told
+        rf"the run began at {now:%Y-%m-%d} \d\d:\d\d:\d\d UTC and has taken no snapshot", error
     )
-    assert "found none yet" in told
-    assert "Is it the run's `logdir`?" not in told
-    assert main(["scope", str(begun)]) == 0
+    assert "found none yet" in error
+    assert "Is it the run's `logdir`?" not in error
+    assert "no snapshot yet" in (tmp_path / "page.html").read_text()
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
+    """What a command prints: its output, or where it fails its one line of complaint."""
+    assert main([str(argument) for argument in arguments]) == status
+    printed = capsys.readouterr()
+    assert (printed.out if status else printed.err) == ""
+    assert not status or printed.err.count("\n") == 1
+    return printed.err if status else printed.out
 
 
 def row(output: str, name: str) -> list[str]:
@@ -53,19 +64,15 @@ def row(output: str, name: str) -> list[str]:
 
 
 def test_summary_table(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["summary", str(logdir)]) == 0
-    output = capsys.readouterr().out
+    output = told(capsys, "summary", logdir)
     records = [record for record, _ in fake_run.looks(STEPS)]
     near_zero = [record.near_zero["initial_0.1"] for record in records]
     lowest, highest = min(near_zero), max(near_zero)
     assert row(output, "near_zero/initial_0.1") == [
-        f"{near_zero[0]:.4g}",
-        f"{near_zero[-1]:.4g}",
-        f"{lowest:.4g}",
-        str(STEPS[near_zero.index(lowest)]),
-        f"{highest:.4g}",
-        str(STEPS[near_zero.index(highest)]),
-    ]
+        f"{near_zero[0]:.4g}", f"{near_zero[-1]:.4g}",
+        f"{lowest:.4g}", str(STEPS[near_zero.index(lowest)]),
+        f"{highest:.4g}", str(STEPS[near_zero.index(highest)]),
+    ]  # fmt: skip
     assert row(output, "value/reliance")[1] == f"{records[-1].reliance:.4g}"
     assert "11 snapshots at steps 0 to 2000, 0 invalid; stall 3.4 s" in output
     assert "49,152 weights in 12 tensors; pattern global, zero-shot" in output
@@ -82,8 +89,7 @@ def test_summary_table(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_summary_as_json(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["summary", str(logdir), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(told(capsys, "summary", logdir, "--json"))
     last = fake_run.look(2000)[0]
     assert (found["num_records"], found["first_step"], found["last_step"]) == (11, 0, 2000)
     assert found["series"]["motion/dormant"]["last"] == last.dormant.fraction
@@ -104,8 +110,7 @@ def test_a_run_without_proxy_and_with_broken_weights(
     record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "dormant")
     provenance = dataclasses.replace(record.provenance, proxy_hash="")
     record = dataclasses.replace(record, num_nan=7, provenance=provenance)
-    assert main(["summary", str(fake_run.write_run(tmp_path, [(record, detail)]))]) == 0
-    output = capsys.readouterr().out
+    output = told(capsys, "summary", fake_run.write_run(tmp_path, [(record, detail)]))
     assert "essential sparsity: not measured, there was no proxy" in output
     assert "1 snapshot at steps 100 to 100" in output
     assert "0 events" in output
@@ -116,32 +121,36 @@ def test_a_run_without_proxy_and_with_broken_weights(
 def test_not_informative_is_said_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["summary", str(fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1))))]) == 0
-    output = capsys.readouterr().out
+    output = told(capsys, "summary", fake_run.write_run(tmp_path, [fake_run.look(0)]))
     assert "not informative; the model does not rely on these weights yet" in output
     assert "informative at 0 of 1 snapshot" in output
 
 
-def test_summary_while_the_run_is_writing(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_while_the_run_is_writing(
+    logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = logdir / "sparsitywatch" / "records.jsonl"
     with records.open("a") as file:
         file.write('{"step":2200,"wall_ti')  # a line on its way to the disk
     before = records.read_bytes()
-    assert main(["summary", str(logdir)]) == 0
-    assert "11 snapshots at steps 0 to 2000" in capsys.readouterr().out
+    assert "11 snapshots at steps 0 to 2000" in told(capsys, "summary", logdir)
+    told(capsys, "report", logdir, "-o", tmp_path / "r.html")
+    assert "11 snapshots of 49,152 weights" in parse((tmp_path / "r.html").read_text()).text()
     assert records.read_bytes() == before
 
 
-def test_the_inner_directory_is_taken_too(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["summary", str(logdir)])
-    outer = capsys.readouterr().out
-    assert main(["summary", str(logdir / "sparsitywatch")]) == 0
-    assert capsys.readouterr().out == outer
+def test_the_inner_directory_is_taken_too(
+    logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = logdir / "sparsitywatch"
+    assert told(capsys, "summary", inner) == told(capsys, "summary", logdir)
+    for place, name in ((logdir, "one"), (inner, "other")):
+        told(capsys, "report", place, "-o", tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
 def test_scope(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["scope", str(logdir)]) == 0
-    output = capsys.readouterr().out
+    output = told(capsys, "scope", logdir)
     assert output.startswith("12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)\n")
     for entry in fake_run.run_info().ledger:
         (line,) = (line for line in output.splitlines() if f" {entry.name} " in line)
@@ -154,56 +163,78 @@ def test_scope(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_plot(logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "new" / "overview.png"
-    assert main(["plot", str(logdir), "-o", str(picture)]) == 0
+    assert told(capsys, "plot", logdir, "-o", picture).strip() == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert capsys.readouterr().out.strip() == str(picture)
 
 
-def test_plot_cannot_write(
-    logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_report(
+    logdir: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "page.html"
+    assert told(capsys, "report", logdir, "-o", path).strip() == str(path)
+    title = parse(path.read_text(encoding="utf-8")).one("head").one("title")
+    assert title.text() == "run: sparsity report"
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+    # by default it is written here; a run without a manifest has no ledger
+    (logdir / "sparsitywatch" / "run.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    told(capsys, "report", "run")
+    page = inside_of((tmp_path / "report.html").read_text(encoding="utf-8"))["page"]
+    assert (page["facts"]["ledger"], page["facts"]["scope"]) == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "what"),
+    [
+        ("plot", "overview.nonsense", "a picture"),
+        ("plot", "file/overview.png", "a picture"),
+        ("report", "file/r.html", "a file that can be written"),
+        ("report", "folder", "a file that can be written"),
+    ],
+)
+def test_what_cannot_be_written_is_said(
+    command: str, output: str, what: str, logdir: Path, tmp_path: Path, capsys
 ) -> None:
     (tmp_path / "file").touch()
-    for output in (tmp_path / "overview.nonsense", tmp_path / "file" / "overview.png"):
-        assert main(["plot", str(logdir), "-o", str(output)]) == 2
-        message = capsys.readouterr().err
-        assert message.startswith("sparsitywatch: Expected `--output` to be a picture")
-        assert str(output) in message
+    (tmp_path / "folder").mkdir()
+    message = told(capsys, command, logdir, "-o", tmp_path / output, status=2)
+    assert message.startswith(f"sparsitywatch: Expected `--output` to be {what}")
+    assert str(tmp_path / output) in message
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("command", ["summary", "plot", "scope"])
+@pytest.mark.parametrize("command", ["summary", "plot", "scope", "report"])
 @pytest.mark.parametrize("state", ["missing", "empty", "empty inside", "a file"])
 def test_nothing_to_read(
-    command: str, state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, state: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     logdir = tmp_path / "nothing"
     if state == "a file":
         logdir.touch()
     elif state != "missing":
         (logdir / "sparsitywatch" if state == "empty inside" else logdir).mkdir(parents=True)
-    assert main([command, str(logdir)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("sparsitywatch: Expected ")
-    assert str(logdir) in captured.err
-    assert captured.err.count("\n") == 1
+    message = told(capsys, command, logdir, status=2)
+    assert message.startswith("sparsitywatch: Expected ")
+    assert str(logdir) in message
+    assert not [path for path in tmp_path.iterdir() if path != logdir]
 
 
 def test_one_directory_too_high_names_the_runs(
     logdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["summary", str(logdir.parent)]) == 2
-    assert f"Watched runs in there: {logdir}\n" in capsys.readouterr().err
+    assert f"Watched runs in there: {logdir}\n" in told(capsys, "summary", logdir.parent, status=2)
 
 
+@pytest.mark.parametrize("command", ["summary", "report"])
 def test_a_damaged_log_is_an_error_in_one_line(
-    logdir: Path, capsys: pytest.CaptureFixture[str]
+    command: str, logdir: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(logdir)
     records = logdir / "sparsitywatch" / "records.jsonl"
     records.write_text("nonsense\n" + records.read_text())
-    assert main(["summary", str(logdir)]) == 2
-    error = capsys.readouterr().err
-    assert "records.jsonl" in error
-    assert error.count("\n") == 1
+    assert "records.jsonl" in told(capsys, command, logdir, status=2)
+    assert not (logdir / "report.html").exists()
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["summary"], ["summary", "-x"]])
