@@ -19,19 +19,9 @@ WAIT_S = 60.0  # for what will happen; far more than it takes
 
 
 def event(step: int = 350, **fields) -> Event:
-    return Event(
-        **{
-            "series": "near_zero/initial_0.1",
-            "direction": "up",
-            "onset_step": step - 50,
-            "detected_step": step,
-            "baseline": 0.05,
-            "value": 0.1,
-            "noise": 0.01,
-            "trend": "sparsifying",
-            **fields,
-        }
-    )
+    given = {"baseline": 0.05, "value": 0.1, "noise": 0.01, "trend": "sparsifying", **fields}
+    series, onset = "near_zero/initial_0.1", step - 50
+    return Event(series=series, direction="up", onset_step=onset, detected_step=step, **given)
 
 
 class Server(ThreadingHTTPServer):
@@ -107,14 +97,20 @@ def quick(url: str, **options) -> Webhook:
     return Webhook(url, **{"pause_s": 0.0, "close_s": WAIT_S, **options})
 
 
+def post(url: str, *events: Event, **options) -> None:
+    """Give the events to a webhook, and close it."""
+    hook = quick(url, **options)
+    for one in events:
+        hook(one)
+    hook.close()
+
+
 # ------------------------------------------------------------------ what is posted
 
 
 def test_an_event_arrives_as_json(serve, caplog) -> None:
     server = serve()
-    hook = quick(server.url, headers={"Authorization": "Bearer x"})
-    hook(event())
-    hook.close()
+    post(server.url, event(), headers={"Authorization": "Bearer x"})
     ((code, data, headers),) = server.posted
     assert code == 200
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", "Bearer x")
@@ -140,19 +136,14 @@ def test_what_is_not_known_is_null_and_json_stays_strict() -> None:
 @pytest.mark.parametrize("first", [500, 503, 429, 408])
 def test_a_server_in_trouble_is_tried_again(serve, first: int, caplog) -> None:
     server = serve(first, first)
-    hook = quick(server.url)
-    hook(event())
-    hook.close()
+    post(server.url, event())
     assert [code for code, _, _ in server.posted] == [first, first, 200]
     assert caplog.text == ""
 
 
 def test_enough_is_enough_and_the_cause_is_logged_without_the_secret(serve, caplog) -> None:
     server = serve(*[500] * 9)
-    hook = quick(server.url, retries=2)
-    hook(event())
-    hook(event(700))
-    hook.close()
+    post(server.url, event(), event(700), retries=2)
     assert [code for code, _, _ in server.posted] == [500] * 6
     assert "near_zero/initial_0.1@300 was not posted to http://127.0.0.1" in caplog.text
     assert "HTTP 500" in caplog.text
@@ -162,9 +153,7 @@ def test_enough_is_enough_and_the_cause_is_logged_without_the_secret(serve, capl
 @pytest.mark.parametrize("code", [400, 404, 410, 302, 301, 307])
 def test_a_request_that_is_wrong_is_not_repeated(serve, code: int, caplog) -> None:
     server = serve(code)
-    hook = quick(server.url)
-    hook(event())
-    hook.close()
+    post(server.url, event())
     assert [c for c, _, _ in server.posted] == [code]
     assert f"HTTP {code}" in caplog.text
 
@@ -173,18 +162,14 @@ def test_a_server_that_is_gone(serve, caplog) -> None:
     server = serve()
     server.shutdown()
     server.server_close()
-    hook = quick(server.url, retries=1)
-    hook(event())
-    hook.close()
+    post(server.url, event(), retries=1)
     assert "was not posted to http://127.0.0.1" in caplog.text
     assert "refused" in caplog.text
 
 
 def test_a_server_that_hangs_runs_into_the_time_out(serve, caplog) -> None:
     server = serve(hangs=True)
-    hook = quick(server.url, timeout_s=0.05, retries=1)
-    hook(event())
-    hook.close()
+    post(server.url, event(), timeout_s=0.05, retries=1)
     assert len(server.posted) == 2
     assert "timed out" in caplog.text
 
@@ -197,15 +182,8 @@ def test_training_goes_on_while_a_server_hangs_and_close_gives_up(serve, caplog)
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     seen: list[Event] = []
-    with sw.watch(
-        model,
-        optimizer,
-        logdir=None,
-        every=1,
-        max_overhead=None,
-        strict=True,
-        on_event=[hook, seen.append],
-    ) as watcher:
+    options = {"logdir": None, "every": 1, "max_overhead": None, "strict": True}
+    with sw.watch(model, optimizer, on_event=[hook, seen.append], **options) as watcher:
         for step in range(40):
             if step == 20:
                 with torch.no_grad():
