@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from sparsitywatch.analysis.run import Run, standing
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.verdict import standing
 from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import as_json, asset, tab_module
