@@ -86,7 +86,9 @@ class SparsityWatchCallback(TrainerCallback):
             raise ConfigurationError(
                 f"Expected options of sparsitywatch.watch, one of {sorted(known)}, got {unknown}."
             )
-        self._proxy, self._logdir, self._options = proxy, logdir, watch_options
+        self._proxy = proxy
+        self._logdir = logdir
+        self._options = watch_options
         self._on_event = _as_actions(on_event)
         self.watcher: Watcher | None = None
 
@@ -183,13 +185,7 @@ class SparsityWatchCallback(TrainerCallback):
             if watch_state and state.is_world_process_zero:
                 _save(watch_state, folder / _STATE_FILE)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 the Trainer passes it by position
-        state: TrainerState,  # noqa: ARG002 the Trainer passes it by position
-        control: TrainerControl,  # noqa: ARG002 the Trainer passes it by position
-        **_: Any,
-    ) -> None:
+    def on_train_end(self, *_: Any, **__: Any) -> None:
         """Detach."""
         self._close()
 

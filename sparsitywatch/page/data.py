@@ -39,7 +39,7 @@ _TILES = (
     ("forecast/near_zero_in_1", "forecast of near zero",
      "Near-zero weights one unit of the decay clock ahead."),
     ("essential_sparsity/value", "essential sparsity",
-     "Weights that could be removed at once, smallest first, within the tolerance."),
+     "Share of the weights you could remove now, smallest first, within the tolerance."),
     ("value/dense", "held-out {kind}", "Held-out examples, on the model as it is."),
     ("value/reliance", "reliance on the weights", "Harm of removing every in-scope weight."),
 )  # fmt: skip

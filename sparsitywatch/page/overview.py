@@ -12,7 +12,7 @@ from sparsitywatch.page.data import column
 from sparsitywatch.series import describe
 
 _WIDTH, _HEIGHT = 900, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 888, 30, 148
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 876, 30, 148
 #: More points than this are finer than print.
 _MAX_POINTS = 300
 #: Title, whether it begins at zero, and its lines: series, name and colour of the page.

@@ -40,7 +40,7 @@ export function panelsOf(data, nearZero, other) {
     },
     {
       key: "essential", title: "Essential sparsity",
-      note: "could be removed at once, with its interval; grey: the model does not rely on these weights, so it says nothing",
+      note: "share of the weights you could remove now; band: its interval; grey: not measurable yet",
       height: 150, fromZero: true, top: 1,
       lines: [{ series: "essential_sparsity/value", label: "essential sparsity", colour: "green" }],
       band: ["essential_sparsity/low", "essential_sparsity/high"],
