@@ -168,7 +168,7 @@ def test_no_escape_and_no_secret_is_printed_of_a_run(
     replayed: tuple[Path, str, list[str]],
     command: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys,
 ) -> None:
     suffix = {"plot": ".png", "report": ".html"}.get(command)
     output = [] if suffix is None else ["-o", str(tmp_path / f"run{suffix}")]
@@ -184,9 +184,7 @@ def test_no_escape_and_no_secret_is_printed_of_a_run(
         assert [script.get("id") for script in parse(page).all("script")] == ["data", None, None]
 
 
-def test_inspect_and_replay_print_no_secret_and_no_escape(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_and_replay_print_no_secret_and_no_escape(tmp_path: Path, capsys) -> None:
     files = {f"/a/checkpoint-{step}/model.safetensors": checkpoint(step) for step in (10, 20)}
     files["/a/checkpoint-30/model.safetensors"] = b""
     with served(files) as root:
@@ -224,7 +222,7 @@ class Hostile(nn.Module):
 
 
 def test_no_secret_and_no_escape_is_in_what_a_live_watch_writes_and_says(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog
 ) -> None:
     model = Hostile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

@@ -136,7 +136,7 @@ def test_an_error_of_this_library_tells_no_secret_and_moves_no_cursor() -> None:
 
 
 def test_what_is_logged_tells_no_secret_and_moves_no_cursor(
-    caplog: pytest.LogCaptureFixture,
+    caplog,
 ) -> None:
     logger = logging.getLogger("sparsitywatch")
     cause = OSError(f"\x1b[31m https://me:{SECRET}@host/a?sig={SECRET}")

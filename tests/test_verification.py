@@ -111,7 +111,7 @@ def test_a_failing_watch_is_equal_and_says_that_it_failed() -> None:
     assert "no more values" in str(report)
 
 
-def test_long_texts_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_cut(monkeypatch) -> None:
     monkeypatch.setattr("sparsitywatch.verification._MAX_LINES", 3)
 
     def disturb(record: sw.Record) -> None:
@@ -230,7 +230,7 @@ def test_a_baseline_of_another_seed_is_refused() -> None:
         sw.verify(make_training, steps=2, every=1, seed=1, baseline=first)
 
 
-def test_a_watch_that_never_looked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_that_never_looked_is_an_error(monkeypatch) -> None:
     with pytest.raises(sw.MeasurementError, match="it saw 3 optimizer steps and none was due"):
         sw.verify(make_training, steps=3)
     monkeypatch.setenv("SPARSITYWATCH_DISABLED", "1")

@@ -71,7 +71,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_proxy(monkeypatch) -> None:
     # a proxy of the environment must not be asked for the loopback device
     monkeypatch.setenv("no_proxy", "*")
 

@@ -360,7 +360,7 @@ def other_board(logs: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("which", ["board", "other_board"])
-def test_the_tab(open_page: Open, request: pytest.FixtureRequest, which: str) -> None:
+def test_the_tab(open_page: Open, request, which: str) -> None:
     url = request.getfixturevalue(which)
     page = open_page(f"{url}/#sparsity", viewport={"width": 1500, "height": 1000})
     tab = tab_of(page)

@@ -29,7 +29,7 @@ def logdir(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["summary", "plot", "compare"])
 def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
-    command: str, logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, logdir: Path, tmp_path: Path, capsys
 ) -> None:
     begun = tmp_path / "begun"
     model = torch.nn.Linear(4, 4)
@@ -48,7 +48,7 @@ def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
     assert "no snapshot yet" in (tmp_path / "page.html").read_text()
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> str:
+def told(capsys, *arguments: object, status: int = 0) -> str:
     """What a command prints: its output, or where it fails its one line of complaint."""
     assert main([str(argument) for argument in arguments]) == status
     printed = capsys.readouterr()
@@ -63,7 +63,7 @@ def row(output: str, name: str) -> list[str]:
     return line.split()[1:]
 
 
-def test_summary_table(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_table(logdir: Path, capsys) -> None:
     output = told(capsys, "summary", logdir)
     records = [record for record, _ in fake_run.looks(STEPS)]
     near_zero = [record.near_zero["initial_0.1"] for record in records]
@@ -88,7 +88,7 @@ def test_summary_table(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert max(map(len, table.splitlines())) <= 100
 
 
-def test_summary_as_json(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_as_json(logdir: Path, capsys) -> None:
     found = json.loads(told(capsys, "summary", logdir, "--json"))
     last = fake_run.look(2000)[0]
     assert (found["num_records"], found["first_step"], found["last_step"]) == (11, 0, 2000)
@@ -103,9 +103,7 @@ def test_summary_as_json(logdir: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["cost"]["num_forwards"] == sum(r.cost.num_forwards for r in records)
 
 
-def test_a_run_without_proxy_and_with_broken_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_proxy_and_with_broken_weights(tmp_path: Path, capsys) -> None:
     record, detail = fake_run.look(100)
     record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "dormant")
     provenance = dataclasses.replace(record.provenance, proxy_hash="")
@@ -118,17 +116,13 @@ def test_a_run_without_proxy_and_with_broken_weights(
     assert "value/reliance" not in output
 
 
-def test_not_informative_is_said_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_not_informative_is_said_with_its_reason(tmp_path: Path, capsys) -> None:
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [fake_run.look(0)]))
     assert "not informative; the model does not rely on these weights yet" in output
     assert "informative at 0 of 1 snapshot" in output
 
 
-def test_while_the_run_is_writing(
-    logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_while_the_run_is_writing(logdir: Path, tmp_path: Path, capsys) -> None:
     records = logdir / "sparsitywatch" / "records.jsonl"
     with records.open("a") as file:
         file.write('{"step":2200,"wall_ti')  # a line on its way to the disk
@@ -139,9 +133,7 @@ def test_while_the_run_is_writing(
     assert records.read_bytes() == before
 
 
-def test_the_inner_directory_is_taken_too(
-    logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_inner_directory_is_taken_too(logdir: Path, tmp_path: Path, capsys) -> None:
     inner = logdir / "sparsitywatch"
     assert told(capsys, "summary", inner) == told(capsys, "summary", logdir)
     for place, name in ((logdir, "one"), (inner, "other")):
@@ -149,7 +141,7 @@ def test_the_inner_directory_is_taken_too(
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_scope(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scope(logdir: Path, capsys) -> None:
     output = told(capsys, "scope", logdir)
     assert output.startswith("12 of 13 parameters in scope, 49,152 of 54,272 weights (90.6%)\n")
     for entry in fake_run.run_info().ledger:
@@ -161,15 +153,13 @@ def test_scope(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "80 x 64" in output
 
 
-def test_plot(logdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plot(logdir: Path, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "new" / "overview.png"
     assert told(capsys, "plot", logdir, "-o", picture).strip() == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_report(
-    logdir: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report(logdir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     path = tmp_path / "new" / "page.html"
     assert told(capsys, "report", logdir, "-o", path).strip() == str(path)
     title = parse(path.read_text(encoding="utf-8")).one("head").one("title")
@@ -205,9 +195,7 @@ def test_what_cannot_be_written_is_said(
 
 @pytest.mark.parametrize("command", ["summary", "plot", "scope", "report"])
 @pytest.mark.parametrize("state", ["missing", "empty", "empty inside", "a file"])
-def test_nothing_to_read(
-    command: str, state: str, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_to_read(command: str, state: str, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     logdir = tmp_path / "nothing"
     if state == "a file":
@@ -220,15 +208,13 @@ def test_nothing_to_read(
     assert not [path for path in tmp_path.iterdir() if path != logdir]
 
 
-def test_one_directory_too_high_names_the_runs(
-    logdir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_directory_too_high_names_the_runs(logdir: Path, capsys) -> None:
     assert f"Watched runs in there: {logdir}\n" in told(capsys, "summary", logdir.parent, status=2)
 
 
 @pytest.mark.parametrize("command", ["summary", "report"])
 def test_a_damaged_log_is_an_error_in_one_line(
-    command: str, logdir: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+    command: str, logdir: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(logdir)
     records = logdir / "sparsitywatch" / "records.jsonl"
@@ -238,7 +224,7 @@ def test_a_damaged_log_is_an_error_in_one_line(
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["summary"], ["summary", "-x"]])
-def test_mistakes_in_the_call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_the_call(arguments: list[str], capsys) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

@@ -33,7 +33,7 @@ def lines_of(output: str, name: str) -> list[list[str]]:
     return [line.split() for line in output.splitlines() if line.startswith(f"{name} ")]
 
 
-def test_the_table(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table(runs: list[str], capsys) -> None:
     assert main(["compare", *runs]) == 0
     output = capsys.readouterr().out
     last = fake_run.look(2000)[0]
@@ -49,7 +49,7 @@ def test_the_table(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, output.splitlines())) <= 100
 
 
-def test_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_as_json(runs: list[str], capsys) -> None:
     assert main(["compare", *runs, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
@@ -64,7 +64,7 @@ def test_as_json(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert found["runs"][1]["num_records"] == 11
 
 
-def test_the_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_picture(runs: list[str], tmp_path: Path, capsys) -> None:
     picture = tmp_path / "new" / "x.png"
     assert main(["compare", *runs, "-o", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -72,7 +72,7 @@ def test_the_picture(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
-    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[str], tmp_path: Path, capsys
 ) -> None:
     other = str(write(tmp_path / "two" / "c", proxy_hash="07her", tolerance=0.05))
     picture = tmp_path / "x.png"
@@ -96,16 +96,14 @@ def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
 
 
 def test_another_dtype_is_told_to_change_what_passes_as_dormant(
-    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[str], tmp_path: Path, capsys
 ) -> None:
     other = str(write(tmp_path / "c", dtypes=("bfloat16",)))
     assert main(["compare", *runs, other, "--weights-only", "--json"]) == 0
     assert "another dtype" in " ".join(json.loads(capsys.readouterr().out)["notes"])
 
 
-def test_another_scope_is_never_compared(
-    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_scope_is_never_compared(runs: list[str], tmp_path: Path, capsys) -> None:
     other = str(write(tmp_path / "c", scope_hash="07her"))
     for more in ([], ["--weights-only"]):
         assert main(["compare", runs[0], other, *more]) == 2
@@ -113,25 +111,19 @@ def test_another_scope_is_never_compared(
 
 
 @pytest.mark.parametrize("again", [[], ["same"]])
-def test_one_run_is_not_enough(
-    runs: list[str], again: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_run_is_not_enough(runs: list[str], again: list[str], capsys) -> None:
     arguments = [runs[0], *(f"{runs[0]}/../a" for _ in again)]
     assert main(["compare", *arguments]) == 2
     assert "Expected RUN to be two or more different runs" in capsys.readouterr().err
 
 
-def test_a_run_inside_another_keeps_a_name(
-    runs: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_inside_another_keeps_a_name(runs: list[str], capsys) -> None:
     inner = write(Path(runs[0]) / "inner", seed=3, events=False)
     assert main(["compare", runs[0], str(inner), "--json"]) == 0
     names = [run["name"] for run in json.loads(capsys.readouterr().out)["runs"]]
     assert names == [runs[0], "inner"]
 
 
-def test_nothing_to_read_names_the_folder(
-    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_to_read_names_the_folder(runs: list[str], tmp_path: Path, capsys) -> None:
     assert main(["compare", runs[0], str(tmp_path / "nothing")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err

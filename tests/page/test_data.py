@@ -259,7 +259,7 @@ def test_chosen_snapshots_have_the_ends_and_the_events(
         assert max(np.diff(kept), default=1) <= math.ceil((number - 1) / (most - 1))
 
 
-def test_a_long_run_is_thinned_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_is_thinned_and_says_so(monkeypatch) -> None:
     monkeypatch.setattr(page_data_module, "MAX_SNAPSHOTS", 50)
     record, _ = fake_run.look(0)
     records = [replace(record, step=i) for i in range(501)]

@@ -25,7 +25,7 @@ from sparsitywatch.page.render import render, script, tab_module, xml_text
 
 
 @pytest.fixture(params=["page", "weights_page", "troubled_page"])
-def any_page(request: pytest.FixtureRequest) -> Page:
+def any_page(request) -> Page:
     return request.getfixturevalue(request.param)
 
 

@@ -31,7 +31,7 @@ from sparsitywatch.sinks.jsonl import JsonlSink
 
 
 @pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def logs(tmp_path: Path, monkeypatch) -> Path:
     """Two runs, one of them deeper, and a folder without any."""
     monkeypatch.setattr(server_module, "_WALK_S", -1.0)  # look again at once
     looks = fake_run.looks(range(0, 2001, 500))
@@ -109,9 +109,7 @@ def test_a_damaged_log_is_an_answer_that_says_so(logs: Path) -> None:
     assert b"records.jsonl, line 1" in body
 
 
-def test_a_log_is_read_again_only_when_it_has_grown(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_is_read_again_only_when_it_has_grown(logs: Path, monkeypatch) -> None:
     server = apps_of(Runs({"": logs}))
     reads = count_lines(monkeypatch)
     before = names(server)
@@ -133,7 +131,7 @@ def test_a_log_is_read_again_only_when_it_has_grown(
     assert ask(server, "/page", "run=a") == whole
 
 
-def count_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def count_lines(monkeypatch) -> list[int]:
     """One for each line that becomes a record from now on."""
     found: list[int] = []
     read = jsonl._read_record
@@ -141,9 +139,7 @@ def count_lines(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_what_is_shown_at_first_is_read_before_anybody_asks(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_shown_at_first_is_read_before_anybody_asks(logs: Path, monkeypatch) -> None:
     damaged = logs / "a" / "sparsitywatch" / "records.jsonl"
     damaged.write_bytes(b"{}\n" + damaged.read_bytes())
     runs = Runs({"": logs})
@@ -156,9 +152,7 @@ def test_what_is_shown_at_first_is_read_before_anybody_asks(
     assert ask(server, "/page", "run=a")[0] == "409 Conflict"  # told to whoever asks
 
 
-def test_versions_are_told_while_an_answer_is_being_made(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_are_told_while_an_answer_is_being_made(logs: Path, monkeypatch) -> None:
     runs, inside, go_on = Runs({"": logs}), threading.Event(), threading.Event()
 
     def slow(run: Run) -> dict:
@@ -177,7 +171,7 @@ def test_versions_are_told_while_an_answer_is_being_made(
 
 
 def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch
 ) -> None:
     sink = JsonlSink(tmp_path / "run" / "sparsitywatch")
     sink.open(fake_run.run_info())
@@ -208,7 +202,7 @@ def test_names_of_a_logdir_spec() -> None:
     assert "s3://c" in remark
 
 
-def test_few_runs_are_kept(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_runs_are_kept(logs: Path, monkeypatch) -> None:
     monkeypatch.setattr(server_module, "_MAX_KEPT", 1)
     server = apps_of(Runs({"": logs}))
     for name in ("a", "deep/b", "a"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
-import pytest
 from contracts import fake_run
 from page.conftest import in_node, needs_node
 from tensorboard.plugins import base_plugin
@@ -44,16 +43,14 @@ def test_looking_for_plugins_imports_nothing_heavy() -> None:
     assert not {name.partition(".")[0] for name in loaded} & {"torch", "numpy", "matplotlib"}
 
 
-def test_what_fails_costs_the_tab_alone(monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+def test_what_fails_costs_the_tab_alone(monkeypatch, caplog) -> None:
     monkeypatch.setattr("sparsitywatch.page.plugin.roots_of", lambda *_: 1 / 0)
     assert SparsityLoader().load(context("/x")) is None
     assert "TensorBoard has no Sparsity tab" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_it_is_a_tab_where_there_is_a_watched_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_a_tab_where_there_is_a_watched_run(tmp_path: Path, monkeypatch) -> None:
     assert not SparsityLoader().load(context(tmp_path)).is_active()
     fake_run.write_run(tmp_path / "run", [fake_run.look(0)])
     plugin = SparsityLoader().load(context(tmp_path))
