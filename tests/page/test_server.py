@@ -161,11 +161,11 @@ def test_versions_are_told_while_an_answer_is_being_made(logs: Path, monkeypatch
         return {}
 
     monkeypatch.setitem(server_module._DATA, "/details", slow)
-    thread = threading.Thread(target=runs.answer, args=("details", "a"))
+    thread = threading.Thread(target=runs.answer, args=("/details", "a"))
     thread.start()
     assert inside.wait(30.0)
     assert [run["name"] for run in runs.versions()] == ["a", "deep/b"]
-    assert runs.answer("page", "deep/b")  # nor does another run wait
+    assert runs.answer("/page", "deep/b")  # nor does another run wait
     go_on.set()
     thread.join()
 
