@@ -44,8 +44,7 @@ def _run(arguments: argparse.Namespace) -> None:
         # drawing takes a second to import
         from sparsitywatch.plots import comparison_figure
 
-        drawn = {run.name: (run.records, run.events) for run in runs}
-        save(comparison_figure(drawn, weights_only=weights_only), arguments.output)
+        save(comparison_figure(runs, weights_only=weights_only), arguments.output)
     if arguments.json:
         print(to_json({"weights_only": weights_only, "notes": notes, "runs": digests}))
         return

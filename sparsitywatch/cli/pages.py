@@ -58,7 +58,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     run = read(arguments.logdir)
     trouble = run.standing.trouble
     title = "Sparsity during training" + (f"; {shown_text(trouble)}" if trouble else "")
-    save(overview_figure(run.records, run.events, title=title), arguments.output)
+    save(overview_figure(run, title=title), arguments.output)
     print(arguments.output)
 
 

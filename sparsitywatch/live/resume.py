@@ -114,9 +114,9 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
     goes_on = initial_step > 0 and not _is_replay(claim.directory)
     try:
         # the process that this one follows may be dying still, and must not write any more
-        claim.take(over="all" if goes_on else "own")
+        claim.acquire(over="all" if goes_on else "own")
     except LogTakenError as error:
-        claim.move()
+        claim.use_sibling()
         _logger.warning(
             "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
             error,

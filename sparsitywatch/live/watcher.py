@@ -239,7 +239,7 @@ class Watcher:
             _logger.warning("sparsitywatch: the saved state is empty; going on from the log alone")
             return
         claim = self._pipeline.claim
-        claim.go_back(str(state.get("log", "")))
+        claim.resume_in(str(state.get("log", "")))
         kept = restore_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))
         check_state(state, kept.provenance)
         before = (self._step, self.state_dict())

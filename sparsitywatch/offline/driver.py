@@ -230,7 +230,7 @@ class Publisher:
         context = replace(job.context, dtypes=dtypes, motion=self._motion)
         if self._pipeline.claim.directory is not None:
             prepare(self._pipeline.claim.directory)
-            self._pipeline.claim.take(over="none")
+            self._pipeline.claim.acquire(over="none")
         info = RunInfo(
             initial_step=self.last_step,
             provenance=context.provenance,
@@ -372,7 +372,7 @@ class Replayer:
         if scope.note_on_reparametrized:
             _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
         self._job = replace(self._template, scope=scope)
-        self._claim.take(over="none")  # nobody may write to what is read here
+        self._claim.acquire(over="none")  # nobody may write to what is read here
         log = read_log(self._claim.directory)
         if log is None or log.info is None:
             return

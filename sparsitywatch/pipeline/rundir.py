@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -21,7 +21,12 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest
 
-__all__ = ["Claim", "load", "place", "prepare", "set_aside"]
+__all__ = ["Claim", "load", "place", "prepare"]
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -103,33 +108,12 @@ def prepare(directory: Path) -> None:
         ) from error
 
 
-def set_aside(directory: Path, why: str) -> None:
-    """Rename the directory of an earlier run, so that a new one loses nothing of it.
-
-    ``why``: ends the sentence "it held an earlier run, ...".
-    """
-    if not _holds_run(directory):
-        return
-    number = 1
-    while (target := directory.with_name(f"{directory.name}-earlier-{number}")).exists():
-        number += 1
-    directory.rename(target)
-    (target / _WRITER).unlink(missing_ok=True)
-    directory.mkdir()
-    _logger.warning(
-        "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s",
-        directory,
-        why,
-        target,
-    )
-
-
 def _holds_run(directory: Path) -> bool:
     return (directory / "records.jsonl").exists() or (directory / "run.json").exists()
 
 
 class Claim:
-    """The right to write into a directory. Whoever claimed it last has it.
+    """The right to write into the directory of a log. Whoever claimed it last has it.
 
     A file in the directory names the holder, who keeps it locked while it lives. Everything is
     written inside ``writing``, which locks the directory and reads that name. So a later claim
@@ -139,17 +123,23 @@ class Claim:
     Without locks (Windows, some network file systems) an earlier holder still finds another name
     there, but a write that has begun is not waited for, and nobody knows whether a holder lives.
 
-    Args:
-        directory: of a log; None claims nothing.
+    Of no directory, None, it allows everything.
     """
 
     def __init__(self, directory: Path | None) -> None:
-        self.directory = self._first = directory
-        self._number = 1
-        self._token, self._pid = "", 0
-        self._let_go: weakref.finalize[..., Claim] | None = None  # of the locked file
+        self.directory = directory
+        self._first = directory
+        self._number = 1  # of the last sibling that was tried
+        self._token = ""
+        self._pid = 0
+        self._close_writer: weakref.finalize[..., Claim] | None = None
         self._lock = threading.RLock()
         self._depth = 0
+
+    @property
+    def name(self) -> str:
+        """Of the directory; empty if there is none."""
+        return "" if self.directory is None else self.directory.name
 
     @property
     def lost(self) -> str:
@@ -161,7 +151,7 @@ class Claim:
             return ""
         return f"{_described(holder)} has taken over {str(self.directory)!r}"
 
-    def take(self, *, over: Literal["none", "own", "all"]) -> None:
+    def acquire(self, *, over: Literal["none", "own", "all"]) -> None:
         """Claim the directory, if there is one and it is not claimed yet.
 
         Args:
@@ -189,22 +179,32 @@ class Claim:
             self._sign(directory)
 
     def set_aside(self, why: str) -> None:
-        """Claim an empty directory of the same name; what it held is renamed, as ``set_aside``.
+        """Rename the directory if it holds a run, and claim an empty one of its name.
+
+        ``why`` ends the sentence "it held an earlier run, ...".
 
         Raises:
             LogTakenError: somebody else has taken the directory over.
         """
-        if self.directory is not None:
-            with self.writing():
-                set_aside(self.directory, why)
-                self._sign(self.directory)
+        directory = self.directory
+        if directory is None:
+            return
+        with self.writing():
+            if _holds_run(directory):
+                places = (f"{directory.name}-earlier-{n}" for n in itertools.count(1))
+                target = next(t for t in map(directory.with_name, places) if not t.exists())
+                directory.rename(target)
+                (target / _WRITER).unlink(missing_ok=True)
+                directory.mkdir()
+                _logger.warning(
+                    "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s",
+                    directory,
+                    why,
+                    target,
+                )
+            self._sign(directory)
 
-    @property
-    def name(self) -> str:
-        """Of the directory; empty if there is none."""
-        return "" if self.directory is None else self.directory.name
-
-    def go_back(self, name: str) -> None:
+    def resume_in(self, name: str) -> None:
         """Claim the directory ``name`` beside it next, if a run was logged there."""
         if self._first is None or not name.startswith(self._first.name):
             return
@@ -212,7 +212,7 @@ class Claim:
         if not self._token and _holds_run(logged):
             self.directory = logged
 
-    def move(self) -> None:
+    def use_sibling(self) -> None:
         """Claim a directory beside it next, one that holds no run."""
         assert self._first is not None  # noqa: S101 for the type checker
         while True:
@@ -252,35 +252,29 @@ class Claim:
         if self._pid != os.getpid():
             return
         self._token = ""
-        if self._let_go is not None:
-            self._let_go()
+        if self._close_writer is not None:
+            self._close_writer()
 
     def _sign(self, directory: Path) -> None:
         """Put a file with this holder's name in place, locked."""
         token = uuid.uuid4().hex
         holder = {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
         temporary = directory / f"{_WRITER}-{token}"
-        try:
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.ExitStack() as stack:
             try:
-                os.write(descriptor, json.dumps(holder).encode())
-                _try_lock(descriptor)
-                if sys.platform == "win32":  # cannot rename a file that is open
-                    os.close(descriptor)
+                file = stack.enter_context(temporary.open("xb", buffering=0))
+                file.write(json.dumps(holder).encode())
+                if _try_lock(file.fileno()) is None:
+                    file.close()  # Windows cannot rename a file that is open
                 temporary.replace(directory / _WRITER)
-            except OSError:
-                os.close(descriptor)
+            except OSError as error:  # such as a full disk, which the sinks will report, too
                 temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:  # such as a full disk, which the sinks will report, too
-            _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
-            return
-        self._token, self._pid = token, os.getpid()
-        if sys.platform != "win32":
-            if self._let_go is not None:
-                self._let_go()
-            self._let_go = weakref.finalize(self, os.close, descriptor)
-            self._let_go.atexit = False
+                _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
+                return
+            self.release()
+            self._token, self._pid = token, os.getpid()
+            self._close_writer = weakref.finalize(self, stack.pop_all().close)
+            self._close_writer.atexit = False
 
 
 def _holder(directory: Path) -> dict[str, Any]:
@@ -308,21 +302,16 @@ def _described(holder: dict[str, Any]) -> str:
 def _is_locked(path: Path) -> bool:
     """Whether somebody holds the lock of a file; False where there are no locks."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        with path.open("r+b") as file:
+            return _try_lock(file.fileno()) is False
     except OSError:  # it has just been taken away
         return False
-    try:
-        return _try_lock(descriptor) is False
-    finally:
-        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool | None:
     """Whether the lock was free and is ours now; None where there are no locks."""
-    if sys.platform == "win32":
+    if fcntl is None:
         return None
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -344,24 +333,16 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError:  # it is gone, or closed to us: so is every file in it, as the sinks will report
         yield
         return
+    give_up = time.monotonic() + _WAIT_S
     try:
-        give_up = time.monotonic() + _WAIT_S
         while _try_lock(descriptor) is False:
             if time.monotonic() > give_up:
-                raise LogTakenError(
-                    f"{_described(_holder(directory))} keeps {str(directory)!r} locked"
-                )
+                holder = _described(_holder(directory))
+                raise LogTakenError(f"{holder} keeps {str(directory)!r} locked")
             time.sleep(0.005)
         yield
     finally:
-        _unlock(descriptor)
-
-
-def _unlock(descriptor: int) -> None:
-    """Unlock and close; a forked child may hold the same lock."""
-    if sys.platform != "win32":
-        import fcntl
-
-        with contextlib.suppress(OSError):  # where there are no locks
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+        if fcntl is not None:  # a forked child may hold the same lock
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)

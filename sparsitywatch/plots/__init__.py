@@ -1,17 +1,15 @@
-"""Every figure, once: for TensorBoard's pictures, ``sparsitywatch plot``, and docs.
+"""Drawings of runs, for ``sparsitywatch plot`` and ``compare``: data in, a figure out.
 
-Data in, a figure of matplotlib out. Importing this takes a second: import it where it is needed.
+They need matplotlib, which the extra ``plots`` installs. Importing this takes a second.
 """
 
-from sparsitywatch.plots.curves import curve_figure, heatmap_figure
-from sparsitywatch.plots.drawing import encode_png, save_figure
-from sparsitywatch.plots.overview import comparison_figure, overview_figure
+from sparsitywatch.errors import MissingExtraError
 
-__all__ = [
-    "comparison_figure",
-    "curve_figure",
-    "encode_png",
-    "heatmap_figure",
-    "overview_figure",
-    "save_figure",
-]
+try:
+    import matplotlib as mpl  # noqa: F401
+except ImportError as error:
+    raise MissingExtraError("matplotlib", "plots", "drawings") from error
+
+from sparsitywatch.plots.figures import comparison_figure, overview_figure, save_figure
+
+__all__ = ["comparison_figure", "overview_figure", "save_figure"]

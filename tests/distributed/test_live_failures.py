@@ -216,7 +216,7 @@ def break_rank_1(watcher: sw.Watcher, _: int) -> None:
 
 def take_the_log(watcher: sw.Watcher, _: int) -> None:
     if distributed.get_rank() == 0:
-        Claim(watcher._pipeline.claim.directory).take(over="all")
+        Claim(watcher._pipeline.claim.directory).acquire(over="all")
 
 
 def close_on_rank_1(watcher: sw.Watcher, _: int) -> None:

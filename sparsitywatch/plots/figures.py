@@ -1,0 +1,423 @@
+"""A whole run in stacked panels over the steps, and several runs on top of each other."""
+
+from __future__ import annotations
+
+import functools
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sparsitywatch.analysis.estimate import allowed_harm
+from sparsitywatch.analysis.run import Run
+from sparsitywatch.records import Event
+from sparsitywatch.series import describe
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Okabe and Ito's colours, which colour-blind people can tell apart
+BLUE, GREEN, ORANGE, PURPLE = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
+RED, SKY, GREY, LIGHT = "#d55e00", "#56b4e9", "#6e6e6e", "#dedede"
+BLACK, PAPER = "#101010", "#fefefe"
+DASHED, DOTTED = (0, (4, 2)), (0, (1, 2))
+
+_STYLE: dict[Any, object] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.labelcolor": BLACK,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.size": 10,
+    "grid.color": LIGHT,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "path.simplify": False,  # every snapshot is in the picture
+    "text.color": BLACK,
+    "text.parse_math": False,  # names of tensors are no formulas
+    "xtick.color": GREY,
+    "xtick.labelcolor": BLACK,
+    "ytick.color": GREY,
+    "ytick.labelcolor": BLACK,
+}
+
+
+def _styled(function: Callable[P, T]) -> Callable[P, T]:
+    """A function that draws in the style of this package and leaves the user's untouched."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        with mpl.rc_context():
+            mpl.rcdefaults()
+            mpl.rcParams.update(_STYLE)
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+@_styled
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a file, whose folder is made if need be; its ending says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+# ------------------------------------------------------------------ which panels there are
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One series in a panel; an empty label: no place in the legend."""
+
+    series: str
+    colour: str
+    label: str
+    dashes: Any = "-"
+    width: float = 1.6
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """What is drawn of one thing: those lines that the run has, and what ``more`` draws."""
+
+    title: str
+    lines: Sequence[_Line]
+    more: Callable[[Any, Run], None] | None = None
+    from_zero: bool = True
+    up_to: float | None = None
+
+
+_RULE_COLOURS = (RED, ORANGE, PURPLE, GREEN, SKY, BLACK)
+
+
+def _panels(run: Run) -> list[_Panel]:
+    """Every panel that the run has numbers for."""
+    rules = zip(run.rules, _RULE_COLOURS * len(run.rules), strict=False)
+    # fmt: off
+    panels = (
+        _Panel("Value of the model", [
+            _Line("value/dense", BLUE, "as it is"),
+            _Line("value/all_removed", GREY, "without any in-scope weight", DASHED),
+        ], from_zero=False),
+        _Panel("Near-zero weights", [
+            _Line(f"near_zero/{rule}", colour, describe(f"near_zero/{rule}").short_label)
+            for rule, colour in rules
+        ]),
+        _Panel("Dormant weights", [
+            _Line("motion/dormant", BLUE, describe("motion/dormant").label),
+            _Line("motion/dormant_by_chance", GREY, describe("motion/dormant_by_chance").label,
+                  DASHED),
+        ]),
+        _Panel("Essential sparsity", [
+            _Line("essential_sparsity/value", GREEN, "essential sparsity"),
+            _Line("essential_sparsity/low", GREEN, "", width=0.5),
+            _Line("essential_sparsity/high", GREEN, "", width=0.5),
+        ], more=_draw_essential, up_to=1.0),
+        _Panel("Reliance", [_Line("value/reliance", BLACK, "harm of removing everything")],
+               more=_draw_allowed),
+    )
+    # fmt: on
+    return [panel for panel in panels if any(run.has(line.series) for line in panel.lines)]
+
+
+def _draw_essential(axes: Any, run: Run) -> None:
+    """The interval, and grey where there is no number, up to half-way to snapshots with one."""
+    known = (r.essential_sparsity for r in run.records if r.essential_sparsity is not None)
+    _draw_interval(axes, run, GREEN, f"{next(known).confidence:.0%} interval")
+    steps, value = run.series("essential_sparsity/value")
+    missing, middles = np.isnan(value), (steps[1:] + steps[:-1]) / 2
+    if missing.any():
+        edges = np.concatenate([steps[:1], np.repeat(middles, 2), steps[-1:]])
+        axes.fill_between(
+            edges, 0.0, 1.0, np.repeat(missing, 2), color=LIGHT, alpha=0.7, linewidth=0, zorder=-1,
+            transform=axes.get_xaxis_transform(), label="not informative, or not measured",
+        )  # fmt: skip
+
+
+def _draw_interval(axes: Any, run: Run, colour: str, label: str | None = None) -> None:
+    """The interval of essential sparsity as a band."""
+    steps, low = run.series("essential_sparsity/low")
+    _, high = run.series("essential_sparsity/high")
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label=label)
+
+
+def _draw_allowed(axes: Any, run: Run) -> None:
+    steps, dense = run.series("value/dense")
+    by_step = {record.step: record.provenance for record in run.records}
+    allowed = [
+        allowed_harm(x, by_step[step].tolerance, by_step[step].tolerance_mode)
+        for step, x in zip(steps.tolist(), dense, strict=True)
+    ]
+    axes.plot(
+        steps, allowed, color=GREY, linestyle=DASHED, linewidth=1.2,
+        marker="_" if len(allowed) == 1 else "", label="harm that is tolerated",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ the picture
+
+
+@_styled
+def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Figure:
+    """A run in stacked panels over the optimizer steps, with its events marked.
+
+    Raises:
+        ConfigurationError: the run has no record.
+    """
+    run.require_records()
+    panels = _panels(run)
+    captions = _captions(run)
+    num_rows = max(len(panels), 1)
+    figure, all_axes = _new_figure(num_rows, 2.15 * num_rows + 1.0 + 0.17 * len(captions))
+    homes = [_home_of(event, panels) for event in run.events]
+    for axes, panel in zip(all_axes, panels, strict=False):
+        first, last = run.steps[[0, -1]]
+        pad = 0.02 * (last - first) or 0.5
+        axes.set_xlim(first - pad, last + pad)
+        _draw_panel(axes, panel, run)
+        for number, (event, home) in enumerate(zip(run.events, homes, strict=True), start=1):
+            _mark_event(axes, number, event, is_home=home is panel)
+        _mark_invalid(axes, run)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.0) if panel.from_zero else low, panel.up_to or high)
+        _label_values(axes, describe(panel.lines[0].series).unit)
+        axes.set_ylabel(panel.title)
+        handles, labels = axes.get_legend_handles_labels()
+        _add_legend(axes, handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _add_clock(all_axes[0], run)
+    _label_steps(all_axes[-1], run)
+    _add_texts(figure, title, captions)
+    return figure
+
+
+def _new_figure(num_rows: int, height: float) -> tuple[Figure, Sequence[Any]]:
+    """An empty figure, ``height`` inches high, that no window knows of, and its axes."""
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    return figure, list(figure.subplots(num_rows, 1, sharex=True, squeeze=False)[:, 0])
+
+
+def _add_legend(place: Any, handles: Sequence[Any], labels: Sequence[str], **where: Any) -> None:
+    """Labels beside what is drawn, if there are any; long ones on several lines."""
+    if handles:
+        place.legend(handles, [textwrap.fill(label, 28) for label in labels], **where)
+
+
+def _add_texts(figure: Figure, title: str, captions: Iterable[str]) -> None:
+    """A title, and what to know of the picture below it."""
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=13)
+    figure.supxlabel("\n".join(captions), x=0.01, ha="left", fontsize=8.5, color=GREY)
+
+
+def _percent(axis: Any) -> None:
+    """Label an axis of fractions in per cent."""
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g} %"))
+
+
+def _draw_panel(axes: Any, panel: _Panel, run: Run) -> None:
+    for line in panel.lines:
+        if run.has(line.series):
+            steps, values = run.series(line.series)
+            axes.plot(
+                steps, values, color=line.colour, linestyle=line.dashes, linewidth=line.width,
+                marker="o", markersize=2.6, markevery=_points(values), label=line.label or None,
+            )  # fmt: skip
+    if panel.more is not None:
+        panel.more(axes, run)
+
+
+def _points(values: np.ndarray) -> list[int]:
+    """Snapshots that are drawn as points: all of a few; a lone one is in no line."""
+    known = np.isfinite(values)
+    if known.sum() > 40:
+        beside = np.concatenate([[False], known, [False]])
+        known = known & ~beside[:-2] & ~beside[2:]
+    return [int(i) for i in np.flatnonzero(known)]
+
+
+def _label_values(axes: Any, unit: str) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if unit == "fraction":
+        _percent(axes.yaxis)
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}"))
+
+
+def _label_steps(axes: Any, run: Run) -> None:
+    if len(run.records) == 1:
+        axes.set_xticks([run.steps[0]])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.set_xlabel("optimizer step")
+
+
+def _home_of(event: Event, panels: Sequence[_Panel]) -> _Panel | None:
+    """The panel that an event gets its number in: of its series, of a kindred one, or the first."""
+    room = f"{event.series.partition('/')[0]}/"
+
+    def kinship(panel: _Panel) -> tuple[bool, bool]:
+        names = [line.series for line in panel.lines]
+        return event.series in names, any(name.startswith(room) for name in names)
+
+    return max(panels, key=kinship, default=None)
+
+
+def _mark_event(axes: Any, number: int, event: Event, *, is_home: bool) -> None:
+    """Dotted where it began, solid where it was seen; interval and number in its own panel."""
+    axes.axvline(event.onset_step, color=BLACK, linewidth=1.0, linestyle=DOTTED)
+    axes.axvline(event.detected_step, color=BLACK, linewidth=1.0)
+    if event.reverted_step >= 0:
+        axes.axvline(event.reverted_step, color=GREY, linewidth=1.0, linestyle=DASHED)
+    if not is_home:
+        return
+    if event.onset_low < event.onset_high:
+        axes.axvspan(
+            event.onset_low, event.onset_high, color=ORANGE, alpha=0.25, linewidth=0, zorder=0
+        )
+    # which beginning belongs to which number; those of neighbours stand at other heights
+    across = axes.get_xaxis_transform()
+    height = 0.985 - 0.03 * ((number - 1) % 3)
+    steps = [event.onset_step, event.detected_step]
+    axes.plot(steps, [height] * 2, color=BLACK, linewidth=1.0, transform=across)
+    axes.annotate(
+        str(number), (event.detected_step, 0.86 - 0.14 * ((number - 1) % 4)), xycoords=across,
+        ha="center", va="center", color=PAPER, fontsize=8, fontweight="bold", annotation_clip=True,
+        bbox={"boxstyle": "circle,pad=0.25", "facecolor": GREY, "edgecolor": "none"},
+    )  # fmt: skip
+
+
+def _mark_invalid(axes: Any, run: Run) -> None:
+    """A cross at the foot for each snapshot that failed."""
+    steps = [record.step for record in run.records if not record.valid]
+    if steps:
+        axes.plot(
+            steps, np.zeros(len(steps)), transform=axes.get_xaxis_transform(), linestyle="none",
+            marker="x", color=RED, markersize=6, markeredgewidth=1.6, clip_on=False, zorder=5,
+            label="a snapshot that failed",
+        )  # fmt: skip
+
+
+def _add_clock(axes: Any, run: Run) -> None:
+    """The decay clock along the top, where there is one."""
+    clock = np.array([record.decay_clock for record in run.records])
+    known = np.isfinite(clock)
+    steps, clock = run.steps[known], np.maximum.accumulate(clock[known])
+    if not clock.size or clock[-1] <= clock[0]:
+        return
+    advance = clock[-1] - clock[0]
+    size = 10.0 ** math.floor(math.log10(advance))
+    spacing = next(s * size for s in (0.2, 0.5, 1.0, 2.0) if advance / (s * size) <= 8)
+    ticks = np.arange(math.ceil(clock[0] / spacing), math.floor(clock[-1] / spacing) + 1) * spacing
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(np.interp(ticks, clock, steps), [f"{tick:.3g}" for tick in ticks])
+    top.set_xlabel("decay clock", color=GREY)
+
+
+def _captions(run: Run) -> list[str]:
+    """Every event in words, then what the marks and the numbers mean."""
+    last, lines = run.records[-1], []
+    for number, event in enumerate(run.events, start=1):
+        told = f"({number}) {event.describe()}"
+        lines += textwrap.wrap(told, 135, subsequent_indent="     ")
+    if run.events:
+        line = "Events: dotted where they began by estimate, solid where they were seen"
+        if any(event.onset_low < event.onset_high for event in run.events):
+            line += ", a band over the interval of the beginning"
+        if any(event.reverted_step >= 0 for event in run.events):
+            line += ", dashed where half of it was gone again"
+        lines += textwrap.wrap(f"{line}.", 135)
+    if last.essential_sparsity is not None:
+        lines.append(
+            "Essential sparsity is zero-shot: the smallest weights are masked, nothing is "
+            "retrained."
+        )
+    if last.decay_clock > 0:
+        line = (
+            "Decay clock: sum of learning rate x weight decay. Weights that get no gradient shrink "
+            "as exp(-clock): they become near-zero by decay alone."
+        )
+        lines += textwrap.wrap(line, 135)
+    return lines
+
+
+# ------------------------------------------------------------------ several runs
+
+_COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK)
+#: Runs of one colour differ in these.
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1.5, 1.5, 1.5)))
+#: Series by panel, with its label.
+_COMPARED = {
+    "near_zero/initial_0.1": "near zero\n|w| ≤ 0.1 × first rms",
+    "motion/dormant": "dormant",
+    "essential_sparsity/value": "essential sparsity\n(zero-shot)",
+}
+
+
+@_styled
+def comparison_figure(runs: Sequence[Run], *, weights_only: bool = False) -> Figure:
+    """Runs on top of each other: near-zero, dormant, essential sparsity with its interval.
+
+    A dot is where an event was seen and a tick below it where it began, in the colour of its
+    run, in the panel of its series.
+
+    Args:
+        runs: each with at least one record.
+        weights_only: leave out what depends on a proxy.
+
+    Raises:
+        ConfigurationError: a run has no record.
+    """
+    for run in runs:
+        run.require_records()
+    panels = [
+        name
+        for name in _COMPARED
+        if not (weights_only and describe(name).needs_proxy) and any(r.has(name) for r in runs)
+    ]
+    num_rows = max(len(panels), 1)
+    figure, all_axes = _new_figure(num_rows, 2.5 * num_rows + 0.8)
+    for axes, name in zip(all_axes, panels, strict=False):
+        for number, run in enumerate(runs):
+            dashes = _DASHES[number // len(_COLOURS) % len(_DASHES)]
+            _draw_run(axes, name, run, _COLOURS[number % len(_COLOURS)], dashes)
+        axes.set_ylabel(_COMPARED[name])
+        axes.set_ylim(bottom=0.0)
+        _percent(axes.yaxis)
+    all_axes[-1].set_xlabel("optimizer step")
+    _add_legend(figure, *all_axes[0].get_legend_handles_labels(), loc="outside right upper")
+    _add_texts(figure, "Runs side by side", _comparison_captions(runs, panels))
+    return figure
+
+
+def _draw_run(axes: Any, name: str, run: Run, colour: str, dashes: Any) -> None:
+    steps, values = run.series(name)
+    axes.plot(steps, values, color=colour, linestyle=dashes, linewidth=1.4, label=run.name)
+    if name == "essential_sparsity/value":
+        _draw_interval(axes, run, colour)
+    finite = np.isfinite(values)
+    for event in run.events:
+        if finite.any() and name in (event.series, *event.related):
+            ends = [event.onset_step, event.detected_step]
+            began, seen = np.interp(ends, steps[finite], values[finite])
+            axes.plot(event.onset_step, began, marker="|", markersize=13, color=colour)
+            axes.plot(event.detected_step, seen, marker="o", markersize=5, color=colour)
+
+
+def _comparison_captions(runs: Sequence[Run], panels: Sequence[str]) -> list[str]:
+    lines = []
+    if any({event.series, *event.related} & set(panels) for run in runs for event in run.events):
+        lines.append("Events of these series: a tick where they began, a dot where they were seen.")
+    if "essential_sparsity/value" in panels:
+        lines.append("Shaded: the interval of essential sparsity; no line where not informative.")
+    return lines
