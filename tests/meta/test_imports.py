@@ -79,7 +79,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
 @pytest.mark.parametrize(
     ("folder", "also"),
     [
-        ("sparsitywatch", ["sparsitywatch[fast,hub,pandas]"]),
+        ("sparsitywatch", ["sparsitywatch[fast,hub,pandas,plots]"]),
         ("integrations", ["sparsitywatch[huggingface]"]),
         ("examples", GROUPS["paper"]),
         ("benchmarks", GROUPS["dev"]),
