@@ -18,25 +18,12 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-__all__ = [
-    "REPARAMETRIZED",
-    "Decider",
-    "Entry",
-    "Layout",
-    "Place",
-    "clean_name",
-    "clean_names",
-    "natural_order",
-    "unwrap_model",
-]
-
 #: Path components that wrappers insert; they may stand anywhere in a name.
 _WRAPPER_COMPONENTS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 )
 
-_LEADING = "module."
-_LEADING_ALL = re.compile(r"(?:module\.)*")
+_LEADING = re.compile(r"(?:module\.)*")
 
 
 @lru_cache(maxsize=1 << 14)  # of the same names at every snapshot
@@ -60,13 +47,8 @@ def clean_names(names: Iterable[str]) -> dict[str, str]:
     """
     found = {name: clean_name(name) for name in names}
     # at once: names come from files, and may consist of it
-    depth = min((_num_leading(name) for name in found.values()), default=0)
-    return {raw: name[depth * len(_LEADING) :] for raw, name in found.items()}
-
-
-def _num_leading(name: str) -> int:
-    """How often a name begins with ``module.``."""
-    return len(_LEADING_ALL.match(name)[0]) // len(_LEADING)  # type: ignore[index]
+    shared = min((_LEADING.match(name).end() for name in found.values()), default=0)  # type: ignore[union-attr]
+    return {raw: name[shared:] for raw, name in found.items()}
 
 
 @lru_cache(maxsize=1 << 12)
@@ -101,24 +83,17 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One tensor of a checkpoint, without its data.
+    """One tensor of a model or a checkpoint, without its data."""
 
-    Args:
-        name: its name, wrappers' prefixes removed.
-        shape: its shape.
-        dtype: its dtype.
-        storage: equal for tensors that are one and the same piece of storage (tied
-            weights); None where the format keeps every tensor by itself.
-        stored_as: what it is in the file, where ``dtype`` does not say it: "F4", "int8 codes".
-        problem: why its values cannot be read, as "it is sparse"; empty if they can. It is in
-            scope by its name and shape all the same, and refused only there.
-    """
-
-    name: str
+    name: str  # without the prefixes of wrappers
     shape: tuple[int, ...]
     dtype: torch.dtype
+    #: Equal for tied weights; None where the format keeps every tensor by itself.
     storage: Hashable = None
+    #: What it is in the file, where ``dtype`` does not say it: "F4", "int8 codes".
     stored_as: str = ""
+    #: Why its values cannot be read, as "it is sparse". It is in scope by its name and shape all
+    #: the same, and refused only there.
     problem: str = ""
 
     @property
@@ -144,8 +119,8 @@ class Entry:
         return nn.Parameter(data, requires_grad=dtype.is_floating_point)
 
 
-#: Name, parameter and all names of one storage, to whether it counts and why.
-Decider = Callable[[str, nn.Parameter, Sequence[str]], tuple[bool, str]]
+#: All names of one storage, the first one leading, and its parameter, to whether it counts and why.
+Decider = Callable[[Sequence[str], nn.Parameter], tuple[bool, str]]
 
 #: Why a parameter is out that is not the weight itself, such as that of a weight norm.
 REPARAMETRIZED = "reparametrized: the layer's weight is computed from this"
@@ -171,6 +146,7 @@ _BUFFER = re.compile(
     r"^(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq"
     r"|(cos|sin)_cached|masked_bias|relative_position_index|attn_mask|(weight|bias)_mask)$"
 )
+_EXPERTS = re.compile(r"(?:^|\.)experts(?:_[^.]*)?(?=\.)")
 _ROUTER = re.compile(r"^(gate|router)$", re.IGNORECASE)
 _HEAD = re.compile(
     r"^(lm_head|heads?|head_\w+|\w+_head|classifier|fc|fc_out|linear|output|out|logits|score"
@@ -190,22 +166,18 @@ _DEEPEST = 64
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lives: its module, and the attribute that the module uses.
-
-    ``is_raw``: what is stored is not that attribute but what it is computed from;
-    ``is_original``: not the state of that computation either.
-    """
+    """Where a tensor lives: its module, and the attribute that the module uses."""
 
     module: str
     attribute: str
-    is_raw: bool = False
-    is_original: bool = True
+    is_raw: bool = False  # what is stored is not that attribute but what it is computed from
+    is_original: bool = True  # nor is it the state of that computation
 
     @classmethod
     def of(cls, name: str) -> Place:
         """Told from the tensor's name."""
-        if _PARAMETRIZATIONS in name:
-            module, _, rest = name.partition(_PARAMETRIZATIONS)
+        module, parametrized, rest = name.partition(_PARAMETRIZATIONS)
+        if parametrized:
             attribute, _, what = rest.partition(".")
             return cls(module, attribute, is_raw=True, is_original=what.startswith("original"))
         module, _, attribute = name.rpartition(".")
@@ -239,7 +211,7 @@ class _Width:
 
 
 class Layout:
-    """The parts of a model.
+    """The parts of a model: where its blocks are, and what each tensor belongs to.
 
     Args:
         entries: every tensor of the model.
@@ -249,51 +221,71 @@ class Layout:
     def __init__(
         self, entries: Sequence[Entry], modules: Mapping[str, type[nn.Module]] | None = None
     ) -> None:
-        self.entries, self.modules = entries, modules
-        self._shapes = {entry.name: entry.shape for entry in entries}
+        self.modules = modules
+        self._entries = {entry.name: entry for entry in entries}
         self._places = {entry.name: Place.of(entry.name) for entry in entries}
+        #: The bias beside each tensor: a layer's has an element for each of its outputs.
+        self._biases = {name: self._bias(place.module) for name, place in self._places.items()}
         self._blocks = self._find_blocks()
-        self._mixtures = frozenset(_parents_of_experts(self._shapes))
-        self._transposed = frozenset(self._find_transposed())
+        #: Paths of the modules that hold experts beside a router.
+        self._mixtures = {
+            entry.name[: experts.start()]
+            for entry in entries
+            for experts in _EXPERTS.finditer(entry.name)
+        }
+        self._transposed = {
+            _leaf(name)
+            for name, entry in self._entries.items()
+            if len(entry.shape) == 2
+            and entry.shape[0] != entry.shape[1]
+            and self._bias(name.rpartition(".")[0]) == entry.shape[1:]
+        }
+        self.kinds = {entry.name: self._kind(entry) for entry in entries}
+
+    def _bias(self, module: str) -> tuple[int, ...] | None:
+        bias = self._entries.get(f"{module}.bias")
+        return None if bias is None else bias.shape
 
     def decider(self, preset: str) -> Decider:
         """Decides as a preset says."""
-        by_name = {entry.name: entry for entry in self.entries}
         in_blocks = bool(self._blocks) and preset != "layers"
         output = None if self._blocks or preset == "layers" else self.output_layer()
 
-        def decide(name: str, _: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-            del name  # every name of a storage counts alike
-            kinds = [self.kind(by_name[alias]) for alias in names]
+        def decide(names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
+            entries = [self._entries[name] for name in names]
+            kinds = [self.kinds[name] for name in names]
             if preset == "matrices":
-                entry = by_name[names[0]]
-                is_float = entry.may_be_weights and "buffer" not in kinds
-                counts = len(entry.shape) >= 2 and is_float
+                is_float = entries[0].may_be_weights and "buffer" not in kinds
+                counts = len(entries[0].shape) >= 2 and is_float
                 return counts, "two or more dimensions" if counts else kinds[0]
             out = next((kind for kind in kinds if kind not in _MAY_COUNT), None)
             if out is not None:
                 return False, out  # also a head that is tied to an embedding
-            if in_blocks and not any(alias.startswith(self._blocks) for alias in names):
+            if in_blocks and not any(name.startswith(self._blocks) for name in names):
                 return False, "outside the blocks (head, pooler or input layer)"
-            if any(self._places[n].module == output for n in names):
+            if any(self._places[name].module == output for name in names):
                 return False, "output layer"
-            if preset == "paper" and not any(self._is_nn_linear(by_name[n]) for n in names):
+            if preset == "paper" and not any(map(self._is_nn_linear, entries)):
                 return False, "not an nn.Linear"
             if "reparametrized" in kinds:
                 return False, REPARAMETRIZED
+            # what has a bias, or is not called "weight", can be nothing else
+            is_certain = self.modules is not None or any(
+                self._biases[name] is not None or self._places[name].attribute != "weight"
+                for name in names
+            )
             where = "inside a block" if in_blocks else "of a layer"
-            return True, f"weight {where}{'' if self._is_certain(names) else ', by its name'}"
+            return True, f"weight {where}{'' if is_certain else ', by its name'}"
 
         return decide
 
-    def kind(self, entry: Entry) -> str:
+    def _kind(self, entry: Entry) -> str:
         """One of ``_MAY_COUNT`` for weights that may count, else why they do not."""
-        place = self._places[entry.name]
-        dims, is_float = len(entry.shape), entry.may_be_weights
-        layer = self._layer(entry, place)
+        place, dims = self._places[entry.name], len(entry.shape)
+        layer = self._layer_by_name(entry) if self.modules is None else self._layer(place)
         if layer in ("embedding", "norm", "buffer"):
             return layer
-        if not is_float:
+        if not entry.may_be_weights:
             return f"dtype {entry.dtype}"
         if dims < 2:
             return "bias" if "bias" in place.attribute else "fewer than two dimensions"
@@ -305,30 +297,29 @@ class Layout:
             return "packed"  # experts of a mixture kept as one tensor
         return layer
 
-    def _layer(self, entry: Entry, place: Place) -> str:
+    def _layer(self, place: Place) -> str:
         """What a tensor belongs to: "linear", "embedding", "norm", "buffer", or else in words."""
-        if self.modules is None:
-            return self._layer_by_name(entry, place)
-        kind = self.modules[place.module]
+        kind = (self.modules or {})[place.module]
         if issubclass(kind, nn.Embedding | nn.EmbeddingBag):
             return "embedding"
         if _NORM_CLASS.search(kind.__name__):
             return "norm"
-        return (
-            "linear" if _is_linear(kind) else f"parameter of {kind.__name__}, not of a linear layer"
-        )
+        # transformers' Conv1D is a linear layer with a transposed weight; known by name so
+        # that transformers need not be imported
+        matrices = nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention
+        if issubclass(kind, matrices) or kind.__name__ in ("Conv1D", "Conv1DCompat"):
+            return "linear"
+        return f"parameter of {kind.__name__}, not of a linear layer"
 
-    def _layer_by_name(self, entry: Entry, place: Place) -> str:
-        dims, bias = len(entry.shape), self._shapes.get(f"{place.module}.bias")
+    def _layer_by_name(self, entry: Entry) -> str:
+        """The same without a model."""
+        place, bias = self._places[entry.name], self._biases[entry.name]
+        dims = len(entry.shape)
         if _BUFFER.match(entry.name.rpartition(".")[2]):
             return "buffer"
         # no embedding has a bias: what has one is a projection
-        if (
-            dims == 2
-            and place.attribute == "weight"
-            and bias is None
-            and _EMBEDDING.search(place.own)
-        ):
+        may_be_embedding = dims == 2 and place.attribute == "weight" and bias is None
+        if may_be_embedding and _EMBEDDING.search(place.own):
             return "embedding"
         # the bias of a norm has the shape of its weight, that of a layer is a row
         if _NORM.search(place.own) and (dims < 2 or bias is None or len(bias) != 1):
@@ -339,14 +330,6 @@ class Layout:
             return "linear"
         return f"parameter {place.attribute!r}, not of a linear layer"
 
-    def _is_certain(self, names: Sequence[str]) -> bool:
-        """Whether a weight can be nothing but that of a layer; else its name has told."""
-        places = [self._places[name] for name in names]
-        return self.modules is not None or any(
-            f"{place.module}.bias" in self._shapes or place.attribute != "weight"
-            for place in places
-        )
-
     # ------------------------------------------------------------------ the output layer
 
     def output_layer(self) -> str | None:
@@ -355,7 +338,14 @@ class Layout:
         It is the one whose output no other layer takes, as far as the shapes tell; of several
         the one that is called a head, nearest to the root; else the last by name.
         """
-        widths = self._widths()
+        largest: dict[str, Entry] = {}  # of each layer by its path, the largest weight counts
+        for name, entry in self._entries.items():
+            path = self._places[name].module
+            if self.kinds[name] in ("linear", "reparametrized") and (
+                path not in largest or entry.num_weights > largest[path].num_weights
+            ):
+                largest[path] = entry
+        widths = {path: self._width(entry) for path, entry in largest.items()}
         taken = _taken(widths.values())
         last = [path for path, width in widths.items() if width not in taken] or list(widths)
         named = []
@@ -368,28 +358,15 @@ class Layout:
             return max(named)[3]
         return max(last, key=natural_order, default=None)
 
-    def _widths(self) -> dict[str, _Width]:
-        """Of each layer by its path, the largest weight counts."""
-        largest: dict[str, Entry] = {}
-        for entry in self.entries:
-            if self.kind(entry) not in ("linear", "reparametrized"):
-                continue
-            path = self._places[entry.name].module
-            if path not in largest or entry.num_weights > largest[path].num_weights:
-                largest[path] = entry
-        return {path: self._width(entry) for path, entry in largest.items()}
-
     def _width(self, entry: Entry) -> _Width:
         outputs, inputs = entry.shape[:2]
-        bias = self._shapes.get(f"{self._places[entry.name].module}.bias")
+        bias = self._biases[entry.name]
         is_convolution = len(entry.shape) > 2
-        # the bias has one element per output: transposed convolutions have their inputs first
+        # transposed convolutions have their inputs first
         is_transposed = is_convolution and bias == (inputs,) and bias != (outputs,)
         if is_transposed or self._is_transposed(entry):
             outputs, inputs = inputs, outputs
         return _Width(inputs, outputs, is_convolution)
-
-    # ------------------------------------------------------------------ matrices
 
     def _is_nn_linear(self, entry: Entry) -> bool:
         place = self._places[entry.name]
@@ -399,20 +376,11 @@ class Layout:
         return is_matrix and not self._is_transposed(entry)
 
     def _is_transposed(self, entry: Entry) -> bool:
-        """Whether a matrix is stored as transformers' Conv1D does, inputs first."""
-        return len(entry.shape) == 2 and _leaf(entry.name) in self._transposed
+        """Whether a matrix has its inputs first, as transformers' Conv1D.
 
-    def _find_transposed(self) -> Iterable[str]:
-        """The last parts of the names of matrices that have their inputs first.
-
-        The bias tells, which has one element per output; for a square matrix, that of
-        another of the same name.
+        Its bias tells; for a square one, that of another of the same name.
         """
-        for name, shape in self._shapes.items():
-            if len(shape) == 2 and shape[0] != shape[1]:
-                bias = self._shapes.get(f"{name.rpartition('.')[0]}.bias")
-                if bias == (shape[1],):
-                    yield _leaf(name)
+        return len(entry.shape) == 2 and _leaf(entry.name) in self._transposed
 
     # ------------------------------------------------------------------ blocks
 
@@ -436,32 +404,24 @@ class Layout:
         own = own.rpartition(".")[2]  # of the list
         if _ATTENTION_LIST.search(own):
             return False  # a list of attentions lies inside a block or is none
-        places = [self._places[name] for name in names]
-        inside = {place.module: place.module.removeprefix(path).strip(".") for place in places}
-        matrices = [
-            self._shapes[name] for name, place in zip(names, places, strict=True)
-            if inside[place.module] and _LINEAR.match(place.attribute)
-            and len(self._shapes[name]) >= 2
-        ]  # fmt: skip
+        parts: set[str] = set()
+        matrices = []
+        for name in names:
+            place, shape = self._places[name], self._entries[name].shape
+            rest = place.module.removeprefix(path).strip(".")
+            parts.update(rest.split("."))
+            if rest and _LINEAR.match(place.attribute) and len(shape) >= 2:
+                matrices.append(shape)
         if not matrices:
             return False
-        parts = {part for rest in inside.values() for part in rest.split(".")}
         if any(_ATTENTION.search(p) or _QUERY.match(p) or _STATE_SPACE.match(p) for p in parts):
             return True
-        flat = [shape for shape in matrices if len(shape) == 2]
-        return bool(_LISTS.match(own)) and last.isdigit() and len(flat) >= 2
+        num_flat = sum(len(shape) == 2 for shape in matrices)
+        return bool(_LISTS.match(own)) and last.isdigit() and num_flat >= 2
 
 
 #: Kinds of a weight that may count.
 _MAY_COUNT = ("linear", "packed", "reparametrized")
-
-
-def _is_linear(kind: type[nn.Module]) -> bool:
-    """Whether a module's weight is a matrix product's: linear, convolution, attention."""
-    # transformers' Conv1D is a linear layer with a transposed weight; known by name so
-    # that transformers need not be imported.
-    matrices = nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention
-    return issubclass(kind, matrices) or kind.__name__ in ("Conv1D", "Conv1DCompat")
 
 
 def _taken(widths: Iterable[_Width]) -> set[_Width]:
@@ -477,12 +437,3 @@ def _taken(widths: Iterable[_Width]) -> set[_Width]:
 
 def _leaf(name: str) -> str:
     return ".".join(name.split(".")[-2:])
-
-
-def _parents_of_experts(names: Iterable[str]) -> Iterable[str]:
-    """Paths of the modules that hold experts beside a router."""
-    for name in names:
-        parts = name.split(".")[:-1][:_DEEPEST]
-        for at, part in enumerate(parts):
-            if part == "experts" or part.startswith("experts_"):
-                yield ".".join(parts[:at])

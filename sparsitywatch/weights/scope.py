@@ -17,8 +17,6 @@ from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 from sparsitywatch.weights.sharded import Modules, flat_parameters, is_sharded, modules_of
 
-__all__ = ["PRESETS", "Scope", "ScopeLike", "named_parameters"]
-
 #: A preset's name, patterns of parameter names (``*`` matches dots too), or a predicate.
 ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
@@ -61,7 +59,10 @@ class Scope:
         """
         named = named_parameters(model)
         entries = [_entry(name, p, _storage_key(p)) for name, p in named]
-        decided = cls._decided(entries, [p for _, p in named], scope, _modules(model))
+        # parents come first: what a wrapper holds replaces it
+        every = model.named_modules(remove_duplicate=False)
+        modules = {clean_name(path): type(module) for path, module in every}
+        decided = cls(_decided(entries, [p for _, p in named], scope, modules))
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
         buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
@@ -80,41 +81,7 @@ class Scope:
             ScopeError: the preset is unknown, a pattern matches nothing, or the scope is
                 empty.
         """
-        return cls._decided(entries, [entry.placeholder() for entry in entries], scope)
-
-    @classmethod
-    def _decided(
-        cls,
-        entries: Sequence[Entry],
-        parameters: Sequence[nn.Parameter],
-        scope: ScopeLike,
-        modules: Mapping[str, type[nn.Module]] | None = None,
-    ) -> Scope:
-        """About a live model where its ``modules`` are known, else about stored tensors."""
-        decide = _decider(entries, scope, modules)
-        by_storage: dict[object, dict[str, nn.Parameter]] = {}
-        for entry, parameter in zip(entries, parameters, strict=True):
-            by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
-        ledger = []
-        for tied in by_storage.values():
-            first, *others = sorted(tied)  # a file may have them in another order
-            in_scope, reason = decide(first, tied[first], (first, *others))
-            if in_scope and modules is not None:
-                _check_readable(first, tied[first])
-            ledger.append(
-                LedgerEntry(
-                    name=first,
-                    shape=tuple(tied[first].shape),
-                    num_weights=tied[first].numel(),
-                    in_scope=in_scope,
-                    reason=reason,
-                    aliases=tuple(others),
-                )
-            )
-        result = cls(tuple(ledger))
-        if result.summary.num_weights == 0:
-            raise ScopeError(_nothing_matched(scope, ledger))
-        return result
+        return cls(_decided(entries, [entry.placeholder() for entry in entries], scope))
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -151,7 +118,7 @@ class Scope:
 
     @property
     def note_on_reparametrized(self) -> str:
-        """What is left out since it is not the weight itself, in a sentence; empty if nothing."""
+        """What is left out since it is not the weight itself; empty if nothing."""
         raw: dict[str, int] = {}
         for entry in self.ledger:
             if entry.reason == REPARAMETRIZED and Place.of(entry.name).is_original:
@@ -168,7 +135,7 @@ class Scope:
 
     @property
     def note_on_stored(self) -> str:
-        """What a replay may decide otherwise about, in a sentence; empty if nothing."""
+        """What a replay may decide otherwise about; empty if nothing."""
         if not self.unlike_stored:
             return ""
         others = " and others" if len(self.unlike_stored) > 3 else ""
@@ -192,11 +159,7 @@ class Scope:
         """The in-scope parameters of ``model`` as they are now, by name; and every one.
 
         Tied ones come once, in the model's order. One out of scope that was added since, or is
-        gone, or has another shape, is left out.
-
-        Args:
-            model: whose parameters are asked for.
-            modules: of it, where they are known.
+        gone, or has another shape, is left out. ``modules``: of the model, where they are known.
 
         Raises:
             ScopeError: a parameter that was in scope is gone or has another shape.
@@ -231,12 +194,6 @@ def named_parameters(
     return [(clean_name(name), parameter) for name, parameter in named]
 
 
-def _modules(model: nn.Module) -> dict[str, type[nn.Module]]:
-    """The class of the module at each path; of a wrapped one, that of what is inside."""
-    # parents come first, so that what a wrapper holds replaces it
-    return {clean_name(path): type(m) for path, m in model.named_modules(remove_duplicate=False)}
-
-
 def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that a checkpoint holds."""
     for path, module in model.named_modules(remove_duplicate=False):
@@ -254,8 +211,7 @@ def _unlike_stored(
 ) -> tuple[str, ...]:
     """Names that checkpoints of the model would decide otherwise about.
 
-    Formats differ in what they keep of tied weights: that they are tied, one of the names, or
-    each as a tensor of its own.
+    Formats keep of tied weights that they are, one of the names, or each as a tensor of its own.
     """
     expected = {entry.name: entry.shape for entry in live.ledger if entry.in_scope}
     first = {entry.name for entry in live.ledger}
@@ -301,12 +257,40 @@ def _check_readable(name: str, parameter: nn.Parameter) -> None:
 # ------------------------------------------------------------------ deciding
 
 
-def _decider(
+def _decided(
     entries: Sequence[Entry],
+    parameters: Sequence[nn.Parameter],
     scope: ScopeLike,
-    modules: Mapping[str, type[nn.Module]] | None,
-) -> Decider:
-    layout = Layout(entries, modules)
+    modules: Mapping[str, type[nn.Module]] | None = None,
+) -> tuple[LedgerEntry, ...]:
+    """The ledger of a live model where its ``modules`` are known, else of stored tensors."""
+    decide = _decider(Layout(entries, modules), entries, scope)
+    by_storage: dict[object, dict[str, nn.Parameter]] = {}
+    for entry, parameter in zip(entries, parameters, strict=True):
+        by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
+    ledger = []
+    for tied in by_storage.values():
+        names = tuple(sorted(tied))  # a file may have them in another order
+        parameter = tied[names[0]]
+        in_scope, reason = decide(names, parameter)
+        if in_scope and modules is not None:
+            _check_readable(names[0], parameter)
+        ledger.append(
+            LedgerEntry(
+                name=names[0],
+                shape=tuple(parameter.shape),
+                num_weights=parameter.numel(),
+                in_scope=in_scope,
+                reason=reason,
+                aliases=names[1:],
+            )
+        )
+    if not any(entry.num_weights for entry in ledger if entry.in_scope):
+        raise ScopeError(_nothing_matched(scope, ledger))
+    return tuple(ledger)
+
+
+def _decider(layout: Layout, entries: Sequence[Entry], scope: ScopeLike) -> Decider:
     if isinstance(scope, str):
         if scope not in PRESETS:
             raise ScopeError(
@@ -315,14 +299,15 @@ def _decider(
             )
         return layout.decider(scope)
     # a live model has no buffers among its parameters
-    known = {e.name for e in entries if modules is not None or layout.kind(e) != "buffer"}
+    is_live = layout.modules is not None
+    known = {e.name for e in entries if is_live or layout.kinds[e.name] != "buffer"}
     if callable(scope) and not isinstance(scope, type):
         chosen = _filter_decider(scope)
     else:
         chosen = _pattern_decider(sorted(known), _patterns(scope))
 
-    def decide(name: str, parameter: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
-        return chosen(name, parameter, names) if name in known else (False, "buffer")
+    def decide(names: Sequence[str], parameter: nn.Parameter) -> tuple[bool, str]:
+        return chosen(names, parameter) if names[0] in known else (False, "buffer")
 
     return decide
 
@@ -339,17 +324,15 @@ def _patterns(scope: object) -> list[str]:
 
 
 def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
-    def decide(name: str, parameter: nn.Parameter, _: Sequence[str]) -> tuple[bool, str]:
+    def decide(names: Sequence[str], parameter: nn.Parameter) -> tuple[bool, str]:
         try:
-            is_chosen = bool(chooses(name, parameter))
+            is_chosen = bool(chooses(names[0], parameter))
         except Exception as error:
             raise ScopeError(
                 "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
-                f"{shown_error(error)} for {name!r}."
+                f"{shown_error(error)} for {names[0]!r}."
             ) from error
-        if is_chosen:
-            return True, "chosen by the filter"
-        return False, "refused by the filter"
+        return is_chosen, "chosen by the filter" if is_chosen else "refused by the filter"
 
     return decide
 
@@ -362,9 +345,9 @@ def _pattern_decider(known: list[str], patterns: list[str]) -> Decider:
                 f"none of {len(known)}, such as {known[:3]}."
             )
 
-    def decide(_: str, __: nn.Parameter, names: Sequence[str]) -> tuple[bool, str]:
+    def decide(names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
         for pattern in patterns:
-            if any(fnmatch.fnmatchcase(alias, pattern) for alias in names):
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 return True, f"matches {pattern!r}"
         return False, "matches no pattern"
 
