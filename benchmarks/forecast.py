@@ -14,17 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from recording.catalog import RUNS, RunSpec
 from recording.labels import DECISIVE, crossing, split_of
 from recording.recorder import EVERY, Training
 from recording.tasks import build
-from reporting import Goal, goal_rows, machine, run
+from reporting import Goal, Part, run, table
 
 import sparsitywatch as sw
 from sparsitywatch.records import Record
-
-__all__ = ["Score", "score"]
 
 #: Steps before the doubling at which the forecast is read.
 AHEAD = (500, 400, 300, 200, 100)
@@ -43,21 +40,17 @@ _EXPLANATION = (
 
 @dataclass(frozen=True)
 class Score:
-    """One run's forecasts against what came.
-
-    Args:
-        name, split: of the run.
-        actual: step of doubling; None if there was none.
-        predicted: foreseen step of doubling, as many steps ahead as ``AHEAD`` says.
-        inside: share of the later values inside the band, by advance of the clock.
-        num_alarms: snapshots that foresaw a doubling, before it or if none came.
-    """
+    """One run's forecasts against what came."""
 
     name: str
     split: str
+    # step of doubling; None if there was none
     actual: int | None
+    # foreseen step of doubling, as many steps ahead as AHEAD says
     predicted: tuple[float, ...]
+    # share of the later values inside the band, by advance of the clock
     inside: tuple[float, ...]
+    # snapshots that foresaw a doubling, before it or if none came
     num_alarms: int
 
     def error(self, ahead: int) -> float:
@@ -66,16 +59,15 @@ class Score:
             return math.nan
         return 100.0 * (self.predicted[AHEAD.index(ahead)] / self.actual - 1.0)
 
-    def row(self) -> str:
-        """A row of the table."""
+    def row(self) -> list[str]:
+        """Of the table."""
         shown = [
             "-" if math.isnan(step) else f"{step:.0f} ({self.error(ahead):+.1f} %)"
             for ahead, step in zip(AHEAD, self.predicted, strict=True)
         ]
         inside = ["-" if math.isnan(x) else f"{x:.0%}" for x in self.inside]
         actual = "-" if self.actual is None else str(self.actual)
-        cells = [self.name, self.split, actual, *shown, *inside, str(self.num_alarms)]
-        return f"| {' | '.join(cells)} |"
+        return [self.name, self.split, actual, *shown, *inside, str(self.num_alarms)]
 
 
 def score(spec: RunSpec, records: Sequence[Record]) -> Score:
@@ -145,32 +137,19 @@ def _goals(scores: Sequence[Score]) -> list[Goal]:
     return goals
 
 
-def _report(arguments: argparse.Namespace) -> str:
+def _measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     seeds = (0,) if arguments.small else (0, 1, 2, 3)
     families = _STEADY[:1] if arguments.small else (*_STEADY, *_CHANGED, *_NEVER)
     scores = []
     for spec in _chosen(families, seeds):
         scores.append(score(spec, _train(spec)))
-        print(scores[-1].row(), flush=True)
+        print(" | ".join(scores[-1].row()), flush=True)
     head = ["run", "split", "doubling", *(f"{a} ahead" for a in AHEAD)]
     head += [f"inside at +{x:g}" for x in ADVANCES] + ["snapshots that foresaw one"]
-    return "\n".join(
-        [
-            "# The forecast of near-zero weights, against what came",
-            "",
-            machine(torch.get_num_threads()),
-            "",
-            _EXPLANATION,
-            "",
-            f"| {' | '.join(head)} |",
-            f"|{'---|' * 2}{'---:|' * (len(head) - 2)}",
-            *(s.row() for s in scores),
-            "",
-            *goal_rows(_goals(scores)),
-            "",
-        ]
-    )
+    rows = table(head, [s.row() for s in scores], left=2)
+    title = "The forecast of near-zero weights, against what came"
+    return title, [([_EXPLANATION, "", *rows], _goals(scores))]
 
 
 if __name__ == "__main__":
-    run("forecast", "Forecasts of near-zero weights against what came.", _report)
+    run("forecast", __doc__ or "", _measure)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import torch
 from overhead import batch_of, bert, loss_per_example
-from reporting import Goal, goal_rows, machine, medians_s, run
+from reporting import Goal, Part, medians_s, run, table
 from spectrum import make_weights, prepare_copy
 from torch import nn
 from torch.ao.pruning.sparsifier.weight_norm_sparsifier import WeightNormSparsifier
@@ -108,45 +108,40 @@ def of_encoder(num_layers: int, repeats: int) -> dict[str, float]:
     return medians_s(cases, repeats) | medians_s(slow, min(repeats, 2))
 
 
-def report(arguments: argparse.Namespace) -> str:
-    """The tables, in Markdown."""
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """Both tables."""
     small = arguments.small
     repeats = min(arguments.repeats, 3) if small else arguments.repeats
     num_layers = 1 if small else 12
     times = of_weights(num_layers, repeats)
-    encoder = of_encoder(1 if small else 6, repeats)
-    num_weights = num_layers * 7_077_888
-    lines = [
-        f"# Masks of patterns, {num_weights:,} weights in {6 * num_layers} matrices", "",
-        machine(torch.get_num_threads()), "",
-        "| all weights pruned | float32, ms | copies | bfloat16, ms | copies |",
-        "|---|---:|---:|---:|---:|",
-    ]  # fmt: skip
+    rows = []
     for case in ("copy", *ROWS, TORCH):
-        cells = []
+        cells = [case]
         for found in times.values():
-            if case in found:
-                cells += [f"{1e3 * found[case]:,.1f}", f"{found[case] / found['copy']:,.1f}"]
-            else:
-                cells += ["", ""]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
-    lines += [
-        "", f"| MiniLM's size, {BATCH} sequences of {LENGTH} tokens | ms | forward passes |",
-        "|---|---:|---:|",
-    ]  # fmt: skip
-    for case, seconds in encoder.items():
-        ratio = seconds / encoder["forward"]
-        lines.append(f"| {case} | {1e3 * seconds:,.1f} | {ratio:,.1f} |")
+            known = case in found
+            cells.append(f"{1e3 * found[case]:,.1f}" if known else "")
+            cells.append(f"{found[case] / found['copy']:,.1f}" if known else "")
+        rows.append(cells)
     float32 = times["float32"]
     worst = max(float32[case] for case in ROWS if case.startswith("keep"))
     goals = [
         Goal("N:M masks, the slowest, against a copy of the weights", 5, worst / float32["copy"]),
         Goal("keep 2 of 4 against torch's sparsifier", 1, float32["keep_2_of_4"] / float32[TORCH]),
-        Goal("a Wanda mask against forward passes", 2, encoder["wanda"] / encoder["forward"]),
-        Goal("a SparseGPT mask", 60, encoder["sparsegpt"], unit=" s"),
     ]
-    return "\n".join([*lines, "", *goal_rows(goals), ""])
+    head = ["all weights pruned", "float32, ms", "copies", "bfloat16, ms", "copies"]
+    of_model = of_encoder(1 if small else 6, repeats)
+    forward_s = of_model["forward"]
+    shown = [[case, f"{1e3 * s:,.1f}", f"{s / forward_s:,.1f}"] for case, s in of_model.items()]
+    name = f"MiniLM's size, {BATCH} sequences of {LENGTH} tokens"
+    of_inputs = [
+        Goal("a Wanda mask against forward passes", 2, of_model["wanda"] / forward_s),
+        Goal("a SparseGPT mask", 60, of_model["sparsegpt"], unit=" s"),
+    ]
+    return f"Masks of patterns, a BERT of {num_layers} layers", [
+        (table(head, rows), goals),
+        (table([name, "ms", "forward passes"], shown), of_inputs),
+    ]
 
 
 if __name__ == "__main__":
-    run("masks", __doc__.splitlines()[0], report)
+    run("masks", __doc__, measure)

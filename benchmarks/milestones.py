@@ -13,9 +13,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import sparsitywatch as sw
+from reporting import table
 
-__all__ = ["Breakthrough", "Takeoff", "find_breakthrough", "find_takeoff", "table"]
+import sparsitywatch as sw
 
 NEAR_ZERO = "initial_0.1"
 #: A breakthrough is this many nats below the plateau ...
@@ -64,10 +64,6 @@ def find_breakthrough(records: Sequence[sw.Record], steps: int) -> Breakthrough 
     The plateau is the median held-out loss between 10 and 30 % of the run, if there are at
     least four snapshots and the loss stays within 0.15 nats there: a loss that falls all the
     time has no plateau to break through.
-
-    Args:
-        records: in the order of their steps.
-        steps: length of the whole run.
     """
     first, last = (share * steps for share in PLATEAU)
     evaluated = [r for r in records if math.isfinite(dense(r))]
@@ -96,16 +92,13 @@ def find_takeoff(records: Sequence[sw.Record], rule: str = NEAR_ZERO) -> Takeoff
     return Takeoff(floor, low.step, None, None)
 
 
-def table(runs: dict[str, tuple[Sequence[sw.Record], Sequence[sw.Event]]]) -> str:
+def columns(runs: dict[str, tuple[Sequence[sw.Record], Sequence[sw.Event]]]) -> list[str]:
     """One column a run, from its records and events, in Markdown."""
-    rows = zip(_ROWS, *(_column(name, *run) for name, run in runs.items()), strict=True)
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    rule = "|---|" + "---:|" * len(runs)
-    return "\n".join([lines[0], rule, *lines[1:]])
+    rows = zip(_ROWS, *(_column(*run) for run in runs.values()), strict=True)
+    return table(["", *runs], rows)
 
 
 _ROWS = (
-    "",
     "breakthrough: held-out loss 0.15 below its plateau, at step",
     "reliance there, and on the plateau",
     "dormant weights early, at the breakthrough, at the end",
@@ -119,14 +112,13 @@ _ROWS = (
 )
 
 
-def _column(name: str, records: Sequence[sw.Record], events: Sequence[sw.Event]) -> list[str]:
+def _column(records: Sequence[sw.Record], events: Sequence[sw.Event]) -> list[str]:
     last = records[-1]
     early = min(records, key=lambda r: abs(r.step - EARLY * last.step))
     found, takeoff = find_breakthrough(records, last.step), find_takeoff(records)
     there = next((r for r in records if found and r.step == found.step), None)
     doubled = takeoff is not None and takeoff.doubling_step is not None
     return [
-        name,
         str(found.step) if found else "none",
         f"{found.reliance:.2f}, {found.reliance_before:.2f}" if found else "-",
         ", ".join(_dormant(r) for r in (early, there, last) if r is not None),
@@ -163,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("logdirs", nargs="+", metavar="LOGDIR")
     runs = {logdir: sw.load(logdir) for logdir in parser.parse_args().logdirs}
-    print(table({logdir: (run.records, run.events) for logdir, run in runs.items()}))
+    print("\n".join(columns({name: (run.records, run.events) for name, run in runs.items()})))
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from reporting import Goal, goal_rows, machine, run, timed
+from reporting import Goal, Part, run, table, timed
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from transformers import BertConfig, BertForMaskedLM
@@ -73,12 +73,7 @@ def loss_per_example(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 
 
 class Stall:
-    """How long a snapshot without a proxy holds up the training thread.
-
-    Args:
-        model: what is watched.
-        logdir: where its log goes.
-    """
+    """How long a snapshot without a proxy holds up the training thread."""
 
     def __init__(self, model: nn.Module, logdir: Path) -> None:
         self._watcher = sw.watch(model, None, logdir=logdir, every=1, max_overhead=None)
@@ -176,29 +171,13 @@ class SmallTraining:
             self.optimizer.step()
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A watched training against the same one without a watch.
+def whole_training(num_rounds: int) -> Part:
+    """Two trainings in turns, one of them watched at the defaults of ``sw.watch``.
 
-    Args:
-        ratio: of the sums of the wall times over all stretches, so that a snapshot is in it at
-            its weight.
-        low, high: 90 % bootstrap interval of ``ratio``, over pairs of stretches.
-        cpu_ratio: of the processor times; steadier where others use the machine.
-        overhead: the watch's share by its own count.
-        num_snapshots: snapshots that it took.
+    Ratios are of sums over all stretches, so that a snapshot is in them at its weight; the interval
+    is a bootstrap over pairs of stretches. Processor times are steadier where others use the
+    machine.
     """
-
-    ratio: float
-    low: float
-    high: float
-    cpu_ratio: float
-    overhead: float
-    num_snapshots: int
-
-
-def whole_training(num_rounds: int) -> Comparison:
-    """Two trainings in turns, one of them watched at the defaults of ``sw.watch``."""
     plain, watched = SmallTraining(), SmallTraining()
     proxy = sw.Proxy([batch_of(8, 64, 1000)], loss_per_example)
     for training in (plain, watched):
@@ -226,37 +205,21 @@ def whole_training(num_rounds: int) -> Comparison:
     sums = wall[drawn].sum(axis=1)
     low, high = np.quantile(sums[:, 1] / sums[:, 0], [0.05, 0.95])
     ratio, cpu_ratio = (float(t[:, 1].sum() / t[:, 0].sum()) for t in (wall, cpu))
-    return Comparison(ratio, float(low), float(high), cpu_ratio, overhead, num_snapshots)
+    told = (
+        f"The whole training: wall time {ratio:.3f} x, 90 % interval {low:.3f} to {high:.3f}; "
+        f"processor time {cpu_ratio:.3f} x; {num_snapshots} snapshots, {100 * overhead:.2f} % by "
+        "its own count."
+    )
+    return [told], [Goal("whole training, watched at the defaults", 1.01, ratio)]
 
 
-@dataclass(frozen=True)
-class Budgeted:
+def budgeted(*, small: bool) -> Part:
     """A training whose full snapshot costs some ten steps, watched at the defaults.
 
-    Args:
-        step_s: median time of a step without a snapshot.
-        evaluation_steps: what the evaluation took, in such steps.
-        num_due: snapshots that were due.
-        num_looked: those that were taken.
-        num_evaluated: those of them with an evaluation.
-        share: of the wall time, by the watch's own count when it was closed.
-        true_share: all that the steps took beyond the median one, over all that they took: the
-            watch, and whatever else disturbed the machine.
-        weights_share: the same without the one evaluation that is always made.
+    A BERT of 11.6 million parameters for 500 steps, every 50th due; the rest as it comes. The share
+    from outside is all that the steps took beyond the median one, over all that they took: the
+    watch, and whatever else disturbed the machine.
     """
-
-    step_s: float
-    evaluation_steps: float
-    num_due: int
-    num_looked: int
-    num_evaluated: int
-    share: float
-    true_share: float
-    weights_share: float
-
-
-def budgeted(*, small: bool) -> Budgeted:
-    """A BERT of 11.6 million parameters for 500 steps, every 50th due; the rest as it comes."""
     num_steps, every = 110 if small else 500, 50
     model = bert(4, hidden=384, vocabulary=10_000).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -280,38 +243,30 @@ def budgeted(*, small: bool) -> Budgeted:
     costs = [record.cost for record in records]
     step_s = float(np.median(times))
     first = records[0].step - 1 - (watcher.step_count - num_steps)
-    rest = np.delete(times, first)
-    return Budgeted(
-        step_s=step_s,
-        evaluation_steps=max(cost.evaluation_s for cost in costs) / step_s,
-        num_due=len(records) + sum(cost.num_left_out for cost in costs),
-        num_looked=len(records),
-        num_evaluated=sum(record.curve is not None for record in records),
-        share=float("nan") if info is None or info.state is None else info.state.overhead,
-        true_share=1.0 - num_steps * step_s / float(times.sum()),
-        weights_share=1.0 - len(rest) * step_s / float(rest.sum()),
+    rest = np.delete(times, first)  # without the one evaluation that is always made
+    num_due = len(records) + sum(cost.num_left_out for cost in costs)
+    shares = {
+        "share, own count": math.nan if info is None or info.state is None else info.state.overhead,
+        "share, from outside": 1.0 - num_steps * step_s / float(times.sum()),
+        "without the first evaluation": 1.0 - len(rest) * step_s / float(rest.sum()),
+    }
+    steps = max(cost.evaluation_s for cost in costs) / step_s
+    told = (
+        f"A training whose evaluation takes {steps:.1f} of its steps of {1e3 * step_s:,.0f} ms, at "
+        "the default budget:"
+    )
+    num_evaluated = sum(record.curve is not None for record in records)
+    cells = [str(num_due), str(len(records)), str(num_evaluated)]
+    cells += [f"{100 * share:.2f} %" for share in shares.values()]
+    what = "due looks at the weights that are taken, by a training whose evaluation is ten steps"
+    return (
+        [told, "", *table(["due", "looked at", "evaluated", *shares], [cells], left=0)],
+        [Goal(what, 95.0, 100.0 * len(records) / num_due, False, " %")],
     )
 
 
-@dataclass(frozen=True)
-class Affordable:
-    """What an evaluation by a sweep costs, and how many estimates a budget has room for.
-
-    Args:
-        passes: over all examples.
-        evaluation_s: processor time, median.
-        evaluation_steps: the same in steps of the training.
-        num_estimates: in ``NUM_STEPS`` steps, at the default budget.
-    """
-
-    passes: float
-    evaluation_s: float
-    evaluation_steps: float
-    num_estimates: int
-
-
-def affordable(repeats: int) -> dict[str, Affordable]:
-    """What two sweeps cost, where an evaluation by ``Bisection`` takes ten steps."""
+def affordable(repeats: int) -> Part:
+    """How many estimates a budget has room for, if an evaluation by ``Bisection`` is ten steps."""
 
     def batch(seed: int) -> dict[str, torch.Tensor]:
         tokens = torch.randint(50, (64, 16), generator=torch.Generator().manual_seed(seed))
@@ -341,13 +296,17 @@ def affordable(repeats: int) -> dict[str, Affordable]:
                 passes[name] = 1.0 + sum(seen) / num
     spent = {name: statistics.median(found) for name, found in times.items()}
     step_s = (spent["Bisection"] - spent["weights"]) / 10.0
-    found = {}
+    rows, estimates = [], {}
     for name in sweeps:
         evaluation_s = spent[name] - spent["weights"]
-        steps = evaluation_s / step_s
-        num = num_estimates(steps, spent["weights"] / step_s)
-        found[name] = Affordable(passes[name], evaluation_s, steps, num)
-    return found
+        estimates[name] = num_estimates(evaluation_s / step_s, spent["weights"] / step_s)
+        cells = [f"{passes[name]:.1f}", f"{1e3 * evaluation_s:,.0f}"]
+        rows.append([name, *cells, f"{evaluation_s / step_s:.1f}", str(estimates[name])])
+    head = ["sweep", "passes", "evaluation, ms of a processor", "in steps", "estimates"]
+    told = f"Estimates in {NUM_STEPS:,} steps at the default budget; 512 sequences of 16 tokens:"
+    what = f"estimates in {NUM_STEPS:,} steps, Racing against Bisection"
+    ratio = estimates["Racing"] / estimates["Bisection"]
+    return [told, "", *table(head, rows)], [Goal(what, 8.0, ratio, False)]
 
 
 def num_estimates(evaluation: float, weights: float) -> int:
@@ -369,102 +328,42 @@ def num_estimates(evaluation: float, weights: float) -> int:
     return evaluations
 
 
-def affordable_rows(found: dict[str, Affordable]) -> list[str]:
-    """The table of both sweeps, in Markdown."""
-    lines = [
-        f"Estimates in {NUM_STEPS:,} steps at the default budget; 512 sequences of 16 tokens:",
-        "",
-        "| sweep | passes | evaluation, ms of a processor | in steps | estimates |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, one in found.items():
-        lines.append(
-            f"| {name} | {one.passes:.1f} | {1e3 * one.evaluation_s:,.0f} | "
-            f"{one.evaluation_steps:.1f} | {one.num_estimates} |"
-        )
-    return [*lines, ""]
-
-
-def budgeted_rows(found: Budgeted) -> list[str]:
-    """The table of that training, in Markdown."""
-    shares = (found.share, found.true_share, found.weights_share)
-    cells = [
-        *map(str, (found.num_due, found.num_looked, found.num_evaluated)),
-        *(f"{100 * share:.2f} %" for share in shares),
-    ]
-    head = ["due", "looked at", "evaluated", "share, own count", "share, from outside"]
-    head += ["without the first evaluation"]
-    words = (
-        f"A training whose evaluation takes {found.evaluation_steps:.1f} of its steps of "
-        f"{1e3 * found.step_s:,.0f} ms, at the default budget:"
-    )
-    return [words, "", *(f"| {' | '.join(row)} |" for row in (head, ["---:"] * 6, cells)), ""]
-
-
-def report(arguments: argparse.Namespace) -> str:
-    """The whole table, in Markdown."""
-    logging.getLogger("sparsitywatch").setLevel(logging.ERROR)  # snapshots are left out on purpose
-    num_layers = 2 if arguments.small else 12
+def operations_part(num_layers: int, repeats: int, num_looks: int) -> Part:
+    """Single operations and whole snapshots against a copy of the weights."""
     with tempfile.TemporaryDirectory() as logdir:
-        times = single_operations(num_layers, arguments.repeats, Path(logdir))
-    forwards_s, beside_s = whole_look(num_layers, 1 if arguments.small else 3)
-    training = whole_training(40 if arguments.small else 120)
-    budget = budgeted(small=arguments.small)
-    sweeps = affordable(1 if arguments.small else 5)
+        times = single_operations(num_layers, repeats, Path(logdir))
+    forwards_s, beside_s = whole_look(num_layers, num_looks)
     copy_s = times["copy"]
-    counted = (
-        f"The whole training: wall time {training.ratio:.3f} x, 90 % interval "
-        f"{training.low:.3f} to {training.high:.3f}; processor time {training.cpu_ratio:.3f} x; "
-        f"{training.num_snapshots} snapshots, {100 * training.overhead:.2f} % by its own count."
-    )
-    rows = [
-        ("one copy of the weights into warm buffers", copy_s),
-        ("masking them at one level", times["mask"]),
-        ("stall of a snapshot without a proxy", times["stall"]),
-        ("all of that snapshot, in front and behind", times["whole"]),
-        ("SummaryWriter.add_histogram of each tensor", times["add_histogram"]),
-        (f"a snapshot with a proxy, {BATCH} x {LENGTH} tokens: forward passes", forwards_s),
-        ("the same snapshot, all the rest", beside_s),
-    ]
-    goals = [
+    rows = {
+        "one copy of the weights into warm buffers": copy_s,
+        "masking them at one level": times["mask"],
+        "stall of a snapshot without a proxy": times["stall"],
+        "all of that snapshot, in front and behind": times["whole"],
+        "SummaryWriter.add_histogram of each tensor": times["add_histogram"],
+        f"a snapshot with a proxy, {BATCH} x {LENGTH} tokens: forward passes": forwards_s,
+        "the same snapshot, all the rest": beside_s,
+    }
+    cells = [[name, f"{1e3 * s:,.1f}", f"{s / copy_s:,.2f}"] for name, s in rows.items()]
+    return table(["case", "time, ms", "against a copy"], cells), [
         Goal("masking against a copy", 1.2, times["mask"] / copy_s),
         Goal("a snapshot beyond its forward passes", 10.0, 100 * beside_s / forwards_s, unit=" %"),
         Goal("stall without a proxy against a copy", 1.3, times["stall"] / copy_s),
-        Goal("whole training, watched at the defaults", 1.01, training.ratio),
-        Goal(
-            "due looks at the weights that are taken, by a training whose evaluation is ten steps",
-            95.0,
-            100.0 * budget.num_looked / budget.num_due,
-            at_most=False,
-            unit=" %",
-        ),
-        Goal(
-            f"estimates in {NUM_STEPS:,} steps, Racing against Bisection",
-            8.0,
-            sweeps["Racing"].num_estimates / sweeps["Bisection"].num_estimates,
-            at_most=False,
-        ),
         Goal("our snapshot against add_histogram", 1.0, times["whole"] / times["add_histogram"]),
     ]
-    return "\n".join(
-        [
-            f"# A watch on a BERT of {num_layers} layers",
-            "",
-            machine(arguments.threads),
-            "",
-            "| case | time, ms | against a copy |",
-            "|---|---:|---:|",
-            *(f"| {name} | {1e3 * s:,.1f} | {s / copy_s:,.2f} |" for name, s in rows),
-            "",
-            counted,
-            "",
-            *budgeted_rows(budget),
-            *affordable_rows(sweeps),
-            *goal_rows(goals),
-            "",
-        ]
-    )
+
+
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """All of it."""
+    logging.getLogger("sparsitywatch").setLevel(logging.ERROR)  # snapshots are left out on purpose
+    small = arguments.small
+    num_layers = 2 if small else 12
+    return f"A watch on a BERT of {num_layers} layers", [
+        operations_part(num_layers, arguments.repeats, 1 if small else 3),
+        whole_training(40 if small else 120),
+        budgeted(small=small),
+        affordable(1 if small else 5),
+    ]
 
 
 if __name__ == "__main__":
-    run("overhead", (__doc__ or "").splitlines()[0], report)
+    run("overhead", __doc__, measure)

@@ -14,25 +14,153 @@ the whole command, from the start of Python to the file on the disk.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paging.browsing import Opened, chromium, opened, served, tensorboard, times_ms, window
-from paging.logs import write_log
-from reporting import Goal, goal_rows, machine, run, timed
+from reporting import Goal, Part, run, shared_with_tests, table, timed
 
-Rows = tuple[list[str], list[Goal]]
 Serve = Callable[[Path], AbstractContextManager[str]]
 
 NUM_ACTS = 60
+write_long_run = shared_with_tests("fake_run").write_long_run
+servers = shared_with_tests("event_readers")
+SERVERS: dict[str, Serve] = {
+    "`sparsitywatch show`": servers.page_server,
+    "tab in TensorBoard": servers.tab_server,
+}
 #: Of a report: snapshots, tensors, and what its file may have, MB.
 REPORTS = ((80, 24, 0.25), (200, 200, 0.4), (2_000, 12, 0.5))
+
+
+# ------------------------------------------------------------------ in the browser
+
+SCREEN = {"width": 1400, "height": 900}
+#: Chromium loads pages of its own for a new window, for about a second: it is open before.
+_SETTLE_S = 2.0
+#: Goes into every frame: a wait until the next picture is on the screen, and, in that of the page,
+#: milliseconds since the epoch at which something was.
+_WATCH = """
+window.shown = () => new Promise((done) => requestAnimationFrame(() => {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = done;
+  port2.postMessage(0);
+}));
+const seen = (name, selector) => new MutationObserver(async (_, observer) => {
+  if (!document.querySelector(selector)) return;
+  observer.disconnect();
+  await window.shown();
+  window.opening[name] = performance.timeOrigin + performance.now();
+}).observe(document, { childList: true, subtree: true });
+if (window !== window.top || location.hash !== "#sparsity") { // not TensorBoard's own page
+  window.opening = {};
+  seen("charts", ".chart canvas");
+  seen("whole", ".heat .names li");
+}"""
+#: In the window: when its navigation began, and when TensorBoard asked for the tab.
+_BEGAN = """() => {
+  const asked = performance.getEntriesByType("resource");
+  const tab = asked.find((entry) => entry.name.includes("/plugin_entry.html"));
+  return [performance.timeOrigin, performance.timeOrigin + (tab?.startTime ?? 0)];
+}"""
+#: Moves the cursor over the first chart, or zooms by half and back, and waits for the frame that
+#: shows it, each time; milliseconds from the event to the end of that frame.
+_ACT = """async ([what, times]) => {
+  const over = document.querySelector("[data-chart=sparse] .u-over");
+  const box = over.getBoundingClientRect();
+  const acts = {
+    cursor: (i) => over.dispatchEvent(new MouseEvent("mousemove", { bubbles: true,
+      clientX: box.left + box.width * ((i * 0.381966) % 1), clientY: box.top + box.height / 2 })),
+    zoom: (i) => document.body.dispatchEvent(
+      new KeyboardEvent("keydown", { bubbles: true, key: i % 2 ? "0" : "+" })),
+  };
+  const found = [];
+  for (let i = 0; i < times; i += 1) {
+    await new Promise((done) => setTimeout(done, 20 + (i % 16)));
+    const start = performance.now();
+    acts[what](i);
+    await window.shown();
+    found.push(performance.now() - start);
+  }
+  return found;
+}"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How one opening went."""
+
+    # from navigation until TensorBoard's page asked for the tab; 0 without TensorBoard
+    tab_s: float
+    # until the charts were on the screen, and until the map of the tensors was, too
+    charts_s: float
+    whole_s: float
+    # bytes of the page's own answers, as they went over the wire, and of TensorBoard's
+    sent: int
+    rest: int
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        raise RuntimeError(f"Expected one of the commands {', '.join(names)}, found none.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def window(browser: Any) -> Iterator[Any]:
+    """A window of its own, whose cache is empty, and in which Chromium itself has nothing to do."""
+    context = browser.new_context(viewport=SCREEN)
+    page = context.new_page()
+    page.add_init_script(_WATCH)
+    time.sleep(_SETTLE_S)
+    yield page
+    context.close()
+
+
+def opened(page: Any, url: str) -> tuple[Any, Opened]:
+    """The frame of the page in a window, and how it opened."""
+    done: list[Any] = []
+    page.on("requestfinished", lambda request: done.append(request))
+    page.goto(url, wait_until="commit")
+    frame = page
+    if url.endswith("#sparsity"):
+        frame = page.wait_for_selector("iframe", state="attached").content_frame()
+    frame.wait_for_function("window.opening?.whole", timeout=60_000)
+    times_ms = frame.evaluate("window.opening")
+    start_ms, tab_ms = page.evaluate(_BEGAN)
+    tab_s, charts_s, whole_s = (
+        (ms - start_ms) / 1e3 for ms in (tab_ms, times_ms["charts"], times_ms["whole"])
+    )
+    page.wait_for_load_state("networkidle")
+    sent = {request: request.sizes()["responseBodySize"] for request in done}
+    own = sum(n for r, n in sent.items() if frame is page or "/plugin/sparsity/" in r.url)
+    return frame, Opened(tab_s, charts_s, whole_s, own, sum(sent.values()) - own)
+
+
+def times_ms(frame: Any, what: str, times: int) -> list[float]:
+    """Milliseconds of so many acts, "cursor" or "zoom", from the event to the frame showing it."""
+    return list(frame.evaluate(_ACT, [what, times]))
+
+
+# ------------------------------------------------------------------ what is measured
 
 
 def openings(browser: Any, serve: Serve, log: Path, repeats: int) -> dict[str, list[Opened]]:
@@ -48,81 +176,71 @@ def openings(browser: Any, serve: Serve, log: Path, repeats: int) -> dict[str, l
     return found
 
 
-def opening_table(browser: Any, log: Path, repeats: int) -> Rows:
+def opening_part(browser: Any, log: Path, repeats: int) -> Part:
     """The time to open the page, and what was sent for it."""
-    columns = ("opening", "until the tab, s", "in the tab, s", "charts, s", "worst",
-               "with the map, s", "sent, MB", "TensorBoard's own")  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
-    goals = []
-    for name, serve in (("`sparsitywatch show`", served), ("tab in TensorBoard", tensorboard)):
-        for state, all_ in openings(browser, serve, log, repeats).items():
-            tab, charts, whole = (
-                [getattr(o, f"{x}_s") for o in all_] for x in ("tab", "charts", "whole")
-            )
-            inside = [c - t for c, t in zip(charts, tab, strict=True)]
-            sent, rest = (max(getattr(o, x) for o in all_) / 1e6 for x in ("sent", "rest"))
-            lines.append(
-                f"| {name}, {state} server | {statistics.median(tab):.2f} "
-                f"| {statistics.median(inside):.2f} "
-                f"| {statistics.median(charts):.2f} | {max(charts):.2f} "
-                f"| {statistics.median(whole):.2f} | {sent:.2f} | {rest:.2f} |"
-            )
+    rows, goals = [], []
+    for name, serve in SERVERS.items():
+        for state, found in openings(browser, serve, log, repeats).items():
+            charts = [o.charts_s for o in found]
+            times = [
+                statistics.median(o.tab_s for o in found),
+                statistics.median(o.charts_s - o.tab_s for o in found),
+                statistics.median(charts),
+                max(charts),
+                statistics.median(o.whole_s for o in found),
+            ]
+            sent = [max(getattr(o, x) for o in found) / 1e6 for x in ("sent", "rest")]
+            rows.append([f"{name}, {state} server", *(f"{x:.2f}" for x in (*times, *sent))])
             what = f"{name}, {state} server: charts"
-            goals.append(Goal(what, 1.5, statistics.median(charts), unit=" s"))
-        goals.append(Goal(f"{name}: sent", 2.0, sent, unit=" MB"))
-    return lines, goals
+            goals.append(Goal(what, 1.5, times[2], unit=" s"))
+        goals.append(Goal(f"{name}: sent", 2.0, sent[0], unit=" MB"))
+    head = ["opening", "until the tab, s", "in the tab, s", "charts, s", "worst"]
+    return table([*head, "with the map, s", "sent, MB", "TensorBoard's own"], rows), goals
 
 
-def acting_table(browser: Any, log: Path, num_acts: int) -> Rows:
+def acting_part(browser: Any, log: Path, num_acts: int) -> Part:
     """The time from an act to the frame that shows it."""
-    lines, goals = ["| act | median, ms | 95 %, ms |", "|---|---:|---:|"], []
-    with served(log) as url, window(browser) as page:
+    rows, goals = [], []
+    with servers.page_server(log) as url, window(browser) as page:
         frame, _ = opened(page, url)
         for what in ("cursor", "zoom"):
             times = times_ms(frame, what, num_acts)
             median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
-            lines.append(f"| {what} | {median:.1f} | {late:.1f} |")
+            rows.append([what, f"{median:.1f}", f"{late:.1f}"])
             goals.append(Goal(f"{what}, median", 25.0, median, unit=" ms"))
             goals.append(Goal(f"{what}, 95 %", 60.0, late, unit=" ms"))
-    return lines, goals
+    return table(["act", "median, ms", "95 %, ms"], rows), goals
 
 
-def reports_table(folder: Path, repeats: int) -> Rows:
+def reports_part(folder: Path, repeats: int) -> Part:
     """The time that the command takes, and the size of its file."""
-    lines, goals = ["| report | s | MB |", "|---|---:|---:|"], []
+    rows, goals = [], []
+    script = Path(sys.executable).with_name("sparsitywatch")
+    path = folder / "report.html"
     for num_snapshots, num_tensors, most_mb in REPORTS:
         name = f"{num_snapshots:,} snapshots of {num_tensors} tensors"
-        log = write_log(folder / str(num_snapshots), num_snapshots, num_tensors)
-        path = folder / "report.html"
-        script = Path(sys.executable).with_name("sparsitywatch")
+        log = write_long_run(folder / str(num_snapshots), num_snapshots, num_tensors)
         command = [str(script), "report", str(log), "-o", str(path)]
-
-        def report(command: list[str] = command) -> None:
-            subprocess.run(command, check=True, capture_output=True)  # noqa: S603
-
+        report = partial(subprocess.run, command, check=True, capture_output=True)
         wall_s = statistics.median(timed(report) for _ in range(max(repeats // 3, 1)))
         size_mb = path.stat().st_size / 1e6
-        lines.append(f"| {name} | {wall_s:.2f} | {size_mb:.2f} |")
+        rows.append([name, f"{wall_s:.2f}", f"{size_mb:.2f}"])
         goals.append(Goal(f"report of {name}, size", most_mb, size_mb, unit=" MB"))
         goals.append(Goal(f"report of {name}, time", 1.5, wall_s, unit=" s"))
-    return lines, goals
+    return table(["report", "s", "MB"], rows), goals
 
 
-def whole_report(arguments: argparse.Namespace) -> str:
-    """All tables, in Markdown."""
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """All of it."""
     shape, repeats = ((200, 50), 1) if arguments.small else ((2_000, 200), arguments.repeats)
     with tempfile.TemporaryDirectory() as place, chromium() as browser:
-        log = write_log(Path(place) / "long", *shape)
-        tables = [
-            opening_table(browser, log, repeats),
-            acting_table(browser, log, NUM_ACTS),
-            reports_table(Path(place), repeats),
+        log = write_long_run(Path(place) / "long", *shape)
+        return f"The page of {shape[0]:,} snapshots of {shape[1]} tensors", [
+            opening_part(browser, log, repeats),
+            acting_part(browser, log, NUM_ACTS),
+            reports_part(Path(place), repeats),
         ]
-    title = f"# The page of {shape[0]:,} snapshots of {shape[1]} tensors"
-    lines = [title, "", machine(arguments.threads)]
-    lines += [line for table, _ in tables for line in ["", *table]]
-    return "\n".join([*lines, "", *goal_rows([g for _, goals in tables for g in goals])]) + "\n"
 
 
 if __name__ == "__main__":
-    run("pages", (__doc__ or "").splitlines()[0], whole_report)
+    run("pages", __doc__, measure)

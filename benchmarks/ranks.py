@@ -20,70 +20,56 @@ import argparse
 
 from ranking.measured import TOKENS, Found
 from ranking.processes import measured_on
-from ranking.scaling import expected_bins, table
-from reporting import Goal, goal_rows, machine, run
+from ranking.scaling import expected_bins, model_table
+from reporting import Goal, Part, run, table
 
 
 def bytes_rows(spectra: list[Found]) -> list[str]:
     """What the spectrum moves, by size of the model."""
-    head = [
-        "layers x width",
-        "weights",
-        "matrices",
-        "occupied bins",
-        "foreseen",
-        "given, kB",
-        "share",
-    ]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = []
     for found in spectra:
         share = 100 * found["bytes"] / found["weight_bytes"]
         foreseen = sum(map(expected_bins, found["sizes"]))
-        cells = (sum(found["sizes"]), len(found["sizes"]), found["bins"], foreseen)
-        first = f"{found['layers']} x {found['hidden']}"
-        last = [f"{found['bytes'] / 1e3:,.0f}", f"{share:.2f} %"]
-        lines.append([first, *(f"{cell:,.0f}" for cell in cells), *last])
-    return [f"| {' | '.join(line)} |" for line in lines]
+        numbers = (sum(found["sizes"]), len(found["sizes"]), found["bins"], foreseen)
+        cells = [f"{number:,.0f}" for number in (*numbers, found["bytes"] / 1e3)]
+        rows.append([f"{found['layers']} x {found['hidden']}", *cells, f"{share:.2f} %"])
+    head = ["layers x width", "weights", "matrices", "occupied bins", "foreseen", "given, kB"]
+    return table([*head, "share"], rows)
 
 
 def times_rows(pair: Found, attach: Found) -> list[str]:
-    """Every time that was taken, in Markdown."""
-    largest, replicas, curve, look = (
-        pair["spectra"][-1],
-        pair["replicas"],
-        pair["curve"],
-        pair["look"],
-    )
-    rows = [
-        ("counting half of the weights, in shards", largest["count_s"]),
-        ("adding up their spectrum", largest["sum_s"]),
-        ("counting all weights of a replica", replicas["count_s"]),
-        ("its marks", replicas["marks_s"]),
-        ("comparing the marks", replicas["compare_s"]),
-        ("adding up its spectrum, which is only done where replicas differ", replicas["sum_s"]),
-        (f"a curve of {curve['forwards']} forward passes, on 1 rank", curve["alone_s"]),
-        ("the same on 2 ranks", curve["shared_s"]),
-        (
-            f"a snapshot in shards: {look['forwards'] // 2} forward passes a rank",
-            look["forwards_s"],
-        ),
-        ("the same snapshot, all the rest", look["beside_s"]),
-        ("attaching on 1 rank", attach["alone_s"]),
-        (f"attaching on {attach['ranks']} ranks", attach["together_s"]),
-    ]
-    lines = ["| case | wall, ms | processor, ms |", "|---|---:|---:|"]
-    return [*lines, *(f"| {name} | {1e3 * w:,.1f} | {1e3 * c:,.1f} |" for name, (w, c) in rows)]
+    """Every time that was taken."""
+    largest, look = pair["spectra"][-1], pair["look"]
+    replicas, curve = pair["replicas"], pair["curve"]
+    passes = look["forwards"] // 2
+    times = {
+        "counting half of the weights, in shards": largest["count_s"],
+        "adding up their spectrum": largest["sum_s"],
+        "counting all weights of a replica": replicas["count_s"],
+        "its marks": replicas["marks_s"],
+        "comparing the marks": replicas["compare_s"],
+        "adding up its spectrum, which is only done where replicas differ": replicas["sum_s"],
+        f"a curve of {curve['forwards']} forward passes, on 1 rank": curve["alone_s"],
+        "the same on 2 ranks": curve["shared_s"],
+        f"a snapshot in shards: {passes} forward passes a rank": look["forwards_s"],
+        "the same snapshot, all the rest": look["beside_s"],
+        "attaching on 1 rank": attach["alone_s"],
+        f"attaching on {attach['ranks']} ranks": attach["together_s"],
+    }
+    rows = [[what, *(f"{1e3 * seconds:,.1f}" for seconds in both)] for what, both in times.items()]
+    return table(["case", "wall, ms", "processor, ms"], rows)
 
 
 def goals(pair: Found, attach: Found) -> list[Goal]:
     """What is to be reached."""
     largest, replicas, look = pair["spectra"][-1], pair["replicas"], pair["look"]
     shares = [100 * s["bytes"] / s["weight_bytes"] for s in pair["spectra"]]
-    marks_s, compare_s, sum_s = (replicas[f"{name}_s"] for name in ("marks", "compare", "sum"))
-    check_s = [mark + compare for mark, compare in zip(marks_s, compare_s, strict=True)]
+    check_s = replicas["marks_s"][1] + replicas["compare_s"][1]
     beside = [100 * b / f for b, f in zip(look["beside_s"], look["forwards_s"], strict=True)]
     alone, shared = pair["curve"]["alone_s"], pair["curve"]["shared_s"]
     wall, cpu = (two / one for one, two in zip(alone, shared, strict=True))
+    given = 100 * replicas["bytes"] / largest["bytes"]
+    longer_s = attach["together_s"][0] - attach["alone_s"][0]
     return [
         Goal("bytes for the spectrum, of the weights' bytes", 1.0, shares[-1], unit=" %"),
         Goal("the same, against the model a size smaller", 1.0, shares[-1] / shares[-2]),
@@ -91,48 +77,24 @@ def goals(pair: Found, attach: Found) -> list[Goal]:
         Goal("the same, processor time", 0.6, cpu),
         Goal("an FSDP2 snapshot beyond its forward passes, wall time", 20.0, beside[0], unit=" %"),
         Goal("the same, processor time", 20.0, beside[1], unit=" %"),
-        Goal(
-            "replicas compared, bytes, of the spectrum's all-reduce",
-            5.0,
-            100 * replicas["bytes"] / largest["bytes"],
-            unit=" %",
-        ),
-        Goal("the same, processor time", 5.0, 100 * check_s[1] / sum_s[1], unit=" %"),
-        Goal(
-            f"attaching on {attach['ranks']} ranks, longer than on 1",
-            2.0,
-            attach["together_s"][0] - attach["alone_s"][0],
-            unit=" s",
-        ),
+        Goal("replicas compared, bytes, of the spectrum's all-reduce", 5.0, given, unit=" %"),
+        Goal("the same, processor time", 5.0, 100 * check_s / replicas["sum_s"][1], unit=" %"),
+        Goal(f"attaching on {attach['ranks']} ranks, longer than on 1", 2.0, longer_s, unit=" s"),
     ]
 
 
-def report(arguments: argparse.Namespace) -> str:
-    """The whole table, in Markdown."""
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """All that two and four processes measure, or the model alone."""
     if arguments.model:
-        return "\n".join(["# A snapshot on many devices, by the model", "", *table(), ""])
+        return "A snapshot on many devices, by the model", [(model_table(), [])]
     pair = measured_on(2, "pair", small=arguments.small)
     attach = measured_on(4, "attach", small=arguments.small)
     loads = (
         f"Load {pair['load']:.1f} with the two processes, {attach['load']:.1f} with the four. "
         f"Batches of {TOKENS[0]} x {TOKENS[1]} tokens."
     )
-    return "\n".join(
-        [
-            "# A watch on several ranks",
-            "",
-            machine(1),
-            "",
-            loads,
-            "",
-            *bytes_rows(pair["spectra"]),
-            "",
-            *times_rows(pair, attach),
-            "",
-            *goal_rows(goals(pair, attach)),
-            "",
-        ]
-    )
+    lines = [loads, "", *bytes_rows(pair["spectra"]), *times_rows(pair, attach)]
+    return "A watch on several ranks", [(lines, goals(pair, attach))]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,4 +103,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run("ranks", (__doc__ or "").splitlines()[0], report, add_arguments)
+    run("ranks", __doc__ or "", measure, add_arguments)

@@ -1,6 +1,6 @@
 """Record what every example loses at every 0.01, for ``sweep.py`` to replay.
 
-python benchmarks/record_curves.py [--record [--small]]
+python benchmarks/record_curves.py [--small] [--runs NAME ...]
 
 Six small trainings, evaluated every 50 or 100 steps once the model uses its weights. Three are the
 demo's BERT (examples/pretrain_bert.py, real text: Python's documentation), on which the settings of
@@ -16,10 +16,8 @@ error. The files are committed, so nobody has to wait for them: four minutes of 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,20 +25,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F  # noqa: N812
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "examples"))
+import recording  # noqa: F401  # isort: skip  examples/ can be imported from here on
+from pretrain_bert import Pretraining
+from pretrain_bert import parser as example_parser
+from recording.catalog import RunSpec
+from recording.tasks import build, drawn_digits
+from reporting import HERE
 
-from pretrain_bert import Pretraining  # noqa: E402
-from pretrain_bert import parser as example_parser  # noqa: E402
-from recording.catalog import RunSpec  # noqa: E402
-from recording.tasks import build, drawn_digits  # noqa: E402
-
-from sparsitywatch.pruning.masked import MaskedModel  # noqa: E402
-from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights  # noqa: E402
-from sparsitywatch.pruning.proxy import Proxy  # noqa: E402
-from sparsitywatch.weights.scope import Scope  # noqa: E402
-from sparsitywatch.weights.snapshot import Snapshot  # noqa: E402
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum  # noqa: E402
+from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
+from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: Every 0.01 where a crossing can be, every 0.05 elsewhere.
 LEVELS = tuple(sorted({i / 100 for i in (*range(0, 101, 5), *range(18, 86))} - {0.0}))
@@ -163,39 +160,18 @@ def rounded(difference: NDArray[np.float64]) -> NDArray[np.float16]:
     return nearest.view(np.float16)
 
 
-def describe() -> str:
-    """What is recorded, as a table in Markdown."""
-    lines = ["| recorded | snapshots | at steps | dense | reliance |", "|---|---:|---:|---:|---:|"]
-    for path in sorted((HERE / "recorded").glob("*.npz")):
-        with np.load(path) as arrays:
-            step = arrays["step"]
-            reliance = arrays["difference"][:, -1].astype(float).mean(axis=1)
-            values = (arrays["dense"].mean(axis=1), reliance)
-        dense, reliance = (f"{x[0]:.2f} to {x[-1]:.2f}" for x in values)
-        lines.append(
-            f"| {path.stem} | {len(step)} | {step[0]} to {step[-1]} | {dense} | {reliance} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
-    """Say what is recorded, or record anew every run that is asked for."""
+    """Record anew every run that is asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="train, and replace what is recorded")
     parser.add_argument("--small", action="store_true", help="a few steps, nothing is written")
-    parser.add_argument("--save", action="store_true", help="without effect, for `make bench`")
     parser.add_argument("--runs", nargs="+", choices=sorted(RUNS), default=list(RUNS))
     arguments = parser.parse_args()
-    if not arguments.record:
-        print(describe())
-        return
     torch.set_num_threads(1)
     for name in arguments.runs:
         print(name)
         training = RUNS[name]()
         arrays = record(training, range(2, 5, 2) if arguments.small else training.at)
         if not arguments.small:
-            (HERE / "recorded").mkdir(exist_ok=True)
             np.savez_compressed(HERE / "recorded" / f"{name}.npz", **arrays)
 
 

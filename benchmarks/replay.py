@@ -25,13 +25,19 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from replaying.checkpoints import Written, write_bert, write_sharded, write_training
-from replaying.looks import look, read_in_order
-from replaying.memory import growth_bytes
+from replaying.checkpoints import Written, write_bert, write_series, write_sharded, write_training
+from replaying.replays import (
+    NUM_WORKERS,
+    executors,
+    growth_bytes,
+    has_weightwatcher,
+    look,
+    read_in_order,
+    replayed,
+    weightwatcher_s,
+)  # fmt: skip
 from replaying.s3 import serving
-from replaying.series import NUM_WORKERS, executors, replayed, write_series
-from replaying.weightwatcher import analysis_s, is_installed
-from reporting import Goal, goal_rows, machine, medians_s, run, timed
+from reporting import Goal, Part, medians_s, run, table, timed
 from spectrum import WAYS, in_way
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
@@ -43,65 +49,63 @@ MIB = 2**20
 #: Layers, width and vocabulary of the sharded decoder: a billion weights, or ninety million.
 LARGE, SMALL = (19, 2048, 32_000), (2, 1024, 32_000)
 
-Rows = tuple[list[str], list[Goal]]
+
+def against_a_read(
+    what: str, names: dict[str, str], cases: dict[str, Callable[[], object]], of: int, repeats: int
+) -> Part:
+    """Each way to count against one read of the files, both of so many checkpoints."""
+    in_ways = {way: in_way(way, cases["ours"]) for way in WAYS}
+    times = medians_s({"read": cases["read"], **in_ways}, repeats)
+    rows = [
+        [names["read"] if case == "read" else f"{names['ours']}, {case}",
+         f"{1e3 * seconds / of:,.1f}", f"{seconds / times['read']:.2f}"]
+        for case, seconds in times.items()
+    ]  # fmt: skip
+    goals = [Goal(f"{what} against a read, {w}", 3.0, times[w] / times["read"]) for w in WAYS]
+    return table(["case", "time a checkpoint, ms", "against a read"], rows), goals
 
 
-def times_table(bert: Written, repeats: int) -> Rows:
+def look_part(bert: Written, repeats: int) -> Part:
     """One snapshot against one read of the file."""
-    cases: dict[str, Callable[[], object]] = {"read": lambda: read_in_order(bert.path)}
-    for way in WAYS:
-        cases[way] = in_way(way, lambda: look(bert.path))
-    times = medians_s(cases, repeats)
-    names = {"read": f"each of {bert.num_bytes / MIB:,.0f} MiB read once, in order"}
-    names |= {way: f"one snapshot without a model, {way}" for way in WAYS}
-    lines = ["| case | time, ms | against a read |", "|---|---:|---:|"]
-    for case, name in names.items():
-        lines.append(f"| {name} | {1e3 * times[case]:,.1f} | {times[case] / times['read']:.2f} |")
-    goals = [
-        Goal(f"a snapshot against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS
-    ]
-    return lines, goals
+    names = {
+        "read": f"each of {bert.num_bytes / MIB:,.0f} MiB read once, in order",
+        "ours": "one snapshot without a model",
+    }
+    cases: dict[str, Callable[[], object]] = {
+        "read": lambda: read_in_order(bert.path),
+        "ours": lambda: look(bert.path),
+    }
+    return against_a_read("a snapshot", names, cases, 1, repeats)
 
 
-def series_table(folder: Path, repeats: int) -> Rows:
+def series_part(folder: Path, repeats: int) -> Part:
     """A replay of some checkpoints against a read of each of them."""
     checkpoints = sorted(folder.iterdir())
-    cases: dict[str, Callable[[], object]] = {
-        "read": lambda: [read_in_order(checkpoint) for checkpoint in checkpoints]
+    names = {
+        "read": f"{len(checkpoints)} checkpoints read once, in order",
+        "ours": "their replay without a model",
     }
-    for way in WAYS:
-        cases[way] = in_way(way, lambda: replayed(folder))
-    times = medians_s(cases, repeats)
-    names = {"read": f"{len(checkpoints)} checkpoints read once, in order"}
-    names |= {way: f"their replay without a model, {way}" for way in WAYS}
-    lines = ["| case | time a checkpoint, ms | against a read |", "|---|---:|---:|"]
-    for case, name in names.items():
-        one = times[case] / len(checkpoints)
-        lines.append(f"| {name} | {1e3 * one:,.1f} | {times[case] / times['read']:.2f} |")
-    goals = [
-        Goal(f"a replay against a read, {way}", 3.0, times[way] / times["read"]) for way in WAYS
-    ]
-    return lines, goals
+    cases: dict[str, Callable[[], object]] = {
+        "read": lambda: [read_in_order(checkpoint) for checkpoint in checkpoints],
+        "ours": lambda: replayed(folder),
+    }
+    return against_a_read("a replay", names, cases, len(checkpoints), repeats)
 
 
-def workers_table(folder: Path, repeats: int) -> Rows:
+def workers_part(folder: Path, repeats: int) -> Part:
     """Workers against none, one kind after the other: those that wait are not quite idle."""
     num_checkpoints = len(list(folder.iterdir()))
-    lines = ["| workers | time a checkpoint, ms | by none |", "|---|---:|---:|"]
-    goals = []
+    rows, goals = [], []
     records = told(replayed(folder))
     for name, make in executors().items():
         with make() as executor:
             assert told(replayed(folder, executor)) == records
-            cases: dict[str, Callable[[], object]] = {
-                "none": partial(replayed, folder),
-                "some": partial(replayed, folder, executor),
-            }
-            times = medians_s(cases, repeats)
-        cells = [f"{1e3 * times[case] / num_checkpoints:,.1f}" for case in ("some", "none")]
-        lines.append(f"| {NUM_WORKERS}, {name} | {cells[0]} | {cells[1]} |")
+            some, none = partial(replayed, folder, executor), partial(replayed, folder)
+            times = medians_s({"some": some, "none": none}, repeats)
+        cells = [f"{1e3 * seconds / num_checkpoints:,.1f}" for seconds in times.values()]
+        rows.append([f"{NUM_WORKERS}, {name}", *cells])
         goals.append(Goal(f"{name} against none", 1.0, times["some"] / times["none"]))
-    return lines, goals
+    return table(["workers", "time a checkpoint, ms", "by none"], rows), goals
 
 
 def told(records: Sequence[Record]) -> list[str]:
@@ -110,27 +114,25 @@ def told(records: Sequence[Record]) -> list[str]:
     return [to_json(replace(record, wall_time=0.0, cost=free)) for record in records]
 
 
-def memory_table(bert: Written, sharded: Written, num_threads: int) -> Rows:
+def memory_part(bert: Written, sharded: Written, num_threads: int) -> Part:
     """Peak memory of a replay of one checkpoint."""
-    lines = ["| memory, MiB | file | largest tensor | peak above torch |", "|---|---:|---:|---:|"]
-    goals = []
+    rows, goals = [], []
     for name, written in (("float32", bert), ("sharded bfloat16", sharded)):
         for way in WAYS:
             growth = growth_bytes(written.path, num_threads, way)
             sizes = (written.num_bytes, written.largest_bytes, growth)
-            cells = " | ".join(f"{size / MIB:,.0f}" for size in sizes)
-            lines.append(f"| {name}, {written.num_weights:,} weights, {way} | {cells} |")
+            cells = [f"{size / MIB:,.0f}" for size in sizes]
+            rows.append([f"{name}, {written.num_weights:,} weights, {way}", *cells])
             largest = growth / written.largest_bytes
             goals.append(Goal(f"peak against the largest tensor, {name}, {way}", 4.0, largest))
             if written is sharded:
                 goals.append(Goal(f"peak, {name}, {way}", 1024.0, growth / MIB, unit=" MiB"))
-    return lines, goals
+    return table(["memory, MiB", "file", "largest tensor", "peak above torch"], rows), goals
 
 
-def s3_table(folder: Path, num_layers: int) -> Rows:
+def s3_part(folder: Path, num_layers: int) -> Part:
     """Bytes that the server gave away for a replay of one checkpoint."""
-    lines = ["| s3, MB | stored | in scope | fetched | requests |", "|---|---:|---:|---:|---:|"]
-    goals = []
+    rows, goals = [], []
     kinds = ("checkpoint-1, safetensors beside an optimizer", "ckpt.pt, an optimizer in one file")
     with serving() as server:
         saved = write_training(folder / "checkpoint-1", num_layers)
@@ -141,58 +143,46 @@ def s3_table(folder: Path, num_layers: int) -> Rows:
             wanted = 4 * record.scope.num_weights
             fetched = server.num_bytes - bytes_before
             stored = 3 * written.num_bytes  # Adam's moments, too
-            cells = " | ".join(f"{size / 1e6:,.1f}" for size in (stored, wanted, fetched))
-            lines.append(f"| {name} | {cells} | {server.num_requests - requests_before} |")
-            goals.append(
-                Goal(f"bytes from s3 against those in scope, {name}", 1.1, fetched / wanted)
-            )
-    return lines, goals
+            cells = [f"{size / 1e6:,.1f}" for size in (stored, wanted, fetched)]
+            rows.append([name, *cells, str(server.num_requests - requests_before)])
+            what = f"bytes from s3 against those in scope, {name}"
+            goals.append(Goal(what, 1.1, fetched / wanted))
+    return table(["s3, MB", "stored", "in scope", "fetched", "requests"], rows), goals
 
 
-def other_table(bert: Written) -> list[str]:
+def other_part(bert: Written) -> Part:
     """WeightWatcher beside a snapshot."""
-    head = ["| another tool on the same matrices | time, s |", "|---|---:|"]
-    if not is_installed():
-        return [*head, "| WeightWatcher, analyze() | not installed: pip install weightwatcher |"]
+    head = ["another tool on the same matrices", "time, s"]
+    if not has_weightwatcher():
+        why = "not installed: pip install weightwatcher"
+        return table(head, [["WeightWatcher, analyze()", why]]), []
     with open_checkpoint(bert.path) as checkpoint:
         scope = Scope.of_entries(checkpoint.entries())
-    theirs, ours = analysis_s(bert.path, frozenset(scope.names)), timed(lambda: look(bert.path))
+    theirs_s = weightwatcher_s(bert.path, frozenset(scope.names))
     name = f"WeightWatcher {version('weightwatcher')}, analyze(), weights in memory"
-    return [
-        *head,
-        f"| {name} | {theirs:,.1f} |",
-        f"| a snapshot, from the file | {ours:,.3f} |",
-    ]
+    ours_s = timed(lambda: look(bert.path))
+    rows = [[name, f"{theirs_s:,.1f}"], ["a snapshot, from the file", f"{ours_s:,.3f}"]]
+    return table(head, rows), []
 
 
-def whole_report(arguments: argparse.Namespace) -> str:
-    """All tables, in Markdown."""
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """All of it."""
     num_layers, decoder = (2, SMALL) if arguments.small else (12, LARGE)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         bert = write_bert(folder / "model.safetensors", num_layers)
-        tables = [times_table(bert, arguments.repeats)]
         write_series(folder / "run", bert.path, 4 if arguments.small else 8)
         few = max(arguments.repeats // 3, 1)
-        tables.append(series_table(folder / "run", few))
-        tables.append(workers_table(folder / "run", few))
         sharded = write_sharded(folder / "sharded", *decoder)
-        tables.append(memory_table(bert, sharded, arguments.threads))
-        tables.append(s3_table(folder, min(num_layers, 4)))
-        other = other_table(bert)
-    goals = [goal for _, found in tables for goal in found]
-    lines = [
-        f"# Reading a checkpoint, BERT of {num_layers} layers",
-        "",
-        machine(arguments.threads),
-        *(line for table, _ in tables for line in ["", *table]),
-        "",
-        *other,
-        "",
-        *goal_rows(goals),
-    ]
-    return "\n".join(lines) + "\n"
+        return f"Reading a checkpoint, BERT of {num_layers} layers", [
+            look_part(bert, arguments.repeats),
+            series_part(folder / "run", few),
+            workers_part(folder / "run", few),
+            memory_part(bert, sharded, arguments.threads),
+            s3_part(folder, min(num_layers, 4)),
+            other_part(bert),
+        ]
 
 
 if __name__ == "__main__":
-    run("replay", (__doc__ or "").splitlines()[0], whole_report)
+    run("replay", __doc__, measure)

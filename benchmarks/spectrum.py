@@ -22,8 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
 
 import torch
-from peak import forget_peak, peak_bytes
-from reporting import Goal, goal_rows, machine, medians_s, run, timed
+from reporting import Goal, Part, forget_peak, medians_s, peak_bytes, run, table, timed
 from torch import nn
 from torch.nn.utils import prune
 
@@ -134,36 +133,30 @@ def make_square(num_matrices: int, side: int) -> Weights:
     return {f"{i}.weight": drawn.roll(i) for i in range(num_matrices)}
 
 
-def sizes_table(sizes: list[tuple[int, int]], repeats: int) -> list[str]:
+def sizes_part(sizes: list[tuple[int, int]], repeats: int) -> Part:
     """Cost per weight from a million weights on, all sizes interleaved."""
-    cases: dict[str, Callable[[], object]] = {}
-    nums = {}
+    cases: dict[tuple[int, str, str], Callable[[], object]] = {}
+    names = {}
     for num_matrices, side in sizes:
         weights = make_square(num_matrices, side)
-        num = nums[f"{num_matrices} x {side}^2"] = num_matrices * side**2
+        num = num_matrices * side**2
+        names[num] = f"{num:,} ({num_matrices} x {side}^2)"
         for way in WAYS:
-            cases[f"{num} counting {way}"] = in_way(way, prepare_counting(weights))
-            cases[f"{num} spectrum {way}"] = in_way(way, prepare_spectrum(weights))
+            cases[num, way, "counting"] = in_way(way, prepare_counting(weights))
+            cases[num, way, "spectrum"] = in_way(way, prepare_spectrum(weights))
     times = medians_s(cases, repeats)
-    found = [
-        Goal(f"cost per weight, most against least, {way}", 1.5, max(each) / min(each))
-        for way in WAYS
-        for each in [[times[f"{num} spectrum {way}"] / num for num in nums.values()]]
-    ]
+    each_ns = {key: 1e9 * seconds / key[0] for key, seconds in times.items()}
+    goals = []
+    for way in WAYS:
+        all_ns = [each_ns[num, way, "spectrum"] for num in names]
+        what = f"cost per weight, most against least, {way}"
+        goals.append(Goal(what, 1.5, max(all_ns) / min(all_ns)))
     head = [f"{what}, {way}" for way in WAYS for what in ("counting", "and all read off")]
-    lines = [
-        "",
-        "| bfloat16 weights, ns per weight | " + " | ".join(head) + " |",
-        "|---|" + "---:|" * len(head),
+    rows = [
+        [name, *(f"{ns:.3f}" for (of, *_), ns in each_ns.items() if of == num)]
+        for num, name in names.items()
     ]
-    for name, num in nums.items():
-        cells = [
-            f"{1e9 * times[f'{num} {what} {way}'] / num:.3f}"
-            for way in WAYS
-            for what in ("counting", "spectrum")
-        ]
-        lines.append(f"| {num:,} ({name}) | " + " | ".join(cells) + " |")
-    return [*lines, "", *goal_rows(found)]
+    return table(["bfloat16 weights, ns per weight", *head], rows), goals
 
 
 def measure_alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
@@ -186,73 +179,47 @@ def alone(case: str, num_layers: int, num_threads: int) -> tuple[float, int]:
         return pool.submit(measure_alone, case, num_layers, num_threads).result()
 
 
-def report(num_layers: int, repeats: int, num_threads: int) -> str:
-    """The whole table, in Markdown."""
+def bert_part(num_layers: int, repeats: int, num_threads: int) -> Part:
+    """The weights of a BERT: times against a read, and peak memory."""
     weights = make_weights(num_layers)
-    num_weights = sum(w.numel() for w in weights.values())
-    num_bytes = 4 * num_weights
+    num_bytes = 4 * sum(w.numel() for w in weights.values())
     times = median_times_s(weights, repeats)
     del weights
     peaks = {}
     for case in ("read", *(f"spectrum, {way}" for way in WAYS), "global_unstructured"):
         seconds, peaks[case] = alone(case, num_layers, num_threads)
         times.setdefault(case, seconds)
-    slow = len(LEVELS) * times["global_unstructured"]
-    rows = [
-        ("one read, sum of each tensor", times["read"], peaks["read"]),
-        ("one copy into warm buffers", times["copy"], None),
-    ]
-    for way in WAYS:
-        spectrum = f"spectrum, {way}"
-        rows += [
-            (f"spectrum, counting only, {way}", times[f"counting, {way}"], None),
-            (f"spectrum and all that is read off it, {way}", times[spectrum], peaks[spectrum]),
-            (f"the same, bfloat16 weights, {way}", times[f"bfloat16, {way}"], None),
-        ]
-    one = times["global_unstructured"]
-    rows += [
-        ("global_unstructured, one level", one, peaks["global_unstructured"]),
-        (f"global_unstructured, {len(LEVELS)} levels (times {len(LEVELS)})", slow, None),
-    ]
-    lines = [
-        f"# MagnitudeSpectrum, {num_weights:,} float32 weights in {num_layers * 6} matrices",
-        "",
-        machine(num_threads),
-        "",
-        "| case | time, ms | against a read | peak memory above the weights |",
-        "|---|---:|---:|---:|",
-    ]
-    for name, seconds, peak in rows:
+    slow = times[f"global_unstructured, times {len(LEVELS)}"] = (
+        len(LEVELS) * times["global_unstructured"]
+    )
+    rows, goals = [], []
+    for case, seconds in times.items():
+        peak = peaks.get(case)
         memory = "" if peak is None else f"{peak / 2**20:,.1f} MiB, {100 * peak / num_bytes:.1f} %"
-        lines.append(
-            f"| {name} | {1e3 * seconds:,.1f} | {seconds / times['read']:,.1f} | {memory} |"
-        )
-    found = [
-        goal
-        for way in WAYS
-        for goal in goals(way, times, slow, peaks[f"spectrum, {way}"] / num_bytes)
-    ]
-    return "\n".join([*lines, "", *goal_rows(found)]) + "\n"
+        rows.append([case, f"{1e3 * seconds:,.1f}", f"{seconds / times['read']:,.1f}", memory])
+    for way in WAYS:
+        own = times[f"spectrum, {way}"]
+        peak_percent = 100 * peaks[f"spectrum, {way}"] / num_bytes
+        reads = 2.5 if way == "compiled" else 6.0
+        goals += [
+            Goal(f"faster than 19 x global_unstructured, {way}", 2500, slow / own, False),
+            Goal(f"time against a read, {way}", reads, own / times["read"]),
+            Goal(f"peak memory against the weights, {way}", 5.0, peak_percent, unit=" %"),
+            Goal(f"bfloat16 against float32, {way}", 0.8, times[f"bfloat16, {way}"] / own),
+        ]
+    head = ["case", "time, ms", "against a read", "peak memory above the weights"]
+    return table(head, rows), goals
 
 
-def goals(way: str, times: dict[str, float], slow: float, peak: float) -> list[Goal]:
-    """What this way of counting is to reach."""
-    spectrum = times[f"spectrum, {way}"]
-    reads = 2.5 if way == "compiled" else 6.0
-    return [
-        Goal(f"faster than 19 x global_unstructured, {way}", 2500, slow / spectrum, at_most=False),
-        Goal(f"time against a read, {way}", reads, spectrum / times["read"]),
-        Goal(f"peak memory against the weights, {way}", 5.0, 100 * peak, unit=" %"),
-        Goal(f"bfloat16 against float32, {way}", 0.8, times[f"bfloat16, {way}"] / spectrum),
-    ]
-
-
-def whole_report(arguments: argparse.Namespace) -> str:
-    """Both tables, in Markdown."""
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """Both tables."""
     num_layers, sizes = (2, SIZES[:2]) if arguments.small else (12, SIZES)
-    text = report(num_layers, arguments.repeats, arguments.threads)
-    return text + "\n".join(sizes_table(sizes, arguments.repeats)) + "\n"
+    parts = [
+        bert_part(num_layers, arguments.repeats, arguments.threads),
+        sizes_part(sizes, arguments.repeats),
+    ]
+    return f"MagnitudeSpectrum, a BERT of {num_layers} layers", parts
 
 
 if __name__ == "__main__":
-    run("spectrum", (__doc__ or "").splitlines()[0], whole_report)
+    run("spectrum", __doc__, measure)

@@ -4,12 +4,11 @@ python benchmarks/sweep.py [--small] [--save]
 
 Replays curves snapshot by snapshot: six recorded trainings (record_curves.py; held-out examples of
 text and images) and synthetic ones, made up for what the recordings do not show. Settings were
-chosen on the first three; the other three are marked as new. Each sweep sees its own points of the
-snapshot before, as in a watch, and, where it asks for them, the examples of a part in their order.
-The reference is the estimate from every 0.01 on all examples. A pass is an evaluation of all
-examples, so a level that saw a part counts as that share. Dense, level 0 and level 1 count; the
-first snapshot, for which there is no curve before, has a column of its own. The interval is said to
-hold the reference if it does to 0.01. Nothing is timed, so no machine is named.
+chosen on the first three; the other three are marked as new. A sweep that asks for a part of the
+examples sees them in their order. The reference is the estimate from every 0.01 on all examples. A
+pass is an evaluation of all examples, so a level that saw a part counts as that share. Dense, level
+0 and level 1 count. The interval is said to hold the reference if it does to 0.01. Nothing is
+timed, so no machine is named.
 
 How often the 90 % interval holds the true crossing is counted on trainings whose truth is known:
 examples drawn from a distribution with a harm by formula, heavy-tailed and alike from level to
@@ -21,53 +20,31 @@ all examples. A row is off by 3 % by chance.
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from reporting import commit
+from reporting import HERE, Goal, Part, run, table
 
-import sparsitywatch
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.pruning.partial import Losses, Point, shares_of
-from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep, points_of
-from sparsitywatch.pruning.tracking import Tracking
+from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.settings import DEFAULT_LEVELS
 
 Array = NDArray[np.float64]
 
-HERE = Path(__file__).resolve().parent
 TOLERANCE = 0.01
 LEVELS = np.arange(101) / 100
 SWEEPS: dict[str, Sweep] = {
     "Grid(0.05 to 0.95)": Grid(tuple(round(i / 20, 2) for i in range(1, 20))),
     "Bisection": Bisection(DEFAULT_LEVELS),
-    "Tracking()": Tracking(),
-    "Tracking(checks_below=False)": Tracking(checks_below=False),
     "Racing()": Racing(),
 }
-COLUMNS = (
-    "curves",
-    "sweep",
-    "passes, first snapshot",
-    "then, mean",
-    "max",
-    "error, mean",
-    "max",
-    "within 0.01",
-    "of low, mean",
-    "of high, mean",
-    "of the last crossing, mean",
-    "of the knee, mean",
-    "interval holds it",
-)
 #: Of the order of the examples.
 ORDER_SEED = 0
 #: Times that examples are drawn, for how often the interval holds the truth.
@@ -75,21 +52,21 @@ DRAWS = 100
 #: Correlation of what an example loses at levels 0.01 apart, as recorded.
 ALIKE = 0.987
 #: Recorded trainings, by whether settings were chosen on them.
-CHOSEN_ON, NEW = ("relu", "gelu", "relu-linear"), ("decayed", "causal", "vision")
+RECORDED = {
+    "recorded": ("relu", "gelu", "relu-linear"),
+    "recorded, new": ("decayed", "causal", "vision"),
+}
 
 
 @dataclass(frozen=True)
 class Series:
-    """Snapshots one after the other, all at ``LEVELS``.
+    """Snapshots one after the other, all at ``LEVELS``."""
 
-    Args:
-        sparsity: as counted, [T, 101].
-        dense: the value of each example, [T, N].
-        lost: what each example loses at each level, [101, N], by snapshot.
-    """
-
+    # as counted, [T, 101]
     sparsity: Array
+    # the value of each example, [T, N]
     dense: Array
+    # what each example loses at each level, [101, N], by snapshot
     lost: Callable[[int], Array]
 
     def __len__(self) -> int:
@@ -102,13 +79,7 @@ class Series:
 
 
 class Look:
-    """What a sweep calls at one snapshot.
-
-    Args:
-        series: where the snapshot belongs.
-        look: its number, of the snapshot.
-        examples: of the smallest part; None for a sweep that wants all of them at every level.
-    """
+    """What a sweep calls at a snapshot of a series; ``examples`` are those of its smallest part."""
 
     def __init__(self, series: Series, look: int, examples: int | None = None) -> None:
         self.dense, self._sparsity = series.dense[look], series.sparsity[look]
@@ -232,8 +203,7 @@ def opening(look: int, levels: Array) -> Array:
 
 def all_series() -> dict[str, Series]:
     """Every series by name."""
-    found = {f"recorded: {name}": recorded(name) for name in CHOSEN_ON}
-    found |= {f"recorded, new: {name}": recorded(name) for name in NEW}
+    found = {f"{kind}: {name}": recorded(name) for kind, of in RECORDED.items() for name in of}
     return found | {
         "synthetic: drifts": synthetic(drifting),
         "synthetic: drifts, with errors": synthetic(drifting, error=0.2),
@@ -296,68 +266,20 @@ def resampled(series: Series) -> tuple[Series, Array]:
     return again, np.array([found[look].value for look in chosen])
 
 
-def coverage(series: Series, truth: Array, sweep: Sweep) -> tuple[float, float]:
-    """How often the interval holds the truth, and its median width."""
-    held, widths = [], []
-    for number, crossing in enumerate(truth):
-        look = Look(series, number, getattr(sweep, "examples", None))
-        look.after([(0.0, look.shares[0]), (1.0, look.shares[0])])
-        sweep.choose(look, ())
-        estimate = essential_sparsity(look.curve(), TOLERANCE)
-        if estimate.informative:
-            held.append(estimate.low - 1e-9 <= crossing <= estimate.high + 1e-9)
-            widths.append(estimate.high - estimate.low)
-    return float(np.mean(held)), float(np.median(widths))
-
-
-def coverage_rows(*, small: bool) -> list[str]:
-    """How often the 90 % interval of ``Racing()`` holds the truth, and that of ``Bisection``."""
-    sources = {
-        f"drawn: {shape}, {num} examples": functools.partial(drawn, shape, num)
-        for shape in SHAPES
-        for num in (192, 512)
-    }
-    for words, names in (("recorded", CHOSEN_ON), ("recorded, new", NEW)):
-        for name in names:
-            sources[f"{words}: {name}"] = functools.partial(_of_recorded, name)
-    if small:
-        sources = dict([*sources.items()][:1])
-    lines = ["| examples drawn anew | Racing(): held | width | Bisection: held | width |"]
-    lines.append(f"|---|{'---:|' * 4}")
-    held: dict[str, list[tuple[float, float]]] = {}
-    for name, source in sources.items():
-        series, truth = source()
-        both = (SWEEPS["Racing()"], SWEEPS["Bisection"])
-        (race, width), (full, full_width) = (coverage(series, truth, sweep) for sweep in both)
-        lines.append(f"| {name} | {race:.0%} | {width:.3f} | {full:.0%} | {full_width:.3f} |")
-        held.setdefault(name.partition(":")[0], []).append((race, full))
-    lines += ["", "| goal, the interval holds the truth | reach | Racing() | Bisection | |"]
-    lines.append(f"|---|{'---:|' * 3}---|")
-    for kind, found in held.items():
-        race, full = np.mean(found, axis=0)
-        word = "reached" if 0.875 <= race <= 0.935 else "not reached"
-        lines.append(f"| {kind} | 88 to 93 % | {race:.1%} | {full:.1%} | {word} |")
-    return lines
-
-
-def _of_recorded(name: str) -> tuple[Series, Array]:
-    return resampled(recorded(name))
-
-
 def replay(series: Series, sweep: Sweep) -> Iterator[tuple[float, EssentialSparsity]]:
     """Passes and estimate of each snapshot."""
-    previous: SparsityCurve | None = None
     for number in range(len(series)):
         look = Look(series, number, getattr(sweep, "examples", None))
         look.after([(0.0, look.shares[0]), (1.0, look.shares[0])])
-        sweep.choose(look, () if previous is None else points_of(previous, allowed))
-        previous = look.curve()
-        yield look.passes, essential_sparsity(previous, TOLERANCE)
+        sweep.choose(look, ())
+        yield look.passes, essential_sparsity(look.curve(), TOLERANCE)
 
 
-def allowed(dense: float) -> float:
-    """The harm that is accepted."""
-    return TOLERANCE * dense
+#: What is told of a sweep on a series.
+COLUMNS = (
+    "passes, mean", "max", "error, mean", "max", "within 0.01", "of low, mean", "of high, mean",
+    "of the last crossing, mean", "of the knee, mean", "interval holds it",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -365,11 +287,8 @@ class Result:
     """One sweep on one series, by snapshot: arrays [T]."""
 
     passes: Array
-    error: Array
-    low_error: Array
-    high_error: Array
-    last_error: Array
-    knee_error: Array
+    # how far each part of the estimate is from that of the full grid
+    apart: dict[str, Array]
     holds: Array
 
     @classmethod
@@ -378,100 +297,110 @@ class Result:
         full = [essential_sparsity(curve, TOLERANCE) for curve in series.full]
         passes, found = zip(*replay(series, sweep), strict=True)
         pairs = list(zip(found, full, strict=True))
+        names = ("value", "low", "high", "last_crossing", "knee")
+        apart = {n: np.array([abs(getattr(a, n) - getattr(b, n)) for a, b in pairs]) for n in names}
+        # without errors the interval is a point, so both are read to 0.01
+        holds = [a.low - TOLERANCE <= b.value <= a.high + TOLERANCE for a, b in pairs]
+        return cls(np.array(passes), apart, np.array(holds))
 
-        def apart(name: str) -> Array:
-            return np.array([abs(getattr(a, name) - getattr(b, name)) for a, b in pairs])
+    @property
+    def within(self) -> NDArray[np.bool_]:
+        """Whether the estimate is that of the full grid to 0.01."""
+        return self.apart["value"] <= TOLERANCE + 1e-9
 
-        return cls(
-            np.array(passes),
-            apart("value"),
-            apart("low"),
-            apart("high"),
-            apart("last_crossing"),
-            apart("knee"),
-            # without errors the interval is a point, so both are read to 0.01
-            np.array([a.low - TOLERANCE <= b.value <= a.high + TOLERANCE for a, b in pairs]),
-        )
-
-    def row(self) -> str:
-        """Cells of the table."""
-        later = self.passes[1:]
-        return (
-            f"{self.passes[0]:.1f} | {later.mean():.1f} | {later.max():.1f} | "
-            f"{self.error.mean():.4f} | {self.error.max():.3f} | "
-            f"{np.mean(self.error <= TOLERANCE + 1e-9):.0%} | {self.low_error.mean():.3f} | "
-            f"{self.high_error.mean():.3f} | {np.nanmean(self.last_error):.3f} | "
-            f"{np.nanmean(self.knee_error):.3f} | {self.holds.mean():.0%}"
-        )
+    def cells(self) -> list[str]:
+        """As ``COLUMNS`` has them."""
+        error, *others = self.apart.values()
+        return [
+            *(f"{self.passes.mean():.1f}", f"{self.passes.max():.1f}"),
+            *(f"{error.mean():.4f}", f"{error.max():.3f}", f"{self.within.mean():.0%}"),
+            *(f"{np.nanmean(other):.3f}" for other in others),
+            f"{self.holds.mean():.0%}",
+        ]
 
 
-def report(small: bool) -> str:
-    """The whole table, in Markdown."""
+def passes_part(*, small: bool) -> Part:
+    """Every sweep on every series, and what ``Racing()`` is to reach."""
     found = all_series()
     if small:
         found = {name: found[name] for name in ("recorded: relu", "synthetic: drifts")}
-    lines = [
-        "# Passes a snapshot, and the estimate against that of every 0.01 on all examples",
-        "",
-        f"sparsitywatch {sparsitywatch.__version__}; {dt.date.today()}, commit {commit()}",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|---|---|{'---:|' * (len(COLUMNS) - 2)}",
-    ]
-    results = {}
-    for name, series in found.items():
-        for label, sweep in SWEEPS.items():
-            results[name, label] = result = Result.of(series, sweep)
-            lines.append(f"| {name} | {label} | {result.row()} |")
-    lines += ["", "| goal, Racing() | reach | measured | |", "|---|---:|---:|---|"]
-    lines += goals({name: r for (name, label), r in results.items() if label == "Racing()"})
-    return "\n".join([*lines, "", *coverage_rows(small=small)]) + "\n"
+    results = {
+        (name, label): Result.of(series, sweep)
+        for name, series in found.items()
+        for label, sweep in SWEEPS.items()
+    }
+    lines = table(
+        ["curves", "sweep", *COLUMNS], [[*of, *r.cells()] for of, r in results.items()], 2
+    )
+    raced = {name: result for (name, label), result in results.items() if label == "Racing()"}
+    goals = []
+    for kind in RECORDED:
+        those = [result for name, result in raced.items() if name.startswith(f"{kind}: ")]
+        if those:
+            passes = float(np.concatenate([r.passes for r in those]).mean())
+            error = float(np.concatenate([r.apart["value"] for r in those]).mean())
+            within = float(np.concatenate([r.within for r in those]).mean())
+            goals += [
+                Goal(f"{kind}: passes", 4.0, passes, unit=""),
+                Goal(f"{kind}: error of the estimate, mean", 0.002, error, unit=""),
+                Goal(f"{kind}: snapshots within 0.01", 98.0, 100.0 * within, False, " %"),
+            ]
+    for name in ("synthetic: three crossings", "synthetic: an early crossing opens"):
+        if name in raced:
+            within = 100.0 * float(raced[name].within.mean())
+            goals.append(Goal(f"{name}: snapshots within 0.01", 95.0, within, False, " %"))
+    return lines, goals
 
 
-def goals(results: dict[str, Result]) -> list[str]:
-    """Rows of goal, reach, measured, reached or not."""
-    found: list[tuple[str, str, str, bool]] = []
-
-    def add(goal: str, reach: float, measured: float, form: str, *, at_most: bool = True) -> None:
-        is_reached = measured <= reach if at_most else measured >= reach
-        sign = "<=" if at_most else ">="
-        found.append((goal, f"{sign} {reach:{form}}", f"{measured:{form}}", is_reached))
-
-    for words, start in (("", "recorded: "), (", new ones", "recorded, new: ")):
-        those = [result for name, result in results.items() if name.startswith(start)]
-        if not those:
-            continue
-        error = np.concatenate([r.error for r in those])
-        first = float(np.mean([r.passes[0] for r in those]))
-        later = float(np.concatenate([r.passes[1:] for r in those]).mean())
-        within = float(np.mean(error <= TOLERANCE + 1e-9))
-        add(f"recorded{words}: passes, first snapshot", 5.0, first, ".1f")
-        add(f"recorded{words}: passes, then", 4.0, later, ".1f")
-        add(f"recorded{words}: error of the estimate, mean", 0.002, float(error.mean()), ".4f")
-        add(f"recorded{words}: snapshots within 0.01", 0.98, within, ".1%", at_most=False)
-    for name in ("three crossings", "an early crossing opens"):
-        if (result := results.get(f"synthetic: {name}")) is not None:
-            within = float(np.mean(result.error <= TOLERANCE + 1e-9))
-            add(f"{name}: snapshots within 0.01", 0.95, within, ".1%", at_most=False)
-    return [
-        f"| {goal} | {reach} | {measured} | {'reached' if is_reached else 'not reached'} |"
-        for goal, reach, measured, is_reached in found
-    ]
+def coverage(series: Series, truth: Array, sweep: Sweep) -> tuple[float, float]:
+    """How often the interval holds the truth, and its median width."""
+    held, widths = [], []
+    for (_, estimate), crossing in zip(replay(series, sweep), truth, strict=True):
+        if estimate.informative:
+            held.append(estimate.low - 1e-9 <= crossing <= estimate.high + 1e-9)
+            widths.append(estimate.high - estimate.low)
+    return float(np.mean(held)), float(np.median(widths))
 
 
-def main() -> None:
-    """Replay, print, and keep the table if asked to."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="two series instead of eleven")
-    parser.add_argument("--save", action="store_true", help="keep the table in results/")
-    arguments = parser.parse_args()
-    text = report(arguments.small)
-    print(text)
-    if arguments.save:
-        path = HERE / "results" / f"sweep-{dt.date.today()}.md"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
+def coverage_part(*, small: bool) -> Part:
+    """How often the 90 % interval of ``Racing()`` holds the truth, and that of ``Bisection``."""
+    sources: dict[str, Callable[[], tuple[Series, Array]]] = {
+        f"drawn: {shape}, {num} examples": functools.partial(drawn, shape, num)
+        for shape in SHAPES
+        for num in (192, 512)
+    }
+    for kind, names in RECORDED.items():
+        sources |= {f"{kind}: {name}": functools.partial(_of_recorded, name) for name in names}
+    if small:
+        sources = dict([*sources.items()][:1])
+    rows = []
+    held: dict[tuple[str, str], list[float]] = {}
+    for name, source in sources.items():
+        series, truth = source()
+        cells = []
+        for label in ("Racing()", "Bisection"):
+            share, width = coverage(series, truth, SWEEPS[label])
+            cells += [f"{share:.0%}", f"{width:.3f}"]
+            held.setdefault((name.partition(":")[0], label), []).append(share)
+        rows.append([name, *cells])
+    goals = []
+    for (kind, label), shares in held.items():
+        percent = 100.0 * float(np.mean(shares))
+        what = f"{kind}, {label}: the interval holds the truth"
+        goals += [Goal(what, 87.5, percent, False, " %"), Goal(what, 93.5, percent, unit=" %")]
+    head = ["examples drawn anew", "Racing(): held", "width", "Bisection: held", "width"]
+    return table(head, rows), goals
+
+
+def _of_recorded(name: str) -> tuple[Series, Array]:
+    return resampled(recorded(name))
+
+
+def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
+    """Both tables; two series instead of eleven if small."""
+    title = "Passes a snapshot, and the estimate against that of every 0.01 on all examples"
+    return title, [passes_part(small=arguments.small), coverage_part(small=arguments.small)]
 
 
 if __name__ == "__main__":
-    main()
+    run("sweep", __doc__, measure, is_timed=False)

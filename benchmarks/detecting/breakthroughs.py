@@ -10,43 +10,42 @@ false; reliance rises there, too, when the model first uses its weights at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recording.measured import FOLDER, MEASURED
-from recording.table import load
+from recording.catalog import PROXY_FOLDER, load
+from recording.recorder import MEASURED
+from reporting import Goal, table
 
+from detecting.work import Job, Plan, Results
 from sparsitywatch.records import Event
 from sparsitywatch.settings import Settings, default_detectors
 
-__all__ = ["EVERY", "LONGEST_GAP", "Left", "breakthroughs", "left_rows"]
-
+TITLE = "Essential sparsity and reliance"
 EVERY = (25, 50, 100)
 #: After so many looks without a value a detector begins anew, as in pipeline/pipeline.py.
 LONGEST_GAP = 3
 _WITHIN = 3
+#: Falls to be seen, of so many breakthroughs.
+_FALLS = 11
+_OF_BREAKTHROUGHS = 13
 
 
 @dataclass(frozen=True)
 class Left:
-    """What came of one run at one cadence.
-
-    Args:
-        name, split: of the run.
-        every: steps between snapshots.
-        at: step at which it leaves its plateau; None: a control, it never does.
-        fell: steps of the events of essential sparsity downwards.
-        rose: steps of those of reliance upwards.
-        num_others: events of essential sparsity upwards.
-    """
+    """What came of one run at one cadence."""
 
     name: str
     split: str
     every: int
+    # step at which it leaves its plateau; None: a control, it never does
     at: int | None
+    # steps of the events of essential sparsity downwards, and of those of reliance upwards
     fell: tuple[int, ...] = ()
     rose: tuple[int, ...] = ()
+    # events of essential sparsity upwards
     num_others: int = 0
 
     @property
@@ -67,7 +66,7 @@ class Left:
 
 def breakthroughs(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Left]:
     """Every run at every cadence."""
-    for name, run in (load(FOLDER) if runs is None else runs).items():
+    for name, run in (load(PROXY_FOLDER) if runs is None else runs).items():
         for every in EVERY:
             sparsity, reliance = (_events(run, series, every) for series in MEASURED)
             fell = tuple(e.detected_step for e in sparsity if e.direction == "down")
@@ -95,12 +94,39 @@ def _events(run: Mapping[str, Any], name: str, every: int) -> list[Event]:
     return events
 
 
-def left_rows(found: Sequence[Left]) -> list[list[str]]:
-    """A row for each run: fall and rise at each cadence."""
+def left() -> list[Left]:
+    """Those of the recorded runs."""
+    return list(breakthroughs())
+
+
+def jobs(_: Plan) -> list[Job]:
+    """One."""
+    return [Job(left)]
+
+
+def lines(results: Results) -> list[str]:
+    """A row for each run: the first fall and rise at each cadence, in snapshots from the label."""
+    found = results.flat(left)
     rows = []
-    for name in dict.fromkeys(left.name for left in found):
-        of = [left for left in found if left.name == name]
+    for name in dict.fromkeys(one.name for one in found):
+        of = [one for one in found if one.name == name]
         at = "-" if of[0].at is None else str(of[0].at)
-        cells = [left.looks(left.fell) for left in of] + [left.looks(left.rose) for left in of]
+        cells = [one.looks(one.fell) for one in of] + [one.looks(one.rose) for one in of]
         rows.append([name, of[0].split, at, *cells])
-    return rows
+    head = [f"{what} every {every}" for what in ("falls,", "reliance rises,") for every in EVERY]
+    return table(["run", "split", "leaves its plateau", *head], rows, left=2)
+
+
+def goals(results: Results) -> list[Goal]:
+    """At the finest cadence."""
+    found = [one for one in results.flat(left) if one.every == min(EVERY)]
+    breaks = [one for one in found if one.at is not None]
+    controls = [one for one in found if one.at is None]
+    reach = math.ceil(len(breaks) * _FALLS / _OF_BREAKTHROUGHS)
+    fell = sum(one.is_seen for one in breaks)
+    false = sum(len(one.fell) + one.num_others for one in controls)
+    what = f"essential sparsity's fall seen in time at {len(breaks)} breakthroughs"
+    return [
+        Goal(what, reach, fell, False, ""),
+        Goal(f"events of essential sparsity on {len(controls)} controls", 0.0, false, unit=""),
+    ]

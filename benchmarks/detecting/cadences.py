@@ -1,12 +1,14 @@
 """Growth over half of a run, and growth without a beginning, as seen at any cadence.
 
-One run of 300,000 steps, its snapshots 100 to 3,000: a near-zero fraction that doubles or becomes
-fourfold over its last 54 %, and one that grows evenly from .05 to .11 under weight decay.
+A near-zero fraction that doubles or becomes fourfold over the last 54 % of 300,000 steps, and one
+that grows evenly to 2.2 times its floor while decay accounts for it, with 100 to 3,000 snapshots:
+the step of the one event, and how far the steps are apart. The true onset, to a snapshot, lies in
+each interval; the even one is told as steady.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,34 +16,29 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from reporting import Goal, table
 
-from detecting.ours import MIN_EFFECT
+from detecting.detectors import MIN_EFFECT
 from detecting.series import DESIGN_SEEDS, Array, Series, rng_of
+from detecting.work import Job, Plan, Results
 from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.records import Event
 
-__all__ = [
-    "NUMBERS", "SHAPES", "Seen", "cadence_rows", "draw_cadences", "growth", "look", "spread_of",
-]  # fmt: skip
-
+TITLE = "Growth at any cadence"
 NUMBERS = (100, 200, 400, 1000, 3000)
 SHAPES = ("doubling", "doubling, linear", "fourfold", "fourfold, linear", "steady")
-_STEPS, _BEGINS = 300_000, 0.46
-_FLOOR, _NOISE = 0.05, 0.01
+_STEPS = 300_000
+_BEGINS = 0.46
+_FLOOR = 0.05
+_NOISE = 0.01
 #: Of the steady one: its growth, and what the decay clock shows at the end.
-_STEADY, _CLOCK = 2.2, 4.0
-_CURVE, _ALARM, _ONSET, _TRUTH = "#1f4e79", "#1a9641", "#b7dfb9", "#888888"
+_STEADY = 2.2
+_CLOCK = 4.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of one growth at one cadence.
-
-    Args:
-        shape, number: which growth, and how many snapshots the run has.
-        values: at each of them.
-        events: that the detector saw.
-    """
+    """What came of one growth at one cadence: the values and the events that the detector saw."""
 
     shape: str
     number: int
@@ -53,23 +50,27 @@ class Seen:
         """Whether there is one event, of its kind, whose interval holds the onset to a snapshot."""
         if len(self.events) != 1:
             return False
-        (event,), apart = self.events, _STEPS // self.number
+        (event,) = self.events
         if self.shape == "steady":
             return event.kind == "steady"
-        onset = _BEGINS * _STEPS
-        holds = event.onset_low - apart <= onset <= event.onset_high + apart
+        apart = _STEPS // self.number
+        holds = event.onset_low - apart <= _BEGINS * _STEPS <= event.onset_high + apart
         return holds and event.kind == "abrupt"
 
 
-def look(seed: int = DESIGN_SEEDS[0]) -> Iterator[Seen]:
+def seen(seed: int = DESIGN_SEEDS[0]) -> list[Seen]:
     """Every growth at every cadence."""
+    found = []
     for shape in SHAPES:
         for number in NUMBERS:
-            series, detector, events = growth(shape, number, seed), AbruptChange(MIN_EFFECT), []
+            series = growth(shape, number, seed)
+            detector = AbruptChange(MIN_EFFECT)
+            events = []
             for i, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
                 event = detector.update(int(step), float(value), series.context_at(i))
                 events += [] if event is None else [event]
-            yield Seen(shape, number, series.values, tuple(events))
+            found.append(Seen(shape, number, series.values, tuple(events)))
+    return found
 
 
 def growth(shape: str, number: int, seed: int) -> Series:
@@ -90,62 +91,74 @@ def _growth(shape: str, time: Array) -> Array:
     return np.asarray(linear if shape.endswith("linear") else factor**way)
 
 
-def spread_of(seen: Sequence[Seen]) -> float:
+def spread_of(of: Sequence[Seen]) -> float:
     """How far the alarms at the cadences are apart, as a part of the earliest; NaN without one."""
-    steps = [s.events[0].detected_step if s.events else np.nan for s in seen]
+    steps = [s.events[0].detected_step if s.events else np.nan for s in of]
     return float(np.max(steps) / np.min(steps) - 1.0)
 
 
-def cadence_rows(seen: Sequence[Seen]) -> list[list[str]]:
+def _by_shape(found: Sequence[Seen]) -> dict[str, list[Seen]]:
+    return {shape: [s for s in found if s.shape == shape] for shape in SHAPES}
+
+
+def jobs(_: Plan) -> list[Job]:
+    """One, and the longest."""
+    return [Job(seen)]
+
+
+def lines(results: Results) -> list[str]:
     """A row for each growth: the step of its alarm at each cadence, and how far they are apart."""
     rows = []
-    for shape in SHAPES:
-        of = [s for s in seen if s.shape == shape]
-        cells = [
-            (f"{s.events[0].detected_step // 1000:,}k" if s.events else "missed")
-            + ("" if s.is_right else " (not as it should be)")
-            for s in of
-        ]
+    for shape, of in _by_shape(results.flat(seen)).items():
+        steps = [f"{s.events[0].detected_step // 1000}k" if s.events else "missed" for s in of]
+        wrong = ["" if s.is_right else " (not as it should be)" for s in of]
+        cells = [step + why for step, why in zip(steps, wrong, strict=True)]
         rows.append([shape, *cells, f"{spread_of(of):.0%}"])
-    return rows
+    return table(["growth", *(f"{number:,} snapshots" for number in NUMBERS), "apart"], rows)
 
 
-def draw_cadences(seen: Sequence[Seen], path: Path) -> None:
-    """A panel for each growth: the series, and below it alarm and onset at each cadence.
+def goals(results: Results) -> list[Goal]:
+    """Of all growths together."""
+    found = results.flat(seen)
+    wrong = sum(not one.is_right for one in found)
+    spread = max(spread_of(of) for of in _by_shape(found).values())
+    return [
+        Goal(f"growth over half of a run: missed or misdated of {len(found)}", 0, wrong, unit=""),
+        Goal("growth over half of a run: alarms apart", 15.0, 100.0 * spread, unit=" %"),
+    ]
 
-    Args:
-        seen: of ``snapshot``.
-        path: of a PNG.
-    """
+
+def draw(results: Results, folder: Path) -> None:
+    """A panel for each growth: the series, and below it alarm and onset at each cadence."""
     with mpl.rc_context({"font.size": 8, "font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(12.5, 3.0), dpi=90)
         axes = figure.subplots(1, len(SHAPES), sharey=False)
-        for ax, shape in zip(axes, SHAPES, strict=True):
-            _panel(ax, [s for s in seen if s.shape == shape])
+        for ax, of in zip(axes, _by_shape(results.flat(seen)).values(), strict=True):
+            _panel(ax, of)
         figure.suptitle(
             "Growth over half of a run: alarm (green) and onset interval (pale) with 100 to 3,000 "
             "snapshots; dotted: the true onset",
             fontsize=9,
         )
         figure.tight_layout()
-        figure.savefig(path)
+        figure.savefig(folder / "detection-cadences.png")
 
 
 def _panel(ax: Axes, of: Sequence[Seen]) -> None:
     finest = max(of, key=lambda s: s.number)
     steps = (_STEPS // 1000) * np.arange(1, finest.number + 1) / finest.number
-    ax.plot(steps, 100 * finest.values, color=_CURVE, lw=0.8)
+    ax.plot(steps, 100 * finest.values, color="#1f4e79", lw=0.8)
     low, high = 100 * float(finest.values.min()), 100 * float(finest.values.max())
     lane = 0.1 * (high - low)
     for place, one in enumerate(of, 1):
         at = low - lane * place
         for event in one.events:
             first, last = (x / 1000 for x in (event.onset_low, event.onset_high))
-            ax.barh(at, max(last - first, 1.0), left=first, height=0.6 * lane, color=_ONSET)
-            ax.plot([event.detected_step / 1000], [at], "|", color=_ALARM, ms=7, mew=2)
+            ax.barh(at, max(last - first, 1.0), left=first, height=0.6 * lane, color="#b7dfb9")
+            ax.plot([event.detected_step / 1000], [at], "|", color="#1a9641", ms=7, mew=2)
         ax.text(0, at, f"{one.number:,}", fontsize=6, va="center")
     if of[0].shape != "steady":
-        ax.axvline(_BEGINS * _STEPS / 1000, color=_TRUTH, lw=0.8, ls=":")
+        ax.axvline(_BEGINS * _STEPS / 1000, color="#888888", lw=0.8, ls=":")
     ax.set_title(of[0].shape, fontsize=8)
     ax.set_xlabel("1,000 steps")
     ax.yaxis.set_major_formatter(lambda x, _: f"{x:g}%" if x >= low else "")

@@ -1,46 +1,44 @@
 """False alarms that were asked for against those that came.
 
 On made-up series without a change, quick ones and slow ones, on those of each kind in which nothing
-happens (kinds.py), and on the recorded controls. A rate
-asked for is met if twice as many come at most, and half as many at least; where fewer than five
-are to be expected, nothing is concluded.
+happens (quiet.py), and on the recorded controls. A rate is met if half to twice as many come;
+nothing is concluded where fewer than five are to be expected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
-from detecting import jumps, kinds, slow
-from detecting.ours import online, ours_at
+from reporting import Goal, table
+
+from detecting import jumps, quiet, slow
+from detecting.detectors import online, ours_at
 from detecting.recorded import cases, replay
 from detecting.scoring import Outcome, Score, score
 from detecting.series import Series
+from detecting.work import Job, Plan, Results
 
-__all__ = ["ASKED", "Told", "on_controls", "on_kind", "on_made_up"]
-
+TITLE = "False alarms asked for"
 ASKED = (0.1, 0.3, 1.0, 3.0)
 #: False alarms that must be expected for their number to say something.
 _LEAST_COUNT = 5
+#: Of series in which nothing happens: the first seed, and how many for each rate.
+_FIRST_OF_KINDS = 2000
+_OF_KINDS = {0.1: 300, 1.0: 75, 3.0: 75}
+_MADE_UP = "made up"
+_CONTROLS = "recorded controls"
 
 
 @dataclass(frozen=True)
 class Told:
-    """One rate asked for, and what came.
-
-    Args:
-        asked: false alarms per 1000 snapshots.
-        where: "made up", a kind of series in which nothing happens, or "recorded controls".
-        told: false alarms per 1000 snapshots.
-        low, high: 90 % interval of that.
-        num_false, num_snapshots: what it was counted from.
-    """
+    """One rate asked for, and what came; rates are false alarms per 1000 snapshots."""
 
     asked: float
     where: str
     told: float
+    # 90 % interval of that
     low: float
     high: float
     num_false: int
@@ -51,7 +49,7 @@ class Told:
         """Whether it is; None if so few snapshots cannot tell."""
         if self.asked * self.num_snapshots < 1000.0 * _LEAST_COUNT:
             return None
-        return self.asked / 2.0 <= self.told <= 2.0 * self.asked
+        return self.off_by <= 2.0
 
     @property
     def off_by(self) -> float:
@@ -59,51 +57,67 @@ class Told:
         return max(self.told / self.asked, self.asked / self.told) if self.told else math.inf
 
 
-def on_made_up(asked: float, seeds: Iterable[int]) -> Told:
-    """On every family without a change."""
-    return _told(asked, "made up", score(online(ours_at(asked)), _stable(seeds)))
+def told(asked: float, where: str, seeds: range) -> Told:
+    """What came of a rate that was asked for."""
+    if where == _CONTROLS:
+        found = _on_controls(asked)
+    else:
+        of_kind = (quiet.quiet(where.removesuffix("-like"), seed) for seed in seeds)
+        found = score(online(ours_at(asked)), _stable(seeds) if where == _MADE_UP else of_kind)
+    low, high = found.intervals["false_per_1000"]
+    counts = [sum(getattr(o, name) for o in found.outcomes) for name in ("num_false", "num_quiet")]
+    return Told(asked, where, found.figures["false_per_1000"], low, high, *counts)
 
 
-def on_kind(asked: float, kind: str, seeds: Iterable[int]) -> Told:
-    """On one kind of series in which nothing happens."""
-    return _told(asked, f"{kind}-like", score(online(ours_at(asked)), kinds.suite(seeds, kind)))
-
-
-def _stable(seeds: Iterable[int]) -> Iterable[Series]:
+def _stable(seeds: range) -> Iterator[Series]:
     """Every series without a change; of the quick ones those of standard difficulty."""
-    return chain.from_iterable(
-        chain(
-            (jumps.make(family, seed) for family in jumps.STABLE),
-            (slow.make(family, seed) for family in slow.STABLE),
-        )
-        for seed in seeds
-    )
+    for seed in seeds:
+        yield from (jumps.make(family, seed) for family in jumps.STABLE)
+        yield from (slow.make(family, seed) for family in slow.STABLE)
 
 
-def on_controls(asked: float) -> Told:
-    """On every recorded control, by every rule, at every cadence, from every first snapshot.
-
-    A run stands for a seed, as its cases are far from independent.
-    """
+def _on_controls(asked: float) -> Score:
+    """By every rule, at every cadence, from every first snapshot; a run stands for a seed."""
     names: dict[str, int] = {}
     outcomes = []
     for case in cases():
-        if case.truth.kind != "control":
-            continue
-        run = names.setdefault(case.name, len(names))
-        num_false = len(replay(ours_at(asked), case))
-        outcomes.append(Outcome(case.rule, run, False, None, num_false, len(case.steps)))
-    return _told(asked, "recorded controls", Score(tuple(outcomes)))
+        if case.truth.kind == "control":
+            run = names.setdefault(case.name, len(names))
+            num_false = len(replay(ours_at(asked), case))
+            outcomes.append(Outcome(case.rule, run, False, None, num_false, len(case.steps)))
+    return Score(tuple(outcomes))
 
 
-def _told(asked: float, where: str, found: Score) -> Told:
-    low, high = found.intervals["false_per_1000"]
-    return Told(
-        asked=asked,
-        where=where,
-        told=found.false_per_1000,
-        low=low,
-        high=high,
-        num_false=sum(o.num_false for o in found.outcomes),
-        num_snapshots=sum(o.num_quiet for o in found.outcomes),
-    )
+def jobs(plan: Plan) -> list[Job]:
+    """Each rate everywhere."""
+    rates = ASKED[:3:2] if plan.small else ASKED
+    found = [Job(told, (rate, _MADE_UP, range(plan.seeds))) for rate in rates]
+    for rate, number in _OF_KINDS.items():
+        seeds = range(_FIRST_OF_KINDS, _FIRST_OF_KINDS + (1 if plan.small else number))
+        found += [Job(told, (rate, f"{kind}-like", seeds)) for kind in quiet.KINDS]
+    return [*found, *(Job(told, (rate, _CONTROLS, range(0))) for rate in rates)]
+
+
+def _sorted(results: Results) -> list[Told]:
+    return sorted((x for _, x in results.of(told)), key=lambda t: (t.where, t.asked))
+
+
+def lines(results: Results) -> list[str]:
+    """A row for each rate and place."""
+    said = {True: "yes", False: "no", None: "too few snapshots to say"}
+    head = ["asked for, per 1000 snapshots", "on", "told", "90 % interval", "counted"]
+    rows = [
+        [f"{t.asked:g}", t.where, f"{t.told:.3g}", f"{t.low:.3g} to {t.high:.3g}",
+         f"{t.num_false} in {t.num_snapshots}", said[t.is_within_factor_two]]
+        for t in _sorted(results)
+    ]  # fmt: skip
+    return table([*head, "within a factor of two"], rows, left=0)
+
+
+def goals(results: Results) -> list[Goal]:
+    """Where it can be said."""
+    return [
+        Goal(f"asked for {t.asked:g} per 1000 on {t.where} series: off by", 2.0, t.off_by)
+        for t in _sorted(results)
+        if t.where != _CONTROLS and t.is_within_factor_two is not None
+    ]

@@ -1,4 +1,7 @@
-"""What vital signs and detection add to a snapshot of BERT-base's weights."""
+"""What vital signs and detection add to a snapshot of BERT-base's weights.
+
+Measured last, with nothing beside it.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,30 @@ from typing import Any
 from unittest import mock
 
 import torch
+from reporting import Goal
 
 import sparsitywatch as sw
 from detecting import jumps
-from detecting.ours import online, ours
+from detecting.detectors import online, ours
 from detecting.series import DESIGN_SEEDS
+from detecting.work import Job, Plan, Results
 from sparsitywatch.pipeline.parts import Examiner
 
-__all__ = ["Cost", "cost"]
+TITLE = "What they cost"
+_ADDED_PERCENT = 10.0
+_MAX_MS = 2.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Processor time of a snapshot without a proxy, in seconds, of one thread.
+    """Processor time of a snapshot without a proxy, in seconds, of one thread."""
 
-    Args:
-        num_layers: of the BERT; BERT-base has 12.
-        bare: with neither vital signs nor detectors.
-        more: what both make it longer by, as they are by default.
-        detection: of a detector alone, a snapshot of a made-up series.
-    """
-
+    # of the BERT; BERT-base has 12
     num_layers: int
+    # with neither vital signs nor detectors, and what both make it longer by, as by default
     bare: float
     more: float
+    # of a detector alone, a snapshot of a made-up series
     detection: float
 
     @property
@@ -83,3 +86,30 @@ def _detection_s() -> float:
     for series in made:
         detect(series)
     return (time.process_time() - started) / sum(len(series.values) for series in made)
+
+
+def jobs(plan: Plan) -> list[Job]:
+    """One, alone."""
+    return [Job(cost, (2 if plan.small else 12,), is_alone=True)]
+
+
+def lines(results: Results) -> list[str]:
+    """In one sentence."""
+    ((_, found),) = results.of(cost)
+    text = (
+        f"A snapshot of the weights of a BERT of {found.num_layers} layers takes "
+        f"{1e3 * found.bare:.0f} ms of one thread without vital signs and detectors, and "
+        f"{1e3 * found.more:.1f} ms more with both (medians, in turns; the weights drift). One "
+        f"detector takes {1e3 * found.detection:.1f} ms of a snapshot of a made-up series."
+    )
+    return [text]
+
+
+def goals(results: Results) -> list[Goal]:
+    """Of a snapshot and of a detector."""
+    ((_, found),) = results.of(cost)
+    what = f"vital signs and detection, on a snapshot of {found.num_layers} layers"
+    return [
+        Goal("time a snapshot", _MAX_MS, 1e3 * found.detection, unit=" ms"),
+        Goal(what, _ADDED_PERCENT, found.added_percent, unit=" % more"),
+    ]

@@ -1,10 +1,10 @@
-"""Pictures of the benchmark: every recorded run with its alarms, and asked against told."""
+"""Every recorded run with its alarms, in one picture."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,15 +17,15 @@ from matplotlib.ticker import NullLocator
 from PIL import Image
 from recording.labels import running_floor
 
-from detecting.calibration import Told
 from detecting.recorded import EVERY, RULES, Alarm, Verdict
 
-__all__ = ["draw_calibration", "draw_runs"]
-
 _RUNS_A_ROW = 2
-_PANEL_INCHES, _DPI = (3.1, 2.2), 80
+_PANEL_INCHES = (3.1, 2.2)
+_DPI = 80
 _HEAD_INCHES = 1.35
-_LANES = 0.34  # the part of a panel below the curve, one lane for each cadence
+#: The part of a panel below the curve, one lane for each cadence.
+_LANES = 0.34
+_LANE = _LANES / (len(EVERY) + 0.5)
 _CURVE, _FLOOR, _MARK = "#1f4e79", "#888888", "#444444"
 _CAUGHT, _FALSE, _LATE, _NEITHER = "#1a9641", "#d7191c", "#f08c00", "#7a7a7a"
 _ONSET = "#b7dfb9"
@@ -37,12 +37,7 @@ _TITLES = {
 
 
 def draw_runs(verdicts: Sequence[Verdict], path: Path) -> None:
-    """A contact sheet: three panels a run, one for each rule.
-
-    Args:
-        verdicts: of one detector on every case.
-        path: of a PNG.
-    """
+    """A contact sheet of one detector's verdicts: three panels a run, one for each rule."""
     names = list(dict.fromkeys(v.case.name for v in verdicts))
     rows, columns = -(-len(names) // _RUNS_A_ROW), _RUNS_A_ROW * len(RULES)
     width, height = _PANEL_INCHES
@@ -59,16 +54,11 @@ def draw_runs(verdicts: Sequence[Verdict], path: Path) -> None:
             ax.set_axis_off()
         _explain(figure, total)
         figure.tight_layout(rect=(0, 0, 1, 1 - _HEAD_INCHES / total), h_pad=2.0, w_pad=0.4)
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """With 256 colours, a third of the bytes; this way of choosing them keeps rare ones apart."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    Image.open(drawn).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE).save(
-        path, optimize=True
-    )
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png")
+    # a third of the bytes; this way of choosing 256 colours keeps rare ones apart
+    image = Image.open(drawn).convert("RGB").quantize(method=Image.Quantize.FASTOCTREE)
+    image.save(path, optimize=True)
 
 
 def _panel(ax: Axes, verdicts: Sequence[Verdict], *, is_first: bool) -> None:
@@ -100,17 +90,18 @@ def _panel(ax: Axes, verdicts: Sequence[Verdict], *, is_first: bool) -> None:
 
 
 def _draw_alarms(ax: Axes, verdicts: Sequence[Verdict]) -> None:
-    lanes = ax.get_xaxis_transform()
-    height = _LANES / (len(EVERY) + 0.5)
     for lane, every in enumerate(EVERY):
-        at = _LANES - height * (lane + 1)
+        at = _LANES - _LANE * (lane + 1)
         ax.plot([0, 1], [at, at], transform=ax.transAxes, color="0.85", lw=0.5)
+        ax.text(
+            0.01, at + 0.45 * _LANE, str(every), va="center", transform=ax.transAxes, fontsize=6,
+            color=_MARK,
+        )  # fmt: skip
         for verdict in (v for v in verdicts if v.case.every == every):
             for alarm in verdict.alarms:
-                color = _color(verdict, alarm)
                 ax.plot(
-                    [alarm.step] * 2, [at + 0.1 * height, at + 0.85 * height],
-                    transform=lanes, color=color, lw=1.6,
+                    [alarm.step] * 2, [at + 0.1 * _LANE, at + 0.85 * _LANE],
+                    transform=ax.get_xaxis_transform(), color=_color(verdict, alarm), lw=1.6,
                 )  # fmt: skip
     finest = next(v for v in verdicts if v.case.every == min(EVERY))
     for alarm in finest.alarms:
@@ -141,10 +132,8 @@ def _label(ax: Axes, verdicts: Sequence[Verdict], *, is_first: bool) -> None:
     told += [f"{false} false"] * (false > 0) or ["silent"] * (kind == "control")
     told += ["counts neither way"] * (kind == "ambiguous")
     is_good = not false and (kind != "take-off" or caught == len(verdicts))
-    ax.set_title(
-        ", ".join(told), loc="right", fontsize=8, pad=3,
-        color=_NEITHER if kind == "ambiguous" else _CAUGHT if is_good else _FALSE,
-    )  # fmt: skip
+    color = _NEITHER if kind == "ambiguous" else _CAUGHT if is_good else _FALSE
+    ax.set_title(", ".join(told), loc="right", fontsize=8, pad=3, color=color)
     ax.set_title(_TITLES[case.rule], loc="left", fontsize=8, pad=3)
     if is_first:
         since = "" if case.known_step is None else f" at {case.known_step}"
@@ -153,66 +142,31 @@ def _label(ax: Axes, verdicts: Sequence[Verdict], *, is_first: bool) -> None:
             xycoords="axes fraction", textcoords="offset points", fontsize=9, fontweight="bold",
         )  # fmt: skip
         name.set_in_layout(False)  # it may be wider than its panel
-    height = _LANES / (len(EVERY) + 0.5)
-    for lane, every in enumerate(EVERY):
-        ax.text(
-            0.01, _LANES - height * (lane + 1) + 0.45 * height, str(every), va="center",
-            transform=ax.transAxes, fontsize=6, color=_MARK,
-        )  # fmt: skip
     ax.tick_params(labelsize=7, pad=1.5)
 
 
 def _explain(figure: Figure, total: float) -> None:
-    figure.text(
-        0.01, 1 - 0.12 / total,
-        "Share of weights near zero in every recorded run, by step, and the alarms of the detector",
-        fontsize=14, fontweight="bold", va="top",
-    )  # fmt: skip
-    figure.text(
-        0.01, 1 - 0.45 / total,
+    title = "Share of weights near zero in every recorded run, by step, and the detector's alarms"
+    text = (
         "Near zero: below 0.1 of a tensor's scale when the run began, or of its scale now, or "
         "0.001. Below each curve a lane for snapshots every 25, 50, 100 and 200 steps: a tick for "
         "the\nalarm from each possible first one, 15 in all. 2 x: twice the lowest level so far. "
-        "Too late: 2.5 times that, or the fifth snapshot that can show it, is reached.",
-        fontsize=10, va="top",
-    )  # fmt: skip
+        "Too late: 2.5 times that, or the fifth snapshot that can show it, is reached."
+    )
+    figure.text(0.01, 1 - 0.12 / total, title, fontsize=14, fontweight="bold", va="top")
+    figure.text(0.01, 1 - 0.45 / total, text, fontsize=10, va="top")
+    alarms = {
+        _CAUGHT: "alarm in time", _LATE: "alarm too late", _FALSE: "false alarm",
+        _NEITHER: "alarm that counts neither way",
+    }  # fmt: skip
     handles = [
         Line2D([], [], color=_CURVE, label="share of weights"),
         Line2D([], [], color=_FLOOR, ls="--", label="its lowest level so far"),
         Patch(color="0.93", label="before a rise begins: alarms are false"),
         Patch(color=_ONSET, label="since when it rises, says the alarm at 25 steps"),
-        Line2D([], [], color=_CAUGHT, lw=2, label="alarm in time"),
-        Line2D([], [], color=_LATE, lw=2, label="alarm too late"),
-        Line2D([], [], color=_FALSE, lw=2, label="false alarm"),
-        Line2D([], [], color=_NEITHER, lw=2, label="alarm that counts neither way"),
+        *(Line2D([], [], color=color, lw=2, label=label) for color, label in alarms.items()),
     ]
+    place = (0.005, 1 - 0.85 / total)
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.005, 1 - 0.85 / total), ncol=8,
-        frameon=False, fontsize=9,
-    )  # fmt: skip
-
-
-def draw_calibration(told: Iterable[Told], path: Path) -> None:
-    """False alarms asked for and told, with the band of a factor of two."""
-    with mpl.rc_context({"font.size": 9, "font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(5.2, 4.4), dpi=110, layout="constrained")
-        ax = figure.subplots()
-        groups: dict[str, list[Told]] = {}
-        for each in sorted(told, key=lambda t: t.asked):
-            groups.setdefault(each.where, []).append(each)
-        asked = np.array(sorted({t.asked for of in groups.values() for t in of}))
-        ax.fill_between(asked, asked / 2, asked * 2, color="0.9", label="within a factor of two")
-        ax.plot(asked, asked, color=_FLOOR, ls="--", lw=1, label="as asked for")
-        least = float(asked.min()) / 10.0  # none at all is drawn here
-        colors = (_CURVE, _LATE, _CAUGHT, _FALSE, _NEITHER)
-        for (where, of), color in zip(sorted(groups.items()), colors, strict=False):
-            at = np.array([t.asked for t in of])
-            y = np.maximum([t.told for t in of], least)
-            ends = np.maximum([[t.low for t in of], [t.high for t in of]], least)
-            bars = np.abs(ends - y)
-            ax.errorbar(at, y, yerr=bars, fmt="o-", color=color, capsize=3, label=where)
-        ax.set(xscale="log", yscale="log", ylim=(least * 0.9, float(asked.max()) * 4))
-        ax.set_xlabel("false alarms asked for, per 1000 snapshots")
-        ax.set_ylabel(f"false alarms told, per 1000 snapshots ({least:g}: none or fewer)")
-        ax.legend(frameon=False, fontsize=8)
-        _save(figure, path)
+        handles=handles, loc="upper left", bbox_to_anchor=place, ncol=8, frameon=False, fontsize=9
+    )

@@ -14,17 +14,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detecting.rates import context_of, remembered
-from detecting.series import Array, Series, log_uniform, recorded, rng_of
-
-__all__ = ["ANSWERING", "CHANGING", "DIFFICULTIES", "STABLE", "make", "suite"]
+from detecting.series import (
+    Array,
+    Series,
+    context_of,
+    correlated,
+    log_uniform,
+    recorded,
+    remembered,
+    rng_of,
+)  # fmt: skip
 
 #: Heights of the change in standard deviations of the noise.
 DIFFICULTIES = {"easy": (20.0, 100.0), "standard": (8.0, 30.0), "hard": (4.0, 8.0)}
 
-_LENGTHS, _SIGMAS, _LEVELS = (40.0, 400.0), (0.002, 0.02), (0.05, 0.5)
-_FIRST_ONSET, _FIRST_SHARE, _LAST_LOOKS = 16, 0.2, 8
-_BEGUN, _OVER = 0.05, 0.95
+_LENGTHS = (40.0, 400.0)
+_SIGMAS = (0.002, 0.02)
+_LEVELS = (0.05, 0.5)
+_FIRST_ONSET = 16
+_FIRST_SHARE = 0.2
+_LAST_LOOKS = 8
+_BEGUN = 0.05
+_OVER = 0.95
 _LEAST_FROM_ZERO = 0.03
 
 
@@ -129,11 +140,7 @@ def _heavy(s: _Scene) -> Array:
 
 
 def _correlated(s: _Scene) -> Array:
-    phi = s.uniform(0.4, 0.8)
-    noise = s.normal()
-    for i in range(1, s.num):
-        noise[i] = phi * noise[i - 1] + np.sqrt(1.0 - phi**2) * noise[i]
-    return noise
+    return correlated(s.rng, s.num, rho=s.uniform(0.4, 0.8))
 
 
 # Changes from 0 to 1.
@@ -199,18 +206,7 @@ def suite(seeds: Iterable[int], difficulty: str = "standard") -> Iterator[Series
 def make(
     family: str, seed: int, difficulty: str = "standard", *, rate_is_told: bool = False
 ) -> Series:
-    """One series; the same arguments give the same one.
-
-    Args:
-        family: of ``CHANGING`` or ``STABLE``.
-        seed: of all that is random.
-        difficulty: of ``DIFFICULTIES``.
-        rate_is_told: whether the context has the learning rate that the series follows, as a
-            watch would tell it; the values are the same.
-
-    Raises:
-        KeyError: there is no such family or difficulty.
-    """
+    """One series; with the rate told the context has the learning rate that it follows."""
     rng = rng_of(f"jumps/{difficulty}/{family}", seed)
     scene = _scene(rng, difficulty)
     kind, _, name = family.partition("_")

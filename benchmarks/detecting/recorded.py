@@ -25,61 +25,50 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from recording.catalog import load
 from recording.labels import crossing, running_floor
-from recording.table import load
 
-from detecting.ours import MIN_EFFECT, Online
+from detecting.detectors import MIN_EFFECT, Online
 from detecting.series import Array
 
-__all__ = ["EVERY", "RULES", "Alarm", "Case", "Truth", "Verdict", "cases", "judge", "replay"]
-
 EVERY = (25, 50, 100, 200)
+SPLITS = ("design", "report")
 RULES = ("initial_0.1", "rms_0.1", "abs_0.001")
 _NEAR_FLOOR = 1.1
 _MORE_LOOKS = 3
 #: Names of the recorded series by what a watch calls them.
-_CONTEXT = {"lr": "lr", "lr_clock": "lr_sum", "decay_clock": "motion/decay_clock"}
+CONTEXT = {"lr": "lr", "lr_clock": "lr_sum", "decay_clock": "motion/decay_clock"}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What there is to see in one run by one rule.
+    """What there is to see in one run by one rule; steps are of a take-off only."""
 
-    Args:
-        kind: "take-off", "control" or "ambiguous".
-        began: step after which it rises; the last three are of a take-off only.
-        visible: first step at which it can be seen.
-        doubled: step of twice the floor.
-        limit: step of 2.5 times the floor; infinite if it never gets there.
-    """
-
+    # "take-off", "control" or "ambiguous"
     kind: str
+    # step after which it rises, and the first one at which it can be seen
     began: int = 0
     visible: int = 0
+    # of twice the floor, and of 2.5 times; infinite if it never gets there
     doubled: int = 0
     limit: float = math.inf
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run by one rule, as seen at one cadence from one first snapshot.
+    """One run by one rule, as seen at one cadence from one first snapshot."""
 
-    Args:
-        name, split, kind, known_step: of the run.
-        rule: for near-zero weights.
-        every: steps between snapshots.
-        phase: how many of the recorded snapshots come before the first one.
-        steps, values, context: of the snapshots.
-        truth: what there is to see.
-    """
-
+    # of the run
     name: str
     split: str
     kind: str
     known_step: int | None
+    # for near-zero weights
     rule: str
+    # steps between snapshots, and how many of the recorded ones come before the first one
     every: int
     phase: int
+    # of the snapshots
     steps: NDArray[np.int64]
     values: Array
     context: Mapping[str, Array]
@@ -98,18 +87,13 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the alarms of one case are worth.
-
-    Args:
-        case: what was seen.
-        alarms: all of them.
-        caught: the alarm that caught a take-off, or None.
-        num_false: alarms on a control, or before a take-off began.
-    """
+    """What the alarms of one case are worth."""
 
     case: Case
     alarms: tuple[Alarm, ...]
+    # the one that caught a take-off
     caught: Alarm | None
+    # on a control, or before a take-off began
     num_false: int
 
     @property
@@ -133,7 +117,7 @@ def cases(runs: Mapping[str, Mapping[str, Any]] | None = None) -> Iterator[Case]
                 apart = every // run["every"]
                 for phase in range(apart):
                     seen = slice(phase, None, apart)
-                    context = {key: series[told][seen] for key, told in _CONTEXT.items()}
+                    context = {key: series[told][seen] for key, told in CONTEXT.items()}
                     # as a replay without a schedule estimates it; a decay clock is believed first
                     context["estimated_advance"] = advances[every][seen]
                     yield Case(

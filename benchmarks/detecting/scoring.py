@@ -14,42 +14,34 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detecting.series import Array, Series
 from sparsitywatch.records import Event
-
-__all__ = ["Detector", "Outcome", "Score", "grouped", "judge", "score"]
 
 #: Indices of the snapshots at which a series is alarmed, with what is said there if it is known.
 Detector = Callable[[Series], "Sequence[int] | Mapping[int, object]"]
 
 _SAME_GROUP = 3
-_RESAMPLES, _LEVEL = 1000, 90.0
+_RESAMPLES = 1000
+_LEVEL = 90.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One series judged.
-
-    Args:
-        family, seed: of the series.
-        changes: whether something happens in it.
-        delay: snapshots from when it is due to the alarm that caught it; None: not caught.
-        num_false: false alarms.
-        num_quiet: snapshots at which an alarm would be false.
-        outside: snapshots by which the true onset, the first one that is changed, lies outside the
-            interval that the alarm which caught it gives: from its lower end, after which the
-            change may have begun, to the snapshot after its upper end. None: not caught, or no
-            interval.
-    """
+    """One series judged."""
 
     family: str
     seed: int
+    # whether something happens in it
     changes: bool
+    # snapshots from when it is due to the alarm that caught it; None: not caught
     delay: int | None
     num_false: int
+    # snapshots at which an alarm would be false
     num_quiet: int
+    # snapshots by which the true onset, the first one that is changed, lies outside the interval of
+    # the alarm that caught it: from its lower end, after which the change may have begun, to the
+    # snapshot after its upper end. None: not caught, or no interval.
     outside: int | None = None
 
 
@@ -113,25 +105,25 @@ class Score:
 
     outcomes: tuple[Outcome, ...]
 
-    @property
-    def recall(self) -> float:
-        """Share of the changes that were caught."""
-        return float(self._figures(self._sums)[0])
+    @cached_property
+    def figures(self) -> dict[str, float]:
+        """Of "recall", "precision", "f1" and "false_per_1000"; 0 where nothing is to be counted."""
+        return dict(zip(_FIGURES, map(float, _figures(self._by_seed.sum(axis=0))), strict=True))
 
-    @property
-    def precision(self) -> float:
-        """Share of the alarms that are hits."""
-        return float(self._figures(self._sums)[1])
+    @cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Of the same."""
+        by_seed = self._by_seed
+        drawn = np.random.default_rng(0).integers(len(by_seed), size=(_RESAMPLES, len(by_seed)))
+        figures = _figures(by_seed[drawn].sum(axis=1).T)
+        tails = (50.0 - _LEVEL / 2.0, 50.0 + _LEVEL / 2.0)
+        ends = np.percentile(figures, tails, axis=1).T.tolist()
+        return {name: (low, high) for name, (low, high) in zip(_FIGURES, ends, strict=True)}
 
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of recall and precision."""
-        return float(self._figures(self._sums)[2])
-
-    @property
-    def false_per_1000(self) -> float:
-        """False alarms in 1000 snapshots at which an alarm would be false."""
-        return float(self._figures(self._sums)[3])
+    def shown(self, name: str) -> str:
+        """One of the figures with its interval."""
+        low, high = self.intervals[name]
+        return f"{self.figures[name]:.3f} ({low:.3f} to {high:.3f})"
 
     def delay(self, percentile: float) -> float:
         """A percentile of the delays of what was caught, in snapshots; NaN if nothing was."""
@@ -144,48 +136,26 @@ class Score:
         return outside.count(0), len(outside)
 
     @cached_property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """Of "recall", "precision", "f1" and "false_per_1000"."""
-        by_seed = self._by_seed
-        rng = np.random.default_rng(0)
-        drawn = rng.integers(len(by_seed), size=(_RESAMPLES, len(by_seed)))
-        figures = self._figures(by_seed[drawn].sum(axis=1).T)
-        tails = (50.0 - _LEVEL / 2.0, 50.0 + _LEVEL / 2.0)
-        names = ("recall", "precision", "f1", "false_per_1000")
-        return {
-            name: (float(low), float(high))
-            for name, (low, high) in zip(
-                names, np.percentile(figures, tails, axis=1).T, strict=True
-            )
-        }
-
-    def of(self, *families: str) -> Score:
-        """What is left of it on some families."""
-        return Score(tuple(o for o in self.outcomes if o.family in families))
-
-    @cached_property
     def _by_seed(self) -> Array:
         """Caught, missed, false and quiet, a row for each seed."""
-        rows: dict[int, NDArray[np.float64]] = {}
+        rows: dict[int, Array] = {}
         for o in self.outcomes:
             caught = o.changes and o.delay is not None
             row = rows.setdefault(o.seed, np.zeros(4))
             row += (caught, o.changes and not caught, o.num_false, o.num_quiet)
         return np.array(list(rows.values())).reshape(-1, 4)
 
-    @property
-    def _sums(self) -> Array:
-        return np.asarray(self._by_seed.sum(axis=0), np.float64)
 
-    @staticmethod
-    def _figures(sums: Array) -> Array:
-        """Recall, precision, F1 and false alarms per 1000; 0 where there is nothing to count."""
-        caught, missed, false, quiet = sums
-        return np.array(
-            [
-                caught / np.maximum(caught + missed, 1),
-                caught / np.maximum(caught + false, 1),
-                2 * caught / np.maximum(2 * caught + false + missed, 1),
-                1000 * false / np.maximum(quiet, 1),
-            ]
-        )
+_FIGURES = ("recall", "precision", "f1", "false_per_1000")
+
+
+def _figures(sums: Array) -> Array:
+    caught, missed, false, quiet = sums
+    return np.array(
+        [
+            caught / np.maximum(caught + missed, 1),
+            caught / np.maximum(caught + false, 1),
+            2 * caught / np.maximum(2 * caught + false + missed, 1),
+            1000 * false / np.maximum(quiet, 1),
+        ]
+    )

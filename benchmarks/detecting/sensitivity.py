@@ -1,59 +1,60 @@
 """Each hand-set number of the detectors: its reason, and what comes out when it is another one.
 
 Numbers are those that are written in the constants at the top of the modules of
-``sparsitywatch/analysis/detect``. The comment above one says why it is there, and, before a colon,
-if it is no choice that events hang on: a *definition*, a *guard* of the arithmetic, a *bound* of
-what is remembered or searched, a *grid* that is searched.
+``sparsitywatch/analysis/detect``. The comment above one, or above the constants that it stands
+among, says why it is there, and, before a colon, if it is no choice that events hang on: a
+*definition*, a *guard* of the arithmetic, a *bound* of what is remembered or searched, a *grid*
+that is searched. Other values are tried on series of all kinds: made-up ones of design seeds, also
+upside down, growth at several cadences, and recorded design runs.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 import itertools
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from importlib.machinery import ModuleSpec, SourceFileLoader
+import tempfile
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from recording.catalog import load
 
-from detecting.outcomes import DETECTORS, changed, outcomes
-from detecting.series import DESIGN_SEEDS
+from detecting import jumps, quiet, slow
+from detecting.cadences import SHAPES, growth
+from detecting.detectors import MIN_EFFECT
+from detecting.recorded import cases
+from detecting.scoring import judge
+from detecting.series import DESIGN_SEEDS, Series
 from sparsitywatch.analysis import detect
-
-__all__ = ["CHOSEN", "Number", "detect_with", "detectors_with", "numbers", "rows_of"]
 
 _FOLDER = Path(str(detect.__file__)).parent
 _MODULES = tuple(sorted(path.stem for path in _FOLDER.glob("*.py") if path.stem != "__init__"))
 #: So many numbers in a row are a grid, which is scaled as a whole.
 _GRID = 4
 #: What a number is that events hang on, and what else one may be.
-CHOSEN, _OTHER = "chosen", ("definition", "guard", "bound", "grid")
+CHOSEN = "chosen"
+_OTHER = ("definition", "guard", "bound", "grid")
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number as it is written in a module.
-
-    Args:
-        module: of ``sparsitywatch.analysis.detect``.
-        name: of the constant, its place in a tuple and its field, as in "RISE.min_past".
-        value: as it stands; of a grid all of it.
-        kind: what it is: chosen, a definition, ...
-        why: the comment above it.
-        first, last: where it is written, in bytes of the file.
-    """
+    """One number as it is written in a module of ``sparsitywatch.analysis.detect``."""
 
     module: str
+    # of the constant, its place in a tuple and its field, as in "RISE.min_past"
     name: str
+    # as it stands; of a grid all of it
     value: float | tuple[float, ...]
     kind: str
     why: str
+    # where it is written, in bytes of the file
     first: int
     last: int
 
@@ -137,11 +138,11 @@ def _is_number(value: object) -> bool:
 
 
 def _comment(lines: Sequence[bytes], number: int) -> tuple[str, str]:
-    """What a constant is and why, by the lines above it."""
-    first = number - 1
-    while first and lines[first - 1].startswith(b"#:"):
-        first -= 1
-    why = " ".join(line.decode()[2:].strip() for line in lines[first : number - 1])
+    """What a constant is and why, by the nearest comment above it with no empty line between."""
+    above = list(itertools.takewhile(bytes.strip, reversed(lines[: number - 1])))
+    since = itertools.dropwhile(lambda line: not line.startswith(b"#:"), above)
+    found = list(itertools.takewhile(lambda line: line.startswith(b"#:"), since))
+    why = " ".join(line.decode()[2:].strip() for line in reversed(found))
     kind, colon, rest = why.partition(": ")
     if colon and kind.lower() in _OTHER:
         return kind.lower(), rest[:1].upper() + rest[1:]
@@ -150,54 +151,29 @@ def _comment(lines: Sequence[bytes], number: int) -> tuple[str, str]:
 
 # ------------------------------------------------------------------ with another value
 
+#: What the detectors with another number are imported as.
+_CHANGED = "changed_detect"
+
 
 def detect_with(number: Number, value: Any) -> ModuleType:
-    """The package of detectors, imported anew, with another value of one number."""
-    before = {n: m for n, m in sys.modules.items() if f"{n}.".startswith(f"{detect.__name__}.")}
-    parent = sys.modules[detect.__name__.rpartition(".")[0]]
-    finder = _Finder(number, value)
-    for name in before:
-        del sys.modules[name]
-    sys.meta_path.insert(0, finder)
-    try:
-        return importlib.import_module(detect.__name__)
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n in sys.modules if f"{n}.".startswith(f"{detect.__name__}.")]:
-            del sys.modules[name]
-        sys.modules.update(before)
-        parent.detect = detect  # type: ignore[attr-defined]
-
-
-class _Finder:
-    """Finds one module as it would be with another number in its source."""
-
-    def __init__(self, number: Number, value: Any) -> None:
-        path = _FOLDER / f"{number.module}.py"
-        source = path.read_bytes()
-        changed_source = source[: number.first] + repr(value).encode() + source[number.last :]
-        self._name = f"{detect.__name__}.{number.module}"
-        self._loader = _Changed(self._name, str(path), changed_source)
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """The changed module's spec; None for any other."""
-        del path, target
-        if name != self._name:
-            return None
-        return importlib.util.spec_from_loader(name, self._loader)
-
-
-class _Changed(SourceFileLoader):
-    """Loads a module from a source that is in no file."""
-
-    def __init__(self, name: str, path: str, source: bytes) -> None:
-        super().__init__(name, path)
-        self._source = source
-
-    def get_code(self, fullname: str) -> CodeType:
-        """Compiled, nothing kept."""
-        del fullname
-        return compile(self._source, self.path, "exec")
+    """The package of detectors, imported once more, with another value of one number."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / _CHANGED
+        place.mkdir()
+        for path in _FOLDER.glob("*.py"):
+            source = path.read_bytes()
+            if path.stem == number.module:
+                source = source[: number.first] + repr(value).encode() + source[number.last :]
+            renamed = source.replace(detect.__name__.encode(), _CHANGED.encode())
+            (place / path.name).write_bytes(renamed)
+        importlib.invalidate_caches()
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(_CHANGED)
+        finally:
+            sys.path.remove(folder)
+            for name in [n for n in sys.modules if f"{n}.".startswith(f"{_CHANGED}.")]:
+                del sys.modules[name]
 
 
 def detectors_with(module: str) -> set[str]:
@@ -213,27 +189,155 @@ def _imported(module: str) -> set[str]:
     return {module}.union(*(_imported(name) for name in found & set(_MODULES)))
 
 
-def rows_of(
-    seeds: Sequence[int] = DESIGN_SEEDS[:1],
-    longest: int = 100,
-    tell: Callable[[str], object] = lambda _: None,
-    *,
-    some: slice = slice(None),
-) -> tuple[list[list[str]], int]:
-    """A row for each number, and how many series they were tried on.
+# ------------------------------------------------------------------ what the detectors say
+
+#: Growth is looked at that is no line: with so many snapshots it is most of the time that it takes.
+_SHAPES = SHAPES[::2]
+#: Recorded runs are looked at so often, by one rule.
+_EVERY = 200
+_RULE = "initial_0.1"
+#: Numbers are compared to so many digits: rounding is no other outcome.
+_DIGITS = 4
+#: The truth is known of these.
+_JUDGED = ("standard", "hard", "slow", "quiet")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is said of one series."""
+
+    # step, direction and kind of each event
+    alarms: tuple[Any, ...]
+    # all else that is said: onset, interval, baseline, noise, what is suspicious
+    told: tuple[Any, ...]
+    num_missed: int = 0
+    num_false: int = 0
+
+
+#: A name, what makes the detector, and the series that it watches.
+_Watched = Iterator[tuple[str, Callable[[], Any], Series]]
+
+
+def _of_any(seeds: Sequence[int], longest: int, package: ModuleType) -> _Watched:
+    made: list[tuple[str, Series]] = []
+    for difficulty in ("standard", "hard"):
+        for series in jumps.suite(seeds, difficulty):
+            made += [(difficulty, series), (f"{difficulty} upside down", _upside_down(series))]
+    made += [("slow", series) for series in slow.suite(seeds)]
+    made += [("quiet", quiet.quiet(kind, seed)) for kind in quiet.KINDS for seed in seeds]
+    made = [(name, series) for name, series in made if len(series.values) <= longest]
+    made += [("growth", growth(shape, 4 * longest, seeds[0])) for shape in _SHAPES]
+    for case in cases():
+        if (case.split, case.every, case.phase, case.rule) == ("design", _EVERY, 0, _RULE):
+            series = Series(case.name, 0, case.steps, case.values, context=case.context)
+            made.append(("recorded", series))
+    for name, series in made:
+        yield name, partial(package.AbruptChange, MIN_EFFECT * series.unit), series
+
+
+def _of_measured(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
+    for series in quiet.measured(seeds):
+        yield "essential sparsity", package.MeasuredChange, series
+        yield "reliance", partial(package.MeasuredChange, ratio=2.5), series
+
+
+def _of_dormant(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
+    for series in (*quiet.dormant(seeds), *_recorded_dormant()):
+        yield "dormant", package.DormantRise, series
+
+
+#: By its module, what each detector is looked at on.
+DETECTORS = {"detector": _of_any, "measured": _of_measured, "dormant": _of_dormant}
+
+
+def _recorded_dormant() -> Iterator[Series]:
+    for name, run in load().items():
+        if run["split"] == "design":
+            apart = slice(None, None, _EVERY // run["every"])
+            steps = np.array(run["steps"])[apart]
+            values, clock = (
+                np.array(run["series"][key], np.float64)[apart]
+                for key in ("motion/dormant", "motion/decay_clock")
+            )
+            yield Series(name, 0, steps, values, context={"decay_clock": clock})
+
+
+def _upside_down(series: Series) -> Series:
+    """The same with falls for rises."""
+    top = float(np.nanmax(series.values) + np.nanmin(series.values))
+    return replace(series, values=top - series.values)
+
+
+def outcomes(
+    seeds: Sequence[int],
+    longest: int,
+    package: ModuleType = detect,
+    modules: Container[str] = DETECTORS,
+) -> dict[str, Outcome]:
+    """The outcome of each series of ``longest`` snapshots or less; growth has four times as many.
 
     Args:
-        seeds: of the made-up series.
-        longest: series of more snapshots are left out.
-        tell: is told each row when it is there.
-        some: which of the numbers.
+        seeds: of the made-up ones.
+        longest: those of more snapshots are left out.
+        package: the detectors.
+        modules: of the detectors that are looked at.
     """
+    return {
+        f"{name} {series.family} {series.seed}": _outcome(make(), series, is_judged=name in _JUDGED)
+        for module, of in DETECTORS.items()
+        if module in modules
+        for name, make, series in of(seeds, longest, package)
+    }
+
+
+def _outcome(detector: Any, series: Series, *, is_judged: bool) -> Outcome:
+    alarms, told, rises = [], [], []
+    for i, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
+        context = {k: x for k, x in (series.context_at(i) or {}).items() if math.isfinite(x)}
+        event = detector.update(int(step), float(value), context)
+        told.append(getattr(detector, "is_suspicious", False))
+        if event is not None:
+            alarms.append((event.detected_step, event.direction, event.kind))
+            told += [_rounded(x) for x in asdict(event).values()]
+            rises += [i] if event.direction == "up" else []
+    if not is_judged:
+        return Outcome(tuple(alarms), tuple(told))
+    judged = judge(series, rises)
+    missed = int(judged.changes and judged.delay is None)
+    return Outcome(tuple(alarms), tuple(told), missed, judged.num_false)
+
+
+def _rounded(value: Any) -> Any:
+    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else value
+
+
+def changed(before: dict[str, Outcome], now: dict[str, Outcome]) -> str:
+    """In how many series alarms are others, or what is told; how many more are missed and false.
+
+    Of the series that were looked at now.
+    """
+    alarms = sum(before[name].alarms != now[name].alarms for name in now)
+    differ = sum(before[name] != now[name] for name in now)
+    if not differ:
+        return "nothing"
+    parts = [f"{alarms} alarms"] if alarms else []
+    parts += [f"{differ - alarms} told"] if differ > alarms else []
+    for what in ("missed", "false"):
+        more = sum(getattr(now[n], f"num_{what}") - getattr(before[n], f"num_{what}") for n in now)
+        parts += [f"{what} {more:+d}"] if more else []
+    return ", ".join(parts)
+
+
+def rows_of(
+    seeds: Sequence[int] = DESIGN_SEEDS[:1], longest: int = 100, *, some: slice = slice(None)
+) -> tuple[list[list[str]], int]:
+    """A row for each number, or for some, and on how many series they were tried."""
     before, rows = outcomes(seeds, longest), []
     for number in numbers()[some]:
         cells = [number.title, number.shown, number.kind, number.why]
         cells += [_tried(number, factor, seeds, longest, before) for factor in (0.5, 2.0)]
         rows.append(cells)
-        tell(" | ".join(cells))
+        print(" | ".join(cells), file=sys.stderr, flush=True)
     return rows, len(before)
 
 

@@ -1,56 +1,53 @@
-"""One made-up series with its truth, and what all generators share."""
+"""One made-up series with its truth, the learning rate that it answers, what generators share."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DESIGN_SEEDS", "REPORT_SEEDS", "Array", "Series", "log_uniform", "recorded", "rng_of"]
-
 Array = NDArray[np.float64]
 
 #: Detectors may be chosen on these seeds, and are reported on those.
-DESIGN_SEEDS, REPORT_SEEDS = range(100, 140), range(40)
+DESIGN_SEEDS = range(100, 140)
+REPORT_SEEDS = range(40)
 
 #: Snapshots that a change may be seen before its onset, and after it or after it is over.
-EARLY, LATE = 1, 5
+EARLY = 1
+LATE = 5
 _STRIDES = (100, 200, 500, 1000)
-_SHARE_UNEVEN, _SHARE_DROPPED = 0.2, 0.1
+_SHARE_UNEVEN = 0.2
+_SHARE_DROPPED = 0.1
 _UNIT_DECADES = (-4.0, 1.0)
+SCHEDULES = ("constant", "cosine", "linear", "wsd", "restarts")
+_WARMUP = (0.02, 0.1)
+_PEAKS = (1e-4, 1e-2)
 
 
 @dataclass(frozen=True)
 class Series:
-    """What a detector is shown, and what it should say.
+    """What a detector is shown, and what it should say."""
 
-    Args:
-        family, seed: of the generator; the same ones give the same series.
-        steps: optimizer steps of the snapshots, increasing.
-        values: one for each snapshot, NaN where the metric is missing.
-        unit: natural size of the values, which a user knows: 1 for a fraction.
-        onset: index of the first snapshot of the change; None: nothing happens.
-        settled: index of the snapshot where the change is over.
-        due: index that delays are counted from, the onset if None.
-        window: first and last index where an alarm is a hit, by default from one snapshot
-            before the onset to five after it.
-        context: what else a watch knows at each snapshot, by key: "lr", "lr_clock" and, if
-            there is weight decay, "decay_clock".
-    """
-
+    # of the generator; the same ones give the same series
     family: str
     seed: int
+    # optimizer steps of the snapshots, increasing; the value at each, NaN where it is missing
     steps: NDArray[np.int64]
     values: Array
+    # natural size of the values, which a user knows: 1 for a fraction
     unit: float = 1.0
+    # indices of the first snapshot of the change, and of that where it is over; None: there is none
     onset: int | None = None
     settled: int | None = None
+    # index that delays are counted from; None: the onset
     due: int | None = None
+    # first and last index where an alarm is a hit; None: from EARLY before the onset to LATE after
     window: tuple[int, int] | None = None
-    context: Mapping[str, Array] | None = field(default=None)
+    # what else a watch knows at each snapshot: "lr", "lr_clock" and with decay "decay_clock"
+    context: Mapping[str, Array] | None = None
 
     @property
     def hits(self) -> tuple[int, int] | None:
@@ -83,6 +80,14 @@ def rng_of(name: str, seed: int) -> np.random.Generator:
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     """A number whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def correlated(rng: np.random.Generator, num: int, rho: float) -> Array:
+    """Noise of variance 1 whose neighbours are correlated by ``rho``."""
+    noise = rng.standard_normal(num)
+    for i in range(1, num):
+        noise[i] = rho * noise[i - 1] + np.sqrt(1.0 - rho**2) * noise[i]
+    return np.asarray(noise, np.float64)
 
 
 def recorded(series: Series, rng: np.random.Generator) -> Series:
@@ -122,3 +127,46 @@ def _thinned(series: Series, keep: NDArray[np.bool_]) -> Series:
         window=window,
         context=None if context is None else {key: x[keep] for key, x in context.items()},
     )
+
+
+# ------------------------------------------------------------------ learning rates
+
+
+def rate_of(schedule: str, rng: np.random.Generator, num: int) -> Array:
+    """The learning rate at each snapshot as a part of its peak, after a warm-up."""
+    time = np.arange(1, num + 1, dtype=np.float64)
+    warmup = max(1.0, num * rng.uniform(*_WARMUP))
+    way = np.clip((time - warmup) / (num - warmup), 0.0, 1.0)
+    shape = {
+        "constant": np.ones(num),
+        "cosine": 0.5 + 0.5 * np.cos(np.pi * way),
+        "linear": 1.0 - way,
+        "wsd": _stable_then_down(way, rng.uniform(0.5, 0.85)),
+        "restarts": 0.5 + 0.5 * np.cos(np.pi * (0.999 * way * rng.integers(2, 5) % 1.0)),
+    }[schedule]
+    return np.asarray(np.minimum(time / warmup, shape), np.float64)
+
+
+def _stable_then_down(way: Array, start: float) -> Array:
+    return 1.0 - np.maximum(way - start, 0.0) / (1.0 - start)
+
+
+def remembered(rate: Array, memory: float) -> Array:
+    """The rate as weights answer to it: an exponential mean over some snapshots."""
+    answer, last = np.empty_like(rate), 0.0
+    for i, value in enumerate(rate):
+        last += (value - last) / memory
+        answer[i] = last
+    return answer
+
+
+def context_of(
+    rate: Array, rng: np.random.Generator, clock: float | None, at: int = -1
+) -> dict[str, Array]:
+    """Learning rate and clocks as a watch tells them; the decay clock is at ``clock`` at ``at``."""
+    lr = log_uniform(rng, *_PEAKS) * rate
+    lr_clock = float(rng.choice((25, 50, 100, 200, 500))) * np.cumsum(lr)
+    context = {"lr": lr, "lr_clock": lr_clock}
+    if clock is not None:
+        context["decay_clock"] = clock / lr_clock[at] * lr_clock
+    return context

@@ -17,14 +17,24 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from detecting.rates import context_of, rate_of, remembered
-from detecting.series import LATE, Array, Series, log_uniform, recorded, rng_of
+from detecting.series import (
+    LATE,
+    Array,
+    Series,
+    context_of,
+    correlated,
+    log_uniform,
+    rate_of,
+    recorded,
+    remembered,
+    rng_of,
+)  # fmt: skip
 
-__all__ = ["STABLE", "TAKEOFFS", "due_of", "make", "suite"]
-
-_LENGTHS, _COARSE = (60.0, 400.0), (20.0, 40.0)
+_LENGTHS = (60.0, 400.0)
+_COARSE = (20.0, 40.0)
 _FLOORS = (0.02, 0.15)
-_NOISES, _LOUD = (0.005, 0.05), (0.05, 0.15)
+_NOISES = (0.005, 0.05)
+_LOUD = (0.05, 0.15)
 _DOUBLINGS = (10.0, 60.0)
 #: Growth ends at 5.7 times the floor or before, growth by a power at 17 times.
 _FURTHEST = 2.5
@@ -53,11 +63,7 @@ def suite(seeds: Iterable[int]) -> Iterator[Series]:
 
 
 def make(family: str, seed: int) -> Series:
-    """One series; the same arguments give the same one.
-
-    Raises:
-        KeyError: there is no such family.
-    """
+    """One series; the same arguments give the same one."""
     if family not in (*TAKEOFFS, *STABLE):
         raise KeyError(family)
     rng = rng_of(f"slow/{family}", seed)
@@ -196,11 +202,9 @@ def _flat(rng: np.random.Generator, way: Array) -> Array:
 
 def _correlated(rng: np.random.Generator, way: Array) -> Array:
     """AR(1): its noise lasts some snapshots."""
-    phi, size = rng.uniform(0.4, 0.8), log_uniform(rng, *_NOISES)
-    noise = rng.standard_normal(len(way))
-    for i in range(1, len(noise)):
-        noise[i] = phi * noise[i - 1] + np.sqrt(1.0 - phi**2) * noise[i]
-    return np.maximum(1.0 + size * noise, 0.1)
+    phi = rng.uniform(0.4, 0.8)
+    size = log_uniform(rng, *_NOISES)
+    return np.maximum(1.0 + size * correlated(rng, len(way), phi), 0.1)
 
 
 _STEADY: dict[str, Callable[[np.random.Generator, Array], Array]] = {

@@ -7,85 +7,96 @@ named within two snapshots, with tensors that it is about. 35 trainings that onl
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
+from reporting import Goal, shared_with_tests, table
 
-__all__ = ["SEED", "Tried", "planted", "tried_rows", "well"]
+from detecting.work import Job, Plan, Results
 
-_TESTS = Path(__file__).parents[2] / "tests"
+TITLE = "Vital signs"
 #: No rule was made with it: that was done with 101 to 109 and 201 to 209.
 SEED = 8191
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One fault, or one oddity, in several trainings.
-
-    Args:
-        what: its name.
-        kind: of the event that a fault has to be; "well" if nothing is wrong.
-        number: of trainings.
-        wrong: a line for each that was not named, or of which something was said.
-    """
+    """One fault, or one oddity, in several trainings."""
 
     what: str
+    # of the event that a fault has to be; "well" if nothing is wrong
     kind: str
+    # of trainings
     number: int
+    # a line for each that was not named, or of which something was said
     wrong: tuple[str, ...]
 
 
 def planted(seed: int = SEED, thinned: int = 1) -> list[Tried]:
     """Every fault, or every so many."""
-    with _zoo("fault_zoo") as zoo:
-        found = []
+    zoo, found = shared_with_tests("fault_zoo"), []
+    with _quietly():
         for what in list(zoo.FAULTS)[::thinned]:
             pairs = zoo.PAIRS[::thinned]
             whys = {pair: zoo.named(what, *pair, seed) for pair in pairs}
             wrong = tuple(f"{', '.join(pair)}: {why}" for pair, why in whys.items() if why)
             found.append(Tried(what, zoo.FAULTS[what].kind, len(pairs), wrong))
-        return found
+    return found
 
 
 def well(seed: int = SEED, thinned: int = 1) -> list[Tried]:
     """Every oddity, or every so many."""
-    with _zoo("healthy_zoo") as zoo:
-        found = []
+    zoo, found = shared_with_tests("healthy_zoo"), []
+    with _quietly():
         for what in list(zoo.ODDITIES)[::thinned]:
             said = zoo.said_of(what, seed)
             wrong = tuple(f"{', '.join(pair)}: {events}" for pair, events in said.items())
             found.append(Tried(what, "well", len(zoo.pairs_of(seed)), wrong))
-        return found
+    return found
 
 
 @contextmanager
-def _zoo(name: str) -> Iterator[Any]:
-    """A module of the tests, with one thread and without what the faults log."""
-    sys.path.insert(0, str(_TESTS))
+def _quietly() -> Iterator[None]:
+    """With one thread, and without what the faults log."""
     threads, disabled = torch.get_num_threads(), logging.root.manager.disable
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     try:
-        yield importlib.import_module(f"contracts.{name}")
+        yield
     finally:
         logging.disable(disabled)
         torch.set_num_threads(threads)
-        sys.path.remove(str(_TESTS))
 
 
-def tried_rows(found: Sequence[Tried]) -> list[list[str]]:
+def jobs(plan: Plan) -> list[Job]:
+    """Both zoos."""
+    thinned = 6 if plan.small else 1
+    return [Job(well, (SEED, 2 * thinned if plan.small else 1)), Job(planted, (SEED, thinned))]
+
+
+def lines(results: Results) -> list[str]:
     """A row for each kind: trainings, those that came out as they should, and the others."""
+    found = [*results.flat(planted), *results.flat(well)]
     rows = []
     for kind in dict.fromkeys(tried.kind for tried in found):
         of = [tried for tried in found if tried.kind == kind]
-        number, wrong = sum(t.number for t in of), [f"{t.what}, {w}" for t in of for w in t.wrong]
+        number = sum(t.number for t in of)
+        wrong = [f"{t.what}, {w}" for t in of for w in t.wrong]
         named = "well, and odd" if kind == "well" else f"`{kind}`, {len(of)} faults"
         rows.append([named, str(number), str(number - len(wrong)), "; ".join(wrong)])
-    return rows
+    return table(["what", "trainings", "as they should", "others"], rows)
+
+
+def goals(results: Results) -> list[Goal]:
+    """All of them."""
+    found = []
+    parts = ((planted, "faults of the zoo named"), (well, "trainings that are well quiet"))
+    for part, what in parts:
+        of = results.flat(part)
+        number = sum(t.number for t in of)
+        right = number - sum(len(t.wrong) for t in of)
+        found.append(Goal(what, number, right, False, f" of {number}"))
+    return found

@@ -154,7 +154,6 @@ def curve(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
                 times[name].append(together_s(ranks, partial(sweep, proxy) if is_mine else int))
     return {
         "forwards": num_forwards[0],
-        "repeats": repeats,
         **{f"{name}_s": shortest(found) for name, found in times.items()},
     }
 
@@ -183,7 +182,7 @@ def look(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
             every=1,
             max_overhead=None,
             background=False,
-        ) as watcher,
+        ) as watcher,  # fmt: skip
     ):
         for _ in range(repeats + 1):
             spent[:] = 0.0, 0.0
@@ -193,11 +192,11 @@ def look(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
             times.append((own[0], wall - own[0], own[1], cpu - own[1]))
         records = watcher.records
     assert all(record.valid for record in records), records[-1].reason
-    forwards_s, beside_s, forwards_cpu_s, beside_cpu_s = medians(times[1:])
+    found = medians(times[1:])
     return {
         "forwards": records[-1].cost.num_forwards,
-        "forwards_s": [forwards_s, forwards_cpu_s],
-        "beside_s": [beside_s, beside_cpu_s],
+        "forwards_s": found[::2],
+        "beside_s": found[1::2],
     }
 
 

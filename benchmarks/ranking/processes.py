@@ -12,19 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["measured_on"]
-
 FOLDER = Path(__file__).parents[1]
 
 
 def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.0) -> Any:
-    """What rank 0 found; every process has ended afterwards.
-
-    Args:
-        num_ranks: processes, one thread each.
-        part: which of ``measured.PARTS``.
-        small: a quick run.
-        limit_s: seconds that they may take.
+    """What rank 0 found of one of ``measured.PARTS``; every process has ended afterwards.
 
     Raises:
         RuntimeError: one of them failed, or took longer.

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from reporting import table
 
 from sparsitywatch.weights.snapshot import FINGERPRINTED
 from sparsitywatch.weights.spectrum.histogram import STORAGES
-
-__all__ = ["CLUSTERS", "Cluster", "expected_bins", "spectrum_bytes", "table"]
 
 # ------------------------------------------------------------------ public, of an H100 SXM
 
@@ -35,7 +34,7 @@ UTILISATION = 0.4
 #: digest of a tensor's counts, for the replicas.
 SUM_S, COMPARE_S, DIGEST_S = 0.27e-3, 0.07, 0.015e-3
 #: Passes over all examples a snapshot, by sweep.
-EVALUATIONS = {"`Bisection`": 16, "`Tracking`": 8, "`Racing`, the default": 7}
+EVALUATIONS = {"`Bisection`": 16, "`Racing`, the default": 7}
 
 # ------------------------------------------------------------------ assumed, to be checked
 
@@ -51,22 +50,18 @@ STEP_TOKENS, EVERY = 4e6, 500
 
 @dataclass(frozen=True)
 class Cluster:
-    """A decoder under FSDP2: float32 weights in shards, bfloat16 in a forward.
+    """A decoder under FSDP2: float32 weights in shards, bfloat16 in a forward."""
 
-    Args:
-        name: of the column.
-        num_ranks: devices; eight are a node.
-        num_layers, hidden, inner: of the decoder.
-        key_value: width of keys and values.
-        vocabulary: its embedding and its head are out of scope.
-    """
-
+    # of the column
     name: str
+    # devices; eight are a node
     num_ranks: int
     num_layers: int
     hidden: int
     inner: int
+    # width of keys and values
     key_value: int
+    # its embedding and its head are out of scope
     vocabulary: int
 
     @property
@@ -112,12 +107,9 @@ def expected_bins(num_weights: int, dtype: torch.dtype = torch.float32) -> float
 
 
 def spectrum_bytes(sizes: Mapping[int, int], dtype: torch.dtype = torch.float32) -> float:
-    """Bytes that a rank gives for the spectrum.
+    """Bytes that a rank gives for the spectrum of so many tensors of each number of weights.
 
     A bit for each bin that there is, and eight bytes for each that is occupied somewhere.
-
-    Args:
-        sizes: how many tensors there are of each number of weights.
     """
     bits = STORAGES[dtype].bins.inf_key / 8
     return sum(num * (bits + 8 * (expected_bins(size, dtype) + 2)) for size, num in sizes.items())
@@ -188,33 +180,32 @@ def _ring_s(c: Cluster, num_bytes: float) -> float:
     return turns / c.num_ranks * num_bytes / GLOO + turns * MESSAGE_S
 
 
-def table() -> list[str]:
+#: What comes out of each part, but for whole evaluations.
+ROWS: dict[str, Callable[[Cluster], str]] = {
+    "in-scope weights, matrices": lambda c: f"{c.in_scope / 1e9:.1f} B, {c.num_tensors}",
+    "given for the spectrum, MB": lambda c: f"{given_bytes(c) / 1e6:.1f}",
+    "of the weights' bytes": lambda c: f"{100 * given_bytes(c) / (4 * c.in_scope):.3f} %",
+    "histogram": lambda c: _seconds(count_s(c)),
+    "union and all-reduce": lambda c: _seconds(sum_s(c)),
+    "sample, gathered and compared": lambda c: _seconds(sample_s(c)),
+    "replicas compared, in HSDP": lambda c: _seconds(marks_s(c)),
+    "one forward: computing": lambda c: _seconds(forward_s(c)[0]),
+    "one forward: gathering weights": lambda c: _seconds(forward_s(c)[1]),
+    "agreements of an evaluation": lambda c: _seconds(agreements_s(c)),
+    "one evaluation of the proxy, with these": lambda c: _seconds(evaluation_s(c)),
+    "masking one level": lambda c: _seconds(masks_s(c)),
+}
+
+
+def model_table() -> list[str]:
     """What comes out, in Markdown."""
-    rows: list[tuple[str, Callable[[Cluster], str]]] = [
-        ("in-scope weights, matrices", lambda c: f"{c.in_scope / 1e9:.1f} B, {c.num_tensors}"),
-        ("given for the spectrum, MB", lambda c: f"{given_bytes(c) / 1e6:.1f}"),
-        (
-            "of the weights' bytes",
-            lambda c: f"{100 * given_bytes(c) / (4 * c.in_scope):.3f} %",
-        ),
-        ("histogram", lambda c: _seconds(count_s(c))),
-        ("union and all-reduce", lambda c: _seconds(sum_s(c))),
-        ("sample, gathered and compared", lambda c: _seconds(sample_s(c))),
-        ("replicas compared, in HSDP", lambda c: _seconds(marks_s(c))),
-        ("one forward: computing", lambda c: _seconds(forward_s(c)[0])),
-        ("one forward: gathering weights", lambda c: _seconds(forward_s(c)[1])),
-        ("agreements of an evaluation", lambda c: _seconds(agreements_s(c))),
-        ("one evaluation of the proxy, with these", lambda c: _seconds(evaluation_s(c))),
-        ("masking one level", lambda c: _seconds(masks_s(c))),
-    ]
-    lines = [["", *(c.name for c in CLUSTERS)], ["---", *["---:"] * len(CLUSTERS)]]
-    lines += [[name, *map(cell, CLUSTERS)] for name, cell in rows]
+    rows = [[name, *map(cell, CLUSTERS)] for name, cell in ROWS.items()]
     for name, number in EVALUATIONS.items():
         looks_s = [number * (evaluation_s(c) + masks_s(c)) for c in CLUSTERS]
         shares = [s / (EVERY * step_s(c)) for s, c in zip(looks_s, CLUSTERS, strict=True)]
-        lines.append([f"{number} evaluations, {name}", *map(_seconds, looks_s)])
-        lines.append([f"of {EVERY} training steps", *(f"{100 * x:.3f} %" for x in shares)])
-    return [f"| {' | '.join(line)} |" for line in lines]
+        rows.append([f"{number} evaluations, {name}", *map(_seconds, looks_s)])
+        rows.append([f"of {EVERY} training steps", *(f"{100 * x:.3f} %" for x in shares)])
+    return table(["", *(c.name for c in CLUSTERS)], rows)
 
 
 def _seconds(seconds: float) -> str:

@@ -1,28 +1,24 @@
-"""Every run that is recorded, the most informative ones first."""
+"""Every run that is recorded, the most informative ones first, and its file."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-
-__all__ = ["RUNS", "WITH_PROXY", "Interference", "RunSpec"]
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interference:
-    """What somebody does to a training in the middle of it.
+    """What somebody does to a training in the middle of it."""
 
-    Args:
-        what: "decay": weight decay becomes ``amount``; "l1": ``amount`` times the sum of
-            magnitudes is added to the loss; "prune": this share of the in-scope weights, the
-            smallest ones, is set to zero once; "prune-hold": and kept there; "lr": the
-            learning rate is ``amount`` times as high for ``duration`` steps.
-        step: optimizer steps done when it happens.
-        amount: see ``what``.
-        duration: in steps, of "lr".
-    """
-
+    # "decay": weight decay becomes ``amount``; "l1": the loss has ``amount`` times the sum of
+    # magnitudes more; "prune": this share of the in-scope weights, the smallest ones, is zeroed
+    # once; "prune-hold": and kept there; "lr": the learning rate is ``amount`` times as high for
+    # ``duration`` steps
     what: str
+    # optimizer steps done when it happens
     step: int
     amount: float
     duration: int = 0
@@ -35,33 +31,26 @@ class Interference:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One training.
+    """One training; weights and batches follow from the seed, an odd one is for the report."""
 
-    Args:
-        name: of its file.
-        model: "bert", "gpt", "vit" or "modular".
-        seed: of the weights and the batches; an odd one is for the report.
-        steps: optimizer steps.
-        decay, lr, schedule, warmup, clip: of the optimizer; decay on matrices only.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
-        activation: of the feed-forward layers.
-        fraction: share of the text.
-        random_labels: modular addition without anything to understand.
-        interference: what happens in the middle.
-    """
-
+    # of its file
     name: str
+    # "bert", "gpt", "vit" or "modular"
     model: str
     seed: int
     steps: int
+    # of the optimizer: "adamw", or "sgd" with momentum 0.9; decay on matrices only
     decay: float
     lr: float = 3e-3
     schedule: str = "constant"
     warmup: int = 100
     clip: float = 1.0
     optimizer: str = "adamw"
+    # of the feed-forward layers
     activation: str = "relu"
+    # share of the text
     fraction: float = 1.0
+    # modular addition without anything to understand
     random_labels: bool = False
     interference: Interference | None = None
 
@@ -85,16 +74,9 @@ def _text(name: str, decay: float, steps: int = 2000, **more: object) -> RunSpec
 
 def _modular(name: str, decay: float, steps: int, *, random_labels: bool = False) -> RunSpec:
     return RunSpec(
-        name=name,
-        model="modular",
-        seed=0,
-        steps=steps,
-        decay=decay,
-        lr=1e-2,
-        warmup=0,
-        clip=0.0,
+        name=name, model="modular", seed=0, steps=steps, decay=decay, lr=1e-2, warmup=0, clip=0.0,
         random_labels=random_labels,
-    )
+    )  # fmt: skip
 
 
 def _catalog() -> Iterator[RunSpec]:
@@ -144,3 +126,29 @@ WITH_PROXY = tuple(
         "bert-text20-wd1-s1", "bert-text20-wd1-s0", "bert-relu-wd0.5-s1",
     )
 )  # fmt: skip
+
+# ------------------------------------------------------------------ files
+
+_RECORDED = Path(__file__).parents[1] / "recorded"
+FOLDER = _RECORDED / "runs"
+PROXY_FOLDER = _RECORDED / "proxy"
+
+
+def load(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """The recorded runs by name."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def write(run: dict[str, Any], path: Path) -> None:
+    """One line a series; whole or not at all."""
+    flat = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+    nested = [key for key in ("series", "estimated_advance", "dormant_further_apart") if key in run]
+    head = {k: v for k, v in run.items() if k not in ("steps", *nested)}
+    lines = [f"{json.dumps(k)}: {flat.encode(v)}" for k, v in head.items()]
+    lines.append(f'"steps": {flat.encode(run["steps"])}')
+    for key in nested:
+        inner = (f"{json.dumps(k)}: {flat.encode(v)}" for k, v in run[key].items())
+        lines.append(f'"{key}": {{\n  ' + ",\n  ".join(inner) + "\n }")
+    part = path.with_suffix(".part")
+    part.write_text("{\n " + ",\n ".join(lines) + "\n}\n")
+    part.replace(path)

@@ -23,23 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "DECISIVE",
-    "FACTORS",
-    "KINDS",
-    "breakthrough",
-    "crossing",
-    "label_of",
-    "running_floor",
-    "split_of",
-]
-
 KINDS = ("take-off", "control", "ambiguous", "planted", "switched", "spike")
 FACTORS = (1.5, 2.0, 2.5)
 #: The rule that decides the kind, as it is the one that detectors watch by default.
 DECISIVE = "initial_0.1"
 _FLOOR_LOOKS = 5
-_DORMANT_SHARE, _DORMANT_FACTOR = 0.03, 2.0
+_DORMANT_SHARE = 0.03
+_DORMANT_FACTOR = 2.0
 #: A language model leaves its plateau where the loss is this much below it.
 _BREAKTHROUGH_NATS = 0.15
 _PLATEAU_STEPS = (200, 600)
@@ -90,14 +80,9 @@ def label_of(
     interference: str = "",
     known_step: int | None = None,
 ) -> dict[str, Any]:
-    """Everything that the rules above say about one run.
+    """Everything that the rules above say about one run, by its values at the looks.
 
-    Args:
-        steps: of the looks.
-        series: values at the looks, None where there is none: near-zero fractions
-            as "near_zero/<rule>", "motion/dormant", "loss", "validation_accuracy".
-        interference: kind of a run that was interfered with.
-        known_step: optimizer steps done when that happened.
+    Of a run that was interfered with, its kind and the optimizer steps done when that happened.
     """
     arrays = {name: np.array(x, dtype=np.float64) for name, x in series.items()}
     near_zero = {

@@ -1,14 +1,14 @@
-"""One run from its first step to its file."""
+"""One run under watch from its first step to its last: of its weights alone, or with a proxy."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from pretrain_bert import lr_factor
@@ -16,16 +16,11 @@ from torch import nn
 
 import sparsitywatch as sw
 from recording.catalog import Interference, RunSpec
-from recording.labels import label_of, split_of
+from recording.labels import breakthrough, label_of, split_of
 from recording.tasks import Task, build
 from sparsitywatch.records import Record
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-
-__all__ = [
-    "APART", "DORMANT", "EVERY", "SERIES", "Training", "label", "lr_factor", "record", "rounded",
-    "versions", "write",
-]  # fmt: skip
 
 #: Steps between two looks, and between those of the watches that see dormant weights from
 #: further apart: the one series that cannot be thinned out afterwards.
@@ -96,6 +91,16 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def finite_step(self) -> None:
+        """A step whose loss must be finite.
+
+        Raises:
+            FloatingPointError: it is not.
+        """
+        self.step()
+        if not math.isfinite(float(self.losses[-1]) if self.losses else 0.0):
+            raise FloatingPointError(f"the loss is not finite at step {self.steps_done}")
+
     @torch.no_grad()
     def _interfere_with_weights(self) -> None:
         event = self._interference
@@ -131,14 +136,7 @@ class _Estimated:
 
 
 def record(spec: RunSpec) -> dict[str, Any]:
-    """Train a run under watch.
-
-    Returns:
-        What is stored.
-
-    Raises:
-        FloatingPointError: the loss is not finite any more.
-    """
+    """Train a run under watch; what is stored."""
     task = build(spec)
     training = Training(task, spec)
     steps: list[int] = []
@@ -165,23 +163,30 @@ def record(spec: RunSpec) -> dict[str, Any]:
         seen = coarser[str(every)] = {name: [] for name in ("steps", *DORMANT)}
         watchers.append(_watch(task, training, every, functools.partial(_note, seen)))
     while training.steps_done < spec.steps:
-        training.step()
-        if not math.isfinite(float(training.losses[-1]) if training.losses else 0.0):
-            raise FloatingPointError(f"the loss is not finite at step {training.steps_done}")
+        training.finite_step()
     for watcher in watchers:
         watcher.close()
     return {
+        **_stored(spec, label(spec, steps, series), steps, series),
+        "num_weights": watchers[0].records[-1].scope.num_weights,
+        "estimated_advance": estimated.advances,
+        "dormant_further_apart": coarser,
+    }
+
+
+def _stored(
+    spec: RunSpec, label: dict[str, Any], steps: list[int], series: Series
+) -> dict[str, Any]:
+    """What every file has."""
+    return {
         "name": spec.name,
         "split": split_of(spec.seed),
-        "label": label(spec, steps, series),
+        "label": label,
         "run": dataclasses.asdict(spec),
-        "num_weights": watchers[0].records[-1].scope.num_weights,
-        "versions": versions(),
+        "versions": {of.__name__: str(of.__version__) for of in (sw, torch, transformers)},
         "every": EVERY,
         "steps": steps,
         "series": series,
-        "estimated_advance": estimated.advances,
-        "dormant_further_apart": coarser,
     }
 
 
@@ -193,26 +198,12 @@ def _note(seen: dict[str, list[float | None]], record: Record) -> None:
         seen[name].append(rounded(told.get(name, math.nan)))
 
 
-def versions() -> dict[str, str]:
-    """Of what a recording was made with."""
-    return {module.__name__: str(module.__version__) for module in (sw, torch, transformers)}
-
-
 def _watch(task: Task, training: Training, every: int, on_record: Any) -> sw.Watcher:
     return sw.watch(
-        task.model,
-        training.optimizer,
-        logdir=None,
-        proxy=None,
-        every=every,
-        near_zero=_RULES,
-        detectors={},
-        on_event=(),
-        on_record=[on_record],
-        max_overhead=None,
+        task.model, training.optimizer, logdir=None, every=every, near_zero=_RULES, detectors={},
+        on_event=(), on_record=[on_record], max_overhead=None, strict=True,
         background=False,  # on_record sees the optimizer as it is at the look
-        strict=True,
-    )
+    )  # fmt: skip
 
 
 def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
@@ -226,22 +217,72 @@ def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
     )
 
 
-def write(run: dict[str, Any], path: Path) -> None:
-    """One line a series; whole or not at all."""
-    flat = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-    nested = [key for key in ("series", "estimated_advance", "dormant_further_apart") if key in run]
-    head = {k: v for k, v in run.items() if k not in ("steps", *nested)}
-    lines = [f"{json.dumps(k)}: {flat.encode(v)}" for k, v in head.items()]
-    lines.append(f'"steps": {flat.encode(run["steps"])}')
-    for key in nested:
-        inner = (f"{json.dumps(k)}: {flat.encode(v)}" for k, v in run[key].items())
-        lines.append(f'"{key}": {{\n  ' + ",\n  ".join(inner) + "\n }")
-    text = "{\n " + ",\n ".join(lines) + "\n}\n"
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def rounded(x: float) -> float | None:
     """To six digits; None if it is not finite."""
     return float(f"{x:.6g}") if math.isfinite(x) else None
+
+
+# ------------------------------------------------------------------ with a proxy
+
+#: What is measured, each with both ends of the 90 percent interval that a detector is told.
+MEASURED = ("essential_sparsity/value", "value/reliance")
+#: So many looks follow the breakthrough: what is seen later comes too late.
+_LOOKS_AFTER = 6
+#: A model that never leaves its plateau is recorded so long.
+_MOST_STEPS = 1200
+
+
+class _Told:
+    """Stands where a detector would, and keeps what that would have been told."""
+
+    def __init__(self) -> None:
+        self.latest: tuple[float, float, float] | None = None
+
+    def update(self, step: int, value: float, context: Mapping[str, float] | None = None) -> None:
+        """Keep a value and its interval."""
+        del step
+        assert context is not None
+        self.latest = value, context.get("low", math.nan), context.get("high", math.nan)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is needed to go on."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to go on from."""
+
+
+def record_with_proxy(spec: RunSpec) -> dict[str, Any]:
+    """Train a masked language model under a watch with a proxy until it has left its plateau."""
+    task = build(spec)
+    training, told = Training(task, spec), {name: _Told() for name in MEASURED}
+    steps: list[int] = []
+    series: Series = {}
+
+    def on_record(record: Record) -> None:
+        steps.append(record.step)
+        values = {"loss": float(torch.stack(training.losses).mean())}
+        training.losses.clear()
+        for name, one in told.items():
+            found, one.latest = one.latest or 3 * (math.nan,), None
+            values |= zip((name, f"{name}/low", f"{name}/high"), found, strict=True)
+        for name, value in values.items():
+            series.setdefault(name, []).append(rounded(value))
+
+    def left_at() -> int | None:
+        losses = {"loss": np.array(series.get("loss", ()), np.float64)}
+        return breakthrough(np.array(steps), losses)
+
+    assert task.proxy is not None
+    with sw.watch(
+        task.model, training.optimizer, logdir=None, proxy=task.proxy(), every=EVERY,
+        detectors=told, on_event=(), on_record=[on_record], max_overhead=None, strict=True,
+        background=False,  # the losses are those up to the look
+    ):  # fmt: skip
+        while training.steps_done < _end(left_at()):
+            training.finite_step()
+    return _stored(spec, {"breakthrough": left_at()}, steps, series)
+
+
+def _end(left: int | None) -> int:
+    return _MOST_STEPS if left is None else left + EVERY * _LOOKS_AFTER

@@ -24,28 +24,29 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClas
 from recording.catalog import RunSpec
 from sparsitywatch.pruning.proxy import Proxy
 
-__all__ = ["Task", "build", "drawn_digits"]
-
-_LAYERS, _HIDDEN, _HEADS, _FFN = 2, 64, 4, 256
-_LENGTH, _BATCH = 32, 64
-_MODULUS, _WIDTH = 53, 256
-_IMAGE, _PATCH, _DRAWN = 8, 2, 4000
+_LAYERS = 2
+_HIDDEN = 64
+_HEADS = 4
+_FFN = 256
+_LENGTH = 32
+_BATCH = 64
+_MODULUS = 53
+_WIDTH = 256
+_IMAGE = 8
+_PATCH = 2
+_DRAWN = 4000
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained.
-
-    Args:
-        model: with random weights.
-        loss: the mean loss of the next batch.
-        accuracy: on examples that are not trained on; None if nobody asks.
-        proxy: makes what a watch evaluates; None if there is nothing.
-    """
+    """What is trained, with random weights."""
 
     model: nn.Module
+    # the mean loss of the next batch
     loss: Callable[[], torch.Tensor]
+    # on examples that are not trained on; None if nobody asks
     accuracy: Callable[[], float] | None = None
+    # makes what a watch evaluates; None if there is nothing
     proxy: Callable[[], Proxy] | None = None
 
 
@@ -81,19 +82,10 @@ def _gpt(spec: RunSpec) -> Task:
     text, vocabulary_size = _text(spec.fraction)
     torch.manual_seed(spec.seed)  # reading the text made a model, too
     config = GPT2Config(
-        vocab_size=vocabulary_size,
-        n_positions=_LENGTH,
-        n_embd=_HIDDEN,
-        n_layer=_LAYERS,
-        n_head=_HEADS,
-        n_inner=_FFN,
-        activation_function=spec.activation,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+        vocab_size=vocabulary_size, n_positions=_LENGTH, n_embd=_HIDDEN, n_layer=_LAYERS,
+        n_head=_HEADS, n_inner=_FFN, activation_function=spec.activation, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
     model = GPT2LMHeadModel(config)
     generator = torch.Generator().manual_seed(spec.seed)
     window = np.arange(_LENGTH + 1)
@@ -136,17 +128,10 @@ def _vit(spec: RunSpec) -> Task:
     """A vision transformer on digits of 8 by 8 points."""
     images, digits = drawn_digits()
     config: Any = ViTConfig(
-        hidden_size=_HIDDEN,
-        num_hidden_layers=_LAYERS,
-        num_attention_heads=_HEADS,
-        intermediate_size=_FFN,
-        hidden_act=spec.activation,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        image_size=_IMAGE,
-        patch_size=_PATCH,
-        num_channels=1,
-    )
+        hidden_size=_HIDDEN, num_hidden_layers=_LAYERS, num_attention_heads=_HEADS,
+        intermediate_size=_FFN, hidden_act=spec.activation, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0, image_size=_IMAGE, patch_size=_PATCH, num_channels=1,
+    )  # fmt: skip
     config.num_labels = 10
     model: Any = ViTForImageClassification(config)
     generator = torch.Generator().manual_seed(spec.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,12 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-__all__ = ["Written", "write_bert", "write_sharded", "write_training"]
-
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Written:
-    """A checkpoint on disk.
-
-    Args:
-        path: what to open.
-        num_weights: of all its tensors.
-        num_bytes: of all its tensors.
-        largest_bytes: of the largest one.
-    """
+    """A checkpoint on disk: what to open, and the sizes of all its tensors and of the largest."""
 
     path: Path
     num_weights: int
@@ -133,3 +125,22 @@ def _shards(shapes: Shapes, shard_bytes: int) -> Iterator[Shapes]:
         shard[name] = shape
         size += num_bytes
     yield shard
+
+
+def write_series(folder: Path, first: Path, num_checkpoints: int) -> None:
+    """Checkpoints in which every weight has moved since the one before.
+
+    There are two files, in turns, under many names: one would do for counting, but then nothing
+    moves, and what did not move is not compared. The first one is a file of safetensors.
+    """
+    weights = safetensors.torch.load_file(first)
+    generator = torch.Generator().manual_seed(1)
+    for weight in weights.values():
+        weight.mul_(0.999).add_(torch.empty_like(weight).normal_(0, 1e-4, generator=generator))
+    other = folder.with_suffix(".safetensors")
+    safetensors.torch.save_file(weights, other)
+    for step in range(num_checkpoints):
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        os.link((first, other)[step % 2], checkpoint / "model.safetensors")
+        (checkpoint / "trainer_state.json").write_text(f'{{"global_step": {step}}}')

@@ -13,25 +13,19 @@ from unittest import mock
 
 import fsspec
 
-__all__ = ["Server", "serving"]
-
 #: What the server of moto runs, by the name that it finds it under.
 _APPLICATION = "DomainDispatcherApplication"
 
 
 @dataclass
 class Server:
-    """A running one.
+    """A running one."""
 
-    Args:
-        options: for fsspec.
-        bucket: of its own, since servers of one process share what they hold.
-        num_bytes: of the bodies of all answers to GET so far.
-        num_requests: answered so far.
-    """
-
+    # for fsspec
     options: dict[str, Any] = field(default_factory=dict)
+    # of its own, since servers of one process share what they hold
     bucket: str = ""
+    # of the bodies of all answers to GET so far, and how many were answered
     num_bytes: int = 0
     num_requests: int = 0
 

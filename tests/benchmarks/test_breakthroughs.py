@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from detecting import breakthroughs
-from detecting.breakthroughs import LONGEST_GAP, Left, left_rows
-from recording import measured
-from recording.catalog import RUNS, WITH_PROXY
+from detecting.breakthroughs import LONGEST_GAP, Left
+from detecting.work import Job, Results
+from recording import recorder
+from recording.catalog import PROXY_FOLDER, RUNS, WITH_PROXY, load
 from recording.labels import breakthrough
-from recording.measured import FOLDER, MEASURED
-from recording.table import load
+from recording.recorder import MEASURED
 
 from sparsitywatch.pipeline import pipeline
 from sparsitywatch.records import Event
 
 SPARSITY, RELIANCE = MEASURED
-RECORDED, PLAIN = load(FOLDER), load()
+RECORDED, PLAIN = load(PROXY_FOLDER), load()
 each_run = pytest.mark.parametrize("run", RECORDED.values(), ids=RECORDED)
 
 
@@ -64,9 +64,9 @@ def test_a_watch_with_a_proxy_leaves_the_training_as_it_was_without(run: Any) ->
 def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(measured, "_MOST_STEPS", 50)
+    monkeypatch.setattr(recorder, "_MOST_STEPS", 50)
     spec = next(spec for spec in RUNS if spec.name == "bert-gelu-wd0.01-s0")
-    run = measured.record(dataclasses.replace(spec, steps=50))
+    run = recorder.record_with_proxy(dataclasses.replace(spec, steps=50))
     assert run["steps"] == [25, 50]
     assert run["label"] == {"breakthrough": None}
     for value, low, high in zip(*(run["series"][RELIANCE + end] for end in ("", "/low", "/high")),
@@ -74,8 +74,8 @@ def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
         assert value - low == pytest.approx(high - value, rel=1e-3)
         assert value - low > 0.0
     assert run["series"]["loss"] == pytest.approx(PLAIN[spec.name]["series"]["loss"][:2], rel=1e-3)
-    assert measured._end(None) == 50
-    assert measured._end(800) == 950
+    assert recorder._end(None) == 50
+    assert recorder._end(800) == 950
 
 
 class _Below:
@@ -161,7 +161,8 @@ def test_a_row_has_the_step_and_the_distance_in_snapshots() -> None:
         Left("x", "report", 25, 800, (850, 900), ()), Left("x", "report", 50, 800, (725,), (900,)),
         Left("c", "design", 25, None, (), (300,)), Left("c", "design", 50, None),
     ]  # fmt: skip
-    assert left_rows(found) == [
-        ["x", "report", "800", "850 (+2)", "725 (-1.5)", "-", "900 (+2)"],
-        ["c", "design", "-", "-", "-", "300", "-"],
+    results = Results({Job(breakthroughs.left): found})
+    assert breakthroughs.lines(results)[2:4] == [
+        "| x | report | 800 | 850 (+2) | 725 (-1.5) | - | 900 (+2) |",
+        "| c | design | - | - | - | 300 | - |",
     ]

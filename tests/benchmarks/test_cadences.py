@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detecting import cadences
-from detecting.cadences import NUMBERS, SHAPES, Seen, cadence_rows, draw_cadences, look, spread_of
+from detecting.cadences import NUMBERS, SHAPES, Seen, spread_of
+from detecting.work import Job, Results
 from PIL import Image
 
 from sparsitywatch.records import Event
@@ -48,18 +49,21 @@ def test_alarms_apart_are_told_in_the_table() -> None:
         for number, step in zip(NUMBERS, steps, strict=True)
     ]
     assert spread_of(of[:5]) == pytest.approx(0.1)
-    assert cadence_rows(of)[0] == ["doubling", "200k", "210k", "220k", "205k", "201k", "10%"]
+    results = Results({Job(cadences.seen): of})
+    assert cadences.lines(results)[2] == "| doubling | 200k | 210k | 220k | 205k | 201k | 10% |"
+    assert [goal.measured for goal in cadences.goals(results)] == [0, pytest.approx(10.0)]
     of[1] = seen("doubling", 200)
-    assert cadence_rows(of)[0][2] == "missed (not as it should be)"
+    assert "| missed (not as it should be) |" in cadences.lines(results)[2]
+    assert cadences.goals(results)[0].measured == 1
     assert np.isnan(spread_of(of[:5]))
 
 
 def test_what_is_seen_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cadences, "NUMBERS", (60, 120))
-    found = list(look())
+    found = cadences.seen()
     assert [(one.shape, one.number) for one in found[:2]] == [("doubling", 60), ("doubling", 120)]
     assert all(len(one.values) == one.number for one in found)
     assert sum(one.is_right for one in found) >= 8  # of ten
-    draw_cadences(found, tmp_path / "x.png")
-    with Image.open(tmp_path / "x.png") as image:
+    cadences.draw(Results({Job(cadences.seen): found}), tmp_path)
+    with Image.open(tmp_path / "detection-cadences.png") as image:
         assert image.width > 800

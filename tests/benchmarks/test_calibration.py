@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from detecting import calibration, jumps, kinds, slow
-from detecting.calibration import Told, on_controls, on_kind, on_made_up
+from detecting import calibration, jumps, quiet, slow
+from detecting.calibration import Told
 from detecting.recorded import cases
 
 
@@ -26,7 +26,7 @@ def _alarms_at_every_fiftieth_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stable_family_is_counted() -> None:
-    told = on_made_up(20.0, range(2))
+    told = calibration.told(20.0, "made up", range(2))
     made = [
         *(jumps.make(f, seed) for f in jumps.STABLE for seed in range(2)),
         *(slow.make(f, seed) for f in slow.STABLE for seed in range(2)),
@@ -37,17 +37,17 @@ def test_every_stable_family_is_counted() -> None:
     assert told.is_within_factor_two
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", quiet.KINDS)
 def test_every_series_of_a_kind_is_counted(kind: str) -> None:
-    told = on_kind(20.0, kind, range(3, 5))
-    lengths = [len(kinds.make(kind, seed).values) for seed in (3, 4)]
+    told = calibration.told(20.0, f"{kind}-like", range(3, 5))
+    lengths = [len(quiet.quiet(kind, seed).values) for seed in (3, 4)]
     assert (told.where, told.asked) == (f"{kind}-like", 20.0)
     assert told.num_snapshots == sum(lengths)
     assert told.num_false == sum(length // 50 for length in lengths)
 
 
 def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:
-    told = on_controls(1.0)
+    told = calibration.told(1.0, "recorded controls", range(0))
     controls = [c for c in cases() if c.truth.kind == "control"]
     assert told.num_snapshots == sum(len(c.steps) for c in controls)
     assert told.num_false == sum(len(c.steps) // 50 for c in controls)

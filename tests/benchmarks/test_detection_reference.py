@@ -21,7 +21,7 @@ import pytest
 from detecting import jumps, slow
 from detecting.recorded import cases
 from detecting.series import DESIGN_SEEDS
-from recording.table import load
+from recording.catalog import load
 
 from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from detecting import jumps, rates, slow
-from detecting.series import Series, log_uniform, rng_of
+from detecting import jumps, slow
+from detecting.series import SCHEDULES, Series, context_of, log_uniform, rate_of, rng_of
 
 each_difficulty = pytest.mark.parametrize("difficulty", jumps.DIFFICULTIES)
 SEEDS = range(8)
@@ -103,18 +103,18 @@ def test_growth_is_measured_against_the_least_value_so_far() -> None:
 
 
 def test_the_clocks_run_with_the_rate() -> None:
-    for schedule in rates.SCHEDULES:
+    for schedule in SCHEDULES:
         rng = rng_of(schedule, 0)
-        rate = rates.rate_of(schedule, rng, 100)
+        rate = rate_of(schedule, rng, 100)
         assert rate.max() <= 1.0 + 1e-12
         assert rate.min() >= 0.0
         assert rate.max() > 0.9
-        context = rates.context_of(rate, rng, clock=3.0, at=70)
+        context = context_of(rate, rng, clock=3.0, at=70)
         assert context["decay_clock"][70] == pytest.approx(3.0)
         moves = rate[1:] > 1e-3
         ratios = np.diff(context["lr_clock"])[moves] / context["lr"][1:][moves]
         np.testing.assert_allclose(ratios, np.median(ratios), rtol=1e-6)
-    assert "decay_clock" not in rates.context_of(rate, rng, clock=None)
+    assert "decay_clock" not in context_of(rate, rng, clock=None)
 
 
 def test_the_context_goes_with_the_snapshots_that_are_left() -> None:

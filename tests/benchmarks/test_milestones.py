@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from contracts import fake_run
-from milestones import find_breakthrough, find_takeoff, table
+from milestones import columns, find_breakthrough, find_takeoff
 
 import sparsitywatch as sw
 from sparsitywatch.records import Cost, Provenance, Record, ScopeSummary, SparsityCurve
@@ -98,7 +98,7 @@ def test_the_table_of_a_run(tmp_path) -> None:
     run = sw.load(tmp_path)
     records, events = run.records, run.events
     found, takeoff = find_breakthrough(records, 2000), find_takeoff(records)
-    head, rule, *rows = table({"run": (records, events)}).splitlines()
+    head, rule, *rows, _ = columns({"run": (records, events)})
     assert (head, rule) == ("|  | run |", "|---|---:|")
     cells = dict(row.strip("| ").split(" | ") for row in rows)
     assert cells["breakthrough: held-out loss 0.15 below its plateau, at step"] == str(found.step)
@@ -111,6 +111,6 @@ def test_the_table_of_a_run(tmp_path) -> None:
 
 def test_the_table_of_a_run_that_shows_nothing(tmp_path) -> None:
     fake_run.write_run(tmp_path, fake_run.looks(range(0, 1, 1)), [])
-    told = table({"run": (sw.load(tmp_path).records, [])})
+    told = "".join(columns({"run": (sw.load(tmp_path).records, [])}))
     assert "at step | none |" in told
     assert "at step (decay clock) | never |" in told

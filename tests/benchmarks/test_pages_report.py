@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from paging.logs import EVERY, NOISE, write_log
+from contracts.fake_run import LONG_EVERY, LONG_NOISE, write_long_run
 
 import sparsitywatch as sw
 from sparsitywatch.page.data import details_of, page_data
@@ -13,8 +13,8 @@ from sparsitywatch.sinks.jsonl import read_spectrum
 
 
 def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
-    run = sw.load(write_log(tmp_path / "run", 40, 12))
-    assert run.steps.tolist() == list(range(0, 40 * EVERY, EVERY))
+    run = sw.load(write_long_run(tmp_path / "run", 40, 12))
+    assert run.steps.tolist() == list(range(0, 40 * LONG_EVERY, LONG_EVERY))
     data = page_data(run)
     assert data["verdict"]["headline"].startswith("Weights turned sparse abruptly")
     rooms = {name.partition("/")[0] for name in data["series"]}
@@ -33,7 +33,7 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
 
 def test_shares_of_tensors_differ_by_the_noise_that_is_stated(tmp_path: Path) -> None:
     """On the plateau, where nothing else moves."""
-    run = sw.load(write_log(tmp_path / "run", 400, 12))
+    run = sw.load(write_long_run(tmp_path / "run", 400, 12))
     dormant = np.array([[layer.dormant for layer in r.layers] for r in run.records[:60]])
     spread = np.diff(dormant, axis=0).std() / np.sqrt(2.0)
-    assert abs(spread / NOISE - 1.0) < 0.1
+    assert abs(spread / LONG_NOISE - 1.0) < 0.1

@@ -6,11 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from detecting.front_end import FrontEnd
-from detecting.ours import ours
-from detecting.peers import PEERS, naive
+from detecting.detectors import DETECTORS, OURS, FrontEnd, naive, ours
 from detecting.series import Series
 
+PEERS = {name: peer for name, peer in DETECTORS.items() if name != OURS}
 RNG = np.random.default_rng(7)
 LOOKS, ONSET = 160, 100
 NOISE = 0.002 * RNG.standard_normal(LOOKS)
@@ -50,9 +49,9 @@ def test_the_naive_rule_by_hand() -> None:
     update = naive(0.01)
     values = [0.05, 0.04, 0.04, 0.04, 0.05, 0.06, 0.04, 0.06, 0.07, 0.08, 0.03, 0.06, 0.06]
     # from the fifth look on the floor is 0.04: 0.06 is 1.5 times it, the second in a row counts
-    assert [i for i, x in enumerate(values) if update(i, x, None)] == [8, 12]
+    assert [i for i, x in enumerate(values) if update(i, x)] == [8, 12]
     small = naive(0.01)
-    assert not any(small(i, x, None) for i, x in enumerate([0.001] * 9 + [0.01] * 9))
+    assert not any(small(i, x) for i, x in enumerate([0.001] * 9 + [0.01] * 9))
 
 
 def test_errors_of_the_front_end_are_standard_normal_on_a_noisy_line() -> None:
@@ -69,7 +68,7 @@ def test_errors_of_the_front_end_are_standard_normal_on_a_noisy_line() -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "river.drift", None)
-    with pytest.raises(ModuleNotFoundError, match=r"'river'.*\[bench\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"'river'.*--group bench"):
         PEERS["river ADWIN, as is"].detect(NONE)
 
 

@@ -59,7 +59,7 @@ def test_the_models_are_of_the_size_that_their_names_say() -> None:
 
 
 def test_the_page_shows_what_the_model_computes() -> None:
-    assert "\n".join(scaling.table()) in PAGE.read_text()
+    assert "\n".join(scaling.model_table()) in PAGE.read_text()
 
 
 def test_the_page_shows_what_was_measured() -> None:

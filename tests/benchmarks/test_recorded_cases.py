@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detecting.detectors import early
 from detecting.early import Early, early_signals
-from detecting.ours import early
 from detecting.recorded import EVERY, RULES, Alarm, Case, Truth, cases, judge, replay, truth_of
-from recording.table import load
+from recording.catalog import load
 
 STEPS = 25 * np.arange(1, 41)
 

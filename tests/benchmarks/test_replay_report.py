@@ -9,8 +9,7 @@ import pytest
 import torch
 from replaying import checkpoints
 from replaying.checkpoints import write_sharded
-from replaying.looks import look, read_in_order
-from replaying.memory import growth_bytes
+from replaying.replays import growth_bytes, look, read_in_order
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import pytest
 import torch
 from contracts import fault_zoo, healthy_zoo
-from detecting.cost import Cost, cost
-from detecting.zoo import Tried, planted, tried_rows, well
+from detecting.cost import cost
+from detecting.zoo import Tried, planted, well
 
 
 def test_faults_are_tried_on_every_pair_and_missed_ones_are_told(
@@ -22,9 +21,9 @@ def test_faults_are_tried_on_every_pair_and_missed_ones_are_told(
         return "not named" if (fault, model, optimizer) == ("cut off", "decoder", "lion") else ""
 
     monkeypatch.setattr(fault_zoo, "named", named)
-    path, threads = list(sys.path), torch.get_num_threads()
+    threads = torch.get_num_threads()
     found = planted(seed=5)
-    assert (sys.path, torch.get_num_threads()) == (path, threads)
+    assert torch.get_num_threads() == threads
     assert logging.root.manager.disable == logging.NOTSET
     assert len(asked) == len(set(asked)) == sum(t.number for t in found) == 20 * 3 * 4
     assert {seed for *_, seed in asked} == {5}
@@ -49,19 +48,7 @@ def test_what_is_said_of_trainings_that_are_well_is_told(monkeypatch: pytest.Mon
     assert [t.wrong for t in found if t.wrong] == [("encoder, adamw: ['one tensor']",)]
 
 
-def test_rows_are_by_kind() -> None:
-    found = [
-        Tried("a", "rounding", 12, ()), Tried("b", "rounding", 12, ("x: why", "y: why")),
-        Tried("c", "well", 6, ()),
-    ]  # fmt: skip
-    assert tried_rows(found) == [
-        ["`rounding`, 2 faults", "24", "22", "b, x: why; b, y: why"],
-        ["well, and odd", "6", "6", ""],
-    ]
-
-
-def test_the_cost_is_what_is_added_to_a_bare_snapshot() -> None:
-    assert Cost(12, bare=0.1, more=0.007, detection=0.001).added_percent == pytest.approx(7.0)
+def test_a_cost_is_really_measured() -> None:
     before = torch.get_num_threads()
     try:
         found = cost(num_layers=1, repeats=1)

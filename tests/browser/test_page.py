@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from browser.conftest import WIDE, Open
 from contracts import event_readers, fake_run
+from contracts.event_readers import page_server
 from contracts.page import inside_of
-from paging.browsing import served
-from paging.logs import write_log
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
@@ -500,13 +499,13 @@ def test_new_snapshots_appear(open_page: Open, logs: Path, board: str) -> None:
 
 
 def test_show(open_page: Open, logs: Path, tmp_path: Path) -> None:
-    with served(logs) as url:
+    with page_server(logs) as url:
         page = open_page(url)
         expect_text(page, "#app h1", "Weights turned sparse abruptly")
         expect_text(page, ".heat", "query")
         assert page.locator(".runs input").count() == 2
         close(page)
-    with served(tmp_path) as url:
+    with page_server(tmp_path) as url:
         page = open_page(url)
         expect_text(page, "#app", "No watched run in this log directory yet")
         close(page)
@@ -519,14 +518,14 @@ SENT = """() => ["navigation", "resource"].flatMap((kind) => performance.getEntr
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_log(tmp_path_factory.mktemp("long") / "run", 2000, 200)
+    return fake_run.write_long_run(tmp_path_factory.mktemp("long") / "run", 2000, 200)
 
 
-@pytest.mark.parametrize("serve", [served, event_readers.server])
+@pytest.mark.parametrize("serve", [page_server, event_readers.server])
 def test_a_long_log_opens_with_two_megabytes(open_page: Open, long_log: Path, serve: Any) -> None:
     with serve(long_log) as url:
-        page = open_page(url if serve is served else f"{url}/#sparsity")
-        shown = page if serve is served else tab_of(page)
+        page = open_page(url if serve is page_server else f"{url}/#sparsity")
+        shown = page if serve is page_server else tab_of(page)
         expect_text(shown, "#app h1", "Weights turned sparse abruptly, from about step 30,000 on")
         expect_text(shown, ".taken", "2,000 snapshots")
         sync_api.expect(shown.locator(".heat .names li")).to_have_count(200, timeout=30_000)

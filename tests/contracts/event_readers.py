@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -88,6 +89,24 @@ def server(logdir: Path, *flags: str, prefix: str = "") -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@contextmanager
+def tab_server(logdir: Path) -> Iterator[str]:
+    """The address of the tab in a TensorBoard of its own."""
+    with server(logdir) as url:
+        yield f"{url}/#sparsity"
+
+
+@contextmanager
+def page_server(logdir: Path) -> Iterator[str]:
+    """The address at which `sparsitywatch show` serves a log, read anew."""
+    from sparsitywatch.cli.pages import server_of
+
+    with server_of(logdir, 0) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}/"
+        served.shutdown()
 
 
 def wait_until(condition: object, timeout_s: float = 60.0) -> None:

@@ -7,6 +7,7 @@ clock at about 55 %; everything follows from the seed.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from sparsitywatch.records import (
     Event,
     Finding,
     Forecast,
+    LayerColumns,
+    Layers,
     LayerShare,
     LedgerEntry,
     LogHistogram,
@@ -361,6 +364,53 @@ def write_run(
     for record, detail in looks:
         sink.write(record, detail)
     for event in events:
+        sink.event(event)
+    sink.close()
+    return logdir
+
+
+#: Of a long run: steps from snapshot to snapshot, and by how much a tensor's shares are noisy.
+LONG_EVERY = 25
+LONG_NOISE = 0.002
+
+
+def write_long_run(logdir: Path, num_snapshots: int, num_tensors: int) -> Path:
+    """The log of many snapshots of many tensors, as noisy as in a training; returns ``logdir``.
+
+    Every snapshot has a spectrum; there are twenty different ones.
+    """
+    draw = np.random.default_rng(0)
+    tensors = names(num_tensors)
+    weight = np.array([1.6 if "dense" in n and "attention" not in n else 0.6 for n in tensors])
+
+    def shares(mean: float) -> np.ndarray:
+        return np.clip(weight * mean + LONG_NOISE * draw.normal(size=num_tensors), 0.0, 1.0)
+
+    sink = JsonlSink(logdir / "sparsitywatch")
+    sink.open(run_info(num_tensors=num_tensors))
+    spectra = logdir / "sparsitywatch" / "spectra"
+    last_step = LONG_EVERY * num_snapshots
+    for index in range(num_snapshots):
+        record, _ = look(LONG_EVERY * index, last_step=last_step, num_tensors=1)
+        columns = LayerColumns(
+            names=tuple(tensors),
+            num_weights=np.full(num_tensors, 1 << 20),
+            rms=0.02 + 0.01 * weight * index / num_snapshots,
+            near_zero={"initial_0.1": shares(record.near_zero["initial_0.1"])},
+            removed=np.stack([shares(level) for level in LEVELS]),
+            dormant=shares(record.dormant.fraction),
+        )
+        scope = ScopeSummary(num_tensors=num_tensors, num_weights=num_tensors << 20)
+        record = replace(record, layers=Layers(columns), scope=scope)
+        if index % max(num_snapshots // 20, 1) == 0:
+            scale = 0.02 * (1.0 - 0.3 * index / num_snapshots)
+            weights = {name: draw.normal(0.0, scale, 4096).astype(np.float32) for name in tensors}
+            sink.write(record, Detail(spectrum=spectrum_arrays(weights)))
+            last = spectra / f"step-{record.step:08d}.npz"
+        else:
+            sink.write(record, Detail())
+            shutil.copyfile(last, spectra / f"step-{record.step:08d}.npz")
+    for event in events(last_step):
         sink.event(event)
     sink.close()
     return logdir

@@ -1,6 +1,10 @@
-"""Made-up series of what two of the detectors are for: measured with an interval, and dormant.
+"""Made-up series beside those of quick and slow rises.
 
-Each is what a watch gives the detector: values, and a context that it needs.
+Three kinds in which nothing happens, for what a rate of false alarms is asked of: near-zero-like, a
+small fraction with noise in proportion; essential-sparsity-like, a level of a half and more, its
+noise of a point to five and correlated, as on a plateau; loss-like, a decay that slows down. And
+series for the two other detectors, with the context that each needs: measured with an interval, and
+dormant fractions.
 """
 
 from __future__ import annotations
@@ -9,17 +13,49 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from detecting.kinds import correlated
-from detecting.series import Array, Series, rng_of
+from detecting.series import Array, Series, correlated, log_uniform, rng_of
 
-__all__ = ["DORMANT", "MEASURED", "dormant", "measured"]
+KINDS = ("near_zero", "essential_sparsity", "loss")
+_LENGTHS = (60.0, 400.0)
+_LARGEST_CORRELATION = 0.9
 
-_NUM, _EVERY, _ONSET = 60, 100, 35
+_NUM = 60
+_EVERY = 100
+_ONSET = 35
 #: How wide a measured interval is to each side, and how much of that its centre scatters.
-_SIDE, _SCATTER = 0.06, (0.2, 0.6)
+_SIDE = 0.06
+_SCATTER = (0.2, 0.6)
 
 MEASURED = ("plateau", "drift", "fall", "slow_fall", "fall_with_cause", "rise", "tripling", "two")
 DORMANT = ("alive", "dying", "dying_at_once", "dead_before", "back_and_again", "no_decay")
+
+
+def quiet(kind: str, seed: int) -> Series:
+    """One series without a change; the same arguments give the same one."""
+    rng = rng_of(f"kinds/{kind}", seed)
+    num = int(log_uniform(rng, *_LENGTHS))
+    way = np.arange(num) / num
+    noise = correlated(rng, num, rng.uniform(0.0, _LARGEST_CORRELATION))
+    values: Array = {
+        "near_zero": lambda: (
+            log_uniform(rng, 0.02, 0.15)
+            * np.exp(rng.uniform(-0.3, 0.3) * way + log_uniform(rng, 0.005, 0.05) * noise)
+        ),
+        "essential_sparsity": lambda: (
+            rng.uniform(0.5, 0.8) + rng.uniform(-0.05, 0.05) * way + rng.uniform(0.01, 0.05) * noise
+        ),
+        "loss": lambda: (
+            rng.uniform(1.5, 3.5)
+            + rng.uniform(0.5, 4.0) * np.exp(-way / log_uniform(rng, 0.02, 0.3))
+            + rng.uniform(0.01, 0.05) * noise
+        ),
+    }[kind]()
+    return Series(kind, seed, 100 * np.arange(1, num + 1), values)
+
+
+def quiet_suite(seeds: Iterable[int], kind: str) -> Iterator[Series]:
+    """One series a seed."""
+    return (quiet(kind, seed) for seed in seeds)
 
 
 def measured(seeds: Iterable[int]) -> Iterator[Series]:

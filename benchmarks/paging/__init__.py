@@ -1,1 +1,0 @@
-"""What pages.py is made of: logs of made-up runs, and a browser that opens their pages."""

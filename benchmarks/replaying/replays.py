@@ -1,0 +1,164 @@
+"""One look at one stored checkpoint, a whole replay, its memory; and what they stand beside."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors
+import torch
+from reporting import HERE, timed
+from torch import nn
+
+import sparsitywatch as sw
+from sparsitywatch.checkpoints.base import stored_snapshot
+from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.pipeline.measure import Context, measure_snapshot
+from sparsitywatch.settings import Settings
+from sparsitywatch.weights.scope import Scope
+
+NUM_WORKERS = 4
+#: What is read at once: longer or shorter is slower here.
+_BUFFER_BYTES = 1 << 19
+
+
+def look(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> int:
+    """Everything that a record without a model says; the number of weights in scope."""
+    with open_checkpoint(url, options) as checkpoint:
+        scope = Scope.of_entries(checkpoint.entries())
+        snapshot = stored_snapshot(checkpoint, scope, 1)
+        initial_rms = dict.fromkeys(scope.names, 0.02)
+        context = Context(
+            settings=Settings(), scope=scope, initial_rms=initial_rms, dtypes=snapshot.dtypes
+        )
+        record = measure_snapshot(snapshot, context).record
+    return record.scope.num_weights
+
+
+def read_in_order(path: Path) -> int:
+    """Read each byte of a file, or of the files of a folder, once, in order; how many."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    total = 0
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as opened:
+            while count := opened.readinto(buffer):
+                total += count
+    return total
+
+
+def replayed(
+    url: str | os.PathLike[str],
+    executor: Executor | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[sw.Record]:
+    """The records of a replay without a model, with everything that it writes."""
+    with TemporaryDirectory() as place:
+        done = sw.replay(url, logdir=place, executor=executor, on_event=[], storage_options=options)
+    assert not done.failures, done.failures
+    return done.records
+
+
+@contextmanager
+def _dask() -> Iterator[Executor]:
+    distributed: Any = importlib.import_module("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=NUM_WORKERS, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client.get_executor(pure=False)
+
+
+def executors() -> dict[str, Callable[[], AbstractContextManager[Executor]]]:
+    """What may look at checkpoints: threads, processes, and dask's where it is installed."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, Callable[[], AbstractContextManager[Executor]]] = {
+        "threads": partial(ThreadPoolExecutor, NUM_WORKERS),
+        "processes": partial(ProcessPoolExecutor, NUM_WORKERS, context),
+    }
+    return found | (
+        {"dask's LocalCluster": _dask} if importlib.util.find_spec("distributed") else {}
+    )
+
+
+_CODE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from reporting import forget_peak, peak_bytes
+torch.set_num_threads(int(sys.argv[3]))
+before = forget_peak()
+from unittest import mock
+from replaying.replays import replayed
+from sparsitywatch.weights.spectrum import kernel
+if sys.argv[4] == "plain":
+    with mock.patch.object(kernel, "load", return_value=None):
+        replayed(sys.argv[2])
+else:
+    replayed(sys.argv[2])
+print(peak_bytes() - before)
+"""
+
+
+def growth_bytes(path: Path, num_threads: int, way: str) -> int:
+    """Peak resident memory of a replay of one checkpoint, above that of ``import torch``.
+
+    The library's own modules count, and so does numba where the way is "compiled".
+    """
+    arguments = [str(HERE), str(path), str(num_threads), way]
+    roots = [str(HERE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    done = subprocess.run(  # noqa: S603  our own code
+        [sys.executable, "-c", _CODE, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, roots))},
+    )
+    return int(json.loads(done.stdout))
+
+
+# WeightWatcher, on the same weights: another tool that needs no data, with other questions. It is
+# in no extra: with pandas and scikit-learn it takes 140 MB, and transformers imports the latter
+# wherever it finds it. Licence: Apache-2.0.
+
+
+def has_weightwatcher() -> bool:
+    """Whether there is a WeightWatcher to compare with."""
+    return importlib.util.find_spec("weightwatcher") is not None
+
+
+def weightwatcher_s(path: Path, names: frozenset[str]) -> float:
+    """Seconds that ``analyze()`` takes on these matrices of a file, once they are in memory."""
+    layers = nn.ModuleDict()
+    with safetensors.safe_open(path, "pt") as file:
+        for name in sorted(names):
+            weight = file.get_tensor(name)
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            layers[name.replace(".", "/")] = layer
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            watcher = importlib.import_module("weightwatcher").WeightWatcher(model=layers)
+            with torch.no_grad():
+                return timed(watcher.analyze)
+    finally:
+        logging.disable(logging.NOTSET)
