@@ -21,7 +21,6 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.facts import facts_of, snapshots_taken, watch_line
 from sparsitywatch.page.tensors import chosen, magnitudes, maps
 from sparsitywatch.records import Event, Record, WatchState
-from sparsitywatch.records.event import cause, sequel, when
 from sparsitywatch.records.run import __version__
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name, shown_text
@@ -139,10 +138,10 @@ def _event(number: int, event: Event) -> dict[str, Any]:
         "number": number,
         "series": event.series,
         "title": event.headline,
-        "when": when(event),
+        "when": event.when,
         "where": [shown_name(name) for name in event.layers],
-        "why": [*cause(event), *([shown_text(event.reason)] if event.reason else [])],
-        "also": sequel(event),
+        "why": [*event.causes, *([shown_text(event.reason)] if event.reason else [])],
+        "also": event.sequel,
         "do": event.advice,
         "trend": event.trend,
         "onset": event.onset_step,

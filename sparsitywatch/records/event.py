@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sparsitywatch.records.vital import VITAL_KINDS
 from sparsitywatch.series import describe
 from sparsitywatch.shown import shown_name
 
-__all__ = ["Event", "cause", "latest_versions", "sequel", "when"]
-
 _NAN = float("nan")
+_DORMANT = "motion/dormant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +121,112 @@ class Event:
         """The snapshot at which this version was reported."""
         return max(self.detected_step, self.revised_step)
 
+    # ------------------------------------------------------------------ in words
+    #
+    # Log, summary, webhook, drawings, TensorBoard and page read these. The result comes first,
+    # then where and why, then what people do about it.
+
     @property
     def headline(self) -> str:
-        """What happened, in a few words: the series, and from where to where it went."""
-        return _headline(self)
+        """What happened, in a few words: "Near-zero weights rose abruptly from 8 % to 11 %"."""
+        if self.kind == "replicas":
+            ranks = ", ".join(map(str, self.ranks))
+            return f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks}"
+        if self.kind in VITAL_KINDS:
+            tensors = "tensors" if self.value > 1 else "tensor"
+            return f"{self.value:,.0f} {tensors} {VITAL_KINDS[self.kind]}"
+        series = describe(self.series)
+        if (self.series, self.direction, self.kind) == (_DORMANT, "up", "abrupt"):
+            return f"Units are dying: {series.shown(self.size)} of the weights get no gradient"
+        verb = {"up": "rose", "down": "fell"}.get(self.direction, "changed")
+        verb += {"abrupt": " abruptly", "steady": " steadily"}.get(self.kind, "")
+        if self.kind == "steady" and self.baseline > 0.0:
+            verb += f" to {self.value / self.baseline:.2f} times their floor,"
+        subject = shown_name(series.subject)
+        if math.isnan(self.baseline) and math.isnan(self.value):
+            return f"{subject} {verb}"
+        return f"{subject} {verb} from {series.shown(self.baseline)} to {series.shown(self.value)}"
+
+    @property
+    def when(self) -> str:
+        """When it began, with the interval of that, and when it was seen."""
+        interval = ""
+        if self.onset_low < self.onset_high:
+            interval = f" ({self.onset_low:,} to {self.onset_high:,})"
+        began = f"began at about step {self.onset_step:,}{interval}"
+        return f"{began}, seen at step {self.detected_step:,}"
+
+    @property
+    def causes(self) -> list[str]:
+        """What is known of the reason, a few words each."""
+        known = [_MEANINGS.get((self.series, self.direction), "")]
+        if self.near_zero_step >= 0:
+            step = f"by step {self.near_zero_step:,}"
+            known.append(
+                f"at the present decay half of them will be near zero {step}"
+                if self.near_zero_step <= _FAR * self.detected_step
+                else f"decay is too weak to make them near zero soon: half of them would be {step}"
+            )
+        if self.num_not_finite:
+            known.append(f"{self.num_not_finite:,} weights are NaN or infinite")
+        known += [_CHANGES.get(self.change, ""), _EXPLAINED[self.explained_by_decay]]
+        return [words for words in known if words]
+
+    @property
+    def sequel(self) -> list[str]:
+        """What else saw it, what announced it, and what came of it, a few words each."""
+        known = []
+        if self.related:
+            labels = [shown_name(describe(name).label) for name in self.related]
+            parted = [label.partition(", ") for label in labels]
+            others = [what + (f" ({rule})" if rule else "") for what, _, rule in parted]
+            known.append(f"seen in {', '.join(others)} too")
+        if self.preceded_by:
+            series, _, step = map(shown_name, self.preceded_by.partition("@"))
+            known.append(f"announced by {describe(series).label} at step {step}")
+        if self.reverted_step >= 0:
+            known.append(f"back by half at step {self.reverted_step:,}")
+        return known
 
     @property
     def advice(self) -> str:
         """What people do about such an event; never empty."""
-        return _advice(self)
+        before = f"step {self.before_step:,}" if self.before_step >= 0 else "an earlier step"
+        if self.kind in _KIND_ADVICE:
+            return _KIND_ADVICE[self.kind].format(before=before)
+        first = self.before_step if self.before_step >= 0 else self.onset_step
+        compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
+        room, way = self.series.partition("/")[0], self.direction
+        keys = (f"{room} {way} {self.kind}", f"{self.series} {way}", f"{room} {way}")
+        words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
+        return words.format(compare=compare, decay=_DECAY[self.explained_by_decay])
 
     def describe(self) -> str:
         """One or two sentences for a person, the result first."""
-        return _sentences(self)
+        if self.kind in _KIND_ADVICE:
+            return self._of_tensors()
+        names = _some(self.layers, len(self.layers))
+        first = f"{self.headline}: {self.when}{f', most in {names}' if names else ''}"
+        # units that die make no weight small: that takes decay
+        trend = [self.trend] if self.trend and self.series != _DORMANT else []
+        more = "; ".join([*trend, *self.causes, *self.sequel])
+        return f"{first}. {more[0].upper()}{more[1:]}" if more else first
+
+    def _of_tensors(self) -> str:
+        """What is wrong with ranks, or with tensors, in which, and since when."""
+        before = f"step {self.before_step:,}" if self.before_step >= 0 else ""
+        seen = f"seen at step {self.detected_step:,}"
+        over = f"since step {self.reverted_step:,}" if self.reverted_step >= 0 else ""
+        if self.kind == "replicas":
+            names = _some(self.layers, len(self.layers))
+            same = f", the same up to {before}" if before else ""
+            text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
+            text += f"{seen}{same}. The records go on with what rank 0 holds"
+            return text + (f"; all ranks agree again {over}" if over else "")
+        names = _some(self.layers, max(int(self.value), len(self.layers)))
+        not_yet = f", not yet so at {before}" if before else ""
+        text = f"{self.headline}: {names}; {self.reason}; {seen}{not_yet}"
+        return text + (f"; over {over}" if over else "")
 
     def report(self) -> str:
         """The same, and what people do about it: what the log and a webhook are given."""
@@ -154,11 +246,14 @@ def latest_versions(events: Iterable[Event]) -> list[Event]:
     return list({event.id: event for event in events}.values())
 
 
-# ------------------------------------------------------------------ in words
-#
-# Log, summary, webhook, figures, TensorBoard and page read these. The result comes first, then
-# where and why, then what people do about it.
+def _some(names: Sequence[str], num: int) -> str:
+    """The first three of ``num`` names."""
+    more = f" and {num - 3:,} more" if num > 3 else ""
+    return ", ".join(map(shown_name, names[:3])) + more
 
+
+#: Weights that would be near zero only after so many times the steps so far are not seen to be.
+_FAR = 10
 _CHANGES = {
     "scale": "the scale of the weights moved",
     "shape": "the shape of the weights' distribution changed",
@@ -171,118 +266,11 @@ _MEANINGS = {
     ("essential_sparsity/value", "up"): "more of the weights could be removed without harm",
     ("essential_sparsity/value", "down"): "fewer of the weights could be removed without harm",
 }
-#: Weights that would be near zero only after so many times the steps so far are not seen to be.
-_FAR = 10
-_MOST_NAMES, _DORMANT = 3, "motion/dormant"
-
-
-def _headline(event: Event) -> str:
-    """What happened, in a few words: "Near-zero weights rose abruptly from 8.9 % to 11.1 %"."""
-    if event.kind == "replicas":
-        ranks = ", ".join(map(str, event.ranks))
-        return f"Replicas differ: rank{'s' if len(event.ranks) > 1 else ''} {ranks}"
-    if event.kind in VITAL_KINDS:
-        return (
-            f"{event.value:,.0f} tensor{'s' if event.value > 1 else ''} {VITAL_KINDS[event.kind]}"
-        )
-    series = describe(event.series)
-    if event.series == _DORMANT and event.direction == "up" and event.kind == "abrupt":
-        return f"Units are dying: {series.shown(event.size)} of the weights get no gradient"
-    verb = {"up": "rose", "down": "fell"}.get(event.direction, "changed")
-    verb += {"abrupt": " abruptly", "steady": " steadily"}.get(event.kind, "")
-    if event.kind == "steady" and event.baseline > 0.0:
-        verb += f" to {event.value / event.baseline:.2f} times their floor,"
-    if math.isnan(event.baseline) and math.isnan(event.value):
-        return f"{shown_name(series.subject)} {verb}"
-    sizes = f"from {series.shown(event.baseline)} to {series.shown(event.value)}"
-    return f"{shown_name(series.subject)} {verb} {sizes}"
-
-
-def _sentences(event: Event) -> str:
-    """What happened, when it began and was seen, where, why, and what came of it."""
-    if event.kind == "replicas":
-        return _replicas(event)
-    if event.kind in VITAL_KINDS:
-        return _sign(event)
-    names = _names(event)
-    first = f"{_headline(event)}: {when(event)}{f', most in {names}' if names else ''}"
-    # units that die make no weight small: that takes decay
-    trend = [event.trend] if event.trend and event.series != _DORMANT else []
-    more = "; ".join([*trend, *cause(event), *sequel(event)])
-    return f"{first}. {more[0].upper()}{more[1:]}" if more else first
-
-
-def when(event: Event) -> str:
-    """When it began, with the interval of that, and when it was seen."""
-    interval = ""
-    if event.onset_low < event.onset_high:
-        interval = f" ({event.onset_low:,} to {event.onset_high:,})"
-    began = f"began at about step {event.onset_step:,}{interval}"
-    return f"{began}, seen at step {event.detected_step:,}"
-
-
-def cause(event: Event) -> list[str]:
-    """What is known of the reason, a few words each."""
-    known = _meaning(event)
-    if event.num_not_finite:
-        known.append(f"{event.num_not_finite:,} weights are NaN or infinite")
-    if event.change in _CHANGES:
-        known.append(_CHANGES[event.change])
-    if event.explained_by_decay is not None:
-        speed = "no faster" if event.explained_by_decay else "faster"
-        known.append(f"{speed} than weight decay alone could")
-    return known
-
-
-def sequel(event: Event) -> list[str]:
-    """What else saw it, what announced it, and what came of it, a few words each."""
-    known = []
-    if event.related:
-        rows = map(describe, event.related)
-        others = [row.label.partition(", ")[0] + _rule(row.label) for row in rows]
-        known.append(f"seen in {', '.join(map(shown_name, others))} too")
-    if event.preceded_by:
-        series, _, step = event.preceded_by.partition("@")
-        known.append(
-            f"announced by {shown_name(describe(series).label)} at step {shown_name(step)}"
-        )
-    if event.reverted_step >= 0:
-        known.append(f"back by half at step {event.reverted_step:,}")
-    return known
-
-
-def _advice(event: Event) -> str:
-    """What people do about such an event; never empty."""
-    if event.kind == "replicas":
-        return (
-            "Stop the run and look at what these ranks do otherwise, their devices first. Go on "
-            f"from a checkpoint of {_step(event.before_step, 'an earlier step')} or before."
-        )
-    if event.kind in VITAL_KINDS:
-        earlier = _step(event.before_step, "an earlier step")
-        return _SIGN_ADVICE[event.kind].format(before=earlier)
-    before = event.before_step if event.before_step >= 0 else event.onset_step
-    compare = f"Compare the checkpoints around steps {before:,} and {event.detected_step:,}"
-    room, way = event.series.partition("/")[0], event.direction
-    keys = (f"{room} {way} {event.kind}", f"{event.series} {way}", f"{room} {way}")
-    words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
-    return words.format(compare=compare, decay=_DECAY[event.explained_by_decay])
-
-
-def _meaning(event: Event) -> list[str]:
-    """What the change says of the model, and when it will show in small weights."""
-    meaning = _MEANINGS.get((event.series, event.direction))
-    known = [] if meaning is None else [meaning]
-    if event.near_zero_step >= 0:
-        step = f"step {event.near_zero_step:,}"
-        known.append(
-            f"at the present decay half of them will be near zero by {step}"
-            if event.near_zero_step <= _FAR * event.detected_step
-            else f"decay is too weak to make them near zero soon: half of them would be by {step}"
-        )
-    return known
-
-
+_EXPLAINED = {
+    True: "weight decay alone explains it",
+    False: "weight decay alone does not explain it",
+    None: "",
+}
 _DECAY = {
     True: "If it is unwanted, lower the weight decay of the layers named.",
     False: "Look for another cause than weight decay: pruning, a penalty, a jump in training.",
@@ -291,26 +279,26 @@ _DECAY = {
 #: By the series or its room, the direction, and "steady"; what is not here is compared.
 #: docs/alarms.md has these sentences, too, and a test holds it to them.
 _ADVICE = {
-    "motion/dormant up": "Nothing need be done now if capacity is to spare: near-zero weights may "
-    "follow on the decay clock. If it is unwanted, look in the layers named for dead ReLUs, a "
+    "motion/dormant up": "No action needed if the model has spare capacity. Expect more near-zero "
+    "weights as decay continues. If it is unwanted, look in the layers named for dead ReLUs, a "
     "learning rate too high for them, or inputs that never come.",
-    "motion/dormant down": "Nothing need be done: these weights get gradients again.",
-    "near_zero up": "{compare}. {decay} Nothing need be done while the loss still falls.",
-    "near_zero up steady": "Nothing need be done while the loss still falls, and nothing happened "
+    "motion/dormant down": "No action needed: these weights get gradients again.",
+    "near_zero up": "{compare}. {decay} No action needed while the loss still falls.",
+    "near_zero up steady": "No action needed while the loss still falls, and nothing happened "
     "at one step. {decay}",
-    "near_zero down": "Nothing need be done: weights grow back. {compare} if that surprises.",
-    "value/reliance up": "Nothing need be done: the model began to need these weights. Compare "
+    "near_zero down": "No action needed: weights grow back. {compare} if that surprises.",
+    "value/reliance up": "No action needed: the model began to need these weights. Compare "
     "sparsities only from here on.",
     "value/reliance down": "{compare}, and the loss: the model gets by without weights that it "
     "used. Look at the layers beside the watched ones, too.",
-    "essential_sparsity up": "Nothing need be done while the loss still falls: it is a good time "
+    "essential_sparsity up": "No action needed while the loss still falls: it is a good time "
     "to try pruning. If the loss rose, the model is coming apart. {compare}.",
-    "essential_sparsity down": "Nothing need be done: the model makes use of more weights.",
+    "essential_sparsity down": "No action needed: the model makes use of more weights.",
 }
-
-
-#: By kind of vital sign.
-_SIGN_ADVICE = {
+#: By kind, where it is no change of a series.
+_KIND_ADVICE = {
+    "replicas": "Stop the run and look at what these ranks do otherwise, their devices first. Go "
+    "on from a checkpoint of {before} or before.",
     "untrained": "Stop the run and put these tensors into the optimizer, or let the gradient reach "
     "them. If they are frozen on purpose, set requires_grad to False: that says so and is faster.",
     "rounding": "Keep float32 copies for the optimizer (or the weights in float32 under autocast), "
@@ -323,42 +311,3 @@ _SIGN_ADVICE = {
     "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "
     "overwritten them. Go on from a checkpoint of {before} or before.",
 }
-
-
-def _step(step: int, unknown: str) -> str:
-    return f"step {step:,}" if step >= 0 else unknown
-
-
-def _names(event: Event) -> str:
-    num = (
-        max(int(event.value), len(event.layers)) if event.kind in VITAL_KINDS else len(event.layers)
-    )
-    more = num - _MOST_NAMES
-    names = ", ".join(map(shown_name, event.layers[:_MOST_NAMES]))
-    return names + (f" and {more} more" if more > 0 else "")
-
-
-def _rule(label: str) -> str:
-    """The part of a label that tells a series from the others of its family, in brackets."""
-    rule = label.partition(", ")[2]
-    return f" ({rule})" if rule else ""
-
-
-def _sign(event: Event) -> str:
-    since = f", not yet so at step {event.before_step:,}" if event.before_step >= 0 else ""
-    text = f"{_headline(event)}: {_names(event)}; {event.reason}; seen at step "
-    text += f"{event.detected_step:,}{since}"
-    if event.reverted_step >= 0:
-        text += f"; over since step {event.reverted_step:,}"
-    return text
-
-
-def _replicas(event: Event) -> str:
-    since = f", the same up to step {event.before_step:,}" if event.before_step >= 0 else ""
-    text = (
-        f"{_headline(event)} did not hold the weights that other ranks held of {_names(event)}, "
-        f"seen at step {event.detected_step:,}{since}. The records go on with what rank 0 holds"
-    )
-    if event.reverted_step >= 0:
-        text += f"; all ranks agree again since step {event.reverted_step:,}"
-    return text

@@ -13,8 +13,6 @@ import numpy as np
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.shown import shown_name
 
-__all__ = ["LayerColumns", "LayerShare", "Layers"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShare:
@@ -43,23 +41,14 @@ class LayerShare:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerColumns:
-    """The same numbers of N in-scope tensors in one record, an array for each.
-
-    Args:
-        names: of the tensors, length N.
-        num_weights: int64 [N].
-        rms: float64 [N].
-        near_zero: float64 [N] by rule.
-        removed: float64 [K, N], a row for each level of the record's curve; K is 0 without one.
-        dormant: float64 [N].
-    """
+    """The same numbers of N in-scope tensors in one record, an array for each."""
 
     names: tuple[str, ...]
-    num_weights: np.ndarray
-    rms: np.ndarray
-    near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)
-    removed: np.ndarray
-    dormant: np.ndarray
+    num_weights: np.ndarray  # int64 [N]
+    rms: np.ndarray  # float64 [N]
+    near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by rule
+    removed: np.ndarray  # float64 [K, N], a row for each level of the curve; K is 0 without one
+    dormant: np.ndarray  # float64 [N]
 
     @classmethod
     def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
@@ -90,31 +79,24 @@ class LayerColumns:
             dormant=np.array([layer.dormant for layer in layers], np.float64),
         )
 
-    def shares(self) -> list[LayerShare]:
+    def shares(self) -> Iterator[LayerShare]:
         """A tensor at a time, with plain numbers."""
-        rules = list(self.near_zero)
-        near_zero = [_plain(self.near_zero[rule]) for rule in rules]
+        near_zero = {rule: _plain(column) for rule, column in self.near_zero.items()}
         removed = [_plain(level) for level in self.removed]
-        columns = zip(
-            self.names,
+        num_weights, rms, dormant = (
             self.num_weights.tolist(),
             _plain(self.rms),
-            zip(*near_zero, strict=True) if rules else [()] * len(self.names),
-            zip(*removed, strict=True) if removed else [()] * len(self.names),
             _plain(self.dormant),
-            strict=True,
         )
-        return [
-            LayerShare(
+        for i, name in enumerate(self.names):
+            yield LayerShare(
                 name=name,
-                num_weights=num_weights,
-                rms=rms,
-                near_zero=dict(zip(rules, fractions, strict=True)),
-                removed=shares,
-                dormant=dormant,
+                num_weights=num_weights[i],
+                rms=rms[i],
+                near_zero={rule: column[i] for rule, column in near_zero.items()},
+                removed=tuple(level[i] for level in removed),
+                dormant=dormant[i],
             )
-            for name, num_weights, rms, fractions, shares, dormant in columns
-        ]
 
 
 def _plain(column: np.ndarray) -> list[float]:
@@ -124,13 +106,11 @@ def _plain(column: np.ndarray) -> list[float]:
 
 
 class Layers(Sequence[LayerShare]):
-    """The tensors of one record, kept as columns; read when they are first asked for.
-
-    Equal to a tuple of the same ``LayerShare``.
+    """The tensors of one record, kept as columns; equal to a tuple of the same ``LayerShare``.
 
     Args:
-        columns: the numbers, or a function that reads them. What it raises is raised by whatever
-            asks for one.
+        columns: the numbers, or a function that reads them when they are first asked for. What it
+            raises is raised by whatever asks.
     """
 
     def __init__(self, columns: LayerColumns | Callable[[], LayerColumns]) -> None:
@@ -138,26 +118,19 @@ class Layers(Sequence[LayerShare]):
 
     @classmethod
     def of(cls, layers: Sequence[LayerShare]) -> Layers:
-        """``layers`` themselves if they are some, else their columns.
-
-        Raises:
-            ConfigurationError: as ``LayerColumns.of``.
-        """
+        """``layers`` themselves if they are some, else their columns, as ``LayerColumns.of``."""
         return layers if isinstance(layers, Layers) else cls(LayerColumns.of(layers))
 
     @cached_property
     def columns(self) -> LayerColumns:
         """The numbers, an array for each kind."""
-        columns = self._columns
-        if callable(columns):
-            self._columns = columns = columns()
-        return columns
+        return self._columns() if callable(self._columns) else self._columns
 
     def __len__(self) -> int:
         return len(self.columns.names)
 
     def __iter__(self) -> Iterator[LayerShare]:
-        return iter(self.columns.shares())
+        return self.columns.shares()
 
     @overload
     def __getitem__(self, index: int) -> LayerShare: ...

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsitywatch.errors import ConfigurationError, expect_numbers
+from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
 from sparsitywatch.records.event import Event
 from sparsitywatch.records.layers import LayerShare
 from sparsitywatch.records.vital import Vital
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.shown import html_table, shown_name
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "Cost",
-    "DecayProjection",
-    "Dormant",
-    "EssentialSparsity",
-    "Forecast",
-    "MaskOverlap",
-    "Movement",
-    "Provenance",
-    "Record",
-    "Replicas",
-    "ScopeSummary",
-    "SparsityCurve",
-    "html_of",
-]
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 1
@@ -82,42 +65,30 @@ class SparsityCurve:
         if self.num_seen is not None:
             columns["num_seen"] = self.num_seen
         for name, column in columns.items():
-            object.__setattr__(self, name, expect_numbers(name, column, "a list of numbers"))
-        num_points = len(self.sparsity)
-        if num_points == 0:
+            columns[name] = expect_numbers(name, column, "a list of numbers")
+            object.__setattr__(self, name, columns[name])
+        if not self.sparsity:
             raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
-        self._check_lengths(columns)
-        for i, x in enumerate(self.sparsity):
-            if not 0.0 <= x <= 1.0:
-                raise ConfigurationError(
-                    f"Expected `sparsity[{i}]` to be a fraction of weights in [0, 1], got {x!r}."
-                )
-        self._check_seen()
-        for i, x in enumerate(self.stderr or ()):
-            if x < 0.0:  # NaN stays: the error of a value that broke down is unknown
-                raise ConfigurationError(
-                    f"Expected `stderr[{i}]` to be a non-negative standard error, got {x!r}."
-                )
-
-    def _check_lengths(self, columns: Iterable[str]) -> None:
-        for name in columns:
-            if len(getattr(self, name)) != len(self.sparsity):
+        for name, column in columns.items():
+            if len(column) != len(self.sparsity):
                 raise ConfigurationError(
                     f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
-                    f"got {len(getattr(self, name))} values."
+                    f"got {len(column)} values."
                 )
+        self._check_numbers()
 
-    def _check_seen(self) -> None:
-        if self.num_seen is None:
-            return
-        most = self.num_examples
-        for i, x in enumerate(self.num_seen):
-            if not (x >= 1 and x == int(x) and (most is None or x <= most)):
-                raise ConfigurationError(
-                    f"Expected `num_seen[{i}]` to be a number of examples, at least 1 and at most "
-                    f"`num_examples` ({most}), got {x!r}."
-                )
-        object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
+    def _check_numbers(self) -> None:
+        for i, x in enumerate(self.sparsity):
+            expect(0.0 <= x <= 1.0, f"sparsity[{i}]", "a fraction of weights in [0, 1]", x)
+        for i, x in enumerate(self.stderr or ()):
+            # NaN stays: the error of a value that broke down is unknown
+            expect(not x < 0.0, f"stderr[{i}]", "a non-negative standard error", x)
+        most = math.inf if self.num_examples is None else self.num_examples
+        what = f"a number of examples, at least 1 and at most `num_examples` ({self.num_examples})"
+        if self.num_seen is not None:
+            for i, x in enumerate(self.num_seen):
+                expect(1 <= x <= most and x == int(x), f"num_seen[{i}]", what, x)
+            object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
 
     def __repr__(self) -> str:
         low, high = min(self.sparsity), max(self.sparsity)
@@ -200,37 +171,17 @@ class EssentialSparsity:
 
 # ------------------------------------------------------------------ how the weights move
 
-#: By what is around it, "" for the record itself: each attribute that a series is read from, by
-#: its path. Several rows read one.
-_PATHS: dict[str, dict[str, str]] = {}
-for _path in sorted({path for row in SERIES for path in (row.only, row.source) if path}):
-    _PATHS.setdefault(_path.rpartition(".")[0], {})[_path] = _path.rpartition(".")[2]
-#: Each series: its name, that up to its ``*``, its room, whether it is a family, only where, where.
-_ROWS = [
-    (row.name, row.name.rstrip("*"), row.name.partition("/")[0], row.name.endswith("*"), row.only,
-     row.source)
-    for row in SERIES
-]  # fmt: skip
-
-
-#: Types that are told from a mapping at once.
-_NUMBERS = (float, int, bool)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DecayProjection:
-    """How far the decay clock must advance until dormant weights are near zero.
+    """How far the decay clock must advance until dormant weights are near zero, K advances."""
 
-    Args:
-        advance: of the decay clock (mean over the in-scope weights), rising from 0.
-        dormant: share of the sampled weights that is dormant now and near zero at that
-            advance, those left out that pass as dormant by chance.
-        entering: the same for weights that may go dormant next, as a share of these: living
-            weights, those of a tensor counted in proportion to its dormant ones.
-    """
-
-    advance: tuple[float, ...]
+    advance: tuple[float, ...]  # of the decay clock (mean over the in-scope weights), rising from 0
+    # Share of the sampled weights that is dormant now and near zero at that advance, those left out
+    # that pass as dormant by chance.
     dormant: tuple[float, ...]
+    # The same for weights that may go dormant next, as a share of these: living weights, those of a
+    # tensor counted in proportion to its dormant ones.
     entering: tuple[float, ...]
 
     def __repr__(self) -> str:
@@ -239,67 +190,42 @@ class DecayProjection:
 
 @dataclass(frozen=True, kw_only=True)
 class Dormant:
-    """Weights whose change since the last snapshot is explained by weight decay alone.
+    """Weights whose change since the last snapshot is explained by weight decay alone."""
 
-    Args:
-        fraction: of the sampled in-scope weights; NaN when it could not be measured.
-        num_sampled: size of the fixed random sample.
-        since_step: step of the earlier snapshot; -1 if there was none.
-        reason: why ``fraction`` is NaN; empty otherwise.
-        chance: share of living weights that passes by chance over this interval; NaN if not
-            known. It grows with the distance of the snapshots.
-        estimated: the shrink by decay and the size of updates were estimated from the weights
-            themselves, as nothing was known of the optimizer.
-        estimated_advance: by how much the decay clock advanced, as estimated in the same way; NaN
-            where the optimizer is known, or no weights shrank by one factor.
-        projection: None if the decay clock stands still or is not known.
-    """
-
-    fraction: float
-    num_sampled: int
-    since_step: int
-    reason: str = ""
-    chance: float = _NAN
+    fraction: float  # of the sampled in-scope weights; NaN when it could not be measured
+    num_sampled: int  # size of the fixed random sample
+    since_step: int  # step of the earlier snapshot; -1 if there was none
+    reason: str = ""  # why ``fraction`` is NaN; empty otherwise
+    chance: float = _NAN  # share of living weights that passes by chance over this interval
+    # Shrink by decay and size of updates are estimated from the weights themselves, as nothing was
+    # known of the optimizer; and by how much the decay clock advanced, if any shrank by one factor.
     estimated: bool = False
     estimated_advance: float = _NAN
-    projection: DecayProjection | None = None
+    projection: DecayProjection | None = None  # None if the decay clock stands still or is unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """How far the weights went since the last snapshot; known for every optimizer.
+    """How far the weights went since the last snapshot; known for every optimizer."""
 
-    Args:
-        update_to_weight: root mean square of the change that decoupled decay does not explain,
-            over that of the weights before; NaN if there was no earlier snapshot.
-        sign_flips: fraction of the sampled weights that changed their sign; NaN likewise.
-        num_sampled: size of the fixed random sample.
-        since_step: step of the earlier snapshot; -1 if there was none.
-    """
-
+    # Root mean square of the change that decoupled decay does not explain, over that of the weights
+    # before; NaN if there was no earlier snapshot.
     update_to_weight: float
-    sign_flips: float
-    num_sampled: int
-    since_step: int
+    sign_flips: float  # fraction of the sampled weights that changed their sign; NaN likewise
+    num_sampled: int  # size of the fixed random sample
+    since_step: int  # step of the earlier snapshot; -1 if there was none
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOverlap:
-    """Whether pruning would remove the same weights as at the snapshot before.
+    """Whether pruning would remove the same weights as at the snapshot before."""
 
-    Args:
-        level: sparsities that are compared, rising.
-        overlap: of the sampled weights that a level would have removed then, the fraction that
-            it removes now; about the level itself if the two had nothing in common. NaN if
-            there was no earlier snapshot, or nothing to remove.
-        num_sampled: size of the fixed random sample.
-        since_step: step of the earlier snapshot; -1 if there was none.
-    """
-
-    level: tuple[float, ...]
+    level: tuple[float, ...]  # sparsities that are compared, rising
+    # Of the sampled weights that a level would have removed then, the fraction that it removes now;
+    # about the level itself by chance. NaN if there was no earlier snapshot, or nothing to remove.
     overlap: tuple[float, ...]
-    num_sampled: int
-    since_step: int
+    num_sampled: int  # size of the fixed random sample
+    since_step: int  # step of the earlier snapshot; -1 if there was none
 
     def __repr__(self) -> str:
         return f"<MaskOverlap at {len(self.level)} levels since step {self.since_step}>"
@@ -313,25 +239,18 @@ class MaskOverlap:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The near-zero fraction to come, while the decay clock advances by one unit.
+    """The near-zero fraction to come, while the decay clock advances by one unit."""
 
-    Args:
-        rule: the near-zero rule that is foreseen.
-        advance: of the decay clock from now on, rising from 0.
-        fraction: near-zero fraction of the in-scope weights at each advance; NaN where it is
-            farther ahead, in steps, than twice the age of the run.
-        low, high: the band around it, nominally of nine in ten.
-        clock_per_step: present rate of the decay clock.
-        doubling_step: when the fraction is twice its running floor, at the present rate; NaN if
-            that cannot be foreseen, or has happened.
-    """
-
-    rule: str
-    advance: tuple[float, ...]
+    rule: str  # the near-zero rule that is forecast
+    advance: tuple[float, ...]  # of the decay clock from now on, rising from 0
+    # Near-zero fraction of the in-scope weights at each advance; NaN where it is farther ahead, in
+    # steps, than twice the age of the run. The band is nominally of nine in ten.
     fraction: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    clock_per_step: float
+    clock_per_step: float  # present rate of the decay clock
+    # When the fraction is twice its running floor, at the present rate; NaN if that cannot be
+    # foreseen, or has happened.
     doubling_step: float = _NAN
 
     def __repr__(self) -> str:
@@ -358,6 +277,20 @@ class Forecast:
 
 # ------------------------------------------------------------------ the record
 
+#: Types that are told from a mapping at once.
+_NUMBERS = (float, int, bool)
+#: By what is around it, "" for the record itself: each attribute that a series is read from, by
+#: its path. Several rows read one.
+_PATHS: dict[str, dict[str, str]] = {}
+for _path in sorted({path for row in SERIES for path in (row.only, row.source) if path}):
+    _PATHS.setdefault(_path.rpartition(".")[0], {})[_path] = _path.rpartition(".")[2]
+#: Each series: its name, that up to its ``*``, its room, whether it is a family, only where, where.
+_ROWS = [
+    (row.name, row.name.rstrip("*"), row.name.partition("/")[0], row.name.endswith("*"), row.only,
+     row.source)
+    for row in SERIES
+]  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScopeSummary:
@@ -369,45 +302,29 @@ class ScopeSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What the snapshot cost.
+    """What the snapshot cost, in seconds and in calls."""
 
-    Args:
-        stall_s: seconds for which the training thread was held. What was done behind the training
-            is not part of it.
-        spectrum_s, evaluation_s: what reading the weights took, and what the proxy took.
-        publish_s: what detectors and sinks took for the record before; this one's is not known
-            yet when it is written.
-        num_forwards: calls of the value function.
-        overhead: share of the wall time that the watch has taken, this snapshot included up to
-            the moment when its record was made; NaN if nobody kept count.
-        num_left_out: snapshots that were due since the record before and were left out to keep the
-            overhead small.
-        num_evaluations_left_out: 1 if this one has no evaluation for that reason.
-    """
-
-    stall_s: float
-    spectrum_s: float
-    evaluation_s: float
-    publish_s: float = 0.0
-    num_forwards: int
+    stall_s: float  # the training thread was held; not what was done behind the training
+    spectrum_s: float  # reading the weights
+    evaluation_s: float  # the proxy
+    publish_s: float = (
+        0.0  # detectors and sinks, for the record before: this one is not written yet
+    )
+    num_forwards: int  # calls of the value function
+    # Share of the wall time that the watch has taken, this snapshot included up to the moment when
+    # its record was made; NaN if nobody kept count.
     overhead: float = _NAN
-    num_left_out: int = 0
-    num_evaluations_left_out: int = 0
+    num_left_out: int = 0  # snapshots that were due since the record before, to save time
+    num_evaluations_left_out: int = 0  # 1 if this one has no evaluation for that reason
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replicas:
-    """Whether ranks that ought to hold the same weights hold the same bits.
+    """Whether ranks that ought to hold the same weights hold the same bits."""
 
-    Args:
-        num_ranks: that were compared.
-        ranks: those that hold other bits than most; of two that differ, both. Empty if all agree.
-        tensors: in which they do.
-    """
-
-    num_ranks: int
-    ranks: tuple[int, ...] = ()
-    tensors: tuple[str, ...] = ()
+    num_ranks: int  # that were compared
+    ranks: tuple[int, ...] = ()  # those that hold other bits than most; of two that differ, both
+    tensors: tuple[str, ...] = ()  # in which they do
 
     @property
     def num_differing(self) -> int:
@@ -421,27 +338,17 @@ class Replicas:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a number depends on; curves whose provenance differs cannot be compared.
+    """What a number depends on; curves whose provenance differs cannot be compared."""
 
-    Args:
-        sparsitywatch, torch: versions.
-        scope_hash: which weights are watched.
-        proxy_hash: which examples are evaluated; empty without a proxy.
-        dtypes: of the in-scope tensors.
-        tolerance, tolerance_mode: as in ``EssentialSparsity``.
-        pattern: what a level means.
-        evaluation: "zero-shot": masked weights, no fine-tuning.
-    """
-
-    sparsitywatch: str
+    sparsitywatch: str  # versions
     torch: str
-    scope_hash: str
-    proxy_hash: str
-    dtypes: tuple[str, ...]
-    tolerance: float
+    scope_hash: str  # which weights are watched
+    proxy_hash: str  # which examples are evaluated; empty without a proxy
+    dtypes: tuple[str, ...]  # of the in-scope tensors
+    tolerance: float  # as in ``EssentialSparsity``
     tolerance_mode: str
-    pattern: str
-    evaluation: str = "zero-shot"
+    pattern: str  # what a level means
+    evaluation: str = "zero-shot"  # masked weights, no fine-tuning
 
     def settings(self) -> dict[str, Any]:
         """What has to agree for numbers to be compared; versions of libraries need not."""

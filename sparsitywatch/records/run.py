@@ -12,39 +12,20 @@ import numpy as np
 from sparsitywatch.records.record import Provenance
 from sparsitywatch.shown import shown_name
 
-__all__ = [
-    "Detail",
-    "LedgerEntry",
-    "LogHistogram",
-    "RunInfo",
-    "WatchState",
-    "__version__",
-    "ledger_in_short",
-]
-
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerEntry:
-    """One parameter of the model, in or out of scope, and why.
+    """One parameter of the model, in or out of scope, and why."""
 
-    Args:
-        name: the alphabetically first of its names, wrappers' prefixes removed.
-        shape: its shape.
-        num_weights: its number of elements.
-        in_scope: whether its weights count.
-        reason: why it is in or out, in a few words.
-        aliases: other names of the same storage (tied weights), counted once.
-    """
-
-    name: str
+    name: str  # the alphabetically first of its names, wrappers' prefixes removed
     shape: tuple[int, ...]
     num_weights: int
-    in_scope: bool
-    reason: str
-    aliases: tuple[str, ...] = ()
+    in_scope: bool  # whether its weights count
+    reason: str  # why it is in or out, in a few words
+    aliases: tuple[str, ...] = ()  # other names of the same storage (tied weights), counted once
 
     @property
     def why(self) -> str:
@@ -58,34 +39,19 @@ class LedgerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchState:
-    """How a live watch is: written at every snapshot, once a minute, and when it ends.
+    """How a live watch is: written at every snapshot, once a minute, and when it ends."""
 
-    Args:
-        status: "on"; "off" if it switched itself off; "closed" if it was closed.
-        reason: why it is off; empty otherwise.
-        step: optimizer steps done when this was written; of a watch that is off, since when.
-        wall_time: when it was written, seconds since the epoch.
-        last_step: the last snapshot; -1 if there is none.
-        last_evaluated_step: the last one with an evaluation that succeeded; -1 likewise.
-        next_due_step: the first step after it at which a snapshot is due; -1 if that cannot be
-            foreseen.
-        num_failures: snapshots in a row that failed, up to the last one.
-        overhead: share of the wall time that the watch has taken; NaN if nobody kept count.
-        step_s: wall time of a step, on average; NaN before the second one.
-        pid, host: the process that trains.
-    """
-
-    status: str
-    reason: str = ""
-    step: int
-    wall_time: float
-    last_step: int = -1
-    last_evaluated_step: int = -1
-    next_due_step: int = -1
-    num_failures: int = 0
-    overhead: float = math.nan
-    step_s: float = math.nan
-    pid: int = -1
+    status: str  # "on"; "off" if it switched itself off; "closed" if it was closed
+    reason: str = ""  # why it is off; empty otherwise
+    step: int  # optimizer steps done when this was written; of a watch that is off, since when
+    wall_time: float  # when it was written, seconds since the epoch
+    last_step: int = -1  # the last snapshot; -1 if there is none
+    last_evaluated_step: int = -1  # the last one with an evaluation that succeeded; -1 likewise
+    next_due_step: int = -1  # the first step after it at which one is due; -1 if that is not known
+    num_failures: int = 0  # snapshots in a row that failed, up to the last one
+    overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
+    step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
+    pid: int = -1  # the process that trains
     host: str = ""
 
     def describe(self) -> str:
@@ -110,25 +76,18 @@ class WatchState:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What a sink is given once, before the first record.
+    """What a sink is given once, before the first record."""
 
-    Args:
-        initial_step: steps done when the watch attached; records at later steps follow,
-            whatever the log already holds beyond it belongs to a future that was lost. In a
-            replay the last step that is kept of the log, -1 if there is none.
-        provenance: as in every record.
-        ledger: every parameter of the model, in or out of scope.
-        initial_rms: root mean square of each in-scope tensor when the watch first saw it.
-        replayed_from: where the checkpoints lay, as asked for; empty for a live watch.
-        state: how the watch itself is, as last written; None of a replay, and in earlier logs.
-    """
-
+    # Steps done when the watch attached. Records at later steps follow, and whatever the log holds
+    # beyond it already belongs to a future that was lost. In a replay the last step that is kept of
+    # the log, -1 if there is none.
     initial_step: int
-    provenance: Provenance
-    ledger: tuple[LedgerEntry, ...] = ()
+    provenance: Provenance  # as in every record
+    ledger: tuple[LedgerEntry, ...] = ()  # every parameter of the model, in or out of scope
+    # Root mean square of each in-scope tensor when the watch first saw it.
     initial_rms: Mapping[str, float] = field(default_factory=dict)
-    replayed_from: tuple[str, ...] = ()
-    state: WatchState | None = None
+    replayed_from: tuple[str, ...] = ()  # where the checkpoints lay; empty for a live watch
+    state: WatchState | None = None  # how the watch is, as last written; None of a replay
 
     def __repr__(self) -> str:
         kind = "replayed" if self.replayed_from else "live"
@@ -149,14 +108,11 @@ def ledger_in_short(ledger: Sequence[LedgerEntry]) -> str:
 class LogHistogram:
     """Histogram of log10|w| of one tensor; exact zeros and non-finite weights left out.
 
-    Args:
-        edges: float64, length B + 1, rising, in decades (log10 of the magnitude).
-        counts: int64, length B; the first and last are not zero (trimmed). Both arrays
-            are empty for a tensor without finite non-zero weights.
+    Both arrays are empty for a tensor without finite non-zero weights.
     """
 
-    edges: np.ndarray
-    counts: np.ndarray
+    edges: np.ndarray  # float64 [B + 1], rising, in decades (log10 of the magnitude)
+    counts: np.ndarray  # int64 [B]; the first and last are not zero (trimmed)
 
     def __repr__(self) -> str:
         return f"<LogHistogram of {int(self.counts.sum()):,} weights in {len(self.counts)} bins>"
@@ -164,15 +120,10 @@ class LogHistogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
-    """What sinks may draw or keep beside a record, too large for a line of JSON.
+    """What sinks may draw or keep beside a record, too large for a line of JSON."""
 
-    Args:
-        histograms: one per in-scope tensor.
-        spectrum: the arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds a spectrum
-            from.
-    """
-
-    histograms: Mapping[str, LogHistogram] = field(default_factory=dict)
+    histograms: Mapping[str, LogHistogram] = field(default_factory=dict)  # by in-scope tensor
+    # The arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds a spectrum from.
     spectrum: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:

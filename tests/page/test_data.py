@@ -89,7 +89,7 @@ def test_events_say_what_when_where_why_and_what_to_do(page: Page) -> None:
     assert second["where"] == page.events[1]["layers"]
     assert second["why"] == [
         "the shape of the weights' distribution changed",
-        "no faster than weight decay alone could",
+        "weight decay alone explains it",
     ]
     assert second["do"].startswith("Compare the checkpoints around steps 1,050 and 1,125")
     assert (second["onset"], second["low"], second["high"]) == (1050, 1000, 1100)

@@ -77,7 +77,7 @@ def test_words_and_events_are_there_without_script(page: Page) -> None:
         "What to do: Compare the checkpoints around steps 1,050 and 1,125",
         "41 snapshots of 49,152 weights in 12 tensors, from step 0 to step 2,000",
         "Reliance rose abruptly from 0.09 to 0.41",
-        "no faster than weight decay alone could",
+        "weight decay alone explains it",
         "need JavaScript",
     ):
         assert wanted in text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsitywatch.records import Event
-from sparsitywatch.records.event import _ADVICE, cause
+from sparsitywatch.records.event import _ADVICE
 
 PAGE = Path(__file__).parents[2] / "docs" / "alarms.md"
 HEAD = "| what is told | what it means | what people do |"
@@ -68,7 +68,7 @@ def test_the_page_says_what_the_event_says(row: list[str], told: Event) -> None:
     what, _, do = row
     words, *causes = what.split(", ")
     assert told.headline.lower().startswith(words)
-    assert [c for c in cause(told) if "decay" in c] == causes
+    assert [c for c in told.causes if "decay" in c] == causes
     assert do == as_written(told.advice)
 
 

@@ -73,14 +73,14 @@ def test_in_words() -> None:
     assert full.describe() == (
         "Near-zero weights rose abruptly from 5 % to 10 %: began at about step 300 (275 to 325), "
         "seen at step 350, most in a, b, c and 1 more. Sparsifying; scale and shape of the "
-        "weights' distribution changed; faster than weight decay alone could; seen in near-zero "
+        "weights' distribution changed; weight decay alone does not explain it; seen in near-zero "
         "weights (|w| ≤ 0.1 × present rms), y/z too; announced by dormant weights at step 100; "
         "back by half at step 1,500"
     )
     few = replace(EVENT, direction="down", change="scale", explained_by_decay=True)
     assert few.describe().startswith("Near-zero weights fell abruptly from")
     assert few.describe().endswith(
-        "350. The scale of the weights moved; no faster than weight decay alone could"
+        "350. The scale of the weights moved; weight decay alone explains it"
     )
 
 
@@ -134,7 +134,7 @@ def test_every_event_ends_in_what_people_do(series: str, direction: str, kind: s
     event = replace(EVENT, series=series, direction=direction, kind=kind, before_step=1250)
     assert event.advice.endswith(".")
     assert "{" not in event.advice
-    assert "1,250" in event.advice or event.advice.startswith("Nothing need be done")
+    assert "1,250" in event.advice or event.advice.startswith("No action needed")
     replicas = replace(event, kind="replicas", ranks=(1,), layers=("a",))
     assert "a checkpoint of step 1,250 or before" in replicas.advice
 
