@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 __all__ = ["SERIES", "Series", "describe"]
 
-_FINITE, _INFORMATIVE = "all_finite", "essential_sparsity.informative"
+_FINITE = "all_finite"
+_INFORMATIVE = "essential_sparsity.informative"
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,22 @@ class Series:
     Args:
         name: as in ``Record.series()``. A ``*`` at its end stands for what differs within a family,
             such as the number of a near-zero rule.
+        source: where a record has it: "field" or "field.attribute". Where that is a mapping, each
+            of its keys is the last part of a name.
         unit: such as "fraction", "count", "s", "steps"; "none" for a bare number.
         label: what it is called in a sentence; ``*`` stands for the same as in the name, and
             ``*%`` for that as a percentage.
         sentence: what it says.
-        source: where a record has it: "field" or "field.attribute". Where that is a mapping, each
-            of its keys is the last part of a name.
         only: where a record says whether the number means anything; always if empty.
         direction: "up" or "down" if the model turns sparser when the number goes there; empty if
             it does not say.
     """
 
     name: str
+    source: str
     unit: str
     label: str
     sentence: str
-    source: str = ""
     only: str = ""
     direction: str = ""
 
@@ -74,11 +75,7 @@ class Series:
         return self.source.partition(".")[0] in ("curve", "essential_sparsity", "reliance")
 
     def trend(self, direction: str) -> str:
-        """Where the model goes when the number goes "up" or "down".
-
-        Returns:
-            "sparsifying", "densifying", or "" for a series that does not say.
-        """
+        """Where the model goes with the number: "sparsifying", "densifying", or "" if unsaid."""
         if not self.direction:
             return ""
         return "sparsifying" if direction == self.direction else "densifying"
@@ -87,172 +84,145 @@ class Series:
 # fmt: off
 SERIES = (
     # essential sparsity
-    Series("essential_sparsity/value", "fraction", "essential sparsity",
+    Series("essential_sparsity/value", "essential_sparsity.value", "fraction", "essential sparsity",
            "Share of the in-scope weights that could be removed right now, smallest first and "
            "without retraining (zero-shot), before the value leaves its tolerance for the first "
-           "time. Only at steps where it is informative.",
-           "essential_sparsity.value", only=_INFORMATIVE, direction="up"),
-    Series("essential_sparsity/low", "fraction", "lower end of its interval",
-           "Lower end of its confidence interval (90 % by default).",
-           "essential_sparsity.low", only=_INFORMATIVE, direction="up"),
-    Series("essential_sparsity/high", "fraction", "upper end of its interval",
-           "Upper end of its confidence interval (90 % by default).",
-           "essential_sparsity.high", only=_INFORMATIVE, direction="up"),
-    Series("essential_sparsity/last_crossing", "fraction", "last crossing of the tolerance",
-           "Largest share that can be removed with the value still within its tolerance; above "
-           "the first crossing where the curve is noisy.",
-           "essential_sparsity.last_crossing", only=_INFORMATIVE, direction="up"),
-    Series("essential_sparsity/knee", "fraction", "knee of the sparsity-value curve",
+           "time. Only at steps where it is informative.", _INFORMATIVE, "up"),
+    Series("essential_sparsity/low", "essential_sparsity.low", "fraction",
+           "lower end of its interval",
+           "Lower end of its confidence interval (90 % by default).", _INFORMATIVE, "up"),
+    Series("essential_sparsity/high", "essential_sparsity.high", "fraction",
+           "upper end of its interval",
+           "Upper end of its confidence interval (90 % by default).", _INFORMATIVE, "up"),
+    Series("essential_sparsity/last_crossing", "essential_sparsity.last_crossing", "fraction",
+           "last crossing of the tolerance",
+           "Largest share that can be removed with the value still within its tolerance; above the "
+           "first crossing where the curve is noisy.", _INFORMATIVE, "up"),
+    Series("essential_sparsity/knee", "essential_sparsity.knee", "fraction",
+           "knee of the sparsity-value curve",
            "Share at which two straight lines describe the harm best: flat before, steep after.",
-           "essential_sparsity.knee", only=_INFORMATIVE, direction="up"),
-    Series("essential_sparsity/sharpness", "ratio", "sharpness of the knee",
-           "Slope after the knee divided by the slope before it.",
-           "essential_sparsity.sharpness", only=_INFORMATIVE),
-    Series("essential_sparsity/informative", "0 or 1", "whether essential sparsity is informative",
-           "1 where the model relies on the in-scope weights by more than the tolerance. Where "
-           "it is 0 any sparsity is free and says nothing, so no essential sparsity is shown.",
-           "essential_sparsity.informative"),
+           _INFORMATIVE, "up"),
+    Series("essential_sparsity/sharpness", "essential_sparsity.sharpness", "ratio",
+           "sharpness of the knee",
+           "Slope after the knee divided by the slope before it.", _INFORMATIVE),
+    Series("essential_sparsity/informative", "essential_sparsity.informative", "0 or 1",
+           "whether essential sparsity is informative",
+           "1 where the model relies on the in-scope weights by more than the tolerance. Where it "
+           "is 0 any sparsity is free and says nothing, so no essential sparsity is shown."),
     # small weights
-    Series("near_zero/initial_*", "fraction", "near-zero weights, |w| ≤ * × first rms",
-           "Share of the in-scope weights with |w| at most the number in the name times the "
-           "root mean square that their tensor had when the watch first saw it.",
-           "near_zero", only=_FINITE, direction="up"),
-    Series("near_zero/rms_*", "fraction", "near-zero weights, |w| ≤ * × present rms",
+    Series("near_zero/initial_*", "near_zero", "fraction", "near-zero weights, |w| ≤ * × first rms",
+           "Share of the in-scope weights with |w| at most the number in the name times the root "
+           "mean square that their tensor had when the watch first saw it.", _FINITE, "up"),
+    Series("near_zero/rms_*", "near_zero", "fraction", "near-zero weights, |w| ≤ * × present rms",
            "Share of the in-scope weights with |w| at most the number in the name times the "
            "present root mean square of their tensor (0.1: about 0.08 for Gaussian weights).",
-           "near_zero", only=_FINITE, direction="up"),
-    Series("near_zero/abs_*", "fraction", "near-zero weights, |w| ≤ *",
-           "Share of the in-scope weights with |w| at most the number in the name.",
-           "near_zero", only=_FINITE, direction="up"),
-    Series("near_zero/zero", "fraction", "near-zero weights, w = 0",
-           "Share of the in-scope weights that are exactly zero.",
-           "near_zero", only=_FINITE, direction="up"),
+           _FINITE, "up"),
+    Series("near_zero/abs_*", "near_zero", "fraction", "near-zero weights, |w| ≤ *",
+           "Share of the in-scope weights with |w| at most the number in the name.", _FINITE, "up"),
+    Series("near_zero/zero", "near_zero", "fraction", "near-zero weights, w = 0",
+           "Share of the in-scope weights that are exactly zero.", _FINITE, "up"),
     # motion
-    Series("motion/dormant", "fraction", "dormant weights",
+    Series("motion/dormant", "dormant.fraction", "fraction", "dormant weights",
            "Share of a fixed random sample of the in-scope weights whose change since the last "
-           "snapshot is explained by weight decay alone: they got no gradient.",
-           "dormant.fraction", only=_FINITE, direction="up"),
-    Series("motion/dormant_by_chance", "fraction", "what passes as dormant by chance",
+           "snapshot is explained by weight decay alone: they got no gradient.", _FINITE, "up"),
+    Series("motion/dormant_by_chance", "dormant.chance", "fraction",
+           "what passes as dormant by chance",
            "Share of living weights that passes as dormant by chance, because it came back to "
-           "where it was. It grows with the distance of the snapshots; dormant weights count "
-           "above it.",
-           "dormant.chance", only=_FINITE),
-    Series("motion/update_to_weight", "fraction", "size of the update, beside that of the weights",
-           "Root mean square of the change since the last snapshot that decoupled decay does "
-           "not explain, divided by that of the weights before.",
-           "movement.update_to_weight", only=_FINITE),
-    Series("motion/sign_flips", "fraction", "weights that changed sign",
-           "Share of the sampled weights that changed sign since the last snapshot.",
-           "movement.sign_flips", only=_FINITE),
-    Series("motion/mask_overlap_*", "fraction", "weights that removing *% takes again",
-           "Of the weights that pruning at the sparsity in the name would have removed at the "
-           "snapshot before, the share that it removes now; without anything in common, that "
-           "sparsity.",
-           "masks.scalars", only=_FINITE),
-    Series("motion/still", "fraction", "weights that stand still to the last bit",
+           "where it was. It grows with the distance of the snapshots; dormant weights count above "
+           "it.", _FINITE),
+    Series("motion/update_to_weight", "movement.update_to_weight", "fraction",
+           "size of the update, beside that of the weights",
+           "Root mean square of the change since the last snapshot that decoupled decay does not "
+           "explain, divided by that of the weights before.", _FINITE),
+    Series("motion/sign_flips", "movement.sign_flips", "fraction", "weights that changed sign",
+           "Share of the sampled weights that changed sign since the last snapshot.", _FINITE),
+    Series("motion/mask_overlap_*", "masks.scalars", "fraction",
+           "share of the weights pruned at *% last time that would be pruned again",
+           "Overlap between the weights pruned at this snapshot and at the last one. Chance level: "
+           "the sparsity in the name.", _FINITE),
+    Series("motion/still", "vital.still", "fraction", "weights that stand still to the last bit",
            "Share of the weights that are to be trained, in scope or not, whose bits are those of "
-           "the snapshot before: their updates were lost, or there were none.",
-           "vital.still"),
-    Series("motion/still_since_start", "fraction", "weights that never moved",
-           "The same against the first snapshot.",
-           "vital.still_since_start"),
-    Series("motion/decay_clock", "none", "decay clock",
-           "Sum of learning rate times weight decay over the steps so far. A weight that gets "
-           "no gradient shrinks as exp(-clock).",
-           "decay_clock"),
-    Series("motion/lr_clock", "as lr", "sum of the learning rate",
-           "Sum of the learning rate over the steps so far, averaged over the weights.",
-           "lr_clock"),
-    Series("motion/lr", "as lr", "learning rate",
-           "Learning rate at the snapshot, averaged over the in-scope weights.",
-           "lr"),
+           "the snapshot before: their updates were lost, or there were none."),
+    Series("motion/still_since_start", "vital.still_since_start", "fraction",
+           "weights that never moved",
+           "The same against the first snapshot."),
+    Series("motion/decay_clock", "decay_clock", "none", "decay clock",
+           "Sum of learning rate times weight decay over the steps so far. A weight that gets no "
+           "gradient shrinks as exp(-clock)."),
+    Series("motion/lr_clock", "lr_clock", "as lr", "sum of the learning rate",
+           "Sum of the learning rate over the steps so far, averaged over the weights."),
+    Series("motion/lr", "lr", "as lr", "learning rate",
+           "Learning rate at the snapshot, averaged over the in-scope weights."),
     # what is to come
-    Series("forecast/near_zero_in_0.5", "fraction",
+    Series("forecast/near_zero_in_0.5", "forecast.scalars", "fraction",
            "near-zero weights foreseen for half a unit of the decay clock",
-           "Near-zero fraction (first rule) when the decay clock will have advanced by 0.5, "
-           "from the weights that are dormant now.",
-           "forecast.scalars", only=_FINITE),
-    Series("forecast/near_zero_in_1", "fraction",
+           "Near-zero fraction (first rule) when the decay clock will have advanced by 0.5, from "
+           "the weights that are dormant now.", _FINITE),
+    Series("forecast/near_zero_in_1", "forecast.scalars", "fraction",
            "near-zero weights foreseen for one unit of the decay clock",
-           "The same for one unit of the decay clock.",
-           "forecast.scalars", only=_FINITE),
-    Series("forecast/near_zero_in_1_low", "fraction", "lower end of the forecast's band",
-           "Lower end of its band, nominally of nine in ten.",
-           "forecast.scalars", only=_FINITE),
-    Series("forecast/near_zero_in_1_high", "fraction", "upper end of the forecast's band",
-           "Upper end of its band, nominally of nine in ten.",
-           "forecast.scalars", only=_FINITE),
-    Series("forecast/doubling_step", "steps",
+           "The same for one unit of the decay clock.", _FINITE),
+    Series("forecast/near_zero_in_1_low", "forecast.scalars", "fraction",
+           "lower end of the forecast's band",
+           "Lower end of its band, nominally of nine in ten.", _FINITE),
+    Series("forecast/near_zero_in_1_high", "forecast.scalars", "fraction",
+           "upper end of the forecast's band",
+           "Upper end of its band, nominally of nine in ten.", _FINITE),
+    Series("forecast/doubling_step", "forecast.doubling_step", "steps",
            "step at which near-zero weights will be twice their floor",
-           "Step at which the near-zero fraction will be twice its running floor, at the "
-           "present rate of the decay clock. Only where that can be foreseen and has not "
-           "happened.",
-           "forecast.doubling_step", only=_FINITE),
+           "Step at which the near-zero fraction will be twice its running floor, at the present "
+           "rate of the decay clock. Only where that can be foreseen and has not happened.",
+           _FINITE),
     # the value of the model
-    Series("value/reliance", "of the value", "reliance",
-           "Harm done by removing every in-scope weight, in units of the value; positive when "
-           "the model needs these weights.",
-           "reliance"),
-    Series("value/dense", "of the value", "value of the model as it is",
-           "Mean value of the proxy's frozen examples on the model as it is.",
-           "curve.dense"),
-    Series("value/all_removed", "of the value", "value with every in-scope weight removed",
-           "The same with every in-scope weight removed.",
-           "curve.all_removed"),
+    Series("value/reliance", "reliance", "of the value", "reliance",
+           "Harm done by removing every in-scope weight, in units of the value; positive when the "
+           "model needs these weights."),
+    Series("value/dense", "curve.dense", "of the value", "value of the model as it is",
+           "Mean value of the proxy's frozen examples on the model as it is."),
+    Series("value/all_removed", "curve.all_removed", "of the value",
+           "value with every in-scope weight removed",
+           "The same with every in-scope weight removed."),
     # counts of weights
-    Series("weights/num_nan", "count", "weights that are NaN",
-           "In-scope weights that are NaN.",
-           "num_nan", only="was_read"),
-    Series("weights/num_ranks_differing", "count", "ranks that hold other weights than most",
+    Series("weights/num_nan", "num_nan", "count", "weights that are NaN",
+           "In-scope weights that are NaN.", "was_read"),
+    Series("weights/num_ranks_differing", "replicas.num_differing", "count",
+           "ranks that hold other weights than most",
            "Ranks that ought to hold the same weights as others and do not, to the last bit: a "
            "flipped bit, a step that one of them did not take. Only where several ranks watch "
-           "together and hold replicas.",
-           "replicas.num_differing", only="was_read"),
-    Series("weights/num_inf", "count", "weights that are infinite",
-           "In-scope weights that are infinite.",
-           "num_inf", only="was_read"),
-    Series("weights/num_zero", "count", "weights that are exactly zero",
-           "In-scope weights that are exactly zero.",
-           "num_zero", only="was_read", direction="up"),
-    Series("weights/largest", "of a weight", "largest weight",
+           "together and hold replicas.", "was_read"),
+    Series("weights/num_inf", "num_inf", "count", "weights that are infinite",
+           "In-scope weights that are infinite.", "was_read"),
+    Series("weights/num_zero", "num_zero", "count", "weights that are exactly zero",
+           "In-scope weights that are exactly zero.", "was_read", "up"),
+    Series("weights/largest", "largest", "of a weight", "largest weight",
            "Magnitude that no in-scope weight exceeds: at most 0.4 % above the largest one. It "
-           "grows where a training diverges.",
-           "largest", only="was_read"),
-    Series("vital/*", "count", "tensors with the finding *",
+           "grows where a training diverges.", "was_read"),
+    Series("vital/*", "vital.counts", "count", "tensors with the finding *",
            "Parameters of the model, in scope or not, that are provably untrained, losing their "
            "updates in rounding, not decaying as stated (decay), not finite, returned to an "
-           "earlier state, or blowing up alone.",
-           "vital.counts"),
+           "earlier state, or blowing up alone."),
     # the watch itself
-    Series("watch/valid", "0 or 1", "whether the snapshot is valid",
-           "0 where a measurement failed or contradicted itself; records.jsonl says why.",
-           "valid"),
-    Series("watch/stall_s", "s", "time for which the training was held up",
-           "Time for which this snapshot held up the training.",
-           "cost.stall_s"),
-    Series("watch/spectrum_s", "s", "time for reading the weights",
-           "Time that reading the weights took, behind the training if it could.",
-           "cost.spectrum_s"),
-    Series("watch/evaluation_s", "s", "time for evaluating the proxy",
-           "Time that evaluating the proxy took.",
-           "cost.evaluation_s"),
-    Series("watch/publish_s", "s", "time for detecting and logging",
-           "Time that detectors and logging took for the snapshot before this one.",
-           "cost.publish_s"),
-    Series("watch/num_forwards", "count", "calls of the value function",
-           "Calls of the value function in this snapshot.",
-           "cost.num_forwards"),
-    Series("watch/overhead", "fraction", "share of the wall time that the watch took",
+    Series("watch/valid", "valid", "0 or 1", "whether the snapshot is valid",
+           "0 where a measurement failed or contradicted itself; records.jsonl says why."),
+    Series("watch/stall_s", "cost.stall_s", "s", "time for which the training was held up",
+           "Time for which this snapshot held up the training."),
+    Series("watch/spectrum_s", "cost.spectrum_s", "s", "time for reading the weights",
+           "Time that reading the weights took, behind the training if it could."),
+    Series("watch/evaluation_s", "cost.evaluation_s", "s", "time for evaluating the proxy",
+           "Time that evaluating the proxy took."),
+    Series("watch/publish_s", "cost.publish_s", "s", "time for detecting and logging",
+           "Time that detectors and logging took for the snapshot before this one."),
+    Series("watch/num_forwards", "cost.num_forwards", "count", "calls of the value function",
+           "Calls of the value function in this snapshot."),
+    Series("watch/overhead", "cost.overhead", "fraction",
+           "share of the wall time that the watch took",
            "Share of the wall time that the watch has taken, this snapshot included but for its "
            "own writing; the last point is from when the watch was closed. Snapshots and "
-           "evaluations are left out to keep it below max_overhead.",
-           "cost.overhead"),
-    Series("watch/num_left_out", "count", "snapshots left out",
-           "Snapshots that were due since the one before and were left out to save time.",
-           "cost.num_left_out"),
-    Series("watch/num_evaluations_left_out", "count", "evaluations left out",
-           "1 where the weights were read and the proxy was not evaluated, to save time.",
-           "cost.num_evaluations_left_out"),
+           "evaluations are left out to keep it below max_overhead."),
+    Series("watch/num_left_out", "cost.num_left_out", "count", "snapshots left out",
+           "Snapshots that were due since the one before and were left out to save time."),
+    Series("watch/num_evaluations_left_out", "cost.num_evaluations_left_out", "count",
+           "evaluations left out",
+           "1 where the weights were read and the proxy was not evaluated, to save time."),
 )
 # fmt: on
 
@@ -261,8 +231,8 @@ SERIES = (
 def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
     """What is known of a series; of one that is not in the table, no more than its name.
 
-    >>> describe("near_zero/initial_0.1").label, describe("motion/mask_overlap_0.7").label
-    ('near-zero weights, |w| ≤ 0.1 × first rms', 'weights that removing 70% takes again')
+    >>> describe("near_zero/initial_0.1").label
+    'near-zero weights, |w| ≤ 0.1 × first rms'
     >>> describe("new/series").label, describe("near_zero/zero").trend("up")
     ('new/series', 'sparsifying')
     """
@@ -271,11 +241,8 @@ def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
         if name == row.name:
             return row
         if is_family and name.startswith(stem):
-            return replace(row, name=name, label=_filled(row.label, name.removeprefix(stem)))
-    return Series(name, "none", name, "")
-
-
-def _filled(label: str, rest: str) -> str:
-    with contextlib.suppress(ValueError):  # a name that somebody else made up
-        label = label.replace("*%", f"{float(rest):.0%}")
-    return label.replace("*", rest)
+            rest, label = name.removeprefix(stem), row.label
+            with contextlib.suppress(ValueError):  # a name that somebody else made up
+                label = label.replace("*%", f"{100.0 * float(rest):.0f} %")
+            return replace(row, name=name, label=label.replace("*", rest))
+    return Series(name, "", "none", name, "")

@@ -213,24 +213,24 @@ _MORE_RULES = 3
 # fmt: off
 #: What there is beside series: tags and meanings; the unit is the kind of thing.
 OTHER_TAGS = (
-    Series(f"{_MAGNITUDES}/*", "histogram", "magnitudes of *",
+    Series(f"{_MAGNITUDES}/*", "", "histogram", "magnitudes of *",
            "How large the weights are in all tensors of a kind, such as the queries of all blocks: "
            "histogram of log10|w|, without exact zeros. Mass that wanders to the left is weights "
            "that shrink."),
-    Series(EVENTS, "text", "events",
+    Series(EVENTS, "", "text", "events",
            "What happened, and what to do about it; told again, at a later step, when more is "
            "known."),
-    Series(f"{FIRST}/watch", "text", "state of the watch",
+    Series(f"{FIRST}/watch", "", "text", "state of the watch",
            "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
            "is due next, its share of the time. Reported whenever that changes."),
-    Series(f"{LAST}/about", "text", "about", "What the charts mean."),
-    Series(f"{LAST}/notes", "text", "notes",
+    Series(f"{LAST}/about", "", "text", "about", "What the charts mean."),
+    Series(f"{LAST}/notes", "", "text", "notes",
            "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "
            "at an earlier step, a value that is not finite. Reported when it begins; and why a "
            "snapshot is not valid."),
-    Series(f"{LAST}/scope", "text", "scope",
+    Series(f"{LAST}/scope", "", "text", "scope",
            "Every parameter of the model, watched or not, and why."),
-    Series("custom_scalars__config__", "layout", "charts",
+    Series("custom_scalars__config__", "", "layout", "charts",
            'Which charts the page "Custom Scalars" has.'),
 )
 # fmt: on
