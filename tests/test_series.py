@@ -47,7 +47,8 @@ def test_a_member_of_a_family_is_described_by_its_name() -> None:
     assert row.label == "near-zero weights, |w| ≤ 0.001"
     assert row.short_label == "|w| ≤ 0.001"
     assert (
-        describe("motion/mask_overlap_0.5").short_label == "share of the weights pruned at 50 % last time that would be pruned again"
+        describe("motion/mask_overlap_0.5").short_label
+        == "share of the weights pruned at 50 % last time that would be pruned again"
     )
 
 

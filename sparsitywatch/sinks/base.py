@@ -84,28 +84,16 @@ class Sink(ABC):
 def first_lost_step(run: RunInfo) -> int:
     """The first step whose record, if there is one already, is of a future that was lost.
 
-    A record at ``initial_step`` itself was written before the checkpoint was, and stays.
-    At step 0 nothing has been trained: all that is held is of another start; not so in a
-    replay, which may have seen weights of step 0.
-
-    >>> from sparsitywatch.records import Provenance, RunInfo
-    >>> provenance = Provenance(
-    ...     sparsitywatch="0", torch="2", scope_hash="", proxy_hash="", dtypes=(),
-    ...     tolerance=0.01, tolerance_mode="relative", pattern="global",
-    ... )
-    >>> [first_lost_step(RunInfo(initial_step=n, provenance=provenance)) for n in (0, 500)]
-    [0, 501]
+    A record at ``initial_step`` itself was written before the checkpoint was, and stays. At step 0
+    nothing has been trained: all that is held is of another start. Not so in a replay, which may
+    have seen weights of step 0.
     """
     is_new = run.initial_step == 0 and not run.replayed_from
     return 0 if is_new else run.initial_step + 1
 
 
 def local_directory(directory: str | os.PathLike[str]) -> Path:
-    """``directory`` as a path.
-
-    Raises:
-        ConfigurationError: it is a URL.
-    """
+    """``directory`` as a path; a ConfigurationError if it is a URL."""
     if "://" in os.fspath(directory):
         raise ConfigurationError(
             f"Expected `directory` to be a local path, got {os.fspath(directory)!r}. Write to "
@@ -127,12 +115,7 @@ class WriterGuard:
 
     @contextmanager
     def opening(self, directory: Path | None = None) -> Iterator[None]:
-        """Around the work of ``open``: the sink is open if it succeeds.
-
-        Raises:
-            StateError: the sink is open already.
-            ConfigurationError: ``directory`` cannot be written to.
-        """
+        """Around the work of ``open``: the sink is open if it succeeds."""
         if self._pid is not None:
             raise StateError(
                 f"Expected a closed {self._sink} in open(), but it is open; close() it first."
@@ -147,11 +130,7 @@ class WriterGuard:
         self._pid = os.getpid()
 
     def require(self) -> None:
-        """Check that this process may write.
-
-        Raises:
-            StateError: the sink is not open, or was opened by another process.
-        """
+        """Refuse with a StateError unless this process opened the sink."""
         if self._pid is None:
             raise StateError(
                 f"Expected an open {self._sink}, but it is closed; call open(run) before writing."

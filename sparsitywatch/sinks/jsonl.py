@@ -22,7 +22,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -347,8 +347,8 @@ _Place = tuple[int, int, int]
 class _LayersFile:
     """Appends what records say of each tensor, as arrays of numpy.
 
-    Names hardly ever change, and are an array of their own: the UTF-8 bytes of a JSON object. The
-    numbers of a record are one structured value, a column in each field.
+    Names hardly ever change, and are an array of their own, the bytes of a JSON object. The numbers
+    of a record are one structured value, a column in each field.
     """
 
     def __init__(self, path: Path) -> None:
@@ -416,11 +416,7 @@ def _types_of(places: Mapping[str, Any]) -> dict[str, list[type]]:
 
 
 def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> LayerColumns:
-    """What ``_LayersFile`` wrote of a step.
-
-    Raises:
-        StateError: it is not there, or not whole.
-    """
+    """What ``_LayersFile`` wrote of a step; a StateError if it is not there, or not whole."""
     tensors, rules = _names_at(path, names)
     packed = _array_at(path, numbers)
     if int(packed["step"]) != step:
@@ -484,14 +480,9 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 class _AppendLog(Generic[T]):
-    """What the whole lines of a file say, each parsed once, however often they are asked for.
+    """What ``read`` makes of each whole line of a file, once, however often it is asked for.
 
     The file may be written to meanwhile: a torn end is left out.
-
-    Args:
-        path: of the file.
-        read: makes something out of a line that was parsed.
-        step_of: the step of that.
     """
 
     def __init__(self, path: Path, read: Callable[[Any], T], step_of: Callable[[T], int]) -> None:
@@ -506,11 +497,7 @@ class _AppendLog(Generic[T]):
         self._end = self._checksum = 0  # of the bytes that were read
 
     def values(self) -> list[T]:
-        """Of every whole line, oldest first; [] if there is no file.
-
-        Raises:
-            StateError: a line cannot be read; the message names the file and the line.
-        """
+        """Of every whole line, oldest first; [] if there is no file."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -520,29 +507,26 @@ class _AppendLog(Generic[T]):
             if self._end and not self._goes_on(file):
                 self._forget()
                 file.seek(0)
-            for raw in _whole_lines(file):
-                try:
-                    self._values.append(self._read(_parsed(raw)))
-                except StateError as error:
-                    number = len(self._values) + 1
-                    raise StateError(f"{self.path}, line {number}: {error}") from error
-                self._starts.append(self._end)
-                self._end += len(raw)
-                self._checksum = zlib.crc32(raw, self._checksum)
+            *lines, _ = file.read().split(b"\n")
+        if lines and not _is_json(lines[-1]):  # torn, too
+            del lines[-1]
+        for line in lines:
+            try:
+                self._values.append(self._read(_parsed(line)))
+            except StateError as error:
+                number = len(self._values) + 1
+                raise StateError(f"{self.path}, line {number}: {error}") from error
+            self._starts.append(self._end)
+            self._end += len(line) + 1
+            self._checksum = zlib.crc32(line + b"\n", self._checksum)
         return list(self._values)
 
     def rewind(self, first_lost_step: int, superseded: Path) -> list[T]:
-        """Cut off a torn end, and the first line of a lost step with all that follow it.
+        """Cut off a torn end, and all from the first lost step on; returns what stays.
 
         Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
-        beside the log with the ending ``.torn``. The copy is made before the cut, so that a
-        kill in between leaves a line twice rather than not at all.
-
-        Returns:
-            What stays.
-
-        Raises:
-            StateError: a line cannot be read, or is of another schema version.
+        beside the log with the ending ``.torn``. The copy is made before the cut, so that a kill in
+        between leaves a line twice rather than not at all.
         """
         values = self.values()
         if self.path.exists():
@@ -562,28 +546,17 @@ class _AppendLog(Generic[T]):
         return not left and checksum == self._checksum
 
 
-def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines that end in a newline; if the last one is not JSON it counts as torn."""
-    held: bytes | None = None
-    for raw in file:
-        if held is not None:
-            yield held
-        held = raw if raw.endswith(b"\n") else None
-    if held is not None and _is_json(held):
-        yield held
-
-
-def _parsed(raw: bytes) -> Any:
+def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return json.loads(line)
     except ValueError as error:  # or no UTF-8
         raise StateError(f"Expected one JSON object: {error}.") from error
 
 
-def _is_json(raw: bytes) -> bool:
+def _is_json(line: bytes) -> bool:
     try:
-        json.loads(raw)
-    except ValueError:
+        _parsed(line)
+    except StateError:
         return False
     return True
 

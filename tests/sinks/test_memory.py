@@ -1,13 +1,17 @@
-"""The sink that is also the fake in tests: lists, and nothing that outlives them."""
+"""The sink that is also the fake in tests, and what every sink derives from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from contracts import fake_run
 from contracts.sink_contract import SinkContract
 
-from sparsitywatch.sinks.base import MemorySink
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pipeline.pipeline import as_sinks
+from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
+from sparsitywatch.sinks import MemorySink, Sink
 
 
 class TestMemorySink(SinkContract):
@@ -35,3 +39,38 @@ def test_details_stay_with_their_records() -> None:
     sink.open(fake_run.run_info(50))
     assert (records, details) == ([r for r, _ in looks[:3]], [d for _, d in looks[:3]])
     assert [run.initial_step for run in sink.runs] == [0, 50]
+
+
+def test_a_slip_in_the_name_of_a_method_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"the sink Slip to have .* write, got 'evnt'"):
+
+        class Slip(MemorySink):
+            def evnt(self, event: Event) -> None: ...
+
+
+def test_a_sink_that_lacks_a_method_cannot_be_made() -> None:
+    class Half(Sink):
+        def open(self, run: RunInfo) -> None: ...
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()
+
+
+def test_what_is_optional_does_nothing_by_default() -> None:
+    """But for ``abandon``, which closes."""
+    closed = []
+
+    class Plain(Sink):
+        def open(self, run: RunInfo) -> None: ...
+        def write(self, record: Record, detail: Detail) -> None: ...
+        def event(self, event: Event) -> None: ...
+        def close(self) -> None:
+            closed.append(True)
+
+    sink = Plain()
+    sink.state(WatchState(status="on", step=1, wall_time=0.0))
+    sink.catch_up([fake_run.look(0)[0]], [], lambda record: Detail())
+    sink.abandon()
+    assert closed == [True]
+    with pytest.raises(ConfigurationError, match=r"`sinks\[1\]` to be a sink, derived from"):
+        as_sinks([sink, print])
