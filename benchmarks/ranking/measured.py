@@ -83,7 +83,7 @@ def spectrum_of(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     model = sharded(bert(*size, VOCABULARY))
     scope = Scope.of(model, "blocks")
     parameters = scope.parameters(model)
-    reader = ShardedReader.of(model, lambda: parameters, ranks)
+    reader = ShardedReader.of(parameters, ranks)
     snapshot = Snapshot.of(model, scope, 0)
     spectrum = MagnitudeSpectrum.of(snapshot.tensors)
     before = ranks.num_bytes
@@ -107,7 +107,7 @@ def replicas(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """What comparing two replicas moves and takes, beside adding up their spectrum."""
     model = bert(*size, VOCABULARY)
     scope = Scope.of(model, "blocks")
-    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
+    reader = ShardedReader.of(scope.parameters(model), ranks)
     snapshot = Snapshot.of(model, scope, 0)
     spectrum = MagnitudeSpectrum.of(snapshot.tensors)
     before = ranks.num_bytes
@@ -127,11 +127,11 @@ def curve(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
     """A curve of a replica, by rank 0 alone and by all of them."""
     model = bert(*size, VOCABULARY).eval()
     scope = Scope.of(model, "blocks")
-    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
+    reader = ShardedReader.of(scope.parameters(model), ranks)
     spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors)
     batches = [batch_of(*TOKENS, VOCABULARY)] * (2 * ranks.size)
     alone = Proxy(batches, loss_per_example)
-    shared = alone.shared(ranks, model)
+    shared = alone.shared(ranks)
     settings = sw.Settings()
     num_forwards = []
 

@@ -33,9 +33,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.ranks.forward import settle_root
-from sparsitywatch.ranks.group import join, why_only_a_stage
-from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.ranks.protocol import ALONE, Ranks, joined
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
@@ -197,7 +195,7 @@ def _context(
                 "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
                 "leave `proxy` out: the weights are watched all the same."
             )
-        proxy = proxy.shared(ranks, model)
+        proxy = proxy.shared(ranks)
     if proxy is not None and not is_off:
         proxy.check(model)
     snapshot = Snapshot.of(model, scope, 0)
@@ -221,10 +219,10 @@ def _readers(
     """What reads the in-scope parameters, and every one; and why nobody can read these."""
     if ranks.is_alone:
         return WHOLE_MODEL, WHOLE_MODEL, ""
-    settle_root(model)
-    reader = ShardedReader.of(model, lambda: scope.parameters(model), ranks)
+    parameters, every = scope.lookup(model)
+    reader = ShardedReader.of(parameters, ranks)
     try:
-        of_all = ShardedReader.of(model, lambda: scope.lookup(model)[1], ranks)
+        of_all = ShardedReader.of(every, ranks)
     except (ScopeError, MeasurementError) as error:  # of one out of scope
         return reader, WHOLE_MODEL, shown_error(error)
     return reader, WHOLE_MODEL if of_all.holds == "replicas" else of_all, ""
@@ -298,9 +296,11 @@ def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tup
         _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
         return ALONE, "SPARSITYWATCH_DISABLED is set"
     modules = modules_of(model)
-    why = why_not_whole(modules, are_parts_read=True) or why_only_a_stage(model)
-    ranks = ALONE if why else join(model, "" if logdir is None else os.fspath(logdir))
-    if why := why or why_not_whole(modules, are_parts_read=not ranks.is_alone):
+    why, ranks = why_not_whole(modules, are_parts_read=True), ALONE
+    if not why:
+        ranks = joined(model, "" if logdir is None else os.fspath(logdir))
+        why = why_not_whole(modules, are_parts_read=not ranks.is_alone)
+    if why:
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     off = ranks.why_another_watches()
     if off:

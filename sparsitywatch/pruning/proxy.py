@@ -23,10 +23,8 @@ from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
 from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
-from sparsitywatch.ranks.forward import ForwardOrder, Turns, by_rank, is_data_parallel, shared
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.shown import shown_error, shown_name
-from sparsitywatch.weights.sharded import fsdp_modules
 
 __all__ = [
     "Part",
@@ -116,11 +114,9 @@ class Proxy:
         self._parts: dict[tuple[float, ...], tuple[Part, ...]] = {}  # by their shares
         self._is_kept_whole = False
         self.ranks: Ranks = ALONE  # that evaluate it between them
-        self._order = ForwardOrder(())
-        self._is_data_parallel = True
         self._identify()
 
-    def shared(self, ranks: Ranks, model: nn.Module) -> Proxy:
+    def shared(self, ranks: Ranks) -> Proxy:
         """This proxy, its batches evaluated by several ranks between them; each has all values.
 
         Where all ranks have the same batches, each evaluates some of them, so that an evaluation on
@@ -128,14 +124,11 @@ class Proxy:
         by rank. Every rank runs as many forwards as any other, since a forward may communicate: who
         has no batch left runs one again. Every rank calls this, and from then on each method.
 
-        Args:
-            ranks: all of them.
-            model: that will be evaluated. Where a layer of it is split over ranks each runs all
-                batches, and they have to be the same.
+        Where a layer of the model is split over ranks each runs all batches.
 
         Raises:
-            ProxyError: the ranks have different batches where they must not, or proxies of
-                different kinds.
+            ProxyError: the ranks have proxies of different kinds, or different batches where they
+                split layers.
         """
         kinds = ranks.gather((self.name, self.higher_is_better))
         if len(set(kinds)) > 1:
@@ -145,8 +138,6 @@ class Proxy:
             )
         other = copy.copy(self)
         other.ranks, other._parts = ranks, {}
-        other._order = ForwardOrder(fsdp_modules(model.modules()))
-        other._is_data_parallel = is_data_parallel(model)
         other._identify()
         return other
 
@@ -156,7 +147,7 @@ class Proxy:
         own = hashlib.sha256(identity.encode()).hexdigest()[:16]
         every = self.ranks.gather(own)
         self._is_same = len(set(every)) == 1
-        if not self._is_same and not self._is_data_parallel:
+        if not self._is_same and self.ranks.splits_layers:
             raise ProxyError(
                 "Expected the same batches on every rank of a model whose layers are split "
                 "over ranks (tensor parallel), got others. Make the proxy of a source that "
@@ -168,14 +159,8 @@ class Proxy:
 
     def _plan(self) -> None:
         """Who evaluates which batches."""
-        sizes = self.ranks.gather([*map(sizes_of, self._batches)])
-        if self._is_data_parallel:
-            turns = shared(sizes) if self._is_same else by_rank(sizes)
-            self._turns: Turns = turns[self.ranks.rank]
-        else:  # each runs all of them; the first one says the values
-            is_first = self.ranks.rank == 0
-            self._turns = [(index, index if is_first else None) for index in range(len(sizes[0]))]
-        self._num_places = len(sizes[0]) if self._is_same else sum(map(len, sizes))
+        sizes = [*map(sizes_of, self._batches)]
+        self._turns, self._num_places = self.ranks.turns(sizes, is_same=self._is_same)
 
     def keep(self, file: Path) -> None:
         """Write the batches, for ``with_kept``: tensors and plain data, nothing to execute.
@@ -250,18 +235,9 @@ class Proxy:
 
     def _values(self, model: nn.Module) -> list[np.ndarray]:
         """The value of every example of each batch of every rank, float64."""
-        own: dict[int, np.ndarray] = {}
-        for index, place in self._turns:
-            with self.ranks.all_or_none("evaluating a batch"), self._order.followed():
-                values = self._of_batch(index, model)
-            if place is not None:
-                own[place] = values
-        found: dict[int, np.ndarray] = {}
-        for of_rank in self.ranks.gather(own):
-            found |= of_rank
-        return [found[place] for place in sorted(found)]
+        return self.ranks.in_turns(self._turns, partial(self._of_batch, model))
 
-    def _of_batch(self, index: int, model: nn.Module) -> np.ndarray:
+    def _of_batch(self, model: nn.Module, index: int) -> np.ndarray:
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         result = self.value(model, move(self._batches[index], device))

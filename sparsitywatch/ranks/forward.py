@@ -15,29 +15,26 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsitywatch.errors import MeasurementError
+from sparsitywatch.ranks.protocol import Turns
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
 
 # ------------------------------------------------------------------ which batches a rank evaluates
 
-#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
-#: of all batches; None for a batch that is run only since the others run theirs.
-Turns = list[tuple[int, int | None]]
 
-
-def is_data_parallel(model: nn.Module) -> bool:
-    """Whether each rank may run on examples of its own: not where a layer is split over ranks."""
+def splits_layers(model: nn.Module) -> bool:
+    """Whether a layer is split over ranks, so that all of them have to run the same examples."""
     is_fsdp = bool(fsdp_modules(model.modules()))
     for parameter in model.parameters():
         if is_sharded(parameter):
             placements: Any = parameter.placements  # type: ignore[attr-defined]
             outer = all(placement.is_replicate() for placement in placements[:-1])
             if not (is_fsdp and outer and len(placements) <= 2):
-                return False
-    return True
+                return True
+    return False
 
 
 def shared(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
@@ -86,25 +83,19 @@ def by_rank(sizes: Sequence[Sequence[Any]]) -> list[Turns]:
 # ------------------------------------------------------------------ FSDP2
 
 
-def settle_root(model: nn.Module) -> None:
-    """Let FSDP know which modules are the outermost, which it else takes the first to run for.
-
-    A value function may run an inner part first, and the training would then be refused.
-    """
-    # outer modules come first; they settle the inner ones, for which this then does nothing
-    for module in fsdp_modules(model.modules()):
-        module._get_fsdp_state()._lazy_init()
-
-
 class ForwardOrder:
     """What FSDP gathers and lets go of in a forward of a model, so that one can be ended.
 
     The first guess is the order of the model's ``modules`` that FSDP2 shards.
     """
 
-    def __init__(self, modules: Sequence[Any]) -> None:
-        self._modules = modules
-        groups = [group for m in self._modules for group in _groups(m._get_fsdp_state())]
+    def __init__(self, modules: Sequence[Any] = ()) -> None:
+        self.modules = modules
+        # FSDP takes the first module to run for the outermost one, and a value function may run an
+        # inner part first. Outer ones come first; they settle the inner ones
+        for module in modules:
+            module._get_fsdp_state()._lazy_init()
+        groups = [group for m in self.modules for group in _groups(m._get_fsdp_state())]
         self._groups = list(dict.fromkeys(groups))  # several modules may be in one
         self._order = [(group, is_gather) for group in self._groups for is_gather in (True, False)]
 
@@ -114,7 +105,7 @@ class ForwardOrder:
         They wait for this rank at each module that they come to. So all of them end their
         forward, and can be told that it failed.
         """
-        return self._followed() if self._modules else contextlib.nullcontext()
+        return self._followed() if self.modules else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _followed(self) -> Iterator[None]:
@@ -194,7 +185,7 @@ class ForwardOrder:
 
         It would then not wait for the optimizer's step before it gathers weights.
         """
-        for module in self._modules:
+        for module in self.modules:
             state = module._get_fsdp_state()
             state._state_ctx.iter_forward_root = None
             state._modules_to_run_forward.clear()
@@ -214,12 +205,8 @@ def _groups(state: Any) -> list[Any]:
 
 #: Where torch keeps its collectives: those that act, the functional ones, DTensor's own.
 _NAMESPACES = (
-    "c10d",
-    "_c10d_functional",
-    "_c10d_functional_autograd",
-    "c10d_functional",
-    "_dtensor",
-    "symm_mem",
+    *("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional"),
+    *("_dtensor", "symm_mem"),
 )
 _GROUP_METHODS = (
     *("allgather", "_allgather_base", "allgather_coalesced", "allgather_into_tensor_coalesced"),
@@ -229,6 +216,8 @@ _GROUP_METHODS = (
     *("_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter_single_coalesced"),
     *("reduce_scatter_tensor_coalesced", "scatter", "send"),
 )
+#: They count the names of new groups first, which have to be the same numbers on each rank.
+_GROUP_MAKERS = ("_new_group_with_tag", "split_group", "_new_process_group_helper")
 
 
 @contextlib.contextmanager
@@ -247,7 +236,7 @@ def without_collectives() -> Iterator[None]:
     """
     guard = _Guard()
     try:
-        with _on_the_groups(guard), _Refusing(guard):
+        with _on_the_groups(guard), guard:
             yield
     except Exception:
         guard.raise_if_refused()  # what came of it says less
@@ -255,58 +244,48 @@ def without_collectives() -> Iterator[None]:
     guard.raise_if_refused()
 
 
-class _Guard:
-    """One evaluation: which threads belong to it, and what it was refused."""
+class _Guard(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """One evaluation: sees each operator before it runs, and what it was refused."""
+
+    supports_higher_order_operators = True  # such as flex_attention: passed through
 
     def __init__(self) -> None:
-        others = {thread.ident for thread in threading.enumerate()}
-        self._not_ours = others - {threading.get_ident()}
-        self._refused: list[str] = []
+        super().__init__()  # type: ignore[no-untyped-call]
+        there = {thread.ident for thread in threading.enumerate()}
+        self._not_ours = there - {threading.get_ident()}
+        self._refused = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if getattr(func, "namespace", "") in _NAMESPACES and "wait_tensor" not in str(func):
+            self.refuse(str(func), _group_size([*args, *kwargs.values()]))
+        return func(*args, **kwargs)
 
     def refuse(self, operation: str, group_size: int | None) -> None:
         """Raise if this is a call of the evaluation that other processes take part in."""
-        if group_size == 1 or threading.get_ident() in self._not_ours:
-            return
-        self._refused.append(operation)
-        self.raise_if_refused()
+        if group_size != 1 and threading.get_ident() not in self._not_ours:
+            self._refused = self._refused or operation
+            self.raise_if_refused()
 
     def raise_if_refused(self) -> None:
         if self._refused:
             raise MeasurementError(
                 "Expected a forward without communication, since rank 0 evaluates alone and the "
-                f"other ranks would never answer, but it began {self._refused[0]}. Let the value "
+                f"other ranks would never answer, but it began {self._refused}. Let the value "
                 "function run a part of the model that does not communicate, or leave `proxy` out "
                 "(the weights are watched all the same), or evaluate the checkpoints with "
                 "`sparsitywatch replay`."
             )
 
 
-class _Refusing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees each operator before it runs."""
-
-    supports_higher_order_operators = True  # such as flex_attention: passed through
-
-    def __init__(self, guard: _Guard) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._guard = guard
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if getattr(func, "namespace", "") in _NAMESPACES and "wait_tensor" not in str(func):
-            self._guard.refuse(str(func), _group_size([*args, *kwargs.values()]))
-        return func(*args, **kwargs)
-
-
 def _group_size(arguments: list[Any]) -> int | None:
     """How many processes take part in an operator; None if its arguments do not tell."""
-    from torch.distributed import distributed_c10d
-
-    group_named: Any = vars(distributed_c10d)["_resolve_process_group"]
+    group_named: Any = vars(distributed.distributed_c10d)["_resolve_process_group"]
     for argument in arguments:
         with contextlib.suppress(RuntimeError, TypeError, ValueError):
             if isinstance(argument, torch.ScriptObject):
-                return int(torch.distributed.ProcessGroup.unbox(argument).size())
+                return int(distributed.ProcessGroup.unbox(argument).size())
             if isinstance(argument, str):  # also "sum": that names no group
                 return int(group_named(argument).size())
     return None
@@ -323,7 +302,11 @@ def _on_the_groups(guard: _Guard) -> Iterator[None]:
     """Ask the guard before each call of a process group's method, in any thread."""
     with _lock:
         if not _guards:
-            _patch_all()
+            for kind in (distributed.ProcessGroup, torch._C._distributed_c10d.Backend):
+                for name in _GROUP_METHODS:
+                    _patch(kind, name, lambda group, *_, **__: group.size())
+            for name in _GROUP_MAKERS:
+                _patch(distributed.distributed_c10d, name, lambda *_, **__: None)
         _guards.append(guard)
     try:
         yield
@@ -332,18 +315,6 @@ def _on_the_groups(guard: _Guard) -> Iterator[None]:
             _guards.remove(guard)
             if not _guards:
                 _patches.close()
-
-
-def _patch_all() -> None:
-    from torch._C import _distributed_c10d
-    from torch.distributed import distributed_c10d
-
-    for kind in (_distributed_c10d.ProcessGroup, _distributed_c10d.Backend):
-        for name in _GROUP_METHODS:
-            _patch(kind, name, lambda group, *_, **__: group.size())
-    # before the name of the new group is counted, which has to be the same number on each rank
-    for name in ("_new_group_with_tag", "split_group", "_new_process_group_helper"):
-        _patch(distributed_c10d, name, lambda *_, **__: None)
 
 
 def _patch(owner: Any, name: str, size_of: Callable[..., int | None]) -> None:

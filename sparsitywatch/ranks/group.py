@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import gc
 import hashlib
+import itertools
 import logging
 import sys
 import time
@@ -20,12 +21,11 @@ import torch
 from torch import distributed, nn
 
 from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
-from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
+from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.scope import named_parameters
-from sparsitywatch.weights.sharded import is_sharded
-
-__all__ = ["PendingRanks", "RankGroup", "join", "why_only_a_stage"]
+from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
 
 _logger = logging.getLogger("sparsitywatch")
 T = TypeVar("T")
@@ -56,6 +56,7 @@ class RankGroup(Ranks):
 
     def __init__(self, group: Any, store: Any = None, key: str = "") -> None:
         self._group, self._store, self._key = group, store, key
+        self.order = ForwardOrder()
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.lost = ""  # why the ranks have lost each other; empty as long as they have not
         self.num_bytes = 0  # that this rank has given to collectives
@@ -63,7 +64,7 @@ class RankGroup(Ranks):
         self._behind: Ranks = self
 
     @classmethod
-    def of_all(cls, store: Any, prefix: str) -> RankGroup:
+    def of_all(cls, store: Any, prefix: str, order: ForwardOrder, *, splits: bool) -> RankGroup:
         """Every rank, in two groups, so that neither thread of a watch waits for the other."""
         wait = dt.timedelta(seconds=_LONG_PATIENCE_S)
         front, behind = (
@@ -71,6 +72,7 @@ class RankGroup(Ranks):
             for _ in ("in the training's thread", "behind it")
         )
         front._behind = behind
+        front.order, front.splits_layers = order, splits
         return front
 
     @property
@@ -124,6 +126,10 @@ class RankGroup(Ranks):
         )
         raise RanksError(self.lost)
 
+    def reshard(self) -> None:
+        for module in self.order.modules:
+            module.reshard()
+
     # ------------------------------------------------------------------ exchanged
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
@@ -141,21 +147,29 @@ class RankGroup(Ranks):
             distributed.all_gather_object(found, thing, group=self._group)
         return found
 
-    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-        padded = torch.zeros(max(sizes), dtype=torch.uint8, device="cpu")
-        padded[: len(own)] = torch.from_numpy(own)
-        found = [torch.empty_like(padded) for _ in sizes]
-        self.num_bytes += len(padded)
-        with self._exchanged():
-            distributed.all_gather(found, padded, group=self._group)
-        return [part.numpy()[:size] for part, size in zip(found, sizes, strict=True)]
-
     def of_first(self, thing: T) -> T:
         found: list[Any] = [thing]
         with self._exchanged():
             distributed.broadcast_object_list(found, src=0, group=self._group)
         first: T = found[0]
         return first
+
+    def turns(self, sizes: Sequence[Any], *, is_same: bool) -> tuple[Turns, int]:
+        every = self.gather(sizes)
+        num_places = len(sizes) if is_same else sum(map(len, every))
+        if self.splits_layers:  # each runs all of them; the first one says the values
+            return [(i, None if self.rank else i) for i in range(len(sizes))], num_places
+        return (shared(every) if is_same else by_rank(every))[self.rank], num_places
+
+    def in_turns(self, turns: Turns, evaluate: Callable[[int], T]) -> list[T]:
+        own: dict[int, T] = {}
+        for index, place in turns:
+            with self.all_or_none("evaluating a batch"), self.order.followed():
+                values = evaluate(index)
+            if place is not None:
+                own[place] = values
+        of_all = itertools.chain.from_iterable(each.items() for each in self.gather(own))
+        return [values for _, values in sorted(of_all, key=lambda item: item[0])]
 
     def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
         with self.all_or_none("what rank 0 hands down"):
@@ -229,16 +243,13 @@ class PendingRanks(Ranks):
 
 
 def join(model: nn.Module, place: str) -> Ranks:
-    """The ranks that attach at a place such as the log directory, once all of them have come.
-
-    Where others do not come and this rank holds the whole model, rank 0 watches alone.
-
-    Raises:
-        ScopeError: the ranks hold different models, or parts of one and some have not come.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return ALONE
+    """See ``protocol.joined``."""
+    if why := _why_only_a_stage(model):
+        raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     rank, size = distributed.get_rank(), distributed.get_world_size()
+    fsdp = fsdp_modules(model.modules())
+    for module in fsdp:
+        module.reshard()
     parameters = dict(named_parameters(model))
     is_part = any(map(is_sharded, parameters.values()))
     if size == 1 and not is_part:
@@ -251,7 +262,7 @@ def join(model: nn.Module, place: str) -> Ranks:
     store.set(f"{prefix}/{rank}", own)
     outcome = _met(store, prefix, rank, size, _LONG_PATIENCE_S if is_part else PATIENCE_S)
     if outcome == _TOGETHER:
-        return RankGroup.of_all(store, prefix)
+        return RankGroup.of_all(store, prefix, ForwardOrder(fsdp), splits=splits_layers(model))
     if outcome != _ALONE:
         raise ScopeError(f"Expected a model that this process holds all of, but {outcome}")
     if is_part:
@@ -294,7 +305,7 @@ def _other_model(rank: int) -> str:
     )
 
 
-def why_only_a_stage(model: nn.Module) -> str:
+def _why_only_a_stage(model: nn.Module) -> str:
     """Why ``model`` is a stage of a pipeline of torch.distributed; empty if it is none."""
     stages = sys.modules.get("torch.distributed.pipelining.stage")
     if stages is None:

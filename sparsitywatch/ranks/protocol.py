@@ -6,14 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
-from torch import distributed
+from torch import distributed, nn
 
 __all__ = ["ALONE", "Ranks"]
 
 T = TypeVar("T")
+#: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
+#: of all batches; None for a batch that is run only since the others run theirs.
+Turns = list[tuple[int, int | None]]
 
 _nothing: Final = contextlib.nullcontext()
 
@@ -28,6 +31,8 @@ class Ranks:
     rank, size = 0, 1
     #: Whether what other ranks hold is not looked at, since they do not watch.
     is_alone = True
+    #: Whether layers of the model are split over ranks, so that all have to run the same batches.
+    splits_layers = False
 
     @property
     def behind(self) -> Ranks:
@@ -68,6 +73,9 @@ class Ranks:
         """
         return value
 
+    def reshard(self) -> None:
+        """Let go of what a forward has gathered: it stands in the place of the parameters."""
+
     # ------------------------------------------------------------------ exchanged
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
@@ -86,13 +94,20 @@ class Ranks:
         """What each rank gives, by rank; plain data."""
         return [thing]
 
-    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-        """What each rank has, uint8 of ``sizes[rank]`` bytes."""
-        return [own]
-
     def of_first(self, thing: T) -> T:
         """What rank 0 gives; plain data."""
         return thing
+
+    def turns(self, sizes: Sequence[Any], *, is_same: bool) -> tuple[Turns, int]:
+        """Which batches of these sizes this rank evaluates, and how many there are on all ranks.
+
+        ``is_same``: every rank has the same ones.
+        """
+        return [(index, index) for index in range(len(sizes))], len(sizes)
+
+    def in_turns(self, turns: Turns, evaluate: Callable[[int], T]) -> list[T]:
+        """What ``evaluate`` gives for the batches of all ranks, by place."""
+        return [evaluate(index) for index, _ in turns]
 
     def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
         """What rank 0 gives is taken by all others."""
@@ -129,6 +144,21 @@ class Ranks:
 
 
 ALONE: Final = Ranks()
+
+
+def joined(model: nn.Module, place: str) -> Ranks:
+    """The ranks that attach at a place such as the log directory, once all of them have come.
+
+    Where others do not come and this rank holds the whole model, rank 0 watches alone.
+
+    Raises:
+        ScopeError: the ranks hold different models, or parts of one and some have not come.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    from sparsitywatch.ranks.group import join
+
+    return join(model, place)
 
 
 def _rank_by_environment() -> int:

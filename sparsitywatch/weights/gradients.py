@@ -145,7 +145,7 @@ class Gradients:
         said = np.array([[look.code, look.is_kept_apart] for look in own.values()])
         codes, kept = reader.ranks.highest(said.T.copy())
         some = {name: chosen[name] for name, code in zip(own, codes, strict=True) if code == _SOME}
-        values = reader.gathered(some, {name: own[name].values for name in some})
+        values = reader.united(some, {name: own[name].values for name in some})
         return {
             name: GradientSummary(
                 int(code), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)

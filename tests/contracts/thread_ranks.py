@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import distributed
 
+from sparsitywatch.ranks.forward import ForwardOrder
 from sparsitywatch.ranks.group import RankGroup
 
 #: Who has not come within so many seconds is gone.
@@ -42,6 +43,7 @@ class ThreadRanks(RankGroup):
     def __init__(self, meeting: Meeting, rank: int, size: int) -> None:
         self._meeting, self.rank, self.size = meeting, rank, size
         self.lost, self.num_bytes, self._num_agreed, self._behind = "", 0, 0, self
+        self.order = ForwardOrder()
 
     def gather(self, thing: Any) -> list[Any]:
         with self._exchanged():
@@ -49,12 +51,6 @@ class ThreadRanks(RankGroup):
 
     def of_first(self, thing: Any) -> Any:
         return self.gather(thing)[0]
-
-    def gather_bytes(self, own: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
-        self.num_bytes += max(sizes)
-        found = self.gather(own.copy())
-        assert [len(part) for part in found] == list(sizes)
-        return found
 
     def _reduce(self, numbers: np.ndarray, operation: Any) -> np.ndarray:
         combine = {

@@ -97,7 +97,7 @@ def test_ranks_evaluate_the_same_parts_together(is_same: bool) -> None:
             number,
         )  # fmt: skip
         model = nn.Linear(1, 1)
-        shared = own.shared(ranks, model)
+        shared = own.shared(ranks)
         everything = shared.evaluate(model)
         return [
             (part.places.tolist(), part.proxy.evaluate(model).tolist(),
@@ -121,7 +121,7 @@ def test_ranks_of_which_one_cannot_divide_have_no_parts() -> None:
     def on_rank(ranks: ThreadRanks) -> int:
         size = 2 if ranks.rank else 40
         own = Proxy([{"x": torch.arange(size)[:, None], "scale": [0.0]}], number)
-        return len(own.shared(ranks, nn.Linear(1, 1)).parts(SHARES))
+        return len(own.shared(ranks).parts(SHARES))
 
     assert on_ranks(2, on_rank) == [0, 0]
 

@@ -324,7 +324,7 @@ def test_ranks_choose_the_same_levels_and_parts_as_one_process() -> None:
 
     def on_rank(ranks: ThreadRanks) -> SparsityCurve:
         model = models[ranks.rank]
-        proxy = proxies[ranks.rank].shared(ranks, model)
+        proxy = proxies[ranks.rank].shared(ranks)
         return swept(Racing(), proxy=proxy, model=model).curve
 
     for curve in on_ranks(2, on_rank):
