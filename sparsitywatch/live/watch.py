@@ -33,7 +33,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.ranks.protocol import ALONE, Ranks, joined
+from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
@@ -156,7 +156,8 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-        given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
+    given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
+    with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
         context = _context(inner, scope, chosen, proxy, ranks, is_off=bool(off))
         context = replace(context, strict=strict)
@@ -297,9 +298,11 @@ def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tup
         return ALONE, "SPARSITYWATCH_DISABLED is set"
     modules = modules_of(model)
     why, ranks = why_not_whole(modules, are_parts_read=True), ALONE
-    if not why:
-        ranks = joined(model, "" if logdir is None else os.fspath(logdir))
-        why = why_not_whole(modules, are_parts_read=not ranks.is_alone)
+    if is_distributed() and not why:
+        from sparsitywatch.ranks.group import join  # of no use to a process by itself
+
+        ranks = join(model, "" if logdir is None else os.fspath(logdir))
+    why = why or why_not_whole(modules, are_parts_read=not ranks.is_alone)
     if why:
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     off = ranks.why_another_watches()

@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import logging
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,22 +33,15 @@ T = TypeVar("T")
 PATIENCE_S = 10.0
 #: For others without whom there is no whole model; and for their part in what is done together.
 _LONG_PATIENCE_S = 300.0
-_POLL_S = 0.01
 _TOGETHER, _ALONE = "together", "alone"
 _calls: Counter[str] = Counter()  # of join by place, on this rank
 
 
 class RankGroup(Ranks):
-    """Ranks in a process group of the watch's own.
+    """Ranks in a process group of the watch's own, by gloo: what is sent lies on the CPU.
 
-    What is sent lies on the CPU, whatever the training sends by. Before data is exchanged the
-    ranks agree that all of them are at the same place and well: what failed on one of them fails
-    on all, and none waits for it.
-
-    Args:
-        group: of every rank, by gloo.
-        store: where a rank that leaves says so.
-        key: of what it says.
+    Before data is exchanged the ranks agree that all of them are at the same place and well: what
+    failed on one of them fails on all, and none waits for it. Who leaves says so under ``key``.
     """
 
     is_alone = False
@@ -216,15 +208,12 @@ class RankGroup(Ranks):
 class PendingRanks(Ranks):
     """A rank that has begun alone while others may still attach: they should hold the same model.
 
-    Args:
-        store: of the default process group.
-        prefix: of what they leave there.
-        own: of this rank's model.
-        unknown: ranks that have not come yet.
+    Each leaves a mark of its own under ``prefix``; ``unknown`` have not come yet.
     """
 
     def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
-        self._store, self._prefix, self._own, self._unknown = store, prefix, own, unknown
+        self._store, self._prefix = store, prefix
+        self._own, self._unknown = own, unknown
 
     def why_different(self) -> str:
         try:
@@ -243,7 +232,13 @@ class PendingRanks(Ranks):
 
 
 def join(model: nn.Module, place: str) -> Ranks:
-    """See ``protocol.joined``."""
+    """The ranks that attach at a place such as the log directory, once all of them have come.
+
+    Where others do not come and this rank holds the whole model, rank 0 watches alone.
+
+    Raises:
+        ScopeError: the ranks hold different models, or parts of one and some have not come.
+    """
     if why := _why_only_a_stage(model):
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     rank, size = distributed.get_rank(), distributed.get_world_size()
@@ -282,18 +277,15 @@ def join(model: nn.Module, place: str) -> Ranks:
 
 def _met(store: Any, prefix: str, rank: int, size: int, patience_s: float) -> str:
     """What becomes of the ranks' meeting; one of them decides, once, for all."""
-    key, ends = f"{prefix}/outcome", time.monotonic() + patience_s
-    others = [f"{prefix}/{other}" for other in range(size)]
-    while True:
-        if rank == 0 and store.check(others):
-            marks = [store.get(other).decode() for other in others]
+    key, keys = f"{prefix}/outcome", [f"{prefix}/{other}" for other in range(size)]
+    outcome = _ALONE
+    with contextlib.suppress(RuntimeError):  # they have not come in time
+        store.wait(keys if rank == 0 else [key], dt.timedelta(seconds=patience_s))
+        if rank == 0:
+            marks = [store.get(other).decode() for other in keys]
             odd = next((r for r, mark in enumerate(marks) if mark != marks[0]), 0)
-            return str(store.compare_set(key, "", _other_model(odd) if odd else _TOGETHER).decode())
-        if store.check([key]):
-            return str(store.get(key).decode())
-        if time.monotonic() > ends:
-            return str(store.compare_set(key, "", _ALONE).decode())
-        time.sleep(_POLL_S)
+            outcome = _other_model(odd) if odd else _TOGETHER
+    return str(store.compare_set(key, "", outcome).decode())
 
 
 def _other_model(rank: int) -> str:

@@ -9,9 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from torch import distributed, nn
-
-__all__ = ["ALONE", "Ranks"]
+from torch import distributed
 
 T = TypeVar("T")
 #: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
@@ -42,20 +40,11 @@ class Ranks:
     # ------------------------------------------------------------------ all of them, or none
 
     def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
-        """Go on only if every rank does.
-
-        Args:
-            what: the place in the code; has to be the same on every rank.
-            error: what has failed on this rank; None if nothing has.
-            value: a number >= 0; that of rank 0 counts.
-
-        Returns:
-            Rank 0's value.
+        """Rank 0's ``value`` (>= 0), if every rank is at ``what`` in the code, and well.
 
         Raises:
             RanksError: another rank is at another place, or does not answer.
-            MeasurementError: it failed on another rank.
-            MemoryError: memory was missing on another rank.
+            MeasurementError: it failed on another rank; MemoryError: memory was missing there.
         """
         if error is not None:
             raise error
@@ -66,11 +55,7 @@ class Ranks:
         return _nothing
 
     def decide(self, what: str, value: int = 0) -> int:
-        """What rank 0 decides, if every rank still watches.
-
-        Raises:
-            RanksError: one does not.
-        """
+        """What rank 0 decides; a RanksError where one does not watch any more."""
         return value
 
     def reshard(self) -> None:
@@ -99,10 +84,7 @@ class Ranks:
         return thing
 
     def turns(self, sizes: Sequence[Any], *, is_same: bool) -> tuple[Turns, int]:
-        """Which batches of these sizes this rank evaluates, and how many there are on all ranks.
-
-        ``is_same``: every rank has the same ones.
-        """
+        """Which batches this rank evaluates, and how many there are on all ranks together."""
         return [(index, index) for index in range(len(sizes))], len(sizes)
 
     def in_turns(self, turns: Turns, evaluate: Callable[[int], T]) -> list[T]:
@@ -116,10 +98,8 @@ class Ranks:
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Around forwards: they may communicate only where every rank runs them."""
-        if not distributed.is_available() or not distributed.is_initialized():
-            return _nothing
-        if distributed.get_world_size() == 1:  # there is nobody to wait for
-            return _nothing
+        if not is_distributed() or distributed.get_world_size() == 1:
+            return _nothing  # there is nobody to wait for
         from sparsitywatch.ranks.forward import without_collectives
 
         return without_collectives()
@@ -128,14 +108,8 @@ class Ranks:
         """Say that this rank takes part in nothing any more; others see it before they wait."""
 
     def why_another_watches(self) -> str:
-        """Why this process leaves the watch to rank 0; empty if it does not.
-
-        Before ``init_process_group`` the environment tells, as torchrun and Lightning set it.
-        """
-        if distributed.is_available() and distributed.is_initialized():
-            rank = distributed.get_rank()
-        else:
-            rank = _rank_by_environment()
+        """Why this process leaves the watch to rank 0; empty if it does not."""
+        rank = distributed.get_rank() if is_distributed() else _rank_by_environment()
         return "rank 0 watches; replicas hold the same weights" if rank else ""
 
     def why_different(self) -> str:
@@ -146,23 +120,13 @@ class Ranks:
 ALONE: Final = Ranks()
 
 
-def joined(model: nn.Module, place: str) -> Ranks:
-    """The ranks that attach at a place such as the log directory, once all of them have come.
-
-    Where others do not come and this rank holds the whole model, rank 0 watches alone.
-
-    Raises:
-        ScopeError: the ranks hold different models, or parts of one and some have not come.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return ALONE
-    from sparsitywatch.ranks.group import join
-
-    return join(model, place)
+def is_distributed() -> bool:
+    """Whether this process is one of several of torch.distributed, or of one."""
+    return distributed.is_available() and distributed.is_initialized()
 
 
 def _rank_by_environment() -> int:
-    """Not 0 for any process but the first; 0 also where the environment does not tell."""
+    """Before ``init_process_group``, as torchrun and Lightning set it; 0 if nothing tells."""
     if _number("WORLD_SIZE") <= 1:
         return 0
     if "RANK" in os.environ:

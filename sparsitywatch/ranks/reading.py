@@ -230,9 +230,8 @@ def _own(
         if name in shards.owned:
             where = np.arange(some.num) if some.where is None else some.where
             index, local = shards.held[name].locate(where)
-            if len(index):
-                own[name] = SampleIndex(len(local), local)
-                places.append(start + index)
+            own[name] = SampleIndex(len(local), local)
+            places.append(start + index)
         start += some.num
     return own, np.concatenate(places)
 

@@ -7,7 +7,6 @@ the lowest that holds it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -92,16 +91,11 @@ class ShardBox:
 class Shards:
     """Which rank holds, and which counts, what of each tensor; the same all along.
 
-    Args:
-        boxes: of each rank, by name, in the order of the model.
-        rank: this one.
-
-    Raises:
-        ScopeError: the ranks together do not hold all of a tensor.
+    ``boxes`` are those of each rank, by name, in the order of the model; ``rank`` is this one. It
+    raises a ``ScopeError`` where they do not make up a tensor.
     """
 
     def __init__(self, boxes: Sequence[Mapping[str, ShardBox]], rank: int) -> None:
-        self.rank, self.size = rank, len(boxes)
         self.held = boxes[rank]
         #: Each distinct box, by name: the ranks that hold it, of which the first counts it.
         self.holders: dict[tuple[str, ShardBox], list[int]] = {}
@@ -109,28 +103,35 @@ class Shards:
             for name, box in of_rank.items():
                 if box.num_weights:
                     self.holders.setdefault((name, box), []).append(holder)
-        self.is_whole = all(box.shape == box.whole for of_rank in boxes for box in of_rank.values())
-        self.has_replicas = any(len(ranks) > 1 for ranks in self.holders.values())
-        #: The boxes of each tensor, and the rank that counts each.
-        self.counted: dict[str, list[tuple[ShardBox, int]]] = {name: [] for name in self.held}
-        for (name, box), ranks in self.holders.items():
-            self.counted[name].append((box, ranks[0]))
-        self.owned = frozenset(
-            name for name, counted in self.counted.items() if any(r == rank for _, r in counted)
-        )
-        for name, counted in self.counted.items():
-            _check_all_there(name, self.held[name].whole, [box for box, _ in counted])
+        self.owned = frozenset(name for (name, _), who in self.holders.items() if who[0] == rank)
+        self.is_whole = all(b.shape == b.whole for of_rank in boxes for b in of_rank.values())
+        self.has_replicas = any(len(who) > 1 for who in self.holders.values())
+        self._check_all_there()
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> Shards:
         """As the ranks' parameters say.
 
         Raises:
-            ScopeError: a rank watches other tensors, or they do not hold all of one.
+            ScopeError: the ranks do not hold all of a tensor between them.
         """
         with ranks.all_or_none("which parts of the weights a rank holds"):
             own = {name: ShardBox.of(name, tensor) for name, tensor in parameters.items()}
         return cls(ranks.gather(own), ranks.rank)
+
+    def _check_all_there(self) -> None:
+        """Refuse parts of a tensor that do not make up the whole."""
+        counted: Counter[str] = Counter()
+        for name, box in self.holders:
+            counted[name] += box.num_weights
+        for name, box in self.held.items():
+            if counted[name] != math.prod(box.whole):
+                raise ScopeError(
+                    f"Expected the ranks to hold the {math.prod(box.whole):,} weights of "
+                    f"{shown_name(name)!r} between them, got {counted[name]:,}. If each rank "
+                    "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
+                    "instead: `sparsitywatch replay <folder> --follow`."
+                )
 
     def check(self, parameters: Mapping[str, torch.Tensor]) -> None:
         """Refuse a model that was sharded in another way since the attach.
@@ -150,31 +151,3 @@ class Shards:
 
 #: Of a model that each process holds all of, and that nobody else reads.
 EVERYTHING: Final = Shards([{}], 0)
-
-
-def _check_all_there(name: str, whole: tuple[int, ...], boxes: Sequence[ShardBox]) -> None:
-    """Refuse distinct boxes that do not make up a tensor."""
-    num_weights, counted = math.prod(whole), sum(box.num_weights for box in boxes)
-    if counted != num_weights or (num_weights and not _fill(whole, boxes)):
-        overlap = " in parts that overlap" if counted == num_weights else ""
-        raise ScopeError(
-            f"Expected the ranks to hold the {num_weights:,} weights of {shown_name(name)!r} "
-            f"between them, got {counted:,}{overlap}. If each rank "
-            "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
-            "instead: `sparsitywatch replay <folder> --follow`."
-        )
-
-
-def _fill(whole: tuple[int, ...], boxes: Sequence[ShardBox]) -> bool:
-    """Whether distinct boxes that are not empty hold each weight of a tensor once.
-
-    Where two of them meet, a corner of one is a corner of the other, of the other sign; what is
-    left over has to be the corners of the whole.
-    """
-    corners: Counter[tuple[int, ...]] = Counter()
-    signed = [(1, box.offset, box.shape) for box in boxes]
-    for sign, offset, shape in (*signed, (-1, (0,) * len(whole), whole)):
-        for ends in itertools.product((0, 1), repeat=len(whole)):
-            corner = tuple(o + s * end for o, s, end in zip(offset, shape, ends, strict=True))
-            corners[corner] += sign * (-1) ** sum(ends)
-    return not any(corners.values())

@@ -85,17 +85,16 @@ def why_not_whole(modules: Modules, *, are_parts_read: bool = False) -> str:
     all ranks watch.
     """
     for name, what, is_known in _parts(modules):
-        if are_parts_read and is_known:
-            continue
-        return (
-            f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
-            "running it needs every process. Watch the checkpoints instead: `sparsitywatch replay "
-            "<folder> --follow` reads sharded ones."
-        )
+        if not (are_parts_read and is_known):
+            return (
+                f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
+                "running it needs every process. Watch the checkpoints instead: `sparsitywatch "
+                "replay <folder> --follow` reads sharded ones."
+            )
     return ""
 
 
-def _parts(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[tuple[str, str, bool]]:
+def _parts(modules: Modules) -> Iterator[tuple[str, str, bool]]:
     """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
     for name, module in modules:
         where, held = f"module {name!r}" if name else "the model", vars(module)
@@ -158,21 +157,13 @@ def fsdp_modules(modules: Iterable[nn.Module]) -> list[Any]:
 
 @dataclass(frozen=True)
 class FlatShard:
-    """What this rank holds of one parameter of FSDP1.
+    """What this rank holds of one parameter of FSDP1."""
 
-    Args:
-        flat: the flat parameter of a module.
-        owner: what the optimizer steps on: the flat parameter, or the parameter itself.
-        offset: where the parameter begins in this rank's part of ``flat``.
-        num: how many of its weights are there; 0 for none.
-        start: the first of them, in the flat parameter by itself.
-    """
-
-    flat: Any
-    owner: torch.Tensor
-    offset: int
-    num: int
-    start: int
+    flat: Any  # the flat parameter of a module
+    owner: torch.Tensor  # what the optimizer steps on: the flat parameter, or the parameter itself
+    offset: int  # where the parameter begins in this rank's part of ``flat``
+    num: int  # how many of its weights are there; 0 for none
+    start: int  # the first of them, in the flat parameter by itself
 
     def local(self) -> torch.Tensor:
         """The weights, 1-D, in the memory that the optimizer writes to."""
@@ -191,12 +182,8 @@ def flat_parameters(modules: Modules) -> list[tuple[str, nn.Parameter]]:
 
     Each has its ``FlatShard`` as the attribute ``flat_shard``.
     """
-    held: dict[int, Any] = {
-        id(module): handle.flat_param
-        for _, module in modules
-        if (handle := vars(module).get("_handle")) is not None and hasattr(handle, "flat_param")
-    }
-    flats = [flat for flat in held.values() if hasattr(flat, "_shard_param_infos")]
+    handles: dict[int, Any] = {id(module): vars(module).get("_handle") for _, module in modules}
+    flats = [handle.flat_param for handle in handles.values() if hasattr(handle, "flat_param")]
     if not flats:
         return []
     paths = {id(module): path for path, module in modules}
@@ -205,21 +192,16 @@ def flat_parameters(modules: Modules) -> list[tuple[str, nn.Parameter]]:
         made = {}
         parts = zip(flat._param_infos, flat._shapes, flat._shard_param_infos, strict=True)
         for i, (info, shape, part) in enumerate(parts):
-            whole = torch.empty(
-                shape, dtype=getattr(flat, "_local_shard", flat).dtype, device="meta"
-            )
+            dtype = getattr(flat, "_local_shard", flat).dtype
             owner = flat if flat._params is None else flat._params[i]
+            whole = torch.empty(shape, dtype=dtype, device="meta")
             placeholder = nn.Parameter(whole, requires_grad=owner.requires_grad)
             place = (part.offset_in_shard, part.numel_in_shard, part.intra_param_start_idx)
             shard = FlatShard(flat, owner, *(number or 0 for number in place))
             placeholder.flat_shard = shard  # type: ignore[attr-defined]
             made[id(info.module), info.param_name] = placeholder
-            found.append((_joined(paths[id(info.module)], info.param_name), placeholder))
+            found.append((info.module, info.param_name, placeholder))
         for info in flat._shared_param_infos:
             first = made[id(info.prim_module), info.prim_param_name]
-            found.append((_joined(paths[id(info.module)], info.param_name), first))
-    return found
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+            found.append((info.module, info.param_name, first))
+    return [(f"{paths[id(module)]}.{name}".lstrip("."), one) for module, name, one in found]

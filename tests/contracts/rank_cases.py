@@ -1,20 +1,26 @@
 """Many cases in one start of several processes: each rank runs them all, one after another.
 
-A test file has cases and, below them, what their results have to be. ``run_ranks.py`` runs the
-cases of all files; a case that fails, also on one rank only, fails alone.
+A test file has cases and, below them, what their results have to be. This file, run by torchrun,
+runs the cases of all files; a case that fails, also on one rank only, fails alone.
+
+``torchrun --standalone --nproc-per-node=2 contracts/rank_cases.py <folder> [case ...]``
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for torchrun
 
 import torch
 from torch import distributed
@@ -23,6 +29,7 @@ from sparsitywatch.ranks import group
 
 #: Who is waited for so long in vain fails its case, and a case that takes as long has waited.
 PATIENCE_S = 60.0
+FILES = sorted(Path(__file__).resolve().parents[1].glob("distributed/test_live_*.py"))
 
 Act = Callable[[Path], Any]
 
@@ -102,6 +109,14 @@ def _wait_for_all(store: Any, name: str, size: int) -> None:
         time.sleep(0.002)
 
 
+def main(folder: str, *names: str) -> None:
+    warnings.simplefilter("ignore")  # torch's own
+    sys.path.insert(0, str(FILES[0].parent))
+    for path in FILES:
+        importlib.import_module(path.stem)
+    run_all(Path(folder), list(names))
+
+
 @dataclass(frozen=True)
 class Came:
     """What came of the cases.
@@ -125,3 +140,9 @@ class Came:
             found.append(result["value"])
             num_ranks = result["num_ranks"]
         return found
+
+
+if __name__ == "__main__":
+    from contracts import rank_cases  # where the test files register their cases
+
+    rank_cases.main(*sys.argv[1:])

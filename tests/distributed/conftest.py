@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from contracts import rank_cases
 from contracts.rank_cases import Came
 from contracts.torchrun import outcome
-
-SCRIPT = Path(__file__).with_name("run_ranks.py")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +35,9 @@ def came_of(factory: pytest.TempPathFactory, num_processes: int) -> Came:
         said = folder / "output.txt"
         if not said.exists():
             try:
-                _, output = outcome(SCRIPT, str(folder), num_processes=num_processes, limit_s=400)
+                _, output = outcome(
+                    Path(rank_cases.__file__), str(folder), num_processes=num_processes, limit_s=400
+                )
             except subprocess.TimeoutExpired as error:
                 output = f"{error}\n{(error.output or b'').decode()}"
             said.write_text(output)

@@ -151,6 +151,7 @@ UNLIKE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same `settings`": ({}, {"tolerance": 0.5}),
     "the same `proxy`": ({}, {"proxy": None}),
     "the same `optimizer`": ({}, {"optimizer": None}),
+    "derived from sw.sinks.Sink": ({"sinks": [object()]}, {}),  # the others do not look at theirs
     "a proxy of the same value": ({}, {"proxy": sw.Proxy(HELD_OUT, loss, name="another")}),
     "ValueError: no such batch": ({}, {"proxy": sw.Proxy(HELD_OUT, raising, name="loss")}),
 }
@@ -180,3 +181,4 @@ def test_what_differs_between_ranks_is_refused_on_all_and_named(name: str, two: 
             is_proxy = what.startswith(("a proxy", "ValueError"))
             assert said.startswith("ProxyError" if is_proxy else "ConfigurationError")
         assert ("failed on rank 1" in told["ValueError: no such batch"]) is (rank == 0)
+        assert ("failed on rank 0" in told["derived from sw.sinks.Sink"]) is (rank == 1)

@@ -71,7 +71,7 @@ def test_the_clock_of_rank_0_decides_for_all(two: Came) -> None:
 # ------------------------------------------------------------------ a schedule that is alerted
 
 
-class Waiting:
+class Waiting(sw.sinks.Sink):
     """A sink that writes the record of step 6 only when it is allowed to."""
 
     def __init__(self) -> None:

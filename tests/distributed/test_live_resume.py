@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ def first_half(folder: Path, way: str) -> Any:
     watcher = training.watch(folder / "log")
     training.train(until=STOPPED_AT)
     state, checkpoint = watcher.state_dict(), training.checkpoint()
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
+    if is_first():
         torch.save({"training": checkpoint, "watch": state}, folder / "checkpoint.pt")
     watcher.close()
     del state["log"]  # the only thing that differs would be a name
     return sorted(flat(state))
+
+
+def is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def flat(state: Any, path: str = "") -> list[str]:
@@ -40,7 +45,7 @@ def flat(state: Any, path: str = "") -> list[str]:
     return [f"{path}: {state!r}"]
 
 
-def second_half(folder: Path, way: str, *, loads: bool = True) -> list[str]:
+def second_half(folder: Path, way: str, *, loads: bool) -> list[str]:
     """Go on from what the folder holds; ``loads``: whether this rank loads the watch's state."""
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
     training = Training(way)
@@ -53,92 +58,55 @@ def second_half(folder: Path, way: str, *, loads: bool = True) -> list[str]:
         return lines(watcher.records)
 
 
-def of(folder: Path, name: str) -> Path:
-    """Of another case."""
-    return folder.parent / name
+#: Cases that go on from what an earlier one has left, by name: how many ranks, and how they share
+#: the model; from which case; whether this rank loads the state of the watch.
+HALVES: dict[str, tuple[int, str, str, Callable[[], bool]]] = {
+    "onto two": (2, "fsdp", "from two", lambda: True),
+    "onto two where rank 0 alone loads": (2, "ddp", "from two of DDP", is_first),
+    "onto one": (0, "one", "from two for one", lambda: True),
+    "from one onto two": (2, "fsdp", "from one", lambda: True),
+    "onto two by the log alone": (2, "fsdp", "from two without a state", lambda: False),
+}
+FIRST = {
+    "from two": (2, "fsdp"),
+    "from two of DDP": (2, "ddp"),
+    "from two for one": (2, "fsdp"),
+    "from one": (0, "one"),
+    "from two without a state": (2, "fsdp"),
+}
+for _name, (_num, _way) in FIRST.items():
+    case(_num, among=2, name=_name)(lambda folder, way=_way: first_half(folder, way))
+for _name, (_num, _way, _of, _loads) in HALVES.items():
+    case(_num, among=2, name=_name)(
+        lambda folder, way=_way, of=_of, loads=_loads: second_half(
+            folder.parent / of, way, loads=loads()
+        )
+    )
 
 
-@case(2)
-def from_two(folder: Path) -> Any:
-    return first_half(folder, "fsdp")
-
-
-@case(2)
-def onto_two(folder: Path) -> list[str]:
-    return second_half(of(folder, "from_two"), "fsdp")
-
-
-@case(2)
-def from_two_of_ddp(folder: Path) -> Any:
-    return first_half(folder, "ddp")
-
-
-@case(2)
-def onto_two_where_rank_0_alone_loads(folder: Path) -> list[str]:
-    is_first = distributed.get_rank() == 0
-    return second_half(of(folder, "from_two_of_ddp"), "ddp", loads=is_first)
-
-
-@case(2)
-def from_two_for_one(folder: Path) -> Any:
-    return first_half(folder, "fsdp")
-
-
-@case(0, among=2)
-def onto_one(folder: Path) -> list[str]:
-    return second_half(of(folder, "from_two_for_one"), "one")
-
-
-@case(0, among=2)
-def from_one(folder: Path) -> Any:
-    return first_half(folder, "one")
-
-
-@case(2)
-def from_one_onto_two(folder: Path) -> list[str]:
-    return second_half(of(folder, "from_one"), "fsdp")
-
-
-@case(2)
-def from_two_without_a_state(folder: Path) -> Any:
-    return first_half(folder, "fsdp")
-
-
-@case(2)
-def onto_two_by_the_log_alone(folder: Path) -> list[str]:
-    return second_half(of(folder, "from_two_without_a_state"), "fsdp", loads=False)
-
-
-@pytest.mark.parametrize(
-    ("name", "log"),
-    [
-        ("onto_two", "from_two"),
-        ("onto_two_where_rank_0_alone_loads", "from_two_of_ddp"),
-        ("onto_one", "from_two_for_one"),
-        ("from_one_onto_two", "from_one"),
-    ],
-)
+@pytest.mark.parametrize("name", [*HALVES][:-1])
 def test_records_after_a_resume_are_those_of_a_run_that_was_not_interrupted(
-    name: str, log: str, two: Came
+    name: str, two: Came
 ) -> None:
     (expected,) = two("one_13")
     for records in two(name):
         assert records == expected["records"]
-    assert log_of(two.folder / log / "log") == log_of(two.folder / "one_13" / "log")
+    log = two.folder / HALVES[name][2] / "log"
+    assert log_of(log) == log_of(two.folder / "one_13" / "log")
 
 
 def test_without_a_state_the_log_is_gone_on_from_on_every_rank(two: Came) -> None:
-    first, second = two("onto_two_by_the_log_alone")
+    first, second = two("onto two by the log alone")
     assert first == second
     (expected,) = two("one_13")
     assert len(first) == 3
     assert first[0] == expected["records"][0]
 
 
-@pytest.mark.parametrize("name", ["from_two", "from_two_of_ddp"])
+@pytest.mark.parametrize("name", ["from two", "from two of DDP"])
 def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, two: Came) -> None:
     first, second = two(name)
-    (alone,) = two("from_one")
+    (alone,) = two("from one")
     assert first == second
     assert len(first) > 20
     assert first == alone

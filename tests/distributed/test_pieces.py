@@ -73,14 +73,6 @@ def test_a_piece_that_nobody_holds_is_refused_by_the_name_of_its_tensor(
         Shards(held, 0)
 
 
-def test_pieces_that_overlap_are_refused_also_where_their_sizes_add_up() -> None:
-    """Two ranks hold the first three of four rows; the last row is nowhere."""
-    first = {"w": ShardBox((4, 3), (0, 0), (2, 3))}
-    second = {"w": ShardBox((4, 3), (1, 0), (2, 3))}
-    with pytest.raises(ScopeError, match="'w'"):
-        Shards([first, second], 0)
-
-
 def test_a_tensor_that_nobody_holds_is_refused() -> None:
     with pytest.raises(ScopeError, match=r"the 12 weights of 'w' .* got 0"):
         Shards([{"w": nothing_of((4, 3))}] * 2, 0)
