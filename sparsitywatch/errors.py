@@ -288,12 +288,3 @@ def expect_mapping(name: str, value: Any, what: str) -> None:
 def expect_path(name: str, value: Any, what: str) -> None:
     """Refuse what is neither text nor a path."""
     expect(isinstance(value, str | os.PathLike) and value != "", name, what, value)
-
-
-def expect_keys(state: Mapping[str, Any], keys: Iterable[str]) -> None:
-    """Refuse a detector's state that lacks a key, with a StateError."""
-    for key in keys:
-        if key not in state:
-            raise StateError(
-                f"Expected a detector's state with the key {key!r}, got {sorted(state)}."
-            )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.change import is_back_by_half, peak_of
+from sparsitywatch.analysis.detect.detector import is_back_by_half, peak_of
 from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 

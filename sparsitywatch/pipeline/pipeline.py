@@ -25,7 +25,6 @@ from sparsitywatch.errors import (
     expect,
     expect_functions,
     expect_mapping,
-    expect_methods,
     listed,
 )
 from sparsitywatch.pipeline.parts import Reviewer
@@ -94,7 +93,7 @@ class History:
     @property
     def is_suspicious(self) -> bool:
         """Whether a detector sees what may become an event."""
-        return any(getattr(d, "is_suspicious", False) for d in self._detectors.values())
+        return any(detector.is_suspicious for detector in self._detectors.values())
 
     def with_history(self, record: Record) -> Record:
         """The record that is to be added next, with what the earlier ones say about it.
@@ -508,7 +507,7 @@ def _as_detectors(detectors: Mapping[str, Detector] | None) -> dict[str, Detecto
     example = "{'motion/dormant': sw.detectors.DormantRise()}"
     what = f"detectors by name of the series, such as {example}"
     expect_mapping("detectors", detectors, what)
-    methods = ("update", "state_dict", "load_state_dict")
+    what = "a detector, derived from sw.detectors.Detector"
     for name, detector in detectors.items():
-        expect_methods(f"detectors[{name!r}]", detector, methods, "a detector")
+        expect(isinstance(detector, Detector), f"detectors[{name!r}]", what, detector)
     return dict(detectors)

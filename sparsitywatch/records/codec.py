@@ -15,6 +15,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from sparsitywatch.errors import StateError
 from sparsitywatch.records.record import SCHEMA_VERSION
 
@@ -63,7 +65,9 @@ def from_data(cls: type[T], data: Any) -> T:
 
 
 def _plain(value: Any) -> Any:
-    """What json does not know: a dataclass, a mapping that is no dict, a sequence likewise."""
+    """What json does not know: a dataclass, an array, a mapping that is no dict, a sequence."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, Sequence):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else vars(value)
@@ -116,6 +120,8 @@ def _reader(hint: Any) -> _Reader:
         return _Reader(frozenset(), _read_fields(hint))
     if origin is tuple or origin is Sequence:
         return _Reader(frozenset(), _read_list(_reader(arguments[0])))
+    if origin is np.ndarray:
+        return _Reader(frozenset(), _read_array)
     if origin is Mapping:
         return _Reader(frozenset(), _read_mapping(_reader(arguments[1])))
     return _Reader(frozenset([hint]), functools.partial(_refuse, f"a {hint.__name__} at"))
@@ -133,6 +139,13 @@ def _read_number(data: Any) -> float:
     if isinstance(data, str) and data in _INFINITIES:
         return _INFINITIES[data]
     raise _WrongError("a number or null at", data)
+
+
+def _read_array(data: Any) -> np.ndarray:
+    try:
+        return np.array(data)
+    except ValueError:  # rows of unlike lengths
+        raise _WrongError("an array at", data) from None
 
 
 def _read_list(item: _Reader) -> Callable[[Any], tuple[Any, ...]]:

@@ -1,16 +1,26 @@
-"""Quantiles of Student's t, for intervals from few numbers."""
+"""Student's t: quantiles for intervals from few numbers, and normal scores of its values."""
 
 from __future__ import annotations
 
 import functools
 import math
 from statistics import NormalDist
+from typing import Any
 
-__all__ = ["t_quantile"]
+import numpy as np
 
 #: Beyond so many degrees of freedom a series is as exact, and shorter.
 _MOST_EXACT = 200
 _HALVINGS = 80
+
+
+def normal_score(t: Any, freedom: Any) -> Any:
+    """The score of a normal variable that is as unlikely as ``t``, a number or an array.
+
+    Reference: Wallace 1959, Annals of Mathematical Statistics 30:1121.
+    """
+    size = np.sqrt(freedom * np.log1p(t * t / freedom))
+    return np.copysign(size * (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0), t)
 
 
 @functools.lru_cache(maxsize=1024)

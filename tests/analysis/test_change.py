@@ -10,12 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.detect.change import (
-    median_of_three,
-    noise_sd,
-    onset_of,
-    share_left_by_rate,
-)
+from sparsitywatch.analysis.detect.abrupt import share_left_by_rate
+from sparsitywatch.analysis.detect.detector import median_of_three, noise_sd, onset_of
 
 RNG = np.random.default_rng(5)
 NUMBERS = st.lists(st.integers(-50, 50), min_size=2, max_size=30)

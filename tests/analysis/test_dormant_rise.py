@@ -48,7 +48,7 @@ def test_bad_arguments_are_named(argument: str, value: object) -> None:
 def test_steps_must_rise() -> None:
     detector = DormantRise()
     detector.update(100, 0.01)
-    with pytest.raises(ConfigurationError, match="Expected `step` after 100"):
+    with pytest.raises(ConfigurationError, match="Expected `step` to be after 100"):
         detector.update(100, 0.01)
 
 

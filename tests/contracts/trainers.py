@@ -93,7 +93,7 @@ def train(
     return trainer
 
 
-class SeesStep:
+class SeesStep(sw.detectors.Detector):
     """A detector with an event at a given step."""
 
     def __init__(self, step: int) -> None:

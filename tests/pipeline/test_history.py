@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from contracts.made_records import counted, made_record
 
-from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.analysis.detect import AbruptChange, Detector
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import Event, Record
 
 INITIAL, DORMANT, ESSENTIAL = "near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value"
 
 
-class Above:
+class Above(Detector):
     """A detector that is easy to predict: an event at the first value above a limit."""
 
     def __init__(self, limit: float = 0.4) -> None:

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.errors import ConfigurationError, StateError
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.records import (
@@ -55,7 +56,7 @@ def record(step: int, near_zero: float) -> Record:
     )
 
 
-class Above:
+class Above(Detector):
     """A detector that is easy to predict: an event at the first value above 0.4."""
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""Detection of changes: of any series, and of weights that no longer get a gradient."""
+"""Detection of changes: of any series, of measured numbers, of weights without a gradient."""
 
-from sparsitywatch.analysis.detect.detector import AbruptChange, Detector
+from sparsitywatch.analysis.detect.abrupt import AbruptChange
+from sparsitywatch.analysis.detect.detector import Detector
 from sparsitywatch.analysis.detect.dormant import DormantRise
 from sparsitywatch.analysis.detect.measured import MeasuredChange
 

@@ -1,217 +1,65 @@
-"""The detector of any series: when the tests for jumps and for growth are asked, and what of.
-
-A series goes in, one snapshot at a time, and at some snapshots an event comes out. The tests have
-files of their own, as has what is remembered between snapshots.
-"""
+"""What a detector is, what it remembers of its series, and how noise and onsets are told."""
 
 from __future__ import annotations
 
+import json
 import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import (
-    FEW,
-    LATEST,
-    SUSPICION,
-    TREND,
-    Candidate,
-    Limits,
-    is_left_by_rate,
-    onset_of,
-)
-from sparsitywatch.analysis.detect.growth import FALL, RISE, grown, multiplied
-from sparsitywatch.analysis.detect.history import (
-    BlockHistory,
-    SeriesHistory,
-    View,
-    event_of,
-    or_nan,
-    or_none,
-)
-from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, Jumps
-from sparsitywatch.errors import (
-    expect,
-    expect_keys,
-    expect_mapping,
-    expect_number,
-    expect_whole,
-    is_number,
-)
-from sparsitywatch.records import Event
+from sparsitywatch.errors import StateError, expect, expect_mapping, expect_whole, is_number
+from sparsitywatch.records import Event, from_data, to_json
 
-__all__ = ["AbruptChange", "Detector"]
+Array = NDArray[np.float64]
 
-#: A change goes on while the latest snapshots since its onset still add this part of its size.
-_SETTLING_SHARE = 0.1
+#: So few snapshots have a level and a noise: that of a baseline, and of what has settled.
+FEW = 5
+#: So few snapshots have a trend, or a bend, that could be told from their noise.
+TREND = 8
+#: The latest part of what has been seen that shows where it is now.
+LATEST = 1 / 4
+#: The snapshot before the last bears out this part of a change: none is seen in one snapshot.
+BORNE_OUT = 0.5
+#: Definition: the part of every requirement of an event that makes a suspicion.
+SUSPICION = 0.5
+#: Definition: which way a change may go.
+DIRECTIONS = ("up", "down", "both")
+Context = Mapping[str, float] | None
 
 
-class Detector(Protocol):
-    """Watches one series, fed in the order of the steps."""
+class Detector(ABC):
+    """Watches one series, fed in the order of the steps. Extend it to watch in a way of your own.
 
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
-        """An event if the change is seen at this snapshot."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data that ``load_state_dict`` goes on from."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-
-
-# ------------------------------------------------------------------ abrupt changes
-
-_DIRECTIONS = ("up", "down", "both")
-#: Smallest scores at one false alarm per 1000 snapshots, from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.4, 3.0, 1.5
-#: What each factor of ten less adds to them, for jumps and for growth.
-_RARER_JUMP, _RARER_GROWTH = 0.8, 0.5
-#: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
-_SKIPPED = 4
-_ABRUPT_KEYS = (
-    "history", "jumps", "ongoing", "num_skipped", "lr_clock", "decay_clock", "decayed"
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Ongoing:
-    """A change that is an event already, until it is over.
-
-    Args:
-        direction: "up" or "down".
-        baseline: level before it.
-        span: entries of the view that it was seen in, snapshots or blocks, that show whether it
-            goes on.
-        is_in_blocks: whether these are blocks.
-        seen_step: the snapshot at which it was seen; a long span lies after it.
+    ``update`` has to be written. Where all that is remembered is in ``memory``, a dataclass of
+    numbers, texts and tuples, the state needs no code.
     """
 
-    direction: str
-    baseline: float
-    span: int = FEW
-    is_in_blocks: bool = False
-    seen_step: int = -1
-
-    def is_over(self, view: View) -> bool:
-        """Whether the latest entries add little to it."""
-        sign = 1.0 if self.direction == "up" else -1.0
-        if self.span > FEW and not view.begins[-self.span :][0] > self.seen_step:
-            return False
-        recent = view.values[-self.span :]
-        size = sign * (float(np.median(recent)) - self.baseline)
-        # medians where one entry's noise would decide
-        ends = max(int(LATEST * len(recent)), 1)
-        added = sign * float(np.median(recent[-ends:]) - np.median(recent[:ends]))
-        return added < _SETTLING_SHARE * max(size, 0.0)
-
-
-class AbruptChange:
-    """Watches one series for abrupt changes, snapshot by snapshot.
-
-    **Jumps**, sigmoids and kinks, up or down: two snapshots or more that no model of a healthy
-    series foresaw. The models are lines and parabolas with independent, correlated and
-    wandering noise. Each is believed as far as its forecasts were right so far, and a change is
-    as certain as all of them together say. It takes fourteen snapshots before one can be seen.
-
-    **Take-offs**: the last snapshot is ``ratio`` times the lowest level so far, and the last two
-    are above what the whole run before explains, continued: its level, its line and its bend, in
-    the logarithm. Growth that is steady from the start is explained by its own past. A fall by a
-    fifth that is over in at most eight snapshots is seen in the same way; a smooth decay is none.
-    It takes five snapshots. Where values are negative there are only jumps.
-
-    Where the **decay clock** has come far enough to account for a take-off, less is asked of it.
-    One that is ``ratio ** 1.5`` times its floor at two snapshots is then an event, however evenly
-    it came.
-
-    What the **learning rate** accounts for, with whatever memory, is no change. It is known from
-    ``context``.
-
-    A spike of one snapshot and a value that is not finite give no event. One change is one event
-    however long it goes on. The next one is looked for after the series has settled: five
-    snapshots that add less than a tenth of the whole change. The level it settled at is the new
-    baseline.
-
-    Args:
-        min_effect: smallest change worth waking somebody for, in units of the series. For a
-            fraction, 0.01 is one percentage point.
-        ratio: how many times its running floor a take-off must reach.
-        direction: "up", "down" or "both".
-        false_alarms_per_1000: how often per thousand snapshots a healthy series may alarm. What
-            that is measured on is in docs/detection.md; real series differ.
-
-    Raises:
-        ConfigurationError: an argument is out of range.
-
-    >>> detector = AbruptChange(min_effect=0.01)
-    >>> series = [0.05] * 10 + [0.06, 0.08, 0.11, 0.15]
-    >>> events = [detector.update(25 * i, value) for i, value in enumerate(series)]
-    >>> [(e.direction, e.onset_step, e.detected_step) for e in events if e]
-    [('up', 225, 300)]
-    """
-
-    def __init__(
-        self,
-        min_effect: float = 0.01,
-        *,
-        ratio: float = 1.5,
-        direction: str = "both",
-        false_alarms_per_1000: float = 0.1,
-    ) -> None:
-        what = (
-            "finite and positive, in units of the series (0.01: a percentage point of a fraction)"
-        )
-        expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
-        what = "finite and above 1 (1.5: a rise by half)"
-        expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
-        is_known = isinstance(direction, str) and direction in _DIRECTIONS
-        expect(is_known, "direction", f"one of {_DIRECTIONS}", direction)
-        what = "a number from 0.001 to 10 (0.1: one in ten thousand snapshots)"
-        rate = false_alarms_per_1000
-        expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
-        rarity = -math.log10(false_alarms_per_1000)
-        self._limits = Limits(
-            float(min_effect),
-            float(ratio),
-            jump_score=_JUMP_SCORE + _RARER_JUMP * rarity,
-            growth_score=_GROWTH_SCORE + _RARER_GROWTH * rarity,
-            caused_score=_CAUSED_SCORE + _RARER_GROWTH * rarity,
-        )
-        self._suspicion = self._limits.part(SUSPICION)
-        self._direction = direction
-        self._history, self._blocks, self._jumps = SeriesHistory(), BlockHistory(), Jumps()
-        self._ongoing: _Ongoing | None = None
-        self._num_skipped, self._lr_clock = _SKIPPED, math.nan
-        self._decay_clock, self._decayed, self._is_decaying = math.nan, 0.0, False
+    memory: Any
 
     @property
     def is_suspicious(self) -> bool:
-        """Whether the last snapshot may become an event.
+        """Whether the last snapshot may become an event: the next one is then taken sooner."""
+        return False
 
-        No model foresaw it, though it is alone so far; or it met half of every requirement of a
-        take-off or a fall.
-        """
-        if self._ongoing is not None or not self._history.steps:
-            return False
-        if self._jumps.surprise >= self._limits.jump_score:
-            return True
-        return any(self._growths(self._history.view(), self._suspicion))
-
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
+    @abstractmethod
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot.
 
         Args:
             step: optimizer step, larger at every call.
             value: the series there; what is not finite is a gap.
-            context: what else is known: "lr" and "lr_clock", the learning rate and its sum over
-                the steps, and "decay_clock", the sum of learning rate times weight decay; where
-                that is not known "estimated_advance", what it advanced by since the last snapshot.
+            context: what else is known, by name: "lr" and "lr_clock", the learning rate and its sum
+                over the steps; "decay_clock", the sum of learning rate times weight decay, and
+                where that is not known "estimated_advance", what it advanced by since the last
+                snapshot; "dormant_by_chance", the share of living weights that passes as dormant;
+                "low" and "high", the ends of the value's 90 percent interval; "reliance".
 
         Returns:
             The event if a change is seen at this snapshot; its series has no name yet.
@@ -219,173 +67,298 @@ class AbruptChange:
         Raises:
             ConfigurationError: the step does not come after that of the last snapshot.
         """
-        expect_whole("step", step, 0)
-        expect(is_number(value), "value", "a number, NaN for a gap", value)
-        if context is not None:
-            expect_mapping("context", context, "numbers by name")
-        self._history.require_later(step)
-        if not math.isfinite(value):
-            return None
-        rate = self._advance(step, context or {})
-        self._history.add(step, value, rate)
-        completes_block = self._blocks.add(step, value, rate)
-        if self._ongoing is not None:
-            self._end_if_over(self._ongoing, completes_block=completes_block)
-            return None
-        view = self._history.view()
-        event = self._first_event(self._candidates(view), view)
-        if event is None and completes_block:
-            blocks = self._blocks.view()
-            found = self._left_by_rate(self._growths(blocks, self._limits), blocks)
-            event = self._first_event(found, blocks)
-        return event
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
-        return {
-            "history": self._history.state_dict(),
-            "blocks": self._blocks.state_dict(),
-            "jumps": self._jumps.state_dict(),
-            "ongoing": None if self._ongoing is None else asdict(self._ongoing),
-            "num_skipped": self._num_skipped,
-            "lr_clock": or_none(self._lr_clock),
-            "decay_clock": or_none(self._decay_clock),
-            "decayed": self._decayed,
-        }
+        state: dict[str, Any] = json.loads(to_json(self.memory))
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave.
 
         Raises:
-            StateError: a key is missing, or the parts do not go together.
+            StateError: a part is missing, or the parts do not go together.
         """
-        expect_keys(state, _ABRUPT_KEYS)
-        history, jumps = SeriesHistory(), Jumps()
-        history.load_state_dict(state["history"])
-        jumps.load_state_dict(state["jumps"])
-        blocks = BlockHistory.of(history)
-        if "blocks" in state:  # missing in older states
-            blocks.load_state_dict(state["blocks"])
-        self._history, self._blocks, self._jumps = history, blocks, jumps
-        self._ongoing = None if state["ongoing"] is None else _Ongoing(**state["ongoing"])
-        self._num_skipped = int(state["num_skipped"])
-        self._lr_clock = or_nan(state["lr_clock"])
-        self._decay_clock = or_nan(state["decay_clock"])
-        self._decayed = float(state["decayed"])
+        self.memory = from_data(type(self.memory), dict(state))
 
-    def _advance(self, step: int, context: Mapping[str, float]) -> float:
-        """Follow both clocks; returns the mean learning rate since the last snapshot."""
-        clock = float(context.get("decay_clock", math.nan))
-        advance, self._decay_clock = clock - self._decay_clock, clock
-        if math.isnan(clock) and self._history.steps:  # as much of it as could be seen
-            advance = float(context.get("estimated_advance", math.nan))
-        self._decayed += advance if advance > 0.0 else 0.0  # NaN where it is not known
-        # weights that decay alone shrinks multiply near-zero ones by exp(clock) at most
-        self._is_decaying = self._decayed >= math.log(self._limits.ratio)
-        clock = float(context.get("lr_clock", math.nan))
-        before, self._lr_clock = self._lr_clock, clock
-        if self._history.steps and math.isfinite(clock - before):
-            return (clock - before) / (step - self._history.steps[-1])
-        return float(context.get("lr", math.nan))
 
-    def _first_event(self, found: list[Candidate], view: View) -> Event | None:
-        """The event of the first change that makes one; from then on it is going on."""
-        for candidate in found:
-            event = self._event(candidate, view)
-            if event is not None:
-                self._jumps = Jumps()
-                return event
-        return None
+def known_of(step: int, value: float, context: Context, last: float) -> dict[str, float]:
+    """The context of an update, NaN for what is not in it.
 
-    def _end_if_over(self, ongoing: _Ongoing, *, completes_block: bool) -> None:
-        """Look for the next change once this one is over: a new level, a new baseline."""
-        if ongoing.is_in_blocks and not completes_block:
-            return
-        if not ongoing.is_over((self._blocks if ongoing.is_in_blocks else self._history).view()):
-            return
-        self._history.keep(ongoing.span * (self._blocks.size if ongoing.is_in_blocks else 1))
-        self._blocks = BlockHistory.of(self._history)
-        self._ongoing, self._num_skipped, self._decayed = None, 0, 0.0
+    Raises:
+        ConfigurationError: one is no number, or the step does not come after the ``last`` one.
+    """
+    expect_whole("step", step, 0)
+    expect(step > last, "step", f"after {last}, the last snapshot", step)
+    expect(is_number(value), "value", "a number, NaN for a gap", value)
+    if context is None:
+        context = {}
+    expect_mapping("context", context, "numbers by name")
+    return defaultdict(lambda: math.nan, {name: float(x) for name, x in context.items()})
 
-    def _candidates(self, view: View) -> list[Candidate]:
-        """The most certain change of each kind, if the rate does not account for it."""
-        limits, found = self._limits, []
-        values = view.values
-        if len(values) - self._num_skipped >= MIN_SNAPSHOTS:
-            jumps = self._jumps.update(view.steps, values, limits, num_skipped=self._num_skipped)
-            found.append([jump for jump in jumps if self._direction in (jump.direction, "both")])
-        left = self._left_by_rate([*found, *self._growths(view, limits)], view)
-        may_decay = self._is_decaying and self._direction != "down"
-        if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
-            # where decay is the cause the rate is not
-            return multiplied(view.steps, values, limits.ratio)
-        return left
 
-    def _left_by_rate(self, found: list[list[Candidate]], view: View) -> list[Candidate]:
-        """The first of each kind, if the learning rate does not account for it."""
-        left = []
-        for seen in found:
-            if seen:
-                is_jump = seen[0].offset is None
-                least = self._limits.min_effect if is_jump else RISE.min_excess
-                if is_left_by_rate(seen[0], view.steps, view.values, view.rates, least):
-                    left.append(seen[0])
-        return left
+# ------------------------------------------------------------------ what is remembered of a series
 
-    def _growths(self, view: View, limits: Limits) -> list[list[Candidate]]:
-        """Take-offs and falls, where the series has moved far enough for one."""
-        values = view.values
-        low, high, found = float(values.min()), float(values.max()), []
-        for kind, moved in ((RISE, values[-1] - low), (FALL, high - values[-1])):
-            is_watched = low >= 0.0 and self._direction in (kind.direction, "both")
-            if is_watched and moved >= limits.min_effect:
-                is_decaying = self._is_decaying
-                found.append(grown(kind, view.steps, values, limits, is_decaying=is_decaying))
-        return found
+#: Bound: recent snapshots are all there, and older ones are thinned out to so few.
+_RECENT, _OLDER = 96, 64
+#: Bound: the learning rate is known to so many digits.
+_RATE_DIGITS = 6
 
-    def _event(self, candidate: Candidate, view: View) -> Event | None:
-        """The event, if it is of a size that matters."""
-        if candidate.kind == "steady":
-            first = candidate.start
-            onset, low, high, baseline = first, first, len(view.values) - 2, candidate.baseline
-        else:
-            onset, low, high, view = self._onset(candidate, view)
-            before = view.values[max(0, onset - FEW + 1) : onset + 1]
-            baseline = float(np.median(before))
-        latest = view.values[-1]
-        size = latest - baseline if candidate.direction == "up" else baseline - latest
-        if size < self._limits.min_effect:
-            return None
-        span = max(FEW, math.ceil(LATEST * (len(view.values) - onset)))
-        is_in_blocks, now = view.begins is not view.ends, self._history.steps[-1]
-        self._ongoing = _Ongoing(candidate.direction, baseline, span, is_in_blocks, now)
-        return event_of(
-            self._history,
-            (int(view.ends[onset]), int(view.begins[low]), int(view.ends[high])),
-            kind=candidate.kind,
-            direction=candidate.direction,
-            baseline=baseline,
-            decay_clock=self._decay_clock,
-        )
 
-    def _onset(self, candidate: Candidate, view: View) -> tuple[int, int, int, View]:
-        """Where the change began, both ends of its interval, and the view that these are in.
+@dataclass(frozen=True)
+class View:
+    """A series as a test reads it, one entry for each snapshot or block of them."""
 
-        Growth over many blocks is looked for among them: snapshots are all there only for a while.
-        """
-        first, noise, is_growth = candidate.start, candidate.noise, candidate.offset is not None
-        if is_growth and view.begins is view.ends and self._blocks.size > 1:
-            blocks = self._blocks.view()
-            since = view.ends[len(view.values) - candidate.split - 1]
-            if np.count_nonzero(blocks.begins > since) >= TREND:
-                first = int(np.searchsorted(blocks.ends, view.begins[first]))
-                view, noise = blocks, noise / math.sqrt(self._blocks.size)
-        onset, low, high = onset_of(
-            view.steps[first:],
-            candidate.transformed(view.values)[first:],
-            noise=noise,
-            latest=len(view.values) - 3 - first,
-            direction=candidate.direction,
-            multiplies=is_growth,
-        )
-        return first + onset, first + low, first + high, view
+    steps: Array  # abscissa, in steps
+    values: Array
+    rates: Array  # mean learning rate since the entry before; NaN where it is not known
+    begins: NDArray[np.int64]  # first step that an entry stands for
+    ends: NDArray[np.int64]  # and the last one
+
+
+@dataclass(frozen=True)
+class SeriesHistory:
+    """A series so far, by rising step: every recent snapshot, and every so many of the older ones.
+
+    The older ones are evenly spaced over the whole run: what the run was like before shows
+    in them at any cadence.
+    """
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    rates: tuple[float, ...]  # mean learning rate since the one before; NaN where it is not known
+    numbers: tuple[int, ...]  # how many snapshots came before each
+
+    def __post_init__(self) -> None:
+        for name, column in vars(self).items():
+            if len(column) != len(self.steps):
+                raise StateError(
+                    f"Expected as many {name!r} as 'steps' ({len(self.steps)}) in a detector's "
+                    f"state, got {len(column)}."
+                )
+
+    def add(self, step: int, value: float, rate: float = math.nan) -> SeriesHistory:
+        """With one more snapshot."""
+        number = self.numbers[-1] + 1 if self.numbers else 0
+        rate = float(f"{rate:.{_RATE_DIGITS}g}")
+        row = (int(step), float(value), rate, number)
+        columns = [(*column, x) for column, x in zip(vars(self).values(), row, strict=True)]
+        if len(self.steps) >= 2 * _RECENT:
+            older, stride = columns[-1][:-_RECENT], 1
+            while sum(number % stride == 0 for number in older) > _OLDER:
+                stride *= 2
+            is_kept = [number % stride == 0 for number in older]
+            columns = [(*compress(c, is_kept), *c[-_RECENT:]) for c in columns]
+        return SeriesHistory(*columns)
+
+    @property
+    def last_step(self) -> int:
+        """Of the last snapshot; -1 before there is one."""
+        return self.steps[-1] if self.steps else -1
+
+    def latest(self, number: int) -> SeriesHistory:
+        """The last ``number`` snapshots, if there are so many recent ones."""
+        steps, values, rates, _ = (c[-min(number, _RECENT) :] for c in vars(self).values())
+        return SeriesHistory(steps, values, rates, tuple(range(len(steps))))
+
+    def view(self) -> View:
+        """As arrays."""
+        steps = np.array(self.steps, np.int64)
+        values, rates = np.array(self.values), np.array(self.rates)
+        return View(steps.astype(np.float64), values, rates, steps, steps)
+
+
+NO_HISTORY = SeriesHistory((), (), (), ())
+
+
+def event_of(history: SeriesHistory, onset: tuple[int, int, int], **known: Any) -> Event:
+    """The event of the last snapshot, from the steps of its onset and of both ends of that."""
+    at, low, high = onset
+    before = [x for step, x in zip(history.steps, history.values, strict=True) if step <= at]
+    return Event(
+        series="",
+        onset_step=at,
+        onset_low=low,
+        onset_high=high,
+        detected_step=history.steps[-1],
+        value=history.values[-1],
+        noise=noise_sd(np.array(before)),
+        **known,
+    )
+
+
+# ------------------------------------------------------------------ a change that may be an event
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is required of a change."""
+
+    min_effect: float  # its smallest size, in units of the series
+    ratio: float  # of a take-off to its running floor
+    jump_score: float  # smallest normal scores: of a jump, of growth, ...
+    growth_score: float
+    caused_score: float  # ... and of growth that weight decay can account for
+
+    def part(self, share: float) -> Limits:
+        """The same with ``share`` of every requirement."""
+        parts = {name: share * value for name, value in vars(self).items()}
+        return Limits(**{**parts, "ratio": 1.0 + share * (self.ratio - 1.0)})
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A change that was not foreseen; size and noise of growth are in the logarithm."""
+
+    direction: str  # "up" or "down"
+    split: int  # snapshots since it began
+    start: int  # index of the first snapshot of its baseline
+    size: float
+    score: float  # how certain it is, as a normal score
+    noise: float  # standard deviation of a snapshot
+    offset: float | None = None  # added before taking logarithms; None for a jump, which adds
+    kind: str = "abrupt"  # of the event that it makes, or "steady"
+    baseline: float = math.nan  # of a steady one: its floor
+
+    def transformed(self, values: Array) -> Array:
+        """The series in which the change is a step or a bend upward or downward."""
+        return values if self.offset is None else np.log(values + self.offset)
+
+
+#: Definition: what is left of the largest size of a change that has gone back by half.
+_LEFT_OF_PEAK = 0.5
+
+
+def peak_of(peak: float, last: float, size: float) -> float:
+    """The largest size that a change has had at two snapshots in a row; NaN where there is none.
+
+    >>> peak_of(0.2, 0.3, 0.25)
+    0.25
+    """
+    return float(np.fmax(peak, min(size, last)))
+
+
+def is_back_by_half(peak: float, size: float) -> bool:
+    """Whether half of what a change was at its largest is gone; at two snapshots it is back."""
+    return peak > 0.0 and size <= _LEFT_OF_PEAK * peak
+
+
+# ------------------------------------------------------------------ level and noise
+
+#: Definition: standard deviation of a normal sample, in its median absolute deviation.
+MAD_TO_SD = 1.4826
+
+
+def median_of_three(values: Array) -> Array:
+    """Each value replaced by the median of itself and the two before: no lone spikes.
+
+    >>> median_of_three(np.array([1.0, 1.0, 9.0, 1.0, 2.0, 2.0])).tolist()
+    [1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
+    """
+    padded = np.concatenate([values[:1], values[:1], values])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 3)
+    return np.asarray(np.median(windows, axis=1), dtype=np.float64)
+
+
+def noise_sd(values: Array) -> float:
+    """Standard deviation of single values, from differences; trends and jumps left out.
+
+    Second differences see through any smooth trend; those between values two and four
+    apart see noise that wanders. The largest counts. NaN with fewer than five values.
+    """
+    if len(values) < FEW:
+        return math.nan
+    sizes = [MAD_TO_SD * median_of(np.abs(np.diff(values, 2))) / math.sqrt(6)]
+    for lag in (1, 2, 4):
+        if len(values) >= 3 * lag + 2:
+            wander = values[lag:] - values[:-lag]
+            mad = median_of(np.abs(wander - median_of(wander)))
+            sizes.append(MAD_TO_SD * mad / math.sqrt(2))
+    return max(sizes)
+
+
+def median_of(values: Array) -> float:
+    """The median, in a tenth of the time that numpy takes for a short series."""
+    ordered = np.sort(values)
+    return float(0.5 * (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]))
+
+
+# ------------------------------------------------------------------ when a change began
+
+#: Definition: twice the log-likelihood that may be lost within a 90 percent profile interval.
+_LOST = 2.706
+#: Definition: the fits that tell the onset itself, a bend and a step.
+_NUM_PLAIN = 2
+#: Guard: correlation of neighbouring residuals is allowed for up to this one.
+_MOST_CORRELATED = 0.9
+
+
+def onset_of(
+    x: Array,
+    y: Array,
+    *,
+    noise: float,
+    latest: int,
+    direction: str = "up",
+    multiplies: bool = False,
+) -> tuple[int, int, int]:
+    """Index of the last snapshot before the change, and both ends of the interval that it lies in.
+
+    Fitted are a line before the change and a bend or a step after it, in the direction that it
+    went; the better one counts. The interval holds the onsets whose fit is not clearly worse (90
+    percent, profile likelihood), also of bends that begin gently, and, where the change
+    ``multiplies``, ``y`` being a logarithm, of bends of the series itself. What the best fit leaves
+    is correlated where noise lasts, or the change has another shape; that makes the interval wider.
+    No fit can beat the ``noise`` of a snapshot.
+    """
+    z = (x - x[0]) / (x[-1] - x[0])
+    y = y if direction == "up" else -y
+    last = max(min(latest, len(y) - 2), 0)
+    candidates = np.arange(min(1, last), last + 1)
+    fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
+    place = int(np.argmin([min(map(_power, left[:_NUM_PLAIN])) for left in fits]))
+    best = [min(left, key=_power) for left in fits]
+    errors = np.array([_power(left) for left in best])
+    least = int(errors.argmin())
+    variance = max(noise**2, float(errors[least]) / max(len(y) - 4, 1), 1e-300)
+    rho = correlation_of(best[least], noise)
+    is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
+    is_inside[place] = True
+    inside = candidates[is_inside]
+    return int(candidates[place]), int(inside[0]), int(inside[-1])
+
+
+def _left_by_fits(z: Array, y: Array, k: int, *, multiplies: bool) -> list[Array]:
+    """What each fit with the change after snapshot ``k`` leaves; plain bend and step first."""
+    ones = np.ones_like(z)
+    bend, step = np.maximum(z - z[k], 0.0), (z > z[k]).astype(np.float64)
+    line = [ones, z] if k >= 2 else [ones]
+    shapes = [np.stack([*line, shape], axis=1) for shape in (bend, step, bend**2, bend**3)]
+    found = [_left(design, y) for design in shapes]
+    if multiplies:
+        level = np.exp(median_of_three(y))  # of a fall it is that of the reciprocal
+        bends = [shapes[0], *shapes[_NUM_PLAIN:]]
+        found += [_left(design / level[:, None], np.exp(y) / level) for design in bends]
+    return found
+
+
+def _power(left: Array) -> float:
+    return float(left @ left)
+
+
+def _left(design: Array, y: Array) -> Array:
+    """What the fit leaves, its last column not being used if that would go down."""
+    fit = np.linalg.lstsq(design, y, rcond=None)[0]
+    if fit[-1] < 0.0:
+        design = design[:, :-1]
+        fit = np.linalg.lstsq(design, y, rcond=None)[0]
+    return np.asarray(y - design @ fit)
+
+
+def correlation_of(left: Array, noise: float) -> float:
+    """Of neighbouring residuals, between 0 and a limit; what is rounding beside the noise is 0."""
+    power = _power(left)
+    if len(left) < FEW or power <= len(left) * (1e-3 * noise) ** 2:
+        return 0.0
+    rho = float(left[1:] @ left[:-1]) / power + 1.0 / len(left)
+    return min(max(rho, 0.0), _MOST_CORRELATED)

@@ -9,40 +9,52 @@ by chance, which the watch measures at each snapshot. So what is watched is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.change import (
+from sparsitywatch.analysis.detect.detector import (
     FEW,
+    NO_HISTORY,
     SUSPICION,
-    Array,
+    Context,
+    Detector,
+    SeriesHistory,
+    event_of,
     is_back_by_half,
+    known_of,
     median_of_three,
     onset_of,
     peak_of,
 )
-from sparsitywatch.analysis.detect.history import SeriesHistory, event_of, or_nan, or_none
-from sparsitywatch.errors import expect_keys, expect_number
+from sparsitywatch.errors import expect_number
 from sparsitywatch.records import Event
-
-__all__ = ["DormantRise"]
 
 #: Snapshots in a row that meet the requirements, or one that does so this many times over.
 _IN_A_ROW = 2
 #: Guard: noise of a snapshot that the onset's interval allows for at least, in smallest effects.
 _LEAST_NOISE = 0.05
-_DORMANT_KEYS = ("history", "ongoing", "num_above", "decay_clock")
 
 
-class DormantRise:
+@dataclass(frozen=True)
+class DormantMemory:
+    """What ``DormantRise`` remembers."""
+
+    history: SeriesHistory  # its rates are what passes by chance
+    baseline: float  # of a rise that is an event already; NaN once half of it is gone
+    num_back: int  # snapshots in a row at which half of it was gone
+    peak: float  # see ``peak_of``
+    last: float  # its size at the last snapshot
+    num_above: int  # snapshots in a row that meet the requirements
+    share: float  # of what is required that the last snapshot met
+    decay_clock: float
+
+
+class DormantRise(Detector):
     """Watches the dormant fraction, ``motion/dormant``: units die, long before weights shrink.
 
     There is an event when two snapshots in a row are ``min_effect`` above, and ``ratio`` times,
-    what is expected, or one snapshot is above it by twice as much. A generic detector is of little
-    use here: the series grows so evenly once units die that its own past explains it, and without
-    dead units it drifts with the learning rate. Expected is the share of living
+    what is expected, or one snapshot is above it by twice as much. Expected is the share of living
     weights that passes by chance, or the running floor of the series if that is higher: units
     that were dead before the watch began are no change.
 
@@ -67,115 +79,81 @@ class DormantRise:
     [('up', 200, 250)]
     """
 
+    memory: DormantMemory
+
     def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
         what = "in (0, 1), a fraction of the weights (0.03: three percentage points)"
         expect_number("min_effect", min_effect, lambda x: 0.0 < x < 1.0, what)
         expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
-        self._min_effect, self._ratio = float(min_effect), float(ratio)
-        self._history = SeriesHistory()
-        self._ongoing: dict[str, Any] | None = None
-        self._num_above, self._decay_clock = 0, math.nan
-        self.is_suspicious = False
+        self._min_effect = float(min_effect)
+        self._ratio = float(ratio)
+        self.memory = DormantMemory(
+            NO_HISTORY, baseline=math.nan, num_back=0, peak=math.nan, last=math.nan, num_above=0,
+            share=0.0, decay_clock=math.nan,
+        )  # fmt: skip
 
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
-        """One more snapshot.
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last snapshot met half of every requirement of a rise."""
+        return self.memory.share >= SUSPICION
 
-        Args:
-            step: optimizer step, larger at every call.
-            value: dormant fraction since the snapshot before, in [0, 1]; what is not finite is a
-                gap.
-            context: what else is known: "dormant_by_chance", the share of living weights that
-                passes by chance, and "decay_clock" or, where that is not known,
-                "estimated_advance", what it advanced by since the last snapshot.
-
-        Returns:
-            The event if a rise is seen at this snapshot; its series has no name yet.
-
-        Raises:
-            ConfigurationError: the step does not come after that of the last snapshot.
-        """
-        self._history.require_later(step)
-        context = context or {}
-        clock = float(context.get("decay_clock", math.nan))
-        stands_still = clock <= self._decay_clock  # False if one of them is not known
-        stands_still |= context.get("estimated_advance") == 0.0
-        self._decay_clock = clock
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
+        """One more snapshot; see ``Detector.update``."""
+        memory = self.memory
+        known = known_of(step, value, context, memory.history.last_step)
+        # False if one of them is not known
+        stands_still = known["decay_clock"] <= memory.decay_clock
+        stands_still |= known["estimated_advance"] == 0.0
+        self.memory = replace(memory, decay_clock=known["decay_clock"])
         if not math.isfinite(value):
             return None
-        by_chance = float(context.get("dormant_by_chance", math.nan))
+        by_chance = known["dormant_by_chance"]
         expected = self._expected(by_chance)
-        self._history.add(step, value, by_chance)
-        if self._ongoing is not None:
-            self._end_if_back(value, self._ongoing)
+        history = memory.history.add(step, value, by_chance)
+        self.memory = replace(self.memory, history=history)
+        if not math.isnan(memory.baseline):
+            self._end_if_back(value - memory.baseline)
             return None
-        share = 0.0 if stands_still or math.isnan(expected) else self._share(value, expected)
-        self._num_above = self._num_above + 1 if share >= 1.0 else 0
-        self.is_suspicious = share >= SUSPICION
-        if self._num_above < _IN_A_ROW and share < _IN_A_ROW:
+        required = max(self._min_effect, (self._ratio - 1.0) * expected)
+        share = 0.0 if stands_still or math.isnan(expected) else (value - expected) / required
+        num_above = memory.num_above + 1 if share >= 1.0 else 0
+        self.memory = replace(self.memory, num_above=num_above, share=share)
+        if num_above < _IN_A_ROW and share < _IN_A_ROW:
             return None
-        view = self._history.view()
-        latest, noise = len(view.values) - self._num_above - 1, _LEAST_NOISE * self._min_effect
-        excess = _excess(view.values, view.rates)
-        found = onset_of(view.steps, excess, noise=noise, latest=max(latest, 0))
-        size = value - expected
-        self._ongoing = {"baseline": expected, "num_back": 0, "peak": size, "last": size}
-        self._num_above = 0
-        self.is_suspicious = False
+        return self._event(history, num_above, expected)
+
+    def _event(self, history: SeriesHistory, num_above: int, expected: float) -> Event:
+        view, size = history.view(), history.values[-1] - expected
+        is_known = bool(np.isfinite(view.rates).all())
+        found = onset_of(
+            view.steps,
+            view.values - view.rates if is_known else view.values,
+            noise=_LEAST_NOISE * self._min_effect,
+            latest=max(len(view.values) - num_above - 1, 0),
+        )
+        self.memory = replace(
+            self.memory, baseline=expected, num_back=0, peak=size, last=size, num_above=0, share=0.0
+        )
         at, low, high = (int(view.ends[i]) for i in found)
+        clock = self.memory.decay_clock
         return event_of(
-            self._history, (at, low, high), direction="up", baseline=expected, decay_clock=clock
+            history, (at, low, high), direction="up", baseline=expected, decay_clock=clock
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
-        return {
-            "history": self._history.state_dict(),
-            "ongoing": None if self._ongoing is None else dict(self._ongoing),
-            "num_above": self._num_above,
-            "decay_clock": or_none(self._decay_clock),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: a key is missing, or the parts do not go together.
-        """
-        expect_keys(state, _DORMANT_KEYS)
-        history = SeriesHistory()
-        history.load_state_dict(state["history"])
-        self._history = history
-        self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
-        self._num_above = int(state["num_above"])
-        self._decay_clock = or_nan(state["decay_clock"])
-        self.is_suspicious = False
-
-    def _end_if_back(self, value: float, ongoing: dict[str, Any]) -> None:
+    def _end_if_back(self, size: float) -> None:
         """Units die one after the other: it is one rise, unless half of it is gone."""
-        size = value - ongoing["baseline"]
-        peak = peak_of(ongoing.get("peak", size), ongoing.get("last", size), size)
-        num_back = ongoing["num_back"] + 1 if is_back_by_half(peak, size) else 0
-        ongoing.update(peak=peak, last=size, num_back=num_back)
+        memory = self.memory
+        peak = peak_of(memory.peak, memory.last, size)
+        num_back = memory.num_back + 1 if is_back_by_half(peak, size) else 0
+        memory = self.memory = replace(memory, peak=peak, last=size, num_back=num_back)
         if num_back >= _IN_A_ROW:
-            self._history.keep(FEW)
-            self._ongoing = None
+            self.memory = replace(memory, history=memory.history.latest(FEW), baseline=math.nan)
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""
-        values = self._history.values
-        before = np.array(values[: len(values) - self._num_above])
+        values = self.memory.history.values
+        before = np.array(values[: len(values) - self.memory.num_above])
         if not len(before):
             return math.nan
         floor = float((median_of_three(before) if len(before) > 2 else before).min())
         return floor if math.isnan(by_chance) else max(by_chance, floor)
-
-    def _share(self, value: float, expected: float) -> float:
-        """How much of what is required of a rise is there; 1 or more is all."""
-        return (value - expected) / max(self._min_effect, (self._ratio - 1.0) * expected)
-
-
-def _excess(values: Array, chances: Array) -> Array:
-    """What the series has beyond chance; all of it where chance is not known at each snapshot."""
-    return values - chances if np.isfinite(chances).all() else values

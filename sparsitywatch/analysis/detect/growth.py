@@ -13,22 +13,19 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import (
+from sparsitywatch.analysis.detect.detector import (
     BORNE_OUT,
     FEW,
     LATEST,
     TREND,
+    Array,
     Candidate,
     Limits,
     median_of_three,
     noise_sd,
 )
-
-__all__ = ["FALL", "RISE", "Kind", "grown", "multiplied"]
-
-Array = NDArray[np.float64]
+from sparsitywatch.records.student import normal_score
 
 #: The run before a growth takes this part of the run so far at least; less, if weight decay can
 #: account for the growth.
@@ -56,24 +53,15 @@ _BENT = 3.0
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What counts as growth; a fall is growth of the reciprocals.
+class Growth:
+    """What counts as growth; a fall is growth of the reciprocals."""
 
-    Args:
-        direction: "up" or "down".
-        splits: snapshots since it began that are tried.
-        min_past: snapshots before it without which there is nothing to compare with.
-        min_excess: what the past does not explain, in the logarithm, at least.
-        noise_factor: the same in units of the noise of a snapshot.
-        ratio: of the last value to the running floor, at least; None for that of the limits.
-    """
-
-    direction: str
-    splits: tuple[int, ...]
-    min_past: int
-    min_excess: float
-    noise_factor: float
-    ratio: float | None = None
+    direction: str  # "up" or "down"
+    splits: tuple[int, ...]  # snapshots since it began that are tried
+    min_past: int  # snapshots before it without which there is nothing to compare with
+    min_excess: float  # what the past does not explain, in the logarithm, at least
+    noise_factor: float  # the same in units of the noise of a snapshot
+    ratio: float | None = None  # of the last value to the running floor; None: that of the limits
 
 
 #: Grid: snapshots since a rise began that are tried: it grows over any time.
@@ -82,27 +70,16 @@ _RISE_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
 _FALL_SPLITS = (2, 3, 4, 6, 8)
 #: A rise can be seen after so few snapshots, an eighth more than its past explains and four times
 #: the noise.
-RISE = Kind(
-    "up",
-    splits=_RISE_SPLITS,
-    min_past=3,
-    min_excess=math.log(1.12),
-    noise_factor=4.0,
-)
+RISE = Growth("up", _RISE_SPLITS, min_past=3, min_excess=math.log(1.12), noise_factor=4.0)
 #: A fall is one by a fifth of the level, a fifth more than its past explains and six times the
 #: noise.
-FALL = Kind(
-    "down",
-    splits=_FALL_SPLITS,
-    min_past=FEW,
-    min_excess=math.log(1.2),
-    noise_factor=6.0,
-    ratio=1.25,
+FALL = Growth(
+    "down", _FALL_SPLITS, min_past=FEW, min_excess=math.log(1.2), noise_factor=6.0, ratio=1.25
 )
 
 
 def grown(
-    kind: Kind, steps: Array, values: Array, limits: Limits, *, is_decaying: bool = False
+    kind: Growth, steps: Array, values: Array, limits: Limits, *, is_decaying: bool = False
 ) -> list[Candidate]:
     """Every split at which the last snapshots are beyond what the past explains, best first.
 
@@ -184,7 +161,7 @@ def _steepening(x: Array, y: Array) -> float:
 
 
 def _at_split(
-    kind: Kind, x: Array, logs: Array, smooth: Array, past: int, offset: float
+    kind: Growth, x: Array, logs: Array, smooth: Array, past: int, offset: float
 ) -> Candidate | None:
     """The growth since snapshot ``past``, unless what was before explains it."""
     noise = _noise(logs[:past])
@@ -204,7 +181,7 @@ def _at_split(
         over = np.minimum(over, logs[-2:] - explained)
         if over[1] < needed:
             return None
-        score = min(score, _normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2))
+        score = min(score, float(normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2)))
     if over[0] < BORNE_OUT * over[1]:
         return None
     return Candidate(kind.direction, len(logs) - past, start, float(over[1]), score, noise, offset)
@@ -238,9 +215,3 @@ def _explained(
     at = ((where - center) / width)[:, None] ** powers
     leverage = np.einsum("ij,jk,ik->i", at, inverse, at)
     return at @ fit, sd * np.sqrt(1.0 + leverage)
-
-
-def _normal_score(t: float, nu: float) -> float:
-    """The score of a normal variable that is as unlikely as ``t`` (Wallace 1959)."""
-    size = math.sqrt(nu * math.log1p(t * t / nu)) * (8.0 * nu + 1.0) / (8.0 * nu + 3.0)
-    return math.copysign(size, t)

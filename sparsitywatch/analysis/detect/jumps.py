@@ -10,36 +10,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsitywatch.analysis.detect.change import (
+from sparsitywatch.analysis.detect.detector import (
     BORNE_OUT,
     MAD_TO_SD,
     SUSPICION,
     TREND,
+    Array,
     Candidate,
     Limits,
     median_of,
 )
-
-__all__ = [
-    "MIN_SNAPSHOTS",
-    "MODELS",
-    "SPLITS",
-    "WINDOW",
-    "Forecasts",
-    "Jumps",
-    "forecasts",
-    "normal_score",
-    "season_of",
-]
-
-Array = NDArray[np.float64]
+from sparsitywatch.records.student import normal_score
 
 #: Snapshots after a split at most: a change is seen while it is so young.
 _MOST_AFTER = 6
@@ -52,21 +38,13 @@ _WINSOR, _CLIP = 3.0, 30.0
 
 @dataclass(frozen=True)
 class Model:
-    """Polynomial of the snapshots' abscissa, with noise.
+    """Polynomial of the snapshots' abscissa, with noise."""
 
-    Args:
-        num_fitted: snapshots that it is fitted to, before the split.
-        degree: of the polynomial.
-        lasts: whether the noise of neighbouring snapshots is correlated.
-        walk: standard deviation of the steps of a random walk, in that of the noise.
-        has_season: whether a wave of the series' own period is added to the polynomial.
-    """
-
-    num_fitted: int
+    num_fitted: int  # snapshots that it is fitted to, before the split
     degree: int
-    lasts: bool = False
-    walk: float = 0.0
-    has_season: bool = False
+    lasts: bool = False  # whether the noise of neighbouring snapshots is correlated
+    walk: float = 0.0  # standard deviation of the steps of a random walk, in that of the noise
+    has_season: bool = False  # whether a wave of the series' own period is added
 
 
 #: Grid: the correlation of noise that lasts is that of the series, to these.
@@ -103,55 +81,13 @@ _HELD = 1e9
 
 @dataclass(frozen=True)
 class Forecasts:
-    """What each model says about the snapshots after each split; arrays [models, splits].
+    """What each model says about the snapshots after each split; arrays [models, splits]."""
 
-    Args:
-        score: normal score of the change that explains them best, positive upward; NaN where
-            a model says nothing.
-        effect: size of that change at the last snapshot, in units of the series.
-        width: its standard error.
-        sd: standard deviation of a snapshot.
-        errors: of the last snapshots, [models, splits, longest split], zero before the split.
-    """
-
-    score: Array
-    effect: Array
-    width: Array
-    sd: Array
-    errors: Array
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """All that the abscissa alone decides, for each model and split.
-
-    Snapshots are evenly spaced in most runs, so that it is the same from snapshot to snapshot.
-
-    Args:
-        basis: powers of the abscissa, [n, p].
-        whitening: makes a model's noise independent, [models, n, n].
-        design: the basis, whitened, [models, p, n].
-        used, after: 1 for the snapshots that are fitted to, and for those after the split,
-            [models, splits, n].
-        says: whether a model says anything, [models, splits].
-        middle: places of the two middle ones of the fitted, flat among all, [2, models, splits].
-        nu: degrees of freedom.
-        solver: makes coefficients of whitened values, [models, splits, p, n].
-        matched, power: step and ramp over the covariance of the errors after the split, and
-            what that makes of themselves, [models, splits, 2, n] and [models, splits, 2].
-    """
-
-    basis: Array
-    whitening: Array
-    design: Array
-    used: Array
-    after: Array
-    says: NDArray[np.bool_]
-    middle: NDArray[np.int64]
-    nu: Array
-    solver: Array
-    matched: Array
-    power: Array
+    score: Array  # normal score of the best change, positive upward; NaN where a model is silent
+    effect: Array  # size of that change at the last snapshot, in units of the series
+    width: Array  # its standard error
+    sd: Array  # standard deviation of a snapshot
+    errors: Array  # of the last snapshots, [models, splits, longest split]; zero before the split
 
 
 def forecasts(
@@ -163,12 +99,11 @@ def forecasts(
 ) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
-    Snapshots are about one apart in ``x``; their standard deviation is ``floor`` at least. ``ar``
-    is the correlation of the model that has one, ``frequency`` that of the season, in cycles a
-    snapshot.
+    Snapshots are about one apart in ``x``, with a standard deviation of ``floor`` at least. ``ar``
+    is the correlation of noise that lasts, ``frequency`` that of the season, in cycles a snapshot.
     """
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
-    grid = _grid_of(z.tobytes(), ar, frequency * (x[-1] - x[0]))
+    grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
     target = (grid.whitening @ y)[:, None, :]
     fit, sd = _robust_fit(grid, target, floor)
     errors = (target - fit @ grid.design) * grid.after
@@ -179,47 +114,47 @@ def forecasts(
     )
 
 
-def normal_score(t: Array, nu: Array) -> Array:
-    """The score of a normal variable that is as unlikely as ``t`` (Wallace 1959)."""
-    size = np.sqrt(nu * np.log1p(t * t / nu)) * (8.0 * nu + 1.0) / (8.0 * nu + 3.0)
-    return np.copysign(size, t)
-
-
 @functools.lru_cache(maxsize=128)
-def _grid_of(abscissa: bytes, ar: float, cycles: float) -> _Grid:
-    z = np.frombuffer(abscissa)
-    n, powers, phase = len(z), np.arange(_MAX_DEGREE + 1), 2.0 * math.pi * cycles * z
-    basis = np.column_stack([z[:, None] ** powers, np.cos(phase), np.sin(phase)])
-    whitening = _whitening(n, ar)
-    design = whitening @ basis
-    before, after = _masks(n)
-    count = before.sum(axis=-1)
-    used = before & (count >= TREND)[..., None]
-    weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
-    # coefficients that a model does not have are held at zero
-    held = _HELD * (~_HAS[..., None] * np.eye(basis.shape[1]))
-    gram = weighted @ np.swapaxes(weighted, -1, -2) + held[:, None]
-    gram[~used.any(axis=-1)] = np.eye(basis.shape[1])
-    # The errors after a split have the covariance sd^2 (1 + D inverse(gram) D'), D being the
-    # design there; its inverse follows from the whole gram matrix (Woodbury).
-    late = design[:, None] * after[..., None]
-    late_t, shape = np.swapaxes(late, -1, -2), np.einsum("knm,smt->ksnt", whitening, _shapes(n))
-    matched = shape - late @ np.linalg.solve(gram + late_t @ late, late_t @ shape)
-    seen = np.maximum(used.sum(axis=-1), 1)
-    rows = n * np.arange(seen.size).reshape(seen.shape)
-    return _Grid(
-        basis=basis,
-        whitening=whitening,
-        design=np.ascontiguousarray(np.swapaxes(design, -1, -2)),
-        used=used.astype(np.float64),
-        after=after.astype(np.float64),
-        says=count >= TREND,
-        middle=np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n]),
-        nu=np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64),
-        solver=np.linalg.solve(gram, weighted),
-        matched=np.ascontiguousarray(np.swapaxes(matched, -1, -2)),
-        power=np.einsum("ksnt,ksnt->kst", matched, shape),
-    )
+class _Grid:
+    """All that the abscissa alone decides, for each of m models and s splits of n snapshots.
+
+    Snapshots are evenly spaced in most runs, so that it is the same from snapshot to snapshot.
+    """
+
+    def __init__(self, abscissa: bytes, ar: float, cycles: float) -> None:
+        z = np.frombuffer(abscissa)
+        n, powers, phase = len(z), np.arange(_MAX_DEGREE + 1), 2.0 * math.pi * cycles * z
+        #: [n, p] and [m, p, n]: powers of the abscissa, a cosine and a sine; and whitened
+        self.basis: Array = np.column_stack([z[:, None] ** powers, np.cos(phase), np.sin(phase)])
+        self.whitening = _whitening(n, ar)
+        design = self.whitening @ self.basis
+        self.design = np.ascontiguousarray(np.swapaxes(design, -1, -2))
+        before, after = _masks(n)
+        count = before.sum(axis=-1)
+        used = before & (count >= TREND)[..., None]
+        self.used = used.astype(np.float64)  # [m, s, n]: 1 for the snapshots that are fitted to
+        self.after = after.astype(np.float64)  # [m, s, n]: 1 for those after the split
+        self.says = count >= TREND  # [m, s]: whether a model says anything
+        self.nu = np.maximum(count - _HAS.sum(axis=1)[:, None], 1).astype(np.float64)
+        # [2, m, s]: places of the two middle ones of the fitted, flat among all
+        seen = np.maximum(used.sum(axis=-1), 1)
+        rows = n * np.arange(seen.size).reshape(seen.shape)
+        self.middle = np.stack([rows + (seen - 1) // 2, rows + seen // 2 % n])
+        # coefficients that a model does not have are held at zero
+        weighted = np.swapaxes(design[:, None] * used[..., None], -1, -2)
+        held = _HELD * (~_HAS[..., None] * np.eye(self.basis.shape[1]))
+        gram = weighted @ np.swapaxes(weighted, -1, -2) + held[:, None]
+        gram[~used.any(axis=-1)] = np.eye(self.basis.shape[1])
+        self.solver = np.linalg.solve(gram, weighted)  # [m, s, p, n]: makes coefficients
+        # [m, s, 2, n] and [m, s, 2]: step and ramp over the covariance of the errors after the
+        # split, and what that makes of themselves. The covariance is sd^2 (1 + D inverse(gram) D'),
+        # D being the design there; its inverse follows from the whole gram matrix (Woodbury).
+        late = design[:, None] * after[..., None]
+        late_t = np.swapaxes(late, -1, -2)
+        shape = np.einsum("knm,smt->ksnt", self.whitening, _shapes(n))
+        matched = shape - late @ np.linalg.solve(gram + late_t @ late, late_t @ shape)
+        self.matched = np.ascontiguousarray(np.swapaxes(matched, -1, -2))
+        self.power: Array = np.einsum("ksnt,ksnt->kst", matched, shape)
 
 
 def season_of(x: Array, y: Array) -> float:
@@ -336,23 +271,20 @@ _TENTHS = 10.0
 _EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
+@dataclass(frozen=True)
 class Jumps:
-    """What the models' forecasts were worth so far; one series, snapshot by snapshot.
+    """What the models' forecasts were worth so far; one series, snapshot by snapshot."""
 
-    Attributes:
-        surprise: normal score of the least expected of the latest snapshots, in magnitude, if they
-            are half of the smallest effect away; also of a single one, which is no change yet.
-    """
-
-    def __init__(self) -> None:
-        self._beliefs = np.zeros((1, len(MODELS)))
-        self._scores: NDArray[np.int64] = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
-        self.surprise = 0.0
+    beliefs: Array  # [up to splits + 1, models]: log weights as of the latest snapshots
+    scores: NDArray[np.int64]  # [snapshots, models, splits]: past scores, in tenths
+    #: normal score of the least expected of the latest snapshots, in magnitude, if they are half of
+    #: the smallest effect away; also of a single one, which is no change yet
+    surprise: float
 
     def update(
         self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
-    ) -> list[Candidate]:
-        """One more snapshot, the last one: the changes that it shows, the most certain first.
+    ) -> tuple[Jumps, list[Candidate]]:
+        """After one more snapshot; and the changes that it shows, the most certain first.
 
         ``num_skipped`` at the start are left out; ``MIN_SNAPSHOTS`` or more come after them.
         """
@@ -371,8 +303,7 @@ class Jumps:
         # of what they hold possible is that of the least able one, however little it is believed
         combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
         is_large = np.abs(seen.effect).min(axis=0) >= SUSPICION * min_effect
-        self.surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
-        self._remember(seen)
+        surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         found = []
         for index in np.argsort(-np.abs(combined)):
             score, split = float(combined[index]), SPLITS[index]
@@ -384,28 +315,12 @@ class Jumps:
             if _is_borne_out(errors, sign * size, min_effect):
                 direction = "up" if score > 0.0 else "down"
                 found.append(Candidate(direction, split, first, abs(size), abs(score), sd))
-        return found
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain data that ``load_state_dict`` goes on from."""
-        return {
-            "beliefs": self._beliefs.tolist(),
-            "scores": self._scores.tolist(),
-            "surprise": self.surprise,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self._beliefs = _of_each_model(np.array(state["beliefs"], np.float64))
-        kept = np.array(state["scores"], np.int64)
-        none = np.zeros((0, len(MODELS), len(SPLITS)), np.int64)
-        self._scores = _of_each_model(kept) if len(kept) else none
-        self.surprise = float(state["surprise"])
+        return self._with(seen, surprise), found
 
     def _weights(self) -> Array:
         """How much each model is believed as of the snapshot before each split."""
-        rows = np.maximum(len(self._beliefs) - np.array(SPLITS), 0)
-        beliefs = self._beliefs[rows]
+        rows = np.maximum(len(self.beliefs) - np.array(SPLITS), 0)
+        beliefs = self.beliefs[rows]
         weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
@@ -414,11 +329,11 @@ class Jumps:
 
         By a root of how much wider: what is wide in a few dozen scores is in part chance.
         """
-        num_seen = len(self._scores) + 1 - np.array(SPLITS)
+        num_seen = len(self.scores) + 1 - np.array(SPLITS)
         if num_seen.max() < TREND:
             return score
         rows = num_seen - np.arange(_PAST, 0, -1)[:, None]
-        kept = self._scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
+        kept = self.scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
         known = np.where(rows[:, None] >= 0, np.abs(kept) / _TENTHS, math.inf)
         ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
         middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
@@ -426,24 +341,22 @@ class Jumps:
         wide = np.where(num_seen >= TREND, wide, 1.0) ** -_OF_WIDTH
         return np.asarray(score * wide.mean(axis=1, keepdims=True))
 
-    def _remember(self, seen: Forecasts) -> None:
+    def _with(self, seen: Forecasts, surprise: float) -> Jumps:
         score, width = seen.score[:, 0], seen.width[:, 0]
         if np.isnan(score).any():
-            return
-        surprise = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
-        beliefs = _FORGETTING * self._beliefs[-1] - surprise
-        beliefs = (beliefs - beliefs.max()).round(_DIGITS)
-        self._beliefs = np.concatenate([self._beliefs, beliefs[None]])[-SPLITS[-1] - 1 :]
+            return replace(self, surprise=surprise)
+        evidence = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
+        latest = _FORGETTING * self.beliefs[-1] - evidence
+        latest = (latest - latest.max()).round(_DIGITS)
+        beliefs, scores = np.concatenate([self.beliefs, latest[None]]), self.scores
         if np.isfinite(seen.score).all():
             kept = (_TENTHS * seen.score).round().astype(np.int64)
-            scores = [self._scores, kept[None]]
-            self._scores = np.concatenate(scores)[-_PAST - SPLITS[-1] :]
+            past = scores.reshape(-1, *kept.shape).astype(np.int64)
+            scores = np.concatenate([past, kept[None]])
+        return Jumps(beliefs[-SPLITS[-1] - 1 :], scores[-_PAST - SPLITS[-1] :], surprise)
 
 
-def _of_each_model(kept: NDArray[Any]) -> NDArray[Any]:
-    """What was kept of each model, [n, models, ...]; an older state lacks the last one."""
-    last = np.repeat(kept[:, -1:], len(MODELS) - kept.shape[1], axis=1)
-    return np.concatenate([kept, last], axis=1)
+NO_JUMPS = Jumps(np.zeros((1, len(MODELS))), np.zeros((0, len(MODELS), len(SPLITS)), np.int64), 0.0)
 
 
 def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:

@@ -10,33 +10,26 @@ scatter.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.change import (
+from sparsitywatch.analysis.detect.detector import (
     BORNE_OUT,
+    DIRECTIONS,
     TREND,
     Array,
+    Candidate,
+    Context,
+    Detector,
     correlation_of,
+    known_of,
     noise_sd,
     onset_of,
 )
-from sparsitywatch.analysis.detect.history import or_nan, or_none
-from sparsitywatch.analysis.detect.jumps import normal_score
-from sparsitywatch.errors import (
-    StateError,
-    expect,
-    expect_keys,
-    expect_number,
-    expect_whole,
-    is_number,
-)
+from sparsitywatch.errors import StateError, expect, expect_number
 from sparsitywatch.records import Event
-
-__all__ = ["MeasuredChange"]
+from sparsitywatch.records.student import normal_score
 
 #: Grid: snapshots since the change that are tried.
 _SPLITS = (2, 3, 4, 6, 8, 12, 16)
@@ -53,21 +46,24 @@ _PRIOR_SNAPSHOTS = 4.0
 _SIDES = 1.645
 #: A change is over when so many snapshots have added less than this part of it.
 _SETTLING, _SETTLED = 12, 0.2
-_KEYS = ("rows", "ongoing", "decay_clock")
 
 
 @dataclass(frozen=True)
-class _Shift:
-    """The latest snapshots against those before."""
+class MeasuredMemory:
+    """What ``MeasuredChange`` remembers."""
 
-    split: int
-    level: float
-    size: float
-    score: float
-    noise: float
+    #: step, value, both ends of its interval and reliance at each of the latest snapshots
+    rows: tuple[tuple[float, ...], ...]
+    baseline: float  # of a change that is an event already; NaN when it is over
+    seen_step: int  # at which that was seen
+    decay_clock: float
+
+    def __post_init__(self) -> None:
+        if any(len(row) != 5 for row in self.rows):
+            raise StateError("Expected rows of five numbers in a detector's state.")
 
 
-class MeasuredChange:
+class MeasuredChange(Detector):
     """Watches a number that is measured with an interval, for changes in both directions.
 
     There is an event when the mean of the last two to eight snapshots lies outside the interval
@@ -96,94 +92,50 @@ class MeasuredChange:
     [('down', 225, 275)]
     """
 
+    memory: MeasuredMemory
+
     def __init__(
         self, min_effect: float = 0.05, *, ratio: float = 1.0, direction: str = "both"
     ) -> None:
         what = "finite and 0 or more, in units of the series"
         expect_number("min_effect", min_effect, lambda x: 0.0 <= x < math.inf, what)
         expect_number("ratio", ratio, lambda x: 1.0 <= x < math.inf, "finite, 1 or more")
-        known = ("up", "down", "both")
-        expect(direction in known, "direction", f"one of {known}", direction)
-        self._min_effect, self._ratio, self._direction = float(min_effect), float(ratio), direction
-        self._rows: list[tuple[int, float, float, float, float]] = []
-        self._ongoing: dict[str, Any] | None = None
-        self._decay_clock = math.nan
+        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
+        self._min_effect = float(min_effect)
+        self._ratio = float(ratio)
+        self._direction = direction
+        self.memory = MeasuredMemory((), math.nan, -1, math.nan)
 
-    def update(
-        self, step: int, value: float, context: Mapping[str, float] | None = None
-    ) -> Event | None:
-        """One more snapshot.
-
-        Args:
-            step: optimizer step, larger at every call.
-            value: the number there; what is not finite is a gap.
-            context: what else is known: "low" and "high", the ends of its 90 percent interval,
-                "reliance", and "decay_clock".
-
-        Returns:
-            The event if a change is seen at this snapshot; its series has no name yet.
-
-        Raises:
-            ConfigurationError: the step does not come after that of the last snapshot.
-        """
-        expect_whole("step", step, 0)
-        expect(is_number(value), "value", "a number, NaN for a gap", value)
-        last = self._rows[-1][0] if self._rows else -1
-        expect(step > last, "step", f"after {last}, the last snapshot", step)
-        context = context or {}
-        self._decay_clock = float(context.get("decay_clock", math.nan))
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
+        """One more snapshot; see ``Detector.update``."""
+        rows = self.memory.rows
+        known = known_of(step, value, context, int(rows[-1][0]) if rows else -1)
+        self.memory = replace(self.memory, decay_clock=known["decay_clock"])
         if not math.isfinite(value):
             return None
-        low, high, cause = (
-            float(context.get(name, math.nan)) for name in ("low", "high", "reliance")
-        )
-        self._rows.append((int(step), float(value), low, high, cause))
-        del self._rows[: -_MOST_PAST - _SPLITS[-1]]
-        if self._ongoing is not None:
-            self._end_if_over(self._ongoing)
+        row = (float(step), float(value), known["low"], known["high"], known["reliance"])
+        self.memory = replace(self.memory, rows=(*rows, row)[-_MOST_PAST - _SPLITS[-1] :])
+        if not math.isnan(self.memory.baseline):
+            self._end_if_over()
             return None
-        shifts = [self._shift(split) for split in _SPLITS]
-        found = [shift for shift in shifts if shift is not None]
-        if not found:
-            return None
-        return self._event(max(found, key=lambda shift: abs(shift.score)))
+        shifts = [shift for shift in map(self._shift, _SPLITS) if shift is not None]
+        return self._event(max(shifts, key=lambda shift: shift.score)) if shifts else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that ``load_state_dict`` needs to go on, as plain JSON-able data."""
-        rows = [[step, *map(or_none, numbers)] for step, *numbers in self._rows]
-        ongoing = None if self._ongoing is None else dict(self._ongoing)
-        return {"rows": rows, "ongoing": ongoing, "decay_clock": or_none(self._decay_clock)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: a key is missing, or a row has not five numbers.
-        """
-        expect_keys(state, _KEYS)
-        if any(len(row) != 5 for row in state["rows"]):
-            raise StateError("Expected rows of five numbers in a detector's state.")
-        self._rows = [
-            (int(step), or_nan(value), or_nan(low), or_nan(high), or_nan(cause))
-            for step, value, low, high, cause in state["rows"]
-        ]
-        self._ongoing = None if state["ongoing"] is None else dict(state["ongoing"])
-        self._decay_clock = or_nan(state["decay_clock"])
-
-    def _end_if_over(self, ongoing: dict[str, Any]) -> None:
+    def _end_if_over(self) -> None:
         """Look for the next change once this one is over: the new level is the baseline."""
-        values = [row[1] for row in self._rows if row[0] >= ongoing["since"]]
+        memory = self.memory
+        values = [row[1] for row in memory.rows if row[0] >= memory.seen_step]
         if len(values) < _SETTLING:
             return
         half = _SETTLING // 2
         added = np.median(values[-half:]) - np.median(values[-_SETTLING:-half])
-        size = np.median(values[-half:]) - ongoing["baseline"]
+        size = np.median(values[-half:]) - memory.baseline
         if abs(added) <= _SETTLED * abs(size):
-            self._rows, self._ongoing = self._rows[-_SETTLING:], None
+            self.memory = replace(memory, rows=memory.rows[-_SETTLING:], baseline=math.nan)
 
-    def _shift(self, split: int) -> _Shift | None:
+    def _shift(self, split: int) -> Candidate | None:
         """How the last ``split`` snapshots differ from those before, if that is a change."""
-        rows = np.array(self._rows)
+        rows = np.array(self.memory.rows)
         if len(rows) < TREND + split:
             return None
         past, late = rows[:-split][-_MOST_PAST:], rows[-split:]
@@ -193,15 +145,15 @@ class MeasuredChange:
         direction = "up" if sign > 0 else "down"
         if self._direction not in (direction, "both") or abs(size) < self._min_effect:
             return None
-        low, high = (
-            np.nanmedian(past[:, 2:4], axis=0)
-            if np.isfinite(past[:, 2:4]).any()
-            else (level, level)
-        )
+        low = high = level
+        if np.isfinite(past[:, 2:4]).any():
+            low, high = np.nanmedian(past[:, 2:4], axis=0)
         is_outside = mean > high if sign > 0 else mean < low
-        if not is_outside or not _is_times(late[-2:, 1], level, sign, self._ratio):
-            return None
-        if (sign * (late[-2:, 1] - level)).min() < BORNE_OUT * abs(size):
+        latest = late[-2:, 1]
+        least, most = latest.min(), self._ratio * latest.max()
+        is_times = least >= self._ratio * level if sign > 0 else most <= level
+        is_borne_out = (sign * (latest - level)).min() >= BORNE_OUT * abs(size)
+        if not (is_outside and is_times and is_borne_out):
             return None
         width = 0.5 * (high - low) / _SIDES
         has_cause = sign < 0 and _is_cause(past[:, 4], late[:, 4])
@@ -209,33 +161,28 @@ class MeasuredChange:
         needed = _SCORE_OF_MULTIPLE if self._ratio >= _MULTIPLE else _SCORE
         if score < (_SCORE_WITH_CAUSE if has_cause else needed):
             return None
-        return _Shift(split, level, size, score, noise)
+        start = len(rows) - split - len(past)
+        return Candidate(direction, split, start, size, score, noise, baseline=level)
 
-    def _event(self, shift: _Shift) -> Event:
-        rows = np.array(self._rows)
-        steps, direction = rows[:, 0], "up" if shift.size > 0 else "down"
-        found = onset_of(
-            steps, rows[:, 1], noise=shift.noise, latest=len(rows) - 3, direction=direction
-        )
+    def _event(self, shift: Candidate) -> Event:
+        rows, level, direction = np.array(self.memory.rows), shift.baseline, shift.direction
+        steps, latest = rows[:, 0], len(rows) - 3
+        found = onset_of(steps, rows[:, 1], noise=shift.noise, latest=latest, direction=direction)
         at, low, high = (int(steps[i]) for i in found)
-        self._ongoing = {"baseline": shift.level, "since": int(steps[-1])}
+        now = int(steps[-1])
+        self.memory = replace(self.memory, baseline=level, seen_step=now)
         return Event(
             series="",
             direction=direction,
             onset_step=at,
             onset_low=low,
             onset_high=high,
-            detected_step=int(steps[-1]),
-            baseline=shift.level,
+            detected_step=now,
+            baseline=level,
             value=float(rows[-1, 1]),
             noise=shift.noise,
-            decay_clock=self._decay_clock,
+            decay_clock=self.memory.decay_clock,
         )
-
-
-def _is_times(latest: Array, level: float, sign: float, ratio: float) -> bool:
-    """Whether each of the latest is ``ratio`` times the level, or the other way round."""
-    return bool(latest.min() >= ratio * level if sign > 0 else ratio * latest.max() <= level)
 
 
 def _is_cause(before: Array, now: Array) -> bool:
@@ -265,6 +212,6 @@ def _score(
         leverage = float(here @ np.linalg.solve(design.T @ design, here))
         error = math.sqrt(variance * (min(inflated / len(late), 1.0) + inflated * leverage))
         t = sign * (float(late[:, 1].mean()) - float(here @ fit)) / max(error, 1e-300)
-        scores.append(float(normal_score(np.float64(t), np.float64(nu + _PRIOR_SNAPSHOTS))))
+        scores.append(float(normal_score(t, nu + _PRIOR_SNAPSHOTS)))
         noise = math.sqrt(variance)
     return min(scores), noise

@@ -1,0 +1,459 @@
+"""The detector of any series: when the tests for jumps and for growth are asked, and what of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparsitywatch.analysis.detect.detector import (
+    DIRECTIONS,
+    FEW,
+    LATEST,
+    NO_HISTORY,
+    SUSPICION,
+    TREND,
+    Array,
+    Candidate,
+    Context,
+    Detector,
+    Limits,
+    SeriesHistory,
+    View,
+    event_of,
+    known_of,
+    onset_of,
+)
+from sparsitywatch.analysis.detect.growth import FALL, RISE, grown, multiplied
+from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, NO_JUMPS, Jumps
+from sparsitywatch.errors import expect, expect_number
+from sparsitywatch.records import Event
+
+#: A change goes on while the latest snapshots since its onset still add this part of its size.
+_SETTLING_SHARE = 0.1
+#: Smallest scores at one false alarm per 1000 snapshots, from benchmarks/detecting/calibration.py.
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.4, 3.0, 1.5
+#: What each factor of ten less adds to them, for jumps and for growth.
+_RARER_JUMP, _RARER_GROWTH = 0.8, 0.5
+#: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
+_SKIPPED = 4
+#: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
+_MOST_BLOCKS = 128
+#: Bound: averages over blocks are known to so many digits.
+_MEAN_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Averages over equal blocks of snapshots, 64 to 128 for the whole run."""
+
+    size: int  # snapshots in a block, a power of two that doubles as the run grows
+    #: first and last step, sums of the values and of the rates; the last one may be partial
+    blocks: tuple[tuple[float, ...], ...]
+    num_in_last: int
+
+    @classmethod
+    def of(cls, history: SeriesHistory) -> Blocks:
+        """The blocks of what is remembered of a series."""
+        blocks = cls(1, (), 1)
+        for row in zip(history.steps, history.values, history.rates, strict=True):
+            blocks = blocks.add(*row)
+        return blocks
+
+    def add(self, step: int, value: float, rate: float) -> Blocks:
+        """With one more snapshot."""
+        if self.num_in_last < self.size:
+            begin, _, *sums = self.blocks[-1]
+            block = (begin, step, _rounded(sums[0] + value), _rounded(sums[1] + rate))
+            return Blocks(self.size, (*self.blocks[:-1], block), self.num_in_last + 1)
+        size, blocks = self.size, self.blocks
+        if len(blocks) == _MOST_BLOCKS:
+            size, pairs = 2 * size, zip(blocks[::2], blocks[1::2], strict=True)
+            blocks = tuple(
+                (a[0], b[1], _rounded(a[2] + b[2]), _rounded(a[3] + b[3])) for a, b in pairs
+            )
+        return Blocks(size, (*blocks, (step, step, _rounded(value), _rounded(rate))), 1)
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether the last snapshot completed a block of several."""
+        return self.size > 1 and self.num_in_last == self.size
+
+    def view(self) -> View:
+        """The complete blocks, as arrays."""
+        complete = self.blocks[: len(self.blocks) - (self.num_in_last < self.size)]
+        begins, ends, values, rates = np.array(complete, np.float64).reshape(-1, 4).T
+        return View(
+            0.5 * (begins + ends), values / self.size, rates / self.size,
+            begins.astype(np.int64), ends.astype(np.int64),
+        )  # fmt: skip
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{_MEAN_DIGITS}g}")
+
+
+@dataclass(frozen=True)
+class Ongoing:
+    """A change that is an event already, until it is over."""
+
+    direction: str  # "up" or "down"
+    baseline: float  # level before it
+    span: int  # entries, snapshots or blocks, that show whether it goes on
+    is_in_blocks: bool
+    seen_step: int  # the snapshot at which it was seen; a long span lies after it
+
+    def is_over(self, view: View) -> bool:
+        """Whether the latest entries add little to it."""
+        sign = 1.0 if self.direction == "up" else -1.0
+        if self.span > FEW and not view.begins[-self.span :][0] > self.seen_step:
+            return False
+        recent = view.values[-self.span :]
+        size = sign * (float(np.median(recent)) - self.baseline)
+        # medians where one entry's noise would decide
+        ends = max(int(LATEST * len(recent)), 1)
+        added = sign * float(np.median(recent[-ends:]) - np.median(recent[:ends]))
+        return added < _SETTLING_SHARE * max(size, 0.0)
+
+
+@dataclass(frozen=True)
+class AbruptMemory:
+    """What ``AbruptChange`` remembers."""
+
+    history: SeriesHistory
+    blocks: Blocks
+    jumps: Jumps
+    ongoing: Ongoing | None
+    num_skipped: int  # snapshots at the start that jumps are not looked for in
+    lr_clock: float
+    decay_clock: float
+    decayed: float  # what the decay clock advanced by since the last event was over
+
+
+class AbruptChange(Detector):
+    """Watches one series for abrupt changes, snapshot by snapshot.
+
+    **Jumps**, sigmoids and kinks, up or down: two snapshots or more that no model of a healthy
+    series foresaw. The models are lines and parabolas with independent, correlated and
+    wandering noise. Each is believed as far as its forecasts were right so far, and a change is
+    as certain as all of them together say. It takes fourteen snapshots before one can be seen.
+
+    **Take-offs**: the last snapshot is ``ratio`` times the lowest level so far, and the last two
+    are above what the whole run before explains, continued: its level, its line and its bend, in
+    the logarithm. Growth that is steady from the start is explained by its own past. A fall by a
+    fifth that is over in at most eight snapshots is seen in the same way; a smooth decay is none.
+    It takes five snapshots. Where values are negative there are only jumps.
+
+    Where the **decay clock** has come far enough to account for a take-off, less is asked of it.
+    One that is ``ratio ** 1.5`` times its floor at two snapshots is then an event, however evenly
+    it came.
+
+    What the **learning rate** accounts for, with whatever memory, is no change. It is known from
+    ``context``.
+
+    A spike of one snapshot and a value that is not finite give no event. One change is one event
+    however long it goes on. The next one is looked for after the series has settled: five
+    snapshots that add less than a tenth of the whole change. The level it settled at is the new
+    baseline.
+
+    Args:
+        min_effect: smallest change worth waking somebody for, in units of the series. For a
+            fraction, 0.01 is one percentage point.
+        ratio: how many times its running floor a take-off must reach.
+        direction: "up", "down" or "both".
+        false_alarms_per_1000: how often per thousand snapshots a healthy series may alarm. What
+            that is measured on is in docs/detection.md; real series differ.
+
+    Raises:
+        ConfigurationError: an argument is out of range.
+
+    >>> detector = AbruptChange(min_effect=0.01)
+    >>> series = [0.05] * 10 + [0.06, 0.08, 0.11, 0.15]
+    >>> events = [detector.update(25 * i, value) for i, value in enumerate(series)]
+    >>> [(e.direction, e.onset_step, e.detected_step) for e in events if e]
+    [('up', 225, 300)]
+    """
+
+    memory: AbruptMemory
+
+    def __init__(
+        self,
+        min_effect: float = 0.01,
+        *,
+        ratio: float = 1.5,
+        direction: str = "both",
+        false_alarms_per_1000: float = 0.1,
+    ) -> None:
+        what = "finite and positive, in units of the series (0.01: one point of a fraction)"
+        expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
+        what = "finite and above 1 (1.5: a rise by half)"
+        expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
+        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
+        what = "a number from 0.001 to 10 (0.1: one in ten thousand snapshots)"
+        rate = false_alarms_per_1000
+        expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
+        rarity = -math.log10(false_alarms_per_1000)
+        self._limits = Limits(
+            float(min_effect),
+            float(ratio),
+            jump_score=_JUMP_SCORE + _RARER_JUMP * rarity,
+            growth_score=_GROWTH_SCORE + _RARER_GROWTH * rarity,
+            caused_score=_CAUSED_SCORE + _RARER_GROWTH * rarity,
+        )
+        self._direction = direction
+        self.memory = AbruptMemory(
+            NO_HISTORY, Blocks.of(NO_HISTORY), NO_JUMPS, None, _SKIPPED, math.nan, math.nan, 0.0
+        )
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether the last snapshot may become an event.
+
+        No model foresaw it, though it is alone so far; or it met half of every requirement of a
+        take-off or a fall.
+        """
+        if self.memory.ongoing is not None or not self.memory.history.steps:
+            return False
+        if self.memory.jumps.surprise >= self._limits.jump_score:
+            return True
+        return any(self._growths(self.memory.history.view(), self._limits.part(SUSPICION)))
+
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
+        """One more snapshot; see ``Detector.update``."""
+        known = known_of(step, value, context, self.memory.history.last_step)
+        if not math.isfinite(value):
+            return None
+        rate = self._advance(step, known)
+        memory = self.memory = replace(
+            self.memory,
+            history=self.memory.history.add(step, value, rate),
+            blocks=self.memory.blocks.add(step, value, rate),
+        )
+        if memory.ongoing is not None:
+            self._end_if_over(memory.ongoing)
+            return None
+        view = memory.history.view()
+        event = self._first_event(self._candidates(view), view)
+        if event is None and memory.blocks.has_completed:
+            blocks = memory.blocks.view()
+            found = self._left_by_rate(self._growths(blocks, self._limits), blocks)
+            event = self._first_event(found, blocks)
+        return event
+
+    @property
+    def _is_decaying(self) -> bool:
+        """Whether decay can account for a take-off: it multiplies by exp(clock) at most."""
+        return self.memory.decayed >= math.log(self._limits.ratio)
+
+    def _advance(self, step: int, known: Mapping[str, float]) -> float:
+        """Follow both clocks; returns the mean learning rate since the last snapshot."""
+        memory, last = self.memory, self.memory.history.last_step
+        clock, lr_clock = known["decay_clock"], known["lr_clock"]
+        advance = clock - memory.decay_clock
+        if math.isnan(clock) and last >= 0:  # as much of it as could be seen
+            advance = known["estimated_advance"]
+        decayed = memory.decayed + (advance if advance > 0.0 else 0.0)  # NaN: not known
+        self.memory = replace(memory, decay_clock=clock, decayed=decayed, lr_clock=lr_clock)
+        if last >= 0 and math.isfinite(lr_clock - memory.lr_clock):
+            return (lr_clock - memory.lr_clock) / (step - last)
+        return known["lr"]
+
+    def _first_event(self, found: list[Candidate], view: View) -> Event | None:
+        """The event of the first change that makes one; from then on it is going on."""
+        for candidate in found:
+            event = self._event(candidate, view)
+            if event is not None:
+                self.memory = replace(self.memory, jumps=NO_JUMPS)
+                return event
+        return None
+
+    def _end_if_over(self, ongoing: Ongoing) -> None:
+        """Look for the next change once this one is over: a new level, a new baseline."""
+        history, blocks = self.memory.history, self.memory.blocks
+        if ongoing.is_in_blocks and not blocks.has_completed:
+            return
+        if ongoing.is_over((blocks if ongoing.is_in_blocks else history).view()):
+            kept = history.latest(ongoing.span * (blocks.size if ongoing.is_in_blocks else 1))
+            self.memory = replace(
+                self.memory, history=kept, blocks=Blocks.of(kept), ongoing=None,
+                num_skipped=0, decayed=0.0,
+            )  # fmt: skip
+
+    def _candidates(self, view: View) -> list[Candidate]:
+        """The most certain change of each kind, if the rate does not account for it."""
+        limits, found, skipped = self._limits, [], self.memory.num_skipped
+        values = view.values
+        if len(values) - skipped >= MIN_SNAPSHOTS:
+            jumps, seen = self.memory.jumps.update(view.steps, values, limits, num_skipped=skipped)
+            self.memory = replace(self.memory, jumps=jumps)
+            found.append([jump for jump in seen if self._direction in (jump.direction, "both")])
+        left = self._left_by_rate([*found, *self._growths(view, limits)], view)
+        may_decay = self._is_decaying and self._direction != "down"
+        if not left and may_decay and values[-1] - values.min() >= limits.min_effect:
+            # where decay is the cause the rate is not
+            return multiplied(view.steps, values, limits.ratio)
+        return left
+
+    def _left_by_rate(self, found: list[list[Candidate]], view: View) -> list[Candidate]:
+        """The first of each kind, if the learning rate does not account for it."""
+        left = []
+        for first in (seen[0] for seen in found if seen):
+            least = self._limits.min_effect if first.offset is None else RISE.min_excess
+            if is_left_by_rate(first, view, least):
+                left.append(first)
+        return left
+
+    def _growths(self, view: View, limits: Limits) -> list[list[Candidate]]:
+        """Take-offs and falls, where the series has moved far enough for one."""
+        values = view.values
+        low, high, found = float(values.min()), float(values.max()), []
+        for kind, moved in ((RISE, values[-1] - low), (FALL, high - values[-1])):
+            is_watched = low >= 0.0 and self._direction in (kind.direction, "both")
+            if is_watched and moved >= limits.min_effect:
+                is_decaying = self._is_decaying
+                found.append(grown(kind, view.steps, values, limits, is_decaying=is_decaying))
+        return found
+
+    def _event(self, candidate: Candidate, view: View) -> Event | None:
+        """The event, if it is of a size that matters."""
+        if candidate.kind == "steady":
+            first = candidate.start
+            onset, low, high, baseline = first, first, len(view.values) - 2, candidate.baseline
+        else:
+            onset, low, high, view = self._onset(candidate, view)
+            baseline = float(np.median(view.values[max(0, onset - FEW + 1) : onset + 1]))
+        size = view.values[-1] - baseline
+        if (size if candidate.direction == "up" else -size) < self._limits.min_effect:
+            return None
+        span = max(FEW, math.ceil(LATEST * (len(view.values) - onset)))
+        history, is_in_blocks = self.memory.history, view.begins is not view.ends
+        ongoing = Ongoing(candidate.direction, baseline, span, is_in_blocks, history.steps[-1])
+        self.memory = replace(self.memory, ongoing=ongoing)
+        return event_of(
+            history,
+            (int(view.ends[onset]), int(view.begins[low]), int(view.ends[high])),
+            kind=candidate.kind,
+            direction=candidate.direction,
+            baseline=baseline,
+            decay_clock=self.memory.decay_clock,
+        )
+
+    def _onset(self, candidate: Candidate, view: View) -> tuple[int, int, int, View]:
+        """Where the change began, both ends of its interval, and the view that these are in.
+
+        Growth over many blocks is looked for among them: snapshots are all there only for a while.
+        """
+        first, noise, is_growth = candidate.start, candidate.noise, candidate.offset is not None
+        size = self.memory.blocks.size
+        if is_growth and view.begins is view.ends and size > 1:
+            blocks = self.memory.blocks.view()
+            since = view.ends[len(view.values) - candidate.split - 1]
+            if np.count_nonzero(blocks.begins > since) >= TREND:
+                first = int(np.searchsorted(blocks.ends, view.begins[first]))
+                view, noise = blocks, noise / math.sqrt(size)
+        onset, low, high = onset_of(
+            view.steps[first:],
+            candidate.transformed(view.values)[first:],
+            noise=noise,
+            latest=len(view.values) - 3 - first,
+            direction=candidate.direction,
+            multiplies=is_growth,
+        )
+        return first + onset, first + low, first + high, view
+
+
+# ------------------------------------------------------------------ what the learning rate leaves
+#
+# A series may answer to the learning rate at once or with a memory of many snapshots. What such an
+# answer of a usual size can account for is no change.
+
+#: What the rate leaves of a change, at least.
+_LEAST_LEFT = 0.5
+#: Standard deviation of a series' answer to the full rate: of the logarithm, and in ranges of the
+#: series where a change adds.
+_ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
+#: Snapshots that tell what the rate leaves of a jump.
+_ANSWER_SNAPSHOTS = 64
+#: Grid: memories that are tried, in snapshots.
+_MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: They are short beside the run so far: a longer one could not be told from a trend.
+_LONGEST = 1 / 4
+#: Guard: rates that differ by less than this part of the largest are the same.
+_SAME = 0.02
+#: So many standard deviations of what the response may be are granted to the rate.
+_GRANTED = 0.5
+
+
+def is_left_by_rate(candidate: Candidate, view: View, min_size: float) -> bool:
+    """Whether ``min_size`` of the change is left when the learning rate has been accounted for."""
+    is_jump = candidate.offset is None
+    steps, y = view.steps, candidate.transformed(view.values)
+    first = max(0, len(y) - _ANSWER_SNAPSHOTS) if is_jump else candidate.start
+    strongest = _ANSWER_IN_RANGES * float(np.ptp(y[first:])) if is_jump else _ANSWER_IN_LOG
+    # the change as it may have come, from the split on: a bend, or also a step; 1 at the end
+    bend = np.maximum(steps - steps[len(y) - candidate.split - 1], 0.0)
+    bend /= bend[-1]
+    for shape in [bend, (bend > 0.0).astype(np.float64)] if is_jump else [bend]:
+        left = share_left_by_rate(
+            steps, y, view.rates, shape, noise=candidate.noise, strongest=strongest, first=first
+        )
+        if left >= _LEAST_LEFT and left * candidate.size >= min_size:
+            return True
+    return False
+
+
+def share_left_by_rate(
+    x: Array, y: Array, rates: Array, shape: Array, *, noise: float, strongest: float, first: int
+) -> float:
+    """The share of a change that remains beside a response to the rate, whatever its memory.
+
+    The change has a ``shape`` of 0 before it and 1 at the last snapshot, and adds to ``y``, as does
+    the response, of a standard deviation of ``strongest`` to the largest rate. Snapshots from
+    ``first`` on are fitted; those before are the rate's past. It is 1 if the rate is not known or
+    has not changed, and 0 or less if it may account for all.
+    """
+    if not np.isfinite(rates).all() or rates.max() <= 0.0:
+        return 1.0
+    # the first snapshot shows the series at one rate, but not what it did at any other
+    share = np.append(rates[1], rates[1:]) / rates.max()
+    if np.ptp(share) < _SAME:
+        return 1.0
+    z = (x - x[-1]) / (x[-1] - x[first])
+    plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]
+    alone, variance = _estimate(plain, y[first:], noise, 0.0)
+    if alone == 0.0:
+        return 1.0
+    spacing = float(np.median(np.diff(x)))
+    left = []
+    for memory in _MEMORIES:
+        if memory > max(_LONGEST * len(x), _MEMORIES[0]):
+            break
+        response = strongest * _remembered(share, x, memory * spacing)[first:]
+        design = np.concatenate([plain, response[:, None]], axis=1)
+        beside, wider = _estimate(design, y[first:], noise, 1.0)
+        granted = _GRANTED * math.sqrt(max(wider - variance, 0.0))
+        left.append((beside - math.copysign(granted, alone)) / alone)
+    return min(left)
+
+
+def _remembered(share: Array, x: Array, memory: float) -> Array:
+    """The rate as weights with an exponential memory have seen it."""
+    out = np.empty_like(share)
+    state = out[0] = share[0]
+    for i, part in enumerate(1.0 - np.exp(-np.diff(x) / memory), start=1):
+        state += part * (share[i] - state)
+        out[i] = state
+    return out
+
+
+def _estimate(design: Array, y: Array, noise: float, prior: float) -> tuple[float, float]:
+    """Size of the change, column 2, and its variance; column 3 has a prior of variance 1."""
+    gram = design.T @ design / noise**2
+    gram += np.diag(1e-12 * np.diag(gram))
+    if prior:
+        gram[3, 3] += prior
+    inverse = np.linalg.inv(gram)
+    fit = inverse @ (design.T @ y) / noise**2
+    return float(fit[2]), float(inverse[2, 2])
