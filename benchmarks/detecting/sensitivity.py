@@ -247,7 +247,7 @@ def _of_dormant(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
 
 
 #: By its module, what each detector is looked at on.
-DETECTORS = {"detector": _of_any, "measured": _of_measured, "dormant": _of_dormant}
+DETECTORS = {"abrupt": _of_any, "measured": _of_measured, "dormant": _of_dormant}
 
 
 def _recorded_dormant() -> Iterator[Series]:
@@ -295,7 +295,7 @@ def _outcome(detector: Any, series: Series, *, is_judged: bool) -> Outcome:
     for i, (step, value) in enumerate(zip(series.steps, series.values, strict=True)):
         context = {k: x for k, x in (series.context_at(i) or {}).items() if math.isfinite(x)}
         event = detector.update(int(step), float(value), context)
-        told.append(getattr(detector, "is_suspicious", False))
+        told.append(detector.is_suspicious)
         if event is not None:
             alarms.append((event.detected_step, event.direction, event.kind))
             told += [_rounded(x) for x in asdict(event).values()]

@@ -232,7 +232,7 @@ _LOOKS_AFTER = 6
 _MOST_STEPS = 1200
 
 
-class _Told:
+class _Told(sw.detectors.Detector):
     """Stands where a detector would, and keeps what that would have been told."""
 
     def __init__(self) -> None:

@@ -147,7 +147,6 @@ def test_a_gross_jump_is_seen_after_twelve_snapshots() -> None:
     assert [event.detected_step for event in events if event] == [65]
 
 
-
 def test_scores_of_white_noise_are_normal() -> None:
     scores = []
     for _ in range(400):

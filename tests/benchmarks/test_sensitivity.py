@@ -17,7 +17,7 @@ from detecting.sensitivity import (
 )
 
 from sparsitywatch.analysis import detect
-from sparsitywatch.analysis.detect import change, growth, jumps
+from sparsitywatch.analysis.detect import abrupt, detector, growth, jumps
 
 SERIES = [0.05, 0.051, 0.049, 0.05, 0.052, 0.05, 0.049, 0.051, 0.05, 0.06, 0.08, 0.11]
 
@@ -42,8 +42,8 @@ def test_every_number_has_its_reason() -> None:
 
 def test_numbers_are_those_that_are_written_in_constants() -> None:
     found = {number.title: number.value for number in numbers()}
-    assert found["`change.FEW`"] == change.FEW
-    assert found["`change._MEMORIES`"] == change._MEMORIES
+    assert found["`detector.FEW`"] == detector.FEW
+    assert found["`abrupt._MEMORIES`"] == abrupt._MEMORIES
     assert found["`growth.RISE.min_past`"] == growth.RISE.min_past
     assert found["`growth._RISE_SPLITS`"] == growth.RISE.splits
     assert found["`jumps._FREQUENCIES`"] == jumps._FREQUENCIES  # of a type, by a function
@@ -54,7 +54,7 @@ def test_detectors_are_made_anew_with_another_number_and_stay_as_they_are() -> N
     before = {name: module for name, module in sys.modules.items() if "analysis.detect" in name}
     number = named("growth.RISE.min_past")
     other = detect_with(number, number.times(2.0))
-    assert other.growth.RISE.min_past == other.detector.RISE.min_past == 2 * growth.RISE.min_past
+    assert other.growth.RISE.min_past == other.abrupt.RISE.min_past == 2 * growth.RISE.min_past
     assert detect_with(named("jumps._LONG"), 20).jumps.WINDOW == jumps.WINDOW - 12
     now = {name: module for name, module in sys.modules.items() if "analysis.detect" in name}
     assert now == before
@@ -64,7 +64,7 @@ def test_detectors_are_made_anew_with_another_number_and_stay_as_they_are() -> N
 def test_what_a_number_decides_is_seen() -> None:
     usual = alarms()
     assert usual
-    number = named("detector._GROWTH_SCORE")
+    number = named("abrupt._GROWTH_SCORE")
     assert alarms(detect_with(number, number.value)) == usual
     assert alarms(detect_with(number, 100.0)) != usual
 
@@ -90,8 +90,8 @@ def test_changes_are_counted_by_series() -> None:
 
 
 def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
-    assert detectors_with("change") == {"detector", "measured", "dormant"}
-    assert detectors_with("growth") == detectors_with("detector") == {"detector"}
+    assert detectors_with("detector") == {"abrupt", "measured", "dormant"}
+    assert detectors_with("growth") == detectors_with("abrupt") == {"abrupt"}
     assert detectors_with("measured") == {"measured"}
     found = outcomes([100], 41, modules=detectors_with("dormant"))
     assert found
@@ -111,8 +111,8 @@ def test_a_row_says_what_both_values_do(monkeypatch: pytest.MonkeyPatch) -> None
         return {"made up": Outcome(tuple(alarms(package)), ())}
 
     monkeypatch.setattr(sensitivity, "outcomes", one)
-    place = [number.title for number in numbers()].index("`detector._GROWTH_SCORE`")
+    place = [number.title for number in numbers()].index("`abrupt._GROWTH_SCORE`")
     rows, number = sensitivity.rows_of(some=slice(place, place + 1))
     assert number == len(rows) == 1
-    assert rows[0][:3] == ["`detector._GROWTH_SCORE`", "3", "chosen"]
+    assert rows[0][:3] == ["`abrupt._GROWTH_SCORE`", "3", "chosen"]
     assert rows[0][4:] == ["nothing", "1 alarms"]

@@ -356,6 +356,7 @@ class Jumps:
         return Jumps(beliefs[-SPLITS[-1] - 1 :], scores[-_PAST - SPLITS[-1] :], surprise)
 
 
+#: Guard: nothing is known, and nothing surprises, before the first snapshot.
 NO_JUMPS = Jumps(np.zeros((1, len(MODELS))), np.zeros((0, len(MODELS), len(SPLITS)), np.int64), 0.0)
 
 
