@@ -93,8 +93,8 @@ def of_encoder(num_layers: int, repeats: int) -> dict[str, float]:
             return proxy.evaluate(model)
 
     def mask(pattern: Pattern) -> None:
-        needs: str = pattern.needs_inputs  # type: ignore[attr-defined]
-        inputs = inputs_of(model, list(weights), forward, products=needs == "products")
+        products = pattern.needs_inputs == "products"
+        inputs = inputs_of(model, list(weights), forward, products=products)
         axes = input_axes(model, list(weights))
         (cut,) = pattern.cuts(Weights.of(weights, input_axes=axes, inputs=inputs), [0.5])
         for name, tensor in weights.items():

@@ -33,9 +33,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
 from sparsitywatch.live.schedule import BudgetedSchedule, Due, every
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
-from sparsitywatch.settings import DEFAULT_LEVELS
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -110,11 +109,11 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
             writer.add_histogram(name, weight, step)
 
     times: dict[str, list[float]] = {n: [] for n in ("copy", "mask", "stall", "add_histogram")}
-    with MaskedModel(model, scope).session() as masks:
+    with MaskedModel(model, scope).session(loss_per_example) as masks:
         for step in range(repeats + 1):
             found = {
                 "copy": timed(lambda: torch._foreach_copy_(buffers, sources)),
-                "mask": timed(lambda: masks.apply(cut)),
+                "mask": timed(lambda: masks.masked(cut)),
                 "stall": stall(),
             }
             if step < 3:  # slow
@@ -281,14 +280,14 @@ def affordable(repeats: int) -> Part:
     proxy = sw.Proxy([batch(10**6 + index) for index in range(8)], loss_per_example)
     sweeps: dict[str, Any] = {
         "Racing": sw.sweeps.Racing(),
-        "Bisection": sw.sweeps.Bisection(DEFAULT_LEVELS),
+        "Bisection": sw.sweeps.Bisection(sw.sweeps.Racing().levels),
     }
     times: dict[str, list[float]] = {name: [] for name in (*sweeps, "weights")}
     passes = {}
     for _ in range(repeats):
-        for name, levels in {"weights": None, **sweeps}.items():
+        for name, sweep in {"weights": None, **sweeps}.items():
             started_s = time.process_time()
-            record = sw.measure(model, proxy if levels else None, levels=levels)
+            record = sw.measure(model, proxy if sweep else None, sweep=sweep)
             times[name].append(time.process_time() - started_s)
             if record.curve is not None:
                 num = record.curve.num_examples or 1

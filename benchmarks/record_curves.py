@@ -32,7 +32,7 @@ from recording.catalog import RunSpec
 from recording.tasks import build, drawn_digits
 from reporting import HERE
 
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.weights.scope import Scope
@@ -143,12 +143,9 @@ def _look(
     model = training.model
     spectrum = MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors)
     with torch.no_grad(), MaskedModel(model, scope).session(training.proxy.value) as masks:
-        dense = training.proxy.evaluate(model)
+        dense = training.proxy.evaluate(*masks.dense())
         cuts = GlobalMagnitude().cuts(Weights(spectrum, masks.shapes), LEVELS)
-        difference = []
-        for cut in cuts:
-            masks.apply(cut)
-            difference.append(training.proxy.evaluate(model) - dense)
+        difference = [training.proxy.evaluate(*masks.masked(cut)) - dense for cut in cuts]
     sparsity = np.array([cut.sparsity for cut in cuts], np.float32)
     return sparsity, dense.astype(np.float32), rounded(np.array(difference))
 

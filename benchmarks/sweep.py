@@ -23,7 +23,7 @@ import argparse
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,10 +31,9 @@ from numpy.typing import NDArray
 from reporting import HERE, Goal, Part, run, table
 
 from sparsitywatch.analysis.estimate import essential_sparsity
-from sparsitywatch.pruning.partial import Losses, Point, shares_of
-from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep
+from sparsitywatch.pruning.racing import PairedDifferences, Racing, shares_of
+from sparsitywatch.pruning.sweeps import Bisection, Grid, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
-from sparsitywatch.settings import DEFAULT_LEVELS
 
 Array = NDArray[np.float64]
 
@@ -42,7 +41,7 @@ TOLERANCE = 0.01
 LEVELS = np.arange(101) / 100
 SWEEPS: dict[str, Sweep] = {
     "Grid(0.05 to 0.95)": Grid(tuple(round(i / 20, 2) for i in range(1, 20))),
-    "Bisection": Bisection(DEFAULT_LEVELS),
+    "Bisection": Bisection(Racing().levels),
     "Racing()": Racing(),
 }
 #: Of the order of the examples.
@@ -79,37 +78,39 @@ class Series:
 
 
 class Look:
-    """What a sweep calls at a snapshot of a series; ``examples`` are those of its smallest part."""
+    """What a sweep has evaluated at a snapshot; ``examples`` are those of the smallest share."""
 
     def __init__(self, series: Series, look: int, examples: int | None = None) -> None:
         self.dense, self._sparsity = series.dense[look], series.sparsity[look]
         num = len(self.dense)
         parts = () if examples is None else shares_of(num, examples)
         self.shares = (*parts, 1.0)
-        # as Proxy.parts draws them
+        # as Proxy.subsets draws them
         self._order = np.random.Generator(np.random.PCG64([ORDER_SEED, 0])).random(num).argsort()
         self._lost: Array = series.lost(look)
-        self._losses = Losses(num, self._order)
-        self._allowed = TOLERANCE * float(self.dense.mean())
+        tolerated = TOLERANCE * float(self.dense.mean())
+        self.differences = PairedDifferences(num, self._order, tolerated)
         self._seen: dict[float, float] = {}
         self.passes = 1.0 + (parts[0] if parts else 0.0)
 
-    def __call__(self, level: float, share: float = 1.0) -> Point:
-        """What a level costs, evaluated on a share of the examples."""
-        return next(point for point in self.after([(level, share)]) if point.level == level)
+    def evaluate(self, level: float, least: float = 1.0) -> None:
+        """Evaluate a level on this share of the examples, or the next larger one."""
+        share = next(s for s in self.shares if s >= least - 1e-9)
+        seen = self._seen.get(level, 0.0)
+        if share > seen:
+            column = self._column(level)
+            first, last = (math.ceil(s * len(column) - 1e-9) for s in (seen, share))
+            drawn = self._order[first:last]
+            self.differences.add(level, column[drawn] if share < 1.0 or seen else column)
+            self.passes += share - seen
+            self._seen[level] = share
 
-    def after(self, steps: Sequence[tuple[float, float]]) -> list[Point]:
-        """What every level costs after some more were evaluated."""
-        for level, least in steps:
-            share = next(s for s in self.shares if s >= least - 1e-9)
-            if share > (seen := self._seen.get(level, 0.0)):
-                column = self._column(level)
-                number = math.ceil(share * len(column) - 1e-9)
-                drawn = self._order[self._losses.num_seen(level) : number]
-                self._losses.add(level, column[drawn] if share < 1.0 or seen else column)
-                self.passes += share - seen
-                self._seen[level] = share
-        return self._losses.points(self._allowed)
+    def go_through(self, sweep: Sweep) -> None:
+        """Evaluate both ends, and what a sweep chooses."""
+        for level in (0.0, 1.0):
+            self.evaluate(level, self.shares[0])
+        while (step := sweep.next_step(self.differences.points(), self.shares)) is not None:
+            self.evaluate(*step)
 
     def _column(self, level: float) -> Array:
         """What each example lost at a level; between recorded ones straight."""
@@ -121,8 +122,9 @@ class Look:
 
     def curve(self, levels: list[float] | None = None) -> SparsityCurve:
         """The curve of what was measured, or of these levels on all examples."""
-        self.after([(level, 1.0) for level in levels or ()])
-        found = self._losses.means()
+        for level in levels or ():
+            self.evaluate(level)
+        found = self.differences.means
         measured = sorted(found)
         means = [found[level] for level in measured]
         return SparsityCurve(
@@ -269,9 +271,8 @@ def resampled(series: Series) -> tuple[Series, Array]:
 def replay(series: Series, sweep: Sweep) -> Iterator[tuple[float, EssentialSparsity]]:
     """Passes and estimate of each snapshot."""
     for number in range(len(series)):
-        look = Look(series, number, getattr(sweep, "examples", None))
-        look.after([(0.0, look.shares[0]), (1.0, look.shares[0])])
-        sweep.choose(look, ())
+        look = Look(series, number, sweep.examples)
+        look.go_through(sweep)
         yield look.passes, essential_sparsity(look.curve(), TOLERANCE)
 
 

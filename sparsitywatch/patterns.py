@@ -1,17 +1,21 @@
 """Which weights a level removes: for ``sw.Settings(pattern=, controls=)``."""
 
 from sparsitywatch.pruning.criteria import SparseGPT, Wanda
+from sparsitywatch.pruning.n_of_m import KeepNM
 from sparsitywatch.pruning.patterns import (
+    Cut,
     GlobalMagnitude,
     GlobalNormalised,
     Layerwise,
     MaskSimilarity,
     Pattern,
+    Weights,
     mask_similarity,
 )
-from sparsitywatch.pruning.selections import KeepNM, PerRow, Random, RandomERK
+from sparsitywatch.pruning.selections import PerRow, Random, RandomERK
 
 __all__ = [
+    "Cut",
     "GlobalMagnitude",
     "GlobalNormalised",
     "KeepNM",
@@ -23,5 +27,6 @@ __all__ = [
     "RandomERK",
     "SparseGPT",
     "Wanda",
+    "Weights",
     "mask_similarity",
 ]

@@ -11,24 +11,23 @@ from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, M
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
-from sparsitywatch.pruning.sweep import Grid, Racing, Sweep
+from sparsitywatch.pruning.racing import Racing
+from sparsitywatch.pruning.sweeps import Grid, Sweep
 from sparsitywatch.weights.scope import ScopeLike
 from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["DEFAULT_LEVELS", "Settings", "SettingsFields", "default_detectors"]
-
-#: Levels of the default sweep, which then closes in on the crossing.
-DEFAULT_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+__all__ = ["Settings", "SettingsFields", "default_detectors"]
 
 
 class SettingsFields(TypedDict, total=False):
     """The fields of ``Settings`` as keyword arguments."""
 
     scope: ScopeLike
-    levels: Sequence[float] | Sweep | None
+    levels: Sequence[float] | None
+    sweep: Sweep | None
     pattern: str | Pattern | None
     controls: Sequence[str | Pattern]
     tolerance: float
@@ -45,9 +44,10 @@ class Settings:
     Args:
         scope: which weights count: a preset ("blocks", "paper", "layers", "matrices"), name
             patterns, or a predicate (name, parameter) -> bool.
-        levels: sparsities in [0, 1) to evaluate in every snapshot, or a sweep. By default
-            ``Racing()``: a grid on parts of the examples, and all of them where the tolerance is
-            first crossed. ``Bisection`` and ``Grid`` evaluate all examples at every level.
+        levels: sparsities in [0, 1) to evaluate in every snapshot, on all examples; None to let
+            ``sweep`` choose.
+        sweep: what chooses the levels, such as ``sw.sweeps.Bisection``. None: that is ``Racing()``,
+            a grid on shares of the examples, and all of them where the tolerance is first crossed.
         pattern: what a level means; by default "global", one magnitude threshold over all
             tensors. A name ("global_normalised", "layerwise", "per_row", "random", "erk",
             "wanda", "sparsegpt"), or an object such as ``KeepNM(2, 4)``.
@@ -70,7 +70,8 @@ class Settings:
     """
 
     scope: ScopeLike = "blocks"
-    levels: Sequence[float] | Sweep | None = None
+    levels: Sequence[float] | None = None
+    sweep: Sweep | None = None
     pattern: Pattern = None  # type: ignore[assignment]  # a name, too: made one when it is set
     controls: tuple[Pattern, ...] = ()
     tolerance: float = 0.01
@@ -78,7 +79,7 @@ class Settings:
     confidence: float = 0.9
     near_zero: tuple[str, ...] = DEFAULT_RULES
     dormant_samples: int | None = 1_000_000
-    sweep: Sweep = field(init=False, repr=False, compare=False)
+    effective_sweep: Sweep = field(init=False, repr=False, compare=False)
     rules: Mapping[str, NearZeroRule] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,8 @@ class Settings:
         object.__setattr__(
             self, "controls", tuple(as_pattern(c, f"controls[{i}]") for i, c in enumerate(controls))
         )
-        object.__setattr__(self, "sweep", _as_sweep(self.levels, self.pattern))
+        sweep = _effective_sweep(self.levels, self.sweep, self.pattern)
+        object.__setattr__(self, "effective_sweep", sweep)
 
     def __repr__(self) -> str:
         usual = Settings()
@@ -167,22 +169,28 @@ def default_detectors(settings: Settings) -> Mapping[str, Detector]:
     }
 
 
-def _as_sweep(levels: Any, pattern: Pattern) -> Sweep:
-    only = getattr(pattern, "levels", None)
+def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern) -> Sweep:
+    """What chooses the levels; what is given is checked."""
+    if sweep is not None:
+        expect(isinstance(sweep, Sweep), "sweep", "a sweep such as sw.sweeps.Racing()", sweep)
+        expect(levels is None, "levels", "None with a `sweep`, which chooses the levels", levels)
+    only = pattern.levels
     if only is not None:
-        if levels is not None:
+        given = levels if sweep is None else sweep
+        if given is not None:
             raise ConfigurationError(
                 f"Expected no `levels` with the pattern {pattern.name!r}, which has the sparsities "
-                f"{', '.join(f'{level:g}' for level in only)} only, got {levels!r}."
+                f"{', '.join(f'{level:g}' for level in only)} only, got {given!r}."
             )
         return Grid(tuple(only))
-    if levels is None:
-        return Racing(DEFAULT_LEVELS)
-    if isinstance(levels, Sequence):
-        return Grid(tuple(levels))
-    if not hasattr(levels, "choose"):
+    if sweep is not None:
+        chosen: Sweep = sweep
+        return chosen
+    if isinstance(levels, Sweep):
         raise ConfigurationError(
-            f"Expected `levels` to be sparsities in [0, 1) or a sweep, got {levels!r}."
+            f"Expected `levels` to be sparsities in [0, 1), got {levels!r}. A sweep is given as "
+            "`sweep`."
         )
-    sweep: Sweep = levels
-    return sweep
+    if levels is None:
+        return Racing()
+    return Grid(tuple(listed("levels", levels, "a list of sparsities in [0, 1)")))

@@ -1,6 +1,6 @@
-"""Which levels are evaluated, and on how many examples: for ``sw.Settings(levels=)``."""
+"""Which levels are evaluated, and on how many examples: for ``sw.Settings(sweep=)``."""
 
-from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep
-from sparsitywatch.pruning.tracking import Tracking
+from sparsitywatch.pruning.racing import Racing
+from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 
-__all__ = ["Bisection", "Grid", "Racing", "Sweep", "Tracking"]
+__all__ = ["Bisection", "Grid", "Point", "Racing", "Sweep"]

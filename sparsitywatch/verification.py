@@ -22,7 +22,8 @@ from sparsitywatch.errors import ConfigurationError, MeasurementError, expect, e
 from sparsitywatch.live.schedule import Schedule
 from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pruning.preserve import plain_state, preserve_rng
+from sparsitywatch.pruning.model_copy import plain_state
+from sparsitywatch.pruning.proxy import preserve_rng
 from sparsitywatch.records import Record
 from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_name

@@ -24,7 +24,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.masked import MaskedModel, run_sweep
+from sparsitywatch.pruning.evaluation import MaskedModel, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.group import RankGroup
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader, marks_of
@@ -141,7 +141,7 @@ def curve(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
             proxy,
             spectrum,
             pattern=settings.pattern,
-            sweep=settings.sweep,
+            sweep=settings.effective_sweep,
             allowed=lambda dense: settings.tolerance * dense,
         )
         num_forwards.append(done.num_forwards)

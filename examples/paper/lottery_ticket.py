@@ -64,22 +64,18 @@ Masks = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class GivenMasks:
+class GivenMasks(sw.patterns.Cut):
     """A cut that removes what its masks say."""
 
-    level: float
     masks: Masks
 
-    @property
-    def sparsity(self) -> float:
-        """The counted fraction that is removed."""
-        removed = sum(int((~mask).sum()) for mask in self.masks.values())
-        return removed / sum(mask.numel() for mask in self.masks.values())
-
-    @property
-    def shares(self) -> Mapping[str, float]:
-        """The counted fraction of each tensor."""
-        return {name: float((~mask).float().mean()) for name, mask in self.masks.items()}
+    @classmethod
+    def of(cls, level: float, masks: Masks) -> GivenMasks:
+        """With the counted fractions that are removed, of all weights and of each tensor."""
+        removed = sum(int((~mask).sum()) for mask in masks.values())
+        sparsity = removed / sum(mask.numel() for mask in masks.values())
+        shares = {name: float((~mask).float().mean()) for name, mask in masks.items()}
+        return cls(level, sparsity, shares, masks)
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``."""
@@ -87,7 +83,7 @@ class GivenMasks:
 
 
 @dataclass
-class LotteryTickets:
+class LotteryTickets(sw.patterns.Pattern):
     """Iterative magnitude pruning: a level's mask comes from the training at the level before.
 
     Args:
@@ -109,7 +105,7 @@ class LotteryTickets:
         """The cut of one level."""
         (level,) = levels
         self._now, self._shapes = self.file(weights.seed, level), weights.shapes
-        return [GivenMasks(level, self.masks(weights.seed, level))]
+        return [GivenMasks.of(level, self.masks(weights.seed, level))]
 
     def masks(self, seed: int, level: float) -> Masks:
         """What is kept at a level, by name of the tensor."""

@@ -16,7 +16,7 @@ from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import Context, failed_record, measure_snapshot
 from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.records import Detail, Event, Record, Vital
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
@@ -265,7 +265,6 @@ class SnapshotTaker:
                 context = replace(
                     context,
                     model=self._model,
-                    previous=self._pipeline.last_curve,
                     optimizer=reading,
                     examined=self._examined(step, every),
                 )

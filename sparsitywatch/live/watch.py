@@ -31,6 +31,7 @@ from sparsitywatch.pipeline.measure import Context
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
+from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
@@ -198,7 +199,7 @@ def _context(
             )
         proxy = proxy.shared(ranks)
     if proxy is not None and not is_off:
-        proxy.check(model)
+        check_proxy(proxy, model)
     snapshot = Snapshot.of(model, scope, 0)
     return Context(
         settings=settings,
@@ -235,7 +236,7 @@ _HELD = ("alone", "replicas", "shards")
 
 def _check_pattern(pattern: Pattern, reader: ShardedReader) -> None:
     """Refuse a pattern that would remove other weights on each rank."""
-    if _HELD.index(reader.holds) > _HELD.index(getattr(pattern, "ranks", "replicas")):
+    if _HELD.index(reader.holds) > _HELD.index(pattern.ranks):
         raise ConfigurationError(
             f"Expected a pattern that the ranks can apply to what each of them holds, got "
             f"{pattern.name!r}. Use 'global', 'global_normalised' or 'layerwise', or measure the "

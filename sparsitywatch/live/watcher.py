@@ -30,7 +30,7 @@ from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.shown import shown_error

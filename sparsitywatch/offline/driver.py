@@ -271,7 +271,6 @@ class Replayer:
         listeners: who is called.
         executor: None to measure in this thread.
         window: jobs under way at once, at most.
-        goes_on: whether a sweep goes on from the checkpoint before.
         replayed_from: where the checkpoints lie, as asked for.
         rates: what the optimizer did, as far as it is known.
     """
@@ -285,13 +284,12 @@ class Replayer:
         *,
         executor: Executor | None,
         window: int,
-        goes_on: bool,
         replayed_from: tuple[str, ...],
         rates: Rates,
     ) -> None:
         self._template = template
         self._pipeline, self._detectors, self._listeners = pipeline, detectors, listeners
-        self._executor, self._window, self._goes_on = executor, window, goes_on
+        self._executor, self._window = executor, window
         self._claim = pipeline.claim
         self._motion = MotionTracker.of(template.settings.dormant_samples)
         self._rates = rates
@@ -466,8 +464,7 @@ class Replayer:
                 one.reason or f"Cannot read {shown_url(one.url)}: it cannot be opened any more."
             )
             return JobResult(reason=reason, is_incomplete=one.is_incomplete)
-        previous = self._pipeline.last_curve if self._goes_on else None
-        return replace(self._job, url=one.url, step=one.step, previous=previous)
+        return replace(self._job, url=one.url, step=one.step)
 
     @contextmanager
     def _workers(self) -> Iterator[tuple[Executor | None, int]]:

@@ -30,9 +30,8 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.selection import Failure
 from sparsitywatch.pipeline.measure import Context, Measured, measure_snapshot
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.records import SparsityCurve
 from sparsitywatch.settings import Settings
 from sparsitywatch.shown import shown_url
 from sparsitywatch.vital import unread
@@ -138,7 +137,6 @@ class Job:
         storage_options: passed on to fsspec.
         factory: the model; None to read the weights only.
         proxy: what is evaluated on it.
-        previous: the curve of the checkpoint before, for sweeps that go on from it.
         num_threads: to read the weights with; None for as many as torch uses.
         strict: let what goes wrong out, for tests.
     """
@@ -151,7 +149,6 @@ class Job:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     factory: ModelFactory | None = None
     proxy: Proxy | None = None
-    previous: SparsityCurve | None = None
     num_threads: int | None = None
     strict: bool = False
 
@@ -165,7 +162,6 @@ class Job:
             scope=self.scope,
             proxy=self.proxy,
             initial_rms=self.initial_rms or {},
-            previous=self.previous,
             sampler=None if num_samples == 0 else Sampler(num_samples),
             examined=None if num_samples == 0 else unread(_NOT_TOLD),
             num_threads=self.num_threads,

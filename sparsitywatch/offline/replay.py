@@ -33,8 +33,8 @@ from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selecti
 from sparsitywatch.offline.selection import follow as follow_run
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
+from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Bisection, Grid, Racing
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.shown import shown_url
@@ -152,11 +152,11 @@ def replay(
     """
     chosen = Settings.of(settings, **fields)
     places = _places(urls)
-    goes_on = proxy is not None and not isinstance(chosen.sweep, Grid | Bisection | Racing)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
     listeners = Listeners(on_failure, on_progress, on_waiting)
     _check(storage_options, max_in_flight, keep_spectra)
-    _check_executor(executor, chosen.levels, goes_on=goes_on)
+    if executor is not None:
+        expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
     scope, factory = _model(model, proxy, chosen.scope, executor)
     directory = None if logdir is None else place(logdir)
     template = Job(
@@ -188,7 +188,6 @@ def replay(
         listeners,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
-        goes_on=goes_on,
         replayed_from=tuple(shown_url(url) for url in places),
         rates=rates,
     )
@@ -291,7 +290,7 @@ def _model(
     decided = Scope.of(inner, scope)
     if proxy is None:
         return decided, None  # the model has said which weights count
-    proxy.check(inner, has_weights=False)
+    check_proxy(proxy, inner, has_weights=False)
     make: Callable[[], nn.Module] = lambda: inner  # noqa: E731 for jobs in the caller's thread
     if executor is not None:
         make = EmptyModel(inner) if isinstance(model, nn.Module) else model
@@ -338,17 +337,6 @@ def _check(
         expect_mapping("storage_options", storage_options, "options of fsspec by name")
     if max_in_flight is not None:
         expect_whole("max_in_flight", max_in_flight, 1)
-
-
-def _check_executor(executor: Executor | None, levels: object, *, goes_on: bool) -> None:
-    if executor is None:
-        return
-    expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
-    if goes_on:
-        raise ConfigurationError(
-            f"Expected `levels` that do not go on from the checkpoint before, got {levels!r}: jobs "
-            "of an `executor` know nothing of each other. Leave one of the two out."
-        )
 
 
 def _places(urls: Url | Iterable[Url]) -> list[Url]:

@@ -16,9 +16,9 @@ from torch import nn
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ScopeError, expect, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, Examiner
-from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
+from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, check_proxy, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Grid, Racing
+from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import (
     Cost,
@@ -77,7 +77,6 @@ class Context:
         dtypes: of the in-scope weights, for the provenance.
         strict: let what goes wrong in an evaluation out, for tests.
         model: holds the weights of the snapshot; None to leave the evaluation out.
-        previous: the curve of the snapshot before, for sweeps that go on from it.
         not_evaluated: why the model is left out; empty if it is not.
         optimizer: what it has done up to here; None offline, where nobody knows.
         motion: what the snapshots before have left to compare with; None to compare nothing here.
@@ -95,7 +94,6 @@ class Context:
     dtypes: tuple[str, ...] = ()
     strict: bool = False
     model: MaskedModel | None = None
-    previous: SparsityCurve | None = None
     not_evaluated: str = ""
     optimizer: OptimizerReading | None = None
     motion: MotionTracker | None = None
@@ -300,7 +298,7 @@ def measure(
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     scope = Scope.of(inner, chosen.scope)
     if proxy is not None:
-        proxy.check(inner)
+        check_proxy(proxy, inner)
     snapshot = Snapshot.of(inner, scope, 0)
     context = Context(
         settings=chosen,
@@ -339,20 +337,13 @@ def _evaluated(
             proxy,
             spectrum,
             pattern=settings.pattern,
-            sweep=settings.sweep,
+            sweep=settings.effective_sweep,
             allowed=allowed,
-            previous=context.previous,
         )
-        between = [level for level in result.curve.level or () if 0.0 < level < 1.0]
-        for control in settings.controls if between else ():
-            sweep, same = settings.sweep, Grid(between)
+        same = SameLevels(result.curve, settings.effective_sweep.examples)
+        for control in settings.controls if len(result.cuts) > 2 else ():
             controls[control.name] = run_sweep(
-                model,
-                proxy,
-                spectrum,
-                pattern=control,
-                sweep=sweep.again(result.curve) if isinstance(sweep, Racing) else same,
-                allowed=allowed,
+                model, proxy, spectrum, pattern=control, sweep=same, allowed=allowed
             )
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=context.strict)

@@ -34,7 +34,6 @@ from sparsitywatch.records import (
     Event,
     Record,
     RunInfo,
-    SparsityCurve,
     WatchState,
 )
 from sparsitywatch.sinks.base import Sink
@@ -306,11 +305,6 @@ class Pipeline:
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self.publish_s = 0.0
-
-    @property
-    def last_curve(self) -> SparsityCurve | None:
-        """The curve of the latest record that has one; the same after a resume."""
-        return next((r.curve for r in reversed(self.records) if r.curve is not None), None)
 
     def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw: histories and detectors, but no sink."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
-from sparsitywatch.pruning.patterns import Cut, Inputs, Weights
+from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
 from sparsitywatch.pruning.selections import from_output_rows, row_cuts, smallest, to_output_rows
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import clean_name
@@ -122,7 +122,7 @@ def _inputs(weights: Weights, name: str) -> Inputs:
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(Pattern):
     """In each row the weights go whose ``|w|`` times the norm of their input is smallest.
 
     Args:
@@ -146,7 +146,7 @@ class Wanda:
 
 
 @dataclass(frozen=True)
-class SparseGPT:
+class SparseGPT(Pattern):
     """Weights go block by block, and those that follow make up for it.
 
     Within a block of input features the weights go whose loss would cost the layer's output least,
@@ -170,7 +170,6 @@ class SparseGPT:
     name: str = "sparsegpt"
     needs_inputs = "products"
     is_nested = False
-    updates = True
     ranks = "alone"
 
     def __post_init__(self) -> None:
@@ -221,13 +220,10 @@ def _blocks(width: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(size, width - start)
 
 
-@dataclass(frozen=True)
-class _UpdatingCut:
+@dataclass(frozen=True, repr=False)
+class _UpdatingCut(Cut):
     """Removes weights of a tensor block by block and changes those that follow."""
 
-    level: float
-    sparsity: float
-    shares: Mapping[str, float]
     block: int
     input_axes: Mapping[str, int]
     factor: Callable[[str], torch.Tensor]

@@ -30,10 +30,10 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.progress import Progress
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
+from sparsitywatch.pruning.evaluation import check_forward
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
-from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
-from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import check_levels
+from sparsitywatch.pruning.proxy import Proxy, preserve_rng
+from sparsitywatch.pruning.sweeps import check_levels
 from sparsitywatch.records import SparsityCurve
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import unwrap_model
@@ -190,7 +190,7 @@ def _pruned(
 def _inputs(
     model: nn.Module, pattern: Pattern, dense: Mapping[str, torch.Tensor], proxy: Proxy | None
 ) -> Any:
-    needs = getattr(pattern, "needs_inputs", "")
+    needs = pattern.needs_inputs
     if not needs:
         return None
     if proxy is None:
@@ -198,10 +198,17 @@ def _inputs(
             f"Expected a `proxy` for the pattern {pattern.name!r}, which looks at the inputs of "
             "the layers on its batches, got None."
         )
-    with preserve_state(model, proxy.value):
-        return inputs_of(
-            model, list(dense), lambda: proxy.evaluate(model), products=needs == "products"
-        )
+    return check_forward(
+        model,
+        proxy.value,
+        lambda copied: inputs_of(
+            copied.module,
+            list(dense),
+            lambda: proxy.evaluate(*copied),
+            products=needs == "products",
+        ),
+        proxy.ranks,
+    )
 
 
 @contextlib.contextmanager

@@ -1,19 +1,21 @@
 """What a level means: which weights one-shot pruning removes at a sparsity.
 
 A pattern makes cuts, a cut removes weights. Here are the seam, and the patterns by a threshold on
-the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows
-and groups, or at random; ``criteria.py`` those that look at the inputs of layers.
+the magnitudes, which need no more than counts. ``selections.py`` has those that choose within rows,
+or at random; ``n_of_m.py`` N:M; ``criteria.py`` those that look at the inputs of layers.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ class Inputs:
     products: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Weights:
     """What a pattern is told of the in-scope weights.
 
@@ -74,9 +76,12 @@ class Weights:
     seed: int = 0
     inputs: Inputs | None = None
 
+    def __repr__(self) -> str:
+        return f"<Weights: {len(self.shapes)} tensors, {self.spectrum.num_weights:,} weights>"
+
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor], **known: Any) -> Weights:
-        """What is told of some tensors, by name."""
+        """What is told of some ``tensors``, by name; and what else is ``known``: further fields."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         return cls(MagnitudeSpectrum.of(tensors), shapes, **known)
 
@@ -85,47 +90,70 @@ class Weights:
         return self.input_axes.get(name, len(self.shapes[name]) - 1)
 
 
-class Cut(Protocol):
-    """Removing some weights, the same ones whenever it is applied to the same weights."""
+@dataclass(frozen=True, repr=False)
+class Cut(ABC):
+    """Removing some weights, the same ones whenever it is applied to the same weights.
 
-    @property
-    def level(self) -> float:
-        """The sparsity that was asked for."""
+    Args:
+        level: the sparsity that was asked for.
+        sparsity: the counted fraction of all in-scope weights that it removes.
+        shares: the counted fraction of each tensor's weights that it removes, by name.
+    """
 
-    @property
-    def sparsity(self) -> float:
-        """The counted fraction of all in-scope weights that it removes."""
+    level: float
+    sparsity: float
+    shares: Mapping[str, float]
 
-    @property
-    def shares(self) -> Mapping[str, float]:
-        """The counted fraction of each tensor's weights that it removes, by name."""
+    def __repr__(self) -> str:
+        kind = type(self).__name__.lstrip("_")
+        return f"<{kind} for {self.level:g}: {self.sparsity:g} of {len(self.shares)} tensors>"
 
+    @abstractmethod
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``.
 
         Args:
             name: the tensor's name in scope.
             weights: the dense weights, any float dtype and shape; not written to.
-            out: same shape, dtype and device; every kept weight is bit for bit the same, unless
-                the pattern says that it ``updates`` them.
+            out: same shape, dtype and device. Kept weights are the same bit for bit, unless the
+                pattern makes up for what goes, as SparseGPT does.
         """
 
 
-class Pattern(Protocol):
-    """A rule that turns levels into cuts.
+class Pattern(ABC):
+    """A rule that turns levels into cuts. Write your own by deriving from this class.
 
-    May say more of itself by attributes, which are as follows where it does not:
-    ``is_nested = True``, masks of rising levels are; ``updates = False``, kept weights stay;
-    ``needs_inputs = ""``, else "squares" or "products" of the layers' inputs;
-    ``levels = None``, else the only levels between 0 and 1 that it has;
-    ``ranks = "replicas"``: it may be used where every rank holds all weights; "shards": also where
-    it holds a part; "alone": only where one process measures.
+    Args:
+        name: what it is called in the provenance.
+        is_nested: whether what a level removes is removed at every higher one, too.
+        needs_inputs: "squares" or "products" of what comes into the layers; "" for neither.
+        levels: the only ones between 0 and 1 that it has; None if it has all.
+        ranks: where it can be used: "shards", also where every rank holds a part of the weights;
+            "replicas", where every rank holds all; "alone", where one process measures.
+
+    Raises:
+        ConfigurationError: a class says something of itself that no pattern is asked for.
     """
 
-    @property
-    def name(self) -> str:
-        """What the pattern is called in the provenance."""
+    name: str = ""
+    is_nested = True
+    needs_inputs: Literal["", "squares", "products"] = ""
+    levels: Sequence[float] | None = None
+    ranks: Literal["shards", "replicas", "alone"] = "replicas"
 
+    def __init_subclass__(cls) -> None:
+        known = {name for name in vars(Pattern) if not name.startswith("_")}
+        for name, value in vars(cls).items():
+            is_field = name in inspect.get_annotations(cls)
+            is_said = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
+            if not is_said or is_field or name in known:
+                continue
+            raise ConfigurationError(
+                f"Expected the pattern {cls.__name__} to say of itself "
+                f"{', '.join(sorted(known))}, got {name!r}."
+            )
+
+    @abstractmethod
     def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
         """One cut per level, in the order of ``levels``, each in [0, 1]."""
 
@@ -133,8 +161,8 @@ class Pattern(Protocol):
 # ------------------------------------------------------------------ thresholds
 
 
-@dataclass(frozen=True)
-class ThresholdCut:
+@dataclass(frozen=True, repr=False)
+class ThresholdCut(Cut):
     """Removes every weight with ``|w| <= threshold``, ties together.
 
     A level of 1 removes everything, NaN included; a level of 0 removes nothing.
@@ -144,10 +172,7 @@ class ThresholdCut:
         thresholds: of each tensor, by name, where they differ.
     """
 
-    level: float
-    sparsity: float
     threshold: float
-    shares: Mapping[str, float]
     thresholds: Mapping[str, float] | None = None
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
@@ -174,7 +199,7 @@ def _round_down(threshold: float, dtype: torch.dtype) -> float:
 
 
 @dataclass(frozen=True)
-class GlobalMagnitude:
+class GlobalMagnitude(Pattern):
     """One threshold on raw ``|w|`` for all in-scope weights together.
 
     Args:
@@ -194,12 +219,12 @@ class GlobalMagnitude:
         for level, (threshold, sparsity, shares) in found:
             if level >= 1.0:  # NaN, too
                 threshold, sparsity, shares = math.inf, 1.0, dict.fromkeys(shares, 1.0)
-            cuts.append(ThresholdCut(level, sparsity, threshold, shares))
+            cuts.append(ThresholdCut(level, sparsity, shares, threshold))
         return cuts
 
 
 @dataclass(frozen=True)
-class Layerwise:
+class Layerwise(Pattern):
     """The same sparsity in each tensor: a threshold of its own.
 
     Args:
@@ -220,7 +245,7 @@ class Layerwise:
 
 
 @dataclass(frozen=True)
-class GlobalNormalised:
+class GlobalNormalised(Pattern):
     """One threshold for all in-scope weights on ``|w|`` over the root mean square of its tensor.
 
     What NNCF and JaxPruner call global magnitude: tensors of different scales lose alike.
@@ -275,11 +300,11 @@ def _by_layer(
     """A cut with a threshold for each tensor, counted."""
     if level >= 1.0:
         thresholds = dict.fromkeys(layers, math.inf)
-        return ThresholdCut(level, 1.0, math.nan, dict.fromkeys(layers, 1.0), thresholds)
+        return ThresholdCut(level, 1.0, dict.fromkeys(layers, 1.0), math.nan, thresholds)
     shares = {name: layer.sparsity_at(thresholds[name]) for name, layer in layers.items()}
     total = sum(layer.num_weights for layer in layers.values())
     removed = math.fsum(share * layers[name].num_weights for name, share in shares.items())
-    return ThresholdCut(level, removed / max(total, 1), math.nan, shares, dict(thresholds))
+    return ThresholdCut(level, removed / max(total, 1), shares, math.nan, dict(thresholds))
 
 
 # ------------------------------------------------------------------ by name
@@ -313,18 +338,16 @@ def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Patt
     if pattern is None or isinstance(pattern, str):
         name = "global" if pattern is None else pattern
         groups = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
-        place = ("selections", "KeepNM") if groups else PATTERNS.get(name)
+        place = ("n_of_m", "KeepNM") if groups else PATTERNS.get(name)
         if place is not None:
             module = importlib.import_module(f"sparsitywatch.pruning.{place[0]}")
             made: Pattern = getattr(module, place[1])(*map(int, groups.groups() if groups else ()))
             return made
-    elif callable(getattr(pattern, "cuts", None)) and isinstance(
-        getattr(pattern, "name", None), str
-    ):
+    elif isinstance(pattern, Pattern):
         return pattern
     raise ConfigurationError(
         f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, 'keep_2_of_4', or "
-        f"an object with `name` and `cuts` such as sw.patterns.Wanda(), got {pattern!r:.80}."
+        f"a pattern such as sw.patterns.Wanda(), got {pattern!r:.80}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -21,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sparsitywatch.errors import MeasurementError, ProxyError, expect, expect_whole
-from sparsitywatch.pruning.preserve import preserve_rng, preserve_state
+from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.shown import shown_error, shown_name
 
 __all__ = [
-    "Part",
+    "ExampleSubset",
     "Proxy",
     "digest",
     "freeze",
@@ -47,6 +47,35 @@ _logger = logging.getLogger("sparsitywatch")
 
 #: value(model, batch) -> tensor [N], one floating-point number per example.
 ValueFunction = Callable[[nn.Module, Any], torch.Tensor]
+
+
+class Runnable(NamedTuple):
+    """What can be evaluated: a model, and the value function that runs it."""
+
+    module: nn.Module
+    value: Callable[..., torch.Tensor]
+
+
+@contextlib.contextmanager
+def preserve_rng() -> Iterator[None]:
+    """Put the global generators of torch (all devices), numpy and python back afterwards.
+
+    Iterating a DataLoader draws from torch's generator even where nothing is shuffled.
+    """
+    cuda = torch.cuda.is_available()
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if cuda else []
+    # numpy's global generator is what user code draws from, whether we like it or not
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    python_state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda_states)
 
 
 class Proxy:
@@ -111,7 +140,7 @@ class Proxy:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
         self._num_examples: int | None = None
         self._sizes: list[int] = []  # examples of each batch
-        self._parts: dict[tuple[float, ...], tuple[Part, ...]] = {}  # by their shares
+        self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
         self._is_kept_whole = False
         self.ranks: Ranks = ALONE  # that evaluate it between them
         self._identify()
@@ -137,7 +166,7 @@ class Proxy:
                 f"{', '.join(sorted({shown_name(name) for name, _ in kinds}))}."
             )
         other = copy.copy(self)
-        other.ranks, other._parts = ranks, {}
+        other.ranks, other._subsets = ranks, {}
         other._identify()
         return other
 
@@ -199,7 +228,7 @@ class Proxy:
         """
         other = copy.copy(self)
         other._batches = unpacked(self._batches, leaves)
-        other._num_examples, other._parts = None, {}
+        other._num_examples, other._subsets = None, {}
         other._identify()
         return other
 
@@ -217,13 +246,16 @@ class Proxy:
         """Calls of the value function per evaluation that count, on all ranks."""
         return self._num_places
 
-    def evaluate(self, model: nn.Module) -> np.ndarray:
-        """The value of every example, float64 [N]; call it inside ``preserve_state``.
+    def evaluate(self, model: nn.Module, value: ValueFunction | None = None) -> np.ndarray:
+        """The value of every example, float64 [N], of a model as it is.
+
+        A watch evaluates a copy of it, and gives the ``value`` that runs this copy.
 
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        values = self._values(model)
+        run = partial(self._of_batch, model, value or self.value)
+        values = self.ranks.in_turns(self._turns, run)
         examples: np.ndarray = np.concatenate(values)
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
@@ -233,14 +265,10 @@ class Proxy:
         self._num_examples, self._sizes = len(examples), [*map(len, values)]
         return examples
 
-    def _values(self, model: nn.Module) -> list[np.ndarray]:
-        """The value of every example of each batch of every rank, float64."""
-        return self.ranks.in_turns(self._turns, partial(self._of_batch, model))
-
-    def _of_batch(self, model: nn.Module, index: int) -> np.ndarray:
+    def _of_batch(self, model: nn.Module, value: ValueFunction, index: int) -> np.ndarray:
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        result = self.value(model, move(self._batches[index], device))
+        result = value(model, move(self._batches[index], device))
         is_tensor = isinstance(result, torch.Tensor)
         # none of a batch is possible: examples without a label have no loss
         if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
@@ -248,7 +276,7 @@ class Proxy:
         found: np.ndarray = result.detach().to("cpu", torch.float64).numpy()
         return found
 
-    def parts(self, shares: Sequence[float]) -> tuple[Part, ...]:
+    def subsets(self, shares: Sequence[float]) -> tuple[ExampleSubset, ...]:
         """The examples up to the first share of them, from there to the second, and so on.
 
         Batches that are alike in all but their examples are one population. Its examples are put
@@ -269,9 +297,9 @@ class Proxy:
         if self._is_kept_whole:
             return ()
         key = tuple(shares)
-        if key not in self._parts:
-            self._parts[key] = self._proxies_of(_drawn(self._batches, key))
-        return self._parts[key]
+        if key not in self._subsets:
+            self._subsets[key] = self._proxies_of(_drawn(self._batches, key))
+        return self._subsets[key]
 
     def keep_whole(self, why: str) -> None:
         """Draw no parts from here on, since they would tell something else."""
@@ -282,7 +310,7 @@ class Proxy:
             why,
         )
 
-    def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[Part, ...]:
+    def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[ExampleSubset, ...]:
         """The parts of all ranks together; each draws its share of its own batches."""
         own = [places for _, places in drawn]
         num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
@@ -295,12 +323,12 @@ class Proxy:
             placed = [[p + first[r] for p in of_rank] for r, (of_rank, _) in enumerate(every)]
             own = [np.concatenate(places) for places in zip(*placed, strict=True)]
         found = [(self._of(batches), p) for (batches, _), p in zip(drawn, own, strict=True)]
-        return tuple(Part(proxy, places, proxy.num_batches) for proxy, places in found)
+        return tuple(ExampleSubset(proxy, places, proxy.num_batches) for proxy, places in found)
 
     def _of(self, batches: list[Any]) -> Proxy:
         """One like this, of other batches."""
         other = copy.copy(self)
-        other._batches, other._num_examples, other._parts = batches, None, {}
+        other._batches, other._num_examples, other._subsets = batches, None, {}
         other._plan()
         return other
 
@@ -315,49 +343,11 @@ class Proxy:
         """
         halves = [halve(batch) or (batch,) for batch in self._batches]
         self._batches = [part for parts in halves for part in parts]
-        self._parts = {}
+        self._subsets = {}
         self._plan()
         return any(self.ranks.gather(len(self._batches) > len(halves)))
 
-    def check(self, model: nn.Module, *, has_weights: bool = True) -> None:
-        """Evaluate once and refuse what could not be used, without disturbing the model.
-
-        Args:
-            model: what will be evaluated.
-            has_weights: False if its weights are still to come, so that values mean nothing.
-
-        Raises:
-            ProxyError: ``value`` raises, or returns something else than [N] floats, or NaN or
-                infinite ones; the forward begins a collective, or leaves behind what cannot be
-                put back.
-        """
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if nn.parameter.is_lazy(tensor):
-                raise ProxyError(
-                    f"Expected a model whose parameters are all there, but {shown_name(name)!r} is "
-                    "made by the first forward. Run one forward before attaching."
-                )
-        try:
-            with preserve_state(model, self.value, copies_parameters=True, ranks=self.ranks):
-                values = self.evaluate(model)
-        except ProxyError:
-            raise
-        except MeasurementError as error:  # it says all there is to say
-            raise ProxyError(str(error)) from error
-        except Exception as error:
-            raise ProxyError(
-                "Expected `value(model, batch)` of the proxy to work on the model as it is, but "
-                f"it raised {type(error).__name__}: {error}."
-            ) from error
-        if values.size < 2:
-            raise ProxyError(
-                "Expected `value` to return at least two examples over all batches, so that an "
-                f"error can be estimated, got {values.size}."
-            )
-        if has_weights and not np.isfinite(values).all():
-            raise ProxyError(self._not_finite(values))
-
-    def _not_finite(self, values: np.ndarray) -> str:
+    def not_finite(self, values: np.ndarray) -> str:
         """Which examples have no value."""
         bad = np.flatnonzero(~np.isfinite(values))
         ends = np.cumsum(self._sizes)
@@ -372,7 +362,7 @@ class Proxy:
         )
 
 
-class Part(NamedTuple):
+class ExampleSubset(NamedTuple):
     """Some examples, as a proxy of their own.
 
     Args:
@@ -391,7 +381,7 @@ Drawn = tuple[list[Any], NDArray[np.int64]]
 
 
 def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[Drawn]:
-    """The batches of each part, as ``Proxy.parts`` says."""
+    """The batches of each part, as ``Proxy.subsets`` says."""
     sizes = [sizes_of(batch) for batch in batches]
     if any(len(size) != 1 for size in sizes):
         return []
@@ -470,7 +460,7 @@ def move(batch: Any, device: torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, _LEAVES):
         return batch
-    parts, rebuild = _parts(batch, "batch")
+    parts, rebuild = _subsets(batch, "batch")
     return rebuild([move(part, device) for _, part in parts])
 
 
@@ -502,7 +492,7 @@ def shape_of(batch: Any) -> Any:
         return type(batch), str(batch.dtype), tuple(batch.shape[1:])
     if isinstance(batch, _LEAVES):
         return digest([batch])
-    parts, _ = _parts(batch, "batch")
+    parts, _ = _subsets(batch, "batch")
     return type(batch), tuple((repr(name), shape_of(part)) for name, part in parts)
 
 
@@ -543,7 +533,7 @@ def digest(batches: Iterable[Any]) -> str:
             state.update(f"{type(value).__name__} {value!r}".encode())
         else:
             state.update(type(value).__name__.encode())
-            for name, part in _parts(value, "batch")[0]:
+            for name, part in _subsets(value, "batch")[0]:
                 state.update(f"{name!r}".encode())
                 add(part)
 
@@ -597,18 +587,18 @@ def _leaves(value: Any) -> list[Any]:
     """Everything in it that is not a container, in order."""
     if isinstance(value, _LEAVES):
         return [value]
-    return [leaf for _, part in _parts(value, "batch")[0] for leaf in _leaves(part)]
+    return [leaf for _, part in _subsets(value, "batch")[0] for leaf in _leaves(part)]
 
 
 def _map(value: Any, change: Callable[[Any], Any], where: str = "batch") -> Any:
     """``value`` rebuilt with ``change`` applied to everything that is not a container."""
     if isinstance(value, _LEAVES):
         return change(value)
-    parts, rebuild = _parts(value, where)
+    parts, rebuild = _subsets(value, where)
     return rebuild([_map(part, change, f"{where}[{name!r}]") for name, part in parts])
 
 
-def _parts(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
+def _subsets(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
     """What a container holds, by name, and what makes one like it of other parts."""
     kind = type(value)
     if kind in (list, tuple):

@@ -1,4 +1,4 @@
-"""Patterns that choose within rows and groups of a tensor, or at random.
+"""Patterns that choose within the rows of a tensor, or at random.
 
 How many weights go follows from the shapes, exactly: ties fall by their index. A row is what one
 output is made of: all inputs of an nn.Linear's output feature, all inputs and positions of a
@@ -11,28 +11,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
-from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning.groups import GROUPED_AT_ONCE, WIDTHS, pruner, sizes_of
-from sparsitywatch.pruning.patterns import Cut, Weights
+from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.weights.spectrum.counting import map_threads
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
-
-__all__ = [
-    "KeepNM",
-    "PerRow",
-    "Random",
-    "RandomERK",
-    "SelectionCut",
-    "from_output_rows",
-    "row_cuts",
-    "smallest",
-    "to_output_rows",
-]
-
 
 #: So many weights are looked at, or numbers drawn, at once: they stay in a core's cache.
 _AT_ONCE = 1 << 17
@@ -40,19 +26,10 @@ _AT_ONCE = 1 << 17
 _ROWS_AT_ONCE = (1 << 15) - 1
 
 
-@dataclass(frozen=True)
-class SelectionCut:
-    """Removes the weights that a function selects.
+@dataclass(frozen=True, repr=False)
+class SelectionCut(Cut):
+    """Removes the weights that ``select`` marks, given a tensor's name and weights."""
 
-    Args:
-        level, sparsity, shares: as of every cut.
-        select: which of a tensor's weights go, given its name and the dense weights: bool of the
-            same shape. Not asked at levels of 0 and 1.
-    """
-
-    level: float
-    sparsity: float
-    shares: Mapping[str, float]
     select: Callable[[str, torch.Tensor], torch.Tensor]
 
     @classmethod
@@ -116,7 +93,7 @@ def smallest(scores: torch.Tensor, num: int) -> torch.Tensor:
 
 def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
     """The same by numpy's partition, some four times as fast as torch's kthvalue."""
-    sizes = sizes_of(scores.contiguous().view(_WORDS[scores.dtype.itemsize]).numpy())
+    sizes = sizes_of(scores.contiguous()).numpy()
     limit = np.partition(sizes, num - 1, axis=1)[:, num - 1 : num]
     chosen: np.ndarray = sizes <= limit
     if np.count_nonzero(chosen) > num * len(sizes):
@@ -127,12 +104,18 @@ def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
     return torch.from_numpy(chosen)
 
 
+def sizes_of(weights: torch.Tensor) -> torch.Tensor:
+    """Magnitudes as integers: in the same order, and NaN beyond all."""
+    words = weights.view(_WORDS[weights.dtype.itemsize])
+    return words & ((1 << (8 * words.itemsize - 1)) - 1)
+
+
 #: Signed integers of the width of a weight.
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class PerRow:
+class PerRow(Pattern):
     """The same sparsity in each row: its smallest weights go.
 
     Args:
@@ -179,7 +162,7 @@ def _row_shape(weights: Weights, name: str) -> tuple[int, int]:
     return rows.shape[0], rows.shape[1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _RowCut(SelectionCut):
     """Selects from rows alone; on the CPU some at a time, so that they stay in a core's cache."""
 
@@ -191,18 +174,25 @@ class _RowCut(SelectionCut):
             super().prune(name, weights, out)
             return
         rows, into = (to_output_rows(tensor, self.axes[name]) for tensor in (weights, out))
-        is_on_cpu = weights.device.type == "cpu"
-        num_rows = max(1, _ROWS_AT_ONCE // max(1, rows.shape[1]) if is_on_cpu else len(rows))
-
-        def prune(part: tuple[torch.Tensor, torch.Tensor]) -> None:
-            with torch.no_grad():  # which each thread has to say
-                SelectionCut.prune(self, name, *part)
-
-        pieces = (torch.split(tensor, num_rows) for tensor in (rows, into))
-        parts = list(zip(*pieces, strict=True))
-        map_threads(prune, parts, torch.get_num_threads())
+        prune_some_at_once(partial(SelectionCut.prune, self, name), rows, into)
         if into.data_ptr() != out.data_ptr():  # a copy
             out.copy_(from_output_rows(into, out.shape, self.axes[name]))
+
+
+def prune_some_at_once(
+    prune: Callable[[torch.Tensor, torch.Tensor], None], weights: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Prune along the first axis; on the CPU no more at once than a core's cache holds."""
+    num, width = len(weights), max(1, weights.numel() // max(1, len(weights)))
+    if weights.device.type == "cpu":
+        num = _ROWS_AT_ONCE // width
+
+    def prune_part(part: tuple[torch.Tensor, torch.Tensor]) -> None:
+        with torch.no_grad():  # which each thread has to say
+            prune(*part)
+
+    pieces = (torch.split(tensor, max(1, num)) for tensor in (weights, out))
+    map_threads(prune_part, list(zip(*pieces, strict=True)), torch.get_num_threads())
 
 
 def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) -> torch.Tensor:
@@ -212,127 +202,11 @@ def from_output_rows(rows: torch.Tensor, shape: Sequence[int], input_axis: int) 
     return rows.reshape(shape[1], shape[0], *shape[2:]).transpose(0, 1)
 
 
-@dataclass(frozen=True)
-class KeepNM:
-    """Of each M weights in a row along the inputs, the N largest are kept.
-
-    The paper's 2:4 keeps two of four; its text and its code differ on what 1:4 is, so the name says
-    what is kept. A rest of fewer than M inputs is left whole. It is one point, not a curve.
-
-    Args:
-        keep: N, at least 0.
-        of: M, more than N.
-
-    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 4 (N:M sparsity).
-
-    Raises:
-        ConfigurationError: not 0 <= N < M.
-
-    >>> KeepNM(2, 4).name
-    'keep_2_of_4'
-    """
-
-    keep: int
-    of: int
-
-    def __post_init__(self) -> None:
-        if not (type(self.keep) is int and type(self.of) is int and 0 <= self.keep < self.of):
-            raise ConfigurationError(
-                "Expected `keep` and `of` to be whole numbers, 0 <= keep < of, got "
-                f"{self.keep!r} and {self.of!r}. KeepNM(2, 4) keeps two of four."
-            )
-
-    @property
-    def name(self) -> str:
-        """What it is called in the provenance."""
-        return f"keep_{self.keep}_of_{self.of}"
-
-    @property
-    def levels(self) -> tuple[float, ...]:
-        """The only level between 0 and 1."""
-        return (1.0 - self.keep / self.of,)
-
-    def cuts(self, weights: Weights, levels: Sequence[float]) -> list[Cut]:
-        """One cut per level; at every level between 0 and 1 the same one."""
-        removed = {}
-        for name, shape in weights.shapes.items():
-            inputs = shape[weights.input_axis(name)] if shape else 1
-            groups = inputs // self.of * (math.prod(shape) // max(inputs, 1))
-            removed[name] = groups * (self.of - self.keep)
-        sizes = {name: math.prod(shape) for name, shape in weights.shapes.items()}
-
-        def select(name: str, dense: torch.Tensor) -> torch.Tensor:
-            last = dense.movedim(weights.input_axis(name), -1)
-            whole = last.shape[-1] // self.of * self.of
-            goes = torch.zeros(last.shape, dtype=torch.bool, device=dense.device)
-            groups = last[..., :whole].reshape(-1, self.of)
-            rank = _ranks(list(groups.view(_WORDS[groups.dtype.itemsize]).unbind(1)))
-            gone = torch.stack([place < self.of - self.keep for place in rank], 1)
-            goes[..., :whole] = gone.view(*last.shape[:-1], whole)
-            return goes.movedim(-1, weights.input_axis(name))
-
-        axes = {name: weights.input_axis(name) for name in weights.shapes}
-        ends = {0.0: dict.fromkeys(sizes, 0), 1.0: sizes}
-        cuts: list[Cut] = []
-        for level in levels:
-            found = SelectionCut.counted(level, weights, ends.get(level, removed), select)
-            cuts.append(_GroupCut(**vars(found), keep=self.keep, of=self.of, axes=axes))
-        return cuts
-
-
-def _ranks(lanes: list[torch.Tensor]) -> list[torch.Tensor]:
-    """How many of its group each weight exceeds, int8, for each place in a group.
-
-    Args:
-        lanes: the words of the weights at each place of their group.
-    """
-    sizes = [sizes_of(lane) for lane in lanes]
-    ranks = [torch.zeros_like(lane, dtype=torch.int8) for lane in lanes]
-    for i in range(len(sizes)):
-        for j in range(i):
-            first_is_larger = (sizes[j] > sizes[i]).view(torch.int8)
-            ranks[j] += first_is_larger
-            ranks[i] += 1
-            ranks[i] -= first_is_larger
-    return ranks
-
-
-@dataclass(frozen=True)
-class _GroupCut(SelectionCut):
-    """Removes the same weights of each group; on the CPU at a few times the speed of memory."""
-
-    keep: int
-    of: int
-    axes: Mapping[str, int]
-
-    def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
-        """Write ``weights`` without the removed ones to ``out``."""
-        last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
-        whole = last.shape[-1] // self.of * self.of
-        is_packed = self.of in WIDTHS and weights.device.type == "cpu"
-        if not 0.0 < self.level < 1.0 or not is_packed or not whole:
-            super().prune(name, weights, out)
-            return
-        words = _WORDS[weights.dtype.itemsize]
-        rows = last[..., :whole].contiguous().view(words).view(-1)
-        is_in_place = whole == into.shape[-1] and into.is_contiguous()
-        pruned = into.view(words).view(-1) if is_in_place else torch.empty_like(rows)
-        pieces = (torch.split(tensor, GROUPED_AT_ONCE) for tensor in (rows, pruned))
-        parts = list(zip(*pieces, strict=True))
-        prune = pruner(self.keep, self.of, rows.numpy())
-        map_threads(
-            lambda part: prune(part[0].numpy(), part[1].numpy()), parts, torch.get_num_threads()
-        )
-        if not is_in_place:
-            into[..., :whole] = pruned.view(weights.dtype).view(*last.shape[:-1], whole)
-            into[..., whole:] = last[..., whole:]
-
-
 # ------------------------------------------------------------------ at random
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Pattern):
     """Weights go at random, each with the same probability: what any criterion has to beat.
 
     The same weights go at every snapshot, by the seed and the name of their tensor.
@@ -349,7 +223,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class RandomERK:
+class RandomERK(Pattern):
     """Weights go at random, more of them in large tensors: densities by Erdős-Rényi kernels.
 
     The density of a tensor is in proportion to the sum of its dimensions over their product, at

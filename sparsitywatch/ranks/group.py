@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from sparsitywatch.weights.scope import named_parameters
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
 
 _logger = logging.getLogger("sparsitywatch")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Seconds that a rank waits at the attach for others whose models are whole: rank 0 can do alone.
@@ -93,6 +94,24 @@ class RankGroup(Ranks):
                 self.agree(what, error)
             raise
         self.agree(what)
+
+    def guarded(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            with self.all_or_none(what):
+                return function(*args, **kwargs)
+
+        return called
+
+    def led(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            given: Any = None
+            with self.all_or_none(what):
+                if self.rank == 0:
+                    given = function(*args, **kwargs)
+            first: T = self.of_first(given)
+            return first
+
+        return called
 
     def decide(self, what: str, value: int = 0) -> int:
         if gone := self._gone():

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from torch import distributed
 
+P = ParamSpec("P")
 T = TypeVar("T")
 #: What a rank evaluates in its turns: a batch of its own, and the place of its values among those
 #: of all batches; None for a batch that is run only since the others run theirs.
@@ -53,6 +54,14 @@ class Ranks:
     def all_or_none(self, what: str, names: Iterable[str] = ()) -> AbstractContextManager[None]:
         """What is done inside, such as reading ``names``, succeeds on every rank, or on none."""
         return _nothing
+
+    def guarded(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
+        """The function: each call of it succeeds on every rank, or on none."""
+        return function
+
+    def led(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
+        """The function as rank 0 calls it: what it returns there is what every rank gets."""
+        return function
 
     def decide(self, what: str, value: int = 0) -> int:
         """What rank 0 decides; a RanksError where one does not watch any more."""

@@ -81,16 +81,20 @@ class WarmCopy:
 
     def take(self, snapshot: Snapshot) -> Snapshot:
         """The same weights in memory of their own, on their device, until the next copy."""
-        tensors = snapshot.tensors
+        buffers = self.buffers(snapshot.tensors)
+        # all tensors in one call, spread over torch's threads
+        torch._foreach_copy_(list(buffers.values()), list(snapshot.tensors.values()))
+        return replace(snapshot, tensors=buffers)
+
+    def buffers(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Room for tensors of these shapes, dtypes and devices, whatever is in it."""
         fits = self._buffers.keys() == tensors.keys() and all(
             (b.shape, b.dtype, b.device) == (t.shape, t.dtype, t.device)
             for b, t in zip(self._buffers.values(), tensors.values(), strict=True)
         )
         if not fits:  # zero_: the pages are touched here, once
             self._buffers = {name: torch.empty_like(t).zero_() for name, t in tensors.items()}
-        # all tensors in one call, spread over torch's threads
-        torch._foreach_copy_(list(self._buffers.values()), list(tensors.values()))
-        return replace(snapshot, tensors=dict(self._buffers))
+        return dict(self._buffers)
 
 
 # ------------------------------------------------------------------ stored weights

@@ -26,12 +26,13 @@ PUBLIC = {
 FACES = {
     "detectors": {"AbruptChange", "Detector", "DormantRise", "MeasuredChange"},
     "patterns": {
-        "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity", "Pattern",
-        "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "mask_similarity",
+        "Cut", "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity",
+        "Pattern", "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "Weights",
+        "mask_similarity",
     },
     "schedules": {"Schedule", "adaptive", "at", "every", "geometric"},
     "sinks": {"JsonlSink", "MemorySink", "Sink", "TensorBoardSink"},
-    "sweeps": {"Bisection", "Grid", "Racing", "Sweep", "Tracking"},
+    "sweeps": {"Bisection", "Grid", "Point", "Racing", "Sweep"},
 }  # fmt: skip
 NAMES = [
     *((sparsitywatch, name) for name in sorted(PUBLIC)),

@@ -198,27 +198,4 @@ def test_what_cannot_be_sent_is_refused_before_anything_is_done(bert_run, tmp_pa
             sw.replay(
                 bert_run, logdir=tmp_path / "x", model=unsendable, proxy=local, executor=executor
             )
-        with pytest.raises(ConfigurationError, match="go on from the checkpoint before"):
-            sw.replay(
-                bert_run,
-                logdir=tmp_path / "x",
-                model=tiny_bert,
-                proxy=held_out(),
-                executor=executor,
-                levels=sw.sweeps.Tracking(),
-            )
     assert not (tmp_path / "x").exists()
-
-
-def test_tracking_goes_on_from_the_look_before(tmp_path: Path) -> None:
-    live = train(
-        None, save_torch(tmp_path / "run"), proxy=held_out(), levels=sw.sweeps.Tracking(), steps=9
-    )
-    replayed = sw.replay(
-        tmp_path / "run",
-        logdir=None,
-        model=tiny_bert,
-        proxy=held_out(),
-        levels=sw.sweeps.Tracking(),
-    )
-    assert list(map(told_by_weights, replayed.records)) == list(map(told_by_weights, live))

@@ -52,6 +52,7 @@ def test_several_threads_prune_parameters_without_recording_gradients() -> None:
 
 class TestSparseGPT(PatternContract):
     within = 0.05
+    updates = True
 
     def make(self) -> Pattern:
         return SparseGPT()

@@ -1,4 +1,4 @@
-"""Masks reach the model as it runs, and every bit comes back."""
+"""Masks reach the model as it runs, and nothing is written into the one in training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.masked import MaskedModel
+from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -26,8 +26,11 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
-def test_dense_weights_are_back_bit_for_bit(error: type[BaseException] | None) -> None:
+def run(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return model(batch)
+
+
+def test_masks_are_in_the_copy_and_never_in_the_model() -> None:
     model = net()
     with torch.no_grad():
         model[0].weight[0, :3] = torch.tensor([float("nan"), -0.0, float("inf")])
@@ -35,19 +38,13 @@ def test_dense_weights_are_back_bit_for_bit(error: type[BaseException] | None) -
     addresses = [p.data_ptr() for p in model.parameters()]
     before = [p.detach().clone().view(torch.int32) for p in model.parameters()]
     versions = [p._version for p in model.parameters()]
-
-    def use() -> None:
-        with MaskedModel(model, scope).session() as masks:
-            masks.apply(cuts_of(model, scope, [0.7])[0])
-            assert (model[2].weight == 0).any()
-            if error is not None:
-                raise error
-
-    if error is None:
-        use()
-    else:
-        with pytest.raises(error):
-            use()
+    with MaskedModel(model, scope).session(run) as masks:
+        dense = masks.dense().module
+        masked = masks.masked(cuts_of(model, scope, [0.7])[0]).module
+        assert (masked[2].weight == 0).any()
+        assert (model[2].weight != 0).all()
+        assert dense[2].weight.data_ptr() == model[2].weight.data_ptr()
+        assert masked[4].weight.data_ptr() == model[4].weight.data_ptr()
     after = [p.detach().view(torch.int32) for p in model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
     assert [p.data_ptr() for p in model.parameters()] == addresses
@@ -59,22 +56,36 @@ def test_only_the_scope_is_masked_and_levels_start_from_dense() -> None:
     scope = Scope.of(model)
     high, low = cuts_of(model, scope, [0.9, 0.1])
     head = model[4].weight.detach().clone()
-    with MaskedModel(model, scope).session() as masks:
-        masks.apply(high)
-        masks.apply(low)
-        zeros = sum(int((model[i].weight == 0).sum()) for i in (0, 2))
+    with MaskedModel(model, scope).session(run) as masks:
+        masks.masked(high)
+        masked = masks.masked(low).module
+        zeros = sum(int((masked[i].weight == 0).sum()) for i in (0, 2))
         assert zeros == round(low.sparsity * scope.summary.num_weights)
-        assert torch.equal(model[4].weight, head)
+        assert torch.equal(masked[4].weight, head)
 
 
 def test_tied_weights_are_masked_in_every_place() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
     model[1].weight = model[0].weight
     scope = Scope.of(model)
-    with MaskedModel(model, scope).session() as masks:
-        masks.apply(cuts_of(model, scope, [1.0])[0])
-        assert not model[1].weight.any()
-        assert torch.equal(model(torch.ones(1, 4)), model[2].bias[None])
+    with MaskedModel(model, scope).session(run) as masks:
+        masked = masks.masked(cuts_of(model, scope, [1.0])[0]).module
+        assert not masked[1].weight.any()
+        assert torch.equal(masked(torch.ones(1, 4)), model[2].bias[None])
+
+
+def test_weights_masked_inside_autocast_are_the_ones_that_run() -> None:
+    """The cached cast of the dense weights must not be used (a known trap of autocast)."""
+    model, x = nn.Sequential(nn.Linear(8, 8, bias=False)), torch.randn(2, 8)
+    scope = Scope.of(model, "layers")
+    (everything,) = cuts_of(model, scope, [1.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).abs().sum() > 0
+        with MaskedModel(model, scope).session(run) as masks:
+            assert masks.dense().module(x).abs().sum() > 0
+            assert masks.masked(everything).module(x).abs().sum() == 0
+        model(x).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("compiled", ["wrapper", "in place"])
@@ -92,17 +103,17 @@ def test_a_compiled_model_runs_with_the_masks_and_compiles_nothing_anew(compiled
     scope = Scope.of(model)
     masked = MaskedModel(running, scope)
     assert masked.module is model
-    with masked.session() as masks:
-        masks.apply(cuts_of(model, scope, [1.0])[0])
+    with masked.session(run) as masks:
+        copied = masks.masked(cuts_of(model, scope, [1.0])[0]).module
         expected = nn.functional.linear(
             torch.tanh(model[2].bias)[None].expand(3, -1), *model[4].parameters()
         )
-        torch.testing.assert_close(masked.module(x), expected)
+        torch.testing.assert_close(copied(x), expected)
     running(x)
     assert counter.frame_count == graphs
 
 
-def test_an_evaluation_of_a_watch_restores_from_the_copy_that_the_counting_has() -> None:
+def test_an_evaluation_of_a_watch_masks_in_the_copy_that_the_counting_has() -> None:
     """One copy of the weights beside the model, not two; and every bit is back."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 300), nn.Tanh(), nn.Linear(300, 300), nn.Linear(300, 2))

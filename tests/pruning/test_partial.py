@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsitywatch.pruning.partial import Losses, largest_step, shares_of
+from sparsitywatch.pruning.racing import PairedDifferences, largest_step, shares_of
 from sparsitywatch.records.student import t_quantile
 
 NUM = 200
@@ -23,48 +23,50 @@ def rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_all_examples_give_the_paired_mean_and_error() -> None:
     lost, order = rows(0)
-    losses = Losses(NUM, order)
+    losses = PairedDifferences(NUM, order, 1.0)
     losses.add(0.5, lost[0])
-    mean = losses.means()[0.5]
+    mean = losses.means[0.5]
     assert mean.value == lost[0].mean()
-    assert mean.doubt == 0.0
+    assert mean.sampling_error == 0.0
     assert mean.stderr == pytest.approx(lost[0].std(ddof=1) / math.sqrt(NUM))
-    assert mean.freedom == NUM - 1
+    assert mean.degrees_of_freedom == NUM - 1
 
 
 def test_a_part_alone_has_the_error_of_sampling_without_replacement() -> None:
     lost, order = rows(1)
-    losses = Losses(NUM, order)
+    losses = PairedDifferences(NUM, order, 1.0)
     losses.add(0.5, lost[0][order[:40]])
-    mean, seen = losses.means()[0.5], lost[0][order[:40]]
+    mean, seen = losses.means[0.5], lost[0][order[:40]]
     assert mean.value == pytest.approx(seen.mean())
     tail = np.abs(seen - seen.mean()).max() / 40
-    assert mean.doubt**2 == pytest.approx((1 - 40 / NUM) * (seen.var(ddof=1) / 40 + tail**2))
-    assert mean.stderr**2 == pytest.approx(mean.doubt**2 + seen.var(ddof=1) / NUM)
+    assert mean.sampling_error**2 == pytest.approx(
+        (1 - 40 / NUM) * (seen.var(ddof=1) / 40 + tail**2)
+    )
+    assert mean.stderr**2 == pytest.approx(mean.sampling_error**2 + seen.var(ddof=1) / NUM)
 
 
 def test_a_level_that_all_have_seen_corrects_its_neighbour_by_regression() -> None:
     lost, order = rows(2)
-    losses = Losses(NUM, order)
+    losses = PairedDifferences(NUM, order, 1.0)
     losses.add(0.6, lost[0])
     losses.add(0.5, lost[1][order[:40]])
     slope, intercept = np.polyfit(lost[0][order[:40]], lost[1][order[:40]], 1)
-    mean = losses.means()[0.5]
+    mean = losses.means[0.5]
     assert mean.value == pytest.approx(intercept + slope * lost[0].mean())
-    assert mean.freedom == 38
-    alone = Losses(NUM, order)
+    assert mean.degrees_of_freedom == 38
+    alone = PairedDifferences(NUM, order, 1.0)
     alone.add(0.5, lost[1][order[:40]])
-    assert mean.doubt < 0.6 * alone.means()[0.5].doubt
+    assert mean.sampling_error < 0.6 * alone.means[0.5].sampling_error
 
 
 def test_parts_together_are_all_examples_in_their_own_order() -> None:
     lost, order = rows(3)
-    losses, whole = Losses(NUM, order), Losses(NUM, order)
+    losses, whole = PairedDifferences(NUM, order, 1.0), PairedDifferences(NUM, order, 1.0)
     for start, stop in ((0, 20), (20, 50), (50, NUM)):
         losses.add(0.5, lost[0][order[start:stop]])
     whole.add(0.5, lost[0])
-    assert losses.means()[0.5] == whole.means()[0.5]
-    assert losses.num_seen(0.5) == NUM
+    assert losses.means[0.5] == whole.means[0.5]
+    assert losses.means[0.5].num_seen == NUM
 
 
 @pytest.mark.parametrize("num_seen", [8, 16, 32])
@@ -75,11 +77,11 @@ def test_what_a_part_says_is_as_often_wrong_as_it_says(num_seen: int) -> None:
         lost, _ = rows(seed)
         for draw in range(10):
             order = np.random.default_rng([seed, draw]).permutation(NUM)
-            losses = Losses(NUM, order)
+            losses = PairedDifferences(NUM, order, 1.0)
             losses.add(0.6, lost[0])
             losses.add(0.5, lost[1][order[:num_seen]])
-            mean = losses.means()[0.5]
-            bound = t_quantile(0.95, mean.freedom) * mean.doubt
+            mean = losses.means[0.5]
+            bound = t_quantile(0.95, mean.degrees_of_freedom) * mean.sampling_error
             beyond += [lost[1].mean() - mean.value > bound, mean.value - lost[1].mean() > bound]
     assert 0.015 <= np.mean(beyond) <= 0.06
 
@@ -88,14 +90,14 @@ def test_a_part_in_which_no_answer_changes_does_not_prove_that_none_does() -> No
     """16 of 192 right answers stay right: up to a sixth may be wrong with a probability of 5 %."""
     answers = np.random.default_rng(0).integers(0, 2, 192).astype(float)
     assert largest_step(answers) == 1.0
-    losses = Losses(192, np.arange(192), step=1.0)
+    losses = PairedDifferences(192, np.arange(192), 1.0, step=1.0)
     losses.add(0.5, np.zeros(16))
-    mean = losses.means()[0.5]
+    mean = losses.means[0.5]
     exact = 1.0 - 0.05 ** (1 / 16)  # Clopper and Pearson
-    assert t_quantile(0.95, mean.freedom) * mean.doubt > exact
-    without = Losses(192, np.arange(192))
+    assert t_quantile(0.95, mean.degrees_of_freedom) * mean.sampling_error > exact
+    without = PairedDifferences(192, np.arange(192), 1.0)
     without.add(0.5, np.zeros(16))
-    assert without.means()[0.5].doubt == 0.0  # the test can fail
+    assert without.means[0.5].sampling_error == 0.0  # the test can fail
 
 
 def test_continuous_values_have_no_step_and_few_values_need_large_parts() -> None:
@@ -108,8 +110,8 @@ def test_continuous_values_have_no_step_and_few_values_need_large_parts() -> Non
 
 
 def test_a_model_that_breaks_down_on_one_example_is_broken() -> None:
-    losses = Losses(20, np.arange(20))
+    losses = PairedDifferences(20, np.arange(20), 1.0)
     losses.add(0.5, np.array([0.0, math.inf, 1.0]))
     losses.add(0.4, np.array([0.0, 0.5, 1.0]))
-    assert losses.means()[0.5].value == math.inf
-    assert losses.means()[0.4].value == 0.5
+    assert losses.means[0.5].value == math.inf
+    assert losses.means[0.4].value == 0.5

@@ -38,7 +38,7 @@ sizes = st.lists(st.tuples(st.integers(8, 30), st.sampled_from([2, 3])), min_siz
 def test_every_example_is_in_one_part_and_stands_where_it_is_among_all(of_batches) -> None:
     proxy = proxy_of(of_batches)
     everything = proxy.evaluate(nn.Linear(1, 1))
-    parts = proxy.parts(SHARES)
+    parts = proxy.subsets(SHARES)
     places = np.concatenate([part.places for part in parts])
     assert sorted(places) == list(range(len(everything)))
     for part in parts:
@@ -47,8 +47,8 @@ def test_every_example_is_in_one_part_and_stands_where_it_is_among_all(of_batche
     assert all(len(b["x"]) <= widest for part in parts for b in part.proxy._batches)
 
 
-def test_parts_have_their_share_and_are_drawn_alike_each_time() -> None:
-    one, other = (proxy_of([(40, 2), (40, 2), (20, 2)]).parts(SHARES) for _ in range(2))
+def test_subsets_have_their_share_and_are_drawn_alike_each_time() -> None:
+    one, other = (proxy_of([(40, 2), (40, 2), (20, 2)]).subsets(SHARES) for _ in range(2))
     assert [len(part.places) for part in one] == [10, 15, 25, 50]
     for a, b in zip(one, other, strict=True):
         assert a.places.tolist() == b.places.tolist()
@@ -58,13 +58,13 @@ def test_parts_have_their_share_and_are_drawn_alike_each_time() -> None:
 
 
 def test_batches_of_other_shapes_are_strata() -> None:
-    parts = proxy_of([(40, 2), (60, 3)]).parts(SHARES)
+    parts = proxy_of([(40, 2), (60, 3)]).subsets(SHARES)
     assert [int((part.places < 40).sum()) for part in parts] == [4, 6, 10, 20]
 
 
 def test_a_sample_is_fair() -> None:
     """Over many strata the examples of the first part are no earlier or later ones: 4 errors."""
-    (part, *_) = proxy_of([(100, width) for width in range(1, 81)]).parts(SHARES)
+    (part, *_) = proxy_of([(100, width) for width in range(1, 81)]).subsets(SHARES)
     within = part.places % 100
     assert len(within) == 800
     error = np.sqrt((100**2 - 1) / 12 / len(within) * (1 - 10 / 100))
@@ -72,23 +72,23 @@ def test_a_sample_is_fair() -> None:
     assert 0.8 < within.std() / np.sqrt((100**2 - 1) / 12) < 1.2
 
 
-def test_what_cannot_be_told_apart_gives_no_parts() -> None:
-    assert proxy_of([(2, 2)]).parts(SHARES) == ()
-    assert proxy_of([(40, 2)], odd=torch.ones(3)).parts(SHARES) == ()
-    assert Proxy([{"x": torch.tensor(1.0)}], number).parts(SHARES) == ()
+def test_what_cannot_be_told_apart_gives_no_subsets() -> None:
+    assert proxy_of([(2, 2)]).subsets(SHARES) == ()
+    assert proxy_of([(40, 2)], odd=torch.ones(3)).subsets(SHARES) == ()
+    assert Proxy([{"x": torch.tensor(1.0)}], number).subsets(SHARES) == ()
 
 
-def test_halves_give_the_same_parts_in_smaller_batches() -> None:
+def test_halves_give_the_same_subsets_in_smaller_batches() -> None:
     proxy = proxy_of([(40, 2), (40, 2)])
-    before = [part.places.tolist() for part in proxy.parts(SHARES)]
+    before = [part.places.tolist() for part in proxy.subsets(SHARES)]
     assert proxy.halve()
-    parts = proxy.parts(SHARES)
+    parts = proxy.subsets(SHARES)
     assert [sorted(part.places) for part in parts] == [sorted(places) for places in before]
     assert max(len(b["x"]) for part in parts for b in part.proxy._batches) <= 20
 
 
 @pytest.mark.parametrize("is_same", [True, False])
-def test_ranks_evaluate_the_same_parts_together(is_same: bool) -> None:
+def test_ranks_evaluate_the_same_subsets_together(is_same: bool) -> None:
     def on_rank(ranks: ThreadRanks) -> list[tuple[list[int], list[float], list[float]]]:
         first = 0 if is_same else 1000 * ranks.rank
         own = Proxy(
@@ -102,7 +102,7 @@ def test_ranks_evaluate_the_same_parts_together(is_same: bool) -> None:
         return [
             (part.places.tolist(), part.proxy.evaluate(model).tolist(),
              everything[part.places].tolist())
-            for part in shared.parts(SHARES)
+            for part in shared.subsets(SHARES)
         ]  # fmt: skip
 
     one, other = on_ranks(2, on_rank)
@@ -111,28 +111,28 @@ def test_ranks_evaluate_the_same_parts_together(is_same: bool) -> None:
     for _, values, expected in one:
         assert values == expected
     if is_same:
-        alone = proxy_of([(20, 1), (20, 1), (20, 1)]).parts(SHARES)
+        alone = proxy_of([(20, 1), (20, 1), (20, 1)]).subsets(SHARES)
         assert [places for places, *_ in one] == [part.places.tolist() for part in alone]
     else:
         assert sorted(place for places, *_ in one for place in places) == list(range(120))
 
 
-def test_ranks_of_which_one_cannot_divide_have_no_parts() -> None:
+def test_ranks_of_which_one_cannot_divide_have_no_subsets() -> None:
     def on_rank(ranks: ThreadRanks) -> int:
         size = 2 if ranks.rank else 40
         own = Proxy([{"x": torch.arange(size)[:, None], "scale": [0.0]}], number)
-        return len(own.shared(ranks).parts(SHARES))
+        return len(own.shared(ranks).subsets(SHARES))
 
     assert on_ranks(2, on_rank) == [0, 0]
 
 
 def test_a_proxy_of_other_batches_draws_anew() -> None:
     proxy = proxy_of([(40, 2)])
-    proxy.parts(SHARES)
+    proxy.subsets(SHARES)
     longer = [[torch.arange(60)[:, None].repeat(1, 2), torch.zeros(0), "text", 0.0]]
     assert isinstance(proxy, sw.Proxy)
-    assert proxy._parts
-    assert not proxy.with_leaves([[longer[0][0], _as_kept(), "text", 0.0]])._parts
+    assert proxy._subsets
+    assert not proxy.with_leaves([[longer[0][0], _as_kept(), "text", 0.0]])._subsets
 
 
 def _as_kept() -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sparsitywatch.errors import ProxyError
-from sparsitywatch.pruning.preserve import preserve_state
+from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.proxy import Proxy, digest, freeze, move, packed, unpacked
 
 
@@ -147,8 +147,7 @@ def test_values_are_those_of_the_batches_at_the_time_of_the_call() -> None:
     proxy = Proxy(source, value)
     for batch in source:
         batch.zero_()
-    with preserve_state(model):
-        np.testing.assert_array_equal(proxy.evaluate(model), expected)
+    np.testing.assert_array_equal(proxy.evaluate(model), expected)
     assert proxy.num_batches == 3
 
 
@@ -212,16 +211,16 @@ def test_a_bad_value_function_is_refused_at_attach(bad, message) -> None:
     model = nn.Linear(3, 2)
     proxy = Proxy(batches(), bad)
     if message is None:
-        proxy.check(model)
+        check_proxy(proxy, model)
         return
     with pytest.raises(ProxyError, match=message):
-        proxy.check(model)
+        check_proxy(proxy, model)
     assert model.training
 
 
 def test_one_example_is_too_few_for_an_error() -> None:
     with pytest.raises(ProxyError, match=r"at least two examples over all batches.*got 1"):
-        Proxy([torch.ones(1, 3)], value).check(nn.Linear(3, 2))
+        check_proxy(Proxy([torch.ones(1, 3)], value), nn.Linear(3, 2))
 
 
 def test_a_value_that_is_no_function() -> None:
@@ -235,8 +234,10 @@ def test_a_value_that_is_not_finite_is_refused_by_batch_and_example(broken: floa
     source[1][2] = broken
     proxy = Proxy(source, value)
     with pytest.raises(ProxyError, match=r"got (nan|inf) for example 2 of batch 1\. A mean over"):
-        proxy.check(nn.Linear(3, 2))
-    proxy.check(nn.Linear(3, 2), has_weights=False)  # what a replay evaluates is still to come
+        check_proxy(proxy, nn.Linear(3, 2))
+    check_proxy(
+        proxy, nn.Linear(3, 2), has_weights=False
+    )  # what a replay evaluates is still to come
     source[2][0] = broken
     with pytest.raises(ProxyError, match="example 2 of batch 1 and 1 others"):
-        Proxy(source, value).check(nn.Linear(3, 2))
+        check_proxy(Proxy(source, value), nn.Linear(3, 2))

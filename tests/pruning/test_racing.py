@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,11 +16,11 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.pruning.masked import MaskedModel, SweepResult, run_sweep
-from sparsitywatch.pruning.partial import Losses, Point, largest_step, shares_of
+from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.sweep import Bisection, Grid, Racing, Sweep
+from sparsitywatch.pruning.racing import PairedDifferences, Racing, largest_step, shares_of
+from sparsitywatch.pruning.sweeps import Bisection, Grid, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.weights.scope import Scope
@@ -48,11 +48,11 @@ class Examples:
         self._knots = (knots - knots.mean(axis=1, keepdims=True)) / knots.std(axis=1)[:, None]
         self._harm, self._spread = harm, spread * math.sqrt(num)
         self._order = rng.permutation(num)
-        self._losses = Losses(num, self._order, step)
+        self.losses = PairedDifferences(num, self._order, ALLOWED, step=step)
         self.shares = (*shares_of(num, 8, step / ALLOWED), 1.0)
         self.seen: dict[float, float] = {}
         for level in (0.0, 1.0):
-            self(level, self.shares[0])
+            self.evaluate(level, self.shares[0])
 
     def lost(self, level: float) -> np.ndarray:
         left = min(int(20 * level), 19)
@@ -60,22 +60,18 @@ class Examples:
         noise = (1 - share) * self._knots[left] + share * self._knots[left + 1]
         return ALLOWED * (mean + self._spread * math.sqrt(abs(mean)) * noise)
 
-    def __call__(self, level: float, share: float = 1.0) -> Point:
-        return next(point for point in self.after([(level, share)]) if point.level == level)
-
-    def after(self, steps: Sequence[tuple[float, float]]) -> list[Point]:
-        for level, least in steps:
-            share = next(s for s in self.shares if s >= least - 1e-9)
-            if share > (seen := self.seen.get(level, 0.0)):
-                start, stop = (math.ceil(s * self.num - 1e-9) for s in (seen, share))
-                drawn = self._order[start:stop] if seen or share < 1 else slice(None)
-                self._losses.add(level, self.lost(level)[drawn])
-                self.passes += share - seen
-                self.seen[level] = share
-        return self._losses.points(ALLOWED)
+    def evaluate(self, level: float, least: float) -> None:
+        share = next(s for s in self.shares if s >= least - 1e-9)
+        seen = self.seen.get(level, 0.0)
+        assert share > seen
+        start, stop = (math.ceil(s * self.num - 1e-9) for s in (seen, share))
+        drawn = self._order[start:stop] if seen or share < 1 else slice(None)
+        self.losses.add(level, self.lost(level)[drawn])
+        self.passes += share - seen
+        self.seen[level] = share
 
     def curve(self) -> SparsityCurve:
-        levels, means = zip(*sorted(self._losses.means().items()), strict=True)
+        levels, means = zip(*sorted(self.losses.means.items()), strict=True)
         return SparsityCurve(
             levels, [DENSE + mean.value for mean in means], [mean.stderr for mean in means],
             higher_is_better=False, num_examples=self.num,
@@ -96,7 +92,9 @@ class Examples:
 
 
 def raced(examples: Examples, sweep: Sweep | None = None) -> Examples:
-    (sweep or Racing()).choose(examples, ())
+    sweep = sweep or Racing()
+    while step := sweep.next_step(examples.losses.points(), examples.shares):
+        examples.evaluate(*step)
     return examples
 
 
@@ -152,13 +150,6 @@ def test_where_examples_say_little_every_level_below_the_crossing_is_passed_by_r
         )
         wrong += run.estimate().value > 0.2
     assert wrong <= 8  # more come by chance in 4 % of all cases
-
-
-def test_what_is_measured_does_not_depend_on_the_snapshot_before() -> None:
-    one, other = Examples(power(0.6), 0.2), Examples(power(0.6), 0.2)
-    Racing().choose(one, ())
-    Racing().choose(other, (Point(0.0, 0.0), Point(0.3, 2.0), Point(1.0, 50.0)))
-    assert one.seen == other.seen
 
 
 def test_where_nothing_is_crossed_only_parts_are_evaluated() -> None:

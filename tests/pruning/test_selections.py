@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.pruning import groups
+from sparsitywatch.pruning.n_of_m import KeepNM
 from sparsitywatch.pruning.patterns import (
     GlobalMagnitude,
     GlobalNormalised,
@@ -24,18 +23,11 @@ from sparsitywatch.pruning.patterns import (
     Weights,
 )
 from sparsitywatch.pruning.selections import (
-    KeepNM,
     PerRow,
     Random,
     RandomERK,
     smallest,
     to_output_rows,
-)
-from sparsitywatch.weights.spectrum import kernel
-
-needs_numba = pytest.mark.skipif(
-    importlib.util.find_spec("numba") is None,
-    reason="numba is not installed: pip install sparsitywatch[fast]",
 )
 
 
@@ -254,55 +246,19 @@ def test_of_any_width_the_largest_stay(groups: tuple, dtype: torch.dtype, num: i
     assert not np.signbit(np.take_along_axis(found, gone, axis=1)).any()
 
 
-@pytest.mark.parametrize("num_bytes", [1, 2, 4, 8])
-@pytest.mark.parametrize("of", groups.WIDTHS)
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_numba)])
-def test_what_is_compiled_keeps_what_a_stable_sort_keeps(
-    compiled: bool, of: int, num_bytes: int
-) -> None:
-    dtype = np.dtype(f"i{num_bytes}")
-    draw = np.random.default_rng(of)
-    words = draw.integers(np.iinfo(dtype).min, np.iinfo(dtype).max, 40 * of, dtype, endpoint=True)
-    words[: 20 * of] &= dtype.type(np.iinfo(dtype).min + 3)  # many of the same magnitude
-    prune = groups.load(of, num_bytes) if compiled else groups._PRUNE[of]
-    assert prune is not None
-    sizes = [[abs(int(w)) if w >= 0 else int(w) - np.iinfo(dtype).min for w in group]
-             for group in words.reshape(-1, of)]  # fmt: skip
-    order = np.argsort(np.array(sizes, object), axis=1, kind="stable")
-    for keep in range(of):
-        out = np.empty_like(words)
-        prune(words, out, of - keep, dtype.type(np.iinfo(dtype).max))
-        expected = words.reshape(-1, of).copy()
-        np.put_along_axis(expected, order[:, : of - keep], 0, axis=1)
-        assert np.array_equal(out.reshape(-1, of), expected)
-
-
-@needs_numba
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_large_tensor_is_pruned_alike_with_numba_and_without(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = torch.randn(64, 8 * 600, generator=torch.Generator().manual_seed(0)).to(dtype)
-    known, found = Weights.of({"w": weights}), []
-    assert weights.numel() >= groups.MIN_COMPILED
-    for load in (groups.load, lambda of, num_bytes: None):
-        monkeypatch.setattr(groups, "load", load)
-        (cut,) = KeepNM(4, 8).cuts(known, [0.5])
-        cut.prune("w", weights, out := torch.empty_like(weights))
-        found.append(out)
-    assert torch.equal(*found)
-
-
-def test_wrong_code_prunes_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    groups.load.cache_clear()
-    monkeypatch.setattr(kernel, "_numba", lambda: object())
-    monkeypatch.setattr(kernel, "_compiled", lambda *_: lambda words, out, *_: out.fill(0))
-    assert groups.load(4, 4) is None
-    groups.load.cache_clear()
-    assert "failed on groups of 4 weights of 4 bytes" in caplog.text
-    assert "Expected the masks that numpy finds" in caplog.text
+@pytest.mark.parametrize("axis", [0, 1])
+def test_groups_run_along_the_inputs_wherever_their_axis_is(axis: int) -> None:
+    weights = torch.randn(9, 10, 3, 3, generator=torch.Generator().manual_seed(0))
+    (cut,) = KeepNM(2, 4).cuts(Weights.of({"w": weights}, input_axes={"w": axis}), [0.5])
+    out = torch.empty_like(weights)
+    cut.prune("w", weights, out)
+    rows, pruned = (t.movedim(axis, -1).reshape(-1, t.shape[axis]) for t in (weights, out))
+    whole = rows.shape[1] // 4 * 4
+    gone = rows[:, :whole].reshape(-1, 4).abs().argsort(1)[:, :2]
+    expected = rows[:, :whole].reshape(-1, 4).scatter(1, gone, 0.0)
+    assert torch.equal(pruned[:, :whole].reshape(-1, 4), expected)
+    assert torch.equal(pruned[:, whole:], rows[:, whole:])
+    assert cut.shares["w"] == pytest.approx(float((out == 0).double().mean()))
 
 
 @pytest.mark.parametrize(("keep", "of"), [(4, 4), (5, 4), (-1, 4), (2.0, 4), (True, 4)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,11 +14,10 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
-from sparsitywatch.pruning.masked import MaskedModel, run_sweep
-from sparsitywatch.pruning.partial import Point
+from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy, halve
-from sparsitywatch.pruning.sweep import Bisection, Grid
+from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -70,15 +70,27 @@ def test_the_curve_against_pruning_by_hand() -> None:
 
 
 def test_a_sweep_of_ones_own_says_its_levels_as_it_goes() -> None:
-    class Own:
-        def choose(self, measure, previous) -> None:
-            assert measure(0.25).level == 0.25
-            measure(0.25 if measure(0.5).is_within else 0.125)
+    class Own(Sweep):
+        def next_step(self, points, shares):
+            assert shares == (1.0,)
+            assert [point.share for point in points] == [1.0] * len(points)
+            known = [point.level for point in points]
+            return next(((level, 1.0) for level in (0.25, 0.5) if level not in known), None)
 
     curve = sweep(net(), levels=Own()).curve
     assert curve.level == (0.0, 0.25, 0.5, 1.0)
     by_grid = sweep(net(), levels=(0.25, 0.5)).curve
     assert curve == by_grid
+
+
+@pytest.mark.parametrize("step", [(0.5, 1.0), (1.5, 1.0), (0.0, 1.0)])
+def test_a_sweep_that_asks_for_no_new_level_is_refused_and_does_not_hang(step) -> None:
+    class Stuck(Sweep):
+        def next_step(self, points, shares):
+            return step
+
+    with pytest.raises(MeasurementError, match="Expected the next step of Stuck to be a level in"):
+        sweep(net(), levels=Stuck())
 
 
 def test_a_value_function_that_is_random_is_caught() -> None:
@@ -114,42 +126,40 @@ def test_a_pruned_model_that_breaks_down_is_a_point_not_a_failure() -> None:
     assert all(map(math.isfinite, curve.value[:-1]))
 
 
-class Curve:
-    """A model-free oracle: harm that rises past the tolerance at a known sparsity."""
-
-    def __init__(self, crossing: float) -> None:
-        self.crossing, self.measured = crossing, []
-
-    def measure(self, level: float) -> Point:
-        self.measured.append(level)
-        return Point(level, 1 + level - self.crossing)
+def measured(sweep: Sweep, harm: Callable[[float], float]) -> list[float]:
+    """The levels that a sweep evaluates of a made-up curve, in their order."""
+    points = {level: Point(level, harm(level)) for level in (0.0, 1.0)}
+    while step := sweep.next_step([points[level] for level in sorted(points)], (1.0,)):
+        assert step[0] not in points
+        points[step[0]] = Point(step[0], harm(step[0]))
+    return [*points]
 
 
 @given(st.floats(0.001, 0.999), st.sampled_from([0.005, 0.02, 0.1]))
 def test_bisection_brackets_the_crossing(crossing: float, resolution: float) -> None:
-    curve = Curve(crossing)
-    Bisection((0.2, 0.4, 0.6, 0.8), resolution).choose(curve.measure, ())
-    inside = max(level for level in curve.measured if level <= crossing)
-    beyond = min(level for level in curve.measured if level > crossing)
+    levels = measured(
+        Bisection((0.2, 0.4, 0.6, 0.8), resolution), lambda level: 1 + level - crossing
+    )
+    inside = max(level for level in levels if level <= crossing)
+    beyond = min(level for level in levels if level > crossing)
     assert beyond - inside <= resolution + 1e-9
-    assert len(set(curve.measured)) <= 6 + math.ceil(math.log2(0.2 / resolution)) + 1
+    assert len(levels) <= 6 + math.ceil(math.log2(0.2 / resolution)) + 1
 
 
 def test_bisection_closes_in_on_the_first_of_several_crossings() -> None:
-    measured = []
-
-    def measure(level: float) -> Point:
-        measured.append(level)
-        return Point(level, 2.0 if 0.27 < level < 0.5 or level > 0.9 else 0.0)
-
-    Bisection((0.2, 0.4, 0.6, 0.8), 0.01).choose(measure, ())
-    assert 0.26 < max(level for level in measured if level < 0.27) <= 0.27
+    levels = measured(
+        Bisection((0.2, 0.4, 0.6, 0.8), 0.01),
+        lambda level: 2.0 if 0.27 < level < 0.5 or level > 0.9 else 0.0,
+    )
+    assert 0.26 < max(level for level in levels if level < 0.27) <= 0.27
 
 
 def test_bisection_spends_nothing_where_nothing_is_crossed() -> None:
-    curve = Curve(2.0)
-    Bisection((0.5,), 0.01).choose(curve.measure, ())
-    assert sorted(set(curve.measured)) == [0.0, 0.5, 1.0]
+    assert sorted(measured(Bisection((0.5,), 0.01), lambda level: level - 1)) == [0.0, 0.5, 1.0]
+
+
+def test_bisection_ends_where_levels_cannot_be_told_apart() -> None:
+    assert len(measured(Bisection((0.5,), 1e-9), lambda level: 2 * level)) < 30
 
 
 @pytest.mark.parametrize("levels", [(1.0,), (-0.1,), (0.5, float("nan")), (), ("0.5",), (True,)])
@@ -251,7 +261,7 @@ def test_a_value_that_changes_its_number_of_examples_is_refused() -> None:
         return torch.ones(4)
 
     proxy = sw.Proxy([torch.ones(4, 2)], value)
-    proxy.check(nn.Linear(2, 2))
+    check_proxy(proxy, nn.Linear(2, 2))
     assert proxy.halve()
     with pytest.raises(sw.errors.ProxyError, match="4 examples over all batches as before, got 8"):
-        proxy.check(nn.Linear(2, 2))
+        check_proxy(proxy, nn.Linear(2, 2))

@@ -1,0 +1,635 @@
+"""What each level of sparsity costs: a masked copy of the model is evaluated beside a dense one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from sparsitywatch.errors import MeasurementError, ProxyError, is_out_of_memory
+from sparsitywatch.pruning.model_copy import (
+    ModelCopy,
+    Surroundings,
+    changes_the_training,
+    name_in,
+    same_bits,
+)
+from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
+from sparsitywatch.pruning.proxy import ExampleSubset, Proxy, Runnable, preserve_rng
+from sparsitywatch.pruning.racing import PairedDifferences, largest_step, shares_of
+from sparsitywatch.pruning.sweeps import Allowed, Sweep
+from sparsitywatch.ranks.protocol import Ranks
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
+from sparsitywatch.records import SparsityCurve
+from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.layout import unwrap_model
+from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.sharded import fsdp_modules, is_sharded, local_of
+from sparsitywatch.weights.snapshot import WarmCopy
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
+
+_logger = logging.getLogger("sparsitywatch")
+
+T = TypeVar("T")
+Array = NDArray[np.float64]
+
+#: Relative size up to which repeated evaluations may differ by the order of additions.
+_ROUNDING = 1e-4
+#: In another batch the value of an example may differ by this share of the harm allowed and is
+#: compared with that of the dense model in any.
+_ROUNDED = 1e-3
+#: Where it differs by this share of the spread of the examples, it depends on the others.
+_DEPENDS = 0.1
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep measured: points by rising level, from 0 to 1."""
+
+    curve: SparsityCurve
+    cuts: tuple[Cut, ...]  # what was removed at each point
+    num_forwards: int  # calls of the value function
+
+
+def run_sweep(
+    model: MaskedModel,
+    proxy: Proxy,
+    spectrum: MagnitudeSpectrum,
+    *,
+    pattern: Pattern,
+    sweep: Sweep,
+    allowed: Allowed,
+) -> SweepResult:
+    """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
+
+    ``spectrum`` is of the model's in-scope weights now. Where memory does not suffice it begins
+    again with batches of half the size, which the proxy keeps.
+
+    Raises:
+        MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
+            removing everything changes nothing (a compiled graph that holds old weights, a value
+            function that does not run this model).
+    """
+    while True:
+        evaluation: Evaluation | None = None
+        try:
+            # on several ranks, what fails on one while the model is opened fails on all
+            with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
+                evaluation = Evaluation(masks, proxy, pattern, spectrum)
+                evaluation.begin(sweep, allowed)
+                evaluation.go_through(sweep)
+            return evaluation.result()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not proxy.halve():
+                raise
+        # only without the error, and the tensors that its traceback holds, is there room
+        evaluation = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _logger.warning(
+            "sparsitywatch: out of memory while evaluating; going on with smaller batches, %d "
+            "in all. A smaller proxy avoids this.",
+            proxy.num_batches,
+        )
+
+
+class Evaluation:
+    """One evaluation of a model: each level on each share of the examples at most once."""
+
+    def __init__(
+        self, masks: Masks, proxy: Proxy, pattern: Pattern, spectrum: MagnitudeSpectrum
+    ) -> None:
+        self._masks, self._proxy, self._pattern = masks, proxy, pattern
+        self._weights = Weights(spectrum, masks.shapes)
+        self._mask = proxy.ranks.guarded("masking", masks.masked)
+        self._cuts_of = proxy.ranks.guarded("finding masks", pattern.cuts)
+        self._cuts: dict[float, Cut] = {}
+        self._stage: dict[float, int] = {}  # how many subsets were seen; all examples are one more
+        self._subsets: tuple[ExampleSubset, ...] = ()
+        self._dense_of: list[Array] = []  # values of the dense model on each subset
+        self._wholes: dict[float, float] = {}  # the mean where all were evaluated at once
+        self._is_exact = False  # whether the batch that an example is in changes nothing
+        self._num_forwards = 0
+        self._shares: tuple[float, ...] = (1.0,)
+
+    # ------------------------------------------------------------------ the ends
+
+    def begin(self, sweep: Sweep, allowed: Allowed) -> None:
+        """Evaluate the dense model, level 0 and level 1, and refuse what cannot be right."""
+        self._dense = self._evaluated_dense()
+        self._whole = ExampleSubset(
+            self._proxy, np.arange(len(self._dense)), self._proxy.num_batches
+        )
+        self._num_forwards = self._whole.num_batches
+        tolerated = allowed(float(self._dense.mean()))
+        if sweep.examples is not None and tolerated > 0.0 and np.isfinite(self._dense).all():
+            self._divide(sweep.examples, tolerated)
+        self.differences = PairedDifferences(
+            len(self._dense),
+            np.concatenate([np.zeros(0, np.int64), *(part.places for part in self._subsets)]),
+            tolerated,
+            step=largest_step(self._dense),
+            sign=-1.0 if self._proxy.higher_is_better else 1.0,
+        )
+        self._cut({0.0, 1.0, *sweep.candidates()})
+        dense = self._dense_of[0] if self._subsets else self._dense
+        self._check_nothing_removed(dense, self._evaluate(0.0, self._shares[0]))
+        # a model that has broken down gives NaN with and without its weights
+        everything = self._evaluate(1.0, self._shares[0])
+        if np.isfinite(dense).all() and np.array_equal(dense, everything):
+            raise MeasurementError(
+                "Expected the value to change when every in-scope weight is removed, but it is the "
+                "same bit for bit: the value function does not run the watched weights (another "
+                "model, or a compiled graph that holds old weights)."
+            )
+
+    def _evaluated_dense(self) -> Array:
+        """The values of the dense model; on the way, what the pattern has to know of its layers."""
+        dense = self._masks.dense()
+        if self._pattern.ranks == "shards":  # magnitudes are all it needs
+            return self._proxy.evaluate(*dense)
+        from sparsitywatch.pruning.criteria import input_axes, inputs_of
+
+        names = list(self._weights.shapes)
+        self._weights = replace(self._weights, input_axes=input_axes(dense.module, names))
+        needs = self._pattern.needs_inputs
+        if not needs:
+            return self._proxy.evaluate(*dense)
+        found: list[Array] = []
+        inputs = inputs_of(
+            dense.module,
+            names,
+            lambda: found.append(self._proxy.evaluate(*dense)),
+            products=needs == "products",
+        )
+        self._weights = replace(self._weights, inputs=inputs)
+        return found[0]
+
+    def _divide(self, examples: int, tolerated: float) -> None:
+        """Draw subsets, the smallest with so many examples at least, if that can be done."""
+        shares = shares_of(len(self._dense), examples, largest_step(self._dense) / tolerated)
+        subsets = self._proxy.subsets((*shares, 1.0)) if shares else ()
+        if not subsets:
+            return
+        first = subsets[0].proxy.evaluate(*self._masks.dense())
+        self._num_forwards += subsets[0].num_batches
+        among_all = self._dense[subsets[0].places]
+        apart = float(np.abs(first - among_all).max()) if len(first) == len(among_all) else math.inf
+        if apart > max(_DEPENDS * float(self._dense.std()), tolerated):
+            self._proxy.keep_whole(
+                f"the value of an example depends on the others in its batch, by up to {apart:.3g}"
+            )
+            return
+        self._subsets, self._shares = subsets, (*shares, 1.0)
+        self._dense_of = [first]
+        self._is_exact = apart <= _ROUNDED * tolerated
+        if self._is_exact:
+            self._dense_of += [self._dense[subset.places] for subset in subsets[1:]]
+
+    def _check_nothing_removed(self, dense: Array, masked: Array) -> None:
+        """Refuse a level 0 that is not dense: not even within the noise of dense evaluations.
+
+        These differ in the last digits only, by kernels that are not deterministic; more than that
+        is a random value function.
+        """
+        if np.array_equal(dense, masked, equal_nan=True):
+            return
+        proxy = self._subsets[0].proxy if self._subsets else self._proxy
+        self._num_forwards += proxy.num_batches
+        noise = np.abs(proxy.evaluate(*self._masks.dense()) - dense).max()
+        is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
+        if not (is_rounding and np.abs(masked - dense).max() <= 10 * noise):
+            raise MeasurementError(
+                "Expected level 0 to equal the dense model bit for bit, but the values differ by "
+                f"up to {np.nanmax(np.abs(dense - masked)):.3g}: masking does not reach the model "
+                "as it runs, or the value function is random. Put all randomness into the batches."
+            )
+
+    # ------------------------------------------------------------------ the levels between
+
+    def go_through(self, sweep: Sweep) -> None:
+        """Evaluate what the sweep chooses, until it has seen enough."""
+        # values that ranks compute may differ in the last digits, and then what would be chosen
+        next_step = self._proxy.ranks.led("the next level", sweep.next_step)
+        while (step := next_step(self.differences.points(), self._shares)) is not None:
+            level, share = step
+            if not 0.0 <= level <= 1.0 or self._stage_of(share) <= self._stage.get(level, 0):
+                raise MeasurementError(
+                    f"Expected the next step of {type(sweep).__name__} to be a level in [0, 1] on "
+                    f"more of the examples than it has seen, or None, got {step!r}."
+                )
+            if level not in self._cuts:
+                self._cut({level})
+            self._evaluate(level, share)
+
+    def _stage_of(self, share: float) -> int:
+        """How many subsets make up a share; for all examples one more than there are."""
+        return 1 + next(i for i, one in enumerate(self._shares) if one >= min(share, 1.0) - 1e-9)
+
+    def _cut(self, levels: Collection[float]) -> None:
+        """Find what goes at some levels, in one go."""
+        rising = sorted(levels)
+        self._cuts |= zip(rising, self._cuts_of(self._weights, rising), strict=True)
+
+    def _evaluate(self, level: float, share: float) -> Array:
+        """The values of what is missing of a level up to a share."""
+        before, stage = self._stage.get(level, 0), self._stage_of(share)
+        is_whole = stage == len(self._shares) and not (before and self._is_exact)
+        if not is_whole and stage > len(self._dense_of):
+            missing = self._subsets[len(self._dense_of) : stage]
+            self._dense_of += self._values(self._masks.dense(), missing)
+        masked = self._mask(self._cuts[level])
+        if is_whole:
+            values, dense = self._values(masked, [self._whole])[0], self._dense
+            self._wholes[level] = float(values.mean())
+        else:
+            values = np.concatenate(self._values(masked, self._subsets[before:stage]))
+            dense = np.concatenate(self._dense_of[before:stage])
+        self.differences.add(level, values - dense)
+        self._stage[level] = stage
+        return values
+
+    def _values(self, model: Runnable, subsets: Sequence[ExampleSubset]) -> list[Array]:
+        """The values of a model on each of some subsets."""
+        found = []
+        for subset in subsets:
+            self._num_forwards += subset.num_batches
+            found.append(subset.proxy.evaluate(*model))
+        return found
+
+    def result(self) -> SweepResult:
+        """The curve of everything measured."""
+        levels = sorted(self._stage)
+        means = [self.differences.means[level] for level in levels]
+        cuts = tuple(self._cuts[level] for level in levels)
+        dense = float(self._dense.mean())
+        curve = SparsityCurve(
+            sparsity=[cut.sparsity for cut in cuts],
+            value=[
+                self._wholes.get(level, dense + mean.value)
+                for level, mean in zip(levels, means, strict=True)
+            ],
+            stderr=[mean.stderr for mean in means],
+            higher_is_better=self._proxy.higher_is_better,
+            level=levels,
+            num_examples=len(self._dense),
+            num_seen=[mean.num_seen for mean in means] if self._subsets else None,
+        )
+        return SweepResult(curve, cuts, self._num_forwards)
+
+
+# ------------------------------------------------------------------ a model that can be masked
+
+
+@contextlib.contextmanager
+def _undisturbed(ranks: Ranks) -> Iterator[None]:
+    """Without gradients, eagerly; generators and autocast are as before afterwards.
+
+    Autocast keeps no casts, and no collective may begin where others would have to answer.
+    """
+    is_cached = torch.is_autocast_cache_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(preserve_rng())
+        stack.callback(torch.set_autocast_cache_enabled, is_cached)
+        torch.set_autocast_cache_enabled(False)
+        if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(ranks.evaluating())
+        yield
+
+
+class MaskedModel:
+    """A model whose in-scope weights can be masked, for as long as a session is open.
+
+    Memory: one copy of the in-scope weights while a session is open; none where ``spare`` has
+    buffers that nobody needs meanwhile. Of a wrapped model the inner module runs.
+
+    Args:
+        model: in whatever wrappers.
+        scope: which weights count.
+        reader: of these, which may be spread over ranks.
+    """
+
+    def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
+        self.module = unwrap_model(model)
+        self.spare: WarmCopy | None = None
+        self._scope = scope
+        self._reader = reader
+        self._open: Masks | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The in-scope parameters as they are now, by name.
+
+        Raises:
+            ScopeError: one is gone or has another shape, or the model has been sharded since.
+        """
+        return self.lookup()[0]
+
+    def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The in-scope parameters as they are now, by name; and every one.
+
+        Raises:
+            ScopeError: as of ``parameters``.
+        """
+        return self._reader.lookup(self.module, self._scope)
+
+    @contextlib.contextmanager
+    def session(self, value: Callable[..., Any]) -> Iterator[Masks]:
+        """Evaluation by ``value`` without a trace: weights may be masked until the session ends.
+
+        Raises:
+            MeasurementError: a forward has changed what the training goes on from, or was about
+                to begin a collective that nobody answers.
+        """
+        parameters = self.parameters()
+        with _undisturbed(self._reader.ranks):
+            masks: Masks
+            if any(map(is_sharded, self.module.parameters())):
+                masks = _InShards(self.module, value, parameters)
+            else:
+                masks = _OnCopies(self.module, value, parameters, self._memory(parameters))
+            self._open = masks
+            try:
+                yield masks
+            finally:
+                self.restore()
+                masks.check()
+
+    def _memory(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Room for masked weights."""
+        dense = {name: parameter.detach() for name, parameter in parameters.items()}
+        if self.spare is not None and self.spare.is_warm:
+            return self.spare.buffers(dense)
+        return {name: torch.empty_like(tensor) for name, tensor in dense.items()}
+
+    def restore(self) -> None:
+        """Put back what a session has changed, also if its end was interrupted before it began."""
+        masks, self._open = self._open, None
+        if masks is not None:
+            finish_despite_interrupt(masks.put_back)
+
+
+def finish_despite_interrupt(put_back: Callable[[], object]) -> None:
+    """Put something back; a second Ctrl-C in the middle waits until that is done."""
+    try:
+        put_back()
+    except BaseException:
+        put_back()
+        raise
+
+
+class Masks(ABC):
+    """An open session; each evaluation starts from the model as it is in the training."""
+
+    def __init__(self, weights: list[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+        self.weights = weights  # names, dense weights, and where the masked ones go
+        self._to_check: list[ModelCopy | Surroundings] = []
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what is held here of each tensor, by name."""
+        return {name: tuple(dense.shape) for name, dense, _ in self.weights}
+
+    @abstractmethod
+    def dense(self) -> Runnable:
+        """The model as it is."""
+
+    def masked(self, cut: Cut) -> Runnable:
+        """The model without the weights that a cut removes, until the next call."""
+        model = self._to_mask()
+        for name, dense, out in self.weights:
+            cut.prune(name, dense, out=out)
+        return model
+
+    @abstractmethod
+    def _to_mask(self) -> Runnable:
+        """The model whose weights are masked ones."""
+
+    @abstractmethod
+    def put_back(self) -> object:
+        """Make everything that is not a copy as it was; may be called again."""
+
+    def check(self) -> None:
+        """Refuse what cannot be put back.
+
+        Raises:
+            MeasurementError: a forward has written to tensors of the training.
+        """
+        for one in self._to_check:
+            one.check()
+
+
+class _OnCopies(Masks):
+    """Evaluates copies of the model: nothing is ever written into the one in training."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        value: Callable[..., Any],
+        parameters: Mapping[str, nn.Parameter],
+        memory: Mapping[str, torch.Tensor],
+    ) -> None:
+        super().__init__([(name, p.detach(), memory[name]) for name, p in parameters.items()])
+        self._original = module, value
+        self._instead = {id(p): memory[name] for name, p in parameters.items()}
+        self._dense = ModelCopy(module, value)
+        self._dense.note()
+        self._surroundings = Surroundings(self._dense)
+        self._to_check = [self._dense, self._surroundings]
+        self._to_run: dict[str, Runnable] = {"dense": Runnable(*self._dense.pair)}
+        self._leaves_nothing: bool | None = None  # known once the dense model has run
+
+    def dense(self) -> Runnable:
+        """A copy on the weights of the training."""
+        return self._fresh("dense", {})
+
+    def _to_mask(self) -> Runnable:
+        if self._leaves_nothing is None:
+            is_as_before = not self.put_back()
+            self._leaves_nothing = self._dense.is_as_noted() and is_as_before
+        return self._fresh("masked", self._instead)
+
+    def _fresh(self, kind: str, instead: Mapping[int, torch.Tensor]) -> Runnable:
+        """A copy as no forward has left it: the one before, where forwards leave nothing behind."""
+        if self._leaves_nothing is False:
+            self.put_back()
+            self._to_run.pop(kind, None)
+        if kind not in self._to_run:
+            self._to_run[kind] = Runnable(*ModelCopy(*self._original, instead).pair)
+        return self._to_run[kind]
+
+    def put_back(self) -> bool:
+        """Make what lies beside the model as it was; whether anything was not."""
+        return self._surroundings.put_back()
+
+
+class _InShards(Masks):
+    """Evaluates a sharded model itself: masks are written into its local shards, and taken out."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        value: Callable[..., Any],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self._runnable = Runnable(module, value)
+        self._flags = [(one, one.training) for one in module.modules()]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+        self._fsdp = fsdp_modules(module.modules())
+        self.reshard()
+        # .data: no version counter moves, so a graph that is still alive stays usable
+        held = {name: local_of(parameter).data for name, parameter in parameters.items()}
+        super().__init__([(name, local.clone(), local) for name, local in held.items()])
+        for one, _ in self._flags:
+            one.training = False  # not eval(): a user's own may freeze, merge or print
+
+    def dense(self) -> Runnable:
+        """The model with its dense weights."""
+        for _, dense, local in self.weights:
+            local.copy_(dense)
+        return self._to_mask()
+
+    def _to_mask(self) -> Runnable:
+        self.reshard()
+        for buffer, was in self._buffers:
+            if not same_bits(buffer, was):
+                buffer.data.copy_(was)
+        torch.clear_autocast_cache()
+        return self._runnable
+
+    def reshard(self) -> None:
+        """Let go of what a forward has gathered, which stands in the place of the shards."""
+        for one in self._fsdp:
+            one.reshard()
+
+    def put_back(self) -> None:
+        """Make weights, buffers and flags as they were; may be called again."""
+        self.dense()
+        for one, training in self._flags:
+            one.training = training
+
+
+# ------------------------------------------------------------------ at the attach
+
+
+def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> None:
+    """Evaluate once and refuse what could not be used, without disturbing the model.
+
+    Without ``has_weights`` those of the model are still to come, so that values mean nothing.
+
+    Raises:
+        ProxyError: ``value`` raises, or returns something else than [N] floats, or NaN or
+            infinite ones; the forward begins a collective, or changes what it shares with the
+            training.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise ProxyError(
+                f"Expected a model whose parameters are all there, but {shown_name(name)!r} is "
+                "made by the first forward. Run one forward before attaching."
+            )
+    try:
+        values = check_forward(
+            model, proxy.value, lambda copied: proxy.evaluate(*copied), proxy.ranks
+        )
+    except ProxyError:
+        raise
+    except MeasurementError as error:  # it says all there is to say
+        raise ProxyError(str(error)) from error
+    except Exception as error:
+        raise ProxyError(
+            "Expected `value(model, batch)` of the proxy to work on the model as it is, but "
+            f"it raised {type(error).__name__}: {error}."
+        ) from error
+    if values.size < 2:
+        raise ProxyError(
+            "Expected `value` to return at least two examples over all batches, so that an "
+            f"error can be estimated, got {values.size}."
+        )
+    if has_weights and not np.isfinite(values).all():
+        raise ProxyError(proxy.not_finite(values))
+
+
+def check_forward(
+    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T], ranks: Ranks
+) -> T:
+    """What ``run`` gives of a copy of a model, if that leaves the training as it is.
+
+    All parameters are copied meanwhile, so that what is written to them is seen and does no harm.
+
+    Raises:
+        MeasurementError: a forward changes parameters or what else the training goes on from, or
+            runs the model itself, or begins a collective that nobody answers.
+    """
+    with _undisturbed(ranks):
+        if any(map(is_sharded, model.parameters())):
+            return _checked_in_shards(model, value, run)
+        clones = {id(p): p.detach().clone() for p in model.parameters()}
+        copied = ModelCopy(model, value, clones)
+        for name, kind in copied.uncopied.items():
+            _logger.info(
+                "sparsitywatch: %s (%s) cannot be copied: evaluations use that of the training",
+                name,
+                kind,
+            )
+        surroundings = Surroundings(copied)
+        try:
+            with _original_refused(model):
+                found = run(Runnable(copied.module, copied.value))
+        finally:
+            finish_despite_interrupt(surroundings.put_back)
+        changed = [p for p in model.parameters() if not same_bits(p, clones[id(p)])]
+        if changed:
+            raise changes_the_training([name_in(model, p) for p in changed])
+        copied.check()
+        surroundings.check()
+    return found
+
+
+def _checked_in_shards(
+    model: nn.Module, value: Callable[..., Any], run: Callable[[Runnable], T]
+) -> T:
+    masks = _InShards(model, value, dict(model.named_parameters()))
+    try:
+        found = run(masks.dense())
+        masks.reshard()
+        changed = [name for name, dense, local in masks.weights if not same_bits(dense, local)]
+    finally:
+        finish_despite_interrupt(masks.put_back)
+    if changed:
+        raise changes_the_training(changed)
+    return found
+
+
+@contextlib.contextmanager
+def _original_refused(model: nn.Module) -> Iterator[None]:
+    """Refuse to run modules of the model itself, which is in training mode and not masked."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    thread = threading.get_ident()
+
+    def refuse(module: nn.Module, _: object) -> None:
+        if id(module) in paths and threading.get_ident() == thread:
+            what = f"its module {paths[id(module)]!r}" if paths[id(module)] else "it"
+            raise MeasurementError(
+                "Expected `value(model, batch)` to run the model that it is given, which is a copy "
+                f"of the watched one, but it ran {what} of the watched model. Use the argument."
+            )
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,622 @@
+"""The copy of a model that is evaluated: it shares the memory of the weights, and no more."""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import dis
+import functools
+import io
+import operator
+import pickle
+import random
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsitywatch.errors import MeasurementError
+from sparsitywatch.shown import shown_name
+from sparsitywatch.weights.layout import clean_name
+
+#: Larger tensors and arrays that are no buffers (a data set, say) are shared.
+_MAX_COPY_BYTES = 2**26
+#: What longer containers beside the model hold is not looked at.
+_MAX_FOLLOWED = 10_000
+#: Packages of the standard library whose objects are plain data.
+_DATA = {"argparse", "array", "builtins", "collections", "functools", "types"}
+#: Packages whose objects belong to the training, or to the process: they are shared. Modules,
+#: tensors and generators are copied, whatever package their class is of.
+_SHARED = (
+    (sys.stdlib_module_names - _DATA)
+    | {"torch", "lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "deepspeed"}
+    | {"datasets", "tokenizers", "wandb", "tensorboard", "tensorboardX", "mlflow", "tqdm"}
+    | {"sparsitywatch", "numpy", "scipy", "pandas", "sklearn", "PIL", "jax"}
+)
+#: Packages whose classes and functions hold nothing that a forward changes.
+_LIBRARIES = _SHARED | _DATA | {"torchvision", "torchaudio", "transformers", "timm", "torchmetrics"}
+#: Who holds something of these is shared with another thread or process.
+_CONCURRENT = {"threading", "_thread", "queue", "_queue", "concurrent", "multiprocessing"}
+
+_ATOMS = frozenset({int, float, bool, complex, str, bytes, type(None)})
+_PLAIN = _ATOMS | {dict, list, tuple, set}
+_CONTAINERS = (dict, list, set, deque, bytearray)
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+#: Not pickled: either copied in a way of its own, or shared.
+_ON_ITS_OWN = (
+    *(torch.Tensor, np.ndarray, torch.Generator, *_GENERATORS, torch.jit.ScriptModule),
+    *(type, types.ModuleType, types.CodeType, torch.optim.Optimizer),
+    *(torch.utils.data.DataLoader, torch.utils.data.Dataset),
+)
+
+
+class ModelCopy:
+    """A copy of a model in evaluation mode, and of the modules that a value function uses.
+
+    Parameters are new objects on the same memory, or on that of the tensor that is given in their
+    place. Copied, as pickle does it, are buffers and other tensors, containers, plain objects,
+    generators, variables of closures. Shared are data sets, optimizers, large tensors, and what
+    else belongs to the training or refuses to be copied.
+
+    Args:
+        model: without wrappers.
+        value: the value function; the attribute of this name runs copies of its modules.
+        instead: tensors in the place of parameters, by their ``id``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        value: Any = None,
+        instead: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        self._model, self._memory = model, _Memory(model, instead or {})
+        self._buffers = {id(buffer) for buffer in model.buffers()}
+        self._pickler = _Pickler()
+        self._shared: list[tuple[torch.Tensor, int]] = []  # with what was written to it before
+        self._copies: list[tuple[Any, Any]] = []  # of what is not pickled, with the originals
+        used = _modules_of(value)
+        stream = self._pickler.stream((model, used))
+        made = [self._on_its_own(thing) for thing in self._pickler.things]
+        self.module, own = _Unpickler(stream, made).load()
+        for module in self.module.modules():
+            module.training = False
+        self.value = _with_modules(value, {id(a): b for a, b in zip(used, own, strict=True)})
+        self._was: Any = None
+
+    @property
+    def kinds(self) -> Iterable[type]:
+        """The classes of what was copied."""
+        return self._pickler.kinds
+
+    @property
+    def functions(self) -> list[types.FunctionType]:
+        """Those that the model holds, such as hooks."""
+        outside = [one for one in self._pickler.things if isinstance(one, types.FunctionType)]
+        return [*outside, *self._pickler.functions]
+
+    @property
+    def uncopied(self) -> dict[str, str]:
+        """What refused to be copied and is shared: its class, by its name."""
+        refused = [one for one in self._pickler.refused if not isinstance(one, Iterator)]
+        return {name_in(self._model, one): type(one).__name__ for one in refused}
+
+    @property
+    def pair(self) -> tuple[nn.Module, Any]:
+        """The copy, and the value function that runs it."""
+        return self.module, self.value
+
+    def note(self) -> None:
+        """Remember what the copy consists of."""
+        self._was = self._contents()
+
+    def is_as_noted(self) -> bool:
+        """Whether forwards have left nothing behind in the copy."""
+        return self._was == self._contents() and all(_is_equal(*pair) for pair in self._copies)
+
+    def check(self) -> None:
+        """Refuse a forward that has written to tensors of the training.
+
+        Raises:
+            MeasurementError: names them.
+        """
+        refuse_written(self._model, self._shared)
+
+    def _contents(self) -> Any:
+        """What the copy consists of; the same as long as nothing is assigned or put into it."""
+        pickler = _Pickler()
+        stream = pickler.stream(self.module)
+        tensors = [one for one in pickler.things if isinstance(one, torch.Tensor)]
+        return stream, [*map(id, pickler.things)], [(_address(t), t.requires_grad) for t in tensors]
+
+    def _on_its_own(self, thing: Any) -> Any:
+        """What stands in the copy for something that is not pickled."""
+        if isinstance(thing, torch.Tensor):
+            return self._tensor(thing)
+        if isinstance(thing, torch.jit.ScriptModule):
+            made = copy.deepcopy(thing)
+            for own, parameter in zip(made.parameters(), thing.parameters(), strict=True):
+                own.data = self._tensor(parameter).data
+            return made.eval()
+        if isinstance(thing, np.ndarray):
+            is_copied = thing.nbytes <= _MAX_COPY_BYTES and not thing.dtype.hasobject
+        else:
+            is_copied = isinstance(thing, (torch.Generator, *_GENERATORS))
+            is_copied &= not isinstance(thing, random.SystemRandom)
+        if is_copied:
+            is_torch = isinstance(thing, torch.Generator)
+            made = thing.clone_state() if is_torch else copy.deepcopy(thing)
+            self._copies.append((made, thing))
+            return made
+        is_plain_iterator = _package(type(thing)) in ("builtins", "itertools")
+        is_moved_on = is_plain_iterator and isinstance(thing, Iterator)
+        return _Uncopied(self._model, thing) if is_moved_on else thing
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if nn.parameter.is_lazy(tensor):
+            return tensor
+        memory = self._memory.of(tensor)
+        if memory is None and self._is_cloned(tensor):
+            clone = tensor.detach().clone()
+            self._copies.append((clone, tensor))
+            return clone.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+        if memory is None:
+            memory = tensor.detach()
+            self._shared.append((tensor, version_of(tensor)))
+        if not isinstance(tensor, nn.Parameter):
+            return memory
+        made: torch.Tensor
+        if type(memory) is torch.Tensor:
+            made = torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)
+        else:
+            made = nn.Parameter(memory, tensor.requires_grad)
+        vars(made).update(vars(tensor))
+        return made
+
+    def _is_cloned(self, tensor: torch.Tensor) -> bool:
+        if isinstance(tensor, nn.Parameter) or self._memory.holds(tensor):
+            return False
+        is_small = tensor.numel() * tensor.element_size() <= _MAX_COPY_BYTES
+        return is_small or id(tensor) in self._buffers
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles what a model consists of; what is copied in another way, or shared, stays outside."""
+
+    def __init__(self) -> None:
+        self._file = io.BytesIO()
+        super().__init__(self._file, protocol=5)
+        self.things: list[Any] = []  # that stay outside
+        self.refused: list[Any] = []
+        self.functions: list[types.FunctionType] = []  # that are made anew
+        self.kinds: dict[type, None] = {}
+        self._index: dict[Any, int] = {}
+
+    def stream(self, thing: Any) -> bytes:
+        """The pickle of a thing."""
+        self.dump(thing)
+        return self._file.getvalue()
+
+    def persistent_id(self, thing: Any) -> int | None:
+        """The number of what stays outside."""
+        if type(thing) in _PLAIN:
+            return None
+        key: Any = id(thing)
+        if type(thing) is _Outside:
+            thing = thing.thing
+            key = "outside", id(thing)
+        elif key not in self._index and not self._stays_outside(thing, type(thing)):
+            return None
+        if key not in self._index:
+            self._index[key] = len(self.things)
+            self.things.append(thing)
+        return self._index[key]
+
+    def _stays_outside(self, thing: Any, kind: type) -> bool:
+        # not isinstance: a weakref.proxy passes itself off as what it is of
+        if issubclass(kind, _ON_ITS_OWN):
+            return True
+        if issubclass(kind, nn.Module):
+            return False
+        if issubclass(kind, types.FunctionType):
+            return not thing.__closure__ or _package(thing) == "torch"
+        if issubclass(kind, types.BuiltinFunctionType):  # a list's append goes with the list
+            return not issubclass(type(thing.__self__), _CONTAINERS)
+        if kind is weakref.ref:
+            return thing() is None
+        return not issubclass(kind, types.MethodType) and self._is_shared(thing, kind)
+
+    def _is_shared(self, thing: Any, kind: type) -> bool:
+        if is_of_the_training(thing, kind):
+            return True
+        try:
+            reduce = copyreg.dispatch_table.get(kind)
+            reduced = reduce(thing) if reduce else thing.__reduce_ex__(4)
+        except Exception:  # noqa: BLE001 whatever somebody's class raises
+            self.refused.append(thing)
+            return True
+        # to make it anew may open a connection, say
+        return isinstance(reduced, str) or not (
+            reduced[0].__module__ == "copyreg" or _package(kind) in _DATA
+        )
+
+    def reducer_override(self, thing: Any) -> Any:
+        """How the copy of a thing is made, and filled."""
+        if isinstance(thing, nn.Module):
+            self.kinds[type(thing)] = None
+            return object.__new__, (type(thing),), vars(thing), None, None, _fill_module
+        if isinstance(thing, types.FunctionType):
+            self.functions.append(thing)
+            held = [_held_in(cell) for cell in thing.__closure__ or ()]
+            state = (held, thing.__defaults__, thing.__kwdefaults__, vars(thing))
+            return _new_function, (_Outside(thing),), state, None, None, _fill_function
+        if isinstance(thing, types.MethodType):
+            return types.MethodType, (thing.__func__, thing.__self__)
+        if type(thing) is weakref.ref:
+            return weakref.ref, (thing(),)
+        self.kinds[type(thing)] = None
+        return NotImplemented
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes the copy; what stayed outside is given."""
+
+    def __init__(self, stream: bytes, made: Sequence[Any]) -> None:
+        super().__init__(io.BytesIO(stream))
+        self._made = made
+
+    def persistent_load(self, number: int) -> Any:
+        """What stands for the thing of this number."""
+        return self._made[number]
+
+
+class _Outside:
+    """Keeps something outside of the pickle that would be pickled by itself."""
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+
+def _fill_module(made: nn.Module, held: dict[str, Any]) -> None:
+    vars(made).update(held, training=False)
+    if "_compiled_call_impl" in held:  # by module.compile(): of the original
+        vars(made)["_compiled_call_impl"] = None
+
+
+def _new_function(function: types.FunctionType) -> types.FunctionType:
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    code, variables = function.__code__, function.__globals__
+    return types.FunctionType(code, variables, function.__name__, None, cells)
+
+
+def _fill_function(made: types.FunctionType, state: Any) -> None:
+    held, made.__defaults__, made.__kwdefaults__, attributes = state
+    vars(made).update(attributes)
+    for cell, value in zip(made.__closure__ or (), held, strict=True):
+        if value is not _EMPTY:
+            cell.cell_contents = value
+
+
+def _modules_of(value: Any) -> list[nn.Module]:
+    """The modules that a value function uses by itself: in its closure, arguments, as its own."""
+    if isinstance(value, nn.Module):
+        return [value]
+    if isinstance(value, types.MethodType):
+        return _modules_of(value.__self__)
+    if isinstance(value, functools.partial):
+        inside = [value.func, *value.args, *value.keywords.values()]
+    elif isinstance(value, types.FunctionType):
+        inside = [_held_in(cell) for cell in value.__closure__ or ()]
+        return [one for one in inside if isinstance(one, nn.Module)]
+    else:
+        return []
+    return [module for one in inside for module in _modules_of(one)]
+
+
+def _with_modules(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """The same value function on copies of these modules; what it counts or collects is its own."""
+    if isinstance(value, nn.Module):
+        return copies[id(value)]
+    if not _modules_of(value):
+        return value
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _with_modules(value.__self__, copies))
+    if isinstance(value, functools.partial):
+        arguments = [_with_modules(one, copies) for one in value.args]
+        keywords = {key: _with_modules(one, copies) for key, one in value.keywords.items()}
+        return functools.partial(_with_modules(value.func, copies), *arguments, **keywords)
+    made = _new_function(value)
+    for cell, own in zip(made.__closure__ or (), value.__closure__ or (), strict=True):
+        if (held := _held_in(own)) is not _EMPTY:
+            cell.cell_contents = copies.get(id(held), held)
+    made.__defaults__, made.__kwdefaults__ = value.__defaults__, value.__kwdefaults__
+    return made
+
+
+class _Uncopied:
+    """In the place of an iterator that cannot be copied: to move it on is refused."""
+
+    def __init__(self, model: nn.Module, thing: Any) -> None:
+        self._model, self._thing = model, thing
+
+    def __iter__(self) -> _Uncopied:
+        return self
+
+    def __next__(self) -> Any:
+        raise changes_the_training([name_in(self._model, self._thing)])
+
+    send = throw = __next__
+
+
+class _Memory:
+    """Where the parameters of a model lie, and what stands in their place."""
+
+    def __init__(self, model: nn.Module, instead: Mapping[int, torch.Tensor]) -> None:
+        # tied parameters may be several objects
+        self._exact = {_place(p): instead[id(p)] for p in model.parameters() if id(p) in instead}
+        self._around: dict[int, dict[Any, torch.Tensor]] = {}
+        for parameter in model.parameters():
+            if (storage := _storage(parameter)) is not None:
+                self._around.setdefault(storage, {})[_place(parameter)] = parameter
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor lies in the memory of a parameter."""
+        return _storage(tensor) in self._around
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """What stands in the place of a parameter, or of a view of one; None if nothing does."""
+        around = self._around.get(_storage(tensor) or -1, {})
+        if _place(tensor) in self._exact or len(around) != 1:
+            return self._exact.get(_place(tensor))
+        ((place, parameter),) = around.items()
+        instead = self._exact.get(place)
+        if instead is None or tensor.dtype != parameter.dtype:
+            return None
+        offset = tensor.storage_offset() - parameter.storage_offset() + instead.storage_offset()
+        return instead.as_strided(tensor.shape, tensor.stride(), offset)
+
+
+def plain_state(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """By name what the modules of a model hold beside parameters and buffers, as plain data."""
+    for path, module in model.named_modules():
+        for key, value in vars(module).items():
+            name = f"{path}.{key}".lstrip(".")
+            if key in ("_parameters", "_buffers", "_modules", "training"):
+                continue
+            if type(value) in _ATOMS or isinstance(value, torch.Tensor):
+                yield name, value
+            elif value:
+                pickler = _Pickler()
+                # hooks have numbers of the process
+                yield name, pickler.stream([*value.values()] if "_hooks" in key else value)
+                for number, thing in enumerate(pickler.things):
+                    if isinstance(thing, torch.Tensor):
+                        yield f"{name}[{number}]", thing
+                    elif isinstance(thing, (np.ndarray, torch.Generator, *_GENERATORS)):
+                        yield f"{name}[{number}]", _state(thing)
+
+
+# ------------------------------------------------------------------ beside the model
+
+
+class Surroundings:
+    """What user code keeps beside the model: attributes of classes, globals, default arguments.
+
+    No copy reaches these, so what a forward has changed in them is put back.
+
+    Args:
+        copied: whose classes and functions these are of.
+    """
+
+    def __init__(self, copied: ModelCopy) -> None:
+        self._variables: list[tuple[Any, tuple[str, ...] | None, dict[str, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[torch.Tensor, int]] = []
+        self._model = copied.module
+        self._seen: dict[int, Any] = {}
+        for kind in copied.kinds:
+            for base in kind.__mro__:
+                self._follow(base)
+        for function in copied.functions:
+            self._follow(function)
+
+    def put_back(self) -> bool:
+        """Make everything as it was; whether anything was not."""
+        is_changed = False
+        for holder, names, was in self._variables:
+            now = _variables(holder, names)
+            for name in now.keys() | was.keys():
+                if now.get(name, _EMPTY) is not was.get(name, _EMPTY):
+                    _set_variable(holder, name, was.get(name, _EMPTY))
+                    is_changed = True
+        for thing, was in self._containers:
+            if not _has_same(thing, was):
+                thing.clear()
+                (thing.update if isinstance(thing, dict | set) else thing.extend)(was)
+                is_changed = True
+        return is_changed
+
+    def check(self) -> None:
+        """Refuse a forward that has written to a tensor here, which cannot be put back."""
+        refuse_written(self._model, self._tensors)
+
+    def _follow(self, thing: Any) -> None:
+        kind = type(thing)
+        if kind in _ATOMS or id(thing) in self._seen:
+            return
+        self._seen[id(thing)] = thing
+        if issubclass(kind, torch.Tensor):
+            self._tensors.append((thing, version_of(thing)))
+        elif issubclass(kind, _CONTAINERS):
+            self._containers.append((thing, copy.copy(thing)))
+            inside = thing.values() if issubclass(kind, dict) else thing
+            for one in [*inside] if len(thing) <= _MAX_FOLLOWED else ():
+                self._follow(one)
+        elif issubclass(kind, type):
+            if _package(thing) not in _LIBRARIES:
+                self._keep(thing, None)
+                for own in vars(thing).values():
+                    code = own.fget if isinstance(own, property) else own
+                    code = code.__func__ if isinstance(code, classmethod | staticmethod) else code
+                    self._follow_function(code)
+        elif issubclass(kind, types.FunctionType):
+            self._follow_function(thing)
+        elif not is_of_the_training(thing, kind) and _package(kind) not in _LIBRARIES:
+            self._follow(getattr(thing, "__dict__", None))
+
+    def _follow_function(self, function: Any) -> None:
+        if isinstance(function, types.FunctionType) and _package(function) not in _LIBRARIES:
+            self._keep(function.__globals__, _global_names(function.__code__))
+            for default in (*(function.__defaults__ or ()), function.__kwdefaults__):
+                self._follow(default)
+
+    def _keep(self, holder: Any, names: tuple[str, ...] | None) -> None:
+        held = _variables(holder, names)
+        self._variables.append((holder, names, held))
+        for value in held.values():
+            if not isinstance(value, type):  # a class is looked at where the model is of it
+                self._follow(value)
+
+
+def _variables(holder: Any, names: tuple[str, ...] | None) -> dict[str, Any]:
+    """The data of a class, or those of a file's global variables that have these names."""
+    if names is not None:
+        return {name: holder[name] for name in names if name in holder}
+    return {
+        name: value
+        for name, value in vars(holder).items()
+        if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__")
+    }
+
+
+def _set_variable(holder: Any, name: str, value: Any) -> None:
+    is_class = isinstance(holder, type)
+    if value is not _EMPTY:
+        setattr(holder, name, value) if is_class else holder.update({name: value})
+    else:
+        delattr(holder, name) if is_class else holder.pop(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """The global variables that code reads or writes, inner functions included."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname.endswith("_GLOBAL")}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(_global_names(constant))
+    return tuple(sorted(names))
+
+
+def _has_same(thing: Any, was: Any) -> bool:
+    """Whether a container holds the same objects as a copy of it that was made before."""
+    if isinstance(thing, bytearray):
+        return bool(thing == was)
+    if isinstance(thing, dict):
+        return _has_same([*thing, *thing.values()], [*was, *was.values()])
+    if isinstance(thing, set):
+        return {*map(id, thing)} == {*map(id, was)}
+    return len(thing) == len(was) and all(map(operator.is_, thing, was))
+
+
+# ------------------------------------------------------------------ what things are, and are equal
+
+_EMPTY: Any = type("_Empty", (), {})()
+
+
+def refuse_written(model: nn.Module, tensors: Iterable[tuple[torch.Tensor, int]]) -> None:
+    """Refuse tensors that were written to since they had these versions; by their names."""
+    changed = [tensor for tensor, version in tensors if version_of(tensor) != version]
+    if changed:
+        raise changes_the_training([name_in(model, tensor) for tensor in changed])
+
+
+def changes_the_training(names: Sequence[str]) -> MeasurementError:
+    """What is said of a forward that changes what the copy shares with the training."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return MeasurementError(
+        "Expected a forward that changes nothing which the evaluated copy of the model shares with "
+        f"the training, but it changed {', '.join(names[:5])}{more}. Let the module do so only `if "
+        "self.training`, or leave `proxy` out."
+    )
+
+
+def name_in(model: nn.Module, thing: Any) -> str:
+    """The name that something has in a model; its class where no module holds it."""
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in held.items():
+                if value is thing:
+                    return shown_name(clean_name(f"{path}.{name}" if path else name))
+    return f"a {type(thing).__name__} that the model uses"
+
+
+def is_of_the_training(thing: Any, kind: type) -> bool:
+    """Whether an object belongs to the training, to the process, or to another thread, too."""
+    for base in kind.__mro__[:-1]:
+        module = str(base.__module__)
+        if module in ("abc", "typing") or module.startswith("torch.distributions"):
+            continue
+        if module.partition(".")[0] in _SHARED or module.startswith("transformers.trainer"):
+            return True
+    held = getattr(thing, "__dict__", None)
+    return type(held) is dict and any(_package(type(v)) in _CONCURRENT for v in held.values())
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often operators have written to a tensor; -1 where torch does not count."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same bit for bit: NaN equals the same NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
+        return False
+    if a.layout is not torch.strided or a.is_meta:
+        return True
+    plain = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in (a, b)]
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in plain))
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    return same_bits(a, b) if isinstance(a, torch.Tensor) else _state(a) == _state(b)
+
+
+def _state(thing: Any) -> bytes:
+    """Of an array, or of a generator."""
+    state = thing.get_state().numpy() if isinstance(thing, torch.Generator) else thing
+    return pickle.dumps(state)
+
+
+def _package(kind: Any) -> str:
+    return str(getattr(kind, "__module__", None) or "").partition(".")[0]
+
+
+def _held_in(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """The address of a tensor's memory; None if it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # sparse, or a subclass without memory
+        return None
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where a tensor begins; one without memory of its own is at a place of its own."""
+    return id(tensor) if _storage(tensor) is None else tensor.data_ptr()
+
+
+def _place(tensor: torch.Tensor) -> Any:
+    is_strided = tensor.layout is torch.strided
+    return _address(tensor), tuple(tensor.shape), is_strided and tensor.stride(), tensor.dtype
