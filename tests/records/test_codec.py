@@ -104,20 +104,12 @@ RUNS = plain(
 )
 
 
-# repr is an oracle that knows NaN, -0.0 and int from float
-@given(RECORDS)
-def test_record_round_trip(record: Record) -> None:
-    assert repr(from_json(Record, to_json(record))) == repr(record)
-
-
-@given(plain(Event))
-def test_event_round_trip(event: Event) -> None:
-    assert repr(from_json(Event, to_json(event))) == repr(event)
-
-
-@given(RUNS)
-def test_run_round_trip(run: RunInfo) -> None:
-    assert repr(from_json(RunInfo, to_json(run))) == repr(run)
+@pytest.mark.parametrize("values", [RECORDS, plain(Event), RUNS], ids=["Record", "Event", "Run"])
+@given(data=st.data())
+def test_round_trip(values: st.SearchStrategy, data: st.DataObject) -> None:
+    value = data.draw(values)
+    # repr is an oracle that knows NaN, -0.0 and int from float
+    assert repr(from_json(type(value), to_json(value))) == repr(value)
 
 
 @given(RECORDS)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,11 +44,16 @@ def small(step: int) -> Record:
     return replace(fake_run.without(LOOKS[0][0], *parts), step=step, layers=())
 
 
-def write_run(directory: Path, looks: list = LOOKS) -> None:
+def write_run(
+    directory: Path, looks: Sequence = LOOKS, events: Sequence[Event] = (), first: int = 0
+) -> None:
+    """Some records and events after step ``first`` of the made-up run."""
     sink = JsonlSink(directory)
-    sink.open(fake_run.run_info())
-    for record, detail in looks:
-        sink.write(record, detail)
+    sink.open(fake_run.run_info(first))
+    for look in looks:
+        sink.write(*look)
+    for event in events:
+        sink.event(event)
     sink.close()
 
 
@@ -94,11 +99,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_every_line_names_its_schema(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info())
-    sink.write(*LOOKS[0])
-    sink.event(fake_run.events()[0])
-    sink.close()
+    write_run(tmp_path, LOOKS[:1], fake_run.events()[:1])
     for name in ("records.jsonl", "events.jsonl", "run.json"):
         assert lines(tmp_path / name)[0]["schema"] == SCHEMA_VERSION
 
@@ -124,10 +125,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
         complete = [0, 25, 50][: torn.count(b"\n")]
         path.write_bytes(torn)
         assert [record.step for record in read_records(path.parent)] == complete
-        sink = JsonlSink(path.parent)
-        sink.open(fake_run.run_info(1000))
-        sink.write(small(1025), Detail())
-        sink.close()
+        write_run(path.parent, [(small(1025), Detail())], first=1000)
         assert [record.step for record in read_records(path.parent)] == [*complete, 1025]
         end = torn.rpartition(b"\n")[2]
         left = path.with_suffix(".torn")
@@ -197,16 +195,11 @@ def test_only_what_was_appended_is_read_again(
         reader = JsonlReader(tmp_path)
     first = reader.records()
     assert (len(first), len(made)) == (3, 3)
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info(50))
-    sink.write(*LOOKS[3])
-    sink.close()
+    write_run(tmp_path, LOOKS[3:4], first=50)
     records = reader.records()
     assert (len(first), len(records), len(made)) == (3, 4, 4)
     assert all(a is b for a, b in zip(first, records, strict=False))
-    sink.open(fake_run.run_info(25))  # a resume that lost the future
-    sink.write(*LOOKS[2])
-    sink.close()
+    write_run(tmp_path, LOOKS[2:3], first=25)  # a resume that lost the future
     again = reader.records()
     assert [record.step for record in again] == [0, 25, 50]
     assert told(again) == told(read_records(tmp_path))
@@ -240,11 +233,7 @@ def test_damage_above_the_end_is_refused_and_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["records.jsonl", "events.jsonl", "run.json"])
 def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info())
-    sink.write(*LOOKS[0])
-    sink.event(fake_run.events()[0])
-    sink.close()
+    write_run(tmp_path, LOOKS[:1], fake_run.events()[:1])
     path = tmp_path / name
     path.write_bytes(path.read_bytes().replace(b'"schema":1', b'"schema":99'))
     before = path.read_bytes()
@@ -257,16 +246,11 @@ def test_another_schema_version_is_refused_and_left_alone(tmp_path: Path, name: 
 
 
 def test_a_lost_future_is_moved_not_thrown_away(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info())
-    for record, detail in LOOKS:
-        sink.write(record, detail)
-    sink.event(replace(fake_run.events()[0], detected_step=100))
-    sink.close()
+    write_run(tmp_path, events=[replace(fake_run.events()[0], detected_step=100)])
     records, events = (tmp_path / "records.jsonl"), (tmp_path / "events.jsonl")
     all_lines = records.read_bytes().splitlines() + events.read_bytes().splitlines()
     spectra = {path.name: path.read_bytes() for path in (tmp_path / "spectra").glob("*.npz")}
-    sink.open(fake_run.run_info(75))
+    write_run(tmp_path, [], first=75)
     assert [line["step"] for line in lines(records)] == [0, 25, 50, 75]
     assert lines(events) == []
     moved = (tmp_path / "superseded.jsonl").read_bytes().splitlines()
@@ -414,10 +398,7 @@ def test_other_tensors_get_names_of_their_own(tmp_path: Path) -> None:
 
 def test_layers_of_a_lost_future_can_still_be_read(tmp_path: Path) -> None:
     write_run(tmp_path)
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info(75))
-    sink.write(*fake_run.look(100, seed=1))
-    sink.close()
+    write_run(tmp_path, [fake_run.look(100, seed=1)], first=75)
     expected = [r for r, _ in LOOKS[:4]] + [fake_run.look(100, seed=1)[0]]
     assert told(read_records(tmp_path)) == told(expected)
     lost = tmp_path / "lost"
@@ -464,11 +445,7 @@ def test_a_kill_at_any_byte_leaves_whole_records(
         held = read_records(log)
         assert told(held) == told(record for record, _ in looks[: len(held)])
         assert 0 <= len(held) - len(reported) <= 1
-        again = JsonlSink(log)
-        again.open(fake_run.run_info(held[-1].step if held else 0))
-        for record, detail in looks[len(held) :]:
-            again.write(record, detail)
-        again.close()
+        write_run(log, looks[len(held) :], first=held[-1].step if held else 0)
         assert told(read_records(log)) == told(record for record, _ in looks)
 
 
@@ -614,24 +591,10 @@ def test_reading_needs_neither_torch_nor_matplotlib() -> None:
     assert child.stdout == "[]\n"
 
 
-def test_an_event_round_trip(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info())
-    events: list[Event] = fake_run.events()
-    for event in events:
-        sink.event(event)
-    assert read_events(tmp_path) == events  # while it is still open
-    sink.close()
-
-
 def test_of_the_versions_of_an_event_the_last_one_counts(tmp_path: Path) -> None:
     first, second = fake_run.events(200)
     fallen = fake_run.fallen(first, 150)
-    sink = JsonlSink(tmp_path)
-    sink.open(fake_run.run_info())
-    for event in (first, second, fallen):
-        sink.event(event)
-    sink.close()
+    write_run(tmp_path, [], [first, second, fallen])
     assert read_events(tmp_path) == [fallen, second]
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 3
     assert read_events(tmp_path, max_step=149) == [first, second]

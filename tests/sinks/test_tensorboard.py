@@ -10,6 +10,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.records import Detail, LedgerEntry, LogHistogram, Record
+from sparsitywatch.records import Detail, Event, LedgerEntry, LogHistogram, Record
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.sinks.tensorboard import TensorBoardSink, kinds_of, tag_of
 
@@ -29,11 +30,16 @@ LOOKS = fake_run.looks(STEPS)
 RECORDS = [record for record, _ in LOOKS]
 
 
-def write_run(directory: Path, looks: list = LOOKS) -> None:
+def write_run(
+    directory: Path, looks: Sequence = LOOKS, events: Sequence[Event] = (), first: int = 0
+) -> None:
+    """Some records and events after step ``first`` of the made-up run."""
     sink = TensorBoardSink(directory)
-    sink.open(fake_run.run_info())
-    for record, detail in looks:
-        sink.write(record, detail)
+    sink.open(fake_run.run_info(first))
+    for look in looks:
+        sink.write(*look)
+    for event in events:
+        sink.event(event)
     sink.close()
 
 
@@ -131,13 +137,8 @@ def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path, read: obj
 
 def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> None:
     """TensorBoard's default server heeds no START event: it waits for points that follow."""
-    sink = TensorBoardSink(tmp_path / "run")
-    sink.open(fake_run.run_info())
-    for record, detail in LOOKS:
-        sink.write(record, detail)
-    sink.close()
-    sink.open(fake_run.run_info(60))
-    sink.close()
+    write_run(tmp_path / "run")
+    write_run(tmp_path / "run", [], first=60)
     scalars = event_readers.scalars_of_server(tmp_path, "run")
     assert [step for step, _ in scalars[VALID]] == [0, 25, 50]
 
@@ -175,16 +176,14 @@ def test_a_name_that_sorts_last_whatever_the_clock_says(
     for initial_step in (0, 25, 50, 75):
         now = next(times)
         monkeypatch.setattr("sparsitywatch.sinks.tensorboard.time.time", lambda now=now: now)
-        sink = TensorBoardSink(tmp_path)
-        sink.open(fake_run.run_info(initial_step))
-        sink.close()
+        write_run(tmp_path, [], first=initial_step)
     stamps = [int(path.name.split(".")[3]) for path in sorted(tmp_path.iterdir())]
     assert stamps == [2_000_000_000, 2_000_000_001, 2_000_000_002, 3_000_000_000]
 
 
 @pytest.mark.parametrize("num_bytes", [1, 5, 12, 40, 1000])
 def test_a_torn_end_costs_only_itself(tmp_path: Path, num_bytes: int) -> None:
-    killed, sink = TensorBoardSink(tmp_path), TensorBoardSink(tmp_path)
+    killed = TensorBoardSink(tmp_path)
     killed.open(fake_run.run_info())
     for record, detail in LOOKS[:3]:
         killed.write(record, detail)
@@ -193,9 +192,7 @@ def test_a_torn_end_costs_only_itself(tmp_path: Path, num_bytes: int) -> None:
     killed.write(*LOOKS[3])
     assert path.stat().st_size > size + num_bytes
     os.truncate(path, size + num_bytes)
-    sink.open(fake_run.run_info(50))
-    sink.write(*LOOKS[3])
-    sink.close()
+    write_run(tmp_path, LOOKS[3:4], first=50)
     steps = event_readers.scalars_of_plugin_accumulator(tmp_path)[VALID]
     assert [step for step, _ in steps] == [0, 25, 50, 75]
 
@@ -258,11 +255,8 @@ def test_every_tenth_record_has_histograms_also_when_a_run_is_taken_up(tmp_path:
     _, detail = fake_run.look(0, num_tensors=1)
     bare = fake_run.without(fake_run.look(0)[0], "curve", "essential_sparsity", "reliance")
     for first, last in ((0, 14), (14, 23), (23, 35)):
-        sink = TensorBoardSink(tmp_path)
-        sink.open(fake_run.run_info(10 * first))
-        for i in range(first, last):
-            sink.write(replace(bare, step=10 * i + 1), detail)
-        sink.close()
+        looks = [(replace(bare, step=10 * i + 1), detail) for i in range(first, last)]
+        write_run(tmp_path, looks, first=10 * first)
     reader = event_readers.accumulator(tmp_path)
     (tag,) = reader.Tags()["histograms"]
     assert [event.step for event in reader.Histograms(tag)] == [1, 101, 201, 301]
@@ -325,13 +319,7 @@ def test_every_tag_is_of_a_series_and_what_matters_most_sorts_first() -> None:
 def test_two_events_of_one_step_are_told_together(tmp_path: Path) -> None:
     """The default server keeps one text of a step: the last."""
     first, second = (replace(event, detected_step=25) for event in fake_run.events())
-    sink = TensorBoardSink(tmp_path / "run")
-    sink.open(fake_run.run_info())
-    for look in LOOKS[:2]:
-        sink.write(*look)
-    for event in (first, second):
-        sink.event(event)
-    sink.close()
+    write_run(tmp_path / "run", LOOKS[:2], [first, second])
     with event_readers.server(tmp_path) as url:
         plugin = f"{url}/data/plugin/text"
         event_readers.wait_until(lambda: (event_readers.fetch(f"{plugin}/tags") or {}).get("run"))
@@ -431,13 +419,8 @@ def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Pat
 
 
 def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
-    sink = TensorBoardSink(tmp_path)
-    run = fake_run.run_info()
-    sink.open(run)
-    sink.write(*LOOKS[0])
-    event = replace(fake_run.events()[1], detected_step=0)
-    sink.event(event)
-    sink.close()
+    run, event = fake_run.run_info(), replace(fake_run.events()[1], detected_step=0)
+    write_run(tmp_path, LOOKS[:1], [event])
     found = texts(tmp_path)
     # events first: tags stand in this order
     assert list(found) == ["0_sparsity/events", "z_sparsity/about", "z_sparsity/scope"]
