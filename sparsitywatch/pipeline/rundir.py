@@ -15,7 +15,7 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
@@ -76,11 +76,7 @@ def load(logdir: str | os.PathLike[str], *, name: str | None = None, kind: type[
 
 
 def place(logdir: str | os.PathLike[str]) -> Path:
-    """The directory ``<logdir>/sparsitywatch``; nothing is made yet.
-
-    Raises:
-        ConfigurationError: it is not local.
-    """
+    """The directory ``<logdir>/sparsitywatch``, not made yet; an error if it is not local."""
     expect_path("logdir", logdir, "a local directory")
     text = os.fspath(logdir)
     if "://" in text:
@@ -91,11 +87,7 @@ def place(logdir: str | os.PathLike[str]) -> Path:
 
 
 def prepare(directory: Path) -> None:
-    """Make the directory and know that it can be written to.
-
-    Raises:
-        ConfigurationError: it cannot be made or written to.
-    """
+    """Make the directory; a ConfigurationError if it cannot be made or written to."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe-{os.getpid()}"
@@ -146,8 +138,8 @@ class Claim:
         """Who has taken the directory over since; empty if nobody has."""
         if self.directory is None or not self._token:
             return ""
-        holder = _holder(self.directory)
-        if not holder or holder["token"] == self._token:
+        holder = _holder_of(self.directory)
+        if holder is None or holder.token == self._token:
             return ""
         return f"{_described(holder)} has taken over {str(self.directory)!r}"
 
@@ -166,8 +158,8 @@ class Claim:
         if directory is None or self._token or not directory.is_dir():
             return
         with self._lock, _locked(directory):
-            holder = _holder(directory)
-            lives = bool(holder) and _is_locked(directory / _WRITER)
+            holder = _holder_of(directory)
+            lives = holder is not None and _is_locked(directory / _WRITER)
             if lives and over == "none":
                 raise ConfigurationError(
                     f"Expected `logdir` for this replay alone, but another one writes to "
@@ -179,12 +171,9 @@ class Claim:
             self._sign(directory)
 
     def set_aside(self, why: str) -> None:
-        """Rename the directory if it holds a run, and claim an empty one of its name.
+        """Claim an empty directory of this name; a run that it held is kept under another one.
 
         ``why`` ends the sentence "it held an earlier run, ...".
-
-        Raises:
-            LogTakenError: somebody else has taken the directory over.
         """
         directory = self.directory
         if directory is None:
@@ -196,12 +185,8 @@ class Claim:
                 directory.rename(target)
                 (target / _WRITER).unlink(missing_ok=True)
                 directory.mkdir()
-                _logger.warning(
-                    "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s",
-                    directory,
-                    why,
-                    target,
-                )
+                message = "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s"
+                _logger.warning(message, directory, why, target)
             self._sign(directory)
 
     def resume_in(self, name: str) -> None:
@@ -247,7 +232,7 @@ class Claim:
     def release(self) -> None:
         """Let go; calling it again, or in a forked child, does nothing.
 
-        The name stays, so that an earlier holder does not take it for a log that is its own again.
+        The name stays, so that an earlier holder does not take the log for its own again.
         """
         if self._pid != os.getpid():
             return
@@ -257,13 +242,12 @@ class Claim:
 
     def _sign(self, directory: Path) -> None:
         """Put a file with this holder's name in place, locked."""
-        token = uuid.uuid4().hex
-        holder = {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
-        temporary = directory / f"{_WRITER}-{token}"
+        holder = _Holder(uuid.uuid4().hex, os.getpid(), socket.gethostname())
+        temporary = directory / f"{_WRITER}-{holder.token}"
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(temporary.open("xb", buffering=0))
-                file.write(json.dumps(holder).encode())
+                file.write(json.dumps(holder._asdict()).encode())
                 if _try_lock(file.fileno()) is None:
                     file.close()  # Windows cannot rename a file that is open
                 temporary.replace(directory / _WRITER)
@@ -272,31 +256,36 @@ class Claim:
                 _logger.warning("sparsitywatch: %s could not be claimed: %s", directory, error)
                 return
             self.release()
-            self._token, self._pid = token, os.getpid()
+            self._token = holder.token
+            self._pid = holder.pid
             self._close_writer = weakref.finalize(self, stack.pop_all().close)
             self._close_writer.atexit = False
 
 
-def _holder(directory: Path) -> dict[str, Any]:
-    """Whoever signed last; empty if nobody did."""
+class _Holder(NamedTuple):
+    token: str
+    pid: int
+    host: str
+
+
+def _holder_of(directory: Path) -> _Holder | None:
+    """Whoever signed last; None if nobody did."""
     try:
-        holder = json.loads((directory / _WRITER).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    known = isinstance(holder, dict) and {"token", "pid", "host"} <= set(holder)
-    return holder if known else {}
+        return _Holder(**json.loads((directory / _WRITER).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _is_here(holder: dict[str, Any]) -> bool:
-    return (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+def _is_here(holder: _Holder | None) -> bool:
+    return holder is not None and holder[1:] == (os.getpid(), socket.gethostname())
 
 
-def _described(holder: dict[str, Any]) -> str:
-    if not holder:
+def _described(holder: _Holder | None) -> str:
+    if holder is None:
         return "another process"
     if _is_here(holder):
         return "another one in this process"
-    return f"process {holder['pid']} on {holder['host']}"
+    return f"process {holder.pid} on {holder.host}"
 
 
 def _is_locked(path: Path) -> bool:
@@ -323,11 +312,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else is inside this for the same directory, in whatever process.
-
-    Raises:
-        LogTakenError: somebody stays inside.
-    """
+    """Nobody else is inside this for the same directory; a LogTakenError if somebody stays."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:  # it is gone, or closed to us: so is every file in it, as the sinks will report
@@ -337,7 +322,7 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         while _try_lock(descriptor) is False:
             if time.monotonic() > give_up:
-                holder = _described(_holder(directory))
+                holder = _described(_holder_of(directory))
                 raise LogTakenError(f"{holder} keeps {str(directory)!r} locked")
             time.sleep(0.005)
         yield
