@@ -29,7 +29,8 @@ from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.shown import shown_name, shown_url
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.offline.selection import Failure, Replayed
+    from sparsitywatch.offline.driver import Replayed
+    from sparsitywatch.offline.selection import Failure
 
 __all__ = ["add_to"]
 

@@ -5,136 +5,397 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.errors import ConfigurationError, ScopeError, StateError
-from sparsitywatch.offline.jobs import Job, JobResult, Listeners, in_order, sample_of
+from sparsitywatch.errors import (
+    CheckpointError,
+    ConfigurationError,
+    ScopeError,
+    StateError,
+)
+from sparsitywatch.offline.jobs import PendingCheckpoint, Plan, in_order, sample_of
 from sparsitywatch.offline.rates import Rates
-from sparsitywatch.offline.selection import Failure, Replayed, Selection, Wanted
+from sparsitywatch.offline.selection import Failure, Listing, Patience, Selection, Waiting
 from sparsitywatch.pipeline.measure import Context, Measured, failed_record, with_motion
 from sparsitywatch.pipeline.pipeline import History, Pipeline
 from sparsitywatch.pipeline.rundir import prepare
-from sparsitywatch.records import Detail, Event, Record, RunInfo
+from sparsitywatch.records import Detail, Event, Record, RunInfo, html_of
 from sparsitywatch.shown import shown_url
-from sparsitywatch.sinks.jsonl import (
-    read_events,
-    read_manifest,
-    read_records,
-    read_spectrum,
-)
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Publisher", "Replayer", "check_same", "mask_thresholds", "read_log"]
+_logger = logging.getLogger("sparsitywatch")
 
 
-def read_log(directory: Path | None) -> Run | None:
-    """What an earlier replay has left in ``directory``; None if there is no record in it.
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a replay saw.
 
-    Raises:
-        ConfigurationError: it is the log of a live watch.
-        StateError: it is damaged.
+    Args:
+        records: by step, those of earlier replays into the same log directory included;
+            layers are kept for the latest hundred only, the log has them all.
+        events: in the order in which they were seen.
+        failures: checkpoints that could not be measured. Those whose step is known have an
+            invalid record too.
+        left_out: checkpoints that were passed over on purpose, and why: another one of the
+            same step was taken, or no step is known.
+        num_snapshots: checkpoints that were measured now; the others were in the log already.
+        directory: where the log lies, or None.
     """
-    if directory is None:
-        return None
-    info, records = read_manifest(directory), read_records(directory)
-    is_live = not info.replayed_from if info is not None else bool(records)
-    if is_live:
-        raise ConfigurationError(
-            f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
-            "the log of a live watch. Give another one."
-        )
-    return Run(records, read_events(directory), info) if info is not None and records else None
 
+    records: list[Record]
+    events: list[Event]
+    failures: list[Failure]
+    left_out: list[Failure]
+    num_snapshots: int
+    directory: Path | None
 
-def _until(log: Run, step: int) -> Run:
-    """The part of a log up to a step."""
-    return Run(
-        [record for record in log.records if record.step <= step],
-        [event for event in log.events if event.reported_step <= step],
-        log.info,
-    )
-
-
-def check_same(log: Run, job: Job) -> None:
-    """Refuse to go on with other settings than those of the log.
-
-    Raises:
-        ConfigurationError: they differ; says in what.
-    """
-    assert log.info is not None  # noqa: S101 for the type checker
-    then, now = log.info.provenance.settings(), job.context.provenance.settings()
-    pairs = {name: (then[name], value) for name, value in now.items()}
-    rules = job.settings.near_zero
-    logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
-    pairs["near_zero"] = (sorted(logged), sorted(rules))
-    wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
-    if job.initial_rms is not None and dict(job.initial_rms) != dict(log.info.initial_rms):
-        wrong.append("another initial_rms")
-    if wrong:
-        raise ConfigurationError(
-            "Expected `logdir` to be new or of a replay with the same settings, but it was written "
-            f"with {'; '.join(wrong)}. Give another one."
+    def __repr__(self) -> str:
+        steps = ""
+        if self.records:
+            steps = f" of steps {self.records[0].step} to {self.records[-1].step}"
+        return (
+            f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
+            f"{len(self.failures)} failures>"
         )
 
+    def _repr_html_(self) -> str:
+        return html_of(repr(self)[1:-1], self.records, self.events)
 
-def check_same_rates(log: Run, rates: Rates) -> None:
-    """Refuse to go on with another schedule than that of the log.
 
-    Raises:
-        ConfigurationError: the clocks of its last record that was read are others.
-    """
-    last = next((record for record in reversed(log.records) if record.was_read), None)
-    if last is None:
-        return
-    now = rates.reading(last.step, ()) if rates.is_known else None
-    for name in ("decay_clock", "lr_clock"):
-        then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
-        if name == "lr_clock" and rates.logged is not None and math.isnan(then):
-            continue  # it was logged for the first time since, or an earlier version did not look
-        if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
-            raise ConfigurationError(
-                "Expected `logdir` to be new or of a replay with the same `lr` and "
-                f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
-                "Give another one."
+@dataclass(kw_only=True)
+class Replayer:
+    """Measures checkpoints by step, each step once, and passes on what they say."""
+
+    plan: Plan  # without a scope until a model or a checkpoint has decided it
+    pipeline: Pipeline
+    detectors: Mapping[str, Detector]  # those of the pipeline
+    listing: Listing
+    rates: Rates
+    executor: Executor | None  # None to measure in this process
+    window: int  # checkpoints under way at once, at most
+    replayed_from: tuple[str, ...]  # where the checkpoints lie, as asked for
+    on_failure: Sequence[Callable[[Failure], object]]
+    on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
+    on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
+
+    def __post_init__(self) -> None:
+        self._motion = MotionTracker.of(self.plan.settings.dormant_samples)
+        self._has_begun = False  # not before a checkpoint could be opened
+        self._kept: Run | None = None  # what stays of the log of an earlier replay
+        self._context: Context | None = None  # not before the sinks are open
+        self._held: list[PendingCheckpoint] = []  # what failed before
+        self._done: set[int] = set()  # steps
+        self._failures: dict[str, Failure] = {}
+        self._left_out: dict[str, Failure] = {}
+        self._num_snapshots = 0
+
+    def run(self, patience: Patience | None) -> Replayed:
+        """Measure what is there; with patience also what comes."""
+        try:
+            if patience is None:
+                self._see(self.listing.now(self._done))
+            else:
+                self._follow(patience)
+        finally:
+            self._close()
+        kept = self._kept
+        return Replayed(
+            records=list(self.pipeline.records or (kept.records if kept else ())),
+            events=list(self.pipeline.events or (kept.events if kept else ())),
+            failures=list(self._failures.values()),
+            left_out=list(self._left_out.values()),
+            num_snapshots=self._num_snapshots,
+            directory=self.pipeline.claim.directory,
+        )
+
+    def _see(self, selection: Selection, *, is_final: bool = True) -> int:
+        """Measure what has not been measured; how many more steps are done.
+
+        Where more is to come, what is not complete is waited for: nothing of its step or a later
+        one is measured.
+        """
+        self._left_out |= {one.url: one for one in selection.left_out}
+        for failure in selection.unreadable if is_final else ():
+            self._fail(failure)
+        if not self._has_begun:
+            self._begin(selection.pending, is_final=is_final)
+        self._refuse_late(selection.pending)
+        num_before = len(self._done)
+        todo = [one for one in selection.pending if one.step not in self._done]
+        for one in self._measured(todo):
+            if one.is_incomplete and not is_final:
+                break
+            self._take(one)
+            for function in self.on_progress:
+                function(len(self._done), num_before + len(todo))
+        return len(self._done) - num_before
+
+    def _follow(self, patience: Patience) -> None:
+        """Measure each checkpoint once it is there, until it is time to end, or Ctrl-C.
+
+        What is unfinished at the end fails then.
+        """
+        waiting = Waiting(patience)
+        reported: set[str] = set()
+        latest_news = patience.clock()
+        try:
+            while True:
+                # asked before listing: what is there when it says so is still measured
+                is_over = patience.until is not None and patience.until()
+                selection = self._listed(reported)
+                if selection is not None:
+                    self._report_gone(waiting.gone(selection))
+                    if self._see(waiting.settled(selection), is_final=False):
+                        latest_news = patience.clock()
+                idle_s = patience.clock() - latest_news
+                limit_s = patience.idle_timeout_s
+                if is_over or (limit_s is not None and idle_s >= limit_s):
+                    break
+                patience.sleep(patience.poll_s)
+            selection = self._listed(reported)
+            if selection is not None:
+                self._see(selection)
+        except KeyboardInterrupt:
+            _logger.info("sparsitywatch: interrupted; following ends")
+
+    def _close(self) -> None:
+        """Finish the log."""
+        try:
+            kept = self._kept
+            if kept and self._context is None and not _has_all_events(kept, self.detectors):
+                self._open(kept.records[-1])
+            if self._context is not None:
+                self.pipeline.close()
+                self._context = None
+        finally:
+            self.pipeline.claim.release()
+
+    # ------------------------------------------------------------------ beginning
+
+    def _begin(self, pending: Sequence[PendingCheckpoint], *, is_final: bool) -> None:
+        """Decide which weights count, and what stays of the log."""
+        scope = self.plan.scope or _scope_of(pending, self.plan.settings.scope)
+        if scope is None:
+            return
+        self._has_begun = True
+        if scope.note_on_reparametrized:
+            _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
+        self.plan = replace(self.plan, scope=scope)
+        self.pipeline.claim.acquire(over="none")  # nobody may write to what is read here
+        log = read_log(self.pipeline.claim.directory)
+        if log is None or log.info is None:
+            return
+        check_same(log, self.plan)
+        check_same_rates(log, self.rates)
+        given_rms = self.plan.initial_rms
+        self.plan = replace(self.plan, initial_rms=log.info.initial_rms)
+        kept = _until(log, self._kept_until(log.records, pending))
+        if not kept.records:  # the very first one is new
+            self.plan = replace(self.plan, initial_rms=given_rms)
+            return
+        self._kept = kept
+        self._done |= {record.step for record in kept.records}
+        if not is_final or any(one.step not in self._done for one in pending):
+            self._remember(kept.records, pending)
+
+    def _kept_until(self, records: Sequence[Record], pending: Sequence[PendingCheckpoint]) -> int:
+        """The last step of the log that stays: a checkpoint before its end may be new.
+
+        What is missing within the log, or could not be read then, is tried again. If it
+        can be read now, all that follows is measured anew: motion and events depend on
+        what came before.
+        """
+        logged = {record.step: record for record in records}
+        readable = {one.step for one in pending if not one.reason}
+        for one in pending:
+            known = logged.get(one.step)
+            if one.step > records[-1].step or (known is not None and known.valid):
+                continue
+            later = [r.step for r in records if r.step > one.step and r.valid]
+            if not set(later) <= readable:
+                self._fail(_too_late(one))
+                continue
+            (tried,) = in_order([(self.plan, one)], self.executor, lambda: 1)
+            if tried.measured is not None and tried.measured.record.valid:
+                return max((step for step in logged if step < one.step), default=-1)
+            self._fail(_failure(tried))
+        return records[-1].step
+
+    def _remember(self, records: Sequence[Record], pending: Sequence[PendingCheckpoint]) -> None:
+        """Read the weights of the last record in the log again, to compare the next with."""
+        seen = [record.step for record in records if record.was_read]
+        last = next((one for one in pending if seen and one.step == seen[-1]), None)
+        if last is None or last.reason or self._motion is None:
+            _logger.info(
+                "sparsitywatch: the next record says nothing of motion since the log ended"
             )
+            return
+        sample = sample_of(self.plan, last)
+        if sample:
+            thresholds = mask_thresholds(self.pipeline.claim.directory, last.step)
+            reading = reading_of(self.rates, last.step, sample)
+            self._motion.compare(last.step, sample, thresholds, reading)
+
+    # ------------------------------------------------------------------ measuring
+
+    def _measured(self, todo: Sequence[PendingCheckpoint]) -> Iterator[PendingCheckpoint]:
+        def window() -> int:
+            # the first one sets what "initial" rules refer to: the others have to wait for it
+            return 1 if self.plan.initial_rms is None else at_once
+
+        with self._workers() as (executor, at_once):
+            yield from in_order(((self.plan, one) for one in todo), executor, window)
+
+    @contextmanager
+    def _workers(self) -> Iterator[tuple[Executor | None, int]]:
+        """Who measures, and how many at once.
+
+        Without a model the next checkpoint is read while what came of the one before is compared
+        and written: that takes about as long.
+        """
+        if self.executor is not None or self.plan.factory is not None:
+            yield self.executor, self.window
+            return
+        with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
+            yield one_ahead, 2
+
+    def _take(self, one: PendingCheckpoint) -> None:
+        """Record what came of a checkpoint; steps rise from call to call."""
+        measured = one.measured
+        if measured is None or not measured.record.valid:
+            self._fail(_failure(one))
+        if measured is not None and not self.plan.initial_rms:
+            self.plan = replace(self.plan, initial_rms=measured.initial_rms)
+        self._held.append(one)
+        like = measured.record if measured else None
+        if self._kept is not None:
+            like = self._kept.records[-1]
+        if self._context is None and like is not None:
+            self._open(like)  # before, nothing can be said of the run
+        if self._context is not None:
+            for held in self._held:
+                self._publish(held, self._context)
+            self._held.clear()
+        self._done.add(one.step)
+        self._num_snapshots += 1
+
+    def _open(self, like: Record) -> None:
+        """Open the sinks, which go on from what is kept of the log; dtypes are as of ``like``."""
+        if self._kept is not None:
+            self.pipeline.restore(self._kept.records, self._kept.events)
+        claim = self.pipeline.claim
+        if claim.directory is not None:
+            prepare(claim.directory)
+            claim.acquire(over="none")
+        dtypes = like.provenance.dtypes
+        context = replace(self.plan.context, dtypes=dtypes, motion=self._motion)
+        info = RunInfo(
+            initial_step=self._kept.records[-1].step if self._kept else -1,
+            provenance=context.provenance,
+            ledger=context.scope.ledger,
+            initial_rms=context.initial_rms,
+            replayed_from=self.replayed_from,
+        )
+        self._context = context  # from here on the sinks are to be closed
+        self.pipeline.open(info)
+
+    def _publish(self, one: PendingCheckpoint, context: Context) -> None:
+        if one.measured is None:
+            record, detail = failed_record(one.step, one.reason, context), Detail()
+        else:
+            record, detail = with_rates(one.measured, context, self.rates), one.measured.detail
+        cost = replace(record.cost, publish_s=self.pipeline.publish_s)
+        self.pipeline.publish(replace(record, cost=cost), detail)
+
+    # ------------------------------------------------------------------ failing
+
+    def _listed(self, reported: set[str]) -> Selection | None:
+        """What is there; None while the place is still to come, or out of reach for a while."""
+        try:
+            return self.listing.now(self._done)
+        except CheckpointError as error:
+            if str(error) not in reported:
+                reported.add(str(error))
+                _logger.warning("sparsitywatch: waiting: %s", error)
+                for function in self.on_waiting:
+                    function(str(error))
+            return None
+
+    def _report_gone(self, gone: Sequence[PendingCheckpoint]) -> None:
+        for one in gone:
+            if one.step not in self._done:
+                reason = "it was removed before it could be read"
+                reason = f"Cannot read {shown_url(one.url)}: {reason}."
+                self._fail(Failure(one.url, one.step, reason))
+
+    def _refuse_late(self, pending: Sequence[PendingCheckpoint]) -> None:
+        last_step = max(self._done, default=-1)
+        for one in pending:
+            if one.step < last_step and one.step not in self._done:
+                self._fail(_failure(one) if one.reason else _too_late(one))
+                self._done.add(one.step)
+
+    def _fail(self, failure: Failure) -> None:
+        if failure.url in self._failures:
+            return
+        self._failures[failure.url] = failure
+        _logger.warning("sparsitywatch: %s", failure.reason)
+        for function in self.on_failure:
+            function(failure)
 
 
-def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
-    """Whether the log holds every event that its records do.
+def _scope_of(pending: Sequence[PendingCheckpoint], scope: ScopeLike) -> Scope | None:
+    """Which weights count; None if no checkpoint can be opened that says so.
 
-    A kill between a record and its events leaves it otherwise.
+    Raises:
+        ScopeError: of none that can be opened the scope selects any.
     """
-    assert log.info is not None  # noqa: S101 for the type checker
-    history = History(copy.deepcopy(dict(detectors)), (VitalReviewer(),))
-    history.initial_rms = dict(log.info.initial_rms)
-    history.restore(log.records, log.events)
-    late = history.finish_restore()
-    return not late.new and not late.revised
+    undecided = None
+    for one in pending:
+        if one.reason:
+            continue
+        try:
+            return Scope.of_entries(one.entries, scope)
+        except ScopeError as error:  # something else among the checkpoints, perhaps
+            undecided = undecided or error
+    if undecided is not None:
+        raise undecided
+    return None
 
 
-def mask_thresholds(directory: Path | None, step: int) -> list[float]:
-    """Below which weights would have gone at a step; empty if its spectrum is not there."""
-    if directory is None:
-        return []
-    try:
-        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory, step))
-    except StateError:
-        return []
-    return spectrum.thresholds(MASK_LEVELS)
+def _failure(one: PendingCheckpoint) -> Failure:
+    reason = one.reason
+    if one.measured is not None:
+        cause = " ".join(one.measured.record.reason.split())
+        reason = f"Cannot evaluate {shown_url(one.url)}: {cause}"
+    return Failure(one.url, one.step, reason)
+
+
+def _too_late(one: PendingCheckpoint) -> Failure:
+    reason = (
+        f"Left out {shown_url(one.url)}: expected checkpoints in the order of their steps, but "
+        f"step {one.step} came after later ones had been measured. Replay once more, while they "
+        "are all there, to take it in."
+    )
+    return Failure(one.url, one.step, reason)
+
+
+# ------------------------------------------------------------------ what the optimizer did
 
 
 def reading_of(
@@ -161,365 +422,88 @@ def with_rates(measured: Measured, context: Context, rates: Rates) -> Record:
     return record
 
 
-class Publisher:
-    """Adds to a record what needs the snapshot before, and passes it on.
+# ------------------------------------------------------------------ the log of an earlier replay
 
-    Args:
-        pipeline: detects, remembers, writes.
-        motion: compares the weights with those of the snapshot before; None to leave that out.
-        replayed_from: where the checkpoints lie, as asked for.
-        rates: what the optimizer did, as far as it is known.
 
-    Attributes:
-        last_step: of the latest record, -1 if there is none.
+def read_log(directory: Path | None) -> Run | None:
+    """What an earlier replay has left in ``directory``; None if there is no record in it.
+
+    Raises:
+        ConfigurationError: it is the log of a live watch.
+        StateError: it is damaged.
     """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        motion: MotionTracker | None,
-        replayed_from: tuple[str, ...],
-        rates: Rates,
-    ) -> None:
-        self._pipeline, self._motion, self._rates = pipeline, motion, rates
-        self._replayed_from = replayed_from
-        self._context: Context | None = None  # None until the sinks are open
-        self._held: list[tuple[int, str]] = []  # what failed before
-        self.last_step = -1
-
-    def go_on(self, log: Run, job: Job) -> None:
-        """Take up what is kept of an earlier replay, at least one record, and open the sinks.
-
-        Args:
-            log: what is kept.
-            job: of this replay; ``initial_rms`` are those of the log.
-        """
-        self._pipeline.restore(log.records, log.events)
-        self.last_step = log.records[-1].step
-        self._open(job, log.records[-1].provenance.dtypes)
-
-    def take(self, step: int, result: JobResult, job: Job | None) -> None:
-        """Pass on one result; steps rise from call to call.
-
-        Args:
-            step: optimizer steps done.
-            result: of the checkpoint of that step.
-            job: as which it was measured, if it has a record.
-        """
-        measured = result.measured
-        if measured is None:
-            self._held.append((step, result.reason))
-        elif self._context is None and job is not None:
-            known = replace(job, initial_rms=measured.initial_rms)
-            self._open(known, measured.record.provenance.dtypes)
-        if self._context is None:
-            return  # without any weights seen nothing can be said of the run
-        for failed_step, reason in self._held:
-            self._publish(failed_record(failed_step, reason, self._context), Detail())
-        self._held.clear()
-        if measured is not None:
-            self._publish(with_rates(measured, self._context, self._rates), measured.detail)
-
-    def close(self) -> None:
-        """Finish the sinks."""
-        if self._context is not None:
-            self._pipeline.close()
-            self._context = None
-
-    def _open(self, job: Job, dtypes: tuple[str, ...]) -> None:
-        context = replace(job.context, dtypes=dtypes, motion=self._motion)
-        if self._pipeline.claim.directory is not None:
-            prepare(self._pipeline.claim.directory)
-            self._pipeline.claim.acquire(over="none")
-        info = RunInfo(
-            initial_step=self.last_step,
-            provenance=context.provenance,
-            ledger=context.scope.ledger,
-            initial_rms=context.initial_rms,
-            replayed_from=self._replayed_from,
-        )
-        self._context = context  # from here on the sinks are to be closed
-        self._pipeline.open(info)
-
-    def _publish(self, record: Record, detail: Detail) -> None:
-        cost = replace(record.cost, publish_s=self._pipeline.publish_s)
-        self._pipeline.publish(replace(record, cost=cost), detail)
-        self.last_step = record.step
-
-
-_logger = logging.getLogger("sparsitywatch")
-
-
-@dataclass
-class _Seen:
-    """What came of a replay so far."""
-
-    done: set[int] = field(default_factory=set)  # steps
-    failures: dict[str, Failure] = field(default_factory=dict)
-    left_out: dict[str, Failure] = field(default_factory=dict)
-    num_snapshots: int = 0
-    logged: tuple[list[Record], list[Event]] = ([], [])  # where nothing had to be added
-
-
-class Replayer:
-    """Measures checkpoints by step, each step once.
-
-    Args:
-        template: a job without a checkpoint, and without a scope unless a model has decided it.
-        pipeline: what becomes of the records.
-        detectors: those of the pipeline.
-        listeners: who is called.
-        executor: None to measure in this thread.
-        window: jobs under way at once, at most.
-        replayed_from: where the checkpoints lie, as asked for.
-        rates: what the optimizer did, as far as it is known.
-    """
-
-    def __init__(
-        self,
-        template: Job,
-        pipeline: Pipeline,
-        detectors: Mapping[str, Detector],
-        listeners: Listeners,
-        *,
-        executor: Executor | None,
-        window: int,
-        replayed_from: tuple[str, ...],
-        rates: Rates,
-    ) -> None:
-        self._template = template
-        self._pipeline, self._detectors, self._listeners = pipeline, detectors, listeners
-        self._executor, self._window = executor, window
-        self._claim = pipeline.claim
-        self._motion = MotionTracker.of(template.settings.dormant_samples)
-        self._rates = rates
-        self._publisher = Publisher(pipeline, self._motion, replayed_from, rates)
-        self._job: Job | None = None  # not before a checkpoint could be opened
-        self._seen = _Seen()
-
-    def is_done(self, step: int | None) -> bool:
-        """Whether nothing is left to do about a step."""
-        return step in self._seen.done
-
-    @property
-    def last_step(self) -> int:
-        """The latest step that is done; -1 if there is none."""
-        return max(self._seen.done, default=-1)
-
-    def see(self, selection: Selection, *, is_final: bool = True) -> int:
-        """Measure what has not been measured.
-
-        Args:
-            selection: every checkpoint there is, also those of before.
-            is_final: what is not complete fails; otherwise it is waited for: nothing of its
-                step or a later one is measured.
-
-        Returns:
-            How many more steps are done.
-        """
-        self._seen.left_out |= {one.url: one for one in selection.left_out}
-        for failure in selection.unreadable if is_final else ():
-            self._fail(failure)
-        if self._job is None:
-            self._begin(selection.wanted)
-        self._refuse_late(selection.wanted)
-        done_before = len(self._seen.done)
-        todo = [one for one in selection.wanted if one.step not in self._seen.done]
-        for one, result in self._results(todo):
-            if result.is_incomplete and not is_final:
-                break
-            self._take(one, result)
-            for function in self._listeners.on_progress:
-                function(len(self._seen.done), done_before + len(todo))
-        return len(self._seen.done) - done_before
-
-    def report_gone(self, gone: Sequence[Wanted]) -> None:
-        """Tell of checkpoints that are not there any more, if they were not measured."""
-        for one in gone:
-            if not self.is_done(one.step):
-                reason = "it was removed before it could be read"
-                reason = f"Cannot read {shown_url(one.url)}: {reason}."
-                self._fail(Failure(one.url, one.step, reason))
-
-    def result(self) -> Replayed:
-        """What has been seen so far."""
-        records, events = self._seen.logged
-        return Replayed(
-            records=list(self._pipeline.records) or records,
-            events=list(self._pipeline.events) or events,
-            failures=list(self._seen.failures.values()),
-            left_out=list(self._seen.left_out.values()),
-            num_snapshots=self._seen.num_snapshots,
-            directory=self._claim.directory,
-        )
-
-    def close(self) -> None:
-        """Finish the log."""
-        try:
-            self._publisher.close()
-        finally:
-            self._claim.release()
-
-    # ------------------------------------------------------------------ beginning
-
-    def _begin(self, wanted: Sequence[Wanted]) -> None:
-        """Decide which weights count, and go on from what is in the log."""
-        scope = self._template.scope or self._scope(wanted)
-        if scope is None:
-            return
-        if scope.note_on_reparametrized:
-            _logger.warning("sparsitywatch: %s", scope.note_on_reparametrized)
-        self._job = replace(self._template, scope=scope)
-        self._claim.acquire(over="none")  # nobody may write to what is read here
-        log = read_log(self._claim.directory)
-        if log is None or log.info is None:
-            return
-        check_same(log, self._job)
-        check_same_rates(log, self._rates)
-        self._job = replace(self._job, initial_rms=log.info.initial_rms)
-        kept = _until(log, self._kept_until(log.records, wanted))
-        if not kept.records:  # the very first one is new
-            self._job = replace(self._job, initial_rms=self._template.initial_rms)
-            return
-        self._seen.done |= {record.step for record in kept.records}
-        is_whole = len(kept.records) == len(log.records)
-        has_more = any(one.step > self.last_step for one in wanted)
-        if is_whole and not has_more and _has_all_events(kept, self._detectors):
-            self._seen.logged = list(kept.records), list(kept.events)
-            return
-        self._remember(kept.records, wanted, self._job)
-        self._publisher.go_on(kept, self._job)
-
-    def _scope(self, wanted: Sequence[Wanted]) -> Scope | None:
-        """Which weights count; None if no checkpoint can be opened that says so.
-
-        Raises:
-            ScopeError: of none that can be opened the scope selects any.
-        """
-        undecided = None
-        for one in wanted:
-            if one.reason:
-                continue
-            try:
-                return Scope.of_entries(one.entries, self._template.settings.scope)
-            except ScopeError as error:  # something else among the checkpoints, perhaps
-                undecided = undecided or error
-        if undecided is not None:
-            raise undecided
+    if directory is None:
         return None
-
-    def _kept_until(self, records: Sequence[Record], wanted: Sequence[Wanted]) -> int:
-        """The last step of the log that stays: a checkpoint before its end may be new.
-
-        What is missing within the log, or could not be read then, is tried again. If it
-        can be read now, all that follows is measured anew: motion and events depend on
-        what came before.
-        """
-        logged = {record.step: record for record in records}
-        readable = {one.step for one in wanted if not one.reason}
-        for one in wanted:
-            known = logged.get(one.step)
-            if one.step > records[-1].step or (known is not None and known.valid):
-                continue
-            later = [r.step for r in records if r.step > one.step and r.valid]
-            if not set(later) <= readable:
-                self._fail(_too_late(one))
-                continue
-            (result,) = in_order([self._job_of(one)], self._executor, lambda: 1)
-            if result.measured is not None and result.measured.record.valid:
-                return max((step for step in logged if step < one.step), default=-1)
-            self._fail(_failure(one, result))
-        return records[-1].step
-
-    def _remember(self, records: Sequence[Record], wanted: Sequence[Wanted], job: Job) -> None:
-        """Read the weights of the last record in the log again, to compare the next with."""
-        seen = [record.step for record in records if record.was_read]
-        last = next((one for one in wanted if seen and one.step == seen[-1]), None)
-        if last is None or last.reason or self._motion is None:
-            _logger.info(
-                "sparsitywatch: the next record says nothing of motion since the log ended"
-            )
-            return
-        sample = sample_of(replace(job, url=last.url, step=last.step))
-        if sample:
-            thresholds = mask_thresholds(self._claim.directory, last.step)
-            reading = reading_of(self._rates, last.step, sample)
-            self._motion.compare(last.step, sample, thresholds, reading)
-
-    # ------------------------------------------------------------------ measuring
-
-    def _results(self, todo: Sequence[Wanted]) -> Iterator[tuple[Wanted, JobResult]]:
-        def window() -> int:
-            # the first one sets what "initial" rules refer to: the others have to wait for it
-            is_first = self._job is None or self._job.initial_rms is None
-            return 1 if is_first else at_once
-
-        with self._workers() as (executor, at_once):
-            results = in_order(map(self._job_of, todo), executor, window)
-            yield from zip(todo, results, strict=True)
-
-    def _job_of(self, one: Wanted) -> Job | JobResult:
-        if one.reason or self._job is None:
-            reason = (
-                one.reason or f"Cannot read {shown_url(one.url)}: it cannot be opened any more."
-            )
-            return JobResult(reason=reason, is_incomplete=one.is_incomplete)
-        return replace(self._job, url=one.url, step=one.step)
-
-    @contextmanager
-    def _workers(self) -> Iterator[tuple[Executor | None, int]]:
-        """Who measures, and how many at once.
-
-        Without a model the next checkpoint is read while what came of the one before is compared
-        and written: that takes about as long.
-        """
-        if self._executor is not None or self._template.factory is not None:
-            yield self._executor, self._window
-            return
-        with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
-            yield one_ahead, 2
-
-    def _take(self, one: Wanted, result: JobResult) -> None:
-        measured = result.measured
-        if measured is None or not measured.record.valid:
-            self._fail(_failure(one, result))
-        self._publisher.take(one.step, result, self._job)
-        if measured is not None and self._job is not None and not self._job.initial_rms:
-            self._job = replace(self._job, initial_rms=measured.initial_rms)
-        self._seen.done.add(one.step)
-        self._seen.num_snapshots += 1
-
-    # ------------------------------------------------------------------ failing
-
-    def _refuse_late(self, wanted: Sequence[Wanted]) -> None:
-        last_step = self.last_step
-        for one in wanted:
-            is_late = one.step < last_step and one.step not in self._seen.done
-            if is_late:
-                self._fail(_too_late(one) if not one.reason else one.failure)
-                self._seen.done.add(one.step)
-
-    def _fail(self, failure: Failure) -> None:
-        if failure.url in self._seen.failures:
-            return
-        self._seen.failures[failure.url] = failure
-        _logger.warning("sparsitywatch: %s", failure.reason)
-        for function in self._listeners.on_failure:
-            function(failure)
+    info, records = read_manifest(directory), read_records(directory)
+    is_live = not info.replayed_from if info is not None else bool(records)
+    if is_live:
+        raise ConfigurationError(
+            f"Expected `logdir` to be new or of an earlier replay, but {str(directory)!r} holds "
+            "the log of a live watch. Give another one."
+        )
+    return Run(records, read_events(directory), info) if info is not None and records else None
 
 
-def _failure(one: Wanted, result: JobResult) -> Failure:
-    reason = result.reason
-    if result.measured is not None:
-        cause = " ".join(result.measured.record.reason.split())
-        reason = f"Cannot evaluate {shown_url(one.url)}: {cause}"
-    return Failure(one.url, one.step, reason)
-
-
-def _too_late(one: Wanted) -> Failure:
-    reason = (
-        f"Left out {shown_url(one.url)}: expected checkpoints in the order of their steps, but "
-        f"step {one.step} came after later ones had been measured. Replay once more, while they "
-        "are all there, to take it in."
+def _until(log: Run, step: int) -> Run:
+    return Run(
+        [record for record in log.records if record.step <= step],
+        [event for event in log.events if event.reported_step <= step],
+        log.info,
     )
-    return Failure(one.url, one.step, reason)
+
+
+def check_same(log: Run, plan: Plan) -> None:
+    """Refuse to go on with other settings than those of the log; the message says which."""
+    assert log.info is not None  # noqa: S101 for the type checker
+    then, now = log.info.provenance.settings(), plan.context.provenance.settings()
+    pairs = {name: (then[name], value) for name, value in now.items()}
+    rules = plan.settings.near_zero
+    logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)
+    pairs["near_zero"] = (sorted(logged), sorted(rules))
+    wrong = [f"{name} {then!r}, now {now!r}" for name, (then, now) in pairs.items() if then != now]
+    if plan.initial_rms is not None and dict(plan.initial_rms) != dict(log.info.initial_rms):
+        wrong.append("another initial_rms")
+    if wrong:
+        raise ConfigurationError(
+            "Expected `logdir` to be new or of a replay with the same settings, but it was written "
+            f"with {'; '.join(wrong)}. Give another one."
+        )
+
+
+def check_same_rates(log: Run, rates: Rates) -> None:
+    """Refuse to go on with another schedule: the clocks of the log's last record are others."""
+    last = next((record for record in reversed(log.records) if record.was_read), None)
+    if last is None:
+        return
+    now = rates.reading(last.step, ()) if rates.is_known else None
+    for name in ("decay_clock", "lr_clock"):
+        then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
+        if name == "lr_clock" and rates.logged is not None and math.isnan(then):
+            continue  # it was logged for the first time since
+        if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
+            raise ConfigurationError(
+                "Expected `logdir` to be new or of a replay with the same `lr` and "
+                f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
+                "Give another one."
+            )
+
+
+def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
+    """Whether the log holds every event that its records do: not after a kill between the two."""
+    assert log.info is not None  # noqa: S101 for the type checker
+    history = History(copy.deepcopy(dict(detectors)), (VitalReviewer(),))
+    history.initial_rms = dict(log.info.initial_rms)
+    history.restore(log.records, log.events)
+    late = history.finish_restore()
+    return not late.new and not late.revised
+
+
+def mask_thresholds(directory: Path | None, step: int) -> list[float]:
+    """Below which weights would have gone at a step; empty if its spectrum is not there."""
+    if directory is None:
+        return []
+    try:
+        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory, step))
+    except StateError:
+        return []
+    return spectrum.thresholds(MASK_LEVELS)

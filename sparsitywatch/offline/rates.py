@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from sparsitywatch.errors import ConfigurationError, is_number
 from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
-
-__all__ = ["LoggedLearningRate", "Rate", "Rates"]
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
@@ -27,8 +27,8 @@ class LoggedLearningRate:
     """
 
     def __init__(self) -> None:
+        self._rates: dict[int, float] = {}
         self._steps: list[int] = []
-        self._rates: list[float] = []
 
     @property
     def last_step(self) -> int:
@@ -37,31 +37,35 @@ class LoggedLearningRate:
 
     def learn(self, rates: Mapping[int, float]) -> None:
         """Add what was logged, by step."""
-        known = {**dict(zip(self._steps, self._rates, strict=True)), **rates}
-        self._steps = sorted(known)
-        self._rates = [known[step] for step in self._steps]
+        self._rates |= rates
+        self._steps = sorted(self._rates)
 
     def __call__(self, step: int) -> float:
         """The rate at an optimizer step."""
-        return self._rates[max(bisect.bisect_right(self._steps, step) - 1, 0)]
+        return self._rates[self._steps[max(bisect.bisect_right(self._steps, step) - 1, 0)]]
 
 
 class Rates:
     """Learning rate and weight decay at every step, summed as a live watch sums them.
 
     Args:
-        lr: learning rate of the in-scope weights; ``LoggedLearningRate`` may be learned later.
+        lr: learning rate of the in-scope weights; None: what will be learned from the training.
         weight_decay: decoupled decay of them; None if it is not known.
 
     Raises:
         ConfigurationError: one of them is no number, function or CSV file of numbers.
     """
 
-    def __init__(self, lr: Rate | LoggedLearningRate, weight_decay: Rate | None) -> None:
-        self.logged = lr if isinstance(lr, LoggedLearningRate) else None
-        self._lr = self.logged or _function("lr", lr)
+    def __init__(self, lr: Rate | None, weight_decay: Rate | None) -> None:
+        self.logged: LoggedLearningRate | None = None
+        self._lr: Callable[[int], float]
+        if lr is None:
+            self._lr = self.logged = LoggedLearningRate()
+        else:
+            self._lr = _function("lr", lr)
         self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
-        self._step, self._clock = 0, GroupClock()
+        self._step = 0
+        self._clock = GroupClock()
 
     @property
     def is_known(self) -> bool:
@@ -74,11 +78,7 @@ class Rates:
         return self._decay is not None
 
     def learn(self, rates: Mapping[int, float], where: str) -> None:
-        """Add what the training has logged, if nobody has said the learning rate.
-
-        Args:
-            rates: by step.
-            where: the checkpoint beside which they were looked for.
+        """Add what the training has logged beside a checkpoint, if nobody has said the rate.
 
         Raises:
             ConfigurationError: weight decay without a learning rate.
@@ -92,51 +92,46 @@ class Rates:
             )
 
     def reading(self, step: int, names: Iterable[str]) -> OptimizerReading:
-        """What had been done when ``step`` optimizer steps were done.
-
-        Args:
-            step: of a checkpoint; cheapest where they rise.
-            names: of the in-scope weights.
-        """
+        """What had been done to these weights by a step; cheapest where steps rise."""
         if step < self._step:
-            self._step, self._clock = 0, GroupClock()
+            self._step = 0
+            self._clock = GroupClock()
         for at in range(self._step + 1, step + 1):
-            self._clock.advance(self._value("lr", self._lr, at), self._decay_at(at))
+            decay = 0.0 if self._decay is None else _value("weight_decay", self._decay, at)
+            self._clock.advance(_value("lr", self._lr, at), decay)
         self._step = max(step, 0)
         return OptimizerReading(
             decay_clock=self._clock.decay if self.knows_decay else math.nan,
             lr_clock=self._clock.lr,
-            lr=self._value("lr", self._lr, max(step, 1)),
+            lr=_value("lr", self._lr, max(step, 1)),
             clock=DecayClock([self._clock]).copy() if self.knows_decay else None,
             membership=dict.fromkeys(names, 0),
         )
 
-    def _decay_at(self, step: int) -> float:
-        return 0.0 if self._decay is None else self._value("weight_decay", self._decay, step)
 
-    @staticmethod
-    def _value(name: str, function: Callable[[int], float], step: int) -> float:
-        try:
-            value = function(step)
-        except Exception as error:  # whatever a user's function raises
-            raise ConfigurationError(
-                f"Expected `{name}` to be a number for every step, but `{name}({step})` raised "
-                f"{shown_error(error)}."
-            ) from error
-        if not is_number(value) or not 0.0 <= value < math.inf:
-            raise ConfigurationError(
-                f"Expected `{name}` to be finite and 0 or more at every step, got {value!r} at "
-                f"step {step}."
-            )
-        return float(value)
+def _value(name: str, function: Callable[[int], float], step: int) -> float:
+    try:
+        value = function(step)
+    except Exception as error:  # whatever a user's function raises
+        raise ConfigurationError(
+            f"Expected `{name}` to be a number for every step, but `{name}({step})` raised "
+            f"{shown_error(error)}."
+        ) from error
+    if not is_number(value) or not 0.0 <= value < math.inf:
+        raise ConfigurationError(
+            f"Expected `{name}` to be finite and 0 or more at every step, got {value!r} at "
+            f"step {step}."
+        )
+    return float(value)
 
 
 def _function(name: str, rate: Rate) -> Callable[[int], float]:
     if callable(rate):
-        Rates._value(name, rate, 1)  # refuse at once what no step can be asked of
+        _value(name, rate, 1)  # refuse at once what no step can be asked of
         return rate
     if isinstance(rate, str | os.PathLike):
-        return _from_csv(name, Path(rate))
+        steps, values = _from_csv(name, Path(rate))
+        return lambda step: float(np.interp(step, steps, values))
     if not is_number(rate) or not 0.0 <= rate < math.inf:
         raise ConfigurationError(
             f"Expected `{name}` to be a number of 0 or more, a function of the step, or a CSV file "
@@ -145,8 +140,8 @@ def _function(name: str, rate: Rate) -> Callable[[int], float]:
     return lambda _: float(rate)
 
 
-def _from_csv(name: str, path: Path) -> Callable[[int], float]:
-    """Straight lines between the rows of a file; beyond them the first and the last value."""
+def _from_csv(name: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Rising steps and their values: straight lines between them, beyond them the ends."""
     steps: list[int] = []
     values: list[float] = []
     try:
@@ -172,12 +167,4 @@ def _from_csv(name: str, path: Path) -> Callable[[int], float]:
         values.append(value)
     if not steps:
         raise ConfigurationError(f"Expected steps and numbers in {str(path)!r} (`{name}`).")
-
-    def at(step: int) -> float:
-        after = bisect.bisect_left(steps, step)
-        if after in (0, len(steps)):
-            return values[min(after, len(steps) - 1)]
-        share = (step - steps[after - 1]) / (steps[after] - steps[after - 1])
-        return values[after - 1] + share * (values[after] - values[after - 1])
-
-    return at
+    return np.array(steps, dtype=np.float64), np.array(values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,12 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sparsitywatch.analysis.detect import Detector
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
-from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.errors import (
-    CheckpointError,
     ConfigurationError,
     expect,
+    expect_functions,
     expect_mapping,
     expect_methods,
     expect_path,
@@ -26,11 +23,10 @@ from sparsitywatch.errors import (
     is_number,
     listed,
 )
-from sparsitywatch.offline.driver import Replayer
-from sparsitywatch.offline.jobs import EmptyModel, Job, Listeners, ModelFactory, window_of
-from sparsitywatch.offline.rates import LoggedLearningRate, Rate, Rates
-from sparsitywatch.offline.selection import Failure, Patience, Replayed, Selection, select
-from sparsitywatch.offline.selection import follow as follow_run
+from sparsitywatch.offline.driver import Replayed, Replayer
+from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
+from sparsitywatch.offline.rates import Rate, Rates
+from sparsitywatch.offline.selection import Failure, Listing, Patience
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["replay"]
-
-_logger = logging.getLogger("sparsitywatch")
 
 Url = str | os.PathLike[str]
 
@@ -153,13 +147,11 @@ def replay(
     chosen = Settings.of(settings, **fields)
     places = _places(urls)
     patience = Patience(poll_s=poll_s, idle_timeout_s=idle_timeout_s, until=until)
-    listeners = Listeners(on_failure, on_progress, on_waiting)
-    _check(storage_options, max_in_flight, keep_spectra)
-    if executor is not None:
-        expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
+    functions = {"on_failure": on_failure, "on_progress": on_progress, "on_waiting": on_waiting}
+    _check(functions, storage_options, executor, max_in_flight, keep_spectra)
     scope, factory = _model(model, proxy, chosen.scope, executor)
     directory = None if logdir is None else place(logdir)
-    template = Job(
+    plan = Plan(
         settings=chosen,
         scope=scope,
         initial_rms=_initial_rms(initial_rms),
@@ -169,12 +161,15 @@ def replay(
         num_threads=None if executor is None else 1,
         strict=strict,
     )
-    rates = Rates(LoggedLearningRate() if lr is None else lr, weight_decay)
+    rates = Rates(lr, weight_decay)
     if detectors is None:
         detectors = _default_detectors(chosen, knows_decay=rates.knows_decay)
+    in_log: list[Sink] = []
+    if directory is not None:  # the lines of JSON come last: what they hold is everywhere
+        in_log = [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
     pipeline = Pipeline(
         claim=Claim(directory),
-        sinks=[*as_sinks(sinks), *_sinks_into(directory, keep_spectra)],
+        sinks=[*as_sinks(sinks), *in_log],
         detectors=detectors,
         reviewers=(VitalReviewer(),),
         on_event=on_event,
@@ -182,38 +177,21 @@ def replay(
         strict=True,
     )
     replayer = Replayer(
-        template,
-        pipeline,
-        detectors,
-        listeners,
+        plan=plan,
+        pipeline=pipeline,
+        detectors=detectors,
+        listing=Listing(
+            urls=places, storage_options=plan.storage_options, duplicates=duplicates, rates=rates
+        ),
+        rates=rates,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
         replayed_from=tuple(shown_url(url) for url in places),
-        rates=rates,
+        on_failure=on_failure,
+        on_progress=on_progress,
+        on_waiting=on_waiting,
     )
-
-    found: dict[str, ListedCheckpoint] = {}
-
-    def list_now() -> Selection:
-        # what is done is neither listed nor opened again each time that a sidecar lists
-        known = {url: one for url, one in found.items() if replayer.is_done(one.step)}
-        listed = discover(places, template.storage_options, known, duplicates)
-        found.update({one.url: one for one in listed})
-        _learn_logged(rates, listed, template.storage_options)
-        return select(listed)
-
-    _run(replayer, list_now, patience if follow else None, listeners)
-    return replayer.result()
-
-
-def _learn_logged(
-    rates: Rates, listed: Sequence[ListedCheckpoint], options: Mapping[str, Any]
-) -> None:
-    """Take the learning rates that a Trainer has logged, which its latest checkpoint has all of."""
-    complete = [one for one in listed if one.state == "complete" and one.step is not None]
-    if rates.logged is None or not complete or (complete[-1].step or 0) <= rates.logged.last_step:
-        return
-    rates.learn(learning_rates(complete[-1].url, options), shown_url(complete[-1].url))
+    return replayer.run(patience if follow else None)
 
 
 def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, Detector]:
@@ -222,49 +200,22 @@ def _default_detectors(settings: Settings, *, knows_decay: bool) -> dict[str, De
     return {n: d for n, d in defaults.items() if knows_decay or not n.startswith("motion/")}
 
 
-def _sinks_into(directory: Path | None, keep_spectra: int) -> list[Sink]:
-    """The sinks of the log. The lines of JSON come last: what they hold is everywhere."""
-    if directory is None:
-        return []
-    return [TensorBoardSink(directory), JsonlSink(directory, keep_spectra=keep_spectra)]
-
-
-def _run(
-    replayer: Replayer,
-    list_now: Callable[[], Selection],
-    patience: Patience | None,
-    listeners: Listeners,
+def _check(
+    functions: Mapping[str, object],
+    storage_options: Mapping[str, Any] | None,
+    executor: Executor | None,
+    max_in_flight: int | None,
+    keep_spectra: int,
 ) -> None:
-    try:
-        if patience is None:
-            replayer.see(list_now())
-            return
-        try:
-            follow_run(replayer, _patiently(list_now, listeners), patience)
-        except KeyboardInterrupt:
-            _logger.info("sparsitywatch: interrupted; following ends")
-    finally:
-        replayer.close()
-
-
-def _patiently(
-    list_now: Callable[[], Selection], listeners: Listeners
-) -> Callable[[], Selection | None]:
-    """The same, while the place is still to come, or out of reach for a while."""
-    reported = set()
-
-    def list_or_wait() -> Selection | None:
-        try:
-            return list_now()
-        except CheckpointError as error:
-            if str(error) not in reported:
-                reported.add(str(error))
-                _logger.warning("sparsitywatch: waiting: %s", error)
-                for function in listeners.on_waiting:
-                    function(str(error))
-            return None
-
-    return list_or_wait
+    for name, given in functions.items():
+        expect_functions(name, given)
+    if storage_options is not None:
+        expect_mapping("storage_options", storage_options, "options of fsspec by name")
+    if executor is not None:
+        expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
+    if max_in_flight is not None:
+        expect_whole("max_in_flight", max_in_flight, 1)
+    expect_whole("keep_spectra", keep_spectra, 1)
 
 
 def _model(
@@ -327,16 +278,6 @@ def _initial_rms(
         "Expected `initial_rms` to be numbers by name or the log directory of a run, found no "
         f"run in {os.fspath(given)!r}."
     )
-
-
-def _check(
-    storage_options: Mapping[str, Any] | None, max_in_flight: int | None, keep_spectra: int
-) -> None:
-    expect_whole("keep_spectra", keep_spectra, 1)
-    if storage_options is not None:
-        expect_mapping("storage_options", storage_options, "options of fsspec by name")
-    if max_in_flight is not None:
-        expect_whole("max_in_flight", max_in_flight, 1)
 
 
 def _places(urls: Url | Iterable[Url]) -> list[Url]:

@@ -1,24 +1,20 @@
-"""Which checkpoints a replay measures, in which order and when, and what it gives back."""
+"""Which checkpoints a replay measures, in which order and when."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
+from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import expect, expect_number
-from sparsitywatch.records import Event, Record, html_of
+from sparsitywatch.offline.jobs import PendingCheckpoint
+from sparsitywatch.offline.rates import Rates
 from sparsitywatch.shown import shown_name, shown_url
-from sparsitywatch.weights.layout import Entry
-
-if TYPE_CHECKING:
-    from sparsitywatch.offline.driver import Replayer
-
-__all__ = ["Failure", "Patience", "Replayed", "Selection", "Wanted", "follow", "select"]
 
 
 @dataclass(frozen=True)
@@ -39,91 +35,22 @@ class Failure:
         return f"<Failure at step {self.step}: {shown_name(self.reason)[:150]}>"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """What a replay saw.
+class Selection(NamedTuple):
+    """What is measured, and what is not."""
 
-    Args:
-        records: by step, those of earlier replays into the same log directory included;
-            layers are kept for the latest hundred only, the log has them all.
-        events: in the order in which they were seen.
-        failures: checkpoints that could not be measured. Those whose step is known have an
-            invalid record too.
-        left_out: checkpoints that were passed over on purpose, and why: another one of the
-            same step was taken, or no step is known.
-        num_snapshots: checkpoints that were measured now; the others were in the log already.
-        directory: where the log lies, or None.
-    """
-
-    records: list[Record]
-    events: list[Event]
-    failures: list[Failure]
-    left_out: list[Failure]
-    num_snapshots: int
-    directory: Path | None
-
-    def __repr__(self) -> str:
-        steps = (
-            f" of steps {self.records[0].step} to {self.records[-1].step}" if self.records else ""
-        )
-        return (
-            f"<Replayed {len(self.records)} records{steps}, {len(self.events)} events, "
-            f"{len(self.failures)} failures>"
-        )
-
-    def _repr_html_(self) -> str:
-        return html_of(repr(self)[1:-1], self.records, self.events)
+    pending: list[PendingCheckpoint]  # by rising step, each step once
+    left_out: list[Failure]  # passed over on purpose
+    unreadable: list[Failure]  # neither now nor in its turn, as its step is not known
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """A checkpoint that has its place in the replay.
-
-    Args:
-        url, step: of the checkpoint.
-        reason: why it cannot be read, in one line; empty if it can.
-        is_incomplete: whether it may be worth a wait.
-        entries: every tensor that it holds; empty while it cannot be opened.
-    """
-
-    url: str
-    step: int
-    reason: str = ""
-    is_incomplete: bool = False
-    entries: tuple[Entry, ...] = field(default=(), repr=False)
-
-    @property
-    def failure(self) -> Failure:
-        """The same as a failure."""
-        return Failure(self.url, self.step, self.reason)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is measured, and what is not.
-
-    Args:
-        wanted: by rising step, each step once.
-        left_out: passed over on purpose, and why.
-        unreadable: can be measured neither now nor in its turn, as its step is not known.
-    """
-
-    wanted: tuple[Wanted, ...]
-    left_out: tuple[Failure, ...] = ()
-    unreadable: tuple[Failure, ...] = ()
-
-
-def select(found: Sequence[ListedCheckpoint]) -> Selection:
-    """What to measure of what ``discover`` has found.
-
-    A single checkpoint without a step stands for step 0.
-    """
-    if len(found) == 1 and found[0].state == "complete" and found[0].step is None:
-        found = [replace(found[0], step=0)]
-    complete = {one.step for one in found if one.state == "complete"}
-    wanted: dict[int, Wanted] = {}
+def select(listed: Sequence[ListedCheckpoint]) -> Selection:
+    """What to measure of what is there. A single checkpoint without a step stands for step 0."""
+    if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
+        listed = [replace(listed[0], step=0)]
+    complete = {one.step for one in listed if one.state == "complete"}
+    pending: dict[int, PendingCheckpoint] = {}
     left_out, unreadable = [], []
-    for one in found:
+    for one in listed:
         if one.state == "duplicate":
             left_out.append(Failure(one.url, one.step, one.reason))
         elif one.step is None and one.state == "complete":
@@ -135,34 +62,49 @@ def select(found: Sequence[ListedCheckpoint]) -> Selection:
         elif one.step is None:
             unreadable.append(Failure(one.url, None, one.reason))
         elif one.state == "complete" or one.step not in complete:
-            new = Wanted(
+            new = PendingCheckpoint(
                 url=one.url,
                 step=one.step,
+                entries=one.entries,
                 reason=one.reason,
                 is_incomplete=one.state == "incomplete",
-                entries=one.entries,
             )
-            wanted.setdefault(one.step, new)
-    by_step = tuple(wanted[step] for step in sorted(wanted))
-    return Selection(by_step, tuple(left_out), tuple(unreadable))
+            pending.setdefault(one.step, new)
+    return Selection([pending[step] for step in sorted(pending)], left_out, unreadable)
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """What is there and has to be measured, listed again and again."""
+
+    urls: Sequence[str | os.PathLike[str]]
+    storage_options: Mapping[str, Any]
+    duplicates: str
+    rates: Rates  # learns what a Trainer has logged
+    _known: dict[str, ListedCheckpoint] = field(default_factory=dict)
+
+    def now(self, done: Container[int | None]) -> Selection:
+        """What to measure; steps that are done are neither listed nor opened again each time."""
+        known = {url: one for url, one in self._known.items() if one.step in done}
+        listed = discover(self.urls, self.storage_options, known, self.duplicates)
+        self._known.update({one.url: one for one in listed})
+        complete = [one for one in listed if one.state == "complete" and one.step is not None]
+        logged = self.rates.logged
+        # its latest checkpoint has all of them
+        if logged is not None and complete and (complete[-1].step or 0) > logged.last_step:
+            url = complete[-1].url
+            self.rates.learn(learning_rates(url, self.storage_options), shown_url(url))
+        return select(listed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for what.
+    """How long to wait for the checkpoints of a run that goes on."""
 
-    Args:
-        poll_s: seconds between two listings of the storage.
-        idle_timeout_s: end when nothing new has come for so many seconds; None: never.
-        until: asked before every listing whether to end; None: never.
-        unfinished_s: an unfinished checkpoint is given up when a later one has been complete
-            for so many seconds.
-        clock, sleep: of time; for tests.
-    """
-
-    poll_s: float = 5.0
-    idle_timeout_s: float | None = None
-    until: Callable[[], bool] | None = None
+    poll_s: float = 5.0  # between two listings of the storage
+    idle_timeout_s: float | None = None  # end when nothing new has come for as long; None: never
+    until: Callable[[], bool] | None = None  # asked before every listing whether to end
+    #: An unfinished checkpoint is given up when a later one has been complete for as long.
     unfinished_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -176,79 +118,43 @@ class Patience:
 
 
 @dataclass
-class _Waiting:
+class Waiting:
     """What has been waited for, and since when."""
 
     patience: Patience
-    overtaken_since: dict[str, float] = field(default_factory=dict)
-    part_since: dict[str, float] = field(default_factory=dict)
-    refused: dict[str, str] = field(default_factory=dict)
-    complete: dict[int, Wanted] = field(default_factory=dict)
+    since: dict[str, tuple[str, float]] = field(default_factory=dict)  # by URL: for what, and when
+    complete: dict[int, PendingCheckpoint] = field(default_factory=dict)
 
-    def gone(self, selection: Selection) -> list[Wanted]:
+    def gone(self, selection: Selection) -> list[PendingCheckpoint]:
         """What was complete before and is not there any more."""
-        there = {one.step for one in selection.wanted}
+        there = {one.step for one in selection.pending}
         gone = [one for step, one in self.complete.items() if step not in there]
-        self.complete = {one.step: one for one in selection.wanted if not one.reason}
+        self.complete = {one.step: one for one in selection.pending if not one.reason}
         return gone
 
     def settled(self, selection: Selection) -> Selection:
         """What may be measured by now; what is still to be waited for is incomplete."""
-        last = max((one.step for one in selection.wanted if not one.reason), default=-1)
-        wanted = tuple(self._settled(one, last) for one in selection.wanted)
-        return replace(selection, wanted=wanted)
+        last = max((one.step for one in selection.pending if not one.reason), default=-1)
+        return selection._replace(pending=[self._settled(one, last) for one in selection.pending])
 
-    def _settled(self, one: Wanted, last_complete: int) -> Wanted:
+    def _settled(self, one: PendingCheckpoint, last_complete: int) -> PendingCheckpoint:
+        unfinished_s = self.patience.unfinished_s
         if not one.reason:
-            return self._whole_by_now(one)
+            # a file of one rank counts once none of another has come beside it for a while
+            if part_of(one.url) is None or self._waited_s(one, "others") >= unfinished_s:
+                return one
+            words = "others of its step may still be written"
+            reason = f"Cannot read {shown_url(one.url)} yet: {words}."
+            return replace(one, reason=reason, is_incomplete=True)
         if not one.is_incomplete:
             # what seems damaged may be half-written: it is believed when it stays so
-            is_same = self.refused.get(one.url) == one.reason
-            self.refused[one.url] = one.reason
-            return one if is_same else replace(one, is_incomplete=True)
-        if one.step > last_complete:
+            return replace(one, is_incomplete=self._waited_s(one, one.reason) == 0.0)
+        if one.step > last_complete or self._waited_s(one, "its end") < unfinished_s:
             return one
-        since = self.overtaken_since.setdefault(one.url, self.patience.clock())
-        is_given_up = self.patience.clock() - since >= self.patience.unfinished_s
-        return replace(one, is_incomplete=False) if is_given_up else one
+        return replace(one, is_incomplete=False)
 
-    def _whole_by_now(self, one: Wanted) -> Wanted:
-        """A file of one rank counts once none of another has come beside it for a while."""
-        if part_of(one.url) is None:
-            return one
+    def _waited_s(self, one: PendingCheckpoint, what: str) -> float:
         now = self.patience.clock()
-        if now - self.part_since.setdefault(one.url, now) >= self.patience.unfinished_s:
-            return one
-        reason = f"Cannot read {shown_url(one.url)} yet: others of its step may still be written."
-        return replace(one, reason=reason, is_incomplete=True)
-
-
-def follow(
-    replayer: Replayer, list_now: Callable[[], Selection | None], patience: Patience
-) -> None:
-    """Measure each checkpoint once it is there, until it is time to end.
-
-    What is unfinished at the end fails then.
-
-    Args:
-        replayer: measures.
-        list_now: lists the checkpoints; None while they cannot be listed.
-        patience: how long to wait for what.
-    """
-    waiting = _Waiting(patience)
-    latest_news = patience.clock()
-    while True:
-        # asked before listing: what is there when it says so is still measured
-        is_over = patience.until is not None and patience.until()
-        selection = list_now()
-        if selection is not None:
-            replayer.report_gone(waiting.gone(selection))
-            if replayer.see(waiting.settled(selection), is_final=False):
-                latest_news = patience.clock()
-        idle_s = patience.clock() - latest_news
-        if is_over or (patience.idle_timeout_s is not None and idle_s >= patience.idle_timeout_s):
-            break
-        patience.sleep(patience.poll_s)
-    selection = list_now()
-    if selection is not None:
-        replayer.see(selection)
+        if self.since.get(one.url, ("", 0.0))[0] != what:
+            self.since[one.url] = (what, now)
+        return now - self.since[one.url][1]

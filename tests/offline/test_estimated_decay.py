@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sparsitywatch as sw
-from sparsitywatch.offline.selection import Replayed
+from sparsitywatch.offline.driver import Replayed
 from sparsitywatch.records import Cost, to_json
 
 #: The clock advances by so much between two of the checkpoints.

@@ -14,7 +14,8 @@ from contracts.stored_run import detectors, on_disk, weights
 import sparsitywatch as sw
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.offline import replay as call
-from sparsitywatch.offline.selection import Patience, Replayed
+from sparsitywatch.offline.driver import Replayed
+from sparsitywatch.offline.selection import Patience
 
 
 class Clock:
@@ -198,6 +199,25 @@ def test_a_restarted_sidecar_goes_on(run, tmp_path: Path, follow) -> None:
     replayed = follow()
     assert (replayed.num_snapshots, len(replayed.records)) == (1, 3)
     assert replayed.records[-1].movement.since_step == 20
+
+
+def test_a_restarted_sidecar_that_finds_nothing_new_at_first_goes_on(
+    run, tmp_path: Path, follow
+) -> None:
+    place = tmp_path / "run"
+    place.mkdir()
+    for step in (10, 20):
+        shutil.copy(run / f"step-{step}.pt", place)
+    follow()
+
+    def arrive() -> None:
+        (place / "step-20.pt").unlink()  # its weights have been read again by now
+        shutil.copy(run / "step-30.pt", place)
+
+    replayed = follow(arrive)
+    assert [record.step for record in replayed.records] == [10, 20, 30]
+    assert replayed.records[-1].movement.since_step == 20
+    assert not (tmp_path / "sparsitywatch" / "superseded.jsonl").exists()
 
 
 def test_a_place_that_never_comes(tmp_path: Path, follow) -> None:

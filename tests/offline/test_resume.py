@@ -17,7 +17,7 @@ from contracts.stored_run import EVERY, NUM, detectors, on_disk, weights
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.offline.driver import Publisher
+from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
 
@@ -58,7 +58,7 @@ def kill(monkeypatch: pytest.MonkeyPatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, dying)
-            patch.setattr(Publisher, "close", lambda self: None)
+            patch.setattr(Pipeline, "close", lambda self: None)
             try:
                 replay(run, logdir)
             except Killed:

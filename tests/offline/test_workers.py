@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from contracts.stored_run import NUM, detectors, on_disk
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.offline import jobs as workers
-from sparsitywatch.offline.jobs import JobResult
+from sparsitywatch.offline.jobs import PendingCheckpoint, Plan
 
 
 def spawned(num: int) -> ProcessPoolExecutor:
@@ -102,11 +103,11 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
     begun: list[int] = []
     next_one = threading.Condition()
 
-    def run_job(job: workers.Job) -> JobResult:
+    def measure(plan: Plan, one: PendingCheckpoint) -> PendingCheckpoint:
         with next_one:
-            begun.append(job.step)
+            begun.append(one.step)
             next_one.notify_all()
-        return plain(job)
+        return plain(plan, one)
 
     def on_record(record: sw.Record) -> None:
         done.append(record.step)
@@ -115,8 +116,8 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
                 assert next_one.wait_for(lambda: len(begun) > len(done), timeout=60)
         assert len(begun) <= len(done) + 1
 
-    plain, done = workers.run_job, list[int]()
-    monkeypatch.setattr(workers, "run_job", run_job)
+    plain, done = workers.measure, list[int]()
+    monkeypatch.setattr(workers, "measure", measure)
     sw.replay(run, logdir=None, on_record=[on_record], strict=True)
     assert begun == done == sorted(done)
     assert len(done) == NUM
@@ -132,15 +133,16 @@ def test_how_many_at_once() -> None:
 
 def test_what_waits_is_cancelled_when_nobody_asks_any_more() -> None:
     submitted = []
+    one = PendingCheckpoint(url="u", step=1)
 
     class Never(Executor):
         def submit(self, function, /, *arguments, **options) -> Future:
             submitted.append(Future())
             if len(submitted) == 1:
-                submitted[0].set_result(JobResult(reason="first"))
+                submitted[0].set_result(replace(one, reason="first"))
             return submitted[-1]
 
-    looks = workers.in_order([object()] * 5, Never(), window=lambda: 3)
+    looks = workers.in_order([(None, one)] * 5, Never(), window=lambda: 3)
     assert next(looks).reason == "first"
     looks.close()
     assert [future.cancelled() for future in submitted] == [False, True, True]
