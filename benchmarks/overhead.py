@@ -316,7 +316,7 @@ def num_estimates(evaluation: float, weights: float) -> int:
     for step in range(1, NUM_STEPS + 1):
         now += 1.0
         due = schedule.due(step, is_busy=False)
-        if due is not Due.NOTHING:
+        if due:
             is_evaluated = due is Due.EVERYTHING
             evaluations += is_evaluated
             cost = weights + evaluation * is_evaluated

@@ -417,14 +417,17 @@ class BudgetedSchedule:
         self._last_due = -1
         self._explained: set[str] = set()
 
-    def due(self, step: int, *, is_busy: bool) -> Due:
+    def due(self, step: int, *, is_busy: bool) -> Due | None:
         """What to measure after ``step``, an optimizer step that was just taken.
 
-        ``is_busy``: the snapshot before is still on its way behind the training. With a budget
-        this one is left out then; without one it is to wait.
+        None where no rank that has seen the same or less could want anything. ``is_busy``: the
+        snapshot before is still on its way behind the training. With a budget this one is left
+        out then; without one it is to wait.
         """
         self.budget.start()
         self._num_steps += 1
+        if not self.schedule.may_be_due(step):
+            return None
         if not self.schedule(step):
             return Due.NOTHING
         interval = step - self._last_due if self._last_due >= 0 else self._num_steps

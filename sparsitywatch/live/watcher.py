@@ -26,7 +26,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_info
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
-from sparsitywatch.live.snapshots import FinishedSnapshot, SnapshotTaker
+from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
 from sparsitywatch.pipeline.measure import Context, failed_record
 from sparsitywatch.pipeline.pipeline import Pipeline
@@ -54,17 +54,6 @@ class Watcher:
     After it is made nothing that goes wrong in it reaches the training loop: the cause is
     logged, the record is marked invalid, and a watch that keeps failing switches itself
     off. Use it as a context manager, or call ``close``.
-
-    Args:
-        model: what is watched.
-        optimizer: whose steps are counted; None if ``step`` is called instead.
-        context: what a snapshot is measured with.
-        pipeline: what becomes of the record.
-        schedule: when to take one.
-        background: whether what can be done behind the training is done there.
-        initial_step: steps done before the first one that is watched; None to find out.
-        off: why this watch does nothing; empty if it does.
-        ranks: that watch together with this one, or may still come.
     """
 
     def __init__(
@@ -80,30 +69,32 @@ class Watcher:
         off: str = "",
         ranks: Ranks = ALONE,
     ) -> None:
-        self._pipeline, self._schedule = pipeline, schedule
+        self._pipeline = pipeline
+        self._schedule = schedule
+        self._budget = schedule.budget
+        self._background = background
         self._ranks = ranks
-        self._budget, self._background = schedule.budget, background
-        self._scope, self._strict, self._off = context.scope, context.strict, off
-        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.examiner)
+        self._strict = context.strict
+        self._off = off  # why this watch does nothing; empty if it does
         self._model = MaskedModel(model, context.scope, context.reader)
-        self._taker = SnapshotTaker(
-            self._model, context, pipeline, self._trace, self._budget.overhead
-        )
-        self._step = initial_step
-        self._pid = os.getpid()
-        self._opened = self._closed = False
-        self._failures = 0
-        self._under_way = (0.0, False)  # of the latest snapshot: seconds in front, evaluated or not
-        self._last_step = self._last_evaluated_step = -1
+        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.examiner)
+        self._taker = SnapshotTaker(self._model, context, pipeline, self._trace, self._budget)
+        self._step = initial_step  # optimizer steps done; None until that is found out
         self._begun_at = 0
+        self._pid = os.getpid()
+        self._opened = False
+        self._closed = False
+        self._num_failures = 0  # in a row
         self._reported_at = -math.inf
-        self._pending: Mapping[str, Any] | None = None  # of the pipeline, until the log begins
+        self._pending: Mapping[str, Any] | None = (
+            None  # state of the pipeline, until the log begins
+        )
         self._log = ""  # that rank 0 writes
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
-        self._hook = StepHook(None if off else optimizer, self._on_step)
         self._counter = StepCounter(lambda: self._parameters().values())
+        self._hook = StepHook(None if off else optimizer, self._on_step)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return dict(self._model.parameters())
@@ -165,7 +156,7 @@ class Watcher:
         if self._is_idle():
             self._decline(self.step_count + 1 if step is None else step)
             return
-        with self._boundary():
+        with self._contained():
             self._advance(1, step)
 
     def snapshot(self) -> Record:
@@ -182,21 +173,24 @@ class Watcher:
             self._decline(self.step_count, "watcher.snapshot()")
             why = self._off or ("closed" if self._closed else "in a forked process")
             return self._failed(f"the watch is off: {why}")
-        with self._boundary():
+        with self._contained():
             self._ranks.decide("watcher.snapshot()")
             self._open()
-            if not self._off:
-                self._collect(wait=True)
-                records = self._pipeline.records
-                if not records or records[-1].step != self.step_count:
-                    self._take(behind=False)
-                if records and records[-1].step == self.step_count:
-                    return records[-1]
-        return self._failed(self._off)
+            self._collect(wait=True)
+            if not self._off and self._last_step != self.step_count:
+                self._take(Due.EVERYTHING, behind=False)
+        is_taken = self._last_step == self.step_count
+        return self._pipeline.records[-1] if is_taken else self._failed(self._off)
 
     def _failed(self, reason: str) -> Record:
         error = shown_error(RuntimeError(reason))
         return failed_record(self.step_count, error, self._taker.context)
+
+    @property
+    def _last_step(self) -> int:
+        """Of the latest record; -1 if there is none."""
+        records = self._pipeline.records
+        return records[-1].step if records else -1
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from: numbers, strings, tensors (weights-only safe).
@@ -209,11 +203,12 @@ class Watcher:
             _logger.exception("sparsitywatch: the watch's state is not known; training goes on")
 
         with contain_faults(say, strict=self._strict):
+            context = self._taker.context
             return {
                 "step": self.step_count,
-                "scope_hash": self._scope.hash,
-                "proxy_hash": self._taker.context.provenance.proxy_hash,
-                "initial_rms": dict(self._taker.context.initial_rms),
+                "scope_hash": context.provenance.scope_hash,
+                "proxy_hash": context.provenance.proxy_hash,
+                "initial_rms": dict(context.initial_rms),
                 "optimizer": self._trace.state_dict(),
                 "pipeline": self._pipeline.state_dict(),
                 "schedule": self._schedule.schedule.state_dict(),
@@ -246,21 +241,15 @@ class Watcher:
         try:
             self._taker.context = kept
             self._restore(int(state["step"]), state)
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except Exception as error:
             self._restore(*before)
+            reraise_foreign(error)
             raise StateError(
                 f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
             ) from error
         self._pending = state["pipeline"]
         if self._ranks.is_alone:  # else with the first step, which every rank takes
-            with self._boundary():
+            with self._contained():
                 self._open()
 
     def close(self) -> None:
@@ -279,7 +268,7 @@ class Watcher:
             )
         if self._opened:
             self._taker.close()
-            with self._boundary():
+            with self._contained():
                 self._report("closed")
             self._pipeline.close()
         self._ranks.leave("its watch was closed")
@@ -295,6 +284,8 @@ class Watcher:
     def _is_idle(self) -> bool:
         return bool(self._off) or self._closed or os.getpid() != self._pid
 
+    # ------------------------------------------------------------------ steps
+
     def _on_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer took a step: the watched one, or any other one in this process."""
         watched = self._trace.optimizer
@@ -303,7 +294,7 @@ class Watcher:
             if not is_other and not step_was_skipped(optimizer):
                 self._decline(self.step_count + 1)
             return
-        with self._boundary():
+        with self._contained():
             if is_other:
                 self._trace.others.add(optimizer)
             num_steps = self._counter.count(optimizer, watched)
@@ -342,40 +333,17 @@ class Watcher:
         if self._off:
             self._decline(step)
             return
-        if not self._taker.is_busy:  # it holds the log
-            self._report_again(_SIGN_OF_LIFE_S)
+        is_busy = self._taker.is_busy
+        if not is_busy:  # it holds the log
+            self._report(at_most_every_s=_SIGN_OF_LIFE_S)
         if num_steps > 1:
             self._schedule.miss(range(first, step))
-        due = self._schedule.due(step, is_busy=self._taker.is_busy)
-        if self._schedule.schedule.may_be_due(step):
+        due = self._schedule.due(step, is_busy=is_busy)
+        if due is not None:
             # rank 0 decides for all: its clock is not theirs, and an alert may reach it earlier
             due = Due(self._ranks.decide(f"step {step}", due))
-        if due is not Due.NOTHING:
-            not_evaluated = LEFT_OUT if due is Due.WEIGHTS else ""
-            self._take(behind=self._background, not_evaluated=not_evaluated)
-
-    def _take(self, *, behind: bool, not_evaluated: str = "") -> None:
-        with self._ranks.all_or_none("a snapshot"):
-            self._collect(wait=True)
-            self._stand_back()
-            if lost := self._pipeline.claim.lost:  # before anything is measured in vain
-                raise LogTakenError(lost)
-            if self._off:
-                raise WatchOffError(self._off)
-        started = self._budget.now()
-        note_signal_handlers()
-        taken = self._taker.take(
-            self.step_count,
-            behind=behind,
-            num_left_out=self._schedule.pop_left_out(),
-            not_evaluated=not_evaluated,
-        )
-        evaluated = self._taker.context.proxy is not None and not not_evaluated
-        self._under_way = (self._budget.now() - started, evaluated)
-        if taken is not None:
-            self._finish(taken)
-
-    # ------------------------------------------------------------------ several ranks
+        if due:
+            self._take(due, behind=self._background)
 
     def _decline(self, step: int, what: str = "") -> None:
         """Where the others are about to take a snapshot, say that this rank's watch is off.
@@ -390,17 +358,70 @@ class Watcher:
             with contextlib.suppress(MeasurementError, RanksError):
                 ranks.agree(what or f"step {step}", MeasurementError(self._off))
 
-    def _begin(self, step: int) -> None:
-        """Begin the log on rank 0; every rank then knows what rank 0 does."""
-        ranks = self._ranks
-        with ranks.all_or_none("beginning the log"):
-            if ranks.rank == 0:
+    # ------------------------------------------------------------------ snapshots
+
+    def _take(self, due: Due, *, behind: bool) -> None:
+        with self._ranks.all_or_none("a snapshot"):
+            self._collect(wait=True)
+            self._stand_back()
+            if lost := self._pipeline.claim.lost:  # before anything is measured in vain
+                raise LogTakenError(lost)
+            if self._off:
+                raise WatchOffError(self._off)
+        note_signal_handlers()
+        self._taker.take(
+            self.step_count,
+            behind=behind,
+            num_left_out=self._schedule.pop_left_out(),
+            not_evaluated=LEFT_OUT if due is Due.WEIGHTS else "",
+        )
+        self._collect()
+
+    def _collect(self, *, wait: bool = False) -> None:
+        """Act on the snapshot that is finished, if there is one."""
+        finished = self._taker.collect(wait=wait)
+        if finished is None:
+            return
+        record = finished.record
+        self._pipeline.act(record, finished.events)
+        if finished.events or self._pipeline.is_suspicious:
+            self._schedule.schedule.alert(record.step)
+        self._num_failures = 0 if record.valid else self._num_failures + 1
+        if self._num_failures < _MAX_FAILURES:
+            self._report(at_most_every_s=_REPORT_S if record.valid else 0.0)
+        else:
+            self._switch_off(
+                f"{self._num_failures} snapshots in a row failed; the last: {record.reason}"
+            )
+
+    def _settle(self) -> None:
+        """Wait for the snapshot that is on its way; in a forked child there is none."""
+        if not self._is_idle():
+            with self._contained():
+                self._collect(wait=True)
+
+    # ------------------------------------------------------------------ the log
+
+    def _open(self, num_steps: int = 0) -> None:
+        """Begin the log at the first snapshot, or right after the first steps that were seen."""
+        if self._opened:
+            return
+        self._stand_back()
+        if self._off:
+            return
+        self._opened = True
+        if self._step is None:  # not given, so the optimizer's own count says it
+            self._step = max(self._trace.steps_done - num_steps, 0)
+        with self._ranks.all_or_none("beginning the log"):
+            if self._ranks.rank == 0:
                 self._taker.context = open_log(
-                    step, self._taker.context, self._pipeline, self._trace
+                    self._step, self._taker.context, self._pipeline, self._trace
                 )
                 if self._pending is not None:
                     self._pipeline.load_state_dict(self._pending)
-        ranks.hand_down(self._begun, self._begin_as_rank_0)
+        self._ranks.hand_down(self._begun, self._begin_as_rank_0)
+        self._begun_at = self.step_count
+        self._report()
 
     def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
         groups = self._trace.groups(self._parameters())
@@ -417,7 +438,7 @@ class Watcher:
                 self._ranks.rank,
             )
         self._restore(int(state["step"]), state)
-        self._begun_at, self._log = self.step_count, state["log"]
+        self._log = state["log"]
         self._pipeline.restore(records, events)
         self._pipeline.open(run_info(self.step_count, self._taker.context))
         self._pipeline.load_state_dict(state["pipeline"])
@@ -436,41 +457,36 @@ class Watcher:
         if why:
             self._switch_off(why)
 
-    def _collect(self, *, wait: bool = False) -> None:
-        """Take what has been finished behind the training."""
-        taken = self._taker.collect(wait=wait)
-        if taken is not None:
-            self._budget.charge(taken.behind_s)
-            self._finish(taken)
-
-    def _settle(self) -> None:
-        """Wait for the snapshot that is on its way; in a forked child there is none."""
-        if not self._is_idle():
-            with self._boundary():
-                self._collect(wait=True)
-
-    def _finish(self, taken: FinishedSnapshot) -> None:
-        in_front_s, evaluated = self._under_way
-        self._budget.attribute(in_front_s + taken.behind_s, evaluated=evaluated)
-        self._pipeline.act(taken.record, taken.events)
-        if taken.events or self._pipeline.is_suspicious:
-            self._schedule.schedule.alert(taken.record.step)
-        self._count(taken.record)
-
-    def _count(self, record: Record) -> None:
-        self._last_step = record.step
-        if record.curve is not None:
-            self._last_evaluated_step = record.step
-        self._failures = 0 if record.valid else self._failures + 1
-        if self._failures < _MAX_FAILURES:
-            self._report_again(_REPORT_S if record.valid else 0.0)
-        else:
-            self._switch_off(
-                f"{self._failures} snapshots in a row failed; the last: {record.reason}"
+    def _report(
+        self, status: str = "on", reason: str = "", *, at_most_every_s: float = 0.0
+    ) -> None:
+        """Tell the sinks how the watch is; never in the thread behind the training."""
+        if time.monotonic() - self._reported_at < at_most_every_s:
+            return
+        self._reported_at = time.monotonic()
+        evaluated = (r.step for r in reversed(self._pipeline.records) if r.curve is not None)
+        seen_until = max(self._last_step, self._begun_at)
+        self._pipeline.report(
+            WatchState(
+                status=status,
+                reason=reason,
+                step=self.step_count,
+                wall_time=time.time(),
+                last_step=self._last_step,
+                last_evaluated_step=next(evaluated, -1),
+                next_due_step=self._schedule.schedule.next_due(seen_until),
+                num_failures=self._num_failures,
+                overhead=self._budget.overhead(),
+                step_s=self._schedule.step_s,
+                pid=os.getpid(),
+                host=socket.gethostname(),
             )
+        )
+
+    # ------------------------------------------------------------------ faults
 
     @contextlib.contextmanager
-    def _boundary(self) -> Iterator[None]:
+    def _contained(self) -> Iterator[None]:
         """Where faults end: they end the watch, not the training. What it takes is counted."""
         self._budget.enter()
         try:
@@ -496,46 +512,3 @@ class Watcher:
             self._taker.close()
             self._report("off", reason)
             self._pipeline.close()
-
-    def _report_again(self, seconds: float) -> None:
-        """Report that the watch is on, unless that was reported within these seconds."""
-        if time.monotonic() - self._reported_at >= seconds:
-            self._report("on")
-
-    def _report(self, status: str, reason: str = "") -> None:
-        """Tell the sinks how the watch is; never in the thread behind the training."""
-        self._reported_at = time.monotonic()
-        seen_until = max(self._last_step, self._begun_at)
-        self._pipeline.report(
-            WatchState(
-                status=status,
-                reason=reason,
-                step=self.step_count,
-                wall_time=time.time(),
-                last_step=self._last_step,
-                last_evaluated_step=self._last_evaluated_step,
-                next_due_step=self._schedule.schedule.next_due(seen_until),
-                num_failures=self._failures,
-                overhead=self._budget.overhead(),
-                step_s=self._schedule.step_s,
-                pid=os.getpid(),
-                host=socket.gethostname(),
-            )
-        )
-
-    def _open(self, num_steps: int = 0) -> None:
-        """Begin the log at the first snapshot, or right after the first steps that were seen."""
-        if not self._opened:
-            self._stand_back()
-        if self._opened or self._off:
-            return
-        self._opened = True
-        if self._step is None:  # not given, so the optimizer's own count says it
-            self._step = max(self._trace.steps_done - num_steps, 0)
-        self._begun_at = self._step
-        self._begin(self._step)
-        for record in self._pipeline.records:
-            self._last_step = record.step
-            if record.curve is not None:
-                self._last_evaluated_step = record.step
-        self._report("on")

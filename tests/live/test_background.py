@@ -12,34 +12,8 @@ from contracts.watched import Run, told
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
 from sparsitywatch.live.schedule import Adaptive
-from sparsitywatch.live.snapshots import Background
 from sparsitywatch.records import to_json
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
-
-
-def test_one_job_at_a_time_is_collected_once() -> None:
-    background: Background[int] = Background()
-    release = threading.Event()
-    assert background.collect() is None
-    background.submit(lambda: release.wait(60) and 1)
-    assert background.is_busy
-    assert background.collect() is None
-    with pytest.raises(RuntimeError, match="to be collected"):
-        background.submit(lambda: 2)
-    release.set()
-    assert background.collect(wait=True) == 1
-    assert background.collect(wait=True) is None
-    background.submit(lambda: 3)
-    background.close()
-    assert background.collect() == 3
-
-
-def test_what_a_job_raises_reaches_the_collector() -> None:
-    background: Background[int] = Background()
-    background.submit(lambda: 1 // 0)
-    with pytest.raises(ZeroDivisionError):
-        background.collect(wait=True)
-    background.close()
 
 
 @pytest.mark.parametrize("with_proxy", [True, False])

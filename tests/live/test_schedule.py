@@ -105,7 +105,7 @@ def test_the_state_of_something_else_is_refused() -> None:
 
 
 def due(pace: BudgetedSchedule, steps: range, *, is_busy: bool = False) -> list[int]:
-    return [step for step in steps if pace.due(step, is_busy=is_busy) is not Due.NOTHING]
+    return [step for step in steps if pace.due(step, is_busy=is_busy)]
 
 
 def test_without_a_limit_every_due_snapshot_is_taken_even_a_busy_one() -> None:
@@ -142,7 +142,7 @@ def simulated(
     for step in range(1, steps + 1):
         what = pace.due(step, is_busy=False)
         now += step_s
-        if what is not Due.NOTHING:
+        if what:
             seconds = everything_s if what is Due.EVERYTHING else weights_s
             now += seconds
             pace.budget.charge(seconds)
