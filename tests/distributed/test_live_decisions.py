@@ -41,16 +41,16 @@ def budget(_: Path) -> Told:
     proxy = sw.Proxy(HELD_OUT, slow)
     with training.watch(every=1, max_overhead=0.2, background=False, proxy=proxy) as watcher:
         watcher._budget.now = lambda: _clock.now
-        take = watcher._taker.take
+        read = watcher._taker._read
 
-        def taking(*args: Any, **kwargs: Any) -> Any:
+        def reading(step: int) -> Any:
             _clock.now += 25 * _clock.call_s
-            return take(*args, **kwargs)
+            return read(step)
 
         def after(_: int) -> None:
             _clock.now += 50 * _clock.call_s
 
-        watcher._taker.take = taking
+        watcher._taker._read = reading
         training.train(until=40, after=after)
         return {
             "unlike": unlike(alone, training.state()),
@@ -71,19 +71,17 @@ def test_the_clock_of_rank_0_decides_for_all(two: Came) -> None:
 # ------------------------------------------------------------------ a schedule that is alerted
 
 
-class Waiting(sw.sinks.Sink):
+class Waiting(sw.sinks.MemorySink):
     """A sink that writes the record of step 6 only when it is allowed to."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.may_write = threading.Event()
 
-    def open(self, run: object) -> None: ...
-    def event(self, event: object) -> None: ...
-    def close(self) -> None: ...
-
-    def write(self, record: sw.Record, detail: object) -> None:
+    def write(self, record: sw.Record, detail: Any) -> None:
         if record.step == 6:
             assert self.may_write.wait(60)
+        super().write(record, detail)
 
 
 def alerted(way: str) -> Told:
