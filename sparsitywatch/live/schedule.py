@@ -6,6 +6,7 @@ its alerts, alone, so that every rank of a distributed run and a resumed run dec
 
 from __future__ import annotations
 
+import bisect
 import logging
 import math
 import statistics
@@ -16,21 +17,16 @@ from enum import IntEnum
 from typing import Any, Protocol
 
 from sparsitywatch.errors import (
-    ConfigurationError,
     StateError,
     expect,
     expect_number,
     expect_whole,
-    is_number,
     listed,
 )
 
 __all__ = ["Schedule", "adaptive", "at", "every", "geometric"]
 
 _logger = logging.getLogger("sparsitywatch")
-
-#: How many steps ahead the next one that is due is searched.
-_AHEAD = 10_000
 
 
 class Schedule(Protocol):
@@ -42,6 +38,8 @@ class Schedule(Protocol):
 
 class StepOnly:
     """A schedule that may be asked about any step, in any order."""
+
+    _ahead = 10_000  # steps among which the next one that is due is searched
 
     def __init__(self, due: Schedule) -> None:
         self._due = due
@@ -56,7 +54,7 @@ class StepOnly:
 
     def next_due(self, step: int) -> int:
         """The first step after ``step`` that is due; -1 if it is not known."""
-        return next((s for s in range(step + 1, step + 1 + _AHEAD) if self(s)), -1)
+        return next((s for s in range(step + 1, step + 1 + self._ahead) if self(s)), -1)
 
     def alert(self, step: int) -> None:
         """Something may be going on at ``step``."""
@@ -72,6 +70,8 @@ class StepOnly:
 class _AskedOnce(StepOnly):
     """A user's function, which may remember what it was asked: each step is asked about once."""
 
+    _ahead = 0
+
     def __init__(self, due: Schedule) -> None:
         super().__init__(due)
         self._step = -1
@@ -82,9 +82,6 @@ class _AskedOnce(StepOnly):
             self._step = step
             self._is_due = super().__call__(step)
         return self._is_due
-
-    def next_due(self, step: int) -> int:  # noqa: ARG002 nothing is known ahead
-        return -1
 
 
 class Adaptive(StepOnly):
@@ -170,7 +167,7 @@ def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = Non
         while steps[-1] < step:
             ahead = max(1, round(steps[-1] * (ratio - 1.0)))
             steps.append(steps[-1] + (ahead if max_interval is None else min(ahead, max_interval)))
-        return step in steps if step < steps[-1] else step == steps[-1]
+        return steps[bisect.bisect_left(steps, step)] == step
 
     return StepOnly(due)
 
@@ -223,6 +220,23 @@ _CREDIT_SNAPSHOTS = 10
 _NUM_COSTS = 3
 
 
+class _Account:
+    """What some of the snapshots have cost, in seconds, and what one more is expected to."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+        self.dearest_s = 0.0
+        self._latest: deque[float] = deque(maxlen=_NUM_COSTS)
+
+    def add(self, seconds: float) -> None:
+        self.spent_s += seconds
+        self.dearest_s = max(self.dearest_s, seconds)
+        self._latest.append(seconds)
+
+    def next_s(self, unknown: float = math.nan) -> float:
+        return statistics.median(self._latest) if self._latest else unknown
+
+
 class OverheadBudget:
     """Keeps the watch's share of the wall time below a limit by leaving things out.
 
@@ -255,12 +269,9 @@ class OverheadBudget:
         evaluates: bool = False,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
-        is_share = is_number(max_overhead) and 0.0 < float(max_overhead or 0.0) <= 1.0
-        if max_overhead is not None and not is_share:
-            raise ConfigurationError(
-                "Expected `max_overhead` to be a share of the wall time in (0, 1], or None for no "
-                f"limit, got {max_overhead!r}. 0.01 is one percent."
-            )
+        if max_overhead is not None:
+            what = "a share of the wall time, such as 0.01, in (0, 1], or None for no limit"
+            expect_number("max_overhead", max_overhead, lambda share: 0.0 < share <= 1.0, what)
         self.max_overhead = max_overhead
         self.evaluates = evaluates
         self.now = now
@@ -270,12 +281,9 @@ class OverheadBudget:
         self._reset()
 
     def _reset(self) -> None:
-        self._spent_s = 0.0
-        self._weights_s = 0.0  # of it for snapshots of the weights
-        self._evaluations_s = 0.0  # of it for evaluations
-        self._dearest_s = 0.0  # of these
-        self._weights_costs: deque[float] = deque(maxlen=_NUM_COSTS)
-        self._evaluation_costs: deque[float] = deque(maxlen=_NUM_COSTS)
+        self._spent_s = 0.0  # on everything
+        self.weights = _Account()
+        self.evaluations = _Account()
 
     # ------------------------------------------------------------------ what is spent
 
@@ -305,16 +313,12 @@ class OverheadBudget:
     def attribute(self, seconds: float, *, evaluated: bool = False) -> None:
         """Say what one snapshot took; what it took above one of the weights is the evaluation's."""
         if not evaluated:
-            self._weights_s += seconds
-            self._weights_costs.append(seconds)
+            self.weights.add(seconds)
             return
         # all of it for the first one, which pays for what is done only once
-        of_weights_s = min(_expected(self._weights_costs, 0.0), seconds)
-        evaluation_s = seconds - of_weights_s
-        self._weights_s += of_weights_s
-        self._evaluations_s += evaluation_s
-        self._dearest_s = max(self._dearest_s, evaluation_s)
-        self._evaluation_costs.append(evaluation_s)
+        of_weights_s = min(self.weights.next_s(unknown=0.0), seconds)
+        self.weights.spent_s += of_weights_s
+        self.evaluations.add(seconds - of_weights_s)
 
     def overhead(self, beside_s: float = 0.0) -> float:
         """The watch's share of the time until now, with ``beside_s`` not charged yet; or NaN."""
@@ -327,34 +331,26 @@ class OverheadBudget:
 
     def allows_weights(self) -> bool:
         """Whether one more snapshot of the weights is within the limit."""
-        if self.max_overhead is None or not self._weights_costs:
+        cost_s = self.weights.next_s()
+        if self.max_overhead is None or math.isnan(cost_s):
             return True
-        cost_s, allowed_s = self.weights_cost_s, self.max_overhead * self.elapsed_s()
+        allowed_s = self.max_overhead * self.elapsed_s()
         if not self.evaluates:
             return self._spent_s + cost_s <= allowed_s
         share_s = _WEIGHTS_SHARE * allowed_s
-        evaluations_s = self._evaluations_s - self._dearest_s
+        evaluations_s = self.evaluations.spent_s - self.evaluations.dearest_s
         borrowed_s = max(evaluations_s - (allowed_s - share_s), 0.0)
-        credit_s = _CREDIT_SNAPSHOTS * cost_s
-        is_within = self._weights_s + borrowed_s + cost_s <= share_s + credit_s
+        is_within = (
+            self.weights.spent_s + borrowed_s + cost_s <= share_s + _CREDIT_SNAPSHOTS * cost_s
+        )
         return is_within or self.allows_evaluation()
 
     def allows_evaluation(self) -> bool:
         """Whether one more evaluation is within the limit, with a snapshot of the weights."""
-        if self.max_overhead is None or not self._evaluation_costs:
+        cost_s = self.weights.next_s(unknown=0.0) + self.evaluations.next_s()
+        if self.max_overhead is None or math.isnan(cost_s):
             return True
-        cost_s = _expected(self._weights_costs, 0.0) + self.evaluation_cost_s
         return self._spent_s + cost_s <= self.max_overhead * self.elapsed_s()
-
-    @property
-    def weights_cost_s(self) -> float:
-        """What the next snapshot of the weights is expected to cost; NaN before the first one."""
-        return _expected(self._weights_costs, math.nan)
-
-    @property
-    def evaluation_cost_s(self) -> float:
-        """What the next evaluation is expected to cost; NaN before the first one."""
-        return _expected(self._evaluation_costs, math.nan)
 
     def elapsed_s(self) -> float:
         """Wall time since the beginning; NaN before."""
@@ -369,16 +365,12 @@ class OverheadBudget:
         share = limit * (_WEIGHTS_SHARE if self.evaluates else 1.0)
         step_s = max(self.elapsed_s() - self._spent_s, 1e-9) / max(num_steps - 1, 1)
         # of a number and NaN, where the cost is not known yet, max and min give the first
-        weights = max(interval, self.weights_cost_s / (share * step_s))
+        weights = max(interval, self.weights.next_s() / (share * step_s))
         rhythm = {"weights": _in_steps(weights, interval)}
         if self.evaluates:
-            left = limit - min(share, self.weights_cost_s / (weights * step_s))
-            rhythm["evaluation"] = _in_steps(self.evaluation_cost_s / (left * step_s), interval)
+            left = limit - min(share, self.weights.next_s() / (weights * step_s))
+            rhythm["evaluation"] = _in_steps(self.evaluations.next_s() / (left * step_s), interval)
         return rhythm
-
-
-def _expected(costs: deque[float], unknown: float) -> float:
-    return statistics.median(costs) if costs else unknown
 
 
 def _in_steps(steps: float, interval: int) -> str:
@@ -467,9 +459,9 @@ class BudgetedSchedule:
             return
         self._explained.add(left_out)
         budget = self.budget
-        costs = [f"measuring the weights {budget.weights_cost_s:.2g} s"]
+        costs = [f"measuring the weights {budget.weights.next_s():.2g} s"]
         if budget.evaluates:
-            costs.append(f"evaluating the proxy {budget.evaluation_cost_s:.2g} s")
+            costs.append(f"evaluating the proxy {budget.evaluations.next_s():.2g} s")
         rhythm = budget.rhythm(max(interval, 1), self._num_steps)
         _logger.warning(
             "sparsitywatch: so that the watch takes at most %g of the wall time (`max_overhead`) "

@@ -54,6 +54,17 @@ class Watcher:
     After it is made nothing that goes wrong in it reaches the training loop: the cause is
     logged, the record is marked invalid, and a watch that keeps failing switches itself
     off. Use it as a context manager, or call ``close``.
+
+    Args:
+        model: what is watched.
+        optimizer: whose steps are counted; None if ``step`` is called instead.
+        context: what a snapshot is measured with.
+        pipeline: what becomes of the record.
+        schedule: when to take one.
+        background: whether what can be done behind the training is done there.
+        initial_step: steps done before the first one that is watched; None to find out.
+        off: why this watch does nothing; empty if it does.
+        ranks: that watch together with this one, or may still come.
     """
 
     def __init__(

@@ -45,18 +45,18 @@ def told_by_weights(record: Record) -> str:
     )
 
 
-def tiny_bert() -> nn.Module:
+def tiny_bert(**options) -> nn.Module:
     """A BERT of two layers, made without drawing from the global generator's future."""
     torch.manual_seed(0)
-    return transformers.BertForMaskedLM(
-        transformers.BertConfig(
-            vocab_size=40,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        **options,
     )
+    return transformers.BertForMaskedLM(config)
 
 
 def loss_per_sentence(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

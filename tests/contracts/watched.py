@@ -20,6 +20,15 @@ class Run:
         self.optimizer = optimizer(self.model.parameters(), lr=0.01)
         self.inputs, self.targets = torch.randn(20, 6), torch.randn(20, 2)
 
+    @classmethod
+    def resumed(cls, checkpoint: dict, seed: int = 0) -> Run:
+        """Another process's run, where ``checkpoint`` has left it."""
+        run = cls(seed)
+        run.model.load_state_dict(checkpoint["model"])
+        run.optimizer.load_state_dict(checkpoint["optimizer"])
+        run.inputs, run.targets = checkpoint["data"]
+        return run
+
     def train(self, steps: int) -> None:
         for _ in range(steps):
             self.optimizer.zero_grad()
@@ -43,12 +52,9 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "watch": watcher.state_dict(),
+            "data": (self.inputs, self.targets),
         }
         return copy.deepcopy(state)
-
-    def restore(self, checkpoint: dict) -> None:
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
 
 
 def told(records: list[sw.Record]) -> list[tuple]:
@@ -58,14 +64,24 @@ def told(records: list[sw.Record]) -> list[tuple]:
     return [tuple(getattr(record, part) for part in parts) for record in records]
 
 
+def steps_of(records: list[sw.Record]) -> list[int]:
+    return [record.step for record in records]
+
+
+class SeesStep(sw.detectors.AbruptChange):
+    """A detector with an event at a given step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._seen_step = step
+
+    def update(self, step, value, context=None):
+        return None if step != self._seen_step else sw.Event(
+            series="", direction="up", onset_step=step, detected_step=step, baseline=0.0,
+            value=value,
+        )  # fmt: skip
+
+
 def sees_step_6() -> dict:
     """Options of a watch that sees an event at step 6."""
-
-    class Sees(sw.detectors.AbruptChange):
-        def update(self, step, value, context=None):
-            return None if step != 6 else sw.Event(
-                series="", direction="up", onset_step=step, detected_step=step, baseline=0.0,
-                value=value,
-            )  # fmt: skip
-
-    return {"proxy": None, "detectors": {"near_zero/initial_0.1": Sees()}}
+    return {"proxy": None, "detectors": {"near_zero/initial_0.1": SeesStep(6)}}

@@ -19,7 +19,9 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from contracts.trainers import SeesStep, Sentences, bert, loss_per_sentence, proxy, train
+from contracts.live_runs import loss_per_sentence, tiny_bert
+from contracts.trainers import Sentences, proxy, train
+from contracts.watched import SeesStep
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -49,7 +51,7 @@ def model() -> torch.nn.Module:
     Accelerate would put the two owners of its last bias into two groups, which FSDP2 refuses.
     """
     torch.manual_seed(0)
-    made = bert(
+    made = tiny_bert(
         tie_word_embeddings=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
     del made.cls.predictions.bias  # the decoder has one

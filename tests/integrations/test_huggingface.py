@@ -13,7 +13,9 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from contracts.trainers import SeesStep, Sentences, checkpoints, loss_per_sentence, proxy, train
+from contracts.live_runs import loss_per_sentence, sentences
+from contracts.trainers import checkpoints, proxy, train
+from contracts.watched import SeesStep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import sparsitywatch as sw
@@ -164,7 +166,7 @@ def natural_proxy(num_sentences: int = 16, **options) -> sw.Proxy:
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]")),
         pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
     )  # fmt: skip
-    held = [{"input_ids": Sentences(num_sentences, seed=1).labels[i]} for i in range(num_sentences)]
+    held = [{"input_ids": labels} for labels in sentences(1, num_sentences)["labels"]]
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
     loader = torch.utils.data.DataLoader(held, 8, shuffle=True, collate_fn=collate)
     return sw.Proxy(loader, masked_loss, **options)

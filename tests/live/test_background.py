@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.watched import Run, told
+from contracts.watched import Run, steps_of, told
 
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
@@ -27,7 +27,7 @@ def test_records_are_the_same_behind_and_in_front(tmp_path: Path, with_proxy: bo
             run.train(20)
         found.append(told(watcher.records))
         assert told(read_records(logdir / "sparsitywatch")) == found[-1]
-        assert [r.step for r in watcher.records] == list(range(1, 21))
+        assert steps_of(watcher.records) == list(range(1, 21))
     assert found[0] == found[1]
 
 
@@ -56,9 +56,9 @@ def test_training_goes_on_while_a_look_is_on_its_way() -> None:
         assert watcher.step_count == 5
         assert seen == []
         sink.go_on.set()
-        assert [r.step for r in watcher.records] == [1]
+        assert steps_of(watcher.records) == [1]
         run.train(1)
-    assert [r.step for r in watcher.records] == [1, 6]
+    assert steps_of(watcher.records) == [1, 6]
     assert seen == watcher.records
     assert watcher.records[1].cost.num_left_out == 4
     assert sink.thread.startswith("sparsitywatch")
@@ -69,7 +69,7 @@ def test_without_a_limit_a_due_look_waits_and_none_is_left_out() -> None:
     run = Run()
     with run.watch(None, every=1, proxy=None) as watcher:
         run.train(30)
-    assert [r.step for r in watcher.records] == list(range(1, 31))
+    assert steps_of(watcher.records) == list(range(1, 31))
     assert all(r.cost.num_left_out == 0 for r in watcher.records)
 
 
@@ -166,7 +166,7 @@ def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, bac
     costly.train(450)
     costly.watcher.close()
     records = costly.watcher.records
-    assert [r.step for r in records] == list(range(10, 451, 10))
+    assert steps_of(records) == list(range(10, 451, 10))
     assert all(r.valid and r.dormant is not None for r in records)
     evaluated = [r.step for r in records if r.curve is not None]
     assert evaluated[0] == 10
@@ -237,7 +237,7 @@ def test_an_alerted_watch_looks_closer_after_an_event(background: bool) -> None:
                 with torch.no_grad():
                     run.model[0].weight[:8] = 0.0
     (event,) = watcher.events
-    steps = [r.step for r in watcher.records]
+    steps = steps_of(watcher.records)
     assert set(range(5, 121, 5)) <= set(steps)
     # The first record after the change is suspicious, and a later one makes the event. How far
     # the training has gone meanwhile is another thread's matter; a further suspicion may follow.

@@ -206,7 +206,7 @@ def test_snapshots_like_the_last_ones_never_exceed_the_limit(limit, costs, step_
         while not budget.allows_weights():
             budget.clock += wait_s
             wait_s *= 1.1
-        budget.take(min(cost, budget.weights_cost_s))
+        budget.take(min(cost, budget.weights.next_s()))
         assert budget.overhead() <= limit + 1e-9
 
 

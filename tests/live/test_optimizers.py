@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contracts.watched import Run
+from contracts.watched import Run, steps_of
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
@@ -64,7 +64,7 @@ def test_a_watch_goes_on_with_the_optimizer_that_takes_the_place(
         run.optimizer = replace(run)
         run.train(75)
     assert watcher.step_count == 100
-    assert [r.step for r in watcher.records] == [10, 20, *range(40, 101, 10)]
+    assert steps_of(watcher.records) == [10, 20, *range(40, 101, 10)]
     assert sum(r.cost.num_left_out for r in watcher.records) == 1  # step 30
     told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     (message,) = [text for text in told if "optimizer" in text]
@@ -97,7 +97,7 @@ def test_an_optimizer_replaced_before_the_first_step_is_followed() -> None:
     with run.watch(None, every=10, proxy=None) as watcher:
         run.optimizer = new(run)
         run.train(40)
-    assert [r.step for r in watcher.records] == [10, 20, 30, 40]
+    assert steps_of(watcher.records) == [10, 20, 30, 40]
 
 
 def test_one_that_is_replaced_twice_is_followed_twice(caplog) -> None:
@@ -265,4 +265,4 @@ def test_a_compiled_step_is_counted_and_followed() -> None:
         run.optimizer = new(run)
         run.train(16)
     assert watcher.step_count == 20
-    assert [r.step for r in watcher.records] == [20]
+    assert steps_of(watcher.records) == [20]

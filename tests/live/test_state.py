@@ -163,8 +163,7 @@ def test_a_resumed_watch_knows_its_last_snapshot(tmp_path: Path) -> None:
     first.train(7)
     checkpoint = first.checkpoint(watcher)
     watcher.close()
-    second = Run()
-    second.restore(checkpoint)
+    second = Run.resumed(checkpoint)
     with second.watch(tmp_path) as resumed:
         resumed.load_state_dict(checkpoint["watch"])
         state = state_of(tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts.watched import Run, sees_step_6, told
+from contracts.watched import Run, sees_step_6, steps_of, told
 from tensorboard.backend.event_processing import event_accumulator
 
 import sparsitywatch as sw
@@ -29,7 +29,7 @@ def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
     run = Run()
     with run.watch(tmp_path) as watcher:
         run.train(10)
-    assert [r.step for r in watcher.records] == [3, 6, 9]
+    assert steps_of(watcher.records) == [3, 6, 9]
     assert watcher.step_count == 10
     assert told(read_records(tmp_path / "sparsitywatch")) == told(watcher.records)
     assert any((tmp_path / "sparsitywatch").glob("events.out.tfevents.*"))
@@ -118,7 +118,7 @@ def test_looking_now_gives_the_record_of_this_step_once() -> None:
         assert record.step == 2
         assert watcher.snapshot() is record
         run.train(1)
-        assert [r.step for r in watcher.records] == [0, 2, 3]
+        assert steps_of(watcher.records) == [0, 2, 3]
 
 
 def test_explicit_steps_replace_the_hook() -> None:
@@ -127,7 +127,7 @@ def test_explicit_steps_replace_the_hook() -> None:
         for _ in range(6):
             watcher.step()
             run.train(1)
-        assert [r.step for r in watcher.records] == [3, 6]
+        assert steps_of(watcher.records) == [3, 6]
         watcher.step(12)
         assert watcher.records[-1].step == 12
         assert watcher.step_count == 12
@@ -140,7 +140,7 @@ def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
         assert watcher.records == []
         for _ in range(4):
             watcher.step()
-    assert [r.step for r in watcher.records] == [2, 4]
+    assert steps_of(watcher.records) == [2, 4]
     record = watcher.records[0]
     assert all(math.isnan(x) for x in (record.decay_clock, record.lr_clock, record.lr))
     assert record.dormant is None
@@ -212,9 +212,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int, lost:
     first.train(stop)
     checkpoint = first.checkpoint(watcher_first)
     first.train(lost)  # steps after the checkpoint, then the process dies: no close
-    second = Run(seed=1)
-    second.restore(checkpoint)
-    second.inputs, second.targets = first.inputs, first.targets
+    second = Run.resumed(checkpoint, seed=1)
     with second.watch(tmp_path / "log") as resumed:
         resumed.load_state_dict(checkpoint["watch"])
         second.train(17 - stop)
@@ -228,11 +226,10 @@ def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path: P
     watcher = first.watch(tmp_path)
     first.train(7)
     checkpoint = first.checkpoint(watcher)
-    second = Run()
-    second.restore(checkpoint)
+    second = Run.resumed(checkpoint)
     with second.watch(tmp_path) as resumed:
         second.train(3)
-    assert [r.step for r in resumed.records] == [3, 6, 9]
+    assert steps_of(resumed.records) == [3, 6, 9]
     assert resumed._taker.context.initial_rms == watcher._taker.context.initial_rms
     last = resumed.records[-1]
     assert math.isnan(last.decay_clock)  # the clocks of step 7 were not saved
@@ -245,8 +242,7 @@ def test_without_saved_state_the_clocks_go_on_where_the_log_ends(tmp_path: Path)
     watcher = first.watch(tmp_path)
     first.train(6)
     checkpoint = first.checkpoint(watcher)
-    second = Run()
-    second.restore(checkpoint)
+    second = Run.resumed(checkpoint)
     with second.watch(tmp_path) as resumed:
         second.train(3)
     last = resumed.records[-1]
@@ -305,7 +301,7 @@ def test_an_empty_state_is_said_and_changes_nothing(tmp_path: Path, caplog) -> N
     with run.watch(tmp_path) as watcher:
         watcher.load_state_dict({})
         run.train(3)
-    assert [r.step for r in watcher.records] == [3]
+    assert steps_of(watcher.records) == [3]
     assert "the saved state is empty; going on from the log alone" in caplog.text
 
 
@@ -329,7 +325,7 @@ def test_a_log_that_cannot_be_gone_on_from_is_set_aside(
     with second.watch(tmp_path, initial_step=6, **options) as watcher:
         second.train(3)
     assert watcher.off == ""
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [9]
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [9]
     kept = tmp_path / "sparsitywatch-earlier-1" / "records.jsonl"
     assert kept.read_bytes().count(b"\n") == 2 + bool(damage)
     assert re.search(word, caplog.text)
@@ -345,15 +341,15 @@ def test_state_saves_as_weights_only(tmp_path: Path) -> None:
 
 
 def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
-    def sparse_run() -> tuple[Run, list]:
-        run, seen = Run(), []
-        return run, seen
+    run, seen = Run(), []
 
-    run, seen = sparse_run()
-    # of less than a hundred weights a few are near zero by chance
-    detectors = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
-    options = {"every": 1, "on_event": [seen.append], "proxy": None, "detectors": detectors}
-    watcher = run.watch(tmp_path, **options)
+    def watch(run: Run) -> sw.Watcher:
+        # of less than a hundred weights a few are near zero by chance
+        detectors = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
+        options = {"proxy": None, "detectors": detectors, "on_event": [seen.append]}
+        return run.watch(tmp_path, every=1, **options)
+
+    watcher = watch(run)
     for step in range(1, 41):
         run.train(1)
         if step == 20:
@@ -363,10 +359,8 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
     assert 19 <= seen[0].onset_step <= 22
     assert seen[0].layers == ("0.weight",)
     checkpoint = run.checkpoint(watcher)
-    again = Run()
-    again.restore(checkpoint)
-    options["detectors"] = {"near_zero/initial_0.1": sw.detectors.AbruptChange(min_effect=0.2)}
-    with again.watch(tmp_path, **options) as resumed:
+    again = Run.resumed(checkpoint)
+    with watch(again) as resumed:
         resumed.load_state_dict(checkpoint["watch"])
         again.train(10)
     assert len(seen) == 1
@@ -380,40 +374,27 @@ def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ({"scope": "nothing"}, sw.errors.ScopeError, "`scope` to be one of"),
-        (
-            {"scope": lambda n, p: False},
-            sw.errors.ScopeError,
-            "`scope` to select at least one weight",
-        ),
-        ({"every": 0}, sw.ConfigurationError, "`every` to be a whole number.*got 0"),
-        ({"levels": [0.5, 1.0]}, sw.ConfigurationError, r"`levels\[1\]`.*got 1\.0"),
-        ({"levels": []}, sw.ConfigurationError, "`levels` with at least one"),
-        ({"levels": 5}, sw.ConfigurationError, "`levels` to be sparsities.*got 5"),
-        ({"tolerance": -0.1}, sw.ConfigurationError, "`tolerance`.*got -0.1"),
-        ({"tolerance": float("nan")}, sw.ConfigurationError, "`tolerance`.*got nan"),
-        ({"tolerance_mode": "percent"}, sw.ConfigurationError, "mode.*got 'percent'"),
-        ({"near_zero": ["small"]}, sw.ConfigurationError, "`near_zero` rules.*got 'small'"),
-        ({"near_zero": []}, sw.ConfigurationError, "`near_zero` with at least one"),
-        ({"on_event": print}, sw.ConfigurationError, "`on_event` to be a sequence"),
-        (
-            {"initial_step": -1},
-            sw.ConfigurationError,
-            "`initial_step` to be a whole number >= 0, got -1",
-        ),
-        (
-            {"dormant_samples": -1},
-            sw.ConfigurationError,
-            "`dormant_samples` to be a whole number >= 0, got -1",
-        ),
+        ({"scope": "nothing"}, "`scope` to be one of"),
+        ({"scope": lambda n, p: False}, "`scope` to select at least one weight"),
+        ({"every": 0}, "`every` to be a whole number.*got 0"),
+        ({"levels": [0.5, 1.0]}, r"`levels\[1\]`.*got 1\.0"),
+        ({"levels": []}, "`levels` with at least one"),
+        ({"levels": 5}, "`levels` to be sparsities.*got 5"),
+        ({"tolerance": -0.1}, "`tolerance`.*got -0.1"),
+        ({"tolerance": float("nan")}, "`tolerance`.*got nan"),
+        ({"tolerance_mode": "percent"}, "mode.*got 'percent'"),
+        ({"near_zero": ["small"]}, "`near_zero` rules.*got 'small'"),
+        ({"near_zero": []}, "`near_zero` with at least one"),
+        ({"on_event": print}, "`on_event` to be a sequence"),
+        ({"initial_step": -1}, "`initial_step` to be a whole number >= 0, got -1"),
+        ({"dormant_samples": -1}, "`dormant_samples` to be a whole number >= 0, got -1"),
     ],
 )
-def test_mistakes_are_one_clear_error_and_nothing_is_written(
-    options, error, message, tmp_path
-) -> None:
+def test_mistakes_are_one_clear_error_and_nothing_is_written(options, message, tmp_path) -> None:
     run = Run()
+    error = sw.errors.ScopeError if "scope" in options else sw.ConfigurationError
     with pytest.raises(error, match=message):
         run.watch(tmp_path / "log", **options)
     assert not (tmp_path / "log").exists()
@@ -450,9 +431,9 @@ def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -
     run.train(3)
     second.close()
     assert "another one in this process has taken over" in first.off
-    assert [r.step for r in first.records] == [3]
-    assert [r.step for r in second.records] == [3, 6]
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
+    assert steps_of(first.records) == [3]
+    assert steps_of(second.records) == [3, 6]
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3, 6]
 
 
 # ------------------------------------------------------------------ one writer on a log
@@ -480,29 +461,27 @@ def test_a_later_watch_fences_off_a_snapshot_that_is_on_its_way(
     first = Run()
     late = first.watch(tmp_path, proxy=None)
     first.train(4)
-    assert [r.step for r in late.records] == [3]
+    assert steps_of(late.records) == [3]
     checkpoint = first.checkpoint(late)
     with monkeypatch.context() as patched:
         is_on_its_way, go_on = hold_up(patched)
         first.train(2)
         assert is_on_its_way.wait(60)
-    second = Run()
-    if is_resumed:
-        second.restore(checkpoint)
+    second = Run.resumed(checkpoint) if is_resumed else Run()
     with second.watch(tmp_path, proxy=None) as later:
         if is_resumed:
             later.load_state_dict(checkpoint["watch"])
         second.train(4)
         go_on.set()
-        assert [r.step for r in late.records] == [3]  # waits for the late one
+        assert steps_of(late.records) == [3]  # waits for the late one
         assert "another one in this process has taken over" in late.off
         assert "the snapshot at step 6 is dropped: another one in this process" in caplog.text
         first.train(3)
         second.train(3)
-        steps = [r.step for r in later.records]
+        steps = steps_of(later.records)
     first.train(3)  # also when nobody else writes any more
     assert steps == ([3, 6, 9] if is_resumed else [3, 6])
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == steps
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == steps
     late.close()
 
 
@@ -522,8 +501,7 @@ def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
     checkpoint = first.checkpoint(early)
     first.train(2)
     assert is_in.wait(60)
-    second = Run()
-    second.restore(checkpoint)
+    second = Run.resumed(checkpoint)
     timer = threading.Timer(0.2, go_on.set)
     timer.start()
     options = {"detectors": {"near_zero/initial_0.1": sw.detectors.AbruptChange()}}
@@ -532,8 +510,8 @@ def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
         assert go_on.is_set()
         second.train(2)
     timer.join()
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6]
-    assert [r.step for r in early.records] == [3, 6]  # it was whole before it was superseded
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3, 6]
+    assert steps_of(early.records) == [3, 6]  # it was whole before it was superseded
 
 
 def test_closing_the_watch_in_an_action_is_no_fault_of_the_training() -> None:
@@ -548,12 +526,12 @@ OTHER_PROCESS = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from contracts.watched import Run
+from contracts.watched import Run, steps_of
 run = Run()
 watcher = run.watch(Path(sys.argv[1]), proxy=None)
 for line in sys.stdin:
     run.train(int(line))
-    print([r.step for r in watcher.records], watcher.off, flush=True)
+    print(steps_of(watcher.records), watcher.off, flush=True)
 """
 
 
@@ -587,13 +565,13 @@ def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
         mistake.train(3)
         state = beside.state_dict()
     assert f"process {other.process.pid}" in caplog.text
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3]
+    assert steps_of(read_records(tmp_path / "sparsitywatch-2")) == [3]
     assert other.train(2) == "[3, 6]"
     again = Run()
     with again.watch(tmp_path, proxy=None) as beside:
         beside.load_state_dict(state)  # it knows where its log is
         again.train(3)
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch-2")] == [3, 6]
+    assert steps_of(read_records(tmp_path / "sparsitywatch-2")) == [3, 6]
     # the same run, taken up from its step 4 while the process before is dying
     resumed = Run()
     with resumed.watch(tmp_path, proxy=None, initial_step=4) as watcher:
@@ -601,9 +579,9 @@ def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
         steps, _, why = other.train(3).partition("] ")
         assert (steps, f"process {os.getpid()}" in why) == ("[3, 6", True)
         resumed.train(4)
-        assert [r.step for r in watcher.records] == [3, 6, 9]
+        assert steps_of(watcher.records) == [3, 6, 9]
     assert other.end() == 0
-    assert [r.step for r in read_records(tmp_path / "sparsitywatch")] == [3, 6, 9]
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3, 6, 9]
 
 
 KILLED = """
@@ -650,7 +628,7 @@ def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, 
         [sys.executable, "-c", script, str(tmp_path / "log"), place], timeout=90
     )
     assert killed.returncode == -signal.SIGKILL
-    assert [r.step for r in read_records(tmp_path / "log" / "sparsitywatch")] == [3, 6]
+    assert steps_of(read_records(tmp_path / "log" / "sparsitywatch")) == [3, 6]
     resumed = Run()
     with resumed.watch(tmp_path / "log", initial_step=6, **sees_step_6()):
         resumed.train(6)
