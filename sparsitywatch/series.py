@@ -160,7 +160,8 @@ SERIES = (
            "the weights that are dormant now.", _FINITE),
     Series("forecast/near_zero_in_1", "forecast.scalars", "fraction",
            "near-zero weights foreseen for one unit of the decay clock",
-           "The same for one unit of the decay clock.", _FINITE),
+           "Near-zero fraction (first rule) when the decay clock will have advanced by one unit, "
+           "from the weights that are dormant now.", _FINITE),
     Series("forecast/near_zero_in_1_low", "forecast.scalars", "fraction",
            "lower end of the forecast's band",
            "Lower end of its band, nominally of nine in ten.", _FINITE),
@@ -241,7 +242,8 @@ def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
         if name == row.name:
             return row
         if is_family and name.startswith(stem):
-            rest, label = name.removeprefix(stem), row.label
+            rest = name.removeprefix(stem)
+            label = row.label
             with contextlib.suppress(ValueError):  # a name that somebody else made up
                 label = label.replace("*%", f"{100.0 * float(rest):.0f} %")
             return replace(row, name=name, label=label.replace("*", rest))

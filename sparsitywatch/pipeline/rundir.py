@@ -21,8 +21,6 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError, LogTakenError, expect_path
 from sparsitywatch.sinks.jsonl import JsonlReader, read_manifest
 
-__all__ = ["Claim", "load", "place", "prepare"]
-
 try:
     import fcntl
 except ImportError:  # on Windows

@@ -136,7 +136,8 @@ def _draw_essential(axes: Any, run: Run) -> None:
     known = (r.essential_sparsity for r in run.records if r.essential_sparsity is not None)
     _draw_interval(axes, run, GREEN, f"{next(known).confidence:.0%} interval")
     steps, value = run.series("essential_sparsity/value")
-    missing, middles = np.isnan(value), (steps[1:] + steps[:-1]) / 2
+    missing = np.isnan(value)
+    middles = (steps[1:] + steps[:-1]) / 2
     if missing.any():
         edges = np.concatenate([steps[:1], np.repeat(middles, 2), steps[-1:]])
         axes.fill_between(
@@ -312,7 +313,8 @@ def _add_clock(axes: Any, run: Run) -> None:
     """The decay clock along the top, where there is one."""
     clock = np.array([record.decay_clock for record in run.records])
     known = np.isfinite(clock)
-    steps, clock = run.steps[known], np.maximum.accumulate(clock[known])
+    steps = run.steps[known]
+    clock = np.maximum.accumulate(clock[known])
     if not clock.size or clock[-1] <= clock[0]:
         return
     advance = clock[-1] - clock[0]
@@ -326,7 +328,8 @@ def _add_clock(axes: Any, run: Run) -> None:
 
 def _captions(run: Run) -> list[str]:
     """Every event in words, then what the marks and the numbers mean."""
-    last, lines = run.records[-1], []
+    last = run.records[-1]
+    lines = []
     for number, event in enumerate(run.events, start=1):
         told = f"({number}) {event.describe()}"
         lines += textwrap.wrap(told, 135, subsequent_indent="     ")

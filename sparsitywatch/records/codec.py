@@ -110,7 +110,8 @@ class _Reader:
 
 @functools.cache
 def _reader(hint: Any) -> _Reader:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         (some,) = (_reader(a) for a in arguments if a is not type(None))
         return _Reader(some.passing | {type(None)}, some.read)
@@ -170,7 +171,8 @@ def _read_mapping(item: _Reader) -> Callable[[Any], dict[str, Any]]:
 
 def _read_fields(cls: Any) -> Callable[[Any], Any]:
     """Of a dataclass; a field with a default may be missing."""
-    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(cls)
     readers = {item.name: _reader(hints[item.name]) for item in fields}
     missing = dataclasses.MISSING
     required = [f.name for f in fields if f.default is missing and f.default_factory is missing]

@@ -196,7 +196,8 @@ class Event:
             return _KIND_ADVICE[self.kind].format(before=before)
         first = self.before_step if self.before_step >= 0 else self.onset_step
         compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
-        room, way = self.series.partition("/")[0], self.direction
+        room = self.series.partition("/")[0]
+        way = self.direction
         keys = (f"{room} {way} {self.kind}", f"{self.series} {way}", f"{room} {way}")
         words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
         return words.format(compare=compare, decay=_DECAY[self.explained_by_decay])
@@ -252,7 +253,7 @@ def _some(names: Sequence[str], num: int) -> str:
     return ", ".join(map(shown_name, names[:3])) + more
 
 
-#: Weights that would be near zero only after so many times the steps so far are not seen to be.
+#: Weights that take this many times the steps so far to be near zero are not expected to be.
 _FAR = 10
 _CHANGES = {
     "scale": "the scale of the weights moved",

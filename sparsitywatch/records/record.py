@@ -91,7 +91,8 @@ class SparsityCurve:
             object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
 
     def __repr__(self) -> str:
-        low, high = min(self.sparsity), max(self.sparsity)
+        low = min(self.sparsity)
+        high = max(self.sparsity)
         better = "higher" if self.higher_is_better else "lower"
         return (
             f"<SparsityCurve of {len(self.sparsity)} points at sparsity {low:.3g} to {high:.3g}, "
@@ -211,7 +212,7 @@ class Movement:
     # Root mean square of the change that decoupled decay does not explain, over that of the weights
     # before; NaN if there was no earlier snapshot.
     update_to_weight: float
-    sign_flips: float  # fraction of the sampled weights that changed their sign; NaN likewise
+    sign_flips: float  # fraction of the sampled weights that changed their sign; NaN as above
     num_sampled: int  # size of the fixed random sample
     since_step: int  # step of the earlier snapshot; -1 if there was none
 
@@ -379,8 +380,8 @@ class Record:
             other one had it.
         decay_clock: sum of lr times weight decay over the steps so far, averaged over the
             in-scope weights; NaN if unknown.
-        lr_clock: sum of lr over the steps so far, likewise.
-        lr: learning rate at the snapshot, likewise.
+        lr_clock: sum of lr over the steps so far, averaged in the same way.
+        lr: learning rate at the snapshot, averaged in the same way.
         dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
         not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
@@ -466,7 +467,7 @@ class Record:
         """What a person should know beside the numbers, a sentence each.
 
         Args:
-            previous: the record before; what holds for it likewise is not said again.
+            previous: the record before; what holds for it, too, is not said again.
         """
         remarks = self._remarks()
         for kind in () if previous is None else previous._remarks():

@@ -46,7 +46,7 @@ class WatchState:
     step: int  # optimizer steps done when this was written; of a watch that is off, since when
     wall_time: float  # when it was written, seconds since the epoch
     last_step: int = -1  # the last snapshot; -1 if there is none
-    last_evaluated_step: int = -1  # the last one with an evaluation that succeeded; -1 likewise
+    last_evaluated_step: int = -1  # the last one whose evaluation succeeded; -1: none
     next_due_step: int = -1  # the first step after it at which one is due; -1 if that is not known
     num_failures: int = 0  # snapshots in a row that failed, up to the last one
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown

@@ -104,7 +104,8 @@ class JsonlSink(Sink):
             earlier = read_manifest(self._directory)
             if earlier is not None and run.initial_step > 0:
                 run = replace(run, initial_rms={**run.initial_rms, **earlier.initial_rms})
-            lost, superseded = first_lost_step(run), self._directory / "superseded.jsonl"
+            lost = first_lost_step(run)
+            superseded = self._directory / "superseded.jsonl"
             reader = JsonlReader(self._directory)
             records = reader._records.rewind(lost, superseded)
             reader._events.rewind(lost, superseded)
@@ -378,7 +379,8 @@ class _LayersFile:
 
 def _packed(step: int, columns: LayerColumns) -> np.ndarray:
     """All columns of N tensors, R rules and K levels as one structured value."""
-    num_tensors, num_rules = len(columns.names), len(columns.near_zero)
+    num_tensors = len(columns.names)
+    num_rules = len(columns.near_zero)
     near_zero = np.array(list(columns.near_zero.values()), np.float64)
     fields = {
         "step": np.array(step, np.int64),
@@ -398,7 +400,8 @@ def _read_record(layers: Path, data: Any) -> Record:
     """A record whose layers are read when they are asked for; its line says where they are."""
     if not isinstance(data, dict):
         return from_data(Record, data)  # says that it is no object
-    record, places = from_data(Record, {**data, "layers": []}), data.get("layers")
+    record = from_data(Record, {**data, "layers": []})
+    places = data.get("layers")
     if places is None:
         return record
     expected = {"names": [int] * 3, "numbers": [int] * 3}
@@ -406,7 +409,8 @@ def _read_record(layers: Path, data: Any) -> Record:
         raise StateError(
             f"Expected where its names and numbers are at Record.layers, got {places!r}."
         )
-    names, numbers = tuple(places["names"]), tuple(places["numbers"])
+    names = tuple(places["names"])
+    numbers = tuple(places["numbers"])
     read = functools.partial(_read_layers, layers, record.step, names, numbers)
     return replace(record, layers=Layers(read))
 
@@ -539,7 +543,8 @@ class _AppendLog(Generic[T]):
 
     def _goes_on(self, file: BinaryIO) -> bool:
         """Whether a file begins with what was read of it; it is then read up to there."""
-        left, checksum = self._end, 0
+        left = self._end
+        checksum = 0
         while left and (piece := file.read(min(left, 1 << 20))):
             checksum = zlib.crc32(piece, checksum)
             left -= len(piece)

@@ -56,7 +56,7 @@ from sparsitywatch.sinks.base import (
     local_directory,
 )
 
-#: Histograms are written with one record in so many.
+#: Histograms are written with every tenth record.
 _HISTOGRAMS_EVERY = 10
 
 
@@ -267,7 +267,8 @@ def _shown(record: Record) -> dict[str, float]:
     Essential sparsity has both ends of its interval: the chart with the band refuses all three
     lines if their steps differ. An end that is not known is NaN there.
     """
-    series, rules = record.series(), list(record.near_zero)
+    series = record.series()
+    rules = list(record.near_zero)
     if "essential_sparsity/value" in series:
         unknown = {"essential_sparsity/low": math.nan, "essential_sparsity/high": math.nan}
         series = unknown | series
@@ -343,7 +344,8 @@ def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]
         for one in own:
             np.add.at(counts, np.searchsorted(edges, np.round(one.edges[:-1], 9)), one.counts)
         first, last = np.flatnonzero(counts)[[0, -1]]
-        edges, counts = edges[first : last + 2], counts[first : last + 1]
+        edges = edges[first : last + 2]
+        counts = counts[first : last + 1]
         middles = (edges[:-1] + edges[1:]) / 2
         proto = summary_pb2.HistogramProto(
             min=edges[0],
@@ -421,6 +423,8 @@ def _text(tag: str, markdown: str) -> Any:
 
 def _explanation(provenance: Provenance) -> str:
     """What the charts mean, for somebody who sees them for the first time."""
+    leading = (describe(name.format(rule="initial_*")) for name in LEADING)
+    meanings = "\n".join(f"- **{row.label.partition(',')[0]}**: {row.sentence}" for row in leading)
     of_what = "times the dense value"
     if provenance.tolerance_mode != "relative":
         of_what = "in units of the value"
@@ -429,35 +433,23 @@ def _explanation(provenance: Provenance) -> str:
 ### How much of this model could be thrown away right now?
 
 At every snapshot the smallest in-scope weights are masked, more and more of them, and the same \
-held-out examples are evaluated each time. Training itself is not touched.
+held-out examples are evaluated each time. The tolerance is {provenance.tolerance:.3g} {of_what}. \
+Training itself is not touched. What matters most stands first, under `{FIRST}`, the rest under \
+`{LAST}`:
 
-- **essential sparsity**: the largest share of weights whose removal leaves the value within \
-the tolerance ({provenance.tolerance:.3g} {of_what}). The band is its confidence interval. It is \
-*zero-shot*, measured without retraining, and so usually lower than what pruning with fine-tuning \
-reaches. Its line begins where it means something.
-- **reliance**: the harm of removing *all* in-scope weights. It jumps when the model starts to \
-use them. Before that anything can be removed, which says nothing, and no essential sparsity is \
-shown.
-- **near-zero fraction**: the share of weights that are tiny, by several rules of what tiny is.
-- **dormant fraction**: the share of weights that only weight decay has moved since the last \
-snapshot: they got no gradient. It can rise long before near-zero counts do. What passes \
-*by chance* is drawn beside it.
-- **decay clock**: the sum of learning rate times weight decay. A weight without gradient shrinks \
-as exp(-clock), and becomes near-zero by decay alone.
-- **forecast**: the near-zero fraction to come, from the dormant weights and the clock.
-- **Histograms**: log10 of the magnitudes in all tensors of a kind; -3 means 0.001.
-- **Text**: `events` say what happened and what to do; `watch` how the watch is; `notes` what to \
-know beside the numbers, such as weights that are NaN; `scope` which parameters are watched, and \
-why.
+{meanings}
 
-What matters most stands first, under `0_sparsity`, the rest under `z_sparsity`. The tab \
-*Sparsity* has all of it on one page, with its events in the charts, and `sparsitywatch report` \
-makes a file of it.
+The band of essential sparsity is its confidence interval; it is usually lower than what pruning \
+with fine-tuning reaches. Reliance jumps when the model starts to use these weights: before that \
+anything can be removed, which says nothing, and no essential sparsity is shown. Dormant weights \
+can rise long before near-zero counts do. In histograms of log10 magnitudes -3 means 0.001.
+
+The tab *Sparsity* has all of it on one page, with its events in the charts, and `sparsitywatch \
+report` makes a file of it. All of it, and more, is in `records.jsonl` beside this run's event file.
 
 Numbers of different provenance cannot be compared. This run: scope `{provenance.scope_hash}`, \
 proxy `{proxy}`, pattern {_code(provenance.pattern)}, weights in {", ".join(provenance.dtypes)}, \
-sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}. \
-All of it, and more, is in `records.jsonl` beside this run's event file.
+sparsitywatch {provenance.sparsitywatch}, torch {provenance.torch}.
 """
 
 

@@ -415,7 +415,7 @@ def test_without_a_proxy_the_layout_promises_no_essential_sparsity(tmp_path: Pat
     tags = event_readers.scalars_of_accumulator(tmp_path)
     for patterns in charts_of(layout_of(tmp_path)):
         assert all(any(re.fullmatch(p, tag) for tag in tags) for p in patterns)
-    assert "no essential sparsity" in texts(tmp_path)["z_sparsity/about"][0][1]
+    assert "proxy `none: nothing is evaluated" in texts(tmp_path)["z_sparsity/about"][0][1]
 
 
 def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
