@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, MeasuredChange
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
+from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.pruning.patterns import Pattern, as_pattern
 from sparsitywatch.pruning.racing import Racing
 from sparsitywatch.pruning.sweeps import Grid, Sweep
@@ -48,9 +50,9 @@ class Settings:
             ``sweep`` choose.
         sweep: what chooses the levels, such as ``sw.sweeps.Bisection``. None: that is ``Racing()``,
             a grid on shares of the examples, and all of them where the tolerance is first crossed.
-        pattern: what a level means; by default "global", one magnitude threshold over all
-            tensors. A name ("global_normalised", "layerwise", "per_row", "random", "erk",
-            "wanda", "sparsegpt"), or an object such as ``KeepNM(2, 4)``.
+        pattern: which weights a level removes; by default "global", one magnitude threshold over
+            all tensors. An object such as ``sw.patterns.KeepNM(2, 4)``, or a name:
+            {names}
         controls: patterns that are measured beside it at the same levels, such as ("random",):
             what a criterion has to beat to mean something.
         tolerance: the epsilon of essential sparsity, a fraction.
@@ -93,24 +95,20 @@ class Settings:
         rules = near_zero_rules(self.near_zero)
         if not rules:
             raise ConfigurationError("Expected `near_zero` with at least one rule, got none.")
-        object.__setattr__(self, "rules", rules)
-        object.__setattr__(self, "near_zero", tuple(rules))
-        object.__setattr__(self, "pattern", as_pattern(self.pattern))
+        pattern = as_pattern(self.pattern)
         controls = listed("controls", self.controls, "a list of patterns such as ['random']")
-        object.__setattr__(
-            self, "controls", tuple(as_pattern(c, f"controls[{i}]") for i, c in enumerate(controls))
+        vars(self).update(  # frozen
+            pattern=pattern,
+            controls=tuple(as_pattern(c, f"controls[{i}]") for i, c in enumerate(controls)),
+            near_zero=tuple(rules),
+            rules=rules,
+            effective_sweep=_effective_sweep(self.levels, self.sweep, pattern),
         )
-        sweep = _effective_sweep(self.levels, self.sweep, self.pattern)
-        object.__setattr__(self, "effective_sweep", sweep)
 
     def __repr__(self) -> str:
-        usual = Settings()
-        changed = [
-            f"{name}={getattr(self, name)!r:.60}"
-            for name in sorted(self.names())
-            if repr(getattr(self, name)) != repr(getattr(usual, name))  # an array is not compared
-        ]
-        return f"Settings({', '.join(changed)})"
+        usual, own = vars(Settings()), vars(self)
+        names = [n for n in sorted(self.names()) if repr(own[n]) != repr(usual[n])]
+        return f"Settings({', '.join(f'{name}={own[name]!r:.60}' for name in names)})"
 
     def mode(self, *, higher_is_better: bool) -> str:
         """The tolerance mode that applies to a value of this direction."""
@@ -120,19 +118,18 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | None, **changes: Unpack[SettingsFields]) -> Settings:
-        """``settings`` with some fields changed.
-
-        Args:
-            settings: None for the defaults.
-            changes: fields that differ.
+        """``settings`` (None: the defaults) with some fields changed.
 
         Raises:
             ConfigurationError: a value cannot be used; the field is named.
-            TypeError: there is no such field.
+            TypeError: there is no such field; says which one is like it.
         """
         is_settings = settings is None or isinstance(settings, cls)
         expect(is_settings, "settings", "a sw.Settings or None", settings)
-        cls.check_names(changes)
+        for name in changes.keys() - cls.names():
+            like = difflib.get_close_matches(name, cls.names(), 1)
+            hint = f" Did you mean {like[0]!r}?" if like else ""
+            raise TypeError(f"got an unexpected keyword argument {name!r}.{hint}")
         return cls(**changes) if settings is None else replace(settings, **changes)  # type: ignore[arg-type]
 
     @classmethod
@@ -140,23 +137,11 @@ class Settings:
         """Names of the fields that can be set."""
         return frozenset(one.name for one in fields(cls) if one.init)
 
-    @classmethod
-    def check_names(cls, given: Iterable[str], also: Iterable[str] = ()) -> None:
-        """Refuse an argument that is no field, as Python refuses one that a function lacks.
 
-        Args:
-            given: names of arguments.
-            also: those that are known beside the fields.
-
-        Raises:
-            TypeError: one is not known; says which one is like it.
-        """
-        known = cls.names() | set(also)
-        for name in given:
-            if name not in known:
-                like = difflib.get_close_matches(name, known, 1)
-                hint = f" Did you mean {like[0]!r}?" if like else ""
-                raise TypeError(f"got an unexpected keyword argument {name!r}.{hint}")
+_NAMES = ", ".join(f'"{name}"' for name in PATTERNS)
+Settings.__doc__ = (Settings.__doc__ or "").replace(
+    "{names}", textwrap.fill(f"{_NAMES}.", 84, subsequent_indent=" " * 12)
+)
 
 
 def default_detectors(settings: Settings) -> Mapping[str, Detector]:
@@ -183,14 +168,12 @@ def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern) -> Sweep:
                 f"{', '.join(f'{level:g}' for level in only)} only, got {given!r}."
             )
         return Grid(tuple(only))
-    if sweep is not None:
-        chosen: Sweep = sweep
+    if levels is None:
+        chosen: Sweep = Racing() if sweep is None else sweep
         return chosen
     if isinstance(levels, Sweep):
         raise ConfigurationError(
             f"Expected `levels` to be sparsities in [0, 1), got {levels!r}. A sweep is given as "
             "`sweep`."
         )
-    if levels is None:
-        return Racing()
     return Grid(tuple(listed("levels", levels, "a list of sparsities in [0, 1)")))

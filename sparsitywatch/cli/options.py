@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.pruning import PATTERNS
 
 if TYPE_CHECKING:  # torch takes a second to import
     from torch import nn
@@ -90,8 +91,8 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
         help="sparsities to evaluate, such as 0.5,0.9 (default: ten, and finer ones where the "
         "tolerance is first crossed)")  # fmt: skip
     add("--pattern", metavar="NAME",
-        help="what a level means: global, global_normalised, layerwise, per_row, random, erk, "
-        "wanda, sparsegpt, or keep_2_of_4 (default: global)")  # fmt: skip
+        help="which weights a level removes (default: global): "
+        + "; ".join(f"{name}: {words}" for name, (*_, words) in PATTERNS.items()))  # fmt: skip
     add("--controls", metavar="NAME", action="append",
         help="a pattern that is measured beside it at the same levels, such as random; may be "
         "repeated")  # fmt: skip

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError, expect_mapping
+from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
 __all__ = [
-    "PATTERNS",
     "Cut",
     "GlobalMagnitude",
     "GlobalNormalised",
@@ -309,45 +309,23 @@ def _by_layer(
 
 # ------------------------------------------------------------------ by name
 
-#: Every pattern that has a name, and the module that it is in: loaded where it is used.
-PATTERNS: Mapping[str, tuple[str, str]] = {
-    "global": ("patterns", "GlobalMagnitude"),
-    "global_normalised": ("patterns", "GlobalNormalised"),
-    "layerwise": ("patterns", "Layerwise"),
-    "per_row": ("selections", "PerRow"),
-    "random": ("selections", "Random"),
-    "erk": ("selections", "RandomERK"),
-    "wanda": ("criteria", "Wanda"),
-    "sparsegpt": ("criteria", "SparseGPT"),
-}
-
 
 def as_pattern(pattern: str | Pattern | None, argument: str = "pattern") -> Pattern:
-    """A pattern by its name or as it is; None is "global".
-
-    Args:
-        pattern: the name, or an object.
-        argument: what it was given as, for the error.
-
-    Raises:
-        ConfigurationError: there is none of that name, or it is no pattern.
-
-    >>> as_pattern("global")
-    GlobalMagnitude(name='global')
-    """
+    """A pattern by its name or as it is; None is "global". ``argument`` is for the error."""
     if pattern is None or isinstance(pattern, str):
         name = "global" if pattern is None else pattern
-        groups = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
-        place = ("n_of_m", "KeepNM") if groups else PATTERNS.get(name)
-        if place is not None:
-            module = importlib.import_module(f"sparsitywatch.pruning.{place[0]}")
-            made: Pattern = getattr(module, place[1])(*map(int, groups.groups() if groups else ()))
+        numbers = re.fullmatch(r"keep_(\d+)_of_(\d+)", name)
+        name = "keep_2_of_4" if numbers else name
+        if name in PATTERNS:
+            place, kind, _ = PATTERNS[name]
+            module = importlib.import_module(f"sparsitywatch.pruning.{place}")
+            made: Pattern = getattr(module, kind)(*map(int, numbers.groups() if numbers else ()))
             return made
     elif isinstance(pattern, Pattern):
         return pattern
     raise ConfigurationError(
-        f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, 'keep_2_of_4', or "
-        f"a pattern such as sw.patterns.Wanda(), got {pattern!r:.80}."
+        f"Expected `{argument}` to be one of {', '.join(map(repr, PATTERNS))}, or a "
+        f"pattern such as sw.patterns.Wanda(), got {pattern!r:.80}."
     )
 
 

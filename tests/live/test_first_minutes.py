@@ -15,7 +15,9 @@ from contracts import fake_run
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.patterns import PATTERNS, as_pattern
+from sparsitywatch.cli import main
+from sparsitywatch.pruning import PATTERNS
+from sparsitywatch.pruning.patterns import as_pattern
 from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
 from sparsitywatch.shown import html_table
 from sparsitywatch.verification import Difference
@@ -71,7 +73,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),
         "jsonl": sw.sinks.JsonlSink(folder), "tensorboard": sw.sinks.TensorBoardSink(folder),
         "loaded": sw.Run(watcher.records, [event], name="x" * 900 + "\x1b[2J"),
-        **{name: as_pattern(name) for name in (*PATTERNS, "keep_2_of_4")},
+        **{name: as_pattern(name) for name in PATTERNS},
         "finetuned": sw.FinetunedCurve(numbers, numbers, seeds=(0,), by_seed=(numbers,)),
         "similarity": sw.mask_similarity({"w": torch.ones(3)}, {"w": torch.ones(3)}),
         "point": sw.sweeps.Point(1 / 3, 1 / 3, 1 / 3, 1 / 3, 7),
@@ -130,6 +132,19 @@ def test_a_table_for_a_notebook_is_escaped() -> None:
 
 
 # ------------------------------------------------------------------ patterns by name
+
+
+def test_the_settings_the_help_and_the_manual_say_what_each_pattern_removes(capsys) -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "patterns.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["measure", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name, (_, kind, words) in PATTERNS.items():
+        assert f'"{name}"' in sw.Settings.__doc__
+        assert f"{name}: {words}" in told
+        (row,) = (line for line in manual.splitlines() if line.startswith(f"| `{name}`"))
+        assert f"`sw.patterns.{kind}" in row
+        assert f"| {words.replace('|', chr(92) + '|')}" in row
 
 
 def test_every_pattern_has_a_name_and_a_public_class(tmp_path: Path) -> None:
