@@ -118,7 +118,7 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | None, **changes: Unpack[SettingsFields]) -> Settings:
-        """``settings`` (None: the defaults) with some fields changed.
+        """``settings`` (None: the defaults) with ``changes`` of some fields.
 
         Raises:
             ConfigurationError: a value cannot be used; the field is named.
