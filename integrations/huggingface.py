@@ -34,8 +34,8 @@ from sparsitywatch.live.watch import watch
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.settings import Settings
-from sparsitywatch.shown import shown_error
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -137,7 +137,7 @@ class SparsityWatchCallback(TrainerCallback):
                 "the last snapshot are lost. The watch goes on from the log, or begins a new one "
                 "if numbers could not be compared with those in it.",
                 saved,
-                shown_error(error),
+                redacted_error(error),
             )
 
         with contain_faults(say, strict=self._is_strict):

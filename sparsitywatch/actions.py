@@ -30,7 +30,7 @@ from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole
 from sparsitywatch.records import SCHEMA_VERSION, Event, to_json
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 
 __all__ = [
     "Action", "SaveCheckpoint", "SaveNow", "StopTraining", "Webhook", "log_event", "pauses",
@@ -195,7 +195,7 @@ class Webhook(Action):
             is_final = error.code < 500 and error.code not in _WORTH_A_RETRY
             return f"HTTP {error.code} {error.reason}", is_final
         except (OSError, HTTPException) as error:
-            return shown_error(error), False
+            return redacted_error(error), False
         return "", True
 
 

@@ -15,7 +15,7 @@
     └── MissingExtraError (also ImportError)   an optional dependency is not installed
 
 Every message says what was expected, what came, where, and what to do. Logins, signatures and
-control characters are left out of it (``shown.py``), whoever wrote it.
+control characters are left out of it (``redact.py``), whoever wrote it.
 
 Once a watch is attached, its faults end in ``contain_faults``:
 
@@ -46,7 +46,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
-from sparsitywatch.shown import shown_text
+from sparsitywatch.redact import redacted
 
 __all__ = [
     "CheckpointError",
@@ -67,7 +67,7 @@ class SparsityWatchError(Exception):
     """Base of everything this library raises on purpose."""
 
     def __init__(self, *args: object) -> None:
-        super().__init__(*(shown_text(arg) if isinstance(arg, str) else arg for arg in args))
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigurationError(SparsityWatchError, ValueError):

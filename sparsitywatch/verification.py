@@ -25,8 +25,8 @@ from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pruning.model_copy import plain_state
 from sparsitywatch.pruning.proxy import preserve_rng
 from sparsitywatch.records import Record
+from sparsitywatch.redact import printable
 from sparsitywatch.settings import Settings
-from sparsitywatch.shown import shown_name
 from sparsitywatch.weights.layout import clean_name
 
 __all__ = ["Difference", "Trace", "Training", "Verification", "verify"]
@@ -167,7 +167,7 @@ class Difference:
 
     def __str__(self) -> str:
         when = f"at step {self.first_step}" if self.first_step else "before the first step"
-        return f"{shown_name(self.name)}: {self.detail}, first {when}"
+        return f"{printable(self.name)}: {self.detail}, first {when}"
 
 
 def trace(

@@ -14,8 +14,8 @@ import numpy as np
 from sparsitywatch.analysis.verdict import Standing, Verdict, standing, verdict
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
+from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_name
 
 __all__ = ["Run"]
 
@@ -150,7 +150,7 @@ class Run:
             ConfigurationError: there is no such series; those of the run are named.
         """
         if name not in self.names and not describe(name).source:
-            known = ", ".join(map(shown_name, self.names)) or "none yet"
+            known = ", ".join(map(printable, self.names)) or "none yet"
             raise ConfigurationError(
                 f"Expected the name of a series, got {name!r}. Those of run {self.name!r}: {known}."
             )
@@ -203,7 +203,7 @@ class Run:
         return tuple(dict.fromkeys(name for names in every for name in names))
 
     def __repr__(self) -> str:
-        return f"<Run {shown_name(self.name)[:80]}>"
+        return f"<Run {printable(self.name)[:80]}>"
 
     def _repr_html_(self) -> str:
         return html_of(f"Run {self.name}", self.records, self.events)

@@ -33,7 +33,7 @@ from sparsitywatch.errors import (
     IncompleteCheckpointError,
     ScopeError,
 )
-from sparsitywatch.shown import shown_url
+from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
@@ -441,7 +441,7 @@ def _without_duplicates(
             resolved[best.url] = replace(best, state="refused", reason=reason)
         for one in others:
             taken = "is refused for it" if reason else "is taken"
-            words = f"{shown_url(best.url)} is of step {one.step} as well and {taken}."
+            words = f"{redacted_url(best.url)} is of step {one.step} as well and {taken}."
             resolved[one.url] = replace(one, state="duplicate", reason=words)
     return [resolved.get(one.url, one) for one in ordered]
 
@@ -452,7 +452,7 @@ def _unlike(
     are_same: Callable[[str, str], bool],
 ) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
-    shown = shown_url(best.url)
+    shown = redacted_url(best.url)
     try:
         other = next((one for one in others if not are_same(best.url, one.url)), None)
     except CheckpointError as error:
@@ -461,8 +461,8 @@ def _unlike(
         return ""
     return (
         f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
-        f"{shown_url(other.url)} as well, and they do not hold the same weights: they may be parts "
-        "of a model, or one of them is something else. Name those that you mean, or give "
+        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
+        "parts of a model, or one of them is something else. Name those that you mean, or give "
         "`--duplicates first` (duplicates='first') to take the first."
     )
 
@@ -570,7 +570,7 @@ def describe(
             )
         )
     return Description(
-        url=shown_url(listed.url),
+        url=redacted_url(listed.url),
         format=listed.format,
         step=listed.step,
         step_from=step_source(listed),

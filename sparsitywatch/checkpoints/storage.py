@@ -18,7 +18,7 @@ from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
-from sparsitywatch.shown import shown_error, shown_url
+from sparsitywatch.redact import redacted_error, redacted_url
 
 #: Longest range fetched at once from a remote storage, in bytes: bounds the extra memory.
 _MAX_FETCH_BYTES = 64 * 2**20
@@ -28,7 +28,7 @@ _MAX_NAME = 4096
 
 def one_line(error: BaseException) -> str:
     """The kind and the first words of another library's error."""
-    return shown_error(error)[:240]
+    return redacted_error(error)[:240]
 
 
 # ------------------------------------------------------------------ what goes wrong
@@ -338,7 +338,7 @@ class Location:
         self.fs = fs
         self.path = path.rstrip("/") or path
         self.url = url
-        self.shown = shown_url(url)
+        self.shown = redacted_url(url)
         self.opened: dict[str, Source] = {}
 
     @classmethod
@@ -351,7 +351,7 @@ class Location:
             fs, path = fsspec.core.url_to_fs(text, **(storage_options or {}))
         except (ImportError, ValueError) as error:
             raise CheckpointError(
-                f"Cannot read {shown_url(text)}: expected a URL that fsspec can open "
+                f"Cannot read {redacted_url(text)}: expected a URL that fsspec can open "
                 f"({one_line(error)}). Install what it names, such as pip install "
                 "'sparsitywatch[s3]' or 'sparsitywatch[hub]', or correct the URL."
             ) from error

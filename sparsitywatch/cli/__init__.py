@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from sparsitywatch.cli import compare, inspect, measure, pages, replay, summary
 from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
-from sparsitywatch.shown import shown_text
+from sparsitywatch.redact import redacted
 
 __all__ = ["main"]
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader has seen enough (`| head`); keep the interpreter from flushing again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (SparsityWatchError, OSError) as error:
-        print(f"sparsitywatch: {shown_text(str(error))}", file=sys.stderr)
+        print(f"sparsitywatch: {redacted(str(error))}", file=sys.stderr)
         return 2
     return status
 

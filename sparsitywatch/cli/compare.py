@@ -16,7 +16,7 @@ from sparsitywatch.cli.pages import save
 from sparsitywatch.cli.summary import align, read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Event, to_json
-from sparsitywatch.shown import shown_text
+from sparsitywatch.redact import redacted
 
 
 def add_to(commands: Any) -> None:
@@ -38,7 +38,7 @@ def _run(arguments: argparse.Namespace) -> None:
     require_comparable(runs, weights_only=weights_only)
     digests = [digest(run, weights_only=weights_only) for run in runs]
     # that a run is quiet says nothing where its watch did not see to the end
-    troubles = [shown_text(f"{one.name}: {one.trouble}.") for one in digests if one.trouble]
+    troubles = [redacted(f"{one.name}: {one.trouble}.") for one in digests if one.trouble]
     notes = [*troubles, *(_notes(runs) if weights_only else ())]
     if arguments.output is not None:
         # drawing takes a second to import

@@ -11,7 +11,7 @@ from sparsitywatch.cli.options import add_checkpoint_options, settings_of, stora
 from sparsitywatch.cli.summary import align, count
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.records import to_json
-from sparsitywatch.shown import shown_name, shown_url
+from sparsitywatch.redact import printable, redacted_url
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.discovery import (
@@ -60,7 +60,7 @@ def _list(found: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
         shown = [
             {
                 **asdict(replace(one, entries=())),
-                "url": shown_url(one.url),
+                "url": redacted_url(one.url),
                 "step_from": step_source(one),
             }
             for one in found
@@ -74,13 +74,13 @@ def _list(found: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
         header = ("step", "from", "format", "state", "checkpoint")
         rows = [
             ("-" if one.step is None else str(one.step), step_source(one) or "-", one.format or "-",
-             one.state, shown_url(one.url))
+             one.state, redacted_url(one.url))
             for one in found
         ]  # fmt: skip
         print(f"{count(len(found), 'checkpoint')}: {kinds}\n")
         print("\n".join(align([header, *rows], right={0})))
         for reason in (one.reason for one in found if one.reason):
-            print(f"\n{shown_name(reason)}")
+            print(f"\n{printable(reason)}")
     is_readable = all(one.state in ("complete", "duplicate") for one in found)
     return 0 if is_readable else _NOT_ALL_READABLE
 

@@ -17,8 +17,8 @@ from sparsitywatch.cli.options import (
 from sparsitywatch.cli.summary import align
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.records import to_json
+from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_name
 
 if TYPE_CHECKING:
     from sparsitywatch.records import Record
@@ -77,12 +77,12 @@ def _page(record: Record) -> list[str]:
         ),
     ]
     if record.reason:
-        lines.append(f"invalid: {shown_name(record.reason)}")
+        lines.append(f"invalid: {printable(record.reason)}")
     if estimate is not None:
         lines.append(
-            f"essential sparsity by {shown_name(record.provenance.pattern)}, zero-shot: "
+            f"essential sparsity by {printable(record.provenance.pattern)}, zero-shot: "
             f"{estimate.describe()}, tolerance {estimate.tolerance:g} {estimate.mode}"
-            f"{f' ({shown_name(estimate.reason)})' if estimate.reason else ''}"
+            f"{f' ({printable(estimate.reason)})' if estimate.reason else ''}"
         )
     return [*lines, *_table(record)]
 
@@ -94,7 +94,7 @@ def _table(record: Record) -> list[str]:
         return []
     sign = -1.0 if curve.higher_is_better else 1.0
     header = ["removed", "value", "harm", "+-"]
-    header += [f"harm by {shown_name(name)}" for name in record.controls]
+    header += [f"harm by {printable(name)}" for name in record.controls]
     by_level = {
         name: dict(zip(control.level or (), control.value, strict=True))
         for name, control in record.controls.items()

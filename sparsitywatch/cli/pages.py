@@ -14,7 +14,7 @@ from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.cli.summary import read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
-from sparsitywatch.shown import shown_text
+from sparsitywatch.redact import redacted
 
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
@@ -57,7 +57,7 @@ def _plot(arguments: argparse.Namespace) -> None:
 
     run = read(arguments.logdir)
     trouble = run.standing.trouble
-    title = "Sparsity during training" + (f"; {shown_text(trouble)}" if trouble else "")
+    title = "Sparsity during training" + (f"; {redacted(trouble)}" if trouble else "")
     save(overview_figure(run, title=title), arguments.output)
     print(arguments.output)
 
@@ -174,5 +174,5 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps(told))
     else:
         lines = [f"{verdict.level}: {verdict.headline}", verdict.action, "; ".join(watch)]
-        print("\n".join(shown_text(line) for line in lines if line))
+        print("\n".join(redacted(line) for line in lines if line))
     return LEVELS.index(verdict.level)

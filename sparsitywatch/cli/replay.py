@@ -26,7 +26,7 @@ from sparsitywatch.cli.summary import count
 from sparsitywatch.errors import ConfigurationError, MeasurementError
 from sparsitywatch.progress import Progress
 from sparsitywatch.records import Event, Record, to_json
-from sparsitywatch.shown import shown_name, shown_url
+from sparsitywatch.redact import printable, redacted_url
 
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.offline.driver import Replayed
@@ -184,13 +184,13 @@ class TextReporter:
         self._print(event.describe(), sys.stdout)
 
     def failure(self, failure: Failure) -> None:
-        self._print(shown_name(failure.reason), sys.stderr)
+        self._print(printable(failure.reason), sys.stderr)
 
     def progress(self, done: int, total: int) -> None:
         self._progress.show(done, total)
 
     def waiting(self, reason: str) -> None:
-        self._print(shown_name(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
+        self._print(printable(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
 
     def interrupted(self) -> None:
         self._print("Interrupted; the same command goes on from here.", sys.stderr)
@@ -200,7 +200,7 @@ class TextReporter:
 
     def end(self, replayed: Replayed) -> None:
         for one in replayed.left_out:
-            print(shown_name(one.reason), file=sys.stderr)
+            print(printable(one.reason), file=sys.stderr)
         records, failures = replayed.records, replayed.failures
         earlier = len(records) - replayed.num_snapshots
         words = [
@@ -263,4 +263,4 @@ class JsonReporter:
 
 
 def _fields(failure: Failure) -> dict[str, Any]:
-    return {**asdict(failure), "url": shown_url(failure.url)}
+    return {**asdict(failure), "url": redacted_url(failure.url)}

@@ -15,7 +15,7 @@ from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.records import LedgerEntry, ledger_in_short, to_json
-from sparsitywatch.shown import shown_name, shown_text
+from sparsitywatch.redact import printable, redacted
 
 #: Of a run that has begun, in the order in which their times say when.
 _FILES = ("records.jsonl", "run.json")
@@ -56,7 +56,7 @@ def _table(summary: Digest) -> list[str]:
     tensors = count(summary.scope.num_tensors, "tensor")
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
-        *map(shown_text, summary.standing),
+        *map(redacted, summary.standing),
         f"{snapshots} at steps {steps}, {summary.num_invalid} invalid; {stall}",
         f"{weights} in {tensors}; pattern {pattern}, {evaluation}",
         "",
@@ -134,7 +134,7 @@ def count(number: int, noun: str) -> str:
 
 def align(rows: Sequence[tuple[str, ...]], right: set[int]) -> list[str]:
     """Lines with the cells below each other; the columns in ``right`` end together."""
-    columns = [[shown_name(cell) for cell in column] for column in zip(*rows, strict=True)]
+    columns = [[printable(cell) for cell in column] for column in zip(*rows, strict=True)]
     for index, column in enumerate(columns):
         width = max(map(len, column))
         pad = str.rjust if index in right else str.ljust

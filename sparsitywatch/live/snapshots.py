@@ -19,7 +19,7 @@ from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.records import Detail, Event, Record, Vital
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -203,7 +203,7 @@ class SnapshotTaker:
         def failed(error: Exception) -> Examined:
             reraise_foreign(error, strict=self.context.strict)
             _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
-            return self.context.examiner.failed(shown_error(error))
+            return self.context.examiner.failed(redacted_error(error))
 
         try:
             finish = self._trace.examine(step, every)
@@ -227,7 +227,7 @@ class SnapshotTaker:
             self._model.restore()  # done before, unless a signal came at that very moment
             reraise_foreign(error, strict=context.strict)
             _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
-            return failed_record(step, shown_error(error), context), Detail()
+            return failed_record(step, redacted_error(error), context), Detail()
 
         def measured() -> tuple[Record, Detail]:
             try:

@@ -37,8 +37,8 @@ from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import Event, Record
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
-from sparsitywatch.shown import shown_error
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -226,7 +226,7 @@ def _readers(
     try:
         of_all = ShardedReader.of(every, ranks)
     except (ScopeError, MeasurementError) as error:  # of one out of scope
-        return reader, WHOLE_MODEL, shown_error(error)
+        return reader, WHOLE_MODEL, redacted_error(error)
     return reader, WHOLE_MODEL if of_all.holds == "replicas" else of_all, ""
 
 

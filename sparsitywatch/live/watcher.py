@@ -33,7 +33,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.records import Event, Record, WatchState, html_of
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 
 __all__ = ["Watcher"]
 
@@ -194,7 +194,7 @@ class Watcher:
         return self._pipeline.records[-1] if is_taken else self._failed(self._off)
 
     def _failed(self, reason: str) -> Record:
-        error = shown_error(RuntimeError(reason))
+        error = redacted_error(RuntimeError(reason))
         return failed_record(self.step_count, error, self._taker.context)
 
     @property
@@ -256,7 +256,7 @@ class Watcher:
             self._restore(*before)
             reraise_foreign(error)
             raise StateError(
-                f"Expected what state_dict gave, got a state that raised {shown_error(error)}."
+                f"Expected what state_dict gave, got a state that raised {redacted_error(error)}."
             ) from error
         self._pending = state["pipeline"]
         if self._ranks.is_alone:  # else with the first step, which every rank takes
@@ -512,7 +512,7 @@ class Watcher:
         except BaseException as error:  # sorted by reraise_foreign
             reraise_foreign(error, strict=self._strict)
             _logger.exception("sparsitywatch: unexpected error")
-            self._switch_off(shown_error(error))
+            self._switch_off(redacted_error(error))
         finally:
             self._budget.leave()
 

@@ -27,7 +27,7 @@ from sparsitywatch.pipeline.measure import Context, Measured, failed_record, wit
 from sparsitywatch.pipeline.pipeline import History, Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Detail, Event, Record, RunInfo, html_of
-from sparsitywatch.shown import shown_url
+from sparsitywatch.redact import redacted_url
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.clock import OptimizerReading
@@ -340,7 +340,7 @@ class Replayer:
         for one in gone:
             if one.step not in self._done:
                 reason = "it was removed before it could be read"
-                reason = f"Cannot read {shown_url(one.url)}: {reason}."
+                reason = f"Cannot read {redacted_url(one.url)}: {reason}."
                 self._fail(Failure(one.url, one.step, reason))
 
     def _refuse_late(self, pending: Sequence[PendingCheckpoint]) -> None:
@@ -382,13 +382,13 @@ def _failure(one: PendingCheckpoint) -> Failure:
     reason = one.reason
     if one.measured is not None:
         cause = " ".join(one.measured.record.reason.split())
-        reason = f"Cannot evaluate {shown_url(one.url)}: {cause}"
+        reason = f"Cannot evaluate {redacted_url(one.url)}: {cause}"
     return Failure(one.url, one.step, reason)
 
 
 def _too_late(one: PendingCheckpoint) -> Failure:
     reason = (
-        f"Left out {shown_url(one.url)}: expected checkpoints in the order of their steps, but "
+        f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their steps, but "
         f"step {one.step} came after later ones had been measured. Replay once more, while they "
         "are all there, to take it in."
     )

@@ -26,8 +26,8 @@ from sparsitywatch.errors import CheckpointError, ConfigurationError, Incomplete
 from sparsitywatch.pipeline.measure import Context, Measured, measure_snapshot
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings
-from sparsitywatch.shown import shown_url
 from sparsitywatch.vital import unread
 from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.scope import Scope
@@ -109,7 +109,7 @@ def measure(plan: Plan, one: PendingCheckpoint) -> PendingCheckpoint:
     except Exception as error:
         if plan.strict:
             raise
-        return replace(one, reason=f"Cannot replay {shown_url(one.url)}: {one_line(error)}.")
+        return replace(one, reason=f"Cannot replay {redacted_url(one.url)}: {one_line(error)}.")
 
 
 def sample_of(plan: Plan, one: PendingCheckpoint) -> Mapping[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, is_number
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
@@ -115,7 +115,7 @@ def _value(name: str, function: Callable[[int], float], step: int) -> float:
     except Exception as error:  # whatever a user's function raises
         raise ConfigurationError(
             f"Expected `{name}` to be a number for every step, but `{name}({step})` raised "
-            f"{shown_error(error)}."
+            f"{redacted_error(error)}."
         ) from error
     if not is_number(value) or not 0.0 <= value < math.inf:
         raise ConfigurationError(

@@ -32,8 +32,8 @@ from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
+from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
-from sparsitywatch.shown import shown_url
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
 from sparsitywatch.sinks.tensorboard import TensorBoardSink
@@ -186,7 +186,7 @@ def replay(
         rates=rates,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
-        replayed_from=tuple(shown_url(url) for url in places),
+        replayed_from=tuple(redacted_url(url) for url in places),
         on_failure=on_failure,
         on_progress=on_progress,
         on_waiting=on_waiting,

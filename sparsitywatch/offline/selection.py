@@ -14,7 +14,7 @@ from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import expect, expect_number
 from sparsitywatch.offline.jobs import PendingCheckpoint
 from sparsitywatch.offline.rates import Rates
-from sparsitywatch.shown import shown_name, shown_url
+from sparsitywatch.redact import printable, redacted_url
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Failure:
     reason: str
 
     def __repr__(self) -> str:
-        return f"<Failure at step {self.step}: {shown_name(self.reason)[:150]}>"
+        return f"<Failure at step {self.step}: {printable(self.reason)[:150]}>"
 
 
 class Selection(NamedTuple):
@@ -55,7 +55,7 @@ def select(listed: Sequence[ListedCheckpoint]) -> Selection:
             left_out.append(Failure(one.url, one.step, one.reason))
         elif one.step is None and one.state == "complete":
             reason = (
-                f"Left out {shown_url(one.url)}: expected a step in its contents or its name, "
+                f"Left out {redacted_url(one.url)}: expected a step in its contents or its name, "
                 "found none. Name it as in checkpoint-500."
             )
             left_out.append(Failure(one.url, None, reason))
@@ -93,7 +93,7 @@ class Listing:
         # its latest checkpoint has all of them
         if logged is not None and complete and (complete[-1].step or 0) > logged.last_step:
             url = complete[-1].url
-            self.rates.learn(learning_rates(url, self.storage_options), shown_url(url))
+            self.rates.learn(learning_rates(url, self.storage_options), redacted_url(url))
         return select(listed)
 
 
@@ -144,7 +144,7 @@ class Waiting:
             if part_of(one.url) is None or self._waited_s(one, "others") >= unfinished_s:
                 return one
             words = "others of its step may still be written"
-            reason = f"Cannot read {shown_url(one.url)} yet: {words}."
+            reason = f"Cannot read {redacted_url(one.url)} yet: {words}."
             return replace(one, reason=reason, is_incomplete=True)
         if not one.is_incomplete:
             # what seems damaged may be half-written: it is believed when it stays so

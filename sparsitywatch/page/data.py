@@ -22,8 +22,8 @@ from sparsitywatch.page.facts import facts_of, snapshots_taken, watch_line
 from sparsitywatch.page.tensors import chosen, magnitudes, maps
 from sparsitywatch.records import Event, Record, WatchState
 from sparsitywatch.records.run import __version__
+from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_name, shown_text
 
 #: Of more snapshots some are left out; the log has all.
 MAX_SNAPSHOTS = 2000
@@ -51,7 +51,7 @@ def page_data(run: Run) -> dict[str, Any]:
     first_rule = next(iter(run.rules), "")
     return {
         "version": __version__,
-        "name": shown_name(run.name),
+        "name": printable(run.name),
         "verdict": vars(verdict),
         "standing": list(run.standing.sentences),
         "state": _state(None if run.info is None else run.info.state),
@@ -72,7 +72,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "about": {name: _about(name) for name in run.names},
         "events": [_event(number, event) for number, event in enumerate(run.events, start=1)],
         "curves": _curves(run, kept),
-        "tensors": [shown_name(name) for name in run.tensors],
+        "tensors": [printable(name) for name in run.tensors],
         "facts": facts_of(run),
     }
 
@@ -139,8 +139,8 @@ def _event(number: int, event: Event) -> dict[str, Any]:
         "series": event.series,
         "title": event.headline,
         "when": event.when,
-        "where": [shown_name(name) for name in event.layers],
-        "why": [*event.causes, *([shown_text(event.reason)] if event.reason else [])],
+        "where": [printable(name) for name in event.layers],
+        "why": [*event.causes, *([redacted(event.reason)] if event.reason else [])],
         "also": event.sequel,
         "do": event.advice,
         "trend": event.trend,

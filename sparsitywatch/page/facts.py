@@ -11,7 +11,7 @@ from typing import Any
 from sparsitywatch.analysis.digest import digest
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.records import Provenance, Record, ledger_in_short
-from sparsitywatch.shown import shown_name, shown_text
+from sparsitywatch.redact import printable, redacted
 
 #: Longer lists are for `sparsitywatch scope` and for a program.
 _MAX_LEDGER, _MAX_FAILED = 1500, 200
@@ -47,7 +47,7 @@ WORDS = (
 def facts_of(run: Run) -> dict[str, Any]:
     """Everything at the foot of the page, as JSON."""
     failed = [
-        [record.step, shown_text(record.reason) or "no reason given"]
+        [record.step, redacted(record.reason) or "no reason given"]
         for record in run.records
         if not record.valid
     ]
@@ -59,16 +59,16 @@ def facts_of(run: Run) -> dict[str, Any]:
         "scope": ledger_in_short(ledger) if ledger else "",
         "ledger": [
             [
-                shown_name(entry.name),
+                printable(entry.name),
                 "in" if entry.in_scope else "out",
                 " × ".join(map(str, entry.shape)) or "scalar",
                 entry.num_weights,
-                shown_text(entry.why),
+                redacted(entry.why),
             ]
             for entry in ledger[:_MAX_LEDGER]
         ],
         "num_ledger": len(ledger),
-        "replayed_from": [shown_text(place) for place in run.replayed_from],
+        "replayed_from": [redacted(place) for place in run.replayed_from],
         "provenance": _provenances(run.records),
         "costs": _costs(run) if run.records else [],
         "words": [list(pair) for pair in WORDS],
@@ -169,7 +169,7 @@ def _provenance(provenance: Provenance, records: Sequence[Record]) -> list[Fact]
     if any(record.dormant is not None and record.dormant.estimated for record in records):
         remark = "weight decay and updates were not known, and were read off the weights"
         rows.append(("dormant weights", "estimated", remark))
-    return [(name, shown_text(value), shown_text(remark)) for name, value, remark in rows]
+    return [(name, redacted(value), redacted(remark)) for name, value, remark in rows]
 
 
 # ------------------------------------------------------------------ what it cost

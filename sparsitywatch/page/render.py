@@ -25,7 +25,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.overview import overview_svg
 from sparsitywatch.pipeline import rundir
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 
 __all__ = ["load", "render"]
 
@@ -170,4 +170,4 @@ def _text(text: str) -> str:
 def xml_text(text: str) -> str:
     """Text that XML takes, no browser warns of and that moves no other; the rest is escaped."""
     is_odd = {c: c not in "\t\n\r" and unicodedata.category(c) in _NOT_ALLOWED for c in text}
-    return "".join(shown_name(c) if is_odd[c] else c for c in text)
+    return "".join(printable(c) if is_odd[c] else c for c in text)

@@ -30,7 +30,7 @@ from sparsitywatch.errors import ConfigurationError, SparsityWatchError
 from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.page.render import as_json, asset, tab_module
 from sparsitywatch.pipeline.rundir import load
-from sparsitywatch.shown import shown_name, shown_text
+from sparsitywatch.redact import printable, redacted
 
 _FILES = ("records.jsonl", "events.jsonl", "run.json")
 #: A walk over a large directory is not repeated sooner than this.
@@ -81,7 +81,7 @@ class _Log:
     def _current(self) -> Run:
         stamp = _stamp(self._place)
         if self._read is None:
-            run = load(self._place, name=shown_name(self._name))
+            run = load(self._place, name=printable(self._name))
         else:
             before, run = self._read
             if before == stamp and run.standing.trouble == _trouble(run):
@@ -198,10 +198,10 @@ def _app(kind: str, answer: Callable[[str], bytes]) -> App:
         try:
             body, status, content = answer(name), "200 OK", kind
         except KeyError:
-            text = f"there is no run {shown_name(name)!r}"
+            text = f"there is no run {printable(name)!r}"
             body, status, content = _packed(text.encode()), "404 Not Found", "text/plain"
         except (SparsityWatchError, OSError) as error:
-            text = shown_text(str(error))
+            text = redacted(str(error))
             body, status, content = _packed(text.encode()), "409 Conflict", "text/plain"
         headers = [
             ("Content-Type", f"{content}; charset=utf-8"),

@@ -31,8 +31,8 @@ from sparsitywatch.records import (
     SparsityCurve,
 )
 from sparsitywatch.records.run import __version__
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.settings import Settings, SettingsFields
-from sparsitywatch.shown import shown_error
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
@@ -348,7 +348,7 @@ def _evaluated(
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=context.strict)
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
-        return None, {}, shown_error(error)
+        return None, {}, redacted_error(error)
     return result, controls, ""
 
 

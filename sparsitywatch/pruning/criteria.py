@@ -17,7 +17,7 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, MeasurementError, expect_number, expect_whole
 from sparsitywatch.pruning.patterns import Cut, Inputs, Pattern, Weights
 from sparsitywatch.pruning.selections import from_output_rows, row_cuts, smallest, to_output_rows
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
@@ -77,7 +77,7 @@ def inputs_of(
         for name, layer in _layers(model, names).items():
             if _axis(layer) is None or (isinstance(layer, nn.Conv2d) and layer.groups > 1):
                 raise MeasurementError(
-                    f"Expected {shown_name(name)!r} to be the weight of a linear layer or of an "
+                    f"Expected {printable(name)!r} to be the weight of a linear layer or of an "
                     f"nn.Conv2d without groups, got one of {type(layer).__name__}. Leave it out of "
                     "`scope`, or choose a pattern that does not ask for inputs."
                 )
@@ -90,7 +90,7 @@ def inputs_of(
     missing = [name for name, count in num.items() if count == 0]
     if missing:
         raise MeasurementError(
-            f"Expected inputs of every in-scope layer, got none of {shown_name(missing[0])!r}"
+            f"Expected inputs of every in-scope layer, got none of {printable(missing[0])!r}"
             f"{f' and {len(missing) - 1} others' if len(missing) > 1 else ''}: the value function "
             "does not call these modules. Leave them out of `scope`."
         )

@@ -33,7 +33,7 @@ from sparsitywatch.pruning.sweeps import Allowed, Sweep
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded, local_of
@@ -538,7 +538,7 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ProxyError(
-                f"Expected a model whose parameters are all there, but {shown_name(name)!r} is "
+                f"Expected a model whose parameters are all there, but {printable(name)!r} is "
                 "made by the first forward. Run one forward before attaching."
             )
     try:

@@ -35,7 +35,7 @@ from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, preserve_rng
 from sparsitywatch.pruning.sweeps import check_levels
 from sparsitywatch.records import SparsityCurve
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -248,7 +248,7 @@ def _check_held(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
         if parameter is None or bool(((parameter != 0) & mask.to(parameter.device)).any()):
             came = "it is gone" if parameter is None else "some are not"
             raise MeasurementError(
-                f"Expected the removed weights of {shown_name(name)!r} to be zero after `train`, "
+                f"Expected the removed weights of {printable(name)!r} to be zero after `train`, "
                 f"but {came}. Train the parameters of the model that was given, with an optimizer "
                 "of torch.optim."
             )

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 
 #: Larger tensors and arrays that are no buffers (a data set, say) are shared.
@@ -552,7 +552,7 @@ def name_in(model: nn.Module, thing: Any) -> str:
         for held in (module._parameters, module._buffers, vars(module)):
             for name, value in held.items():
                 if value is thing:
-                    return shown_name(clean_name(f"{path}.{name}" if path else name))
+                    return printable(clean_name(f"{path}.{name}" if path else name))
     return f"a {type(thing).__name__} that the model uses"
 
 

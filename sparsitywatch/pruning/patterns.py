@@ -22,7 +22,7 @@ import torch
 
 from sparsitywatch.errors import ConfigurationError, expect_mapping
 from sparsitywatch.pruning import PATTERNS
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
@@ -392,7 +392,7 @@ def mask_similarity(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]
     for name, first in a.items():
         if first.shape != b[name].shape:
             raise ConfigurationError(
-                f"Expected masks of the same shape of {shown_name(name)!r}, got "
+                f"Expected masks of the same shape of {printable(name)!r}, got "
                 f"{tuple(first.shape)} and {tuple(b[name].shape)}."
             )
         kept = [mask if mask.dtype is torch.bool else mask != 0 for mask in (first, b[name])]

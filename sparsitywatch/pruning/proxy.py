@@ -24,7 +24,7 @@ from torch import nn
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.ranks.protocol import ALONE, Ranks
-from sparsitywatch.shown import shown_error, shown_name
+from sparsitywatch.redact import printable, redacted_error
 
 __all__ = [
     "ExampleSubset",
@@ -163,7 +163,7 @@ class Proxy:
         if len(set(kinds)) > 1:
             raise ProxyError(
                 "Expected a proxy of the same value on every rank, got "
-                f"{', '.join(sorted({shown_name(name) for name, _ in kinds}))}."
+                f"{', '.join(sorted({printable(name) for name, _ in kinds}))}."
             )
         other = copy.copy(self)
         other.ranks, other._subsets = ranks, {}
@@ -217,7 +217,7 @@ class Proxy:
         except Exception as error:  # whatever a damaged file makes torch raise
             raise ProxyError(
                 f"Expected the batches that a proxy kept in {str(file)!r}, got "
-                f"{shown_error(error)}."
+                f"{redacted_error(error)}."
             ) from error
 
     def with_leaves(self, leaves: Sequence[Sequence[Any]]) -> Proxy:
@@ -239,7 +239,7 @@ class Proxy:
         return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def __repr__(self) -> str:
-        return f"<Proxy {shown_name(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
+        return f"<Proxy {printable(self.name)[:80]}: {self.num_batches} batches, {self.hash}>"
 
     @property
     def num_batches(self) -> int:

@@ -22,7 +22,7 @@ from torch import distributed, nn
 from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
 from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
 from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.scope import named_parameters
 from sparsitywatch.weights.sharded import fsdp_modules, is_sharded
 
@@ -123,7 +123,7 @@ class RankGroup(Ranks):
 
     def _fail(self, error: Exception | None, *, is_memory: bool) -> None:
         """Fail on every rank; on others than the one that failed, by its words."""
-        said = self.gather("" if error is None else shown_error(error))
+        said = self.gather("" if error is None else redacted_error(error))
         if error is not None:
             raise error
         text = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(said) if text)
@@ -202,7 +202,7 @@ class RankGroup(Ranks):
         try:
             yield
         except (RuntimeError, ValueError) as error:  # a rank has gone, or does not answer in time
-            self._lose(shown_error(error))
+            self._lose(redacted_error(error))
 
     # ------------------------------------------------------------------ who watches
 

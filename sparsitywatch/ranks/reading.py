@@ -20,7 +20,7 @@ from sparsitywatch.errors import ScopeError
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.ranks.shards import EVERYTHING, ShardBox, Shards
 from sparsitywatch.records import Replicas
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import (
@@ -159,7 +159,7 @@ class ShardedReader:
                 held = self._shards.held[name]
                 if tensor.numel() != held.num_weights:
                     raise ScopeError(
-                        f"Expected this rank to hold {held.shape} of {shown_name(name)!r} as at "
+                        f"Expected this rank to hold {held.shape} of {printable(name)!r} as at "
                         f"attach, got {tuple(tensor.shape)}. Attach a new watch after sharding "
                         "the model."
                     )

@@ -18,7 +18,7 @@ import torch
 
 from sparsitywatch.errors import ScopeError
 from sparsitywatch.ranks.protocol import Ranks
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 from sparsitywatch.weights.sharded import FlatShard, is_sharded
 
 
@@ -47,7 +47,7 @@ class ShardBox:
         placements: Any = tensor.placements  # type: ignore[attr-defined]
         if any(placement.is_partial() for placement in placements):
             raise ScopeError(
-                f"Expected each rank to hold weights of {shown_name(name)!r}, got summands of them "
+                f"Expected each rank to hold weights of {printable(name)!r}, got summands of them "
                 f"({', '.join(map(str, placements))}). Leave it out of `scope`."
             )
         from torch.distributed.tensor import _utils
@@ -128,7 +128,7 @@ class Shards:
             if counted[name] != math.prod(box.whole):
                 raise ScopeError(
                     f"Expected the ranks to hold the {math.prod(box.whole):,} weights of "
-                    f"{shown_name(name)!r} between them, got {counted[name]:,}. If each rank "
+                    f"{printable(name)!r} between them, got {counted[name]:,}. If each rank "
                     "trains a model of its own, or a stage of a pipeline, watch its checkpoints "
                     "instead: `sparsitywatch replay <folder> --follow`."
                 )
@@ -143,7 +143,7 @@ class Shards:
             box = ShardBox.of(name, parameters[name])
             if box != held:
                 raise ScopeError(
-                    f"Expected this rank to hold {held.shape} of {shown_name(name)!r} "
+                    f"Expected this rank to hold {held.shape} of {printable(name)!r} "
                     f"from {held.offset} on as at attach, got {box.shape} from "
                     f"{box.offset} on. Attach a new watch after sharding the model."
                 )

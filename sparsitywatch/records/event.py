@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sparsitywatch.records.vital import VITAL_KINDS
+from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
-from sparsitywatch.shown import shown_name
 
 _NAN = float("nan")
 _DORMANT = "motion/dormant"
@@ -95,7 +95,7 @@ class Event:
 
     def __repr__(self) -> str:
         return (
-            f"<Event in {shown_name(self.series)[:60]}: {self.direction}, {self.baseline:.4g} to "
+            f"<Event in {printable(self.series)[:60]}: {self.direction}, {self.baseline:.4g} to "
             f"{self.value:.4g}, began at step {self.onset_step}, seen at step {self.detected_step}>"
         )
 
@@ -142,7 +142,7 @@ class Event:
         verb += {"abrupt": " abruptly", "steady": " steadily"}.get(self.kind, "")
         if self.kind == "steady" and self.baseline > 0.0:
             verb += f" to {self.value / self.baseline:.2f} times their floor,"
-        subject = shown_name(series.subject)
+        subject = printable(series.subject)
         if math.isnan(self.baseline) and math.isnan(self.value):
             return f"{subject} {verb}"
         return f"{subject} {verb} from {series.shown(self.baseline)} to {series.shown(self.value)}"
@@ -177,12 +177,12 @@ class Event:
         """What else saw it, what announced it, and what came of it, a few words each."""
         known = []
         if self.related:
-            labels = [shown_name(describe(name).label) for name in self.related]
+            labels = [printable(describe(name).label) for name in self.related]
             parted = [label.partition(", ") for label in labels]
             others = [what + (f" ({rule})" if rule else "") for what, _, rule in parted]
             known.append(f"seen in {', '.join(others)} too")
         if self.preceded_by:
-            series, _, step = map(shown_name, self.preceded_by.partition("@"))
+            series, _, step = map(printable, self.preceded_by.partition("@"))
             known.append(f"announced by {describe(series).label} at step {step}")
         if self.reverted_step >= 0:
             known.append(f"back by half at step {self.reverted_step:,}")
@@ -250,7 +250,7 @@ def latest_versions(events: Iterable[Event]) -> list[Event]:
 def _some(names: Sequence[str], num: int) -> str:
     """The first three of ``num`` names."""
     more = f" and {num - 3:,} more" if num > 3 else ""
-    return ", ".join(map(shown_name, names[:3])) + more
+    return ", ".join(map(printable, names[:3])) + more
 
 
 #: Weights that take this many times the steps so far to be near zero are not expected to be.

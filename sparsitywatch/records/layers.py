@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class LayerShare:
     dormant: float = math.nan
 
     def __repr__(self) -> str:
-        return f"<LayerShare of {shown_name(self.name)[:80]}, {self.num_weights:,} weights>"
+        return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

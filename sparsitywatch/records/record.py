@@ -11,8 +11,8 @@ from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
 from sparsitywatch.records.event import Event
 from sparsitywatch.records.layers import LayerShare
 from sparsitywatch.records.vital import Vital
+from sparsitywatch.redact import html_table, printable
 from sparsitywatch.series import SERIES, describe
-from sparsitywatch.shown import html_table, shown_name
 
 #: Version of the JSON form. Raised when a field changes its name or its sense, or disappears.
 SCHEMA_VERSION = 1
@@ -445,7 +445,7 @@ class Record:
         return [
             (f"near zero ({rule})" if rule else "near zero", f"{fraction:.3g}"),
             ("essential sparsity", essential),
-            ("valid", "yes" if self.valid else f"no: {shown_name(self.reason)[:80]}"),
+            ("valid", "yes" if self.valid else f"no: {printable(self.reason)[:80]}"),
         ]
 
     @property

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import numpy as np
 
 from sparsitywatch.records.record import Provenance
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 
 #: Of the package, from its installed metadata; every run says which one wrote it.
 __version__ = version("sparsitywatch")
@@ -34,7 +34,7 @@ class LedgerEntry:
 
     def __repr__(self) -> str:
         verdict = "in" if self.in_scope else "out of"
-        return f"<LedgerEntry {shown_name(self.name)[:80]}: {verdict} scope, {self.reason[:60]}>"
+        return f"<LedgerEntry {printable(self.name)[:80]}: {verdict} scope, {self.reason[:60]}>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 
 __all__ = ["VITAL_KINDS", "Finding", "Vital"]
 
@@ -45,7 +45,7 @@ class Finding:
     since_step: int = -1
 
     def __repr__(self) -> str:
-        names = ", ".join(map(shown_name, self.tensors[:3]))
+        names = ", ".join(map(printable, self.tensors[:3]))
         return (
             f"<Finding of {self.num} tensors {VITAL_KINDS.get(self.kind, self.kind)}: {names[:80]}>"
         )

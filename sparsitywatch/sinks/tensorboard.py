@@ -46,8 +46,8 @@ from sparsitywatch.records import (
     WatchState,
     ledger_in_short,
 )
+from sparsitywatch.redact import printable
 from sparsitywatch.series import Series, describe
-from sparsitywatch.shown import shown_name
 from sparsitywatch.sinks.base import (
     AppendingFile,
     Sink,
@@ -356,7 +356,7 @@ def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]
             bucket_limit=edges[1:].tolist(),
             bucket=counts.tolist(),
         )
-        tag = f"{_MAGNITUDES}/{shown_name(kind)}"
+        tag = f"{_MAGNITUDES}/{printable(kind)}"
         values.append(_Value(tag=tag, histo=proto, metadata=_HISTOGRAM))
     return values
 
@@ -457,7 +457,7 @@ def scope_table(ledger: Sequence[LedgerEntry]) -> str:
     """Every parameter, in or out of scope, and why."""
     rows = []
     for entry in ledger:
-        why = _prose(shown_name(entry.reason))
+        why = _prose(printable(entry.reason))
         if entry.aliases:
             why += f"; the same as {', '.join(map(_code, entry.aliases))}"
         rows.append(
@@ -475,7 +475,7 @@ _MARK = re.compile(r"[\\`*\[\]|<&]|(?<!\w)_|_(?!\w)")
 
 def _code(name: str) -> str:
     """A name of whatever characters as a piece of code in Markdown, also in a table."""
-    name = shown_name(name)
+    name = printable(name)
     return f"<code>{_prose(name)}</code>" if re.search(r"[\\`|<&]", name) else f"`{name}`"
 
 

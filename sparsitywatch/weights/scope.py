@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
-from sparsitywatch.shown import shown_error
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 from sparsitywatch.weights.sharded import Modules, flat_parameters, is_sharded, modules_of
 
@@ -330,7 +330,7 @@ def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
         except Exception as error:
             raise ScopeError(
                 "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
-                f"{shown_error(error)} for {names[0]!r}."
+                f"{redacted_error(error)} for {names[0]!r}."
             ) from error
         return is_chosen, "chosen by the filter" if is_chosen else "refused by the filter"
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsitywatch.shown import shown_name
+from sparsitywatch.redact import printable
 
 #: Those of a model by their paths, a shared one by each.
 Modules = Sequence[tuple[str, nn.Module]]
@@ -87,7 +87,7 @@ def why_not_whole(modules: Modules, *, are_parts_read: bool = False) -> str:
     for name, what, is_known in _parts(modules):
         if not (are_parts_read and is_known):
             return (
-                f"{shown_name(name)} is {what}. What one process holds is then not the model, and "
+                f"{printable(name)} is {what}. What one process holds is then not the model, and "
                 "running it needs every process. Watch the checkpoints instead: `sparsitywatch "
                 "replay <folder> --follow` reads sharded ones."
             )

@@ -19,7 +19,7 @@ from sparsitywatch.cli import main
 from sparsitywatch.pruning import PATTERNS
 from sparsitywatch.pruning.patterns import as_pattern
 from sparsitywatch.records import DecayProjection, Event, Forecast, MaskOverlap
-from sparsitywatch.shown import html_table
+from sparsitywatch.redact import html_table
 from sparsitywatch.verification import Difference
 from sparsitywatch.weights.scope import Scope
 

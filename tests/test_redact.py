@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparsitywatch.errors import CheckpointError, ConfigurationError
-from sparsitywatch.shown import shown_name, shown_text, shown_url
+from sparsitywatch.redact import printable, redacted, redacted_url
 
 SECRET = "s3cr3tS3CR3Ts3cr3t"
 
@@ -39,8 +39,8 @@ SECRET = "s3cr3tS3CR3Ts3cr3t"
     ],
 )
 def test_a_url_is_printed_without_its_secrets(url: str, printed: str) -> None:
-    assert shown_url(url.format(SECRET)) == printed
-    assert SECRET not in shown_text(f"403 for {url.format(SECRET)}: permission denied.")
+    assert redacted_url(url.format(SECRET)) == printed
+    assert SECRET not in redacted(f"403 for {url.format(SECRET)}: permission denied.")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_url_is_printed_without_its_secrets(url: str, printed: str) -> None:
     ],
 )
 def test_an_ordinary_url_is_printed_as_it_is(url: str) -> None:
-    assert shown_url(url) == url
+    assert redacted_url(url) == url
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_ordinary_url_is_printed_as_it_is(url: str) -> None:
     ],
 )
 def test_the_text_of_another_library_is_printed_without_secrets(text: str) -> None:
-    assert SECRET not in shown_text(text)
+    assert SECRET not in redacted(text)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_the_text_of_another_library_is_printed_without_secrets(text: str) -> No
     ],
 )
 def test_an_ordinary_text_is_printed_as_it_is(text: str) -> None:
-    assert shown_text(text) == text
+    assert redacted(text) == text
 
 
 @given(st.text())
 @example("a\x1b]0;title\x07\x9b31m\r\n\t\x7f")
 @example("\u202egnirts\u2066\u200b\ufeff\ud800\u2028")
 def test_no_name_is_printed_with_a_character_that_a_terminal_obeys(name: str) -> None:
-    shown = shown_name(name)
+    shown = printable(name)
     assert shown.isprintable()
-    assert shown_name(shown) == shown
+    assert printable(shown) == shown
     if name.isprintable():
         assert shown == name
 
@@ -107,10 +107,10 @@ def test_no_name_is_printed_with_a_character_that_a_terminal_obeys(name: str) ->
     st.text() | st.from_regex(r"([a-z0-9]+://|::|[a-z:@/?#=. \x1b\n\[\]]){1,12}", fullmatch=True)
 )
 def test_what_is_printed_once_may_be_printed_again(text: str) -> None:
-    assert shown_url(text).isprintable()
-    assert shown_text(text).replace("\n", "").replace("\t", "").isprintable()
-    assert shown_url(shown_url(text)) == shown_url(text)
-    assert shown_text(shown_text(text)) == shown_text(text)
+    assert redacted_url(text).isprintable()
+    assert redacted(text).replace("\n", "").replace("\t", "").isprintable()
+    assert redacted_url(redacted_url(text)) == redacted_url(text)
+    assert redacted(redacted(text)) == redacted(text)
 
 
 _WORD = st.text(alphabet="abcXYZ019-._~!$", min_size=1, max_size=8)
@@ -124,8 +124,8 @@ _WORD = st.text(alphabet="abcXYZ019-._~!$", min_size=1, max_size=8)
 )
 def test_no_login_and_no_query_survives(protocol: str, secret: str, path: str, link: str) -> None:
     url = f"{link}{protocol}://user:{secret}@host/{path}?sig={secret}&x={secret}"
-    assert shown_url(url) == f"{link}{protocol}://host/{path}?..."
-    assert SECRET not in shown_text(f"Cannot read {url}, tensor 'a': OSError: {url!r}")
+    assert redacted_url(url) == f"{link}{protocol}://host/{path}?..."
+    assert SECRET not in redacted(f"Cannot read {url}, tensor 'a': OSError: {url!r}")
 
 
 def test_an_error_of_this_library_tells_no_secret_and_moves_no_cursor() -> None:
