@@ -47,38 +47,37 @@ class Page:
         return [record["step"] for record in self.records]
 
 
-_OF_THE_OPTIMIZER = ("motion/decay_clock", "motion/lr")
+#: Where a record has a series.
+_PATHS = {
+    "motion/dormant": ("dormant", "fraction"),
+    "motion/dormant_by_chance": ("dormant", "chance"),
+    "motion/update_to_weight": ("movement", "update_to_weight"),
+    "motion/sign_flips": ("movement", "sign_flips"),
+    "motion/mask_overlap_0.5": ("masks", "overlap", 0),
+    "motion/mask_overlap_0.9": ("masks", "overlap", -1),
+    "motion/decay_clock": ("decay_clock",),
+    "motion/lr": ("lr",),
+    "value/reliance": ("reliance",),
+}
 
 
 def _value(record: dict, name: str) -> float:
     room, _, rest = name.partition("/")
-    is_fraction = name.startswith(("near_zero/", "motion/")) and name not in _OF_THE_OPTIMIZER
-    if is_fraction and max(record["num_nan"], 0) + max(record["num_inf"], 0) > 0:
+    is_of_weights = room in ("near_zero", "motion") and len(_PATHS.get(name, (0, 0))) > 1
+    if is_of_weights and max(record["num_nan"], 0) + max(record["num_inf"], 0) > 0:
         return math.nan
-    curve = record["curve"] or {"sparsity": [], "value": []}
-    at = dict(zip(curve["sparsity"], curve["value"], strict=True))
-    estimate = record["essential_sparsity"]
+    curve, estimate = record["curve"], record["essential_sparsity"]
     if room == "essential_sparsity":
         value = estimate[rest] if estimate and estimate["informative"] else None
+    elif room == "near_zero":
+        value = record["near_zero"].get(rest)
+    elif name in ("value/dense", "value/all_removed"):
+        ends = dict(zip(curve["sparsity"], curve["value"], strict=True)) if curve else {}
+        value = ends.get(0.0 if rest == "dense" else 1.0)
     else:
-        value = {
-            "near_zero": lambda: record["near_zero"].get(rest),
-            "motion/dormant": lambda: (record["dormant"] or {}).get("fraction"),
-            "motion/dormant_by_chance": lambda: (record["dormant"] or {}).get("chance"),
-            "motion/update_to_weight": lambda: (record["movement"] or {}).get("update_to_weight"),
-            "motion/sign_flips": lambda: (record["movement"] or {}).get("sign_flips"),
-            "motion/mask_overlap_0.5": lambda: (record["masks"] or {"overlap": [None]})["overlap"][
-                0
-            ],
-            "motion/mask_overlap_0.9": lambda: (record["masks"] or {"overlap": [None]})["overlap"][
-                -1
-            ],
-            "motion/decay_clock": lambda: record["decay_clock"],
-            "motion/lr": lambda: record["lr"],
-            "value/dense": lambda: at.get(0.0),
-            "value/all_removed": lambda: at.get(1.0),
-            "value/reliance": lambda: record["reliance"],
-        }[room if room == "near_zero" else name]()
+        value = record
+        for key in _PATHS[name]:
+            value = None if value is None else value[key]
     return value if isinstance(value, (int, float)) else math.nan
 
 
