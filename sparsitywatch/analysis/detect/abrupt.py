@@ -190,7 +190,8 @@ class AbruptChange(Detector):
         expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
         what = "finite and above 1 (1.5: a rise by half)"
         expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
-        expect(direction in DIRECTIONS, "direction", f"one of {DIRECTIONS}", direction)
+        is_known = isinstance(direction, str) and direction in DIRECTIONS
+        expect(is_known, "direction", f"one of {DIRECTIONS}", direction)
         what = "a number from 0.001 to 10 (0.1: one in ten thousand snapshots)"
         rate = false_alarms_per_1000
         expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
