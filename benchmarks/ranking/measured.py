@@ -98,7 +98,7 @@ def spectrum_of(ranks: RankGroup, size: tuple[int, int], repeats: int) -> Found:
         "hidden": size[1],
         "sizes": [p.numel() for p in parameters.values()],
         "weight_bytes": sum(p.numel() * p.element_size() for p in parameters.values()),
-        "bins": sum(len(whole.histogram(name).keys) for name in whole.names),
+        "bins": sum(len(whole.histograms[name].keys) for name in whole.names),
         "bytes": num_bytes,
     } | interleaved(ranks, cases, repeats)
 

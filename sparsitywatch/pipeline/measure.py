@@ -376,18 +376,17 @@ def _layer_shares(
     near_zero: Mapping[str, Mapping[str, float]],
     result: SweepResult | None,
 ) -> tuple[LayerShare, ...]:
-    num_weights, rms = spectrum.layer_num_weights(), spectrum.layer_rms()
     cuts = result.cuts if result else ()
     return tuple(
         LayerShare(
             name=name,
-            num_weights=num_weights[name],
-            rms=rms[name],
+            num_weights=spectrum.histograms[name].num_weights,
+            rms=spectrum.histograms[name].rms,
             near_zero=near_zero[name],
             removed=tuple(cut.shares[name] for cut in cuts),
         )
         # a file may have them in another order than the model
-        for name in sorted(num_weights, key=natural_order)
+        for name in sorted(spectrum.names, key=natural_order)
     )
 
 

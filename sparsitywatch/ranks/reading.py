@@ -103,8 +103,8 @@ class ShardedReader:
         alone are: in int64, since 2.1 billion weights of one bin are possible.
         """
         names = spectrum.names
-        own = {name: spectrum.histogram(name) for name in names if name in self._shards.owned}
-        ends = np.cumsum([STORAGES[spectrum.histogram(n).dtype].bins.inf_key for n in names])
+        own = {name: spectrum.histograms[name] for name in names if name in self._shards.owned}
+        ends = np.cumsum([STORAGES[spectrum.histograms[n].dtype].bins.inf_key for n in names])
         starts = dict(zip(names, [0, *ends[:-1].tolist()], strict=True))
         occupied = np.zeros(int(ends[-1]), bool)
         for name, histogram in own.items():
@@ -124,7 +124,7 @@ class ShardedReader:
         found = {}
         for name, of_bins, of_counts, of_beyond in of_tensors:
             own_keys = (of_bins - starts[name]).astype(np.int32)
-            dtype = spectrum.histogram(name).dtype
+            dtype = spectrum.histograms[name].dtype
             found[name] = Histogram(dtype, own_keys, of_counts, *of_beyond)
         return MagnitudeSpectrum(found)
 
@@ -256,7 +256,7 @@ def marks_of(spectrum: MagnitudeSpectrum, snapshot: Snapshot) -> dict[str, int]:
     """
     sums, found = _checksums(snapshot.tensors), {}
     for name in spectrum.names:
-        own = spectrum.histogram(name)
+        own = spectrum.histograms[name]
         text = f"{own.dtype} {own.num_inf} {own.num_nan} {sums[name]} ".encode()
         mark = hashlib.blake2b(
             text + own.keys.tobytes() + own.counts.tobytes(), digest_size=8

@@ -148,14 +148,14 @@ def unread(reason: str) -> Examined:
 
 def _with_all_not_finite(facts: TensorFacts, spectrum: MagnitudeSpectrum) -> TensorFacts:
     """The facts with the weights in scope that are not finite, all of them, not of a sample."""
-    num_weights = spectrum.layer_num_weights()
+    histograms = spectrum.histograms
     if not len(facts):
-        facts = table_of(list(num_weights))
-        facts.num_weights = facts.num = list(num_weights.values())
+        facts = table_of(list(histograms))
+        facts.num_weights = facts.num = [one.num_weights for one in histograms.values()]
     facts = facts.copy()
     for one in facts:
-        if one.name in num_weights:
-            histogram = spectrum.histogram(one.name)
+        if one.name in histograms:
+            histogram = histograms[one.name]
             one.num_not_finite = histogram.num_nan + histogram.num_inf
     return facts
 

@@ -138,15 +138,14 @@ class MotionTracker:
         Args:
             step: optimizer steps done.
             sample: what ``sampler`` took of the weights, by name.
-            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; empty if
-                that is not known.
+            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; or none.
             optimizer: what it has done; None if nothing is known of it, as in a replay: shrink
                 and size of the updates are then estimated from the two samples.
             near_zero: below which a weight is near zero, by name, for the projection of their
                 decay; without them there is none.
         """
         values = float64_of(*sample.values())
-        ends = np.cumsum([tensor.numel() for tensor in sample.values()])
+        ends = np.cumsum(list(map(torch.numel, sample.values())))
         now = dict(zip(sample, np.split(values, ends[:-1]), strict=False))
         before = self._before
         told: dict[str, Any] = {}
@@ -156,11 +155,11 @@ class MotionTracker:
             eps = max((torch.finfo(tensor.dtype).eps for tensor in sample.values()), default=0.0)
             between, advance = _estimated_between(before, now, step - self._step, eps)
             told = {"estimated": True, "estimated_advance": advance}
-        motions = {
-            name: motion_of(float64_of(before[name]), values, between[name], sample[name].dtype)
-            for name, values in now.items()
-            if name in between
-        }
+        motions = {}
+        for name, own in now.items():
+            if name in between:
+                dtype = sample[name].dtype
+                motions[name] = motion_of(float64_of(before[name]), own, between[name], dtype)
         moved = _moved(motions, len(values), self._step, STILL if before else "no earlier snapshot")
         if motions and near_zero and not moved.dormant.reason:
             told["projection"] = decay_projection(motions, now, near_zero)
@@ -254,10 +253,8 @@ def _estimated_between(
         return {}, math.nan
     before = {name: float64_of(sample_before[name]) for name in now}
     moved = {name: own for name, own in now.items() if not np.array_equal(own, before[name])}
-    shrink = estimate_shrink(before, moved, num_steps, eps)
-    # a file does not tell of a copy; if there was one, rounding explains less
-    between = Between(shrink.clock, has_master=True, why_not=shrink.reason)
-    return dict.fromkeys(moved, between), math.nan if shrink.reason else shrink.clock.decay
+    between = estimate_between(before, moved, num_steps, eps)
+    return dict.fromkeys(moved, between), math.nan if between.why_not else between.clock.decay
 
 
 def _moved(
@@ -325,13 +322,7 @@ class TensorMotion:
 def motion_of(
     before: np.ndarray, now: np.ndarray, between: Between, dtype: torch.dtype
 ) -> TensorMotion:
-    """Which weights only decay has moved, and how far the others went.
-
-    Args:
-        before, now: float64 [N], the same weights at two snapshots.
-        between: what the optimizer did to all of them.
-        dtype: that they are stored in.
-    """
+    """Which weights only decay has moved, and how far the others went."""
     clock, why = between.clock, between.why_not
     log_shrink = 0.0 if why else clock.log_shrink
     if not why and _is_trained_coarsely(between, dtype) and clock.decay > 0:
@@ -346,12 +337,12 @@ def motion_of(
     if why:  # then nobody asks which, and telling them is most of the work
         dormant, chance = np.zeros(len(change), bool), math.nan
     else:
-        rounding = _rounding(before, now, between, dtype)
+        rounding, why = _rounding(before, now, between, dtype)
         allowed = DORMANT_TOLERANCE * clock.lr + rounding
         dormant = change <= allowed
         finer = int((change <= 0.1 * DORMANT_TOLERANCE * clock.lr + rounding).sum())
         chance, slow = _chance(change[~dormant], allowed, finer, clock)
-        why = _too_coarse(before, rounding, between, dtype) or slow
+        why = why or slow
     return TensorMotion(
         dormant=dormant,
         chance=chance,
@@ -412,37 +403,28 @@ def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 def _rounding(
     before: np.ndarray, now: np.ndarray, between: Between, dtype: torch.dtype
-) -> np.ndarray:
-    """What rounding alone may change.
+) -> tuple[np.ndarray, str]:
+    """What rounding alone may change, and whether it hides what a living weight would do.
 
     Of a copy: half a spacing at either snapshot. Of the weights themselves: half a spacing at each
     step, up or down, which adds up as a random walk; what gets no gradient and is stored in 16
-    bits stays exactly what it is.
+    bits stays exactly what it is, and an update of less than half a spacing is lost.
     """
-    if between.has_master:
-        halves = spacing(before, dtype)
-        halves += spacing(now, dtype)
-        halves *= 0.5
-        return halves
-    if dtype.itemsize < 4:
-        return np.zeros_like(before)
-    num_steps = max(between.clock.steps, 1)
-    walk: np.ndarray = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
-    return walk
-
-
-def _too_coarse(
-    before: np.ndarray, rounding: np.ndarray, between: Between, dtype: torch.dtype
-) -> str:
-    """Why the stored numbers cannot show what a living weight would do; empty if they can."""
     clock = between.clock
-    if _is_trained_coarsely(between, dtype):  # an update of less than half a spacing is lost
-        typical = math.sqrt(clock.lr_squared / max(clock.steps, 1))
-        share = (spacing(before, dtype) > typical).mean()
+    num_steps = max(clock.steps, 1)
+    if _is_trained_coarsely(between, dtype):
+        rounding = np.zeros_like(before)
+        hidden = spacing(before, dtype) > math.sqrt(clock.lr_squared / num_steps)
     else:
+        if between.has_master:
+            rounding = spacing(before, dtype)
+            rounding += spacing(now, dtype)
+            rounding *= 0.5
+        else:
+            rounding = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
         moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
-        share = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0).mean()
-    return COARSE if float(share) > MAX_CHANCE else ""
+        hidden = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0)
+    return rounding, COARSE if float(hidden.mean()) > MAX_CHANCE else ""
 
 
 def _chance(
@@ -450,11 +432,8 @@ def _chance(
 ) -> tuple[float, str]:
     """The share of living weights that pass by chance, and why it would be too large.
 
-    Args:
-        moving: unexplained change of the weights that do not pass as dormant.
-        allowed: how much is allowed to each weight.
-        finer: how many would pass if the tolerance were ten times finer.
-        clock: what the optimizer did.
+    ``moving``: the change of the weights that do not pass as dormant; ``allowed`` to each weight;
+    ``finer``: how many would pass if the tolerance were ten times finer.
     """
     usual, is_slow = math.sqrt(clock.lr_squared), False
     if len(moving) < _FEW:  # as good as all stand still; those that do exactly are dormant
@@ -477,7 +456,7 @@ def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     array([[128],
            [224]], dtype=uint8)
     """
-    return np.stack([np.packbits(magnitudes <= threshold) for threshold in thresholds])
+    return np.packbits(magnitudes <= np.array(thresholds)[:, None], axis=1)
 
 
 def overlap(before: np.ndarray, now: np.ndarray) -> float:
@@ -501,13 +480,15 @@ def decay_projection(
 
     None if the decay clock stands still, or a threshold of a tensor is not known.
     """
-    known = {name: motion for name, motion in motions.items() if not motion.reason}
-    if not all(thresholds.get(name, 0.0) > 0.0 for name in known):
-        return None
+    known: dict[str, TensorMotion] = {}
     total, advance = 0, 0.0
-    for motion in known.values():
-        total += len(motion.dormant)
-        advance += motion.decay * len(motion.dormant)
+    for name, motion in motions.items():
+        if not motion.reason:
+            if not thresholds.get(name, 0.0) > 0.0:
+                return None
+            known[name] = motion
+            total += len(motion.dormant)
+            advance += motion.decay * len(motion.dormant)
     if advance <= 0.0:
         return None
     grid = np.array(ADVANCES)
@@ -566,29 +547,15 @@ _ENOUGH = 1 << 18
 _EVERY = 512
 
 
-@dataclass(frozen=True)
-class Shrink:
-    """What decay and gradients did between two snapshots, as estimated."""
-
-    clock: GroupClock  # as if the optimizer had been watched; all of it estimates
-    num_agreeing: int  # weights whose ratio is within the pile, of those that were looked at
-    reason: str = ""  # why there is no estimate; empty if there is one
-
-
 @np.errstate(all="ignore")  # ratios of what is not finite are in no pile
-def estimate_shrink(
+def estimate_between(
     before: Values, now: Values, num_steps: int, eps: float = torch.finfo(torch.float32).eps
-) -> Shrink:
+) -> Between:
     """The factor that weights without gradient shrank by, and the size of the updates.
 
     The sum of lr is what Adam would need for weights to move as far as they did; it sets the
-    tolerance for dormant weights. One factor is assumed for all tensors.
-
-    Args:
-        before, now: float64 [N], the same weights at two snapshots, by name; those of
-            ``before`` that are not in ``now`` are left out.
-        num_steps: optimizer steps in between.
-        eps: of the coarsest dtype that they are stored in.
+    tolerance for dormant weights. One factor is assumed for all tensors of ``now``. ``eps`` is that
+    of the coarsest dtype that they are stored in.
     """
     every = max(sum(map(len, now.values())) // _ENOUGH, 1)
     earlier = np.concatenate([np.empty(0), *(before[name][::every] for name in now)])
@@ -616,15 +583,12 @@ def estimate_shrink(
         lr_squared=typical**2,
         steps=num_steps,
     )
-    return Shrink(clock, count, "" if is_pile else NO_PILE)
+    # a file does not tell of a copy; if there was one, rounding explains less
+    return Between(clock, has_master=True, why_not="" if is_pile else NO_PILE)
 
 
 def _pile(ratios: np.ndarray, width: float) -> tuple[float, int, float]:
-    """Where sorted values pile up.
-
-    Returns:
-        The median of the fullest window of this width, how many values it holds, and the mean
-        number in the windows beside it.
+    """Median and number of sorted values in the fullest window, and the mean number beside it.
 
     >>> _pile(np.array([-99.0, 0.0, 0.25, 0.5, 99.0]), 0.75)
     (0.25, 3, 0.0)

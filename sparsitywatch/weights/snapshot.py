@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Protocol
 
@@ -66,10 +67,7 @@ class Snapshot:
 
 
 class WarmCopy:
-    """Copies of snapshots in buffers that stay: at the speed of memory from the second on.
-
-    Memory: the weights' own size, from the first copy until this is dropped.
-    """
+    """Copies of snapshots in buffers that stay: at the speed of memory from the second on."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -118,15 +116,7 @@ class Store(Protocol):
         """Names of tensors in the order in which they are best read."""
 
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """The bytes of a tensor in flat order, a number of whole weights at once.
-
-        Args:
-            name: of the tensor.
-            buffer: memory that chunks may lie in; each is good until the next is asked for.
-
-        Raises:
-            CheckpointError: they cannot be read, or are not what was stored.
-        """
+        """The bytes of a tensor in flat order, whole weights; each good until the next one."""
 
     def check_unchanged(self) -> None:
         """Raise if something was written since it was opened."""
@@ -135,11 +125,7 @@ class Store(Protocol):
 class LazyTensors(Mapping[str, torch.Tensor]):
     """Name to stored weights, each read when it is asked for and not kept.
 
-    Args:
-        entries: what is known of each, in the order of the scope; an entry's own name is the
-            one in the store.
-        store: where they are read.
-        observers: see the chunks that are read.
+    ``entries`` are in the order of the scope; an entry's own name is the one in the store.
     """
 
     def __init__(
@@ -212,10 +198,10 @@ def gather_sample(
     Those on a device come in one transfer. Integers, in memory of their own.
     """
     bits = [chosen[name].bits_of(tensor) for name, tensor in tensors.items()]
-    if len({each.device for each in bits}) > 1:
-        bits = [each.cpu() for each in bits]
+    if len(set(map(attrgetter("device"), bits))) > 1:
+        bits = list(map(torch.Tensor.cpu, bits))
     if bits[0].is_cpu:
-        return torch.from_numpy(np.concatenate([each.numpy() for each in bits]))
+        return torch.from_numpy(np.concatenate(list(map(torch.Tensor.numpy, bits))))
     return torch.cat(bits).cpu()
 
 
@@ -240,12 +226,7 @@ class Sampler:
         return {name: some.of(snapshot.tensors[name]) for name, some in chosen.items()}
 
     def observed(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
-        """The same stored snapshot; what it reads is sampled on the way, and read once.
-
-        Args:
-            snapshot: whose tensors are read when they are asked for.
-            taken: sampled weights are added to it; whole once every tensor has been read.
-        """
+        """The same stored snapshot, sampled into ``taken`` while it is read, which is once."""
         lazy = snapshot.tensors
         assert isinstance(lazy, LazyTensors)  # noqa: S101 for the type checker
         chosen = self.chosen(snapshot.scope.sizes)

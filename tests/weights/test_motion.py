@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -13,19 +14,29 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.errors import StateError
-from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.weights import motion as motion_module
-from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_membership
-from sparsitywatch.weights.motion import MotionTracker, Moved, estimate_shrink, why_not_measurable
+from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_membership, masters_of
+from sparsitywatch.weights.motion import (
+    MASK_LEVELS,
+    MotionTracker,
+    Moved,
+    estimate_between,
+    overlap,
+    removed,
+    why_not_measurable,
+)
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, float64_of
 from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 
-def compared(motion: MotionTracker, snapshot: Snapshot, clock: DecayClock) -> Moved:
-    reading = OptimizerReading(
-        clock=clock.copy(), membership={"0.weight": 0}, not_measurable=("",) * len(clock.groups)
-    )
+def compared(
+    motion: MotionTracker,
+    snapshot: Snapshot,
+    clock: DecayClock,
+    membership=MappingProxyType({"0.weight": 0}),
+) -> Moved:
+    reading = OptimizerReading(clock=clock.copy(), membership=membership)
     return motion.compare(snapshot.step, motion.sampler.take(snapshot), optimizer=reading)
 
 
@@ -58,7 +69,7 @@ class Planted:
         self.scope, self.step_count = Scope.of(self.model), 0
         self.inputs = torch.randn(256, 20, dtype=self.dtype)
         self.targets = torch.randn(256, 2, dtype=self.dtype)
-        self.trace = OptimizerTrace(self.optimizer, self.scope, None)
+        self.clock = DecayClock()
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -69,23 +80,35 @@ class Planted:
             alive = torch.cat([hidden[:, :10], dead], dim=1)  # 10 of 40 units live
             (self.trained[1](alive) - self.targets[batch]).square().mean().backward()
             self.optimizer.step()
-            self.trace.advance()
+            self.clock.advance(self.optimizer)
             self.step_count += 1
         if self.model is not self.trained:
             self.model.load_state_dict(self.trained.state_dict())
 
     def snapshot(self, motion: MotionTracker, thresholds: dict[str, float] | None = None) -> Moved:
-        reading = self.trace.reading(self.scope.parameters(self.model))
+        parameters = self.scope.parameters(self.model)
+        masters = masters_of(self.optimizer, parameters)
+        reading = OptimizerReading(
+            clock=self.clock.copy(),
+            membership=group_membership(self.optimizer, parameters | masters),
+            not_measurable=why_not_measurable(self.optimizer),
+            masters=frozenset(masters),
+        )
         snapshot = Snapshot.of(self.model, self.scope, self.step_count)
         return motion.compare(
             self.step_count, motion.sampler.take(snapshot), optimizer=reading, near_zero=thresholds
         )
 
-    def moved(self, steps: int, motion: MotionTracker | None = None) -> Moved:
+    def moved(
+        self,
+        steps: int,
+        motion: MotionTracker | None = None,
+        thresholds: dict[str, float] | None = None,
+    ) -> Moved:
         motion = motion or MotionTracker(None)
         self.snapshot(motion)
         self.train(steps)
-        return self.snapshot(motion)
+        return self.snapshot(motion, thresholds)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01, 1.0])
@@ -95,11 +118,9 @@ def test_dead_units_are_found_with_and_without_decay(decay: float, steps: int) -
     first = planted.snapshot(motion).dormant
     assert math.isnan(first.fraction)
     assert first.reason == "no earlier snapshot"
-    planted.train(steps)
-    moved = planted.snapshot(motion)
+    moved = planted.moved(steps, motion)
     assert moved.dormant.fraction == pytest.approx(0.75, abs=0.02)
-    assert moved.dormant.since_step == 0
-    assert moved.dormant.num_sampled == 800
+    assert (moved.dormant.since_step, moved.dormant.num_sampled) == (0, 800)
     assert not moved.dormant.estimated
     assert math.isnan(moved.dormant.estimated_advance)
     assert moved.layers == {"0.weight": moved.dormant.fraction}
@@ -121,10 +142,7 @@ def test_numbers_against_numpy() -> None:
 
 
 def test_a_sample_estimates_the_whole() -> None:
-    planted, motion = Planted(), MotionTracker(num_samples=400)
-    planted.snapshot(motion)
-    planted.train(10)
-    dormant = planted.snapshot(motion).dormant
+    dormant = Planted().moved(10, MotionTracker(num_samples=400)).dormant
     assert dormant.num_sampled == 400
     assert dormant.fraction == pytest.approx(0.75, abs=0.08)
 
@@ -146,9 +164,7 @@ def test_the_sample_is_the_same_after_a_resume_and_leaves_the_global_rng_alone(n
 
 
 def test_no_step_since_the_last_snapshot_is_said_so() -> None:
-    planted, motion = Planted(), MotionTracker()
-    planted.snapshot(motion)
-    moved = planted.snapshot(motion)
+    moved = Planted().moved(0)
     assert moved.dormant.reason == "no in-scope weight was trained since"
     assert math.isnan(moved.movement.sign_flips)
 
@@ -165,10 +181,7 @@ def test_no_step_since_the_last_snapshot_is_said_so() -> None:
     ],
 )
 def test_where_the_rule_does_not_hold_there_is_no_number(optimizer, decay, reason) -> None:
-    planted, motion = Planted(decay, optimizer), MotionTracker()
-    planted.snapshot(motion)
-    planted.train(25)
-    moved = planted.snapshot(motion)
+    moved = Planted(decay, optimizer).moved(25)
     assert math.isnan(moved.dormant.fraction) == bool(reason)
     assert reason in moved.dormant.reason
     assert moved.layers.keys() == (set() if reason else {"0.weight"})
@@ -188,24 +201,17 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
     optimizer = torch.optim.AdamW(groups)
     assert why_not_measurable(optimizer) == ("", "")
     scope, clock, motion = Scope.of(model, "layers"), DecayClock(), MotionTracker()
-
-    def snapshot() -> Moved:
-        parameters = scope.parameters(model)
-        membership = group_membership(optimizer, parameters)
-        reading = OptimizerReading(clock=clock.copy(), membership=membership)
-        return motion.compare(
-            0, motion.sampler.take(Snapshot.of(model, scope, 0)), optimizer=reading
-        )
-
-    snapshot()
+    membership = group_membership(optimizer, scope.parameters(model))
+    compared(motion, Snapshot.of(model, scope, 0), clock, membership)
     for _ in range(20):
         for k in (0, 1):
             model[k].weight.grad = torch.zeros(30, 30)
             model[k].weight.grad[: 10 * (k + 1)] = torch.randn(10 * (k + 1), 30)
         optimizer.step()
         clock.advance(optimizer)
+    moved = compared(motion, Snapshot.of(model, scope, 20), clock, membership)
     # 20 and 10 of 30 rows got no gradient; what passes by chance is a percent or so
-    assert snapshot().layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
+    assert moved.layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
 
 
 # ------------------------------------------------------------------ low precision
@@ -215,8 +221,7 @@ def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
 @pytest.mark.parametrize("steps", [25, 100])
 def test_rounding_of_a_copy_makes_nothing_dormant_or_alive(decay: float, steps: int) -> None:
     truth = Planted(decay, lr=3e-3).moved(steps).dormant
-    copy = Planted(decay, lr=3e-3, dtype=torch.bfloat16)
-    dormant = copy.moved(steps).dormant
+    dormant = Planted(decay, lr=3e-3, dtype=torch.bfloat16).moved(steps).dormant
     assert dormant.reason == ""
     assert truth.fraction == pytest.approx(0.75, abs=0.02)
     # what passes by chance is more, and known
@@ -226,25 +231,21 @@ def test_rounding_of_a_copy_makes_nothing_dormant_or_alive(decay: float, steps: 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_dtype_too_coarse_for_the_updates_says_so(in_place: bool) -> None:
-    coarse = Planted(0.1, lr=3e-5, dtype=torch.bfloat16, in_place=in_place)
-    dormant = coarse.moved(25).dormant
+    dormant = Planted(0.1, lr=3e-5, dtype=torch.bfloat16, in_place=in_place).moved(25).dormant
     assert math.isnan(dormant.fraction)
     assert "too coarse" in dormant.reason
     assert not Planted(0.1, lr=3e-5).moved(25).dormant.reason
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.01, 0.1])
+@pytest.mark.parametrize("decay", [0.0, 0.01, 0.1, 1.0])
 def test_weights_trained_in_bfloat16_itself(decay: float) -> None:
     """A decay of less than half a spacing a step is rounded away: dead weights stand still."""
-    planted = Planted(decay, lr=3e-3, dtype=torch.bfloat16, in_place=True)
-    dormant = planted.moved(50).dormant
-    assert dormant.reason == ""
-    assert dormant.fraction == pytest.approx(0.75, abs=0.05)
-
-
-def test_decay_that_is_rounded_at_each_step_cannot_be_told_from_gradients() -> None:
-    planted = Planted(1.0, lr=3e-3, dtype=torch.bfloat16, in_place=True)
-    assert "decay is rounded" in planted.moved(50).dormant.reason
+    dormant = Planted(decay, lr=3e-3, dtype=torch.bfloat16, in_place=True).moved(50).dormant
+    if decay == 1.0:
+        assert "decay is rounded" in dormant.reason
+    else:
+        assert dormant.reason == ""
+        assert dormant.fraction == pytest.approx(0.75, abs=0.05)
 
 
 # ------------------------------------------------------------------ a collapsed model
@@ -296,10 +297,8 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
 
 
 def test_the_projection_counts_when_dormant_weights_fall_below_the_threshold() -> None:
-    planted, motion = Planted(decay=2.0), MotionTracker(None)
-    planted.snapshot(motion)
-    planted.train(25)
-    projection = planted.snapshot(motion, {"0.weight": 0.02}).dormant.projection
+    planted = Planted(decay=2.0)
+    projection = planted.moved(25, thresholds={"0.weight": 0.02}).dormant.projection
     weights = planted.model[0].weight.detach().abs().numpy()
     dead, living = weights[10:], weights[:10]
     for k in (0, 5, 20):
@@ -312,10 +311,7 @@ def test_the_projection_counts_when_dormant_weights_fall_below_the_threshold() -
     ("decay", "thresholds"), [(0.0, {"0.weight": 0.02}), (1.0, {"0.weight": 0.0}), (1.0, {})]
 )
 def test_without_a_clock_or_a_threshold_there_is_no_projection(decay, thresholds) -> None:
-    planted, motion = Planted(decay), MotionTracker(None)
-    planted.snapshot(motion)
-    planted.train(25)
-    assert planted.snapshot(motion, thresholds).dormant.projection is None
+    assert Planted(decay).moved(25, thresholds=thresholds).dormant.projection is None
 
 
 # ------------------------------------------------------------------ without an optimizer
@@ -370,19 +366,18 @@ def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> No
     model, before = train(torch.relu, decay, shift=-20.0)
     now = {name: model.get_parameter(name).detach().to(dtype) for name in before}
     earlier = {name: t.to(dtype) for name, t in before.items()}
-    eps = torch.finfo(dtype).eps
-    shrink = estimate_shrink(
+    between = estimate_between(
         {n: float64_of(t) for n, t in earlier.items()},
         {n: float64_of(t) for n, t in now.items()},
         STEPS,
-        eps,
+        torch.finfo(dtype).eps,
     )
-    assert shrink.reason == ""
+    assert between.why_not == ""
     truth = STEPS * math.log(1 - LR * decay)
     exact = {"abs": 5e-6 if dtype.itemsize > 2 else 4e-3}
-    assert shrink.clock.log_shrink == pytest.approx(truth, **exact)
+    assert between.clock.log_shrink == pytest.approx(truth, **exact)
     # the sum of lr sets a tolerance: its size matters, not its digits
-    assert 0.25 < shrink.clock.lr / (LR * STEPS) < 4.0
+    assert 0.25 < between.clock.lr / (LR * STEPS) < 4.0
     dormant = two_snapshots(model, before, dtype).dormant
     assert dormant.estimated
     assert dormant.estimated_advance == pytest.approx(-truth, **exact)
@@ -419,10 +414,9 @@ def test_a_planted_factor_is_found(log_shrink: float, share: float, seed: int) -
     now = math.exp(log_shrink) * before
     moving = torch.rand(4000, generator=generator) > share
     now = torch.where(moving, now + 0.3 * torch.randn(4000, generator=generator), now)
-    shrink = estimate_shrink({"w": before.double().numpy()}, {"w": now.double().numpy()}, 10)
-    assert shrink.reason == ""
-    assert shrink.clock.log_shrink == pytest.approx(log_shrink, abs=1e-5)
-    assert shrink.num_agreeing == pytest.approx(4000 * share, rel=0.25, abs=30)
+    between = estimate_between({"w": before.double().numpy()}, {"w": now.double().numpy()}, 10)
+    assert between.why_not == ""
+    assert between.clock.log_shrink == pytest.approx(log_shrink, abs=1e-5)
 
 
 def test_of_many_weights_a_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,20 +427,27 @@ def test_of_many_weights_a_part_is_enough(monkeypatch: pytest.MonkeyPatch) -> No
     now = torch.where(moving, 0.9 * before + noise, 0.9 * before)
     halves = {"a": slice(None, 150_000), "b": slice(150_000, None)}
     earlier, later = ({n: t[h].numpy() for n, h in halves.items()} for t in (before, now))
-    whole = estimate_shrink(earlier, later, 10)
+    looked_at = []
+    pile = motion_module._pile
+    monkeypatch.setattr(
+        motion_module,
+        "_pile",
+        lambda ratios, width: looked_at.append(len(ratios)) or pile(ratios, width),
+    )
+    whole = estimate_between(earlier, later, 10)
     monkeypatch.setattr(motion_module, "_ENOUGH", 50_000)
-    part = estimate_shrink(earlier, later, 10)
+    part = estimate_between(earlier, later, 10)
     for found in (whole, part):
-        assert found.reason == ""
+        assert found.why_not == ""
         assert found.clock.log_shrink == pytest.approx(math.log(0.9), abs=1e-9)
-    assert part.num_agreeing == pytest.approx(whole.num_agreeing / 8, rel=0.1)
+    assert looked_at[1] == pytest.approx(looked_at[0] / 8, rel=0.1)
     assert part.clock.lr == pytest.approx(whole.clock.lr, rel=0.02)
 
 
 @pytest.mark.parametrize("num_weights", [0, 1, 5])
 def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
     before = np.ones(num_weights)
-    assert estimate_shrink({"w": before}, {"w": 0.5 * before}, 10).reason
+    assert estimate_between({"w": before}, {"w": 0.5 * before}, 10).why_not
 
 
 @settings(deadline=None, max_examples=200)
@@ -490,3 +491,57 @@ def test_values_as_float64(dtype) -> None:
     assert np.array_equal(found, tensor.t().to(torch.float64).reshape(-1).numpy(), equal_nan=True)
     found[:] = 3.0
     assert not bool((tensor.to(torch.float64) == 3.0).any())
+
+
+# ------------------------------------------------------------------ masks compared over time
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70), st.randoms(use_true_random=False))
+def test_of_what_went_before_the_share_that_goes_now(before: list[bool], random) -> None:
+    now = [random.random() < 0.5 for _ in before]
+    were, are = ({i for i, bit in enumerate(mask) if bit} for mask in (before, now))
+    found = overlap(np.packbits(before), np.packbits(now))
+    assert math.isnan(found) if not were else found == len(were & are) / len(were)
+
+
+def test_without_anything_in_common_it_is_the_level() -> None:
+    generator = np.random.default_rng(0)
+    one, other = (np.packbits(generator.random(100_000) < 0.7) for _ in range(2))
+    assert overlap(one, other) == pytest.approx(0.7, abs=0.01)
+    assert overlap(one, one) == 1.0
+
+
+def test_what_goes_is_what_is_at_most_the_threshold() -> None:
+    magnitudes = np.abs(np.random.default_rng(0).normal(size=74))
+    magnitudes[:2] = 0.5, math.nan
+    found = np.unpackbits(removed(magnitudes, [0.5, -math.inf, math.inf]), axis=1)[:, :74]
+    assert found[0].tolist() == (magnitudes <= 0.5).tolist()
+    assert found[0][:2].tolist() == [1, 0]
+    assert not found[1].any()
+    assert found[2].sum() == 73  # all but NaN
+
+
+def test_snapshot_by_snapshot_and_over_a_restart() -> None:
+    torch.manual_seed(0)
+    samples = [{"a": torch.randn(200).bfloat16(), "b": torch.randn(120)} for _ in range(3)]
+    thresholds = (0.5, 1.0, 1.5)
+
+    def bits(sample: dict[str, torch.Tensor]) -> np.ndarray:
+        return removed(np.abs(float64_of(*sample.values())), thresholds)
+
+    motion, resumed = MotionTracker(), MotionTracker()
+    first = motion.compare(10, samples[0], thresholds).masks
+    assert (first.level, first.since_step, first.num_sampled) == (MASK_LEVELS, -1, 320)
+    assert all(map(math.isnan, first.overlap))
+    motion.forget()  # what was done meanwhile does not change what was removed
+    second = motion.compare(20, samples[1], thresholds).masks
+    assert second.overlap == tuple(map(overlap, bits(samples[0]), bits(samples[1])))
+    assert second.since_step == 10
+    assert motion.compare(21, samples[1]).masks is None
+    resumed.load_state_dict(motion.state_dict())
+    third = motion.compare(30, samples[2], thresholds).masks
+    assert resumed.compare(30, samples[2], thresholds).masks == third
+    assert third.since_step == 20
+    # another scope: nothing to compare with
+    motion.forget()
+    assert motion.compare(40, {"a": samples[2]["a"]}, thresholds).masks.since_step == -1

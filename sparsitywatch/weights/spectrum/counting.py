@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -57,12 +57,7 @@ class _Task(NamedTuple):
 
 
 def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Histogram]:
-    """One histogram per tensor, in the order of ``tensors``.
-
-    Raises:
-        ConfigurationError: a tensor cannot be counted.
-        CheckpointError: a stored one cannot be read, or was written meanwhile.
-    """
+    """One histogram per tensor, in the order of ``tensors``."""
     if isinstance(tensors, LazyTensors):
         found = _counted(_stored_tasks(tensors), num_threads, tensors.store.chunk_bytes)
         tensors.store.check_unchanged()
@@ -84,9 +79,13 @@ def _counted(
     tasks: Sequence[_Task], num_threads: int, chunk_bytes: int = 0
 ) -> dict[str, Histogram]:
     """One histogram per name, by as many threads as the weights are worth."""
-    num_weights = sum(task.num_weights for task in tasks)
-    widths = {task.storage.num_bytes for task in tasks if num_weights >= MIN_COMPILED}
-    kernels = {num_bytes: kernel.load(num_bytes) for num_bytes in widths}
+    num_weights = 0
+    kernels: dict[int, kernel.Kernel | None] = {}
+    for task in tasks:
+        num_weights += task.num_weights
+        kernels[task.storage.num_bytes] = None
+    if num_weights >= MIN_COMPILED:
+        kernels = {num_bytes: kernel.load(num_bytes) for num_bytes in kernels}
     # compiled, one is done with a piece before another thread has started
     enough = MIN_PIECE * (4 if any(kernels.values()) else 1)
     bench = _Bench(kernels, chunk_bytes)
@@ -94,12 +93,14 @@ def _counted(
     parts: dict[str, list[Histogram]] = {}
     for task, part in zip(tasks, counted, strict=True):
         parts.setdefault(task.name, []).append(part)
-    return {name: summed(own) for name, own in parts.items()}
+    return dict(zip(parts, map(summed, parts.values()), strict=True))
 
 
 def _tasks(tensors: Mapping[str, tuple[Storage, torch.Tensor]], num_threads: int) -> list[_Task]:
     """Pieces of tensors on the CPU, the largest first: the last thread is then soon done, too."""
-    num_weights = sum(bits.numel() for _, bits in tensors.values())
+    num_weights = 0
+    for _, bits in tensors.values():
+        num_weights += bits.numel()
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
     tasks: list[_Task] = []
     for name, (storage, bits) in tensors.items():
@@ -131,12 +132,7 @@ def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
 
 
 def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The bits of ``tensor`` as integers of its width; a view, dense in memory if it can be.
-
-    Raises:
-        ConfigurationError: it is no tensor, not floating point, sparse, without data or
-            a distributed tensor.
-    """
+    """The bits of ``tensor`` as integers of its width; a view, dense in memory if it can be."""
     if not isinstance(tensor, torch.Tensor):
         raise _refusal(name, f"an object of type {type(tensor).__name__}", "Pass a torch.Tensor")
     storage_of(name, tensor.dtype)
@@ -152,11 +148,7 @@ def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def storage_of(name: str, dtype: torch.dtype) -> Storage:
-    """How ``dtype``, that of the tensor of this name, is stored.
-
-    Raises:
-        ConfigurationError: it cannot be counted.
-    """
+    """How the tensor of this name is stored; refused if it cannot be counted."""
     if dtype not in STORAGES:
         known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
         raise _refusal(name, f"dtype {dtype}", f"Leave it out or convert it; known: {known}")
@@ -220,10 +212,7 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
 
 
 class _Bench(threading.local):
-    """What one thread counts with, kept from task to task.
-
-    Fresh memory costs a page fault every 4 KiB, which adds up to a tenth of the time.
-    """
+    """What one thread counts with; kept from task to task, since fresh memory costs page faults."""
 
     def __init__(self, kernels: Mapping[int, kernel.Kernel | None], chunk_bytes: int) -> None:
         self._kernels = kernels
@@ -232,8 +221,13 @@ class _Bench(threading.local):
 
     def count(self, task: _Task) -> Histogram:
         """One pass; a second one where infinities may be among the largest finite values."""
-        storage = task.storage
-        table, num_added, parts = self._table(storage), 0, []
+        storage, num_added, parts = task.storage, 0, []
+        if storage not in self._tables:
+            compiled = self._kernels[storage.num_bytes]
+            self._tables[storage] = (
+                kernel.Table(compiled, storage) if compiled else PlainTable(storage)
+            )
+        table = self._tables[storage]
         # closed whatever happens here: the next one may wait for what it holds
         with closing(task.chunks(self._buffer)) as chunks:
             for chunk in chunks:
@@ -246,21 +240,9 @@ class _Bench(threading.local):
                     table.add(bits)
         found = summed([*parts, Histogram.of_keys(storage, *table.drain())])
         if found.may_hold_inf:
-            num_inf = 0
             with closing(task.chunks(self._buffer)) as chunks:
-                for bits in chunks:
-                    magnitudes = bits & bits.dtype.type(storage.sign_off)
-                    num_inf += int(np.count_nonzero(magnitudes == storage.inf_bits))
-            found = found.with_inf(num_inf)
+                return found.with_inf(_num_inf(chunks, storage))
         return found
-
-    def _table(self, storage: Storage) -> PlainTable | kernel.Table:
-        """What bits of this dtype are counted into, compiled where that is worth it."""
-        if storage not in self._tables:
-            compiled = self._kernels.get(storage.num_bytes)
-            table = PlainTable(storage) if compiled is None else kernel.Table(compiled, storage)
-            self._tables[storage] = table
-        return self._tables[storage]
 
 
 class PlainTable:
@@ -276,13 +258,20 @@ class PlainTable:
         self._counter = torch.from_numpy(self._raw_counts)
 
     def add(self, bits: np.ndarray) -> None:
-        """Count flat bits; at most MAX_ADDED until they are taken out."""
-        bits = bits.view(f"u{bits.itemsize}")
+        """Count flat bits; at most MAX_ADDED until they are drained."""
+        storage, bits = self._storage, bits.view(f"u{bits.itemsize}")
+        shift, width = storage.bins.shift, bits.dtype.type
         for start in range(0, len(bits), CHUNK):
             chunk = bits[start : start + CHUNK]
-            size = len(chunk)
-            raw_keys(chunk, self._storage, self._keys[:size])
-            self._counter.index_add_(0, self._index[:size], self._ones[:size])
+            keys = self._keys[: len(chunk)]
+            if storage.num_bytes == 1:
+                np.copyto(keys, chunk)
+            else:
+                np.bitwise_and(chunk, width(storage.sign_off), out=keys)
+                if shift:  # round up
+                    np.add(keys, width((1 << shift) - 1), out=keys)
+                    np.right_shift(keys, width(shift), out=keys)
+            self._counter.index_add_(0, self._index[: len(chunk)], self._ones[: len(chunk)])
 
     def drain(self) -> tuple[np.ndarray, np.ndarray]:
         """Raw keys of what was added since the last time, rising, and the count of each."""
@@ -290,18 +279,6 @@ class PlainTable:
         counts = self._raw_counts[keys]
         self._raw_counts[keys] = 0
         return keys, counts
-
-
-def raw_keys(bits: np.ndarray, storage: Storage, out: np.ndarray) -> None:
-    """Raw keys of unsigned bits, into ``out``: uint32, or uint64 for eight bytes."""
-    if storage.num_bytes == 1:
-        np.copyto(out, bits)
-        return
-    width = bits.dtype.type
-    np.bitwise_and(bits, width(storage.sign_off), out=out)
-    if storage.bins.shift:
-        np.add(out, width((1 << storage.bins.shift) - 1), out=out)
-        np.right_shift(out, width(storage.bins.shift), out=out)
 
 
 def _count_on_device(
@@ -323,6 +300,11 @@ def _count_on_device(
     return found | _transferred(waiting, tensors)
 
 
+def _num_inf(chunks: Iterable[Any], storage: Storage) -> int:
+    """Infinities among bits, those of numpy or of torch."""
+    return sum(int(((bits & storage.sign_off) == storage.inf_bits).sum()) for bits in chunks)
+
+
 def _transferred(
     raw_counts: Mapping[str, torch.Tensor], tensors: Mapping[str, tuple[Storage, torch.Tensor]]
 ) -> dict[str, Histogram]:
@@ -335,15 +317,13 @@ def _transferred(
         keys = np.flatnonzero(counts)
         histogram = Histogram.of_keys(storage, keys, counts[keys])
         if histogram.may_hold_inf:
-            magnitudes = (piece & storage.sign_off for piece in pieces(bits, MAX_PIECE))
-            num_inf = sum(int(own.eq(storage.inf_bits).sum()) for own in magnitudes)
-            histogram = histogram.with_inf(num_inf)
+            histogram = histogram.with_inf(_num_inf(pieces(bits, MAX_PIECE), storage))
         found[name] = histogram
     return found
 
 
 def raw_keys_on_device(bits: torch.Tensor, storage: Storage) -> torch.Tensor:
-    """Raw keys of flat bits, int32 or int64; ``raw_keys`` for any device."""
+    """Raw keys of flat bits, int32 or int64, on any device."""
     if storage.num_bytes == 1:
         return bits.to(torch.int32)
     if storage.num_bytes == 2:

@@ -203,7 +203,7 @@ class Histogram:
 
     __hash__ = None  # type: ignore[assignment]
 
-    @property
+    @cached_property
     def bins(self) -> Bins:
         """Those of the dtype."""
         return STORAGES[self.dtype].bins
@@ -223,16 +223,17 @@ class Histogram:
     def at_most(self, t: np.ndarray) -> np.ndarray:
         """Weights with |w| <= t, float64 [K] like ``t``, interpolated within a bin; no NaN."""
         bins = self.bins
-        key = bins.edges.searchsorted(t, "right").astype(np.int32)  # or all keys would be cast
-        index = self.keys.searchsorted(key)
+        key = bins.edges.searchsorted(t, "right")
+        index = self.index_of(key)
         found: np.ndarray = self.before[index] + 0.0
         if not bins.is_exact and len(self.keys):
             # the bin around t, where there is one and it holds weights
-            index.clip(max=len(self.keys) - 1, out=index)
-            inside = np.flatnonzero((self.keys[index] == key) & (key > 0))
+            is_own = self.keys.take(index, mode="clip") == key
+            inside = np.flatnonzero(is_own & (key > 0))
             begins, ends = bins.edges[key[inside] - 1], bins.edges[key[inside]]
             found[inside] += self.counts[index[inside]] * ((t[inside] - begins) / (ends - begins))
-        found[t == math.inf] += self.num_inf
+        if self.num_inf:
+            found[t == math.inf] += self.num_inf
         return found
 
     @cached_property
@@ -242,29 +243,32 @@ class Histogram:
 
     def log10_histogram(self, bins_per_decade: int) -> LogHistogram:
         """Counts of the finite non-zero weights by decade fraction, trimmed to what is there."""
-        places = decades(self.bins, bins_per_decade).take(self.keys)
-        counts, places = _sums_of_runs(self.counts, places)
-        first = int(len(places) > 0 and places[0] == NO_DECADE)
-        if len(places) == first:
+        first = int(len(self.keys) > 0 and self.keys[0] == 0)  # zeros
+        if len(self.keys) == first:
             return LogHistogram(edges=np.empty(0), counts=np.empty(0, np.int64))
-        lowest, highest = places[first], places[-1]
-        dense = np.zeros(highest - lowest + 1, np.int64)
-        dense[places[first:] - lowest] = counts[first:]
-        return LogHistogram(edges=np.arange(lowest, highest + 2) / bins_per_decade, counts=dense)
+        places = decades(self.bins, bins_per_decade)
+        lowest, highest = places[self.keys[[first, -1]]]
+        ends = np.arange(lowest, highest + 2, dtype=places.dtype)
+        counts = np.diff(self.before[self.index_of(places.searchsorted(ends))])
+        return LogHistogram(edges=ends / bins_per_decade, counts=counts)
+
+    def index_of(self, keys: np.ndarray) -> np.ndarray:
+        """How many occupied bins lie below each of some keys."""
+        return self.keys.searchsorted(keys.astype(self.keys.dtype))  # or all would be cast
 
 
 def summed(histograms: Sequence[Histogram]) -> Histogram:
     """All weights of some histograms, at least one, as one of the first one's dtype."""
     if len(histograms) == 1:
         return histograms[0]
+    num_inf = num_nan = 0
     dense = np.zeros(histograms[0].bins.inf_key, np.int64)
     for histogram in histograms:
-        dense[histogram.keys] += histogram.counts
+        np.add.at(dense, histogram.keys.astype(np.intp), histogram.counts)
+        num_inf += histogram.num_inf
+        num_nan += histogram.num_nan
     keys = np.flatnonzero(dense != 0)  # several times faster than of integers
-    num_inf = sum(histogram.num_inf for histogram in histograms)
-    num_nan = sum(histogram.num_nan for histogram in histograms)
-    dtype = histograms[0].dtype
-    return Histogram(dtype, keys.astype(np.int32), dense[keys], num_inf, num_nan)
+    return Histogram(histograms[0].dtype, keys.astype(np.int32), dense[keys], num_inf, num_nan)
 
 
 def root_mean_square(histograms: Sequence[Histogram]) -> float:
@@ -273,27 +277,21 @@ def root_mean_square(histograms: Sequence[Histogram]) -> float:
     One correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
     order they were added.
     """
-    num_finite = sum(int(histogram.before[-1]) for histogram in histograms)
+    num_finite, sums, exponents = 0, [], []
+    for histogram in histograms:
+        keys = histogram.keys
+        if len(keys):
+            num_finite += int(histogram.before[-1])
+            of_bins, factors = histogram.bins.squares
+            present = np.arange(of_bins[keys[0]], of_bins[keys[-1]] + 1, dtype=of_bins.dtype)
+            starts = histogram.index_of(of_bins.searchsorted(present))
+            of_exponents = np.add.reduceat(histogram.counts * factors.take(keys), starts)
+            of_exponents[:-1] *= starts[1:] > starts[:-1]  # no bin is occupied: none is its sum
+            sums.append(of_exponents)
+            exponents.append(present)
     if not num_finite:
         return math.nan
-    sums, exponents = [], []
-    for histogram in histograms:
-        of_bins, factors = histogram.bins.squares
-        products = histogram.counts * factors.take(histogram.keys)
-        of_runs, runs = _sums_of_runs(products, of_bins.take(histogram.keys))
-        sums.append(of_runs)
-        exponents.append(runs)
     powers = np.concatenate(exponents)
     top = powers.max()
-    terms = np.ldexp(np.concatenate(sums).astype(np.float64), 2 * (powers - top))
+    terms = np.ldexp(np.concatenate(sums), 2 * (powers - top))
     return float(np.ldexp(np.sqrt(math.fsum(terms.tolist()) / (3 * num_finite)), top))
-
-
-def _sums_of_runs(values: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of the values of each run of one class, and its class."""
-    if not len(values):
-        return values, classes
-    is_first = np.ones(len(classes), np.bool_)
-    np.not_equal(classes[1:], classes[:-1], out=is_first[1:])
-    first = np.flatnonzero(is_first)
-    return np.add.reduceat(values, first), classes[first]

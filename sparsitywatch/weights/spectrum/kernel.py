@@ -150,7 +150,7 @@ class Table:
         self._found = np.empty(storage.num_raw, np.int32), np.empty(storage.num_raw, np.int64)
 
     def add(self, bits: np.ndarray) -> None:
-        """Count flat bits, of any address; at most MAX_ADDED until they are taken out."""
+        """Count flat bits, at any address; at most MAX_ADDED until they are drained."""
         width = bits.itemsize
         bits = bits.view(f"u{width}")
         if not bits.flags.aligned:

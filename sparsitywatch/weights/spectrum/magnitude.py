@@ -140,6 +140,12 @@ class MagnitudeSpectrum:
 
     Fractions are of all weights, those that are not finite included; NaN if there are none.
 
+    Attributes:
+        histograms: the counts of each tensor, by name, in order.
+        names: of the tensors, in order.
+        num_weights: all weights, those that are not finite included.
+        num_nan, num_inf: weights that are NaN, and infinite.
+
     >>> spectrum = MagnitudeSpectrum.of({"w": torch.tensor([0.0, 0.0, 1.0, 1.0, -2.0, 2.0])})
     >>> spectrum.thresholds([0.5])
     [1.0]
@@ -149,7 +155,13 @@ class MagnitudeSpectrum:
 
     def __init__(self, histograms: Mapping[str, Histogram] | None = None) -> None:
         """A spectrum of counted tensors; use ``of`` to count some."""
-        self._histograms = dict(histograms or {})
+        self.histograms = dict(histograms or {})
+        self.names = tuple(self.histograms)
+        self.num_weights = self.num_nan = self.num_inf = 0
+        for histogram in self.histograms.values():
+            self.num_weights += histogram.num_weights
+            self.num_nan += histogram.num_nan
+            self.num_inf += histogram.num_inf
 
     @classmethod
     def of(
@@ -191,18 +203,22 @@ class MagnitudeSpectrum:
         T tensors as arrays of length T, and ``keys`` and ``counts`` of all, one after another.
         Integers are as narrow as their largest value allows.
         """
-        histograms = self._histograms.values()
+        dtypes: list[str] = []
+        numbers: list[tuple[int, int, int]] = []
         keys, counts = [np.empty(0, np.int32)], [np.empty(0, np.int64)]
-        for histogram in histograms:
+        for histogram in self.histograms.values():
+            dtypes.append(STORAGES[histogram.dtype].name)
+            numbers.append((len(histogram.keys), histogram.num_inf, histogram.num_nan))
             keys.append(histogram.keys)
             counts.append(histogram.counts)
+        num_bins, num_inf, num_nan = np.array(numbers, np.int64).reshape(-1, 3).T
         return {
             "format": np.array(FORMAT),
             "names": np.array(self.names, dtype=np.str_),
-            "dtypes": np.array([STORAGES[h.dtype].name for h in histograms], dtype=np.str_),
-            "num_bins": _narrow(np.array([len(h.keys) for h in histograms], np.int64)),
-            "num_inf": _narrow(np.array([h.num_inf for h in histograms], np.int64)),
-            "num_nan": _narrow(np.array([h.num_nan for h in histograms], np.int64)),
+            "dtypes": np.array(dtypes, dtype=np.str_),
+            "num_bins": _narrow(num_bins),
+            "num_inf": _narrow(num_inf),
+            "num_nan": _narrow(num_nan),
             "keys": _narrow(np.concatenate(keys)),
             "counts": _narrow(np.concatenate(counts)),
         }
@@ -210,7 +226,7 @@ class MagnitudeSpectrum:
     def digest(self) -> str:
         """Identity of the counts by name, in whatever order: 64 hexadecimal digits."""
         state = hashlib.sha256()
-        for name, histogram in sorted(self._histograms.items()):
+        for name, histogram in sorted(self.histograms.items()):
             numbers = (histogram.num_inf, histogram.num_nan, len(histogram.keys))
             state.update(f"{name} {STORAGES[histogram.dtype].name} {numbers}".encode())
             state.update(histogram.keys.astype(np.int32).tobytes())
@@ -225,8 +241,8 @@ class MagnitudeSpectrum:
         """
         if not isinstance(other, MagnitudeSpectrum):
             return NotImplemented
-        found = dict(self._histograms)
-        for name, histogram in other._histograms.items():
+        found = dict(self.histograms)
+        for name, histogram in other.histograms.items():
             mine = found.get(name)
             if mine is not None and mine.dtype != histogram.dtype:
                 raise ConfigurationError(
@@ -239,7 +255,7 @@ class MagnitudeSpectrum:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, MagnitudeSpectrum):
             return NotImplemented
-        return self._histograms == other._histograms
+        return self.histograms == other.histograms
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -247,30 +263,10 @@ class MagnitudeSpectrum:
         dtypes = ", ".join(self.dtypes)
         return f"MagnitudeSpectrum({len(self.names)} tensors, {self.num_weights} weights, {dtypes})"
 
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors, in order."""
-        return tuple(self._histograms)
-
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes that occur, sorted, such as "float32"."""
-        return tuple(sorted({STORAGES[h.dtype].name for h in self._histograms.values()}))
-
-    @cached_property
-    def num_weights(self) -> int:
-        """All weights, those that are not finite included."""
-        return sum(histogram.num_weights for histogram in self._histograms.values())
-
-    @cached_property
-    def num_nan(self) -> int:
-        """Weights that are NaN."""
-        return sum(histogram.num_nan for histogram in self._histograms.values())
-
-    @cached_property
-    def num_inf(self) -> int:
-        """Weights that are infinite."""
-        return sum(histogram.num_inf for histogram in self._histograms.values())
+        return tuple(sorted({STORAGES[h.dtype].name for h in self.histograms.values()}))
 
     @property
     def num_zero(self) -> int:
@@ -306,7 +302,7 @@ class MagnitudeSpectrum:
             ConfigurationError: a level lies outside [0, 1].
         """
         found = []
-        magnitudes, cumulative = self.steps()
+        magnitudes, cumulative = self._steps
         for level in expect_numbers("levels", levels, "a list of sparsities in [0, 1]"):
             num_removed = num_pruned(self.num_weights, level)
             step = cumulative.searchsorted(num_removed)
@@ -333,7 +329,10 @@ class MagnitudeSpectrum:
 
     def _at_most(self, t: np.ndarray) -> np.ndarray:
         """All weights with |w| <= t, float64 [K] like ``t``; no NaN."""
-        return sum((total.at_most(t) for total in self._totals), np.zeros(len(t)))
+        found = np.zeros(len(t))
+        for total in self._totals:
+            found += total.at_most(t)
+        return found
 
     def near_zero(
         self,
@@ -384,20 +383,25 @@ class MagnitudeSpectrum:
         Raises:
             ConfigurationError: a tensor has no initial scale, and a rule asks for it.
         """
-        thresholds = self._near_zero_thresholds(rules.values(), initial_rms)
-        near, by_layer = [], {}
-        for (name, histogram), t in zip(self._histograms.items(), thresholds, strict=True):
-            nums = histogram.at_most(t).tolist()
-            near.append(nums)
-            by_layer[name] = dict(zip(rules, _fractions(nums, histogram.num_weights), strict=True))
+        near, shares = self._by_layer(self._near_zero_thresholds(rules.values(), initial_rms))
+        in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
         whole = {}
         for i, (name, rule) in enumerate(rules.items()):
-            if rule.kind in ("abs", "zero"):
-                whole[name] = self.sparsity_at(rule.factor)
-            else:
-                num = math.fsum(nums[i] for nums in near)
-                (whole[name],) = _fractions([num], self.num_weights)
-        return whole, by_layer
+            num = in_all[i] if rule.kind in ("abs", "zero") else math.fsum(near[:, i].tolist())
+            whole[name] = num / self.num_weights if self.num_weights else math.nan
+        return whole, {name: dict(zip(rules, own, strict=True)) for name, own in shares.items()}
+
+    def _by_layer(self, thresholds: np.ndarray) -> tuple[np.ndarray, dict[str, list[float]]]:
+        """Weights of each tensor with |w| <= t, for thresholds of its own: both float64 [T, K].
+
+        And by name, as fractions of all that it has.
+        """
+        nums, shares = np.empty(thresholds.shape), {}
+        for row, (name, histogram) in enumerate(self.histograms.items()):
+            nums[row] = histogram.at_most(thresholds[row])
+            size = histogram.num_weights
+            shares[name] = (nums[row] / size).tolist() if size else [math.nan] * len(nums[row])
+        return nums, shares
 
     def _near_zero_thresholds(
         self, rules: Collection[NearZeroRule], initial_rms: Mapping[str, float] | None
@@ -405,24 +409,25 @@ class MagnitudeSpectrum:
         """The threshold in each tensor by each rule, float64 [T, R]."""
         found = np.empty((len(self.names), len(rules)))
         for i, rule in enumerate(rules):
-            found[:, i] = rule.factor
+            scales: Mapping[str, float] = dict.fromkeys(self.names, 1.0)
             if rule.kind == "rms":
-                found[:, i] *= [histogram.rms for histogram in self._histograms.values()]
+                scales = self.layer_rms()
             elif rule.kind == "initial":
-                missing = [name for name in self.names if name not in (initial_rms or ())]
+                missing = sorted({*self.names}.difference(initial_rms or ()), key=self.names.index)
                 if initial_rms is None or missing:
                     came = "none" if initial_rms is None else f"no entry for {missing[0]!r}"
                     raise ConfigurationError(
                         "Expected `reference` with the initial scale of each tensor for "
                         f"`initial`, got {came}."
                     )
-                found[:, i] *= [initial_rms[name] for name in self.names]
+                scales = initial_rms
+            found[:, i] = rule.factor * np.array(list(map(scales.__getitem__, self.names)))
         # a tensor without a scale has no finite weights, so none near zero
         return np.where(np.isnan(found), -1.0, found)
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
-        return {name: MagnitudeSpectrum({name: h}) for name, h in self._histograms.items()}
+        return {name: MagnitudeSpectrum({name: h}) for name, h in self.histograms.items()}
 
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
         """Magnitudes where the count of all weights steps up, and the count from there on.
@@ -451,17 +456,13 @@ class MagnitudeSpectrum:
     def _totals(self) -> list[Histogram]:
         """All tensors as one for each kind of bins."""
         kinds: dict[str, list[Histogram]] = {}
-        for histogram in self._histograms.values():
+        for histogram in self.histograms.values():
             kinds.setdefault(histogram.bins.name, []).append(histogram)
-        return [summed(histograms) for _, histograms in sorted(kinds.items())]
+        return list(map(summed, kinds.values()))
 
     def layer_rms(self) -> dict[str, float]:
         """``rms`` of each layer, by name, in order."""
-        return {name: histogram.rms for name, histogram in self._histograms.items()}
-
-    def layer_num_weights(self) -> dict[str, int]:
-        """``num_weights`` of each layer, by name, in order."""
-        return {name: histogram.num_weights for name, histogram in self._histograms.items()}
+        return {name: histogram.rms for name, histogram in self.histograms.items()}
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
         """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
@@ -471,15 +472,13 @@ class MagnitudeSpectrum:
         """
         thresholds = self.thresholds(levels)
         t = np.array(thresholds, np.float64)
-        in_all = _fractions(self._at_most(t).tolist(), self.num_weights)
-        of_layers = {
-            name: _fractions(histogram.at_most(t).tolist(), histogram.num_weights)
-            for name, histogram in self._histograms.items()
-        }
-        return [
-            (threshold, in_all[i], {name: shares[i] for name, shares in of_layers.items()})
-            for i, threshold in enumerate(thresholds)
-        ]
+        in_all = self._at_most(t).tolist()
+        _, shares = self._by_layer(np.tile(t, (len(self.names), 1)))
+        found = []
+        for i, threshold in enumerate(thresholds):
+            sparsity = in_all[i] / self.num_weights if self.num_weights else math.nan
+            found.append((threshold, sparsity, {name: own[i] for name, own in shares.items()}))
+        return found
 
     def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
         """A histogram of log10|w| per tensor, finite non-zero weights only.
@@ -494,16 +493,8 @@ class MagnitudeSpectrum:
         expect_whole("bins_per_decade", bins_per_decade, 1)
         return {
             name: histogram.log10_histogram(bins_per_decade)
-            for name, histogram in self._histograms.items()
+            for name, histogram in self.histograms.items()
         }
-
-    def histogram(self, name: str) -> Histogram:
-        """The counts of one tensor."""
-        return self._histograms[name]
-
-
-def _fractions(nums: Sequence[float], num_weights: int) -> list[float]:
-    return [num / num_weights if num_weights else math.nan for num in nums]
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:
