@@ -112,11 +112,7 @@ class Adaptive(StepOnly):
         return {"until": self._until}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: the key is missing.
-        """
+        """Go on from what ``state_dict`` gave; StateError if a key is missing."""
         if "until" not in state:
             raise StateError(f"Expected key 'until' in the schedule's state, got {list(state)}.")
         self._until = int(state["until"])
@@ -195,19 +191,12 @@ def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
 
 
 def as_schedule(spec: int | Schedule) -> StepOnly:
-    """What `every=` of a watch means.
-
-    Raises:
-        ConfigurationError: ``spec`` is neither a whole number >= 1 nor callable.
-
-    >>> as_schedule(50).next_due(50), as_schedule(lambda step: True).next_due(3)
-    (100, -1)
-    """
+    """What `every=` of a watch means: ConfigurationError for neither an interval nor a function."""
     if isinstance(spec, int):
         expect_whole("every", spec, 1)
         spec = every(spec)
-    is_schedule = callable(spec) and not isinstance(spec, type)
-    expect(is_schedule, "every", "a whole number of optimizer steps >= 1 or a schedule", spec)
+    what = "a whole number of optimizer steps >= 1 or a schedule"
+    expect(callable(spec) and not isinstance(spec, type), "every", what, spec)
     return spec if isinstance(spec, StepOnly) else _AskedOnce(spec)
 
 
@@ -250,16 +239,6 @@ class OverheadBudget:
 
     What one costs is known after the first, which is always allowed. Without a proxy the weights
     have all of the limit, and no credit.
-
-    >>> clock = iter([0.0, 12.0, 150.0, 250.0])
-    >>> budget = OverheadBudget(0.01, now=lambda: next(clock))
-    >>> budget.start()
-    >>> budget.allows_weights()  # the first snapshot
-    True
-    >>> budget.charge(1.0)
-    >>> budget.attribute(1.0)
-    >>> [budget.allows_weights() for _ in range(3)]  # at 12, 150 and 250 s
-    [False, False, True]
     """
 
     def __init__(
@@ -357,10 +336,7 @@ class OverheadBudget:
         return self.now() - self._started
 
     def rhythm(self, interval: int, num_steps: int) -> dict[str, str]:
-        """How often each half is expected to come, at the pace of the training so far.
-
-        ``interval``: steps from one that is due to the next; ``num_steps``: seen since ``start``.
-        """
+        """How often each half is to be expected, given the steps between two that are due."""
         limit = self.max_overhead or math.inf
         share = limit * (_WEIGHTS_SHARE if self.evaluates else 1.0)
         step_s = max(self.elapsed_s() - self._spent_s, 1e-9) / max(num_steps - 1, 1)

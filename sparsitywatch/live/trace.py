@@ -82,8 +82,13 @@ class StepHook:
 
         def call(optimizer: torch.optim.Optimizer, *_: object) -> None:
             hook = itself()
-            if hook is not None and hook._is_on:
-                hook._call(optimizer)
+            if hook is None or not hook._is_on:
+                return
+            hook._depth += 1
+            try:
+                hook._after_step(optimizer)
+            finally:
+                hook._depth -= 1
 
         handle = register_optimizer_step_post_hook(_uncompiled(call))
         weakref.finalize(self, handle.remove).atexit = False
@@ -105,13 +110,6 @@ class StepHook:
         if self._depth == 0:  # else torch is going through its hooks
             for handle in self._handles:
                 handle.remove()
-
-    def _call(self, optimizer: torch.optim.Optimizer) -> None:
-        self._depth += 1
-        try:
-            self._after_step(optimizer)
-        finally:
-            self._depth -= 1
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:

@@ -97,9 +97,7 @@ class Watcher:
         self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
-        self._pending: Mapping[str, Any] | None = (
-            None  # state of the pipeline, until the log begins
-        )
+        self._pending: Mapping[str, Any] | None = None  # the pipeline's state, until the log begins
         self._log = ""  # that rank 0 writes
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +19,10 @@ from sparsitywatch.weights.clock import DecayClock, group_membership, stepped_on
 from sparsitywatch.weights.sharded import kept_for
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 
-__all__ = ["GradientSummary", "Gradients", "Training"]
-
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
 #: may step on some tensors only.
 _ROLES = ("frozen", "none", "unknown", "other", "master", "own")
-#: There is no tensor; all of it is zero; what was looked at is; it is not; nobody knows. Where
-#: ranks differ the last one holds: one of them may hold nothing of it.
-_NO_TENSOR, _ALL_ZERO, _ZERO_HERE, _SOME, _UNREADABLE = range(5)
-_SAID = ("none", "zero", "unknown", "some", "unknown")
-#: What means of gradients say of them, likewise.
+#: What an optimizer's means of gradients say of them, likewise.
 _RECALLED = ("unknown", "zero", "some")
 #: Names under which optimizers keep a mean of the gradients.
 _MEANS = ("exp_avg", "momentum_buffer")
@@ -39,86 +34,76 @@ _NO_PART = SampleIndex(0, np.empty(0, np.int64))
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Who trains the parameters.
+    """Who trains the parameters."""
 
-    Args:
-        optimizer: the one that is watched.
-        clock: its param groups' sums of learning rate and decay.
-        masters: copies of higher precision that it steps on, by the names of the weights.
-        others: more optimizers that were seen to step.
-    """
-
-    optimizer: torch.optim.Optimizer
-    clock: DecayClock
-    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    others: Iterable[torch.optim.Optimizer] = ()
+    optimizer: torch.optim.Optimizer  # the one that is watched
+    clock: DecayClock  # of its param groups
+    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as of ``masters_of``
+    others: Iterable[torch.optim.Optimizer] = ()  # that were seen to step
 
     def roles(
         self, parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Who trains each parameter, as in ``TensorFacts``, and in which of the watched groups.
-
-        The group is -1 where there is none. Ranks that ask together say the same.
-        """
+        """Who trains each parameter, as in ``TensorFacts``; in which watched group, or -1."""
         own = group_membership(self.optimizer, parameters)
         copied = group_membership(self.optimizer, self.masters)
         elsewhere: set[str] = set()
         for other in self.others:
             elsewhere |= group_membership(other, parameters).keys()
+        # an optimizer with no parameter of the model may step on copies that are not known
+        is_blind = not (own or copied)
         who, groups = [], []
         for name, parameter in parameters.items():
-            group = -1
             if not parameter.requires_grad:
                 role = "frozen"
             elif name in own:
-                role, group = "own", own[name]
+                role = "own"
             elif name in copied:
-                role, group = "master", copied[name]
+                role = "master"
             elif name in elsewhere:
                 role = "other"
             else:
-                # an optimizer with no parameter of the model may step on copies that are not known
-                is_known = own or copied or parameter.dtype.itemsize >= 4
-                role = "none" if is_known else "unknown"
+                role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
             who.append(role)
-            groups.append(group)
+            groups.append({"own": own, "master": copied}.get(role, {}).get(name, -1))
         codes = np.array([[_ROLES.index(role) for role in who], groups])
         highest, of_groups = reader.ranks.highest(codes)
         return np.array(_ROLES)[highest], of_groups
 
 
+class GradientState(IntEnum):
+    """What a gradient is. Where ranks differ the last one holds: one may hold nothing of it."""
+
+    NONE = 0
+    ALL_ZERO = 1
+    SAMPLE_ZERO = 2
+    NONZERO = 3
+    UNKNOWN = 4
+
+
+_SAID = ("none", "zero", "unknown", "some", "unknown")
+
+
 class GradientSummary(NamedTuple):
-    """What is known of one gradient.
+    """What is known of one gradient."""
 
-    Args:
-        code: what it is.
-        values: of the sampled weights, float64; zeros where they are not known.
-        is_kept_apart: the optimizer keeps what the weight's own numbers cannot hold.
-    """
-
-    code: int
-    values: np.ndarray
-    is_kept_apart: bool
+    state: GradientState
+    values: np.ndarray  # of the sampled weights, float64; zeros where they are not known
+    is_kept_apart: bool  # whether the optimizer keeps what the weight's own numbers cannot hold
 
     @property
     def said(self) -> str:
         """As in ``TensorFacts``: "some", "zero", "none" or "unknown"."""
-        return _SAID[self.code]
+        return _SAID[self.state]
 
     @property
     def is_known(self) -> bool:
         """Whether there is one that can be read."""
-        return self.code not in (_NO_TENSOR, _UNREADABLE)
+        return self.state not in (GradientState.NONE, GradientState.UNKNOWN)
 
 
 class Gradients:
-    """Those of a model's parameters, as they are after a step.
-
-    Args:
-        parameters: by name.
-        optimizer: that steps on them.
-        reader: of the parameters.
-    """
+    """Those of a model's parameters, as they are after a step."""
 
     def __init__(
         self,
@@ -126,31 +111,37 @@ class Gradients:
         optimizer: torch.optim.Optimizer,
         reader: ShardedReader = WHOLE_MODEL,
     ) -> None:
-        self._parameters, self._optimizer, self._reader = parameters, optimizer, reader
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._reader = reader
 
     def summaries(
         self, chosen: Mapping[str, SampleIndex], unmoved: Mapping[str, bool]
     ) -> dict[str, GradientSummary]:
-        """What is known of some.
+        """What is known of some, given the sampled weights of each whole tensor.
 
-        Args:
-            chosen: the sampled weights of each whole tensor, by name.
-            unmoved: whether a tensor stands still or shrinks. Of those alone all of the gradient is
-                read where what is sampled is zero.
+        ``unmoved``: whether a tensor stands still or shrinks. Where its sampled gradient is zero,
+        all of its gradient is read.
         """
         reader = self._reader
         with reader.ranks.all_or_none("gradients", chosen):
             parts = reader.own(chosen)
-            own = {name: self._look(name, parts.get(name, _NO_PART), unmoved) for name in chosen}
-        said = np.array([[look.code, look.is_kept_apart] for look in own.values()])
-        codes, kept = reader.ranks.highest(said.T.copy())
-        some = {name: chosen[name] for name, code in zip(own, codes, strict=True) if code == _SOME}
-        values = reader.united(some, {name: own[name].values for name in some})
+            own = {
+                name: self._summary(name, parts.get(name, _NO_PART), is_unmoved=unmoved[name])
+                for name in chosen
+            }
+        codes = np.array([[one.state, one.is_kept_apart] for one in own.values()])
+        states, kept = reader.ranks.highest(codes.T.copy())
+        nonzero = [
+            n for n, state in zip(own, states, strict=True) if state == GradientState.NONZERO
+        ]
+        read = {name: own[name].values for name in nonzero}
+        values = reader.united({name: chosen[name] for name in nonzero}, read)
         return {
             name: GradientSummary(
-                int(code), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
+                GradientState(state), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
             )
-            for name, code, is_kept in zip(own, codes, kept, strict=True)
+            for name, state, is_kept in zip(own, states, kept, strict=True)
         }
 
     def recalled(self, names: Iterable[str]) -> list[str]:
@@ -159,24 +150,23 @@ class Gradients:
             own = np.array([self._recalled(name) for name in names])
         return [_RECALLED[code] for code in self._reader.ranks.highest(own)]
 
-    def _look(self, name: str, some: SampleIndex, unmoved: Mapping[str, bool]) -> GradientSummary:
+    def _summary(self, name: str, some: SampleIndex, *, is_unmoved: bool) -> GradientSummary:
         """What this rank knows of one, of which it reads some weights; without any, others do."""
-        parameter = self._parameters[name]
+        parameter, values = self._parameters[name], np.zeros(some.num)
         held = stepped_on(parameter).grad
-        is_kept_apart, values = self._keeps_apart(name), np.zeros(some.num)
+        gradient = None if held is None else kept_for(parameter, held)
         if held is None:
-            return GradientSummary(_NO_TENSOR, values, is_kept_apart)
-        gradient = kept_for(parameter, held)
-        if gradient is None or not gradient.is_floating_point():
-            return GradientSummary(_UNREADABLE, values, is_kept_apart)
-        if not some.num:
-            return GradientSummary(_ALL_ZERO, values, is_kept_apart)
-        found = float64_of(some.of(gradient))
-        if not np.isfinite(found).all():
-            return GradientSummary(_UNREADABLE, values, is_kept_apart)
-        if found.any() or (unmoved[name] and bool(gradient.any())):
-            return GradientSummary(_SOME, found, is_kept_apart)
-        return GradientSummary(_ALL_ZERO if unmoved[name] else _ZERO_HERE, found, is_kept_apart)
+            state = GradientState.NONE
+        elif gradient is None or not gradient.is_floating_point():
+            state = GradientState.UNKNOWN
+        elif not some.num:
+            state = GradientState.ALL_ZERO
+        else:
+            values = float64_of(some.of(gradient))
+            state = _state_of(gradient, values, is_unmoved=is_unmoved)
+        if state is GradientState.UNKNOWN:
+            values = np.zeros(some.num)
+        return GradientSummary(state, values, self._keeps_apart(name))
 
     def _keeps_apart(self, name: str) -> bool:
         return any(part in str(key).lower() for key in self._state(name) for part in _KEPT_APART)
@@ -192,7 +182,15 @@ class Gradients:
 
     def _state(self, name: str) -> Mapping[str, object]:
         # .get: a defaultdict grows by being asked
-        state: Mapping[str, object] = self._optimizer.state.get(
-            stepped_on(self._parameters[name]), {}
-        )
+        trained = stepped_on(self._parameters[name])
+        state: Mapping[str, object] = self._optimizer.state.get(trained, {})
         return state
+
+
+def _state_of(gradient: torch.Tensor, values: np.ndarray, *, is_unmoved: bool) -> GradientState:
+    """Of a gradient that can be read, given the ``values`` of its sample."""
+    if not np.isfinite(values).all():
+        return GradientState.UNKNOWN
+    if values.any() or (is_unmoved and bool(gradient.any())):
+        return GradientState.NONZERO
+    return GradientState.ALL_ZERO if is_unmoved else GradientState.SAMPLE_ZERO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import torch
@@ -85,3 +86,10 @@ class SeesStep(sw.detectors.AbruptChange):
 def sees_step_6() -> dict:
     """Options of a watch that sees an event at step 6."""
     return {"proxy": None, "detectors": {"near_zero/initial_0.1": SeesStep(6)}}
+
+
+def script(body: str, *arguments: object) -> list[str]:
+    """A command that runs ``body`` in another process, which knows the names of this module."""
+    head = f"import os, signal, sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+    head += "from contracts.watched import *\n"
+    return [sys.executable, "-c", head + body, *map(str, arguments)]

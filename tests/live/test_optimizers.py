@@ -92,23 +92,14 @@ def test_the_decay_clock_goes_on_and_motion_begins_anew_with_other_groups() -> N
     assert records[40].movement.update_to_weight > 0.0
 
 
-def test_an_optimizer_replaced_before_the_first_step_is_followed() -> None:
-    run = Run()
-    with run.watch(None, every=10, proxy=None) as watcher:
-        run.optimizer = new(run)
-        run.train(40)
-    assert steps_of(watcher.records) == [10, 20, 30, 40]
-
-
-def test_one_that_is_replaced_twice_is_followed_twice(caplog) -> None:
+def test_one_that_is_replaced_again_and_again_is_followed_each_time(caplog) -> None:
     run = Run()
     with run.watch(None, every=10, proxy=None) as watcher:
         for _ in range(3):
+            run.optimizer = new(run)  # the first time before any step
             run.train(25)
-            run.optimizer = new(run)
-        run.train(25)
-    assert watcher.step_count == 100
-    assert len(watcher.records) >= 7
+    assert watcher.step_count == 75
+    assert steps_of(watcher.records) == [10, 20, 40, 50, 60, 70]  # 30 was among uncounted ones
     assert caplog.text.count("it was replaced") == 3
 
 
@@ -138,42 +129,38 @@ def train_by_turns(run: Run, *turns: tuple[Optimizer, int], rounds: int) -> None
                 optimizer.step()
 
 
-def check_only_its_own(run: Run, other: Optimizer, own: int, others: int, caplog) -> None:
-    rounds = 40 // own
+def of_the_other_half(run: Run) -> Optimizer:
+    run.optimizer = torch.optim.AdamW(run.model[0].parameters(), lr=0.01)
+    return torch.optim.AdamW(run.model[2].parameters(), lr=0.01)
+
+
+def of_an_opponent(run: Run) -> Optimizer:
+    opponent = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    return torch.optim.AdamW(opponent.parameters())
+
+
+def of_the_same_weights(run: Run) -> Optimizer:
+    return torch.optim.SGD(run.model.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "others"),
+    [
+        (of_the_other_half, 1),
+        (of_the_other_half, 30),
+        (of_an_opponent, 5),
+        (of_the_same_weights, 5),
+    ],
+)
+def test_one_that_steps_by_turns_is_not_counted(make, others: int, caplog) -> None:
+    run = Run()
+    other = make(run)
     with run.watch(None, every=10, proxy=None) as watcher:
-        train_by_turns(run, (other, others), (run.optimizer, own), rounds=rounds)
-    assert watcher.step_count == rounds * own
-    assert len(watcher.records) == rounds * own // 10
+        train_by_turns(run, (other, others), (run.optimizer, 1), rounds=40)
+    assert watcher.step_count == 40
+    assert steps_of(watcher.records) == [10, 20, 30, 40]
     assert all(r.cost.num_left_out == 0 for r in watcher.records)
     assert caplog.records == []
-
-
-def test_the_halves_of_a_model_are_not_counted_twice(caplog) -> None:
-    others = set(_global_optimizer_post_hooks)  # of watches that tests before have left open
-    run = Run()
-    run.optimizer = torch.optim.AdamW(run.model[0].parameters(), lr=0.01)
-    other = torch.optim.AdamW(run.model[2].parameters(), lr=0.01)
-    check_only_its_own(run, other, 1, 1, caplog)
-    assert not set(_global_optimizer_post_hooks) - others
-
-
-def test_the_other_half_alone_is_no_successor(caplog) -> None:
-    run = Run()
-    run.optimizer = torch.optim.AdamW(run.model[0].parameters(), lr=0.01)
-    other = torch.optim.AdamW(run.model[2].parameters(), lr=0.01)
-    check_only_its_own(run, other, 1, 30, caplog)
-
-
-def test_the_opponent_of_a_gan_is_not_counted(caplog) -> None:
-    run = Run()
-    opponent = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
-    other = torch.optim.AdamW(opponent.parameters())
-    check_only_its_own(run, other, 1, 5, caplog)
-
-
-def test_two_that_step_the_same_weights_by_turns_stay_two(caplog) -> None:
-    run = Run()
-    check_only_its_own(run, torch.optim.SGD(run.model.parameters(), lr=1e-3), 1, 5, caplog)
 
 
 def test_inner_steps_that_grow_longer_stay_inner_steps(caplog) -> None:

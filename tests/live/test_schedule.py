@@ -71,6 +71,7 @@ def test_a_function_is_asked_once_about_each_step_and_never_ahead() -> None:
     assert [step for step in (3, 4) if schedule(step) and schedule.may_be_due(step)] == [4]
     assert schedule.next_due(4) == -1
     assert asked == [3, 4]
+    assert as_schedule(50).next_due(50) == 100
 
 
 @pytest.mark.parametrize("bad", [0, -5, 2.5, True, "500"])
