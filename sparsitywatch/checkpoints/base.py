@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,55 +22,75 @@ from sparsitywatch.weights.snapshot import LazyTensors, Snapshot
 _MAX_NAME = 4096
 
 
-def refused(url: str, cause: str, tensor: str | None = None) -> CheckpointError:
-    """The error for a checkpoint whose own description is not true, in one line."""
-    return CheckpointError(
-        f"Refused {_where(url, tensor)}: {cause}. The file is damaged or forged; save it again."
-    )
+class ReadingError(Exception):
+    """Why something cannot be read, and what to do; ``reading`` completes it with the file."""
+
+    error: type[CheckpointError] = CheckpointError
+    form = "Cannot read {where}: {cause}"
+
+    def __init__(self, cause: str, tensor: str | None = None) -> None:
+        super().__init__(cause)
+        self.tensor = tensor
+
+    def at(self, url: str, tensor: str | None = None) -> CheckpointError:
+        """The error with the file, and the tensor where there is one."""
+        name = self.tensor or tensor
+        where = url if name is None else f"{url}, tensor {name[:120]!r}"
+        return self.error(self.form.format(where=where, cause=self))
 
 
-def cut_off(source: ByteSource, what: str, end: int) -> IncompleteCheckpointError:
-    """The error for a file that ends before something in it does."""
-    return IncompleteCheckpointError(
-        f"Cannot read {source.url}{what} to end at byte {end}, but the file ends at {source.size}. "
-        "It may be half-written, or truncated."
-    )
+class UnfinishedError(ReadingError):
+    """The same of what may be there later."""
+
+    error = IncompleteCheckpointError
 
 
-def unreadable(url: str, entry: Entry) -> CheckpointError:
-    """The error for a tensor that is what it says, and still holds no weights to be read."""
-    return CheckpointError(
-        f"Cannot read {_where(url, entry.name)}: expected weights, but {entry.problem}. Leave it "
-        "out of the scope, or save the model in bfloat16 or float32."
-    )
+class RefusedError(ReadingError):
+    """What a checkpoint says of itself and is not true."""
 
-
-def _where(url: str, tensor: str | None) -> str:
-    return url if tensor is None else f"{url}, tensor {tensor[:120]!r}"
+    form = "Refused {where}: {cause}. The file is damaged or forged; save it again."
 
 
 @contextmanager
 def reading(url: str, tensor: str | None = None) -> Iterator[None]:
-    """The boundary around the bytes of one file: what they do to a reader is one line about it.
+    """The boundary around the bytes of one file: whatever they bring about is one line about it.
 
-    Readers say what they know to be wrong. Everything else that bytes can bring about, such as
-    a ``RecursionError``, ``MemoryError``, ``OverflowError`` or ``struct.error``, is a fault of
-    this file as well, and the next file is read. Ctrl-C and an exit pass.
+    Readers say what they know to be wrong. No list of what else bytes can raise is long enough:
+    ``RecursionError``, ``OverflowError``, ``struct.error``. Ctrl-C and an exit pass.
     """
     try:
         yield
     except CheckpointError:
         raise
+    except ReadingError as error:
+        raise error.at(url, tensor) from error
     except MemoryError as error:
-        raise CheckpointError(
-            f"Cannot read {_where(url, tensor)}: expected that memory holds what it describes, it "
-            "does not. Give more memory, or save it again if it is a small one."
-        ) from error
-    except Exception as error:  # what bytes bring about, no list is long enough
-        raise CheckpointError(
-            f"Cannot read {_where(url, tensor)}: {one_line(error)}. The file is damaged, or of a "
-            "kind that is not known here; save it again."
-        ) from error
+        cause = (
+            "expected that memory holds what it describes, it does not. Give more memory, or save "
+            "it again if it is a small one."
+        )
+        raise ReadingError(cause).at(url, tensor) from error
+    except Exception as error:
+        cause = "The file is damaged, or of a kind that is not known here; save it again."
+        raise ReadingError(f"{one_line(error)}. {cause}").at(url, tensor) from error
+
+
+def cut_off(name: str, end: int, size: int) -> UnfinishedError:
+    """A tensor that ends behind the end of its file."""
+    return UnfinishedError(
+        f"expected it to end at byte {end}, but the file ends at {size}. It may be half-written, "
+        "or truncated.",
+        name,
+    )
+
+
+def no_weights(entry: Entry) -> ReadingError:
+    """A tensor that is what it says, and still holds no weights to be read."""
+    return ReadingError(
+        f"expected weights, but {entry.problem}. Leave it out of the scope, or save the model in "
+        "bfloat16 or float32.",
+        entry.name,
+    )
 
 
 def as_step(node: object) -> int | None:
@@ -142,44 +163,32 @@ class StridedTensor(StoredTensor):
                 crc = crc if self.crc is None else zlib.crc32(chunk, crc)
                 yield chunk
             if self.crc is not None and crc != self.crc:
-                cause = "its bytes do not match the checksum beside them"
-                raise refused(self.source.url, cause, self.entry.name)
+                raise RefusedError("its bytes do not match the checksum beside them")
 
 
 #: Stored tensors by name.
 Stored = Mapping[str, StoredTensor]
 
 
-def _called(name: str, one: StoredTensor) -> StoredTensor:
-    return one if one.entry.name == name else replace(one, entry=replace(one.entry, name=name))
-
-
-def _by_clean_names(url: str, stored: Stored) -> dict[str, StoredTensor]:
+def _by_clean_names(stored: Stored) -> dict[str, StoredTensor]:
     """The tensors by the names that their user wrote, all of them such as any log can take."""
     found: dict[str, StoredTensor] = {}
     for name in stored:
+        shown = name.encode(errors="backslashreplace").decode()
         if len(name) > _MAX_NAME:
             cause = f"expected names of at most {_MAX_NAME} characters, got one of {len(name)}"
-            raise refused(url, cause, name)
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            cause = "expected names of Unicode, got half of a character"
-            shown = name.encode(errors="backslashreplace").decode()
-            raise refused(url, cause, shown) from error
+            raise RefusedError(cause, shown)
+        if name != shown:
+            raise RefusedError("expected names of Unicode, got half of a character", shown)
     for raw, name in clean_names(stored).items():
-        one = stored[raw]
+        entry = stored[raw].entry
         if name in found:
-            cause = f"two tensors have this name, one of them as {raw[:80]!r}"
-            raise refused(url, cause, name)
+            raise RefusedError(f"two tensors have this name, one of them as {raw[:80]!r}", name)
         # torch multiplies empty dimensions, too, when it computes strides
-        size = one.entry.dtype.itemsize
-        for length in one.entry.shape:
-            size *= max(length, 1)
+        size = math.prod(max(length, 1) for length in entry.shape) * entry.dtype.itemsize
         if size >= 2**63:
-            cause = f"expected a shape that memory could hold, got {one.entry.shape}"
-            raise refused(url, cause, name)
-        found[name] = one
+            raise RefusedError(f"expected a shape that memory could hold, got {entry.shape}", name)
+        found[name] = stored[raw]
     return found
 
 
@@ -238,7 +247,7 @@ _CHUNK_BYTES, _REMOTE_CHUNK_BYTES = 1 << 21, 1 << 24
 _WHOLE_AT_ONCE = 2
 
 
-class Checkpoint:
+class Checkpoint(AbstractContextManager["Checkpoint"]):
     """The weights of one step at rest; every reader ends in one.
 
     Opening reads descriptions only; they are checked before anything is allocated. A tensor
@@ -254,7 +263,7 @@ class Checkpoint:
         step: optimizer steps done, or a function that looks it up when it is asked for.
 
     Raises:
-        CheckpointError: there is no tensor, or two have the same name once the prefixes of
+        ReadingError: there is no tensor, or two have the same name once the prefixes of
             wrappers are removed.
     """
 
@@ -270,12 +279,17 @@ class Checkpoint:
         self._place = place
         self._step = step
         self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
-        told = _with_codes_told(_by_clean_names(self.url, stored))
-        self._stored = {name: _called(name, one) for name, one in told.items()}
+        #: How long the buffer for ``chunks`` should be.
+        self.chunk_bytes = _CHUNK_BYTES if place.is_local else _REMOTE_CHUNK_BYTES
+        self._stored: dict[str, StoredTensor] = {}
+        for name, one in _with_codes_told(_by_clean_names(stored)).items():
+            if one.entry.name != name:
+                one = replace(one, entry=replace(one.entry, name=name))
+            self._stored[name] = one
         if not self._stored:
-            raise CheckpointError(
-                f"Cannot read {self.url}: expected tensors, found none in {format}. Name the "
-                "file or folder that holds the model's weights."
+            raise ReadingError(
+                f"expected tensors, found none in {format}. Name the file or folder that holds the "
+                "model's weights."
             )
 
     @property
@@ -290,11 +304,6 @@ class Checkpoint:
     def num_bytes_read(self) -> int:
         """Bytes taken from the files of the weights so far."""
         return sum(source.num_bytes_read for source in self._place.opened.values())
-
-    @property
-    def chunk_bytes(self) -> int:
-        """How long the buffer for ``chunks`` should be."""
-        return _CHUNK_BYTES if self._place.is_local else _REMOTE_CHUNK_BYTES
 
     def entries(self) -> tuple[Entry, ...]:
         """Every tensor, in the order of the files."""
@@ -340,7 +349,10 @@ class Checkpoint:
             KeyError: there is no tensor of this name.
             CheckpointError: it cannot be read; or, while it is, is not what was stored.
         """
-        return self._in_parts(self._readable(name), buffer)
+        stored = self._readable(name)
+        if isinstance(stored, StridedTensor) and stored.stride is None:
+            return stored.chunks(buffer)
+        return self._in_parts(stored, buffer)
 
     def _in_parts(
         self, stored: StoredTensor, buffer: memoryview
@@ -357,7 +369,7 @@ class Checkpoint:
     def _readable(self, name: str) -> StoredTensor:
         stored = self._stored[name]
         if stored.entry.problem:
-            raise unreadable(self.url, stored.entry)
+            raise no_weights(stored.entry).at(self.url)
         return stored
 
     def check_unchanged(self) -> None:
@@ -368,9 +380,6 @@ class Checkpoint:
     def close(self) -> None:
         """Let go of the files; calling it again does nothing."""
         self._place.close()
-
-    def __enter__(self) -> Checkpoint:  # noqa: PYI034 typing.Self needs Python 3.11
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -394,23 +403,20 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
         # of tied weights some formats keep one name only
         name = next((n for n in (entry.name, *entry.aliases) if n in there), entry.name)
         stored = there.get(name)
-        problem = None
+        problem = ""
         if stored is None:
             problem = "it is not there"
         elif stored.problem:
-            raise unreadable(checkpoint.url, stored)
+            raise no_weights(stored).at(checkpoint.url)
         elif stored.shape != entry.shape:
             problem = f"expected shape {entry.shape}, got {stored.shape}"
         elif not stored.dtype.is_floating_point:
             problem = f"expected a floating-point dtype, got {stored.dtype}"
         if stored is None or problem:
-            raise CheckpointError(
-                f"Cannot read {checkpoint.url}, tensor {entry.name!r}: {problem}. Replay "
-                "checkpoints of one model together, or choose another scope."
-            )
+            advice = "Replay checkpoints of one model together, or choose another scope."
+            raise ReadingError(f"{problem}. {advice}", entry.name).at(checkpoint.url)
         found[entry.name] = stored
-    tensors = LazyTensors(found, checkpoint)
-    return Snapshot(step, scope, tensors)
+    return Snapshot(step, scope, LazyTensors(found, checkpoint))
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -436,32 +442,32 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     stored = {entry.name: entry for entry in checkpoint.entries()}
     chosen: dict[str, torch.Tensor] = {}
     for names in ties.values():
-        found = next((name for name in names if name in stored), None)
-        if found is None:
-            raise CheckpointError(
-                f"Cannot load {checkpoint.url}, tensor {names[0]!r}: the model has it, the "
-                f"checkpoint does not; it has names such as {', '.join(list(stored)[:3])}. Give "
-                "the model that was trained."
+        found = next((name for name in names if name in stored), names[0])
+        problem = _why_not(stored.get(found), own[found])
+        if found not in stored:
+            problem = (
+                "the model has it, the checkpoint does not; it has names such as "
+                f"{', '.join(list(stored)[:3])}"
             )
-        _check_fits(checkpoint.url, stored[found], own[found])
+        if problem:
+            raise CheckpointError(
+                f"Cannot load {checkpoint.url}, tensor {found!r}: {problem}. Give the model that "
+                "was trained, in the dtype that it was saved in."
+            )
         chosen[found] = own[found]
     with torch.no_grad():
         for name, tensor in checkpoint.tensors(chosen):
             chosen[name].copy_(tensor)
 
 
-def _check_fits(url: str, stored: Entry, own: torch.Tensor) -> None:
-    problem = ""
+def _why_not(stored: Entry | None, own: torch.Tensor) -> str:
+    """Why a tensor of a model cannot take the values of a checkpoint's; empty if it can."""
+    if stored is None:
+        return ""
     if stored.problem:
-        raise unreadable(url, stored)
+        return f"expected weights, but {stored.problem}"
     if stored.shape != tuple(own.shape):
-        problem = f"expected shape {tuple(own.shape)} as in the model, got {stored.shape}"
-    elif stored.dtype != own.dtype and torch.promote_types(stored.dtype, own.dtype) != own.dtype:
-        problem = (
-            f"expected dtype {own.dtype} as in the model or a narrower one, got {stored.dtype}"
-        )
-    if problem:
-        raise CheckpointError(
-            f"Cannot load {url}, tensor {stored.name!r}: {problem}. Give the model that was "
-            "trained, in the dtype that it was saved in."
-        )
+        return f"expected shape {tuple(own.shape)} as in the model, got {stored.shape}"
+    if stored.dtype != own.dtype and torch.promote_types(stored.dtype, own.dtype) != own.dtype:
+        return f"expected dtype {own.dtype} as in the model or a narrower one, got {stored.dtype}"
+    return ""

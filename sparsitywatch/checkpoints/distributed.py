@@ -15,12 +15,13 @@ import torch
 
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
+    ReadingError,
+    RefusedError,
     Signature,
     StoredTensor,
     as_step,
     cut_off,
     reading,
-    refused,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, in_words, read_inert
 from sparsitywatch.checkpoints.storage import Location, Source, Window
@@ -32,7 +33,6 @@ from sparsitywatch.checkpoints.torch_file import (
     read_torch_zip,
     stored_tensor,
 )
-from sparsitywatch.errors import CheckpointError
 from sparsitywatch.weights.layout import Entry
 
 _METADATA = ".metadata"
@@ -63,8 +63,7 @@ class Piece:
 class Described:
     """A tensor as the metadata describe it."""
 
-    name: str
-    path: tuple[str, ...]
+    path: tuple[str, ...]  # the keys that lead to it
     dtype: torch.dtype
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
@@ -86,26 +85,26 @@ def read_distributed(
 ) -> tuple[dict[str, StoredTensor], Callable[[], int | None]]:
     """The tensors of the model by name, and what looks the step up."""
     source = place.inside(_METADATA).open()
-    if source.size > _MAX_METADATA_BYTES:
-        raise refused(source.url, f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
     with reading(source.url):
-        tensors, places = parse_metadata(source.url, source.read(0, source.size))
+        if source.size > _MAX_METADATA_BYTES:
+            raise RefusedError(f"expected at most {_MAX_METADATA_BYTES} bytes of metadata")
+        tensors, places = parse_metadata(source.read(0, source.size))
+        described = _of_the_model(tensors)
     files: dict[str, Source] = {}
     stored: dict[str, StoredTensor] = {}
-    for name, described in _of_the_model(source.url, tensors).items():
-        for piece in described.pieces:
+    for name, one in described.items():
+        for piece in one.pieces:
             if piece.file not in files:
                 files[piece.file] = place.inside(piece.file).open()
-            _check_place(files[piece.file], name, piece, described.dtype.itemsize)
-        first = min(((piece.file, piece.start) for piece in described.pieces), default=("", 0))
-        entry = Entry(name=described.name, shape=described.shape, dtype=described.dtype)
-        stored[name] = _ChunkedTensor(
-            entry=entry, position=first, pieces=described.pieces, files=files
-        )
+            with reading(files[piece.file].url, name):
+                _check_place(files[piece.file].size, name, piece, one.dtype.itemsize)
+        first = min(((piece.file, piece.start) for piece in one.pieces), default=("", 0))
+        entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
+        stored[name] = _ChunkedTensor(entry=entry, position=first, pieces=one.pieces, files=files)
     return stored, partial(_step, place, places)
 
 
-def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Described]:
+def _of_the_model(tensors: Mapping[str, Described]) -> dict[str, Described]:
     """The model's tensors by their own names, out of a state dict that holds more."""
     if {described.path[0] for described in tensors.values()} <= {"state", "rng"}:  # Composer's
         inner = [d for d in tensors.values() if d.path[0] == "state" and len(d.path) > 1]
@@ -117,23 +116,20 @@ def _of_the_model(url: str, tensors: Mapping[str, Described]) -> dict[str, Descr
     else:
         chosen = {n: d for n, d in tensors.items() if not d.path[0].startswith("optim")}
     if not chosen:
-        raise CheckpointError(
-            f"Cannot read {url}: expected tensors of a model, at the top or under one of "
-            f"{', '.join(MODEL_KEYS)}; got {', '.join(list(tensors)[:5]) or 'none'}."
+        raise ReadingError(
+            f"expected tensors of a model, at the top or under one of {', '.join(MODEL_KEYS)}; got "
+            f"{', '.join(list(tensors)[:5]) or 'none'}."
         )
     return chosen
 
 
-def _check_place(source: Source, name: str, piece: Piece, itemsize: int) -> None:
+def _check_place(file_size: int, name: str, piece: Piece, itemsize: int) -> None:
     needed = math.prod(piece.sizes) * itemsize
-    if piece.start + piece.length > source.size:
-        what = f", tensor {name[:120]!r}: expected it"
-        raise cut_off(source, what, piece.start + piece.length)
+    if piece.start + piece.length > file_size:
+        raise cut_off(name, piece.start + piece.length, file_size)
     if not needed <= piece.length <= 2 * needed + _ARCHIVE_BYTES:
-        raise refused(
-            source.url,
-            f"expected a piece of {needed} bytes and a little around it, got {piece.length}",
-            name,
+        raise RefusedError(
+            f"expected a piece of {needed} bytes and a little around it, got {piece.length}"
         )
 
 
@@ -179,107 +175,100 @@ class _ChunkedTensor(StoredTensor):
         name, dtype, source = self.entry.name, self.entry.dtype, self.files[piece.file]
         with reading(source.url, name):
             part = Window(source, piece.start, piece.length)
-            tree, regions = read_torch_zip(part)
-            found = stored_tensor(part, name, tree, regions)
-        own = found.entry
-        if own.problem:
-            raise refused(source.url, "expected a dense tensor, got another kind", name)
-        if (own.shape, own.dtype) != (piece.sizes, dtype):
-            raise refused(
-                source.url,
-                f"expected a piece of shape {piece.sizes} and {dtype}, got {own.shape} and "
-                f"{own.dtype}",
-                name,
-            )
+            found = stored_tensor(part, name, *read_torch_zip(part))
+            own = found.entry
+            if own.problem:
+                raise RefusedError("expected a dense tensor, got another kind")
+            if (own.shape, own.dtype) != (piece.sizes, dtype):
+                raise RefusedError(
+                    f"expected a piece of shape {piece.sizes} and {dtype}, got {own.shape} and "
+                    f"{own.dtype}"
+                )
         return found
 
 
 # ------------------------------------------------------------------ metadata
 
 
-def parse_metadata(
-    url: str, data: bytes
-) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
+#: Of a tensor or another value: its name and offsets, and the file, start and length there.
+Places = dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]]
+
+
+def parse_metadata(data: bytes) -> tuple[dict[str, Described], dict[str, tuple[str, int, int]]]:
     """The tensors that a ``.metadata`` describes, and where other values lie: both by name."""
     try:
         tree = read_inert(data)
     except ValueError as error:
-        raise refused(url, f"its metadata are broken: {error}") from error
-    state = _fields(url, tree, "Metadata")
+        raise RefusedError(f"its metadata are broken: {error}") from error
+    state = _fields(tree, "Metadata")
     described, storage = state.get("state_dict_metadata"), state.get("storage_data")
     if not isinstance(described, dict) or not isinstance(storage, dict):
-        raise refused(url, "expected metadata of tensors and of files, got something else")
+        raise RefusedError("expected metadata of tensors and of files, got something else")
     paths = state.get("planner_data")
-    places = {_index(url, key): _place(url, value) for key, value in storage.items()}
+    places = {_index(key): _place(value) for key, value in storage.items()}
     if len(places) != len(storage):
-        raise refused(url, "it places one of its pieces twice")
+        raise RefusedError("it places one of its pieces twice")
     tensors = {}
     for name, node in described.items():
         if not isinstance(name, str):
-            raise refused(url, f"expected names, got {in_words(name)!r}")
+            raise RefusedError(f"expected names, got {in_words(name)!r}")
         if isinstance(node, Call) and node.function == Global(_MODULE, "TensorStorageMetadata"):
-            tensors[name] = _described(url, name, node, paths, places)
+            tensors[name] = _described(name, node, paths, places)
     others = {name: place for (name, offsets), place in places.items() if offsets is None}
     return tensors, others
 
 
-def _fields(url: str, node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
+def _fields(node: Any, kind: str, module: str = _MODULE) -> dict[str, Any]:
     if not isinstance(node, Call) or node.function != Global(module, kind):
-        raise refused(url, f"expected {kind} in its metadata, got {in_words(node)}")
+        raise RefusedError(f"expected {kind} in its metadata, got {in_words(node)}")
     if not isinstance(node.state, dict):
-        raise refused(url, f"expected the fields of {kind} in its metadata, got none")
+        raise RefusedError(f"expected the fields of {kind} in its metadata, got none")
     return node.state
 
 
-def _index(url: str, node: Any) -> tuple[str, tuple[int, ...] | None]:
-    state = _fields(url, node, "MetadataIndex")
+def _index(node: Any) -> tuple[str, tuple[int, ...] | None]:
+    state = _fields(node, "MetadataIndex")
     name, offset = state.get("fqn"), state.get("offset")
     offsets = None if offset is None else as_sizes(offset)
     if not isinstance(name, str) or (offset is not None and offsets is None):
-        raise refused(url, "expected a name and offsets in its metadata, got something else")
+        raise RefusedError("expected a name and offsets in its metadata, got something else")
     return name, offsets
 
 
-def _place(url: str, node: Any) -> tuple[str, int, int]:
-    state = _fields(url, node, "_StorageInfo", "torch.distributed.checkpoint.filesystem")
+def _place(node: Any) -> tuple[str, int, int]:
+    state = _fields(node, "_StorageInfo", "torch.distributed.checkpoint.filesystem")
     file, start, length = (state.get(k) for k in ("relative_path", "offset", "length"))
     if state.get("transform_descriptors"):
-        raise CheckpointError(
-            f"Cannot read {url}: expected tensors as they are, got some that are transformed "
+        raise ReadingError(
+            "expected tensors as they are, got some that are transformed "
             f"({in_words(state['transform_descriptors'])}). Save without extensions."
         )
     sizes = as_sizes((start, length))
     if not isinstance(file, str) or sizes is None:
-        raise refused(url, "expected a file and a range in its metadata, got something else")
+        raise RefusedError("expected a file and a range in its metadata, got something else")
     return file, sizes[0], sizes[1]
 
 
-def _described(
-    url: str,
-    name: str,
-    node: Call,
-    paths: Any,
-    places: Mapping[tuple[str, tuple[int, ...] | None], tuple[str, int, int]],
-) -> Described:
-    state = _fields(url, node, "TensorStorageMetadata")
+def _described(name: str, node: Call, paths: Any, places: Places) -> Described:
+    state = _fields(node, "TensorStorageMetadata")
     properties = state.get("properties")
     values = properties.state if isinstance(properties, Call) else None
     dtype = as_dtype(values[0]) if isinstance(values, tuple) and values else None
     shape, nodes = as_sizes(state.get("size")), state.get("chunks")
     if dtype is None or shape is None or not isinstance(nodes, list):
-        raise refused(url, "expected dtype, shape and pieces in its metadata", name)
+        raise RefusedError("expected dtype, shape and pieces in its metadata", name)
     pieces = []
     for piece in nodes:
-        fields = _fields(url, piece, "ChunkStorageMetadata")
+        fields = _fields(piece, "ChunkStorageMetadata")
         offsets, sizes = as_sizes(fields.get("offsets")), as_sizes(fields.get("sizes"))
         if offsets is None or sizes is None or not len(offsets) == len(sizes) == len(shape):
-            raise refused(url, "its pieces and its shape contradict each other", name)
+            raise RefusedError("its pieces and its shape contradict each other", name)
         if (name, offsets) not in places:
-            raise refused(url, f"the piece at {offsets} lies in no file", name)
+            raise RefusedError(f"the piece at {offsets} lies in no file", name)
         pieces.append(Piece(offsets, sizes, *places[name, offsets]))
-    _check_cover(url, name, shape, pieces)
+    _check_cover(name, shape, pieces)
     path = paths.get(name) if isinstance(paths, dict) else None
-    return Described(name, _parts(path) or _guessed(name), dtype, shape, tuple(pieces))
+    return Described(_parts(path) or _guessed(name), dtype, shape, tuple(pieces))
 
 
 def _parts(path: Any) -> tuple[str, ...]:
@@ -296,24 +285,24 @@ def _guessed(name: str) -> tuple[str, ...]:
     return (head, rest) if is_known and rest else (name,)
 
 
-def _check_cover(url: str, name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None:
+def _check_cover(name: str, shape: tuple[int, ...], pieces: list[Piece]) -> None:
     """Every element in exactly one piece: inside, disjoint, and as many as there are."""
     total = math.prod(shape)
     if total >= 2**63:
-        raise refused(url, f"expected a shape that memory could hold, got {shape}", name)
+        raise RefusedError(f"expected a shape that memory could hold, got {shape}", name)
     for piece in pieces:
         ends = [offset + size for offset, size in zip(piece.offsets, piece.sizes, strict=True)]
         if any(end > size for end, size in zip(ends, shape, strict=True)):
-            raise refused(url, f"the piece at {piece.offsets} reaches beyond {shape}", name)
+            raise RefusedError(f"the piece at {piece.offsets} reaches beyond {shape}", name)
     covered = sum(math.prod(piece.sizes) for piece in pieces)
     if covered != total:
-        raise refused(url, f"expected pieces of {total} elements together, got {covered}", name)
+        raise RefusedError(f"expected pieces of {total} elements together, got {covered}", name)
     filled = [piece for piece in pieces if 0 not in piece.sizes]
     cut = [at for at, size in enumerate(shape) if any(c.sizes[at] != size for c in filled)]
     if len(cut) > _MAX_CUTS:
-        raise refused(url, f"expected pieces cut in a few dimensions, got {len(cut)}", name)
+        raise RefusedError(f"expected pieces cut in a few dimensions, got {len(cut)}", name)
     if len(filled) > 1 and not _is_tiled([shape[at] for at in cut], cut, filled):
-        raise refused(url, "two of its pieces overlap", name)
+        raise RefusedError("two of its pieces overlap", name)
 
 
 def _is_tiled(shape: list[int], cut: list[int], pieces: list[Piece]) -> bool:

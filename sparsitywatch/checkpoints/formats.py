@@ -12,11 +12,13 @@ from typing import Any
 
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
+    ReadingError,
+    RefusedError,
     Signature,
     StoredTensor,
+    UnfinishedError,
     as_step,
     reading,
-    refused,
 )
 from sparsitywatch.checkpoints.distributed import (
     is_distributed,
@@ -36,7 +38,7 @@ from sparsitywatch.checkpoints.torch_file import (
     open_torch,
     read_torch,
 )
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError, is_number
+from sparsitywatch.errors import is_number
 from sparsitywatch.weights.layout import Entry
 
 # ------------------------------------------------------------------ transformers
@@ -85,19 +87,17 @@ def _open_huggingface(place: Location, seen: Signature) -> Checkpoint:
     main = next((name for name in _WEIGHT_FILES if name in names), None)
     is_sharded = main is None and FSDP_FOLDER in names
     if main is None and any(name in names for name in _ADAPTERS):
-        raise _not_a_model(place)
+        raise ReadingError(_ADAPTER)
     if main is None and any(_OF_A_RANK.match(name) for name in names):
-        raise CheckpointError(
-            f"Cannot read {place.shown}: expected whole weights, got one file for each rank of "
-            "FSDP (a local state dict). Save with state_dict_type FULL_STATE_DICT or "
-            "SHARDED_STATE_DICT."
+        raise ReadingError(
+            "expected whole weights, got one file for each rank of FSDP (a local state dict). Save "
+            "with state_dict_type FULL_STATE_DICT or SHARDED_STATE_DICT."
         )
     is_short = main is None and not is_sharded
     if is_short or (_TRAINER_MARK in names and _TRAINER_STATE not in names):
         what = " or ".join(_WEIGHT_FILES) if is_short else _TRAINER_STATE
-        raise IncompleteCheckpointError(
-            f"Cannot read {place.shown}: expected {what}, found none. The Trainer may still be "
-            "writing the checkpoint."
+        raise UnfinishedError(
+            f"expected {what}, found none. The Trainer may still be writing the checkpoint."
         )
     step: int | Callable[[], int | None] | None = None
     if _TRAINER_STATE in names:
@@ -119,17 +119,18 @@ def _read_sharded(place: Location, index: str) -> dict[str, StoredTensor]:
     """The tensors of all shards by name, in the order of the index."""
     files = _read_json(place.inside(index)).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise refused(f"{place.shown}/{index}", "expected a weight_map from names to files")
+        raise RefusedError("expected a weight_map from names to files").at(
+            place.inside(index).shown
+        )
     found: dict[str, StoredTensor] = {}
     for file in dict.fromkeys(files.values()):
         shard = _read(place.inside(file))
         found |= {name: shard[name] for name in shard if files.get(name) == file}
     for name, file in files.items():
         if name not in found:
-            raise IncompleteCheckpointError(
-                f"Cannot read {place.shown}/{file[:120]}, tensor {name[:120]!r}: {index} places it "
-                "there, but the file has none of this name. It may be of another save."
-            )
+            cause = f"{index} places it there, but the file has none of this name"
+            error = UnfinishedError(f"{cause}. It may be of another save.", name)
+            raise error.at(f"{place.shown}/{file[:120]}")
     return {name: found[name] for name in files}
 
 
@@ -149,7 +150,7 @@ def learning_rates(
     file = place.inside(_TRAINER_STATE)
     rows = _read_json(file).get("log_history", [])
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise refused(file.shown, "expected a log_history of objects")
+        raise RefusedError("expected a log_history of objects").at(file.shown)
     found = {}
     for row in rows:  # those of an evaluation have no learning rate
         step, rate = as_step(row.get("step")), row.get("learning_rate")
@@ -164,20 +165,20 @@ _MAX_JSON_BYTES = 512 * 2**20
 
 def _read_json(file: Location) -> dict[str, Any]:
     """The object in a small JSON file beside the weights."""
-    with closing(file.source()) as source:
+    with closing(file.source()) as source, reading(file.shown):
         if source.size > _MAX_JSON_BYTES:
-            raise refused(source.url, f"expected at most {_MAX_JSON_BYTES} bytes of JSON, got more")
+            raise RefusedError(f"expected at most {_MAX_JSON_BYTES} bytes of JSON, got more")
         data = source.read(0, source.size)
-    try:
-        content = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise IncompleteCheckpointError(
-            f"Cannot read {file.shown}: expected an object in JSON, got something that is not or "
-            f"ends too early ({type(error).__name__}). It may be half-written."
-        ) from error
-    if not isinstance(content, dict):
-        raise refused(file.shown, "expected an object in JSON, got something else")
-    return content
+        try:
+            content = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UnfinishedError(
+                "expected an object in JSON, got something that is not or ends too early "
+                f"({type(error).__name__}). It may be half-written."
+            ) from error
+        if not isinstance(content, dict):
+            raise RefusedError("expected an object in JSON, got something else")
+        return content
 
 
 def _is_adapter(entries: Iterable[Entry]) -> bool:
@@ -190,12 +191,11 @@ def _is_adapter(entries: Iterable[Entry]) -> bool:
     return has_adapter
 
 
-def _not_a_model(place: Location) -> CheckpointError:
-    return CheckpointError(
-        f"Cannot read {place.shown}: expected the weights of a model, got an adapter of PEFT, such "
-        "as LoRA: small matrices on top of a base model that lies elsewhere. Merge the two and "
-        "read that: model.merge_and_unload().save_pretrained(folder)."
-    )
+_ADAPTER = (
+    "expected the weights of a model, got an adapter of PEFT, such as LoRA: small matrices on top "
+    "of a base model that lies elsewhere. Merge the two and read that: "
+    "model.merge_and_unload().save_pretrained(folder)."
+)
 
 
 # ------------------------------------------------------------------ what is not read
@@ -205,11 +205,10 @@ def _is_nanotron(seen: Signature) -> bool:
     return "checkpoint_metadata.json" in seen.names and "model" in seen.names
 
 
-def _refuse_nanotron(place: Location, _: Signature) -> Checkpoint:
-    raise CheckpointError(
-        f"Cannot read {place.shown}: expected a checkpoint, got a folder of nanotron, which is not "
-        "read. Convert it with nanotron's examples/llama/convert_nanotron_to_hf.py and read the "
-        "result."
+def _refuse_nanotron(*_: object) -> Checkpoint:
+    raise ReadingError(
+        "expected a checkpoint, got a folder of nanotron, which is not read. Convert it with "
+        "nanotron's examples/llama/convert_nanotron_to_hf.py and read the result."
     )
 
 
@@ -295,9 +294,9 @@ def open_checkpoint(
                 checkpoint = open_it(place, seen)
                 break
         else:
-            raise _unknown(place, seen)
+            raise _unknown(seen)
         if _is_adapter(checkpoint.entries()):
-            raise _not_a_model(place)
+            raise ReadingError(_ADAPTER)
         unless_open.pop_all()
         return checkpoint
 
@@ -305,23 +304,20 @@ def open_checkpoint(
 def _start(file: Location) -> bytes:
     source = file.open()
     if source.size == 0:
-        raise IncompleteCheckpointError(
-            f"Cannot read {source.url}: expected weights, got an empty file. It may be "
-            "half-written."
-        )
+        raise UnfinishedError("expected weights, got an empty file. It may be half-written.")
     return source.read(0, min(_START_BYTES, source.size))
 
 
-def _unknown(place: Location, seen: Signature) -> CheckpointError:
+def _unknown(seen: Signature) -> ReadingError:
     if found := foreign([*seen.names, seen.own_name]):
-        return CheckpointError(f"Cannot read {place.shown}: expected a checkpoint. {found}")
+        return ReadingError(f"expected a checkpoint. {found}")
     if seen.start:
-        return CheckpointError(
-            f"Cannot read {place.shown}: expected a file of safetensors or of torch.save, got one "
-            f"that begins with {seen.start!r}."
+        return ReadingError(
+            "expected a file of safetensors or of torch.save, got one that begins with "
+            f"{seen.start!r}."
         )
     some = ", ".join(list(seen.names)[:8]) or "nothing"
-    return IncompleteCheckpointError(
-        f"Cannot read {place.shown}: expected a checkpoint, got a folder with {some} in it. Name "
-        "the file that holds the weights."
+    return UnfinishedError(
+        f"expected a checkpoint, got a folder with {some} in it. Name the file that holds the "
+        "weights."
     )

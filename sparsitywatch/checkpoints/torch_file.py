@@ -22,16 +22,17 @@ import torch
 
 from sparsitywatch.checkpoints.base import (
     Checkpoint,
+    ReadingError,
+    RefusedError,
     Signature,
     StoredTensor,
     StridedTensor,
+    UnfinishedError,
     as_step,
     reading,
-    refused,
 )
 from sparsitywatch.checkpoints.inert_pickle import Call, Global, PersistentId, in_words, read_inert
 from sparsitywatch.checkpoints.storage import ByteSource, DescriptionFile, Location
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
 from sparsitywatch.weights.layout import Entry
 
 #: Keys under which a checkpoint keeps the model, in the order in which they are tried.
@@ -70,10 +71,9 @@ def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
     source = place.open()
     with reading(source.url):
         if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
-            raise CheckpointError(
-                f"Cannot read {source.url}: expected a zip archive, as torch.save writes since "
-                "version 1.6, got a file from before. Write it anew: torch.save(torch.load(path, "
-                "weights_only=True), path)."
+            raise ReadingError(
+                "expected a zip archive, as torch.save writes since version 1.6, got a file from "
+                "before. Write it anew: torch.save(torch.load(path, weights_only=True), path)."
             )
         tree, records = read_torch_zip(source)
         weights = _search(tree, set())
@@ -82,10 +82,9 @@ def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
         if inner is not None:
             weights = _search(inner, set())
         if weights is None:
-            raise CheckpointError(
-                f"Cannot read {source.url}: expected a state dict, or one under "
-                f"{', '.join(MODEL_KEYS)}; got {_what(tree)}. Save model.state_dict() and read "
-                "that."
+            raise ReadingError(
+                f"expected a state dict, or one under {', '.join(MODEL_KEYS)}; got {_what(tree)}. "
+                "Save model.state_dict() and read that."
             )
         nodes = {key: node for key, node in weights.items() if _is_tensor(node)}
         return _stored_tensors(source, nodes, records), tree
@@ -166,24 +165,24 @@ class Record:
 
     def start(self, offset: int = 0) -> int:
         """Where a byte of it lies: they begin behind a local header that torch pads."""
-        header = self.source.read(self.member.header_offset, _LOCAL_HEADER_BYTES)
+        header = bytearray(_LOCAL_HEADER_BYTES)
+        self.source.fill(memoryview(header), self.member.header_offset)
         if header[:4] != _START:
-            raise self._refused("has a false header")
+            raise RefusedError(f"the record {self.member.filename[:80]!r} has a false header")
         name_length, extra_length = struct.unpack("<HH", header[26:30])
         begin = self.member.header_offset + len(header) + int(name_length) + int(extra_length)
         if begin + self.member.file_size > self.source.size:
-            raise self._refused("reaches too far")
+            raise RefusedError(f"the record {self.member.filename[:80]!r} reaches too far")
         return begin + offset
 
     def read(self) -> bytes:
         """All of it, of a small one: nothing is ever unpacked."""
         data = self.source.read(self.start(), self.member.file_size)
         if self.member.CRC and zlib.crc32(data) != self.member.CRC:
-            raise self._refused("does not match its checksum")
+            raise RefusedError(
+                f"the record {self.member.filename[:80]!r} does not match its checksum"
+            )
         return data
-
-    def _refused(self, what: str) -> CheckpointError:
-        return refused(self.source.url, f"the record {self.member.filename[:80]!r} {what}")
 
 
 def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
@@ -191,22 +190,29 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
     records = _records(source)
     pickle = next((name for name in records if name.endswith("/data.pkl")), None)
     if pickle is None:
-        raise CheckpointError(
-            f"Cannot read {source.url}: expected a file that torch.save wrote, got a zip "
-            f"archive without a data.pkl{_kind_of(records)}."
+        raise ReadingError(
+            "expected a file that torch.save wrote, got a zip archive without a data.pkl"
+            f"{_kind_of(records)}."
         )
     root = pickle.removesuffix("data.pkl")
     if f"{root}byteorder" in records:
-        _check_byteorder(records[f"{root}byteorder"])
-    num_bytes = records[pickle].member.file_size
-    if num_bytes > _MAX_PICKLE_BYTES:
-        cause = f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of "
-        raise refused(source.url, cause + str(num_bytes))
+        record = records[f"{root}byteorder"]
+        order = record.read() if record.member.file_size <= len("little") else b""
+        if order != b"little":
+            raise ReadingError(
+                f"expected little-endian tensors, got byte order {order!r}. Save it again on a "
+                "little-endian machine, or as safetensors."
+            )
+    size = records[pickle].member.file_size
+    if size > _MAX_PICKLE_BYTES:
+        raise RefusedError(
+            f"expected a description of at most {_MAX_PICKLE_BYTES} bytes, got one of {size}"
+        )
     data = records[pickle].read()
     try:
         tree = read_inert(data)
     except ValueError as error:
-        raise refused(source.url, f"its description is broken: {error}") from error
+        raise RefusedError(f"its description is broken: {error}") from error
     before = f"{root}data/"
     return tree, {n.removeprefix(before): r for n, r in records.items() if n.startswith(before)}
 
@@ -224,46 +230,36 @@ def _kind_of(names: Collection[str]) -> str:
 
 def _records(source: ByteSource) -> dict[str, Record]:
     """The records by name, each as long as it says, inside the file, beside the others."""
-    url = source.url
     file: Any = DescriptionFile(source, _MAX_CONTENTS_BYTES)
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise IncompleteCheckpointError(
-            f"Cannot read {url}: expected the table of contents at the end of a torch archive, got "
-            f"{error}. It may be half-written, or truncated."
+        raise UnfinishedError(
+            f"expected the table of contents at the end of a torch archive, got {error}. It may be "
+            "half-written, or truncated."
         ) from error
     if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-        raise CheckpointError(
-            f"Cannot read {url}: expected a state dict, got a TorchScript program. Save its "
-            "weights: torch.save(torch.jit.load(path).state_dict(), other_path)."
+        raise ReadingError(
+            "expected a state dict, got a TorchScript program. Save its weights: "
+            "torch.save(torch.jit.load(path).state_dict(), other_path)."
         )
     records: dict[str, Record] = {}
     end = 0
     for member in sorted(archive.infolist(), key=attrgetter("header_offset")):
-        name = member.filename
-        if name in records:
-            raise refused(url, f"the record {name[:80]!r} is there twice")
+        what = f"the record {member.filename[:80]!r}"
+        if member.filename in records:
+            raise RefusedError(f"{what} is there twice")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise refused(url, f"expected records as torch writes them, {name[:80]!r} is packed")
+            raise RefusedError(f"expected records as torch writes them, {what} is packed")
         if member.flag_bits & 1:
-            raise refused(url, f"the record {name[:80]!r} is encrypted")
+            raise RefusedError(f"{what} is encrypted")
         if member.header_offset < end:
-            raise refused(url, f"the record {name[:80]!r} overlaps the one before it")
+            raise RefusedError(f"{what} overlaps the one before it")
         end = member.header_offset + _LOCAL_HEADER_BYTES + member.file_size
         if member.header_offset < 0 or end > source.size:
-            raise refused(url, f"the record {name[:80]!r} reaches beyond the end of the file")
-        records[name] = Record(source, member)
+            raise RefusedError(f"{what} reaches beyond the end of the file")
+        records[member.filename] = Record(source, member)
     return records
-
-
-def _check_byteorder(record: Record) -> None:
-    order = record.read() if record.member.file_size <= len("little") else b""
-    if order != b"little":
-        raise CheckpointError(
-            f"Cannot read {record.source.url}: expected little-endian tensors, got byte order "
-            f"{order!r}. Save it again on a little-endian machine, or as safetensors."
-        )
 
 
 # ------------------------------------------------------------------ tensors
@@ -273,20 +269,12 @@ _MAX_DIMS = 64
 
 #: dtypes of the storage classes that torch.save names.
 _STORAGE_DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "UntypedStorage": torch.uint8,
-}
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool, "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64, "UntypedStorage": torch.uint8,
+}  # fmt: skip
 _NAMED_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in vars(torch).values()
@@ -354,20 +342,19 @@ _KINDS = (
 )
 
 
-def _unreadable(url: str, name: str, node: Any) -> StoredTensor:
+def _unreadable(name: str, node: Any) -> StoredTensor:
     """The tensor of a node that is no dense one."""
     function = _function(node)
     problem = ""
     if function is not None:
         problem = next((why for kind, why in _KINDS if kind.match(function.name)), "")
     if function is None or (not problem and function.name in _DENSE):
-        raise refused(url, "expected a dense tensor, got another kind", name)
+        raise RefusedError("expected a dense tensor, got another kind", name)
     problem = problem or f"it is a tensor of another kind ({in_words(function)})"
     # where they are given, the shape comes after the storage, or last among the parts
     arguments = node.arguments if isinstance(node.arguments, tuple) else ()
     flat = [part for one in arguments[:8] for part in (one if isinstance(one, tuple) else (one,))]
-    shapes = [shape for part in flat[:32] if (shape := as_sizes(part)) is not None]
-    shape = next((shape for shape in shapes if shape), ())
+    shape = next((shape for shape in map(as_sizes, flat[:32]) if shape), ())
     what = problem.removeprefix("it is ")
     entry = Entry(name=name, shape=shape, dtype=torch.uint8, stored_as=what, problem=problem)
     return StoredTensor(entry=entry)
@@ -391,8 +378,7 @@ def _stored_tensors(
     for key, node in weights.items():
         name = str(key) if type(key) is int else key
         if not isinstance(name, str) or name in stored:
-            problem = f"names of tensors that occur once, got {in_words(key)}"
-            raise refused(source.url, f"expected {problem}")
+            raise RefusedError(f"expected names of tensors that occur once, got {in_words(key)}")
         one = stored[name] = stored_tensor(source, name, node, records)
         entry = one.entry
         if not entry.problem and entry.storage not in seen:
@@ -412,55 +398,53 @@ def stored_tensor(
     """The tensor of a node, its place in the file checked against that of its storage."""
     call = _plain_call(node)
     if call is None or len(call.arguments) < 4:
-        return _unreadable(source.url, name, node)
+        return _unreadable(name, node)
     _, offset, size, steps = call.arguments[:4]
-    key, dtype = _storage_of(source.url, name, call)
+    key, dtype = _storage_of(name, call)
     shape, stride = as_sizes(size), as_sizes(steps)
-    is_sound = shape is not None and stride is not None and len(shape) == len(stride)
-    if not is_sound or type(offset) is not int or offset < 0:
-        raise refused(source.url, "its shape, strides and offset contradict each other", name)
-    assert shape is not None and stride is not None  # noqa: S101, PT018
-    record = records.get(key)
-    if record is None:
-        raise refused(source.url, f"its storage {key[:40]!r} is not in the file", name)
+    contradiction = RefusedError("its shape, strides and offset contradict each other", name)
+    if shape is None or stride is None or len(shape) != len(stride):
+        raise contradiction
+    if type(offset) is not int or offset < 0 or not isinstance(key, str):
+        raise contradiction
+    if key not in records:
+        raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
+    member = records[key].member
     reach, is_flat = extent(shape, stride)
     begin, num_bytes = offset * dtype.itemsize, reach * dtype.itemsize
-    if begin + num_bytes > record.member.file_size:
-        raise refused(
-            source.url,
+    if begin + num_bytes > member.file_size:
+        raise RefusedError(
             f"expected shape {shape} with strides {stride} of {dtype} inside its storage of "
-            f"{record.member.file_size} bytes, it needs {begin + num_bytes}",
+            f"{member.file_size} bytes, it needs {begin + num_bytes}",
             name,
         )
     storage = (source.path, key, offset, shape, stride)
     return StridedTensor(
         entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
-        position=(source.path, record.member.header_offset + begin),
+        position=(source.path, member.header_offset + begin),
         source=source,
-        start=partial(record.start, begin),
+        start=partial(records[key].start, begin),
         num_bytes=num_bytes,
         stride=None if is_flat else stride,
         # torch writes 0 where it was asked to compute none
-        crc=(record.member.CRC or None) if num_bytes == record.member.file_size else None,
+        crc=(member.CRC or None) if num_bytes == member.file_size else None,
     )
 
 
-def _storage_of(url: str, name: str, call: Call) -> tuple[str, torch.dtype]:
+def _storage_of(name: str, call: Call) -> tuple[Any, torch.dtype]:
     """The key of the storage that a tensor is a part of, and the tensor's dtype."""
     storage = call.arguments[0]
     if not isinstance(storage, PersistentId) or not isinstance(storage.value, tuple):
-        raise refused(url, "expected a tensor with a storage, got one without", name)
+        raise RefusedError("expected a tensor with a storage, got one without", name)
     if len(storage.value) < 5 or storage.value[0] != "storage":
-        raise refused(url, "expected a storage, got something else", name)
-    kind, key = storage.value[1], storage.value[2]
+        raise RefusedError("expected a storage, got something else", name)
+    kind, key = storage.value[1:3]
     base = _STORAGE_DTYPES.get(kind.name) if isinstance(kind, Global) else None
     dtype = base
     if call.function.name == "_rebuild_tensor_v3":
         dtype = as_dtype(call.arguments[6]) if len(call.arguments) > 6 else None
     if base is None or dtype is None:
-        raise refused(url, f"expected a dtype that torch has, got {in_words(kind)}", name)
-    if not isinstance(key, str):
-        raise refused(url, "its shape, strides and offset contradict each other", name)
+        raise RefusedError(f"expected a dtype that torch has, got {in_words(kind)}", name)
     return key, dtype
 
 
@@ -515,10 +499,9 @@ def open_deepspeed(place: Location, seen: Signature) -> Checkpoint:
         stored, tree = read_torch(place.inside(_WHOLE))
         is_whole = not isinstance(tree, dict) or (as_step(tree.get("mp_world_size")) or 1) == 1
     if not is_whole:
-        raise CheckpointError(
-            f"Cannot read {place.shown}: expected whole tensors, got the partitions of DeepSpeed "
-            "ZeRO. Make them whole: run `python zero_to_fp32.py . consolidated "
-            "--safe_serialization` in that folder and read `consolidated`, or train with "
-            "stage3_gather_16bit_weights_on_model_save."
+        raise ReadingError(
+            "expected whole tensors, got the partitions of DeepSpeed ZeRO. Make them whole: run "
+            "`python zero_to_fp32.py . consolidated --safe_serialization` in that folder and read "
+            "`consolidated`, or train with stage3_gather_16bit_weights_on_model_save."
         )
     return Checkpoint(place, "deepspeed", stored, step_in(tree))

@@ -16,9 +16,10 @@ from torch import nn
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
+from sparsitywatch.checkpoints.base import RefusedError
 from sparsitywatch.checkpoints.distributed import parse_metadata
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.errors import CheckpointError, IncompleteCheckpointError
+from sparsitywatch.errors import IncompleteCheckpointError
 
 
 def save(state: dict[str, object], folder: Path) -> None:
@@ -94,7 +95,7 @@ def described(shape, chunks, **place) -> bytes:
 
 
 def test_a_described_tensor() -> None:
-    tensors, others = parse_metadata("u", described((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
+    tensors, others = parse_metadata(described((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
     assert (tensors["w"].shape, tensors["w"].path, len(tensors["w"].pieces)) == (
         (4, 2), ("model", "w"), 2,
     )  # fmt: skip
@@ -113,8 +114,8 @@ def test_a_described_tensor() -> None:
     ],
 )  # fmt: skip
 def test_pieces_that_are_no_tensor_are_refused(shape, chunks, message) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        parse_metadata("u", described(shape, chunks))
+    with pytest.raises(RefusedError, match=message):
+        parse_metadata(described(shape, chunks))
 
 
 def test_places_that_lie_are_refused(tmp_path: Path) -> None:
