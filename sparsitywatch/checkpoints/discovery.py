@@ -58,7 +58,7 @@ class ListedCheckpoint:
     Args:
         url: where it lies; what ``open_checkpoint`` takes.
         step: optimizer steps done; None if nothing says so.
-        step_from: "contents" (trainer state or the file itself), "name", or "" without a step.
+        step_from: "trainer state", "contents" of the file, "name", or "" without a step.
         format: how it is stored; empty while that is not known.
         state: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will
             not become readable; "duplicate": another one of the same step is better.
@@ -341,7 +341,9 @@ class _Probe:
         if entries != self._entries:
             self._entries = entries
         whole = replace(unread, format=kind, state="complete", entries=self._entries)
-        return whole if step is None else replace(whole, step=step, step_from="contents")
+        # folders of transformers have no other place for it than the Trainer's file
+        step_from = "trainer state" if kind.startswith("huggingface") else "contents"
+        return whole if step is None else replace(whole, step=step, step_from=step_from)
 
     def are_same(self, one: str, other: str) -> bool:
         """Whether two checkpoints hold the same weights, by a sample of their bytes."""
@@ -461,8 +463,8 @@ def _unlike(
         return ""
     return (
         f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
-        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
-        "parts of a model, or one of them is something else. Name those that you mean, or give "
+        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be parts "
+        "of a model, or one of them is something else. Name those that you mean, or give "
         "`--duplicates first` (duplicates='first') to take the first."
     )
 
@@ -470,69 +472,16 @@ def _unlike(
 # ------------------------------------------------------------------ what one says of itself
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredTensorDescription:
-    """One piece of storage in a checkpoint, under its first name; dtype as stored."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    num_weights: int
-    num_bytes: int
-    in_scope: bool | None  # None if the scope cannot be decided
-    reason: str  # why; empty if the scope cannot be decided
-    aliases: tuple[str, ...]  # other names of the same storage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Total:
-    """Tensors, their weights and bytes; each storage counts once."""
-
-    num_tensors: int
-    num_weights: int
-    num_bytes: int
-
-    @classmethod
-    def of(cls, tensors: Sequence[StoredTensorDescription]) -> Total:
-        return cls(
-            num_tensors=len(tensors),
-            num_weights=sum(tensor.num_weights for tensor in tensors),
-            num_bytes=sum(tensor.num_bytes for tensor in tensors),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """A checkpoint without its weights."""
-
-    url: str  # as it is shown
-    format: str
-    step: int | None
-    step_from: str  # "trainer state", "contents" or "name"; empty without a step
-    num_bytes_read: int  # what was fetched of the weights' files to learn this
-    total: Total
-    in_scope: Total | None  # None if the scope cannot be decided
-    scope_hash: str  # as in ``Provenance``; empty if the scope cannot be decided
-    scope_problem: str  # why it cannot be decided; else empty
-    tensors: tuple[StoredTensorDescription, ...]  # in the order of the file
-
-
-def step_source(listed: ListedCheckpoint) -> str:
-    """Where the step of a checkpoint comes from: "trainer state", "contents", "name" or ""."""
-    # folders of transformers have no other place for it than the Trainer's file
-    is_trainer = listed.step_from == "contents" and listed.format.startswith("huggingface")
-    return "trainer state" if is_trainer else listed.step_from
-
-
 def describe(
     listed: ListedCheckpoint,
     scope: ScopeLike = "blocks",
     storage_options: Mapping[str, Any] | None = None,
-) -> Description:
-    """Open a checkpoint that was discovered, and describe it; no weight is read.
+) -> dict[str, Any]:
+    """What a checkpoint that was discovered holds, as plain data; no weight is read.
 
-    A scope that cannot be decided, or selects nothing, is reported in ``scope_problem``: the
-    names to choose from are needed most then.
+    ``tensors`` has each storage once, under its first name and with its ``aliases``; ``total`` and
+    ``in_scope`` count them. If the scope cannot be decided, or selects nothing, ``scope_problem``
+    says so, and ``in_scope`` is None, of each tensor too: the names are needed most then.
 
     Raises:
         CheckpointError: it is not complete, or cannot be read; one line with the cause.
@@ -558,26 +507,31 @@ def describe(
         entry, *others = sorted(tied, key=lambda entry: entry.name)  # as in a ledger
         line = verdicts.get(entry.name)
         tensors.append(
-            StoredTensorDescription(
-                name=entry.name,
-                shape=entry.shape,
-                dtype=entry.stored_as or str(entry.dtype).removeprefix("torch."),
-                num_weights=entry.num_weights,
-                num_bytes=entry.num_bytes,
-                in_scope=line.in_scope if line else None,
-                reason="; ".join(filter(None, (line.reason if line else "", entry.problem))),
-                aliases=tuple(other.name for other in others),
-            )
+            {
+                "name": entry.name,
+                "shape": entry.shape,
+                "dtype": entry.stored_as or str(entry.dtype).removeprefix("torch."),
+                "num_weights": entry.num_weights,
+                "num_bytes": entry.num_bytes,
+                "in_scope": line.in_scope if line else None,
+                "reason": "; ".join(filter(None, (line.reason if line else "", entry.problem))),
+                "aliases": [other.name for other in others],
+            }
         )
-    return Description(
-        url=redacted_url(listed.url),
-        format=listed.format,
-        step=listed.step,
-        step_from=step_source(listed),
-        num_bytes_read=num_bytes_read,
-        total=Total.of(tensors),
-        in_scope=Total.of([t for t in tensors if t.in_scope]) if decided else None,
-        scope_hash=decided.hash if decided else "",
-        scope_problem=problem,
-        tensors=tuple(tensors),
-    )
+    return {
+        "url": redacted_url(listed.url),
+        "format": listed.format,
+        "step": listed.step,
+        "step_from": listed.step_from,
+        "num_bytes_read": num_bytes_read,
+        "total": _total(tensors),
+        "in_scope": _total([t for t in tensors if t["in_scope"]]) if decided else None,
+        "scope_hash": decided.hash if decided else "",
+        "scope_problem": problem,
+        "tensors": tensors,
+    }
+
+
+def _total(tensors: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    totals = {key: sum(t[key] for t in tensors) for key in ("num_weights", "num_bytes")}
+    return {"num_tensors": len(tensors), **totals}

@@ -14,11 +14,7 @@ from sparsitywatch.records import to_json
 from sparsitywatch.redact import printable, redacted_url
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.checkpoints.discovery import (
-        Description,
-        ListedCheckpoint,
-        StoredTensorDescription,
-    )
+    from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 
 __all__ = ["add_to"]
 
@@ -40,85 +36,67 @@ def _run(arguments: argparse.Namespace) -> int:
     from sparsitywatch.checkpoints.discovery import describe, discover
 
     options = storage_options(arguments)
-    found = discover(arguments.places, options, duplicates=arguments.duplicates)
-    if len(found) > 1:
-        return _list(found, as_json=arguments.json)
-    description = describe(found[0], settings_of(arguments).scope, options)
+    listed = discover(arguments.places, options, duplicates=arguments.duplicates)
+    if len(listed) > 1:
+        return _list(listed, as_json=arguments.json)
+    description = describe(listed[0], settings_of(arguments).scope, options)
     print(to_json(description) if arguments.json else "\n".join(_page(description)))
-    if description.scope_problem:
-        raise ScopeError(description.scope_problem)
+    if description["scope_problem"]:
+        raise ScopeError(description["scope_problem"])
     return 0
 
 
-# ------------------------------------------------------------------ several
-
-
-def _list(found: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
-    from sparsitywatch.checkpoints.discovery import step_source
-
+def _list(listed: Sequence[ListedCheckpoint], *, as_json: bool) -> int:
     if as_json:
-        shown = [
-            {
-                **asdict(replace(one, entries=())),
-                "url": redacted_url(one.url),
-                "step_from": step_source(one),
-            }
-            for one in found
-        ]
-        print("\n".join(map(to_json, shown)))
+        for one in listed:
+            print(to_json({**asdict(replace(one, entries=())), "url": redacted_url(one.url)}))
     else:
-        states = [one.state for one in found]
-        kinds = ", ".join(
-            f"{states.count(state):,} {state}" for state in dict.fromkeys(sorted(states))
-        )
-        header = ("step", "from", "format", "state", "checkpoint")
-        rows = [
-            ("-" if one.step is None else str(one.step), step_source(one) or "-", one.format or "-",
-             one.state, redacted_url(one.url))
-            for one in found
-        ]  # fmt: skip
-        print(f"{count(len(found), 'checkpoint')}: {kinds}\n")
-        print("\n".join(align([header, *rows], right={0})))
-        for reason in (one.reason for one in found if one.reason):
+        states = [one.state for one in listed]
+        kinds = ", ".join(f"{states.count(state):,} {state}" for state in sorted(set(states)))
+        rows = [("step", "from", "format", "state", "checkpoint")]
+        for one in listed:
+            step = "-" if one.step is None else str(one.step)
+            url = redacted_url(one.url)
+            rows.append((step, one.step_from or "-", one.format or "-", one.state, url))
+        print(f"{count(len(listed), 'checkpoint')}: {kinds}\n")
+        print("\n".join(align(rows, right={0})))
+        for reason in (one.reason for one in listed if one.reason):
             print(f"\n{printable(reason)}")
-    is_readable = all(one.state in ("complete", "duplicate") for one in found)
+    is_readable = all(one.state in ("complete", "duplicate") for one in listed)
     return 0 if is_readable else _NOT_ALL_READABLE
 
 
-# ------------------------------------------------------------------ one
-
-
-def _page(description: Description) -> list[str]:
+def _page(description: dict[str, Any]) -> list[str]:
     step = "no step is stated"
-    if description.step is not None:
-        step = f"step {description.step} (from its {description.step_from})"
-    whole, chosen = description.total, description.in_scope
-    lines = [description.url, f"{description.format}, {step}"]
+    if description["step"] is not None:
+        step = f"step {description['step']} (from its {description['step_from']})"
+    whole, chosen = description["total"], description["in_scope"]
+    num_tensors = count(whole["num_tensors"], "tensor")
     if chosen is None:
-        lines.append(
-            f"{count(whole.num_tensors, 'tensor')}, {whole.num_weights:,} weights, "
-            f"{_size(whole.num_bytes)}"
-        )
+        counted = f"{num_tensors}, {whole['num_weights']:,} weights, {_size(whole['num_bytes'])}"
     else:
-        lines.append(
-            f"{chosen.num_tensors:,} of {count(whole.num_tensors, 'tensor')} in scope, "
-            f"{chosen.num_weights:,} of {whole.num_weights:,} weights "
-            f"({chosen.num_weights / whole.num_weights:.1%}), "
-            f"{_size(chosen.num_bytes)} of {_size(whole.num_bytes)}; "
-            f"scope {description.scope_hash}"
+        counted = (
+            f"{chosen['num_tensors']:,} of {num_tensors} in scope, {chosen['num_weights']:,} of "
+            f"{whole['num_weights']:,} weights ({chosen['num_weights'] / whole['num_weights']:.1%})"
+            f", {_size(chosen['num_bytes'])} of {_size(whole['num_bytes'])}; scope "
+            f"{description['scope_hash']}"
         )
-    lines.append(f"read to learn this: {_size(description.num_bytes_read)}, no weights")
-    header = ("scope", "tensor", "shape", "dtype", "bytes", "why")
-    rows = [_row(tensor) for tensor in description.tensors]
-    return [*lines, "", *align([header, *rows], right={4})]
-
-
-def _row(tensor: StoredTensorDescription) -> tuple[str, ...]:
-    tied = f"the same as {', '.join(tensor.aliases)}" if tensor.aliases else ""
-    verdict = {True: "in", False: "out", None: "?"}[tensor.in_scope]
-    shape = " x ".join(map(str, tensor.shape)) or "scalar"
-    why = "; ".join(filter(None, (tensor.reason, tied)))
-    return verdict, tensor.name, shape, tensor.dtype, f"{tensor.num_bytes:,}", why
+    rows = [("scope", "tensor", "shape", "dtype", "bytes", "why")]
+    for tensor in description["tensors"]:
+        tied = f"the same as {', '.join(tensor['aliases'])}" if tensor["aliases"] else ""
+        verdict = {True: "in", False: "out", None: "?"}[tensor["in_scope"]]
+        shape = " x ".join(map(str, tensor["shape"])) or "scalar"
+        why = "; ".join(filter(None, (tensor["reason"], tied)))
+        size = f"{tensor['num_bytes']:,}"
+        rows.append((verdict, tensor["name"], shape, tensor["dtype"], size, why))
+    return [
+        description["url"],
+        f"{description['format']}, {step}",
+        counted,
+        f"read to learn this: {_size(description['num_bytes_read'])}, no weights",
+        "",
+        *align(rows, right={4}),
+    ]
 
 
 def _size(num_bytes: int) -> str:

@@ -40,7 +40,7 @@ def test_steps_come_from_the_state_then_the_contents_then_the_name(tmp_path: Pat
     assert told(tmp_path, discover(tmp_path)) == [
         ("step-900.pt", 7, "contents", "complete"),
         ("step-9.pt", 9, "name", "complete"),
-        ("checkpoint-30", 20, "contents", "complete"),
+        ("checkpoint-30", 20, "trainer state", "complete"),
         ("step-1000.pt", 1000, "name", "complete"),
         ("final.pt", None, "", "complete"),
     ]

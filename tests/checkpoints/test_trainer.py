@@ -41,8 +41,8 @@ class TestTrainer(ReaderContract):
         run = written[1].parent
         found = discover(run / "checkpoint-*")
         assert [(f.step, f.step_from, f.state) for f in found] == [
-            (2, "contents", "complete"),
-            (4, "contents", "complete"),
+            (2, "trainer state", "complete"),
+            (4, "trainer state", "complete"),
         ]
         assert discover(run) == found
 
