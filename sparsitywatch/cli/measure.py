@@ -21,7 +21,7 @@ from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
 
 if TYPE_CHECKING:
-    from sparsitywatch.records import Record
+    from sparsitywatch.records import Record, SparsityCurve
 
 __all__ = ["add_to"]
 
@@ -70,41 +70,36 @@ def _page(record: Record) -> list[str]:
     """The record in words and a table or two."""
     scope, estimate = record.scope, record.essential_sparsity
     lines = [
-        f"step {record.step:,}: {scope.num_weights:,} weights in {scope.num_tensors:,} tensors",
-        *(
-            f"{describe(f'near_zero/{rule}').label}: {part:.2%}"
-            for rule, part in record.near_zero.items()
-        ),
+        f"step {record.step:,}: {scope.num_weights:,} weights in {scope.num_tensors:,} tensors"
     ]
+    for rule, part in record.near_zero.items():
+        lines.append(f"{describe(f'near_zero/{rule}').label}: {part:.2%}")
     if record.reason:
         lines.append(f"invalid: {printable(record.reason)}")
     if estimate is not None:
+        why = f" ({printable(estimate.reason)})" if estimate.reason else ""
         lines.append(
             f"essential sparsity by {printable(record.provenance.pattern)}, zero-shot: "
-            f"{estimate.describe()}, tolerance {estimate.tolerance:g} {estimate.mode}"
-            f"{f' ({printable(estimate.reason)})' if estimate.reason else ''}"
+            f"{estimate.describe()}, tolerance {estimate.tolerance:g} {estimate.mode}{why}"
         )
-    return [*lines, *_table(record)]
+    if record.curve is not None:
+        lines += ["", *_table(record, record.curve)]
+    return lines
 
 
-def _table(record: Record) -> list[str]:
+def _table(record: Record, curve: SparsityCurve) -> list[str]:
     """Each point of the curve, and of the controls at the same level."""
-    curve = record.curve
-    if curve is None:
-        return []
     sign = -1.0 if curve.higher_is_better else 1.0
-    header = ["removed", "value", "harm", "+-"]
-    header += [f"harm by {printable(name)}" for name in record.controls]
-    by_level = {
-        name: dict(zip(control.level or (), control.value, strict=True))
-        for name, control in record.controls.items()
-    }
+    controls = [
+        dict(zip(control.level or (), control.value, strict=True))
+        for control in record.controls.values()
+    ]
+    names = [f"harm by {printable(name)}" for name in record.controls]
+    rows = [("removed", "value", "harm", "+-", *names)]
     errors = curve.stderr or [math.nan] * len(curve.value)
-    rows = []
     points = zip(curve.level or curve.sparsity, curve.sparsity, curve.value, errors, strict=True)
     for level, sparsity, value, error in points:
-        others = [values.get(level, math.nan) for values in by_level.values()]
-        harms = [sign * (other - curve.dense) for other in (value, *others)]
-        cells = [f"{sparsity:.1%}", f"{value:.5g}", f"{harms[0]:.3g}", f"{error:.2g}"]
-        rows.append(tuple(cells + [f"{harm:.3g}" for harm in harms[1:]]))
-    return ["", *align([tuple(header), *rows], right=set(range(len(header))))]
+        values = [value, *(control.get(level, math.nan) for control in controls)]
+        harm, *others = [f"{sign * (other - curve.dense):.3g}" for other in values]
+        rows.append((f"{sparsity:.1%}", f"{value:.5g}", harm, f"{error:.2g}", *others))
+    return align(rows, right=set(range(len(rows[0]))))

@@ -47,51 +47,26 @@ def add_to(commands: Any) -> None:
         description="Measure saved checkpoints, by step. Started again, it does what is missing.",
     )
     add_checkpoint_options(parser)
-    parser.add_argument(
-        "--logdir", metavar="DIR", type=Path, required=True, help="where everything goes"
-    )
-    parser.add_argument(
-        "--initial",
-        metavar="RUN",
-        type=Path,
+    add = parser.add_argument
+    add("--logdir", metavar="DIR", type=Path, required=True, help="where everything goes")
+    add("--initial", metavar="RUN", type=Path,
         help="the log directory of a run whose initial weights near-zero rules refer to; by "
-        "default the first checkpoint",
-    )
+        "default the first checkpoint")  # fmt: skip
     for name, what, default in (
         ("lr", "learning rate", "what trainer_state.json has logged"),
         ("weight-decay", "decoupled weight decay", "not known"),
     ):
-        parser.add_argument(
-            f"--{name}",
-            metavar="NUMBER|CSV",
-            type=_rate,
+        add(f"--{name}", metavar="NUMBER|CSV", type=_rate,
             help=f"{what} of the weights: a number, or a CSV file of steps and values; by default "
-            f"{default}",
-        )
-    parser.add_argument(
-        "--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)"
-    )
-    parser.add_argument(
-        "--follow", action="store_true", help="wait for the checkpoints of a run that goes on"
-    )
-    parser.add_argument(
-        "--poll",
-        metavar="S",
-        type=float,
-        default=5.0,
-        help="seconds between two listings of the folder (default: 5)",
-    )
-    parser.add_argument(
-        "--idle-timeout", metavar="S", type=float, help="end after so many seconds without news"
-    )
-    parser.add_argument(
-        "--keep-spectra",
-        metavar="N",
-        type=int,
-        default=1,
-        help="keep the magnitude spectrum of every N-th checkpoint (default: 1)",
-    )
-    parser.add_argument("--json", action="store_true", help="lines of JSON, not a progress bar")
+            f"{default}")  # fmt: skip
+    add("--workers", metavar="N", type=int, default=1, help="processes that measure (default: 1)")
+    add("--follow", action="store_true", help="wait for the checkpoints of a run that goes on")
+    add("--poll", metavar="S", type=float, default=5.0,
+        help="seconds between two listings of the folder (default: 5)")  # fmt: skip
+    add("--idle-timeout", metavar="S", type=float, help="end after so many seconds without news")
+    add("--keep-spectra", metavar="N", type=int, default=1,
+        help="keep the magnitude spectrum of every N-th checkpoint (default: 1)")  # fmt: skip
+    add("--json", action="store_true", help="lines of JSON, not a progress bar")
     add_settings_options(parser)
     add_model_options(parser)
     parser.set_defaults(run=_run)
@@ -176,6 +151,8 @@ class TextReporter:
 
     def __init__(self) -> None:
         self._progress = Progress("checkpoints")
+        self.progress = self._progress.show
+        self.close = self._progress.clear
 
     def record(self, record: Record) -> None:
         """Nothing: progress shows that it is done."""
@@ -186,31 +163,24 @@ class TextReporter:
     def failure(self, failure: Failure) -> None:
         self._print(printable(failure.reason), sys.stderr)
 
-    def progress(self, done: int, total: int) -> None:
-        self._progress.show(done, total)
-
     def waiting(self, reason: str) -> None:
         self._print(printable(f"Waiting, as nothing is there yet: {reason}"), sys.stderr)
 
     def interrupted(self) -> None:
         self._print("Interrupted; the same command goes on from here.", sys.stderr)
 
-    def close(self) -> None:
-        self._progress.clear()
-
     def end(self, replayed: Replayed) -> None:
         for one in replayed.left_out:
             print(printable(one.reason), file=sys.stderr)
-        records, failures = replayed.records, replayed.failures
-        earlier = len(records) - replayed.num_snapshots
-        words = [
-            f"{count(replayed.num_snapshots, 'checkpoint')} measured",
-            *([f"{earlier:,} in the log already"] if earlier > 0 else []),
-            count(len(replayed.events), "event"),
-            *([f"{len(failures):,} could not be read"] if failures else []),
-        ]
-        print(f"{', '.join(words)}.")
-        if records and replayed.directory is not None:
+        words = f"{count(replayed.num_snapshots, 'checkpoint')} measured"
+        earlier = len(replayed.records) - replayed.num_snapshots
+        if earlier > 0:
+            words += f", {earlier:,} in the log already"
+        words += f", {count(len(replayed.events), 'event')}"
+        if replayed.failures:
+            words += f", {len(replayed.failures):,} could not be read"
+        print(f"{words}.")
+        if replayed.records and replayed.directory is not None:
             logdir = replayed.directory.parent
             print(f"  tensorboard --logdir {logdir}\n  sparsitywatch summary {logdir}")
 
