@@ -463,8 +463,8 @@ def _unlike(
         return ""
     return (
         f"Cannot read {shown}: expected one checkpoint of step {best.step}, got "
-        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be parts "
-        "of a model, or one of them is something else. Name those that you mean, or give "
+        f"{redacted_url(other.url)} as well, and they do not hold the same weights: they may be "
+        "parts of a model, or one of them is something else. Name those that you mean, or give "
         "`--duplicates first` (duplicates='first') to take the first."
     )
 
