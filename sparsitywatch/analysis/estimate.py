@@ -13,8 +13,6 @@ from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.student import t_quantile
 
-__all__ = ["ROUNDING", "allowed_harm", "essential_sparsity", "knee_of"]
-
 Array = NDArray[np.float64]
 
 _MODES = ("relative", "absolute")
@@ -29,15 +27,12 @@ _HALVINGS = 40
 
 @dataclass(frozen=True)
 class _Points:
-    """The curve as harm against dense, by rising sparsity, one point for each, length K.
-
-    ``harm`` is inf where the value is not finite, ``dense`` is NaN if there is none.
-    """
+    """The curve as harm against dense, by rising sparsity, one point for each, length K."""
 
     sparsity: Array
-    harm: Array
+    harm: Array  # inf where the value is not finite
     stderr: Array
-    dense: float
+    dense: float  # NaN if there is none
 
 
 def essential_sparsity(
@@ -98,7 +93,7 @@ def essential_sparsity(
     if not refusal:
         critical = _critical_value(confidence, curve.num_examples, curve.freedom)
         value = _first_crossing(points.sparsity, points.harm, allowed)
-        last = _last_crossing(points, allowed)
+        last = _last_crossing(points.sparsity, points.harm, allowed)
         low, high = _interval(points, allowed, critical, value)
         knee, sharpness = knee_of(points.sparsity, points.harm)
         reason = "; ".join(_caveats(points, allowed, critical, value, last, mode))
@@ -208,21 +203,18 @@ def _caveats(
 
 
 def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
-    is_beyond = harm > allowed
-    if not is_beyond.any():
+    beyond = np.flatnonzero(harm > allowed)
+    if not len(beyond):
         return 1.0
-    i = int(is_beyond.argmax())
-    return float(sparsity[0]) if i == 0 else _on_chord(sparsity, harm, allowed, i - 1)
+    return _on_chord(sparsity, harm, allowed, beyond[0] - 1) if beyond[0] else float(sparsity[0])
 
 
-def _last_crossing(points: _Points, allowed: float) -> float:
-    is_within = points.harm <= allowed
-    if not is_within.any():
+def _last_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
+    within = np.flatnonzero(harm <= allowed)
+    if not len(within):
         return 0.0
-    i = int(np.flatnonzero(is_within)[-1])
-    if i == len(is_within) - 1:
-        return float(points.sparsity[i])
-    return _on_chord(points.sparsity, points.harm, allowed, i)
+    i = within[-1]
+    return _on_chord(sparsity, harm, allowed, i) if i < len(harm) - 1 else float(sparsity[i])
 
 
 def _on_chord(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
@@ -235,6 +227,7 @@ def _on_chord(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
 def _interval(
     points: _Points, allowed: float, critical: float, value: float
 ) -> tuple[float, float]:
+    """Where harm with more and with less than its error crosses; it holds the value."""
     sparsity, harm = points.sparsity, points.harm
     margin = np.where(np.isfinite(harm), critical * points.stderr, 0.0)
     if not np.isfinite(margin).all():
@@ -272,19 +265,15 @@ def _crossings(sparsity: Array, harm: Array, allowed: float) -> tuple[float, flo
 
 def _slope(sparsity: Array, harm: Array, i: int) -> float:
     """Slope of the monotone cubic at point i: weighted harmonic mean, 0 at an extremum."""
-    before = after = math.inf
-    if i > 0:
-        width_before = sparsity[i] - sparsity[i - 1]
-        before = (harm[i] - harm[i - 1]) / width_before
-    if i + 1 < len(harm):
-        width_after = sparsity[i + 1] - sparsity[i]
-        after = (harm[i + 1] - harm[i]) / width_after
-    if math.isinf(before) or math.isinf(after):  # an end, or the model broke next door
-        return float(after if math.isinf(before) else before)
-    if before * after <= 0.0:
+    around = slice(max(i - 1, 0), i + 2)
+    width, rise = np.diff(sparsity[around]), np.diff(harm[around])
+    slopes = (rise / width)[np.isfinite(rise)]
+    if len(slopes) == 1:  # an end, or the model broke next door
+        return float(slopes[0])
+    if slopes[0] * slopes[1] <= 0.0:
         return 0.0
-    weights = width_before + 2 * width_after, 2 * width_before + width_after
-    return float(sum(weights) / (weights[0] / before + weights[1] / after))
+    weights = width[0] + 2 * width[1], 2 * width[0] + width[1]
+    return float(sum(weights) / (weights[0] / slopes[0] + weights[1] / slopes[1]))
 
 
 def _critical_value(confidence: float, num_examples: int | None, freedom: int | None) -> float:
@@ -305,23 +294,13 @@ _NEGLIGIBLE = 1e-9
 
 
 def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
-    """Knot of the best two-segment fit that bends upward, and how sharply it bends.
+    """Knot of the best two-segment fit that bends upward, and the slope after over that before.
 
-    The fit is continuous and by least squares, its knot anywhere between the second and
-    the last but one point. Only upward bends count: where harm levels off after a steep
-    rise is no knee.
+    The fit is continuous and by least squares, its knot anywhere between the second and the last
+    but one finite point. The ratio is inf where harm does not rise before the knot. Both are NaN
+    with fewer than five finite points, without an upward bend, or without a rise after it.
 
-    Args:
-        sparsity: rising, float64, length K; any other abscissa, such as steps, does too.
-        harm: float64, length K; what is not finite is left out.
-
-    Returns:
-        The knot, and the slope after it over the slope before it: inf where harm does not
-        rise before the knot. Both NaN with fewer than five finite points, without an
-        upward bend, or where harm does not rise after it.
-
-    Reference:
-        Hudson 1966, J. Am. Stat. Assoc. 61:1097.
+    Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
 
     >>> sparsity = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     >>> knot, sharpness = knee_of(sparsity, np.array([0.0, 0.1, 0.2, 0.3, 1.3, 2.3]))

@@ -48,26 +48,6 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     )
 
 
-def disagreement(record: Record, before: Record | None) -> Event | None:
-    """The event of replicas that differ; None where they agree, or did so likewise ``before``."""
-    now, then = record.replicas, None if before is None else before.replicas
-    if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
-        return None
-    return Event(
-        kind="replicas",
-        series="weights/num_ranks_differing",
-        direction="up",
-        onset_step=record.step,
-        onset_low=-1 if before is None else before.step,
-        detected_step=record.step,
-        baseline=float(then.num_differing) if then is not None else 0.0,
-        value=float(now.num_differing),
-        layers=now.tensors,
-        ranks=now.ranks,
-        before_step=-1 if before is None else before.step,
-    )
-
-
 #: Advance of the decay clock that makes a weight of usual size near zero: a tenth of it.
 _USUAL_ADVANCE = math.log(10.0)
 #: Part of the dormant weights that is asked about.

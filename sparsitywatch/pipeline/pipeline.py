@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsitywatch.actions import Action, log_event
 from sparsitywatch.analysis.detect import Detector, MeasuredChange
-from sparsitywatch.analysis.events import Changes, EventTracker, annotated, disagreement
+from sparsitywatch.analysis.events import Changes, EventTracker, annotated
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
     LogTakenError,
@@ -199,8 +199,6 @@ class History:
             event = detector.update(record.step, series[name], context | _interval(record, name))
             if event is not None:
                 events.append(dataclasses.replace(event, series=name))
-        differing = disagreement(record, self.records[-1] if self.records else None)
-        events += [] if differing is None else [differing]
         for reviewer in self._reviewers:
             events += reviewer.events(record, self.records, self.events)
         return events

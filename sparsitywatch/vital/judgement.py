@@ -418,12 +418,10 @@ class VitalReviewer(Reviewer):
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]
     ) -> list[Event]:
-        """The events of what a record found and the ones before it had not, or half as much."""
-        if record.vital is None:
-            return []
+        """Of replicas that differ, and of findings that the records before had not, or half."""
+        events = _disagreement(record, earlier[-1] if earlier else None)
         recent = [r.vital for r in earlier[-_GONE_FOR:] if r.vital is not None]
-        events = []
-        for finding in record.vital.findings:
+        for finding in () if record.vital is None else record.vital.findings:
             before = [f.num for vital in recent for f in vital.findings if f.kind == finding.kind]
             known = [event.value for event in told if event.kind == finding.kind]
             if before and finding.num < 2 * (known[-1] if known else max(before)):
@@ -444,3 +442,26 @@ class VitalReviewer(Reviewer):
                 )
             )
         return events
+
+
+def _disagreement(record: Record, before: Record | None) -> list[Event]:
+    """The event of replicas that differ; none where they agree, or differed alike ``before``."""
+    now, then = record.replicas, None if before is None else before.replicas
+    if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
+        return []
+    since = -1 if before is None else before.step
+    return [
+        Event(
+            kind="replicas",
+            series="weights/num_ranks_differing",
+            direction="up",
+            onset_step=record.step,
+            onset_low=since,
+            detected_step=record.step,
+            baseline=float(then.num_differing) if then is not None else 0.0,
+            value=float(now.num_differing),
+            layers=now.tensors,
+            ranks=now.ranks,
+            before_step=since,
+        )
+    ]

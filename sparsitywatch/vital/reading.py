@@ -152,8 +152,10 @@ class VitalTracker(Examiner):
 
     def _compare(self, facts: TensorFacts, seen: _Comparison, marks: np.ndarray) -> None:
         """Add what the snapshot before says."""
-        facts.num_still, facts.num_still_since_start = seen.num_still, seen.num_still_since_start()
-        facts.update, facts.rms = seen.update(), seen.rms()
+        facts.num_still = seen.num_still
+        facts.num_still_since_start = seen.of_each(_num_alike, to_start=True)
+        facts.update = seen.of_each(_update)
+        facts.rms = seen.of_each(_rms_before)
         if self._updates:
             facts.past_updates = np.array(self._updates).T
         self._updates.append(facts.update.copy())
@@ -161,7 +163,8 @@ class VitalTracker(Examiner):
         facts.has_moved = last["has_moved"] | ~(seen.is_still | seen.is_shrinking)
         facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
         facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + 1, 0)
-        moved = ~seen.is_still & ~seen.is_zero()  # reset to zero, such as one half of a LoRA
+        is_zero = seen.of_each(_num_zero) == seen.num
+        moved = ~seen.is_still & ~is_zero  # reset to zero, such as one half of a LoRA
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
@@ -363,26 +366,9 @@ class _Comparison:
         self._now = now
         self.names = np.array([name for sample in now for name in sample.names], object)
         self.num = np.concatenate([sample.nums for sample in now])
-        self.num_still = self._with(before, _num_alike)
+        self.num_still = self.of_each(_num_alike)
         self.is_still: np.ndarray = self.num_still == self.num
-        self.is_shrinking = self._with(before, _is_shrinking)
-
-    def num_still_since_start(self) -> np.ndarray:
-        """How many weights have the bits of the start."""
-        return self._with(self._start, _num_alike)
-
-    def is_zero(self) -> np.ndarray:
-        """Whether all weights are 0 now."""
-        found: np.ndarray = self._with(self._now, _num_zero) == self.num
-        return found
-
-    def update(self) -> np.ndarray:
-        """Root mean square of the change."""
-        return self._with(self._before, _update)
-
-    def rms(self) -> np.ndarray:
-        """Root mean square of the weights before."""
-        return self._with(self._before, _rms_before)
+        self.is_shrinking = self.of_each(_is_shrinking)
 
     def weights_of(self, index: int) -> tuple[torch.dtype, np.ndarray, np.ndarray]:
         """Dtype, values before and whether each of them stands still, for one tensor."""
@@ -395,7 +381,9 @@ class _Comparison:
         raise LookupError(index)
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def _with(self, earlier: Sequence[DtypeSample], compare: _Compare) -> np.ndarray:
+    def of_each(self, compare: _Compare, *, to_start: bool = False) -> np.ndarray:
+        """What comparing the present weights with those before, or at the start, says of each."""
+        earlier = self._start if to_start else self._before
         return np.concatenate(list(map(compare, earlier, self._now)))
 
 
