@@ -17,6 +17,11 @@ from torch.nn import functional
 import sparsitywatch as sw
 
 EVERY, ONSET, END = 4, 16, 24  # steps
+#: How trainings are watched.
+WATCHING: dict[str, Any] = {
+    "every": EVERY, "logdir": None, "strict": True, "max_overhead": None, "detectors": {},
+    "on_event": (), "scope": ["layers.0.*"],
+}  # fmt: skip
 VOCABULARY, SEEN, WIDTH, LENGTH = 64, 40, 16, 12
 
 
@@ -213,22 +218,15 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, floa
 
 @dataclass
 class Training:
-    """A model, its optimizer, and what is done around each step.
+    """A model, its optimizer, and what is done around each step."""
 
-    Args:
-        model: one of ``MODELS``.
-        optimizer: name of one of ``OPTIMIZERS``.
-        seed: of weights and data.
-        before_step, after_step: called with the number of the step, from 1 on.
-        watching: further arguments of ``sw.watch``.
-    """
-
-    model_name: str
-    optimizer_name: str
-    seed: int
+    model_name: str  # one of ``MODELS``
+    optimizer_name: str  # one of ``OPTIMIZERS``
+    seed: int  # of weights and data
+    #: called with the number of the step, from 1 on
     before_step: list[Callable[[int], None]] = field(default_factory=list)
     after_step: list[Callable[[int], None]] = field(default_factory=list)
-    watching: dict[str, Any] = field(default_factory=dict)
+    watching: dict[str, Any] = field(default_factory=dict)  # further arguments of ``sw.watch``
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -239,23 +237,33 @@ class Training:
     def make_optimizer(self, chosen: Callable[[str, nn.Parameter], bool] | None = None,
                        **changes: float) -> None:  # fmt: skip
         """Train what is chosen; by default everything that requires grad."""
-        make, options = OPTIMIZERS[self.optimizer_name]
-        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in self.named.items() if p.requires_grad]
         params = [p for name, p in named if chosen is None or chosen(name, p)]
-        self.optimizer = make(params, **{**options, **changes})
+        self.optimizer = self.optimizer_of(params, **changes)
+
+    def optimizer_of(self, params: Iterable[Any], **changes: float) -> torch.optim.Optimizer:
+        """One of the training's kind."""
+        make, options = OPTIMIZERS[self.optimizer_name]
+        return make(params, **{**options, **changes})
+
+    @property
+    def named(self) -> dict[str, nn.Parameter]:
+        """All parameters."""
+        return dict(self.model.named_parameters())
 
     @property
     def names(self) -> list[str]:
         """Of all parameters."""
-        return [name for name, _ in self.model.named_parameters()]
+        return list(self.named)
+
+    def after(self, step: int, do: Callable[[], object]) -> None:
+        """Do something once, after a step."""
+        self.after_step.append(lambda number: do() if number == step else None)
 
     def run(self, end: int = END) -> sw.Watcher:
         """Train under watch, from step 1 to the end."""
         data = torch.Generator().manual_seed(self.seed + 1)
-        options = {
-            "every": EVERY, "logdir": None, "strict": True, "max_overhead": None,
-            "background": False, "detectors": {}, "on_event": (), "scope": ["layers.0.*"],
-        } | self.watching  # fmt: skip
+        options = WATCHING | {"background": False, **self.watching}
         with sw.watch(self.model, self.optimizer, **options) as watcher:
             for step in range(1, end + 1):
                 for parameter in self.model.parameters():
@@ -275,30 +283,22 @@ class Training:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, from when on, and what has to be said of it.
+    """What goes wrong, from when on, and what has to be said of it."""
 
-    Args:
-        kind: of the event.
-        plant: does it, and gives the names of the tensors.
-        onset: the last step before it.
-        spreads: whether other tensors may be named rightly, too.
-    """
-
-    kind: str
-    plant: Callable[[Training], Iterable[str]]
-    onset: int = 0
-    spreads: bool = False
+    kind: str  # of the event
+    plant: Callable[[Training], Iterable[str]]  # does it, and gives the names of the tensors
+    onset: int = 0  # the last step before it
+    spreads: bool = False  # whether other tensors may be named rightly, too
 
 
 def matrices(training: Training) -> list[str]:
     """Those inside the layers."""
-    named = training.model.named_parameters()
-    return [n for n, p in named if p.dim() >= 2 and n.startswith("layers")]
+    return [n for n, p in training.named.items() if p.dim() >= 2 and n.startswith("layers")]
 
 
 def vectors(training: Training) -> list[str]:
     """Norms' weights and all biases."""
-    return [n for n, p in training.model.named_parameters() if p.dim() == 1]
+    return [n for n, p in training.named.items() if p.dim() == 1]
 
 
 def half_left_out(training: Training) -> Iterable[str]:
@@ -323,23 +323,21 @@ def optimizer_of_a_copy(training: Training) -> Iterable[str]:
 def all_replaced(training: Training) -> Iterable[str]:
     """A checkpoint is loaded in a way that makes new parameters, which the optimizer never sees."""
 
-    def replace(step: int) -> None:
-        if step == ONSET + 1:
-            state = {n: t.clone() for n, t in training.model.state_dict().items()}
-            training.model.load_state_dict(state, assign=True)
+    def replace() -> None:
+        state = {n: t.clone() for n, t in training.model.state_dict().items()}
+        training.model.load_state_dict(state, assign=True)
 
-    training.after_step.append(replace)
+    training.after(ONSET + 1, replace)
     return training.names
 
 
 def head_replaced(training: Training) -> Iterable[str]:
     """A new head is put on after the optimizer was made."""
 
-    def replace(step: int) -> None:
-        if step == ONSET:
-            training.model.head = copy.deepcopy(training.model.head)
+    def replace() -> None:
+        training.model.head = copy.deepcopy(training.model.head)
 
-    training.after_step.append(replace)
+    training.after(ONSET, replace)
     return [name for name in training.names if name.startswith("head")]
 
 
@@ -362,22 +360,20 @@ def layer_without_graph(training: Training) -> Iterable[str]:
 def put_back(training: Training) -> Iterable[str]:
     """Some matrices are overwritten after each step with what they were."""
     chosen = matrices(training)[::3]
-    kept = {n: p.detach().clone() for n, p in training.model.named_parameters() if n in chosen}
+    kept = {name: training.named[name].detach().clone() for name in chosen}
 
-    def restore(_: int) -> None:
-        for name, parameter in training.model.named_parameters():
-            if name in chosen:
-                parameter.data.copy_(kept[name])
+    def restore(*_: object) -> None:
+        for name, weight in kept.items():
+            training.named[name].data.copy_(weight)
 
-    own = training.optimizer
-    own.register_step_post_hook(lambda *_: restore(0))
+    training.optimizer.register_step_post_hook(restore)
     return chosen
 
 
 def passed_over(training: Training) -> Iterable[str]:
     """The optimizer has vectors in its groups, and its step leaves them out."""
     chosen = vectors(training)
-    own = {id(p) for n, p in training.model.named_parameters() if n in chosen}
+    own = {id(training.named[name]) for name in chosen}
     taken: dict[int, torch.Tensor] = {}
 
     def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -400,15 +396,14 @@ def all_in_bf16(training: Training) -> Iterable[str]:
     """Weights in bfloat16 without a copy of higher precision, and a usual small learning rate."""
     training.model.bfloat16()
     training.make_optimizer(lr=OPTIMIZERS[training.optimizer_name][1]["lr"] / 1000)
-    return [n for n, p in training.model.named_parameters() if p.any()]
+    return [n for n, p in training.named.items() if p.any()]
 
 
 def norms_in_bf16(training: Training) -> Iterable[str]:
     """Only the norms' weights, about 1, where the numbers are farthest apart."""
     chosen = [n for n in vectors(training) if "norm" in n and n.endswith("weight")]
-    for name, parameter in training.model.named_parameters():
-        if name in chosen:
-            parameter.data = parameter.data.bfloat16()
+    for name in chosen:
+        training.named[name].data = training.named[name].data.bfloat16()
     lr = {"adamw": 5e-4, "sgd": 2e-2, "adafactor": 5e-4, "lion": 5e-4}
     training.make_optimizer(lr=lr[training.optimizer_name])
     return chosen
@@ -418,7 +413,7 @@ def rate_too_small(training: Training) -> Iterable[str]:
     """A learning rate so small that even float32 does not hold the updates."""
     lr = {"adamw": 1e-11, "sgd": 1e-9, "adafactor": 1e-10, "lion": 1e-11}[training.optimizer_name]
     training.make_optimizer(lr=lr)
-    return [n for n, p in training.model.named_parameters() if p.any()]
+    return [n for n, p in training.named.items() if p.any()]
 
 
 def decay_ignored(training: Training) -> Iterable[str]:
@@ -441,9 +436,8 @@ def frozen_but_decayed(training: Training) -> Iterable[str]:
     training.make_optimizer(weight_decay=0.5 if training.optimizer_name != "sgd" else 0.05)
 
     def zero(_: int) -> None:
-        for name, parameter in training.model.named_parameters():
-            if name in chosen:
-                parameter.grad.zero_()
+        for name in chosen:
+            training.named[name].grad.zero_()
 
     training.before_step.append(zero)
     return chosen
@@ -451,25 +445,21 @@ def frozen_but_decayed(training: Training) -> Iterable[str]:
 
 def nan_in_a_norm(training: Training) -> Iterable[str]:
     """One weight of a norm becomes NaN after the last step."""
-
-    def spoil(step: int) -> None:
-        if step == ONSET + EVERY:
-            dict(training.model.named_parameters())["norm.weight"].data[3] = torch.nan
-
-    training.optimizer.register_step_post_hook(lambda *_: spoil(next(count)))
     count = iter(range(1, 1000))
+
+    def spoil(*_: object) -> None:
+        if next(count) == ONSET + EVERY:
+            training.named["norm.weight"].data[3] = torch.nan
+
+    training.optimizer.register_step_post_hook(spoil)
     return ["norm.weight"]
 
 
 def overflow(training: Training) -> Iterable[str]:
     """A weight becomes infinite, and the next loss is NaN."""
     chosen = matrices(training)[0]
-
-    def spoil(step: int) -> None:
-        if step == ONSET + 2:
-            dict(training.model.named_parameters())[chosen].data.view(-1)[5] = torch.inf
-
-    training.after_step.append(spoil)
+    weights = training.named[chosen].data.view(-1)
+    training.after(ONSET + 2, lambda: weights[5:6].fill_(torch.inf))
     return [chosen]
 
 
@@ -481,7 +471,7 @@ def rolled_back(training: Training, part: int = 1) -> Iterable[str]:
 
     def restore(*_: object) -> None:
         step = next(count)
-        for name, parameter in training.model.named_parameters():
+        for name, parameter in training.named.items():
             if step == ONSET - EVERY:
                 kept[name] = parameter.detach().clone()
             elif step == ONSET + EVERY and name in chosen:
@@ -501,27 +491,17 @@ def rate_of_one(training: Training) -> Iterable[str]:
     chosen = matrices(training)[1]
     training.make_optimizer(lambda name, _: name != chosen)
     lr = OPTIMIZERS[training.optimizer_name][1]["lr"]
-    (one,) = [p for n, p in training.model.named_parameters() if n == chosen]
-    training.optimizer.add_param_group({"params": [one], "lr": lr})
-
-    def raise_rate(step: int) -> None:
-        if step == ONSET:
-            training.optimizer.param_groups[-1]["lr"] = 1000 * lr
-
-    training.after_step.append(raise_rate)
+    training.optimizer.add_param_group({"params": [training.named[chosen]], "lr": lr})
+    training.after(ONSET, lambda: training.optimizer.param_groups[-1].update(lr=1000 * lr))
     return [chosen]
 
 
 def made_anew(training: Training) -> Iterable[str]:
     """One matrix is initialised once more in the middle of the run."""
     chosen = matrices(training)[1]
-
-    def make(step: int) -> None:
-        if step == ONSET + 1:
-            weight = dict(training.model.named_parameters())[chosen].data
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(7)))
-
-    training.after_step.append(make)
+    weight = training.named[chosen].data
+    anew = torch.randn(weight.shape, generator=torch.Generator().manual_seed(7))
+    training.after(ONSET + 1, lambda: weight.copy_(anew))
     return [chosen]
 
 

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 import transformers
 from contracts import fault_zoo
-from contracts.fault_zoo import EVERY, LENGTH, OPTIMIZERS, SEEN, WIDTH, Linear, Training
+from contracts.fault_zoo import (
+    EVERY,
+    LENGTH,
+    OPTIMIZERS,
+    SEEN,
+    WATCHING,
+    WIDTH,
+    Linear,
+    Training,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -31,7 +40,7 @@ def each_step(training: Training) -> None:
 
 def frozen(training: Training) -> None:
     """A part requires no grad, whether the optimizer has it or not."""
-    for index, (_, parameter) in enumerate(training.model.named_parameters()):
+    for index, parameter in enumerate(training.model.parameters()):
         parameter.requires_grad_(index >= 6)
     if training.seed % 2:
         training.make_optimizer()
@@ -64,6 +73,11 @@ def lora(training: Training) -> None:
     training.make_optimizer()
     training.watching |= {"scope": ["*lora_*"], "every": 1 + training.seed % 3}
     training.before_step.append(rates(training, lambda step: min(step - 1, 3) / 3))
+
+
+def rate_of(training: Training) -> float:
+    """The learning rate that trains its model."""
+    return OPTIMIZERS[training.optimizer_name][1]["lr"]
 
 
 def rates(training: Training, factor: Callable[[int], float]) -> Callable[[int], None]:
@@ -111,9 +125,7 @@ def skipped_steps(training: Training) -> None:
 def told_by_hand(training: Training) -> sw.Watcher:
     """A loop that tells of its steps itself, gradients set to zero before, some steps skipped."""
     data = torch.Generator().manual_seed(training.seed)
-    options = {"logdir": None, "every": EVERY, "strict": True, "max_overhead": None,
-               "detectors": {}, "on_event": (), "scope": ["layers.0.*"]}  # fmt: skip
-    with sw.watch(training.model, training.optimizer, **options) as watcher:
+    with sw.watch(training.model, training.optimizer, **WATCHING) as watcher:
         for step in range(1, 25):
             training.model.loss(data).backward()
             if not 8 < step <= 12:
@@ -210,22 +222,20 @@ def resumed(training: Training) -> sw.Watcher:
     state = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict(),
                            watcher.state_dict()))  # fmt: skip
     again = Training(training.model_name, training.optimizer_name, training.seed)
-    with_state = training.seed % 2
-    if with_state:
+
+    def load() -> None:
         again.model.load_state_dict(state[0])
         again.optimizer.load_state_dict(state[1])
-        again.watching["saved"] = state[2]
-    else:  # loaded when the watch is there already
-        again.watching["late"] = state[:2]
+
+    with_state = training.seed % 2
+    if with_state:
+        load()
     data = torch.Generator().manual_seed(training.seed)
-    options = {"logdir": None, "every": EVERY, "strict": True, "max_overhead": None,
-               "detectors": {}, "on_event": (), "scope": ["layers.0.*"]}  # fmt: skip
-    with sw.watch(again.model, again.optimizer, **options) as second:
+    with sw.watch(again.model, again.optimizer, **WATCHING) as second:
         if with_state:
             second.load_state_dict(state[2])
-        else:
-            again.model.load_state_dict(state[0])
-            again.optimizer.load_state_dict(state[1])
+        else:  # loaded when the watch is there already
+            load()
         for _ in range(16):
             again.optimizer.zero_grad()
             again.model.loss(data).backward()
@@ -239,10 +249,9 @@ def own_loop(
     loss: Callable[[int], torch.Tensor], *, steps: int = 24, every: int = EVERY, **options: Any,
 ) -> sw.Watcher:  # fmt: skip
     """Train another model under watch."""
-    options = {"logdir": None, "strict": True, "max_overhead": None, "detectors": {},
-               "on_event": (), "scope": "layers"} | options  # fmt: skip
     training.model, training.optimizer = model, optimizer
-    with sw.watch(model, optimizer, every=every, **options) as watcher:
+    options = WATCHING | {"scope": "layers", "every": every} | options
+    with sw.watch(model, optimizer, **options) as watcher:
         for step in range(steps):
             optimizer.zero_grad()
             loss(step).backward()
@@ -290,8 +299,7 @@ def master_copies(training: Training) -> sw.Watcher:
     model = training.model.bfloat16()
     own = list(model.parameters())
     copies = [nn.Parameter(p.detach().float()) for p in own]
-    make, options = OPTIMIZERS[training.optimizer_name]
-    optimizer = make(copies, **{**options, "lr": options["lr"] / 100})
+    optimizer = training.optimizer_of(copies, lr=rate_of(training) / 100)
     data = torch.Generator().manual_seed(training.seed)
 
     def handed(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -315,9 +323,7 @@ def master_copies(training: Training) -> sw.Watcher:
 def random_rounding(training: Training) -> None:
     """Weights in bfloat16 whose updates are rounded up or down at random, so that none is lost."""
     model = training.model.bfloat16()
-    exact = [p.detach().float() for p in model.parameters()]
-    training.make_optimizer(lr=OPTIMIZERS[training.optimizer_name][1]["lr"] / 10)
-    del exact
+    training.make_optimizer(lr=rate_of(training) / 10)
     before: list[torch.Tensor] = []
     draw = torch.Generator().manual_seed(training.seed)
 
@@ -349,8 +355,7 @@ def unused_tower(training: Training) -> sw.Watcher:
     tower = Training("convolutional", training.optimizer_name, training.seed).model
     both = nn.Module()
     both.vision, both.text = tower, training.model
-    make, options = OPTIMIZERS[training.optimizer_name]
-    optimizer = make(both.parameters(), **options)
+    optimizer = training.optimizer_of(both.parameters())
     training.model.layers.append(nn.Identity())
     data = torch.Generator().manual_seed(training.seed)
     text = training.model
@@ -386,7 +391,6 @@ def one_head_of_many(training: Training) -> None:
 def dropped_layers(training: Training) -> None:
     """Each layer is left out of a fifth of the steps; a snapshot after every one or two."""
     draw = torch.Generator().manual_seed(training.seed)
-    body = training.model.body
 
     def drop(x: torch.Tensor) -> torch.Tensor:
         layers = training.model.layers
@@ -395,29 +399,20 @@ def dropped_layers(training: Training) -> None:
             x = layer(x)
         return x
 
-    del body
     training.model.body = drop
     training.watching["every"] = 1 + training.seed % 2
 
 
-def two_optimizers(training: Training) -> None:
+def two_optimizers(training: Training, period: int = 1) -> None:
     """Half of the tensors belong to another optimizer."""
-    make, options = OPTIMIZERS[training.optimizer_name]
-    named = list(training.model.named_parameters())
-    second = make([p for i, (_, p) in enumerate(named) if i % 2], **options)
-    own = [name for i, (name, _) in enumerate(named) if not i % 2]
-    training.make_optimizer(lambda name, _: name in own)
-    training.before_step.append(lambda _: second.step())
+    second = training.optimizer_of([training.named[name] for name in training.names[1::2]])
+    training.make_optimizer(lambda name, _: name in training.names[::2])
+    training.before_step.append(lambda step: second.step() if step % period < 4 else None)
 
 
 def second_in_turn(training: Training) -> None:
     """The other optimizer has a turn in every second interval only."""
-    make, options = OPTIMIZERS[training.optimizer_name]
-    named = list(training.model.named_parameters())
-    second = make([p for i, (_, p) in enumerate(named) if i % 2], **options)
-    own = [name for i, (name, _) in enumerate(named) if not i % 2]
-    training.make_optimizer(lambda name, _: name in own)
-    training.before_step.append(lambda step: second.step() if step % 8 < 4 else None)
+    two_optimizers(training, period=8)
 
 
 def held_to_bounds(training: Training) -> None:
@@ -446,8 +441,7 @@ def learned_by_heart(training: Training) -> sw.Watcher:
                           nn.ReLU(), nn.Linear(64, 3))  # fmt: skip
     inputs = torch.randn(8, 8, generator=generator)
     labels = torch.randint(3, (8,), generator=generator)
-    make, options = OPTIMIZERS[training.optimizer_name]
-    optimizer = make(model.parameters(), **{**options, "weight_decay": 0.0})
+    optimizer = training.optimizer_of(model.parameters(), weight_decay=0.0)
     return own_loop(training, model, optimizer,
                     lambda _: functional.cross_entropy(5 * model(inputs), labels),
                     steps=240, every=30)  # fmt: skip
@@ -456,9 +450,7 @@ def learned_by_heart(training: Training) -> sw.Watcher:
 def unfrozen_later(training: Training) -> None:
     """Layers are frozen at first and let go one by one."""
     layers = training.model.layers.requires_grad_(False)
-    training.optimizer = None
-    make, options = OPTIMIZERS[training.optimizer_name]
-    training.optimizer = make(training.model.parameters(), **options)
+    training.optimizer = training.optimizer_of(training.model.parameters())
 
     def let_go(step: int) -> None:
         if not step % 5 and step // 5 <= len(layers):
@@ -469,12 +461,10 @@ def unfrozen_later(training: Training) -> None:
 
 def rate_of_zero(training: Training) -> None:
     """A group whose learning rate is 0 on purpose."""
-    make, options = OPTIMIZERS[training.optimizer_name]
     first, rest = training.model.layers[0].parameters(), training.model.layers[1:].parameters()
-    training.optimizer = make(
-        [{"params": list(first), "lr": 0.0}, {"params": list(rest)}], **options
-    )
-    for name, parameter in training.model.named_parameters():
+    groups = [{"params": list(first), "lr": 0.0}, {"params": list(rest)}]
+    training.optimizer = training.optimizer_of(groups)
+    for name, parameter in training.named.items():
         parameter.requires_grad_(name.startswith("layers"))
 
 
@@ -493,12 +483,11 @@ def pruned(training: Training) -> None:
     """Nine weights of ten are kept at zero."""
     draw = torch.Generator().manual_seed(training.seed)
     masks = {n: torch.rand(p.shape, generator=draw) < 0.1
-             for n, p in training.model.named_parameters() if p.dim() > 1}  # fmt: skip
+             for n, p in training.named.items() if p.dim() > 1}  # fmt: skip
 
     def mask(*_: object) -> None:
-        for name, parameter in training.model.named_parameters():
-            if name in masks:
-                parameter.data *= masks[name]
+        for name, kept in masks.items():
+            training.named[name].data *= kept
 
     mask()
     training.optimizer.register_step_post_hook(mask)
@@ -507,7 +496,7 @@ def pruned(training: Training) -> None:
 def large_rate(training: Training) -> None:
     """A learning rate at which the loss swings."""
     factor = {"adamw": 10, "sgd": 4, "adafactor": 3, "lion": 10}[training.optimizer_name]
-    training.make_optimizer(lr=factor * OPTIMIZERS[training.optimizer_name][1]["lr"])
+    training.make_optimizer(lr=factor * rate_of(training))
 
 
 def looking_ahead(training: Training) -> None:
@@ -547,9 +536,8 @@ def key_biases(training: Training) -> sw.Watcher:
     )  # fmt: skip
     model = transformers.BertForMaskedLM(config).train()
     assert not any(p.any() for n, p in model.named_parameters() if n.endswith("key.bias"))
-    make, options = OPTIMIZERS[training.optimizer_name]
-    optimizer = make(model.parameters(), **options)
-    training.model, training.optimizer = model, optimizer
+    training.model = model
+    optimizer = training.optimizer = training.optimizer_of(model.parameters())
     rate = rates(training, lambda step: min(step / 50, 1.0))
     data = torch.Generator().manual_seed(training.seed)
 
