@@ -22,16 +22,7 @@ from sparsitywatch.analysis.events import (
     near_zero_step,
     what_moved,
 )
-from sparsitywatch.records import (
-    Cost,
-    DecayProjection,
-    Dormant,
-    Event,
-    LayerShare,
-    Provenance,
-    Record,
-    ScopeSummary,
-)
+from sparsitywatch.records import DecayProjection, Dormant, Event, LayerShare, Record
 
 SIZES = {"a": 100, "b": 1000, "c": 10, "d": 100}
 
@@ -41,27 +32,7 @@ def record(**near_zero: float) -> Record:
         LayerShare(name=n, num_weights=SIZES[n], rms=1.0, near_zero={"rms_0.1": x})
         for n, x in near_zero.items()
     )
-    return Record(
-        step=1,
-        wall_time=0.0,
-        scope=ScopeSummary(num_tensors=4, num_weights=1210),
-        num_nan=0,
-        num_inf=0,
-        num_zero=0,
-        near_zero={},
-        layers=layers,
-        cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
-        provenance=Provenance(
-            sparsitywatch="",
-            torch="",
-            scope_hash="",
-            proxy_hash="",
-            dtypes=(),
-            tolerance=0.01,
-            tolerance_mode="relative",
-            pattern="global",
-        ),
-    )
+    return made_record(1, {}, layers=layers, num_weights=1210)
 
 
 BEFORE = record(a=0.1, b=0.1, c=0.1, d=0.1)
