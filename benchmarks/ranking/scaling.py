@@ -137,7 +137,7 @@ def sample_s(c: Cluster) -> float:
     """A million weights for the motion and those of the fingerprint, to every rank; comparing."""
     assert FINGERPRINTED.num_samples is not None
     num_bytes = 4 * (1_000_000 + FINGERPRINTED.num_samples)
-    return num_bytes / GLOO + 2 * (c.num_ranks - 1) * MESSAGE_S + COMPARE_S
+    return _ring_s(c, num_bytes) + 3 * _ring_s(c, 0) + COMPARE_S  # two sums, each agreed upon
 
 
 def marks_s(c: Cluster) -> float:

@@ -254,8 +254,14 @@ class Proxy:
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        run = partial(self._of_batch, model, value or self.value)
-        values = self.ranks.in_turns(self._turns, run)
+        own: dict[int, np.ndarray] = {}
+        for index, place in self._turns:
+            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
+                of_batch = self._of_batch(index, model, value or self.value)
+            if place is not None:
+                own[place] = of_batch
+        every = self.ranks.merged(own)
+        values = [every[place] for place in sorted(every)]
         examples: np.ndarray = np.concatenate(values)
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
@@ -265,7 +271,7 @@ class Proxy:
         self._num_examples, self._sizes = len(examples), [*map(len, values)]
         return examples
 
-    def _of_batch(self, model: nn.Module, value: ValueFunction, index: int) -> np.ndarray:
+    def _of_batch(self, index: int, model: nn.Module, value: ValueFunction) -> np.ndarray:
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
         result = value(model, move(self._batches[index], device))

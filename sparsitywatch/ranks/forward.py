@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,109 +88,83 @@ class ForwardOrder:
     The first guess is the order of the model's ``modules`` that FSDP2 shards.
     """
 
-    def __init__(self, modules: Sequence[Any] = ()) -> None:
-        self.modules = modules
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self._modules = modules
         # FSDP takes the first module to run for the outermost one, and a value function may run an
         # inner part first. Outer ones come first; they settle the inner ones
         for module in modules:
             module._get_fsdp_state()._lazy_init()
-        groups = [group for m in self.modules for group in _groups(m._get_fsdp_state())]
+        groups = [group for m in self._modules for group in _groups(m._get_fsdp_state())]
         self._groups = list(dict.fromkeys(groups))  # several modules may be in one
         self._order = [(group, is_gather) for group in self._groups for is_gather in (True, False)]
 
-    def followed(self) -> AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def followed(self) -> Iterator[None]:
         """Around a forward: what is left of it when it fails here is gathered for the others.
 
         They wait for this rank at each module that they come to. So all of them end their
         forward, and can be told that it failed.
         """
-        return self._followed() if self.modules else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _followed(self) -> Iterator[None]:
+        # FSDP notes each forward for a backward to come. Here there is none, and where a forward
+        # has failed, the next one would gather weights after other notes on each rank
+        notes = [group.comm_ctx.post_forward_order for group in self._groups]
+        notes += [group._post_forward_indices for group in self._groups]
+        before = [(each, len(each)) for each in notes]
         seen: list[tuple[Any, bool]] = []
-        try:
-            with self._noted(seen), self._without_backward():
-                yield
-        except Exception:
-            try:
-                self._follow(self._rest(sum(is_gather for _, is_gather in seen)))
-            finally:
-                self._set_idle()
-            raise
-        self._order = seen or self._order
-
-    @contextlib.contextmanager
-    def _noted(self, seen: list[tuple[Any, bool]]) -> Iterator[None]:
-        """Note each call by which FSDP asks for the weights of a group, or lets them go."""
-
-        def noting(group: Any, call: Any, *, is_gather: bool) -> Any:
-            def noted(*args: Any, **kwargs: Any) -> Any:
-                seen.append((group, is_gather))
-                return call(*args, **kwargs)
-
-            return noted
-
         for group in self._groups:
-            group.unshard = noting(group, group.unshard, is_gather=True)
-            group.reshard = noting(group, group.reshard, is_gather=False)
+            group.unshard = _noting(seen, group, group.unshard, is_gather=True)
+            group.reshard = _noting(seen, group, group.reshard, is_gather=False)
         try:
             yield
+            self._order = seen or self._order
+        except Exception:
+            self._follow(sum(is_gather for _, is_gather in seen))
+            raise
         finally:
             for group in self._groups:
                 del group.unshard, group.reshard  # those of its class are back
+            for each, length in before:
+                del each[length:]
 
-    def _rest(self, num_gathers: int) -> list[tuple[Any, bool]]:
-        """What follows so many gathers."""
-        for place, (_, is_gather) in enumerate(self._order):
-            if not num_gathers:
-                return self._order[place:]
-            num_gathers -= is_gather
-        return []
-
-    @staticmethod
-    def _follow(rest: Iterable[tuple[Any, bool]]) -> None:
-        """Gather, and let go of, what the others do: one group after the other."""
-        for group, is_gather in rest:
-            # gathered already, or kept after the forward: then it does nothing here as there
-            group._training_state = type(group._training_state).FORWARD
-            if is_gather:
-                group.unshard()
-                group.wait_for_unshard()
-            else:
-                group.reshard()
-
-    @contextlib.contextmanager
-    def _without_backward(self) -> Iterator[None]:
-        """FSDP notes each forward for the backward to come: here there is none.
-
-        The next backward would gather weights after these notes, other ones on each rank where
-        a forward has failed.
-        """
-        before = [(each, len(each)) for each in self._notes()]
+    def _follow(self, num_gathers: int) -> None:
+        """After so many gathers: gather, and let go of, what the others do, one by one."""
         try:
-            yield
+            for group, is_gather in list(self._order):
+                if num_gathers > 0:
+                    num_gathers -= is_gather
+                    continue
+                # gathered already, or kept after the forward: then it does nothing here as there
+                group._training_state = type(group._training_state).FORWARD
+                if is_gather:
+                    group.unshard()
+                    group.wait_for_unshard()
+                else:
+                    group.reshard()
         finally:
-            lengths = {id(each): length for each, length in before}
-            for each in self._notes():
-                del each[lengths.get(id(each), 0) :]
-
-    def _notes(self) -> list[list[Any]]:
-        orders = [group.comm_ctx.post_forward_order for group in self._groups]
-        return [*orders, *(group._post_forward_indices for group in self._groups)]
+            self._set_idle()
 
     def _set_idle(self) -> None:
         """No forward is going on any more: FSDP would take the next one for a part of this one.
 
         It would then not wait for the optimizer's step before it gathers weights.
         """
-        for module in self.modules:
+        for module in self._modules:
             state = module._get_fsdp_state()
             state._state_ctx.iter_forward_root = None
             state._modules_to_run_forward.clear()
             for one in (state, *_groups(state)):
                 one._training_state = type(one._training_state).IDLE
             module.reshard()
+
+
+def _noting(seen: list[tuple[Any, bool]], group: Any, call: Any, *, is_gather: bool) -> Any:
+    """A call by which FSDP asks for the weights of a group, or lets them go, noted."""
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen.append((group, is_gather))
+        return call(*args, **kwargs)
+
+    return noted
 
 
 def _groups(state: Any) -> list[Any]:

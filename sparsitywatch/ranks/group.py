@@ -11,8 +11,7 @@ import logging
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -46,10 +45,10 @@ class RankGroup(Ranks):
     """
 
     is_alone = False
+    evaluating = contextlib.nullcontext
 
     def __init__(self, group: Any, store: Any = None, key: str = "") -> None:
         self._group, self._store, self._key = group, store, key
-        self.order = ForwardOrder()
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.lost = ""  # why the ranks have lost each other; empty as long as they have not
         self.num_bytes = 0  # that this rank has given to collectives
@@ -57,7 +56,7 @@ class RankGroup(Ranks):
         self._behind: Ranks = self
 
     @classmethod
-    def of_all(cls, store: Any, prefix: str, order: ForwardOrder, *, splits: bool) -> RankGroup:
+    def of_all(cls, store: Any, prefix: str, model: nn.Module) -> RankGroup:
         """Every rank, in two groups, so that neither thread of a watch waits for the other."""
         wait = dt.timedelta(seconds=_LONG_PATIENCE_S)
         front, behind = (
@@ -65,7 +64,10 @@ class RankGroup(Ranks):
             for _ in ("in the training's thread", "behind it")
         )
         front._behind = behind
-        front.order, front.splits_layers = order, splits
+        front.splits_layers = splits_layers(model)
+        front.fsdp = fsdp_modules(model.modules())
+        if front.fsdp:
+            front.followed = ForwardOrder(front.fsdp).followed
         return front
 
     @property
@@ -79,14 +81,13 @@ class RankGroup(Ranks):
         own = np.array([code, place, -place, value if self.rank == 0 else -1])
         worst, highest, lowest, value = self.highest(own).tolist()
         if highest != -lowest:
-            self._lose(f"rank {self.rank} is at {what!r}, another one is not")
+            self._lose(f"rank {self.rank} is at {what[:80]!r}, another one is not")
         if worst:
             self._fail(error, is_memory=worst == 2)
         return int(value)
 
     @contextlib.contextmanager
-    def all_or_none(self, what: str, names: Iterable[str] = ()) -> Iterator[None]:
-        what = f"{what} {zlib.crc32(' '.join(names).encode())}"
+    def all_or_none(self, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -137,10 +138,6 @@ class RankGroup(Ranks):
         )
         raise RanksError(self.lost)
 
-    def reshard(self) -> None:
-        for module in self.order.modules:
-            module.reshard()
-
     # ------------------------------------------------------------------ exchanged
 
     def sum(self, numbers: np.ndarray) -> np.ndarray:
@@ -158,6 +155,9 @@ class RankGroup(Ranks):
             distributed.all_gather_object(found, thing, group=self._group)
         return found
 
+    def merged(self, own: dict[int, Any]) -> dict[int, Any]:
+        return dict(itertools.chain.from_iterable(each.items() for each in self.gather(own)))
+
     def of_first(self, thing: T) -> T:
         found: list[Any] = [thing]
         with self._exchanged():
@@ -171,16 +171,6 @@ class RankGroup(Ranks):
         if self.splits_layers:  # each runs all of them; the first one says the values
             return [(i, None if self.rank else i) for i in range(len(sizes))], num_places
         return (shared(every) if is_same else by_rank(every))[self.rank], num_places
-
-    def in_turns(self, turns: Turns, evaluate: Callable[[int], T]) -> list[T]:
-        own: dict[int, T] = {}
-        for index, place in turns:
-            with self.all_or_none("evaluating a batch"), self.order.followed():
-                values = evaluate(index)
-            if place is not None:
-                own[place] = values
-        of_all = itertools.chain.from_iterable(each.items() for each in self.gather(own))
-        return [values for _, values in sorted(of_all, key=lambda item: item[0])]
 
     def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
         with self.all_or_none("what rank 0 hands down"):
@@ -205,9 +195,6 @@ class RankGroup(Ranks):
             self._lose(redacted_error(error))
 
     # ------------------------------------------------------------------ who watches
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
     def leave(self, why: str) -> None:
         with contextlib.suppress(RuntimeError):  # the process with the store has ended
@@ -261,8 +248,7 @@ def join(model: nn.Module, place: str) -> Ranks:
     if why := _why_only_a_stage(model):
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")
     rank, size = distributed.get_rank(), distributed.get_world_size()
-    fsdp = fsdp_modules(model.modules())
-    for module in fsdp:
+    for module in fsdp_modules(model.modules()):  # what it has gathered is not what it holds
         module.reshard()
     parameters = dict(named_parameters(model))
     is_part = any(map(is_sharded, parameters.values()))
@@ -276,7 +262,7 @@ def join(model: nn.Module, place: str) -> Ranks:
     store.set(f"{prefix}/{rank}", own)
     outcome = _met(store, prefix, rank, size, _LONG_PATIENCE_S if is_part else PATIENCE_S)
     if outcome == _TOGETHER:
-        return RankGroup.of_all(store, prefix, ForwardOrder(fsdp), splits=splits_layers(model))
+        return RankGroup.of_all(store, prefix, model)
     if outcome != _ALONE:
         raise ScopeError(f"Expected a model that this process holds all of, but {outcome}")
     if is_part:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -17,8 +17,6 @@ T = TypeVar("T")
 #: of all batches; None for a batch that is run only since the others run theirs.
 Turns = list[tuple[int, int | None]]
 
-_nothing: Final = contextlib.nullcontext()
-
 
 class Ranks:
     """The ranks that watch one training together, as one of them sees it.
@@ -28,10 +26,16 @@ class Ranks:
     """
 
     rank, size = 0, 1
-    #: Whether what other ranks hold is not looked at, since they do not watch.
-    is_alone = True
-    #: Whether layers of the model are split over ranks, so that all have to run the same batches.
-    splits_layers = False
+    is_alone = True  # whether others, if there are any, do not watch
+    splits_layers = False  # over ranks, so that all of them have to run the same batches
+    fsdp: Sequence[Any] = ()  # modules that FSDP2 shards
+
+    #: Around what succeeds on every rank, or on none; given the place in the code.
+    all_or_none: Callable[[str], AbstractContextManager[Any]] = contextlib.nullcontext
+    #: Around a forward: where it fails on one rank, the others can still end theirs.
+    followed: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    #: Of a part that each rank has of a mapping, all of it; plain data.
+    merged: Callable[[dict[int, Any]], dict[int, Any]] = dict
 
     @property
     def behind(self) -> Ranks:
@@ -51,10 +55,6 @@ class Ranks:
             raise error
         return value
 
-    def all_or_none(self, what: str, names: Iterable[str] = ()) -> AbstractContextManager[None]:
-        """What is done inside, such as reading ``names``, succeeds on every rank, or on none."""
-        return _nothing
-
     def guarded(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
         """The function: each call of it succeeds on every rank, or on none."""
         return function
@@ -66,9 +66,6 @@ class Ranks:
     def decide(self, what: str, value: int = 0) -> int:
         """What rank 0 decides; a RanksError where one does not watch any more."""
         return value
-
-    def reshard(self) -> None:
-        """Let go of what a forward has gathered: it stands in the place of the parameters."""
 
     # ------------------------------------------------------------------ exchanged
 
@@ -96,10 +93,6 @@ class Ranks:
         """Which batches this rank evaluates, and how many there are on all ranks together."""
         return [(index, index) for index in range(len(sizes))], len(sizes)
 
-    def in_turns(self, turns: Turns, evaluate: Callable[[int], T]) -> list[T]:
-        """What ``evaluate`` gives for the batches of all ranks, by place."""
-        return [evaluate(index) for index, _ in turns]
-
     def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
         """What rank 0 gives is taken by all others."""
 
@@ -108,7 +101,7 @@ class Ranks:
     def evaluating(self) -> AbstractContextManager[None]:
         """Around forwards: they may communicate only where every rank runs them."""
         if not is_distributed() or distributed.get_world_size() == 1:
-            return _nothing  # there is nobody to wait for
+            return contextlib.nullcontext()  # there is nobody to wait for
         from sparsitywatch.ranks.forward import without_collectives
 
         return without_collectives()

@@ -76,9 +76,17 @@ class ShardedReader:
         modules = modules_of(model)
         if why := why_not_whole(modules, are_parts_read=not self.ranks.is_alone):
             raise ScopeError(f"Expected a model that this process holds all of, but {why}")
-        self.ranks.reshard()
+        for module in self.ranks.fsdp:  # what a forward has gathered stands in the place of its own
+            module.reshard()
         parameters, every = scope.lookup(model, modules)
-        self._shards.check(parameters)
+        for name, held in self._shards.held.items():
+            box = ShardBox.of(name, parameters[name])
+            if box != held:
+                raise ScopeError(
+                    f"Expected this rank to hold {held.shape} of {printable(name)!r} "
+                    f"from {held.offset} on as at attach, got {box.shape} from "
+                    f"{box.offset} on. Attach a new watch after sharding the model."
+                )
         return parameters, every
 
     # ------------------------------------------------------------------ counts
@@ -154,7 +162,7 @@ class ShardedReader:
         """
         if self._shards.is_whole:
             return gather_sample(tensors, chosen)
-        with self.ranks.all_or_none("a sample of parameters", tensors):
+        with self.ranks.all_or_none(f"a sample of {' '.join(tensors)}"):
             for name, tensor in tensors.items():
                 held = self._shards.held[name]
                 if tensor.numel() != held.num_weights:

@@ -133,21 +133,6 @@ class Shards:
                     "instead: `sparsitywatch replay <folder> --follow`."
                 )
 
-    def check(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Refuse a model that was sharded in another way since the attach.
-
-        Raises:
-            ScopeError: with the first tensor that is.
-        """
-        for name, held in self.held.items():
-            box = ShardBox.of(name, parameters[name])
-            if box != held:
-                raise ScopeError(
-                    f"Expected this rank to hold {held.shape} of {printable(name)!r} "
-                    f"from {held.offset} on as at attach, got {box.shape} from "
-                    f"{box.offset} on. Attach a new watch after sharding the model."
-                )
-
 
 #: Of a model that each process holds all of, and that nobody else reads.
 EVERYTHING: Final = Shards([{}], 0)

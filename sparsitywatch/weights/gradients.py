@@ -124,7 +124,7 @@ class Gradients:
         all of its gradient is read.
         """
         reader = self._reader
-        with reader.ranks.all_or_none("gradients", chosen):
+        with reader.ranks.all_or_none(f"gradients of {' '.join(chosen)}"):
             parts = reader.own(chosen)
             own = {
                 name: self._summary(name, parts.get(name, _NO_PART), is_unmoved=unmoved[name])
@@ -146,7 +146,7 @@ class Gradients:
 
     def recalled(self, names: Iterable[str]) -> list[str]:
         """Whether there were gradients, as the optimizer's means of them tell."""
-        with self._reader.ranks.all_or_none("means of gradients", names):
+        with self._reader.ranks.all_or_none(f"means of gradients of {' '.join(names)}"):
             own = np.array([self._recalled(name) for name in names])
         return [_RECALLED[code] for code in self._reader.ranks.highest(own)]
 

@@ -98,8 +98,10 @@ def _parts(modules: Modules) -> Iterator[tuple[str, str, bool]]:
     """What is not all here, by name, how it is spread, and whether by torch's FSDP or DTensors."""
     for name, module in modules:
         where, held = f"module {name!r}" if name else "the model", vars(module)
-        for what, is_known in _sharding_classes(type(module)):  # type: ignore[arg-type]
-            yield where, what, is_known
+        for kind in type(module).__mro__:
+            if kind.__name__ in _SHARDING_CLASSES:
+                what = f"sharded over processes ({_SHARDING_CLASSES[kind.__name__]})"
+                yield where, what, kind.__module__.startswith("torch.distributed.fsdp")
         num_parts = held.get("_tp_size")  # transformers, tp_plan=
         if (num_parts or 1) > 1:
             yield where, f"split over {num_parts} processes (tensor parallel)", False
@@ -111,37 +113,23 @@ def _parts(modules: Modules) -> Iterator[tuple[str, str, bool]]:
             whole = held.get(key.removesuffix("_per_partition"), part)
             if isinstance(whole, int) and whole != part:
                 yield where, f"split over processes (holds {part} of {whole}, {key})", False
-        for kind_of, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
+        for sort, tensors in (("parameter", module._parameters), ("buffer", module._buffers)):
             for key, tensor in tensors.items():
-                if tensor is not None and (what := _sharding_of(tensor)):
-                    where = f"{kind_of} {f'{name}.{key}'.lstrip('.')!r}"
-                    is_flat = getattr(tensor, "_is_flat_param", False)
-                    yield where, what, is_flat or is_sharded(tensor)
+                what, is_known = ("", False) if tensor is None else _sharding_of(tensor)
+                if what:
+                    yield f"{sort} {f'{name}.{key}'.lstrip('.')!r}", what, is_known
 
 
-@lru_cache(maxsize=1 << 10)  # a model has few kinds of modules, and is asked at every snapshot
-def _sharding_classes(kind: type) -> tuple[tuple[str, bool], ...]:
-    """How modules of a class are spread over processes, and whether by torch's own FSDP."""
-    return tuple(
-        (
-            f"sharded over processes ({_SHARDING_CLASSES[one.__name__]})",
-            one.__module__.startswith("torch.distributed.fsdp"),
-        )
-        for one in kind.__mro__
-        if one.__name__ in _SHARDING_CLASSES
-    )
-
-
-def _sharding_of(tensor: torch.Tensor) -> str:
-    """How a tensor is spread over processes; empty if it is all here."""
+def _sharding_of(tensor: torch.Tensor) -> tuple[str, bool]:
+    """How a tensor is spread over processes, empty if it is all here; and whether by torch."""
     if hasattr(tensor, "ds_id"):
-        return "partitioned over processes (DeepSpeed ZeRO-3)"
+        return "partitioned over processes (DeepSpeed ZeRO-3)", False
     if getattr(tensor, "_is_flat_param", False):
-        return "a flattened shard of many (FSDP)"
+        return "a flattened shard of many (FSDP)", True
     if is_sharded(tensor):
         placements = ", ".join(map(str, tensor.placements))  # type: ignore[attr-defined]
-        return f"spread over processes (DTensor, {placements})"
-    return ""
+        return f"spread over processes (DTensor, {placements})", True
+    return "", False
 
 
 # ------------------------------------------------------------------ FSDP2

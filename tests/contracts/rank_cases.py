@@ -117,29 +117,30 @@ def main(folder: str, *names: str) -> None:
     run_all(Path(folder), list(names))
 
 
-@dataclass(frozen=True)
 class Came:
-    """What came of the cases.
+    """What came of the cases; ``start`` gives the folder and the output of so many processes."""
 
-    Args:
-        folder: of all cases.
-        output: what the processes printed.
-    """
+    def __init__(self, start: Callable[[int], tuple[Path, str]]) -> None:
+        self._start = start
 
-    folder: Path
-    output: str
+    def folder(self, name: str) -> Path:
+        """That the ranks of a case share."""
+        return self._of(name)[0] / name
 
     def __call__(self, name: str) -> list[Any]:
         """What each rank returned."""
-        found, num_ranks = [], 1
+        (folder, output), found, num_ranks = self._of(name), [], 1
         while len(found) < num_ranks:
-            rank, file = len(found), self.folder / name / f"rank-{len(found)}.pt"
-            assert file.exists(), f"rank {rank} has not ended {name}:\n{self.output[-6000:]}"
+            rank, file = len(found), folder / name / f"rank-{len(found)}.pt"
+            assert file.exists(), f"rank {rank} has not ended {name}:\n{output[-6000:]}"
             result = torch.load(file, weights_only=False)
             assert "error" not in result, f"rank {rank} of {name}: {result['error']}"
             found.append(result["value"])
             num_ranks = result["num_ranks"]
         return found
+
+    def _of(self, name: str) -> tuple[Path, str]:
+        return self._start(CASES[name].among if name in CASES else 2)  # those of other files: two
 
 
 if __name__ == "__main__":

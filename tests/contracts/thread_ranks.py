@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import distributed
 
-from sparsitywatch.ranks.forward import ForwardOrder
 from sparsitywatch.ranks.group import RankGroup
 
 #: Who has not come within so many seconds is gone.
@@ -43,7 +42,6 @@ class ThreadRanks(RankGroup):
     def __init__(self, meeting: Meeting, rank: int, size: int) -> None:
         self._meeting, self.rank, self.size = meeting, rank, size
         self.lost, self.num_bytes, self._num_agreed, self._behind = "", 0, 0, self
-        self.order = ForwardOrder()
 
     def gather(self, thing: Any) -> list[Any]:
         with self._exchanged():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -23,56 +20,54 @@ def test_the_value_of_rank_0_counts() -> None:
     )
 
 
-def failing(
-    on: dict[int, BaseException], act: Callable[[ThreadRanks], Any] = lambda _: None
-) -> Callable[[ThreadRanks], Any]:
-    """An agreement to which some ranks bring an error; what the ranks do afterwards."""
-
-    def both(ranks: ThreadRanks) -> tuple[str, Any]:
-        try:
-            with ranks.all_or_none("a place"):
-                _raise(on.get(ranks.rank))
-            said = "well"
-        except Exception as error:  # noqa: BLE001 it is what the rank gives
-            said = f"{type(error).__name__}: {error}"
-        return said, act(ranks)
-
-    return both
-
-
-def _raise(error: BaseException | None) -> None:
-    if error is not None:
-        raise error
-
-
-def test_what_fails_on_one_rank_fails_on_all_by_its_words_and_they_go_on_together() -> None:
-    act = failing({1: ValueError("no such key")}, lambda ranks: ranks.agree("next", value=5))
-    other = "MeasurementError: failed on rank 1: ValueError: no such key"
-    assert on_ranks(3, act) == [(other, 5), ("ValueError: no such key", 5), (other, 5)]
-
-
-def test_what_fails_on_several_is_said_of_each() -> None:
-    act = failing({0: ValueError("a"), 2: KeyError("b")})
-    (first, _), (second, _), (third, _) = on_ranks(3, act)
-    assert first == "ValueError: a"
-    assert second == "MeasurementError: failed on rank 0: ValueError: a; rank 2: KeyError: 'b'"
-    assert third == "KeyError: 'b'"
+#: What fails on each rank, and what each of them is told.
+FAILURES = {
+    "one": (
+        {1: ValueError("no such key")},
+        ["MeasurementError: failed on rank 1: ValueError: no such key", "ValueError: no such key",
+         "MeasurementError: failed on rank 1: ValueError: no such key"],
+    ),
+    "several": (
+        {0: ValueError("a"), 2: KeyError("b")},
+        ["ValueError: a",
+         "MeasurementError: failed on rank 0: ValueError: a; rank 2: KeyError: 'b'",
+         "KeyError: 'b'"],
+    ),
+    "memory of the host": (
+        {1: MemoryError("no room")}, ["MemoryError: rank 1: MemoryError: no room",
+                                      "MemoryError: no room"],
+    ),
+    "memory of a device": (
+        {1: torch.OutOfMemoryError("no room")},
+        ["MemoryError: rank 1: OutOfMemoryError: no room", "OutOfMemoryError: no room"],
+    ),
+    # so that all of them try again with less, or none does
+    "memory before anything else": (
+        {0: ValueError("a"), 1: MemoryError("b")},
+        ["ValueError: a", "MemoryError: b",
+         "MemoryError: rank 0: ValueError: a; rank 1: MemoryError: b"],
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError("no room"), torch.OutOfMemoryError("no room")], ids=["host", "device"]
-)
-def test_missing_memory_is_missing_memory_on_all(error: Exception) -> None:
-    (other, _), (own, _) = on_ranks(2, failing({1: error}))
-    assert own == f"{type(error).__name__}: no room"
-    assert other.startswith("MemoryError: rank 1: ")
-    assert other.endswith("no room")
+@pytest.mark.parametrize("what", FAILURES)
+def test_what_fails_on_one_rank_fails_on_all_by_its_words_and_they_go_on_together(
+    what: str,
+) -> None:
+    errors, told = FAILURES[what]
 
+    def fail(ranks: ThreadRanks) -> None:
+        with ranks.all_or_none("a place"):
+            if ranks.rank in errors:
+                raise errors[ranks.rank]
 
-def test_memory_counts_before_anything_else_that_fails() -> None:
-    """So that all of them try again with less, or none does."""
-    found = on_ranks(3, failing({0: ValueError("a"), 1: MemoryError("b")}))
-    assert found[2][0] == "MemoryError: rank 0: ValueError: a; rank 1: MemoryError: b"
+    def act(ranks: ThreadRanks) -> tuple[str, int]:
+        with pytest.raises((RuntimeError, MemoryError, ValueError, KeyError)) as caught:
+            fail(ranks)
+        said = f"{caught.type.__name__}: {caught.value}"
+        return said, ranks.agree("next", value=5)
+
+    assert on_ranks(len(told), act) == [(said, 5) for said in told]
 
 
 def test_different_places_lose_the_ranks_for_good() -> None:

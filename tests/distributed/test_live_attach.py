@@ -67,21 +67,21 @@ case(2, name="rank 0 alone")(lambda folder: watched_by(0, "ddp", folder))
 case(2, name="rank 1 alone")(lambda folder: watched_by(1, "ddp", folder))
 
 
-def test_rank_0_of_replicas_watches_alone(two: Came) -> None:
-    first, second = two("rank 0 alone")
-    (expected,) = two("one_13")
+def test_rank_0_of_replicas_watches_alone(came: Came) -> None:
+    first, second = came("rank 0 alone")
+    (expected,) = came("one_13")
     assert first["unlike"] == second["unlike"] == []
     assert first["off"] == ""
     assert first["records"] == expected["records"]
     assert first["replicas"] == [None] * 3
 
 
-def test_another_rank_alone_leaves_the_watch_to_rank_0(two: Came) -> None:
-    first, second = two("rank 1 alone")
+def test_another_rank_alone_leaves_the_watch_to_rank_0(came: Came) -> None:
+    first, second = came("rank 1 alone")
     assert first["unlike"] == second["unlike"] == []
     assert second["off"] == "rank 0 watches; replicas hold the same weights"
     assert second["records"] == []
-    assert not (two.folder / "rank 1 alone" / "log").exists()
+    assert not (came.folder("rank 1 alone") / "log").exists()
 
 
 def communicating(model: nn.Module, one: Batch) -> torch.Tensor:
@@ -111,17 +111,17 @@ def refused_in_part(folder: Path) -> list[str]:
         return [refusal(lambda: training.watch(folder / "log"))]
 
 
-def test_a_forward_that_communicates_is_refused_where_rank_0_is_alone(two: Came) -> None:
-    (said,), _ = two("refused_alone")
+def test_a_forward_that_communicates_is_refused_where_rank_0_is_alone(came: Came) -> None:
+    (said,), _ = came("refused_alone")
     assert said.startswith("ProxyError: Expected a forward without communication, since rank 0 ")
-    assert not (two.folder / "refused_alone" / "log").exists()
+    assert not (came.folder("refused_alone") / "log").exists()
 
 
-def test_a_part_of_a_model_is_not_watched_by_rank_0_alone(two: Came) -> None:
-    (said,), _ = two("refused_in_part")
+def test_a_part_of_a_model_is_not_watched_by_rank_0_alone(came: Came) -> None:
+    (said,), _ = came("refused_in_part")
     assert said.startswith("ScopeError: Expected `sw.watch` on every rank, since each holds a part")
     assert "within 0 s" in said
-    assert not (two.folder / "refused_in_part" / "log").exists()
+    assert not (came.folder("refused_in_part") / "log").exists()
 
 
 # ------------------------------------------------------------------ all attach
@@ -136,8 +136,8 @@ def together_although_it_communicates(_: Path) -> list[bool]:
         return [record.valid for record in watcher.records]
 
 
-def test_a_forward_that_communicates_works_on_all_ranks(two: Came) -> None:
-    assert two("together_although_it_communicates") == [[True], [True]]
+def test_a_forward_that_communicates_works_on_all_ranks(came: Came) -> None:
+    assert came("together_although_it_communicates") == [[True], [True]]
 
 
 def raising(model: nn.Module, one: Batch) -> torch.Tensor:
@@ -173,8 +173,8 @@ case(2, name="unlike, FSDP2")(lambda folder: told_each("fsdp", folder))
 
 
 @pytest.mark.parametrize("name", ["unlike, DDP", "unlike, FSDP2"])
-def test_what_differs_between_ranks_is_refused_on_all_and_named(name: str, two: Came) -> None:
-    for rank, told in enumerate(two(name)):
+def test_what_differs_between_ranks_is_refused_on_all_and_named(name: str, came: Came) -> None:
+    for rank, told in enumerate(came(name)):
         assert told.pop("alike") == ""
         for what, said in told.items():
             assert what in said

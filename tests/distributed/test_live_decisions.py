@@ -59,8 +59,8 @@ def budget(_: Path) -> Told:
         }
 
 
-def test_the_clock_of_rank_0_decides_for_all(two: Came) -> None:
-    first, second = two("budget")
+def test_the_clock_of_rank_0_decides_for_all(came: Came) -> None:
+    first, second = came("budget")
     assert first["unlike"] == second["unlike"] == []
     assert first["steps"] == second["steps"]
     assert first["evaluated"] == second["evaluated"]
@@ -112,8 +112,8 @@ case(2, name="alerted, FSDP2")(lambda _: alerted("fsdp"))
 
 
 @pytest.mark.parametrize("name", ["alerted, DDP", "alerted, FSDP2"])
-def test_an_alert_counts_once_rank_0_has_seen_it(name: str, two: Came) -> None:
-    first, second = two(name)
+def test_an_alert_counts_once_rank_0_has_seen_it(name: str, came: Came) -> None:
+    first, second = came(name)
     assert first["unlike"] == second["unlike"] == []
     assert first["knew at 9"] is False
     assert first["steps"] == second["steps"]
@@ -144,9 +144,9 @@ case(2, name="own batches, FSDP2")(lambda _: with_own_batches("fsdp", 3))
 
 
 @pytest.mark.parametrize("name", ["own batches, DDP", "own batches, FSDP2"])
-def test_batches_of_each_rank_count_as_those_of_one_process(name: str, two: Came) -> None:
-    (alone,) = two("own batches, one")
-    first, second = two(name)
+def test_batches_of_each_rank_count_as_those_of_one_process(name: str, came: Came) -> None:
+    (alone,) = came("own batches, one")
+    first, second = came(name)
     assert first["records"] == second["records"]
     assert set(first["hashes"]).isdisjoint(alone["hashes"])
     ours, theirs = first["hashes"][0], alone["hashes"][0]

@@ -115,10 +115,8 @@ case(4, name="in the middle, HSDP")(lambda _: with_fault("hsdp", Fault("layers.1
 
 
 @pytest.mark.parametrize("name", [*FAULTS, "in the middle, HSDP"])
-def test_a_value_that_raises_makes_one_invalid_record_on_every_rank(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    found = request.getfixturevalue("four" if "HSDP" in name else "two")(name)
+def test_a_value_that_raises_makes_one_invalid_record_on_every_rank(name: str, came: Came) -> None:
+    found = came(name)
     failed = {"on rank 0, FSDP2": [0], "on both, FSDP2": [0, 1]}.get(name, [1])
     failed = [2] if "HSDP" in name else failed
     for rank, told in enumerate(found):
@@ -175,8 +173,8 @@ case(2, name="memory, DDP")(lambda _: short_of_memory("ddp"))
 
 
 @pytest.mark.parametrize("name", ["memory, FSDP2", "memory, DDP"])
-def test_memory_that_is_missing_on_one_rank_halves_the_batches_of_all(name: str, two: Came) -> None:
-    first, second = two(name)
+def test_memory_missing_on_one_rank_halves_the_batches_of_all(name: str, came: Came) -> None:
+    first, second = came(name)
     for told in (first, second):
         assert told["valid"] == [True] * 3
         assert told["examples"] == [12] * 3
@@ -234,12 +232,12 @@ for _name, _act in OFF.items():
 
 
 @pytest.mark.parametrize("name", OFF)
-def test_a_watch_that_is_off_on_one_rank_is_off_on_all(name: str, two: Came) -> None:
-    for told in two(name):
+def test_a_watch_that_is_off_on_one_rank_is_off_on_all(name: str, came: Came) -> None:
+    for told in came(name):
         assert told["unlike"] == []
         assert told["steps"] == [3]
         assert told["reason of a call"]
-    first, second = two(name)
+    first, second = came(name)
     assert "nobody has thought of this" in first["off"] or name != "broken on rank 1"
     assert "nobody has thought of this" in second["off"] or name != "broken on rank 1"
     assert "taken over" in first["off"] or name != "log taken"

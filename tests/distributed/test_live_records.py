@@ -99,16 +99,10 @@ def between(_: Path) -> Told:
 case(2)(between)
 
 
-def came(way: str, num: int, request: pytest.FixtureRequest) -> tuple[list[Told], Path]:
-    """What each rank says, and the log that rank 0 wrote."""
-    of_num: Came = request.getfixturevalue("four" if num == 4 else "two")
-    return of_num(f"{way}_{num}"), of_num.folder / f"{way}_{num}" / "log"
-
-
-def test_the_run_of_one_process_has_all_that_is_compared(two: Came) -> None:
-    (told,) = two("one_13")
+def test_the_run_of_one_process_has_all_that_is_compared(came: Came) -> None:
+    (told,) = came("one_13")
     assert told["events"] == ["near_zero/initial_0.1@6"]
-    records = sw.load(two.folder / "one_13" / "log").records
+    records = sw.load(came.folder("one_13") / "log").records
     assert [record.step for record in records] == [3, 6, 9]
     for record in records:
         assert record.valid
@@ -116,54 +110,51 @@ def test_the_run_of_one_process_has_all_that_is_compared(two: Came) -> None:
         assert len(record.curve.level) > 4  # some of which the bisection has chosen
         assert record.dormant is not None
         assert record.masks is not None
-    log = log_of(two.folder / "one_13" / "log")
+    log = log_of(came.folder("one_13") / "log")
     assert len(log["events"]) == 1
     assert set(log["spectra"]) == {3, 6, 9}
 
 
 @pytest.mark.parametrize(("way", "num"), WAYS)
-def test_the_training_is_bit_for_bit_the_unwatched_one(
-    way: str, num: int, request: pytest.FixtureRequest
-) -> None:
-    for told in came(way, num, request)[0]:
+def test_the_training_is_bit_for_bit_the_unwatched_one(way: str, num: int, came: Came) -> None:
+    for told in came(f"{way}_{num}"):
         assert told["unlike"] == []
         kinds = {name.split()[0] for name in told["compared"]}
         assert {"parameter", "gradient", "exp_avg", "buffer", "torch's", "numpy's"} <= kinds
 
 
 @pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" not in way[0]])
-def test_every_rank_says_what_one_process_says(
-    way: str, num: int, two: Came, request: pytest.FixtureRequest
-) -> None:
+def test_every_rank_says_what_one_process_says(way: str, num: int, came: Came) -> None:
     one = "bf16_1" if way == "bf16" else "one_13"  # of the same precision
-    (expected,), (found, log) = two(one), came(way, num, request)
+    (expected,), found = came(one), came(f"{way}_{num}")
     for told in found:
         assert told["off"] == ""
         assert told["records"] == expected["records"]
         assert told["events"] == expected["events"]
-    assert log_of(log) == log_of(two.folder / one / "log")
+    assert log_of(came.folder(f"{way}_{num}") / "log") == log_of(came.folder(one) / "log")
 
 
 @pytest.mark.parametrize(("way", "num"), [way for way in WAYS if "tp" in way[0]])
 def test_a_rank_of_a_split_layer_says_within_a_bound_what_one_process_says(
-    way: str, num: int, two: Came, request: pytest.FixtureRequest
+    way: str, num: int, came: Came
 ) -> None:
-    (expected,), (found, log) = two("one_12"), came(way, num, request)
+    (expected,), found = came("one_12"), came(f"{way}_{num}")
     rounded = {f"{index}.fingerprint" for index in range(3)}  # of the last bits, too
     for told in found:
         parsed = [[*map(json.loads, records["records"])] for records in (expected, told)]
         assert set(differences(*parsed, BOUND)) <= rounded
         assert told["events"] == expected["events"]
         assert told["records"] == found[0]["records"]
-    assert log_of(log)["files"] == log_of(two.folder / "one_12" / "log")["files"]
+    log = came.folder(f"{way}_{num}") / "log"
+    assert log_of(log)["files"] == log_of(came.folder("one_12") / "log")["files"]
 
 
 @pytest.mark.parametrize(("way", "num"), [way for way in WAYS if way[0] != "bf16"])
 def test_the_last_record_is_what_one_process_measures_of_the_same_weights(
-    way: str, num: int, request: pytest.FixtureRequest
+    way: str, num: int, came: Came
 ) -> None:
     """Counts to the last integer, also where the training has rounded otherwise."""
-    for told in came(way, num, request)[0]:
+    for told in came(f"{way}_{num}"):
         measured, last = json.loads(told["of the whole"][0]), json.loads(told["records"][-1])
         for name in ("scope", "num_nan", "num_inf", "num_zero", "largest", "fingerprint"):
             assert last[name] == measured[name]
@@ -178,27 +169,25 @@ def test_the_last_record_is_what_one_process_measures_of_the_same_weights(
 
 
 @pytest.mark.parametrize(("way", "num"), WAYS)
-def test_replicas_are_compared_where_there_are_any(
-    way: str, num: int, request: pytest.FixtureRequest
-) -> None:
+def test_replicas_are_compared_where_there_are_any(way: str, num: int, came: Came) -> None:
     """Of FSDP2 that is `mix` alone, which is not sharded."""
-    assert [told["replicas"] for told in came(way, num, request)[0]] == [[()] * 3] * num
+    assert [told["replicas"] for told in came(f"{way}_{num}")] == [[()] * 3] * num
 
 
-def test_a_model_that_is_sharded_over_one_rank_is_watched(two: Came) -> None:
-    (told,) = two("bf16_1")
+def test_a_model_that_is_sharded_over_one_rank_is_watched(came: Came) -> None:
+    (told,) = came("bf16_1")
     assert told["off"] == ""
     assert [json.loads(line)["valid"] for line in told["records"]] == [True] * 3
     assert told["unlike"] == []
 
 
-def test_uneven_parts_of_parts_add_up_to_the_whole(four: Came) -> None:
-    for told in four("uneven"):
+def test_uneven_parts_of_parts_add_up_to_the_whole(came: Came) -> None:
+    for told in came("uneven"):
         found, measured = json.loads(told["found"][0]), json.loads(told["measured"][0])
         names = ("fingerprint", "scope", "num_zero", "largest", "near_zero")
         assert [found[name] for name in names] == [measured[name] for name in names]
         assert [x["rms"] for x in found["layers"]] == [x["rms"] for x in measured["layers"]]
 
 
-def test_a_snapshot_between_a_forward_and_its_backward_leaves_no_trace(two: Came) -> None:
-    assert two("between") == [{"unlike": [], "valid": True}] * 2
+def test_a_snapshot_between_a_forward_and_its_backward_leaves_no_trace(came: Came) -> None:
+    assert came("between") == [{"unlike": [], "valid": True}] * 2

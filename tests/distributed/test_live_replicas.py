@@ -76,11 +76,8 @@ for _name in FLIPS:
 
 
 @pytest.mark.parametrize("name", FLIPS)
-def test_a_flipped_bit_is_one_event_that_names_rank_and_tensor(
-    name: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_flipped_bit_is_one_event_that_names_rank_and_tensor(name: str, came: Came) -> None:
     num, _, tensor, *_, named = FLIPS[name]
-    came: Came = request.getfixturevalue("four" if num == 4 else "two")
     for told in came(name):
         assert told["valid"] == [True] * 5
         # seen at once, and at 9; repaired before 12
@@ -90,7 +87,7 @@ def test_a_flipped_bit_is_one_event_that_names_rank_and_tensor(
         assert told["series"] == [0, len(named), len(named), 0, 0]
         assert told["events"] == [(6, named, (tensor,), 12)]
 
-    log = came.folder / name / "log" / "sparsitywatch" / "events.jsonl"
+    log = came.folder(name) / "log" / "sparsitywatch" / "events.jsonl"
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     versions = [event for event in logged if event["kind"] == "replicas"]
     # that it is over is said once a second snapshot says so

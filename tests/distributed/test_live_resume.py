@@ -86,27 +86,27 @@ for _name, (_num, _way, _of, _loads) in HALVES.items():
 
 @pytest.mark.parametrize("name", [*HALVES][:-1])
 def test_records_after_a_resume_are_those_of_a_run_that_was_not_interrupted(
-    name: str, two: Came
+    name: str, came: Came
 ) -> None:
-    (expected,) = two("one_13")
-    for records in two(name):
+    (expected,) = came("one_13")
+    for records in came(name):
         assert records == expected["records"]
-    log = two.folder / HALVES[name][2] / "log"
-    assert log_of(log) == log_of(two.folder / "one_13" / "log")
+    log = came.folder(HALVES[name][2]) / "log"
+    assert log_of(log) == log_of(came.folder("one_13") / "log")
 
 
-def test_without_a_state_the_log_is_gone_on_from_on_every_rank(two: Came) -> None:
-    first, second = two("onto two by the log alone")
+def test_without_a_state_the_log_is_gone_on_from_on_every_rank(came: Came) -> None:
+    first, second = came("onto two by the log alone")
     assert first == second
-    (expected,) = two("one_13")
+    (expected,) = came("one_13")
     assert len(first) == 3
     assert first[0] == expected["records"][0]
 
 
 @pytest.mark.parametrize("name", ["from two", "from two of DDP"])
-def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, two: Came) -> None:
-    first, second = two(name)
-    (alone,) = two("from one")
+def test_the_state_is_the_same_on_every_rank_and_on_one(name: str, came: Came) -> None:
+    first, second = came(name)
+    (alone,) = came("from one")
     assert first == second
     assert len(first) > 20
     assert first == alone

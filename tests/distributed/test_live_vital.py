@@ -171,8 +171,8 @@ for _fault, _rows in dict.fromkeys((fault, rows_of(way)) for fault, way in PAIRS
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_planted_is_told_of_one_process(fault: str, two: Came) -> None:
-    (told,) = two(f"{fault}, one, 13")
+def test_what_is_planted_is_told_of_one_process(fault: str, came: Came) -> None:
+    (told,) = came(f"{fault}, one, 13")
     expected = FAULTS[fault][1]
     if expected is None:
         assert told["told"] == []
@@ -185,12 +185,10 @@ def test_what_is_planted_is_told_of_one_process(fault: str, two: Came) -> None:
 
 
 @pytest.mark.parametrize(("fault", "way"), PAIRS)
-def test_ranks_find_what_one_process_finds(
-    fault: str, way: str, two: Came, request: pytest.FixtureRequest
-) -> None:
-    num_ranks, rows = WAYS[way][0], rows_of(way)
-    (one,) = two(f"{fault}, one, {rows}")
-    found = request.getfixturevalue("four" if num_ranks == 4 else "two")(f"{fault}, {way}, {rows}")
+def test_ranks_find_what_one_process_finds(fault: str, way: str, came: Came) -> None:
+    rows = rows_of(way)
+    (one,) = came(f"{fault}, one, {rows}")
+    found = came(f"{fault}, {way}, {rows}")
     for told in found:
         assert told["off"] == ""
         assert told["reasons"] == {""}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import torch
 from contracts.boxes import Spreading, boxes, nothing_of, pieces_by_rank, slices, spreadings
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sparsitywatch.errors import ScopeError
+from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.ranks.shards import ShardBox, Shards
 
 
@@ -122,8 +124,10 @@ def test_a_model_that_was_sharded_in_another_way_since_is_refused() -> None:
     own = {"w": ShardBox((7, 3), (4, 0), (2, 3))}
     pieces = [{"w": ShardBox((7, 3), (first, 0), (2, 3))} for first in (0, 2)]
     shards = Shards([*pieces, own, {"w": ShardBox((7, 3), (6, 0), (1, 3))}], 2)
-    shards.check({"w": held((2, 3), [Shard(0)], (7, 3))})
+    reader = ShardedReader(shards, SimpleNamespace(is_alone=False, fsdp=()))
+    scope = Spreading(4, {"w": torch.ones(7, 3)}, {}).scope
+    reader.lookup(nn.ParameterDict({"w": held((2, 3), [Shard(0)], (7, 3))}), scope)
     with pytest.raises(
         ScopeError, match=r"\(2, 3\) of 'w' from \(4, 0\) on as at attach, got \(7, 3\)"
     ):
-        shards.check({"w": torch.ones(7, 3)})
+        reader.lookup(nn.ParameterDict({"w": torch.ones(7, 3)}), scope)
