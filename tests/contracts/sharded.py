@@ -274,7 +274,7 @@ def options() -> dict[str, Any]:
         "proxy": sw.Proxy(HELD_OUT, loss),
         "every": EVERY,
         "scope": "matrices",
-        "levels": sw.sweeps.Bisection([0.5, 0.9], resolution=0.1),
+        "sweep": sw.sweeps.Bisection([0.5, 0.9], resolution=0.1),
         "max_overhead": None,
         "detectors": {**sees_step_6()["detectors"], "motion/dormant": sw.detectors.DormantRise()},
         "on_event": (),

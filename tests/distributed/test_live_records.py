@@ -56,7 +56,7 @@ def of_the_whole(training: Training, num_rows: int) -> sw.Record:
     model = Net(num_rows)
     model.load_state_dict(whole(training.model))
     told = options()
-    return sw.measure(model, told["proxy"], scope=told["scope"], levels=told["levels"])
+    return sw.measure(model, told["proxy"], scope=told["scope"], sweep=told["sweep"])
 
 
 WAYS = [("ddp", 2), ("fsdp", 2), ("bf16", 2), ("tp", 2), ("fsdp", 4), ("hsdp", 4), ("tp_fsdp", 4)]
