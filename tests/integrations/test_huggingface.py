@@ -166,7 +166,9 @@ def natural_proxy(num_sentences: int = 16, **options) -> sw.Proxy:
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]")),
         pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]",
     )  # fmt: skip
-    held = [{"input_ids": labels} for labels in sentences(1, num_sentences)["labels"]]
+    hidden = sentences(1, num_sentences)
+    words_of = torch.where(hidden["labels"] < 0, hidden["input_ids"], hidden["labels"])
+    held = [{"input_ids": words} for words in words_of]
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.5)
     loader = torch.utils.data.DataLoader(held, 8, shuffle=True, collate_fn=collate)
     return sw.Proxy(loader, masked_loss, **options)
