@@ -1,15 +1,11 @@
 """An optional counter for CPU that numba compiles; the same integers in less than half the time.
 
-It takes the keys and counts them in one loop, where the plain path needs a pass for each of
-its array operations. Nothing is imported before ``load`` is called, and without numba
-(``pip install sparsitywatch[fast]``) ``load`` returns None.
-
 What is compiled are plain functions, which run without numba, too. What makes them fast:
 
+* Keys are taken and counted in one loop, where numpy needs a pass for each operation.
 * Weights are read in packs of eight bytes, and the keys of a pack are taken side by side.
 * Four tables, the lanes, take turns. An increment has to wait for the one before if both
-  hit the same bin, and equal weights (zeros above all) or a narrow distribution do that all
-  the time.
+  hit the same bin, and equal weights or a narrow distribution do that all the time.
 * Signs are dropped, so that the occupied bins of all lanes stay in a core's own cache.
 * Packs are asked for long before they are counted. A core stops reading ahead by itself as
   soon as some sixty increments wait to be stored.
@@ -21,8 +17,8 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +26,6 @@ from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Storage
 
 _logger = logging.getLogger("sparsitywatch")
-
-T = TypeVar("T")
-#: Compiles a function for the types of a signature, and keeps the result on disk.
-Compiler = Callable[[Callable[..., Any], str], Callable[..., Any]]
 
 #: Packs whose weights are counted in one turn of a loop.
 UNROLL = 4
@@ -102,8 +94,7 @@ def count_64(packs: np.ndarray, rest: np.ndarray, table: np.ndarray) -> None:
 def drain(table: np.ndarray, pairs: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> int:
     """Move the counts of all lanes to ``keys`` and ``counts``, rising; how many there are.
 
-    ``table`` is empty afterwards. ``pairs`` is the same memory, two counts at once: most
-    blocks hold nothing and are passed over quickly.
+    ``pairs`` is the memory of ``table``, two counts at once: most blocks are passed over quickly.
     """
     nothing = np.uint64(0)
     found = 0
@@ -169,40 +160,23 @@ class Table:
 
 @cache
 def load(num_bytes: int) -> Kernel | None:
-    """The compiled counter for weights of this width; None where there is none.
+    """The compiled counter for weights of this width; None where there is none, or it fails.
 
     The first call on a machine compiles, in about a second, and numba keeps the result on
     disk. A watch counts once at attach, so that no training step waits for it.
     """
-    count = _COUNT.get(num_bytes)
-    if count is None:
-        return None
-
-    def make(compiled: Compiler) -> Kernel:
-        kernel = Kernel(compiled(count, _COUNT_SIGNATURE), compiled(drain, _DRAIN_SIGNATURE))
-        _check(kernel, num_bytes)
-        return kernel
-
-    return made_by_numba(f"the counter of {num_bytes}-byte weights", make)
-
-
-def made_by_numba(what: str, make: Callable[[Compiler], T]) -> T | None:
-    """What ``make`` makes of compiled functions; None where there is no numba, or it fails.
-
-    Args:
-        what: is made, for the warning if it fails.
-        make: given what compiles a function for the types of a signature; what it raises is told.
-    """
-    numba = _numba()
+    numba = _numba() if num_bytes in _COUNT else None
     if numba is None:
         return None
     try:
-        return make(partial(_compiled, numba))
+        count = _compiled(numba, _COUNT[num_bytes], _COUNT_SIGNATURE)
+        kernel = Kernel(count, _compiled(numba, drain, _DRAIN_SIGNATURE))
+        _check(kernel, num_bytes)
     except BaseException as error:  # noqa: BLE001  sorted, and reported
-        reraise_foreign(error)
         version = getattr(numba, "__version__", "of unknown version")
-        _report(f"numba {version} failed on {what}", error)
+        _report(f"numba {version} failed on the counter of {num_bytes}-byte weights", error)
         return None
+    return kernel
 
 
 @cache
@@ -217,21 +191,30 @@ def _numba() -> Any:
             return None
         _give_prefetch_a_body()
     except BaseException as error:  # noqa: BLE001  sorted, and reported
-        reraise_foreign(error)
         _report("numba is installed and cannot be used", error)
         return None
     return numba
 
 
 def _report(what: str, error: BaseException) -> None:
+    reraise_foreign(error)
     reason = (str(error).strip().splitlines() or [""])[0]  # numba's go on for pages
-    _logger.warning(
-        "sparsitywatch: %s (%s: %s); it goes on without, slower and with the same result",
-        what,
-        type(error).__name__,
-        reason,
-    )
+    message = "sparsitywatch: %s (%s: %s); it goes on without, slower and with the same result"
+    _logger.warning(message, what, type(error).__name__, reason)
     _logger.debug("sparsitywatch: the whole error", exc_info=error)
+
+
+def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+    # a signature compiles now, not at the first call
+    try:
+        kept: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True)(function)
+    except BaseException as error:
+        reraise_foreign(error)
+        # nowhere to keep it, or what was kept cannot be read
+        _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
+        _logger.debug("sparsitywatch: the whole error", exc_info=True)
+        kept = numba.njit(signature, nogil=True)(function)
+    return kept
 
 
 def _give_prefetch_a_body() -> None:
@@ -262,19 +245,6 @@ def _give_prefetch_a_body() -> None:
         return body
 
     overload(prefetch)(choose)
-
-
-def _compiled(numba: Any, function: Callable[..., Any], signature: str) -> Callable[..., Any]:
-    # a signature compiles now, not at the first call
-    try:
-        kept: Callable[..., Any] = numba.njit(signature, nogil=True, cache=True)(function)
-    except BaseException as error:
-        reraise_foreign(error)
-        # nowhere to keep it, or what was kept cannot be read
-        _logger.info("sparsitywatch: compiled code is not kept on disk: %s", type(error).__name__)
-        _logger.debug("sparsitywatch: the whole error", exc_info=True)
-        kept = numba.njit(signature, nogil=True)(function)
-    return kept
 
 
 def _check(kernel: Kernel, num_bytes: int) -> None:
