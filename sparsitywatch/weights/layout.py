@@ -67,13 +67,9 @@ def natural_order(name: str) -> tuple[tuple[tuple[int, str], ...], str]:
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """The user's own module inside torch.compile, DDP and DataParallel wrappers.
-
-    A forward of the inner module takes part in no collective and compiles nothing.
-    """
+    """The user's own module inside torch.compile, DDP and DataParallel wrappers."""
     while True:
-        inner = getattr(model, "_orig_mod", None)  # as torch.compile(model) names it
-        if isinstance(inner, nn.Module):
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's
             model = inner
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -128,15 +124,14 @@ REPARAMETRIZED = "reparametrized: the layer's weight is computed from this"
 _LISTS = re.compile(r"^(blocks?|layers?|h|resblocks)$", re.IGNORECASE)
 #: A member of a list that is spelled out, such as torchvision's "encoder_layer_0".
 _NUMBERED = re.compile(r"^(?:.*_)?(?:block|layer)s?_?\d+$", re.IGNORECASE)
-_ATTENTION = re.compile(r"attention|attn|mixer", re.IGNORECASE)
 _ATTENTION_LIST = re.compile(r"attentions?$|attns?$", re.IGNORECASE)
-#: What only attention has inside, whatever it is called itself.
-_QUERY = re.compile(
-    r"^(wq|to_q|q_proj|query|query_proj|qkv|to_qkv|qkv_proj|wqkv|query_key_value)$", re.IGNORECASE
+#: What a block has inside: attention, whatever it is called itself, or a state space.
+_ATTENTION = re.compile(
+    r"attention|attn|mixer|^(mamba|ssm|time_mix|rwkv)"
+    r"|^(wq|to_q|q_proj|query|query_proj|qkv|to_qkv|qkv_proj|wqkv|query_key_value)$",
+    re.IGNORECASE,
 )
-_STATE_SPACE = re.compile(r"^(mamba|ssm|time_mix|rwkv)", re.IGNORECASE)
 _NORM = re.compile(r"norm|^(ln|bn|gn)(_|\d|$)|_(ln|bn)$", re.IGNORECASE)
-_NORM_CLASS = re.compile(r"norm", re.IGNORECASE)
 _EMBEDDING = re.compile(
     r"(^|_)(embeddings?|embeds?|emb|embs)$|^embed_(tokens|positions?|in)$|^(wte|wpe|tte|shared)$"
     r"|^tok_embeddings$|^relative_attention_bias$",
@@ -155,8 +150,7 @@ _HEAD = re.compile(
 )
 #: Weights of matrix products: of a linear or convolution layer, of packed attention.
 _LINEAR = re.compile(r"^(weight|in_proj_weight|[qkv]_proj_weight)$")
-#: ``torch.nn.utils.parametrize``; the older weight norm, spectral norm and pruning masks.
-_PARAMETRIZATIONS = ".parametrizations."
+#: How the older weight norm, spectral norm and pruning masks name what they compute weights from.
 _REPARAMETRIZED = re.compile(r"^(\w*weight)_(?:g|v|orig)$")
 #: Which layer feeds which is not worked out between more different shapes than this.
 _MOST_SHAPES = 500
@@ -176,7 +170,7 @@ class Place:
     @classmethod
     def of(cls, name: str) -> Place:
         """Told from the tensor's name."""
-        module, parametrized, rest = name.partition(_PARAMETRIZATIONS)
+        module, parametrized, rest = name.partition(".parametrizations.")
         if parametrized:
             attribute, _, what = rest.partition(".")
             return cls(module, attribute, is_raw=True, is_original=what.startswith("original"))
@@ -302,7 +296,7 @@ class Layout:
         kind = (self.modules or {})[place.module]
         if issubclass(kind, nn.Embedding | nn.EmbeddingBag):
             return "embedding"
-        if _NORM_CLASS.search(kind.__name__):
+        if "norm" in kind.__name__.lower():
             return "norm"
         # transformers' Conv1D is a linear layer with a transposed weight; known by name so
         # that transformers need not be imported
@@ -414,7 +408,7 @@ class Layout:
                 matrices.append(shape)
         if not matrices:
             return False
-        if any(_ATTENTION.search(p) or _QUERY.match(p) or _STATE_SPACE.match(p) for p in parts):
+        if any(map(_ATTENTION.search, parts)):
             return True
         num_flat = sum(len(shape) == 2 for shape in matrices)
         return bool(_LISTS.match(own)) and last.isdigit() and num_flat >= 2

@@ -290,14 +290,13 @@ def _moved(
         reason, count = reasons.most_common(1)[0]
         if count < len(motions):
             reason += f" in {count} of {len(motions)} tensors"
-    if reason:
-        dormant = Dormant(
-            fraction=math.nan, num_sampled=num_sampled, since_step=since, reason=reason
-        )
-    else:
-        dormant = Dormant(
-            fraction=num_dormant / seen, num_sampled=seen, since_step=since, chance=chance / seen
-        )
+    dormant = Dormant(
+        fraction=math.nan if reason else num_dormant / seen,
+        num_sampled=num_sampled if reason else seen,
+        since_step=since,
+        reason=reason,
+        chance=math.nan if reason else chance / seen,
+    )
     return Moved(dormant, movement, layers)
 
 
