@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
 from types import MappingProxyType
 
 import numpy as np
@@ -54,7 +54,6 @@ class Planted:
         lr: float = 1e-3,
         dtype: torch.dtype = torch.float32,
         in_place: bool = False,
-        **options: float,
     ) -> None:
         torch.manual_seed(0)
         self.trained = nn.Sequential(nn.Linear(20, 40, bias=False), nn.Linear(40, 2))
@@ -62,10 +61,9 @@ class Planted:
         if in_place:
             self.trained.to(dtype)
         elif dtype != torch.float32:
-            self.model = nn.Sequential(nn.Linear(20, 40, bias=False), nn.Linear(40, 2)).to(dtype)
-            self.model.load_state_dict(self.trained.state_dict())
+            self.model = copy.deepcopy(self.trained).to(dtype)
         self.dtype = self.trained[0].weight.dtype
-        self.optimizer = optimizer(self.trained.parameters(), lr=lr, weight_decay=decay, **options)
+        self.optimizer = optimizer(self.trained.parameters(), lr=lr, weight_decay=decay)
         self.scope, self.step_count = Scope.of(self.model), 0
         self.inputs = torch.randn(256, 20, dtype=self.dtype)
         self.targets = torch.randn(256, 2, dtype=self.dtype)
@@ -76,9 +74,8 @@ class Planted:
             batch = torch.randint(256, (64,))
             self.optimizer.zero_grad()
             hidden = self.trained[0](self.inputs[batch])
-            dead = torch.zeros(64, 30, dtype=self.dtype)
-            alive = torch.cat([hidden[:, :10], dead], dim=1)  # 10 of 40 units live
-            (self.trained[1](alive) - self.targets[batch]).square().mean().backward()
+            hidden = torch.where(torch.arange(40) < 10, hidden, 0.0)
+            (self.trained[1](hidden) - self.targets[batch]).square().mean().backward()
             self.optimizer.step()
             self.clock.advance(self.optimizer)
             self.step_count += 1
@@ -318,67 +315,55 @@ def test_without_a_clock_or_a_threshold_there_is_no_projection(decay, thresholds
 
 
 LR, STEPS = 3e-3, 60
+Weights = dict[str, torch.Tensor]
 
 
-def train(
-    activation: Callable[[torch.Tensor], torch.Tensor], decay: float, shift: float
-) -> tuple[nn.Sequential, dict[str, torch.Tensor]]:
-    """A small network; ``shift`` below zero keeps many of its units from ever being active.
-
-    Returns:
-        The model as it ended, and its in-scope weights ``STEPS`` steps before.
-    """
+def trained(decay: float, *, has_dead_units: bool) -> tuple[Weights, Weights]:
+    """The in-scope weights of a small network in training, and those ``STEPS`` steps later."""
     torch.manual_seed(0)
+    activation = torch.relu if has_dead_units else nn.functional.gelu
     model = nn.Sequential(nn.Linear(40, 128), nn.Linear(128, 64), nn.Linear(64, 4))
-    with torch.no_grad():
-        model[0].bias[::2] += shift
+    with torch.no_grad():  # keeps them from ever being active
+        model[0].bias[::2] -= 20.0 * has_dead_units
     matrices = [p for p in model.parameters() if p.ndim == 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": [model[1].bias], "weight_decay": 0.0}],
-        lr=LR,
-        weight_decay=decay,
-    )
+    free = {"params": [model[1].bias], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([{"params": matrices}, free], lr=LR, weight_decay=decay)
     inputs, targets = torch.randn(512, 40), torch.randn(512, 4)
-    before = {}
-    for step in range(20 + STEPS):
-        if step == 20:
-            before = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
-        chosen = torch.randint(512, (64,))
-        hidden = activation(model[1](activation(model[0](inputs[chosen]))))
-        optimizer.zero_grad()
-        (model[2](hidden) - targets[chosen]).square().mean().backward()
-        optimizer.step()
-    return model, before
+    taken = []
+    for steps in (20, STEPS):
+        for _ in range(steps):
+            chosen = torch.randint(512, (64,))
+            hidden = activation(model[1](activation(model[0](inputs[chosen]))))
+            optimizer.zero_grad()
+            (model[2](hidden) - targets[chosen]).square().mean().backward()
+            optimizer.step()
+        taken.append({f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)})
+    return taken[0], taken[1]
 
 
-def two_snapshots(model: nn.Sequential, before: dict[str, torch.Tensor], dtype: torch.dtype):
-    """What a motion without an optimizer says about the two."""
-    scope, motion = Scope.of(model), MotionTracker()
-    for step, weights in ((20, before), (20 + STEPS, dict(scope.parameters(model)))):
-        tensors = {name: t.detach().to(dtype) for name, t in weights.items()}
-        moved = motion.compare(step, motion.sampler.take(Snapshot(step, scope, tensors)))
-    return moved
+def blind(before: Weights, now: Weights) -> Moved:
+    """What a motion without an optimizer says of two snapshots."""
+    motion = MotionTracker()
+    motion.compare(20, before)
+    return motion.compare(20 + STEPS, now)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 2.0])
 def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> None:
-    model, before = train(torch.relu, decay, shift=-20.0)
-    now = {name: model.get_parameter(name).detach().to(dtype) for name in before}
-    earlier = {name: t.to(dtype) for name, t in before.items()}
-    between = estimate_between(
-        {n: float64_of(t) for n, t in earlier.items()},
-        {n: float64_of(t) for n, t in now.items()},
-        STEPS,
-        torch.finfo(dtype).eps,
-    )
+    taken = [
+        {name: tensor.to(dtype).reshape(-1) for name, tensor in weights.items()}
+        for weights in trained(decay, has_dead_units=True)
+    ]
+    before, now = ({n: float64_of(t) for n, t in weights.items()} for weights in taken)
+    between = estimate_between(before, now, STEPS, torch.finfo(dtype).eps)
     assert between.why_not == ""
     truth = STEPS * math.log(1 - LR * decay)
     exact = {"abs": 5e-6 if dtype.itemsize > 2 else 4e-3}
     assert between.clock.log_shrink == pytest.approx(truth, **exact)
     # the sum of lr sets a tolerance: its size matters, not its digits
     assert 0.25 < between.clock.lr / (LR * STEPS) < 4.0
-    dormant = two_snapshots(model, before, dtype).dormant
+    dormant = blind(*taken).dormant
     assert dormant.estimated
     assert dormant.estimated_advance == pytest.approx(-truth, **exact)
     assert math.copysign(1.0, dormant.estimated_advance) == 1.0
@@ -389,21 +374,19 @@ def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decay", [0.1, 2.0])
 def test_without_dead_units_it_says_that_it_cannot_tell(decay: float, dtype: torch.dtype) -> None:
-    model, before = train(nn.functional.gelu, decay, shift=0.0)
-    dormant = two_snapshots(model, before, dtype).dormant
-    assert math.isnan(dormant.fraction)
-    assert dormant.estimated
-    assert "no weights shrank by one factor" in dormant.reason
-    assert math.isnan(dormant.estimated_advance)
-    assert two_snapshots(model, before, dtype).movement.update_to_weight > 0
-
-
-def test_what_does_not_move_at_all_was_not_trained() -> None:
-    model, _ = train(torch.relu, 0.1, shift=0.0)
-    same = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
-    dormant = two_snapshots(model, same, torch.float32).dormant
-    assert dormant.reason == "no in-scope weight was trained since"
-    assert math.isnan(dormant.estimated_advance)
+    before, now = (
+        {name: tensor.to(dtype) for name, tensor in weights.items()}
+        for weights in trained(decay, has_dead_units=False)
+    )
+    moved = blind(before, now)
+    assert math.isnan(moved.dormant.fraction)
+    assert moved.dormant.estimated
+    assert "no weights shrank by one factor" in moved.dormant.reason
+    assert math.isnan(moved.dormant.estimated_advance)
+    assert moved.movement.update_to_weight > 0
+    still = blind(now, now).dormant
+    assert still.reason == "no in-scope weight was trained since"
+    assert math.isnan(still.estimated_advance)
 
 
 @settings(max_examples=30, deadline=None)

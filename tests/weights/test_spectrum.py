@@ -146,8 +146,8 @@ def test_counts_do_not_depend_on_how_weights_are_split(parts, cut):
     assert heads + tails == tails + heads == whole
     assert (none + heads) + tails == none + (heads + tails)
     one_by_one = sum((MagnitudeSpectrum.of({n: w}) for n, w in tensors.items()), none)
-    assert one_by_one == whole
-    assert one_by_one.names == whole.names
+    assert one_by_one == sum(whole.layers().values(), none) == whole
+    assert one_by_one.names == whole.names == tuple(whole.layers())
     assert _bits((heads + tails).rms) == _bits((tails + heads).rms) == _bits(whole.rms)
 
 
@@ -227,21 +227,6 @@ def test_the_same_weights_go_as_with_global_unstructured():
         )
         removed = sum(counted(w, t) for w in weights)
         assert removed == num_pruned(num_weights, level)
-
-
-def test_layer_shares_are_those_of_each_tensor():
-    generator = torch.Generator().manual_seed(5)
-    tensors = {
-        name: scale * torch.randn(31, 17, generator=generator)
-        for name, scale in (("b", 1.0), ("a", 0.1), ("c", 0.01))
-    }
-    spectrum = MagnitudeSpectrum.of(tensors)
-    layers = spectrum.layers()
-    assert list(layers) == list(spectrum.names) == ["b", "a", "c"]
-    for t in spectrum.thresholds([0.2, 0.6, 0.9]):
-        for name, layer in layers.items():
-            assert layer.sparsity_at(t) == counted(tensors[name], t) / (31 * 17)
-    assert sum(layers.values(), MagnitudeSpectrum()) == spectrum
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)

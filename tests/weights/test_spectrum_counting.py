@@ -279,8 +279,8 @@ class Chunks:
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         self.begun.append(name)
         tensor = self.tensors[name.removeprefix("stored.")]
-        words = tensor.contiguous().reshape(-1)
-        for chunk in words.split(self.size) if len(words) else ():
+        flat = tensor.contiguous().reshape(-1)
+        for chunk in flat.split(self.size) if len(flat) else ():
             yield chunk.clone().view(torch.uint8).numpy().data
 
     def check_unchanged(self) -> None:
@@ -303,37 +303,23 @@ def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("dtype", STORAGES, ids=str)
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_the_same_integers_as_in_memory(dtype, num_threads, monkeypatch) -> None:
-    monkeypatch.setattr(counting, "MIN_PIECE", 500)
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(1, 7000),
+    most=st.integers(1, 4000) | st.just(1 << 30),
+    num_threads=st.sampled_from([1, 3]),
+    dtype=st.sampled_from([*STORAGES]),
+)
+def test_however_it_comes_the_same_integers_as_in_memory(size, most, num_threads, dtype) -> None:
     weights = some_weights(dtype)
-    store = Chunks(weights)
-    found = MagnitudeSpectrum.of(store.lazy(), num_threads=num_threads)
+    store = Chunks(weights, size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "MIN_PIECE", 500)
+        patch.setattr(counting, "MAX_ADDED", most)
+        found = MagnitudeSpectrum.of(store.lazy(), num_threads=num_threads)
     assert found == MagnitudeSpectrum.of(weights)
     assert found.names == tuple(weights)
     assert store.num_checks == 1
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    size=st.integers(1, 7000),
-    most=st.integers(1, 4000),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.float8_e5m2]),
-)
-def test_however_it_comes(size, most, dtype) -> None:
-    weights = some_weights(dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "MAX_ADDED", most)
-        lazy = Chunks(weights, size).lazy()
-        assert MagnitudeSpectrum.of(lazy, num_threads=2) == MagnitudeSpectrum.of(weights)
-
-
-def test_few_are_counted_without_numba(monkeypatch) -> None:
-    monkeypatch.setattr(counting, "MIN_COMPILED", 1 << 18)
-    monkeypatch.setattr(counting.kernel, "load", lambda num_bytes: pytest.fail("loaded"))
-    weights = some_weights(torch.float32)
-    assert MagnitudeSpectrum.of(Chunks(weights).lazy()) == MagnitudeSpectrum.of(weights)
 
 
 def test_what_cannot_be_counted_is_refused_before_it_is_read() -> None:
