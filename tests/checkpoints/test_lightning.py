@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning: written by it where it is installed, else laid out as it does."""
+"""Checkpoints of Lightning, written by it."""
 
 from __future__ import annotations
 
@@ -11,30 +11,6 @@ from contracts.reader_contract import ReaderContract, small_bert
 from torch import nn
 
 from sparsitywatch.checkpoints.discovery import discover
-
-
-class TestLightningLayout(ReaderContract):
-    """The keys of a ``.ckpt`` of version 2.6, saved with torch.save."""
-
-    format = "lightning"
-    step = 4
-
-    def write(self, model: nn.Module, folder: Path) -> Path:
-        path = folder / "epoch=0-step=4.ckpt"
-        torch.save(
-            {
-                "epoch": 0,
-                "global_step": 4,
-                "pytorch-lightning_version": "2.6.0",
-                "state_dict": model.state_dict(),
-                "loops": {"fit_loop": {"state_dict": {}}},
-                "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": folder}},
-                "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(1000)}}}],
-                "lr_schedulers": [],
-            },
-            path,
-        )
-        return path
 
 
 class TestLightning(ReaderContract):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from contracts.s3_server import s3_server
 
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.cli import main
 from sparsitywatch.errors import CheckpointError
+from sparsitywatch.weights.scope import Scope
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # boto's and aiohttp's own
 
@@ -66,3 +69,29 @@ def test_what_is_not_there_or_not_allowed_is_one_line(options) -> None:
         open_checkpoint("s3://runs/none.pt", options)
     with pytest.raises(CheckpointError, match="Cannot list s3://no-such-bucket/run"):
         discover("s3://no-such-bucket/run", options)
+
+
+def test_inspect_is_told_of_the_storage_on_the_command_line(
+    options, tmp_path: Path, capsys
+) -> None:
+    fs = s3fs.S3FileSystem(**options)
+    model = small_bert()
+    for step in (20, 3):
+        model.save_pretrained(tmp_path / str(step))
+        (tmp_path / str(step) / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        fs.put(str(tmp_path / str(step)), f"runs/inspected/checkpoint-{step}", recursive=True)
+    told = dict(options, client_kwargs=json.dumps(options["client_kwargs"]))
+    given = [word for key in ("key", "secret", "endpoint_url", "client_kwargs")
+             for word in ("--storage-option", f"{key}={told[key]}")]  # fmt: skip
+    assert main(["inspect", "s3://runs/inspected", *given, "--json"]) == 0
+    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["step"], one["step_from"]) for one in listed] == [
+        (3, "trainer state"), (20, "trainer state"),
+    ]  # fmt: skip
+    assert main(["inspect", listed[1]["url"], *given, "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["scope_hash"] == Scope.of(model).hash
+    weights = fs.size("runs/inspected/checkpoint-20/model.safetensors")
+    assert described["num_bytes_read"] < weights / 4
+    assert main(["inspect", "s3://runs/none", *given]) == 2
+    assert "expected checkpoints, found none" in capsys.readouterr().err

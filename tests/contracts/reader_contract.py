@@ -40,10 +40,10 @@ SMALL = {
 _WRITTEN: dict[type, tuple[nn.Module, Path]] = {}
 
 
-def small_bert(seed: int = 0) -> nn.Module:
+def small_bert(**config: int) -> nn.Module:
     """A BERT with a tied head, in which no weight is what initialisation made of it."""
-    torch.manual_seed(seed)
-    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL | config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
