@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.live_runs import held_out, save_safetensors, save_torch, train
-from contracts.stored_run import NUM, SHRUNK, weights
+from contracts.stored_run import NUM, SHRUNK, save_run, weights
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
@@ -26,11 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 checkpoints; half of a layer is gone from the 17th on."""
-    folder = tmp_path_factory.mktemp("run")
-    for look in range(NUM):
-        torch.save(weights(look), folder / f"step-{10 * (look + 1)}.pt")
-    return folder
+    return save_run(tmp_path_factory.mktemp("run"))
 
 
 def broken(run: Path, folder: Path) -> Path:
@@ -40,28 +36,22 @@ def broken(run: Path, folder: Path) -> Path:
 
 
 def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logdir = tmp_path / "log"
-    assert main(["replay", str(run / "step-*.pt"), "--logdir", str(logdir)]) == 0
+    assert main(["replay", str(run / "step-*.pt"), "--logdir", str(tmp_path)]) == 0
     output = capsys.readouterr()
-    records, (event,) = (
-        read_records(logdir / "sparsitywatch"),
-        read_events(logdir / "sparsitywatch"),
-    )
+    records = read_records(tmp_path / "sparsitywatch")
+    (event,) = read_events(tmp_path / "sparsitywatch")
     assert len(records) == NUM
     assert event.onset_step in (10 * SHRUNK, 10 * (SHRUNK + 1))
     assert output.out.splitlines() == [
         event.describe(),
         "24 checkpoints measured, 1 event.",
-        f"  tensorboard --logdir {logdir}",
-        f"  sparsitywatch summary {logdir}",
+        f"  tensorboard --logdir {tmp_path}",
+        f"  sparsitywatch summary {tmp_path}",
     ]
-    assert output.err == ""  # no progress where nobody looks
-    assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
-    capsys.readouterr()
-    assert main(["replay", str(run), "--logdir", str(tmp_path / "log2")]) == 0
-    assert capsys.readouterr().out.startswith(
-        "0 checkpoints measured, 24 in the log already, 1 event.\n"
-    )
+    assert output.err == ""  # no bar where nobody looks
+    assert main(["replay", str(run / "step-*.pt"), "--logdir", str(tmp_path)]) == 0
+    expected = "0 checkpoints measured, 24 in the log already, 1 event.\n"
+    assert capsys.readouterr().out.startswith(expected)
 
 
 def test_a_broken_checkpoint_is_one_line_and_the_exit_status(
@@ -103,18 +93,13 @@ def test_with_a_model_of_transformers(tmp_path: Path, monkeypatch) -> None:
     live = train(tmp_path / "live", save_safetensors(tmp_path / "run"), proxy=held_out(), steps=3)
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
     first = tmp_path / "run" / "checkpoint-0"
-    for number, model in enumerate(
-        (
-            ["--model", str(first)],
-            ["--model", "bert", "--config", str(first / "config.json")],
-            ["--model", "contracts.live_runs:tiny_bert"],
-        )
-    ):
-        logdir = tmp_path / str(number)
-        arguments = ["replay", str(tmp_path / "run"), "--logdir", str(logdir), *model]
-        assert main([*arguments, "--proxy", "contracts.live_runs:held_out"]) == 0
-        curves = [record.curve for record in read_records(logdir / "sparsitywatch")]
-        assert curves == [record.curve for record in live]
+    by_type = ["bert", "--config", str(first / "config.json")]
+    for number, model in enumerate(([str(first)], by_type, ["contracts.live_runs:tiny_bert"])):
+        arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path / str(number))]
+        arguments += ["--model", *model, "--proxy", "contracts.live_runs:held_out"]
+        assert main(arguments) == 0
+        records = read_records(tmp_path / str(number) / "sparsitywatch")
+        assert [record.curve for record in records] == [record.curve for record in live]
 
 
 def test_the_scale_of_a_live_run(tmp_path: Path) -> None:
@@ -311,14 +296,12 @@ def test_a_terminal_is_shown_progress_and_whole_lines_beside_it(
         assert f"\r{line}\n" in screen.getvalue() or f"\n{line}\n" in screen.getvalue()
 
 
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_follow_that_finds_nothing_yet_says_that_it_waits(
-    as_json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["replay", str(tmp_path / "run"), "--logdir", str(tmp_path / "log"), "--follow"]
-    quick = ["--poll", "0.01", "--idle-timeout", "0.05", *(["--json"] if as_json else [])]
-    assert main([*arguments, *quick]) == 0
+    assert main([*arguments, "--poll", "0.01", "--idle-timeout", "0.05", *options]) == 0
     printed = capsys.readouterr()
-    told = [line for line in (printed.out + printed.err).splitlines() if "aiting" in line]
-    assert len(told) == 1
-    assert str(tmp_path / "run") in told[0]
+    (told,) = (line for line in (printed.out + printed.err).splitlines() if "aiting" in line)
+    assert str(tmp_path / "run") in told

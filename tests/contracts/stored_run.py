@@ -36,6 +36,13 @@ def weights(look: int) -> dict[str, torch.Tensor]:
             "head.weight": torch.ones(3, 32)}  # fmt: skip
 
 
+def save_run(folder: Path) -> Path:
+    """Checkpoints of all looks, the first one of step 10."""
+    for look in range(NUM):
+        torch.save(weights(look), folder / f"step-{EVERY * (look + 1)}.pt")
+    return folder
+
+
 def on_disk(logdir: Path) -> dict[str, Any]:
     """Everything that a replay has left, but for times and costs."""
     directory = logdir / "sparsitywatch"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from safetensors.torch import save_file
 import sparsitywatch as sw
 from sparsitywatch.errors import CheckpointError, ConfigurationError, ProxyError, ScopeError
 from sparsitywatch.offline import jobs as looking
+from sparsitywatch.offline.driver import Replayed
 from sparsitywatch.sinks.jsonl import read_records
 
 
@@ -33,20 +37,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def wrong_shape(path: Path) -> None:
-    torch.save({**weights(0), "second.weight": torch.ones(32, 65)}, path)
-
-
-def wrong_dtype(path: Path) -> None:
-    torch.save({**weights(0), "second.weight": torch.ones(32, 64, dtype=torch.int32)}, path)
-
-
-def lacking(path: Path) -> None:
-    torch.save({n: t for n, t in weights(0).items() if n != "second.weight"}, path)
-
-
-def garbage(path: Path) -> None:
-    path.write_bytes(b"not a checkpoint at all, by any means")
+def with_second(tensor: torch.Tensor | None) -> Callable[[Path], None]:
+    """Another tensor, or none, in the place of one that the other checkpoints have."""
+    changed = {**weights(0), "second.weight": tensor}
+    return lambda path: torch.save({n: t for n, t in changed.items() if t is not None}, path)
 
 
 def endless_shape(path: Path) -> None:
@@ -58,16 +52,26 @@ def before_1_6(path: Path) -> None:
     torch.save(weights(0), path, _use_new_zipfile_serialization=False)
 
 
+lacking = with_second(None)
 FAULTS = {
-    endless_shape: r"tensor 'w': expected a shape of some whole numbers",
-    before_1_6: "expected a zip archive, as torch.save writes since version 1.6, got a file from b",
-    flip: "data of tensor|checksum|CRC",
-    truncate: "cut off|truncated|table of contents|half-written",
-    empty: "got an empty file",
-    wrong_shape: r"tensor 'second\.weight': expected shape \(32, 64\), got \(32, 65\)",
-    wrong_dtype: r"tensor 'second\.weight': expected a floating-point dtype, got torch\.int32",
-    lacking: r"tensor 'second\.weight': it is not there",
-    garbage: "expected a file of safetensors or of torch.save",
+    "flip": (flip, "data of tensor|checksum|CRC"),
+    "truncate": (truncate, "cut off|truncated|table of contents|half-written"),
+    "empty": (empty, "got an empty file"),
+    "wrong shape": (
+        with_second(torch.ones(32, 65)),
+        r"tensor 'second\.weight': expected shape \(32, 64\), got \(32, 65\)",
+    ),
+    "wrong dtype": (
+        with_second(torch.ones(32, 64, dtype=torch.int32)),
+        r"tensor 'second\.weight': expected a floating-point dtype, got torch\.int32",
+    ),
+    "lacking": (lacking, r"tensor 'second\.weight': it is not there"),
+    "garbage": (
+        lambda path: path.write_bytes(b"not a checkpoint at all, by any means"),
+        "expected a file of safetensors or of torch.save",
+    ),
+    "endless shape": (endless_shape, r"tensor 'w': expected a shape of some whole numbers"),
+    "before 1.6": (before_1_6, "expected a zip archive, as torch.save writes since version 1.6"),
 }
 
 
@@ -80,19 +84,18 @@ def place(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_one_line_and_the_others_go_on(place: Path, tmp_path: Path, fault) -> None:
-    bad = place / "step-30.pt"
-    fault(bad)
-    told = []
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_line_and_the_others_go_on(place: Path, tmp_path: Path, fault: str) -> None:
+    bad, told = place / "step-30.pt", []
+    break_it, message = FAULTS[fault]
+    break_it(bad)
     replayed = sw.replay(place, logdir=tmp_path, on_failure=[told.append])
     (failure,) = replayed.failures
     assert told == [failure]
     assert (failure.url, failure.step) == (str(bad), 30)
     assert str(bad) in failure.reason
     assert "\n" not in failure.reason
-    with pytest.raises(AssertionError, match=FAULTS[fault]):
-        raise AssertionError(failure.reason)
+    assert re.search(message, failure.reason)
     # the log says so, and what comes after it is looked at
     records = read_records(tmp_path / "sparsitywatch")
     assert [(r.step, r.valid) for r in records] == [(s, s != 30) for s in range(10, 70, 10)]
@@ -100,18 +103,21 @@ def test_one_line_and_the_others_go_on(place: Path, tmp_path: Path, fault) -> No
     assert (records[2].num_nan, records[3].movement.since_step) == (-1, 20)
 
 
-@pytest.mark.parametrize("fault", [flip, truncate, lacking], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [flip, truncate, lacking])
 def test_a_repaired_one_is_taken_in(run, place: Path, tmp_path: Path, fault) -> None:
+    def replay(name: str) -> Replayed:
+        return sw.replay(place, logdir=tmp_path / name, detectors=detectors())
+
     fault(place / "step-30.pt")
-    sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
+    replay("log")
     before = on_disk(tmp_path / "log")
-    again = sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
+    again = replay("log")
     assert (again.num_snapshots, len(again.failures)) == (0, 1)  # tried again, and still broken
     assert on_disk(tmp_path / "log") == before
     shutil.copy(run / "step-30.pt", place)
-    repaired = sw.replay(place, logdir=tmp_path / "log", detectors=detectors())
+    repaired = replay("log")
     assert (repaired.num_snapshots, repaired.failures) == (4, [])
-    sw.replay(place, logdir=tmp_path / "whole", detectors=detectors())
+    replay("whole")
     names = {"names": []}
     assert on_disk(tmp_path / "log") | names == on_disk(tmp_path / "whole") | names
 
@@ -144,16 +150,8 @@ def test_all_are_broken(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "sparsitywatch").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_permission_denied(place: Path) -> None:
-    (place / "step-30.pt").chmod(0)
-    (failure,) = sw.replay(place, logdir=None).failures
-    assert "permission denied" in failure.reason
-
-
-def test_permission_denied_as_anybody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permission_denied(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the operating system would say; root, too, is told so here."""
-    import io
 
     class Denied(io.FileIO):
         def __init__(self, path: str, mode: str = "r") -> None:
