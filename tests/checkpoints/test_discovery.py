@@ -137,6 +137,9 @@ def test_an_unknown_protocol_is_an_error() -> None:
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], [""]),
         (["c/model.safetensors", "c/optimizer.bin", "c/random_states_0.pkl"], ["c"]),
         (["c/model-00001-of-00002.safetensors"], ["c"]),  # its index comes last
+        # what a watch keeps beside its log
+        (["runs/sparsitywatch/run.json", "runs/sparsitywatch/sparsitywatch-proxy-0123456789.pt",
+          "sparsitywatch.pt", "checkpoint-2/model.safetensors"], ["checkpoint-2"]),
     ],
 )  # fmt: skip
 def test_places(files: list[str], places: list[str]) -> None:
@@ -180,13 +183,3 @@ def test_what_is_known_is_neither_listed_nor_opened_again(tmp_path: Path, monkey
     steps = [f.step for f in discover(tmp_path, known=known)]
     assert steps == [*range(7), *range(8, 21), None]
     assert (opened, listed) == (["checkpoint-20", "ckpt.pt"], [tmp_path.name, "checkpoint-20"])
-
-
-def test_what_a_watch_keeps_beside_its_log_is_no_checkpoint() -> None:
-    log = "runs/sparsitywatch"
-    files = [
-        f"{log}/run.json",
-        f"{log}/sparsitywatch-proxy-0123456789abcdef.pt",
-        "sparsitywatch.pt",
-    ]
-    assert places_in([*files, "checkpoint-2/model.safetensors"]) == ["checkpoint-2"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -118,10 +117,9 @@ def test_pieces_that_are_no_tensor_are_refused(shape, chunks, message) -> None:
         parse_metadata(described(shape, chunks))
 
 
-def test_places_that_lie_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "__0_0.distcp").write_bytes(bytes(5000))
-    whole = [((0,), (9,))]
-    for place, message in (
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
         ({"relative_path": "../x"}, "names of files inside the folder, got '../x'"),
         ({"relative_path": "x.distcp"}, "expected a file, found none"),
         ({"offset": 4500}, "expected it to end at byte 5500, but the file ends at 5000"),
@@ -129,20 +127,24 @@ def test_places_that_lie_are_refused(tmp_path: Path) -> None:
         ({"length": -1}, "expected a file and a range"),
         ({"transform_descriptors": ["zstd"]}, "Save without extensions"),
         ({}, "table of contents"),
-    ):
-        (tmp_path / ".metadata").write_bytes(described((9,), whole, **place))
-        assert message in failure(tmp_path)
+    ],
+)
+def test_places_that_lie_are_refused(place, message: str, tmp_path: Path) -> None:
+    (tmp_path / "__0_0.distcp").write_bytes(bytes(5000))
+    (tmp_path / ".metadata").write_bytes(described((9,), [((0,), (9,))], **place))
+    assert message in failure(tmp_path)
 
 
-def test_a_piece_of_another_kind_is_refused(tmp_path: Path) -> None:
-    for content, message in (
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
         (torch.ones(8), "expected a piece of shape (9,) and torch.float32, got (8,)"),
         (torch.ones(9).double(), "got (9,) and torch.float64"),
         ([torch.ones(9)], "expected a dense tensor"),
-    ):
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        (tmp_path / "__0_0.distcp").write_bytes(buffer.getvalue())
-        size = len(buffer.getvalue())
-        (tmp_path / ".metadata").write_bytes(described((9,), [((0,), (9,))], length=size))
-        assert message in failure(tmp_path)
+    ],
+)
+def test_a_piece_of_another_kind_is_refused(content, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "__0_0.distcp")
+    size = (tmp_path / "__0_0.distcp").stat().st_size
+    (tmp_path / ".metadata").write_bytes(described((9,), [((0,), (9,))], length=size))
+    assert message in failure(tmp_path)

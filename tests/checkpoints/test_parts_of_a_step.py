@@ -11,9 +11,10 @@ import safetensors.torch
 import torch
 
 import sparsitywatch as sw
+from sparsitywatch.checkpoints import discovery
 from sparsitywatch.checkpoints.discovery import discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.errors import CheckpointError, ConfigurationError
+from sparsitywatch.errors import ConfigurationError
 
 #: How ranks, pipeline stages and shards are saved, two files each.
 LAYOUTS = {
@@ -138,6 +139,8 @@ def test_other_weights_under_the_same_step_are_refused(tmp_path: Path) -> None:
     found = discover(tmp_path)
     assert [f.state for f in found] == ["refused", "duplicate"]
     assert "one of them is something else" in found[0].reason
+    for one in found:  # by itself each can be opened
+        open_checkpoint(one.url).close()
 
 
 def test_a_tied_name_does_not_make_other_weights(tmp_path: Path) -> None:
@@ -158,15 +161,7 @@ def test_duplicates_is_one_of_two_words(tmp_path: Path) -> None:
         discover(tmp_path, duplicates="both")
 
 
-def test_a_part_can_still_be_opened_by_itself(tmp_path: Path) -> None:
-    path, _ = saved(tmp_path, LAYOUTS["rank in the name"], 0, 1)
-    with open_checkpoint(path) as checkpoint:
-        assert len(checkpoint.entries()) == 3
-
-
 def test_whatever_one_file_does_the_others_are_found(tmp_path: Path, monkeypatch) -> None:
-    from sparsitywatch.checkpoints import discovery
-
     for step in (1, 2, 3):
         torch.save(half(step), tmp_path / f"step-{step}.pt")
     plain = discovery.open_checkpoint
@@ -183,8 +178,6 @@ def test_whatever_one_file_does_the_others_are_found(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_that_is_removed_while_it_is_listed(tmp_path: Path, monkeypatch) -> None:
-    from sparsitywatch.checkpoints import discovery
-
     for step in (1, 2):
         saved(tmp_path, f"checkpoint-{step}/w.pt", 0)
     plain = discovery._local_children
@@ -197,8 +190,3 @@ def test_a_folder_that_is_removed_while_it_is_listed(tmp_path: Path, monkeypatch
     monkeypatch.setattr(discovery, "_local_children", children)
     found = discover(tmp_path)
     assert [(f.step, f.state) for f in found if f.state == "complete"] == [(2, "complete")]
-
-
-def test_nothing_is_there(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="found none"):
-        discover(tmp_path)

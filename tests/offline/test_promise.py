@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 from contracts import event_readers
@@ -125,19 +124,6 @@ def test_bfloat16_in_a_model_of_its_own_dtype_and_of_a_wider_one(tmp_path: Path)
     assert wide.provenance.dtypes == ("bfloat16",)
     assert (wide.near_zero, wide.curve.level) == (live.near_zero, live.curve.level)
     assert wide.curve.value == pytest.approx(live.curve.value, rel=0.05)
-
-
-def test_from_memory_and_from_disk_it_is_the_same(live) -> None:
-    folder = live[1]
-    fs = fsspec.filesystem("memory")
-    fs.put(str(folder / "safetensors"), "/replayed", recursive=True)
-    try:
-        there = sw.replay("memory://replayed", logdir=None)
-    finally:
-        fs.rm("/replayed", recursive=True)
-    here = sw.replay(folder / "safetensors", logdir=None)
-    assert list(map(told_by_weights, there.records)) == list(map(told_by_weights, here.records))
-    assert here.records[0].step == 0
 
 
 def test_the_callers_model_only_changes_its_weights(live) -> None:
