@@ -16,11 +16,11 @@ from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.weights.clock import (
     DecayClock,
     OptimizerReading,
+    Training,
     group_membership,
     masters_of,
     weight_average,
 )
-from sparsitywatch.weights.gradients import Training
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sparsitywatch.records import Event, Record, Vital
-from sparsitywatch.weights.gradients import Training
+from sparsitywatch.weights.clock import Training
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: Finishes what was read, once, in any thread, given the spectrum of the weights in scope; None

@@ -27,9 +27,9 @@ import torch
 
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
+from sparsitywatch.vital.gradients import Gradients, GradientSummary, roles
 from sparsitywatch.vital.judgement import TensorFacts, VitalReading, judged, table_of, unread
-from sparsitywatch.weights.clock import DecayClock
-from sparsitywatch.weights.gradients import Gradients, GradientSummary, Training
+from sparsitywatch.weights.clock import DecayClock, Training
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
@@ -460,7 +460,7 @@ class _Trained:
         self._kind = type(optimizer).__name__.lower()
         self._is_sgd = self._kind.startswith("sgd")
         named = {name: parameters[name] for name in seen.names}
-        self._who, self._groups = training.roles(named, reader)
+        self._who, self._groups = roles(training, named, reader)
         self._odd: list[int] = []  # places of the tensors that need a look
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
         self._summaries: dict[str, GradientSummary] = {}

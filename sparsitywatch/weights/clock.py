@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "DecayClock",
     "GroupClock",
     "OptimizerReading",
+    "Training",
     "group_membership",
     "masters_of",
     "stepped_on",
@@ -135,6 +136,16 @@ def weight_average(values: Sequence[float], membership: Mapping[str, int], scope
         if group < len(values):
             weighted += size * values[group]
     return weighted / max(total, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Who trains the parameters."""
+
+    optimizer: torch.optim.Optimizer  # the one that is watched
+    clock: DecayClock  # of its param groups
+    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as of ``masters_of``
+    others: Iterable[torch.optim.Optimizer] = ()  # that were seen to step
 
 
 def group_membership(

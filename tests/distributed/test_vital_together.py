@@ -17,8 +17,7 @@ from sparsitywatch.errors import MeasurementError, ScopeError
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.ranks.shards import ShardBox, Shards
 from sparsitywatch.vital.reading import SOME, VitalTracker
-from sparsitywatch.weights.clock import DecayClock
-from sparsitywatch.weights.gradients import Training
+from sparsitywatch.weights.clock import DecayClock, Training
 
 STEPS = 4
 LARGE = (41, 110)  # more weights than are compared

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.vital.reading import SOME, WHOLE, VitalTracker
-from sparsitywatch.weights.clock import DecayClock
-from sparsitywatch.weights.gradients import Training
+from sparsitywatch.weights.clock import DecayClock, Training
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -7,7 +7,6 @@ looks at what it holds, and the values of the sampled weights are exchanged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
-from sparsitywatch.weights.clock import DecayClock, group_membership, stepped_on
+from sparsitywatch.weights.clock import Training, group_membership, stepped_on
 from sparsitywatch.weights.sharded import kept_for
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 
@@ -32,43 +31,34 @@ _KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
 _NO_PART = SampleIndex(0, np.empty(0, np.int64))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Who trains the parameters."""
-
-    optimizer: torch.optim.Optimizer  # the one that is watched
-    clock: DecayClock  # of its param groups
-    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as of ``masters_of``
-    others: Iterable[torch.optim.Optimizer] = ()  # that were seen to step
-
-    def roles(
-        self, parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Who trains each parameter, as in ``TensorFacts``; in which watched group, or -1."""
-        own = group_membership(self.optimizer, parameters)
-        copied = group_membership(self.optimizer, self.masters)
-        elsewhere: set[str] = set()
-        for other in self.others:
-            elsewhere |= group_membership(other, parameters).keys()
-        # an optimizer with no parameter of the model may step on copies that are not known
-        is_blind = not (own or copied)
-        who, groups = [], []
-        for name, parameter in parameters.items():
-            if not parameter.requires_grad:
-                role = "frozen"
-            elif name in own:
-                role = "own"
-            elif name in copied:
-                role = "master"
-            elif name in elsewhere:
-                role = "other"
-            else:
-                role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
-            who.append(role)
-            groups.append({"own": own, "master": copied}.get(role, {}).get(name, -1))
-        codes = np.array([[_ROLES.index(role) for role in who], groups])
-        highest, of_groups = reader.ranks.highest(codes)
-        return np.array(_ROLES)[highest], of_groups
+def roles(
+    training: Training, parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
+) -> tuple[np.ndarray, np.ndarray]:
+    """Who trains each parameter, as in ``TensorFacts``; in which watched group, or -1."""
+    own = group_membership(training.optimizer, parameters)
+    copied = group_membership(training.optimizer, training.masters)
+    elsewhere: set[str] = set()
+    for other in training.others:
+        elsewhere |= group_membership(other, parameters).keys()
+    # an optimizer with no parameter of the model may step on copies that are not known
+    is_blind = not (own or copied)
+    who, groups = [], []
+    for name, parameter in parameters.items():
+        if not parameter.requires_grad:
+            role = "frozen"
+        elif name in own:
+            role = "own"
+        elif name in copied:
+            role = "master"
+        elif name in elsewhere:
+            role = "other"
+        else:
+            role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
+        who.append(role)
+        groups.append({"own": own, "master": copied}.get(role, {}).get(name, -1))
+    codes = np.array([[_ROLES.index(role) for role in who], groups])
+    highest, of_groups = reader.ranks.highest(codes)
+    return np.array(_ROLES)[highest], of_groups
 
 
 class GradientState(IntEnum):
