@@ -324,7 +324,8 @@ def motion_of(
     """Which weights only decay has moved, and how far the others went."""
     clock, why = between.clock, between.why_not
     log_shrink = 0.0 if why else clock.log_shrink
-    if not why and _is_trained_coarsely(between, dtype) and clock.decay > 0:
+    is_coarse = dtype.itemsize < 4 and not between.has_master
+    if not why and is_coarse and clock.decay > 0:
         # a decay of less than half a spacing is rounded away, step by step
         if clock.decay / max(clock.steps, 1) < torch.finfo(dtype).eps / 4:
             log_shrink = 0.0
@@ -352,11 +353,6 @@ def motion_of(
         decay=clock.decay,
         reason=why,
     )
-
-
-def _is_trained_coarsely(between: Between, dtype: torch.dtype) -> bool:
-    """Whether the optimizer steps on the weights themselves, in 16 bits."""
-    return dtype.itemsize < 4 and not between.has_master
 
 
 def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -> np.ndarray:
@@ -411,7 +407,7 @@ def _rounding(
     """
     clock = between.clock
     num_steps = max(clock.steps, 1)
-    if _is_trained_coarsely(between, dtype):
+    if dtype.itemsize < 4 and not between.has_master:
         rounding = np.zeros_like(before)
         hidden = spacing(before, dtype) > math.sqrt(clock.lr_squared / num_steps)
     else:

@@ -54,7 +54,8 @@ class Snapshot:
         cls, parameters: Mapping[str, torch.Tensor], scope: Scope, step: int
     ) -> Snapshot:
         """The same from the parameters that ``scope`` has found in the model."""
-        return cls(step, scope, {name: local_of(p) for name, p in parameters.items()})
+        held = map(local_of, parameters.values())
+        return cls(step, scope, dict(zip(parameters, held, strict=True)))
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ class SampleIndex:
 
     def bits_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Their bits as integers, on the tensor's own device; on the CPU a copy."""
-        bits = bits_of(tensor)
+        bits = tensor.detach().reshape(-1).view(BITS[tensor.dtype.itemsize])
         if bits.is_cpu:  # by numpy, in this thread alone; torch would wake its own
             flat = bits.numpy()
             return torch.from_numpy(flat.copy() if self.where is None else flat[self.where])
@@ -223,7 +224,8 @@ class Sampler:
     def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The sampled weights by name, in the natural order of the names, on the CPU."""
         chosen = self.chosen(snapshot.scope.sizes)
-        return {name: some.of(snapshot.tensors[name]) for name, some in chosen.items()}
+        tensors = map(snapshot.tensors.__getitem__, chosen)
+        return dict(zip(chosen, map(SampleIndex.of, chosen.values(), tensors), strict=True))
 
     def observed(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
         """The same stored snapshot, sampled into ``taken`` while it is read, which is once."""

@@ -58,11 +58,11 @@ class _Task(NamedTuple):
 
 def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Histogram]:
     """One histogram per tensor, in the order of ``tensors``."""
+    found: dict[str, Histogram] = {}
     if isinstance(tensors, LazyTensors):
-        found = _counted(_stored_tasks(tensors), num_threads, tensors.store.chunk_bytes)
+        found |= _counted(_stored_tasks(tensors), num_threads, tensors.store.chunk_bytes)
         tensors.store.check_unchanged()
     else:
-        found = {}
         there: dict[torch.device, dict[str, tuple[Storage, torch.Tensor]]] = {}
         for name, tensor in tensors.items():
             bits = bits_of(name, tensor)
@@ -72,7 +72,7 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Hi
                 found |= _counted(_tasks(on_device, num_threads), num_threads)
             else:
                 found |= _count_on_device(on_device)
-    return {name: found[name] for name in tensors}
+    return dict(zip(tensors, map(found.__getitem__, tensors), strict=True))
 
 
 def _counted(
@@ -119,12 +119,15 @@ def _flat(piece: np.ndarray, _: memoryview) -> Generator[np.ndarray, None, None]
 def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
     """Tensors in the order in which they are best read; what cannot be counted is refused now."""
     names = {entry.name: name for name, entry in tensors.entries.items()}
-    storages = {name: storage_of(name, entry.dtype) for name, entry in tensors.entries.items()}
+    for name, entry in tensors.entries.items():
+        if entry.dtype not in STORAGES:
+            raise _unknown_dtype(name, entry.dtype)
     tasks = []
     for stored_name in tensors.store.in_byte_order(names):
         name = names[stored_name]
-        num_weights, chunks = tensors.entries[name].num_weights, partial(tensors.chunks, name)
-        tasks.append(_Task(name, storages[name], num_weights, chunks))
+        entry = tensors.entries[name]
+        chunks = partial(tensors.chunks, name)
+        tasks.append(_Task(name, STORAGES[entry.dtype], entry.num_weights, chunks))
     return tasks
 
 
@@ -135,7 +138,8 @@ def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The bits of ``tensor`` as integers of its width; a view, dense in memory if it can be."""
     if not isinstance(tensor, torch.Tensor):
         raise _refusal(name, f"an object of type {type(tensor).__name__}", "Pass a torch.Tensor")
-    storage_of(name, tensor.dtype)
+    if tensor.dtype not in STORAGES:
+        raise _unknown_dtype(name, tensor.dtype)
     if tensor.layout is not torch.strided:
         raise _refusal(name, f"layout {tensor.layout}", "Convert it with to_dense()")
     if tensor.device.type == "meta":
@@ -147,12 +151,9 @@ def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return bits.permute(sorted(range(bits.dim()), key=bits.stride, reverse=True))
 
 
-def storage_of(name: str, dtype: torch.dtype) -> Storage:
-    """How the tensor of this name is stored; refused if it cannot be counted."""
-    if dtype not in STORAGES:
-        known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
-        raise _refusal(name, f"dtype {dtype}", f"Leave it out or convert it; known: {known}")
-    return STORAGES[dtype]
+def _unknown_dtype(name: str, dtype: torch.dtype) -> ConfigurationError:
+    known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
+    return _refusal(name, f"dtype {dtype}", f"Leave it out or convert it; known: {known}")
 
 
 def _refusal(name: str, got: str, what_to_do: str) -> ConfigurationError:
@@ -185,6 +186,8 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
     After a failure no further task is begun; the first one is raised.
     """
     num_others = min(num_threads, len(tasks)) - 1
+    if num_others <= 0:
+        return list(map(function, tasks))
     results: list[Any] = [None] * len(tasks)
     waiting = deque(range(len(tasks)))
 
@@ -200,9 +203,6 @@ def map_threads(function: Callable[[S], T], tasks: Sequence[S], num_threads: int
                 waiting.clear()
                 raise
 
-    if num_others <= 0:  # a pool of nobody is refused
-        work()
-        return results
     with ThreadPoolExecutor(num_others, "sparsitywatch-spectrum") as pool:
         others = [pool.submit(work) for _ in range(num_others)]
         work()

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ class MagnitudeSpectrum:
         histograms: the counts of each tensor, by name, in order.
         names: of the tensors, in order.
         num_weights: all weights, those that are not finite included.
-        num_nan, num_inf: weights that are NaN, and infinite.
+        num_zero, num_nan, num_inf: exact zeros of either sign, weights that are NaN, and infinite.
 
     >>> spectrum = MagnitudeSpectrum.of({"w": torch.tensor([0.0, 0.0, 1.0, 1.0, -2.0, 2.0])})
     >>> spectrum.thresholds([0.5])
@@ -157,9 +158,10 @@ class MagnitudeSpectrum:
         """A spectrum of counted tensors; use ``of`` to count some."""
         self.histograms = dict(histograms or {})
         self.names = tuple(self.histograms)
-        self.num_weights = self.num_nan = self.num_inf = 0
+        self.num_weights = self.num_zero = self.num_nan = self.num_inf = 0
         for histogram in self.histograms.values():
             self.num_weights += histogram.num_weights
+            self.num_zero += int(histogram.counts[:1].sum(where=histogram.keys[:1] == 0))
             self.num_nan += histogram.num_nan
             self.num_inf += histogram.num_inf
 
@@ -267,11 +269,6 @@ class MagnitudeSpectrum:
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes that occur, sorted, such as "float32"."""
         return tuple(sorted({STORAGES[h.dtype].name for h in self.histograms.values()}))
-
-    @property
-    def num_zero(self) -> int:
-        """Exact zeros of either sign."""
-        return int(self._at_most(np.zeros(1))[0])
 
     @property
     def rms(self) -> float:
@@ -389,7 +386,10 @@ class MagnitudeSpectrum:
         for i, (name, rule) in enumerate(rules.items()):
             num = in_all[i] if rule.kind in ("abs", "zero") else math.fsum(near[:, i].tolist())
             whole[name] = num / self.num_weights if self.num_weights else math.nan
-        return whole, {name: dict(zip(rules, own, strict=True)) for name, own in shares.items()}
+        by_layer = {}
+        for name, own in shares.items():
+            by_layer[name] = dict(zip(rules, own, strict=True))
+        return whole, by_layer
 
     def _by_layer(self, thresholds: np.ndarray) -> tuple[np.ndarray, dict[str, list[float]]]:
         """Weights of each tensor with |w| <= t, for thresholds of its own: both float64 [T, K].
@@ -409,9 +409,9 @@ class MagnitudeSpectrum:
         """The threshold in each tensor by each rule, float64 [T, R]."""
         found = np.empty((len(self.names), len(rules)))
         for i, rule in enumerate(rules):
-            scales: Mapping[str, float] = dict.fromkeys(self.names, 1.0)
+            scales: Iterable[float] = itertools.repeat(1.0, len(self.names))
             if rule.kind == "rms":
-                scales = self.layer_rms()
+                scales = map(attrgetter("rms"), self.histograms.values())
             elif rule.kind == "initial":
                 missing = sorted({*self.names}.difference(initial_rms or ()), key=self.names.index)
                 if initial_rms is None or missing:
@@ -420,8 +420,8 @@ class MagnitudeSpectrum:
                         "Expected `reference` with the initial scale of each tensor for "
                         f"`initial`, got {came}."
                     )
-                scales = initial_rms
-            found[:, i] = rule.factor * np.array(list(map(scales.__getitem__, self.names)))
+                scales = map(initial_rms.__getitem__, self.names)
+            found[:, i] = rule.factor * np.fromiter(scales, np.float64)
         # a tensor without a scale has no finite weights, so none near zero
         return np.where(np.isnan(found), -1.0, found)
 
