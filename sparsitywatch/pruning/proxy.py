@@ -26,19 +26,7 @@ from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.redact import printable, redacted_error
 
-__all__ = [
-    "ExampleSubset",
-    "Proxy",
-    "digest",
-    "freeze",
-    "halve",
-    "joined",
-    "move",
-    "packed",
-    "shape_of",
-    "sizes_of",
-    "unpacked",
-]
+__all__ = ["Proxy"]
 
 #: Of the order in which examples are drawn into parts.
 _ORDER_SEED = 0
@@ -135,7 +123,7 @@ class Proxy:
             if seed is not None:
                 _seed_generators(seed)
             some = itertools.islice(batches, max_batches)
-            self._batches = [freeze(batch, f"batches[{i}]") for i, batch in enumerate(some)]
+            self._batches = [Batch(batch, f"batches[{i}]") for i, batch in enumerate(some)]
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
         self._num_examples: int | None = None
@@ -188,7 +176,7 @@ class Proxy:
 
     def _plan(self) -> None:
         """Who evaluates which batches."""
-        sizes = [*map(sizes_of, self._batches)]
+        sizes = [batch.sizes() for batch in self._batches]
         self._turns, self._num_places = self.ranks.turns(sizes, is_same=self._is_same)
 
     def keep(self, file: Path) -> None:
@@ -226,9 +214,7 @@ class Proxy:
         Raises:
             ProxyError: they are of another structure.
         """
-        other = copy.copy(self)
-        other._batches = unpacked(self._batches, leaves)
-        other._num_examples, other._subsets = None, {}
+        other = self._of(unpacked(self._batches, leaves))
         other._identify()
         return other
 
@@ -274,7 +260,7 @@ class Proxy:
     def _of_batch(self, index: int, model: nn.Module, value: ValueFunction) -> np.ndarray:
         parameter = next(model.parameters(), None)
         device = torch.device("cpu") if parameter is None else parameter.device
-        result = value(model, move(self._batches[index], device))
+        result = value(model, self._batches[index].on(device))
         is_tensor = isinstance(result, torch.Tensor)
         # none of a batch is possible: examples without a label have no loss
         if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
@@ -319,7 +305,7 @@ class Proxy:
     def _proxies_of(self, drawn: Sequence[Drawn]) -> tuple[ExampleSubset, ...]:
         """The parts of all ranks together; each draws its share of its own batches."""
         own = [places for _, places in drawn]
-        num_own = sum(size for batch in self._batches for size in sizes_of(batch)[:1])
+        num_own = sum(size for batch in self._batches for size in batch.sizes()[:1])
         every = self.ranks.gather((own, num_own))
         # every rank has to run what the others run, so it needs something to run
         if not all(of_rank and all(map(len, of_rank)) for of_rank, _ in every):
@@ -331,7 +317,7 @@ class Proxy:
         found = [(self._of(batches), p) for (batches, _), p in zip(drawn, own, strict=True)]
         return tuple(ExampleSubset(proxy, places, proxy.num_batches) for proxy, places in found)
 
-    def _of(self, batches: list[Any]) -> Proxy:
+    def _of(self, batches: list[Batch]) -> Proxy:
         """One like this, of other batches."""
         other = copy.copy(self)
         other._batches, other._num_examples, other._subsets = batches, None, {}
@@ -347,11 +333,11 @@ class Proxy:
         Returns:
             Whether there was anything to split.
         """
-        halves = [halve(batch) or (batch,) for batch in self._batches]
-        self._batches = [part for parts in halves for part in parts]
+        num_before = len(self._batches)
+        self._batches = [half for batch in self._batches for half in batch.halves()]
         self._subsets = {}
         self._plan()
-        return any(self.ranks.gather(len(self._batches) > len(halves)))
+        return any(self.ranks.gather(len(self._batches) > num_before))
 
     def not_finite(self, values: np.ndarray) -> str:
         """Which examples have no value."""
@@ -382,19 +368,15 @@ class ExampleSubset(NamedTuple):
     num_batches: int
 
 
-#: Batches of a part, and where its examples are.
-Drawn = tuple[list[Any], NDArray[np.int64]]
-
-
-def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[Drawn]:
+def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
     """The batches of each part, as ``Proxy.subsets`` says."""
-    sizes = [sizes_of(batch) for batch in batches]
+    sizes = [batch.sizes() for batch in batches]
     if any(len(size) != 1 for size in sizes):
         return []
     first = np.cumsum([0, *(size for (size,) in sizes)])
     alike: dict[Any, list[int]] = {}
     for index, batch in enumerate(batches):
-        alike.setdefault(shape_of(batch), []).append(index)
+        alike.setdefault(batch.kind(), []).append(index)
     orders = []
     for stratum, indices in enumerate(alike.values()):
         places = np.concatenate([np.arange(first[i], first[i + 1]) for i in indices])
@@ -402,23 +384,23 @@ def _drawn(batches: Sequence[Any], shares: Sequence[float]) -> list[Drawn]:
         orders.append((places[keys.argsort()], max(sizes[i][0] for i in indices)))
     drawn: list[Drawn] = []
     for start, stop in zip([0.0, *shares], shares, strict=False):
-        of_part: list[Any] = []
+        of_part: list[Batch] = []
         found: list[NDArray[np.int64]] = []
         for order, most in orders:
             begin, end = (math.ceil(share * len(order) - 1e-9) for share in (start, stop))
             for few in range(begin, end, most):
                 found.append(np.sort(order[few : min(few + most, end)]))
-                of_part.append(joined(_rows(batches, first, found[-1])))
+                of_part.append(_rows(batches, first, found[-1]))
         drawn.append((of_part, np.concatenate(found or [np.zeros(0, np.int64)])))
     return drawn
 
 
-def _rows(
-    batches: Sequence[Any], first: NDArray[np.int64], places: NDArray[np.int64]
-) -> list[tuple[Any, NDArray[np.int64]]]:
-    """Batches with the rows that stand at rising ``places``; batch i begins at ``first[i]``."""
+def _rows(batches: Sequence[Batch], first: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
+    """The examples that stand at rising ``places``; batch i begins at ``first[i]``."""
     of_batch = np.searchsorted(first, places, side="right") - 1
-    return [(batches[i], places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
+    return Batch.joined(
+        [batches[i].some(places[of_batch == i] - first[i]) for i in np.unique(of_batch)]
+    )
 
 
 def _seed_generators(seed: int) -> None:
@@ -449,132 +431,150 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
 
 
-def freeze(batch: Any, where: str) -> Any:
-    """A deep copy whose tensors share no memory with anything; ``where`` names it in an error."""
+class Batch:
+    """A frozen batch: its tensors, arrays, numbers and texts, and what puts them together.
 
-    def copied(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return value.detach().clone()
-        return value.copy() if isinstance(value, np.ndarray) else value
-
-    return _map(batch, copied, where)
-
-
-def move(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on ``device``, in containers of its own."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    if isinstance(batch, _LEAVES):
-        return batch
-    parts, rebuild = _subsets(batch, "batch")
-    return rebuild([move(part, device) for _, part in parts])
-
-
-def halve(batch: Any) -> tuple[Any, Any] | None:
-    """The first and the last half of a batch's examples; views of its tensors.
-
-    None if it cannot be halved: there is one example, or its tensors and arrays do not agree
-    on how many there are. Those without a dimension go into both halves.
+    The leaves share no memory with what they are of; ``where`` names it in an error.
     """
-    sizes = {len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}
-    if len(sizes) != 1 or max(sizes) < 2:
-        return None
-    middle = sizes.pop() // 2
-    first, last = slice(None, middle), slice(middle, None)
-    return (
-        _map(batch, lambda value: value[first] if _has_examples(value) else value),
-        _map(batch, lambda value: value[last] if _has_examples(value) else value),
-    )
+
+    def __init__(self, value: Any, where: str = "batch") -> None:
+        self.leaves: list[Any] = []
+        self.structure: list[str] = []  # types and names of what holds them; "" for each leaf
+        self._build = self._taken_apart(value, where)
+        self.leaves = [_copied(leaf) for leaf in self.leaves]
+
+    def __reduce__(self) -> Any:
+        return Batch, (self.built(self.leaves),)
+
+    def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
+        """Note the leaves; what makes something like it of others."""
+        if isinstance(value, _LEAVES):
+            self.leaves.append(value)
+            self.structure.append("")
+            return next
+        inside, make = _container(value, where)
+        self.structure.append(type(value).__name__)
+        builders = []
+        for name, one in inside:
+            self.structure.append(f"{name!r}")
+            builders.append(self._taken_apart(one, f"{where}[{name!r}]"))
+        return lambda leaves: make([build(leaves) for build in builders])
+
+    def built(self, leaves: Iterable[Any]) -> Any:
+        """A batch of these leaves, in containers of its own."""
+        return self._build(iter(leaves))
+
+    def on(self, device: torch.device) -> Any:
+        """The batch with its tensors on a device."""
+        return self.built(
+            leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
+        )
+
+    def with_leaves(self, leaves: list[Any]) -> Batch:
+        """The same structure with others."""
+        other = copy.copy(self)
+        other.leaves = leaves
+        return other
+
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples there are, as the tensors and arrays say."""
+        return tuple(sorted({len(leaf) for leaf in self.leaves if _has_examples(leaf)}))
+
+    def halves(self) -> list[Batch]:
+        """The first and the last half of the examples, as views; itself if there are none.
+
+        There is one example, or tensors do not agree on how many there are. Those without a
+        dimension go into both halves.
+        """
+        sizes = self.sizes()
+        if len(sizes) != 1 or sizes[0] < 2:
+            return [self]
+        middle = sizes[0] // 2
+        return [self.some(slice(None, middle)), self.some(slice(middle, None))]
+
+    def some(self, which: Any) -> Batch:
+        """Some of the examples."""
+        leaves = [leaf[which] if _has_examples(leaf) else leaf for leaf in self.leaves]
+        return self.with_leaves(leaves)
+
+    def kind(self) -> Any:
+        """The same for batches that can be joined, which differ in their examples alone."""
+        of_leaves = (
+            f"{type(leaf)} {leaf.dtype} {tuple(leaf.shape[1:])}"
+            if _has_examples(leaf)
+            else digest([Batch(leaf)])
+            for leaf in self.leaves
+        )
+        return (*self.structure, *of_leaves)
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """All examples of several that are alike, in one."""
+        leaves = []
+        for column in zip(*(batch.leaves for batch in batches), strict=True):
+            if not _has_examples(column[0]):
+                leaves.append(column[0])
+            elif isinstance(column[0], torch.Tensor):
+                leaves.append(torch.cat(column))
+            else:
+                leaves.append(np.concatenate(column))
+        return batches[0].with_leaves(leaves)
 
 
-def sizes_of(batch: Any) -> tuple[int, ...]:
-    """How many examples a batch has, as its tensors and arrays say."""
-    return tuple(sorted({len(leaf) for leaf in _leaves(batch) if _has_examples(leaf)}))
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
-def shape_of(batch: Any) -> Any:
-    """The same for batches that can be joined: they differ in their examples, in nothing else."""
-    if _has_examples(batch):
-        return type(batch), str(batch.dtype), tuple(batch.shape[1:])
-    if isinstance(batch, _LEAVES):
-        return digest([batch])
-    parts, _ = _subsets(batch, "batch")
-    return type(batch), tuple((repr(name), shape_of(part)) for name, part in parts)
+def _has_examples(leaf: Any) -> bool:
+    return isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0
 
 
-def joined(rows: Sequence[tuple[Any, np.ndarray]]) -> Any:
-    """One batch of some examples of several that are alike: pairs of a batch and indices [N]."""
-    pieces = [
-        [leaf[index] if _has_examples(leaf) else leaf for leaf in _leaves(batch)]
-        for batch, index in rows
-    ]
-    columns = iter(zip(*pieces, strict=True))
-
-    def of_all(value: Any) -> Any:
-        column = next(columns)
-        if not _has_examples(value):
-            return value
-        tensors = isinstance(value, torch.Tensor)
-        return torch.cat(column) if tensors else np.concatenate(column)
-
-    return _map(rows[0][0], of_all)
-
-
-def _has_examples(value: Any) -> bool:
-    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 0
-
-
-def digest(batches: Iterable[Any]) -> str:
-    """Identity of frozen batches, contents and structure: 16 hexadecimal digits."""
+def digest(batches: Iterable[Batch]) -> str:
+    """Identity of batches, contents and structure: 16 hexadecimal digits."""
     state = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            array = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-            state.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
-            state.update(array.tobytes())
-        elif isinstance(value, np.ndarray):
-            state.update(f"array {value.dtype} {value.shape}".encode() + value.tobytes())
-        elif isinstance(value, _PLAIN):
-            state.update(f"{type(value).__name__} {value!r}".encode())
-        else:
-            state.update(type(value).__name__.encode())
-            for name, part in _subsets(value, "batch")[0]:
-                state.update(f"{name!r}".encode())
-                add(part)
-
     for batch in batches:
         state.update(b"batch")
-        add(batch)
+        leaves = iter(batch.leaves)
+        for word in batch.structure:
+            leaf = None if word else next(leaves)
+            if word:
+                state.update(word.encode())
+            elif isinstance(leaf, torch.Tensor):
+                array = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                state.update(f"tensor {leaf.dtype} {tuple(leaf.shape)}".encode())
+                state.update(array.tobytes())
+            elif isinstance(leaf, np.ndarray):
+                state.update(f"array {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+            else:
+                state.update(f"{type(leaf).__name__} {leaf!r}".encode())
     return state.hexdigest()[:16]
 
 
-def packed(batches: Iterable[Any]) -> list[list[Any]]:
-    """The tensors, arrays, numbers and strings of each batch, in order; weights-only safe."""
+def packed(batches: Iterable[Batch]) -> list[list[Any]]:
+    """The leaves of each batch, weights-only safe: arrays as the bytes of numpy's own format."""
     return [
-        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in _leaves(batch)]
+        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in batch.leaves]
         for batch in batches
     ]
 
 
-def unpacked(batches: Sequence[Any], leaves: Sequence[Sequence[Any]]) -> list[Any]:
+def unpacked(batches: Sequence[Batch], kept: Sequence[Sequence[Any]]) -> list[Batch]:
     """``batches`` with the leaves of others, as ``packed`` gave them; refuses other structures."""
-    if len(batches) != len(leaves):
-        raise ProxyError(f"Expected {len(leaves)} batches as were kept, got {len(batches)}.")
+    if len(batches) != len(kept):
+        raise ProxyError(f"Expected {len(kept)} batches as were kept, got {len(batches)}.")
     filled = []
-    for batch, others in zip(batches, leaves, strict=True):
-        more = len(_leaves(batch)) - len(others)
-        if more:
-            word = "larger" if more > 0 else "smaller"
+    for batch, others in zip(batches, kept, strict=True):
+        if len(batch.leaves) != len(others):
+            word = "larger" if len(batch.leaves) > len(others) else "smaller"
             raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
-        filled.append(_map(batch, partial(_other, iter(others))))
+        leaves = [
+            _as_array(other) if isinstance(leaf, np.ndarray) else other
+            for leaf, other in zip(batch.leaves, others, strict=True)
+        ]
+        filled.append(batch.with_leaves(leaves))
     return filled
-
-
-def _other(others: Iterator[Any], value: Any) -> Any:
-    """What has been kept in the place of a value, or of one of its type."""
-    other = next(others)
-    return _as_array(other) if isinstance(value, np.ndarray) else other
 
 
 def _as_bytes(array: np.ndarray) -> torch.Tensor:
@@ -589,34 +589,19 @@ def _as_array(stored: torch.Tensor) -> np.ndarray:
     return array
 
 
-def _leaves(value: Any) -> list[Any]:
-    """Everything in it that is not a container, in order."""
-    if isinstance(value, _LEAVES):
-        return [value]
-    return [leaf for _, part in _subsets(value, "batch")[0] for leaf in _leaves(part)]
-
-
-def _map(value: Any, change: Callable[[Any], Any], where: str = "batch") -> Any:
-    """``value`` rebuilt with ``change`` applied to everything that is not a container."""
-    if isinstance(value, _LEAVES):
-        return change(value)
-    parts, rebuild = _subsets(value, where)
-    return rebuild([_map(part, change, f"{where}[{name!r}]") for name, part in parts])
-
-
-def _subsets(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
-    """What a container holds, by name, and what makes one like it of other parts."""
+def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
+    """What a container holds, by name, and what makes one like it of others."""
     kind = type(value)
     if kind in (list, tuple):
         return [*enumerate(value)], kind
     if isinstance(value, Mapping):
         return [*_mapping(value).items()], partial(_mapping_like, value, where)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [(name, getattr(value, name)) for name in value._fields], lambda new: kind(*new)
+        return [*zip(value._fields, value, strict=True)], lambda new: kind(*new)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        return [(name, getattr(value, name)) for name in names], lambda new: dataclasses.replace(
-            value, **dict(zip(names, new, strict=True))
+        held = {field.name: vars(value)[field.name] for field in dataclasses.fields(value)}
+        return [*held.items()], lambda new: dataclasses.replace(
+            value, **dict(zip(held, new, strict=True))
         )
     raise ProxyError(
         "Expected `batches` of tensors, arrays, numbers and strings in dicts, lists, tuples or "

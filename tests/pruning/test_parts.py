@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.pruning.proxy import Batch, Proxy, packed
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 
@@ -44,7 +44,7 @@ def test_every_example_is_in_one_part_and_stands_where_it_is_among_all(of_batche
     for part in parts:
         assert part.proxy.evaluate(nn.Linear(1, 1)).tolist() == everything[part.places].tolist()
     widest = max(num for num, _ in of_batches)
-    assert all(len(b["x"]) <= widest for part in parts for b in part.proxy._batches)
+    assert all(max(b.sizes()) <= widest for part in parts for b in part.proxy._batches)
 
 
 def test_subsets_have_their_share_and_are_drawn_alike_each_time() -> None:
@@ -84,7 +84,7 @@ def test_halves_give_the_same_subsets_in_smaller_batches() -> None:
     assert proxy.halve()
     parts = proxy.subsets(SHARES)
     assert [sorted(part.places) for part in parts] == [sorted(places) for places in before]
-    assert max(len(b["x"]) for part in parts for b in part.proxy._batches) <= 20
+    assert max(max(b.sizes()) for part in parts for b in part.proxy._batches) <= 20
 
 
 @pytest.mark.parametrize("is_same", [True, False])
@@ -136,6 +136,4 @@ def test_a_proxy_of_other_batches_draws_anew() -> None:
 
 
 def _as_kept() -> torch.Tensor:
-    from sparsitywatch.pruning.proxy import packed
-
-    return packed([{"y": np.zeros(60)}])[0][0]
+    return packed([Batch({"y": np.zeros(60)})])[0][0]

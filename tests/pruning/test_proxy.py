@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sparsitywatch.errors import ProxyError
 from sparsitywatch.pruning.evaluation import check_proxy
-from sparsitywatch.pruning.proxy import Proxy, digest, freeze, move, packed, unpacked
+from sparsitywatch.pruning.proxy import Batch, Proxy, packed, unpacked
+from sparsitywatch.pruning.proxy import digest as digest_of
 
 
 class Pair(NamedTuple):
@@ -30,6 +31,10 @@ class Pair(NamedTuple):
 class Sample:
     x: torch.Tensor
     name: str
+
+
+def digest(batches: list) -> str:
+    return digest_of(map(Batch, batches))
 
 
 def nested() -> dict:
@@ -44,12 +49,13 @@ def nested() -> dict:
 
 def test_frozen_shares_no_memory_and_keeps_every_type() -> None:
     batch = nested()
-    frozen = freeze(batch, "batch")
-    before = digest([frozen])
+    frozen = Batch(batch)
+    before = digest_of([frozen])
     batch["ids"].zero_()
     batch["pair"].right[0][:] = 7
     batch["sample"].x.fill_(3)
-    assert digest([frozen]) == before
+    assert digest_of([frozen]) == before
+    frozen = frozen.on(torch.device("cpu"))
     assert type(frozen["pair"]) is Pair
     assert type(frozen["sample"]) is Sample
     assert type(frozen["ordered"]) is OrderedDict
@@ -57,7 +63,7 @@ def test_frozen_shares_no_memory_and_keeps_every_type() -> None:
 
 def test_a_tokenizers_batch_stays_one() -> None:
     batch = transformers.BatchEncoding({"input_ids": torch.ones(2, 3, dtype=torch.long)})
-    frozen = freeze(batch, "batch")
+    frozen = Batch(batch).on(torch.device("cpu"))
     assert type(frozen) is transformers.BatchEncoding
     assert torch.equal(frozen.input_ids, batch.input_ids)
     assert frozen.input_ids.data_ptr() != batch.input_ids.data_ptr()
@@ -88,16 +94,18 @@ def test_order_and_grouping_of_batches_matter() -> None:
 
 def test_moving_gives_containers_of_its_own() -> None:
     batch = {"x": torch.ones(2), "y": [torch.ones(1)]}
-    moved = move(batch, torch.device("cpu"))
+    frozen = Batch(batch)
+    moved = frozen.on(torch.device("cpu"))
     moved.pop("x")
     moved["y"].clear()
-    assert "x" in batch
-    assert len(batch["y"]) == 1
+    again = frozen.on(torch.device("cpu"))
+    assert "x" in again
+    assert len(again["y"]) == 1
 
 
 def test_what_cannot_be_copied_is_refused_with_its_place() -> None:
     with pytest.raises(ProxyError, match=r"got object at batches\[3\]\['a'\]\[1\]"):
-        freeze({"a": [1, object()]}, "batches[3]")
+        Batch({"a": [1, object()]}, "batches[3]")
 
 
 def test_kept_batches_come_back_into_the_same_structure(tmp_path: Path) -> None:
@@ -109,16 +117,17 @@ def test_kept_batches_come_back_into_the_same_structure(tmp_path: Path) -> None:
         ]
 
     file = tmp_path / "kept.pt"
-    torch.save(packed(batches(1)), file)
+    torch.save(packed(map(Batch, batches(1))), file)
     leaves = torch.load(file, weights_only=True)
-    assert digest(unpacked(batches(7), leaves)) == digest(batches(1))
+    kept = unpacked([*map(Batch, batches(7))], leaves)
+    assert digest_of(kept) == digest(batches(1))
     with pytest.raises(ProxyError, match="Expected 3 batches as were kept, got 2"):
-        unpacked(batches(7)[:2], leaves)
+        unpacked([*map(Batch, batches(7)[:2])], leaves)
     for change, word in (([0], "larger"), (None, "smaller")):
         other = batches(7)
         other[2] = other[2] + change if change else other[2][:-1]
         with pytest.raises(ProxyError, match=f"got {word} ones"):
-            unpacked(other, leaves)
+            unpacked([*map(Batch, other)], leaves)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"not a file of torch"])

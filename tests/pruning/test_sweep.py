@@ -16,7 +16,7 @@ import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
 from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Proxy, halve
+from sparsitywatch.pruning.proxy import Batch, Proxy
 from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
@@ -180,7 +180,7 @@ def test_what_counts_as_out_of_memory() -> None:
 
 def test_halves_together_are_the_batch() -> None:
     batch = {"x": torch.arange(10).reshape(5, 2), "y": (np.arange(5), 0.5), "t": torch.tensor(3.0)}
-    first, last = halve(batch)
+    first, last = (half.on(torch.device("cpu")) for half in Batch(batch).halves())
     assert torch.equal(torch.cat([first["x"], last["x"]]), batch["x"])
     assert np.array_equal(np.concatenate([first["y"][0], last["y"][0]]), batch["y"][0])
     assert first["y"][1] == last["y"][1] == 0.5
@@ -191,7 +191,8 @@ def test_halves_together_are_the_batch() -> None:
     "batch", [torch.ones(1, 3), torch.tensor(1.0), {"x": torch.ones(4), "y": torch.ones(3)}]
 )
 def test_what_cannot_be_halved(batch) -> None:
-    assert halve(batch) is None
+    whole = Batch(batch)
+    assert whole.halves() == [whole]
 
 
 class Hungry:
