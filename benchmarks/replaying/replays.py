@@ -29,7 +29,7 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.checkpoints.base import stored_snapshot
 from sparsitywatch.checkpoints.formats import open_checkpoint
-from sparsitywatch.pipeline.measure import Context, measure_snapshot
+from sparsitywatch.pipeline.measure import RunContext, measure_snapshot
 from sparsitywatch.settings import Settings
 from sparsitywatch.weights.scope import Scope
 
@@ -44,11 +44,11 @@ def look(url: str | os.PathLike[str], options: Mapping[str, Any] | None = None) 
         scope = Scope.of_entries(checkpoint.entries())
         snapshot = stored_snapshot(checkpoint, scope, 1)
         initial_rms = dict.fromkeys(scope.names, 0.02)
-        context = Context(
+        run = RunContext(
             settings=Settings(), scope=scope, initial_rms=initial_rms, dtypes=snapshot.dtypes
         )
-        record = measure_snapshot(snapshot, context).record
-    return record.scope.num_weights
+        measure_snapshot(snapshot, run)
+    return scope.summary.num_weights
 
 
 def read_in_order(path: Path) -> int:

@@ -14,7 +14,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Forecaster:
-    """Adds forecasts to records, from a running state of what the records before say."""
+    """Makes forecasts from a running state of what the records before say."""
 
     def __init__(self) -> None:
         self._past: dict[str, _Past] = {}  # by near-zero rule
@@ -50,8 +50,8 @@ class Forecaster:
         """One more record, by rising step."""
         self._latest.append(record)
 
-    def with_forecast(self, record: Record) -> Record:
-        """The record with its forecast, if its motion, its clock and the earlier ones allow one."""
+    def forecast(self, record: Record) -> Forecast | None:
+        """What its motion, its clock and the earlier records let one foresee, if anything."""
         for earlier in self._latest:
             if earlier.step < record.step and earlier.valid and not earlier.num_not_finite:
                 for rule, fraction in earlier.near_zero.items():
@@ -59,10 +59,10 @@ class Forecaster:
         self._latest = [earlier for earlier in self._latest if earlier.step >= record.step]
         past, dormant = self._past.get(next(iter(record.near_zero), "")), record.dormant
         if past is None or not record.decay_clock > past.clock or record.num_not_finite:
-            return record  # nothing is known of weights that broke
+            return None  # nothing is known of weights that broke
         if dormant is None or dormant.projection is None or not math.isfinite(dormant.fraction):
-            return record
-        return replace(record, forecast=_forecast(record, past, dormant, dormant.projection))
+            return None
+        return _forecast(record, past, dormant, dormant.projection)
 
 
 @dataclass

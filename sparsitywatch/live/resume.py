@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
 from sparsitywatch.live.trace import OptimizerTrace
-from sparsitywatch.pipeline.measure import Context
+from sparsitywatch.pipeline.measure import RunContext
 from sparsitywatch.pipeline.pipeline import LAYERS_KEPT, Pipeline
 from sparsitywatch.pipeline.rundir import Claim
 from sparsitywatch.pruning.proxy import Proxy
@@ -49,30 +49,30 @@ def check_state(state: Mapping[str, Any], provenance: Provenance) -> None:
             )
 
 
-def restore_proxy(directory: Path | None, context: Context, wanted: str) -> Context:
-    """The context with the batches that the log kept, if they have the hash that is wanted."""
-    proxy = context.proxy
+def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunContext:
+    """The run with the batches that the log kept, if they have the hash that is wanted."""
+    proxy = run.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
-        return context
+        return run
     if not proxy.ranks.is_alone:  # each has batches of its own, of which the log kept one rank's
-        return context
+        return run
     file = _kept_batches(directory, wanted)
     if not file.is_file():
-        return context
+        return run
     try:
         kept = proxy.with_kept(file)
     except ProxyError as error:
         _logger.warning("sparsitywatch: %s", error)
-        return context
+        return run
     if kept.hash != wanted:  # it is another value, or the file is not what was written
-        return context
+        return run
     _logger.info("sparsitywatch: going on with the proxy's batches of %s", file)
-    return replace(context, proxy=kept)
+    return replace(run, proxy=kept)
 
 
 def open_log(
-    initial_step: int, context: Context, pipeline: Pipeline, trace: OptimizerTrace
-) -> Context:
+    initial_step: int, run: RunContext, pipeline: Pipeline, trace: OptimizerTrace
+) -> RunContext:
     """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
 
     A log that this run cannot go on from is renamed, and a new one begins: that of an earlier run
@@ -80,7 +80,7 @@ def open_log(
     to come, or one that cannot be read. A log that a living process writes stays where it is: a
     run that does not go on from it writes beside it.
 
-    Returns the context with what the log knows better: the tensors' first sizes, the proxy's
+    Returns the run's context with what the log knows better: the tensors' first sizes, the proxy's
     batches. Raises LogTakenError if another watch has taken the log over meanwhile.
     """
     claim = pipeline.claim
@@ -88,23 +88,23 @@ def open_log(
         goes_on = _claimed(claim, initial_step)
         why = "which this one does not go on from"
         if goes_on:
-            context, why = resume_from_log(claim.directory, initial_step, context, pipeline, trace)
+            run, why = resume_from_log(claim.directory, initial_step, run, pipeline, trace)
         if why:
             claim.set_aside(why)
-    info = run_info(initial_step, context)
+    info = run_info(initial_step, run)
     pipeline.open(info, lambda record: _detail(claim.directory, record.step))
-    if claim.directory is not None and context.proxy is not None:
-        _keep_batches(claim, context.proxy)
-    return context
+    if claim.directory is not None and run.proxy is not None:
+        _keep_batches(claim, run.proxy)
+    return run
 
 
-def run_info(initial_step: int, context: Context) -> RunInfo:
+def run_info(initial_step: int, run: RunContext) -> RunInfo:
     """What a log says once."""
     return RunInfo(
         initial_step=initial_step,
-        provenance=context.provenance,
-        ledger=context.scope.ledger,
-        initial_rms=context.initial_rms,
+        provenance=run.provenance,
+        ledger=run.scope.ledger,
+        initial_rms=run.initial_rms,
     )
 
 
@@ -137,34 +137,34 @@ def _is_replay(directory: Path) -> bool:
 def resume_from_log(
     directory: Path,
     initial_step: int,
-    context: Context,
+    run: RunContext,
     pipeline: Pipeline,
     trace: OptimizerTrace,
-) -> tuple[Context, str]:
+) -> tuple[RunContext, str]:
     """Go on from the records and events in ``directory`` up to ``initial_step``.
 
-    Returns the context as of ``open_log``, and why it cannot be done; empty if it was done.
+    Returns the run as of ``open_log``, and why it cannot be done; empty if it was done.
     """
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)
         events = read_events(directory, max_step=initial_step)
     except StateError as error:
-        return context, f"which cannot be gone on from: {error}"
+        return run, f"which cannot be gone on from: {error}"
     if manifest is not None:
-        context = restore_proxy(directory, context, manifest.provenance.proxy_hash)
-        then, now = manifest.provenance.settings(), context.provenance.settings()
+        run = restore_proxy(directory, run, manifest.provenance.proxy_hash)
+        then, now = manifest.provenance.settings(), run.provenance.settings()
         changed = [f"{k} {then[k]!r}, now {now[k]!r}" for k in now if now[k] != then[k]]
         if changed:
             why = f"whose numbers cannot be compared with those that come ({'; '.join(changed)})"
-            return context, why
-        if set(manifest.initial_rms) == set(context.initial_rms):
-            context = replace(context, initial_rms=dict(manifest.initial_rms))
+            return run, why
+        if set(manifest.initial_rms) == set(run.initial_rms):
+            run = replace(run, initial_rms=dict(manifest.initial_rms))
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
     pipeline.restore([*records[:-LAYERS_KEPT], *recent], events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(*((last.decay_clock, last.lr_clock) if last else (math.nan, math.nan)))
-    return context, ""
+    return run, ""
 
 
 def _with_layers(record: Record) -> Record:

@@ -7,20 +7,30 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
-from sparsitywatch.pipeline.measure import Context, failed_record, measure_snapshot
+from sparsitywatch.pipeline.measure import (
+    Measured,
+    RankContext,
+    RunContext,
+    SnapshotContext,
+    compared,
+    measure_snapshot,
+    not_measured,
+    record_of,
+)
 from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.records import Detail, Event, Record, Vital
+from sparsitywatch.records import Event, Record, Vital
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import OptimizerReading
+from sparsitywatch.weights.motion import MotionTracker, Moved
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
@@ -36,6 +46,10 @@ class FinishedSnapshot:
     evaluated: bool  # whether the proxy was
     front_s: float  # for which the training was held up
     behind_s: float  # as of ``StallTimer``
+
+
+#: What a snapshot says, what the optimizer did, and what has moved.
+_Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
 
 
 class StallTimer:
@@ -81,12 +95,14 @@ class SnapshotTaker:
     def __init__(
         self,
         model: MaskedModel,
-        context: Context,
+        run: RunContext,
+        rank: RankContext,
         pipeline: Pipeline,
         trace: OptimizerTrace,
         budget: OverheadBudget,
     ) -> None:
-        self.context = context  # replaced where an earlier log is gone on from
+        self.run = run  # replaced where an earlier log is gone on from
+        self._rank = rank
         self._model = model
         self._pipeline = pipeline
         self._trace = trace
@@ -106,9 +122,9 @@ class SnapshotTaker:
         with torch.no_grad():
             snapshot, reading, every = self._read(step)
             self._examined(step, every)(None)
-        motion = self.context.motion
-        if motion is not None and reading.clock is not None:
-            sample = self.context.reader.sample(motion.sampler, snapshot)
+        motion = self._motion(reading)
+        if motion is not None:
+            sample = self._rank.reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
         if behind and self._is_on_cpu:
             self._copy.take(snapshot)
@@ -125,24 +141,25 @@ class SnapshotTaker:
             not_evaluated: why the proxy is not evaluated; empty if it is.
         """
         timer = StallTimer(self._budget.now)
-        context = replace(self.context, not_evaluated=not_evaluated)
-        evaluated = context.proxy is not None and not not_evaluated
+        evaluated = self.run.proxy is not None and not not_evaluated
         is_later = behind and self._is_on_cpu and not evaluated
-        measured = self._read_and_measure(step, context, later=is_later)
+        measured = self._read_and_measure(step, not_evaluated, later=is_later)
 
         def finish() -> FinishedSnapshot:
             if behind:
                 timer.begin_behind()
-            record, detail = measured()
-            cost = replace(
-                record.cost,
+            found, reading, moved = measured()
+            record = record_of(
+                found,
+                reading,
+                moved,
                 stall_s=timer.front_s,
                 publish_s=self._pipeline.publish_s,
                 overhead=self._budget.overhead(timer.behind_s),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
-            record, events = self._pipeline.take(replace(record, cost=cost), detail)
+            record, events = self._pipeline.take(record, found.detail)
             return FinishedSnapshot(record, events, evaluated, timer.front_s, timer.behind_s)
 
         if behind:
@@ -190,7 +207,7 @@ class SnapshotTaker:
     def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Mapping[str, torch.Tensor]]:
         """The weights, what the optimizer did, and every parameter, in scope or not."""
         parameters, every = self._model.lookup()
-        snapshot = Snapshot.of_parameters(parameters, self.context.scope, step)
+        snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(every), every
 
@@ -201,9 +218,9 @@ class SnapshotTaker:
         """
 
         def failed(error: Exception) -> Examined:
-            reraise_foreign(error, strict=self.context.strict)
+            reraise_foreign(error, strict=self.run.strict)
             _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
-            return self.context.examiner.failed(redacted_error(error))
+            return self._trace.examiner.failed(redacted_error(error))
 
         try:
             finish = self._trace.examine(step, every)
@@ -218,38 +235,49 @@ class SnapshotTaker:
 
         return examined
 
+    def _motion(self, reading: OptimizerReading) -> MotionTracker | None:
+        """What compares the weights; nobody knows what moves them where no optimizer is seen."""
+        return None if reading.clock is None else self._trace.motion
+
     def _read_and_measure(
-        self, step: int, context: Context, *, later: bool
-    ) -> Callable[[], tuple[Record, Detail]]:
-        """What gives the record: of the model here and now, or of a copy that is made here."""
+        self, step: int, not_evaluated: str, *, later: bool
+    ) -> Callable[[], _Outcome]:
+        """What gives all about a snapshot: of the model here and now, or of a copy made here."""
 
-        def failed(error: BaseException) -> tuple[Record, Detail]:
+        def failed(error: BaseException) -> _Outcome:
             self._model.restore()  # done before, unless a signal came at that very moment
-            reraise_foreign(error, strict=context.strict)
+            reraise_foreign(error, strict=self.run.strict)
             _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
-            return failed_record(step, redacted_error(error), context), Detail()
+            return not_measured(step, redacted_error(error), self.run, not_evaluated), None, None
 
-        def measured() -> tuple[Record, Detail]:
+        def measured() -> _Outcome:
             try:
                 with torch.no_grad():
-                    found = measure_snapshot(snapshot, context)
+                    found = measure_snapshot(snapshot, self.run, rank, at)
+                    moved = None
+                    if motion is not None:
+                        moved = compared(found, motion, reading, self.run)
             except BaseException as error:  # noqa: BLE001 sorted by failed
                 return failed(error)
-            return found.record, found.detail
+            return found, reading, moved
 
+        rank = self._rank
         try:
             with torch.no_grad():
                 snapshot, reading, every = self._read(step)
-                # what the next step changes is read now; before a copy, which leaves caches cold
-                examined = self._examined(step, every)
-                context = replace(context, optimizer=reading, examined=examined)
+                motion = self._motion(reading)
+                at = SnapshotContext(
+                    model=None if later else self._model,
+                    not_evaluated=not_evaluated,
+                    sampler=None if motion is None else motion.sampler,
+                    # what the next step changes is read now; before a copy leaves caches cold
+                    examined=self._examined(step, every),
+                )
                 if later:
-                    snapshot = self._copy.take(snapshot)
-                    context = replace(context, num_threads=1, reader=context.reader.behind)
+                    snapshot, rank = self._copy.take(snapshot), rank.behind()
                     return measured
         except BaseException as error:  # noqa: BLE001 sorted by failed
             outcome = failed(error)
             return lambda: outcome
-        context = replace(context, model=self._model)
         outcome = measured()
         return lambda: outcome

@@ -204,7 +204,7 @@ class OptimizerTrace:
         self.optimizer = optimizer
         #: more optimizers that were seen to step
         self.others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._scope, self._motion, self._examiner = scope, motion, examiner
+        self._scope, self.motion, self.examiner = scope, motion, examiner
         self._clock = DecayClock()
         self._start = (0.0, 0.0)  # decay and lr when the clock began to run here
         self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
@@ -232,23 +232,23 @@ class OptimizerTrace:
         if known != group_membership(optimizer, parameters):
             self._start = self._totals(known)
             self._clock = DecayClock()
-            if self._motion is not None:
-                self._motion.forget()
-            self._examiner.forget()
+            if self.motion is not None:
+                self.motion.forget()
+            self.examiner.forget()
         self.optimizer = optimizer
         self._masters = None
 
     def examine(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Examined:
         """What became of all ``parameters``, in scope or not, since it was last asked."""
         if self.optimizer is None:
-            return self._examiner.read(step, parameters, None)
+            return self.examiner.read(step, parameters, None)
         training = Training(
             optimizer=self.optimizer,
             clock=self._clock,
             masters=self._masters_among(parameters),
             others=tuple(self.others),
         )
-        return self._examiner.read(step, parameters, training)
+        return self.examiner.read(step, parameters, training)
 
     def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
         """What the optimizer has done so far; ``parameters`` are all of the model's, by name."""
@@ -299,8 +299,8 @@ class OptimizerTrace:
             "start": self._start[0],
             "lr_start": self._start[1],
             "clock": self._clock.state_dict(),
-            **({"motion": None} if self._motion is None else self._motion.state_dict()),
-            "examiner": self._examiner.state_dict(),
+            **({"motion": None} if self.motion is None else self.motion.state_dict()),
+            "examiner": self.examiner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -314,7 +314,7 @@ class OptimizerTrace:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
         self._start = (float(state["start"]), float(state["lr_start"]))
         self._clock.load_state_dict(state["clock"])
-        if self._motion is not None and state["motion"] is not None:
-            self._motion.load_state_dict(state)
+        if self.motion is not None and state["motion"] is not None:
+            self.motion.load_state_dict(state)
         if state["examiner"]:
-            self._examiner.load_state_dict(state["examiner"])
+            self.examiner.load_state_dict(state["examiner"])

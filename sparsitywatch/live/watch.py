@@ -25,9 +25,9 @@ from sparsitywatch.errors import (
     expect_whole,
 )
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
-from sparsitywatch.live.trace import unwrap_optimizer
+from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import Context
+from sparsitywatch.pipeline.measure import RankContext, RunContext
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline, log_event
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
@@ -160,14 +160,27 @@ def watch(
     given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        context = _context(inner, scope, chosen, proxy, ranks, is_off=bool(off))
-        context = replace(context, strict=strict)
+        reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
+        snapshot = Snapshot.of(inner, scope, 0)
+        run = RunContext(
+            settings=chosen,
+            scope=scope,
+            proxy=_checked(proxy, inner, chosen, reader, is_off=bool(off)),
+            initial_rms={} if off else reader.counted(snapshot)[0].layer_rms(),
+            dtypes=snapshot.dtypes,
+            strict=strict,
+        )
+        trace = OptimizerTrace(
+            real_optimizer, scope, MotionTracker.of(chosen.dormant_samples), examiner
+        )
         if directory is not None:
             prepare(directory)
         return Watcher(
             model,
             real_optimizer,
-            context=context,
+            run=run,
+            rank=RankContext(reader),
+            trace=trace,
             pipeline=pipeline,
             schedule=schedule,
             background=background,
@@ -177,57 +190,46 @@ def watch(
         )
 
 
-def _context(
-    model: nn.Module,
-    scope: Scope,
-    settings: Settings,
+def _checked(
     proxy: Proxy | None,
-    ranks: Ranks,
+    model: nn.Module,
+    settings: Settings,
+    reader: ShardedReader,
     *,
     is_off: bool,
-) -> Context:
-    """What snapshots are measured with, the proxy tried and the weights read once."""
-    reader, every_reader, why_no_signs = _readers(model, scope, ranks)
-    if proxy is not None:
-        for pattern in (settings.pattern, *settings.controls):
-            _check_pattern(pattern, reader)
-        if flat_parameters(modules_of(model)):
-            raise ProxyError(
-                "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
-                "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
-                "leave `proxy` out: the weights are watched all the same."
-            )
-        proxy = proxy.shared(ranks)
-    if proxy is not None and not is_off:
-        check_proxy(proxy, model)
-    snapshot = Snapshot.of(model, scope, 0)
-    return Context(
-        settings=settings,
-        scope=scope,
-        proxy=proxy,
-        initial_rms={} if is_off else reader.counted(snapshot)[0].layer_rms(),
-        dtypes=snapshot.dtypes,
-        motion=MotionTracker.of(settings.dormant_samples),
-        examiner=Examiner()
-        if settings.dormant_samples == 0
-        else VitalTracker(every_reader, reason=why_no_signs),
-        reader=reader,
-    )
+) -> Proxy | None:
+    """The proxy as all ranks evaluate it, tried once."""
+    if proxy is None:
+        return None
+    for pattern in (settings.pattern, *settings.controls):
+        _check_pattern(pattern, reader)
+    if flat_parameters(modules_of(model)):
+        raise ProxyError(
+            "Expected a model without FSDP1 (FullyShardedDataParallel) for a proxy, since "
+            "its weights cannot be masked where they lie. Use FSDP2 (fully_shard), or "
+            "leave `proxy` out: the weights are watched all the same."
+        )
+    shared = proxy.shared(reader.ranks)
+    if not is_off:
+        check_proxy(shared, model)
+    return shared
 
 
 def _readers(
-    model: nn.Module, scope: Scope, ranks: Ranks
-) -> tuple[ShardedReader, ShardedReader, str]:
-    """What reads the in-scope parameters, and every one; and why nobody can read these."""
+    model: nn.Module, scope: Scope, ranks: Ranks, *, watches_all: bool
+) -> tuple[ShardedReader, Examiner]:
+    """What reads the in-scope parameters, and what looks at every one."""
     if ranks.is_alone:
-        return WHOLE_MODEL, WHOLE_MODEL, ""
+        return WHOLE_MODEL, VitalTracker(WHOLE_MODEL) if watches_all else Examiner()
     parameters, every = scope.lookup(model)
     reader = ShardedReader.of(parameters, ranks)
+    if not watches_all:
+        return reader, Examiner()
     try:
         of_all = ShardedReader.of(every, ranks)
     except (ScopeError, MeasurementError) as error:  # of one out of scope
-        return reader, WHOLE_MODEL, redacted_error(error)
-    return reader, WHOLE_MODEL if of_all.holds == "replicas" else of_all, ""
+        return reader, VitalTracker(WHOLE_MODEL, reason=redacted_error(error))
+    return reader, VitalTracker(WHOLE_MODEL if of_all.holds == "replicas" else of_all)
 
 
 #: What a process may have of a model, from all by itself to a part; see ``ShardedReader.holds``.

@@ -28,7 +28,7 @@ from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
-from sparsitywatch.pipeline.measure import Context, failed_record
+from sparsitywatch.pipeline.measure import RankContext, RunContext, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.ranks.protocol import ALONE, Ranks
@@ -58,7 +58,8 @@ class Watcher:
     Args:
         model: what is watched.
         optimizer: whose steps are counted; None if ``step`` is called instead.
-        context: what a snapshot is measured with.
+        run, rank: what snapshots are measured with.
+        trace: what the optimizer does.
         pipeline: what becomes of the record.
         schedule: when to take one.
         background: whether what can be done behind the training is done there.
@@ -72,7 +73,9 @@ class Watcher:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None,
         *,
-        context: Context,
+        run: RunContext,
+        rank: RankContext,
+        trace: OptimizerTrace,
         pipeline: Pipeline,
         schedule: BudgetedSchedule,
         background: bool,
@@ -85,11 +88,11 @@ class Watcher:
         self._budget = schedule.budget
         self._background = background
         self._ranks = ranks
-        self._strict = context.strict
+        self._strict = run.strict
         self._off = off  # why this watch does nothing; empty if it does
-        self._model = MaskedModel(model, context.scope, context.reader)
-        self._trace = OptimizerTrace(optimizer, context.scope, context.motion, context.examiner)
-        self._taker = SnapshotTaker(self._model, context, pipeline, self._trace, self._budget)
+        self._model = MaskedModel(model, run.scope, rank.reader)
+        self._trace = trace
+        self._taker = SnapshotTaker(self._model, run, rank, pipeline, trace, self._budget)
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._begun_at = 0
         self._pid = os.getpid()
@@ -193,7 +196,7 @@ class Watcher:
 
     def _failed(self, reason: str) -> Record:
         error = redacted_error(RuntimeError(reason))
-        return failed_record(self.step_count, error, self._taker.context)
+        return record_of(not_measured(self.step_count, error, self._taker.run))
 
     @property
     def _last_step(self) -> int:
@@ -212,12 +215,12 @@ class Watcher:
             _logger.exception("sparsitywatch: the watch's state is not known; training goes on")
 
         with contain_faults(say, strict=self._strict):
-            context = self._taker.context
+            run = self._taker.run
             return {
                 "step": self.step_count,
-                "scope_hash": context.provenance.scope_hash,
-                "proxy_hash": context.provenance.proxy_hash,
-                "initial_rms": dict(context.initial_rms),
+                "scope_hash": run.provenance.scope_hash,
+                "proxy_hash": run.provenance.proxy_hash,
+                "initial_rms": dict(run.initial_rms),
                 "optimizer": self._trace.state_dict(),
                 "pipeline": self._pipeline.state_dict(),
                 "schedule": self._schedule.schedule.state_dict(),
@@ -244,11 +247,11 @@ class Watcher:
             return
         claim = self._pipeline.claim
         claim.resume_in(str(state.get("log", "")))
-        kept = restore_proxy(claim.directory, self._taker.context, str(state.get("proxy_hash")))
+        kept = restore_proxy(claim.directory, self._taker.run, str(state.get("proxy_hash")))
         check_state(state, kept.provenance)
         before = (self._step, self.state_dict())
         try:
-            self._taker.context = kept
+            self._taker.run = kept
             self._restore(int(state["step"]), state)
         except Exception as error:
             self._restore(*before)
@@ -285,7 +288,7 @@ class Watcher:
     def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
         initial_rms = dict(state["initial_rms"])
-        self._taker.context = replace(self._taker.context, initial_rms=initial_rms)
+        self._taker.run = replace(self._taker.run, initial_rms=initial_rms)
         self._trace.load_state_dict(state["optimizer"])
         if state["schedule"]:
             self._schedule.schedule.load_state_dict(state["schedule"])
@@ -423,9 +426,7 @@ class Watcher:
             self._step = max(self._trace.steps_done - num_steps, 0)
         with self._ranks.all_or_none("beginning the log"):
             if self._ranks.rank == 0:
-                self._taker.context = open_log(
-                    self._step, self._taker.context, self._pipeline, self._trace
-                )
+                self._taker.run = open_log(self._step, self._taker.run, self._pipeline, self._trace)
                 if self._pending is not None:
                     self._pipeline.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
@@ -449,7 +450,7 @@ class Watcher:
         self._restore(int(state["step"]), state)
         self._log = state["log"]
         self._pipeline.restore(records, events)
-        self._pipeline.open(run_info(self.step_count, self._taker.context))
+        self._pipeline.open(run_info(self.step_count, self._taker.run))
         self._pipeline.load_state_dict(state["pipeline"])
 
     def _stand_back(self) -> None:

@@ -23,10 +23,15 @@ from sparsitywatch.errors import (
 from sparsitywatch.offline.jobs import PendingCheckpoint, Plan, in_order, sample_of
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.offline.selection import Failure, Listing, Patience, Selection, Waiting
-from sparsitywatch.pipeline.measure import Context, Measured, failed_record, with_motion
+from sparsitywatch.pipeline.measure import (
+    RunContext,
+    compared,
+    not_measured,
+    record_of,
+)
 from sparsitywatch.pipeline.pipeline import History, Pipeline
 from sparsitywatch.pipeline.rundir import prepare
-from sparsitywatch.records import Detail, Event, Record, RunInfo, html_of
+from sparsitywatch.records import Event, Record, RunInfo, html_of
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.vital import VitalReviewer
@@ -97,7 +102,7 @@ class Replayer:
         self._motion = MotionTracker.of(self.plan.settings.dormant_samples)
         self._has_begun = False  # not before a checkpoint could be opened
         self._kept: Run | None = None  # what stays of the log of an earlier replay
-        self._context: Context | None = None  # not before the sinks are open
+        self._run: RunContext | None = None  # not before the sinks are open
         self._held: list[PendingCheckpoint] = []  # what failed before
         self._done: set[int] = set()  # steps
         self._failures: dict[str, Failure] = {}
@@ -177,11 +182,11 @@ class Replayer:
         """Finish the log."""
         try:
             kept = self._kept
-            if kept and self._context is None and not _has_all_events(kept, self.detectors):
-                self._open(kept.records[-1])
-            if self._context is not None:
+            if kept and self._run is None and not _has_all_events(kept, self.detectors):
+                self._open(kept.records[-1].provenance.dtypes)
+            if self._run is not None:
                 self.pipeline.close()
-                self._context = None
+                self._run = None
         finally:
             self.pipeline.claim.release()
 
@@ -231,7 +236,7 @@ class Replayer:
                 self._fail(_too_late(one))
                 continue
             (tried,) = in_order([(self.plan, one)], self.executor, lambda: 1)
-            if tried.measured is not None and tried.measured.record.valid:
+            if tried.measured is not None and not tried.measured.failure:
                 return max((step for step in logged if step < one.step), default=-1)
             self._fail(_failure(tried))
         return records[-1].step
@@ -277,50 +282,55 @@ class Replayer:
     def _take(self, one: PendingCheckpoint) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
         measured = one.measured
-        if measured is None or not measured.record.valid:
+        if measured is None or measured.failure:
             self._fail(_failure(one))
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
         self._held.append(one)
-        like = measured.record if measured else None
+        like = measured.said["provenance"] if measured else None
         if self._kept is not None:
-            like = self._kept.records[-1]
-        if self._context is None and like is not None:
-            self._open(like)  # before, nothing can be said of the run
-        if self._context is not None:
+            like = self._kept.records[-1].provenance
+        if self._run is None and like is not None:
+            self._open(like.dtypes)  # before, nothing can be said of the run
+        if self._run is not None:
             for held in self._held:
-                self._publish(held, self._context)
+                self._publish(held, self._run)
             self._held.clear()
         self._done.add(one.step)
         self._num_snapshots += 1
 
-    def _open(self, like: Record) -> None:
-        """Open the sinks, which go on from what is kept of the log; dtypes are as of ``like``."""
+    def _open(self, dtypes: tuple[str, ...]) -> None:
+        """Open the sinks, which go on from what is kept of the log."""
         if self._kept is not None:
             self.pipeline.restore(self._kept.records, self._kept.events)
         claim = self.pipeline.claim
         if claim.directory is not None:
             prepare(claim.directory)
             claim.acquire(over="none")
-        dtypes = like.provenance.dtypes
-        context = replace(self.plan.context, dtypes=dtypes, motion=self._motion)
+        run = replace(self.plan.run, dtypes=dtypes)
         info = RunInfo(
             initial_step=self._kept.records[-1].step if self._kept else -1,
-            provenance=context.provenance,
-            ledger=context.scope.ledger,
-            initial_rms=context.initial_rms,
+            provenance=run.provenance,
+            ledger=run.scope.ledger,
+            initial_rms=run.initial_rms,
             replayed_from=self.replayed_from,
         )
-        self._context = context  # from here on the sinks are to be closed
+        self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
 
-    def _publish(self, one: PendingCheckpoint, context: Context) -> None:
-        if one.measured is None:
-            record, detail = failed_record(one.step, one.reason, context), Detail()
+    def _publish(self, one: PendingCheckpoint, run: RunContext) -> None:
+        measured, rates = one.measured, self.rates
+        reading = moved = None
+        if measured is None:
+            measured = not_measured(one.step, one.reason, run)
         else:
-            record, detail = with_rates(one.measured, context, self.rates), one.measured.detail
-        cost = replace(record.cost, publish_s=self.pipeline.publish_s)
-        self.pipeline.publish(replace(record, cost=cost), detail)
+            reading = reading_of(rates, one.step, measured.sample)
+            if self._motion is not None:
+                moved = compared(measured, self._motion, reading, run)
+            if reading is None and rates.is_known:
+                reading = replace(rates.reading(one.step, ()), decay_clock=math.nan)
+        record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
+        self.pipeline.publish(record, measured.detail)
 
     # ------------------------------------------------------------------ failing
 
@@ -381,7 +391,7 @@ def _scope_of(pending: Sequence[PendingCheckpoint], scope: ScopeLike) -> Scope |
 def _failure(one: PendingCheckpoint) -> Failure:
     reason = one.reason
     if one.measured is not None:
-        cause = " ".join(one.measured.record.reason.split())
+        cause = " ".join(one.measured.failure.split())
         reason = f"Cannot evaluate {redacted_url(one.url)}: {cause}"
     return Failure(one.url, one.step, reason)
 
@@ -409,17 +419,6 @@ def reading_of(
         return None
     masters = frozenset(name for name, tensor in sample.items() if tensor.dtype.itemsize < 4)
     return replace(rates.reading(step, sample), masters=masters)
-
-
-def with_rates(measured: Measured, context: Context, rates: Rates) -> Record:
-    """The record with what the optimizer did, as far as it is known, and with what has moved."""
-    step = measured.record.step
-    reading = reading_of(rates, step, measured.sample)
-    record = with_motion(measured, replace(context, optimizer=reading))
-    if rates.is_known and reading is None:
-        known = rates.reading(step, ())
-        record = replace(record, lr=known.lr, lr_clock=known.lr_clock)
-    return record
 
 
 # ------------------------------------------------------------------ the log of an earlier replay
@@ -455,7 +454,7 @@ def _until(log: Run, step: int) -> Run:
 def check_same(log: Run, plan: Plan) -> None:
     """Refuse to go on with other settings than those of the log; the message says which."""
     assert log.info is not None  # noqa: S101 for the type checker
-    then, now = log.info.provenance.settings(), plan.context.provenance.settings()
+    then, now = log.info.provenance.settings(), plan.run.provenance.settings()
     pairs = {name: (then[name], value) for name, value in now.items()}
     rules = plan.settings.near_zero
     logged = next((tuple(r.near_zero) for r in log.records if r.near_zero), rules)

@@ -23,13 +23,19 @@ from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapsho
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
-from sparsitywatch.pipeline.measure import Context, Measured, measure_snapshot
+from sparsitywatch.pipeline.measure import (
+    Measured,
+    RankContext,
+    RunContext,
+    SnapshotContext,
+    measure_snapshot,
+)
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
-from sparsitywatch.weights.layout import Entry
+from sparsitywatch.weights.layout import Entry, unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Sampler
 
@@ -82,18 +88,14 @@ class Plan:
     strict: bool = False  # let what goes wrong out, for tests
 
     @property
-    def context(self) -> Context:
-        """What a snapshot is measured with, the model left out."""
+    def run(self) -> RunContext:
+        """What every snapshot is measured with."""
         assert self.scope is not None  # noqa: S101 for the type checker
-        num_samples = self.settings.dormant_samples
-        return Context(
+        return RunContext(
             settings=self.settings,
             scope=self.scope,
             proxy=self.proxy,
             initial_rms=self.initial_rms or {},
-            sampler=None if num_samples == 0 else Sampler(num_samples),
-            examined=None if num_samples == 0 else unread(_NOT_TOLD),
-            num_threads=self.num_threads,
             strict=self.strict,
         )
 
@@ -116,28 +118,31 @@ def sample_of(plan: Plan, one: PendingCheckpoint) -> Mapping[str, torch.Tensor]:
     """Only the sampled weights of a checkpoint; empty if they cannot be read."""
     try:
         with torch.no_grad(), open_checkpoint(one.url, plan.storage_options) as checkpoint:
-            stored = stored_snapshot(checkpoint, plan.context.scope, one.step)
+            stored = stored_snapshot(checkpoint, plan.run.scope, one.step)
             return Sampler(plan.settings.dormant_samples).take(stored)
     except CheckpointError:
         return {}
 
 
 def _measured(plan: Plan, step: int, checkpoint: Checkpoint) -> Measured:
-    context = plan.context
-    if plan.factory is None:
-        snapshot = stored_snapshot(checkpoint, context.scope, step)
-        return measure_snapshot(snapshot, replace(context, dtypes=snapshot.dtypes))
-    own = plan.factory.model()
-    load_into(own, checkpoint)  # before names in scope are compared: this is said of all tensors
-    stored = stored_snapshot(checkpoint, context.scope, step)
-    model = MaskedModel(own, context.scope)
-    # the same weights from the model, which holds them now, in the dtype of the file
-    parameters = context.scope.parameters(model.module)
-    assert isinstance(stored.tensors, LazyTensors)  # noqa: S101 for the type checker
-    entries = stored.tensors.entries.items()
-    held = {name: parameters[name].detach().to(entry.dtype) for name, entry in entries}
-    snapshot = replace(stored, tensors=held)
-    return measure_snapshot(snapshot, replace(context, dtypes=stored.dtypes, model=model))
+    model = None if plan.factory is None else plan.factory.model()
+    if model is not None:  # before names in scope are compared: this is said of all tensors
+        load_into(model, checkpoint)
+    snapshot = stored_snapshot(checkpoint, plan.run.scope, step)
+    run = replace(plan.run, dtypes=snapshot.dtypes)
+    at = SnapshotContext()
+    num_samples = plan.settings.dormant_samples
+    if num_samples != 0:
+        at = SnapshotContext(sampler=Sampler(num_samples), examined=unread(_NOT_TOLD))
+    if model is not None:
+        at = replace(at, model=MaskedModel(model, run.scope))
+        # the same weights from the model, which holds them now, in the dtype of the file
+        parameters = run.scope.parameters(unwrap_model(model))
+        assert isinstance(snapshot.tensors, LazyTensors)  # noqa: S101 for the type checker
+        entries = snapshot.tensors.entries.items()
+        held = {name: parameters[name].detach().to(entry.dtype) for name, entry in entries}
+        snapshot = replace(snapshot, tensors=held)
+    return measure_snapshot(snapshot, run, RankContext(num_threads=plan.num_threads), at)
 
 
 # ------------------------------------------------------------------ the model of a worker

@@ -8,14 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
 from sparsitywatch.errors import ScopeError, expect, reraise_foreign
-from sparsitywatch.pipeline.parts import Examined, Examiner
+from sparsitywatch.pipeline.parts import Examined, nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, check_proxy, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import SameLevels
@@ -35,7 +35,7 @@ from sparsitywatch.redact import redacted_error
 from sparsitywatch.settings import Settings, SettingsFields
 from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.layout import natural_order, unwrap_model
-from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
+from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker, Moved
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import (
@@ -50,67 +50,20 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = [
-    "Context",
-    "Measured",
-    "failed_record",
-    "measure",
-    "measure_snapshot",
-    "with_motion",
-]
-
 _logger = logging.getLogger("sparsitywatch")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
-    """What a snapshot is measured with, beside its weights.
-
-    The first six are the same for every snapshot of a run, the others belong to one snapshot.
-
-    Args:
-        settings: what is measured.
-        scope: which weights count.
-        proxy: what is evaluated; None to measure the weights only.
-        initial_rms: root mean square of each in-scope tensor when the run was first seen; empty:
-            the snapshot's own.
-        dtypes: of the in-scope weights, for the provenance.
-        strict: let what goes wrong in an evaluation out, for tests.
-        model: holds the weights of the snapshot; None to leave the evaluation out.
-        not_evaluated: why the model is left out; empty if it is not.
-        optimizer: what it has done up to here; None offline, where nobody knows.
-        motion: what the snapshots before have left to compare with; None to compare nothing here.
-        sampler: takes the weights that are compared elsewhere; None where ``motion`` does it.
-        num_threads: to read the weights with; None for as many as torch uses.
-        reader: of the in-scope weights, which may be spread over ranks.
-        examiner: looks at every parameter, in scope or not, of a model in training.
-        examined: what it says of this snapshot.
-    """
+class RunContext:
+    """What every snapshot of a run is measured with."""
 
     settings: Settings
     scope: Scope
     proxy: Proxy | None = None
+    #: root mean square of each in-scope tensor when the run was first seen; empty: the snapshot's
     initial_rms: Mapping[str, float] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ()
-    strict: bool = False
-    model: MaskedModel | None = None
-    not_evaluated: str = ""
-    optimizer: OptimizerReading | None = None
-    motion: MotionTracker | None = None
-    sampler: Sampler | None = None
-    num_threads: int | None = None
-    reader: ShardedReader = WHOLE_MODEL
-    examiner: Examiner = field(default_factory=Examiner)
-    examined: Examined | None = None
-
-    @property
-    def compares(self) -> bool:
-        """Whether ``motion`` compares the weights with those of the snapshot before.
-
-        A live watch without an optimizer does not know what could have moved them.
-        """
-        has_clock = self.optimizer is None or self.optimizer.clock is not None
-        return self.motion is not None and has_clock
+    strict: bool = False  # let what goes wrong out, for tests
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -130,128 +83,146 @@ class Context:
         )
 
 
+@dataclass(frozen=True)
+class RankContext:
+    """How this process reads the weights, which may be spread over ranks."""
+
+    reader: ShardedReader = WHOLE_MODEL
+    num_threads: int | None = None  # None for as many as torch uses
+
+    def behind(self) -> RankContext:
+        """The same for a thread behind the training."""
+        return RankContext(self.reader.behind, num_threads=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapshotContext:
+    """What belongs to one snapshot, beside its weights."""
+
+    model: MaskedModel | None = None  # holds the weights; None to leave the evaluation out
+    not_evaluated: str = ""  # why the model is left out on purpose
+    sampler: Sampler | None = None  # of the weights to compare with those of other snapshots
+    examined: Examined = nothing_examined
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a snapshot says.
+    """What a snapshot says by itself; ``record_of`` makes the record."""
 
-    Args:
-        record: without its motion where that is compared elsewhere.
-        detail: what is too large for a record.
-        sample: the sampled weights by name, on the CPU; empty if none were to be taken.
-        mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``.
-        initial_rms: what "initial" near-zero rules referred to.
-    """
+    said: Mapping[str, Any]  # fields of the record
+    seconds: Mapping[str, float]  # fields of its cost
+    detail: Detail = field(default_factory=Detail)  # what is too large for a record
+    sample: Mapping[str, torch.Tensor] = field(default_factory=dict)  # by name, on the CPU
+    mask_thresholds: Sequence[float] = ()  # below which a weight would go, by ``MASK_LEVELS``
+    initial_rms: Mapping[str, float] = field(default_factory=dict)  # as "initial" rules had it
 
-    record: Record
-    detail: Detail
-    sample: Mapping[str, torch.Tensor]
-    mask_thresholds: Sequence[float]
-    initial_rms: Mapping[str, float]
+    @property
+    def failure(self) -> str:
+        """Why the record is not valid; empty if it is."""
+        return str(self.said["reason"])
 
 
-def measure_snapshot(snapshot: Snapshot, context: Context) -> Measured:
-    """Everything about one snapshot, whoever has taken it.
-
-    The driver adds to ``record.cost`` what only it knows.
-    """
+def measure_snapshot(
+    snapshot: Snapshot,
+    run: RunContext,
+    rank: RankContext = RankContext(),
+    at: SnapshotContext = SnapshotContext(),
+) -> Measured:
+    """Everything that a snapshot says by itself, whoever has taken it."""
     started = time.perf_counter()
-    spectrum, mark, sample, replicas = _counted(snapshot, context)
-    if not context.initial_rms:
-        context = replace(context, initial_rms=spectrum.layer_rms())
+    spectrum, mark, sample, replicas = _counted(snapshot, rank, at.sampler)
+    initial_rms = run.initial_rms or spectrum.layer_rms()
     counted = time.perf_counter()
-    result, controls, reason = _evaluated(snapshot.step, spectrum, context)
+    result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
     curve = result.curve if result else None
-    near_zero, near_zero_of = spectrum.near_zero_by_rule(
-        context.settings.rules, context.initial_rms
-    )
-    record = Record(
-        step=snapshot.step,
-        wall_time=time.time(),
-        valid=not reason,
-        reason=reason,
-        scope=context.scope.summary,
-        num_nan=spectrum.num_nan,
-        num_inf=spectrum.num_inf,
-        num_zero=spectrum.num_zero,
-        largest=math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
-        near_zero=near_zero,
-        fingerprint=mark,
-        replicas=replicas,
-        vital=None if context.examined is None else context.examined(spectrum),
-        curve=curve,
-        controls={name: control.curve for name, control in controls.items()},
-        reliance=curve.reliance if curve else math.nan,
-        essential_sparsity=None if curve is None else _estimate(curve, controls, context),
-        not_evaluated=context.not_evaluated,
-        layers=_layer_shares(spectrum, near_zero_of, result),
-        cost=Cost(
-            stall_s=0.0,
-            spectrum_s=counted - started,
-            evaluation_s=time.perf_counter() - counted if result or reason else 0.0,
-            num_forwards=sum(r.num_forwards for r in (result, *controls.values()) if r),
-        ),
-        provenance=context.provenance,
-    )
-    measured = Measured(
-        record=record,
+    near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
+    return Measured(
+        said={
+            "step": snapshot.step,
+            "wall_time": time.time(),
+            "valid": not reason,
+            "reason": reason,
+            "scope": run.scope.summary,
+            "num_nan": spectrum.num_nan,
+            "num_inf": spectrum.num_inf,
+            "num_zero": spectrum.num_zero,
+            "largest": math.nan if spectrum.num_nan else spectrum.thresholds([1.0])[0],
+            "near_zero": near_zero,
+            "fingerprint": mark,
+            "replicas": replicas,
+            "vital": at.examined(spectrum),
+            "curve": curve,
+            "controls": {name: control.curve for name, control in controls.items()},
+            "reliance": curve.reliance if curve else math.nan,
+            "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
+            "not_evaluated": at.not_evaluated,
+            "layers": _layer_shares(spectrum, near_zero_of, result),
+            "provenance": run.provenance,
+        },
+        seconds={
+            "spectrum_s": counted - started,
+            "evaluation_s": time.perf_counter() - counted if result or reason else 0.0,
+            "num_forwards": sum(r.num_forwards for r in (result, *controls.values()) if r),
+        },
         detail=Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays()),
         sample=sample,
         mask_thresholds=spectrum.thresholds(MASK_LEVELS) if sample else (),
-        initial_rms=context.initial_rms,
-    )
-    if context.motion is None and context.optimizer is None:
-        return measured
-    return replace(measured, record=with_motion(measured, context))
-
-
-def failed_record(step: int, reason: str, context: Context, *, stall_s: float = 0.0) -> Record:
-    """The record of a snapshot that could not even read the weights."""
-    return Record(
-        step=step,
-        wall_time=time.time(),
-        valid=False,
-        reason=reason,
-        scope=context.scope.summary,
-        num_nan=-1,
-        num_inf=-1,
-        num_zero=-1,
-        near_zero={},
-        cost=Cost(stall_s=stall_s, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
-        provenance=context.provenance,
-        not_evaluated=context.not_evaluated,
+        initial_rms=initial_rms,
     )
 
 
-def with_motion(measured: Measured, context: Context) -> Record:
-    """The record with what the optimizer did and what has moved since the last snapshot.
+def not_measured(step: int, reason: str, run: RunContext, not_evaluated: str = "") -> Measured:
+    """What is said of a snapshot that could not even read the weights."""
+    return Measured(
+        said={
+            "step": step,
+            "wall_time": time.time(),
+            "valid": False,
+            "reason": reason,
+            "scope": run.scope.summary,
+            "num_nan": -1,
+            "num_inf": -1,
+            "num_zero": -1,
+            "near_zero": {},
+            "provenance": run.provenance,
+            "not_evaluated": not_evaluated,
+        },
+        seconds={"spectrum_s": 0.0, "evaluation_s": 0.0, "num_forwards": 0},
+    )
 
-    Args:
-        measured: with a sample.
-        context: its ``motion`` remembers the sample for the next time.
-    """
-    record, optimizer = measured.record, context.optimizer
-    if optimizer is not None:
-        record = replace(
-            record,
-            decay_clock=optimizer.decay_clock,
-            lr_clock=optimizer.lr_clock,
-            lr=optimizer.lr,
-        )
-    if context.motion is None or not context.compares:
-        return record
+
+def compared(
+    measured: Measured, motion: MotionTracker, optimizer: OptimizerReading | None, run: RunContext
+) -> Moved:
+    """What has moved since the last snapshot; its sample is remembered for the next one."""
     near_zero = None  # nothing is projected without a clock
     if optimizer is not None:
-        rule = next(iter(context.settings.rules.values()))
+        rule = next(iter(run.settings.rules.values()))
         near_zero = rule.fixed_thresholds(measured.initial_rms)
-    moved = context.motion.compare(
-        record.step, measured.sample, measured.mask_thresholds, optimizer, near_zero
-    )
-    layers = tuple(
-        replace(layer, dormant=moved.layers.get(layer.name, math.nan)) for layer in record.layers
-    )
-    return replace(
-        record, dormant=moved.dormant, movement=moved.movement, masks=moved.masks, layers=layers
-    )
+    step, thresholds = measured.said["step"], measured.mask_thresholds
+    return motion.compare(step, measured.sample, thresholds, optimizer, near_zero)
+
+
+def record_of(
+    measured: Measured,
+    optimizer: OptimizerReading | None = None,
+    moved: Moved | None = None,
+    **cost: float,
+) -> Record:
+    """The record: what a snapshot says, what the optimizer did, what has moved, what it cost."""
+    said = dict(measured.said)
+    if optimizer is not None:
+        said.update(decay_clock=optimizer.decay_clock, lr_clock=optimizer.lr_clock, lr=optimizer.lr)
+    if moved is not None:
+        layers = tuple(
+            replace(layer, dormant=moved.layers.get(layer.name, math.nan))
+            for layer in said["layers"]
+        )
+        said.update(
+            dormant=moved.dormant, movement=moved.movement, masks=moved.masks, layers=layers
+        )
+    spent: dict[str, Any] = {"stall_s": 0.0, **measured.seconds, **cost}
+    return Record(**said, cost=Cost(**spent))
 
 
 def measure(
@@ -300,33 +271,26 @@ def measure(
     if proxy is not None:
         check_proxy(proxy, inner)
     snapshot = Snapshot.of(inner, scope, 0)
-    context = Context(
-        settings=chosen,
-        scope=scope,
-        proxy=proxy,
-        dtypes=snapshot.dtypes,
-        strict=True,
-        model=None if proxy is None else MaskedModel(model, scope),
-    )
+    run = RunContext(settings=chosen, scope=scope, proxy=proxy, dtypes=snapshot.dtypes, strict=True)
+    at = SnapshotContext(model=None if proxy is None else MaskedModel(model, scope))
     started = time.perf_counter()
     with torch.no_grad():
-        record = measure_snapshot(snapshot, context).record
-    stall_s = time.perf_counter() - started
-    return replace(record, cost=replace(record.cost, stall_s=stall_s))
+        measured = measure_snapshot(snapshot, run, at=at)
+    return record_of(measured, stall_s=time.perf_counter() - started)
 
 
 def _evaluated(
-    step: int, spectrum: MagnitudeSpectrum, context: Context
+    step: int, spectrum: MagnitudeSpectrum, run: RunContext, at: SnapshotContext
 ) -> tuple[SweepResult | None, dict[str, SweepResult], str]:
     """What the model is worth at many levels, and why that is not known; empty if it is.
 
     Also what it is worth at these levels by the controls, by their names.
     """
-    model, proxy, settings = context.model, context.proxy, context.settings
+    model, proxy, settings = at.model, run.proxy, run.settings
     controls: dict[str, SweepResult] = {}
-    if model is None or proxy is None or context.not_evaluated:
+    if model is None or proxy is None or at.not_evaluated:
         return None, controls, ""
-    mode = context.provenance.tolerance_mode
+    mode = run.provenance.tolerance_mode
 
     def allowed(dense: float) -> float:
         return allowed_harm(dense, settings.tolerance, mode) + ROUNDING * abs(dense)
@@ -346,20 +310,20 @@ def _evaluated(
                 model, proxy, spectrum, pattern=control, sweep=same, allowed=allowed
             )
     except BaseException as error:  # sorted by reraise_foreign
-        reraise_foreign(error, strict=context.strict)
+        reraise_foreign(error, strict=run.strict)
         _logger.exception("sparsitywatch: evaluation failed at step %d", step)
         return None, {}, redacted_error(error)
     return result, controls, ""
 
 
 def _estimate(
-    curve: SparsityCurve, controls: Mapping[str, SweepResult], context: Context
+    curve: SparsityCurve, controls: Mapping[str, SweepResult], run: RunContext
 ) -> EssentialSparsity:
     """What is read off the curve; with the word where the curve does not say it."""
-    settings, mode = context.settings, context.provenance.tolerance_mode
+    settings, mode = run.settings, run.provenance.tolerance_mode
     pattern = settings.pattern
     found = essential_sparsity(curve, settings.tolerance, mode, settings.confidence)
-    if getattr(pattern, "levels", None) is not None:
+    if pattern.levels is not None:
         reason = f"{pattern.name} is a point, not a curve: what lies between was not measured"
         return replace(found, informative=False, value=math.nan, reason=reason)
     for name, control in controls.items():
@@ -391,20 +355,17 @@ def _layer_shares(
 
 
 def _counted(
-    snapshot: Snapshot, context: Context
+    snapshot: Snapshot, rank: RankContext, sampler: Sampler | None
 ) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
     """Spectrum, fingerprint and sample of the weights, and whether their replicas agree."""
-    sampler = context.sampler
-    if context.motion is not None:
-        sampler = context.motion.sampler if context.compares else None
     bits: dict[str, torch.Tensor] = {}
     sample: dict[str, torch.Tensor] = {}
     if isinstance(snapshot.tensors, LazyTensors):  # stored: sampled while it is read, once
         if sampler is not None:
             snapshot = sampler.observed(snapshot, sample)
         snapshot = FINGERPRINTED.observed(snapshot, bits)
-    spectrum, replicas = context.reader.counted(snapshot, context.num_threads)
+    spectrum, replicas = rank.reader.counted(snapshot, rank.num_threads)
     if not isinstance(snapshot.tensors, LazyTensors):
-        sample = {} if sampler is None else context.reader.sample(sampler, snapshot)
-        bits = context.reader.sample(FINGERPRINTED, snapshot)
+        sample = {} if sampler is None else rank.reader.sample(sampler, snapshot)
+        bits = rank.reader.sample(FINGERPRINTED, snapshot)
     return spectrum, fingerprint(spectrum.digest(), bits), sample, replicas

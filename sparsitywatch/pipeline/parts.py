@@ -21,6 +21,11 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 Examined = Callable[[MagnitudeSpectrum | None], Vital | None]
 
 
+def nothing_examined(_: MagnitudeSpectrum | None) -> Vital | None:
+    """What is said where nobody looked."""
+    return None
+
+
 class Examiner:
     """Looks at every parameter of a model in training; this one looks at nothing.
 
@@ -37,11 +42,11 @@ class Examiner:
             parameters: every one of the model, by name, in its order; tied ones once.
             training: None if nobody knows how they are trained.
         """
-        return lambda _: None
+        return nothing_examined
 
     def failed(self, reason: str) -> Examined:
         """What is said of a snapshot at which ``read`` failed."""
-        return lambda _: None
+        return nothing_examined
 
     def forget(self) -> None:
         """Compare the next snapshot with nothing: what happened until then is not known."""
@@ -57,9 +62,15 @@ class Examiner:
 class Reviewer:
     """Looks at whole records in the order of their steps; this one sees nothing in them."""
 
-    def with_history(self, record: Record, earlier: Sequence[Record]) -> Record:
-        """The record with what the ``earlier`` ones say about it, by rising step."""
-        return record
+    def reviewed(
+        self,
+        vital: Vital | None,
+        record: Record,
+        same_weights_as: int | None,
+        earlier: Sequence[Record],
+    ) -> Vital | None:
+        """The vital signs of a record with what the ``earlier`` ones say, by rising step."""
+        return vital
 
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]

@@ -100,11 +100,13 @@ class History:
         That is its forecast, whether its weights have been seen before, and what reviewers add.
         """
         first = self._first_steps.get(record.fingerprint)
-        if first != record.step:
-            record = dataclasses.replace(record, same_weights_as=first)
+        if first == record.step:
+            first = None
+        vital = record.vital
         for reviewer in self._reviewers:
-            record = reviewer.with_history(record, self.records)
-        return self._forecaster.with_forecast(record)
+            vital = reviewer.reviewed(vital, record, first, self.records)
+        forecast = self._forecaster.forecast(record)
+        return dataclasses.replace(record, same_weights_as=first, vital=vital, forecast=forecast)
 
     def add(self, record: Record) -> Changes:
         """One more record; returns what it adds to the events."""

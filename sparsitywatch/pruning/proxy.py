@@ -368,6 +368,10 @@ class ExampleSubset(NamedTuple):
     num_batches: int
 
 
+#: Batches of a part, and where its examples are.
+Drawn = tuple[list["Batch"], NDArray[np.int64]]
+
+
 def _drawn(batches: Sequence[Batch], shares: Sequence[float]) -> list[Drawn]:
     """The batches of each part, as ``Proxy.subsets`` says."""
     sizes = [batch.sizes() for batch in batches]

@@ -391,29 +391,33 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
 class VitalReviewer(Reviewer):
     """Completes what checkpoints say by themselves, and makes events of findings that are new."""
 
-    def with_history(self, record: Record, earlier: Sequence[Record]) -> Record:
+    def reviewed(
+        self,
+        vital: Vital | None,
+        record: Record,
+        same_weights_as: int | None,
+        earlier: Sequence[Record],
+    ) -> Vital | None:
         """Of parameters that were not compared: since when weights are not finite, or are back.
 
         They are back where all in scope have the bits of an earlier snapshot again.
         """
-        vital = record.vital
         before = next((r for r in reversed(earlier) if r.was_read), None)
         if vital is None or not vital.reason or before is None:
-            return record
+            return vital
         findings = [replace(one, since_step=before.step) for one in vital.findings]
-        first = record.same_weights_as
-        if first is not None and before.fingerprint != record.fingerprint:
+        if same_weights_as is not None and before.fingerprint != record.fingerprint:
             names = tuple(layer.name for layer in record.layers)
             findings.append(
                 Finding(
                     kind="returned",
                     num=len(names),
                     tensors=names[:_MAX_NAMES],
-                    reason=f"all weights in scope have the bits of step {first} again",
+                    reason=f"all weights in scope have the bits of step {same_weights_as} again",
                     since_step=before.step,
                 )
             )
-        return replace(record, vital=replace(vital, findings=tuple(findings)))
+        return replace(vital, findings=tuple(findings))
 
     def events(
         self, record: Record, earlier: Sequence[Record], told: Sequence[Event]

@@ -77,7 +77,7 @@ def with_forecast(record: Record, earlier: Sequence[Record]) -> Record:
     forecaster = Forecaster()
     for one in earlier:
         forecaster.update(one)
-    return forecaster.with_forecast(record)
+    return replace(record, forecast=forecaster.forecast(record))
 
 
 def run(population: Population, snapshots: int, every: float = 0.1) -> list[Record]:
