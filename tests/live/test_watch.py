@@ -229,7 +229,7 @@ def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path, s
     with second.watch(tmp_path) as resumed:
         second.train(3)
     assert steps_of(resumed.records) == [3, 6, 9]
-    assert resumed._taker.context.initial_rms == watcher._taker.context.initial_rms
+    assert resumed._taker.run.initial_rms == watcher._taker.run.initial_rms
     last = resumed.records[-1]
     # the clocks go on where the log ends; those of step 7 are lost
     passed = 9 * 0.01 if stop == 6 else math.nan
