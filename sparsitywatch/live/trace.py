@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -63,8 +63,7 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
 class StepHook:
     """Calls a method after each step of every optimizer in the process; without one, never.
 
-    torch holds it weakly: it goes with the watch. The watch lives as long as the optimizer that
-    it was last given, also if nobody else holds it.
+    The watch lives as long as the optimizer that it was last given, also if nobody else holds it.
     """
 
     def __init__(
@@ -72,44 +71,61 @@ class StepHook:
         optimizer: torch.optim.Optimizer | None,
         after_step: Callable[[torch.optim.Optimizer], None],
     ) -> None:
-        self._after_step = after_step
-        self._is_on = optimizer is not None
-        self._depth = 0
-        self._handles: list[RemovableHandle] = []
-        if optimizer is None:
-            return
-        itself = weakref.ref(self)
-
-        def call(optimizer: torch.optim.Optimizer, *_: object) -> None:
-            hook = itself()
-            if hook is None or not hook._is_on:
-                return
-            hook._depth += 1
-            try:
-                hook._after_step(optimizer)
-            finally:
-                hook._depth -= 1
-
-        handle = register_optimizer_step_post_hook(_uncompiled(call))
-        weakref.finalize(self, handle.remove).atexit = False
-        self._handles.append(handle)
-        self.move(optimizer)
+        self.after_step = after_step
+        self._stays: RemovableHandle | None = None
+        if optimizer is not None:
+            _StepHooks.add(self)
+            self.move(optimizer)
 
     def move(self, optimizer: torch.optim.Optimizer) -> None:
         """Live as long as this optimizer."""
-        for handle in self._handles[1:]:
-            handle.remove()
-        self._handles[1:] = [optimizer.register_step_post_hook(_uncompiled(self._stay))]
+        if self._stays is not None:
+            self._stays.remove()
+        self._stays = optimizer.register_step_post_hook(_uncompiled(self._stay))
 
     def _stay(self, *_: object) -> None:
         """Nothing: who holds this method holds the hook."""
 
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
-        self._is_on = False
-        if self._depth == 0:  # else torch is going through its hooks
-            for handle in self._handles:
-                handle.remove()
+        _StepHooks.discard(self)
+        if self._stays is not None:
+            self._stays.remove()
+
+
+class _StepHooks:
+    """One hook of torch for all watches of a process.
+
+    torch goes through its hooks while they run. So this one is taken off between steps only, never
+    by the garbage collector, which may run in the middle of one.
+    """
+
+    _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
+    _handle: RemovableHandle | None = None
+    _depth = 0
+
+    @classmethod
+    def add(cls, hook: StepHook) -> None:
+        cls._alive.add(hook)
+        if cls._handle is None:
+            cls._handle = register_optimizer_step_post_hook(_uncompiled(cls._call))
+
+    @classmethod
+    def discard(cls, hook: StepHook) -> None:
+        cls._alive.discard(hook)
+        if cls._handle is not None and not cls._alive and cls._depth == 0:
+            cls._handle.remove()
+            cls._handle = None
+
+    @classmethod
+    def _call(cls, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        cls._depth += 1
+        try:
+            for hook in [*cls._alive]:
+                if hook in cls._alive:  # else another one has taken it off
+                    hook.after_step(optimizer)
+        finally:
+            cls._depth -= 1
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:

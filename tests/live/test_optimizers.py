@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import sparsitywatch as sw
+from sparsitywatch.live import trace
 
 Optimizer = torch.optim.Optimizer
 
@@ -203,16 +204,31 @@ def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
 
 def test_no_hook_is_left_behind() -> None:
     gc.collect()
-    others = set(_global_optimizer_post_hooks)  # of watches that tests before have left open
+    others = set(trace._StepHooks._alive)  # of watches that tests before have left open
     run = Run()
     watcher = run.watch(None)
-    assert len(set(_global_optimizer_post_hooks) - others) == 1
+    assert len(set(trace._StepHooks._alive) - others) == 1
+    assert len(_global_optimizer_post_hooks) == 1
     watcher.close()
-    assert not set(_global_optimizer_post_hooks) - others
+    assert not set(trace._StepHooks._alive) - others
+    assert others or not _global_optimizer_post_hooks
     run.watch(None)
     del run, watcher
     gc.collect()
-    assert not set(_global_optimizer_post_hooks) - others
+    assert not set(trace._StepHooks._alive) - others
+
+
+def test_a_watch_that_is_collected_in_the_middle_of_a_step_disturbs_no_training() -> None:
+    """The garbage collector runs when it likes, also while torch goes through its hooks."""
+    kept, dropped = Run(), Run()
+    watchers = [kept.watch(None, every=1), dropped.watch(None)]
+    handle = kept.optimizer.register_step_post_hook(
+        lambda *_: (vars(dropped).clear(), watchers.pop() if len(watchers) > 1 else 0, gc.collect())
+    )
+    kept.train(3)
+    assert [record.step for record in watchers[0].records] == [1, 2, 3]
+    handle.remove()
+    watchers[0].close()
 
 
 @pytest.mark.parametrize("explicit", [False, True])
