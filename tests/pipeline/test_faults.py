@@ -8,6 +8,7 @@ import functools
 import os
 import random
 import signal
+import time
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -181,12 +182,16 @@ def test_signals_at_any_time_leave_the_training_as_it_was() -> None:
     run = Run(lambda: None)
     run.step()
     before = run.state()
+    run.watcher.step(2)
+    began = time.process_time()
+    run.watcher.step(3)
+    one = time.process_time() - began
     num_raised = 0
     for number in range(40):
         with contextlib.suppress(TimeIsUpError):
-            signal.setitimer(signal.ITIMER_VIRTUAL, draw.uniform(1e-4, 0.02))
+            signal.setitimer(signal.ITIMER_VIRTUAL, draw.uniform(0.01, 1) * one)
             num_raised += 1
-            run.watcher.step(number + 2)
+            run.watcher.step(number + 4)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             num_raised -= 1
         assert same(run.state(), before)
