@@ -48,12 +48,12 @@ class RankGroup(Ranks):
     evaluating = contextlib.nullcontext
 
     def __init__(self, group: Any, store: Any = None, key: str = "") -> None:
+        super().__init__()
         self._group, self._store, self._key = group, store, key
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.lost = ""  # why the ranks have lost each other; empty as long as they have not
         self.num_bytes = 0  # that this rank has given to collectives
         self._num_agreed = 0
-        self._behind: Ranks = self
 
     @classmethod
     def of_all(cls, store: Any, prefix: str, model: nn.Module) -> RankGroup:
@@ -63,16 +63,12 @@ class RankGroup(Ranks):
             cls(distributed.new_group(backend="gloo", timeout=wait), store, f"{prefix}/left")
             for _ in ("in the training's thread", "behind it")
         )
-        front._behind = behind
+        front.behind = behind
         front.splits_layers = splits_layers(model)
         front.fsdp = fsdp_modules(model.modules())
         if front.fsdp:
             front.followed = ForwardOrder(front.fsdp).followed
         return front
-
-    @property
-    def behind(self) -> Ranks:
-        return self._behind
 
     def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
         self._num_agreed += 1
@@ -97,18 +93,13 @@ class RankGroup(Ranks):
         self.agree(what)
 
     def guarded(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
-        def called(*args: P.args, **kwargs: P.kwargs) -> T:
-            with self.all_or_none(what):
-                return function(*args, **kwargs)
-
-        return called
+        guarded: Callable[P, T] = self.all_or_none(what)(function)
+        return guarded
 
     def led(self, what: str, function: Callable[P, T]) -> Callable[P, T]:
         def called(*args: P.args, **kwargs: P.kwargs) -> T:
-            given: Any = None
             with self.all_or_none(what):
-                if self.rank == 0:
-                    given = function(*args, **kwargs)
+                given: Any = function(*args, **kwargs) if self.rank == 0 else None
             first: T = self.of_first(given)
             return first
 
@@ -173,11 +164,9 @@ class RankGroup(Ranks):
         return (shared(every) if is_same else by_rank(every))[self.rank], num_places
 
     def hand_down(self, give: Callable[[], T], take: Callable[[T], object]) -> None:
-        with self.all_or_none("what rank 0 hands down"):
-            known = give() if self.rank == 0 else None
-        known = self.of_first(known)
+        known = self.led("what rank 0 hands down", give)()
         if self.rank > 0:
-            take(known)  # type: ignore[arg-type]
+            take(known)
 
     def _reduce(self, numbers: np.ndarray, operation: Any) -> np.ndarray:
         self.num_bytes += numbers.nbytes
@@ -218,6 +207,7 @@ class PendingRanks(Ranks):
     """
 
     def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
+        super().__init__()
         self._store, self._prefix = store, prefix
         self._own, self._unknown = own, unknown
 

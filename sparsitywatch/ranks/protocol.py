@@ -37,10 +37,8 @@ class Ranks:
     #: Of a part that each rank has of a mapping, all of it; plain data.
     merged: Callable[[dict[int, Any]], dict[int, Any]] = dict
 
-    @property
-    def behind(self) -> Ranks:
-        """The same ranks, for the thread behind the training."""
-        return self
+    def __init__(self) -> None:
+        self.behind = self  # the same ranks, for the thread behind the training
 
     # ------------------------------------------------------------------ all of them, or none
 

@@ -41,7 +41,7 @@ class ThreadRanks(RankGroup):
 
     def __init__(self, meeting: Meeting, rank: int, size: int) -> None:
         self._meeting, self.rank, self.size = meeting, rank, size
-        self.lost, self.num_bytes, self._num_agreed, self._behind = "", 0, 0, self
+        self.lost, self.num_bytes, self._num_agreed, self.behind = "", 0, 0, self
 
     def gather(self, thing: Any) -> list[Any]:
         with self._exchanged():

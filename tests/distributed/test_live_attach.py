@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import HELD_OUT, Batch, Training, lines, loss, unlike, unwatched
+from contracts.sharded import HELD_OUT, Batch, Training, Value, lines, loss, unlike, unwatched
 from torch import distributed, nn
 
 import sparsitywatch as sw
@@ -91,37 +91,37 @@ def communicating(model: nn.Module, one: Batch) -> torch.Tensor:
     return values
 
 
-@case(2)
-def refused_alone(folder: Path) -> list[str]:
+def refused(folder: Path, way: str, value: Value) -> list[str]:
     """What rank 0 is told where the others do not attach; they go on."""
-    if distributed.get_rank() > 0:
-        return []
-    replica = Training()
-    with impatient():
-        proxy = sw.Proxy(HELD_OUT, communicating)
-        return [refusal(lambda: replica.watch(folder / "log", proxy=proxy))]
-
-
-@case(2)
-def refused_in_part(folder: Path) -> list[str]:
-    training = Training("fsdp")  # every rank takes part in this
+    training = Training(way)  # every rank takes part in this
     if distributed.get_rank() > 0:
         return []
     with impatient():
-        return [refusal(lambda: training.watch(folder / "log"))]
+        proxy = sw.Proxy(HELD_OUT, value)
+        return [refusal(lambda: training.watch(folder / "log", proxy=proxy))]
 
 
-def test_a_forward_that_communicates_is_refused_where_rank_0_is_alone(came: Came) -> None:
-    (said,), _ = came("refused_alone")
-    assert said.startswith("ProxyError: Expected a forward without communication, since rank 0 ")
-    assert not (came.folder("refused_alone") / "log").exists()
+#: How the model is spread, the value, and what rank 0 is told.
+REFUSED = {
+    "a forward that communicates": (
+        "one", communicating,
+        "ProxyError: Expected a forward without communication, since rank 0 evaluates alone",
+    ),
+    "a part of the model": (
+        "fsdp", loss,
+        ("ScopeError: Expected `sw.watch` on every rank, since each holds a part of the model, but "
+         "some have not called it within 0 s"),
+    ),
+}  # fmt: skip
+for _name, (_way, _value, _) in REFUSED.items():
+    case(2, name=_name)(lambda folder, way=_way, value=_value: refused(folder, way, value))
 
 
-def test_a_part_of_a_model_is_not_watched_by_rank_0_alone(came: Came) -> None:
-    (said,), _ = came("refused_in_part")
-    assert said.startswith("ScopeError: Expected `sw.watch` on every rank, since each holds a part")
-    assert "within 0 s" in said
-    assert not (came.folder("refused_in_part") / "log").exists()
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_every_rank_is_refused_where_rank_0_is_alone(name: str, came: Came) -> None:
+    (said,), _ = came(name)
+    assert said.startswith(REFUSED[name][2])
+    assert not (came.folder(name) / "log").exists()
 
 
 # ------------------------------------------------------------------ all attach
