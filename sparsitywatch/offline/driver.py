@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
@@ -35,13 +34,9 @@ from sparsitywatch.records import Event, Record, RunInfo, html_of
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
 from sparsitywatch.vital import VitalReviewer
-from sparsitywatch.weights.clock import OptimizerReading
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-
-if TYPE_CHECKING:
-    import torch
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -252,32 +247,30 @@ class Replayer:
             return
         sample = sample_of(self.plan, last)
         if sample:
-            thresholds = mask_thresholds(self.pipeline.claim.directory, last.step)
-            reading = reading_of(self.rates, last.step, sample)
+            thresholds: list[float] = []
+            if self.pipeline.claim.directory is not None:
+                with contextlib.suppress(StateError):  # not every spectrum is kept
+                    arrays = read_spectrum(self.pipeline.claim.directory, last.step)
+                    thresholds = MagnitudeSpectrum.from_arrays(arrays).thresholds(MASK_LEVELS)
+            reading = self.rates.reading_of(last.step, sample)
             self._motion.compare(last.step, sample, thresholds, reading)
 
     # ------------------------------------------------------------------ measuring
 
     def _measured(self, todo: Sequence[PendingCheckpoint]) -> Iterator[PendingCheckpoint]:
-        def window() -> int:
-            # the first one sets what "initial" rules refer to: the others have to wait for it
-            return 1 if self.plan.initial_rms is None else at_once
-
-        with self._workers() as (executor, at_once):
-            yield from in_order(((self.plan, one) for one in todo), executor, window)
-
-    @contextmanager
-    def _workers(self) -> Iterator[tuple[Executor | None, int]]:
-        """Who measures, and how many at once.
+        """What comes of each.
 
         Without a model the next checkpoint is read while what came of the one before is compared
         and written: that takes about as long.
         """
-        if self.executor is not None or self.plan.factory is not None:
-            yield self.executor, self.window
-            return
-        with ThreadPoolExecutor(1, "sparsitywatch-replay") as one_ahead:
-            yield one_ahead, 2
+        executor, size = self.executor, self.window
+        with contextlib.ExitStack() as stack:
+            if executor is None and self.plan.factory is None:
+                one_ahead = ThreadPoolExecutor(1, "sparsitywatch-replay")
+                executor, size = stack.enter_context(one_ahead), 2
+            jobs = ((self.plan, one) for one in todo)
+            # the first one sets what "initial" rules refer to: the others have to wait for it
+            yield from in_order(jobs, executor, lambda: size if self.plan.initial_rms else 1)
 
     def _take(self, one: PendingCheckpoint) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
@@ -324,7 +317,7 @@ class Replayer:
         if measured is None:
             measured = not_measured(one.step, one.reason, run)
         else:
-            reading = reading_of(rates, one.step, measured.sample)
+            reading = rates.reading_of(one.step, measured.sample)
             if self._motion is not None:
                 moved = compared(measured, self._motion, reading, run)
             if reading is None and rates.is_known:
@@ -405,22 +398,6 @@ def _too_late(one: PendingCheckpoint) -> Failure:
     return Failure(one.url, one.step, reason)
 
 
-# ------------------------------------------------------------------ what the optimizer did
-
-
-def reading_of(
-    rates: Rates, step: int, sample: Mapping[str, torch.Tensor]
-) -> OptimizerReading | None:
-    """What the optimizer had done at a checkpoint, if all of it is known; else None.
-
-    Weights of 16 bits are taken for rounded copies: files do not tell.
-    """
-    if not (rates.is_known and rates.knows_decay):
-        return None
-    masters = frozenset(name for name, tensor in sample.items() if tensor.dtype.itemsize < 4)
-    return replace(rates.reading(step, sample), masters=masters)
-
-
 # ------------------------------------------------------------------ the log of an earlier replay
 
 
@@ -495,14 +472,3 @@ def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
     history.restore(log.records, log.events)
     late = history.finish_restore()
     return not late.new and not late.revised
-
-
-def mask_thresholds(directory: Path | None, step: int) -> list[float]:
-    """Below which weights would have gone at a step; empty if its spectrum is not there."""
-    if directory is None:
-        return []
-    try:
-        spectrum = MagnitudeSpectrum.from_arrays(read_spectrum(directory, step))
-    except StateError:
-        return []
-    return spectrum.thresholds(MASK_LEVELS)

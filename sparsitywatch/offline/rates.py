@@ -7,13 +7,18 @@ import csv
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, is_number
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
+
+if TYPE_CHECKING:
+    import torch
 
 #: A number, a function of the optimizer step (1 is the first), or a CSV file of steps and values.
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
@@ -107,6 +112,13 @@ class Rates:
             clock=DecayClock([self._clock]).copy() if self.knows_decay else None,
             membership=dict.fromkeys(names, 0),
         )
+
+    def reading_of(self, step: int, sample: Mapping[str, torch.Tensor]) -> OptimizerReading | None:
+        """The same if all of it is known; weights of 16 bits are taken for rounded copies."""
+        if not (self.is_known and self.knows_decay):
+            return None
+        masters = frozenset(name for name, tensor in sample.items() if tensor.dtype.itemsize < 4)
+        return replace(self.reading(step, sample), masters=masters)
 
 
 def _value(name: str, function: Callable[[int], float], step: int) -> float:
