@@ -16,10 +16,8 @@ _BARE_LINK = re.compile(r"[a-z][a-z0-9_+]*")
 def path_parts(url: str) -> list[str]:
     """The components of the path in a URL; of a chained one those of the first path in it.
 
-    >>> path_parts("zip://run/step-5.pt::s3://bucket/all.zip")
-    ['run', 'step-5.pt']
-    >>> path_parts("simplecache::s3://bucket/run/step-5.pt")
-    ['bucket', 'run', 'step-5.pt']
+    >>> path_parts("zip://run/step-5.pt::s3://bucket/all.zip"), path_parts("simplecache::s3://b/a")
+    (['run', 'step-5.pt'], ['b', 'a'])
     """
     links = url.split("::")
     while len(links) > 1 and _BARE_LINK.fullmatch(links[0]):
@@ -80,10 +78,8 @@ def step_of_name(url: str) -> int | None:
     A number counts if the name says that it counts steps, or if it is the whole name. Units are
     read: 20k, 1.5M, 1e5, 1_000. Sizes of models, days, epochs, ranks and settings are no steps.
 
-    >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/step=7.ckpt", "a/000120.pt", "b/w.pt")]
-    [500, 7, 120, None]
-    >>> [step_of_name(n) for n in ("step_20k", "1M", "ep0-ba1000-rank0.pt", "model-7b")]
-    [20000, 1000000, 1000, None]
+    >>> [step_of_name(n) for n in ("run2/checkpoint-500", "a/000120.pt", "step_20k", "model-7b")]
+    [500, 120, 20000, None]
     """
     # inside the folder of a step each rank may have one of its own
     parts = [part for part in path_parts(url)[-3:] if not _is_only_a_rank(part)]
@@ -127,27 +123,19 @@ _RANK_OF_A_MATRIX = re.compile(r"(?:lora|low|svd|lr|matrix|full)[_-]?$", re.IGNO
 
 @dataclass(frozen=True)
 class Part:
-    """A name that says to be of one rank, or one of several files.
+    """A name that says to be of one rank, or one of several files."""
 
-    Args:
-        others: what the names of the others match; numbers are left open.
-        depth: how many components of the path follow on the one that says so.
-        is_one_of_several: whether there are others for certain, also where none are found.
-    """
-
-    others: re.Pattern[str]
-    depth: int
-    is_one_of_several: bool
+    others: re.Pattern[str]  # what the names of the others match; numbers are left open
+    depth: int  # how many components of the path follow on the one that says so
+    is_one_of_several: bool  # whether there are others for certain, also where none are found
 
 
 @lru_cache(_NUM_NAMES)
 def part_of(url: str) -> Part | None:
     """What a path states of being a part; its last three components count.
 
-    >>> part_of("run/checkpoint-500_rank0.pt").is_one_of_several
-    False
-    >>> part_of("run/model-00001-of-00002.safetensors").is_one_of_several
-    True
+    >>> [part_of(n).is_one_of_several for n in ("a/step-5_rank0.pt", "a/w-1-of-2.safetensors")]
+    [False, True]
     """
     for depth, name in enumerate(reversed(path_parts(url)[-3:])):
         found = [m for m in _PART.finditer(name) if not _is_of_a_matrix(name, m)]
@@ -185,10 +173,8 @@ def _is_only_a_rank(name: str) -> bool:
 
 # ------------------------------------------------------------------ names until a writer is done
 
-_TEMPORARY_START = re.compile(r"^[._]*tmp[._-]", re.IGNORECASE)
-_TEMPORARY_END = re.compile(
-    r"\.(?:tmp|part|partial|incomplete|saving)(?:[._-]\w*)?$|~$", re.IGNORECASE
-)
+_TEMPORARY_START = re.compile(r"^[._]*tmp[._-]", re.I)
+_TEMPORARY_END = re.compile(r"\.(?:tmp|part|partial|incomplete|saving)(?:[._-]\w*)?$|~$", re.I)
 
 
 def is_temporary(url: str) -> bool:
@@ -210,9 +196,5 @@ def is_temporary(url: str) -> bool:
 
 
 def without_temporary(name: str) -> str:
-    """The name that a file will have once its writer is done.
-
-    >>> without_temporary("tmp-checkpoint-5"), without_temporary("step-5.pt.tmp")
-    ('checkpoint-5', 'step-5.pt')
-    """
+    """The name that a file will have once its writer is done: step-5.pt of step-5.pt.tmp."""
     return _TEMPORARY_END.sub("", _TEMPORARY_START.sub("", name))

@@ -326,20 +326,17 @@ class Location:
 
     It keeps every file that is opened through it, or through one that it leads to: whoever opens
     a checkpoint and fails closes it, and nothing stays open however far a reader came.
-
-    Attributes:
-        fs: the file system, on which it lies at ``path``.
-        url: what opens it: with login, host and chain.
-        shown: the same without secrets, for messages.
-        opened: files that are open until this is closed, by their paths.
     """
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str, url: str) -> None:
         self.fs = fs
         self.path = path.rstrip("/") or path
-        self.url = url
-        self.shown = redacted_url(url)
-        self.opened: dict[str, Source] = {}
+        self.url = url  # what opens it: with login, host and chain
+        self.shown = redacted_url(url)  # for messages
+        self.is_local = isinstance(fs, LocalFileSystem)
+        #: What the paths inside of it begin with; of all of an archive nothing.
+        self.prefix = self.path and self.path.rstrip("/") + "/"
+        self.opened: dict[str, Source] = {}  # by path; open until this is closed
 
     @classmethod
     def of(
@@ -356,16 +353,6 @@ class Location:
                 "'sparsitywatch[s3]' or 'sparsitywatch[hub]', or correct the URL."
             ) from error
         return cls(fs, path, url_at(text, fs, path, path))
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it lies on this machine's own file system."""
-        return isinstance(self.fs, LocalFileSystem)
-
-    @property
-    def prefix(self) -> str:
-        """What the paths inside of it begin with; of all of an archive nothing."""
-        return self.path and self.path.rstrip("/") + "/"
 
     def at(self, path: str) -> Location:
         """Another place on the same storage, by its path there."""
