@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class Ongoing:
         return added < _SETTLING_SHARE * max(size, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class AbruptMemory:
     """What ``AbruptChange`` remembers."""
 
@@ -223,15 +223,13 @@ class AbruptChange(Detector):
 
     def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot; see ``Detector.update``."""
-        known = known_of(step, value, context, self.memory.history.last_step)
+        memory = self.memory
+        known = known_of(step, value, context, memory.history.last_step)
         if not math.isfinite(value):
             return None
         rate = self._advance(step, known)
-        memory = self.memory = replace(
-            self.memory,
-            history=self.memory.history.add(step, value, rate),
-            blocks=self.memory.blocks.add(step, value, rate),
-        )
+        memory.history = memory.history.add(step, value, rate)
+        memory.blocks = memory.blocks.add(step, value, rate)
         if memory.ongoing is not None:
             self._end_if_over(memory.ongoing)
             return None
@@ -255,32 +253,32 @@ class AbruptChange(Detector):
         advance = clock - memory.decay_clock
         if math.isnan(clock) and last >= 0:  # as much of it as could be seen
             advance = known["estimated_advance"]
-        decayed = memory.decayed + (advance if advance > 0.0 else 0.0)  # NaN: not known
-        self.memory = replace(memory, decay_clock=clock, decayed=decayed, lr_clock=lr_clock)
-        if last >= 0 and math.isfinite(lr_clock - memory.lr_clock):
-            return (lr_clock - memory.lr_clock) / (step - last)
-        return known["lr"]
+        memory.decayed += advance if advance > 0.0 else 0.0  # NaN: not known
+        passed = lr_clock - memory.lr_clock
+        memory.decay_clock, memory.lr_clock = clock, lr_clock
+        return passed / (step - last) if last >= 0 and math.isfinite(passed) else known["lr"]
 
     def _first_event(self, found: list[Candidate], view: View) -> Event | None:
         """The event of the first change that makes one; from then on it is going on."""
         for candidate in found:
             event = self._event(candidate, view)
             if event is not None:
-                self.memory = replace(self.memory, jumps=NO_JUMPS)
+                self.memory.jumps = NO_JUMPS
                 return event
         return None
 
     def _end_if_over(self, ongoing: Ongoing) -> None:
         """Look for the next change once this one is over: a new level, a new baseline."""
-        history, blocks = self.memory.history, self.memory.blocks
+        memory, blocks = self.memory, self.memory.blocks
         if ongoing.is_in_blocks and not blocks.has_completed:
             return
-        if ongoing.is_over((blocks if ongoing.is_in_blocks else history).view()):
-            kept = history.latest(ongoing.span * (blocks.size if ongoing.is_in_blocks else 1))
-            self.memory = replace(
-                self.memory, history=kept, blocks=Blocks.of(kept), ongoing=None,
-                num_skipped=0, decayed=0.0,
-            )  # fmt: skip
+        if ongoing.is_over((blocks if ongoing.is_in_blocks else memory.history).view()):
+            number = ongoing.span * (blocks.size if ongoing.is_in_blocks else 1)
+            memory.history = memory.history.latest(number)
+            memory.blocks = Blocks.of(memory.history)
+            memory.ongoing = None
+            memory.num_skipped = 0
+            memory.decayed = 0.0
 
     def _candidates(self, view: View) -> list[Candidate]:
         """The most certain change of each kind, if the rate does not account for it."""
@@ -288,7 +286,7 @@ class AbruptChange(Detector):
         values = view.values
         if len(values) - skipped >= MIN_SNAPSHOTS:
             jumps, seen = self.memory.jumps.update(view.steps, values, limits, num_skipped=skipped)
-            self.memory = replace(self.memory, jumps=jumps)
+            self.memory.jumps = jumps
             found.append([jump for jump in seen if self._direction in (jump.direction, "both")])
         left = self._left_by_rate([*found, *self._growths(view, limits)], view)
         may_decay = self._is_decaying and self._direction != "down"
@@ -330,8 +328,9 @@ class AbruptChange(Detector):
             return None
         span = max(FEW, math.ceil(LATEST * (len(view.values) - onset)))
         history, is_in_blocks = self.memory.history, view.begins is not view.ends
-        ongoing = Ongoing(candidate.direction, baseline, span, is_in_blocks, history.steps[-1])
-        self.memory = replace(self.memory, ongoing=ongoing)
+        self.memory.ongoing = Ongoing(
+            candidate.direction, baseline, span, is_in_blocks, history.last_step
+        )
         return event_of(
             history,
             (int(view.ends[onset]), int(view.begins[low]), int(view.ends[high])),

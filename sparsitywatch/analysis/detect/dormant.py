@@ -9,7 +9,7 @@ by chance, which the watch measures at each snapshot. So what is watched is the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,7 +36,7 @@ _IN_A_ROW = 2
 _LEAST_NOISE = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass
 class DormantMemory:
     """What ``DormantRise`` remembers."""
 
@@ -104,38 +104,39 @@ class DormantRise(Detector):
         # False if one of them is not known
         stands_still = known["decay_clock"] <= memory.decay_clock
         stands_still |= known["estimated_advance"] == 0.0
-        self.memory = replace(memory, decay_clock=known["decay_clock"])
+        memory.decay_clock = known["decay_clock"]
         if not math.isfinite(value):
             return None
         by_chance = known["dormant_by_chance"]
         expected = self._expected(by_chance)
-        history = memory.history.add(step, value, by_chance)
-        self.memory = replace(self.memory, history=history)
+        memory.history = memory.history.add(step, value, by_chance)
         if not math.isnan(memory.baseline):
             self._end_if_back(value - memory.baseline)
             return None
         required = max(self._min_effect, (self._ratio - 1.0) * expected)
         share = 0.0 if stands_still or math.isnan(expected) else (value - expected) / required
-        num_above = memory.num_above + 1 if share >= 1.0 else 0
-        self.memory = replace(self.memory, num_above=num_above, share=share)
-        if num_above < _IN_A_ROW and share < _IN_A_ROW:
+        memory.share = share
+        memory.num_above = memory.num_above + 1 if share >= 1.0 else 0
+        if memory.num_above < _IN_A_ROW and share < _IN_A_ROW:
             return None
-        return self._event(history, num_above, expected)
+        return self._event(expected)
 
-    def _event(self, history: SeriesHistory, num_above: int, expected: float) -> Event:
+    def _event(self, expected: float) -> Event:
+        memory, history = self.memory, self.memory.history
         view, size = history.view(), history.values[-1] - expected
         is_known = bool(np.isfinite(view.rates).all())
         found = onset_of(
             view.steps,
             view.values - view.rates if is_known else view.values,
             noise=_LEAST_NOISE * self._min_effect,
-            latest=max(len(view.values) - num_above - 1, 0),
+            latest=max(len(view.values) - memory.num_above - 1, 0),
         )
-        self.memory = replace(
-            self.memory, baseline=expected, num_back=0, peak=size, last=size, num_above=0, share=0.0
-        )
+        memory.baseline = expected
+        memory.peak = memory.last = size
+        memory.num_back = memory.num_above = 0
+        memory.share = 0.0
         at, low, high = (int(view.ends[i]) for i in found)
-        clock = self.memory.decay_clock
+        clock = memory.decay_clock
         return event_of(
             history, (at, low, high), direction="up", baseline=expected, decay_clock=clock
         )
@@ -143,11 +144,12 @@ class DormantRise(Detector):
     def _end_if_back(self, size: float) -> None:
         """Units die one after the other: it is one rise, unless half of it is gone."""
         memory = self.memory
-        peak = peak_of(memory.peak, memory.last, size)
-        num_back = memory.num_back + 1 if is_back_by_half(peak, size) else 0
-        memory = self.memory = replace(memory, peak=peak, last=size, num_back=num_back)
-        if num_back >= _IN_A_ROW:
-            self.memory = replace(memory, history=memory.history.latest(FEW), baseline=math.nan)
+        memory.peak = peak_of(memory.peak, memory.last, size)
+        memory.last = size
+        memory.num_back = memory.num_back + 1 if is_back_by_half(memory.peak, size) else 0
+        if memory.num_back >= _IN_A_ROW:
+            memory.history = memory.history.latest(FEW)
+            memory.baseline = math.nan
 
     def _expected(self, by_chance: float) -> float:
         """What living weights alone would show; NaN as long as nothing says so."""

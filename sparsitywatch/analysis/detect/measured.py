@@ -10,7 +10,7 @@ scatter.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,7 +48,7 @@ _SIDES = 1.645
 _SETTLING, _SETTLED = 12, 0.2
 
 
-@dataclass(frozen=True)
+@dataclass
 class MeasuredMemory:
     """What ``MeasuredChange`` remembers."""
 
@@ -108,14 +108,15 @@ class MeasuredChange(Detector):
 
     def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot; see ``Detector.update``."""
-        rows = self.memory.rows
-        known = known_of(step, value, context, int(rows[-1][0]) if rows else -1)
-        self.memory = replace(self.memory, decay_clock=known["decay_clock"])
+        memory = self.memory
+        last = memory.rows[-1][0] if memory.rows else -1
+        known = known_of(step, value, context, int(last))
+        memory.decay_clock = known["decay_clock"]
         if not math.isfinite(value):
             return None
         row = (float(step), float(value), known["low"], known["high"], known["reliance"])
-        self.memory = replace(self.memory, rows=(*rows, row)[-_MOST_PAST - _SPLITS[-1] :])
-        if not math.isnan(self.memory.baseline):
+        memory.rows = (*memory.rows, row)[-_MOST_PAST - _SPLITS[-1] :]
+        if not math.isnan(memory.baseline):
             self._end_if_over()
             return None
         shifts = [shift for shift in map(self._shift, _SPLITS) if shift is not None]
@@ -131,7 +132,8 @@ class MeasuredChange(Detector):
         added = np.median(values[-half:]) - np.median(values[-_SETTLING:-half])
         size = np.median(values[-half:]) - memory.baseline
         if abs(added) <= _SETTLED * abs(size):
-            self.memory = replace(memory, rows=memory.rows[-_SETTLING:], baseline=math.nan)
+            memory.rows = memory.rows[-_SETTLING:]
+            memory.baseline = math.nan
 
     def _shift(self, split: int) -> Candidate | None:
         """How the last ``split`` snapshots differ from those before, if that is a change."""
@@ -170,7 +172,7 @@ class MeasuredChange(Detector):
         found = onset_of(steps, rows[:, 1], noise=shift.noise, latest=latest, direction=direction)
         at, low, high = (int(steps[i]) for i in found)
         now = int(steps[-1])
-        self.memory = replace(self.memory, baseline=level, seen_step=now)
+        self.memory.baseline, self.memory.seen_step = level, now
         return Event(
             series="",
             direction=direction,
