@@ -191,8 +191,8 @@ def mismatches(
 ) -> dict[str, dict[str, list[str]]]:
     """What keeps runs from being compared: names of the runs, by field of the provenance and value.
 
-    A run whose provenance changed on the way (it was resumed with another proxy, say) is there with
-    the step of the change. ``weights_only``: only the scope has to agree.
+    A run whose provenance changed on the way, such as by a resume with another proxy, is there
+    with the step of the change. ``weights_only``: only the scope has to agree.
     """
     found = {}
     for field in _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS:

@@ -303,7 +303,7 @@ def _scale(layer: LayerShare) -> float:
 
 # ------------------------------------------------------------------ what became of it
 
-#: So many snapshots after a detection another one may still have seen the same thing.
+#: Snapshots after a detection within which another one may still have seen the same thing.
 _FEW_SNAPSHOTS = 3
 #: Events that are followed; older ones are left as they are.
 _MAX_FOLLOWED = 50

@@ -21,7 +21,7 @@ from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
 #: may step on some tensors only.
 _ROLES = ("frozen", "none", "unknown", "other", "master", "own")
-#: What an optimizer's means of gradients say of them, likewise.
+#: What an optimizer's means of gradients say of them; where ranks differ the last one holds.
 _RECALLED = ("unknown", "zero", "some")
 #: Names under which optimizers keep a mean of the gradients.
 _MEANS = ("exp_avg", "momentum_buffer")
@@ -34,7 +34,7 @@ _NO_PART = SampleIndex(0, np.empty(0, np.int64))
 def roles(
     training: Training, parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Who trains each parameter, as in ``TensorFacts``; in which watched group, or -1."""
+    """Who trains each parameter, as in the facts; in which watched group, or -1."""
     own = group_membership(training.optimizer, parameters)
     copied = group_membership(training.optimizer, training.masters)
     elsewhere: set[str] = set()
@@ -83,7 +83,7 @@ class GradientSummary(NamedTuple):
 
     @property
     def said(self) -> str:
-        """As in ``TensorFacts``: "some", "zero", "none" or "unknown"."""
+        """As in the facts: "some", "zero", "none" or "unknown"."""
         return _SAID[self.state]
 
     @property

@@ -45,16 +45,16 @@ _PATIENCE, _PATIENT_STEPS = 2, 8
 _MIN_NOT_DECAYED = 16
 #: Weights that moved away and came back to the bit.
 _MIN_RETURNED = 32
-#: A tensor blows up if in one interval it changes by this share of its size, so many times more
-#: than ever, of at least so many intervals, and so many times more than its peers have come to do;
-#: and so many times farther than any tensor went. One large gradient after small ones takes Adam
-#: 3.2 learning rates far in a step.
+#: A tensor blows up if in one interval it changes by this share of its size, by this factor more
+#: than ever (in at least this many intervals), by this factor more than its peers now do, and by
+#: this factor more than any tensor ever did. One large gradient after small ones makes Adam step
+#: 3.2 learning rates far.
 _FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS, _FARTHER = 0.5, 10.0, 3, 5.0, 4.0
-#: Tensors that say what is usual, at least.
+#: Least number of tensors that define what is usual.
 _MIN_KNOWN = 4
 #: Parts of names of what is used for some inputs only.
 _FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
-#: An event of a kind that has been told is told again after so many snapshots without it.
+#: An event is reported again after its kind was gone for this many snapshots.
 _GONE_FOR = 3
 
 

@@ -34,23 +34,23 @@ from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import local_of
 from sparsitywatch.weights.snapshot import SampleIndex, float64_of
 
-#: A tensor of at most this many weights is compared whole; of a larger one so many are.
+#: Tensors of up to this many weights are compared whole; of larger ones, this many weights are.
 WHOLE, SOME = 4096, 512
 #: Intervals whose changes are remembered, and snapshots whose marks are.
 _NUM_PAST, _NUM_MARKS = 8, 64
 #: Of fewer weights nobody can say that all were multiplied by one factor.
 _FEW = 8
-#: So many tensors that move say what a gradient is like.
+#: Number of moving tensors whose gradients serve as the reference.
 _NUM_REFERENCE = 8
 #: An update is lost for sure below the spacing divided by twice the first, and may be below it
 #: divided by twice the second: sizes of updates are known to within such factors.
 _FAR_BELOW, _NOT_FAR_ABOVE = 2.0, 0.125
-#: While the learning rate still rises, an update is lost for sure if it were at so many times it.
+#: While the learning rate rises, an update counts as lost only if it would be at this multiple.
 _STILL_TO_RISE = 30.0
-#: Of weights that a random rounding would move, so many move at least: updates may be smaller than
-#: the learning rate.
+#: Of the weights that random rounding would move, at least this share moves: updates may be smaller
+#: than the learning rate.
 _AT_LEAST = 0.25
-#: Decay of a weight has to be seen from so many times half the spacing on.
+#: Decay of a weight must show once it exceeds this many half spacings.
 _SEEN = 2.0
 #: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
 #: lost to nobody: its gradient has ended.

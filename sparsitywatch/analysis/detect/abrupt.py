@@ -41,7 +41,7 @@ _RARER_JUMP, _RARER_GROWTH = 0.8, 0.5
 _SKIPPED = 4
 #: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
 _MOST_BLOCKS = 128
-#: Bound: averages over blocks are known to so many digits.
+#: Bound: digits that averages over blocks keep.
 _MEAN_DIGITS = 10
 
 
@@ -382,7 +382,7 @@ _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _LONGEST = 1 / 4
 #: Guard: rates that differ by less than this part of the largest are the same.
 _SAME = 0.02
-#: So many standard deviations of what the response may be are granted to the rate.
+#: Standard deviations of the possible response that are granted to the rate.
 _GRANTED = 0.5
 
 

@@ -1,4 +1,4 @@
-"""What a detector is, what it remembers of its series, and how noise and onsets are told."""
+"""What a detector is, what it remembers of its series, and how noise and onsets are estimated."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sparsitywatch.records import Event, from_data, to_json
 
 Array = NDArray[np.float64]
 
-#: So few snapshots have a level and a noise: that of a baseline, and of what has settled.
+#: Snapshots that show a level and its noise: of a baseline, and of what has settled.
 FEW = 5
-#: So few snapshots have a trend, or a bend, that could be told from their noise.
+#: Snapshots that show a trend, or a bend, above their noise.
 TREND = 8
 #: The latest part of what has been seen that shows where it is now.
 LATEST = 1 / 4
@@ -99,9 +99,9 @@ def known_of(step: int, value: float, context: Context, last: float) -> dict[str
 
 # ------------------------------------------------------------------ what is remembered of a series
 
-#: Bound: recent snapshots are all there, and older ones are thinned out to so few.
+#: Bound: recent snapshots that are all kept, and older ones that are left of the rest.
 _RECENT, _OLDER = 96, 64
-#: Bound: the learning rate is known to so many digits.
+#: Bound: digits of the learning rate that are kept.
 _RATE_DIGITS = 6
 
 
@@ -118,7 +118,7 @@ class View:
 
 @dataclass(frozen=True)
 class SeriesHistory:
-    """A series so far, by rising step: every recent snapshot, and every so many of the older ones.
+    """A series so far, by rising step: every recent snapshot, and some of the older ones.
 
     The older ones are evenly spaced over the whole run: what the run was like before shows
     in them at any cadence.
@@ -157,7 +157,7 @@ class SeriesHistory:
         return self.steps[-1] if self.steps else -1
 
     def latest(self, number: int) -> SeriesHistory:
-        """The last ``number`` snapshots, if there are so many recent ones."""
+        """The last ``number`` snapshots, at most all recent ones."""
         steps, values, rates, _ = (c[-min(number, _RECENT) :] for c in vars(self).values())
         return SeriesHistory(steps, values, rates, tuple(range(len(steps))))
 

@@ -36,19 +36,19 @@ _FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
-#: Such growth is steady if no bend makes it so many times steeper.
+#: Such growth is steady if no bend makes it steeper by this factor.
 _STEEPER = 2.0
 #: Grid: bends that are tried, at these parts of its time.
 _BENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-#: The latest level of a past is that of so many snapshots at least.
+#: Least number of snapshots for the latest level of a past.
 _LEAST_LATEST = 4
 #: Noise of a single snapshot's logarithm before any is seen, and the snapshots it is worth.
 _PRIOR_SD, _PRIOR_SNAPSHOTS = 0.03, 6.0
-#: The floor is reached within so many times the noise of a snapshot.
+#: Distance from the floor, in units of a snapshot's noise, at which it is reached.
 _AT_FLOOR = 2.0
-#: What is at most so many times the floor is at the floor.
+#: A value of at most this multiple of the floor is at the floor.
 _NEAR_FLOOR = 1.1
-#: A parabola explains something only if its bend is so many times its standard error.
+#: A parabola explains growth only if its bend is this many standard errors large.
 _BENT = 3.0
 
 

@@ -31,7 +31,7 @@ from sparsitywatch.records.student import normal_score
 _MOST_AFTER = 6
 #: Those of each split. With one there is only a forecast, no change is seen yet.
 SPLITS = tuple(range(1, _MOST_AFTER + 1))
-#: Residuals and forecast errors are cut off at so many standard deviations; errors far out, since
+#: Residuals and forecast errors are cut off at these standard deviations; errors far out, since
 #: no smaller one is unlikely enough where few snapshots came before.
 _WINSOR, _CLIP = 3.0, 30.0
 
@@ -75,7 +75,7 @@ _HAS = np.array(
         for model in MODELS
     ]
 )
-#: Guard: a coefficient that is held at zero has so many times the weight of a snapshot.
+#: Guard: weight, in snapshots, with which a coefficient is held at zero.
 _HELD = 1e9
 
 
@@ -242,7 +242,7 @@ def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array
     return score, whole, width
 
 
-#: A jump is looked for once there are so many snapshots.
+#: A jump is looked for from this number of snapshots on.
 MIN_SNAPSHOTS = TREND + 1
 #: Snapshots that tell the grid of a quantised series.
 _GRID_SNAPSHOTS = 80
@@ -250,7 +250,7 @@ _GRID_SNAPSHOTS = 80
 _GRID_NOISE, _GRID_STEPS = 0.3, 1.5
 #: Guard: noise that is allowed for where none is seen, in smallest effects and in levels.
 _LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
-#: What a model was worth so many snapshots ago counts this much of what it is worth now.
+#: What a model was worth counts this much less with each snapshot since.
 _FORGETTING = 0.95
 #: Bound: past scores that show how wide a model's scores really are.
 _PAST = 40

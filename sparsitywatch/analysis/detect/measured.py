@@ -38,13 +38,13 @@ _MOST_PAST = 40
 #: Smallest score, and what is enough for what has come to twice its level, or half of it, and for
 #: a fall whose cause is seen.
 _SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 1.5
-#: So many times is a multiple; reliance that has come to one explains a fall of essential sparsity.
+#: A multiple; reliance that rises to this one explains a fall of essential sparsity.
 _MULTIPLE = 2.0
-#: The interval says as much about the noise as so many snapshots.
+#: Snapshots that the interval is worth as evidence of the noise.
 _PRIOR_SNAPSHOTS = 4.0
-#: Definition: a 90 percent interval is so many standard deviations to each side.
+#: Definition: standard deviations to each side of a 90 percent interval.
 _SIDES = 1.645
-#: A change is over when so many snapshots have added less than this part of it.
+#: A change is over when this many snapshots have added less than this part of it.
 _SETTLING, _SETTLED = 12, 0.2
 
 
