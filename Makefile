@@ -15,11 +15,12 @@ BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check format lint types imports bench bench-detection paper clean
+.PHONY: help setup demo test test-fast check format lint types imports bench bench-detection paper clean
 
 help:
 	@echo "make demo    pretrain a small BERT under watch       ARGS=\"--steps 300\""
 	@echo "make test    run every test                          ARGS=\"-k spectrum\""
+	@echo "make test-fast   before a commit: some of every room, a minute"
 	@echo "make check   formatting, lint, types, import rules"
 	@echo "make bench   time the library against the usual way"
 	@echo "make bench-detection   score the detector beside others; fifteen minutes, or ARGS=\"--small\""
@@ -33,6 +34,10 @@ demo: $(VENV)/.ready-demo
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+# leaves out what is slow, starts processes or needs a browser
+test-fast: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest $(TESTS) -m "not slow and not browser" $(ARGS)
 
 check: format lint types imports
 

@@ -1,4 +1,4 @@
-"""Run by torchrun: saves one model in pieces, as FSDP2 and DDP trainings do."""
+"""Run on ranks: saves one model in pieces, as FSDP2 and DDP trainings do."""
 
 from __future__ import annotations
 

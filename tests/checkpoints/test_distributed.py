@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from contracts.forked import forked
 from contracts.reader_contract import ReaderContract, failure, same_bits, small_bert
-from contracts.torchrun import torchrun
 from torch import nn
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -36,7 +36,12 @@ class TestDistributed(ReaderContract):
 
     def write(self, model: nn.Module, folder: Path) -> Path:
         script = Path(__file__).with_name("distributed_save.py")
-        torchrun(script, str(folder / "step-11"))
+        status, output = forked(
+            script,
+            str(folder / "step-11"),
+            imports="contracts.reader_contract,torch.distributed.tensor",
+        )
+        assert status == 0, output
         assert len(list(folder.glob("step-11/*.distcp"))) == 2
         return folder / "step-11"
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from contracts.forked import forked
 
 _HEAD = '''
 import datetime, os, sys, threading, warnings
@@ -96,34 +92,14 @@ os._exit(0)  # torch 2.13 at times hangs when it lets go of a DDP
 
 
 def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -> list[str]:
-    """Run a script on ranks, in the environment of torchrun; the lines that they print, sorted.
+    """Run a script on ranks; the lines that they print, sorted.
 
     What a rank does not say within the time is missing.
     """
-    path, said = folder / "script.py", folder / "said.txt"
+    path = folder / "script.py"
     path.write_text(_HEAD + textwrap.dedent(script) + _END)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    together = {"WORLD_SIZE": num, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with said.open("ab") as file, contextlib.ExitStack() as stack:
-        processes = []
-        for rank in range(num):
-            own = {**together, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
-            process = subprocess.Popen(
-                [sys.executable, str(path), str(folder / "logs")],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {name: str(value) for name, value in own.items()},
-            )
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-            processes.append(process)
-        ends = time.monotonic() + limit_s
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=max(ends - time.monotonic(), 0.0))
-    output = said.read_text(errors="replace")
+    imports = "torch.distributed.fsdp,sparsitywatch.live.watcher"
+    _, output = forked(path, str(folder / "logs"), num_ranks=num, imports=imports, limit_s=limit_s)
     lines = sorted(line for line in output.splitlines() if line[:1] == "[" and line[2:4] == "] ")
     return lines or [output[-2000:]]
 

@@ -103,10 +103,9 @@ def _result(one: Case, store: Any, rank: int, folder: Path) -> dict[str, Any]:
 
 def _wait_for_all(store: Any, name: str, size: int) -> None:
     """The next case begins when all have ended this one."""
-    key = f"{name}/ended"
-    store.add(key, 1)
-    while store.add(key, 0) < size:
-        time.sleep(0.002)
+    if store.add(f"{name}/ended", 1) == size:
+        store.set(f"{name}/all", "ended")
+    store.wait([f"{name}/all"], dt.timedelta(minutes=5))
 
 
 def main(folder: str, *names: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 from contracts import rank_cases
+from contracts.forked import forked
 from contracts.rank_cases import Came
-from contracts.torchrun import outcome
+
+#: What the cases need.
+IMPORTS = "pytest,contracts.rank_cases,contracts.sharded,contracts.watched"
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +30,10 @@ def came(tmp_path_factory: pytest.TempPathFactory) -> Came:
             fcntl.flock(lock, fcntl.LOCK_EX)
             said = folder / "output.txt"
             if not said.exists():
-                script = Path(rank_cases.__file__)
-                try:
-                    _, output = outcome(script, str(folder), num_processes=num, limit_s=400)
-                except subprocess.TimeoutExpired as error:
-                    output = f"{error}\n{(error.output or b'').decode()}"
+                _, output = forked(
+                    Path(rank_cases.__file__), str(folder), num_ranks=num, imports=IMPORTS,
+                    limit_s=400,
+                )  # fmt: skip
                 said.write_text(output)
             return folder, said.read_text()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from contracts.forked import forked
 from contracts.logged import records as all_records
-from contracts.torchrun import torchrun
 from contracts.trainers import checkpoints
 from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
 
@@ -28,7 +28,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        torchrun(TESTS / "contracts" / "wrappers_on_ranks.py", str(folder))
+        script = TESTS / "contracts" / "wrappers_on_ranks.py"
+        status, output = forked(script, str(folder), imports="contracts.wrappers_on_ranks")
+        assert status == 0, output
     return folder
 
 

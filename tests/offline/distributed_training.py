@@ -1,4 +1,4 @@
-"""Two processes train one model under a watch and save it together; started by torchrun."""
+"""Two processes train one model under a watch and save it together, on ranks."""
 
 from __future__ import annotations
 

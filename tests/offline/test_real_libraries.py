@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from contracts.forked import forked
 from contracts.live_runs import (
     held_out,
     loss_per_sentence,
@@ -24,7 +25,6 @@ from contracts.live_runs import (
     train,
 )
 from contracts.s3_server import s3_server
-from contracts.torchrun import torchrun
 
 import sparsitywatch as sw
 from sparsitywatch.records import Record, Replicas
@@ -173,7 +173,9 @@ def test_distributed_checkpoints_of_two_processes(
 ) -> None:
     paths = [str(HERE.parents[1]), str(HERE.parent)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    torchrun(HERE / "distributed_training.py", str(tmp_path))
+    script = HERE / "distributed_training.py"
+    status, output = forked(script, str(tmp_path), imports="contracts.live_runs")
+    assert status == 0, output
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in those processes
     try:
