@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from recording.catalog import RUNS, RunSpec
+from recording.catalog import EVERY, RUNS, RunSpec
 from recording.labels import DECISIVE, crossing, split_of
-from recording.recorder import EVERY, Training
+from recording.recorder import Training
 from recording.tasks import build
 from reporting import Goal, Part, run, table
 

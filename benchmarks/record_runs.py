@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from recording.catalog import FOLDER, PROXY_FOLDER, RUNS, WITH_PROXY, RunSpec, load, write
+from recording.catalog import FOLDER, PROXY_FOLDER, RUNS, WITH_PROXY, RunSpec, label, load, write
 from recording.labels import DECISIVE
-from recording.recorder import label, record, record_with_proxy
 from reporting import table
 
 
@@ -81,6 +80,8 @@ def _label_again() -> None:
 
 def _record(spec: RunSpec, *, with_proxy: bool) -> bool:
     """Record the run; False if its loss left the finite numbers."""
+    from recording.recorder import record, record_with_proxy  # here: transformers takes seconds
+
     started = time.perf_counter()
     try:
         run = record_with_proxy(spec) if with_proxy else record(spec)

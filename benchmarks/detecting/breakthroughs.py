@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recording.catalog import PROXY_FOLDER, load
-from recording.recorder import MEASURED
+from recording.catalog import MEASURED, PROXY_FOLDER, load
 from reporting import Goal, table
 
 from detecting.work import Job, Plan, Results

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[1]
+#: What each process runs.
+MODULE = "ranking.measured"
 
 
 def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.0) -> Any:
@@ -29,7 +31,7 @@ def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.
     together |= {"OMP_NUM_THREADS": 1, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         found, said = Path(folder) / "found.json", Path(folder) / "said.txt"
-        command = [sys.executable, "-m", "ranking.measured", part, str(found), str(int(small))]
+        command = [sys.executable, "-m", MODULE, part, str(found), str(int(small))]
         file = stack.enter_context(said.open("ab"))
         processes = []
         for rank in range(num_ranks):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recording.labels import label_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interference:
@@ -126,6 +128,36 @@ WITH_PROXY = tuple(
         "bert-text20-wd1-s1", "bert-text20-wd1-s0", "bert-relu-wd0.5-s1",
     )
 )  # fmt: skip
+
+# ------------------------------------------------------------------ what is recorded
+
+#: Steps between two looks, and between those of the watches that see dormant weights from
+#: further apart: the one series that cannot be thinned out afterwards.
+EVERY = 25
+COARSER = (50, 100, 200)
+#: In looks, every distance that a series is seen at: how far the decay clock advanced, as a replay
+#: estimates it, depends on it, too.
+APART = (1, *(every // EVERY for every in COARSER))
+RULES = ("initial_0.1", "rms_0.1", "abs_0.001")
+#: What is dormant, and how much of it by chance; both depend on the look before.
+DORMANT = ("motion/dormant", "motion/dormant_by_chance")
+SERIES = (*(f"near_zero/{rule}" for rule in RULES), *DORMANT, "motion/decay_clock")
+
+Series = dict[str, list[float | None]]
+#: What is measured, each with both ends of the 90 percent interval that a detector is told.
+MEASURED = ("essential_sparsity/value", "value/reliance")
+
+
+def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
+    """What the rules say about a run's series."""
+    event = spec.interference
+    return label_of(
+        steps,
+        series,
+        interference=event.kind if event else "",
+        known_step=event.step if event else None,
+    )
+
 
 # ------------------------------------------------------------------ files
 

@@ -15,25 +15,24 @@ from pretrain_bert import lr_factor
 from torch import nn
 
 import sparsitywatch as sw
-from recording.catalog import Interference, RunSpec
-from recording.labels import breakthrough, label_of, split_of
+from recording.catalog import (
+    APART,
+    COARSER,
+    DORMANT,
+    EVERY,
+    MEASURED,
+    RULES,
+    SERIES,
+    Interference,
+    RunSpec,
+    Series,
+    label,
+)  # fmt: skip
+from recording.labels import breakthrough, split_of
 from recording.tasks import Task, build
 from sparsitywatch.records import Record
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
-
-#: Steps between two looks, and between those of the watches that see dormant weights from
-#: further apart: the one series that cannot be thinned out afterwards.
-EVERY, COARSER = 25, (50, 100, 200)
-#: In looks, every distance that a series is seen at: how far the decay clock advanced, as a replay
-#: estimates it, depends on it, too.
-APART = (1, *(every // EVERY for every in COARSER))
-_RULES = ("initial_0.1", "rms_0.1", "abs_0.001")
-#: What is dormant, and how much of it by chance; both depend on the look before.
-DORMANT = ("motion/dormant", "motion/dormant_by_chance")
-SERIES = (*(f"near_zero/{rule}" for rule in _RULES), *DORMANT, "motion/decay_clock")
-
-Series = dict[str, list[float | None]]
 
 
 class Training:
@@ -200,21 +199,10 @@ def _note(seen: dict[str, list[float | None]], record: Record) -> None:
 
 def _watch(task: Task, training: Training, every: int, on_record: Any) -> sw.Watcher:
     return sw.watch(
-        task.model, training.optimizer, logdir=None, every=every, near_zero=_RULES, detectors={},
+        task.model, training.optimizer, logdir=None, every=every, near_zero=RULES, detectors={},
         on_event=(), on_record=[on_record], max_overhead=None, strict=True,
         background=False,  # on_record sees the optimizer as it is at the look
     )  # fmt: skip
-
-
-def label(spec: RunSpec, steps: list[int], series: Series) -> dict[str, Any]:
-    """What the rules say about a run's series."""
-    event = spec.interference
-    return label_of(
-        steps,
-        series,
-        interference=event.kind if event else "",
-        known_step=event.step if event else None,
-    )
 
 
 def rounded(x: float) -> float | None:
@@ -224,8 +212,6 @@ def rounded(x: float) -> float | None:
 
 # ------------------------------------------------------------------ with a proxy
 
-#: What is measured, each with both ends of the 90 percent interval that a detector is told.
-MEASURED = ("essential_sparsity/value", "value/reliance")
 #: So many looks follow the breakthrough: what is seen later comes too late.
 _LOOKS_AFTER = 6
 #: A model that never leaves its plateau is recorded so long.

@@ -10,10 +10,8 @@ import pytest
 from detecting import breakthroughs
 from detecting.breakthroughs import LONGEST_GAP, Left
 from detecting.work import Job, Results
-from recording import recorder
-from recording.catalog import PROXY_FOLDER, RUNS, WITH_PROXY, load
+from recording.catalog import MEASURED, PROXY_FOLDER, RUNS, WITH_PROXY, load
 from recording.labels import breakthrough
-from recording.recorder import MEASURED
 
 from sparsitywatch.pipeline import pipeline
 from sparsitywatch.records import Event
@@ -64,6 +62,8 @@ def test_a_watch_with_a_proxy_leaves_the_training_as_it_was_without(run: Any) ->
 def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from recording import recorder  # here: it imports models of transformers
+
     monkeypatch.setattr(recorder, "_MOST_STEPS", 50)
     spec = next(spec for spec in RUNS if spec.name == "bert-gelu-wd0.01-s0")
     run = recorder.record_with_proxy(dataclasses.replace(spec, steps=50))

@@ -535,8 +535,9 @@ PAIRS = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 def named(fault: str, model: str, optimizer: str, seed: int) -> str:
     """Why a fault was not named in one training; empty if it was."""
     training = Training(model, optimizer, seed)
-    truth = list(FAULTS[fault].plant(training))
-    return verdict(FAULTS[fault], truth, training.run())
+    planted = FAULTS[fault]
+    truth = list(planted.plant(training))
+    return verdict(planted, truth, training.run(planted.onset + 2 * EVERY))
 
 
 def verdict(fault: Fault, truth: Iterable[str], watcher: sw.Watcher) -> str:

@@ -37,6 +37,9 @@ from sparsitywatch import Proxy, watch
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
+    if isinstance(request, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
+        continue
     child = os.fork()
     if child == 0:
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -44,16 +47,15 @@ for line in sys.stdin:
         sys.argv = request["argv"]
         sys.path[0] = os.path.dirname(sys.argv[0])
         runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
     print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 class Server:
     """Starts the example again and again, in a process of its own each time."""
 
-    def __init__(self, argv: list[str], output: Path) -> None:
-        self._request = json.dumps({"argv": argv, "output": str(output)}) + "\n"
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
@@ -64,13 +66,14 @@ class Server:
     def _answer(self) -> str:
         return self._process.stdout.readline().strip()
 
-    def start(self) -> int:
+    def start(self, argv: list[str], output: Path) -> int:
         """Process id of a new run."""
-        self._process.stdin.write(self._request)
+        self._process.stdin.write(json.dumps({"argv": argv, "output": str(output)}) + "\n")
         return int(self._answer())
 
-    def wait(self) -> int:
-        """Exit status of the run, once it has ended."""
+    def wait(self, pid: int) -> int:
+        """Exit status of a run, once it has ended."""
+        self._process.stdin.write(f"{pid}\n")
         return int(self._answer())
 
     def stop(self) -> None:
@@ -79,11 +82,10 @@ class Server:
 
 
 @pytest.fixture
-def servers() -> Iterator[list[Server]]:
-    started: list[Server] = []
+def server() -> Iterator[Server]:
+    started = Server()
     yield started
-    for server in started:
-        server.stop()
+    started.stop()
 
 
 def _last_step(records: Path) -> int:
@@ -145,27 +147,25 @@ def _assert_same_results(killed: Path, whole: Path) -> None:
         assert curves == reference
 
 
-def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(
-    tmp_path, script, tiny, servers
-):
+def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, script, tiny, server):
     rng = random.Random(0)
     arguments = [script, *tiny, "--steps", str(STEPS), "--every", str(EVERY), "--logdir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for logdir in (whole, killed):
-        output = tmp_path / f"{logdir.name}.txt"
-        servers.append(Server([*arguments, str(logdir)], output))
-    servers[0].start()
+
+    def start(logdir: Path) -> int:
+        return server.start([*arguments, str(logdir)], tmp_path / f"{logdir.name}.txt")
+
+    uninterrupted = start(whole)
 
     records = killed / "sparsitywatch" / "records.jsonl"
     # at the first ones the goal is reached already: they die in start-up, at any point of it
     goals = sorted([0] * 6 + [rng.randrange(1, LAST_GOAL) for _ in range(NUM_KILLS - 6)])
     for goal in goals:
-        pid = servers[1].start()
+        pid = start(killed)
         _kill_at(pid, records, goal, rng.uniform(0.0, 1.0 if goal == 0 else 0.1))
-        assert servers[1].wait() == -signal.SIGKILL
-    servers[1].start()
-    assert servers[1].wait() == 0, (tmp_path / "killed.txt").read_text()
-    assert servers[0].wait() == 0, (tmp_path / "whole.txt").read_text()
+        assert server.wait(pid) == -signal.SIGKILL
+    assert server.wait(start(killed)) == 0, (tmp_path / "killed.txt").read_text()
+    assert server.wait(uninterrupted) == 0, (tmp_path / "whole.txt").read_text()
 
     told = (tmp_path / "killed.txt").read_text()
     assert told.count("Going on from step") >= NUM_KILLS // 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import subprocess
 import sys
@@ -51,21 +52,20 @@ def test_the_default_text_is_the_same_in_every_process_and_imports_nothing() -> 
         "import pretrain_bert, hashlib\n"
         "before = set(sys.modules)\n"
         "text = chr(0).join(pretrain_bert.python_documentation())\n"
-        "print(len(text), hashlib.sha256(text.encode()).hexdigest())\n"
+        "print(hashlib.sha256(text.encode()).hexdigest())\n"
         "print([m for m in set(sys.modules) - before if not m.startswith('_sysconfigdata')])"
     )
-    answers = set()
-    for seed in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": seed, "HOME": "/nonexistent"},
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        answers.add(done.stdout)
-    (answer,) = answers
-    first, imported = answer.splitlines()
-    assert 1_000_000 < int(first.split()[0]) < 5_000_000
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONHASHSEED": "1", "HOME": "/nonexistent"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found, imported = done.stdout.splitlines()
     assert imported == "[]"
+    # strings are hashed otherwise in this process
+    text = "\0".join(pretrain_bert.python_documentation())
+    assert 1_000_000 < len(text) < 5_000_000
+    assert found == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_docstrings_come_in_the_order_of_the_definitions() -> None:
