@@ -44,7 +44,9 @@ class Cost:
         return 100.0 * self.more / self.bare
 
 
-def cost(num_layers: int = 12, repeats: int = 101) -> Cost:
+def cost(
+    num_layers: int = 12, repeats: int = 101, hidden: int = 768, num_series: int | None = None
+) -> Cost:
     """Medians of snapshots in turns, and of what the second of two takes longer.
 
     Every weight drifts between them, and the detectors' history grows as long as in a long run.
@@ -52,7 +54,7 @@ def cost(num_layers: int = 12, repeats: int = 101) -> Cost:
     from overhead import bert  # here, since it loads TensorBoard
 
     torch.set_num_threads(1)
-    model = bert(num_layers)
+    model = bert(num_layers, hidden)
     weights = [p.detach() for p in model.parameters()]
     drift = [1e-4 * torch.randn_like(w) for w in weights]
     options: dict[str, Any] = {
@@ -75,12 +77,12 @@ def cost(num_layers: int = 12, repeats: int = 101) -> Cost:
     assert whole.records[-1].vital is not None
     pairs = list(zip(spent["bare"], spent["whole"], strict=True))[1:]
     more = statistics.median(both - alone for alone, both in pairs)
-    return Cost(num_layers, statistics.median(spent["bare"][1:]), more, _detection_s())
+    return Cost(num_layers, statistics.median(spent["bare"][1:]), more, _detection_s(num_series))
 
 
-def _detection_s() -> float:
-    """A detector's processor time a snapshot, over one series of each family."""
-    detect, made = online(ours), list(jumps.suite(DESIGN_SEEDS[:1], "standard"))
+def _detection_s(num_series: int | None) -> float:
+    """A detector's processor time a snapshot, over one series of each family, or of some."""
+    detect, made = online(ours), list(jumps.suite(DESIGN_SEEDS[:1], "standard"))[:num_series]
     detect(made[0])  # what is loaded or compiled at first is not counted
     started = time.process_time()
     for series in made:

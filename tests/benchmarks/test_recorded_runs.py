@@ -187,18 +187,15 @@ def test_a_recording_is_the_same_each_time_and_survives_its_file(tmp_path: Path)
 def test_nothing_differs_before_the_interference_and_much_after(
     what: str, amount: float, kind: str
 ) -> None:
-    plain, changed = (
-        recorded(),
-        recorded(Interference(what=what, step=125, amount=amount, duration=5)),
-    )
+    plain = recorded()
+    changed = recorded(Interference(what=what, step=125, amount=amount, duration=5))
     assert (changed["label"]["kind"], changed["label"]["known_step"]) == (kind, 125)
     for name in ("near_zero/abs_0.001", "loss"):
         assert plain["series"][name][:4] == changed["series"][name][:4]
     assert plain["series"]["loss"][5:] != changed["series"]["loss"][5:]
     if kind == "planted":  # it is seen at its own step
-        near_zero = dict(
-            zip(changed["steps"], changed["series"]["near_zero/abs_0.001"], strict=True)
-        )
+        values = changed["series"]["near_zero/abs_0.001"]
+        near_zero = dict(zip(changed["steps"], values, strict=True))
         assert near_zero[100] < 0.05
         assert near_zero[125] >= 0.3
         assert (near_zero[200] >= 0.3) == (what == "prune-hold")
