@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from recording.catalog import EVERY, RUNS, RunSpec
+from recording.catalog import EVERY, RunSpec, load, spec_of
 from recording.labels import DECISIVE, crossing, split_of
 from recording.recorder import Training
 from recording.tasks import build
@@ -122,7 +122,8 @@ def _train(spec: RunSpec) -> list[Record]:
 
 
 def _chosen(families: Sequence[str], seeds: Sequence[int]) -> list[RunSpec]:
-    return [s for s in RUNS if s.name.rpartition("-s")[0] in families and s.seed in seeds]
+    found = [spec_of(run) for run in load().values()]
+    return [s for s in found if s.name.rpartition("-s")[0] in families and s.seed in seeds]
 
 
 def _goals(scores: Sequence[Score]) -> list[Goal]:

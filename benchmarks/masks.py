@@ -1,29 +1,23 @@
-"""What the masks of patterns cost, beside what torch has for them.
+"""What the masks of patterns cost.
 
 python benchmarks/masks.py [--small] [--save] [--repeats N] [--threads N]
 
 N:M and per-row masks are those of BERT-base's in-scope weights (72 matrices, 84.9 M), timed against
-one plain copy of the weights into warm buffers, and beside ``torch.ao.pruning``'s
-``WeightNormSparsifier``, which has N:M as blocks of four with two zeros. Wanda and SparseGPT are
-timed on a BERT of MiniLM's size (six blocks, 10.6 M weights in scope, random weights) with a proxy
-of 8 sequences of 128 tokens and a vocabulary so small that the head costs next to nothing: Wanda
-against the forward passes of the proxy, both with everything that one mask needs, which are the
-inputs of the layers, the cut, and the pruned weights of all tensors. Times are medians of
-interleaved repeats.
+one plain copy of the weights into warm buffers. Wanda and SparseGPT are timed on a BERT of MiniLM's
+size (six blocks, 10.6 M weights in scope) with a proxy of 8 sequences of 128 tokens and a
+vocabulary so small that the head costs next to nothing, with everything that one mask needs: the
+inputs of the layers, the cut, and the pruned weights of all tensors.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
 from collections.abc import Callable
 
 import torch
 from overhead import batch_of, bert, loss_per_example
 from reporting import Goal, Part, medians_s, run, table
 from spectrum import make_weights, prepare_copy
-from torch import nn
-from torch.ao.pruning.sparsifier.weight_norm_sparsifier import WeightNormSparsifier
 
 import sparsitywatch as sw
 from sparsitywatch.pruning.criteria import input_axes, inputs_of
@@ -34,7 +28,6 @@ from sparsitywatch.weights.scope import Scope
 BATCH, LENGTH = 8, 128
 VOCABULARY = 256
 ROWS = ("keep_1_of_2", "keep_2_of_4", "keep_1_of_4", "keep_4_of_8", "per_row")
-TORCH = "torch.ao.pruning.WeightNormSparsifier, 2 of 4"
 
 
 def prepare_masks(pattern: str, weights: dict[str, torch.Tensor]) -> Callable[[], object]:
@@ -50,23 +43,8 @@ def prepare_masks(pattern: str, weights: dict[str, torch.Tensor]) -> Callable[[]
     return prune
 
 
-def prepare_torch(weights: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """Two of four by torch: its masks alone."""
-    model = nn.ModuleDict()
-    for name, tensor in weights.items():
-        model[name.replace(".", "_")] = layer = nn.Linear(
-            tensor.shape[1], tensor.shape[0], bias=False
-        )
-        layer.weight.data = tensor
-    sparsifier = WeightNormSparsifier(
-        sparsity_level=1.0, sparse_block_shape=(1, 4), zeros_per_block=2
-    )
-    sparsifier.prepare(model, [{"tensor_fqn": f"{name}.weight"} for name in model])  # type: ignore[no-untyped-call]
-    return sparsifier.step
-
-
 def of_weights(num_layers: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians in seconds by dtype: a copy, each pattern, and torch's own in float32."""
+    """Medians in seconds by dtype: a copy, and each pattern."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
         weights = make_weights(num_layers, dtype)
@@ -74,10 +52,6 @@ def of_weights(num_layers: int, repeats: int) -> dict[str, dict[str, float]]:
         cases |= {pattern: prepare_masks(pattern, weights) for pattern in ROWS}
         name = str(dtype).removeprefix("torch.")
         found[name] = medians_s(cases, repeats)
-        if dtype is torch.float32:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it is to move elsewhere
-                found[name] |= medians_s({TORCH: prepare_torch(weights)}, min(repeats, 2))
     return found
 
 
@@ -115,19 +89,13 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     num_layers = 1 if small else 12
     times = of_weights(num_layers, repeats)
     rows = []
-    for case in ("copy", *ROWS, TORCH):
-        cells = [case]
-        for found in times.values():
-            known = case in found
-            cells.append(f"{1e3 * found[case]:,.1f}" if known else "")
-            cells.append(f"{found[case] / found['copy']:,.1f}" if known else "")
-        rows.append(cells)
+    for case in ("copy", *ROWS):
+        both = [(found[case], found[case] / found["copy"]) for found in times.values()]
+        rows.append([case, *(x for s, c in both for x in (f"{1e3 * s:,.1f}", f"{c:,.1f}"))])
     float32 = times["float32"]
     worst = max(float32[case] for case in ROWS if case.startswith("keep"))
-    goals = [
-        Goal("N:M masks, the slowest, against a copy of the weights", 5, worst / float32["copy"]),
-        Goal("keep 2 of 4 against torch's sparsifier", 1, float32["keep_2_of_4"] / float32[TORCH]),
-    ]
+    what = "N:M masks, the slowest, against a copy of the weights"
+    goals = [Goal(what, 5, worst / float32["copy"])]
     head = ["all weights pruned", "float32, ms", "copies", "bfloat16, ms", "copies"]
     of_model = of_encoder(1 if small else 6, repeats)
     forward_s = of_model["forward"]

@@ -8,9 +8,6 @@ sequences of 128 tokens, against the time spent in its forward passes. The whole
 two trainings of one small BERT in one process, one of them watched at the defaults of
 ``sw.watch``, in alternating stretches, so that a busy moment hits both alike. The training under a
 budget is one whose full snapshot costs ten of its steps: what of it is left out, and what is not.
-How many estimates such a training gets in 2,000 steps is told for two sweeps: their evaluations
-are timed on a trained model, and the budget keeps its accounts on a clock of made-up steps, ten of
-which are an evaluation by bisection.
 """
 
 from __future__ import annotations
@@ -32,15 +29,12 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import BertConfig, BertForMaskedLM
 
 import sparsitywatch as sw
-from sparsitywatch.live.schedule import BudgetedSchedule, Due, every
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.patterns import GlobalMagnitude, Weights
 from sparsitywatch.sinks.jsonl import read_manifest
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot
 
-#: Of the training for which estimates are counted.
-NUM_STEPS = 2000
 #: Batch and length of the proxy of the whole snapshot.
 BATCH, LENGTH = 8, 128
 
@@ -71,28 +65,6 @@ def loss_per_example(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.
     return losses.mean(dim=1)
 
 
-class Stall:
-    """How long a snapshot without a proxy holds up the training thread."""
-
-    def __init__(self, model: nn.Module, logdir: Path) -> None:
-        self._watcher = sw.watch(model, None, logdir=logdir, every=1, max_overhead=None)
-
-    def __call__(self) -> float:
-        """Seconds of one step that snapshots; the background is idle before and after it."""
-        seconds = timed(self._watcher.step)
-        len(self._watcher.records)  # waits, so that nothing else is timed beside it
-        return seconds
-
-    def close(self) -> None:
-        """End the watch."""
-        self._watcher.close()
-
-    def whole_s(self) -> float:
-        """Median of what all of a snapshot took, in front and behind."""
-        costs = [record.cost for record in self._watcher.records[2:]]
-        return statistics.median(c.stall_s + c.spectrum_s + c.publish_s for c in costs)
-
-
 def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, float]:
     """Medians of what a snapshot is made of, and what it stands beside, in seconds."""
     model = bert(num_layers)
@@ -100,7 +72,7 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
     weights = dict(Snapshot.of(model, scope, 0).tensors)
     sources, buffers = list(weights.values()), [w.clone() for w in weights.values()]
     (cut,) = GlobalMagnitude().cuts(Weights.of(weights), [0.5])
-    stall = Stall(model, logdir / "stall")
+    watcher = sw.watch(model, None, logdir=logdir / "stall", every=1, max_overhead=None)
     writer = SummaryWriter(str(logdir / "writer"))
     step = 0
 
@@ -114,15 +86,17 @@ def single_operations(num_layers: int, repeats: int, logdir: Path) -> dict[str, 
             found = {
                 "copy": timed(lambda: torch._foreach_copy_(buffers, sources)),
                 "mask": timed(lambda: masks.masked(cut)),
-                "stall": stall(),
+                "stall": timed(watcher.step),
             }
+            len(watcher.records)  # waits, so that nothing else is timed beside it
             if step < 3:  # slow
                 found["add_histogram"] = timed(add_histograms)
             if step:  # the first one is a warm-up
                 for name, seconds in found.items():
                     times[name].append(seconds)
-    whole_s = stall.whole_s()
-    stall.close()
+    costs = [record.cost for record in watcher.records[2:]]
+    whole_s = statistics.median(c.stall_s + c.spectrum_s + c.publish_s for c in costs)
+    watcher.close()
     writer.close()
     return {n: statistics.median(found) for n, found in times.items()} | {"whole": whole_s}
 
@@ -264,69 +238,6 @@ def budgeted(*, small: bool) -> Part:
     )
 
 
-def affordable(repeats: int) -> Part:
-    """How many estimates a budget has room for, if an evaluation by ``Bisection`` is ten steps."""
-
-    def batch(seed: int) -> dict[str, torch.Tensor]:
-        tokens = torch.randint(50, (64, 16), generator=torch.Generator().manual_seed(seed))
-        return {"input_ids": tokens, "labels": tokens.roll(1, dims=1)}  # the token before
-
-    model = bert(2, hidden=128, vocabulary=50).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for seed in range(200):
-        optimizer.zero_grad()
-        model(**batch(seed)).loss.backward()
-        optimizer.step()
-    proxy = sw.Proxy([batch(10**6 + index) for index in range(8)], loss_per_example)
-    sweeps: dict[str, Any] = {
-        "Racing": sw.sweeps.Racing(),
-        "Bisection": sw.sweeps.Bisection(sw.sweeps.Racing().levels),
-    }
-    times: dict[str, list[float]] = {name: [] for name in (*sweeps, "weights")}
-    passes = {}
-    for _ in range(repeats):
-        for name, sweep in {"weights": None, **sweeps}.items():
-            started_s = time.process_time()
-            record = sw.measure(model, proxy if sweep else None, sweep=sweep)
-            times[name].append(time.process_time() - started_s)
-            if record.curve is not None:
-                num = record.curve.num_examples or 1
-                seen = record.curve.num_seen or [num] * len(record.curve.sparsity)
-                passes[name] = 1.0 + sum(seen) / num
-    spent = {name: statistics.median(found) for name, found in times.items()}
-    step_s = (spent["Bisection"] - spent["weights"]) / 10.0
-    rows, estimates = [], {}
-    for name in sweeps:
-        evaluation_s = spent[name] - spent["weights"]
-        estimates[name] = num_estimates(evaluation_s / step_s, spent["weights"] / step_s)
-        cells = [f"{passes[name]:.1f}", f"{1e3 * evaluation_s:,.0f}"]
-        rows.append([name, *cells, f"{evaluation_s / step_s:.1f}", str(estimates[name])])
-    head = ["sweep", "passes", "evaluation, ms of a processor", "in steps", "estimates"]
-    told = f"Estimates in {NUM_STEPS:,} steps at the default budget; 512 sequences of 16 tokens:"
-    what = f"estimates in {NUM_STEPS:,} steps, Racing against Bisection"
-    ratio = estimates["Racing"] / estimates["Bisection"]
-    return [told, "", *table(head, rows)], [Goal(what, 8.0, ratio, False)]
-
-
-def num_estimates(evaluation: float, weights: float) -> int:
-    """Evaluations in ``NUM_STEPS`` steps, given what they and the weights cost, in steps."""
-    now, evaluations = 0.0, 0
-    schedule = BudgetedSchedule(every(50), 0.01, evaluates=True)
-    schedule.budget.now = lambda: now
-    for step in range(1, NUM_STEPS + 1):
-        now += 1.0
-        due = schedule.due(step, is_busy=False)
-        if due:
-            is_evaluated = due is Due.EVERYTHING
-            evaluations += is_evaluated
-            cost = weights + evaluation * is_evaluated
-            schedule.budget.enter()
-            now += cost
-            schedule.budget.leave()
-            schedule.budget.attribute(cost, evaluated=is_evaluated)
-    return evaluations
-
-
 def operations_part(num_layers: int, repeats: int, num_looks: int) -> Part:
     """Single operations and whole snapshots against a copy of the weights."""
     with tempfile.TemporaryDirectory() as logdir:
@@ -360,7 +271,6 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
         operations_part(num_layers, arguments.repeats, 1 if small else 3),
         whole_training(40 if small else 120),
         budgeted(small=small),
-        affordable(1 if small else 5),
     ]
 
 

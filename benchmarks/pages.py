@@ -1,4 +1,4 @@
-"""The page: the time to open it, to move about in it, to write it as a file, and the bytes of it.
+"""The page: the time to open it, to write it as a file, and the bytes of both.
 
 python benchmarks/pages.py [--small] [--save] [--repeats N]
 
@@ -6,9 +6,8 @@ Opening is wall time from navigation until the charts are on the screen, in a he
 with an empty cache, of 2,000 snapshots of 200 tensors. The browser itself tells it, in a window
 that has been open for two seconds. A cold server has just started, and begins to read the log as it
 does so: what it has not read by the navigation is in the time. Of TensorBoard its own page is in
-the time, and stands apart: until it asks for the tab, and in the bytes. An act takes from its event
-to the end of the frame that shows it, so up to 17 ms of waiting for a frame are in it. A report is
-the whole command, from the start of Python to the file on the disk.
+the time, and stands apart: until it asks for the tab, and in the bytes. A report is the whole
+command, from the start of Python to the file on the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from reporting import Goal, Part, run, shared_with_tests, table, timed
 
 Serve = Callable[[Path], AbstractContextManager[str]]
 
-NUM_ACTS = 60
 write_long_run = shared_with_tests("fake_run").write_long_run
 servers = shared_with_tests("event_readers")
 SERVERS: dict[str, Serve] = {
@@ -71,27 +69,6 @@ _BEGAN = """() => {
   const asked = performance.getEntriesByType("resource");
   const tab = asked.find((entry) => entry.name.includes("/plugin_entry.html"));
   return [performance.timeOrigin, performance.timeOrigin + (tab?.startTime ?? 0)];
-}"""
-#: Moves the cursor over the first chart, or zooms by half and back, and waits for the frame that
-#: shows it, each time; milliseconds from the event to the end of that frame.
-_ACT = """async ([what, times]) => {
-  const over = document.querySelector("[data-chart=sparse] .u-over");
-  const box = over.getBoundingClientRect();
-  const acts = {
-    cursor: (i) => over.dispatchEvent(new MouseEvent("mousemove", { bubbles: true,
-      clientX: box.left + box.width * ((i * 0.381966) % 1), clientY: box.top + box.height / 2 })),
-    zoom: (i) => document.body.dispatchEvent(
-      new KeyboardEvent("keydown", { bubbles: true, key: i % 2 ? "0" : "+" })),
-  };
-  const found = [];
-  for (let i = 0; i < times; i += 1) {
-    await new Promise((done) => setTimeout(done, 20 + (i % 16)));
-    const start = performance.now();
-    acts[what](i);
-    await window.shown();
-    found.push(performance.now() - start);
-  }
-  return found;
 }"""
 
 
@@ -135,8 +112,8 @@ def window(browser: Any) -> Iterator[Any]:
     context.close()
 
 
-def opened(page: Any, url: str) -> tuple[Any, Opened]:
-    """The frame of the page in a window, and how it opened."""
+def opened(page: Any, url: str) -> Opened:
+    """How the page opened in a window."""
     done: list[Any] = []
     page.on("requestfinished", lambda request: done.append(request))
     page.goto(url, wait_until="commit")
@@ -152,12 +129,7 @@ def opened(page: Any, url: str) -> tuple[Any, Opened]:
     page.wait_for_load_state("networkidle")
     sent = {request: request.sizes()["responseBodySize"] for request in done}
     own = sum(n for r, n in sent.items() if frame is page or "/plugin/sparsity/" in r.url)
-    return frame, Opened(tab_s, charts_s, whole_s, own, sum(sent.values()) - own)
-
-
-def times_ms(frame: Any, what: str, times: int) -> list[float]:
-    """Milliseconds of so many acts, "cursor" or "zoom", from the event to the frame showing it."""
-    return list(frame.evaluate(_ACT, [what, times]))
+    return Opened(tab_s, charts_s, whole_s, own, sum(sent.values()) - own)
 
 
 # ------------------------------------------------------------------ what is measured
@@ -168,11 +140,11 @@ def openings(browser: Any, serve: Serve, log: Path, repeats: int) -> dict[str, l
     found: dict[str, list[Opened]] = {"cold": [], "warm": []}
     for _ in range(max(repeats // 3, 1)):
         with window(browser) as first, serve(log) as url:
-            found["cold"].append(opened(first, url)[1])
+            found["cold"].append(opened(first, url))
             first.close()
             for _ in range(3):
                 with window(browser) as page:
-                    found["warm"].append(opened(page, url)[1])
+                    found["warm"].append(opened(page, url))
     return found
 
 
@@ -196,20 +168,6 @@ def opening_part(browser: Any, log: Path, repeats: int) -> Part:
         goals.append(Goal(f"{name}: sent", 2.0, sent[0], unit=" MB"))
     head = ["opening", "until the tab, s", "in the tab, s", "charts, s", "worst"]
     return table([*head, "with the map, s", "sent, MB", "TensorBoard's own"], rows), goals
-
-
-def acting_part(browser: Any, log: Path, num_acts: int) -> Part:
-    """The time from an act to the frame that shows it."""
-    rows, goals = [], []
-    with servers.page_server(log) as url, window(browser) as page:
-        frame, _ = opened(page, url)
-        for what in ("cursor", "zoom"):
-            times = times_ms(frame, what, num_acts)
-            median, late = statistics.median(times), statistics.quantiles(times, n=20)[-1]
-            rows.append([what, f"{median:.1f}", f"{late:.1f}"])
-            goals.append(Goal(f"{what}, median", 25.0, median, unit=" ms"))
-            goals.append(Goal(f"{what}, 95 %", 60.0, late, unit=" ms"))
-    return table(["act", "median, ms", "95 %, ms"], rows), goals
 
 
 def reports_part(folder: Path, repeats: int) -> Part:
@@ -237,7 +195,6 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
         log = write_long_run(Path(place) / "long", *shape)
         return f"The page of {shape[0]:,} snapshots of {shape[1]} tensors", [
             opening_part(browser, log, repeats),
-            acting_part(browser, log, NUM_ACTS),
             reports_part(Path(place), repeats),
         ]
 

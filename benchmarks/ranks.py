@@ -17,11 +17,35 @@ attach the shortest, since each process needs a core for it.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from ranking.measured import TOKENS, Found
-from ranking.processes import measured_on
 from ranking.scaling import expected_bins, model_table
-from reporting import Goal, Part, run, table
+from reporting import HERE, Goal, Part, run, shared_with_tests, table
+
+Found = dict[str, Any]
+SCRIPT = HERE / "ranking" / "measured.py"
+
+
+def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.0) -> Any:
+    """What rank 0 found of a part of ranking/measured.py, one thread a rank.
+
+    Raises:
+        RuntimeError: a rank failed, or took longer.
+    """
+    forked = shared_with_tests("forked").forked
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        status, said = forked(
+            SCRIPT, part, str(found), str(int(small)), num_ranks=num_ranks, imports="overhead",
+            path=os.pathsep.join([str(HERE), str(HERE.parent)]), limit_s=limit_s,
+        )  # fmt: skip
+        if status:
+            raise RuntimeError(f"{num_ranks} ranks could not measure {part!r}: {said[-3000:]}")
+        return json.loads(found.read_text())
 
 
 def bytes_rows(spectra: list[Found]) -> list[str]:
@@ -91,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     attach = measured_on(4, "attach", small=arguments.small)
     loads = (
         f"Load {pair['load']:.1f} with the two processes, {attach['load']:.1f} with the four. "
-        f"Batches of {TOKENS[0]} x {TOKENS[1]} tokens."
+        f"Batches of {pair['tokens']} tokens."
     )
     lines = [loads, "", *bytes_rows(pair["spectra"]), *times_rows(pair, attach)]
     return "A watch on several ranks", [(lines, goals(pair, attach))]

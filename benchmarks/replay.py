@@ -1,4 +1,4 @@
-"""What reading checkpoints costs: time, memory, and bytes from a remote storage.
+"""What reading checkpoints costs: time and memory.
 
 python benchmarks/replay.py [--small] [--save] [--repeats N] [--threads N]
 
@@ -12,7 +12,6 @@ they run already, and each snapshot of theirs has one thread.
 
 Times are medians of interleaved repeats, with the compiled counter and without. Memory is the peak
 of a process of its own above that of ``import torch``; what the library and numba load is in it.
-Bytes from s3 are counted by the server, moto's over HTTP.
 """
 
 from __future__ import annotations
@@ -22,28 +21,22 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from replaying.checkpoints import Written, write_bert, write_series, write_sharded, write_training
+from replaying.checkpoints import Written, write_bert, write_series, write_sharded
 from replaying.replays import (
     NUM_WORKERS,
     executors,
     growth_bytes,
-    has_weightwatcher,
     look,
     read_in_order,
     replayed,
-    weightwatcher_s,
 )  # fmt: skip
-from replaying.s3 import serving
-from reporting import Goal, Part, medians_s, run, table, timed
+from reporting import Goal, Part, medians_s, run, table
 from spectrum import WAYS, in_way
 
-from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.records import Cost, Record
 from sparsitywatch.records.codec import to_json
-from sparsitywatch.weights.scope import Scope
 
 MIB = 2**20
 #: Layers, width and vocabulary of the sharded decoder: a billion weights, or ninety million.
@@ -130,41 +123,6 @@ def memory_part(bert: Written, sharded: Written, num_threads: int) -> Part:
     return table(["memory, MiB", "file", "largest tensor", "peak above torch"], rows), goals
 
 
-def s3_part(folder: Path, num_layers: int) -> Part:
-    """Bytes that the server gave away for a replay of one checkpoint."""
-    rows, goals = [], []
-    kinds = ("checkpoint-1, safetensors beside an optimizer", "ckpt.pt, an optimizer in one file")
-    with serving() as server:
-        saved = write_training(folder / "checkpoint-1", num_layers)
-        for name, written in zip(kinds, saved, strict=True):
-            url = server.put(written.path, written.path.name)
-            bytes_before, requests_before = server.num_bytes, server.num_requests
-            (record,) = replayed(url, options=server.options)
-            wanted = 4 * record.scope.num_weights
-            fetched = server.num_bytes - bytes_before
-            stored = 3 * written.num_bytes  # Adam's moments, too
-            cells = [f"{size / 1e6:,.1f}" for size in (stored, wanted, fetched)]
-            rows.append([name, *cells, str(server.num_requests - requests_before)])
-            what = f"bytes from s3 against those in scope, {name}"
-            goals.append(Goal(what, 1.1, fetched / wanted))
-    return table(["s3, MB", "stored", "in scope", "fetched", "requests"], rows), goals
-
-
-def other_part(bert: Written) -> Part:
-    """WeightWatcher beside a snapshot."""
-    head = ["another tool on the same matrices", "time, s"]
-    if not has_weightwatcher():
-        why = "not installed: pip install weightwatcher"
-        return table(head, [["WeightWatcher, analyze()", why]]), []
-    with open_checkpoint(bert.path) as checkpoint:
-        scope = Scope.of_entries(checkpoint.entries())
-    theirs_s = weightwatcher_s(bert.path, frozenset(scope.names))
-    name = f"WeightWatcher {version('weightwatcher')}, analyze(), weights in memory"
-    ours_s = timed(lambda: look(bert.path))
-    rows = [[name, f"{theirs_s:,.1f}"], ["a snapshot, from the file", f"{ours_s:,.3f}"]]
-    return table(head, rows), []
-
-
 def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     """All of it."""
     num_layers, decoder = (2, SMALL) if arguments.small else (12, LARGE)
@@ -179,8 +137,6 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
             series_part(folder / "run", few),
             workers_part(folder / "run", few),
             memory_part(bert, sharded, arguments.threads),
-            s3_part(folder, min(num_layers, 4)),
-            other_part(bert),
         ]
 
 

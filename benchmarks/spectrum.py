@@ -67,16 +67,6 @@ def prepare_spectrum(weights: Weights) -> Callable[[], object]:
     return run
 
 
-def prepare_counting(weights: Weights) -> Callable[[], object]:
-    """The pass alone."""
-    return lambda: MagnitudeSpectrum.of(weights)
-
-
-def prepare_read(weights: Weights) -> Callable[[], object]:
-    """One plain read, with the threads that torch has."""
-    return lambda: [w.sum() for w in weights.values()]
-
-
 def prepare_copy(weights: Weights) -> Callable[[], object]:
     """One plain copy."""
     buffers = [w.clone() for w in weights.values()]  # warm: touched before the clock starts
@@ -94,10 +84,10 @@ def prepare_global_unstructured(weights: Weights) -> Callable[[], object]:
     return lambda: prune.global_unstructured(modules, prune.L1Unstructured, amount=0.5)
 
 
-PREPARE = {
-    "read": prepare_read,
+PREPARE: dict[str, Callable[[Weights], Callable[[], object]]] = {
+    "read": lambda weights: lambda: [w.sum() for w in weights.values()],
     "copy": prepare_copy,
-    "counting": prepare_counting,
+    "counting": lambda weights: lambda: MagnitudeSpectrum.of(weights),
     "spectrum": prepare_spectrum,
     "global_unstructured": prepare_global_unstructured,
 }
@@ -120,7 +110,7 @@ def median_times_s(weights: Weights, repeats: int) -> dict[str, float]:
     half = {name: w.bfloat16() for name, w in weights.items()}
     cases = {name: PREPARE[name](weights) for name in ("read", "copy")}
     for way in WAYS:
-        cases[f"counting, {way}"] = in_way(way, prepare_counting(weights))
+        cases[f"counting, {way}"] = in_way(way, PREPARE["counting"](weights))
         cases[f"spectrum, {way}"] = in_way(way, prepare_spectrum(weights))
         cases[f"bfloat16, {way}"] = in_way(way, prepare_spectrum(half))
     return medians_s(cases, repeats)
@@ -142,7 +132,7 @@ def sizes_part(sizes: list[tuple[int, int]], repeats: int) -> Part:
         num = num_matrices * side**2
         names[num] = f"{num:,} ({num_matrices} x {side}^2)"
         for way in WAYS:
-            cases[num, way, "counting"] = in_way(way, prepare_counting(weights))
+            cases[num, way, "counting"] = in_way(way, PREPARE["counting"](weights))
             cases[num, way, "spectrum"] = in_way(way, prepare_spectrum(weights))
     times = medians_s(cases, repeats)
     each_ns = {key: 1e9 * seconds / key[0] for key, seconds in times.items()}

@@ -149,6 +149,15 @@ def recorded(name: str) -> Series:
     return Series(sparsity, dense, lambda look: weights @ np.concatenate([none, found[look]]))
 
 
+def _alike(rng: np.random.Generator, num: int) -> Array:
+    """Standard normal numbers, [101, N], those of an example alike from level to level."""
+    noise = rng.standard_normal((len(LEVELS), num))
+    for before, after in itertools.pairwise(noise):
+        after *= math.sqrt(1.0 - ALIKE**2)
+        after += ALIKE * before
+    return noise
+
+
 def synthetic(
     harm: Callable[[int, Array], Array], error: float = 0.0, looks: int = 60, num: int = 512
 ) -> Series:
@@ -160,10 +169,7 @@ def synthetic(
 
     def lost(look: int) -> Array:
         wanted = harm(look, LEVELS)
-        noise = np.random.default_rng(look).standard_normal((len(LEVELS), num))
-        for before, after in itertools.pairwise(noise):
-            after *= math.sqrt(1.0 - ALIKE**2)
-            after += ALIKE * before
+        noise = _alike(np.random.default_rng(look), num)
         noise -= noise.mean(axis=1, keepdims=True)
         noise /= noise.std(axis=1, ddof=1, keepdims=True)
         spread = error * np.sqrt(np.abs(wanted) * num)
@@ -173,46 +179,40 @@ def synthetic(
     return Series(np.tile(LEVELS, (looks, 1)), np.ones((looks, num)), lost)
 
 
-def rising(crossing: float, levels: Array) -> Array:
-    """Harm that passes 1 at ``crossing``."""
+def _rising(crossing: float, levels: Array) -> Array:
     return (levels / crossing) ** 8
 
 
-def bump(levels: Array, middle: float, height: float) -> Array:
-    """Harm that comes and goes again around ``middle``."""
+def _bump(levels: Array, middle: float, height: float) -> Array:
     return height * np.exp(-(((levels - middle) / 0.05) ** 2))
 
 
 def drifting(look: int, levels: Array) -> Array:
     """The crossing wanders by up to 0.01 a snapshot."""
-    return rising(0.6 + 0.1 * np.sin(look / 10), levels)
+    return _rising(0.6 + 0.1 * np.sin(look / 10), levels)
 
 
-def jumping(look: int, levels: Array) -> Array:
-    """Every twenty snapshots the crossing jumps by 0.3."""
-    return rising(0.75 if look // 20 % 2 == 0 else 0.45, levels)
-
-
-def twice(look: int, levels: Array) -> Array:
-    """Three crossings at every snapshot: up and down again, then for good."""
-    return rising(0.8, levels) + bump(levels, 0.4 + 0.05 * np.sin(look / 10), 2.0)
-
-
-def opening(look: int, levels: Array) -> Array:
-    """From snapshot 20 on the tolerance is crossed far below, over 0.06, where it never was."""
-    return drifting(look, levels) + bump(levels, 0.25, 1.5 if look >= 20 else 0.0)
+#: Harm by snapshot and levels, in units of what is allowed, and the error of its mean.
+SYNTHETIC: dict[str, tuple[Callable[[int, Array], Array], float]] = {
+    "drifts": (drifting, 0.0),
+    "drifts, with errors": (drifting, 0.2),
+    # every twenty snapshots the crossing jumps
+    "jumps by 0.3": (lambda t, s: _rising(0.75 if t // 20 % 2 == 0 else 0.45, s), 0.0),
+    # up and down again, then for good
+    "three crossings": (
+        lambda t, s: _rising(0.8, s) + _bump(s, 0.4 + 0.05 * np.sin(t / 10), 2.0), 0.1
+    ),
+    # from snapshot 20 on the tolerance is crossed far below, over 0.06, where it never was
+    "an early crossing opens": (
+        lambda t, s: drifting(t, s) + _bump(s, 0.25, 1.5 if t >= 20 else 0.0), 0.1
+    ),
+}  # fmt: skip
 
 
 def all_series() -> dict[str, Series]:
     """Every series by name."""
     found = {f"{kind}: {name}": recorded(name) for kind, of in RECORDED.items() for name in of}
-    return found | {
-        "synthetic: drifts": synthetic(drifting),
-        "synthetic: drifts, with errors": synthetic(drifting, error=0.2),
-        "synthetic: jumps by 0.3": synthetic(jumping),
-        "synthetic: three crossings": synthetic(twice, error=0.1),
-        "synthetic: an early crossing opens": synthetic(opening, error=0.1),
-    }
+    return found | {f"synthetic: {name}": synthetic(*of) for name, of in SYNTHETIC.items()}
 
 
 #: True harm in units of what is allowed, for the coverage, and how much examples differ.
@@ -237,10 +237,7 @@ def drawn(shape: str, num: int) -> tuple[Series, Array]:
 
     def lost(look: int) -> Array:
         rng = np.random.default_rng([look, num])
-        errors = rng.standard_normal((len(LEVELS), num))
-        for before, after in itertools.pairwise(errors):
-            after *= math.sqrt(1.0 - ALIKE**2)
-            after += ALIKE * before
+        errors = _alike(rng, num)
         errors /= np.sqrt(rng.chisquare(4, num) / 4)
         factor = rng.lognormal(-0.32, 0.8, num)  # 1 on average
         spread = noise * (LEVELS / 0.3).clip(0, 1) * (0.3 + LEVELS)

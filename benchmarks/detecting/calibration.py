@@ -1,7 +1,7 @@
 """False alarms that were asked for against those that came.
 
-On made-up series without a change, quick ones and slow ones, on those of each kind in which nothing
-happens (quiet.py), and on the recorded controls. A rate is met if half to twice as many come;
+On made-up series without a change, quick ones and slow ones, and on those of each kind in which
+nothing happens (quiet.py). A rate is met if half to twice as many come;
 nothing is concluded where fewer than five are to be expected.
 """
 
@@ -15,8 +15,7 @@ from reporting import Goal, table
 
 from detecting import jumps, quiet, slow
 from detecting.detectors import online, ours_at
-from detecting.recorded import cases, replay
-from detecting.scoring import Outcome, Score, score
+from detecting.scoring import score
 from detecting.series import Series
 from detecting.work import Job, Plan, Results
 
@@ -28,7 +27,6 @@ _LEAST_COUNT = 5
 _FIRST_OF_KINDS = 2000
 _OF_KINDS = {0.1: 300, 1.0: 75, 3.0: 75}
 _MADE_UP = "made up"
-_CONTROLS = "recorded controls"
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,8 @@ class Told:
 
 def told(asked: float, where: str, seeds: range) -> Told:
     """What came of a rate that was asked for."""
-    if where == _CONTROLS:
-        found = _on_controls(asked)
-    else:
-        of_kind = (quiet.quiet(where.removesuffix("-like"), seed) for seed in seeds)
-        found = score(online(ours_at(asked)), _stable(seeds) if where == _MADE_UP else of_kind)
+    of_kind = (quiet.quiet(where.removesuffix("-like"), seed) for seed in seeds)
+    found = score(online(ours_at(asked)), _stable(seeds) if where == _MADE_UP else of_kind)
     low, high = found.intervals["false_per_1000"]
     counts = [sum(getattr(o, name) for o in found.outcomes) for name in ("num_false", "num_quiet")]
     return Told(asked, where, found.figures["false_per_1000"], low, high, *counts)
@@ -76,18 +71,6 @@ def _stable(seeds: range) -> Iterator[Series]:
         yield from (slow.make(family, seed) for family in slow.STABLE)
 
 
-def _on_controls(asked: float) -> Score:
-    """By every rule, at every cadence, from every first snapshot; a run stands for a seed."""
-    names: dict[str, int] = {}
-    outcomes = []
-    for case in cases():
-        if case.truth.kind == "control":
-            run = names.setdefault(case.name, len(names))
-            num_false = len(replay(ours_at(asked), case))
-            outcomes.append(Outcome(case.rule, run, False, None, num_false, len(case.steps)))
-    return Score(tuple(outcomes))
-
-
 def jobs(plan: Plan) -> list[Job]:
     """Each rate everywhere."""
     rates = ASKED[:3:2] if plan.small else ASKED
@@ -95,7 +78,7 @@ def jobs(plan: Plan) -> list[Job]:
     for rate, number in _OF_KINDS.items():
         seeds = range(_FIRST_OF_KINDS, _FIRST_OF_KINDS + (1 if plan.small else number))
         found += [Job(told, (rate, f"{kind}-like", seeds)) for kind in quiet.KINDS]
-    return [*found, *(Job(told, (rate, _CONTROLS, range(0))) for rate in rates)]
+    return found
 
 
 def _sorted(results: Results) -> list[Told]:
@@ -119,5 +102,5 @@ def goals(results: Results) -> list[Goal]:
     return [
         Goal(f"asked for {t.asked:g} per 1000 on {t.where} series: off by", 2.0, t.off_by)
         for t in _sorted(results)
-        if t.where != _CONTROLS and t.is_within_factor_two is not None
+        if t.is_within_factor_two is not None
     ]

@@ -91,22 +91,14 @@ def _told_suites(results: Results) -> list[str]:
 
 
 def lines(results: Results) -> list[str]:
-    """A table for each suite, where ours fails, and the onset intervals."""
+    """A table for each suite, and the onset intervals."""
     found = []
     for suite in SUITES:
         title = "Slow take-offs" if suite == "slow" else f"Quick rises, {suite}"
         found += [f"### {title}", "", *_suite_table(results, suite)]
-    found += ["Where ours misses and alarms falsely:", ""]
-    told = _told_suites(results)
-    for suite in SUITES:
-        found.append(f"- {suite}: {_failures(merged(results, suite))}")
-        if suite in told:
-            found.append(
-                f"- {suite}, the rate told: {_failures(merged(results, suite, rate_is_told=True))}"
-            )
     held = [(suite, *merged(results, suite).held()) for suite in SUITES]
     cells = [[suite, str(of), f"{n} ({n / of:.1%})" if of else "-"] for suite, n, of in held]
-    return [*found, "", *table(["suite", "caught", "onset interval holds the onset"], cells)]
+    return [*found, *table(["suite", "caught", "onset interval holds the onset"], cells)]
 
 
 def _suite_table(results: Results, suite: str) -> list[str]:
@@ -130,20 +122,6 @@ def _cells(name: str, seeds: Sequence[int], found: Score) -> list[str]:
     figures = [found.shown(figure) for figure in ("f1", "recall", "precision", "false_per_1000")]
     delays = " / ".join(f"{found.delay(percentile):.0f}" for percentile in (50, 90))
     return [name, f"{min(seeds)} to {max(seeds)}", *figures[:3], delays, figures[3]]
-
-
-def _failures(found: Score) -> str:
-    """The families in which changes are missed or alarms false, the worst first."""
-    missed, false = [], []
-    for family in dict.fromkeys(o.family for o in found.outcomes):
-        of = [o for o in found.outcomes if o.family == family]
-        num_missed = sum(o.changes and o.delay is None for o in of)
-        num_false = sum(o.num_false for o in of)
-        name = family.partition("_")[2] if family.startswith("change") else family
-        missed += [(num_missed, f"{name} {num_missed} of {len(of)}")] * (num_missed > 0)
-        false += [(num_false, f"{family} {num_false}")] * (num_false > 0)
-    told = [", ".join(text for _, text in sorted(x, reverse=True)) for x in (missed, false)]
-    return f"misses {told[0] or 'none'}; false {told[1] or 'none'}."
 
 
 def goals(results: Results) -> list[Goal]:

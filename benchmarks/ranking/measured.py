@@ -1,4 +1,4 @@
-"""What ranks measure together; each process runs this file as ``ranking.processes`` starts it.
+"""What ranks measure together; each process runs this file as ``ranks.py`` starts it.
 
 Before each time that is taken the ranks meet, so that none pays for another that comes late.
 """
@@ -209,6 +209,7 @@ def pair(*, small: bool) -> Found:
         "replicas": replicas(ranks, SIZES[-1], repeats),
         "curve": curve(ranks, (2, 256) if small else (4, 256), 2 if small else 7),
         "look": look(ranks, (2, 512) if small else (4, 768), 1 if small else 2),
+        "tokens": f"{TOKENS[0]} x {TOKENS[1]}",
         "load": os.getloadavg()[0],
     }
 

@@ -118,11 +118,6 @@ def spectrum_bytes(sizes: Mapping[int, int], dtype: torch.dtype = torch.float32)
 # ------------------------------------------------------------------ the parts of a snapshot
 
 
-def count_s(c: Cluster) -> float:
-    """Counting what a device holds."""
-    return c.in_scope / c.num_ranks / COUNTED
-
-
 def sum_s(c: Cluster) -> float:
     """The union of the occupied bins, and the sum of their counts."""
     return SUM_S * c.num_tensors + _ring_s(c, given_bytes(c)) + _ring_s(c, 0)
@@ -185,7 +180,7 @@ ROWS: dict[str, Callable[[Cluster], str]] = {
     "in-scope weights, matrices": lambda c: f"{c.in_scope / 1e9:.1f} B, {c.num_tensors}",
     "given for the spectrum, MB": lambda c: f"{given_bytes(c) / 1e6:.1f}",
     "of the weights' bytes": lambda c: f"{100 * given_bytes(c) / (4 * c.in_scope):.3f} %",
-    "histogram": lambda c: _seconds(count_s(c)),
+    "histogram": lambda c: _seconds(c.in_scope / c.num_ranks / COUNTED),
     "union and all-reduce": lambda c: _seconds(sum_s(c)),
     "sample, gathered and compared": lambda c: _seconds(sample_s(c)),
     "replicas compared, in HSDP": lambda c: _seconds(marks_s(c)),

@@ -80,23 +80,6 @@ def write_bert(path: Path, num_layers: int, seed: int = 0) -> Written:
     return _written(path, shapes, 4)
 
 
-def write_training(folder: Path, num_layers: int) -> tuple[Written, Written]:
-    """A training's state beside its weights: a folder of the Trainer, and a file of torch.save.
-
-    Both hold Adam's two moments, twice the size of the weights.
-    """
-    folder.mkdir()
-    shapes = bert_shapes(num_layers, hidden=512)
-    weights = drawn(shapes, torch.float32, 0)
-    optimizer = {"state": {i: [w.clone(), w.clone()] for i, w in enumerate(weights.values())}}
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
-    torch.save(optimizer, folder / "optimizer.pt")
-    (folder / "trainer_state.json").write_text('{"global_step": 1}')
-    alone = folder.with_suffix(".pt")
-    torch.save({"model": weights, "optimizer": optimizer, "iter_num": 1}, alone)
-    return _written(folder, shapes, 4), _written(alone, shapes, 4)
-
-
 def write_sharded(
     folder: Path, num_layers: int, hidden: int, vocab: int, shard_bytes: int = 500 * 10**6
 ) -> Written:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import json
-import logging
 import multiprocessing
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -21,10 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import safetensors
-import torch
-from reporting import HERE, timed
-from torch import nn
+from reporting import HERE
 
 import sparsitywatch as sw
 from sparsitywatch.checkpoints.base import stored_snapshot
@@ -132,33 +125,3 @@ def growth_bytes(path: Path, num_threads: int, way: str) -> int:
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, roots))},
     )
     return int(json.loads(done.stdout))
-
-
-# WeightWatcher, on the same weights: another tool that needs no data, with other questions. It is
-# in no extra: with pandas and scikit-learn it takes 140 MB, and transformers imports the latter
-# wherever it finds it. Licence: Apache-2.0.
-
-
-def has_weightwatcher() -> bool:
-    """Whether there is a WeightWatcher to compare with."""
-    return importlib.util.find_spec("weightwatcher") is not None
-
-
-def weightwatcher_s(path: Path, names: frozenset[str]) -> float:
-    """Seconds that ``analyze()`` takes on these matrices of a file, once they are in memory."""
-    layers = nn.ModuleDict()
-    with safetensors.safe_open(path, "pt") as file:
-        for name in sorted(names):
-            weight = file.get_tensor(name)
-            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            layers[name.replace(".", "/")] = layer
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            watcher = importlib.import_module("weightwatcher").WeightWatcher(model=layers)
-            with torch.no_grad():
-                return timed(watcher.analyze)
-    finally:
-        logging.disable(logging.NOTSET)

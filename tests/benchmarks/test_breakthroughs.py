@@ -10,7 +10,7 @@ import pytest
 from detecting import breakthroughs
 from detecting.breakthroughs import LONGEST_GAP, Left
 from detecting.work import Job, Results
-from recording.catalog import MEASURED, PROXY_FOLDER, RUNS, WITH_PROXY, load
+from recording.catalog import MEASURED, PROXY_FOLDER, load, spec_of
 from recording.labels import breakthrough
 
 from sparsitywatch.pipeline import pipeline
@@ -22,7 +22,7 @@ each_run = pytest.mark.parametrize("run", RECORDED.values(), ids=RECORDED)
 
 
 def test_breakthroughs_and_controls_of_both_splits_are_recorded() -> None:
-    assert RECORDED.keys() <= {spec.name for spec in WITH_PROXY}
+    assert RECORDED.keys() <= PLAIN.keys()
     for is_control in (False, True):
         found = {r["split"] for r in RECORDED.values()
                  if (r["label"]["breakthrough"] is None) == is_control}  # fmt: skip
@@ -65,7 +65,7 @@ def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
     from recording import recorder  # here: it imports models of transformers
 
     monkeypatch.setattr(recorder, "_MOST_STEPS", 50)
-    spec = next(spec for spec in RUNS if spec.name == "bert-gelu-wd0.01-s0")
+    spec = spec_of(PLAIN["bert-gelu-wd0.01-s0"])
     run = recorder.record_with_proxy(dataclasses.replace(spec, steps=50))
     assert run["steps"] == [25, 50]
     assert run["label"] == {"breakthrough": None}

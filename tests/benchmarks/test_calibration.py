@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from detecting import calibration, jumps, quiet, slow
 from detecting.calibration import Told
-from detecting.recorded import cases
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +43,6 @@ def test_every_series_of_a_kind_is_counted(kind: str) -> None:
     assert (told.where, told.asked) == (f"{kind}-like", 20.0)
     assert told.num_snapshots == sum(lengths)
     assert told.num_false == sum(length // 50 for length in lengths)
-
-
-def test_every_look_at_a_control_is_counted_and_nothing_else() -> None:
-    told = calibration.told(1.0, "recorded controls", range(0))
-    controls = [c for c in cases() if c.truth.kind == "control"]
-    assert told.num_snapshots == sum(len(c.steps) for c in controls)
-    assert told.num_false == sum(len(c.steps) // 50 for c in controls)
-    assert told.is_within_factor_two is False
 
 
 @pytest.mark.parametrize(

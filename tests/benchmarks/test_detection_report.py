@@ -140,14 +140,13 @@ def on_made_up(*more: tuple[tuple[Any, ...], Score, float]) -> Results:
     return Results(found | {Job(made_up.scored, of): (score, s) for of, score, s in more})
 
 
-def test_a_suite_has_a_row_for_each_detector_and_says_where_ours_fails() -> None:
+def test_a_suite_has_a_row_for_each_detector() -> None:
     results = on_made_up((("BOCPD", "easy", range(2)), Score(OUTCOMES[:1]), 2e-3))
     lines = made_up.lines(results)
     ours = next(row for row in lines if row.startswith(f"| {OURS} |"))
     other = next(row for row in lines if row.startswith("| BOCPD |"))
     assert "| 2 / 2 |" in ours
     assert other.endswith("| 2 |")
-    assert "- easy: misses flat 1 of 2; false stable_flat 3, change_flat 1." in lines
     goals = {goal.what: goal for goal in made_up.goals(results)}
     assert goals["easy: recall"].measured == 0.5
     assert goals["hard: false alarms per 1000"].measured == pytest.approx(4000 / 1200)
@@ -174,8 +173,6 @@ def test_series_with_the_rate_told_stand_in_for_those_without() -> None:
     assert merged.figures["recall"] == 1.0
     assert merged.figures["false_per_1000"] == pytest.approx(1000 / 400)
     lines = made_up.lines(results)
-    assert "- easy: misses wsd 1 of 1; false stable_wsd 4, stable_flat 1." in lines
-    assert "- easy, the rate told: misses none; false stable_flat 1." in lines
     assert [row.split(" | ")[0] for row in lines if row.startswith("| ours, ")] == [
         "| ours, the rate told"
     ]
@@ -218,9 +215,9 @@ def test_the_zoo_is_told_by_kind() -> None:
 
 
 def test_the_cost_is_what_is_added_to_a_bare_snapshot() -> None:
-    results = Results({Job(cost.cost, (12,)): Cost(12, bare=0.1, more=0.005, detection=0.001)})
+    results = Results({Job(cost.cost, (12,)): Cost(12, bare=0.1, more=0.005)})
     assert "100 ms of one thread" in cost.lines(results)[0]
-    assert list(measured(cost.goals(results)).values()) == pytest.approx([1.0, 5.0])
+    assert list(measured(cost.goals(results)).values()) == pytest.approx([5.0])
 
 
 def test_jobs_run_here_and_are_kept_in_their_order() -> None:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ranks
 import torch
-from ranking import processes, scaling
+from ranking import scaling
 
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.ranks.shards import ShardBox, Shards
@@ -73,14 +74,14 @@ def test_the_page_shows_what_was_measured() -> None:
 
 @pytest.mark.slow
 def test_processes_that_fail_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "MODULE", "nowhere")
-    with pytest.raises(RuntimeError, match=r"(?s)measure 'nothing'.*No module named nowhere"):
-        processes.measured_on(1, "nothing", small=True)
+    monkeypatch.setattr(ranks, "SCRIPT", Path("nowhere.py"))
+    with pytest.raises(RuntimeError, match=r"(?s)1 ranks .* 'nothing'.*'nowhere.py'"):
+        ranks.measured_on(1, "nothing", small=True)
 
 
 @pytest.mark.slow
 def test_two_processes_attach() -> None:
-    found = processes.measured_on(2, "attach", small=True)
+    found = ranks.measured_on(2, "attach", small=True)
     assert found["ranks"] == 2
     for case in ("alone_s", "together_s"):
         wall, processor = found[case]

@@ -51,8 +51,8 @@ def test_what_is_said_of_trainings_that_are_well_is_told(monkeypatch: pytest.Mon
 def test_a_cost_is_really_measured() -> None:
     before = torch.get_num_threads()
     try:
-        found = cost(num_layers=1, repeats=1, hidden=64, num_series=3)
+        found = cost(num_layers=1, repeats=1, hidden=64)
     finally:
         torch.set_num_threads(before)
     assert found.num_layers == 1
-    assert min(found.bare, found.detection) > 0.0
+    assert found.bare > 0.0

@@ -17,20 +17,29 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def forked(
-    script: Path, *arguments: str, num_ranks: int = 2, imports: str = "torch", limit_s: float = 120
+    script: Path,
+    *arguments: str,
+    num_ranks: int = 2,
+    imports: str = "torch",
+    path: str = "",
+    limit_s: float = 120,
 ) -> tuple[int, str]:
     """Run a script on ranks: 0, or 1 if one of them failed, and what all of them printed.
 
     A rank that fails ends the others, and so does the limit, with what was printed until then.
+    Modules are also looked for in ``path``.
     """
     command = [sys.executable, __file__, str(num_ranks), imports, str(script), *arguments]
-    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(THREADS, "1")
+    if path:
+        environment["PYTHONPATH"] = os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, env=os.environ | dict.fromkeys(threads, "1"),
+        start_new_session=True, env=environment,
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=limit_s)
