@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 from record_runs import label_rows
 from recording.catalog import (
-    APART, DORMANT, EVERY, FOLDER, SERIES, Interference, RunSpec, label, load, spec_of, write,
+    APART,
+    DORMANT,
+    EVERY,
+    FOLDER,
+    SERIES,
+    Interference,
+    RunSpec,
+    label,
+    load,
+    spec_of,
+    write,
 )  # fmt: skip
 from recording.labels import FACTORS, KINDS, crossing, running_floor, split_of
 
