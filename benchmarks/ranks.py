@@ -28,6 +28,7 @@ from reporting import HERE, Goal, Part, run, shared_with_tests, table
 
 Found = dict[str, Any]
 SCRIPT = HERE / "ranking" / "measured.py"
+IMPORTS = "overhead,torch.distributed.fsdp"
 
 
 def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.0) -> Any:
@@ -40,7 +41,7 @@ def measured_on(num_ranks: int, part: str, *, small: bool, limit_s: float = 300.
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         status, said = forked(
-            SCRIPT, part, str(found), str(int(small)), num_ranks=num_ranks, imports="overhead",
+            SCRIPT, part, str(found), str(int(small)), num_ranks=num_ranks, imports=IMPORTS,
             path=os.pathsep.join([str(HERE), str(HERE.parent)]), limit_s=limit_s,
         )  # fmt: skip
         if status:

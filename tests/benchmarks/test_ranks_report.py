@@ -75,7 +75,8 @@ def test_the_page_shows_what_was_measured() -> None:
 @pytest.mark.slow
 def test_processes_that_fail_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "SCRIPT", Path("nowhere.py"))
-    with pytest.raises(RuntimeError, match=r"(?s)1 ranks .* 'nothing'.*'nowhere.py'"):
+    monkeypatch.setattr(ranks, "IMPORTS", "json")
+    with pytest.raises(RuntimeError, match=r"(?s)1 ranks .* 'nothing'.*No such file .*nowhere.py"):
         ranks.measured_on(1, "nothing", small=True)
 
 
