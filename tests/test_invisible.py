@@ -175,6 +175,7 @@ def cell_of(*names: str) -> Cell:
     return Cell(*names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watch", WATCHES)
 @pytest.mark.parametrize(("optimizer", "precision", "feature"), CELLS)
 def test_a_watch_leaves_no_trace(optimizer: str, precision: str, feature: str, watch: str) -> None:
@@ -205,6 +206,7 @@ def test_the_cells_that_are_left_out_are_no_training() -> None:
 # ---------------------------------------------------------------- what a forward leaves behind
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning", "ignore:.*:DeprecationWarning")
 @pytest.mark.parametrize("what", LEFTOVERS)
 def test_a_training_is_the_same_whatever_its_forward_leaves_behind(what: str) -> None:
@@ -328,6 +330,7 @@ def careless_watch(act: Callable[[Net], None], at_step: int) -> Callable[[Traini
     return attach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", CARELESS, ids=lambda act: act.__name__)
 def test_each_careless_act_is_caught(act: Callable[[Net], None]) -> None:
     at_step = 3

@@ -310,12 +310,14 @@ def came() -> dict[str, Any]:
     return measured()
 
 
+@pytest.mark.slow
 def test_every_number_is_the_one_decided_on(came: dict[str, Any]) -> None:
     _, expected = reference()
     told = differences(came, expected)
     assert not told, f"{len(told)} paths differ:\n" + "\n".join(told[:40])
 
 
+@pytest.mark.slow
 def test_the_run_has_something_of_everything(came: dict[str, Any]) -> None:
     records, events = came["live"]["records"], came["live"]["events"]
     moving = ("near_zero.initial_0.1", "dormant.fraction", "movement.sign_flips", "masks.overlap")

@@ -103,6 +103,7 @@ def test_no_name_is_printed_with_a_character_that_a_terminal_obeys(name: str) ->
         assert shown == name
 
 
+@pytest.mark.slow
 @given(
     st.text() | st.from_regex(r"([a-z0-9]+://|::|[a-z:@/?#=. \x1b\n\[\]]){1,12}", fullmatch=True)
 )

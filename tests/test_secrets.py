@@ -147,6 +147,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, list[
     )
 
 
+@pytest.mark.slow
 def test_no_secret_of_a_url_is_in_what_a_replay_writes_and_says(
     replayed: tuple[Path, str, list[str]],
 ) -> None:
@@ -163,6 +164,7 @@ def test_no_secret_of_a_url_is_in_what_a_replay_writes_and_says(
     assert info.replayed_from[-1].startswith("simplecache::http://127.0.0.1:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["summary", "scope", "plot", "report"])
 def test_no_escape_and_no_secret_is_printed_of_a_run(
     replayed: tuple[Path, str, list[str]],
@@ -221,6 +223,7 @@ class Hostile(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_no_secret_and_no_escape_is_in_what_a_live_watch_writes_and_says(
     tmp_path: Path, caplog
 ) -> None:

@@ -72,6 +72,7 @@ def coverage(estimates: list[EssentialSparsity], crossing: float) -> float:
     return sum(held) / len(held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "levels", "examples", "noise"),
     [
@@ -90,6 +91,7 @@ def test_coverage_is_nominal(name: str, levels: int, examples: int, noise: float
     assert 0.85 <= coverage(estimates, truth(SHAPES[name])) <= 0.95
 
 
+@pytest.mark.slow
 def test_the_check_can_fail() -> None:
     """Halved errors are found out, and so is a confidence of 0.5."""
     curves = simulate(SHAPES["power"], 16, 64, 3.0, seed=80)

@@ -120,6 +120,7 @@ def test_the_season_is_the_wave_that_is_there(period: float) -> None:
     assert season_of(x, y) == pytest.approx(1.0 / period, abs=0.0125)
 
 
+@pytest.mark.slow
 def test_a_jump_is_seen_in_a_season_and_a_season_is_no_jump() -> None:
     steps, num_seen = np.arange(80), 0
     for seed in range(10):
@@ -134,6 +135,7 @@ def test_a_jump_is_seen_in_a_season_and_a_season_is_no_jump() -> None:
     assert num_seen >= 9
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_believed_has_no_say() -> None:
     """In a bend only a parabola foresees what comes; lines would see a jump always, or never."""
     steps, num_seen = np.arange(60.0), 0

@@ -118,6 +118,7 @@ values = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(values, st.one_of(st.none(), st.floats(0.0, 0.2)))
 def test_the_first_alarm_is_that_of_the_rule_in_words(

@@ -315,6 +315,7 @@ def squared_error(x: np.ndarray, y: np.ndarray, knot: float) -> tuple[float, flo
     return float(np.sum((y - design @ fit) ** 2)), float(fit[2])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.integers(-20, 20), min_size=5, max_size=9))
 def test_no_knot_on_a_fine_grid_fits_better(heights: list[int]) -> None:

@@ -134,6 +134,7 @@ def shrinking(
     return records
 
 
+@pytest.mark.slow
 @given(st.floats(0.02, 1.0), st.floats(0.3, 3.0), st.integers(2, 30), st.integers(0, 50))
 def test_weights_that_only_shrink_are_on_the_clock(
     share: float, advance: float, num_snapshots: int, seed: int
@@ -187,6 +188,7 @@ def unscheduled(records: list[Record], is_seen: Sequence[bool]) -> list[Record]:
     return found
 
 
+@pytest.mark.slow
 @given(st.data(), st.floats(0.02, 1.0), st.floats(0.3, 3.0), st.integers(2, 12))
 def test_a_lower_bound_of_the_clock_only_says_what_the_clock_says(
     data: st.DataObject, share: float, advance: float, num: int

@@ -59,6 +59,7 @@ def test_a_watch_with_a_proxy_leaves_the_training_as_it_was_without(run: Any) ->
     assert left is None or abs(left - left_plain) <= 100
 
 
+@pytest.mark.slow
 def test_a_recording_ends_after_the_plateau_or_when_it_is_long_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -58,6 +58,7 @@ def test_alarms_apart_are_told_in_the_table() -> None:
     assert np.isnan(spread_of(of[:5]))
 
 
+@pytest.mark.slow
 def test_what_is_seen_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cadences, "NUMBERS", (60, 120))
     found = cadences.seen()

@@ -82,6 +82,7 @@ def made_up_series() -> dict[str, list[list[object]]]:
 PARTS = {"recorded runs": recorded_runs, "made-up series": made_up_series}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_every_event_is_the_one_decided_on(part: str) -> None:
     expected = json.loads(REFERENCE.read_text())[part]

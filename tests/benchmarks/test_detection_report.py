@@ -90,6 +90,7 @@ def test_a_take_off_that_one_cadence_misses_has_no_spread() -> None:
     assert found == [pytest.approx(150 / 875)]
 
 
+@pytest.mark.slow
 def test_nothing_but_what_is_named_is_told_of_recorded_runs() -> None:
     for told in ((), ("decay_clock",)):
         found = [v.case for v in takeoffs.bare(told, 56)]
@@ -246,6 +247,7 @@ def test_a_page_has_its_parts_and_then_all_goals() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_have_a_panel_for_each_rule_of_each_run(tmp_path: Path) -> None:
     real = [
         verdict(every, 0, 800, name, rule=rule)

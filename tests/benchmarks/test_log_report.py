@@ -9,6 +9,7 @@ import pytest
 from log import entropy_bytes
 
 
+@pytest.mark.slow
 def test_entropy_is_that_of_counts_that_were_drawn() -> None:
     """A plug-in estimate from many draws of the same bins, where a bin holds few weights."""
     num_weights, num_draws = 300, 4_000

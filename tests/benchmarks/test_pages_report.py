@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from contracts.fake_run import LONG_EVERY, LONG_NOISE, write_long_run
 
 import sparsitywatch as sw
@@ -12,6 +13,7 @@ from sparsitywatch.page.data import details_of, page_data
 from sparsitywatch.sinks.jsonl import read_spectrum
 
 
+@pytest.mark.slow
 def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
     run = sw.load(write_long_run(tmp_path / "run", 40, 12))
     assert run.steps.tolist() == list(range(0, 40 * LONG_EVERY, LONG_EVERY))
@@ -31,6 +33,7 @@ def test_the_long_log_has_every_kind_of_number(tmp_path: Path) -> None:
     assert np.array(details["magnitudes"]["all"])[-1].tolist() != details["magnitudes"]["all"][0]
 
 
+@pytest.mark.slow
 def test_shares_of_tensors_differ_by_the_noise_that_is_stated(tmp_path: Path) -> None:
     """On the plateau, where nothing else moves."""
     run = sw.load(write_long_run(tmp_path / "run", 400, 12))

@@ -29,6 +29,7 @@ def test_a_clear_jump_is_seen_in_time(name: str) -> None:
     assert any(ONSET - 1 <= alarm <= ONSET + 5 for alarm in alarms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_gaps_are_no_values_and_detectors_start_afresh(name: str) -> None:
     values = JUMP.values.copy()
@@ -54,6 +55,7 @@ def test_the_naive_rule_by_hand() -> None:
     assert not any(small(i, x) for i, x in enumerate([0.001] * 9 + [0.01] * 9))
 
 
+@pytest.mark.slow
 def test_errors_of_the_front_end_are_standard_normal_on_a_noisy_line() -> None:
     rng = np.random.default_rng(1)
     front = FrontEnd(min_effect=0.01)

@@ -38,6 +38,7 @@ def test_occupied_bins_are_foreseen(weights: dict[str, torch.Tensor], dtype: tor
         assert scaling.expected_bins(len(tensor), dtype) == pytest.approx(counted, rel=0.015)
 
 
+@pytest.mark.slow
 def test_bytes_of_the_spectrum_are_foreseen(weights: dict[str, torch.Tensor]) -> None:
     given: list[int] = []
     ranks = SimpleNamespace(

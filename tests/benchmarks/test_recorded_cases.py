@@ -146,6 +146,7 @@ def test_dormant_weights_are_those_measured_at_the_cadence() -> None:
     )
 
 
+@pytest.mark.slow
 def test_dormant_weights_announce_every_recorded_take_off_by_dead_units() -> None:
     found = [e for e in early_signals(early) if e.every <= 100]
     dying = [e for e in found if e.group == "dead units"]

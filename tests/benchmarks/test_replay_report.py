@@ -18,6 +18,7 @@ def sharded(tmp_path: Path) -> checkpoints.Written:
     return write_sharded(tmp_path / "sharded", 2, 128, 300, shard_bytes=200_000)
 
 
+@pytest.mark.slow
 def test_a_sharded_decoder_is_what_it_says(sharded: checkpoints.Written) -> None:
     assert len(list(sharded.path.glob("*.safetensors"))) > 2
     with open_checkpoint(sharded.path) as checkpoint:
@@ -37,6 +38,7 @@ def test_reading_in_order_reads_every_byte(sharded: checkpoints.Written) -> None
     assert read_in_order(largest) == largest.stat().st_size
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
 def test_growth_is_that_of_a_look(sharded: checkpoints.Written) -> None:
     growth = growth_bytes(sharded.path, 1, "plain")

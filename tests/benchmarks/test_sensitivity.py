@@ -89,6 +89,7 @@ def test_changes_are_counted_by_series() -> None:
     assert changed(before, now) == "2 alarms, 1 told, missed +1, false -1"
 
 
+@pytest.mark.slow
 def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
     assert detectors_with("detector") == {"abrupt", "measured", "dormant"}
     assert detectors_with("growth") == detectors_with("abrupt") == {"abrupt"}
@@ -98,6 +99,7 @@ def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
     assert all(name.startswith("dormant") for name in found)
 
 
+@pytest.mark.slow
 def test_every_detector_is_looked_at_on_what_it_is_for() -> None:
     found = outcomes([100], 41)
     kinds = ("growth", "recorded", "essential sparsity", "reliance", "dormant")
@@ -105,6 +107,7 @@ def test_every_detector_is_looked_at_on_what_it_is_for() -> None:
         assert any(o.alarms for name, o in found.items() if name.startswith(kind)), kind
 
 
+@pytest.mark.slow
 def test_a_row_says_what_both_values_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def one(seeds: object, longest: int, package=detect, *_) -> dict[str, Outcome]:
         del seeds, longest

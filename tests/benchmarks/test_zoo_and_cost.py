@@ -33,6 +33,7 @@ def test_faults_are_tried_on_every_pair_and_missed_ones_are_told(
     assert sum(t.number for t in planted(thinned=5)) == 4 * 3
 
 
+@pytest.mark.slow
 def test_a_fault_and_an_oddity_are_really_trained() -> None:
     (fault,) = planted(seed=301, thinned=20)
     assert fault == Tried("half left out", "untrained", 1, ())
@@ -48,6 +49,7 @@ def test_what_is_said_of_trainings_that_are_well_is_told(monkeypatch: pytest.Mon
     assert [t.wrong for t in found if t.wrong] == [("encoder, adamw: ['one tensor']",)]
 
 
+@pytest.mark.slow
 def test_a_cost_is_really_measured() -> None:
     before = torch.get_num_threads()
     try:

@@ -28,6 +28,7 @@ def save(state: dict[str, object], folder: Path) -> None:
         dcp.save(state, checkpoint_id=str(folder), no_dist=True)
 
 
+@pytest.mark.slow
 class TestDistributed(ReaderContract):
     format = "distributed"
     step = 11

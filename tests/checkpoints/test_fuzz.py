@@ -63,6 +63,7 @@ HEADERS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, **RELAXED)
 @given(HEADERS, st.binary(max_size=40), st.integers(-3, 3))
 def test_headers_of_safetensors(header: dict, data: bytes, shift: int) -> None:
@@ -78,6 +79,7 @@ def test_bytes_that_are_no_pickle(data: bytes) -> None:
         read_inert(data)
 
 
+@pytest.mark.slow
 def test_mutated_files_of_every_format_are_read_or_refused(tmp_path: Path) -> None:
     tally = Tally()
     tally.run(tmp_path, 300, seed=1)
@@ -87,6 +89,7 @@ def test_mutated_files_of_every_format_are_read_or_refused(tmp_path: Path) -> No
     assert tally.most_lines < 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_costs_no_more_than_its_bytes(name: str, tmp_path: Path) -> None:
     path = HOSTILE[name](tmp_path)
@@ -99,6 +102,7 @@ def num_open() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts them as Linux lists them")
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_prefix_of_any_file_leaves_a_file_open(kind: str, tmp_path: Path) -> None:

@@ -81,26 +81,31 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Pa
     return json.loads(done.stdout.splitlines()[0]), home / "log"
 
 
+@pytest.mark.slow
 def test_a_branch_is_a_checkpoint(client) -> None:
     assert client[0][ONE] == [[ONE, 1000, "complete", ""]]
 
 
+@pytest.mark.slow
 def test_branches_are_steps(client) -> None:
     expected = [[f"hf://org/pythia@step{step}", step, "complete", ""] for step in STEPS]
     assert client[0][BRANCHES] == [*expected, ["hf://org/pythia@main", None, "complete", ""]]
 
 
+@pytest.mark.slow
 def test_repositories_are_steps(client) -> None:
     expected = [(f"hf://google/multi-seed_0-step_{k}k", k * 1000) for k in (0, 20, 100, 2000)]
     assert client[0][REPOSITORIES] == [[url, step, "complete", ""] for url, step in expected]
 
 
+@pytest.mark.slow
 def test_a_server_without_ranges_is_named(client) -> None:
     ((_, _, state, reason),) = client[0][WHOLE]
     assert state == "refused"
     assert "the server sends files as a whole and does not know ranges" in reason
 
 
+@pytest.mark.slow
 def test_a_replay_fetches_headers_and_what_is_in_scope(client, hub: Hub) -> None:
     records = read_records(client[1] / "sparsitywatch")
     assert [(record.step, record.valid) for record in records] == [(5, True), (9, True)]

@@ -58,6 +58,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return status("VmHWM") - before
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, that no process group is there
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's own peak")
 @pytest.mark.parametrize("save", [safetensors_file, transposed, distributed])

@@ -33,6 +33,7 @@ def options() -> Iterator[dict[str, object]]:
         yield options
 
 
+@pytest.mark.slow
 def test_a_run_on_s3(options, tmp_path: Path) -> None:
     fs = s3fs.S3FileSystem(**options)
     model = small_bert()

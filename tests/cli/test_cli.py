@@ -27,6 +27,7 @@ def logdir(tmp_path: Path) -> Path:
     return fake_run.write_run(tmp_path / "run", fake_run.looks(STEPS), fake_run.events())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["summary", "plot", "compare"])
 def test_a_run_that_has_begun_and_was_not_looked_at_yet_says_so(
     command: str, logdir: Path, tmp_path: Path, capsys
@@ -153,6 +154,7 @@ def test_scope(logdir: Path, capsys) -> None:
     assert "80 x 64" in output
 
 
+@pytest.mark.slow
 def test_plot(logdir: Path, tmp_path: Path, capsys) -> None:
     picture = tmp_path / "new" / "overview.png"
     assert told(capsys, "plot", logdir, "-o", picture).strip() == str(picture)
@@ -173,6 +175,7 @@ def test_report(logdir: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert (page["facts"]["ledger"], page["facts"]["scope"]) == ([], "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "output", "what"),
     [
@@ -231,6 +234,7 @@ def test_mistakes_in_the_call(arguments: list[str], capsys) -> None:
     assert "usage: sparsitywatch" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_is_no_error(logdir: Path) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -254,10 +258,12 @@ def imports_torch(code: str) -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
+@pytest.mark.slow
 def test_the_probe_sees_torch() -> None:
     assert imports_torch("import sparsitywatch.weights.scope, torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["summary", "plot", "scope", "compare"])
 def test_no_command_imports_torch(command: str, logdir: Path, tmp_path: Path) -> None:
     arguments = [command, str(logdir)]

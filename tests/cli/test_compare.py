@@ -64,6 +64,7 @@ def test_as_json(runs: list[str], capsys) -> None:
     assert found["runs"][1]["num_records"] == 11
 
 
+@pytest.mark.slow
 def test_the_picture(runs: list[str], tmp_path: Path, capsys) -> None:
     picture = tmp_path / "new" / "x.png"
     assert main(["compare", *runs, "-o", str(picture)]) == 0
@@ -71,6 +72,7 @@ def test_the_picture(runs: list[str], tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.endswith(f"\n{picture}\n")
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
     runs: list[str], tmp_path: Path, capsys
 ) -> None:
@@ -95,6 +97,7 @@ def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
     assert picture.exists()
 
 
+@pytest.mark.slow
 def test_another_dtype_is_told_to_change_what_passes_as_dormant(
     runs: list[str], tmp_path: Path, capsys
 ) -> None:
@@ -103,6 +106,7 @@ def test_another_dtype_is_told_to_change_what_passes_as_dormant(
     assert "another dtype" in " ".join(json.loads(capsys.readouterr().out)["notes"])
 
 
+@pytest.mark.slow
 def test_another_scope_is_never_compared(runs: list[str], tmp_path: Path, capsys) -> None:
     other = str(write(tmp_path / "c", scope_hash="07her"))
     for more in ([], ["--weights-only"]):
@@ -110,6 +114,7 @@ def test_another_scope_is_never_compared(runs: list[str], tmp_path: Path, capsys
         assert "scope_hash: 5c0pe in one/a; 07her in c" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [[], ["same"]])
 def test_one_run_is_not_enough(runs: list[str], again: list[str], capsys) -> None:
     arguments = [runs[0], *(f"{runs[0]}/../a" for _ in again)]
@@ -117,6 +122,7 @@ def test_one_run_is_not_enough(runs: list[str], again: list[str], capsys) -> Non
     assert "Expected RUN to be two or more different runs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_inside_another_keeps_a_name(runs: list[str], capsys) -> None:
     inner = write(Path(runs[0]) / "inner", seed=3, events=False)
     assert main(["compare", runs[0], str(inner), "--json"]) == 0
@@ -124,6 +130,7 @@ def test_a_run_inside_another_keeps_a_name(runs: list[str], capsys) -> None:
     assert names == [runs[0], "inner"]
 
 
+@pytest.mark.slow
 def test_nothing_to_read_names_the_folder(runs: list[str], tmp_path: Path, capsys) -> None:
     assert main(["compare", runs[0], str(tmp_path / "nothing")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err

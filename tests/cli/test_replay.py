@@ -35,6 +35,7 @@ def broken(run: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_for_people(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(run / "step-*.pt"), "--logdir", str(tmp_path)]) == 0
     output = capsys.readouterr()
@@ -89,6 +90,7 @@ def test_for_programs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert by_kind["event"][0]["series"] == "near_zero/abs_0.001"
 
 
+@pytest.mark.slow
 def test_with_a_model_of_transformers(tmp_path: Path, monkeypatch) -> None:
     live = train(tmp_path / "live", save_safetensors(tmp_path / "run"), proxy=held_out(), steps=3)
     monkeypatch.syspath_prepend(str(ROOT / "tests"))
@@ -111,6 +113,7 @@ def test_the_scale_of_a_live_run(tmp_path: Path) -> None:
     assert [r.near_zero for r in read_records(tmp_path / "sparsitywatch")] == expected
 
 
+@pytest.mark.slow
 def test_by_several_processes(run: Path, tmp_path: Path) -> None:
     arguments = ["replay", str(run), "--scope", "second.*", "--tolerance", "0.02", "--logdir"]
     assert main([*arguments, str(tmp_path / "one")]) == 0
@@ -211,6 +214,7 @@ def started(*arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_sidecar_ends_when_told(run: Path, tmp_path: Path, ending: signal.Signals) -> None:
     place = tmp_path / "run"
@@ -262,6 +266,7 @@ def die(*_: object) -> None:
     os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_said_in_words(
     run: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,6 +119,7 @@ class SinkContract:
         sink.close()
         assert self.steps(sink, directory) == [0, 25]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("initial_step", [25, 50, 60, 100, 200])
     def test_open_drops_a_future_that_was_lost(
         self, sink: Sink, directory: Path, initial_step: int
@@ -134,6 +135,7 @@ class SinkContract:
             step for step in (50, 100) if step <= initial_step
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("initial_step", [100, 125, 150, 175])
     def test_open_drops_what_was_learned_in_a_lost_future(
         self, sink: Sink, directory: Path, initial_step: int
@@ -217,6 +219,7 @@ sink.open(fake_run.run_info(int(sys.argv[4])))
             check=False,
         )
 
+    @pytest.mark.slow
     def test_what_a_call_was_given_survives_a_kill(self, directory: Path) -> None:
         child = self.run_child(
             """
@@ -232,6 +235,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert self.steps(sink, directory) == [0, 25, 50, 75, 100]
         assert self.events(sink, directory) == [("value/reliance", 100)]
 
+    @pytest.mark.slow
     def test_a_killed_run_is_continued_at_once(self, directory: Path) -> None:
         for initial_step, first in ((0, 0), (50, 75), (100, 125)):
             child = self.run_child(
@@ -246,6 +250,7 @@ os.kill(os.getpid(), signal.SIGKILL)
             assert child.returncode == -9, child.stderr
         assert self.steps(self.make(directory), directory) == list(STEPS)
 
+    @pytest.mark.slow
     def test_an_exit_without_close_loses_nothing(self, directory: Path) -> None:
         child = self.run_child(
             "for step in (0, 25): sink.write(*fake_run.look(step, last_step=200))", directory
@@ -253,6 +258,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert (child.returncode, child.stderr) == (0, "")
         assert self.steps(self.make(directory), directory) == [0, 25]
 
+    @pytest.mark.slow
     def test_a_forked_child_neither_writes_nor_hangs(self, directory: Path) -> None:
         child = self.run_child(
             """

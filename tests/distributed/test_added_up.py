@@ -17,6 +17,7 @@ from sparsitywatch.weights.snapshot import Sampler, Snapshot
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 
+@pytest.mark.slow
 @given(spreadings())
 def test_the_spectrum_of_all_ranks_is_that_of_the_whole_model(made: Spreading) -> None:
     def act(ranks: ThreadRanks) -> MagnitudeSpectrum:
@@ -30,6 +31,7 @@ def test_the_spectrum_of_all_ranks_is_that_of_the_whole_model(made: Spreading) -
         assert found.digest() == expected.digest()
 
 
+@pytest.mark.slow
 @given(spreadings(), st.sampled_from([None, 1, 5, 40]), st.integers(0, 9))
 def test_the_sample_of_all_ranks_is_that_of_the_whole_model(
     made: Spreading, num_samples: int | None, seed: int
@@ -64,6 +66,7 @@ def flipped(tensor: torch.Tensor, bit: int) -> None:
     words[bit // 8] ^= 1 << bit % 8
 
 
+@pytest.mark.slow
 @given(spreadings())
 def test_replicas_agree_as_long_as_no_bit_has_flipped(made: Spreading) -> None:
     found = replicas_of(made, [made.of_rank(rank) for rank in range(made.size)])
@@ -73,6 +76,7 @@ def test_replicas_agree_as_long_as_no_bit_has_flipped(made: Spreading) -> None:
         assert found == [None] * made.size
 
 
+@pytest.mark.slow
 @given(spreadings(sizes=(2, 3, 4)), st.data())
 def test_a_flipped_bit_is_found_and_its_rank_and_tensor_named(
     made: Spreading, data: st.DataObject

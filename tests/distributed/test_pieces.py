@@ -36,6 +36,7 @@ def test_weights_are_found_in_a_box_where_numpy_finds_them(piece: ShardBox, seed
     assert piece.num_weights == len(inside)
 
 
+@pytest.mark.slow
 @given(spreadings())
 def test_every_weight_is_counted_once_by_the_lowest_rank_that_holds_it(made: Spreading) -> None:
     every = [made.shards(rank) for rank in range(made.size)]
@@ -60,6 +61,7 @@ def test_what_is_whole_and_what_has_replicas_is_known_on_every_rank(made: Spread
         assert shards.has_replicas == any(len(set(pieces)) < len(pieces) for pieces in every)
 
 
+@pytest.mark.slow
 @given(spreadings(sizes=(2, 3, 4)), st.data())
 def test_a_piece_that_nobody_holds_is_refused_by_the_name_of_its_tensor(
     made: Spreading, data: st.DataObject

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from contracts.boxes import Spreading, cut_out, pieces_of, spreadings
 from contracts.thread_ranks import ThreadRanks, on_ranks
@@ -102,6 +103,7 @@ def cases(draw: st.DrawFn) -> Spreading:
     return made
 
 
+@pytest.mark.slow
 @given(made=cases(), seed=st.integers(0, 999))
 @settings(max_examples=15, deadline=None)
 def test_ranks_that_hold_parts_know_of_each_tensor_what_one_process_knows(

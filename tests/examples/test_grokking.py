@@ -29,6 +29,7 @@ def _records(logdir):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_table_parses_and_says_what_the_records_say(short):
     logdir, said = short
     head, *rows = [line.split() for line in said.partition("\n\n")[0].splitlines()]
@@ -44,6 +45,7 @@ def test_the_table_parses_and_says_what_the_records_say(short):
         assert 0.0 <= float(accuracy) < 0.2  # and nothing understood yet
 
 
+@pytest.mark.slow
 def test_both_runs_start_from_the_same_weights_and_pairs(short):
     logdir, _ = short
     runs = [json.loads((logdir / n / "sparsitywatch" / "run.json").read_text()) for n in

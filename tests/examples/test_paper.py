@@ -296,6 +296,7 @@ def _table(said):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
+@pytest.mark.slow
 def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
     arguments = ["--tasks", "spam", "--steps", "2", "--seeds", "0", "3"]
     said = command(finetuned_curve, *arguments)
@@ -315,6 +316,7 @@ def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
     assert (tmp_path / "finetuned_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_path, monkeypatch):
     arguments = ["--tasks", "spam", "--steps", "1", "--seeds", "0"]
     trained = []
@@ -332,6 +334,7 @@ def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_pat
         command(finetuned_curve, *arguments[:3], "2")
 
 
+@pytest.mark.slow
 def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatch):
     arguments = ["--task", "spam", "--steps", "1", "--seeds", "0"]
     one = command(patterns, *arguments, out=tmp_path / "1")
@@ -353,6 +356,7 @@ def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatc
         assert (tmp_path / "2" / file).read_text() == (tmp_path / "1" / file).read_text()
 
 
+@pytest.mark.slow
 def test_layers_counts_what_numpy_counts(command, tmp_path):
     said = command(layers, "--level", "0.3")
     named = texts.classifiers(small=True)().named_parameters()
@@ -383,6 +387,7 @@ def test_what_is_seen_over_the_blocks_decides_about_the_layers():
     assert "more of the attention's weights" in layers.feed_forward_or_attention(cells)
 
 
+@pytest.mark.slow
 def test_patterns_are_judged_as_pruned_and_after_training(command, tmp_path):
     said = command(patterns, "--steps", "1", "--seeds", "0", "1")
     _, _, *rows = _table(said)

@@ -35,6 +35,7 @@ from data_volume import (
 # ------------------------------------------------------------------ shares of a text
 
 
+@pytest.mark.slow
 def test_shares_are_nested_and_have_their_size():
     tokens = np.arange(1_000_000, dtype=np.int32)
     larger = set(share_of(tokens, 1.0).tolist())
@@ -64,6 +65,7 @@ def _main(folder: Path, *arguments: object, pretraining: Sequence[str] = ()) -> 
     return data_volume.main(list(map(str, words)))
 
 
+@pytest.mark.slow
 def test_every_share_and_seed_once_then_a_table_and_a_conclusion(tmp_path, capsys):
     assert _main(tmp_path, "--fractions", 1.0, 0.5, "--seeds", 0) == 0
     first = capsys.readouterr().out
@@ -204,6 +206,7 @@ def test_a_run_is_read_from_its_log(tmp_path):
     assert (run.steps, run.series) == (list(range(0, 2001, 100)), near_zero)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("direction", "began"), [("up", 600.0), ("down", 1050.0)])
 def test_a_rise_that_another_series_saw_first_counts(tmp_path, direction, began):
     first, second = fake_run.events()

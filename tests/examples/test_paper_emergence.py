@@ -19,6 +19,7 @@ import emergence
 SMALL = ["--small", "--steps", "12", "--every", "4"]
 
 
+@pytest.mark.slow
 def test_three_runs_a_table_a_picture_and_a_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def without_load(text):
     return re.sub(r"load .*", "", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [lottery_ticket, decoder])
 def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeypatch):
     out, text = ran(command)
@@ -77,6 +78,7 @@ def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeyp
     assert without_load(said(command, out)) == without_load(text)
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_refused(ran, capsys):
     out, _ = ran(decoder)
     with pytest.raises(SystemExit, match=r"Expected results of .*'steps'"):
@@ -158,6 +160,7 @@ def test_levels_of_the_same_words_are_told_together():
 # ------------------------------------------------------------------ lottery tickets
 
 
+@pytest.mark.slow
 def test_a_ticket_drops_the_smallest_fifth_of_what_was_trained_round_by_round(ran):
     out, _ = ran(lottery_ticket)
     dense, *others = (
@@ -228,6 +231,7 @@ def test_vision_says_what_to_install(monkeypatch, tmp_path):
         vision.main(["--small", "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_vision_runs_and_goes_on(ran, monkeypatch):
     pytest.importorskip("sklearn")
     out, text = ran(vision)
@@ -240,6 +244,7 @@ def test_vision_runs_and_goes_on(ran, monkeypatch):
     assert without_load(said(vision, out)) == without_load(text)
 
 
+@pytest.mark.slow
 def test_near_zero_shares_are_those_of_the_pretrained_weights(ran):
     pytest.importorskip("sklearn")
     out, text = ran(vision)
@@ -312,6 +317,7 @@ def test_what_is_safe_ends_at_the_first_level_that_is_not(drops, safe):
 # ------------------------------------------------------------------ decoder
 
 
+@pytest.mark.slow
 def test_the_decoder_s_losses_are_those_of_torch_s_own_pruning(ran):
     out, _ = ran(decoder)
     args = decoder.arguments_of(["--small", "--out", str(out)])

@@ -24,6 +24,7 @@ def ran(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_its_losses_are_those_of_torch_s_own_pruning(ran):
     experiment = smollm2.Experiment(smollm2.arguments_of(["--small", "--out", str(ran)]))
     outcome = smollm2.Outcome(experiment, smollm2.Results(ran / "results.jsonl", SETTINGS))
@@ -49,6 +50,7 @@ def test_its_losses_are_those_of_torch_s_own_pruning(ran):
 SETTINGS = {"examples": 16, "length": 12, "levels": [0.2, 0.5], "small": True}
 
 
+@pytest.mark.slow
 def test_started_again_it_measures_nothing_and_says_the_same(ran, monkeypatch, capsys):
     assert smollm2.main(["--small", "--out", str(ran)]) == 0
     text = capsys.readouterr().out
@@ -79,6 +81,7 @@ def test_without_the_file_it_says_how_to_get_it(tmp_path):
         smollm2.main(["--material", str(tmp_path), "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.slow
 def test_a_stored_model_is_read_from_four_bits(tmp_path):
     """One like SmolLM2's, written here: its weights come back as 4 bits leave them."""
     gguf = pytest.importorskip("gguf", reason="the extra 'paper' has it")

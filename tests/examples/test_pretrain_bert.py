@@ -105,6 +105,7 @@ def _weights(logdir: Path) -> dict[str, torch.Tensor]:
     return {**training["model"], **moments, **training["rng"]}
 
 
+@pytest.mark.slow
 def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
     arguments = [*tiny, "--steps", 30, "--every", 7, "--logdir"]
     assert _run(*arguments, tmp_path / "with") == 0
@@ -118,6 +119,7 @@ def test_the_training_is_the_same_without_a_watch(tmp_path, tiny, monkeypatch):
         assert torch.equal(tensor, found[name]), name
 
 
+@pytest.mark.slow
 def test_events_are_said_once(tmp_path, tiny, caplog, capsys):
     assert _run(*tiny, "--steps", 120, "--every", 3, "--logdir", tmp_path) == 0
     headlines = [event.headline for event in sw.load(tmp_path).events]
@@ -143,6 +145,7 @@ def _unfinished(logdir: Path, step: int) -> None:
     torch.save({**state, "step": step}, logdir / "checkpoint.pt")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_finished_is_only_reported(tmp_path, tiny, capsys):
     arguments = [*tiny, "--steps", 8, "--every", 2, "--logdir", tmp_path]
     assert _run(*arguments) == 0
@@ -156,6 +159,7 @@ def test_a_run_that_is_finished_is_only_reported(tmp_path, tiny, capsys):
     assert _steps(tmp_path) == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_other_arguments_are_refused_by_name_and_fresh_sets_the_run_aside(tmp_path, tiny, capsys):
     logdir = tmp_path / "run"
     arguments = [*tiny, "--every", 2, "--logdir", logdir]
@@ -179,6 +183,7 @@ def test_other_arguments_are_refused_by_name_and_fresh_sets_the_run_aside(tmp_pa
     assert torch.load(aside / "checkpoint.pt")["settings"]["steps"] == 8
 
 
+@pytest.mark.slow
 def test_a_text_that_has_changed_is_refused(tmp_path, tiny, text_file, capsys):
     text = tmp_path / "text.txt"
     text.write_bytes(text_file.read_bytes())
@@ -191,6 +196,7 @@ def test_a_text_that_has_changed_is_refused(tmp_path, tiny, text_file, capsys):
     assert "--text-hash" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_set_aside_by_one_with_other_arguments(tmp_path, tiny, capsys):
     logdir = tmp_path / "run"
     arguments = [*tiny, "--every", 2, "--logdir", logdir]

@@ -53,6 +53,7 @@ def _records(logdir: Path) -> list[dict[str, Any]]:
     return records
 
 
+@pytest.mark.slow
 def test_two_ranks_write_the_records_of_one_process(two: Path, alone: Path) -> None:
     found = _records(two)
     assert [record["step"] for record in found] == [2, 4, 6, 8]
@@ -62,6 +63,7 @@ def test_two_ranks_write_the_records_of_one_process(two: Path, alone: Path) -> N
     assert [shard.name[:4] for shard in sorted(shards)] == ["__0_", "__1_"]  # so it was sharded
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_were_killed(
     two: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def test_the_picture_and_what_it_shows_come_before_any_code() -> None:
     assert "sw." not in README[:code]
 
 
+@pytest.mark.slow
 def test_the_first_block_runs_as_it_is_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

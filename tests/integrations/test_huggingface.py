@@ -35,6 +35,7 @@ def _quiet(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+@pytest.mark.slow
 def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
     callback = SparsityWatchCallback(proxy(), max_overhead=None, every=2, strict=True)
     watched = train(tmp_path / "on", 8, callback, gradient_accumulation_steps=2)
@@ -50,6 +51,7 @@ def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(watched), weights(plain), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path) -> None:
     whole = SparsityWatchCallback(
         proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "whole"), strict=True
@@ -95,6 +97,7 @@ def reacts(step: int, on_event: list, **options) -> SparsityWatchCallback:
     )
 
 
+@pytest.mark.slow
 def test_an_event_makes_the_trainer_save(tmp_path: Path) -> None:
     seen = []
     callback = reacts(3, ["save", seen.append])
@@ -106,6 +109,7 @@ def test_an_event_makes_the_trainer_save(tmp_path: Path) -> None:
     assert [e.detected_step for e in seen] == [3]
 
 
+@pytest.mark.slow
 def test_an_event_makes_the_trainer_save_and_stop(tmp_path: Path) -> None:
     stop = sw.actions.StopTraining()
     trainer = train(tmp_path / "run", 8, reacts(3, ["log", "save", stop]), save_strategy="no")
@@ -117,6 +121,7 @@ def test_an_event_makes_the_trainer_save_and_stop(tmp_path: Path) -> None:
     assert again.state.global_step == 5
 
 
+@pytest.mark.slow
 def test_what_is_seen_behind_the_training_is_asked_for_at_a_later_step(tmp_path: Path) -> None:
     callback = reacts(3, ["save", "stop"], background=True)
     trainer = train(tmp_path / "run", 8, callback, save_strategy="no")
@@ -125,6 +130,7 @@ def test_what_is_seen_behind_the_training_is_asked_for_at_a_later_step(tmp_path:
     assert checkpoints(tmp_path / "run") == [f"checkpoint-{stopped}"]
 
 
+@pytest.mark.slow
 def test_what_the_last_look_sees_is_not_too_late(tmp_path: Path) -> None:
     callback = reacts(4, ["save"], background=True, every=4)
     train(tmp_path / "run", 4, callback, save_strategy="no")
@@ -203,6 +209,7 @@ def steps(folder: Path) -> list[int]:
     return [record.step for record in read_records(folder)]
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(tmp_path: Path) -> None:
     transformers.set_seed(2)
     second = natural_proxy(seed=None)  # other sentences together, other words hidden
@@ -215,6 +222,7 @@ def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(tmp_path: 
     assert not math.isnan(records[-1].decay_clock)
 
 
+@pytest.mark.slow
 def test_other_batches_begin_a_new_log_with_a_word(tmp_path: Path, caplog) -> None:
     resumed(tmp_path, lambda _: None, second=natural_proxy(24))
     assert "sparsitywatch.pt cannot be taken up" in caplog.text
@@ -223,6 +231,7 @@ def test_other_batches_begin_a_new_log_with_a_word(tmp_path: Path, caplog) -> No
     assert steps(tmp_path / "log" / "sparsitywatch") == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [0, 100, 5000])
 def test_a_truncated_state_is_said_and_the_log_gone_on_from(
     tmp_path: Path, caplog, num_bytes: int
@@ -247,6 +256,7 @@ class Saboteur(transformers.TrainerCallback):
         self.sabotage(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
 
 
+@pytest.mark.slow
 def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, caplog) -> None:
     """One run, a fault at each save: a full disk, a state that cannot be told, no log any more."""
     failing = set()
@@ -293,6 +303,7 @@ def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, cap
     torch.testing.assert_close(weights(watched), weights(plain), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_resume_does_not_end_it(tmp_path: Path, caplog) -> None:
     def fill(_: Path) -> None:
         shutil.rmtree(tmp_path / "log")
@@ -303,6 +314,7 @@ def test_a_full_disk_at_a_resume_does_not_end_it(tmp_path: Path, caplog) -> None
     assert "attaching failed; training goes on unwatched" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_trainers_on_one_log(tmp_path: Path) -> None:
     options = {"max_overhead": None, "every": 1, "logdir": str(tmp_path / "log")}
     inner = SparsityWatchCallback(proxy(), **options)

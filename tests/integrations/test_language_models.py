@@ -142,6 +142,7 @@ def test_texts_and_models_that_cannot_be_used(folder: Path, tmp_path: Path) -> N
         text_proxy(text, folder, torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 def test_from_a_text_on_the_command_line(folder: Path, tmp_path: Path) -> None:
     for step in (1, 2):
         torch.manual_seed(step)

@@ -18,7 +18,10 @@ from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
 
 TESTS = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of torch and Accelerate
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of torch and Accelerate
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from sparsitywatch.records import to_json
 from sparsitywatch.sinks.jsonl import JsonlSink, read_records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_proxy", [True, False])
 def test_records_are_the_same_behind_and_in_front(tmp_path: Path, with_proxy: bool) -> None:
     found = []
@@ -159,6 +160,7 @@ class Costly:
             len(self.watcher.records)  # nothing is busy, however slow this machine is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [True, False])
 def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, background) -> None:
     sinks = [JsonlSink(tmp_path)]  # TensorBoard's draws, which takes real time
@@ -224,6 +226,7 @@ class NotedAlerts(Adaptive):
         super().alert(step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", [True, False])
 def test_an_alerted_watch_looks_closer_after_an_event(background: bool) -> None:
     run, schedule = Run(), NotedAlerts()

@@ -237,6 +237,7 @@ NAMES = (
 NAMED_OTHERWISE = {"urls": "Cannot list", "levels": "`level", "reference": "`initial`"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_argument_is_refused_by_its_name_and_never_an_error_from_inside(

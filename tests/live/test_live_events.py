@@ -51,6 +51,7 @@ def both(model: nn.Module) -> None:
     model[0].weight[torch.rand_like(model[0].weight) < 0.25] = 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [multiply, zero_some, both])
 def test_scale_or_shape(change: Callable[[nn.Module], None]) -> None:
     (event,) = watched(change)

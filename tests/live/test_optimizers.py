@@ -55,6 +55,7 @@ def unpickled(run: Run) -> Optimizer:
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace", [new, of_another_kind, shallow_copy, deep_copy, unpickled])
 def test_a_watch_goes_on_with_the_optimizer_that_takes_the_place(
     replace: Callable[[Run], Optimizer], caplog
@@ -202,6 +203,7 @@ def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
 # ------------------------------------------------------------------ the hooks themselves
 
 
+@pytest.mark.slow
 def test_no_hook_is_left_behind() -> None:
     gc.collect()
     others = set(trace._StepHooks._alive)  # of watches that tests before have left open
@@ -256,6 +258,7 @@ def test_explicit_steps_follow_nobody(caplog) -> None:
     assert caplog.records == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
 def test_a_compiled_step_is_counted_and_followed() -> None:
     run = Run()

@@ -20,6 +20,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return run_ranked(script_of([*RANKED]), tmp_path_factory.mktemp("ranks"), limit_s=150)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RANKED)
 def test_a_training_on_two_ranks_goes_on_and_the_watch_says_why_not(
     what: str, said: list[str]

@@ -117,6 +117,7 @@ def lines(logdir: Path) -> list[str]:
     return (logdir / "sparsitywatch" / "events.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
     events = read_events(whole.folder / "log" / "sparsitywatch")
     dormant, near_zero = events[0], events[1]
@@ -132,6 +133,7 @@ def test_the_run_has_what_is_to_survive(whole: Whole) -> None:
     assert len(lines(whole.folder / "log")) > len(events) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 4])
 @pytest.mark.parametrize("way", ["state", "log"])
 def test_killed_at_any_look(whole: Whole, tmp_path: Path, way: str, lost: int) -> None:

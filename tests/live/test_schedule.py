@@ -31,6 +31,7 @@ def test_at_is_exactly_these() -> None:
     assert [s for s in range(1, 20) if at([3, 7, 7])(s)] == [3, 7]
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 20),
     st.floats(1.05, 4.0),

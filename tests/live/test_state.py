@@ -58,6 +58,7 @@ def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None
     assert summary(tmp_path, capsys)[0].startswith("The watch was closed at step 4. ")
 
 
+@pytest.mark.slow
 def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     tmp_path: Path, capsys, monkeypatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_last_share_of_the_time_is_written_at_the_end(tmp_path: Path) -> Non
     assert state.overhead != records[-1].cost.overhead
 
 
+@pytest.mark.slow
 def test_a_killed_watch_is_known_by_its_process(tmp_path: Path, capsys) -> None:
     program = """
 run = Run()

@@ -200,6 +200,7 @@ def test_switched_off_by_the_environment(tmp_path: Path, monkeypatch) -> None:
 # ------------------------------------------------------------------ resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 4, 5, 6, 10])
 @pytest.mark.parametrize("lost", [0, 1, 5])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, stop: int, lost: int) -> None:
@@ -327,6 +328,7 @@ def test_state_saves_as_weights_only(tmp_path: Path) -> None:
     assert state["step"] == 4
 
 
+@pytest.mark.slow
 def test_events_survive_a_resume_and_are_not_seen_twice(tmp_path: Path) -> None:
     run, seen = Run(), []
 
@@ -535,6 +537,7 @@ class OtherProcess:
         return self.process.wait(60)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
     other = OtherProcess(tmp_path)
     assert other.train(4) == "[3]"
@@ -591,6 +594,7 @@ def shown(logdir: Path, until: int) -> dict[str, list[int]]:
     return {tag: kept for tag, of in steps.items() if (kept := [n for n in of if n <= until])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["write", "event"])
 def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, place: str) -> None:
     whole = Run()

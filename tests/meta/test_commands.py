@@ -84,6 +84,7 @@ def test_every_kind_of_command_is_there() -> None:
     assert {"make", "pip", "sparsitywatch"} <= {command[0] for command in COMMANDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_command_exists(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -123,6 +124,7 @@ def test_command_of_the_manual_parses(command: tuple[str, ...]) -> None:
         assert (ROOT / arguments[0]).is_file()
 
 
+@pytest.mark.slow
 def test_demo_takes_the_arguments_that_are_named() -> None:
     example = ROOT / "examples" / "pretrain_bert.py"
     named = {

@@ -59,6 +59,7 @@ def test_the_walk_finds_the_rooms() -> None:
     } <= set(MODULES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sparsitywatch", *MODULES])
 def test_all_is_there_sorted_and_true(name: str) -> None:
     module = importlib.import_module(name)

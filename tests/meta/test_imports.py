@@ -76,6 +76,7 @@ def test_the_scan_sees_imports_inside_functions() -> None:
     assert third_party(source) == {"numpy", "torch"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "also"),
     [
@@ -91,6 +92,7 @@ def test_what_is_imported_is_declared(folder: str, also: list[str | dict[str, st
     assert imported(folder) <= names_of([*PROJECT["dependencies"], *also])
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_imported() -> None:
     assert names_of(PROJECT["dependencies"]) <= imported("sparsitywatch")
     assert names_of(["sparsitywatch[fast]"]) <= imported("sparsitywatch")
@@ -99,6 +101,7 @@ def test_what_is_declared_is_imported() -> None:
     assert names_of(GROUPS["demo"]) <= imported("examples")
 
 
+@pytest.mark.slow
 def test_a_public_name_loads_what_it_needs_and_no_more() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.load, sw.sinks, sw.errors, dir(sw)")
     assert "sparsitywatch.page.render" in loaded
@@ -115,10 +118,12 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.slow
 def test_the_probe_sees_torch() -> None:
     assert "torch" in modules_after("import sparsitywatch.weights.spectrum")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -139,6 +144,7 @@ def test_rooms_without_torch(module: str) -> None:
     assert "torch" not in loaded
 
 
+@pytest.mark.slow
 def test_optional_packages_wait_until_they_are_needed() -> None:
     loaded = modules_after("import sparsitywatch as sw; sw.watch; sw.Proxy; sw.Watcher")
     assert "sparsitywatch.live.watcher" in loaded

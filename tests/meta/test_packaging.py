@@ -107,6 +107,7 @@ def data_files() -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -115,6 +116,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in info)
 
 
+@pytest.mark.slow
 def test_wheel_without_links_is_the_same(wheel: Path, tmp_path: Path) -> None:
     sources = copy_sources(tmp_path / "sources")
     (sources / LINK).unlink()
@@ -123,6 +125,7 @@ def test_wheel_without_links_is_the_same(wheel: Path, tmp_path: Path) -> None:
         assert sorted(one.namelist()) == sorted(other.namelist())
 
 
+@pytest.mark.slow
 def test_wheel_imports_alone(clean_python: Path, tmp_path: Path) -> None:
     probe = """
 import importlib, json, pkgutil, sparsitywatch as sw
@@ -146,6 +149,7 @@ print(json.dumps([sw.__version__, modules, files]))
     assert all(home in Path(file).parents for file in files)
 
 
+@pytest.mark.slow
 def test_integrations_are_not_importable_by_their_folder(
     clean_python: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +160,7 @@ def test_integrations_are_not_importable_by_their_folder(
     assert "Expected this package to be imported as `sparsitywatch.integrations`" in done.stderr
 
 
+@pytest.mark.slow
 def test_console_script(clean_python: Path, tmp_path: Path) -> None:
     script = clean_python.parent / "sparsitywatch"
     assert run(script, "--version", cwd=tmp_path).stdout.startswith("sparsitywatch ")

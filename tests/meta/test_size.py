@@ -30,6 +30,7 @@ def test_a_long_function_is_found() -> None:
     assert list(long_functions(f"def short():\n{docstring}    return 1\n")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short(path: Path) -> None:
     source = path.read_text()

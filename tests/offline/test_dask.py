@@ -40,6 +40,7 @@ def client() -> Iterator[Any]:
         yield client
 
 
+@pytest.mark.slow
 def test_the_same_files_as_in_series(client, run, tmp_path: Path) -> None:
     executor = client.get_executor(pure=False)
     sw.replay(run, logdir=tmp_path / "series", detectors=detectors())
@@ -47,6 +48,7 @@ def test_the_same_files_as_in_series(client, run, tmp_path: Path) -> None:
     assert on_disk(tmp_path / "many") == on_disk(tmp_path / "series")
 
 
+@pytest.mark.slow
 def test_the_same_evaluations(client, tmp_path: Path) -> None:
     train(None, save_torch(tmp_path / "run"))
     here = sw.replay(tmp_path / "run", logdir=None, model=tiny_bert, proxy=held_out())

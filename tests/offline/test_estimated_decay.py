@@ -81,6 +81,7 @@ def told(replayed: Replayed) -> tuple[list[str], list[str]]:
     return records, list(map(to_json, replayed.events))
 
 
+@pytest.mark.slow
 def test_resumed_and_by_workers_it_is_the_same(decayed: Path, tmp_path: Path) -> None:
     whole = sw.replay(decayed, logdir=None)
     first = [str(decayed / f"step-{EVERY * i}.pt") for i in range(NUM // 2)]

@@ -40,6 +40,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Record], Path]:
     return records, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 @pytest.mark.parametrize("how", ["module", "function"])
 def test_same_record_with_a_model(live, tmp_path: Path, kind: str, how: str) -> None:
@@ -55,6 +56,7 @@ def test_same_record_with_a_model(live, tmp_path: Path, kind: str, how: str) -> 
     assert all(record.curve.value[0] > 0.0 for record in replayed.records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 def test_same_record_without_a_model(live, tmp_path: Path, kind: str) -> None:
     folder = live[1]
@@ -137,6 +139,7 @@ def test_the_callers_model_only_changes_its_weights(live) -> None:
         assert torch.equal(tensor, expected[f"_orig_mod.{name}"]), name
 
 
+@pytest.mark.slow
 def test_same_events(run: Path, tmp_path: Path) -> None:
     """A live watch on a model that is given the weights of each checkpoint in turn."""
     model = nn.ModuleDict(

@@ -30,6 +30,7 @@ def csv_of(folder: Path, value: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["number", "function", "file"])
 def test_the_clocks_and_what_moved_are_those_of_a_live_watch(
     live, tmp_path: Path, form: str

@@ -55,6 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers(trained: Path, tmp_path: Path) -> None:
     live = read_records(trained / "runs" / "sparsitywatch")
     replayed = sw.replay(
@@ -70,6 +71,7 @@ def test_the_trainer_of_transformers(trained: Path, tmp_path: Path) -> None:
     assert all(record.essential_sparsity is not None for record in replayed.records)
 
 
+@pytest.mark.slow
 def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
     run, records = tmp_path / "run", tmp_path / "sparsitywatch" / "records.jsonl"
     paths = [str(HERE.parents[1]), str(HERE.parent)]
@@ -112,6 +114,7 @@ def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
         assert ours.near_zero["rms_0.1"] == theirs.near_zero["rms_0.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_lightning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
@@ -168,6 +171,7 @@ def test_lightning(tmp_path: Path) -> None:
     assert_same(replayed.records, read_records(tmp_path / "live" / "sparsitywatch"))
 
 
+@pytest.mark.slow
 def test_distributed_checkpoints_of_two_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +206,7 @@ def options() -> Iterator[dict[str, object]]:
         yield options
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_on_s3(options, tmp_path: Path) -> None:
     import s3fs

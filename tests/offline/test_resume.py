@@ -69,6 +69,7 @@ def kill(monkeypatch: pytest.MonkeyPatch):
 
 
 # TensorBoard is written before the log: after the one is before the other, but for its events
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "method", "when"),
     [
@@ -93,6 +94,7 @@ def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, wh
     assert not kill(run, tmp_path, owner, method, calls.stop, when)  # these were all
 
 
+@pytest.mark.slow
 def test_killed_while_the_log_is_opened(run, whole, tmp_path: Path, kill) -> None:
     for owner in (JsonlSink, TensorBoardSink):
         for when in ("before", "after"):
@@ -102,6 +104,7 @@ def test_killed_while_the_log_is_opened(run, whole, tmp_path: Path, kill) -> Non
             assert on_disk(logdir) == whole
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(run, whole, tmp_path: Path, kill) -> None:
     for number in range(NUM):
         owner = (JsonlSink, TensorBoardSink)[number % 2]
@@ -110,6 +113,7 @@ def test_killed_again_and_again(run, whole, tmp_path: Path, kill) -> None:
     assert on_disk(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_replay_that_keeps_few_spectra_goes_on_as_one_that_keeps_all(
     run, whole, tmp_path: Path
 ) -> None:
@@ -152,6 +156,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_real_kill(run, whole, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {

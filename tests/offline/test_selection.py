@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ def listings(draw: st.DrawFn) -> list[ListedCheckpoint]:
     return found
 
 
+@pytest.mark.slow
 @given(listings())
 def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[ListedCheckpoint]) -> None:
     selection = select(found)

@@ -42,6 +42,7 @@ def bert_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(4), lambda: spawned(2)])
 def test_the_same_files_as_in_series(run, bert_run, tmp_path: Path, make) -> None:
     sw.replay(run, logdir=tmp_path / "series", detectors=detectors())
@@ -86,6 +87,7 @@ class Counting(Executor):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_in_order_and_never_too_many_at_once(run, window: int) -> None:
     executor, steps = Counting(), []
@@ -156,6 +158,7 @@ def die(*_: object) -> None:
     os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_ends_the_replay_and_the_next_one_goes_on(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

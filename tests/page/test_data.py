@@ -41,6 +41,7 @@ def rounded(x: float, digits: int = 7) -> float | None:
 # ------------------------------------------------------------------ series, curves, events
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERIES)
 def test_a_series_is_the_log_in_seven_digits(name: str, either: Page) -> None:
     assert either.data["steps"] == either.steps
@@ -50,6 +51,7 @@ def test_a_series_is_the_log_in_seven_digits(name: str, either: Page) -> None:
     assert about["sentence"]
 
 
+@pytest.mark.slow
 def test_curves_are_in_units_of_what_is_tolerated(either: Page) -> None:
     by_step = {record["step"]: record for record in either.records}
     expected = {r["step"] for r in either.records if r["curve"] and r["curve"]["value"][0]}
@@ -144,6 +146,7 @@ def test_costs_add_up(troubled_page: Page) -> None:
     assert costs["snapshots left out"] == f"{left_out:,}"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_proxy_has_nothing_of_the_model(weights_page: Page) -> None:
     data = weights_page.data
     assert data["curves"] == []
@@ -186,6 +189,7 @@ def test_a_map_is_the_log_in_thousandths(kind: str, cell, either: Page) -> None:
     np.testing.assert_array_equal(maps["rows"][kind], expected)
 
 
+@pytest.mark.slow
 def test_magnitudes_are_the_weights_counted_one_by_one(page: Page) -> None:
     magnitudes = page.details["magnitudes"]
     ends = np.array(magnitudes["ends"])
@@ -238,6 +242,7 @@ def test_weights_that_are_not_finite_are_in_no_share() -> None:
 # ------------------------------------------------------------------ large ones
 
 
+@pytest.mark.slow
 @given(
     number=st.integers(1, 400),
     most=st.integers(2, 50),
@@ -272,6 +277,7 @@ def test_a_long_run_is_thinned_and_says_so(monkeypatch) -> None:
     assert MAX_SNAPSHOTS == 2000
 
 
+@pytest.mark.slow
 def test_many_tensors_have_fewer_columns_and_every_row() -> None:
     looks = [fake_run.look(step, num_tensors=300) for step in (0, 1000, 2000)]
     records = [replace(looks[i % 3][0], step=10 * i) for i in range(150)]

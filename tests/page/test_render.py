@@ -144,6 +144,7 @@ def test_ticks_are_round_and_inside(low: float, width: float, most: int) -> None
     assert all(low - 1e-6 * width <= x <= low + width * (1 + 1e-6) for x in found)
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_whatever_is_printable_is_in_xml(text: str) -> None:
     shown = xml_text(text)
@@ -159,6 +160,7 @@ def test_whatever_is_printable_is_in_xml(text: str) -> None:
 # ------------------------------------------------------------------ the scripts
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize(("text", "exports"), [
     (script("file"), []),
@@ -197,6 +199,7 @@ def test_colours_can_be_told_from_what_is_behind_them() -> None:
             assert (high + 0.05) / (low + 0.05) >= least, (name, paper)
 
 
+@pytest.mark.slow
 @needs_node
 def test_rows_are_sorted_grouped_and_searched() -> None:
     code = """
@@ -221,6 +224,7 @@ def test_rows_are_sorted_grouped_and_searched() -> None:
     ]
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_nearest_step_and_every_number_as_text() -> None:
     code = """
@@ -240,6 +244,7 @@ def test_the_nearest_step_and_every_number_as_text() -> None:
     assert lines[3:] == ["step,a,b", "5,1.5,2", "10,,3"]
 
 
+@pytest.mark.slow
 @needs_node
 @pytest.mark.parametrize("name", sorted(path.name for path in WEB.glob("*.js")))
 def test_a_module_is_javascript(name: str) -> None:

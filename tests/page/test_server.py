@@ -93,6 +93,7 @@ def test_what_is_asked_is_sent(logs: Path, packed: bool) -> None:
     assert len(details["maps"]["rows"]["near_zero"]) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["run=none", "", "run=..%2Fa", "run=%00"])
 def test_what_is_no_run_is_not_there(logs: Path, query: str) -> None:
     status, headers, body = ask(apps_of(Runs({"": logs})), "/page", query)

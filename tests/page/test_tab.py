@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import quote
 
+import pytest
 from contracts import fake_run
 from page.conftest import in_node, needs_node
 from tensorboard.plugins import base_plugin
@@ -30,6 +31,7 @@ def test_the_entry_point_leads_here() -> None:
     assert issubclass(found.load(), base_plugin.TBLoader)
 
 
+@pytest.mark.slow
 def test_looking_for_plugins_imports_nothing_heavy() -> None:
     code = (
         "import json, sys; from tensorboard.plugins import base_plugin; before = set(sys.modules)\n"
@@ -79,6 +81,7 @@ def in_base64(choice: object) -> str:
     return quote(b64encode(json.dumps(choice).encode()).decode(), safe="")
 
 
+@pytest.mark.slow
 @needs_node
 def test_what_the_address_and_the_table_say_of_runs() -> None:
     """As TensorBoard writes them: components of the address are escaped, the choice in base64."""
@@ -107,6 +110,7 @@ def test_what_the_address_and_the_table_say_of_runs() -> None:
     ]
 
 
+@pytest.mark.slow
 @needs_node
 def test_the_last_choice_counts_wherever_it_was_made() -> None:
     code = """

@@ -128,6 +128,7 @@ def after_two_steps(in_value: Callable[[], object], **options) -> tuple[Run, Bas
     return run, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HANDLERS)
 def test_what_a_signals_handler_raises_reaches_the_training(name: str) -> None:
     signal.signal(signal.SIGUSR1, HANDLERS[name])
@@ -175,6 +176,7 @@ def test_a_handler_that_returns_changes_nothing() -> None:
     assert (error, seen, run.watcher.records[-1].valid) == (None, [signal.SIGUSR1], True)
 
 
+@pytest.mark.slow
 def test_signals_at_any_time_leave_the_training_as_it_was() -> None:
     """Each snapshot is interrupted somewhere, and the bits of the training are the same."""
     signal.signal(signal.SIGVTALRM, raises)
@@ -199,6 +201,7 @@ def test_signals_at_any_time_leave_the_training_as_it_was() -> None:
     assert run.watcher.off == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SystemExit, ValueError, StopIteration])
 @pytest.mark.parametrize("place", ["value", "on_record", "on_event", "sink", "detector"])
 def test_a_fault_of_the_watch_ends_at_the_watch(kind: type, place: str, tmp_path: Path) -> None:
@@ -283,6 +286,7 @@ print("trained", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_what_fails_at_the_interpreters_exit_is_logged_and_changes_no_exit_code(
     tmp_path: Path,
 ) -> None:

@@ -97,6 +97,7 @@ def test_after_a_gap_the_next_change_is_seen_again() -> None:
     assert (event.baseline, event.value) == (0.5, 0.2)
 
 
+@pytest.mark.slow
 def test_a_gap_survives_a_resume() -> None:
     records = essential_records([0.8] * 20 + [math.nan] * 3 + [0.5] * 20)
     for cut in range(1, len(records)):

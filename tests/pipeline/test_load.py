@@ -58,6 +58,7 @@ def test_everything_that_was_logged(logdir: Path) -> None:
     assert "Reliance rose abruptly" in run._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["runs/bert", "runs/bert/sparsitywatch", "runs/bert/", "."])
 def test_the_folder_around_it_and_the_folder_itself(place: str, logdir: Path, monkeypatch) -> None:
     monkeypatch.chdir(logdir if place == "." else logdir.parents[1])

@@ -46,6 +46,7 @@ def panel(figure: Figure, label: str) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_the_overview_holds_the_series() -> None:
     figure = overview_figure(Run(RECORDS, fake_run.events()), title="A run")
     steps = [record.step for record in RECORDS]
@@ -137,6 +138,7 @@ def test_panels_are_those_there_is_something_for(parts: tuple, labels: set[str])
     assert {axes.get_ylabel() for axes in figure.axes} == labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_records", [1, 2])
 def test_short_runs_are_drawn(tmp_path: Path, num_records: int) -> None:
     for records in (RECORDS[:num_records], RECORDS[-num_records:]):
@@ -162,6 +164,7 @@ def test_no_records_is_an_error() -> None:
         overview_figure(Run([]))
 
 
+@pytest.mark.slow
 def test_drawings_do_not_follow_the_users_style(tmp_path: Path) -> None:
     def drawn() -> bytes:
         save_figure(overview_figure(Run(RECORDS, fake_run.events())), tmp_path / "run.png")
@@ -225,6 +228,7 @@ def test_an_essential_sparsity_that_is_not_informative_is_not_drawn() -> None:
     assert len(axes.collections) == len(RUNS)  # one band a run
 
 
+@pytest.mark.slow
 def test_events_are_marked_on_the_line_of_their_run_in_the_panel_of_their_series() -> None:
     found = panels(comparison_figure(RUNS))
     marks = [line for line in found["near zero"].get_lines() if len(line.get_xdata()) == 1]

@@ -149,6 +149,7 @@ def test_a_training_that_writes_removed_weights_is_refused() -> None:
         curve_of(cheats)
 
 
+@pytest.mark.slow
 def test_after_a_kill_it_goes_on_from_what_is_done(tmp_path: Path) -> None:
     log = tmp_path / "runs" / "omp.jsonl"
     done: list[nn.Module] = []
@@ -172,6 +173,7 @@ def test_after_a_kill_it_goes_on_from_what_is_done(tmp_path: Path) -> None:
     assert not again.models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("other", "said"),
     [

@@ -88,6 +88,7 @@ def test_weights_masked_inside_autocast_are_the_ones_that_run() -> None:
     assert model[0].weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", ["wrapper", "in place"])
 def test_a_compiled_model_runs_with_the_masks_and_compiles_nothing_anew(compiled: str) -> None:
     model = net()

@@ -69,6 +69,7 @@ def test_parts_together_are_all_examples_in_their_own_order() -> None:
     assert losses.means[0.5].num_seen == NUM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seen", [8, 16, 32])
 def test_what_a_part_says_is_as_often_wrong_as_it_says(num_seen: int) -> None:
     """The true mean of all is beyond the one-sided bound of 95 % in some 5 % of the orders."""

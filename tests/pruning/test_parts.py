@@ -34,6 +34,7 @@ def proxy_of(sizes: list[tuple[int, int]], **more: object) -> Proxy:
 sizes = st.lists(st.tuples(st.integers(8, 30), st.sampled_from([2, 3])), min_size=1, max_size=6)
 
 
+@pytest.mark.slow
 @given(sizes)
 def test_every_example_is_in_one_part_and_stands_where_it_is_among_all(of_batches) -> None:
     proxy = proxy_of(of_batches)

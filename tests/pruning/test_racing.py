@@ -106,6 +106,7 @@ def with_dip(harm: Harm, middle: float) -> Harm:
     return lambda level: harm(level) + 2.0 * math.exp(-(((level - middle) / 0.05) ** 2))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.05, 0.97), st.floats(1.0, 20.0))
 def test_harm_that_rises_alike_for_all_gives_the_estimate_of_the_full_grid(
@@ -116,6 +117,7 @@ def test_harm_that_rises_alike_for_all_gives_the_estimate_of_the_full_grid(
     assert examples.passes < 4.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crossing", [0.25, 0.45, 0.62, 0.8])
 def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) -> None:
     runs = [raced(Examples(power(crossing), 0.2, seed=seed)) for seed in range(36)]
@@ -129,6 +131,7 @@ def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) 
     assert bisection.passes >= 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middle", [0.13, 0.2, 0.275, 0.41])
 def test_an_early_crossing_is_seen_wherever_it_opens(middle: float) -> None:
     runs = [
@@ -139,6 +142,7 @@ def test_an_early_crossing_is_seen_wherever_it_opens(middle: float) -> None:
     assert np.mean([run.passes for run in runs]) <= 6.0
 
 
+@pytest.mark.slow
 def test_where_examples_say_little_every_level_below_the_crossing_is_passed_by_right() -> None:
     """Levels beyond the tolerance all pass in at most ``risk`` of the runs, 10 %; here of 40."""
     wrong = 0

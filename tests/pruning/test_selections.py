@@ -101,6 +101,7 @@ class TestPerRow(PatternContract):
                 assert np.array_equal(after[order[num:]], row[order[num:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_rows_of_many_parts_are_chosen_from_alone(num_threads: int) -> None:
     """Of a linear layer, of one turned, of a transposed convolution, whose rows are copies."""

@@ -112,6 +112,7 @@ def test_round_trip(values: st.SearchStrategy, data: st.DataObject) -> None:
     assert repr(from_json(type(value), to_json(value))) == repr(value)
 
 
+@pytest.mark.slow
 @given(RECORDS)
 def test_a_line_is_one_line_of_strict_json(record: Record) -> None:
     def refuse(constant: str) -> None:

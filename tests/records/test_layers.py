@@ -42,6 +42,7 @@ def told(layers: tuple[LayerShare, ...] | Layers) -> list[str]:
     return [repr({**vars(x), "near_zero": near}) for x, near in zip(layers, by_rule, strict=True)]
 
 
+@pytest.mark.slow
 @given(shares())
 def test_columns_hold_every_number(layers: tuple[LayerShare, ...]) -> None:
     assert told(Layers.of(layers)) == told(layers)

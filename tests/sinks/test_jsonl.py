@@ -412,6 +412,7 @@ class Killed(BaseException):
     """Nothing is written from here on."""
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_byte_leaves_whole_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,6 +467,7 @@ for step in count(first + 1):
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_again_and_again(tmp_path: Path) -> None:
     """What it said to have written is there, whole, and the next one goes on from there."""
     last = 0
@@ -554,6 +556,7 @@ for record, (written, _) in zip(read_records(directory), looks, strict=True):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["records.jsonl", "layers.npys"])
 def test_what_a_full_disk_did_not_take_comes_first_later(tmp_path: Path, name: str) -> None:
     child = subprocess.run(
@@ -582,6 +585,7 @@ def test_a_url_is_refused() -> None:
         JsonlSink("s3://bucket/run")
 
 
+@pytest.mark.slow
 def test_reading_needs_neither_torch_nor_matplotlib() -> None:
     program = (
         "import sys, sparsitywatch.sinks.jsonl;"
@@ -612,6 +616,7 @@ def through_the_log(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray
         return read_spectrum(place, 0), file.stat().st_size
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(DTYPES), max_size=4), st.integers(0, 2**32))
 def test_spectra_of_every_dtype_come_back(dtypes: list[torch.dtype], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -629,6 +634,7 @@ def test_spectra_of_every_dtype_come_back(dtypes: list[torch.dtype], seed: int) 
     assert MagnitudeSpectrum.from_arrays(found) == spectrum
 
 
+@pytest.mark.slow
 def test_a_spectrum_takes_few_more_bytes_than_its_counts_hold() -> None:
     """Their entropy, the density being known: of a Poisson number for each bin."""
     num_weights, scale = 300_000, 0.02

@@ -96,6 +96,7 @@ def test_a_difference_is_found() -> None:
         compare({"a", "b/*"}, {"a"})
 
 
+@pytest.mark.slow
 def test_tensorboard_tags(directory: Path) -> None:
     reader = event_readers.plugin_accumulator(directory)
     written = {

@@ -119,6 +119,7 @@ def session_of(step: int) -> int:
     return 1 if step <= 75 else 3 if step <= 150 else 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "read",
     [
@@ -135,6 +136,7 @@ def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path, read: obj
     assert read(tmp_path) == expected_scalars(records)
 
 
+@pytest.mark.slow
 def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> None:
     """TensorBoard's default server heeds no START event: it waits for points that follow."""
     write_run(tmp_path / "run")
@@ -143,6 +145,7 @@ def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> Non
     assert [step for step, _ in scalars[VALID]] == [0, 25, 50]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--load_fast=false",)], ids=["fast", "python"])
 def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
     tmp_path: Path, flags: tuple[str, ...]
@@ -238,6 +241,7 @@ def test_histograms_are_the_sums_of_a_kind_count_by_count(tmp_path: Path) -> Non
         np.testing.assert_array_equal(buckets[:, 2], list(expected.values()))
 
 
+@pytest.mark.slow
 def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
     write_run(tmp_path / "run", LOOKS[:2])
     with event_readers.server(tmp_path) as url:
@@ -316,6 +320,7 @@ def test_every_tag_is_of_a_series_and_what_matters_most_sorts_first() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_events_of_one_step_are_told_together(tmp_path: Path) -> None:
     """The default server keeps one text of a step: the last."""
     first, second = (replace(event, detected_step=25) for event in fake_run.events())
@@ -443,6 +448,7 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
     assert f"steps {event.before_step} and {event.detected_step}" in text
 
 
+@pytest.mark.slow
 def test_every_tag_says_what_it_means(tmp_path: Path) -> None:
     """Through the default server too, which is where people see it."""
     write_run(tmp_path / "run")
@@ -473,6 +479,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         sink.open(fake_run.run_info())
 
 
+@pytest.mark.slow
 def test_importing_it_draws_in_neither_matplotlib_nor_torch() -> None:
     program = (
         "import sys, sparsitywatch.sinks.tensorboard;"

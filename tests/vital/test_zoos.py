@@ -25,6 +25,7 @@ def _quick_and_quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named_within_two_snapshots(fault: str) -> None:
     wrong = {
@@ -35,6 +36,7 @@ def test_each_fault_is_named_within_two_snapshots(fault: str) -> None:
     assert wrong == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("oddity", ODDITIES)
 def test_nothing_is_said_of_a_training_that_is_well(oddity: str) -> None:
     """Six runs of each: together more than two hundred."""

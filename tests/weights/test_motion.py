@@ -348,6 +348,7 @@ def blind(before: Weights, now: Weights) -> Moved:
     return motion.compare(20 + STEPS, now)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 2.0])
 def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> None:
@@ -433,6 +434,7 @@ def test_a_handful_of_weights_tells_nothing(num_weights: int) -> None:
     assert estimate_between({"w": before}, {"w": 0.5 * before}, 10).why_not
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     values=st.lists(st.floats(-1.0, 1.0, width=16), max_size=40),

@@ -68,6 +68,7 @@ def counted(tensor, t):
     return int((tensor.detach().abs() <= t).sum())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(weights())
 def test_thresholds_and_counts_are_those_of_a_sort(tensor):
@@ -99,6 +100,7 @@ def test_thresholds_beside_infinities_in_the_same_bin(dtype):
     assert found == [1.0, largest, largest, math.inf, math.inf]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.lists(weights(), min_size=2, max_size=4))
 def test_thresholds_of_mixed_dtypes_count_right_in_each_tensor_s_own_dtype(parts):
@@ -135,6 +137,7 @@ def test_thresholds_of_two_dtypes_count_right_in_both(dtypes, scale):
         assert not is_fine or num_removed <= 8000 * (level + 0.01)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(weights(), max_size=4), st.integers(0, 30))
 def test_counts_do_not_depend_on_how_weights_are_split(parts, cut):

@@ -52,6 +52,7 @@ some_thresholds = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(some_tensors(), st.lists(st.floats(0.0, 1.0), max_size=4))
 def test_the_cuts_of_some_levels_are_what_each_alone_tells(tensors, levels):
@@ -66,6 +67,7 @@ def test_the_cuts_of_some_levels_are_what_each_alone_tells(tensors, levels):
             assert np.array_equal(shares[name], layer.sparsity_at(threshold), equal_nan=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(some_tensors(), some_thresholds)
 def test_counts_are_those_of_a_sort_and_cut(tensors, asked):
@@ -84,6 +86,7 @@ def test_counts_are_those_of_a_sort_and_cut(tensors, asked):
             assert spectrum.sparsity_at(t) == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(some_tensors(), st.floats(0.01, 3.0))
 def test_what_is_near_zero_by_any_rule_is_what_a_sort_cuts_off(tensors, factor):

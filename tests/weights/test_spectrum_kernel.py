@@ -74,6 +74,7 @@ def expected_counts(bits):
     return table.drain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [2, 4, 8])
 def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
     # the same functions, run by the interpreter: tested without numba, too
@@ -220,6 +221,7 @@ print("kept:", sum(compiled.stats.cache_misses.values()), sum(compiled.stats.cac
 """
 
 
+@pytest.mark.slow
 @needs_numba
 def test_compiled_once_and_kept_on_disk(tmp_path):
     found = [run_probe(tmp_path) for _ in range(2)]
