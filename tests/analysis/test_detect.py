@@ -70,6 +70,7 @@ def first_alarm(series: np.ndarray, clock_per_snapshot: float | None) -> int | N
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock_per_snapshot", [None, 0.0, 0.05])
 def test_even_growth_is_told_only_where_decay_can_account_for_it(
     clock_per_snapshot: float | None,
@@ -83,6 +84,7 @@ def test_even_growth_is_told_only_where_decay_can_account_for_it(
         assert seen == above[1]
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.floats(0.0, 0.1), min_size=60, max_size=60),
@@ -116,6 +118,7 @@ def test_even_growth_is_told_once_what_is_seen_of_the_clock_can_account_for_it(
         assert first is None or math.isnan(first.decay_clock) == (contexts is parts)
 
 
+@pytest.mark.slow
 def test_even_growth_is_steady_since_its_floor() -> None:
     """From .05 to .11 evenly over 400 snapshots: no bend, so nothing began in the middle."""
     detector, every = AbruptChange(0.01), 500
@@ -139,6 +142,7 @@ def test_growth_with_a_bend_is_abrupt_where_decay_accounts_for_it() -> None:
     assert [e.kind for e in told if e] == ["abrupt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["exponential", "linear"])
 @pytest.mark.parametrize("factor", [2, 4])
 def test_growth_over_half_a_run_is_seen_at_any_cadence(factor: int, shape: str) -> None:
@@ -155,6 +159,7 @@ def test_growth_over_half_a_run_is_seen_at_any_cadence(factor: int, shape: str) 
     assert max(seen) / min(seen) < 1.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_noise_of_a_tenth_does_not_take_off_however_much_decay_there_is(seed: int) -> None:
     assert first_alarm(0.07 * np.exp(noise(150, 0.1, seed)), 0.05) is None
@@ -168,6 +173,7 @@ def test_growth_that_decay_can_account_for_needs_less_proof(per_snapshot: float 
     assert first_alarm(uneven, per_snapshot) == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshots", [10, 20, 40, 60])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_take_off_is_one_event_before_it_has_doubled(snapshots: int, seed: int) -> None:
@@ -239,6 +245,7 @@ QUIET = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUIET)
 def test_quiet(name: str) -> None:
     assert watch(QUIET[name]) == []
@@ -344,6 +351,7 @@ def test_a_single_snapshot_that_nobody_foresaw_is_a_suspicion() -> None:
     assert detector.is_suspicious
 
 
+@pytest.mark.slow
 def test_fewer_false_alarms_take_a_larger_change() -> None:
     """The smallest jump that is seen grows as fewer false alarms are asked for."""
     background = 0.3 + noise(60, 0.01)
@@ -380,12 +388,14 @@ def test_state_at_every_snapshot_goes_on_as_if_uninterrupted() -> None:
 VALUES = st.lists(st.integers(0, 100), min_size=8, max_size=40)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 60))
 def test_a_constant_never_alarms(level: float, snapshots: int) -> None:
     assert watch([level] * snapshots) == []
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(VALUES, st.sampled_from([2.0**-10, 0.25, 2.0**20]))
 def test_scale_does_not_matter_where_min_effect_has_it_too(values: list[int], scale: float) -> None:
@@ -397,6 +407,7 @@ def test_scale_does_not_matter_where_min_effect_has_it_too(values: list[int], sc
     ]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(VALUES)
 def test_direction_chooses_among_first_events(values: list[int]) -> None:

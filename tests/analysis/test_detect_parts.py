@@ -247,6 +247,7 @@ def test_blocks_are_means_of_equal_parts(number: int) -> None:
 
 
 # ----------------------------------------------------------------------------- noise
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.integers(-50, 50), min_size=2, max_size=30))
 def test_median_of_three(values: list[int]) -> None:
@@ -319,6 +320,7 @@ def test_the_onset_is_where_it_was_put(at: int, kind: str) -> None:
     assert onset_of(x, y, noise=1e-6, latest=37) == (at, at, at)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_onset_holds_it_about_as_often_as_it_says() -> None:
     held = 0
     for _ in range(200):

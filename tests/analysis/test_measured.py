@@ -67,6 +67,7 @@ def test_reliance_that_comes_to_several_times_its_plateau_is_seen() -> None:
     assert watch(reliance[:13], MeasuredChange(0.0, ratio=2.5), side=0.05) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.0, 0.6, 0.9])
 def test_what_scatters_within_its_interval_is_quiet(rho: float) -> None:
     events = [event for seed in range(8) for event in watch(0.7 + correlated(100, 0.03, rho, seed))]
