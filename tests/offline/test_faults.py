@@ -84,6 +84,7 @@ def place(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_line_and_the_others_go_on(place: Path, tmp_path: Path, fault: str) -> None:
     bad, told = place / "step-30.pt", []
@@ -103,6 +104,7 @@ def test_one_line_and_the_others_go_on(place: Path, tmp_path: Path, fault: str) 
     assert (records[2].num_nan, records[3].movement.since_step) == (-1, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [flip, truncate, lacking])
 def test_a_repaired_one_is_taken_in(run, place: Path, tmp_path: Path, fault) -> None:
     def replay(name: str) -> Replayed:

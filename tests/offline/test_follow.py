@@ -77,6 +77,7 @@ def failed(replayed: Replayed) -> list[int | None]:
     return [failure.step for failure in replayed.failures]
 
 
+@pytest.mark.slow
 def test_each_is_looked_at_when_it_is_there(run, tmp_path: Path, follow, save) -> None:
     told = []
 

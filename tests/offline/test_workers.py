@@ -222,6 +222,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_they_share_the_cores() -> None:
     expected = max(1, (os.cpu_count() or 1) // 2)
     with processes(2) as pool:
@@ -237,6 +238,7 @@ def is_running(pid: int) -> bool:
     return state != "Z"  # ended, and nobody has asked how
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_they_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

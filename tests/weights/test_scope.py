@@ -158,6 +158,7 @@ def test_bert_base_is_the_papers_72_matrices_live_and_from_names_in_any_order() 
             assert (scope.summary.num_tensors, scope.summary.num_weights) == (72, 84_934_656)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 @pytest.mark.parametrize("architecture", MODELS)
 def test_the_scope_without_a_model_is_the_live_one(architecture: str, preset: str) -> None:
@@ -349,6 +350,7 @@ def test_a_layer_called_linear_is_not_the_output_layer_for_its_name(
         assert (stored.hash, live.unlike_stored) == (live.hash, ())
 
 
+@pytest.mark.slow
 @on_disk
 @given(draw=draws, preset=st.sampled_from(sorted(PRESETS)))
 def test_live_and_stored_scopes_do_not_differ_in_silence(
