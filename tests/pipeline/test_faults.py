@@ -8,9 +8,9 @@ import functools
 import os
 import random
 import signal
-import time
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
