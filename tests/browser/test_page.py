@@ -526,7 +526,7 @@ def test_a_long_log_opens_with_two_megabytes(open_page: Open, long_log: Path, se
     with serve(long_log) as url:
         page = open_page(url if serve is page_server else f"{url}/#sparsity")
         shown = page if serve is page_server else tab_of(page)
-        expect_text(shown, "#app h1", "Weights turned sparse abruptly, from about step 30,000 on")
+        expect_text(shown, "#app h1", "Weights turned sparse abruptly, from about step 26,250 on")
         expect_text(shown, ".taken", "2,000 snapshots")
         sync_api.expect(shown.locator(".heat .names li")).to_have_count(200, timeout=30_000)
         assert 100_000 < page.frames[-1].evaluate(SENT) <= 2_000_000

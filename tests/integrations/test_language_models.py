@@ -19,6 +19,7 @@ from sparsitywatch.integrations.language_models import (
     masked_loss,
     text_proxy,
 )
+from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.sinks.jsonl import read_records
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -178,4 +179,4 @@ def test_a_window_without_a_masked_token_has_no_loss() -> None:
     none = {"input_ids": tokens[1:2], "labels": labels[1:2]}
     assert masked_loss(model, none).shape == (0,)
     proxy = sw.Proxy([none, {"input_ids": tokens, "labels": labels}], masked_loss)
-    proxy.check(model)  # two examples, and both are numbers
+    check_proxy(proxy, model)  # two examples, and both are numbers
