@@ -37,24 +37,18 @@ class Schedule(Protocol):
 
 
 class StepOnly:
-    """A schedule that may be asked about any step, in any order."""
+    """A schedule that can say its next step; it may be asked about any step, in any order."""
 
-    _ahead = 10_000  # steps among which the next one that is due is searched
-
-    def __init__(self, due: Schedule) -> None:
-        self._due = due
+    def __init__(self, next_due: Callable[[int], int]) -> None:
+        self.next_due = next_due  # the first step after one that is due; -1 if nobody knows it
 
     def __call__(self, step: int) -> bool:
         """Whether a snapshot is due at ``step``."""
-        return bool(self._due(step))
+        return self.next_due(step - 1) == step
 
     def may_be_due(self, step: int) -> bool:
         """Whether one is due at ``step``, or would be after an alert."""
         return self(step)
-
-    def next_due(self, step: int) -> int:
-        """The first step after ``step`` that is due; -1 if it is not known."""
-        return next((s for s in range(step + 1, step + 1 + self._ahead) if self(s)), -1)
 
     def alert(self, step: int) -> None:
         """Something may be going on at ``step``."""
@@ -70,17 +64,16 @@ class StepOnly:
 class _AskedOnce(StepOnly):
     """A user's function, which may remember what it was asked: each step is asked about once."""
 
-    _ahead = 0
-
     def __init__(self, due: Schedule) -> None:
-        super().__init__(due)
+        super().__init__(lambda _: -1)
+        self._due = due
         self._step = -1
         self._is_due = False
 
     def __call__(self, step: int) -> bool:
         if step != self._step:
             self._step = step
-            self._is_due = super().__call__(step)
+            self._is_due = bool(self._due(step))
         return self._is_due
 
 
@@ -88,27 +81,25 @@ class Adaptive(StepOnly):
     """Due at every multiple of an interval, and more often for a while after an alert."""
 
     def __init__(self, interval: int, *, closer: int, intervals: int) -> None:
-        super().__init__(every(interval))
+        super().__init__(self._next_due)
+        self._usual = every(interval)
         expect_whole("closer", closer, 2)
         expect_whole("intervals", intervals, 1)
         self._closely = every(max(1, interval // closer))
         self._while_steps = interval * intervals
         self._until = -1
 
-    def __call__(self, step: int) -> bool:
-        """Whether a snapshot is due at ``step``."""
-        return self._due(step) or (step <= self._until and self._closely(step))
+    def _next_due(self, step: int) -> int:
+        usual, closer = self._usual.next_due(step), self._closely.next_due(step)
+        return min(usual, closer) if closer <= self._until else usual
 
     def may_be_due(self, step: int) -> bool:
-        """Whether one is due at ``step``, or would be after an alert."""
-        return self._due(step) or self._closely(step)
+        return self._usual(step) or self._closely(step)
 
     def alert(self, step: int) -> None:
-        """Something may be going on at ``step``: more snapshots from here on, for a while."""
         self._until = max(self._until, step + self._while_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data that ``load_state_dict`` goes on from."""
         return {"until": self._until}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,17 +109,17 @@ class Adaptive(StepOnly):
         self._until = int(state["until"])
 
 
-def every(interval: int) -> Schedule:
+def every(interval: int) -> StepOnly:
     """A snapshot at every multiple of ``interval`` steps.
 
     >>> [step for step in range(1, 7) if every(2)(step)]
     [2, 4, 6]
     """
     expect_whole("interval", interval, 1)
-    return StepOnly(lambda step: step % interval == 0)
+    return StepOnly(lambda step: step - step % interval + interval)
 
 
-def at(steps: Iterable[int]) -> Schedule:
+def at(steps: Iterable[int]) -> StepOnly:
     """Snapshots at exactly these steps.
 
     >>> [step for step in range(1, 7) if at([1, 5])(step)]
@@ -139,10 +130,11 @@ def at(steps: Iterable[int]) -> Schedule:
     expect(given, "steps", what, given)
     for index, step in enumerate(given):
         expect_whole(f"steps[{index}]", step, 1)
-    return StepOnly(frozenset(given).__contains__)
+    in_order = [*sorted(given), -1]
+    return StepOnly(lambda step: in_order[bisect.bisect_right(in_order, step, hi=len(given))])
 
 
-def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> Schedule:
+def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = None) -> StepOnly:
     """Snapshots at steps that grow by ``ratio``: densely in the violent start, sparsely later.
 
     Args:
@@ -159,13 +151,13 @@ def geometric(first: int = 1, ratio: float = 2.0, max_interval: int | None = Non
         expect_whole("max_interval", max_interval, 1)
     steps = [first]
 
-    def due(step: int) -> bool:
-        while steps[-1] < step:
+    def next_due(step: int) -> int:
+        while steps[-1] <= step:
             ahead = max(1, round(steps[-1] * (ratio - 1.0)))
             steps.append(steps[-1] + (ahead if max_interval is None else min(ahead, max_interval)))
-        return steps[bisect.bisect_left(steps, step)] == step
+        return steps[bisect.bisect_right(steps, step)]
 
-    return StepOnly(due)
+    return StepOnly(next_due)
 
 
 def adaptive(interval: int, *, closer: int = 5, intervals: int = 2) -> Adaptive:
@@ -194,7 +186,7 @@ def as_schedule(spec: int | Schedule) -> StepOnly:
     """What `every=` of a watch means: ConfigurationError for neither an interval nor a function."""
     if isinstance(spec, int):
         expect_whole("every", spec, 1)
-        spec = every(spec)
+        return every(spec)
     what = "a whole number of optimizer steps >= 1 or a schedule"
     expect(callable(spec) and not isinstance(spec, type), "every", what, spec)
     return spec if isinstance(spec, StepOnly) else _AskedOnce(spec)

@@ -28,7 +28,17 @@ def test_every_is_the_multiples(interval: int, step: int) -> None:
 
 
 def test_at_is_exactly_these() -> None:
-    assert [s for s in range(1, 20) if at([3, 7, 7])(s)] == [3, 7]
+    assert [s for s in range(1, 20) if at([7, 3, 7])(s)] == [3, 7]
+
+
+@given(st.integers(0, 200), st.integers(1, 40), st.data())
+def test_the_next_step_is_the_first_one_that_is_due(step, interval, data) -> None:
+    alerted = sw.adaptive(interval, closer=3, intervals=1)
+    alerted.alert(data.draw(st.integers(0, 200)))
+    schedules = (every(interval), at([9, 3, 150]), geometric(interval, 1.3, 50), alerted)
+    schedule = data.draw(st.sampled_from(schedules))
+    ahead = range(step + 1, step + 200)
+    assert schedule.next_due(step) == next((s for s in ahead if schedule(s)), -1)
 
 
 @pytest.mark.slow
