@@ -125,7 +125,7 @@ def test_command_of_the_manual_parses(command: tuple[str, ...]) -> None:
 
 
 @pytest.mark.slow
-def test_demo_takes_the_arguments_that_are_named() -> None:
+def test_demo_takes_the_arguments_that_are_named(monkeypatch) -> None:
     example = ROOT / "examples" / "pretrain_bert.py"
     named = {
         option
@@ -137,6 +137,7 @@ def test_demo_takes_the_arguments_that_are_named() -> None:
     assert "--steps" in named
     spec = importlib.util.spec_from_file_location(example.stem, example)
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # where a dataclass looks for its types
     spec.loader.exec_module(module)
     assert named <= set(re.findall(r"--[a-z][\w-]*", module.parser().format_help()))
 
