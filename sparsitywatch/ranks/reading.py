@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -140,62 +141,48 @@ class ShardedReader:
 
     def sample(self, sampler: Sampler, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The weights that ``sampler`` would take of the whole model."""
-        if self._shards.is_whole:
-            return sampler.take(snapshot)
-        chosen, tensors = sampler.chosen(snapshot.scope.sizes), snapshot.tensors
-        found: dict[str, torch.Tensor] = {}
-        for dtype in dict.fromkeys(tensors[name].dtype for name in chosen):
-            alike = {name: tensors[name] for name in chosen if tensors[name].dtype == dtype}
-            words = self.gather_sample(alike, {name: chosen[name] for name in alike})
-            parts = torch.split(words, [chosen[name].num for name in alike])
-            found |= {name: p.view(dtype) for name, p in zip(alike, parts, strict=True)}
-        return {name: found[name] for name in chosen}
+        return self.gather_sample(snapshot.tensors, sampler.chosen(snapshot.scope.sizes))
 
     def gather_sample(
         self, tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
-    ) -> torch.Tensor:
-        """What ``snapshot.gather_sample`` gives for the whole tensors.
-
-        Args:
-            tensors: what this rank holds of them, of one dtype.
-            chosen: of the whole ones.
-        """
+    ) -> dict[str, torch.Tensor]:
+        """What ``snapshot.gather_sample`` gives for whole tensors, from what this rank holds."""
         if self._shards.is_whole:
             return gather_sample(tensors, chosen)
-        with self.ranks.all_or_none(f"a sample of {' '.join(tensors)}"):
-            for name, tensor in tensors.items():
+        with self.ranks.all_or_none(f"a sample of {' '.join(chosen)}"):
+            for name in chosen:
                 held = self._shards.held[name]
-                if tensor.numel() != held.num_weights:
+                if tensors[name].numel() != held.num_weights:
                     raise ScopeError(
                         f"Expected this rank to hold {held.shape} of {printable(name)!r} as at "
-                        f"attach, got {tuple(tensor.shape)}. Attach a new watch after sharding "
-                        "the model."
+                        f"attach, got {tuple(tensors[name].shape)}. Attach a new watch after "
+                        "sharding the model."
                     )
-            own = self.own(chosen)
-            nothing = bits_of(next(iter(tensors.values())))[:0].cpu()
-            words = gather_sample({name: tensors[name] for name in own}, own) if own else nothing
-        return torch.from_numpy(self._united(chosen, words.numpy()))
+            own = gather_sample(tensors, self.own(chosen))
+            bits = {name: bits_of(one).numpy() for name, one in own.items()}
+        found: dict[str, torch.Tensor] = {}
+        for dtype in dict.fromkeys(tensors[name].dtype for name in chosen):
+            alike = {name: s for name, s in chosen.items() if tensors[name].dtype == dtype}
+            united = self.united(alike, bits, f"i{dtype.itemsize}")
+            found |= {name: torch.from_numpy(one).view(dtype) for name, one in united.items()}
+        return {name: found[name] for name in chosen}
 
     def own(self, chosen: Mapping[str, SampleIndex]) -> Mapping[str, SampleIndex]:
         """Those of some weights of whole tensors that this rank reads, in what it holds."""
         return chosen if self._shards.is_whole else _own(tuple(chosen.items()), self._shards)[0]
 
     def united(
-        self, chosen: Mapping[str, SampleIndex], own: Mapping[str, np.ndarray]
+        self, chosen: Mapping[str, SampleIndex], own: Mapping[str, np.ndarray], dtype: npt.DTypeLike
     ) -> Mapping[str, np.ndarray]:
-        """A float64 for each of some weights of whole tensors, from those of ``own``, by name."""
+        """A number for each of some weights of whole tensors, from those of ``own``, by name."""
         if self._shards.is_whole or not chosen:
             return own
-        found = self._united(chosen, np.concatenate([[], *map(own.get, self.own(chosen))]))
+        read, places = _own(tuple(chosen.items()), self._shards)
         ends = np.cumsum([some.num for some in chosen.values()])
-        return dict(zip(chosen, np.split(found, ends[:-1]), strict=True))
-
-    def _united(self, chosen: Mapping[str, SampleIndex], own: np.ndarray) -> np.ndarray:
-        """What belongs to some weights of the whole tensors, one after another."""
-        found = np.zeros(sum(some.num for some in chosen.values()), own.dtype)
-        found[_own(tuple(chosen.items()), self._shards)[1]] = own
+        found = np.zeros(ends[-1], dtype)
+        found[places] = np.concatenate([np.empty(0, dtype), *(own[name] for name in read)])
         self.ranks.union(found.view(np.uint8))  # each is 0 on all ranks but one
-        return found
+        return dict(zip(chosen, np.split(found, ends[:-1]), strict=True))
 
     # ------------------------------------------------------------------ whether replicas agree
 

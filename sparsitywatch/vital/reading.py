@@ -9,30 +9,30 @@ What the next step may change is read in the training's thread: the samples, the
 gradients of what stands still. The rest is told from that alone, behind the training. Ranks that
 hold parts of the parameters exchange what is read, so that each tells what one process tells of
 the whole.
+
+Arrays are [T], by tensor, or [N], by sampled weight.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
 from functools import cached_property, lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
-from sparsitywatch.vital.gradients import Gradients, GradientSummary, roles
 from sparsitywatch.vital.judgement import TensorFacts, VitalReading, judged, table_of, unread
-from sparsitywatch.weights.clock import DecayClock, Training
+from sparsitywatch.weights.clock import DecayClock, Training, group_membership, stepped_on
 from sparsitywatch.weights.motion import spacing
-from sparsitywatch.weights.sharded import local_of
-from sparsitywatch.weights.snapshot import SampleIndex, float64_of
+from sparsitywatch.weights.sharded import kept_for, local_of
+from sparsitywatch.weights.snapshot import SampleIndex, bits_of, float64_of
 
 #: Tensors of up to this many weights are compared whole; of larger ones, this many weights are.
 WHOLE, SOME = 4096, 512
@@ -57,37 +57,32 @@ _SEEN = 2.0
 _ENDED = 0.01
 #: Updates of these optimizers are as large as the learning rate times the weights' own size.
 _RELATIVE = ("adafactor", "lamb", "lars")
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Facts that go on from those of the snapshot before.
 _CARRIED = (
     "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "num_lossy_moved",
     "num_lossy_expected",
 )  # fmt: skip
-#: Facts that are those of a param group.
-_OF_GROUPS = ("num_steps", "lr", "lr_share", "lr_rise", "weight_decay")
+#: Facts that are those of a param group, and what they are without one.
+_OF_GROUPS = {"num_steps": 0, "lr": 0.0, "lr_share": 0.0, "lr_rise": 1.0, "weight_decay": 0.0}
 
 
 class VitalTracker(Examiner):
     """Remembers a sample of every parameter, to say what became of it since.
 
-    A tensor's sample is its own: the same whatever else the model has, and however it is spread.
-
-    Args:
-        reader: of all parameters, which may be spread over ranks.
-        reason: why they cannot be compared; empty if they can.
+    ``reader`` is of all parameters, which may be spread over ranks; ``reason`` says why they cannot
+    be compared, and is empty if they can.
     """
 
     def __init__(self, reader: ShardedReader = WHOLE_MODEL, reason: str = "") -> None:
         self._reader = reader
         self._reason = reason
-        self._start: list[DtypeSample] = []
+        self._start = Sample({})
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self._updates: deque[np.ndarray] = deque(maxlen=_NUM_PAST)
         self.forget()
 
     def forget(self) -> None:
-        """Compare the next snapshot with nothing."""
-        self._before: list[DtypeSample] = []
+        self._before = Sample({})
         self._clock = DecayClock()
         self._step = -1
         self._peaks: list[float] = []  # highest learning rate of each param group
@@ -98,12 +93,10 @@ class VitalTracker(Examiner):
     def read(
         self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
     ) -> Examined:
-        """Read what the next step may change; what is returned judges it."""
         said = self.look(step, parameters, training)
         return lambda spectrum: judged(said(), spectrum)
 
     def failed(self, reason: str) -> Examined:
-        """What is said where reading failed."""
         self.forget()
         return unread(reason)
 
@@ -119,43 +112,45 @@ class VitalTracker(Examiner):
         """
         if self._reason:
             return partial(VitalReading, reason=self._reason)
-        weights = _of_weights(parameters)
-        now = sampled(weights, self._reader)
-        if not _fit(self._start, now):
+        weights = {name: one for name, one in parameters.items() if _has_numbers(one)}
+        now = Sample.of(weights, self._reader)
+        if self._start.kinds != now.kinds:
             self._start = now
-        if not _fit(self._before, now):
+        if self._before.kinds != now.kinds:
             self.forget()
-        start, before, since = self._start, self._before, self._step
-        trained = None
-        if before and training is not None:  # compared here, to know which gradients to look at
-            seen = _Comparison(start, before, now)
-            trained = _Trained(seen, weights, training, self._clock, self._reader)
-        shapes = {name: tuple(one.shape) for name, one in weights.items()}
+        since, seen, trained = self._step, None, None
+        if self._before.tensors:
+            seen = _Comparison(self._start, self._before, now)
+            if training is not None:  # compared here, to know which gradients to look at
+                trained = _Trained(seen, weights, training, self._clock, self._reader)
+        shapes = [tuple(one.shape) for one in weights.values()]
         self._before, self._step = now, step
         self._clock = DecayClock() if training is None else training.clock.copy()
 
         def said() -> VitalReading:  # arithmetic that need not hold up the training
-            facts, marks = _described(now, shapes, num_past=len(self._updates)), _marks(now)
-            if before:
-                seen = _Comparison(start, before, now) if trained is None else trained.seen
+            facts, marks = table_of(list(now.tensors), len(self._updates)), now.marks()
+            facts.num_weights = list(map(math.prod, shapes))
+            facts.num_dims = list(map(len, shapes))
+            facts.num = now.num
+            facts.num_not_finite = now.count(~np.isfinite(now.values))
+            if seen is not None:
                 self._compare(facts, seen, marks)
                 if trained is not None:
                     self._tell(facts, trained)
                 self._carried = {name: facts[name].copy() for name in _CARRIED}
             if not self._marks or not (marks == self._marks[-1][1]).all():
                 self._marks.append((step, marks))
-            places = {name: i for i, name in enumerate(shapes)}  # facts came by dtype
-            order = np.argsort([places[name] for name in facts.name])
-            return VitalReading(facts=facts[order].view(np.recarray), since_step=since)
+            return VitalReading(facts=facts, since_step=since)
 
         return said
 
     def _compare(self, facts: TensorFacts, seen: _Comparison, marks: np.ndarray) -> None:
         """Add what the snapshot before says."""
         facts.num_still = seen.num_still
-        facts.num_still_since_start = seen.of_each(_num_alike, to_start=True)
-        facts.update = seen.of_each(_update)
-        facts.rms = seen.of_each(_rms_before)
+        facts.num_still_since_start = seen.now.count(seen.start.words == seen.now.words)
+        with np.errstate(all="ignore"):  # what is not finite is told beside
+            facts.update = seen.now.root_mean_square(seen.now.values - seen.before.values)
+            facts.rms = seen.now.root_mean_square(seen.before.values)
         if self._updates:
             facts.past_updates = np.array(self._updates).T
         self._updates.append(facts.update.copy())
@@ -163,7 +158,7 @@ class VitalTracker(Examiner):
         facts.has_moved = last["has_moved"] | ~(seen.is_still | seen.is_shrinking)
         facts.still_for = np.where(seen.is_still, last["still_for"] + 1, 0)
         facts.shrinks_for = np.where(seen.is_shrinking, last["shrinks_for"] + 1, 0)
-        is_zero = seen.of_each(_num_zero) == seen.num
+        is_zero = seen.now.count(seen.now.values == 0.0) == seen.now.num
         moved = ~seen.is_still & ~is_zero  # reset to zero, such as one half of a LoRA
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
@@ -188,10 +183,9 @@ class VitalTracker(Examiner):
         return self._carried or {name: np.zeros_like(facts[name]) for name in _CARRIED}
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
         return {
-            "start": [sample.state_dict() for sample in self._start],
-            "before": [sample.state_dict() for sample in self._before],
+            "start": dict(self._start.tensors),
+            "before": dict(self._before.tensors),
             "clock": self._clock.state_dict(),
             "step": self._step,
             "peaks": list(self._peaks),
@@ -201,10 +195,9 @@ class VitalTracker(Examiner):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave."""
         self.forget()
-        self._start = list(map(DtypeSample.from_state, state["start"]))
-        self._before = list(map(DtypeSample.from_state, state["before"]))
+        self._start = Sample({name: one.cpu() for name, one in state["start"].items()})
+        self._before = Sample({name: one.cpu() for name, one in state["before"].items()})
         self._clock.load_state_dict(state["clock"])
         self._step = int(state["step"])
         self._peaks = list(map(float, state["peaks"]))
@@ -222,88 +215,58 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return array
 
 
-def _of_weights(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Those that have numbers to compare."""
-    return {
-        name: one
-        for name, one in parameters.items()
-        if one.is_floating_point()
-        and one.numel()
-        and (hasattr(one, "flat_shard") or not one.is_meta)  # FSDP1
-    }
-
-
-def _described(
-    now: Sequence[DtypeSample], shapes: Mapping[str, tuple[int, ...]], *, num_past: int
-) -> TensorFacts:
-    """What a snapshot says by itself."""
-    facts = table_of([name for sample in now for name in sample.names], num_past)
-    facts.num_weights = [math.prod(shapes[name]) for name in facts.name]
-    facts.num_dims = [len(shapes[name]) for name in facts.name]
-    if now:
-        facts.num = np.concatenate([sample.nums for sample in now])
-        broken = [sample.count(~np.isfinite(sample.values)) for sample in now]
-        facts.num_not_finite = np.concatenate(broken)
-    return facts
+def _has_numbers(one: torch.Tensor) -> bool:
+    is_there = hasattr(one, "flat_shard") or not one.is_meta  # FSDP1
+    return is_there and one.is_floating_point() and one.numel() > 0
 
 
 # ------------------------------------------------------------------ samples
 
 
-@dataclass(frozen=True)
-class DtypeSample:
-    """The sampled weights of all tensors of one dtype: N weights of T tensors."""
+class Sample:
+    """The sampled weights of every tensor, one tensor after another; on the CPU."""
 
-    dtype: torch.dtype
-    names: tuple[str, ...]
-    starts: np.ndarray  # int64 [T], where each tensor begins
-    words: np.ndarray  # integers [N], the bits of the weights
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.kinds = [(name, one.dtype, len(one)) for name, one in tensors.items()]
+        self.num = np.array([num for _, _, num in self.kinds], int)
+        self.starts = np.cumsum(self.num) - self.num
+        words = [bits_of(one).numpy() for one in tensors.values()]
+        self.words = np.concatenate([np.empty(0, np.uint8), *words])  # as wide as the widest
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, torch.Tensor], reader: ShardedReader) -> Sample:
+        """Of some parameters as they are now."""
+        chosen = {name: _chosen(name, one.numel()) for name, one in parameters.items()}
+        held = {name: local_of(one) for name, one in parameters.items()}
+        return cls(reader.gather_sample(held, chosen))
 
     @cached_property
     def values(self) -> np.ndarray:
-        """The same as numbers, float32 [N], or float64 if they are stored so."""
-        return self.numbers(slice(None))
-
-    def numbers(self, where: np.ndarray | slice) -> np.ndarray:
-        """Some of these."""
-        words = self.words[where]
-        if self.dtype is torch.float32 or self.dtype is torch.float64:
-            stored: np.ndarray = words.view(f"f{self.dtype.itemsize}")
-            return stored
-        found = float64_of(torch.from_numpy(words).view(self.dtype)).astype(np.float32)
-        return found.reshape(words.shape)
-
-    @cached_property
-    def nums(self) -> np.ndarray:
-        """How many weights each tensor has in the sample, int64 [T]."""
-        return np.diff(self.starts, append=len(self.words))
+        """The weights as numbers, float64 [N]."""
+        return float64_of(*self.tensors.values())
 
     def slice_of(self, index: int) -> slice:
         """Where the weights of one tensor are."""
-        start = int(self.starts[index])
-        return slice(start, start + int(self.nums[index]))
+        return slice(int(self.starts[index]), int(self.starts[index] + self.num[index]))
 
     def count(self, is_so: np.ndarray) -> np.ndarray:
         """Of how many weights of each tensor something holds, int64 [T]."""
         ends = np.flatnonzero(is_so).searchsorted(np.append(self.starts, len(self.words)))
         return np.diff(ends)
 
-    def root_mean_square(self, squares: np.ndarray) -> np.ndarray:
-        """Of each tensor, from what is squared already."""
-        found: np.ndarray = np.sqrt(np.add.reduceat(squares, self.starts) / self.nums)
+    def root_mean_square(self, values: np.ndarray) -> np.ndarray:
+        """That of each tensor's part of ``values``, [T]."""
+        if not len(values):
+            return values
+        found: np.ndarray = np.sqrt(np.add.reduceat(np.square(values), self.starts) / self.num)
         return found
 
-    def state_dict(self) -> dict[str, Any]:
-        """What ``from_state`` goes on from."""
-        values = _tensor(self.words).view(self.dtype)
-        return {"names": list(self.names), "starts": _tensor(self.starts), "values": values}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> DtypeSample:
-        """The sample that ``state_dict`` was asked of."""
-        values = state["values"]
-        words = _array(values.view(_WORDS[values.itemsize]))
-        return cls(values.dtype, tuple(state["names"]), _array(state["starts"]), words)
+    def marks(self) -> np.ndarray:
+        """A checksum of each tensor's sample, int64 [T]."""
+        return np.array(
+            [zlib.crc32(bits_of(one).numpy().data) for one in self.tensors.values()], int
+        )
 
 
 @lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
@@ -316,111 +279,31 @@ def _chosen(name: str, size: int) -> SampleIndex:
     return SampleIndex(SOME, np.sort(where))
 
 
-def sampled(
-    parameters: Mapping[str, torch.Tensor], reader: ShardedReader = WHOLE_MODEL
-) -> list[DtypeSample]:
-    """The weights of each tensor that are compared; those of a device come in one transfer."""
-    by_dtype: dict[torch.dtype, dict[str, torch.Tensor]] = {}
-    for name, parameter in parameters.items():
-        by_dtype.setdefault(parameter.dtype, {})[name] = parameter
-    samples = []
-    for dtype, tensors in by_dtype.items():
-        chosen = {name: _chosen(name, tensor.numel()) for name, tensor in tensors.items()}
-        held = {name: local_of(tensor) for name, tensor in tensors.items()}
-        words = reader.gather_sample(held, chosen).numpy()
-        ends = np.cumsum([some.num for some in chosen.values()])
-        samples.append(DtypeSample(dtype, tuple(tensors), np.append(0, ends[:-1]), words))
-    return samples
-
-
-def _fit(before: Sequence[DtypeSample], now: Sequence[DtypeSample]) -> bool:
-    """Whether two samples are of the same weights."""
-    shapes = ([(one.dtype, one.names, len(one.words)) for one in each] for each in (before, now))
-    return next(shapes) == next(shapes)
-
-
-def _marks(samples: Sequence[DtypeSample]) -> np.ndarray:
-    """A checksum of each tensor's sample, int64 [T]."""
-    found = []
-    for sample in samples:
-        data = sample.words.data.cast("B")
-        ends = [*(sample.starts * sample.dtype.itemsize).tolist(), len(data)]
-        found += [zlib.crc32(data[begin:end]) for begin, end in itertools.pairwise(ends)]
-    return np.array(found, np.int64)
-
-
-# ------------------------------------------------------------------ two snapshots
-
-
 class _Comparison:
-    """Samples of the same weights at the start, before and now, by dtype; arrays are [T]."""
+    """Samples of the same weights at the start, before and now."""
 
-    def __init__(
-        self,
-        start: Sequence[DtypeSample],
-        before: Sequence[DtypeSample],
-        now: Sequence[DtypeSample],
-    ) -> None:
-        self._start = start
-        self._before = before
-        self._now = now
-        self.names = np.array([name for sample in now for name in sample.names], object)
-        self.num = np.concatenate([sample.nums for sample in now])
-        self.num_still = self.of_each(_num_alike)
-        self.is_still: np.ndarray = self.num_still == self.num
-        self.is_shrinking = self.of_each(_is_shrinking)
-
-    def weights_of(self, index: int) -> tuple[torch.dtype, np.ndarray, np.ndarray]:
-        """Dtype, values before and whether each of them stands still, for one tensor."""
-        for before, now in zip(self._before, self._now, strict=True):
-            if index < len(now.names):
-                where = now.slice_of(index)
-                is_still = before.words[where] == now.words[where]
-                return now.dtype, before.values[where].astype(float), is_still
-            index -= len(now.names)
-        raise LookupError(index)
+    def __init__(self, start: Sample, before: Sample, now: Sample) -> None:
+        self.start, self.before, self.now = start, before, now
+        self.is_same = before.words == now.words  # [N]
+        self.num_still = now.count(self.is_same)
+        self.is_still: np.ndarray = self.num_still == now.num
+        self.is_shrinking = self._is_shrinking()
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def of_each(self, compare: _Compare, *, to_start: bool = False) -> np.ndarray:
-        """What comparing the present weights with those before, or at the start, says of each."""
-        earlier = self._start if to_start else self._before
-        return np.concatenate(list(map(compare, earlier, self._now)))
+    def _is_shrinking(self) -> np.ndarray:
+        # the first weights of most tensors say that they were not; of the others all are asked
+        was, now = self.before.values, self.now.values
+        firsts = self.now.starts[:, None] + np.minimum(np.arange(_FEW), self.now.num[:, None] - 1)
+        eps = np.array([torch.finfo(dtype).eps for _, dtype, _ in self.now.kinds])
+        found: np.ndarray = _have_one_factor(was[firsts], now[firsts], eps) != 0
+        for index in np.flatnonzero(found).tolist():
+            where = self.now.slice_of(index)
+            is_enough = np.count_nonzero(was[where]) >= _FEW
+            found[index] = is_enough and _have_one_factor(was[where], now[where], eps[index]) > 0
+        return found
 
 
-#: What is said of each tensor, from an earlier sample and the present one.
-_Compare = Callable[[DtypeSample, DtypeSample], np.ndarray]
-
-
-def _num_alike(old: DtypeSample, new: DtypeSample) -> np.ndarray:
-    return new.count(old.words == new.words)
-
-
-def _num_zero(_: DtypeSample, new: DtypeSample) -> np.ndarray:
-    return new.count(new.values == 0.0)
-
-
-def _update(old: DtypeSample, new: DtypeSample) -> np.ndarray:
-    change = new.values - old.values
-    return new.root_mean_square(np.square(change, out=change))
-
-
-def _rms_before(old: DtypeSample, new: DtypeSample) -> np.ndarray:
-    return new.root_mean_square(np.square(old.values))
-
-
-def _is_shrinking(old: DtypeSample, new: DtypeSample) -> np.ndarray:
-    # the first weights of most tensors say that they were not; of the others all are asked
-    firsts = new.starts[:, None] + np.minimum(np.arange(_FEW), new.nums[:, None] - 1)
-    found: np.ndarray = _have_one_factor(old.numbers(firsts), new.numbers(firsts), new.dtype) != 0
-    for index in np.flatnonzero(found).tolist():
-        where = new.slice_of(index)
-        was, is_now = old.numbers(where), new.numbers(where)
-        is_enough = np.count_nonzero(was) >= _FEW
-        found[index] = is_enough and _have_one_factor(was, is_now, new.dtype) > 0
-    return found
-
-
-def _have_one_factor(was: np.ndarray, is_now: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+def _have_one_factor(was: np.ndarray, is_now: np.ndarray, eps: np.ndarray) -> np.ndarray:
     """Of each row whether its weights were all multiplied by one factor below 1.
 
     1 or 0; -1 where no weight tells: they were 0, or are NaN.
@@ -428,11 +311,171 @@ def _have_one_factor(was: np.ndarray, is_now: np.ndarray, dtype: torch.dtype) ->
     ratio = is_now / was
     ratio[was == 0.0] = np.nan
     low, high = np.fmin.reduce(ratio, axis=-1), np.fmax.reduce(ratio, axis=-1)
-    eps = torch.finfo(dtype).eps
     # each of some thousand steps rounds by up to half an eps, up or down
     is_so = (high < 1.0 - eps) & (low > 0.0) & (high - low <= 32 * eps)
     found: np.ndarray = np.where(np.isnan(low), -1, is_so)
     return found
+
+
+# ------------------------------------------------------------------ who trains a parameter
+
+#: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
+#: may step on some tensors only.
+_ROLES = ("frozen", "none", "unknown", "other", "master", "own")
+
+
+def roles(
+    training: Training, parameters: Mapping[str, torch.Tensor], reader: ShardedReader
+) -> tuple[np.ndarray, np.ndarray]:
+    """Who trains each parameter, as in the facts; in which watched group, or -1."""
+    own = group_membership(training.optimizer, parameters)
+    copied = group_membership(training.optimizer, training.masters)
+    elsewhere: set[str] = set()
+    for other in training.others:
+        elsewhere |= group_membership(other, parameters).keys()
+    # an optimizer with no parameter of the model may step on copies that are not known
+    is_blind = not (own or copied)
+    codes = np.empty((2, len(parameters)), np.int64)
+    for i, (name, parameter) in enumerate(parameters.items()):
+        group = -1
+        if not parameter.requires_grad:
+            role = "frozen"
+        elif name in own:
+            role, group = "own", own[name]
+        elif name in copied:
+            role, group = "master", copied[name]
+        elif name in elsewhere:
+            role = "other"
+        else:
+            role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
+        codes[:, i] = _ROLES.index(role), group
+    highest, of_groups = reader.ranks.highest(codes)
+    return np.array(_ROLES)[highest], of_groups
+
+
+# ------------------------------------------------------------------ gradients
+
+#: What an optimizer's means of gradients say of them; where ranks differ the last one holds.
+_RECALLED = ("unknown", "zero", "some")
+#: Names under which optimizers keep a mean of the gradients.
+_MEANS = ("exp_avg", "momentum_buffer")
+#: Parts of names under which they keep what a weight's own dtype cannot hold.
+_KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
+#: Of a tensor of which this rank reads nothing.
+_NO_PART = SampleIndex(0, np.empty(0, np.int64))
+
+
+class GradientState(IntEnum):
+    """What a gradient is. Where ranks differ the last one holds: one may hold nothing of it."""
+
+    NONE = 0
+    ALL_ZERO = 1
+    SAMPLE_ZERO = 2
+    NONZERO = 3
+    UNKNOWN = 4
+
+
+_SAID = ("none", "zero", "unknown", "some", "unknown")
+
+
+class GradientSummary(NamedTuple):
+    """What is known of one gradient."""
+
+    state: GradientState
+    values: np.ndarray  # of the sampled weights, float64; zeros where they are not known
+    is_kept_apart: bool  # whether the optimizer keeps what the weight's own numbers cannot hold
+
+    @property
+    def said(self) -> str:
+        """As in the facts: "some", "zero", "none" or "unknown"."""
+        return _SAID[self.state]
+
+
+class Gradients:
+    """Those of a model's parameters, as they are after a step.
+
+    Ranks that hold parts of the parameters look each at what it holds, and exchange the values of
+    the sampled weights.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        reader: ShardedReader,
+    ) -> None:
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._reader = reader
+
+    def summaries(self, unmoved: Mapping[str, bool]) -> dict[str, GradientSummary]:
+        """What is known of some.
+
+        ``unmoved``: whether a tensor stands still or shrinks. Where its sampled gradient is zero,
+        all of its gradient is read.
+        """
+        reader = self._reader
+        chosen = {name: _chosen(name, self._parameters[name].numel()) for name in unmoved}
+        with reader.ranks.all_or_none(f"gradients of {' '.join(chosen)}"):
+            parts = reader.own(chosen)
+            own = {
+                name: self._summary(name, parts.get(name, _NO_PART), is_unmoved=is_unmoved)
+                for name, is_unmoved in unmoved.items()
+            }
+        codes = np.array([[one.state, one.is_kept_apart] for one in own.values()])
+        states, kept = reader.ranks.highest(codes.T.copy())
+        nonzero = [name for name, state in zip(own, states, strict=True) if _SAID[state] == "some"]
+        read = {name: own[name].values for name in nonzero}
+        values = reader.united({name: chosen[name] for name in nonzero}, read, np.float64)
+        return {
+            name: GradientSummary(
+                GradientState(state), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
+            )
+            for name, state, is_kept in zip(own, states, kept, strict=True)
+        }
+
+    def recalled(self, names: Iterable[str]) -> list[str]:
+        """Whether there were gradients, as the optimizer's means of them tell."""
+        with self._reader.ranks.all_or_none(f"means of gradients of {' '.join(names)}"):
+            own = np.array([self._recalled(name) for name in names])
+        return [_RECALLED[code] for code in self._reader.ranks.highest(own)]
+
+    def _summary(self, name: str, some: SampleIndex, *, is_unmoved: bool) -> GradientSummary:
+        """What this rank knows of one, of which it reads some weights; without any, others do."""
+        parameter, values = self._parameters[name], np.zeros(some.num)
+        held = stepped_on(parameter).grad
+        gradient = None if held is None else kept_for(parameter, held)
+        if held is None:
+            state = GradientState.NONE
+        elif gradient is None or not gradient.is_floating_point():
+            state = GradientState.UNKNOWN
+        elif not some.num:
+            state = GradientState.ALL_ZERO
+        else:
+            read = float64_of(some.of(gradient).cpu())
+            if not np.isfinite(read).all():
+                state = GradientState.UNKNOWN
+            elif read.any() or (is_unmoved and bool(gradient.any())):
+                state, values = GradientState.NONZERO, read
+            else:
+                state = GradientState.ALL_ZERO if is_unmoved else GradientState.SAMPLE_ZERO
+        keys = " ".join(map(str, self._state(name))).lower()
+        return GradientSummary(state, values, any(part in keys for part in _KEPT_APART))
+
+    def _recalled(self, name: str) -> int:
+        state = self._state(name)
+        for key in _MEANS:
+            held = state.get(key)
+            mean = kept_for(self._parameters[name], held) if torch.is_tensor(held) else None
+            if mean is not None:
+                return 1 + bool(mean.any())
+        return 0
+
+    def _state(self, name: str) -> Mapping[str, object]:
+        # .get: a defaultdict grows by being asked
+        trained = stepped_on(self._parameters[name])
+        state: Mapping[str, object] = self._optimizer.state.get(trained, {})
+        return state
 
 
 # ------------------------------------------------------------------ the optimizer and gradients
@@ -453,46 +496,45 @@ class _Trained:
         reader: ShardedReader,
     ) -> None:
         optimizer = training.optimizer
-        self.seen = seen
+        self._seen = seen
         self.done = training.clock.since(since)
         self.rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
         self._momenta = [float(g.get("momentum", 0.0)) for g in optimizer.param_groups]
         self._kind = type(optimizer).__name__.lower()
         self._is_sgd = self._kind.startswith("sgd")
-        named = {name: parameters[name] for name in seen.names}
-        self._who, self._groups = roles(training, named, reader)
+        self._who, self._groups = roles(training, parameters, reader)
         self._odd: list[int] = []  # places of the tensors that need a look
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
         self._summaries: dict[str, GradientSummary] = {}
         self._recalled: list[str] = []
         if any(clock.lr > 0.0 for clock, _ in zip(self.done, self.rates, strict=False)):
-            self._look(parameters, Gradients(parameters, optimizer, reader))
+            self._look(np.array(list(parameters)), Gradients(parameters, optimizer, reader))
 
-    def _look(self, parameters: Mapping[str, torch.Tensor], gradients: Gradients) -> None:
+    def _look(self, names: np.ndarray, gradients: Gradients) -> None:
         """Read the gradients of what needs a look at them.
 
         Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
         than some zeros and some that came back.
         """
-        seen = self.seen
-        by_chance = np.maximum(_FEW, seen.num // 64)
+        seen = self._seen
+        by_chance = np.maximum(_FEW, seen.now.num // 64)
         is_unmoved = seen.is_still | seen.is_shrinking
         is_odd = is_unmoved | (seen.num_still > by_chance)
         is_odd &= np.isin(self._who, ("own", "master", "none"))
         self._odd = np.flatnonzero(is_odd).tolist()
         if not self._odd:
             return
-        moving = seen.names[np.isin(self._who, ("own", "master")) & ~is_unmoved]
-        self._usual = list(moving[:: max(len(moving) // _NUM_REFERENCE, 1)])
-        unmoved = dict(zip(seen.names[self._odd], is_unmoved[self._odd], strict=True))
-        unmoved = dict.fromkeys(self._usual, False) | unmoved
-        chosen = {name: _chosen(name, parameters[name].numel()) for name in unmoved}
-        self._summaries = gradients.summaries(chosen, unmoved)
+        moving = names[np.isin(self._who, ("own", "master")) & ~is_unmoved].tolist()
+        odd = names[self._odd].tolist()
+        self._usual = moving[:: max(len(moving) // _NUM_REFERENCE, 1)]
+        unmoved = dict(zip(odd, is_unmoved[self._odd], strict=True))
+        self._summaries = gradients.summaries(dict.fromkeys(self._usual, False) | unmoved)
         if not any(summary.said == "some" for summary in self._summaries.values()):
-            # all were set to none or zero, perhaps, before
-            self._recalled = gradients.recalled(seen.names[self._odd])
+            self._recalled = gradients.recalled(
+                odd
+            )  # all were set to none or zero, perhaps, before
 
-    def tell(self, facts: TensorFacts, peaks: Sequence[float]) -> None:
+    def tell(self, facts: TensorFacts, peaks: list[float]) -> None:
         """Add who trains each tensor, and how, and what the gradients say.
 
         ``peaks`` are the highest learning rates of the param groups so far.
@@ -504,19 +546,19 @@ class _Trained:
             rise = rate / mean if mean > 0.0 else 1.0
             decay = clock.decay / clock.lr if clock.lr > 0.0 else 0.0
             groups.append((clock.steps, mean, share, rise, decay))
-        nobody = (0, 0.0, 0.0, 1.0, 0.0)
+        nobody = tuple(_OF_GROUPS.values())
         is_known = (self._groups >= 0) & (self._groups < len(groups))
         found = np.array([*groups, nobody])[np.where(is_known, self._groups, -1)]
         facts.trained_by = self._who
         for name, column in zip(_OF_GROUPS, found.T, strict=True):
             facts[name] = column
-        sizes = [_rms(self._summaries[name].values) for name in self._usual
-                 if self._summaries[name].said == "some"]  # fmt: skip
+        usual = [self._summaries[name] for name in self._usual]
+        sizes = [_rms(one.values) for one in usual if one.said == "some"]
         reference = float(np.median(sizes)) if sizes else math.nan
         for i in self._odd:
             summary = self._summaries[facts.name[i]]
             facts.gradient[i] = summary.said
-            if summary.is_known:
+            if summary.state not in (GradientState.NONE, GradientState.UNKNOWN):
                 size = _rms(summary.values)
                 facts.gradient_ratio[i] = size / reference if reference > 0.0 else 1.0
                 self._look_into(facts[i], i, summary)
@@ -526,9 +568,10 @@ class _Trained:
     @np.errstate(all="ignore")  # what is not finite is told beside
     def _look_into(self, one: Any, index: int, summary: GradientSummary) -> None:
         """What follows for a tensor that stands still, in part or whole, or shrinks as one."""
-        is_own = one.trained_by == "own"
-        dtype, before, is_still = self.seen.weights_of(index)
-        spaces = spacing(before, dtype)
+        is_own, seen = one.trained_by == "own", self._seen
+        where = seen.now.slice_of(index)
+        before, is_still = seen.before.values[where], seen.is_same[where]
+        spaces = spacing(before, seen.now.tensors[one.name].dtype)
         update = self._update(one, index, before, summary.values)
         is_reached = summary.values != 0.0
         later = _STILL_TO_RISE if one.lr_rise > 1.0 + 1e-6 else 1.0

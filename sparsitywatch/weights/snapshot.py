@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Protocol
 
@@ -174,16 +173,16 @@ class SampleIndex:
     where: np.ndarray | None
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sampled weights, on the CPU, in memory of their own."""
-        return self.bits_of(tensor).cpu().view(tensor.dtype)
-
-    def bits_of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Their bits as integers, on the tensor's own device; on the CPU a copy."""
-        bits = tensor.detach().reshape(-1).view(BITS[tensor.dtype.itemsize])
+        """The sampled weights, 1-D, on the tensor's own device, in memory of their own."""
+        bits = bits_of(tensor)
         if bits.is_cpu:  # by numpy, in this thread alone; torch would wake its own
             flat = bits.numpy()
-            return torch.from_numpy(flat.copy() if self.where is None else flat[self.where])
-        return bits if self.where is None else bits[torch.from_numpy(self.where).to(bits.device)]
+            found = torch.from_numpy(flat.copy() if self.where is None else flat[self.where])
+        elif self.where is None:
+            found = bits.clone()
+        else:
+            found = bits[torch.from_numpy(self.where).to(bits.device)]
+        return found.view(tensor.dtype)
 
 
 def bits_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -193,17 +192,17 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_sample(
     tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
-) -> torch.Tensor:
-    """The bits of sampled weights of tensors of one dtype, one after another, on the CPU.
-
-    Those on a device come in one transfer. Integers, in memory of their own.
-    """
-    bits = [chosen[name].bits_of(tensor) for name, tensor in tensors.items()]
-    if len(set(map(attrgetter("device"), bits))) > 1:
-        bits = list(map(torch.Tensor.cpu, bits))
-    if bits[0].is_cpu:
-        return torch.from_numpy(np.concatenate(list(map(torch.Tensor.numpy, bits))))
-    return torch.cat(bits).cpu()
+) -> dict[str, torch.Tensor]:
+    """The chosen weights by name, 1-D, on the CPU, in memory of their own."""
+    found = {name: some.of(tensors[name]) for name, some in chosen.items()}
+    on_devices: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, one in found.items():
+        if not one.is_cpu:
+            on_devices.setdefault((one.device, one.dtype), []).append(name)
+    for (_, dtype), names in on_devices.items():  # each in one transfer
+        bits = torch.cat([bits_of(found[name]) for name in names]).cpu().view(dtype)
+        found.update(zip(names, torch.split(bits, [chosen[n].num for n in names]), strict=True))
+    return found
 
 
 @dataclass(frozen=True)
@@ -223,9 +222,7 @@ class Sampler:
 
     def take(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
         """The sampled weights by name, in the natural order of the names, on the CPU."""
-        chosen = self.chosen(snapshot.scope.sizes)
-        tensors = map(snapshot.tensors.__getitem__, chosen)
-        return dict(zip(chosen, map(SampleIndex.of, chosen.values(), tensors), strict=True))
+        return gather_sample(snapshot.tensors, self.chosen(snapshot.scope.sizes))
 
     def observed(self, snapshot: Snapshot, taken: dict[str, torch.Tensor]) -> Snapshot:
         """The same stored snapshot, sampled into ``taken`` while it is read, which is once."""

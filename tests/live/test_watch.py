@@ -21,7 +21,7 @@ import sparsitywatch as sw
 from sparsitywatch.live import snapshots
 from sparsitywatch.sinks.jsonl import read_events, read_records
 from sparsitywatch.sinks.tensorboard import EVENTS, IN_EVERY_RECORD
-from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler, Snapshot
+from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler
 
 
 def test_the_three_lines_of_the_readme(tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_a_watch_foresees_near_zero_weights_of_dead_units(background: bool) -> N
 def test_what_is_not_compared_is_not_sampled(
     has_optimizer: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, take = [], Sampler.take
+    taken, chosen = [], Sampler.chosen
 
-    def noted(self: Sampler, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+    def noted(self: Sampler, sizes: tuple[tuple[str, int], ...]) -> object:
         taken.append(self.num_samples)
-        return take(self, snapshot)
+        return chosen(self, sizes)
 
     run = Run()
-    monkeypatch.setattr(Sampler, "take", noted)
+    monkeypatch.setattr(Sampler, "chosen", noted)
     optimizer = run.optimizer if has_optimizer else None
     with sw.watch(run.model, optimizer, logdir=None, dormant_samples=50, strict=True) as watcher:
         watcher.snapshot()
