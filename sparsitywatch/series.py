@@ -230,13 +230,7 @@ SERIES = (
 
 @functools.lru_cache(maxsize=4096)
 def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
-    """What is known of a series; of one that is not in the table, no more than its name.
-
-    >>> describe("near_zero/initial_0.1").label
-    'near-zero weights, |w| ≤ 0.1 × first rms'
-    >>> describe("new/series").label, describe("near_zero/zero").trend("up")
-    ('new/series', 'sparsifying')
-    """
+    """What is known of a series; of one that is not in the table, no more than its name."""
     for row in table:
         stem, is_family, _ = row.name.partition("*")
         if name == row.name:

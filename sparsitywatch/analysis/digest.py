@@ -68,12 +68,7 @@ class Digest:
 
 
 def digest(run: Run, *, weights_only: bool = False) -> Digest:
-    """A run in short; ``weights_only`` leaves out what depends on a proxy.
-
-    Raises:
-        ConfigurationError: there is no record.
-        StateError: the log is damaged.
-    """
+    """A run in short; ``weights_only`` leaves out what depends on a proxy."""
     run.require_records()
     records, info = run.records, run.info
     last = records[-1]
@@ -140,11 +135,7 @@ def _total_cost(run: Run) -> Cost:
 
 
 def _without_proxy(events: Sequence[Event]) -> list[Event]:
-    """Events as the weights alone saw them.
-
-    Where a series that needs a proxy saw one first, the first other series that saw it stands for
-    it, with an unknown size; what only such series saw is left out.
-    """
+    """Events as the weights alone saw them; what only series of the proxy saw is left out."""
     found = []
     for event in events:
         seen_in = [s for s in (event.series, *event.related) if not describe(s).needs_proxy]
@@ -160,10 +151,7 @@ def _without_proxy(events: Sequence[Event]) -> list[Event]:
 
 
 def decay_clock_at(records: Sequence[Record], step: int) -> float:
-    """The decay clock at a step, on the straight line between the snapshots around it.
-
-    NaN where no snapshot knows the clock, or all that do are on one side of ``step``.
-    """
+    """The decay clock at a step, interpolated; NaN beyond the snapshots that know it."""
     known = [(r.step, r.decay_clock) for r in records if math.isfinite(r.decay_clock)]
     if not known:
         return math.nan
@@ -189,11 +177,7 @@ _WEIGHT_FIELDS = ("scope_hash",)
 def mismatches(
     runs: Sequence[Run], *, weights_only: bool = False
 ) -> dict[str, dict[str, list[str]]]:
-    """What keeps runs from being compared: names of the runs, by field of the provenance and value.
-
-    A run whose provenance changed on the way, such as by a resume with another proxy, is there
-    with the step of the change. ``weights_only``: only the scope has to agree.
-    """
+    """What keeps runs from being compared: runs, and steps of changes, by field and value."""
     found = {}
     for field in _WEIGHT_FIELDS if weights_only else _CURVE_FIELDS:
         by_value: dict[str, list[str]] = {}
@@ -217,12 +201,7 @@ def _first_steps(records: Sequence[Record], field: str) -> dict[str, int]:
 
 
 def require_comparable(runs: Sequence[Run], *, weights_only: bool = False) -> None:
-    """Refuse runs that cannot be compared.
-
-    Raises:
-        ConfigurationError: they differ in what their numbers depend on; the fields and the
-            runs are named.
-    """
+    """Refuse runs that differ in what their numbers depend on, with a ConfigurationError."""
     found = mismatches(runs, weights_only=weights_only)
     if not found:
         return

@@ -113,15 +113,7 @@ def essential_sparsity(
 
 
 def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
-    """The harm that is accepted, in units of the value.
-
-    Raises:
-        ConfigurationError: the tolerance is not a positive finite number, a relative one
-            is not below 1, or the mode is unknown.
-
-    >>> allowed_harm(-3.0, 0.01, "relative"), allowed_harm(-3.0, 0.01, "absolute")
-    (0.03, 0.01)
-    """
+    """The accepted harm, in units of the value; a ConfigurationError if that is no amount."""
     if not isinstance(mode, str) or mode not in _MODES:
         raise ConfigurationError(f"Expected `mode` to be one of {_MODES}, got {mode!r}.")
     # a relative tolerance of 1 is nearly always one percent that was meant as 0.01
@@ -242,10 +234,7 @@ def _interval(
 
 
 def _crossings(sparsity: Array, harm: Array, allowed: float) -> tuple[float, float]:
-    """The first crossing of the straight line and of the monotone cubic through the points.
-
-    Between two points the cubic stays between their harms, so both are in one cell.
-    """
+    """First crossing of the straight line and of the monotone cubic, which share a cell."""
     straight = _first_crossing(sparsity, harm, allowed)
     i = int((harm > allowed).argmax()) - 1
     if i < 0 or np.isinf(harm[i + 1]):
@@ -296,16 +285,10 @@ _NEGLIGIBLE = 1e-9
 def knee_of(sparsity: Array, harm: Array) -> tuple[float, float]:
     """Knot of the best two-segment fit that bends upward, and the slope after over that before.
 
-    The fit is continuous and by least squares, its knot anywhere between the second and the last
-    but one finite point. The ratio is inf where harm does not rise before the knot. Both are NaN
-    with fewer than five finite points, without an upward bend, or without a rise after it.
+    The knot is anywhere between the second and the last but one finite point. NaN with fewer than
+    five such points, without an upward bend, or without a rise after it.
 
     Reference: Hudson 1966, J. Am. Stat. Assoc. 61:1097.
-
-    >>> sparsity = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    >>> knot, sharpness = knee_of(sparsity, np.array([0.0, 0.1, 0.2, 0.3, 1.3, 2.3]))
-    >>> round(knot, 6), round(sharpness, 6)
-    (0.6, 10.0)
     """
     is_finite = np.isfinite(harm)
     x, y = sparsity[is_finite], harm[is_finite]

@@ -55,10 +55,7 @@ _HALF = 0.5
 
 
 def near_zero_step(event: Event, records: Sequence[Record]) -> int:
-    """Where half of the weights that went dormant will be near zero; -1 if that is not known.
-
-    The decay clock goes on at its rate since the snapshot before.
-    """
+    """Where half of the weights that went dormant will be near zero; -1 if not known."""
     now, before = records[-1], records[-2:-1]
     if event.series != "motion/dormant" or event.direction != "up" or not before:
         return -1
@@ -78,10 +75,7 @@ def near_zero_step(event: Event, records: Sequence[Record]) -> int:
 def accountable_layers(
     before: Record, after: Record, series: str, share: float = 0.5
 ) -> tuple[str, ...]:
-    """The fewest layers that make up ``share`` of what went in the direction of the whole change.
-
-    Of a near-zero or dormant fraction; the largest contribution comes first.
-    """
+    """The fewest layers, largest first, that make up ``share`` of a change in its direction."""
     earlier = {layer.name: _fraction(layer, series) for layer in before.layers}
     changes = {
         layer.name: layer.num_weights * (_fraction(layer, series) - earlier[layer.name])
@@ -126,10 +120,8 @@ _MIN_SEEN = 0.1
 def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
     """Whether weight decay alone could account for a rise of a near-zero fraction.
 
-    False: it grew faster than decay could make it, between two snapshots since the onset or over
-    all of them; or exact zeros appeared, which decay never makes. True: it did not, and weights
-    that decay alone moves were not found missing. None: unknown, or the series is no near-zero
-    fraction with a fixed threshold that rose. Where the decay clock is not known it is never False.
+    False: it grew faster than decay could make it, or exact zeros appeared. True: it did not, and
+    weights that decay alone moves were not found missing. None: unknown, or not such a rise.
     """
     room, _, rule = event.series.partition("/")
     if room != "near_zero" or event.direction != "up" or rule.startswith("rms_"):
@@ -203,9 +195,7 @@ _MIN_RATIO = 1.1
 def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
     """What moved between two records: "scale", "shape", "both", or empty if unknown.
 
-    A near-zero fraction with a fixed threshold is split into what the scale alone would have done
-    and the rest; of another series the first such fraction of the records is. A rule relative to
-    the present root mean square, and exact zeros, are deaf to scale: the shape changed at least.
+    Rules relative to the present root mean square, and exact zeros, are deaf to scale.
     """
     room, _, rule = series.partition("/")
     if room == "near_zero" and rule.startswith(_FIXED):
@@ -257,8 +247,7 @@ def _follow(points: list[tuple[float, float]], here: tuple[float, float], way: f
     """The curve through ``points`` (log threshold, log share), ``way`` from ``here``.
 
     Straight lines, of slopes between 0 and 1: a share grows at most as fast as its threshold where
-    small weights are no rarer than larger ones. With ``here`` alone the slope is that of a flat
-    density, 1.
+    small weights are no rarer than larger ones. With ``here`` alone the slope is 1.
     """
     x, y = here
     direction = math.copysign(1.0, way)
@@ -378,10 +367,7 @@ class EventTracker:
         seen: Sequence[Event],
         reported: Sequence[Event] = (),
     ) -> Changes:
-        """One more snapshot, its series by name, and what the detectors saw at it.
-
-        Events of it that a log holds already are ``reported``: they are followed only.
-        """
+        """One more snapshot, its series, and its events: ``seen``, or ``reported`` by a log."""
         new: dict[str, Event] = {}
         revised: dict[str, Event] = {}
         for followed in self._followed.values():

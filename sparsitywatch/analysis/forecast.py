@@ -126,14 +126,7 @@ def _forecast(
 
 
 def growth_of(history: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """How fast weights go dormant lately, and from how much of the clock that was taken.
-
-    ``history`` is the decay clock and the dormant fraction at each snapshot. The growth is that of
-    the fraction per unit of the clock, at least 0.
-
-    >>> growth_of([(0.0, 0.1), (0.1, 0.1), (0.2, 0.12), (0.3, 0.14)])
-    (0.14, 0.3)
-    """
+    """Growth of the dormant fraction per unit of the clock, and the window it was taken from."""
     if len(history) < _LEAST_SNAPSHOTS:
         return 0.0, 0.0
     clock, fraction = np.array(history).T
@@ -152,8 +145,7 @@ def near_zero_ahead(
 ) -> tuple[Array, Array]:
     """The near-zero fraction at each advance of the clock, and half the width of its band.
 
-    Growth ends when the clock has advanced by ``window``. The projection was counted on a sample of
-    ``num_sampled`` weights.
+    Growth ends when the clock has advanced by ``window``.
     """
     advance, dormant = np.array(projection.advance), np.array(projection.dormant)
     entering = np.array(projection.entering)
@@ -169,11 +161,7 @@ def near_zero_ahead(
 
 
 def crossing(advance: Array, fraction: Array, target: float) -> float:
-    """The advance at which a fraction first reaches ``target``; NaN if it does not, or has.
-
-    >>> crossing(np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.2, 0.4]), 0.3)
-    1.5
-    """
+    """The advance at which a fraction first reaches ``target``; NaN if it does not, or has."""
     reached = np.flatnonzero(fraction >= target)
     if not reached.size or reached[0] == 0:
         return math.nan
@@ -183,11 +171,7 @@ def crossing(advance: Array, fraction: Array, target: float) -> float:
 
 
 def running_floor(values: Sequence[float]) -> float:
-    """The smallest median of five snapshots in a row; NaN before the fifth one.
-
-    >>> running_floor([5.0, 4.0, 3.0, 1.0, 2.0, 9.0, 9.0])
-    3.0
-    """
+    """The smallest median of five snapshots in a row; NaN before the fifth one."""
     if len(values) < _FLOOR_SNAPSHOTS:
         return math.nan
     windows = np.lib.stride_tricks.sliding_window_view(np.asarray(values), _FLOOR_SNAPSHOTS)

@@ -50,11 +50,7 @@ def standing(
 ) -> Standing:
     """How the watch of a log is: on, off, closed, gone, overdue or blind.
 
-    Args:
-        records: in the order of the steps.
-        info: the run's manifest, with the watch's own word on its state.
-        now: seconds since the epoch; None to take that word without asking the clock, or whether
-            its process is there.
+    ``now`` is in seconds since the epoch; None takes the manifest's word without asking the clock.
     """
     state = None if info is None else _up_to_date(info.state, records)
     lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))

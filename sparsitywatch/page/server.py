@@ -70,10 +70,7 @@ class _Log:
             return self._answers[route]
 
     def version(self) -> str:
-        """Of the files; and of a watch that has fallen silent since they were read.
-
-        It does not wait for an answer that is being made.
-        """
+        """Of the files, and of a watch fallen silent since; it waits for no answer."""
         stamp, read = _stamp(self._place), self._read
         silent = _trouble(read[1]) if read is not None and read[0] == stamp else ""
         return hashlib.sha256(f"{stamp} {silent}".encode()).hexdigest()[:16]

@@ -52,11 +52,7 @@ def chosen(run: Run, most: int) -> list[int]:
 
 
 def maps(run: Run, columns: Sequence[int]) -> dict[str, Any]:
-    """Shares by tensor and snapshot: near zero by the first rule, dormant, and removed.
-
-    Rows are the differences of a tensor's thousandths from column to column. "removed" is at the
-    sparsity ``level``, null without a curve.
-    """
+    """Shares by tensor and snapshot, as differences of thousandths from column to column."""
     rule = next(iter(run.rules), "")
     level = removal_level(run.records)
     place_of = {name: i for i, name in enumerate(run.tensors)}
@@ -108,9 +104,8 @@ def _thousandths(shares: np.ndarray) -> np.ndarray:
 def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
     """How large the weights are, by tensor and snapshot, from the stored spectra; None without.
 
-    ``ends`` of the bins are log10; ``below`` has for each tensor and column the thousandths of its
-    finite weights up to each end, as differences from end to end; ``all`` the same of all tensors
-    together, in millionths.
+    ``ends`` are log10; ``below``, in thousandths, and ``all``, in millionths, are shares up to each
+    end, as differences from end to end.
     """
     found: list[tuple[int, Mapping[str, np.ndarray]]] = []
     for index in columns if run.directory is not None else ():
@@ -146,11 +141,7 @@ def magnitudes(run: Run, columns: Sequence[int]) -> dict[str, Any] | None:
 def cumulative(
     stored: Mapping[str, np.ndarray], limits: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each tensor's finite weights with |w| at most each limit, and their number.
-
-    A bin counts where it ends at or below the limit: exact where a limit ends one, else less by
-    the weights of one bin, which is 0.4 % wide.
-    """
+    """Share of each tensor's finite weights with |w| up to each limit, and their number."""
     lengths = stored["num_bins"].astype(np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     ends = _magnitudes(stored)
@@ -179,10 +170,7 @@ def _magnitudes(stored: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _limits(spectra: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Magnitudes, four a decade, around all but the smallest ten-thousandth of the weights.
-
-    The spectra are the ends of bins and the counts in them, by snapshot.
-    """
+    """Magnitudes, four a decade, around all but the smallest ten-thousandth of the weights."""
     low, high = [0], [0]
     for ends, counts in spectra:
         some = (ends > 0.0) & np.isfinite(ends)

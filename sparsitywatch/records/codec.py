@@ -38,8 +38,7 @@ def from_json(cls: type[T], text: str) -> T:
     """The dataclass ``cls`` from what ``to_json`` wrote.
 
     Raises:
-        StateError: the text is not JSON, lacks a field, holds one of the wrong type, or
-            was written with another schema version.
+        StateError: no JSON, a missing field, one of the wrong type, or another schema version.
     """
     try:
         data = json.loads(text)

@@ -235,15 +235,7 @@ class Event:
 
 
 def latest_versions(events: Iterable[Event]) -> list[Event]:
-    """Each event once, in its last version, in the order in which they were first reported.
-
-    >>> from dataclasses import replace
-    >>> first = Event(
-    ...     series="s", direction="up", onset_step=3, detected_step=5, baseline=0.0, value=1.0
-    ... )
-    >>> [e.reverted_step for e in latest_versions([first, replace(first, reverted_step=9)])]
-    [9]
-    """
+    """Each event once, in its last version, in the order in which they were first reported."""
     return list({event.id: event for event in events}.values())
 
 

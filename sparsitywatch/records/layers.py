@@ -52,11 +52,7 @@ class LayerColumns:
 
     @classmethod
     def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
-        """The columns of some tensors.
-
-        Raises:
-            ConfigurationError: their rules, or how many levels they have, are not the same.
-        """
+        """The columns of some tensors; a ConfigurationError if their rules or levels differ."""
         rules = list(layers[0].near_zero) if layers else []
         num_levels = len(layers[0].removed) if layers else 0
         for layer in layers:
@@ -106,12 +102,7 @@ def _plain(column: np.ndarray) -> list[float]:
 
 
 class Layers(Sequence[LayerShare]):
-    """The tensors of one record, kept as columns; equal to a tuple of the same ``LayerShare``.
-
-    Args:
-        columns: the numbers, or a function that reads them when they are first asked for. What it
-            raises is raised by whatever asks.
-    """
+    """The tensors of one record as columns, read when asked for; equal to a tuple of shares."""
 
     def __init__(self, columns: LayerColumns | Callable[[], LayerColumns]) -> None:
         self._columns = columns

@@ -531,12 +531,7 @@ _MAX_ROWS = 10
 
 
 def html_of(caption: str, records: Sequence[Record], events: Sequence[Event]) -> str:
-    """The latest of a run as a small table for a notebook.
-
-    Args:
-        caption: what it is.
-        records, events: of the run, in their order.
-    """
+    """The latest records and events of a run as a small table for a notebook."""
     rows: list[tuple[object, ...]] = []
     if records:
         rows.append(("step", *(name for name, _ in records[-1]._brief())))

@@ -106,10 +106,7 @@ def ledger_in_short(ledger: Sequence[LedgerEntry]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class LogHistogram:
-    """Histogram of log10|w| of one tensor; exact zeros and non-finite weights left out.
-
-    Both arrays are empty for a tensor without finite non-zero weights.
-    """
+    """Histogram of log10|w| of a tensor's finite non-zero weights; empty if there are none."""
 
     edges: np.ndarray  # float64 [B + 1], rising, in decades (log10 of the magnitude)
     counts: np.ndarray  # int64 [B]; the first and last are not zero (trimmed)

@@ -84,9 +84,7 @@ class Sink(ABC):
 def first_lost_step(run: RunInfo) -> int:
     """The first step whose record, if there is one already, is of a future that was lost.
 
-    A record at ``initial_step`` itself was written before the checkpoint was, and stays. At step 0
-    nothing has been trained: all that is held is of another start. Not so in a replay, which may
-    have seen weights of step 0.
+    A record at ``initial_step`` is older than the checkpoint and stays, but for step 0 of a watch.
     """
     is_new = run.initial_step == 0 and not run.replayed_from
     return 0 if is_new else run.initial_step + 1
@@ -103,11 +101,7 @@ def local_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 class WriterGuard:
-    """Whether a sink is open, and in which process.
-
-    A forked child inherits every open sink of its parent. What it wrote would stand
-    between the parent's lines, so only the process that opened a sink may write to it.
-    """
+    """Whether a sink is open, and in this process: a forked child must not write."""
 
     def __init__(self, sink: str) -> None:
         self._sink = sink
@@ -152,10 +146,8 @@ class WriterGuard:
 class AppendingFile:
     """Appends blocks of bytes in order, each handed to the operating system at once.
 
-    There is no buffer in the process and no thread, so that a kill loses nothing and a
-    forked child neither hangs nor writes twice. What a full disk does not take stays
-    pending and goes first at the next call, continuing where the file ends: readers never
-    see a hole, only an end that is still to come.
+    Without buffer and thread a kill loses nothing, and a forked child neither hangs nor writes
+    twice. What a full disk refuses stays pending and goes first at the next call.
     """
 
     def __init__(self, path: Path) -> None:

@@ -185,14 +185,7 @@ class JsonlSink(Sink):
 
 
 class JsonlReader:
-    """Reads a directory again and again, also while it is still being written to.
-
-    What was appended since the last time is all that becomes new records and events. A file that
-    is not what it was, followed by more, is read anew.
-
-    Args:
-        directory: where a ``JsonlSink`` writes; there need be nothing yet.
-    """
+    """Reads a directory again and again, only what is new in it, also while it is written to."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         folder = Path(directory)
@@ -208,13 +201,7 @@ class JsonlReader:
         )
 
     def records(self, *, max_step: int | None = None) -> list[Record]:
-        """The records, oldest first; [] if there is nothing yet.
-
-        The layers of a record are read when they are first asked for, which raises a StateError
-        if they are damaged.
-
-        Args:
-            max_step: leave out records of later steps.
+        """The records up to ``max_step``, oldest first; their layers are read when first asked for.
 
         Raises:
             StateError: a line other than a torn last one cannot be read.
@@ -223,10 +210,7 @@ class JsonlReader:
         return [record for record in records if max_step is None or record.step <= max_step]
 
     def events(self, *, max_step: int | None = None) -> list[Event]:
-        """Each event in its last version, in the order of their detection.
-
-        Args:
-            max_step: leave out what was reported at later steps.
+        """Each event in its last version up to ``max_step``, in the order of their detection.
 
         Raises:
             StateError: a line other than a torn last one cannot be read.
@@ -246,11 +230,7 @@ def read_events(directory: str | os.PathLike[str], *, max_step: int | None = Non
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
-    """What was said once about the run in a directory; None if there is none.
-
-    Raises:
-        StateError: the file is damaged, or of another schema version.
-    """
+    """What was said once about a run; None if there is none, a StateError if damaged."""
     path = Path(directory) / _MANIFEST
     try:
         return from_json(RunInfo, path.read_bytes().decode())
@@ -277,11 +257,7 @@ _COLUMNS = {"keys", "counts"}
 
 
 def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.ndarray]:
-    """The arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds the spectrum of a step from.
-
-    Raises:
-        StateError: there is none for this step.
-    """
+    """The arrays of ``MagnitudeSpectrum.from_arrays`` of a step; a StateError if there are none."""
     path = Path(directory) / "spectra" / _spectrum_name(step)
     if not path.exists():
         raise StateError(f"Expected a spectrum of step {step}, found no file {str(path)!r}.")
@@ -346,11 +322,7 @@ _Place = tuple[int, int, int]
 
 
 class _LayersFile:
-    """Appends what records say of each tensor, as arrays of numpy.
-
-    Names hardly ever change, and are an array of their own, the bytes of a JSON object. The numbers
-    of a record are one structured value, a column in each field.
-    """
+    """Appends records' layers: names when they change, numbers as a structured value."""
 
     def __init__(self, path: Path) -> None:
         self.file = AppendingFile(path)
@@ -484,10 +456,7 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 class _AppendLog(Generic[T]):
-    """What ``read`` makes of each whole line of a file, once, however often it is asked for.
-
-    The file may be written to meanwhile: a torn end is left out.
-    """
+    """What ``read`` makes of each whole line of a growing file, once; a torn end is left out."""
 
     def __init__(self, path: Path, read: Callable[[Any], T], step_of: Callable[[T], int]) -> None:
         self.path = path
@@ -528,9 +497,7 @@ class _AppendLog(Generic[T]):
     def rewind(self, first_lost_step: int, superseded: Path) -> list[T]:
         """Cut off a torn end, and all from the first lost step on; returns what stays.
 
-        Nothing is thrown away: lost lines are appended to ``superseded``, a torn end to a file
-        beside the log with the ending ``.torn``. The copy is made before the cut, so that a kill in
-        between leaves a line twice rather than not at all.
+        Lines are copied before the cut: a kill in between leaves one twice rather than not at all.
         """
         values = self.values()
         if self.path.exists():

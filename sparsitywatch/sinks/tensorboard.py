@@ -238,17 +238,7 @@ OTHER_TAGS = (
 
 @functools.lru_cache(maxsize=4096)
 def tag_of(series: str, first_rule: str = "") -> str:
-    """Tag of a series in TensorBoard; empty if it is none of those that are charts.
-
-    Args:
-        series: its name.
-        first_rule: the first near-zero rule of the run, whose series is the first of all.
-
-    >>> tag_of("near_zero/rms_0.1", "rms_0.1"), tag_of("near_zero/zero", "rms_0.1")
-    ('0_sparsity/1_near_zero/rms_0.1', 'z_sparsity/near_zero/zero')
-    >>> tag_of("motion/dormant"), tag_of("watch/publish_s")
-    ('0_sparsity/2_motion/dormant', '')
-    """
+    """Tag of a series in TensorBoard; empty if it is no chart."""
     for place, name in enumerate(LEADING, start=1):
         if series == name.format(rule=first_rule):
             return f"{FIRST}/{place}_{series}"
@@ -262,11 +252,7 @@ def _sentence_of(tag: str) -> str:
 
 
 def _shown(record: Record) -> dict[str, float]:
-    """The scalars of a record by their tags.
-
-    Essential sparsity has both ends of its interval: the chart with the band refuses all three
-    lines if their steps differ. An end that is not known is NaN there.
-    """
+    """The scalars of a record by their tags; a band needs both its ends at every step."""
     series = record.series()
     rules = list(record.near_zero)
     if "essential_sparsity/value" in series:
@@ -302,10 +288,7 @@ _MOST_KINDS, _OTHERS = 6, "others"
 
 
 def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
-    """Each in-scope tensor's kind: its name without its block, such as "attention.self.query".
-
-    Small kinds are together where there are too many.
-    """
+    """Each in-scope tensor's kind: its name without its block; small kinds share one."""
     kinds = {entry.name: _kind_of(entry.name) for entry in ledger if entry.in_scope}
     sizes = Counter[str]()
     for entry in ledger:
@@ -328,11 +311,7 @@ def _kind_of(name: str) -> str:
 
 
 def _histograms(histograms: Mapping[str, LogHistogram], kinds: Mapping[str, str]) -> list[Any]:
-    """One of the tensors of each kind together; all of a snapshot have one grid.
-
-    TensorBoard takes right edges of buckets, and the outermost left edge from ``min``. Empty
-    buckets at the ends would give buckets with a negative width.
-    """
+    """One histogram for the tensors of each kind, without empty buckets at its ends."""
     members: dict[str, list[LogHistogram]] = {}
     for name, histogram in histograms.items():
         if histogram.counts.any():
@@ -511,9 +490,8 @@ _NAME = re.compile(r"events\.out\.tfevents\.(\d+)\..*")
 class _EventFile:
     """The next event file of a run that nobody else writes to.
 
-    The points of a future that was lost, from ``first_step`` on, are cut off the earlier files. A
-    TensorBoard that has read them already is told as well, by a START event with the step from
-    which on it should forget; one must stand in every file, since its first one is ignored.
+    Points of a lost future are cut off the earlier files. A START event tells a TensorBoard that
+    has read them; one must stand in every file, since its first one is ignored.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:
@@ -548,21 +526,14 @@ class _EventFile:
 
 
 def _next_name(earlier: Sequence[Path]) -> str:
-    """A name that sorts last, as readers take files in the order of their names.
-
-    The names start with a time in seconds, and a run may be resumed within one, or on a
-    machine whose clock is behind.
-    """
+    """A name that sorts last, also within one second or with a clock that is behind."""
     stamps = [int(match[1]) + 1 for path in earlier if (match := _NAME.fullmatch(path.name))]
     stamp = max([int(time.time()), *stamps])
     return f"events.out.tfevents.{stamp:010d}.{socket.gethostname()}.{os.getpid()}.0"
 
 
 def _cut(path: Path, first_lost_step: int) -> list[tuple[int, str]]:
-    """Cut a file off before its first summary of a lost step; returns what stays.
-
-    Steps rise within a file, but for what was missing when it began.
-    """
+    """Cut a file off before its first summary of a lost step; returns what stays."""
     held: list[tuple[int, str]] = []
     for offset, event in _events(path):
         if event.HasField("summary") and event.step >= first_lost_step:

@@ -341,10 +341,7 @@ class AbruptChange(Detector):
         )
 
     def _onset(self, candidate: Candidate, view: View) -> tuple[int, int, int, View]:
-        """Where the change began, both ends of its interval, and the view that these are in.
-
-        Growth over many blocks is looked for among them: snapshots are all there only for a while.
-        """
+        """Where the change began, both ends of its interval, and the view that these are in."""
         first, noise, is_growth = candidate.start, candidate.noise, candidate.offset is not None
         size = self.memory.blocks.size
         if is_growth and view.begins is view.ends and size > 1:
@@ -409,10 +406,8 @@ def share_left_by_rate(
 ) -> float:
     """The share of a change that remains beside a response to the rate, whatever its memory.
 
-    The change has a ``shape`` of 0 before it and 1 at the last snapshot, and adds to ``y``, as does
-    the response, of a standard deviation of ``strongest`` to the largest rate. Snapshots from
-    ``first`` on are fitted; those before are the rate's past. It is 1 if the rate is not known or
-    has not changed, and 0 or less if it may account for all.
+    The change has a ``shape`` of 0 before it and 1 at the last snapshot. Snapshots from ``first``
+    on are fitted; those before are the rate's past. It is 1 if the rate is unknown or constant.
     """
     if not np.isfinite(rates).all() or rates.max() <= 0.0:
         return 1.0

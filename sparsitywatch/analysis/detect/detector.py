@@ -83,11 +83,7 @@ class Detector(ABC):
 
 
 def known_of(step: int, value: float, context: Context, last: float) -> dict[str, float]:
-    """The context of an update, NaN for what is not in it.
-
-    Raises:
-        ConfigurationError: one is no number, or the step does not come after the ``last`` one.
-    """
+    """The checked context of an update, NaN for what is not in it."""
     expect_whole("step", step, 0)
     expect(step > last, "step", f"after {last}, the last snapshot", step)
     expect(is_number(value), "value", "a number, NaN for a gap", value)
@@ -118,11 +114,7 @@ class View:
 
 @dataclass(frozen=True)
 class SeriesHistory:
-    """A series so far, by rising step: every recent snapshot, and some of the older ones.
-
-    The older ones are evenly spaced over the whole run: what the run was like before shows
-    in them at any cadence.
-    """
+    """A series so far: every recent snapshot, and older ones evenly spaced over the whole run."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -230,11 +222,7 @@ _LEFT_OF_PEAK = 0.5
 
 
 def peak_of(peak: float, last: float, size: float) -> float:
-    """The largest size that a change has had at two snapshots in a row; NaN where there is none.
-
-    >>> peak_of(0.2, 0.3, 0.25)
-    0.25
-    """
+    """The largest size that a change has had at two snapshots in a row; NaN where there is none."""
     return float(np.fmax(peak, min(size, last)))
 
 
@@ -250,11 +238,7 @@ MAD_TO_SD = 1.4826
 
 
 def median_of_three(values: Array) -> Array:
-    """Each value replaced by the median of itself and the two before: no lone spikes.
-
-    >>> median_of_three(np.array([1.0, 1.0, 9.0, 1.0, 2.0, 2.0])).tolist()
-    [1.0, 1.0, 1.0, 1.0, 2.0, 2.0]
-    """
+    """Each value replaced by the median of itself and the two before: no lone spikes."""
     padded = np.concatenate([values[:1], values[:1], values])
     windows = np.lib.stride_tricks.sliding_window_view(padded, 3)
     return np.asarray(np.median(windows, axis=1), dtype=np.float64)
@@ -304,12 +288,10 @@ def onset_of(
 ) -> tuple[int, int, int]:
     """Index of the last snapshot before the change, and both ends of the interval that it lies in.
 
-    Fitted are a line before the change and a bend or a step after it, in the direction that it
-    went; the better one counts. The interval holds the onsets whose fit is not clearly worse (90
-    percent, profile likelihood), also of bends that begin gently, and, where the change
-    ``multiplies``, ``y`` being a logarithm, of bends of the series itself. What the best fit leaves
-    is correlated where noise lasts, or the change has another shape; that makes the interval wider.
-    No fit can beat the ``noise`` of a snapshot.
+    Fitted are a line before the change and a bend or a step after it. The interval holds the onsets
+    whose fit is not clearly worse (90 percent, profile likelihood), also of gentle bends and, where
+    the change ``multiplies``, of bends of the series itself. Correlated residuals make it wider. No
+    fit can beat the ``noise`` of a snapshot.
     """
     z = (x - x[0]) / (x[-1] - x[0])
     y = y if direction == "up" else -y

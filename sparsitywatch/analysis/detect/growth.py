@@ -83,8 +83,7 @@ def grown(
 ) -> list[Candidate]:
     """Every split at which the last snapshots are beyond what the past explains, best first.
 
-    Values are not negative. ``is_decaying``: weight decay has advanced far enough to account for
-    the growth, and what has a known cause needs less proof.
+    Values are not negative. What weight decay can account for (``is_decaying``) needs less proof.
     """
     offset = limits.min_effect if values.min() == 0.0 else 0.0  # the smallest size that counts
     y = values + offset if kind is RISE else 1.0 / (values + offset)
@@ -114,10 +113,7 @@ def grown(
 
 
 def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
-    """The take-off that went so far that it is one, however evenly, if decay is a cause of it.
-
-    It is steady where its way from the floor has no bend. Its score is in units of the noise.
-    """
+    """The take-off that went so far that it is one, however evenly, if decay is a cause."""
     if len(values) < RISE.min_past + 2 or values.min() <= 0.0:
         return []
     smooth = median_of_three(values)

@@ -99,8 +99,8 @@ def forecasts(
 ) -> Forecasts:
     """Fit every model before every split and compare what came after it.
 
-    Snapshots are about one apart in ``x``, with a standard deviation of ``floor`` at least. ``ar``
-    is the correlation of noise that lasts, ``frequency`` that of the season, in cycles a snapshot.
+    Snapshots are about one apart in ``x``; ``floor`` is their least noise, ``ar`` the correlation
+    of noise that lasts, ``frequency`` that of the season, in cycles a snapshot.
     """
     z = (x - x[-1]) / max(x[-1] - x[0], 1e-12)
     grid = _Grid(z.tobytes(), ar, frequency * (x[-1] - x[0]))
@@ -116,10 +116,7 @@ def forecasts(
 
 @functools.lru_cache(maxsize=128)
 class _Grid:
-    """All that the abscissa alone decides, for each of m models and s splits of n snapshots.
-
-    Snapshots are evenly spaced in most runs, so that it is the same from snapshot to snapshot.
-    """
+    """All that the abscissa alone decides, for each of m models and s splits of n snapshots."""
 
     def __init__(self, abscissa: bytes, ar: float, cycles: float) -> None:
         z = np.frombuffer(abscissa)
@@ -181,10 +178,7 @@ def _waves(abscissa: bytes, length: float) -> Array:
 
 @functools.lru_cache(maxsize=128)
 def _whitening(n: int, ar: float) -> Array:
-    """For each model the matrix that makes its noise independent, [models, n, n].
-
-    Lower triangular: what it makes of a snapshot knows only the snapshots before.
-    """
+    """For each model the matrix that makes its noise independent, lower triangular."""
     lags = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
     walked = np.minimum.outer(np.arange(n), np.arange(n)) + 1.0
     found = []
@@ -284,10 +278,7 @@ class Jumps:
     def update(
         self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
     ) -> tuple[Jumps, list[Candidate]]:
-        """After one more snapshot; and the changes that it shows, the most certain first.
-
-        ``num_skipped`` at the start are left out; ``MIN_SNAPSHOTS`` or more come after them.
-        """
+        """After one more snapshot; and the changes that it shows, the most certain first."""
         begin = max(num_skipped, len(values) - _GRID_SNAPSHOTS)
         grid = _grid(values[begin:])
         first = max(begin, len(values) - WINDOW)
@@ -325,10 +316,7 @@ class Jumps:
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
     def _widened(self, score: Array) -> Array:
-        """Scores of models whose scores were wider than normal before the split, made smaller.
-
-        By a root of how much wider: what is wide in a few dozen scores is in part chance.
-        """
+        """Scores of models whose scores were wider than normal before the split, made smaller."""
         num_seen = len(self.scores) + 1 - np.array(SPLITS)
         if num_seen.max() < TREND:
             return score
@@ -371,8 +359,7 @@ def _lasting(values: Array) -> float:
     """Correlation of neighbouring snapshots' noise, from 0 to a little below 1.
 
     Of noise that forgets by a factor rho at each snapshot, differences over two snapshots have a
-    variance 1 + rho times that of differences over one; a slow trend adds to neither. The latest
-    snapshots, which may be a change, are left out.
+    variance 1 + rho times that of differences over one. The latest snapshots are left out.
     """
     past = values[: -SPLITS[-1]]
     if len(past) < TREND:
