@@ -12,37 +12,21 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
-__all__ = ["SERIES", "Series", "describe"]
-
 _FINITE = "all_finite"
 _INFORMATIVE = "essential_sparsity.informative"
 
 
 @dataclass(frozen=True)
 class Series:
-    """A number that is followed over time, or a family of them.
+    """A number that is followed over time, or a family of them."""
 
-    Args:
-        name: as in ``Record.series()``. A ``*`` at its end stands for what differs within a family,
-            such as the number of a near-zero rule.
-        source: where a record has it: "field" or "field.attribute". Where that is a mapping, each
-            of its keys is the last part of a name.
-        unit: such as "fraction", "count", "s", "steps"; "none" for a bare number.
-        label: what it is called in a sentence; ``*`` stands for the same as in the name, and
-            ``*%`` for that as a percentage.
-        sentence: what it says.
-        only: where a record says whether the number means anything; always if empty.
-        direction: "up" or "down" if the model turns sparser when the number goes there; empty if
-            it does not say.
-    """
-
-    name: str
-    source: str
-    unit: str
-    label: str
-    sentence: str
-    only: str = ""
-    direction: str = ""
+    name: str  # as in ``Record.series()``; a ``*`` at its end stands for what differs in a family
+    source: str  # "field" or "field.attribute" of a record; a mapping's keys are ends of names
+    unit: str  # such as "fraction", "count", "s", "steps"; "none" for a bare number
+    label: str  # in a sentence; ``*`` as in the name, ``*%`` the same as a percentage
+    sentence: str  # what it says
+    only: str = ""  # where a record says whether the number means anything; always if empty
+    direction: str = ""  # where the number goes, "up" or "down", if the model turns sparser
 
     @property
     def short_label(self) -> str:
@@ -233,9 +217,7 @@ def describe(name: str, table: tuple[Series, ...] = SERIES) -> Series:
     """What is known of a series; of one that is not in the table, no more than its name."""
     for row in table:
         stem, is_family, _ = row.name.partition("*")
-        if name == row.name:
-            return row
-        if is_family and name.startswith(stem):
+        if name == stem or (is_family and name.startswith(stem)):
             rest = name.removeprefix(stem)
             label = row.label
             with contextlib.suppress(ValueError):  # a name that somebody else made up

@@ -6,7 +6,7 @@ that was not asked for is None; both are ``null`` in JSON.
 """
 
 from sparsitywatch.records.codec import from_data, from_json, to_json
-from sparsitywatch.records.event import Event, latest_versions
+from sparsitywatch.records.event import VITAL_KINDS, Event, latest_versions
 from sparsitywatch.records.layers import LayerColumns, Layers, LayerShare
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
@@ -14,6 +14,7 @@ from sparsitywatch.records.record import (
     DecayProjection,
     Dormant,
     EssentialSparsity,
+    Finding,
     Forecast,
     MaskOverlap,
     Movement,
@@ -22,6 +23,7 @@ from sparsitywatch.records.record import (
     Replicas,
     ScopeSummary,
     SparsityCurve,
+    Vital,
     html_of,
 )
 from sparsitywatch.records.run import (
@@ -32,7 +34,6 @@ from sparsitywatch.records.run import (
     WatchState,
     ledger_in_short,
 )
-from sparsitywatch.records.vital import VITAL_KINDS, Finding, Vital
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsitywatch.records.vital import VITAL_KINDS
 from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
 
-_NAN = float("nan")
+_NAN = math.nan
 _DORMANT = "motion/dormant"
+
+#: Kinds of vital signs, and what is said of their tensors.
+VITAL_KINDS: Mapping[str, str] = {
+    "untrained": "not trained",
+    "rounding": "losing their updates in rounding",
+    "decay": "not decaying as the optimizer states",
+    "not_finite": "not finite",
+    "returned": "back at an earlier state",
+    "blew_up": "changing far more than ever and than all others",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

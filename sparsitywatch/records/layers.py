@@ -16,24 +16,14 @@ from sparsitywatch.redact import printable
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShare:
-    """One in-scope tensor in one record.
-
-    Args:
-        name: tensor name.
-        num_weights: its number of weights.
-        rms: root mean square of its finite weights.
-        near_zero: fraction of its own weights that are near zero, by rule.
-        removed: fraction of its own weights removed at each level of the record's curve,
-            in the curve's order; empty without a curve.
-        dormant: fraction of its own sampled weights that are dormant; NaN if not known.
-    """
+    """One in-scope tensor in one record."""
 
     name: str
     num_weights: int
-    rms: float
-    near_zero: Mapping[str, float]
-    removed: tuple[float, ...] = ()
-    dormant: float = math.nan
+    rms: float  # root mean square of its finite weights
+    near_zero: Mapping[str, float]  # fraction of its own weights that are near zero, by rule
+    removed: tuple[float, ...] = ()  # fraction of them removed at each level of the curve
+    dormant: float = math.nan  # fraction of its sampled weights that are dormant; NaN if not known
 
     def __repr__(self) -> str:
         return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"

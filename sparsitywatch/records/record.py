@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
-from sparsitywatch.records.event import Event
+from sparsitywatch.records.event import VITAL_KINDS, Event
 from sparsitywatch.records.layers import LayerShare
-from sparsitywatch.records.vital import Vital
 from sparsitywatch.redact import html_table, printable
 from sparsitywatch.series import SERIES, describe
 
@@ -274,6 +273,57 @@ class Forecast:
             "near_zero_in_1_low": low,
             "near_zero_in_1_high": high,
         }
+
+
+# ------------------------------------------------------------------ whether the training trains
+
+#: What weights in scope say by themselves, where parameters are not compared one by one.
+_ALWAYS_KNOWN = ("not_finite", "returned")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is wrong with some tensors, for sure."""
+
+    kind: str  # one of ``VITAL_KINDS``
+    num: int  # tensors that it is about
+    tensors: tuple[str, ...]  # their names, most first; of very many the first ones
+    reason: str = ""  # what shows it, in words
+    since_step: int = -1  # the last snapshot at which it was not so yet; -1 if that is not known
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(printable, self.tensors[:3]))
+        kind = VITAL_KINDS.get(self.kind, self.kind)
+        return f"<Finding of {self.num} tensors {kind}: {names[:80]}>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vital:
+    """What was seen of all parameters of the model, in scope or not, since the last snapshot."""
+
+    num_tensors: int  # that were compared, tied ones once
+    num_sampled: int  # weights that were: all of a small tensor, a fixed sample of a large one
+    # Share of the weights that are to be trained (that require grad; in a replay all) whose bits
+    # are what they were at the snapshot before, and at the first of all; NaN if there was none.
+    still: float = _NAN
+    still_since_start: float = _NAN
+    since_step: int = -1  # step of the earlier snapshot; -1 if there was none
+    findings: tuple[Finding, ...] = ()
+    # Why the parameters were not compared one by one, as those of a checkpoint; empty if they were.
+    # Then only weights in scope are known: which are not finite, and whether all went back.
+    reason: str = ""
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Tensors with a finding, by its kind: the kinds that can be known here."""
+        known = dict.fromkeys(_ALWAYS_KNOWN if self.reason else VITAL_KINDS, 0.0)
+        return known | {finding.kind: float(finding.num) for finding in self.findings}
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{f.num} {f.kind}" for f in self.findings) or "nothing wrong"
+        if self.reason:
+            return f"<Vital: {found}; {self.reason[:80]}>"
+        return f"<Vital of {self.num_tensors} tensors: {found}>"
 
 
 # ------------------------------------------------------------------ the record
