@@ -30,15 +30,10 @@ _FEW_FAILURES = 3
 
 @dataclass(frozen=True)
 class Standing:
-    """How a watch is, for whoever looks at its numbers.
+    """How a watch is, for whoever looks at its numbers."""
 
-    Args:
-        trouble: in a few words, why its silence means nothing; empty if it is well.
-        sentences: what is known of it, the most important first; none of a replay without faults.
-    """
-
-    trouble: str = ""
-    sentences: tuple[str, ...] = ()
+    trouble: str = ""  # in a few words, why its silence means nothing; empty if it is well
+    sentences: tuple[str, ...] = ()  # the most important first; none of a replay without faults
 
 
 #: What is wrong: in a few words, and in a sentence. None if nothing is.
@@ -170,7 +165,8 @@ def _duration(seconds: float) -> str:
 
 # ------------------------------------------------------------------ what happened, what to do
 
-#: From good to bad; the place is the exit code of ``sparsitywatch status``.
+#: From good to bad: something happened that a person should see; or the watch, or what it measures,
+#: cannot be relied on. The place is the exit code of ``sparsitywatch status``.
 LEVELS = ("healthy", "look", "broken")
 #: Kinds of events after which, while they last, a training is not worth going on with.
 _BROKEN = ("not_finite", "replicas", "untrained")
@@ -178,22 +174,13 @@ _BROKEN = ("not_finite", "replicas", "untrained")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What somebody must know within a minute.
+    """What somebody must know within a minute."""
 
-    Args:
-        level: "healthy"; "look" if something happened that a person should see; "broken" if the
-            watch, or what it measures, cannot be relied on.
-        badge: the same in two or three words.
-        headline: what happened, a sentence.
-        action: what to do first, a sentence or two.
-        event: number of the event that the headline is about, counted from 1; 0 if none.
-    """
-
-    level: str
-    badge: str
-    headline: str
-    action: str
-    event: int = 0
+    level: str  # one of ``LEVELS``
+    badge: str  # the same in two or three words
+    headline: str  # what happened, a sentence
+    action: str  # what to do first, a sentence or two
+    event: int = 0  # number of the event that the headline is about, counted from 1; 0 if none
 
 
 def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standing) -> Verdict:

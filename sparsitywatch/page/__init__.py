@@ -3,7 +3,7 @@
 ::
 
     Run ──► facts, data, tensors ──► render: one file, with overview for paper
-                                         └──► server ──► plugin and tab in TensorBoard, show
+                                         └──► server ──► tab in TensorBoard, show
 
 web/ has the page itself: plain modules of JavaScript with types in their comments, and uPlot.
 Nothing is imported here, as TensorBoard looks for its plugins through this package.

@@ -71,7 +71,7 @@ T = TypeVar("T")
 class JsonlSink(Sink):
     """Writes records and events as lines of JSON; what a call was given survives a kill.
 
-    A line that a full disk did not take is kept, and goes first at the next call.
+    What a full disk refuses is an OSError; it is kept, and goes first at the next call.
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist.
@@ -92,11 +92,9 @@ class JsonlSink(Sink):
     def open(self, run: RunInfo) -> None:
         """Move aside what is held beyond ``run.initial_step``, and write the manifest.
 
-        Where the directory holds the manifest of the run that is resumed, its
-        ``initial_rms`` are kept: they are from when the watch first saw the tensors.
+        The ``initial_rms`` of a run that is resumed are kept: from when the watch first saw it.
 
         Raises:
-            ConfigurationError: the directory cannot be written to.
             StateError: a file is damaged above its end, or of another schema version.
         """
         with self._guard.opening(self._directory):
@@ -119,12 +117,7 @@ class JsonlSink(Sink):
             self._events = AppendingFile(reader._events.path)
 
     def write(self, record: Record, detail: Detail) -> None:
-        """Write spectrum and layers, then the record: what belongs to a line is there when it is.
-
-        Raises:
-            OSError: the disk did not take everything; layers and line are kept for later.
-            ConfigurationError: the layers do not all have the same rules and levels.
-        """
+        """Write spectrum and layers, then the record: what a line points to is there when it is."""
         self._guard.require()
         places = self._layers.hold(record)
         self._records.hold(_line({**vars(record), "layers": places}))
@@ -145,20 +138,12 @@ class JsonlSink(Sink):
         return None if is_kept else self._spectra / _spectrum_name(step)
 
     def event(self, event: Event) -> None:
-        """Write one event, or a new version of one.
-
-        Raises:
-            OSError: the disk did not take everything; the line is kept for later.
-        """
+        """Write one event, or a new version of one."""
         self._guard.require()
         self._events.write(_line(vars(event)))
 
     def state(self, state: WatchState) -> None:
-        """Put the state of the watch into the manifest, which is the old one or the new one, whole.
-
-        Raises:
-            OSError: the disk did not take it; the old one stays.
-        """
+        """Put the state of the watch into the manifest, which is always a whole one."""
         self._guard.require()
         self._run = replace(self._run, state=state)
         _replace(self._directory / _MANIFEST, _line(vars(self._run)))
@@ -481,14 +466,18 @@ class _AppendLog(Generic[T]):
                 self._forget()
                 file.seek(0)
             *lines, _ = file.read().split(b"\n")
-        if lines and not _is_json(lines[-1]):  # torn, too
-            del lines[-1]
-        for line in lines:
+        for i, line in enumerate(lines, start=1):
+            where = f"{self.path}, line {len(self._values) + 1}"
             try:
-                self._values.append(self._read(_parsed(line)))
+                data = json.loads(line)
+            except ValueError as error:  # or no UTF-8
+                if i == len(lines):
+                    break  # torn, too
+                raise StateError(f"{where}: Expected one JSON object: {error}.") from error
+            try:
+                self._values.append(self._read(data))
             except StateError as error:
-                number = len(self._values) + 1
-                raise StateError(f"{self.path}, line {number}: {error}") from error
+                raise StateError(f"{where}: {error}") from error
             self._starts.append(self._end)
             self._end += len(line) + 1
             self._checksum = zlib.crc32(line + b"\n", self._checksum)
@@ -516,21 +505,6 @@ class _AppendLog(Generic[T]):
             checksum = zlib.crc32(piece, checksum)
             left -= len(piece)
         return not left and checksum == self._checksum
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:  # or no UTF-8
-        raise StateError(f"Expected one JSON object: {error}.") from error
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        _parsed(line)
-    except StateError:
-        return False
-    return True
 
 
 def _move_end(path: Path, start: int, target: Path) -> None:

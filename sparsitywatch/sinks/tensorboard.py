@@ -19,7 +19,7 @@ import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ _HISTOGRAMS_EVERY = 10
 class TensorBoardSink(Sink):
     """Shows records and events in TensorBoard; what a call was given survives a kill.
 
-    docs/tags.md lists all tags.
+    What a full disk refuses is an OSError, and follows later. docs/tags.md lists all tags.
 
     Args:
         directory: a local directory; made by ``open`` if it does not exist. It becomes a
@@ -79,11 +79,7 @@ class TensorBoardSink(Sink):
         self._guard = WriterGuard("TensorBoardSink")
 
     def open(self, run: RunInfo) -> None:
-        """Begin an event file that continues the earlier ones up to ``run.initial_step``.
-
-        Raises:
-            ConfigurationError: the directory cannot be written to.
-        """
+        """Begin an event file that continues the earlier ones up to ``run.initial_step``."""
         with self._guard.opening(self._directory):
             first_step = first_lost_step(run)
             self._status = ""
@@ -106,13 +102,7 @@ class TensorBoardSink(Sink):
         events: Sequence[Event],
         detail_of: Callable[[Record], Detail],
     ) -> None:
-        """Show what a log holds and the earlier event files do not.
-
-        A kill between the two leaves it so, or a disk that was full to the end.
-
-        Raises:
-            OSError: the disk did not take everything; the rest follows at the next call.
-        """
+        """Show what a log holds and the event files do not, after a kill or a full disk."""
         self._guard.require()
         for record in records:
             if (record.step, IN_EVERY_RECORD) not in self._file.held:
@@ -123,11 +113,7 @@ class TensorBoardSink(Sink):
                 self._tell(event, is_new=i >= self._file.held[record.step, EVENTS])
 
     def write(self, record: Record, detail: Detail) -> None:
-        """Show one record: its scalars, notes on it, and histograms where they are due.
-
-        Raises:
-            OSError: the disk did not take everything; the rest follows at the next call.
-        """
+        """Show one record: its scalars, notes on it, and histograms where they are due."""
         self._guard.require()
         self._show(record, lambda _: detail)
         self._last = record
@@ -146,11 +132,7 @@ class TensorBoardSink(Sink):
         self._file.add(values, record.step, record.wall_time)
 
     def event(self, event: Event) -> None:
-        """Tell of one event; a new version of one is one more text, at the step that it is of.
-
-        Raises:
-            OSError: the disk did not take everything; the rest follows at the next call.
-        """
+        """Tell of one event; a new version of one is one more text, at the step that it is of."""
         self._guard.require()
         self._tell(event, is_new=True)
 
@@ -166,11 +148,7 @@ class TensorBoardSink(Sink):
             self._file.add([value], event.reported_step, wall_time)
 
     def state(self, state: WatchState) -> None:
-        """Tell how the watch is when that changes, and at the end what share of the time it took.
-
-        Raises:
-            OSError: the disk did not take everything; the rest follows at the next call.
-        """
+        """Tell how the watch is when that changes, and at the end its share of the time."""
         self._guard.require()
         if state.status == self._status:
             return
@@ -183,12 +161,12 @@ class TensorBoardSink(Sink):
     def close(self) -> None:
         """Close the file."""
         if self._guard.end():
-            self._file.close()
+            self._file.file.close()
 
     def abandon(self) -> None:
         """Close the file as it is: the directory is another's now."""
         if self._guard.end():
-            self._file.abandon()
+            self._file.file.abandon()
 
 
 # ------------------------------------------------------------------ tags
@@ -499,8 +477,8 @@ class _EventFile:
         # how many values of a step and a tag are kept of the earlier files
         self.held = Counter(value for path in earlier for value in _cut(path, first_step))
         self._described: set[str] = set()
-        self._file = AppendingFile(directory / _next_name(earlier))
-        self._writer = RecordWriter(self._file)
+        self.file = AppendingFile(directory / _next_name(earlier))
+        self._writer = RecordWriter(self.file)
         self._add(_ProtoEvent(wall_time=time.time(), file_version="brain.Event:2"))
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._add(_ProtoEvent(wall_time=time.time(), step=first_step, session_log=start))
@@ -518,12 +496,6 @@ class _EventFile:
     def _add(self, event: Any) -> None:
         self._writer.write(event.SerializeToString())
 
-    def close(self) -> None:
-        self._file.close()
-
-    def abandon(self) -> None:
-        self._file.abandon()
-
 
 def _next_name(earlier: Sequence[Path]) -> str:
     """A name that sorts last, also within one second or with a clock that is behind."""
@@ -533,30 +505,25 @@ def _next_name(earlier: Sequence[Path]) -> str:
 
 
 def _cut(path: Path, first_lost_step: int) -> list[tuple[int, str]]:
-    """Cut a file off before its first summary of a lost step; returns what stays."""
+    """Cut a file off before its first summary of a lost step; returns what stays.
+
+    Steps rise within a file, but for what was missing when it began.
+    """
     held: list[tuple[int, str]] = []
-    for offset, event in _events(path):
+    content = path.read_bytes()
+    start = 0
+    while start + 12 <= len(content):  # length of the data and its checksum; the data and its own
+        (length,) = struct.unpack_from("<Q", content, start)
+        end = start + length + 16
+        if end > len(content):
+            break
+        try:
+            event = _ProtoEvent.FromString(content[start + 12 : end - 4])
+        except DecodeError:
+            break
         if event.HasField("summary") and event.step >= first_lost_step:
-            os.truncate(path, offset)
+            os.truncate(path, start)
             break
         held += [(event.step, value.tag) for value in event.summary.value]
+        start = end
     return held
-
-
-def _events(path: Path) -> Iterator[tuple[int, Any]]:
-    """The whole events of a file with their offsets, up to the first damaged one."""
-    with path.open("rb") as file:
-        while True:
-            offset = file.tell()
-            header = file.read(12)  # length of the data, checksum of the length
-            if len(header) < 12:
-                return
-            (length,) = struct.unpack("<Q", header[:8])
-            data = file.read(length + 4)  # the data, its checksum
-            if len(data) < length + 4:
-                return
-            try:
-                event = _ProtoEvent.FromString(data[:-4])
-            except DecodeError:
-                return
-            yield offset, event

@@ -23,8 +23,8 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.cli import main
 from sparsitywatch.cli.pages import server_of
 from sparsitywatch.page import server as server_module
-from sparsitywatch.page.plugin import roots_of
 from sparsitywatch.page.server import App, Runs, apps_of
+from sparsitywatch.page.tab import roots_of
 from sparsitywatch.records import WatchState, to_json
 from sparsitywatch.sinks import jsonl
 from sparsitywatch.sinks.jsonl import JsonlSink

@@ -16,9 +16,8 @@ from contracts import fake_run
 from page.conftest import in_node, needs_node
 from tensorboard.plugins import base_plugin
 
-from sparsitywatch.page.plugin import SparsityPlugin
 from sparsitywatch.page.server import Runs
-from sparsitywatch.page.tab import SparsityLoader
+from sparsitywatch.page.tab import SparsityLoader, SparsityPlugin
 
 
 def context(logdir: Path | str, spec: str = "") -> base_plugin.TBContext:
@@ -46,7 +45,7 @@ def test_looking_for_plugins_imports_nothing_heavy() -> None:
 
 
 def test_what_fails_costs_the_tab_alone(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("sparsitywatch.page.plugin.roots_of", lambda *_: 1 / 0)
+    monkeypatch.setattr("sparsitywatch.page.tab.roots_of", lambda *_: 1 / 0)
     assert SparsityLoader().load(context("/x")) is None
     assert "TensorBoard has no Sparsity tab" in caplog.text
     assert "ZeroDivisionError" in caplog.text

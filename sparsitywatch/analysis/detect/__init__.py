@@ -2,7 +2,6 @@
 
 from sparsitywatch.analysis.detect.abrupt import AbruptChange
 from sparsitywatch.analysis.detect.detector import Detector
-from sparsitywatch.analysis.detect.dormant import DormantRise
-from sparsitywatch.analysis.detect.measured import MeasuredChange
+from sparsitywatch.analysis.detect.measured import DormantRise, MeasuredChange
 
 __all__ = ["AbruptChange", "Detector", "DormantRise", "MeasuredChange"]
