@@ -74,6 +74,13 @@ class ListedCheckpoint:
     reason: str = ""
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
 
+    @property
+    def error(self) -> CheckpointError | None:
+        """Why it cannot be read; None if it can."""
+        if self.state == "incomplete":
+            return IncompleteCheckpointError(self.reason)
+        return CheckpointError(self.reason) if self.state == "refused" else None
+
 
 def discover(
     urls: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
@@ -486,10 +493,8 @@ def describe(
     Raises:
         CheckpointError: it is not complete, or cannot be read; one line with the cause.
     """
-    if listed.state == "refused":
-        raise CheckpointError(listed.reason)
-    if listed.state == "incomplete":
-        raise IncompleteCheckpointError(listed.reason)
+    if listed.error is not None:
+        raise listed.error
     with open_checkpoint(listed.url, storage_options) as checkpoint:
         entries, num_bytes_read = checkpoint.entries(), checkpoint.num_bytes_read
     by_storage: dict[object, list[Entry]] = {}

@@ -13,16 +13,19 @@ from pathlib import Path
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
+    IncompleteCheckpointError,
     ScopeError,
     StateError,
 )
-from sparsitywatch.offline.jobs import PendingCheckpoint, Plan, in_order, sample_of
+from sparsitywatch.offline.jobs import Outcome, Plan, in_order, sample_of
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.offline.selection import Failure, Listing, Patience, Selection, Waiting
 from sparsitywatch.pipeline.measure import (
+    Measured,
     RunContext,
     compared,
     not_measured,
@@ -98,7 +101,7 @@ class Replayer:
         self._has_begun = False  # not before a checkpoint could be opened
         self._kept: Run | None = None  # what stays of the log of an earlier replay
         self._run: RunContext | None = None  # not before the sinks are open
-        self._held: list[PendingCheckpoint] = []  # what failed before
+        self._held: list[tuple[int, Outcome]] = []  # what failed before
         self._done: set[int] = set()  # steps
         self._failures: dict[str, Failure] = {}
         self._left_out: dict[str, Failure] = {}
@@ -136,11 +139,11 @@ class Replayer:
             self._begin(selection.pending, is_final=is_final)
         self._refuse_late(selection.pending)
         num_before = len(self._done)
-        todo = [one for one in selection.pending if one.step not in self._done]
-        for one in self._measured(todo):
-            if one.is_incomplete and not is_final:
+        todo = {step: one for step, one in selection.pending.items() if step not in self._done}
+        for step, outcome in self._measured(todo):
+            if isinstance(outcome, IncompleteCheckpointError) and not is_final:
                 break
-            self._take(one)
+            self._take(step, todo[step], outcome)
             for function in self.on_progress:
                 function(len(self._done), num_before + len(todo))
         return len(self._done) - num_before
@@ -187,7 +190,7 @@ class Replayer:
 
     # ------------------------------------------------------------------ beginning
 
-    def _begin(self, pending: Sequence[PendingCheckpoint], *, is_final: bool) -> None:
+    def _begin(self, pending: Mapping[int, ListedCheckpoint], *, is_final: bool) -> None:
         """Decide which weights count, and what stays of the log."""
         scope = self.plan.scope or _scope_of(pending, self.plan.settings.scope)
         if scope is None:
@@ -210,10 +213,12 @@ class Replayer:
             return
         self._kept = kept
         self._done |= {record.step for record in kept.records}
-        if not is_final or any(one.step not in self._done for one in pending):
+        if not is_final or not pending.keys() <= self._done:
             self._remember(kept.records, pending)
 
-    def _kept_until(self, records: Sequence[Record], pending: Sequence[PendingCheckpoint]) -> int:
+    def _kept_until(
+        self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]
+    ) -> int:
         """The last step of the log that stays: a checkpoint before its end may be new.
 
         What is missing within the log, or could not be read then, is tried again. If it
@@ -221,43 +226,42 @@ class Replayer:
         what came before.
         """
         logged = {record.step: record for record in records}
-        readable = {one.step for one in pending if not one.reason}
-        for one in pending:
-            known = logged.get(one.step)
-            if one.step > records[-1].step or (known is not None and known.valid):
+        readable = {step for step, one in pending.items() if one.error is None}
+        for step, one in pending.items():
+            if step > records[-1].step or (step in logged and logged[step].valid):
                 continue
-            later = [r.step for r in records if r.step > one.step and r.valid]
+            later = [r.step for r in records if r.step > step and r.valid]
             if not set(later) <= readable:
                 self._fail(_too_late(one))
                 continue
-            (tried,) = in_order([(self.plan, one)], self.executor, lambda: 1)
-            if tried.measured is not None and not tried.measured.failure:
-                return max((step for step in logged if step < one.step), default=-1)
-            self._fail(_failure(tried))
+            ((_, outcome),) = in_order([(self.plan, step, one)], self.executor, lambda: 1)
+            if isinstance(outcome, Measured) and not outcome.failure:
+                return max((known for known in logged if known < step), default=-1)
+            self._fail(_failure(one, outcome))
         return records[-1].step
 
-    def _remember(self, records: Sequence[Record], pending: Sequence[PendingCheckpoint]) -> None:
+    def _remember(self, records: Sequence[Record], pending: Mapping[int, ListedCheckpoint]) -> None:
         """Read the weights of the last record in the log again, to compare the next with."""
-        seen = [record.step for record in records if record.was_read]
-        last = next((one for one in pending if seen and one.step == seen[-1]), None)
-        if last is None or last.reason or self._motion is None:
+        step = next((record.step for record in reversed(records) if record.was_read), -1)
+        last = pending.get(step)
+        if last is None or last.error is not None or self._motion is None:
             _logger.info(
                 "sparsitywatch: the next record says nothing of motion since the log ended"
             )
             return
-        sample = sample_of(self.plan, last)
+        sample = sample_of(self.plan, step, last.url)
         if sample:
             thresholds: list[float] = []
             if self.pipeline.claim.directory is not None:
                 with contextlib.suppress(StateError):  # not every spectrum is kept
-                    arrays = read_spectrum(self.pipeline.claim.directory, last.step)
+                    arrays = read_spectrum(self.pipeline.claim.directory, step)
                     thresholds = MagnitudeSpectrum.from_arrays(arrays).thresholds(MASK_LEVELS)
-            reading = self.rates.reading_of(last.step, sample)
-            self._motion.compare(last.step, sample, thresholds, reading)
+            reading = self.rates.reading_of(step, sample)
+            self._motion.compare(step, sample, thresholds, reading)
 
     # ------------------------------------------------------------------ measuring
 
-    def _measured(self, todo: Sequence[PendingCheckpoint]) -> Iterator[PendingCheckpoint]:
+    def _measured(self, todo: Mapping[int, ListedCheckpoint]) -> Iterator[tuple[int, Outcome]]:
         """What comes of each.
 
         Without a model the next checkpoint is read while what came of the one before is compared
@@ -268,18 +272,18 @@ class Replayer:
             if executor is None and self.plan.factory is None:
                 one_ahead = ThreadPoolExecutor(1, "sparsitywatch-replay")
                 executor, size = stack.enter_context(one_ahead), 2
-            jobs = ((self.plan, one) for one in todo)
+            jobs = ((self.plan, *item) for item in todo.items())
             # the first one sets what "initial" rules refer to: the others have to wait for it
             yield from in_order(jobs, executor, lambda: size if self.plan.initial_rms else 1)
 
-    def _take(self, one: PendingCheckpoint) -> None:
+    def _take(self, step: int, one: ListedCheckpoint, outcome: Outcome) -> None:
         """Record what came of a checkpoint; steps rise from call to call."""
-        measured = one.measured
+        measured = outcome if isinstance(outcome, Measured) else None
         if measured is None or measured.failure:
-            self._fail(_failure(one))
+            self._fail(_failure(one, outcome))
         if measured is not None and not self.plan.initial_rms:
             self.plan = replace(self.plan, initial_rms=measured.initial_rms)
-        self._held.append(one)
+        self._held.append((step, outcome))
         like = measured.said["provenance"] if measured else None
         if self._kept is not None:
             like = self._kept.records[-1].provenance
@@ -287,9 +291,9 @@ class Replayer:
             self._open(like.dtypes)  # before, nothing can be said of the run
         if self._run is not None:
             for held in self._held:
-                self._publish(held, self._run)
+                self._publish(*held, self._run)
             self._held.clear()
-        self._done.add(one.step)
+        self._done.add(step)
         self._num_snapshots += 1
 
     def _open(self, dtypes: tuple[str, ...]) -> None:
@@ -311,17 +315,18 @@ class Replayer:
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
 
-    def _publish(self, one: PendingCheckpoint, run: RunContext) -> None:
-        measured, rates = one.measured, self.rates
+    def _publish(self, step: int, outcome: Outcome, run: RunContext) -> None:
+        rates = self.rates
         reading = moved = None
-        if measured is None:
-            measured = not_measured(one.step, one.reason, run)
-        else:
-            reading = rates.reading_of(one.step, measured.sample)
+        if isinstance(outcome, Measured):
+            measured = outcome
+            reading = rates.reading_of(step, measured.sample)
             if self._motion is not None:
                 moved = compared(measured, self._motion, reading, run)
             if reading is None and rates.is_known:
-                reading = replace(rates.reading(one.step, ()), decay_clock=math.nan)
+                reading = replace(rates.reading(step, ()), decay_clock=math.nan)
+        else:
+            measured = not_measured(step, str(outcome), run)
         record = record_of(measured, reading, moved, publish_s=self.pipeline.publish_s)
         self.pipeline.publish(record, measured.detail)
 
@@ -339,19 +344,19 @@ class Replayer:
                     function(str(error))
             return None
 
-    def _report_gone(self, gone: Sequence[PendingCheckpoint]) -> None:
+    def _report_gone(self, gone: Sequence[ListedCheckpoint]) -> None:
         for one in gone:
             if one.step not in self._done:
                 reason = "it was removed before it could be read"
                 reason = f"Cannot read {redacted_url(one.url)}: {reason}."
                 self._fail(Failure(one.url, one.step, reason))
 
-    def _refuse_late(self, pending: Sequence[PendingCheckpoint]) -> None:
+    def _refuse_late(self, pending: Mapping[int, ListedCheckpoint]) -> None:
         last_step = max(self._done, default=-1)
-        for one in pending:
-            if one.step < last_step and one.step not in self._done:
-                self._fail(_failure(one) if one.reason else _too_late(one))
-                self._done.add(one.step)
+        for step, one in pending.items():
+            if step < last_step and step not in self._done:
+                self._fail(_failure(one, one.error) if one.error else _too_late(one))
+                self._done.add(step)
 
     def _fail(self, failure: Failure) -> None:
         if failure.url in self._failures:
@@ -362,15 +367,15 @@ class Replayer:
             function(failure)
 
 
-def _scope_of(pending: Sequence[PendingCheckpoint], scope: ScopeLike) -> Scope | None:
+def _scope_of(pending: Mapping[int, ListedCheckpoint], scope: ScopeLike) -> Scope | None:
     """Which weights count; None if no checkpoint can be opened that says so.
 
     Raises:
         ScopeError: of none that can be opened the scope selects any.
     """
     undecided = None
-    for one in pending:
-        if one.reason:
+    for one in pending.values():
+        if one.error is not None:
             continue
         try:
             return Scope.of_entries(one.entries, scope)
@@ -381,15 +386,15 @@ def _scope_of(pending: Sequence[PendingCheckpoint], scope: ScopeLike) -> Scope |
     return None
 
 
-def _failure(one: PendingCheckpoint) -> Failure:
-    reason = one.reason
-    if one.measured is not None:
-        cause = " ".join(one.measured.failure.split())
+def _failure(one: ListedCheckpoint, outcome: Outcome) -> Failure:
+    reason = str(outcome)
+    if isinstance(outcome, Measured):
+        cause = " ".join(outcome.failure.split())
         reason = f"Cannot evaluate {redacted_url(one.url)}: {cause}"
     return Failure(one.url, one.step, reason)
 
 
-def _too_late(one: PendingCheckpoint) -> Failure:
+def _too_late(one: ListedCheckpoint) -> Failure:
     reason = (
         f"Left out {redacted_url(one.url)}: expected checkpoints in the order of their steps, but "
         f"step {one.step} came after later ones had been measured. Replay once more, while they "
@@ -454,7 +459,7 @@ def check_same_rates(log: Run, rates: Rates) -> None:
     now = rates.reading(last.step, ()) if rates.is_known else None
     for name in ("decay_clock", "lr_clock"):
         then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
-        if name == "lr_clock" and rates.logged is not None and math.isnan(then):
+        if name == "lr_clock" and rates.is_logged and math.isnan(then):
             continue  # it was logged for the first time since
         if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
             raise ConfigurationError(

@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
-from sparsitywatch.errors import CheckpointError, ConfigurationError, IncompleteCheckpointError
+from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.pipeline.measure import (
     Measured,
     RankContext,
@@ -35,43 +37,12 @@ from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
-from sparsitywatch.weights.layout import Entry, unwrap_model
+from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import LazyTensors, Sampler
 
 #: Why a checkpoint's parameters are not judged one by one.
 _NOT_TOLD = "a checkpoint tells neither gradients nor what its optimizer did"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PendingCheckpoint:
-    """A checkpoint that has its place in a replay, and what has come of it so far."""
-
-    url: str
-    step: int
-    entries: tuple[Entry, ...] = field(default=(), repr=False)  # none while it cannot be opened
-    reason: str = ""  # why it cannot be measured, in one line
-    is_incomplete: bool = False  # whether it may be worth a wait
-    measured: Measured | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), "entries": ()}
-        if self.measured is not None:
-            # as bytes: tensors would go through shared memory, and numpy has no bfloat16
-            sample = self.measured.sample.items()
-            state["packed"] = {n: (t.dtype, t.view(torch.uint8).numpy()) for n, t in sample}
-            state["measured"] = replace(self.measured, sample={})
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        packed = state.pop("packed", {})
-        if packed:
-            sample = {
-                name: torch.from_numpy(data if data.flags.writeable else data.copy()).view(dtype)
-                for name, (dtype, data) in packed.items()
-            }
-            state["measured"] = replace(state["measured"], sample=sample)
-        vars(self).update(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,25 +71,42 @@ class Plan:
         )
 
 
-def measure(plan: Plan, one: PendingCheckpoint) -> PendingCheckpoint:
+#: What comes of a checkpoint: what it says, or why that is not known.
+Outcome = Measured | CheckpointError
+
+
+def measure(plan: Plan, step: int, url: str) -> Outcome:
     """Measure a checkpoint. Whatever is wrong with it is reported, not raised."""
     try:
-        with torch.no_grad(), open_checkpoint(one.url, plan.storage_options) as checkpoint:
-            return replace(one, measured=_measured(plan, one.step, checkpoint))
+        with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
+            measured = _measured(plan, step, checkpoint)
+            return replace(measured, sample=_Sample(measured.sample))
     except CheckpointError as error:
-        is_incomplete = isinstance(error, IncompleteCheckpointError)
-        return replace(one, reason=str(error), is_incomplete=is_incomplete)
+        return error.with_traceback(None)  # nothing of what was read is held
     except Exception as error:
         if plan.strict:
             raise
-        return replace(one, reason=f"Cannot replay {redacted_url(one.url)}: {one_line(error)}.")
+        return CheckpointError(f"Cannot replay {redacted_url(url)}: {one_line(error)}.")
 
 
-def sample_of(plan: Plan, one: PendingCheckpoint) -> Mapping[str, torch.Tensor]:
+class _Sample(dict[str, torch.Tensor]):
+    """Sent as bytes: tensors would go through shared memory, and numpy has no bfloat16."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        packed = {name: (t.dtype, t.view(torch.uint8).numpy()) for name, t in self.items()}
+        return _sample_of, (packed,)
+
+
+def _sample_of(packed: Mapping[str, tuple[torch.dtype, np.ndarray]]) -> _Sample:
+    arrays = {n: (dtype, a if a.flags.writeable else a.copy()) for n, (dtype, a) in packed.items()}
+    return _Sample({n: torch.from_numpy(a).view(dtype) for n, (dtype, a) in arrays.items()})
+
+
+def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
     """Only the sampled weights of a checkpoint; empty if they cannot be read."""
     try:
-        with torch.no_grad(), open_checkpoint(one.url, plan.storage_options) as checkpoint:
-            stored = stored_snapshot(checkpoint, plan.run.scope, one.step)
+        with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
+            stored = stored_snapshot(checkpoint, plan.run.scope, step)
             return Sampler(plan.settings.dormant_samples).take(stored)
     except CheckpointError:
         return {}
@@ -219,39 +207,41 @@ def window_of(executor: Executor | None) -> int:
 
 
 def in_order(
-    jobs: Iterable[tuple[Plan, PendingCheckpoint]],
+    jobs: Iterable[tuple[Plan, int, ListedCheckpoint]],
     executor: Executor | None,
     window: Callable[[], int],
-) -> Iterator[PendingCheckpoint]:
+) -> Iterator[tuple[int, Outcome]]:
     """What comes of each checkpoint, in their order; what cannot be measured passes in its turn.
 
     Args:
-        jobs: asked for one by one: without an executor only when the result before was taken.
+        jobs: how, step and what; asked for one by one, without an executor only when the result
+            before was taken.
         executor: None to run them here and now; what it raises itself ends this.
         window: jobs under way at once, at most, asked after each; bounds the memory of what
             waits its turn.
     """
-    waiting: deque[PendingCheckpoint | Future[PendingCheckpoint]] = deque()
+    waiting: deque[tuple[int, Outcome | Future[Outcome]]] = deque()
     try:
-        for plan, one in jobs:
-            if one.reason:
-                waiting.append(one)
+        for plan, step, one in jobs:
+            if one.error is not None:
+                waiting.append((step, one.error))
             elif executor is None:
-                waiting.append(measure(plan, one))
+                waiting.append((step, measure(plan, step, one.url)))
             else:
-                waiting.append(executor.submit(measure, plan, one))
+                waiting.append((step, executor.submit(measure, plan, step, one.url)))
             if executor is None or len(waiting) >= window():
-                yield _result(waiting.popleft())
+                yield _taken(waiting)
         while waiting:
-            yield _result(waiting.popleft())
+            yield _taken(waiting)
     finally:
-        for left in waiting:
+        for _, left in waiting:
             if isinstance(left, Future):
                 left.cancel()
 
 
-def _result(one: PendingCheckpoint | Future[PendingCheckpoint]) -> PendingCheckpoint:
-    return one.result() if isinstance(one, Future) else one
+def _taken(waiting: deque[tuple[int, Outcome | Future[Outcome]]]) -> tuple[int, Outcome]:
+    step, found = waiting.popleft()
+    return step, found.result() if isinstance(found, Future) else found
 
 
 @contextmanager

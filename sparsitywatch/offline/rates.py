@@ -24,34 +24,12 @@ if TYPE_CHECKING:
 Rate = float | Callable[[int], float] | str | os.PathLike[str]
 
 
-class LoggedLearningRate:
-    """The learning rate that a training logged, held from one logged step to the next.
-
-    Before the first one it is that of the first. What is logged later changes nothing of before:
-    a replay that is taken up again has the clocks of one that was never interrupted.
-    """
-
-    def __init__(self) -> None:
-        self._rates: dict[int, float] = {}
-        self._steps: list[int] = []
-
-    @property
-    def last_step(self) -> int:
-        """The latest step that is known; -1 if there is none."""
-        return self._steps[-1] if self._steps else -1
-
-    def learn(self, rates: Mapping[int, float]) -> None:
-        """Add what was logged, by step."""
-        self._rates |= rates
-        self._steps = sorted(self._rates)
-
-    def __call__(self, step: int) -> float:
-        """The rate at an optimizer step."""
-        return self._rates[self._steps[max(bisect.bisect_right(self._steps, step) - 1, 0)]]
-
-
 class Rates:
     """Learning rate and weight decay at every step, summed as a live watch sums them.
+
+    A learning rate that the training logged is held from one logged step to the next; before the
+    first one it is that of the first. What is logged later changes nothing of before: a replay
+    that is taken up again has the clocks of one that was never interrupted.
 
     Args:
         lr: learning rate of the in-scope weights; None: what will be learned from the training.
@@ -62,20 +40,27 @@ class Rates:
     """
 
     def __init__(self, lr: Rate | None, weight_decay: Rate | None) -> None:
-        self.logged: LoggedLearningRate | None = None
-        self._lr: Callable[[int], float]
-        if lr is None:
-            self._lr = self.logged = LoggedLearningRate()
-        else:
-            self._lr = _function("lr", lr)
+        self.is_logged = lr is None  # by the training, as nobody has said it
+        self._logged: dict[int, float] = {}
+        self._logged_steps: list[int] = []
+        self._lr = self._logged_at if lr is None else _function("lr", lr)
         self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
         self._step = 0
         self._clock = GroupClock()
 
+    def _logged_at(self, step: int) -> float:
+        at = bisect.bisect_right(self._logged_steps, step) - 1
+        return self._logged[self._logged_steps[max(at, 0)]]
+
+    @property
+    def last_logged(self) -> int:
+        """The latest step whose learning rate was logged; -1 if there is none."""
+        return self._logged_steps[-1] if self._logged_steps else -1
+
     @property
     def is_known(self) -> bool:
         """Whether there is a learning rate, given or logged."""
-        return self.logged is None or self.logged.last_step >= 0
+        return not self.is_logged or bool(self._logged)
 
     @property
     def knows_decay(self) -> bool:
@@ -83,13 +68,9 @@ class Rates:
         return self._decay is not None
 
     def learn(self, rates: Mapping[int, float], where: str) -> None:
-        """Add what the training has logged beside a checkpoint, if nobody has said the rate.
-
-        Raises:
-            ConfigurationError: weight decay without a learning rate.
-        """
-        if self.logged is not None:
-            self.logged.learn(rates)
+        """Add what the training has logged by step; an error if there is decay without a rate."""
+        self._logged |= rates
+        self._logged_steps = sorted(self._logged)
         if self.knows_decay and not self.is_known:
             raise ConfigurationError(
                 "Expected `lr` beside `weight_decay`, got none, and no trainer_state.json with "

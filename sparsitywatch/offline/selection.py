@@ -12,7 +12,6 @@ from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
 from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import expect, expect_number
-from sparsitywatch.offline.jobs import PendingCheckpoint
 from sparsitywatch.offline.rates import Rates
 from sparsitywatch.redact import printable, redacted_url
 
@@ -38,7 +37,7 @@ class Failure:
 class Selection(NamedTuple):
     """What is measured, and what is not."""
 
-    pending: list[PendingCheckpoint]  # by rising step, each step once
+    pending: dict[int, ListedCheckpoint]  # by step, rising
     left_out: list[Failure]  # passed over on purpose
     unreadable: list[Failure]  # neither now nor in its turn, as its step is not known
 
@@ -48,7 +47,7 @@ def select(listed: Sequence[ListedCheckpoint]) -> Selection:
     if len(listed) == 1 and listed[0].state == "complete" and listed[0].step is None:
         listed = [replace(listed[0], step=0)]
     complete = {one.step for one in listed if one.state == "complete"}
-    pending: dict[int, PendingCheckpoint] = {}
+    pending: dict[int, ListedCheckpoint] = {}
     left_out, unreadable = [], []
     for one in listed:
         if one.state == "duplicate":
@@ -62,15 +61,8 @@ def select(listed: Sequence[ListedCheckpoint]) -> Selection:
         elif one.step is None:
             unreadable.append(Failure(one.url, None, one.reason))
         elif one.state == "complete" or one.step not in complete:
-            new = PendingCheckpoint(
-                url=one.url,
-                step=one.step,
-                entries=one.entries,
-                reason=one.reason,
-                is_incomplete=one.state == "incomplete",
-            )
-            pending.setdefault(one.step, new)
-    return Selection([pending[step] for step in sorted(pending)], left_out, unreadable)
+            pending.setdefault(one.step, one)
+    return Selection(dict(sorted(pending.items())), left_out, unreadable)
 
 
 @dataclass(kw_only=True)
@@ -89,9 +81,8 @@ class Listing:
         listed = discover(self.urls, self.storage_options, known, self.duplicates)
         self._known.update({one.url: one for one in listed})
         complete = [one for one in listed if one.state == "complete" and one.step is not None]
-        logged = self.rates.logged
         # its latest checkpoint has all of them
-        if logged is not None and complete and (complete[-1].step or 0) > logged.last_step:
+        if self.rates.is_logged and complete and (complete[-1].step or 0) > self.rates.last_logged:
             url = complete[-1].url
             self.rates.learn(learning_rates(url, self.storage_options), redacted_url(url))
         return select(listed)
@@ -117,44 +108,51 @@ class Patience:
         expect(is_good, "until", "a function or None", self.until)
 
 
-@dataclass
 class Waiting:
     """What has been waited for, and since when."""
 
-    patience: Patience
-    since: dict[str, tuple[str, float]] = field(default_factory=dict)  # by URL: for what, and when
-    complete: dict[int, PendingCheckpoint] = field(default_factory=dict)
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._since: dict[str, tuple[str, float]] = {}  # by URL: for what, and since when
+        self._complete: dict[int, ListedCheckpoint] = {}
 
-    def gone(self, selection: Selection) -> list[PendingCheckpoint]:
+    def gone(self, selection: Selection) -> list[ListedCheckpoint]:
         """What was complete before and is not there any more."""
-        there = {one.step for one in selection.pending}
-        gone = [one for step, one in self.complete.items() if step not in there]
-        self.complete = {one.step: one for one in selection.pending if not one.reason}
-        return gone
+        before, self._complete = self._complete, _complete(selection)
+        return [one for step, one in before.items() if step not in selection.pending]
 
     def settled(self, selection: Selection) -> Selection:
         """What may be measured by now; what is still to be waited for is incomplete."""
-        last = max((one.step for one in selection.pending if not one.reason), default=-1)
-        return selection._replace(pending=[self._settled(one, last) for one in selection.pending])
+        last = max(_complete(selection), default=-1)
+        pending = {
+            step: self._settled(one, is_latest=step > last)
+            for step, one in selection.pending.items()
+        }
+        return selection._replace(pending=pending)
 
-    def _settled(self, one: PendingCheckpoint, last_complete: int) -> PendingCheckpoint:
-        unfinished_s = self.patience.unfinished_s
-        if not one.reason:
+    def _settled(self, one: ListedCheckpoint, *, is_latest: bool) -> ListedCheckpoint:
+        unfinished_s = self._patience.unfinished_s
+        if one.state == "complete":
             # a file of one rank counts once none of another has come beside it for a while
             if part_of(one.url) is None or self._waited_s(one, "others") >= unfinished_s:
                 return one
             words = "others of its step may still be written"
             reason = f"Cannot read {redacted_url(one.url)} yet: {words}."
-            return replace(one, reason=reason, is_incomplete=True)
-        if not one.is_incomplete:
+            return replace(one, reason=reason, state="incomplete")
+        if one.state == "refused":
             # what seems damaged may be half-written: it is believed when it stays so
-            return replace(one, is_incomplete=self._waited_s(one, one.reason) == 0.0)
-        if one.step > last_complete or self._waited_s(one, "its end") < unfinished_s:
+            is_new = self._waited_s(one, one.reason) == 0.0
+            return replace(one, state="incomplete") if is_new else one
+        if is_latest or self._waited_s(one, "its end") < unfinished_s:
             return one
-        return replace(one, is_incomplete=False)
+        return replace(one, state="refused")
 
-    def _waited_s(self, one: PendingCheckpoint, what: str) -> float:
-        now = self.patience.clock()
-        if self.since.get(one.url, ("", 0.0))[0] != what:
-            self.since[one.url] = (what, now)
-        return now - self.since[one.url][1]
+    def _waited_s(self, one: ListedCheckpoint, what: str) -> float:
+        now = self._patience.clock()
+        if self._since.get(one.url, ("", 0.0))[0] != what:
+            self._since[one.url] = (what, now)
+        return now - self._since[one.url][1]
+
+
+def _complete(selection: Selection) -> dict[int, ListedCheckpoint]:
+    return {step: one for step, one in selection.pending.items() if one.state == "complete"}

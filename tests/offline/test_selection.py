@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,18 +37,16 @@ def listings(draw: st.DrawFn) -> list[ListedCheckpoint]:
 @given(listings())
 def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[ListedCheckpoint]) -> None:
     selection = select(found)
-    steps = [one.step for one in selection.pending]
-    assert steps == sorted(set(steps))
-    by_url = {one.url: one for one in found}
+    steps = list(selection.pending)
+    assert steps == sorted(steps)
     complete = {one.step: one.url for one in found if one.state == "complete"}
-    for one in selection.pending:
+    for step, one in selection.pending.items():
+        assert one in found
         # a complete one is never passed over for another of its step
-        assert one.url == complete.get(one.step, one.url)
-        assert (one.reason == "") == (by_url[one.url].state == "complete")
-        assert one.is_incomplete == (by_url[one.url].state == "incomplete")
+        assert (one.step, one.url) == (step, complete.get(step, one.url))
     told = {one.url for one in (*selection.left_out, *selection.unreadable)}
     for one in found:
-        is_told = one.url in told or any(w.url == one.url for w in selection.pending)
+        is_told = one.url in told or one in selection.pending.values()
         # the only silence: a broken or unfinished one beside another one of its step
         assert is_told or (one.state in ("incomplete", "refused") and one.step in steps)
     assert all(one.reason for one in (*selection.left_out, *selection.unreadable))
@@ -54,9 +54,9 @@ def test_each_step_once_and_nothing_is_left_out_in_silence(found: list[ListedChe
 
 def test_a_single_one_without_a_step_stands_for_step_zero() -> None:
     alone = ListedCheckpoint(url="u", step=None, step_from="", format="torch", state="complete")
-    assert [(one.url, one.step) for one in select([alone]).pending] == [("u", 0)]
+    assert select([alone]).pending == {0: replace(alone, step=0)}
     broken = ListedCheckpoint(
         url="v", step=None, step_from="", format="", state="refused", reason="why"
     )
-    assert select([broken]).pending == []
+    assert select([broken]).pending == {}
     assert [one.reason for one in select([broken]).unreadable] == ["why"]

@@ -11,7 +11,6 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,10 @@ from contracts.live_runs import held_out, save_torch, tiny_bert, told_by_weights
 from contracts.stored_run import NUM, detectors, on_disk
 
 import sparsitywatch as sw
-from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.offline import jobs as workers
-from sparsitywatch.offline.jobs import PendingCheckpoint, Plan, processes
+from sparsitywatch.offline.jobs import Outcome, Plan, processes
 
 
 def spawned(num: int) -> ProcessPoolExecutor:
@@ -109,11 +109,11 @@ def test_without_a_model_one_checkpoint_is_read_ahead(run, monkeypatch) -> None:
     begun: list[int] = []
     next_one = threading.Condition()
 
-    def measure(plan: Plan, one: PendingCheckpoint) -> PendingCheckpoint:
+    def measure(plan: Plan, step: int, url: str) -> Outcome:
         with next_one:
-            begun.append(one.step)
+            begun.append(step)
             next_one.notify_all()
-        return plain(plan, one)
+        return plain(plan, step, url)
 
     def on_record(record: sw.Record) -> None:
         done.append(record.step)
@@ -139,17 +139,18 @@ def test_how_many_at_once() -> None:
 
 def test_what_waits_is_cancelled_when_nobody_asks_any_more() -> None:
     submitted = []
-    one = PendingCheckpoint(url="u", step=1)
+    one = ListedCheckpoint(url="u", step=1, step_from="name", format="torch", state="complete")
 
     class Never(Executor):
         def submit(self, function, /, *arguments, **options) -> Future:
             submitted.append(Future())
             if len(submitted) == 1:
-                submitted[0].set_result(replace(one, reason="first"))
+                submitted[0].set_result(CheckpointError("first"))
             return submitted[-1]
 
-    looks = workers.in_order([(None, one)] * 5, Never(), window=lambda: 3)
-    assert next(looks).reason == "first"
+    looks = workers.in_order([(None, 1, one)] * 5, Never(), window=lambda: 3)
+    step, outcome = next(looks)
+    assert (step, str(outcome)) == (1, "first")
     looks.close()
     assert [future.cancelled() for future in submitted] == [False, True, True]
 
