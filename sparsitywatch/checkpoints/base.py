@@ -125,9 +125,11 @@ class StoredTensor:
         """Read it. Of one with a ``problem`` the checkpoint says so before."""
         raise CheckpointError(self.entry.problem)
 
-    def parts(self) -> Iterable[StoredTensor]:
-        """Tensors whose elements, one after another, are its own in flat order."""
-        return (self,)
+    def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:  # noqa: ARG002
+        """Its bytes in flat order, in ``buffer`` or, where they do not lie so, all at once."""
+        if self.entry.num_weights:
+            with _WHOLE:
+                yield self.load().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +146,17 @@ class StridedTensor(StoredTensor):
         """Read it; memory: ``num_bytes``."""
         shape, dtype = self.entry.shape, self.entry.dtype
         data = torch.empty(self.num_bytes // dtype.itemsize, dtype=dtype, device="cpu")
-        for _ in self.chunks(memoryview(data.view(torch.uint8).numpy().data)):
+        for _ in self._as_they_lie(memoryview(data.view(torch.uint8).numpy().data)):
             pass  # it is one
         if self.stride is None or self.num_bytes == 0:
             return data.view(shape)
         return data.as_strided(shape, self.stride)
 
     def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
-        """Its bytes as they lie, from the first on; each chunk lies in ``buffer``."""
+        """As of ``StoredTensor``."""
+        return super().chunks(buffer) if self.stride else self._as_they_lie(buffer)
+
+    def _as_they_lie(self, buffer: memoryview) -> Generator[memoryview, None, None]:
         if self.num_bytes == 0:
             return
         with reading(self.source.url, self.entry.name):
@@ -165,6 +170,9 @@ class StridedTensor(StoredTensor):
             if self.crc is not None and crc != self.crc:
                 raise RefusedError("its bytes do not match the checksum beside them")
 
+
+#: Tensors that only come as a whole, and are in memory at once however many threads ask.
+_WHOLE = threading.Semaphore(2)
 
 #: Stored tensors by name.
 Stored = Mapping[str, StoredTensor]
@@ -243,42 +251,27 @@ def _with_codes_told(stored: Stored) -> dict[str, StoredTensor]:
 #: and is long beside the wait for the interpreter lock that comes between two of them. From a
 #: remote storage: what is long beside the wait for an answer.
 _CHUNK_BYTES, _REMOTE_CHUNK_BYTES = 1 << 21, 1 << 24
-#: Tensors that only come as a whole, and are in memory at once however many threads ask.
-_WHOLE_AT_ONCE = 2
 
 
 class Checkpoint(AbstractContextManager["Checkpoint"]):
     """The weights of one step at rest; every reader ends in one.
 
     Opening reads descriptions only; they are checked before anything is allocated. A tensor
-    is read when it is asked for, and nothing is held afterwards: memory is that of the
-    tensors in use. Threads may read side by side; a checkpoint that was open at a fork is not
-    for the child.
-
-    Args:
-        place: where it lies; the files that are open there are closed with this.
-        format: how it is stored, such as "safetensors".
-        stored: the tensors of the model by the names that the files give, in their order;
-            optimizer state is none.
-        step: optimizer steps done, or a function that looks it up when it is asked for.
-
-    Raises:
-        ReadingError: there is no tensor, or two have the same name once the prefixes of
-            wrappers are removed.
+    is read when it is asked for, and nothing is held afterwards. Threads may read side by side;
+    a checkpoint that was open at a fork is not for the child.
     """
 
     def __init__(
         self,
-        place: Location,
-        format: str,  # noqa: A002
-        stored: Stored,
-        step: int | Callable[[], int | None] | None = None,
+        place: Location,  # the files that are open there are closed with this
+        format: str,  # noqa: A002 how it is stored, such as "safetensors"
+        stored: Stored,  # of the model, no optimizer state, in the order of the files
+        step: int | Callable[[], int | None] | None = None,  # done, or what looks it up when asked
     ) -> None:
         self.url = place.shown
         self.format = format
         self._place = place
         self._step = step
-        self._whole = threading.Semaphore(_WHOLE_AT_ONCE)
         #: How long the buffer for ``chunks`` should be.
         self.chunk_bytes = _CHUNK_BYTES if place.is_local else _REMOTE_CHUNK_BYTES
         self._stored: dict[str, StoredTensor] = {}
@@ -310,23 +303,13 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         return tuple(one.entry for one in self._stored.values())
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU, in its own dtype.
-
-        Raises:
-            KeyError: there is no tensor of this name.
-            CheckpointError: it cannot be read.
-        """
+        """One tensor, on the CPU, in its own dtype."""
         stored = self._readable(name)
         with reading(self.url, name):
             return stored.load()
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one at a time, in the order of the bytes; all of them for None.
-
-        Raises:
-            KeyError: there is no tensor of one of these names; raised before any is read.
-            CheckpointError: one cannot be read, or a file was written meanwhile.
-        """
+        """Names and tensors one at a time, in the order of the bytes; all of them for None."""
         for name in self.in_byte_order(self._stored if names is None else names):
             yield name, self.read(name)
         self.check_unchanged()
@@ -338,33 +321,12 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
     def chunks(self, name: str, buffer: memoryview) -> Generator[memoryview, None, None]:
         """The bytes of a tensor in flat order, a number of whole elements at once.
 
-        Layouts that have no bytes in that order come as one chunk, the whole tensor.
-
-        Args:
-            name: of the tensor.
-            buffer: writable memory that chunks may lie in, a multiple of eight bytes; each is
-                good until the next is asked for.
-
-        Raises:
-            KeyError: there is no tensor of this name.
-            CheckpointError: it cannot be read; or, while it is, is not what was stored.
+        ``buffer``, a multiple of eight bytes, is where they may lie; each chunk is good until the
+        next is asked for. Layouts that have no bytes in that order come as one chunk.
         """
         stored = self._readable(name)
-        if isinstance(stored, StridedTensor) and stored.stride is None:
-            return stored.chunks(buffer)
-        return self._in_parts(stored, buffer)
-
-    def _in_parts(
-        self, stored: StoredTensor, buffer: memoryview
-    ) -> Generator[memoryview, None, None]:
-        with reading(self.url, stored.entry.name):
-            for part in stored.parts():
-                if isinstance(part, StridedTensor) and part.stride is None:
-                    yield from part.chunks(buffer)
-                elif part.entry.num_weights:
-                    with self._whole:
-                        tensor = part.load().contiguous()
-                        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+        with reading(self.url, name):
+            yield from stored.chunks(buffer)
 
     def _readable(self, name: str) -> StoredTensor:
         stored = self._stored[name]

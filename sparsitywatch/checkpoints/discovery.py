@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
@@ -142,8 +142,8 @@ def _expanded(origin: Location, known: Mapping[str, ListedCheckpoint]) -> list[L
         places += asked(what, _places_under, origin.at(path), known, len(paths) > 1)
     if not places:
         is_folder = not has_magic and asked(what, origin.fs.isdir, origin.path)
-        others = asked(what, list, _walk(origin, {})) if is_folder else []
-        what_to_do = foreign(name for name, _ in others) or _NAME_ONE
+        others = asked(what, checkpoints_below, origin)[1] if is_folder else []
+        what_to_do = foreign(others) or _NAME_ONE
         raise CheckpointError(f"{what}: expected checkpoints, found none. {what_to_do}")
     return places
 
@@ -187,41 +187,56 @@ def _places_under(
     if is_known or not (root.prefix == "" or root.fs.isdir(root.path)):
         is_there = (is_known and is_listed) or bool(root.fs.exists(root.path))
         return [root] if is_there else []
-    files: list[str] = []
-    done: list[str] = []
-    for name, is_folder in _walk(root, known):
-        # a folder that is known stands for all of its files
-        files.append(f"{name}/." if is_folder else name)
-        if is_folder:
-            done.append(name)
-    names = sorted([*places_in(files), *done], key=natural_order)
+    names, _ = checkpoints_below(root, known)
     return [root.at(root.prefix + name) if name else root for name in names]
 
 
-def _walk(root: Location, known: Mapping[str, ListedCheckpoint]) -> Iterator[tuple[str, bool]]:
-    """Files below a folder, and folders that are known or cannot be listed; relative to it."""
-    list_folder = _local_children if root.is_local else _remote_children
+def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Files and folders that are checkpoints, and the files beside them; relative to a folder.
+
+    The folder itself is "". What is known by its URL is not listed again.
+    """
     before = root.at(f"{root.prefix}x").url[:-1]
+    found: list[str] = []
+    beside: list[str] = []
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(root.path),))]
     while waiting:
-        folder, reals = waiting.pop()
-        try:
-            children = list(list_folder(root.fs, root.prefix + folder, reals))
-        except (FileNotFoundError, PermissionError):
-            if not folder:
-                raise
-            # removed meanwhile, or none of ours; one of a step is reported when it is opened
-            if step_of_name(folder) is not None:
-                yield folder.rstrip("/"), True
+        inside, reals = waiting.pop()
+        folder = inside.removesuffix("/")
+        children = _children(root, inside, reals)
+        if children is None:  # one of a step is reported when it is opened
+            found += [folder] if step_of_name(folder) is not None else []
             continue
-        for name, real in children:
-            relative = f"{folder}{name}"
-            if real is None:
-                yield relative, False
-            elif before + relative in known:
-                yield relative, True
+        folders = {name: real for name, real in children.items() if real is not None}
+        is_part = _OPTIMIZER.fullmatch(folder.rpartition("/")[2]) is not None
+        kind = None if is_part else format_of(children)
+        # of DeepSpeed's and of a run's own folder the checkpoints lie inside
+        if kind is not None and not (kind == "deepspeed" and folders):
+            found.append(folder)
+            if folder or kind == "nanotron":  # all below is a part of it
+                continue
+            folders.pop(FSDP_FOLDER, None)
+        files = [name for name in children if name not in folders]
+        beside += [inside + name for name in files]
+        if kind != "huggingface" and not is_part:
+            found += [inside + name for name in files if _is_weights(name)]
+        for name, real in folders.items():
+            if before + inside + name in known:
+                found.append(inside + name)
             elif len(reals) < _MAX_DEPTH:
-                waiting.append((f"{relative}/", (*reals, real)))
+                waiting.append((f"{inside}{name}/", (*reals, real)))
+    return sorted(found, key=natural_order), beside
+
+
+def _children(root: Location, folder: str, reals: tuple[str, ...]) -> dict[str, str | None] | None:
+    """What is in a folder below ``root``; None: removed meanwhile, or none of ours."""
+    list_folder = _local_children if root.is_local else _remote_children
+    try:
+        return dict(list_folder(root.fs, root.prefix + folder, reals))
+    except (FileNotFoundError, PermissionError):
+        if not folder:
+            raise
+        return None
 
 
 def _local_children(
@@ -251,48 +266,6 @@ def _remote_children(
         is_link = info["type"] not in ("file", "directory") or info.get("islink")
         is_folder = fs.isdir(path) if is_link else info["type"] == "directory"
         yield path.removeprefix(folder), path if is_folder else None
-
-
-def places_in(files: Iterable[str]) -> list[str]:
-    """Files and folders that are checkpoints, out of the names of all files below a folder.
-
-    Their names are relative to that folder, which is "" itself.
-
-    >>> places_in(["checkpoint-2/model.safetensors", "checkpoint-2/optimizer.pt", "a.ckpt"])
-    ['a.ckpt', 'checkpoint-2']
-    """
-    children: dict[str, set[str]] = {}
-    for file in files:
-        parts = file.split("/")
-        for depth in range(len(parts)):
-            children.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
-    found: list[str] = []
-    folders: set[str] = set()  # that are checkpoints
-    for folder in sorted(children, key=lambda name: (name.count("/"), natural_order(name))):
-        parts = folder.split("/")
-        if any("/".join(parts[:depth]) in folders for depth in range(1, len(parts))):
-            continue
-        parent, _, own = folder.rpartition("/")
-        if (own == FSDP_FOLDER and parent in folders) or _OPTIMIZER.fullmatch(own):
-            continue  # a part of the checkpoint around it
-        names = children[folder]
-        inside = f"{folder}/" if folder else ""
-        kind = format_of(names)
-        # of DeepSpeed's and of a run's own folder the checkpoints lie inside
-        has_parts = kind == "deepspeed" and any(f"{inside}{name}" in children for name in names)
-        if kind and not has_parts:
-            found.append(folder)
-            folders.add(folder)
-            if kind == "nanotron" and not folder:
-                return found  # each file below is one of its tensors
-            if folder or kind != "huggingface":
-                continue
-        found += [
-            f"{inside}{name}"
-            for name in names
-            if f"{inside}{name}" not in children and _is_weights(name)
-        ]
-    return sorted(found, key=natural_order)
 
 
 def _is_weights(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -164,11 +164,13 @@ class _ChunkedTensor(StoredTensor):
             target.copy_(self._open(piece).load())
         return tensor
 
-    def parts(self) -> Iterable[StoredTensor]:
-        """Its pieces, unless they are cut across rows."""
+    def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:
+        """Piece by piece, unless they are cut across rows."""
         if any(piece.sizes[1:] != self.entry.shape[1:] for piece in self.pieces):
-            return (self,)
-        return map(self._open, sorted(self.pieces, key=lambda piece: piece.offsets))
+            yield from super().chunks(buffer)
+            return
+        for piece in sorted(self.pieces, key=lambda piece: piece.offsets):
+            yield from self._open(piece).chunks(buffer)
 
     def _open(self, piece: Piece) -> StoredTensor:
         """The tensor in the archive of a piece."""

@@ -402,11 +402,9 @@ def stored_tensor(
     _, offset, size, steps = call.arguments[:4]
     key, dtype = _storage_of(name, call)
     shape, stride = as_sizes(size), as_sizes(steps)
-    contradiction = RefusedError("its shape, strides and offset contradict each other", name)
-    if shape is None or stride is None or len(shape) != len(stride):
-        raise contradiction
-    if type(offset) is not int or offset < 0 or not isinstance(key, str):
-        raise contradiction
+    is_place = type(offset) is int and offset >= 0 and isinstance(key, str)
+    if not is_place or shape is None or stride is None or len(shape) != len(stride):
+        raise RefusedError("its shape, strides and offset contradict each other", name)
     if key not in records:
         raise RefusedError(f"its storage {key[:40]!r} is not in the file", name)
     member = records[key].member

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 
 from sparsitywatch.checkpoints import discovery
-from sparsitywatch.checkpoints.discovery import discover, places_in
+from sparsitywatch.checkpoints.discovery import checkpoints_below, discover
 from sparsitywatch.checkpoints.formats import open_checkpoint
+from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.errors import CheckpointError
 
 WEIGHTS = {"layer.weight": torch.ones(4, 3)}
@@ -142,8 +143,11 @@ def test_an_unknown_protocol_is_an_error() -> None:
           "sparsitywatch.pt", "checkpoint-2/model.safetensors"], ["checkpoint-2"]),
     ],
 )  # fmt: skip
-def test_places(files: list[str], places: list[str]) -> None:
-    assert places_in(files) == places
+def test_places(files: list[str], places: list[str], tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    assert checkpoints_below(Location.of(tmp_path))[0] == places
 
 
 @pytest.mark.parametrize("files", [
