@@ -119,7 +119,7 @@ class StoredTensor:
     """One tensor in a file, found and checked but not read; this one alone cannot be read."""
 
     entry: Entry  # what is known without reading
-    position: tuple[str, int] = ("", 0)  # file and place in it, to read in the order of the bytes
+    position: tuple[str, int] = ("", 0)  # URL of its file, and the first byte of it there
 
     def load(self) -> torch.Tensor:
         """Read it. Of one with a ``problem`` the checkpoint says so before."""
@@ -128,7 +128,7 @@ class StoredTensor:
     def chunks(self, buffer: memoryview) -> Generator[memoryview, None, None]:  # noqa: ARG002
         """Its bytes in flat order, in ``buffer`` or, where they do not lie so, all at once."""
         if self.entry.num_weights:
-            with _WHOLE:
+            with reading(self.position[0], self.entry.name), _WHOLE:
                 yield self.load().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -324,9 +324,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
         ``buffer``, a multiple of eight bytes, is where they may lie; each chunk is good until the
         next is asked for. Layouts that have no bytes in that order come as one chunk.
         """
-        stored = self._readable(name)
-        with reading(self.url, name):
-            yield from stored.chunks(buffer)
+        return self._readable(name).chunks(buffer)
 
     def _readable(self, name: str) -> StoredTensor:
         stored = self._stored[name]

@@ -98,7 +98,7 @@ def read_distributed(
                 files[piece.file] = place.inside(piece.file).open()
             with reading(files[piece.file].url, name):
                 _check_place(files[piece.file].size, name, piece, one.dtype.itemsize)
-        first = min(((piece.file, piece.start) for piece in one.pieces), default=("", 0))
+        first = min(((files[p.file].url, p.start) for p in one.pieces), default=("", 0))
         entry = Entry(name=name, shape=one.shape, dtype=one.dtype)
         stored[name] = _ChunkedTensor(entry=entry, position=first, pieces=one.pieces, files=files)
     return stored, partial(_step, place, places)

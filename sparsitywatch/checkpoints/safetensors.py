@@ -97,7 +97,7 @@ def _placed(source: Source, header: Mapping[str, Described], start: int) -> dict
         end = stop
         if start + end > source.size:
             raise cut_off(name, start + end, source.size)
-        position = (source.path, start + begin)
+        position = (source.url, start + begin)
         if kind in _KNOWN:
             stored[name] = StridedTensor(
                 entry=Entry(name=name, shape=shape, dtype=_KNOWN[kind]),

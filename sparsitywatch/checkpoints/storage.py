@@ -228,10 +228,13 @@ class Source(ByteSource):
         if self._file is None:
             _forget(self.fs, self.path)
         if self._version_now() != self._version:
-            raise IncompleteCheckpointError(
-                f"Cannot read {self.url}: expected the file to stay as it is while it is read, "
-                "but it was written meanwhile. Read it again once it is complete."
-            )
+            raise self._written()
+
+    def _written(self) -> IncompleteCheckpointError:
+        return IncompleteCheckpointError(
+            f"Cannot read {self.url}: expected the file to stay as it is while it is read, but it "
+            "was written meanwhile. Read it again once it is complete."
+        )
 
     def fill(self, buffer: memoryview, start: int) -> None:
         """As of ``ByteSource``."""
@@ -251,8 +254,8 @@ class Source(ByteSource):
             with self._counting:
                 self.num_bytes_read += count
             done += count
-        if self._file is not None:
-            self.check_unchanged()
+        if self._file is not None and self._version_now() != self._version:
+            raise self._written()
 
     def _read_into(self, buffer: memoryview, start: int) -> int:
         """Some bytes from ``start`` on; how many."""

@@ -419,7 +419,7 @@ def stored_tensor(
     storage = (source.path, key, offset, shape, stride)
     return StridedTensor(
         entry=Entry(name=name, shape=shape, dtype=dtype, storage=storage),
-        position=(source.path, member.header_offset + begin),
+        position=(source.url, member.header_offset + begin),
         source=source,
         start=partial(records[key].start, begin),
         num_bytes=num_bytes,

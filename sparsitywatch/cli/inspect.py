@@ -16,8 +16,6 @@ from sparsitywatch.redact import printable, redacted_url
 if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 
-__all__ = ["add_to"]
-
 #: Exit status when something in the list cannot be read, or not yet.
 _NOT_ALL_READABLE = 2
 

@@ -23,8 +23,6 @@ from sparsitywatch.series import describe
 if TYPE_CHECKING:
     from sparsitywatch.records import Record, SparsityCurve
 
-__all__ = ["add_to"]
-
 
 def add_to(commands: Any) -> None:
     """Add the command to the subparsers of the command line."""

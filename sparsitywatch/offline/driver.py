@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
+from sparsitywatch.checkpoints.formats import learning_rates
 from sparsitywatch.errors import (
     CheckpointError,
     ConfigurationError,
@@ -23,7 +25,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.jobs import Outcome, Plan, in_order, sample_of
 from sparsitywatch.offline.rates import Rates
-from sparsitywatch.offline.selection import Failure, Listing, Patience, Selection, Waiting
+from sparsitywatch.offline.selection import Failure, Patience, Selection, select
 from sparsitywatch.pipeline.measure import (
     Measured,
     RunContext,
@@ -87,11 +89,11 @@ class Replayer:
     plan: Plan  # without a scope until a model or a checkpoint has decided it
     pipeline: Pipeline
     detectors: Mapping[str, Detector]  # those of the pipeline
-    listing: Listing
-    rates: Rates
+    urls: Sequence[str | os.PathLike[str]]
+    duplicates: str
+    rates: Rates  # learns what a Trainer has logged
     executor: Executor | None  # None to measure in this process
     window: int  # checkpoints under way at once, at most
-    replayed_from: tuple[str, ...]  # where the checkpoints lie, as asked for
     on_failure: Sequence[Callable[[Failure], object]]
     on_progress: Sequence[Callable[[int, int], object]]  # how many are done, and of how many
     on_waiting: Sequence[Callable[[str], object]]  # why nothing can be listed yet
@@ -101,6 +103,7 @@ class Replayer:
         self._has_begun = False  # not before a checkpoint could be opened
         self._kept: Run | None = None  # what stays of the log of an earlier replay
         self._run: RunContext | None = None  # not before the sinks are open
+        self._known: dict[str, ListedCheckpoint] = {}  # by URL, as of the last listing
         self._held: list[tuple[int, Outcome]] = []  # what failed before
         self._done: set[int] = set()  # steps
         self._failures: dict[str, Failure] = {}
@@ -111,7 +114,7 @@ class Replayer:
         """Measure what is there; with patience also what comes."""
         try:
             if patience is None:
-                self._see(self.listing.now(self._done))
+                self._see(self._list())
             else:
                 self._follow(patience)
         finally:
@@ -125,6 +128,19 @@ class Replayer:
             num_snapshots=self._num_snapshots,
             directory=self.pipeline.claim.directory,
         )
+
+    def _list(self) -> Selection:
+        """What to measure; steps that are done are neither listed nor opened again each time."""
+        options = self.plan.storage_options
+        known = {url: one for url, one in self._known.items() if one.step in self._done}
+        listed = discover(self.urls, options, known, self.duplicates)
+        self._known.update({one.url: one for one in listed})
+        complete = [one for one in listed if one.state == "complete" and one.step is not None]
+        # its latest checkpoint has all of them
+        if self.rates.is_logged and complete and (complete[-1].step or 0) > self.rates.last_logged:
+            url = complete[-1].url
+            self.rates.learn(learning_rates(url, options), redacted_url(url))
+        return select(listed)
 
     def _see(self, selection: Selection, *, is_final: bool = True) -> int:
         """Measure what has not been measured; how many more steps are done.
@@ -153,7 +169,6 @@ class Replayer:
 
         What is unfinished at the end fails then.
         """
-        waiting = Waiting(patience)
         reported: set[str] = set()
         latest_news = patience.clock()
         try:
@@ -162,8 +177,8 @@ class Replayer:
                 is_over = patience.until is not None and patience.until()
                 selection = self._listed(reported)
                 if selection is not None:
-                    self._report_gone(waiting.gone(selection))
-                    if self._see(waiting.settled(selection), is_final=False):
+                    self._report_gone(patience.gone(selection))
+                    if self._see(patience.settled(selection), is_final=False):
                         latest_news = patience.clock()
                 idle_s = patience.clock() - latest_news
                 limit_s = patience.idle_timeout_s
@@ -310,7 +325,7 @@ class Replayer:
             provenance=run.provenance,
             ledger=run.scope.ledger,
             initial_rms=run.initial_rms,
-            replayed_from=self.replayed_from,
+            replayed_from=tuple(redacted_url(url) for url in self.urls),
         )
         self._run = run  # from here on the sinks are to be closed
         self.pipeline.open(info)
@@ -335,7 +350,7 @@ class Replayer:
     def _listed(self, reported: set[str]) -> Selection | None:
         """What is there; None while the place is still to come, or out of reach for a while."""
         try:
-            return self.listing.now(self._done)
+            return self._list()
         except CheckpointError as error:
             if str(error) not in reported:
                 reported.add(str(error))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.checkpoints.base import Checkpoint, load_into, stored_snapshot
+from sparsitywatch.checkpoints.base import load_into, stored_snapshot
 from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.checkpoints.formats import open_checkpoint
 from sparsitywatch.checkpoints.storage import one_line
@@ -39,7 +39,7 @@ from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
-from sparsitywatch.weights.snapshot import LazyTensors, Sampler
+from sparsitywatch.weights.snapshot import LazyTensors, Sampler, Snapshot
 
 #: Why a checkpoint's parameters are not judged one by one.
 _NOT_TOLD = "a checkpoint tells neither gradients nor what its optimizer did"
@@ -77,9 +77,21 @@ Outcome = Measured | CheckpointError
 
 def measure(plan: Plan, step: int, url: str) -> Outcome:
     """Measure a checkpoint. Whatever is wrong with it is reported, not raised."""
+    num_samples, at = plan.settings.dormant_samples, SnapshotContext()
+    if num_samples != 0:
+        at = SnapshotContext(sampler=Sampler(num_samples), examined=unread(_NOT_TOLD))
+    rank = RankContext(num_threads=plan.num_threads)
     try:
         with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
-            measured = _measured(plan, step, checkpoint)
+            model = None if plan.factory is None else plan.factory.model()
+            if model is not None:  # before names in scope are compared: it is said of all tensors
+                load_into(model, checkpoint)
+            snapshot = stored_snapshot(checkpoint, plan.run.scope, step)
+            run = replace(plan.run, dtypes=snapshot.dtypes)
+            if model is not None:
+                at = replace(at, model=MaskedModel(model, run.scope))
+                snapshot = _held_by(model, snapshot)
+            measured = measure_snapshot(snapshot, run, rank, at)
             return replace(measured, sample=_Sample(measured.sample))
     except CheckpointError as error:
         return error.with_traceback(None)  # nothing of what was read is held
@@ -87,6 +99,15 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
         if plan.strict:
             raise
         return CheckpointError(f"Cannot replay {redacted_url(url)}: {one_line(error)}.")
+
+
+def _held_by(model: nn.Module, snapshot: Snapshot) -> Snapshot:
+    """The same weights from the model, which holds them now, in the dtype of the file."""
+    assert isinstance(snapshot.tensors, LazyTensors)  # noqa: S101 for the type checker
+    parameters = snapshot.scope.parameters(unwrap_model(model))
+    entries = snapshot.tensors.entries.items()
+    held = {name: parameters[name].detach().to(entry.dtype) for name, entry in entries}
+    return replace(snapshot, tensors=held)
 
 
 class _Sample(dict[str, torch.Tensor]):
@@ -110,27 +131,6 @@ def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
             return Sampler(plan.settings.dormant_samples).take(stored)
     except CheckpointError:
         return {}
-
-
-def _measured(plan: Plan, step: int, checkpoint: Checkpoint) -> Measured:
-    model = None if plan.factory is None else plan.factory.model()
-    if model is not None:  # before names in scope are compared: this is said of all tensors
-        load_into(model, checkpoint)
-    snapshot = stored_snapshot(checkpoint, plan.run.scope, step)
-    run = replace(plan.run, dtypes=snapshot.dtypes)
-    at = SnapshotContext()
-    num_samples = plan.settings.dormant_samples
-    if num_samples != 0:
-        at = SnapshotContext(sampler=Sampler(num_samples), examined=unread(_NOT_TOLD))
-    if model is not None:
-        at = replace(at, model=MaskedModel(model, run.scope))
-        # the same weights from the model, which holds them now, in the dtype of the file
-        parameters = run.scope.parameters(unwrap_model(model))
-        assert isinstance(snapshot.tensors, LazyTensors)  # noqa: S101 for the type checker
-        entries = snapshot.tensors.entries.items()
-        held = {name: parameters[name].detach().to(entry.dtype) for name, entry in entries}
-        snapshot = replace(snapshot, tensors=held)
-    return measure_snapshot(snapshot, run, RankContext(num_threads=plan.num_threads), at)
 
 
 # ------------------------------------------------------------------ the model of a worker

@@ -26,13 +26,12 @@ from sparsitywatch.errors import (
 from sparsitywatch.offline.driver import Replayed, Replayer
 from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
 from sparsitywatch.offline.rates import Rate, Rates
-from sparsitywatch.offline.selection import Failure, Listing, Patience
+from sparsitywatch.offline.selection import Failure, Patience
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
-from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
 from sparsitywatch.sinks.base import Sink
 from sparsitywatch.sinks.jsonl import JsonlSink, read_manifest
@@ -43,8 +42,6 @@ from sparsitywatch.weights.scope import Scope, ScopeLike
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = ["replay"]
 
 Url = str | os.PathLike[str]
 
@@ -180,13 +177,11 @@ def replay(
         plan=plan,
         pipeline=pipeline,
         detectors=detectors,
-        listing=Listing(
-            urls=places, storage_options=plan.storage_options, duplicates=duplicates, rates=rates
-        ),
+        urls=places,
+        duplicates=duplicates,
         rates=rates,
         executor=executor,
         window=window_of(executor) if max_in_flight is None else max_in_flight,
-        replayed_from=tuple(redacted_url(url) for url in places),
         on_failure=on_failure,
         on_progress=on_progress,
         on_waiting=on_waiting,

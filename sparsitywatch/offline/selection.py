@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
-from sparsitywatch.checkpoints.formats import learning_rates
+from sparsitywatch.checkpoints.discovery import ListedCheckpoint
 from sparsitywatch.checkpoints.step_from_path import part_of
 from sparsitywatch.errors import expect, expect_number
-from sparsitywatch.offline.rates import Rates
 from sparsitywatch.redact import printable, redacted_url
 
 
@@ -66,31 +63,8 @@ def select(listed: Sequence[ListedCheckpoint]) -> Selection:
 
 
 @dataclass(kw_only=True)
-class Listing:
-    """What is there and has to be measured, listed again and again."""
-
-    urls: Sequence[str | os.PathLike[str]]
-    storage_options: Mapping[str, Any]
-    duplicates: str
-    rates: Rates  # learns what a Trainer has logged
-    _known: dict[str, ListedCheckpoint] = field(default_factory=dict)
-
-    def now(self, done: Container[int | None]) -> Selection:
-        """What to measure; steps that are done are neither listed nor opened again each time."""
-        known = {url: one for url, one in self._known.items() if one.step in done}
-        listed = discover(self.urls, self.storage_options, known, self.duplicates)
-        self._known.update({one.url: one for one in listed})
-        complete = [one for one in listed if one.state == "complete" and one.step is not None]
-        # its latest checkpoint has all of them
-        if self.rates.is_logged and complete and (complete[-1].step or 0) > self.rates.last_logged:
-            url = complete[-1].url
-            self.rates.learn(learning_rates(url, self.storage_options), redacted_url(url))
-        return select(listed)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for the checkpoints of a run that goes on."""
+    """How long to wait for the checkpoints of a run that goes on, and for what since when."""
 
     poll_s: float = 5.0  # between two listings of the storage
     idle_timeout_s: float | None = None  # end when nothing new has come for as long; None: never
@@ -99,6 +73,8 @@ class Patience:
     unfinished_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    _since: dict[str, tuple[str, float]] = field(default_factory=dict)  # by URL: for what, when
+    _complete: dict[int, ListedCheckpoint] = field(default_factory=dict)  # at the last listing
 
     def __post_init__(self) -> None:
         expect_number("poll_s", self.poll_s, lambda s: s > 0.0, "seconds > 0")
@@ -106,15 +82,6 @@ class Patience:
             expect_number("idle_timeout_s", self.idle_timeout_s, lambda s: s > 0.0, "seconds > 0")
         is_good = self.until is None or callable(self.until)
         expect(is_good, "until", "a function or None", self.until)
-
-
-class Waiting:
-    """What has been waited for, and since when."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._since: dict[str, tuple[str, float]] = {}  # by URL: for what, and since when
-        self._complete: dict[int, ListedCheckpoint] = {}
 
     def gone(self, selection: Selection) -> list[ListedCheckpoint]:
         """What was complete before and is not there any more."""
@@ -131,10 +98,9 @@ class Waiting:
         return selection._replace(pending=pending)
 
     def _settled(self, one: ListedCheckpoint, *, is_latest: bool) -> ListedCheckpoint:
-        unfinished_s = self._patience.unfinished_s
         if one.state == "complete":
             # a file of one rank counts once none of another has come beside it for a while
-            if part_of(one.url) is None or self._waited_s(one, "others") >= unfinished_s:
+            if part_of(one.url) is None or self._waited_s(one, "others") >= self.unfinished_s:
                 return one
             words = "others of its step may still be written"
             reason = f"Cannot read {redacted_url(one.url)} yet: {words}."
@@ -143,12 +109,12 @@ class Waiting:
             # what seems damaged may be half-written: it is believed when it stays so
             is_new = self._waited_s(one, one.reason) == 0.0
             return replace(one, state="incomplete") if is_new else one
-        if is_latest or self._waited_s(one, "its end") < unfinished_s:
+        if is_latest or self._waited_s(one, "its end") < self.unfinished_s:
             return one
         return replace(one, state="refused")
 
     def _waited_s(self, one: ListedCheckpoint, what: str) -> float:
-        now = self._patience.clock()
+        now = self.clock()
         if self._since.get(one.url, ("", 0.0))[0] != what:
             self._since[one.url] = (what, now)
         return now - self._since[one.url][1]
