@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # torch takes a second to import
     from sparsitywatch.offline.driver import Replayed
     from sparsitywatch.offline.selection import Failure
 
+__all__ = ["add_to"]
+
 #: Exit status when some checkpoints could not be measured; the others are in the log.
 _NOT_ALL_READABLE = 2
 _INTERRUPTED = 130
