@@ -309,7 +309,12 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
             return stored.load()
 
     def tensors(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors one at a time, in the order of the bytes; all of them for None."""
+        """Names and tensors one at a time, in the order of the bytes; all of them for None.
+
+        Raises:
+            KeyError: there is no tensor of one of these names; raised before any is read.
+            CheckpointError: one cannot be read, or a file was written meanwhile.
+        """
         for name in self.in_byte_order(self._stored if names is None else names):
             yield name, self.read(name)
         self.check_unchanged()
@@ -349,12 +354,7 @@ class Checkpoint(AbstractContextManager["Checkpoint"]):
 
 
 def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot:
-    """The in-scope weights of an open checkpoint, to be read while it is open.
-
-    Raises:
-        CheckpointError: a tensor that is in scope is not there, or has another shape, or
-            is of whole numbers, or its values cannot be read.
-    """
+    """The in-scope weights of an open checkpoint, to be read while it is open."""
     there = {entry.name: entry for entry in checkpoint.entries()}
     found: dict[str, Entry] = {}
     for entry in scope.ledger:
@@ -382,13 +382,8 @@ def stored_snapshot(checkpoint: Checkpoint, scope: Scope, step: int) -> Snapshot
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Overwrite the parameters and stored buffers of ``model`` with those of a checkpoint.
 
-    Nothing is left as it was: of a model that is half this and half that no number means
-    anything. One tensor is held at a time. What the checkpoint has beyond the model is not
-    read.
-
-    Raises:
-        CheckpointError: a tensor of the model is not there, has another shape, or a dtype
-            whose values the model's own cannot hold. Nothing has been overwritten then.
+    All of them, or none and an error: of a model that is half this and half that no number means
+    anything. One tensor is held at a time. What the checkpoint has beyond the model is not read.
     """
     own = {
         clean_name(name): value.detach()

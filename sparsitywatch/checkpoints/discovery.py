@@ -37,6 +37,8 @@ from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
+__all__ = ["ListedCheckpoint", "describe", "discover"]
+
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 #: Files that training, and a watch, write beside the weights.
@@ -51,25 +53,17 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 @dataclass(frozen=True, kw_only=True)
 class ListedCheckpoint:
-    """One checkpoint that is there, or is about to be.
+    """One checkpoint that is there, or is about to be."""
 
-    Args:
-        url: where it lies; what ``open_checkpoint`` takes.
-        step: optimizer steps done; None if nothing says so.
-        step_from: "trainer state", "contents" of the file, "name", or "" without a step.
-        format: how it is stored; empty while that is not known.
-        state: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will
-            not become readable; "duplicate": another one of the same step is better.
-        reason: why the state is not "complete", in one line.
-        entries: every tensor, in the order of the files; empty while it cannot be opened.
-    """
-
-    url: str
-    step: int | None
-    step_from: str
-    format: str
+    url: str  # what ``open_checkpoint`` takes
+    step: int | None  # optimizer steps done; None if nothing says so
+    step_from: str  # "trainer state", "contents" of the file, "name", or "" without a step
+    format: str  # empty while that is not known
+    #: "complete"; "incomplete": not yet all there, worth a wait; "refused": it will not become
+    #: readable; "duplicate": another one of the same step is better.
     state: str
-    reason: str = ""
+    reason: str = ""  # why the state is not "complete", in one line
+    #: Every tensor, in the order of the files; empty while it cannot be opened.
     entries: tuple[Entry, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -460,9 +454,6 @@ def describe(
     ``tensors`` has each storage once, under its first name and with its ``aliases``; ``total`` and
     ``in_scope`` count them. If the scope cannot be decided, or selects nothing, ``scope_problem``
     says so, and ``in_scope`` is None, of each tensor too: the names are needed most then.
-
-    Raises:
-        CheckpointError: it is not complete, or cannot be read; one line with the cause.
     """
     if listed.error is not None:
         raise listed.error

@@ -140,9 +140,6 @@ def learning_rates(
     """What a Trainer logged as its learning rate up to a checkpoint, by step; empty if nothing.
 
     It is that of the first parameter group. Its weight decay is in a pickle, which is never read.
-
-    Raises:
-        CheckpointError: there is a trainer state, and it cannot be read.
     """
     place = Location.of(url, storage_options)
     if not place.is_folder() or _TRAINER_STATE not in place.names():

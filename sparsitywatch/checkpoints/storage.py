@@ -345,7 +345,7 @@ class Location:
     def of(
         cls, url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
     ) -> Location:
-        """The place that a URL names; ``CheckpointError`` if fsspec knows no such URL."""
+        """The place that a URL names."""
         text = os.fspath(url)
         try:
             fs, path = fsspec.core.url_to_fs(text, **(storage_options or {}))

@@ -383,11 +383,7 @@ class Replayer:
 
 
 def _scope_of(pending: Mapping[int, ListedCheckpoint], scope: ScopeLike) -> Scope | None:
-    """Which weights count; None if no checkpoint can be opened that says so.
-
-    Raises:
-        ScopeError: of none that can be opened the scope selects any.
-    """
+    """Which weights count; None if no checkpoint can be opened that says so."""
     undecided = None
     for one in pending.values():
         if one.error is not None:
@@ -422,12 +418,7 @@ def _too_late(one: ListedCheckpoint) -> Failure:
 
 
 def read_log(directory: Path | None) -> Run | None:
-    """What an earlier replay has left in ``directory``; None if there is no record in it.
-
-    Raises:
-        ConfigurationError: it is the log of a live watch.
-        StateError: it is damaged.
-    """
+    """What an earlier replay has left in ``directory``; None if there is no record in it."""
     if directory is None:
         return None
     info, records = read_manifest(directory), read_records(directory)

@@ -157,8 +157,7 @@ class ModelFactory:
 class EmptyModel:
     """A model without the values of its parameters, small enough to send to every worker.
 
-    Buffers keep theirs: some of them are in no checkpoint. ``ConfigurationError``: it cannot be
-    pickled.
+    Buffers keep theirs: some of them are in no checkpoint.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -213,12 +212,8 @@ def in_order(
 ) -> Iterator[tuple[int, Outcome]]:
     """What comes of each checkpoint, in their order; what cannot be measured passes in its turn.
 
-    Args:
-        jobs: how, step and what; asked for one by one, without an executor only when the result
-            before was taken.
-        executor: None to run them here and now; what it raises itself ends this.
-        window: jobs under way at once, at most, asked after each; bounds the memory of what
-            waits its turn.
+    Without an executor a job is run here and now, once the result before was taken. ``window``,
+    jobs under way at once, is asked after each: it bounds the memory of what waits its turn.
     """
     waiting: deque[tuple[int, Outcome | Future[Outcome]]] = deque()
     try:

@@ -30,13 +30,6 @@ class Rates:
     A learning rate that the training logged is held from one logged step to the next; before the
     first one it is that of the first. What is logged later changes nothing of before: a replay
     that is taken up again has the clocks of one that was never interrupted.
-
-    Args:
-        lr: learning rate of the in-scope weights; None: what will be learned from the training.
-        weight_decay: decoupled decay of them; None if it is not known.
-
-    Raises:
-        ConfigurationError: one of them is no number, function or CSV file of numbers.
     """
 
     def __init__(self, lr: Rate | None, weight_decay: Rate | None) -> None:
@@ -68,7 +61,7 @@ class Rates:
         return self._decay is not None
 
     def learn(self, rates: Mapping[int, float], where: str) -> None:
-        """Add what the training has logged by step; an error if there is decay without a rate."""
+        """Add what the training has logged, by step."""
         self._logged |= rates
         self._logged_steps = sorted(self._logged)
         if self.knows_decay and not self.is_known:
