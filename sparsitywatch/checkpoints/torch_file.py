@@ -70,11 +70,6 @@ def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
     """The tensors of the model by name, and all that a file describes."""
     source = place.open()
     with reading(source.url):
-        if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
-            raise ReadingError(
-                "expected a zip archive, as torch.save writes since version 1.6, got a file from "
-                "before. Write it anew: torch.save(torch.load(path, weights_only=True), path)."
-            )
         tree, records = read_torch_zip(source)
         weights = _search(tree, set())
         # a loss beside the model does not make the top a state dict
@@ -90,12 +85,19 @@ def read_torch(place: Location) -> tuple[dict[str, StoredTensor], Any]:
         return _stored_tensors(source, nodes, records), tree
 
 
+def _function(node: Any) -> Global | None:
+    """What a node of a pickle calls, if it is a call of something by its name."""
+    if isinstance(node, Call) and isinstance(node.function, Global):
+        return node.function
+    return None
+
+
 def _is_tensor(node: Any) -> bool:
     """Whether a node of a pickle describes a tensor of any kind."""
-    if not isinstance(node, Call) or not isinstance(node.function, Global):
+    function = _function(node)
+    if function is None or function.module not in ("torch._utils", "torch._tensor"):
         return False
-    module, name = node.function.module, node.function.name
-    return module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild")
+    return function.name.startswith("_rebuild")
 
 
 def _search(node: Any, seen: set[int], depth: int = 0) -> Mapping[Any, Any] | None:
@@ -234,6 +236,11 @@ def _records(source: ByteSource) -> dict[str, Record]:
     try:
         archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, EOFError) as error:
+        if source.read(0, min(source.size, len(_OLD_START))) == _OLD_START:
+            raise ReadingError(
+                "expected a zip archive, as torch.save writes since version 1.6, got a file from "
+                "before. Write it anew: torch.save(torch.load(path, weights_only=True), path)."
+            ) from error
         raise UnfinishedError(
             f"expected the table of contents at the end of a torch archive, got {error}. It may be "
             "half-written, or truncated."
@@ -283,12 +290,6 @@ _NAMED_DTYPES = {
 _PLAIN = frozenset({"_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"})
 _WRAPPED = frozenset({"_rebuild_parameter", "_rebuild_parameter_with_state"})
 _DENSE = _PLAIN | _WRAPPED | {"_rebuild_from_type_v2"}
-
-
-def _function(node: Any) -> Global | None:
-    if isinstance(node, Call) and isinstance(node.function, Global):
-        return node.function
-    return None
 
 
 def as_sizes(node: Any) -> tuple[int, ...] | None:
