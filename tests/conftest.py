@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
+
+import pytest
 
 # Beside another process of tests a second thread would only wait for a core. Set before torch is
 # imported, and by setdefault: who asks for threads gets them.
@@ -14,3 +18,15 @@ from hypothesis import settings
 # the same examples every time, and no deadline: machines are shared and stand still at times
 settings.register_profile("sparsitywatch", derandomize=True, deadline=None)
 settings.load_profile("sparsitywatch")
+
+#: How a file begins whose every test is slow.
+_ALL_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing to find no test in it: helpers, and with ``-m "not slow"`` what is all slow."""
+    if collection_path.suffix != ".py":
+        return None
+    is_left_out = "not slow" in config.getoption("markexpr")
+    is_helper = not collection_path.name.startswith("test_")
+    return is_helper or (is_left_out and bool(_ALL_SLOW.search(collection_path.read_text()))) or None

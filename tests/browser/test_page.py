@@ -25,7 +25,7 @@ from sparsitywatch.records import WatchState
 from sparsitywatch.sinks.jsonl import JsonlSink
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = (

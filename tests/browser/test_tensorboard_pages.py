@@ -16,7 +16,7 @@ from contracts import event_readers, fake_run
 
 from sparsitywatch.sinks.tensorboard import CHARTS, TensorBoardSink
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 EVENTS = {event.detected_step // 100 * 100: event for event in fake_run.events()}
 
