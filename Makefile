@@ -13,6 +13,9 @@ PAPER := layers patterns finetuned_curve lottery_ticket vision decoder data_volu
 BENCHMARKS := benchmarks/spectrum.py benchmarks/sweep.py benchmarks/overhead.py benchmarks/replay.py \
 	benchmarks/ranks.py benchmarks/masks.py benchmarks/pages.py
 
+# modules and tests are compiled once, whatever the environment says: else by each process anew
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo test test-fast check format lint types imports bench bench-detection paper clean

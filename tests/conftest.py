@@ -24,9 +24,10 @@ _ALL_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.slow\b", re.MULTILINE
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Import nothing to find no test in it: helpers, and with ``-m "not slow"`` what is all slow."""
+    """Import no file that has no test to run: helpers, and what is all slow where slow is out."""
     if collection_path.suffix != ".py":
         return None
-    is_left_out = "not slow" in config.getoption("markexpr")
-    is_helper = not collection_path.name.startswith("test_")
-    return is_helper or (is_left_out and bool(_ALL_SLOW.search(collection_path.read_text()))) or None
+    if not collection_path.name.startswith("test_"):
+        return True
+    is_slow_out = "not slow" in config.getoption("markexpr")
+    return True if is_slow_out and _ALL_SLOW.search(collection_path.read_text()) else None
