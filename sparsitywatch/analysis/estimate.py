@@ -36,10 +36,7 @@ class _Points:
 
 
 def essential_sparsity(
-    curve: SparsityCurve,
-    tolerance: float = 0.01,
-    mode: str | None = None,
-    confidence: float = 0.9,
+    curve: SparsityCurve, tolerance: float = 0.01, mode: str | None = None, confidence: float = 0.9
 ) -> EssentialSparsity:
     """The largest sparsity up to which the value stays within the tolerance of dense.
 

@@ -22,13 +22,7 @@ from sparsitywatch.analysis.detect.detector import (
 )
 from sparsitywatch.analysis.detect.growth import FALL, RISE
 from sparsitywatch.analysis.detect.growth import grown as growths
-from sparsitywatch.analysis.detect.jumps import (
-    MODELS,
-    SPLITS,
-    WINDOW,
-    forecasts,
-    season_of,
-)
+from sparsitywatch.analysis.detect.jumps import MODELS, SPLITS, WINDOW, forecasts, season_of
 from sparsitywatch.records import from_json, to_json
 from sparsitywatch.records.student import normal_score
 

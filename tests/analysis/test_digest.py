@@ -11,12 +11,7 @@ from contracts import fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.digest import (
-    decay_clock_at,
-    digest,
-    mismatches,
-    require_comparable,
-)
+from sparsitywatch.analysis.digest import decay_clock_at, digest, mismatches, require_comparable
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Record, WatchState

@@ -330,10 +330,7 @@ def test_layers_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     records = read_records(tmp_path)
     assert json.loads((tmp_path / "records.jsonl").read_bytes().splitlines()[0])[
         "layers"
-    ].keys() == {
-        "names",
-        "numbers",
-    }
+    ].keys() == {"names", "numbers"}
     assert [record.layers for record in records[:4]] == [r.layers for r, _ in LOOKS[:4]]
     (tmp_path / "layers.npys").rename(tmp_path / "moved")
     assert records[3].layers == LOOKS[3][0].layers  # kept

@@ -16,14 +16,7 @@ from contracts import event_readers, fake_run
 from sparsitywatch.records import Detail, WatchState
 from sparsitywatch.series import SERIES
 from sparsitywatch.sinks.jsonl import JsonlSink
-from sparsitywatch.sinks.tensorboard import (
-    FIRST,
-    LAST,
-    LEADING,
-    OTHER_TAGS,
-    REST,
-    TensorBoardSink,
-)
+from sparsitywatch.sinks.tensorboard import FIRST, LAST, LEADING, OTHER_TAGS, REST, TensorBoardSink
 
 PAGE = Path(__file__).parents[2] / "docs" / "tags.md"
 DOCS = PAGE.read_text()
