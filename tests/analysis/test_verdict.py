@@ -15,7 +15,6 @@ from sparsitywatch.analysis.verdict import LEVELS, main_event
 from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
 from sparsitywatch.records import WatchState
-from sparsitywatch.sinks.jsonl import JsonlSink
 
 RELIANCE, TAKE_OFF = fake_run.events()
 NOW = 1.7e9 + 2010
@@ -122,24 +121,13 @@ def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> N
 # ------------------------------------------------------------------ status, for schedulers
 
 
-def log_of(folder: Path, watch: WatchState, events=()) -> Path:
-    sink = JsonlSink(folder / "sparsitywatch")
-    sink.open(fake_run.run_info())
-    for look in fake_run.looks(range(0, 2001, 500)):
-        sink.write(*look)
-    for event in events:
-        sink.event(event)
-    sink.state(watch)
-    sink.close()
-    return folder
-
-
 @pytest.mark.parametrize(
     ("watch", "events", "code"),
     [(state(), [], 0), (state(), [TAKE_OFF], 1), (state(status="off", reason="x"), [], 2)],
 )
 def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsys) -> None:
-    log = log_of(tmp_path / "run", watch, events)
+    looks = fake_run.looks(range(0, 2001, 500))
+    log = fake_run.write_run(tmp_path / "run", looks, events, state=watch)
     assert main(["status", str(log)]) == code
     told = capsys.readouterr().out
     assert told.startswith(f"{LEVELS[code]}: ")

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,9 @@ from sparsitywatch.records import (
     ScopeSummary,
     SparsityCurve,
     Vital,
+    WatchState,
 )
-from sparsitywatch.sinks.jsonl import JsonlSink
+from sparsitywatch.sinks import JsonlSink, Sink
 
 ROLES = (
     "attention.self.query",
@@ -355,17 +357,27 @@ def without(record: Record, *parts: str) -> Record:
     return replace(record, **{part: nothing[part] for part in parts})
 
 
-def write_run(
-    logdir: Path, looks: Iterable[tuple[Record, Detail]], events: Iterable[Event] = ()
-) -> Path:
-    """The log of a run as a watch writes it; returns its ``logdir``."""
-    sink = JsonlSink(logdir / "sparsitywatch")
-    sink.open(run_info())
+def write_to(
+    sink: Sink,
+    looks: Iterable[tuple[Record, Detail]],
+    events: Iterable[Event] = (),
+    first: int = 0,
+    state: WatchState | None = None,
+) -> None:
+    """A session of a sink: some looks and events after step ``first``."""
+    sink.open(run_info(first))
     for record, detail in looks:
         sink.write(record, detail)
     for event in events:
         sink.event(event)
+    if state is not None:
+        sink.state(state)
     sink.close()
+
+
+def write_run(logdir: Path, *given: Any, **named: Any) -> Path:
+    """The log of a run as a watch writes it, see ``write_to``; returns its ``logdir``."""
+    write_to(JsonlSink(logdir / "sparsitywatch"), *given, **named)
     return logdir
 
 

@@ -48,13 +48,7 @@ def write_run(
     directory: Path, looks: Sequence = LOOKS, events: Sequence[Event] = (), first: int = 0
 ) -> None:
     """Some records and events after step ``first`` of the made-up run."""
-    sink = JsonlSink(directory)
-    sink.open(fake_run.run_info(first))
-    for look in looks:
-        sink.write(*look)
-    for event in events:
-        sink.event(event)
-    sink.close()
+    fake_run.write_to(JsonlSink(directory), looks, events, first)
 
 
 def told(records: Iterable[Record]) -> list[str]:
@@ -68,6 +62,7 @@ def lines(path: Path) -> list[dict]:
 
 class TestJsonlSink(DurableSinkContract):
     import_path = "sparsitywatch.sinks.jsonl:JsonlSink"
+    unneeded = ("torch", "matplotlib", "tensorboard")
 
     def steps(self, sink: JsonlSink, directory: Path) -> list[int]:
         records = read_records(directory)
@@ -566,30 +561,6 @@ def test_what_a_full_disk_did_not_take_comes_first_later(tmp_path: Path, name: s
     assert (child.returncode, child.stderr) == (0, "")
     assert [record.step for record in read_records(tmp_path)] == list(range(0, 151, 25))
     assert not (tmp_path / "records.torn").exists()
-
-
-def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    sink = JsonlSink(tmp_path / "file")
-    with pytest.raises(ConfigurationError, match=r"`directory` .* written to, got '.*file'"):
-        sink.open(fake_run.run_info())
-    with pytest.raises(StateError, match="it is closed"):
-        sink.write(*LOOKS[0])
-
-
-def test_a_url_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"local path, got 's3://bucket/run'"):
-        JsonlSink("s3://bucket/run")
-
-
-@pytest.mark.slow
-def test_reading_needs_neither_torch_nor_matplotlib() -> None:
-    program = (
-        "import sys, sparsitywatch.sinks.jsonl;"
-        "print([m for m in ('torch', 'matplotlib', 'tensorboard') if m in sys.modules])"
-    )
-    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert child.stdout == "[]\n"
 
 
 def test_of_the_versions_of_an_event_the_last_one_counts(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ import math
 import os
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from contracts.sink_contract import STEPS, DurableSinkContract
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.util import tensor_util
 
-from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import Detail, Event, LedgerEntry, LogHistogram, Record
 from sparsitywatch.series import SERIES, describe
 from sparsitywatch.sinks.tensorboard import TensorBoardSink, kinds_of, tag_of
@@ -34,13 +31,7 @@ def write_run(
     directory: Path, looks: Sequence = LOOKS, events: Sequence[Event] = (), first: int = 0
 ) -> None:
     """Some records and events after step ``first`` of the made-up run."""
-    sink = TensorBoardSink(directory)
-    sink.open(fake_run.run_info(first))
-    for look in looks:
-        sink.write(*look)
-    for event in events:
-        sink.event(event)
-    sink.close()
+    fake_run.write_to(TensorBoardSink(directory), looks, events, first)
 
 
 def texts(directory: Path) -> dict[str, list[tuple[int, str]]]:
@@ -468,25 +459,6 @@ def test_wall_times_are_those_of_the_records(tmp_path: Path) -> None:
     write_run(tmp_path)
     events = event_readers.accumulator(tmp_path).Scalars(VALID)
     assert [event.wall_time for event in events] == [record.wall_time for record in RECORDS]
-
-
-def test_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="local path, got 'gs://bucket'"):
-        TensorBoardSink("gs://bucket")
-    (tmp_path / "file").write_text("")
-    sink = TensorBoardSink(tmp_path / "file")
-    with pytest.raises(ConfigurationError, match=r"`directory` .* written to, got '.*file'"):
-        sink.open(fake_run.run_info())
-
-
-@pytest.mark.slow
-def test_importing_it_draws_in_neither_matplotlib_nor_torch() -> None:
-    program = (
-        "import sys, sparsitywatch.sinks.tensorboard;"
-        "print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
-    )
-    child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert child.stdout == "[]\n"
 
 
 def test_logging_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
