@@ -24,15 +24,8 @@ class Run:
     """A run: what was measured, what was detected, what was said once, and how its watch stands.
 
     Nothing is read before it is asked for, and what was read is kept: ask ``again`` for news.
-
-    Args:
-        records: in the order of the steps, or a function that reads them.
-        events: each once, in the order in which they were seen, or a function that reads them.
-        info: the run's manifest (run.json), None if there is none, or a function that reads it.
-        name: what the run is called.
-        directory: where its log lies; None if it has none.
-        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
-            to take its word.
+    Records, events and the manifest (run.json) may be functions that read them. ``now``, in seconds
+    since the epoch, is to see whether a watch that says that it is on still is.
     """
 
     def __init__(
@@ -53,13 +46,7 @@ class Run:
         self._known: list[tuple[Record, dict[str, float]]] = []  # records, and what they measured
 
     def again(self, *, now: float | None = None) -> Run:
-        """The run as its log is by now; this one stays as it is.
-
-        Of a run that ``load`` has given only what was appended is read.
-
-        Args:
-            now: as of a new one.
-        """
+        """The run as its log is by now, of which only what was appended is read; this one stays."""
         later = type(self)(*self._sources, name=self.name, directory=self.directory, now=now)
         if "_measured" in vars(self):
             later._known = list(zip(self.records, self._measured, strict=True))
@@ -76,11 +63,7 @@ class Run:
         return records() if callable(records) else records
 
     def require_records(self) -> None:
-        """Refuse a run that has nothing to show.
-
-        Raises:
-            ConfigurationError: it has no record.
-        """
+        """Refuse a run that has nothing to show, with a ConfigurationError."""
         if not self.records:
             raise ConfigurationError(
                 "Expected `records` with at least one record, got none: the run "

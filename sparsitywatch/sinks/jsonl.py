@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import operator
 import os
 import re
 import zipfile
@@ -25,7 +26,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -123,7 +124,7 @@ class JsonlSink(Sink):
         self._records.hold(_line({**vars(record), "layers": places}))
         try:
             if detail.spectrum:
-                _write_spectrum(self._spectra / _spectrum_name(record.step), detail.spectrum)
+                _replace(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
         finally:
             self._layers.file.flush()
             self._records.flush()
@@ -228,8 +229,11 @@ def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
 def _replace(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------ spectra
@@ -257,18 +261,15 @@ def read_spectrum(directory: str | os.PathLike[str], step: int) -> dict[str, np.
     return arrays
 
 
-def _write_spectrum(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """An .npz file that is there whole or not at all, and never holds a pickle."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_BZIP2) as archive:
-            for name, array in arrays.items():
-                stored = _bytes_apart(name, array) if name in _COLUMNS else np.asanyarray(array)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, stored, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _as_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of an .npz file, which never holds a pickle."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_BZIP2) as archive:
+        for name, array in arrays.items():
+            stored = _bytes_apart(name, array) if name in _COLUMNS else np.asanyarray(array)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, stored, allow_pickle=False)
+    return content.getvalue()
 
 
 def _bytes_apart(name: str, column: np.ndarray) -> np.ndarray:
@@ -302,8 +303,13 @@ def _rewind_spectra(directory: Path, first_lost_step: int) -> None:
 # off: what a kill or a lost future leaves in the file is what no line points to, or a superseded
 # one, which can still be read.
 
-#: Where an array is: offset of its first byte, number of its bytes, and their CRC-32.
-_Place = tuple[int, int, int]
+
+class _Place(NamedTuple):
+    """Where an array is."""
+
+    start: int  # offset of its first byte
+    num_bytes: int
+    checksum: int  # their CRC-32
 
 
 class _LayersFile:
@@ -312,7 +318,7 @@ class _LayersFile:
     def __init__(self, path: Path) -> None:
         self.file = AppendingFile(path)
         self._names = b""
-        self._names_place: _Place = (0, 0, 0)
+        self._names_place = _Place(0, 0, 0)
 
     def hold(self, record: Record) -> dict[str, _Place] | None:
         """Let the layers of a record be pending; returns where they will be, None without any."""
@@ -329,7 +335,7 @@ class _LayersFile:
         block = io.BytesIO()
         np.lib.format.write_array(block, array, allow_pickle=False)
         content = block.getvalue()
-        place = (self.file.end, len(content), zlib.crc32(content))
+        place = _Place(self.file.end, len(content), zlib.crc32(content))
         self.file.hold(content)
         return place
 
@@ -361,19 +367,14 @@ def _read_record(layers: Path, data: Any) -> Record:
     places = data.get("layers")
     if places is None:
         return record
-    expected = {"names": [int] * 3, "numbers": [int] * 3}
-    if not isinstance(places, dict) or _types_of(places) != expected:
+    try:
+        names, numbers = (_Place(*map(operator.index, places[x])) for x in ("names", "numbers"))
+    except (TypeError, KeyError) as error:
         raise StateError(
             f"Expected where its names and numbers are at Record.layers, got {places!r}."
-        )
-    names = tuple(places["names"])
-    numbers = tuple(places["numbers"])
+        ) from error
     read = functools.partial(_read_layers, layers, record.step, names, numbers)
     return replace(record, layers=Layers(read))
-
-
-def _types_of(places: Mapping[str, Any]) -> dict[str, list[type]]:
-    return {name: list(map(type, at)) for name, at in places.items() if isinstance(at, list)}
 
 
 def _read_layers(path: Path, step: int, names: _Place, numbers: _Place) -> LayerColumns:
@@ -399,20 +400,20 @@ def _names_at(path: Path, place: _Place) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _array_at(path: Path, place: _Place) -> np.ndarray:
-    start, num_bytes, checksum = place
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            content = file.read(num_bytes)
+            file.seek(place.start)
+            content = file.read(place.num_bytes)
     except OSError as error:
         raise StateError(
             f"Expected layers in {str(path)!r}, cannot read it: {error}. If the log was moved "
             "meanwhile, load the run again."
         ) from error
-    if zlib.crc32(content) != checksum:
+    if zlib.crc32(content) != place.checksum:
         raise StateError(
-            f"{path}: Expected {num_bytes} bytes of layers from byte {start} on, with checksum "
-            f"{checksum}, got {len(content)} with another. The file is damaged: restore it."
+            f"{path}: Expected {place.num_bytes} bytes of layers from byte {place.start} on, with "
+            f"checksum {place.checksum}, got {len(content)} with another. The file is damaged: "
+            "restore it."
         )
     head = 10 + int.from_bytes(content[8:10], "little")  # version 1.0 of the format
     kind, shape = _header_of(content[:head])

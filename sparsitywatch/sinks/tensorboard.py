@@ -272,11 +272,9 @@ def kinds_of(ledger: Sequence[LedgerEntry]) -> dict[str, str]:
     for entry in ledger:
         if entry.in_scope:
             sizes[kinds[entry.name]] += entry.num_weights
-    if len(sizes) > _MOST_KINDS:
-        by_size = sorted(sizes, key=lambda kind: (-sizes[kind], kind))
-        small = set(by_size[_MOST_KINDS - 1 :])
-        kinds = {name: _OTHERS if kind in small else kind for name, kind in kinds.items()}
-    return kinds
+    by_size = sorted(sizes, key=lambda kind: (-sizes[kind], kind))
+    small = by_size[_MOST_KINDS - 1 :] if len(by_size) > _MOST_KINDS else []
+    return {name: _OTHERS if kind in small else kind for name, kind in kinds.items()}
 
 
 def _kind_of(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
@@ -82,15 +81,21 @@ class Detector(ABC):
         self.memory = from_data(type(self.memory), dict(state))
 
 
+#: What a context may tell, see ``Detector.update``.
+_UNKNOWN = dict.fromkeys(
+    ("lr", "lr_clock", "decay_clock", "estimated_advance", "dormant_by_chance", "low", "high",
+     "reliance"), math.nan,
+)  # fmt: skip
+
+
 def known_of(step: int, value: float, context: Context, last: float) -> dict[str, float]:
     """The checked context of an update, NaN for what is not in it."""
     expect_whole("step", step, 0)
     expect(step > last, "step", f"after {last}, the last snapshot", step)
     expect(is_number(value), "value", "a number, NaN for a gap", value)
-    if context is None:
-        context = {}
-    expect_mapping("context", context, "numbers by name")
-    return defaultdict(lambda: math.nan, {name: float(x) for name, x in context.items()})
+    given = {} if context is None else context
+    expect_mapping("context", given, "numbers by name")
+    return _UNKNOWN | {name: float(x) for name, x in given.items()}
 
 
 # ------------------------------------------------------------------ what is remembered of a series
