@@ -88,16 +88,19 @@ def test_the_onset_is_that_of_the_excess_over_chance() -> None:
     assert event.onset_low >= EVERY * 8
 
 
-def test_a_rise_after_half_of_the_first_is_gone_is_another_event() -> None:
-    first, second = watch([*DYING, 0.12, 0.06, 0.03, 0.027, 0.027, 0.027, 0.09, 0.15, 0.18])
+@pytest.mark.parametrize(
+    ("after", "level"),
+    [
+        ([0.12, 0.06, 0.03, 0.027, 0.027, 0.027, 0.09, 0.15, 0.18], 0.027),
+        ([0.05, 0.02, 0.02, 0.008, 0.009, 0.008, 0.1, 0.2], 0.008),
+    ],
+)
+def test_a_rise_after_half_of_the_first_is_gone_is_another_event(
+    after: list[float], level: float
+) -> None:
+    first, second = watch([*DYING, *after])
     assert first.detected_step < second.onset_step
-    assert second.baseline == pytest.approx(0.027, abs=0.001)
-
-
-def test_a_rise_after_the_series_came_back_is_another_event() -> None:
-    first, second = watch([*DYING, 0.05, 0.02, 0.02, 0.008, 0.009, 0.008, 0.1, 0.2])
-    assert first.detected_step < second.onset_step
-    assert second.baseline == pytest.approx(0.008, abs=0.001)
+    assert second.baseline == pytest.approx(level, abs=0.001)
     assert len(watch([*DYING, 0.02, 0.16, 0.02, 0.16, 0.02, 0.16])) == 1
 
 
