@@ -6,23 +6,24 @@ that was not asked for is None; both are ``null`` in JSON.
 """
 
 from sparsitywatch.records.codec import from_data, from_json, to_json
+from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event, latest_versions
-from sparsitywatch.records.layers import LayerColumns, Layers, LayerShare
 from sparsitywatch.records.record import (
     SCHEMA_VERSION,
     Cost,
     DecayProjection,
     Dormant,
-    EssentialSparsity,
     Finding,
     Forecast,
+    LayerColumns,
+    Layers,
+    LayerShare,
     MaskOverlap,
     Movement,
     Provenance,
     Record,
     Replicas,
     ScopeSummary,
-    SparsityCurve,
     Vital,
     html_of,
 )

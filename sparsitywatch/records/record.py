@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
-from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
+import numpy as np
+
+from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.records.curve import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.event import VITAL_KINDS, Event
-from sparsitywatch.records.layers import LayerShare
 from sparsitywatch.redact import html_table, printable
 from sparsitywatch.series import SERIES, describe
 
@@ -18,155 +21,6 @@ SCHEMA_VERSION = 1
 
 #: The one that is read from a log, too, so that records without a number compare as equal.
 _NAN = math.nan
-
-
-# ------------------------------------------------------------------ what pruning does to the value
-
-
-@dataclass(frozen=True)
-class SparsityCurve:
-    """The value of a model at rising sparsity, on the same examples at every point.
-
-    Points may come in any order. A point at sparsity 0 is the dense model, a point at
-    sparsity 1 the model without any in-scope weight; both belong in the curve.
-
-    Args:
-        sparsity: counted fraction of in-scope weights removed, each in [0, 1], length K.
-        value: mean of the proxy over its examples at each point, length K. NaN or inf is
-            a model that broke down there.
-        stderr: standard error of the mean paired difference to dense, length K, or None
-            if it is unknown.
-        higher_is_better: True for scores and accuracies, False for losses.
-        level: the sparsity that was asked for at each point, length K; by default the
-            counted one.
-        num_examples: how many examples the value is a mean of, if known.
-        num_seen: on how many of them each point was evaluated, length K, or None: on all. The
-            value of a point that saw a part is an estimate for all, and so is its error.
-
-    Raises:
-        ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
-            [0, 1] or a standard error is negative.
-    """
-
-    sparsity: Sequence[float]
-    value: Sequence[float]
-    stderr: Sequence[float] | None = None
-    higher_is_better: bool = True
-    level: Sequence[float] | None = None
-    num_examples: int | None = None
-    num_seen: Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        asked = self.sparsity if self.level is None else self.level
-        columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
-        if self.stderr is not None:
-            columns["stderr"] = self.stderr
-        if self.num_seen is not None:
-            columns["num_seen"] = self.num_seen
-        for name, column in columns.items():
-            columns[name] = expect_numbers(name, column, "a list of numbers")
-            object.__setattr__(self, name, columns[name])
-        if not self.sparsity:
-            raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
-        for name, column in columns.items():
-            if len(column) != len(self.sparsity):
-                raise ConfigurationError(
-                    f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
-                    f"got {len(column)} values."
-                )
-        self._check_numbers()
-
-    def _check_numbers(self) -> None:
-        for i, x in enumerate(self.sparsity):
-            expect(0.0 <= x <= 1.0, f"sparsity[{i}]", "a fraction of weights in [0, 1]", x)
-        for i, x in enumerate(self.stderr or ()):
-            # NaN stays: the error of a value that broke down is unknown
-            expect(not x < 0.0, f"stderr[{i}]", "a non-negative standard error", x)
-        most = math.inf if self.num_examples is None else self.num_examples
-        what = f"a number of examples, at least 1 and at most `num_examples` ({self.num_examples})"
-        if self.num_seen is not None:
-            for i, x in enumerate(self.num_seen):
-                expect(1 <= x <= most and x == int(x), f"num_seen[{i}]", what, x)
-            object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
-
-    def __repr__(self) -> str:
-        low = min(self.sparsity)
-        high = max(self.sparsity)
-        better = "higher" if self.higher_is_better else "lower"
-        return (
-            f"<SparsityCurve of {len(self.sparsity)} points at sparsity {low:.3g} to {high:.3g}, "
-            f"{better} is better>"
-        )
-
-    @property
-    def freedom(self) -> int | None:
-        """Degrees of freedom of the standard errors; None if they are not known."""
-        return None if self.num_examples is None else self.num_examples - 1
-
-    @property
-    def dense(self) -> float:
-        """The value of the model as it is; NaN without a point at sparsity 0."""
-        return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)
-
-    @property
-    def all_removed(self) -> float:
-        """The value with every in-scope weight removed; NaN without a point at sparsity 1."""
-        return dict(zip(self.sparsity, self.value, strict=True)).get(1.0, _NAN)
-
-    @property
-    def reliance(self) -> float:
-        """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
-
-        Positive when the model needs the weights, whatever the direction of the value.
-        """
-        difference = self.all_removed - self.dense
-        return -difference if self.higher_is_better else difference
-
-
-@dataclass(frozen=True, kw_only=True)
-class EssentialSparsity:
-    """How much of a model can be thrown away without hurting it.
-
-    Args:
-        value: sparsity at the first crossing of the tolerance, interpolated; NaN if the
-            curve says nothing (then ``informative`` is False).
-        last_crossing: the largest sparsity still within the tolerance.
-        low, high: confidence interval of ``value``; NaN without standard errors.
-        knee: sparsity where two straight segments fit the harm best; NaN if undefined.
-        sharpness: slope after the knee over slope before it; NaN if undefined.
-        informative: False if the model does not rely on the weights yet, or the curve
-            cannot be judged; such a value is never plotted.
-        reason: why it is not informative, or what to know about it; empty if nothing.
-        tolerance: the epsilon that was applied.
-        mode: "relative" (to the dense value) or "absolute".
-        confidence: nominal coverage of [low, high].
-
-    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
-    fine-tuning after pruning.
-    """
-
-    value: float
-    last_crossing: float
-    low: float = _NAN
-    high: float = _NAN
-    knee: float = _NAN
-    sharpness: float = _NAN
-    informative: bool
-    reason: str = ""
-    tolerance: float
-    mode: str
-    confidence: float = 0.9
-
-    def __repr__(self) -> str:
-        return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
-
-    def describe(self) -> str:
-        """The estimate with its interval, or that there is none."""
-        if not self.informative:
-            return "not informative"
-        if math.isnan(self.low):
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 # ------------------------------------------------------------------ how the weights move
@@ -324,6 +178,129 @@ class Vital:
         if self.reason:
             return f"<Vital: {found}; {self.reason[:80]}>"
         return f"<Vital of {self.num_tensors} tensors: {found}>"
+
+
+# ------------------------------------------------------------------ each tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShare:
+    """One in-scope tensor in one record."""
+
+    name: str
+    num_weights: int
+    rms: float  # root mean square of its finite weights
+    near_zero: Mapping[str, float]  # fraction of its own weights that are near zero, by rule
+    removed: tuple[float, ...] = ()  # fraction of them removed at each level of the curve
+    dormant: float = math.nan  # fraction of its sampled weights that are dormant; NaN if not known
+
+    def __repr__(self) -> str:
+        return f"<LayerShare of {printable(self.name)[:80]}, {self.num_weights:,} weights>"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerColumns:
+    """The same numbers of N in-scope tensors in one record, an array for each."""
+
+    names: tuple[str, ...]
+    num_weights: np.ndarray  # int64 [N]
+    rms: np.ndarray  # float64 [N]
+    near_zero: Mapping[str, np.ndarray] = field(default_factory=dict)  # float64 [N] by rule
+    removed: np.ndarray  # float64 [K, N], a row for each level of the curve; K is 0 without one
+    dormant: np.ndarray  # float64 [N]
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerShare]) -> LayerColumns:
+        """The columns of some tensors; a ConfigurationError if their rules or levels differ."""
+        rules = list(layers[0].near_zero) if layers else []
+        num_levels = len(layers[0].removed) if layers else 0
+        for layer in layers:
+            if layer.near_zero.keys() != set(rules) or len(layer.removed) != num_levels:
+                raise ConfigurationError(
+                    f"Expected `layers` that all have the near-zero rules {rules} and shares at "
+                    f"{num_levels} levels, got {list(layer.near_zero)} and {len(layer.removed)} "
+                    f"for {layer.name!r}."
+                )
+        removed = np.array([layer.removed for layer in layers], np.float64)
+        return cls(
+            names=tuple(layer.name for layer in layers),
+            num_weights=np.array([layer.num_weights for layer in layers], np.int64),
+            rms=np.array([layer.rms for layer in layers], np.float64),
+            near_zero={
+                rule: np.array([layer.near_zero[rule] for layer in layers], np.float64)
+                for rule in rules
+            },
+            removed=removed.reshape(len(layers), num_levels).T,
+            dormant=np.array([layer.dormant for layer in layers], np.float64),
+        )
+
+    def shares(self) -> Iterator[LayerShare]:
+        """A tensor at a time, with plain numbers."""
+        near_zero = {rule: _plain(column) for rule, column in self.near_zero.items()}
+        removed = [_plain(level) for level in self.removed]
+        num_weights, rms, dormant = (
+            self.num_weights.tolist(),
+            _plain(self.rms),
+            _plain(self.dormant),
+        )
+        for i, name in enumerate(self.names):
+            yield LayerShare(
+                name=name,
+                num_weights=num_weights[i],
+                rms=rms[i],
+                near_zero={rule: column[i] for rule, column in near_zero.items()},
+                removed=tuple(level[i] for level in removed),
+                dormant=dormant[i],
+            )
+
+
+def _plain(column: np.ndarray) -> list[float]:
+    """Floats; an unknown one is always the same NaN, so that equal records are equal."""
+    numbers: list[float] = column.tolist()
+    return [math.nan if x != x else x for x in numbers] if np.isnan(column).any() else numbers
+
+
+class Layers(Sequence[LayerShare]):
+    """The tensors of one record as columns, read when asked for; equal to a tuple of shares."""
+
+    def __init__(self, columns: LayerColumns | Callable[[], LayerColumns]) -> None:
+        self._columns = columns
+
+    @classmethod
+    def of(cls, layers: Sequence[LayerShare]) -> Layers:
+        """``layers`` themselves if they are some, else their columns, as ``LayerColumns.of``."""
+        return layers if isinstance(layers, Layers) else cls(LayerColumns.of(layers))
+
+    @cached_property
+    def columns(self) -> LayerColumns:
+        """The numbers, an array for each kind."""
+        return self._columns() if callable(self._columns) else self._columns
+
+    def __len__(self) -> int:
+        return len(self.columns.names)
+
+    def __iter__(self) -> Iterator[LayerShare]:
+        return self.columns.shares()
+
+    @overload
+    def __getitem__(self, index: int) -> LayerShare: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerShare, ...]: ...
+    def __getitem__(self, index: int | slice) -> LayerShare | tuple[LayerShare, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, tuple | list | Layers):
+            return NotImplemented
+        return list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layers, (self.columns,)
 
 
 # ------------------------------------------------------------------ the record

@@ -1,0 +1,157 @@
+"""What pruning does to the value of a model: the curve, and what is read off it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
+
+_NAN = math.nan
+
+
+@dataclass(frozen=True)
+class SparsityCurve:
+    """The value of a model at rising sparsity, on the same examples at every point.
+
+    Points may come in any order. A point at sparsity 0 is the dense model, a point at
+    sparsity 1 the model without any in-scope weight; both belong in the curve.
+
+    Args:
+        sparsity: counted fraction of in-scope weights removed, each in [0, 1], length K.
+        value: mean of the proxy over its examples at each point, length K. NaN or inf is
+            a model that broke down there.
+        stderr: standard error of the mean paired difference to dense, length K, or None
+            if it is unknown.
+        higher_is_better: True for scores and accuracies, False for losses.
+        level: the sparsity that was asked for at each point, length K; by default the
+            counted one.
+        num_examples: how many examples the value is a mean of, if known.
+        num_seen: on how many of them each point was evaluated, length K, or None: on all. The
+            value of a point that saw a part is an estimate for all, and so is its error.
+
+    Raises:
+        ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
+            [0, 1] or a standard error is negative.
+    """
+
+    sparsity: Sequence[float]
+    value: Sequence[float]
+    stderr: Sequence[float] | None = None
+    higher_is_better: bool = True
+    level: Sequence[float] | None = None
+    num_examples: int | None = None
+    num_seen: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        asked = self.sparsity if self.level is None else self.level
+        columns = {"sparsity": self.sparsity, "value": self.value, "level": asked}
+        if self.stderr is not None:
+            columns["stderr"] = self.stderr
+        if self.num_seen is not None:
+            columns["num_seen"] = self.num_seen
+        for name, column in columns.items():
+            columns[name] = expect_numbers(name, column, "a list of numbers")
+            object.__setattr__(self, name, columns[name])
+        if not self.sparsity:
+            raise ConfigurationError("Expected `sparsity` with at least one point, got none.")
+        for name, column in columns.items():
+            if len(column) != len(self.sparsity):
+                raise ConfigurationError(
+                    f"Expected `{name}` of the length of `sparsity` ({len(self.sparsity)}), "
+                    f"got {len(column)} values."
+                )
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for i, x in enumerate(self.sparsity):
+            expect(0.0 <= x <= 1.0, f"sparsity[{i}]", "a fraction of weights in [0, 1]", x)
+        for i, x in enumerate(self.stderr or ()):
+            # NaN stays: the error of a value that broke down is unknown
+            expect(not x < 0.0, f"stderr[{i}]", "a non-negative standard error", x)
+        most = math.inf if self.num_examples is None else self.num_examples
+        what = f"a number of examples, at least 1 and at most `num_examples` ({self.num_examples})"
+        if self.num_seen is not None:
+            for i, x in enumerate(self.num_seen):
+                expect(1 <= x <= most and x == int(x), f"num_seen[{i}]", what, x)
+            object.__setattr__(self, "num_seen", tuple(map(int, self.num_seen)))
+
+    def __repr__(self) -> str:
+        low = min(self.sparsity)
+        high = max(self.sparsity)
+        better = "higher" if self.higher_is_better else "lower"
+        return (
+            f"<SparsityCurve of {len(self.sparsity)} points at sparsity {low:.3g} to {high:.3g}, "
+            f"{better} is better>"
+        )
+
+    @property
+    def freedom(self) -> int | None:
+        """Degrees of freedom of the standard errors; None if they are not known."""
+        return None if self.num_examples is None else self.num_examples - 1
+
+    @property
+    def dense(self) -> float:
+        """The value of the model as it is; NaN without a point at sparsity 0."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(0.0, _NAN)
+
+    @property
+    def all_removed(self) -> float:
+        """The value with every in-scope weight removed; NaN without a point at sparsity 1."""
+        return dict(zip(self.sparsity, self.value, strict=True)).get(1.0, _NAN)
+
+    @property
+    def reliance(self) -> float:
+        """Harm done by removing every in-scope weight; NaN without points at 0 and 1.
+
+        Positive when the model needs the weights, whatever the direction of the value.
+        """
+        difference = self.all_removed - self.dense
+        return -difference if self.higher_is_better else difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class EssentialSparsity:
+    """How much of a model can be thrown away without hurting it.
+
+    Args:
+        value: sparsity at the first crossing of the tolerance, interpolated; NaN if the
+            curve says nothing (then ``informative`` is False).
+        last_crossing: the largest sparsity still within the tolerance.
+        low, high: confidence interval of ``value``; NaN without standard errors.
+        knee: sparsity where two straight segments fit the harm best; NaN if undefined.
+        sharpness: slope after the knee over slope before it; NaN if undefined.
+        informative: False if the model does not rely on the weights yet, or the curve
+            cannot be judged; such a value is never plotted.
+        reason: why it is not informative, or what to know about it; empty if nothing.
+        tolerance: the epsilon that was applied.
+        mode: "relative" (to the dense value) or "absolute".
+        confidence: nominal coverage of [low, high].
+
+    Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
+    fine-tuning after pruning.
+    """
+
+    value: float
+    last_crossing: float
+    low: float = _NAN
+    high: float = _NAN
+    knee: float = _NAN
+    sharpness: float = _NAN
+    informative: bool
+    reason: str = ""
+    tolerance: float
+    mode: str
+    confidence: float = 0.9
+
+    def __repr__(self) -> str:
+        return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
+
+    def describe(self) -> str:
+        """The estimate with its interval, or that there is none."""
+        if not self.informative:
+            return "not informative"
+        if math.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
