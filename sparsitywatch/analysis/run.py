@@ -24,8 +24,15 @@ class Run:
     """A run: what was measured, what was detected, what was said once, and how its watch stands.
 
     Nothing is read before it is asked for, and what was read is kept: ask ``again`` for news.
-    Records, events and the manifest (run.json) may be functions that read them. ``now``, in seconds
-    since the epoch, is to see whether a watch that says that it is on still is.
+
+    Args:
+        records: in the order of the steps, or a function that reads them.
+        events: each once, in the order in which they were seen, or a function that reads them.
+        info: the run's manifest (run.json), None if there is none, or a function that reads it.
+        name: what the run is called.
+        directory: where its log lies; None if it has none.
+        now: seconds since the epoch, to see whether a watch that says that it is on still is; None
+            to take its word.
     """
 
     def __init__(
