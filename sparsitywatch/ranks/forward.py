@@ -197,15 +197,11 @@ _GROUP_MAKERS = ("_new_group_with_tag", "split_group", "_new_process_group_helpe
 def without_collectives() -> Iterator[None]:
     """Refuse, before it begins, every collective of this thread and of those it starts.
 
-    A collective of a group of one goes on. Seen are the operators of torch, whoever calls them,
-    also from C++ (a wrapper that broadcasts buffers); and in Python the process groups
-    themselves, so that a thread which the model starts is seen too. Threads that were there
-    before are the training's own: what they send, all ranks send. Not seen: libraries that do
-    without torch.distributed, and a captured CUDA graph.
-
-    Raises:
-        MeasurementError: a collective was about to begin; also where the model caught the
-            exception that it was given.
+    That is a MeasurementError, also where the model caught the one that it was given. Seen are the
+    operators of torch, also from C++ (a wrapper that broadcasts buffers), and the process groups
+    themselves, in Python, in threads that the model starts, too. Those that were there before are
+    the training's own: what they send, all ranks send. Not seen: libraries that do without
+    torch.distributed, and a captured CUDA graph.
     """
     guard = _Guard()
     try:

@@ -230,10 +230,8 @@ class PendingRanks(Ranks):
 def join(model: nn.Module, place: str) -> Ranks:
     """The ranks that attach at a place such as the log directory, once all of them have come.
 
-    Where others do not come and this rank holds the whole model, rank 0 watches alone.
-
-    Raises:
-        ScopeError: the ranks hold different models, or parts of one and some have not come.
+    Where others do not come, rank 0 watches alone if it holds the whole model. A ScopeError where
+    they hold different models, or parts of one and some have not come.
     """
     if why := _why_only_a_stage(model):
         raise ScopeError(f"Expected a model that this process holds all of, but {why}")

@@ -36,10 +36,7 @@ from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram
 
 
 class ShardedReader:
-    """Reads what ranks hold of some parameters as one process would read the whole.
-
-    Every rank calls each method, in the same order.
-    """
+    """Reads some parameters as one process would; each rank calls each method, in this order."""
 
     def __init__(self, shards: Shards = EVERYTHING, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
@@ -47,11 +44,7 @@ class ShardedReader:
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> ShardedReader:
-        """Of some parameters.
-
-        Raises:
-            ScopeError: the ranks do not hold all of one between them.
-        """
+        """Of some parameters; a ScopeError where the ranks do not hold all of one between them."""
         return cls(Shards.of(parameters, ranks), ranks)
 
     @property
@@ -69,11 +62,7 @@ class ShardedReader:
     def lookup(
         self, model: nn.Module, scope: Scope
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The in-scope parameters as they are now, by name; and every one.
-
-        Raises:
-            ScopeError: one is gone or has another shape, or the model has been sharded since.
-        """
+        """As ``Scope.lookup``; also a ScopeError where the model has been sharded since."""
         modules = modules_of(model)
         if why := why_not_whole(modules, are_parts_read=not self.ranks.is_alone):
             raise ScopeError(f"Expected a model that this process holds all of, but {why}")

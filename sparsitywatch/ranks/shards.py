@@ -32,11 +32,7 @@ class ShardBox:
 
     @classmethod
     def of(cls, name: str, tensor: torch.Tensor) -> ShardBox:
-        """What this rank holds of a tensor.
-
-        Raises:
-            ScopeError: ranks hold summands of it instead of parts.
-        """
+        """What this rank holds of a tensor; a ScopeError where it is a summand, not a part."""
         whole = tuple(tensor.shape)
         nowhere = (0,) * len(whole)
         if hasattr(tensor, "flat_shard"):  # FSDP1
@@ -69,11 +65,8 @@ class ShardBox:
     def locate(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of some weights lie in the box, and where in it.
 
-        Args:
-            where: positions in the flat tensor, int64 [N], rising.
-
-        Returns:
-            Indices into ``where``, int64 [M], and positions in the flat box, int64 [M].
+        From rising positions in the flat tensor, int64 [N], to indices into these, int64 [M], and
+        positions in the flat box, int64 [M].
         """
         row = math.prod(self.whole[1:])
         if self.whole[1:] == self.shape[1:]:  # whole rows lie side by side
@@ -91,8 +84,7 @@ class ShardBox:
 class Shards:
     """Which rank holds, and which counts, what of each tensor; the same all along.
 
-    ``boxes`` are those of each rank, by name, in the order of the model; ``rank`` is this one. It
-    raises a ``ScopeError`` where they do not make up a tensor.
+    ``boxes`` are those of each rank, by name, in the order of the model; ``rank`` is this one.
     """
 
     def __init__(self, boxes: Sequence[Mapping[str, ShardBox]], rank: int) -> None:
@@ -110,11 +102,7 @@ class Shards:
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> Shards:
-        """As the ranks' parameters say.
-
-        Raises:
-            ScopeError: the ranks do not hold all of a tensor between them.
-        """
+        """As the ranks' parameters say; a ScopeError where some of a tensor is on none of them."""
         with ranks.all_or_none("which parts of the weights a rank holds"):
             own = {name: ShardBox.of(name, tensor) for name, tensor in parameters.items()}
         return cls(ranks.gather(own), ranks.rank)

@@ -430,21 +430,18 @@ class VitalReviewer(Reviewer):
             known = [event.value for event in told if event.kind == finding.kind]
             if before and finding.num < 2 * (known[-1] if known else max(before)):
                 continue
-            events.append(
-                Event(
-                    kind=finding.kind,
-                    series=f"vital/{finding.kind}",
-                    direction="",
-                    onset_step=record.step,
-                    onset_low=finding.since_step,
-                    detected_step=record.step,
-                    baseline=float(max(before, default=0)),
-                    value=float(finding.num),
-                    layers=finding.tensors,
-                    reason=finding.reason,
-                    before_step=finding.since_step,
-                )
+            event = _event(
+                record,
+                finding.since_step,
+                kind=finding.kind,
+                series=f"vital/{finding.kind}",
+                direction="",
+                baseline=float(max(before, default=0)),
+                value=float(finding.num),
+                layers=finding.tensors,
+                reason=finding.reason,
             )
+            events.append(event)
         return events
 
 
@@ -453,19 +450,21 @@ def _disagreement(record: Record, before: Record | None) -> list[Event]:
     now, then = record.replicas, None if before is None else before.replicas
     if now is None or not now.ranks or (then is not None and then.ranks == now.ranks):
         return []
-    since = -1 if before is None else before.step
-    return [
-        Event(
-            kind="replicas",
-            series="weights/num_ranks_differing",
-            direction="up",
-            onset_step=record.step,
-            onset_low=since,
-            detected_step=record.step,
-            baseline=float(then.num_differing) if then is not None else 0.0,
-            value=float(now.num_differing),
-            layers=now.tensors,
-            ranks=now.ranks,
-            before_step=since,
-        )
-    ]
+    event = _event(
+        record,
+        -1 if before is None else before.step,
+        kind="replicas",
+        series="weights/num_ranks_differing",
+        direction="up",
+        baseline=float(then.num_differing) if then is not None else 0.0,
+        value=float(now.num_differing),
+        layers=now.tensors,
+        ranks=now.ranks,
+    )
+    return [event]
+
+
+def _event(record: Record, since: int, **fields: Any) -> Event:
+    """What is so at a record, and was not at the step ``since``."""
+    step = record.step
+    return Event(onset_step=step, onset_low=since, detected_step=step, before_step=since, **fields)

@@ -12,17 +12,6 @@ import torch
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import is_sharded, local_of
 
-__all__ = [
-    "DecayClock",
-    "GroupClock",
-    "OptimizerReading",
-    "Training",
-    "group_membership",
-    "masters_of",
-    "stepped_on",
-    "weight_average",
-]
-
 
 @dataclass
 class GroupClock:
@@ -122,9 +111,8 @@ class OptimizerReading:
     clock: DecayClock | None = None  # of the param groups; None if the optimizer cannot be seen
     membership: Mapping[str, int] = field(default_factory=dict)  # in-scope name to param group
     not_measurable: tuple[str, ...] = ()  # why not dormant weights, by param group; "" if they are
-    masters: frozenset[str] = (
-        frozenset()
-    )  # names whose steps are taken on a copy of higher precision
+    #: names whose steps are taken on a copy of higher precision
+    masters: frozenset[str] = frozenset()
 
 
 def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:

@@ -103,13 +103,10 @@ class Moved:
 
 
 class MotionTracker:
-    """Remembers a sample of the weights, and masks of it, to compare the next snapshot with.
-
-    ``sampler`` takes the sample of a snapshot.
-    """
+    """Remembers a sample of the weights, and masks of it, to compare the next snapshot with."""
 
     def __init__(self, num_samples: int | None = 1_000_000, seed: int = 0) -> None:
-        self.sampler = Sampler(num_samples, seed)
+        self.sampler = Sampler(num_samples, seed)  # takes the sample of a snapshot
         self._masked_step = -1
         self._removed = np.empty((0, 0), np.uint8)
         self.forget()
@@ -135,14 +132,9 @@ class MotionTracker:
     ) -> Moved:
         """Compare a snapshot with the one before, and remember it.
 
-        Args:
-            step: optimizer steps done.
-            sample: what ``sampler`` took of the weights, by name.
-            mask_thresholds: below which a weight would go, at each of ``MASK_LEVELS``; or none.
-            optimizer: what it has done; None if nothing is known of it, as in a replay: shrink
-                and size of the updates are then estimated from the two samples.
-            near_zero: below which a weight is near zero, by name, for the projection of their
-                decay; without them there is none.
+        ``mask_thresholds``: below which a weight would go, at each of ``MASK_LEVELS``.
+        ``near_zero``: below which it is near zero, by name, for the projection of their decay.
+        Without an ``optimizer``, as in a replay, shrink and size of the updates are estimated.
         """
         values = float64_of(*sample.values())
         ends = np.cumsum(list(map(torch.numel, sample.values())))
@@ -160,18 +152,19 @@ class MotionTracker:
             if name in between:
                 dtype = sample[name].dtype
                 motions[name] = motion_of(float64_of(before[name]), own, between[name], dtype)
-        moved = _moved(motions, len(values), self._step, STILL if before else "no earlier snapshot")
-        if motions and near_zero and not moved.dormant.reason:
+        dormant, movement, layers = _moved(
+            motions, len(values), self._step, STILL if before else "no earlier snapshot"
+        )
+        if motions and near_zero and not dormant.reason:
             told["projection"] = decay_projection(motions, now, near_zero)
-        if motions:
-            moved = replace(moved, dormant=replace(moved.dormant, **told))
+        masks = None
         if mask_thresholds:
             bits = removed(np.abs(values, out=values), mask_thresholds)
-            moved = replace(moved, masks=self._compare_masks(step, bits, len(values)))
+            masks = self._compare_masks(step, bits, len(values))
         self._step = step
         self._clock = (optimizer and optimizer.clock) or DecayClock()
         self._before = dict(sample)
-        return moved
+        return Moved(replace(dormant, **told if motions else {}), movement, layers, masks)
 
     def _compare_masks(self, step: int, bits: np.ndarray, num_sampled: int) -> MaskOverlap:
         """Of what pruning would have removed at the last snapshot, how much it would again.
@@ -206,11 +199,7 @@ class MotionTracker:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: a key is missing.
-        """
+        """Go on from what ``state_dict`` gave; a StateError if a key is missing."""
         motion = state["motion"]
         for key in ("seed", "num_samples", "step", "clock", "before"):
             if key not in motion:
@@ -259,7 +248,7 @@ def _estimated_between(
 
 def _moved(
     motions: Mapping[str, TensorMotion], num_sampled: int, since: int, why_none: str
-) -> Moved:
+) -> tuple[Dormant, Movement, dict[str, float]]:
     """The tensors' motions as one; if there are none, nothing of ``num_sampled`` weights."""
     total = seen = num_flips = num_dormant = 0
     change = size = chance = 0.0
@@ -297,7 +286,7 @@ def _moved(
         reason=reason,
         chance=math.nan if reason else chance / seen,
     )
-    return Moved(dormant, movement, layers)
+    return dormant, movement, layers
 
 
 # ------------------------------------------------------------------ one tensor
@@ -427,8 +416,7 @@ def _chance(
 ) -> tuple[float, str]:
     """The share of living weights that pass by chance, and why it would be too large.
 
-    ``moving``: the change of the weights that do not pass as dormant; ``allowed`` to each weight;
-    ``finer``: how many would pass if the tolerance were ten times finer.
+    ``moving``: the change of those that do not pass; ``finer``: how many would at a tenth of it.
     """
     usual, is_slow = math.sqrt(clock.lr_squared), False
     if len(moving) < _FEW:  # as good as all stand still; those that do exactly are dormant
@@ -546,11 +534,10 @@ _EVERY = 512
 def estimate_between(
     before: Values, now: Values, num_steps: int, eps: float = torch.finfo(torch.float32).eps
 ) -> Between:
-    """The factor that weights without gradient shrank by, and the size of the updates.
+    """The factor that weights without gradient shrank by, one for all, and the size of the updates.
 
     The sum of lr is what Adam would need for weights to move as far as they did; it sets the
-    tolerance for dormant weights. One factor is assumed for all tensors of ``now``. ``eps`` is that
-    of the coarsest dtype that they are stored in.
+    tolerance for dormant weights. ``eps`` is that of the coarsest dtype that they are stored in.
     """
     every = max(sum(map(len, now.values())) // _ENOUGH, 1)
     earlier = np.concatenate([np.empty(0), *(before[name][::every] for name in now)])

@@ -34,29 +34,17 @@ PRESETS = {
 class Scope:
     """The in-scope weights of one model, by name.
 
-    Args:
-        ledger: one entry per storage, in the model's order, in or out.
-        unlike_stored: of a live model: names that a checkpoint of it, by names and shapes
-            alone, would decide otherwise about.
-
     Names carry no wrapper prefixes. Tied parameters share a storage and stand in the
     ledger once, under the first of their names in alphabetical order. Parameters are looked
-    up again at every call of ``parameters``, since ``load_state_dict(assign=True)`` replaces
-    them.
+    up again at every call of ``lookup``, since ``load_state_dict(assign=True)`` replaces them.
     """
 
-    ledger: tuple[LedgerEntry, ...]
-    unlike_stored: tuple[str, ...] = ()
+    ledger: tuple[LedgerEntry, ...]  # one entry per storage, in the model's order, in or out
+    unlike_stored: tuple[str, ...] = ()  # a live model's names that a checkpoint may not select
 
     @classmethod
     def of(cls, model: nn.Module, scope: ScopeLike = "blocks") -> Scope:
-        """Decide for every parameter of ``model`` whether it counts.
-
-        Raises:
-            ScopeError: the preset is unknown, a pattern matches nothing, the scope is
-                empty, or an in-scope parameter cannot be read (sharded, meta, not
-                floating point).
-        """
+        """Decide for every parameter of ``model`` whether it counts; a ScopeError if none does."""
         named = named_parameters(model)
         entries = [_entry(name, p, _storage_key(p)) for name, p in named]
         # parents come first: what a wrapper holds replaces it
@@ -70,16 +58,9 @@ class Scope:
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
-        """The same decision without a model, from names and shapes of stored tensors.
+        """The same from names and shapes of all tensors of a checkpoint, buffers too.
 
-        Args:
-            entries: every tensor of a checkpoint, buffers too.
-            scope: as for a model; a predicate is given parameters without data, on the meta
-                device.
-
-        Raises:
-            ScopeError: the preset is unknown, a pattern matches nothing, or the scope is
-                empty.
+        A predicate is given parameters without data, on the meta device.
         """
         return cls(_decided(entries, [entry.placeholder() for entry in entries], scope))
 
@@ -146,11 +127,7 @@ class Scope:
         )
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The in-scope parameters of ``model`` as they are now, by name.
-
-        Raises:
-            ScopeError: a parameter that was in scope is gone or has another shape.
-        """
+        """The in-scope parameters of ``model`` as they are now, by name."""
         return self.lookup(model)[0]
 
     def lookup(
@@ -158,11 +135,8 @@ class Scope:
     ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
         """The in-scope parameters of ``model`` as they are now, by name; and every one.
 
-        Tied ones come once, in the model's order. One out of scope that was added since, or is
-        gone, or has another shape, is left out. ``modules``: of the model, where they are known.
-
-        Raises:
-            ScopeError: a parameter that was in scope is gone or has another shape.
+        Tied ones come once, in the model's order. One that was added since is left out, and so is
+        one out of scope that is gone or has another shape; one in scope is then a ScopeError.
         """
         found = dict(named_parameters(model, modules))
         chosen, every = {}, {}

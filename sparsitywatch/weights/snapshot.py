@@ -27,25 +27,17 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Snapshot:
     """The in-scope weights at one step.
 
-    Args:
-        step: optimizer steps done.
-        scope: which weights these are.
-        tensors: name to weights, in the scope's order, detached; of a sharded model what this
-            rank holds of each. From a live model they alias the model's own memory: read them
-            before the next optimizer step, and write to none of them.
+    Those of a live model alias the model's own memory: read them before the next optimizer step,
+    and write to none of them.
     """
 
-    step: int
+    step: int  # optimizer steps done
     scope: Scope
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]  # in the scope's order, detached; what this rank holds
 
     @classmethod
     def of(cls, model: nn.Module, scope: Scope, step: int) -> Snapshot:
-        """The weights of a live model as they are now, without a copy.
-
-        Raises:
-            ScopeError: a parameter that was in scope is gone or has another shape.
-        """
+        """The weights of a live model as they are now, without a copy."""
         return cls.of_parameters(scope.parameters(model), scope, step)
 
     @classmethod
@@ -271,9 +263,8 @@ FINGERPRINTED = Sampler(65_536)
 def fingerprint(digest: str, sample: Mapping[str, torch.Tensor]) -> str:
     """What tells weights from others: 16 hexadecimal digits.
 
-    Args:
-        digest: of their spectrum, which counts all of them by magnitude, without their place.
-        sample: of ``FINGERPRINTED``; has signs and last bits of some, in their place.
+    The ``digest`` of their spectrum counts all by magnitude, without their place; the ``sample`` of
+    ``FINGERPRINTED`` has signs and last bits of some, in their place.
     """
     state = hashlib.sha256(digest.encode())
     for name, tensor in sorted(sample.items()):

@@ -104,45 +104,99 @@ def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -
     return lines or [output[-2000:]]
 
 
-#: Two ranks that have a process group, by what is unusual: a script, and what has to come.
-RANKED: dict[str, tuple[str, str]] = {
-    "DDP, nothing unusual": ("train(with_extra(lambda x: x))", "3 valid, on both ranks"),
-    "SyncBatchNorm": (
-        """
+#: Two ranks that have a process group, by what is unusual: scripts that are watched as ever.
+_WATCHED = {
+    "DDP, nothing unusual": "train(with_extra(lambda x: x))",
+    "SyncBatchNorm": """
         model = Net()
         norm = nn.SyncBatchNorm(6)
         model.body.append(norm)  # in training it runs on GPUs only
         norm.forward = lambda x: x if norm.training else nn.SyncBatchNorm.forward(norm, x)
         train(model)
-        """,
-        "3 valid, on both ranks",
-    ),
-    "a collective of a group of one": (
-        """
+    """,
+    "a collective of a group of one": """
         groups = [dist.new_group([0]), dist.new_group([1])]
         def alone(x):
             dist.all_reduce(x.detach(), group=groups[rank])
             return x
         train(with_extra(alone))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "all_gather in forward": ("train(with_extra(gather))", "3 valid, on both ranks"),
-    "all_gather of torch.distributed.nn": (
-        """
+    """,
+    "all_gather in forward": "train(with_extra(gather))",
+    "all_gather of torch.distributed.nn": """
         import torch.distributed.nn
         train(with_extra(lambda x: x + 0 * sum(dist.nn.all_gather(x))))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "a functional collective": (
-        """
+    """,
+    "a functional collective": """
         import torch.distributed._functional_collectives as funcol
         group = dist.group.WORLD
         train(with_extra(lambda x: x + 0 * funcol.all_reduce(x.detach(), "sum", group)))
-        """,
-        "3 valid, on both ranks",
-    ),
+    """,
+    "a collective in a thread of the forward": """
+        def in_thread(x):
+            thread = threading.Thread(target=dist.all_reduce, args=(x.detach().clone(),))
+            thread.start()
+            thread.join()
+            return x
+        train(with_extra(in_thread))
+    """,
+    "a collective whose error the forward catches": """
+        def careful(x):
+            try:
+                dist.all_reduce(x.detach().clone())
+            except RuntimeError:
+                pass
+            return x
+        train(with_extra(careful))
+    """,
+    "send and recv in forward": """
+        def swap(x):
+            other = x.detach().clone()
+            dist.send(other, 1) if rank == 0 else dist.recv(other, 0)
+            return x
+        train(with_extra(swap))
+    """,
+    "a DDP inside, with buffers to broadcast": """
+        model = Net()
+        model.body.append(nn.BatchNorm1d(6))
+        model.body = nn.parallel.DistributedDataParallel(model.body)
+        alive.append(model)
+        train(model)
+    """,
+    "a barrier in forward": "train(with_extra(lambda x: (dist.barrier(), x)[1]))",
+    "a group made in forward": "train(with_extra(lambda x: (dist.new_group([0, 1]), x)[1]))",
+    "collectives only from the second step on": """
+        late = []
+        model = with_extra(lambda x: gather(x) if late else x)
+        train(model, before=lambda step: step == 1 and late.append(1))
+    """,
+    "FSDP2, only the head": """
+        from torch.distributed.fsdp import fully_shard
+        model = Net()
+        fully_shard(model.head)
+        train(model, scope=["body.*.weight"])
+    """,
+    "FSDP2, only the head, no proxy": """
+        from torch.distributed.fsdp import fully_shard
+        model = Net()
+        fully_shard(model.head)
+        train(model, scope=["body.*.weight"], proxy=None)
+    """,
+    "FSDP1, one root wrapper": """
+        from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+        train(FSDP(Net(), device_id=torch.device("cpu")), proxy=None)
+    """,
+    "a DTensor, out of scope": """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Shard, distribute_tensor
+        model = Net()
+        mesh = init_device_mesh("cpu", (2,))
+        model.table = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
+        model.table.grad = torch.zeros_like(model.table)
+        train(model, scope=["body.*.weight"])
+    """,
+}
+#: Others, and what comes of them.
+_OTHERWISE = {
     "a collective inside torch.compile": (
         """
         import torch.distributed._functional_collectives as funcol
@@ -151,92 +205,8 @@ RANKED: dict[str, tuple[str, str]] = {
             lambda x: x + 0 * funcol.all_reduce(x.detach(), "sum", group), backend="aot_eager"
         )
         train(with_extra(compiled), steps=1)
-        """,
+    """,
         "1 valid, on both ranks",
-    ),
-    "a collective in a thread of the forward": (
-        """
-        def in_thread(x):
-            thread = threading.Thread(target=dist.all_reduce, args=(x.detach().clone(),))
-            thread.start()
-            thread.join()
-            return x
-        train(with_extra(in_thread))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "a collective whose error the forward catches": (
-        """
-        def careful(x):
-            try:
-                dist.all_reduce(x.detach().clone())
-            except RuntimeError:
-                pass
-            return x
-        train(with_extra(careful))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "send and recv in forward": (
-        """
-        def swap(x):
-            other = x.detach().clone()
-            dist.send(other, 1) if rank == 0 else dist.recv(other, 0)
-            return x
-        train(with_extra(swap))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "a DDP inside, with buffers to broadcast": (
-        """
-        model = Net()
-        model.body.append(nn.BatchNorm1d(6))
-        model.body = nn.parallel.DistributedDataParallel(model.body)
-        alive.append(model)
-        train(model)
-        """,
-        "3 valid, on both ranks",
-    ),
-    "a barrier in forward": (
-        "train(with_extra(lambda x: (dist.barrier(), x)[1]))",
-        "3 valid, on both ranks",
-    ),
-    "a group made in forward": (
-        "train(with_extra(lambda x: (dist.new_group([0, 1]), x)[1]))",
-        "3 valid, on both ranks",
-    ),
-    "collectives only from the second step on": (
-        """
-        late = []
-        model = with_extra(lambda x: gather(x) if late else x)
-        train(model, before=lambda step: step == 1 and late.append(1))
-        """,
-        "3 valid, on both ranks",
-    ),
-    "FSDP2, only the head": (
-        """
-        from torch.distributed.fsdp import fully_shard
-        model = Net()
-        fully_shard(model.head)
-        train(model, scope=["body.*.weight"])
-        """,
-        "3 valid, on both ranks",
-    ),
-    "FSDP2, only the head, no proxy": (
-        """
-        from torch.distributed.fsdp import fully_shard
-        model = Net()
-        fully_shard(model.head)
-        train(model, scope=["body.*.weight"], proxy=None)
-        """,
-        "3 valid, on both ranks",
-    ),
-    "FSDP1, one root wrapper": (
-        """
-        from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
-        train(FSDP(Net(), device_id=torch.device("cpu")), proxy=None)
-        """,
-        "3 valid, on both ranks",
     ),
     "FSDP1, nested, use_orig_params, a predicate": (
         """
@@ -244,27 +214,15 @@ RANKED: dict[str, tuple[str, str]] = {
         model = Net()
         model.body = FSDP(model.body, use_orig_params=True, device_id=torch.device("cpu"))
         train(model, scope=lambda name, p: "head.weight" in name)
-        """,
+    """,
         "refused: without FSDP1",
-    ),
-    "a DTensor, out of scope": (
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.tensor import Shard, distribute_tensor
-        model = Net()
-        mesh = init_device_mesh("cpu", (2,))
-        model.table = nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)]))
-        model.table.grad = torch.zeros_like(model.table)
-        train(model, scope=["body.*.weight"])
-        """,
-        "3 valid, on both ranks",
     ),
     "ZeRO-3": (
         """
         model = Net()
         model.head.bias.ds_id = 3
         train(model)
-        """,
+    """,
         "refused: ZeRO-3",
     ),
     "Megatron's column-parallel layer": (
@@ -272,7 +230,7 @@ RANKED: dict[str, tuple[str, str]] = {
         model = Net()
         model.head.output_size, model.head.output_size_per_partition = 4, 2
         train(model, proxy=None)
-        """,
+    """,
         "refused: split",
     ),
     "sharded after the attach": (
@@ -280,7 +238,7 @@ RANKED: dict[str, tuple[str, str]] = {
         from torch.distributed.fsdp import fully_shard
         model = Net()
         train(model, before=lambda step: step == 1 and fully_shard(model.head))
-        """,
+    """,
         "1 valid, 2 sharded, on both ranks",
     ),
     "a pipeline whose ranks hold other parts": (
@@ -293,10 +251,13 @@ RANKED: dict[str, tuple[str, str]] = {
         model = Net().body
         stage = PipelineStage(model, rank, 2, torch.device("cpu"))
         train(model, proxy=None)
-        """,
+    """,
         "refused: stage 0 of 2",
     ),
 }
+#: A script, and what has to come of it.
+RANKED = {name: (script, "3 valid, on both ranks") for name, script in _WATCHED.items()}
+RANKED |= _OTHERWISE
 
 
 def came_of(lines: list[str], scenario: str = "") -> str:
@@ -307,28 +268,13 @@ def came_of(lines: list[str], scenario: str = "") -> str:
     if not {"[0] trained", "[1] trained"} <= {*of}:
         return f"not trained: {of or lines}"
     if said and "valid" not in watched:  # of two that differ the second one refuses
-        words = (
-            "it began",
-            "sharded over",
-            "without FSDP1",
-            "DTensor",
-            "ZeRO-3",
-            "split",
-            "of other names or shapes",
-        )
-        found = [word for word in (*words, "stage 0 of 2") if word in said]
+        words = ("without FSDP1", "ZeRO-3", "split", "of other names or shapes", "stage 0 of 2")
+        found = [word for word in words if word in said]
         return f"refused: {found[0]}" if found else said
     other = next((line for line in of if line.startswith("[1] records: ")), "")
     reasons = watched.split(": ", 1)[1]
-    counted = [
-        f"{number} {what}"
-        for what, word in (
-            ("valid", "valid"),
-            ("communicate", "a forward without communication"),
-            ("sharded", "as at attach"),
-        )
-        if (number := sum(word in reason for reason in reasons.split("; ")))
-    ]
+    numbers = {"valid": reasons.count("valid"), "sharded": reasons.count("as at attach")}
+    counted = [f"{number} {what}" for what, number in numbers.items() if number]
     also = "" if other == "[1] records: " else ", on both ranks"
     return ", ".join(counted or [reasons]) + also
 

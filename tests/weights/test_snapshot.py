@@ -71,10 +71,6 @@ def made(dtype: torch.dtype = torch.float32) -> nn.Module:
     return model
 
 
-def live(model: nn.Module) -> Snapshot:
-    return Snapshot.of(model, Scope.of(model, "matrices"), 1)
-
-
 def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
     return {n: t.view(torch.uint8).numpy().tobytes() for n, t in tensors.items()}
 
@@ -83,7 +79,7 @@ def bits(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
 def test_a_sample_is_of_the_flat_tensor_rising(num_samples) -> None:
     model = nn.Linear(50, 70)
     model.weight = nn.Parameter(torch.arange(3500.0).reshape(70, 50))
-    (found,) = Sampler(num_samples).take(live(model)).values()
+    (found,) = Sampler(num_samples).take(snapshot(model)).values()
     assert len(found) == min(num_samples or 3500, 3500)
     assert torch.equal(found, found.sort().values)
     assert set(found.tolist()) <= set(range(3500))
@@ -95,7 +91,7 @@ def test_a_sample_is_of_the_flat_tensor_rising(num_samples) -> None:
 def test_a_sample_is_a_copy() -> None:
     model = made()
     for num_samples in (20, None):
-        found = Sampler(num_samples).take(live(model))
+        found = Sampler(num_samples).take(snapshot(model))
         before = bits(found)
         with torch.no_grad():
             model[0].weight.zero_()
@@ -129,25 +125,24 @@ def test_taken_while_it_is_counted(
 ) -> None:
     monkeypatch.setattr(base, "_CHUNK_BYTES", 400)
     model = made(dtype)
-    expected = Sampler(num_samples).take(live(model))
+    expected = Sampler(num_samples).take(snapshot(model))
     with open_checkpoint(save(model, tmp_path)) as checkpoint:
-        stored = stored_snapshot(checkpoint, live(model).scope, 1)
+        stored = stored_snapshot(checkpoint, snapshot(model).scope, 1)
         taken: dict[str, torch.Tensor] = {}
         observed = Sampler(num_samples).observed(stored, taken)
         spectrum = MagnitudeSpectrum.of(observed.tensors, num_threads=2)
         assert bits(taken) == bits(expected)
         assert list(taken) == list(expected)
-        assert spectrum == MagnitudeSpectrum.of(live(model).tensors)
+        assert spectrum == MagnitudeSpectrum.of(snapshot(model).tensors)
         # and what is stored without being observed
         assert bits(Sampler(num_samples).take(stored)) == bits(expected)
 
 
 def test_the_order_of_a_file_and_other_samplers_change_nothing() -> None:
-    model = made()
-    snapshot = live(model)
-    turned = Snapshot(1, snapshot.scope, dict(reversed(snapshot.tensors.items())))
-    first = bits(Sampler(77).take(snapshot))
-    assert bits(Sampler(77, seed=1).take(snapshot)) != first
+    taken = snapshot(made())
+    turned = Snapshot(1, taken.scope, dict(reversed(taken.tensors.items())))
+    first = bits(Sampler(77).take(taken))
+    assert bits(Sampler(77, seed=1).take(taken)) != first
     assert bits(Sampler(77).take(turned)) == first
 
 

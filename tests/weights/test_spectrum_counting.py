@@ -114,7 +114,8 @@ def test_counting_on_a_device_is_counting_on_cpu(max_bins, monkeypatch):
     tensors |= {f"strided {name}": tensor[::3] for name, tensor in tensors.items()}
     spectrum = MagnitudeSpectrum.of(tensors)
     on_device = counting._count_on_device(
-        {name: (STORAGES[w.dtype], counting.bits_of(name, w)) for name, w in tensors.items()}
+        {name: counting.bits_of(name, w) for name, w in tensors.items()},
+        {name: STORAGES[w.dtype] for name, w in tensors.items()},
     )
     assert on_device == spectrum.histograms
 

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
+from sparsitywatch.weights.layout import Entry
 from sparsitywatch.weights.snapshot import BITS, LazyTensors
 from sparsitywatch.weights.spectrum import kernel
 from sparsitywatch.weights.spectrum.histogram import STORAGES, Histogram, Storage, summed
@@ -60,32 +61,19 @@ def count(tensors: Mapping[str, torch.Tensor], num_threads: int) -> dict[str, Hi
     """One histogram per tensor, in the order of ``tensors``."""
     found: dict[str, Histogram] = {}
     if isinstance(tensors, LazyTensors):
-        found |= _counted(_stored_tasks(tensors), num_threads, tensors.store.chunk_bytes)
-        tensors.store.check_unchanged()
+        tasks, chunk_bytes = _stored_tasks(tensors), tensors.store.chunk_bytes
     else:
-        there: dict[torch.device, dict[str, tuple[Storage, torch.Tensor]]] = {}
+        there: dict[str, dict[str, torch.Tensor]] = {"cpu": {}}
         for name, tensor in tensors.items():
-            bits = bits_of(name, tensor)
-            there.setdefault(bits.device, {})[name] = STORAGES[tensor.dtype], bits
-        for device, on_device in there.items():
-            if device.type == "cpu":
-                found |= _counted(_tasks(on_device, num_threads), num_threads)
-            else:
-                found |= _count_on_device(on_device)
-    return dict(zip(tensors, map(found.__getitem__, tensors), strict=True))
-
-
-def _counted(
-    tasks: Sequence[_Task], num_threads: int, chunk_bytes: int = 0
-) -> dict[str, Histogram]:
-    """One histogram per name, by as many threads as the weights are worth."""
-    num_weights = 0
+            there.setdefault(str(tensor.device), {})[name] = bits_of(name, tensor)
+        storages = {name: storage_of(name, tensor) for name, tensor in tensors.items()}
+        tasks, chunk_bytes = _tasks(there.pop("cpu"), storages, num_threads), 0
+        for on_device in there.values():
+            found |= _count_on_device(on_device, storages)
+    num_weights = sum(map(attrgetter("num_weights"), tasks))
     kernels: dict[int, kernel.Kernel | None] = {}
-    for task in tasks:
-        num_weights += task.num_weights
-        kernels[task.storage.num_bytes] = None
-    if num_weights >= MIN_COMPILED:
-        kernels = {num_bytes: kernel.load(num_bytes) for num_bytes in kernels}
+    for num_bytes in {task.storage.num_bytes for task in tasks}:
+        kernels[num_bytes] = kernel.load(num_bytes) if num_weights >= MIN_COMPILED else None
     # compiled, one is done with a piece before another thread has started
     enough = MIN_PIECE * (4 if any(kernels.values()) else 1)
     bench = _Bench(kernels, chunk_bytes)
@@ -93,22 +81,24 @@ def _counted(
     parts: dict[str, list[Histogram]] = {}
     for task, part in zip(tasks, counted, strict=True):
         parts.setdefault(task.name, []).append(part)
-    return dict(zip(parts, map(summed, parts.values()), strict=True))
+    if isinstance(tensors, LazyTensors):
+        tensors.store.check_unchanged()
+    return {name: found[name] if name in found else summed(parts[name]) for name in tensors}
 
 
-def _tasks(tensors: Mapping[str, tuple[Storage, torch.Tensor]], num_threads: int) -> list[_Task]:
-    """Pieces of tensors on the CPU, the largest first: the last thread is then soon done, too."""
-    num_weights = 0
-    for _, bits in tensors.values():
-        num_weights += bits.numel()
+def _tasks(
+    tensors: Mapping[str, torch.Tensor], storages: Mapping[str, Storage], num_threads: int
+) -> list[_Task]:
+    """Pieces of the bits on the CPU, the largest first: the last thread is then soon done, too."""
+    num_weights = sum(map(torch.numel, tensors.values()))
     size = min(max(num_weights // (8 * num_threads), MIN_PIECE), MAX_PIECE)
     tasks: list[_Task] = []
-    for name, (storage, bits) in tensors.items():
+    for name, bits in tensors.items():
         # a piece that is strided or at an odd address is copied by its worker: it has to be small
         is_whole = bits.is_contiguous() and bits.data_ptr() % bits.itemsize == 0
         for piece in pieces(bits, size if is_whole else MIN_PIECE):
             chunks = partial(_flat, piece.numpy())
-            tasks.append(_Task(name, storage, piece.numel(), chunks))
+            tasks.append(_Task(name, storages[name], piece.numel(), chunks))
     return sorted(tasks, key=attrgetter("num_weights"), reverse=True)
 
 
@@ -118,28 +108,32 @@ def _flat(piece: np.ndarray, _: memoryview) -> Generator[np.ndarray, None, None]
 
 def _stored_tasks(tensors: LazyTensors) -> list[_Task]:
     """Tensors in the order in which they are best read; what cannot be counted is refused now."""
-    names = {entry.name: name for name, entry in tensors.entries.items()}
-    for name, entry in tensors.entries.items():
-        if entry.dtype not in STORAGES:
-            raise _unknown_dtype(name, entry.dtype)
-    tasks = []
-    for stored_name in tensors.store.in_byte_order(names):
-        name = names[stored_name]
-        entry = tensors.entries[name]
-        chunks = partial(tensors.chunks, name)
-        tasks.append(_Task(name, STORAGES[entry.dtype], entry.num_weights, chunks))
-    return tasks
+    tasks = {
+        entry.name: _Task(
+            name, storage_of(name, entry), entry.num_weights, partial(tensors.chunks, name)
+        )
+        for name, entry in tensors.entries.items()
+    }
+    return [tasks[stored_name] for stored_name in tensors.store.in_byte_order(tasks)]
 
 
 # ------------------------------------------------------------------ the bits of a tensor
+
+
+def storage_of(name: str, tensor: torch.Tensor | Entry) -> Storage:
+    """How a tensor, in memory or in a file, is stored; a ConfigurationError if it has no bins."""
+    if tensor.dtype not in STORAGES:
+        known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
+        what_to_do = f"Leave it out or convert it; known: {known}"
+        raise _refusal(name, f"dtype {tensor.dtype}", what_to_do)
+    return STORAGES[tensor.dtype]
 
 
 def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The bits of ``tensor`` as integers of its width; a view, dense in memory if it can be."""
     if not isinstance(tensor, torch.Tensor):
         raise _refusal(name, f"an object of type {type(tensor).__name__}", "Pass a torch.Tensor")
-    if tensor.dtype not in STORAGES:
-        raise _unknown_dtype(name, tensor.dtype)
+    storage_of(name, tensor)
     if tensor.layout is not torch.strided:
         raise _refusal(name, f"layout {tensor.layout}", "Convert it with to_dense()")
     if tensor.device.type == "meta":
@@ -149,11 +143,6 @@ def bits_of(name: str, tensor: torch.Tensor) -> torch.Tensor:
     bits = tensor.detach().resolve_neg().view(BITS[tensor.dtype.itemsize])
     # the order of weights does not matter: walk the memory as it lies
     return bits.permute(sorted(range(bits.dim()), key=bits.stride, reverse=True))
-
-
-def _unknown_dtype(name: str, dtype: torch.dtype) -> ConfigurationError:
-    known = ", ".join(sorted(storage.name for storage in STORAGES.values()))
-    return _refusal(name, f"dtype {dtype}", f"Leave it out or convert it; known: {known}")
 
 
 def _refusal(name: str, got: str, what_to_do: str) -> ConfigurationError:
@@ -282,44 +271,50 @@ class PlainTable:
 
 
 def _count_on_device(
-    tensors: Mapping[str, tuple[Storage, torch.Tensor]],
+    tensors: Mapping[str, torch.Tensor], storages: Mapping[str, Storage]
 ) -> dict[str, Histogram]:
-    """One histogram per tensor of a single device, by few transfers from it."""
+    """One histogram for the bits of each tensor of a single device, by few transfers from it."""
     found: dict[str, Histogram] = {}
     waiting: dict[str, torch.Tensor] = {}
-    for name, (storage, bits) in tensors.items():
-        if waiting and sum(map(len, waiting.values())) + storage.num_raw > MAX_DEVICE_BINS:
-            found |= _transferred(waiting, tensors)
-            waiting.clear()
+    num_bins = 0
+    for name, bits in tensors.items():
+        storage = storages[name]
+        num_bins += storage.num_raw
+        if waiting and num_bins > MAX_DEVICE_BINS:
+            found |= _transferred(waiting, tensors, storages)
+            waiting, num_bins = {}, storage.num_raw
         counter = torch.int64 if bits.numel() >= 1 << 31 else torch.int32
         one = torch.ones(1, dtype=counter, device=bits.device)
         waiting[name] = torch.zeros(storage.num_raw, dtype=counter, device=bits.device)
         for piece in pieces(bits, MAX_PIECE):
             keys = raw_keys_on_device(piece.reshape(-1), storage)
             waiting[name].index_add_(0, keys, one.expand(len(keys)))
-    return found | _transferred(waiting, tensors)
-
-
-def _num_inf(chunks: Iterable[Any], storage: Storage) -> int:
-    """Infinities among bits, those of numpy or of torch."""
-    return sum(int(((bits & storage.sign_off) == storage.inf_bits).sum()) for bits in chunks)
+    return found | _transferred(waiting, tensors, storages)
 
 
 def _transferred(
-    raw_counts: Mapping[str, torch.Tensor], tensors: Mapping[str, tuple[Storage, torch.Tensor]]
+    raw_counts: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    storages: Mapping[str, Storage],
 ) -> dict[str, Histogram]:
     """Raw counts on a device as histograms; infinities that share a bin are counted there."""
     sizes = [len(own) for own in raw_counts.values()]
     rows = torch.split(torch.cat([*raw_counts.values()]).cpu(), sizes)
     found = {}
     for name, row in zip(raw_counts, rows, strict=True):
-        (storage, bits), counts = tensors[name], row.numpy()
+        storage, counts = storages[name], row.numpy()
         keys = np.flatnonzero(counts)
         histogram = Histogram.of_keys(storage, keys, counts[keys])
         if histogram.may_hold_inf:
-            histogram = histogram.with_inf(_num_inf(pieces(bits, MAX_PIECE), storage))
+            num_inf = _num_inf(pieces(tensors[name], MAX_PIECE), storage)
+            histogram = histogram.with_inf(num_inf)
         found[name] = histogram
     return found
+
+
+def _num_inf(chunks: Iterable[Any], storage: Storage) -> int:
+    """Infinities among bits, those of numpy or of torch."""
+    return sum(int(((bits & storage.sign_off) == storage.inf_bits).sum()) for bits in chunks)
 
 
 def raw_keys_on_device(bits: torch.Tensor, storage: Storage) -> torch.Tensor:

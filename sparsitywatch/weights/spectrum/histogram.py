@@ -183,7 +183,7 @@ class Histogram:
     def may_hold_inf(self) -> bool:
         """Whether infinities may be among the largest finite values, whose bin they share."""
         shares = self.dtype.itemsize > 2 and len(self.keys) > 0
-        return shares and int(self.keys[-1]) == self.bins.inf_key - 1
+        return shares and int(self.keys[-1]) == STORAGES[self.dtype].bins.inf_key - 1
 
     def with_inf(self, num_inf: int) -> Histogram:
         """The same, with ``num_inf`` weights of the last bin known to be infinite."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -41,17 +40,12 @@ DEFAULT_RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
 
 @dataclass(frozen=True)
 class NearZeroRule:
-    """``|w| <= threshold``, where the threshold is relative to something, or absolute.
+    """``|w| <= threshold``, where the threshold is relative to something, or absolute."""
 
-    Args:
-        kind: "initial": relative to the tensor's root mean square when the watch first
-            saw it; "rms": to its root mean square now; "abs": absolute; "zero": exactly
-            zero.
-        factor: what it is multiplied with; 0 for "zero".
-    """
-
+    #: "initial": relative to the tensor's root mean square when the watch first saw it; "rms": to
+    #: its root mean square now; "abs": absolute; "zero": exactly zero.
     kind: str
-    factor: float
+    factor: float  # 0 for "zero"
 
     @classmethod
     def parse(cls, name: str) -> NearZeroRule:
@@ -369,18 +363,17 @@ class MagnitudeSpectrum:
     ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
         """Fractions of weights that are near zero, by several rules in one go.
 
-        Args:
-            rules: by what they are called.
-            initial_rms: root mean square of each tensor when it was first seen, by name; may be
-                None where no rule asks for it.
-
         Returns:
             Of all weights, by rule; and of each tensor's own weights, by its name and by rule.
 
         Raises:
             ConfigurationError: a tensor has no initial scale, and a rule asks for it.
         """
-        near, shares = self._by_layer(self._near_zero_thresholds(rules.values(), initial_rms))
+        thresholds = np.empty((len(self.names), len(rules)))
+        for i, rule in enumerate(rules.values()):
+            thresholds[:, i] = rule.factor * self._scales(rule.kind, initial_rms)
+        # a tensor without a scale has no finite weights, so none near zero
+        near, shares = self._by_layer(np.where(np.isnan(thresholds), -1.0, thresholds))
         in_all = self._at_most(np.array([rule.factor for rule in rules.values()])).tolist()
         whole = {}
         for i, (name, rule) in enumerate(rules.items()):
@@ -403,27 +396,19 @@ class MagnitudeSpectrum:
             shares[name] = (nums[row] / size).tolist() if size else [math.nan] * len(nums[row])
         return nums, shares
 
-    def _near_zero_thresholds(
-        self, rules: Collection[NearZeroRule], initial_rms: Mapping[str, float] | None
-    ) -> np.ndarray:
-        """The threshold in each tensor by each rule, float64 [T, R]."""
-        found = np.empty((len(self.names), len(rules)))
-        for i, rule in enumerate(rules):
-            scales: Iterable[float] = itertools.repeat(1.0, len(self.names))
-            if rule.kind == "rms":
-                scales = map(attrgetter("rms"), self.histograms.values())
-            elif rule.kind == "initial":
-                missing = sorted({*self.names}.difference(initial_rms or ()), key=self.names.index)
-                if initial_rms is None or missing:
-                    came = "none" if initial_rms is None else f"no entry for {missing[0]!r}"
-                    raise ConfigurationError(
-                        "Expected `reference` with the initial scale of each tensor for "
-                        f"`initial`, got {came}."
-                    )
-                scales = map(initial_rms.__getitem__, self.names)
-            found[:, i] = rule.factor * np.fromiter(scales, np.float64)
-        # a tensor without a scale has no finite weights, so none near zero
-        return np.where(np.isnan(found), -1.0, found)
+    def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
+        """What the thresholds of a kind of rule are relative to, float64 [T]."""
+        if kind not in ("rms", "initial"):
+            return np.ones(len(self.names))
+        scales = self.layer_rms() if kind == "rms" else initial_rms
+        missing = [] if scales is None else [name for name in self.names if name not in scales]
+        if scales is None or missing:
+            came = "none" if scales is None else f"no entry for {missing[0]!r}"
+            raise ConfigurationError(
+                "Expected `reference` with the initial scale of each tensor for `initial`, got "
+                f"{came}."
+            )
+        return np.array([scales[name] for name in self.names])
 
     def layers(self) -> dict[str, MagnitudeSpectrum]:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
