@@ -206,7 +206,7 @@ class SnapshotTaker:
 
     def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Mapping[str, torch.Tensor]]:
         """The weights, what the optimizer did, and every parameter, in scope or not."""
-        parameters, every = self._model.lookup()
+        parameters, every = self._rank.reader.lookup(self._model.module, self.run.scope)
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(every), every

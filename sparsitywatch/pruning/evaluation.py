@@ -336,15 +336,7 @@ class MaskedModel:
         Raises:
             ScopeError: one is gone or has another shape, or the model has been sharded since.
         """
-        return self.lookup()[0]
-
-    def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-        """The in-scope parameters as they are now, by name; and every one.
-
-        Raises:
-            ScopeError: as of ``parameters``.
-        """
-        return self._reader.lookup(self.module, self._scope)
+        return self._reader.lookup(self.module, self._scope)[0]
 
     @contextlib.contextmanager
     def session(self, value: Callable[..., Any]) -> Iterator[Masks]:
