@@ -67,11 +67,15 @@ class SinkContract:
             if step in events:
                 sink.event(replace(events[step], detected_step=step))
 
+    def session(self, sink: Sink, steps: range, initial_step: int = 0) -> None:
+        """A session with records at these steps."""
+        sink.open(fake_run.run_info(initial_step))
+        self.feed(sink, steps)
+        sink.close()
+
     def test_keeps_everything_in_order(self, sink: Sink, directory: Path) -> None:
         sink.close()  # which may come before open, and again
-        sink.open(fake_run.run_info())
-        self.feed(sink, STEPS)
-        sink.close()
+        self.session(sink, STEPS)
         sink.close()
         assert self.steps(sink, directory) == list(STEPS)
         assert self.events(sink, directory) == [
@@ -80,8 +84,7 @@ class SinkContract:
         ]
 
     def test_a_run_without_records(self, sink: Sink, directory: Path) -> None:
-        sink.open(fake_run.run_info())
-        sink.close()
+        self.session(sink, range(0))
         assert self.steps(sink, directory) == []
         assert self.events(sink, directory) == []
 
@@ -115,11 +118,8 @@ class SinkContract:
     def test_open_drops_a_future_that_was_lost(
         self, sink: Sink, directory: Path, initial_step: int
     ) -> None:
-        sink.open(fake_run.run_info())
-        self.feed(sink, STEPS)
-        sink.close()
-        sink.open(fake_run.run_info(initial_step))
-        sink.close()
+        self.session(sink, STEPS)
+        self.session(sink, range(0), initial_step)
         kept = [step for step in STEPS if step <= initial_step]
         assert self.steps(sink, directory) == kept
         assert [step for _, step in self.events(sink, directory)] == [
@@ -139,42 +139,30 @@ class SinkContract:
         self.feed(sink, range(175, 201, 25))
         sink.close()
         assert self.fallen_events(sink, directory) == [event.series]
-        sink.open(fake_run.run_info(initial_step))
-        sink.close()
+        self.session(sink, range(0), initial_step)
         kept = [event.series] if initial_step >= 150 else []
         assert self.fallen_events(sink, directory) == kept
 
     def test_at_step_0_nothing_is_kept(self, sink: Sink, directory: Path) -> None:
         for _ in range(2):
-            sink.open(fake_run.run_info())
-            self.feed(sink, STEPS)
-            sink.close()
+            self.session(sink, STEPS)
         assert self.steps(sink, directory) == list(STEPS)
         assert [step for _, step in self.events(sink, directory)] == [50, 100]
 
     def test_a_resumed_run_neither_repeats_nor_loses_a_step(
         self, sink: Sink, directory: Path
     ) -> None:
-        sink.open(fake_run.run_info())
-        self.feed(sink, range(0, 126, 25))
-        sink.close()
+        self.session(sink, range(0, 126, 25))
         for initial_step in (100, 50, 50):
-            sink.open(fake_run.run_info(initial_step))
-            self.feed(sink, range(initial_step + 25, 176, 25))
-            sink.close()
-        sink.open(fake_run.run_info(175))
-        self.feed(sink, range(200, 201))
-        sink.close()
+            self.session(sink, range(initial_step + 25, 176, 25), initial_step)
+        self.session(sink, range(200, 201), 175)
         assert self.steps(sink, directory) == list(STEPS)
         assert [step for _, step in self.events(sink, directory)] == [50, 100]
 
     def test_a_record_with_little_in_it(self, sink: Sink, directory: Path) -> None:
-        record, _ = fake_run.look(25)
         parts = ("curve", "essential_sparsity", "dormant", "reliance")
-        sink.open(fake_run.run_info())
-        bare = fake_run.without(record, *parts)
-        sink.write(replace(bare, layers=()), Detail())
-        sink.close()
+        bare = fake_run.without(fake_run.look(25)[0], *parts)
+        fake_run.write_to(sink, [(replace(bare, layers=()), Detail())])
         assert self.steps(sink, directory) == [25]
 
 

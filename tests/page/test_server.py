@@ -27,7 +27,6 @@ from sparsitywatch.page.server import App, Runs, apps_of
 from sparsitywatch.page.tab import roots_of
 from sparsitywatch.records import WatchState, to_json
 from sparsitywatch.sinks import jsonl
-from sparsitywatch.sinks.jsonl import JsonlSink
 
 
 @pytest.fixture
@@ -119,10 +118,7 @@ def test_a_log_is_read_again_only_when_it_has_grown(logs: Path, monkeypatch) -> 
         ask(server, "/details", "run=a")
     assert len(reads) == 5
     assert names(server) == before
-    sink = JsonlSink(logs / "a" / "sparsitywatch")
-    sink.open(fake_run.run_info(2000))  # reads the lines, too
-    sink.write(*fake_run.look(2500))
-    sink.close()
+    fake_run.write_run(logs / "a", [fake_run.look(2500)], first=2000)  # reads the lines, too
     reads.clear()
     after = names(server)
     assert {name for name in after if after[name] != before[name]} == {"a"}
@@ -174,11 +170,8 @@ def test_versions_are_told_while_an_answer_is_being_made(logs: Path, monkeypatch
 def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
     tmp_path: Path, monkeypatch
 ) -> None:
-    sink = JsonlSink(tmp_path / "run" / "sparsitywatch")
-    sink.open(fake_run.run_info())
-    sink.write(*fake_run.look(2000))
-    sink.state(WatchState(status="on", step=2000, wall_time=time.time(), last_step=2000))
-    sink.close()
+    state = WatchState(status="on", step=2000, wall_time=time.time(), last_step=2000)
+    fake_run.write_run(tmp_path / "run", [fake_run.look(2000)], state=state)
     server = apps_of(Runs({"": tmp_path}))
     first = json.loads(ask(server, "/page", "run=run")[2])
     before = names(server)

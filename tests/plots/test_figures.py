@@ -19,7 +19,6 @@ from sparsitywatch.cli import main
 from sparsitywatch.errors import ConfigurationError, MissingExtraError
 from sparsitywatch.plots import comparison_figure, overview_figure, save_figure
 from sparsitywatch.records import Detail, Event
-from sparsitywatch.sinks import JsonlSink
 
 VALUE, ESSENTIAL = "Value of the model", "Essential sparsity"
 WEIGHTS = ("Near-zero weights", "Dormant weights")
@@ -185,10 +184,7 @@ def test_without_matplotlib_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"'matplotlib' .* 'sparsitywatch\[plots\]'"):
         import sparsitywatch.plots  # noqa: F401
-    sink = JsonlSink(tmp_path / "sparsitywatch")
-    sink.open(fake_run.run_info())
-    sink.write(RECORDS[0], Detail())
-    sink.close()
+    fake_run.write_run(tmp_path, [(RECORDS[0], Detail())])
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "run.png")]) == 2
     assert "pip install 'sparsitywatch[plots]'" in capsys.readouterr().err
 

@@ -31,10 +31,7 @@ class TestMemorySink(SinkContract):
 def test_details_stay_with_their_records() -> None:
     sink = MemorySink()
     looks = fake_run.looks(range(0, 101, 25))
-    sink.open(fake_run.run_info())
-    for record, detail in looks:
-        sink.write(record, detail)
-    sink.close()
+    fake_run.write_to(sink, looks)
     records, details = sink.records, sink.details
     sink.open(fake_run.run_info(50))
     assert (records, details) == ([r for r, _ in looks[:3]], [d for _, d in looks[:3]])

@@ -33,14 +33,12 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     curve = replace(record.curve, num_seen=[record.curve.num_examples] * len(record.curve.sparsity))
     record = replace(record, curve=curve, same_weights_as=1000, fingerprint="f1n9er")
     assert None not in vars(record).values()
-    for sink in (JsonlSink(directory), TensorBoardSink(directory)):
-        sink.open(fake_run.run_info())
-        sink.write(record, detail)
-        if isinstance(sink, TensorBoardSink):
-            sink.write(replace(record, step=2001, valid=False, reason="for once"), detail)
-        sink.event(replace(fake_run.events()[1], detected_step=2000))
-        sink.state(WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01))
-        sink.close()
+    event = replace(fake_run.events()[1], detected_step=2000)
+    closed = WatchState(status="closed", step=2100, wall_time=0.0, overhead=0.01)
+    failed = replace(record, step=2001, valid=False, reason="for once")
+    looks = [(record, detail), (failed, detail)]
+    fake_run.write_to(JsonlSink(directory), looks[:1], [event], state=closed)
+    fake_run.write_to(TensorBoardSink(directory), looks, [event], state=closed)
     return directory
 
 
@@ -150,10 +148,7 @@ def test_files(directory: Path) -> None:
     for name in ("records", "events"):
         with (directory / f"{name}.jsonl").open("ab") as file:
             file.write(b"{")
-    sink = JsonlSink(directory)
-    sink.open(fake_run.run_info(1000))
-    sink.write(fake_run.look(2000)[0], Detail())
-    sink.close()
+    fake_run.write_to(JsonlSink(directory), [(fake_run.look(2000)[0], Detail())], first=1000)
     (directory / "spectra" / "step-00000000.npz").touch()
     (directory / "sparsitywatch-proxy-0123.pt").touch()
     documented = re.findall(r"^\| (`.*`) \| ", DOCS.split("\n## ")[0], re.MULTILINE)

@@ -97,12 +97,9 @@ def resumed_run(directory: Path) -> None:
     for session, (initial_step, last_step) in enumerate(
         [(0, 125), (75, 100), (75, 175), (150, 200)], start=1
     ):
-        sink.open(fake_run.run_info(initial_step))
-        first = initial_step + 25 if initial_step else 0
-        for step in range(first, last_step + 1, 25):
-            record, detail = LOOKS[STEPS.index(step)]
-            sink.write(replace(record, num_nan=session), detail)
-        sink.close()
+        looks = LOOKS[(initial_step + 25 if initial_step else 0) // 25 : last_step // 25 + 1]
+        looks = [(replace(record, num_nan=session), detail) for record, detail in looks]
+        fake_run.write_to(sink, looks, first=initial_step)
 
 
 def session_of(step: int) -> int:
@@ -148,10 +145,7 @@ def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
         return [step for _, step, _ in points or ()]
 
     sink = TensorBoardSink(tmp_path / "run")
-    sink.open(fake_run.run_info())
-    for record, detail in LOOKS[:6]:
-        sink.write(record, detail)
-    sink.close()
+    fake_run.write_to(sink, LOOKS[:6])
     with event_readers.server(tmp_path, *flags) as url:
         event_readers.wait_until(lambda: valid(url) == [0, 25, 50, 75, 100, 125])
         sink.open(fake_run.run_info(50))
