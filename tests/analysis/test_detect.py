@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contracts.made_records import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,11 +18,9 @@ from sparsitywatch.records import Event
 EVERY = 25
 
 
-def watch(series: Any, detector: AbruptChange | None = None, every: int = EVERY) -> list[Event]:
-    """The events of a series with a snapshot every ``every`` steps, from step ``every`` on."""
-    detector = detector or AbruptChange(min_effect=0.01)
-    seen = [detector.update(every * (i + 1), x) for i, x in enumerate(series)]
-    return [event for event in seen if event is not None]
+def watch(series: Any, detector: AbruptChange | None = None, **given: Any) -> list[Event]:
+    """The events of a series, see ``seen_by``."""
+    return seen_by(detector or AbruptChange(min_effect=0.01), series, **given)
 
 
 def take_off(snapshots: int = 40, floor: float = 0.07, end: float = 0.3) -> np.ndarray:
@@ -49,25 +48,18 @@ def test_a_jump_is_one_event_at_its_second_snapshot() -> None:
 
 
 def test_what_is_known_besides_goes_into_the_event() -> None:
-    detector = AbruptChange()
-    clocks = [0.1 * i for i in range(20)]
+    known = [{"decay_clock": 0.1 * i, "lr": 1e-3} for i in range(20)]
     series = [0.05] * 10 + [0.20] * 10
-    events = [
-        detector.update(i, x, {"decay_clock": clock, "lr": 1e-3})
-        for i, (x, clock) in enumerate(zip(series, clocks, strict=True))
-    ]
-    (event,) = (e for e in events if e)
-    assert event.decay_clock == clocks[event.detected_step]
+    (event,) = watch(series, contexts=known, every=1)
+    assert event.decay_clock == known[event.detected_step - 1]["decay_clock"]
     assert math.isnan(watch(series)[0].decay_clock)
 
 
 def first_alarm(series: np.ndarray, clock_per_snapshot: float | None) -> int | None:
-    detector = AbruptChange(0.01, direction="up")
-    for i, x in enumerate(series):
-        context = {} if clock_per_snapshot is None else {"decay_clock": clock_per_snapshot * i}
-        if detector.update(i, float(x), context):
-            return i
-    return None
+    rate = math.nan if clock_per_snapshot is None else clock_per_snapshot
+    contexts = [{"decay_clock": rate * i} for i in range(len(series))]
+    events = watch(series, AbruptChange(0.01, direction="up"), contexts=contexts, every=1)
+    return events[0].detected_step - 1 if events else None
 
 
 @pytest.mark.slow
@@ -121,13 +113,9 @@ def test_even_growth_is_told_once_what_is_seen_of_the_clock_can_account_for_it(
 @pytest.mark.slow
 def test_even_growth_is_steady_since_its_floor() -> None:
     """From .05 to .11 evenly over 400 snapshots: no bend, so nothing began in the middle."""
-    detector, every = AbruptChange(0.01), 500
+    every, clock = 500, [{"decay_clock": 0.01 * i} for i in range(400)]
     series = np.linspace(0.05, 0.11, 400) + noise(400, 0.0005)
-    told = [
-        detector.update(every * (i + 1), float(x), {"decay_clock": 0.01 * i})
-        for i, x in enumerate(series)
-    ]
-    (event,) = (e for e in told if e)
+    (event,) = watch(series, contexts=clock, every=every)
     assert (event.kind, event.direction) == ("steady", "up")
     assert event.baseline == pytest.approx(0.05, rel=0.03)
     assert event.value / event.baseline == pytest.approx(1.5**1.5, rel=0.05)
@@ -136,10 +124,9 @@ def test_even_growth_is_steady_since_its_floor() -> None:
 
 
 def test_growth_with_a_bend_is_abrupt_where_decay_accounts_for_it() -> None:
-    detector = AbruptChange(0.01)
     series = take_off(120, end=0.2) + noise(160, 0.001)
-    told = [detector.update(i, float(x), {"decay_clock": 0.05 * i}) for i, x in enumerate(series)]
-    assert [e.kind for e in told if e] == ["abrupt"]
+    clock = [{"decay_clock": 0.05 * i} for i in range(160)]
+    assert [e.kind for e in watch(series, contexts=clock, every=1)] == ["abrupt"]
 
 
 @pytest.mark.slow
@@ -321,24 +308,15 @@ def test_what_answers_to_the_learning_rate_is_no_event_where_the_rate_is_known()
     rates = np.where(np.arange(120) < 60, 1.0, 0.1)
     series = 0.07 * np.exp(0.6 * (1.0 - answer(rates, 6.0)) / 0.9) + noise(120, 0.0005)
     assert len(watch(series)) == 1
-    detector = AbruptChange()
     clock = np.cumsum(EVERY * rates)
-    told = [
-        detector.update(EVERY * (i + 1), x, {"lr": rates[i], "lr_clock": clock[i]})
-        for i, x in enumerate(series)
-    ]
-    assert not any(told)
+    known = [{"lr": lr, "lr_clock": total} for lr, total in zip(rates, clock, strict=True)]
+    assert watch(series, contexts=known) == []
 
 
 def test_a_take_off_under_a_rate_that_falls_slowly_is_an_event() -> None:
     series = take_off(40) + noise(80, 0.001)
     rates = 0.5 * (1 + np.cos(np.pi * np.arange(80) / 80))
-    detector = AbruptChange()
-    events = [
-        detector.update(EVERY * (i + 1), x, {"lr": rate})
-        for i, (x, rate) in enumerate(zip(series, rates, strict=True))
-    ]
-    (event,) = (e for e in events if e)
+    (event,) = watch(series, contexts=[{"lr": rate} for rate in rates])
     assert event.value < 2 * 0.07
 
 

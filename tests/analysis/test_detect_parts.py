@@ -7,6 +7,7 @@ import statistics
 
 import numpy as np
 import pytest
+from contracts.made_records import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,9 +122,8 @@ def test_a_jump_is_seen_in_a_season_and_a_season_is_no_jump() -> None:
         rng = np.random.default_rng(seed)
         wave = 2.0 * np.sin(2.0 * math.pi * (steps / 11 + rng.random()))
         values = wave + rng.normal(size=80) + 9.0 * (steps >= 60)
-        detector = AbruptChange(min_effect=1.0)
-        events = [detector.update(int(s), float(v)) for s, v in zip(steps, values, strict=True)]
-        found = [event.detected_step for event in events if event]
+        events = seen_by(AbruptChange(min_effect=1.0), values, every=1)
+        found = [event.detected_step - 1 for event in events]
         assert all(step >= 60 for step in found)
         num_seen += any(step <= 65 for step in found)
     assert num_seen >= 9
@@ -136,9 +136,8 @@ def test_a_model_that_is_not_believed_has_no_say() -> None:
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(size=60)
         values = 0.05 * (steps - 20.0) ** 2 + noise - 100.0 + 6.0 * (steps >= 50)
-        detector = AbruptChange(min_effect=1.0, direction="up")
-        events = [detector.update(int(s), float(v)) for s, v in zip(steps, values, strict=True)]
-        assert all(event.detected_step > 50 for event in events if event)
+        events = seen_by(AbruptChange(min_effect=1.0, direction="up"), values, every=1)
+        assert all(event.detected_step - 1 > 50 for event in events)
         num_seen += any(events)
     assert num_seen >= 15
 
@@ -146,9 +145,8 @@ def test_a_model_that_is_not_believed_has_no_say() -> None:
 def test_a_gross_jump_is_seen_after_twelve_snapshots() -> None:
     """Half of the weights are pruned while few snapshots tell what noise is."""
     counts = [4, 5, 2, 3, 5, 6, 4, 1, 2, 4, 5, 3, 44, 28, 26]  # of 96 weights
-    detector = AbruptChange(min_effect=0.2)
-    events = [detector.update(5 * i, count / 96) for i, count in enumerate(counts)]
-    assert [event.detected_step for event in events if event] == [65]
+    events = seen_by(AbruptChange(min_effect=0.2), [count / 96 for count in counts], every=5)
+    assert [event.detected_step for event in events] == [70]
 
 
 def test_scores_of_white_noise_are_normal() -> None:

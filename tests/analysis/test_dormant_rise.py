@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import pytest
+from contracts.made_records import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,11 +25,7 @@ def watch(
     contexts: Sequence[Mapping[str, float]] | None = None,
     detector: DormantRise | None = None,
 ) -> list[Event]:
-    detector = detector or DormantRise()
-    told = contexts or [{}] * len(series)
-    snapshots = enumerate(zip(series, told, strict=True))
-    seen = [detector.update(EVERY * (i + 1), value, context) for i, (value, context) in snapshots]
-    return [event for event in seen if event]
+    return seen_by(detector or DormantRise(), series, contexts, EVERY)
 
 
 def test_a_rise_is_seen_once_with_its_onset() -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from contracts.made_records import seen_by
 
 from sparsitywatch.analysis.detect import MeasuredChange
 
@@ -19,14 +20,10 @@ RELIANCE = ".07 .09 .10 .09 .10 .11 .12 .12 .12 .14 .18 .24 .23 .32 .37 .50 .57 
 
 
 def watch(series, detector: MeasuredChange | None = None, side: float = 0.07, reliance=None):
-    detector = detector or MeasuredChange()
-    seen = []
-    for i, x in enumerate(series):
-        context = {"low": x - side, "high": x + side}
-        if reliance is not None:
-            context["reliance"] = reliance[i]
-        seen.append(detector.update(EVERY * (i + 1), float(x), context))
-    return [event for event in seen if event is not None]
+    contexts = [{"low": x - side, "high": x + side} for x in series]
+    for context, known in zip(contexts, reliance or (), strict=False):
+        context["reliance"] = known
+    return seen_by(detector or MeasuredChange(), series, contexts, EVERY)
 
 
 def correlated(number: int, sd: float, rho: float, seed: int) -> np.ndarray:
@@ -88,6 +85,4 @@ def test_one_snapshot_alone_and_gaps_are_no_event() -> None:
 
 def test_without_an_interval_the_scatter_alone_counts() -> None:
     values = [0.80, 0.82, 0.79, 0.81] * 4 + [0.5, 0.51, 0.5]
-    detector = MeasuredChange()
-    seen = [detector.update(i, x) for i, x in enumerate(values)]
-    assert [event.direction for event in seen if event] == ["down"]
+    assert [event.direction for event in seen_by(MeasuredChange(), values)] == ["down"]

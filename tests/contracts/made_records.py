@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 
 import numpy as np
 
+from sparsitywatch.detectors import Detector
 from sparsitywatch.records import (
     Cost,
     Dormant,
     EssentialSparsity,
+    Event,
     LayerShare,
     Provenance,
     Record,
@@ -70,6 +73,18 @@ def made_record(
         cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
         provenance=PROVENANCE,
     )
+
+
+def seen_by(
+    detector: Detector,
+    series: Iterable[float],
+    contexts: Iterable[Mapping[str, float]] | None = None,
+    every: int = 25,
+) -> list[Event]:
+    """The events of a series with a snapshot every ``every`` steps, from step ``every`` on."""
+    snapshots = enumerate(zip(series, contexts or repeat({})), start=1)  # noqa: B905 endless
+    told = [detector.update(every * i, float(x), known) for i, (x, known) in snapshots]
+    return [event for event in told if event is not None]
 
 
 def counted(
