@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import math
 import os
@@ -12,7 +11,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
 from sparsitywatch.checkpoints.formats import learning_rates
@@ -33,12 +31,11 @@ from sparsitywatch.pipeline.measure import (
     not_measured,
     record_of,
 )
-from sparsitywatch.pipeline.pipeline import History, Pipeline
+from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Event, Record, RunInfo, html_of
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records, read_spectrum
-from sparsitywatch.vital import VitalReviewer
 from sparsitywatch.weights.motion import MASK_LEVELS, MotionTracker
 from sparsitywatch.weights.scope import Scope, ScopeLike
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -88,7 +85,6 @@ class Replayer:
 
     plan: Plan  # without a scope until a model or a checkpoint has decided it
     pipeline: Pipeline
-    detectors: Mapping[str, Detector]  # those of the pipeline
     urls: Sequence[str | os.PathLike[str]]
     duplicates: str
     rates: Rates  # learns what a Trainer has logged
@@ -119,10 +115,9 @@ class Replayer:
                 self._follow(patience)
         finally:
             self._close()
-        kept = self._kept
         return Replayed(
-            records=list(self.pipeline.records or (kept.records if kept else ())),
-            events=list(self.pipeline.events or (kept.events if kept else ())),
+            records=list(self.pipeline.records),
+            events=list(self.pipeline.events),
             failures=list(self._failures.values()),
             left_out=list(self._left_out.values()),
             num_snapshots=self._num_snapshots,
@@ -195,7 +190,11 @@ class Replayer:
         """Finish the log."""
         try:
             kept = self._kept
-            if kept and self._run is None and not _has_all_events(kept, self.detectors):
+            if (
+                kept
+                and self._run is None
+                and self.pipeline.lacks_events(self.plan.initial_rms or {})
+            ):
                 self._open(kept.records[-1].provenance.dtypes)
             if self._run is not None:
                 self.pipeline.close()
@@ -227,6 +226,7 @@ class Replayer:
             self.plan = replace(self.plan, initial_rms=given_rms)
             return
         self._kept = kept
+        self.pipeline.restore(kept.records, kept.events)
         self._done |= {record.step for record in kept.records}
         if not is_final or not pending.keys() <= self._done:
             self._remember(kept.records, pending)
@@ -313,8 +313,6 @@ class Replayer:
 
     def _open(self, dtypes: tuple[str, ...]) -> None:
         """Open the sinks, which go on from what is kept of the log."""
-        if self._kept is not None:
-            self.pipeline.restore(self._kept.records, self._kept.events)
         claim = self.pipeline.claim
         if claim.directory is not None:
             prepare(claim.directory)
@@ -473,13 +471,3 @@ def check_same_rates(log: Run, rates: Rates) -> None:
                 f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
                 "Give another one."
             )
-
-
-def _has_all_events(log: Run, detectors: Mapping[str, Detector]) -> bool:
-    """Whether the log holds every event that its records do: not after a kill between the two."""
-    assert log.info is not None  # noqa: S101 for the type checker
-    history = History(copy.deepcopy(dict(detectors)), (VitalReviewer(),))
-    history.initial_rms = dict(log.info.initial_rms)
-    history.restore(log.records, log.events)
-    late = history.finish_restore()
-    return not late.new and not late.revised

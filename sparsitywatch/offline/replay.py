@@ -176,7 +176,6 @@ def replay(
     replayer = Replayer(
         plan=plan,
         pipeline=pipeline,
-        detectors=detectors,
         urls=places,
         duplicates=duplicates,
         rates=rates,

@@ -302,6 +302,7 @@ class Pipeline:
         self._on_event, self._on_record = tuple(on_event), tuple(on_record)
         self._strict = strict
         self._failures: dict[int, int] = {}
+        self._late = Changes()  # of the last record that was restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
         self.publish_s = 0.0
@@ -309,6 +310,13 @@ class Pipeline:
     def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
         """Take up what an earlier process saw: histories and detectors, but no sink."""
         self._history.restore(records, events)
+
+    def lacks_events(self, initial_rms: Mapping[str, float]) -> bool:
+        """Whether the log that was restored lacks events of its last record; ``open`` adds them."""
+        self._history.initial_rms = dict(initial_rms)
+        if not (self._late.new or self._late.revised):
+            self._late = self._history.finish_restore()
+        return bool(self._late.new or self._late.revised)
 
     def open(
         self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
@@ -332,8 +340,8 @@ class Pipeline:
                 if self.records:
                     with self._guard(sink):
                         sink.catch_up(self.records, self.events, detail_of)
-            self._history.initial_rms = dict(run.initial_rms)
-            late = self._history.finish_restore()
+            self.lacks_events(run.initial_rms)
+            late, self._late = self._late, Changes()
             self._unsaid = late.new
             for sink in self._working_sinks():
                 with self._guard(sink):
