@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import fsspec
 import pytest
 import safetensors.torch
 import torch
@@ -95,21 +94,6 @@ def test_the_same_place_twice_is_one(tmp_path: Path) -> None:
     trainer_folder(tmp_path / "checkpoint-1", 1)
     (found,) = discover([tmp_path, tmp_path / "checkpoint-*", tmp_path / "checkpoint-1"])
     assert found.state == "complete"
-
-
-def test_on_another_storage(tmp_path: Path) -> None:
-    fs = fsspec.filesystem("memory")
-    folder = trainer_folder(tmp_path / "x", 1)
-    for step in (10, 2):
-        fs.put(str(folder), f"/run/checkpoint-{step}", recursive=True)
-        state = f'{{"global_step": {step}}}'.encode()
-        fs.pipe_file(f"/run/checkpoint-{step}/trainer_state.json", state)
-    for url in ("memory://run", "memory://run/checkpoint-*"):
-        found = discover(url)
-        assert [(f.step, f.state) for f in found] == [(2, "complete"), (10, "complete")]
-    with open_checkpoint(found[0].url) as checkpoint:
-        assert checkpoint.read("layer.weight").sum() == 12
-    fs.store.clear()
 
 
 @pytest.mark.parametrize("place", ["nowhere", "no*where", "."])

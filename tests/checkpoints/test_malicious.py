@@ -120,7 +120,7 @@ CRAFTED: dict[str, tuple[Callable[[Path, Evil], Path], str | None]] = {
     "torch, beside the weights": (beside, None),
     "torch, among the weights": (among_the_weights, None),
     "torch, as another record": (as_another_record, None),
-    "torch, before 1.6": (before_1_6, "got a file from before"),
+    "torch, before 1.6": (before_1_6, "got a file from before. Write it anew"),
     "a bare pickle": (bare_pickle, "expected a file of safetensors"),
     "lightning": (lightning, None),
     "sharded bin": (shard, None),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -95,19 +94,6 @@ def test_a_length_beyond_the_cap_is_refused_and_nothing_is_allocated(tmp_path: P
     path = craft(tmp_path / "w.safetensors", b"{}", length=2**62)
     with pytest.raises(CheckpointError, match="at most 100000000 bytes, got 4611686018427387904"):
         open_checkpoint(path)
-
-
-def test_a_sparse_file_of_a_terabyte_costs_nothing_until_it_is_read(tmp_path: Path) -> None:
-    size = 2**40
-    path = craft(tmp_path / "w.safetensors", {"w": described("U8", [size], [0, size])})
-    try:
-        os.truncate(path, path.stat().st_size + size)
-    except OSError:
-        pytest.skip("the file system knows no file of this size")
-    with open_checkpoint(path) as checkpoint:
-        (entry,) = checkpoint.entries()
-        assert entry.num_bytes == size
-        assert checkpoint.num_bytes_read < 200
 
 
 def test_short_of_the_header_is_not_yet_complete(tmp_path: Path) -> None:

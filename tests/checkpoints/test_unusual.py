@@ -33,10 +33,3 @@ def test_fp8_with_scales_is_refused_in_scope_only_and_without_it_is_the_weight(
     safetensors.torch.save_file({"l.weight": codes}, str(path))
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.read("l.weight").dtype == torch.float8_e4m3fn
-
-
-def test_an_expanded_tensor_is_what_torch_loads(tmp_path: Path) -> None:
-    expanded = torch.arange(8.0).expand(4, 8)
-    torch.save({"w": expanded, "v": torch.ones(2, 2)}, tmp_path / "w.pt")
-    with open_checkpoint(tmp_path / "w.pt") as checkpoint:
-        assert torch.equal(checkpoint.read("w"), expanded)

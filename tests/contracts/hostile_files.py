@@ -130,10 +130,6 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "safetensors: 100,000 names, the last one twice": lambda f: _header(
         f, "{" + ",".join(f'"{n}":0' for n in [*range(100_000), 99_999]) + "}"
     ),
-    "safetensors: lists 100,000 deep": lambda f: _header(f, '{"w":' + "[" * 100_000),
-    "safetensors: a number of 5,000 digits": lambda f: _header(
-        f, '{"w":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,0]}}'
-    ),
     "safetensors: a name of a million times module.": lambda f: _header(
         f, json.dumps({"module." * 10**6: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}})
     ),

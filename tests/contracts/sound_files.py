@@ -165,11 +165,6 @@ def _state(folder: Path, **others: Any) -> Path:
     return folder / "step-4.pt"
 
 
-def _before_1_6(folder: Path) -> Path:
-    torch.save(_block_weights(), folder / "step-4.pt", _use_new_zipfile_serialization=False)
-    return folder / "step-4.pt"
-
-
 def _torchscript(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is deprecated
@@ -262,7 +257,6 @@ UNUSUAL: dict[str, tuple[Callable[[Path], Path], str]] = {
         _files("4/checkpoint_metadata.json", "4/model/model/a/model_weight.safetensors"),
         "got a folder of nanotron, which is not read",
     ),
-    "torch, before 1.6": (_before_1_6, "got a file from before. Write it anew"),
     "DeepSpeed, one model-parallel file": (_deepspeed, "deepspeed, step 4, 256 weights"),
     "DeepSpeed ZeRO-3": (_deepspeed_zero3, "got the partitions of DeepSpeed ZeRO"),
     "an expanded tensor": (

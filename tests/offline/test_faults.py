@@ -43,20 +43,10 @@ def with_second(tensor: torch.Tensor | None) -> Callable[[Path], None]:
     return lambda path: torch.save({n: t for n, t in changed.items() if t is not None}, path)
 
 
-def endless_shape(path: Path) -> None:
-    header = '{"w":{"dtype":"F32","shape":' + str([2**62] * 300) + ',"data_offsets":[0,0]}}'
-    path.write_bytes(len(header).to_bytes(8, "little") + header.encode())
-
-
-def before_1_6(path: Path) -> None:
-    torch.save(weights(0), path, _use_new_zipfile_serialization=False)
-
-
 lacking = with_second(None)
 FAULTS = {
     "flip": (flip, "data of tensor|checksum|CRC"),
     "truncate": (truncate, "cut off|truncated|table of contents|half-written"),
-    "empty": (empty, "got an empty file"),
     "wrong shape": (
         with_second(torch.ones(32, 65)),
         r"tensor 'second\.weight': expected shape \(32, 64\), got \(32, 65\)",
@@ -66,12 +56,6 @@ FAULTS = {
         r"tensor 'second\.weight': expected a floating-point dtype, got torch\.int32",
     ),
     "lacking": (lacking, r"tensor 'second\.weight': it is not there"),
-    "garbage": (
-        lambda path: path.write_bytes(b"not a checkpoint at all, by any means"),
-        "expected a file of safetensors or of torch.save",
-    ),
-    "endless shape": (endless_shape, r"tensor 'w': expected a shape of some whole numbers"),
-    "before 1.6": (before_1_6, "expected a zip archive, as torch.save writes since version 1.6"),
 }
 
 
