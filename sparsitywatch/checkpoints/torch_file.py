@@ -197,12 +197,13 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
             f"{_kind_of(records)}."
         )
     root = pickle.removesuffix("data.pkl")
-    if f"{root}byteorder" in records:
-        record = records[f"{root}byteorder"]
-        order = record.read() if record.member.file_size <= len("little") else b""
-        if order != b"little":
+    order = records.get(f"{root}byteorder")
+    # the checksum says it without another two reads, each a request to a remote storage
+    if order is not None and order.member.CRC != zlib.crc32(b"little"):
+        word = order.read() if order.member.file_size <= len("little") else b""
+        if word != b"little":
             raise ReadingError(
-                f"expected little-endian tensors, got byte order {order!r}. Save it again on a "
+                f"expected little-endian tensors, got byte order {word!r}. Save it again on a "
                 "little-endian machine, or as safetensors."
             )
     size = records[pickle].member.file_size
