@@ -199,7 +199,7 @@ def read_torch_zip(source: ByteSource) -> tuple[Any, dict[str, Record]]:
     root = pickle.removesuffix("data.pkl")
     order = records.get(f"{root}byteorder")
     # the checksum says it without another two reads, each a request to a remote storage
-    if order is not None and order.member.CRC != zlib.crc32(b"little"):
+    if order is not None and zlib.crc32(b"little") != order.member.CRC:
         word = order.read() if order.member.file_size <= len("little") else b""
         if word != b"little":
             raise ReadingError(

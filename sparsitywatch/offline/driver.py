@@ -11,6 +11,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.checkpoints.discovery import ListedCheckpoint, discover
 from sparsitywatch.checkpoints.formats import learning_rates
@@ -189,12 +191,8 @@ class Replayer:
     def _close(self) -> None:
         """Finish the log."""
         try:
-            kept = self._kept
-            if (
-                kept
-                and self._run is None
-                and self.pipeline.lacks_events(self.plan.initial_rms or {})
-            ):
+            kept, initial_rms = self._kept, self.plan.initial_rms or {}
+            if kept and self._run is None and self.pipeline.lacks_events(initial_rms):
                 self._open(kept.records[-1].provenance.dtypes)
             if self._run is not None:
                 self.pipeline.close()
@@ -461,11 +459,11 @@ def check_same_rates(log: Run, rates: Rates) -> None:
     if last is None:
         return
     now = rates.reading(last.step, ()) if rates.is_known else None
-    for name in ("decay_clock", "lr_clock"):
-        then, known = getattr(last, name), math.nan if now is None else getattr(now, name)
-        if name == "lr_clock" and rates.is_logged and math.isnan(then):
-            continue  # it was logged for the first time since
-        if not math.isclose(then, known, rel_tol=1e-6) and not math.isnan(then) & math.isnan(known):
+    clocks = {"decay_clock": (last.decay_clock, now.decay_clock if now else math.nan)}
+    if not (rates.is_logged and math.isnan(last.lr_clock)):  # else logged for the first time since
+        clocks["lr_clock"] = (last.lr_clock, now.lr_clock if now else math.nan)
+    for name, (then, known) in clocks.items():
+        if not np.isclose(then, known, rtol=1e-6, atol=0.0, equal_nan=True):
             raise ConfigurationError(
                 "Expected `logdir` to be new or of a replay with the same `lr` and "
                 f"`weight_decay`, but its {name} at step {last.step} is {then:g}, now {known:g}. "
