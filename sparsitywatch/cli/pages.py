@@ -15,6 +15,7 @@ from sparsitywatch.cli.summary import read
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.redact import redacted
+from sparsitywatch.sinks.jsonl import replace_file
 
 _LOOPBACK = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")
@@ -81,15 +82,9 @@ def _report(arguments: argparse.Namespace) -> None:
     from sparsitywatch.page.render import render
 
     page, path = render(load(arguments.logdir)), arguments.output
-    # a browser never sees half of it
-    temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(page, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace_file(path, page.encode())  # a browser never sees half of it
     except OSError as error:
         raise ConfigurationError(
             f"Expected `--output` to be a file that can be written, got {str(path)!r}: {error}."

@@ -112,7 +112,7 @@ class JsonlSink(Sink):
             self._num = len(records)
             self._transient = self._spectrum_to_drop(records[-1].step) if records else None
             self._run = run
-            _replace(self._directory / _MANIFEST, _line(vars(run)))
+            replace_file(self._directory / _MANIFEST, _line(vars(run)))
             self._layers = _LayersFile(self._directory / _LAYERS)
             self._records = AppendingFile(reader._records.path)
             self._events = AppendingFile(reader._events.path)
@@ -124,7 +124,7 @@ class JsonlSink(Sink):
         self._records.hold(_line({**vars(record), "layers": places}))
         try:
             if detail.spectrum:
-                _replace(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
+                replace_file(self._spectra / _spectrum_name(record.step), _as_npz(detail.spectrum))
         finally:
             self._layers.file.flush()
             self._records.flush()
@@ -147,7 +147,7 @@ class JsonlSink(Sink):
         """Put the state of the watch into the manifest, which is always a whole one."""
         self._guard.require()
         self._run = replace(self._run, state=state)
-        _replace(self._directory / _MANIFEST, _line(vars(self._run)))
+        replace_file(self._directory / _MANIFEST, _line(vars(self._run)))
 
     def close(self) -> None:
         """Close the files; what is pending is tried once more, no line without its layers."""
@@ -226,7 +226,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> RunInfo | None:
         raise StateError(f"{path}: {error}") from error
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, whole."""
     temporary = path.with_suffix(".tmp")
     try:
