@@ -29,8 +29,7 @@ from sparsitywatch.records import Event, Record, to_json
 from sparsitywatch.redact import printable, redacted_url
 
 if TYPE_CHECKING:  # torch takes a second to import
-    from sparsitywatch.offline.driver import Replayed
-    from sparsitywatch.offline.selection import Failure
+    from sparsitywatch.offline.driver import Failure, Replayed
 
 __all__ = ["add_to"]
 

@@ -23,10 +23,9 @@ from sparsitywatch.errors import (
     is_number,
     listed,
 )
-from sparsitywatch.offline.driver import Replayed, Replayer
+from sparsitywatch.offline.driver import Failure, Patience, Replayed, Replayer
 from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
 from sparsitywatch.offline.rates import Rate, Rates
-from sparsitywatch.offline.selection import Failure, Patience
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy

@@ -13,8 +13,7 @@ from contracts.stored_run import detectors, on_disk, weights
 import sparsitywatch as sw
 from sparsitywatch.checkpoints import discovery
 from sparsitywatch.offline import replay as call
-from sparsitywatch.offline.driver import Replayed
-from sparsitywatch.offline.selection import Patience
+from sparsitywatch.offline.driver import Patience, Replayed
 
 
 class Clock:

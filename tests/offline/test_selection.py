@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsitywatch.checkpoints.discovery import ListedCheckpoint
-from sparsitywatch.offline.selection import select
+from sparsitywatch.offline.driver import select
 
 STATES = ("complete", "incomplete", "refused", "duplicate")
 
