@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, ParamSpec, TypeVar
 
 import fsspec
@@ -335,11 +336,15 @@ class Location:
         self.fs = fs
         self.path = path.rstrip("/") or path
         self.url = url  # what opens it: with login, host and chain
-        self.shown = redacted_url(url)  # for messages
         self.is_local = isinstance(fs, LocalFileSystem)
         #: What the paths inside of it begin with; of all of an archive nothing.
         self.prefix = self.path and self.path.rstrip("/") + "/"
         self.opened: dict[str, Source] = {}  # by path; open until this is closed
+
+    @cached_property
+    def shown(self) -> str:
+        """Its URL for messages."""
+        return redacted_url(self.url)
 
     @classmethod
     def of(
