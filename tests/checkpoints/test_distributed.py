@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from contracts.forked import forked
+from contracts.hostile_files import dcp_metadata
 from contracts.reader_contract import ReaderContract, failure, same_bits, small_bert
 from torch import nn
-from torch.distributed.checkpoint import metadata as md
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from sparsitywatch.checkpoints.base import RefusedError
 from sparsitywatch.checkpoints.distributed import parse_metadata
@@ -88,19 +86,8 @@ def test_only_an_optimizer_is_told(tmp_path: Path) -> None:
     assert "expected tensors of a model" in failure(tmp_path)
 
 
-def described(shape, chunks, **place) -> bytes:
-    """Metadata of one tensor, pickled as torch does."""
-    where = {"relative_path": "__0_0.distcp", "offset": 0, "length": 1000} | place
-    tensor = md.TensorStorageMetadata(
-        md.TensorProperties(dtype=torch.float32), torch.Size(shape),
-        [md.ChunkStorageMetadata(torch.Size(o), torch.Size(s)) for o, s in chunks],
-    )  # fmt: skip
-    storage = {md.MetadataIndex("w", torch.Size(o)): _StorageInfo(**where) for o, _ in chunks}
-    return pickle.dumps(md.Metadata({"w": tensor}, {"w": ("model", "w")}, storage))
-
-
 def test_a_described_tensor() -> None:
-    tensors, others = parse_metadata(described((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
+    tensors, others = parse_metadata(dcp_metadata((4, 2), [((0, 0), (3, 2)), ((3, 0), (1, 2))]))
     assert (tensors["w"].shape, tensors["w"].path, len(tensors["w"].pieces)) == (
         (4, 2), ("model", "w"), 2,
     )  # fmt: skip
@@ -120,7 +107,7 @@ def test_a_described_tensor() -> None:
 )  # fmt: skip
 def test_pieces_that_are_no_tensor_are_refused(shape, chunks, message) -> None:
     with pytest.raises(RefusedError, match=message):
-        parse_metadata(described(shape, chunks))
+        parse_metadata(dcp_metadata(shape, chunks))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +115,7 @@ def test_pieces_that_are_no_tensor_are_refused(shape, chunks, message) -> None:
     [
         ({"relative_path": "../x"}, "names of files inside the folder, got '../x'"),
         ({"relative_path": "x.distcp"}, "expected a file, found none"),
-        ({"offset": 4500}, "expected it to end at byte 5500, but the file ends at 5000"),
+        ({"offset": 4500}, "expected it to end at byte 6000, but the file ends at 5000"),
         ({"length": 30}, "expected a piece of 36 bytes and a little around it, got 30"),
         ({"length": -1}, "expected a file and a range"),
         ({"transform_descriptors": ["zstd"]}, "Save without extensions"),
@@ -137,7 +124,7 @@ def test_pieces_that_are_no_tensor_are_refused(shape, chunks, message) -> None:
 )
 def test_places_that_lie_are_refused(place, message: str, tmp_path: Path) -> None:
     (tmp_path / "__0_0.distcp").write_bytes(bytes(5000))
-    (tmp_path / ".metadata").write_bytes(described((9,), [((0,), (9,))], **place))
+    (tmp_path / ".metadata").write_bytes(dcp_metadata((9,), [((0,), (9,))], **place))
     assert message in failure(tmp_path)
 
 
@@ -152,5 +139,5 @@ def test_places_that_lie_are_refused(place, message: str, tmp_path: Path) -> Non
 def test_a_piece_of_another_kind_is_refused(content, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "__0_0.distcp")
     size = (tmp_path / "__0_0.distcp").stat().st_size
-    (tmp_path / ".metadata").write_bytes(described((9,), [((0,), (9,))], length=size))
+    (tmp_path / ".metadata").write_bytes(dcp_metadata((9,), [((0,), (9,))], length=size))
     assert message in failure(tmp_path)

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from contracts.reader_contract import failure
+from contracts.sound_files import saved
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
@@ -39,27 +40,6 @@ def archive_of(content: object) -> bytes:
     return buffer.getvalue()
 
 
-def alone(folder: Path, evil: Evil) -> Path:
-    torch.save(evil, folder / "w.pt")
-    return folder / "w.pt"
-
-
-def beside(folder: Path, evil: Evil) -> Path:
-    torch.save({"model": WEIGHTS, "args": evil, "step": 3}, folder / "w.pt")
-    return folder / "w.pt"
-
-
-def among_the_weights(folder: Path, evil: Evil) -> Path:
-    torch.save(WEIGHTS | {"x": evil}, folder / "w.pt")
-    return folder / "w.pt"
-
-
-def before_1_6(folder: Path, evil: Evil) -> Path:
-    content = {"model": WEIGHTS, "args": evil}
-    torch.save(content, folder / "w.pt", _use_new_zipfile_serialization=False)
-    return folder / "w.pt"
-
-
 def bare_pickle(folder: Path, evil: Evil) -> Path:
     (folder / "w.pt").write_bytes(pickle.dumps(evil, 2))
     return folder / "w.pt"
@@ -71,12 +51,6 @@ def as_another_record(folder: Path, evil: Evil) -> Path:
     with zipfile.ZipFile(folder / "w.pt", "a") as archive:
         archive.writestr("archive/extra.pkl", pickle.dumps(evil))
     return folder / "w.pt"
-
-
-def lightning(folder: Path, evil: Evil) -> Path:
-    content = {"pytorch-lightning_version": "2.6", "state_dict": WEIGHTS, "callbacks": evil}
-    torch.save(content | {"hyper_parameters": evil, "global_step": 3}, folder / "a.ckpt")
-    return folder / "a.ckpt"
 
 
 def shard(folder: Path, evil: Evil) -> Path:
@@ -116,13 +90,25 @@ def distributed(folder: Path, evil: Evil, *, piece: object = None, **fields: obj
 
 
 CRAFTED: dict[str, tuple[Callable[[Path, Evil], Path], str | None]] = {
-    "torch, alone": (alone, "an object of posix.mkdir, which is never made"),
-    "torch, beside the weights": (beside, None),
-    "torch, among the weights": (among_the_weights, None),
+    "torch, alone": (
+        lambda f, e: saved(f / "w.pt", e), "an object of posix.mkdir, which is never made",
+    ),
+    "torch, beside the weights": (
+        lambda f, e: saved(f / "w.pt", {"model": WEIGHTS, "args": e, "step": 3}), None,
+    ),
+    "torch, among the weights": (lambda f, e: saved(f / "w.pt", WEIGHTS | {"x": e}), None),
     "torch, as another record": (as_another_record, None),
-    "torch, before 1.6": (before_1_6, "got a file from before. Write it anew"),
+    "torch, before 1.6": (
+        lambda f, e: saved(f / "w.pt", {"x": e}, _use_new_zipfile_serialization=False),
+        "got a file from before. Write it anew",
+    ),
     "a bare pickle": (bare_pickle, "expected a file of safetensors"),
-    "lightning": (lightning, None),
+    "lightning": (
+        lambda f, e: saved(f / "a.ckpt", {
+            "pytorch-lightning_version": "2.6", "state_dict": WEIGHTS, "callbacks": e,
+            "hyper_parameters": e, "global_step": 3,
+        }), None,
+    ),
     "sharded bin": (shard, None),
     "trainer": (trainer, None),
     "distributed, planner data": (lambda f, e: distributed(f, e, planner_data=e), None),

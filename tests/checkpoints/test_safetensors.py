@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from contracts.reader_contract import ReaderContract, same_bits
+from contracts.sound_files import headed
 from torch import nn
 
 from sparsitywatch.checkpoints.formats import open_checkpoint
@@ -31,13 +32,6 @@ class TestSharded(ReaderContract):
         model.save_pretrained(folder / "sharded", max_shard_size="8KB")
         assert len(list(folder.glob("sharded/*.safetensors"))) > 2
         return folder / "sharded"
-
-
-def craft(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    size = len(text) if length is None else length
-    path.write_bytes(size.to_bytes(8, "little") + text + data)
-    return path
 
 
 def described(dtype: str = "F32", shape: object = (2,), offsets: object = (0, 8)) -> dict:
@@ -81,7 +75,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_refused_in_one_line(lie: str, tmp_path: Path) -> None:
     header, data, message = LIES[lie]
-    path = craft(tmp_path / "w.safetensors", header, data)
+    path = headed(tmp_path / "w.safetensors", header, data)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(path)
     assert not isinstance(caught.value, IncompleteCheckpointError)
@@ -91,14 +85,14 @@ def test_a_header_that_lies_is_refused_in_one_line(lie: str, tmp_path: Path) -> 
 
 
 def test_a_length_beyond_the_cap_is_refused_and_nothing_is_allocated(tmp_path: Path) -> None:
-    path = craft(tmp_path / "w.safetensors", b"{}", length=2**62)
+    path = headed(tmp_path / "w.safetensors", b"{}", length=2**62)
     with pytest.raises(CheckpointError, match="at most 100000000 bytes, got 4611686018427387904"):
         open_checkpoint(path)
 
 
 def test_short_of_the_header_is_not_yet_complete(tmp_path: Path) -> None:
     tensors = {"a": described(), "b": described(offsets=[8, 16])}
-    path = craft(tmp_path / "w.safetensors", tensors, bytes(12))
+    path = headed(tmp_path / "w.safetensors", tensors, bytes(12))
     with pytest.raises(IncompleteCheckpointError, match=r"'b': expected it to end at byte \d+"):
         open_checkpoint(path)
 

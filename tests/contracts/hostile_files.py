@@ -8,21 +8,20 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from contracts.mutated_files import bomb
-from contracts.sound_files import KINDS, weights
+from contracts.sound_files import KINDS, headed, weights
 from torch.distributed.checkpoint import metadata as md
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 # ------------------------------------------------------------------ crafted to cost time or memory
 
 
-def _header(folder: Path, text: str, data: bytes = b"") -> Path:
-    path = folder / "step-5.safetensors"
-    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
-    return path
+def _header(folder: Path, text: str) -> Path:
+    return headed(folder / "step-5.safetensors", text.encode())
 
 
 def _archive(folder: Path, described: bytes) -> Path:
@@ -34,23 +33,23 @@ def _archive(folder: Path, described: bytes) -> Path:
 
 
 def _metadata(folder: Path, changed: Callable[[bytes], bytes]) -> Path:
-    data = _dcp_metadata((4, 2), [((at, 0), (2, 2)) for at in (0, 2)])
+    data = dcp_metadata((4, 2), [((at, 0), (2, 2)) for at in (0, 2)])
     (folder / ".metadata").write_bytes(changed(data))
     (folder / "__0_0.distcp").write_bytes(bytes(3000))
     return folder
 
 
-def _dcp_metadata(
-    shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]]
+def dcp_metadata(
+    shape: tuple[int, ...], boxes: list[tuple[tuple[int, ...], tuple[int, ...]]], **place: Any
 ) -> bytes:
-    """The ``.metadata`` of one tensor in pieces."""
+    """The ``.metadata`` of one tensor in pieces, pickled as torch does."""
+    where = {"relative_path": "__0_0.distcp", "offset": 0, "length": 1500} | place
     tensor = md.TensorStorageMetadata(
         md.TensorProperties(dtype=torch.float32), torch.Size(shape),
         [md.ChunkStorageMetadata(torch.Size(begin), torch.Size(size)) for begin, size in boxes],
     )  # fmt: skip
     storage = {
-        md.MetadataIndex("w", torch.Size(begin)): _StorageInfo("__0_0.distcp", 0, 1500)
-        for begin, _ in boxes
+        md.MetadataIndex("w", torch.Size(begin)): _StorageInfo(**where) for begin, _ in boxes
     }
     return pickle.dumps(md.Metadata({"w": tensor}, {"w": ("model", "w")}, storage))
 
@@ -66,7 +65,7 @@ def _many_pieces(num: int) -> bytes:
     }
     boxes[0, 0] = (1, 2)
     del boxes[num - 1, 1]
-    return _dcp_metadata((num, 2), list(boxes.items()))
+    return dcp_metadata((num, 2), list(boxes.items()))
 
 
 def _index(folder: Path, places: Mapping[str, str]) -> Path:

@@ -35,6 +35,19 @@ def weights() -> dict[str, torch.Tensor]:
     }
 
 
+def saved(path: Path, content: object, **options: Any) -> Path:
+    """A file of torch.save."""
+    torch.save(content, path, **options)
+    return path
+
+
+def headed(path: Path, header: object, data: bytes = b"", length: int | None = None) -> Path:
+    """A file of safetensors with any header at all."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
+    return path
+
+
 def _distributed(state: dict[str, Any], folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is one process
@@ -57,8 +70,7 @@ def _sharded(folder: Path) -> Path:
 
 
 def _torch(folder: Path) -> Path:
-    torch.save({"model": weights(), "step": 3, "args": Path("a")}, folder / "ckpt.pt")
-    return folder / "ckpt.pt"
+    return saved(folder / "ckpt.pt", {"model": weights(), "step": 3, "args": Path("a")})
 
 
 def _trainer(folder: Path) -> Path:
@@ -134,8 +146,8 @@ _COMPOSER = {"timestamp": {"Timestamp": {"epoch": 0, "batch": 4, "sample": 64}}}
 def _composer(folder: Path) -> Path:
     optimizers = {"AdamW": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}}
     state = {"model": _block_weights(), "optimizers": optimizers, **_COMPOSER}
-    torch.save({"state": state, "rng": [{"python": (3, (1, 2), None)}]}, folder / "latest.pt")
-    return folder / "latest.pt"
+    content = {"state": state, "rng": [{"python": (3, (1, 2), None)}]}
+    return saved(folder / "latest.pt", content)
 
 
 def _composer_sharded(folder: Path) -> Path:
@@ -161,8 +173,7 @@ def _deepspeed_zero3(folder: Path) -> Path:
 
 
 def _state(folder: Path, **others: Any) -> Path:
-    torch.save({**_block_weights(), **others}, folder / "step-4.pt")
-    return folder / "step-4.pt"
+    return saved(folder / "step-4.pt", {**_block_weights(), **others})
 
 
 def _torchscript(folder: Path) -> Path:
@@ -183,10 +194,7 @@ def _packed(folder: Path, kind: str, name: str, shape: tuple[int, ...], num_byte
         data += tensor.numpy().tobytes()
     offsets = [len(data), len(data) + num_bytes]
     header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
-    text = json.dumps(header)
-    path = folder / "step-4.safetensors"
-    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data + bytes(num_bytes))
-    return path
+    return headed(folder / "step-4.safetensors", header, data + bytes(num_bytes))
 
 
 def _quantised(folder: Path, weights: Weights) -> Path:
