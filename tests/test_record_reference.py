@@ -330,6 +330,7 @@ def test_the_run_has_something_of_everything(came: dict[str, Any]) -> None:
     assert records["same_weights_as"][PAUSE.stop // EVERY] == PAUSE.start
 
 
+@pytest.mark.slow
 def test_a_small_change_of_one_number_is_named(came: dict[str, Any]) -> None:
     changed = json.loads(json.dumps(came))
     column = changed["replay"]["records"]["near_zero.initial_0.1"]

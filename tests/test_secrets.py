@@ -253,6 +253,7 @@ def test_no_secret_and_no_escape_is_in_what_a_live_watch_writes_and_says(
     assert_no_secret_below(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_name_of_whatever_characters_is_one_cell_of_tensorboards_page(
     replayed: tuple[Path, str, list[str]],
 ) -> None:

@@ -67,6 +67,7 @@ def stored(detector: Detector) -> Any:
 values = st.integers(0, 200).map(lambda x: x / 200) | st.just(math.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", DETECTORS)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(values, min_size=12, max_size=60), st.integers(0, 59))

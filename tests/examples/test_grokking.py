@@ -54,6 +54,7 @@ def test_both_runs_start_from_the_same_weights_and_pairs(short):
     assert [entry["name"] for entry in runs[0]["ledger"] if entry["in_scope"]] == ["hidden.weight"]
 
 
+@pytest.mark.slow
 def test_the_summary_and_the_picture(short):
     logdir, said = short
     for name in ("decay", "control"):

@@ -191,6 +191,7 @@ def test_tickets_go_back_to_the_pretrained_weights(tmp_path):
     assert cut.shares["w"] == pytest.approx(1 / 6)
 
 
+@pytest.mark.slow
 def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
     _, text = ran(lottery_ticket)
     found = rows(text, "task")
@@ -337,6 +338,7 @@ def test_the_decoder_s_losses_are_those_of_torch_s_own_pruning(ran):
     assert half == pytest.approx(dense["loss"][dense["levels"].index(0.5)], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_held_out_text_is_not_trained_on(tmp_path):
     args = decoder.arguments_of(["--small", "--out", str(tmp_path)])
     experiment = decoder.Experiment(args)

@@ -220,6 +220,7 @@ def test_no_hook_is_left_behind() -> None:
     assert not set(trace._StepHooks._alive) - others
 
 
+@pytest.mark.slow
 def test_a_watch_that_is_collected_in_the_middle_of_a_step_disturbs_no_training() -> None:
     """The garbage collector runs when it likes, also while torch goes through its hooks."""
     kept, dropped = Run(), Run()

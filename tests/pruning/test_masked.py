@@ -127,8 +127,8 @@ def test_an_evaluation_of_a_watch_masks_in_the_copy_that_the_counting_has() -> N
         return m(batch).square().mean(dim=1)
 
     proxy = sw.Proxy([torch.randn(8, 6)], value)
-    options = {"scope": "layers", "every": 1, "max_overhead": None, "strict": True}
-    with sw.watch(model, None, proxy=proxy, logdir=None, **options) as watcher:
+    options = {"scope": "layers", "every": 1, "max_overhead": None, "levels": [0.5]}
+    with sw.watch(model, None, proxy=proxy, logdir=None, strict=True, **options) as watcher:
         seen.clear()
         watcher.step()
         assert watcher.records[-1].curve is not None

@@ -142,6 +142,7 @@ def reasons(scope: Scope, *, in_scope: bool = False) -> dict[str, str]:
 # ------------------------------------------------------------------ what is in
 
 
+@pytest.mark.slow
 def test_bert_base_is_the_papers_72_matrices_live_and_from_names_in_any_order() -> None:
     model = transformers.BertForMaskedLM(transformers.BertConfig())
     tied = "cls.predictions.decoder.weight"  # safetensors keep one of the two names

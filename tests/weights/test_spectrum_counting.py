@@ -304,6 +304,7 @@ def some_weights(dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     size=st.integers(1, 7000),
