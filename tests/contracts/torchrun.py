@@ -8,18 +8,10 @@ import sys
 from pathlib import Path
 
 
-def torchrun(script: Path, *arguments: str, num_processes: int = 2, limit_s: float = 120) -> None:
-    """Run a script in several processes, all of which have ended afterwards."""
-    returncode, output = outcome(
-        script, *arguments, num_processes=num_processes, limit_s=limit_s
-    )  # fmt: skip
-    assert returncode == 0, output
-
-
 def outcome(
     script: Path, *arguments: str, num_processes: int = 2, limit_s: float = 120
 ) -> tuple[int, str]:
-    """The same for a script that may fail: what torchrun returned and what all of them printed."""
+    """What torchrun returned, and what all of them printed; they have ended afterwards."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *(f"--nproc-per-node={num_processes}", str(script), *arguments),

@@ -1,4 +1,4 @@
-"""The examples are imported from their folder, and run as scripts."""
+"""The examples are imported from their folders, and run as scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+sys.path[:0] = [str(EXAMPLES), str(EXAMPLES / "paper")]
 
 #: A model and a run so small that a snapshot takes longer than a step.
 TINY = [

@@ -12,20 +12,19 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import common
+import fetch
+import finetuned_curve
+import layers
 import numpy as np
+import patterns
 import pytest
+import texts
 import torch
+import tuning
+from contracts.paper import said, table
 
 PAPER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(PAPER))
-
-import common  # noqa: E402
-import fetch  # noqa: E402
-import finetuned_curve  # noqa: E402
-import layers  # noqa: E402
-import patterns  # noqa: E402
-import texts  # noqa: E402
-import tuning  # noqa: E402
 
 # ------------------------------------------------------------------ fetch
 
@@ -90,10 +89,10 @@ def test_each_is_a_command_that_says_what_it_does(script, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(script), run_name="__main__")
     assert end.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "usage: " in said
+    words = " ".join(capsys.readouterr().out.split())
+    assert "usage: " in words
     (first, *_) = ast.get_docstring(ast.parse(script.read_text())).split("\n\n")
-    assert " ".join(first.split()) in said
+    assert " ".join(first.split()) in words
     assert len(COMMANDS) > 8
 
 
@@ -169,9 +168,9 @@ def test_levelled_off_needs_a_gain_that_is_known_to_be_small():
     half = full.copy()
     assert common.has_levelled_off(common.difference(full, half))[0]
     half[:, :50] = 0.0
-    level, said = common.has_levelled_off(common.difference(full, half))
+    level, words = common.has_levelled_off(common.difference(full, half))
     assert not level
-    assert "not been shown to have levelled off" in said
+    assert "not been shown to have levelled off" in words
 
 
 def test_a_table_is_markdown_in_columns():
@@ -278,29 +277,11 @@ def test_the_encoder_learns_a_made_up_task():
 # ------------------------------------------------------------------ commands
 
 
-@pytest.fixture
-def command(tmp_path, capsys):
-    """Runs a command at toy size in a folder of its own; gives what it printed."""
-
-    def run(module, *arguments, out=tmp_path):
-        small = ["--small", "--threads", "1", "--out", str(out), *arguments]
-        assert module.main([str(x) for x in small]) == 0
-        return capsys.readouterr().out
-
-    return run
-
-
-def _table(said):
-    """Rows of the printed table, as lists of cells."""
-    lines = [line for line in said.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
 @pytest.mark.slow
-def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
+def test_finetuned_curve_says_what_its_trainings_gave(tmp_path):
     arguments = ["--tasks", "spam", "--steps", "2", "--seeds", "0", "3"]
-    said = command(finetuned_curve, *arguments)
-    head, _, *rows = _table(said)
+    text = said(finetuned_curve, tmp_path, *arguments)
+    head, _, *rows = table(text)
     assert head[:4] == ["task", "pattern", "sparsity", "accuracy ± sd"]
     assert [row[1] for row in rows] == 5 * ["OMP"] + 3 * ["random"]
     assert rows[0][3] == rows[5][3]  # the dense model is the same
@@ -311,33 +292,33 @@ def test_finetuned_curve_says_what_its_trainings_gave(command, tmp_path):
         values = [run["value"] for run in runs if run["level"] == level]
         assert float(row[2]) == pytest.approx(level, abs=0.01)
         assert row[3].startswith(f"{100 * np.mean(values):.1f} ")
-    assert "twice the training raises the dense accuracy by" in said
-    assert "spam: at 0.50: OMP − random: " in said
+    assert "twice the training raises the dense accuracy by" in text
+    assert "spam: at 0.50: OMP − random: " in text
     assert (tmp_path / "finetuned_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(command, tmp_path, monkeypatch):
+def test_finetuned_curve_goes_on_and_shares_the_dense_trainings(tmp_path, monkeypatch):
     arguments = ["--tasks", "spam", "--steps", "1", "--seeds", "0"]
     trained = []
     finetune = texts.finetune
     monkeypatch.setattr(
         tuning, "finetune", lambda model, *x, **y: trained.append(y) or finetune(model, *x, **y)
     )
-    first = command(finetuned_curve, *arguments)
+    first = said(finetuned_curve, tmp_path, *arguments)
     assert len(trained) == 7  # dense once; half of one step is none
-    assert _table(command(finetuned_curve, *arguments)) == _table(first)
+    assert table(said(finetuned_curve, tmp_path, *arguments)) == table(first)
     assert len(trained) == 7
-    command(finetuned_curve, *arguments, "1")
+    said(finetuned_curve, tmp_path, *arguments, "1")
     assert len(trained) == 14
     with pytest.raises(SystemExit, match="Give another --out"):
-        command(finetuned_curve, *arguments[:3], "2")
+        said(finetuned_curve, tmp_path, *arguments[:3], "2")
 
 
 @pytest.mark.slow
-def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatch):
+def test_other_processes_give_what_one_alone_gives(tmp_path, monkeypatch):
     arguments = ["--task", "spam", "--steps", "1", "--seeds", "0"]
-    one = command(patterns, *arguments, out=tmp_path / "1")
+    one = said(patterns, tmp_path / "1", *arguments)
     asked = []
 
     def in_turn(processes, *stages):  # so that a single process is started
@@ -345,9 +326,9 @@ def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatc
         tuning.ahead(processes, *([unit] for stage in stages for unit in stage))
 
     monkeypatch.setattr(patterns, "ahead", in_turn)
-    two = command(patterns, *arguments, "--threads", "2", out=tmp_path / "2")
+    two = said(patterns, tmp_path / "2", *arguments, "--threads", "2")
     assert torch.get_num_threads() == 1
-    assert _table(two) == _table(one)
+    assert table(two) == table(one)
     for stage in asked:  # no two of a stage write the same files
         assert len({(unit.setting.folder, unit.pattern) for unit in stage}) == len(stage) > 1
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*.jsonl"))
@@ -357,22 +338,22 @@ def test_other_processes_give_what_one_alone_gives(command, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_layers_counts_what_numpy_counts(command, tmp_path):
-    said = command(layers, "--level", "0.3")
+def test_layers_counts_what_numpy_counts(tmp_path):
+    text = said(layers, tmp_path, "--level", 0.3)
     named = texts.classifiers(small=True)().named_parameters()
     weights = {n: p.detach().abs().numpy() for n, p in named if layers.is_pruned(n, p)}
     assert len(weights) == 12
     together = np.sort(np.concatenate([w.ravel() for w in weights.values()]))
     threshold = together[round(0.3 * len(together)) - 1]
-    head, _, *rows = _table(said)
+    head, _, *rows = table(text)
     assert head[1:] == list(layers.KINDS)
     for name, weight in weights.items():
         block, kind = layers.block_and_kind(name)
         cell = float(rows[block][1 + list(layers.KINDS).index(kind)])
         assert cell == pytest.approx(100 * (weight <= threshold).mean(), abs=0.06)
-    assert "raw: feed-forward − attention: " in said
-    assert "of the variance is one of scales" in said
-    assert command(layers, "--level", "0.3") == said or "load" in said
+    assert "raw: feed-forward − attention: " in text
+    assert "of the variance is one of scales" in text
+    assert said(layers, tmp_path, "--level", 0.3) == text
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -388,9 +369,9 @@ def test_what_is_seen_over_the_blocks_decides_about_the_layers():
 
 
 @pytest.mark.slow
-def test_patterns_are_judged_as_pruned_and_after_training(command, tmp_path):
-    said = command(patterns, "--steps", "1", "--seeds", "0", "1")
-    _, _, *rows = _table(said)
+def test_patterns_are_judged_as_pruned_and_after_training(tmp_path):
+    text = said(patterns, tmp_path, "--steps", 1, "--seeds", 0, 1)
+    _, _, *rows = table(text)
     measured = [*patterns.LEVELS.values(), *patterns.TRAINED.values()]
     assert len(rows) == sum(map(len, measured))
     assert {row[2] for row in rows} == {"zero-shot", "fine-tuned"}
@@ -400,6 +381,6 @@ def test_patterns_are_judged_as_pruned_and_after_training(command, tmp_path):
     for name in ("keep_1_of_2", "keep_2_of_4", "keep_1_of_4"):  # counted, not nominal
         *_, line = map(json.loads, (zero_shot / f"{name}.jsonl").read_text().splitlines())
         assert line["sparsity"] == (0.75 if name == "keep_1_of_4" else 0.5)
-    assert "zero-shot: at 0.50: global − sparsegpt: " in said
-    assert "fine-tuned: twice the training" in said
+    assert "zero-shot: at 0.50: global − sparsegpt: " in text
+    assert "fine-tuned: twice the training" in text
     assert (tmp_path / "patterns.png").read_bytes().startswith(b"\x89PNG")

@@ -6,21 +6,15 @@ import itertools
 import json
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import data_volume
 import numpy as np
 import pytest
 import torch
 from contracts import fake_run
-from hypothesis import given
-from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
-
-import data_volume
 from data_volume import (
     VolumeRun,
     chance_of_gap,
@@ -31,6 +25,8 @@ from data_volume import (
     rows,
     share_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 # ------------------------------------------------------------------ shares of a text
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import emergence
 import numpy as np
 import pytest
 
 from sparsitywatch.records import Event
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "paper"))
-import emergence
 
 SMALL = ["--small", "--steps", "12", "--every", "4"]
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
 
+import decoder
+import lottery_ticket
 import numpy as np
 import pytest
 import torch
+import trained_here
+import vision
+from common import difference_of_seeds, judged
+from contracts.paper import said, table
 from torch import nn
 from torch.nn.utils import prune
 
-PAPER = Path(__file__).parents[2] / "examples" / "paper"
-sys.path.insert(0, str(PAPER))
-
-import decoder  # noqa: E402
-import lottery_ticket  # noqa: E402
-import trained_here  # noqa: E402
-import vision  # noqa: E402
-from common import difference_of_seeds, judged  # noqa: E402
-
-import sparsitywatch as sw  # noqa: E402
+import sparsitywatch as sw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -41,33 +36,6 @@ def ran(tmp_path_factory):
     return run
 
 
-def said(command, out):
-    """What a command prints at toy size."""
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr(
-            "builtins.print", lambda *x, sep=" ", **_: lines.append(sep.join(map(str, x)))
-        )
-        assert command.main(["--small", "--threads", "1", "--out", str(out)]) == 0
-    return "\n".join(lines)
-
-
-def rows(text, first):
-    """Cells of the table that has this as the first of its columns."""
-    lines = text.split("\n")
-    start = next(i for i, line in enumerate(lines) if re.match(rf"\| {first} ", line))
-    found = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        found.append([cell.strip() for cell in line.strip("|").split("|")])
-    return found
-
-
-def without_load(text):
-    return re.sub(r"load .*", "", text)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [lottery_ticket, decoder])
 def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeypatch):
@@ -75,7 +43,7 @@ def test_started_again_it_trains_nothing_and_says_the_same(command, ran, monkeyp
     name = command.__name__
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(command, "fit", None)  # calling it would fail
-    assert without_load(said(command, out)) == without_load(text)
+    assert said(command, out) == text
 
 
 @pytest.mark.slow
@@ -194,7 +162,7 @@ def test_tickets_go_back_to_the_pretrained_weights(tmp_path):
 @pytest.mark.slow
 def test_dense_is_the_same_for_both_masks_and_the_table_has_every_level(ran):
     _, text = ran(lottery_ticket)
-    found = rows(text, "task")
+    found = table(text, "task")[2:]
     assert [(row[0], row[1]) for row in found] == [
         (task, level) for task in ("package", "next") for level in ("0.000", "0.200", "0.360")
     ]
@@ -237,19 +205,19 @@ def test_vision_runs_and_goes_on(ran, monkeypatch):
     pytest.importorskip("sklearn")
     out, text = ran(vision)
     assert (out / "vision.png").read_bytes().startswith(b"\x89PNG")
-    assert [row[0] for row in rows(text, "near zero")] == list(vision.RULES)
-    assert [row[:2] for row in rows(text, "task")] == [
+    assert [row[0] for row in table(text, "near zero")[2:]] == list(vision.RULES)
+    assert [row[:2] for row in table(text, "task")[2:]] == [
         [task, level] for task in ("digit", "turned") for level in ("0.00", "0.50")
     ]
     monkeypatch.setattr(vision, "fit", None)
-    assert without_load(said(vision, out)) == without_load(text)
+    assert said(vision, out) == text
 
 
 @pytest.mark.slow
 def test_near_zero_shares_are_those_of_the_pretrained_weights(ran):
     pytest.importorskip("sklearn")
     out, text = ran(vision)
-    shown = {row[0]: row[2:4] for row in rows(text, "near zero")}
+    shown = {row[0]: row[2:4] for row in table(text, "near zero")[2:]}
     for column, arm in enumerate(vision.ARMS):
         shares = []
         for seed in range(2):

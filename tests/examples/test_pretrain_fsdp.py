@@ -11,12 +11,17 @@ import pretrain_fsdp
 import pytest
 import torch
 from contracts import logged
-from contracts.torchrun import torchrun
+from contracts.forked import forked
 
 ARGUMENTS = [
     "--layers", "2", "--hidden", "32", "--sequence", "16", "--batch", "8", "--steps", "8",
     "--every", "2", "--save-every", "4", "--lr", "0.01",
 ]  # fmt: skip
+
+IMPORTS = (
+    "torch.distributed.checkpoint.state_dict,torch.distributed.fsdp,"
+    "transformers.models.bert.modeling_bert,sparsitywatch.live.watcher"
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process
 
@@ -33,7 +38,9 @@ def _threads() -> Iterator[None]:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on two ranks."""
     logdir = tmp_path_factory.mktemp("two") / "run"
-    torchrun(Path(pretrain_fsdp.__file__), *ARGUMENTS, "--logdir", str(logdir))
+    script = Path(pretrain_fsdp.__file__)
+    status, output = forked(script, *ARGUMENTS, "--logdir", str(logdir), imports=IMPORTS)
+    assert status == 0, output
     return logdir
 
 
