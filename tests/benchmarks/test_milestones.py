@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from contracts import fake_run
+from contracts.made_records import made_record
 from milestones import columns, find_breakthrough, find_takeoff
 
 import sparsitywatch as sw
-from sparsitywatch.records import Cost, Provenance, Record, ScopeSummary, SparsityCurve
-
-PROVENANCE = Provenance(
-    sparsitywatch="0", torch="0", scope_hash="s", proxy_hash="p", dtypes=("float32",),
-    tolerance=0.01, tolerance_mode="relative", pattern="global",
-)  # fmt: skip
+from sparsitywatch.records import Record, SparsityCurve
 
 
 def _record(step: int, loss: float = 3.0, reliance: float = 0.1, near_zero: float = 0.05, **more):
-    fields = {
-        "step": step,
-        "wall_time": 0.0,
-        "scope": ScopeSummary(num_tensors=1, num_weights=10),
-        "num_nan": 0, "num_inf": 0, "num_zero": 0,
-        "near_zero": {"initial_0.1": near_zero, "abs_0.001": near_zero / 2},
-        "decay_clock": step / 100,
-        "curve": SparsityCurve(sparsity=[0, 1], value=[loss, loss + reliance]),
-        "reliance": reliance,
-        "cost": Cost(
-            stall_s=1.0, spectrum_s=0.1, evaluation_s=0.5, publish_s=0.25, num_forwards=3
-        ),
-        "provenance": PROVENANCE,
-    }  # fmt: skip
-    return Record(**{**fields, **more})
+    curve = SparsityCurve(sparsity=[0, 1], value=[loss, loss + reliance])
+    fields = {"curve": curve, "reliance": reliance, **more}
+    return replace(made_record(step, near_zero, clock=step / 100), **fields)
 
 
 def _losses(*losses: float) -> list[Record]:
@@ -54,20 +40,16 @@ def test_reliance_is_told_before_and_at_the_breakthrough():
 
 
 @pytest.mark.parametrize(
-    "losses",
+    "records",
     [
-        [3.0] * 20,  # never left
-        [4.0 - 0.1 * i for i in range(20)],  # falls all the time: no plateau
-        [3.0, 3.0, 3.0, 3.0],  # still on it
+        _losses(*[3.0] * 20),  # never left
+        _losses(*(4.0 - 0.1 * i for i in range(20))),  # falls all the time: no plateau
+        _losses(3.0, 3.0, 3.0, 3.0),  # still on it
+        [_record(s, loss=x) for s, x in ((20, 3.0), (40, 3.0), (60, 3.0), (100, 1.0))],  # too few
         [],
     ],
 )
-def test_no_breakthrough(losses):
-    assert find_breakthrough(_losses(*losses), steps=200) is None
-
-
-def test_too_few_snapshots_make_no_plateau():
-    records = [_record(s, loss=x) for s, x in ((20, 3.0), (40, 3.0), (60, 3.0), (100, 1.0))]
+def test_no_breakthrough(records):
     assert find_breakthrough(records, steps=200) is None
 
 

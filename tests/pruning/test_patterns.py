@@ -55,19 +55,6 @@ def test_a_cut_removes_what_it_counts_and_keeps_the_rest_bit_for_bit(dtype, seed
         assert cut.sparsity == pytest.approx(removed_in_all / total, abs=1e-12)
 
 
-def test_level_one_removes_nan_too_and_level_zero_keeps_negative_zero() -> None:
-    dense = torch.tensor([float("nan"), float("inf"), -0.0, 1.0])
-    nothing, everything = GlobalMagnitude().cuts(Weights.of({"w": dense}), [0.0, 1.0])
-    out = torch.ones(4)
-    everything.prune("w", dense, out)
-    assert torch.equal(out, torch.zeros(4))
-    assert everything.sparsity == 1.0
-    assert everything.shares["w"] == 1.0
-    nothing.prune("w", dense, out)
-    assert torch.equal(out.view(torch.int32), dense.view(torch.int32))
-    assert nothing.sparsity == 0.0
-
-
 def test_nan_and_inf_are_never_the_smallest() -> None:
     dense = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
     (half,) = GlobalMagnitude().cuts(Weights.of({"w": dense}), [0.5])
