@@ -45,9 +45,8 @@ class Ranks:
     def agree(self, what: str, error: Exception | None = None, value: int = 0) -> int:
         """Rank 0's ``value`` (>= 0), if every rank is at ``what`` in the code, and well.
 
-        Raises:
-            RanksError: another rank is at another place, or does not answer.
-            MeasurementError: it failed on another rank; MemoryError: memory was missing there.
+        A RanksError where another one is elsewhere, or does not answer; where it failed on
+        another one, a MeasurementError, or a MemoryError where memory was missing.
         """
         if error is not None:
             raise error

@@ -398,10 +398,7 @@ class VitalReviewer(Reviewer):
         same_weights_as: int | None,
         earlier: Sequence[Record],
     ) -> Vital | None:
-        """Of parameters that were not compared: since when weights are not finite, or are back.
-
-        They are back where all in scope have the bits of an earlier snapshot again.
-        """
+        """Of parameters that were not compared: since when some are not finite, or all are back."""
         before = next((r for r in reversed(earlier) if r.was_read), None)
         if vital is None or not vital.reason or before is None:
             return vital

@@ -67,15 +67,11 @@ _OF_GROUPS = {"num_steps": 0, "lr": 0.0, "lr_share": 0.0, "lr_rise": 1.0, "weigh
 
 
 class VitalTracker(Examiner):
-    """Remembers a sample of every parameter, to say what became of it since.
-
-    ``reader`` is of all parameters, which may be spread over ranks; ``reason`` says why they cannot
-    be compared, and is empty if they can.
-    """
+    """Remembers a sample of every parameter, to say what became of it since."""
 
     def __init__(self, reader: ShardedReader = WHOLE_MODEL, reason: str = "") -> None:
-        self._reader = reader
-        self._reason = reason
+        self._reader = reader  # of all parameters
+        self._reason = reason  # why they cannot be compared; empty if they can
         self._start = Sample({})
         self._marks: deque[tuple[int, np.ndarray]] = deque(maxlen=_NUM_MARKS)
         self._updates: deque[np.ndarray] = deque(maxlen=_NUM_PAST)
@@ -392,11 +388,7 @@ class GradientSummary(NamedTuple):
 
 
 class Gradients:
-    """Those of a model's parameters, as they are after a step.
-
-    Ranks that hold parts of the parameters look each at what it holds, and exchange the values of
-    the sampled weights.
-    """
+    """Those of a model's parameters after a step; ranks exchange the values of sampled weights."""
 
     def __init__(
         self,
@@ -409,11 +401,7 @@ class Gradients:
         self._reader = reader
 
     def summaries(self, unmoved: Mapping[str, bool]) -> dict[str, GradientSummary]:
-        """What is known of some.
-
-        ``unmoved``: whether a tensor stands still or shrinks. Where its sampled gradient is zero,
-        all of its gradient is read.
-        """
+        """What is known of some; all of a gradient is read where a tensor is ``unmoved``."""
         reader = self._reader
         chosen = {name: _chosen(name, self._parameters[name].numel()) for name in unmoved}
         with reader.ranks.all_or_none(f"gradients of {' '.join(chosen)}"):
@@ -535,10 +523,7 @@ class _Trained:
             )  # all were set to none or zero, perhaps, before
 
     def tell(self, facts: TensorFacts, peaks: list[float]) -> None:
-        """Add who trains each tensor, and how, and what the gradients say.
-
-        ``peaks`` are the highest learning rates of the param groups so far.
-        """
+        """Add who trains each tensor, and how, and what the gradients say."""
         groups = []
         for clock, rate, peak in zip(self.done, self.rates, peaks, strict=False):
             mean = clock.lr / max(clock.steps, 1)

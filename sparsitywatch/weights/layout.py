@@ -205,17 +205,12 @@ class _Width:
 
 
 class Layout:
-    """The parts of a model: where its blocks are, and what each tensor belongs to.
-
-    Args:
-        entries: every tensor of the model.
-        modules: the class of the module at each path; None where there is no model.
-    """
+    """The parts of a model: where its blocks are, and what each tensor belongs to."""
 
     def __init__(
         self, entries: Sequence[Entry], modules: Mapping[str, type[nn.Module]] | None = None
     ) -> None:
-        self.modules = modules
+        self.modules = modules  # the class of each, by path; None where there is no model
         self._entries = {entry.name: entry for entry in entries}
         self._places = {entry.name: Place.of(entry.name) for entry in entries}
         #: The bias beside each tensor: a layer's has an element for each of its outputs.
@@ -370,10 +365,7 @@ class Layout:
         return is_matrix and not self._is_transposed(entry)
 
     def _is_transposed(self, entry: Entry) -> bool:
-        """Whether a matrix has its inputs first, as transformers' Conv1D.
-
-        Its bias tells; for a square one, that of another of the same name.
-        """
+        """Whether its inputs come first, by its bias; of a square one, by another's of its name."""
         return len(entry.shape) == 2 and _leaf(entry.name) in self._transposed
 
     # ------------------------------------------------------------------ blocks

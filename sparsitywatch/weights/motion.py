@@ -345,12 +345,7 @@ def motion_of(
 
 
 def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -> np.ndarray:
-    """Magnitude of the change that shrinking by ``exp(log_shrink)`` does not explain.
-
-    >>> one = np.ones(1)
-    >>> unexplained_change(one, 0.5 * one, math.log(0.5)).item()
-    0.0
-    """
+    """Magnitude of the change that shrinking by ``exp(log_shrink)`` does not explain."""
     change: np.ndarray = before * -math.exp(log_shrink)
     change += now  # in place: fresh memory costs more than the arithmetic
     np.abs(change, out=change)
@@ -358,11 +353,7 @@ def unexplained_change(before: np.ndarray, now: np.ndarray, log_shrink: float) -
 
 
 def median(values: np.ndarray) -> float:
-    """The middle one of an odd number of values, else the lower of the two; NaN without any.
-
-    >>> median(np.array([3.0, 1.0, 2.0, 4.0]))
-    2.0
-    """
+    """The middle one of an odd number of values, else the lower of the two; NaN without any."""
     if not len(values):
         return math.nan
     middle = (len(values) - 1) // 2
@@ -370,11 +361,7 @@ def median(values: np.ndarray) -> float:
 
 
 def spacing(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Distance of the neighbouring numbers of ``dtype`` at each value.
-
-    >>> spacing(np.array([1.0, 1.5, 2.0]), torch.bfloat16).tolist()
-    [0.0078125, 0.0078125, 0.015625]
-    """
+    """Distance of the neighbouring numbers of ``dtype`` at each value."""
     info = torch.finfo(dtype)
     # the power of two at or below a number is what is left of it without its significand
     spacing: np.ndarray = np.abs(values)
@@ -433,21 +420,12 @@ def _chance(
 
 
 def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
-    """Which of N magnitudes are at most each of K thresholds, packed: uint8 [K, ceil(N / 8)].
-
-    >>> removed(np.array([0.1, 2.0, 0.3, math.nan]), [0.2, 9.0])
-    array([[128],
-           [224]], dtype=uint8)
-    """
+    """Which of N magnitudes are at most each of K thresholds, packed: uint8 [K, ceil(N / 8)]."""
     return np.packbits(magnitudes <= np.array(thresholds)[:, None], axis=1)
 
 
 def overlap(before: np.ndarray, now: np.ndarray) -> float:
-    """Of the packed bits that were set before, the fraction that is set now; NaN of none.
-
-    >>> overlap(np.packbits([1, 1, 1, 0]), np.packbits([0, 1, 1, 1]))
-    0.6666666666666666
-    """
+    """Of the packed bits that were set before, the fraction that is set now; NaN of none."""
     num_before = int(_NUM_BITS[before].sum())
     return int(_NUM_BITS[before & now].sum()) / num_before if num_before else math.nan
 
@@ -459,10 +437,7 @@ def overlap(before: np.ndarray, now: np.ndarray) -> float:
 def decay_projection(
     motions: Mapping[str, TensorMotion], now: Values, thresholds: Mapping[str, float]
 ) -> DecayProjection | None:
-    """The share of the weights that is dormant and will be near zero, by the clock's advance.
-
-    None if the decay clock stands still, or a threshold of a tensor is not known.
-    """
+    """The share that is dormant and will be near zero; None without a clock or a threshold."""
     known: dict[str, TensorMotion] = {}
     total, advance = 0, 0.0
     for name, motion in motions.items():
@@ -570,11 +545,7 @@ def estimate_between(
 
 
 def _pile(ratios: np.ndarray, width: float) -> tuple[float, int, float]:
-    """Median and number of sorted values in the fullest window, and the mean number beside it.
-
-    >>> _pile(np.array([-99.0, 0.0, 0.25, 0.5, 99.0]), 0.75)
-    (0.25, 3, 0.0)
-    """
+    """Median and number of sorted values in the fullest window, and the mean number beside it."""
     if not len(ratios):
         return 0.0, 0, 0.0
     # the fullest of some windows: one that begins elsewhere is worth a count if it holds as many

@@ -6,7 +6,7 @@ import fnmatch
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -90,10 +90,7 @@ class Scope:
 
     @cached_property
     def hash(self) -> str:
-        """Identity of the in-scope set: names and shapes, 16 hexadecimal digits.
-
-        The order does not count: some formats of checkpoints do not keep it.
-        """
+        """Identity of the in-scope set: names and shapes in any order, 16 hexadecimal digits."""
         text = "\n".join(sorted(f"{e.name} {e.shape}" for e in self.ledger if e.in_scope))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -238,7 +235,7 @@ def _decided(
     modules: Mapping[str, type[nn.Module]] | None = None,
 ) -> tuple[LedgerEntry, ...]:
     """The ledger of a live model where its ``modules`` are known, else of stored tensors."""
-    decide = _decider(Layout(entries, modules), entries, scope)
+    decide = _decider(Layout(entries, modules), scope)
     by_storage: dict[object, dict[str, nn.Parameter]] = {}
     for entry, parameter in zip(entries, parameters, strict=True):
         by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
@@ -264,7 +261,7 @@ def _decided(
     return tuple(ledger)
 
 
-def _decider(layout: Layout, entries: Sequence[Entry], scope: ScopeLike) -> Decider:
+def _decider(layout: Layout, scope: ScopeLike) -> Decider:
     if isinstance(scope, str):
         if scope not in PRESETS:
             raise ScopeError(
@@ -274,11 +271,11 @@ def _decider(layout: Layout, entries: Sequence[Entry], scope: ScopeLike) -> Deci
         return layout.decider(scope)
     # a live model has no buffers among its parameters
     is_live = layout.modules is not None
-    known = {e.name for e in entries if is_live or layout.kinds[e.name] != "buffer"}
+    known = {name for name, kind in layout.kinds.items() if is_live or kind != "buffer"}
     if callable(scope) and not isinstance(scope, type):
-        chosen = _filter_decider(scope)
+        chosen = partial(_chosen, scope)
     else:
-        chosen = _pattern_decider(sorted(known), _patterns(scope))
+        chosen = partial(_matched, _patterns(scope, sorted(known)))
 
     def decide(names: Sequence[str], parameter: nn.Parameter) -> tuple[bool, str]:
         return chosen(names, parameter) if names[0] in known else (False, "buffer")
@@ -286,7 +283,8 @@ def _decider(layout: Layout, entries: Sequence[Entry], scope: ScopeLike) -> Deci
     return decide
 
 
-def _patterns(scope: object) -> list[str]:
+def _patterns(scope: object, known: Sequence[str]) -> list[str]:
+    """Those of names, each of which matches some."""
     what = f"one of {sorted(PRESETS)}, a list of name patterns or a function (name, parameter)"
     try:
         patterns = listed("scope", scope, what)
@@ -294,38 +292,33 @@ def _patterns(scope: object) -> list[str]:
             expect(isinstance(pattern, str), f"scope[{index}]", "a pattern of names", pattern)
     except ConfigurationError as error:
         raise ScopeError(str(error)) from None
-    return patterns
-
-
-def _filter_decider(chooses: Callable[[str, nn.Parameter], bool]) -> Decider:
-    def decide(names: Sequence[str], parameter: nn.Parameter) -> tuple[bool, str]:
-        try:
-            is_chosen = bool(chooses(names[0], parameter))
-        except Exception as error:
-            raise ScopeError(
-                "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
-                f"{redacted_error(error)} for {names[0]!r}."
-            ) from error
-        return is_chosen, "chosen by the filter" if is_chosen else "refused by the filter"
-
-    return decide
-
-
-def _pattern_decider(known: list[str], patterns: list[str]) -> Decider:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             raise ScopeError(
                 f"Expected every pattern of `scope` to match a parameter, but {pattern!r} matches "
                 f"none of {len(known)}, such as {known[:3]}."
             )
+    return patterns
 
-    def decide(names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
-        for pattern in patterns:
-            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                return True, f"matches {pattern!r}"
-        return False, "matches no pattern"
 
-    return decide
+def _chosen(
+    chooses: Callable[[str, nn.Parameter], bool], names: Sequence[str], parameter: nn.Parameter
+) -> tuple[bool, str]:
+    try:
+        is_chosen = bool(chooses(names[0], parameter))
+    except Exception as error:
+        raise ScopeError(
+            "Expected `scope` to be a function (name, parameter) -> bool, but it raised "
+            f"{redacted_error(error)} for {names[0]!r}."
+        ) from error
+    return is_chosen, "chosen by the filter" if is_chosen else "refused by the filter"
+
+
+def _matched(patterns: Sequence[str], names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return True, f"matches {pattern!r}"
+    return False, "matches no pattern"
 
 
 def _nothing_matched(scope: ScopeLike, ledger: Sequence[LedgerEntry]) -> str:

@@ -51,10 +51,7 @@ def local_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def kept_for(tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor | None:
-    """What this rank holds of something that is kept for a parameter, such as its gradient.
-
-    None if it is not split as the parameter is, or is not dense.
-    """
+    """What this rank holds of a parameter's gradient, if it is dense and split alike."""
     if held.layout is not torch.strided:
         return None
     if hasattr(tensor, "flat_shard"):  # FSDP1
@@ -166,10 +163,7 @@ class FlatShard:
 
 
 def flat_parameters(modules: Modules) -> list[tuple[str, nn.Parameter]]:
-    """The parameters of FSDP1's modules by name, whole shapes without data; tied ones are one.
-
-    Each has its ``FlatShard`` as the attribute ``flat_shard``.
-    """
+    """FSDP1's parameters by name, in whole shapes without data, with a ``flat_shard`` each."""
     handles: dict[int, Any] = {id(module): vars(module).get("_handle") for _, module in modules}
     flats = [handle.flat_param for handle in handles.values() if hasattr(handle, "flat_param")]
     if not flats:

@@ -199,11 +199,7 @@ def gather_sample(
 
 @dataclass(frozen=True)
 class Sampler:
-    """Takes the same weights of a model again and again.
-
-    The choice depends on names, sizes and the seed alone; not on the order in which a model
-    or a file has its tensors.
-    """
+    """Takes the same weights again and again, by names, sizes and seed; in whatever order."""
 
     num_samples: int | None  # None, or more than there are: every in-scope weight
     seed: int = 0
@@ -273,11 +269,7 @@ def fingerprint(digest: str, sample: Mapping[str, torch.Tensor]) -> str:
 
 
 def float64_of(*tensors: torch.Tensor) -> np.ndarray:
-    """The values of CPU tensors of any float dtype, one after another, in memory of their own.
-
-    >>> float64_of(torch.tensor([[1.5, -2.0]]).bfloat16(), torch.tensor(3.0))
-    array([ 1.5, -2. ,  3. ])
-    """
+    """The values of CPU tensors of any float dtype, one after another, in memory of their own."""
     found, end = np.empty(sum(map(torch.numel, tensors))), 0
     for tensor in tensors:
         flat, start = tensor.detach().reshape(-1), end

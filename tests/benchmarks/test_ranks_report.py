@@ -13,8 +13,7 @@ import ranks
 import torch
 from ranking import scaling
 
-from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.ranks.shards import ShardBox, Shards
+from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,7 @@ import torch
 from hypothesis import strategies as st
 
 from sparsitywatch.ranks.protocol import Ranks
-from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.ranks.shards import ShardBox, Shards
+from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 from sparsitywatch.records import LedgerEntry
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

@@ -18,8 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sparsitywatch.errors import ScopeError
-from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.ranks.shards import ShardBox, Shards
+from sparsitywatch.ranks.reading import ShardBox, ShardedReader, Shards
 
 
 @given(boxes(), st.integers(0, 2**32 - 1))

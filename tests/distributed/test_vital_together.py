@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.errors import MeasurementError, ScopeError
-from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
-from sparsitywatch.ranks.shards import ShardBox, Shards
+from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardBox, ShardedReader, Shards
 from sparsitywatch.vital.reading import SOME, VitalTracker
 from sparsitywatch.weights.clock import DecayClock, Training
 

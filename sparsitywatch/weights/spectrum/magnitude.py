@@ -49,14 +49,7 @@ class NearZeroRule:
 
     @classmethod
     def parse(cls, name: str) -> NearZeroRule:
-        """A rule from its name: "initial_0.1", "rms_0.1", "abs_0.001", "zero".
-
-        Raises:
-            ConfigurationError: the name is none of these.
-
-        >>> NearZeroRule.parse("rms_0.1")
-        NearZeroRule(kind='rms', factor=0.1)
-        """
+        """A rule from its name: "initial_0.1", "rms_0.1", "abs_0.001", "zero"."""
         if name == "zero":
             return cls("zero", 0.0)
         kind, _, number = name.partition("_") if isinstance(name, str) else ("", "", "")
@@ -72,22 +65,14 @@ class NearZeroRule:
         return cls(kind, factor)
 
     def fixed_thresholds(self, initial_rms: Mapping[str, float]) -> dict[str, float] | None:
-        """The threshold of each tensor; None where it moves with the weights, or is 0.
-
-        >>> NearZeroRule.parse("abs_0.001").fixed_thresholds({"weight": 0.02})
-        {'weight': 0.001}
-        """
+        """The threshold of each tensor; None where it moves with the weights, or is 0."""
         if self.kind == "initial":
             return {name: self.factor * rms for name, rms in initial_rms.items()}
         return dict.fromkeys(initial_rms, self.factor) if self.kind == "abs" else None
 
 
 def near_zero_rules(rules: Sequence[str]) -> dict[str, NearZeroRule]:
-    """Rules by their names.
-
-    Raises:
-        ConfigurationError: they are no list of such names.
-    """
+    """Rules by their names; a ConfigurationError if they are no list of such names."""
     names = listed("near_zero", rules, "a list of rules such as 'initial_0.1'")
     return {name: NearZeroRule.parse(name) for name in names}
 
@@ -97,19 +82,6 @@ def num_pruned(numel: int, level: float) -> int:
 
     The only rounding rule of the package: to the nearest integer, halves to even, as
     ``torch.nn.utils.prune`` does.
-
-    Args:
-        numel: number of weights.
-        level: a fraction in [0, 1].
-
-    Returns:
-        An integer in [0, numel].
-
-    Raises:
-        ConfigurationError: ``level`` lies outside [0, 1].
-
-    >>> num_pruned(10, 0.25), num_pruned(10, 0.35)
-    (2, 4)
     """
     if not 0.0 <= level <= 1.0:
         raise ConfigurationError(
