@@ -109,7 +109,9 @@ class VitalTracker(Examiner):
         if self._reason:
             return partial(VitalReading, reason=self._reason)
         weights = {name: one for name, one in parameters.items() if _has_numbers(one)}
-        now = Sample.of(weights, self._reader)
+        chosen = {name: _chosen(name, one.numel()) for name, one in weights.items()}
+        held = {name: local_of(one) for name, one in weights.items()}
+        now = Sample(self._reader.gather_sample(held, chosen))
         if self._start.kinds != now.kinds:
             self._start = now
         if self._before.kinds != now.kinds:
@@ -229,13 +231,6 @@ class Sample:
         self.starts = np.cumsum(self.num) - self.num
         words = [bits_of(one).numpy() for one in tensors.values()]
         self.words = np.concatenate([np.empty(0, np.uint8), *words])  # as wide as the widest
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, torch.Tensor], reader: ShardedReader) -> Sample:
-        """Of some parameters as they are now."""
-        chosen = {name: _chosen(name, one.numel()) for name, one in parameters.items()}
-        held = {name: local_of(one) for name, one in parameters.items()}
-        return cls(reader.gather_sample(held, chosen))
 
     @cached_property
     def values(self) -> np.ndarray:

@@ -186,9 +186,10 @@ def gather_sample(
     tensors: Mapping[str, torch.Tensor], chosen: Mapping[str, SampleIndex]
 ) -> dict[str, torch.Tensor]:
     """The chosen weights by name, 1-D, on the CPU, in memory of their own."""
-    found = {name: some.of(tensors[name]) for name, some in chosen.items()}
+    found: dict[str, torch.Tensor] = {}
     on_devices: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-    for name, one in found.items():
+    for name, some in chosen.items():
+        one = found[name] = some.of(tensors[name])
         if not one.is_cpu:
             on_devices.setdefault((one.device, one.dtype), []).append(name)
     for (_, dtype), names in on_devices.items():  # each in one transfer

@@ -148,43 +148,51 @@ def test_another_shape_or_dtype_is_compared_with_nothing() -> None:
     assert np.isnan(found["w"].update)
 
 
-class Trained:
-    """A layer of each role under AdamW, with what the watch would know of it."""
+class Looked:
+    """A tracker that knows the optimizer of some parameters."""
 
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.own, self.left_out, self.frozen = (nn.Linear(8, 8) for _ in range(3))
-        self.elsewhere = nn.Linear(8, 8)
-        self.frozen.requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.own.parameters(), lr=0.01, weight_decay=0.1)
-        self.other = torch.optim.SGD(self.elsewhere.parameters(), lr=0.01)
-        self.tracker, self.clock = VitalTracker(), DecayClock()
+    def __init__(self, optimizer: torch.optim.Optimizer, **parameters: torch.Tensor) -> None:
+        self.optimizer, self.parameters = optimizer, parameters
+        self.others: list[torch.optim.Optimizer] = []
+        self.tracker, self.clock, self.num_looks = VitalTracker(), DecayClock(), 0
 
-    @property
-    def parameters(self) -> dict[str, torch.Tensor]:
-        parts = ("own", "left_out", "frozen", "elsewhere")
-        return {f"{part}.{name}": p for part in parts
-                for name, p in getattr(self, part).named_parameters()}  # fmt: skip
-
-    def step(self, *, zero: bool = False) -> None:
-        for parameter in self.parameters.values():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter) if zero else torch.randn(
-                    parameter.shape)  # fmt: skip
+    def step(self) -> None:
         self.optimizer.step()
         self.clock.advance(self.optimizer)
 
-    def look(self, step: int) -> dict[str, Any]:
-        training = Training(optimizer=self.optimizer, clock=self.clock, others=[self.other])
-        facts = self.tracker.look(step, self.parameters, training)().facts
-        return rows(facts)
+    def begin(self) -> Any:
+        training = Training(optimizer=self.optimizer, clock=self.clock, others=self.others)
+        self.num_looks += 1
+        return self.tracker.look(self.num_looks - 1, self.parameters, training)
+
+    def rows(self) -> dict[str, Any]:
+        return rows(self.begin()().facts)
+
+
+class Trained(Looked):
+    """A layer of each role under AdamW."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        layers = {name: nn.Linear(8, 8) for name in ("own", "left_out", "frozen", "elsewhere")}
+        layers["frozen"].requires_grad_(False)
+        own = torch.optim.AdamW(layers["own"].parameters(), lr=0.01, weight_decay=0.1)
+        super().__init__(own, **dict(nn.ModuleDict(layers).named_parameters()))
+        self.others.append(torch.optim.SGD(layers["elsewhere"].parameters(), lr=0.01))
+
+    def train(self, *, zero: bool = False) -> None:
+        for parameter in self.parameters.values():
+            if parameter.requires_grad:
+                gradient = torch.randn(parameter.shape)
+                parameter.grad = torch.zeros_like(parameter) if zero else gradient
+        self.step()
 
 
 def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
     trained = Trained()
-    trained.look(0)
-    trained.step()
-    found = trained.look(1)
+    trained.rows()
+    trained.train()
+    found = trained.rows()
     roles = {name: one.trained_by for name, one in found.items() if name.endswith("weight")}
     assert roles == {"own.weight": "own", "left_out.weight": "none", "frozen.weight": "frozen",
                      "elsewhere.weight": "other"}  # fmt: skip
@@ -197,10 +205,10 @@ def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
 
 def test_a_tensor_that_decay_alone_moves_has_no_gradient() -> None:
     trained = Trained()
-    trained.look(0)
-    for step in range(1, 4):
-        trained.step(zero=True)
-        found = trained.look(step)
+    trained.rows()
+    for _ in range(3):
+        trained.train(zero=True)
+        found = trained.rows()
     one = found["own.weight"]
     # where all gradients are zero it may be that they were reset before
     assert (one.shrinks_for, one.gradient, one.has_moved) == (3, "zero", False)
@@ -208,13 +216,13 @@ def test_a_tensor_that_decay_alone_moves_has_no_gradient() -> None:
 
 def test_nothing_is_touched() -> None:
     trained = Trained()
-    trained.look(0)
-    trained.step()
+    trained.rows()
+    trained.train()
     state = copy.deepcopy((trained.optimizer.state_dict(), trained.parameters))
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in
                  trained.parameters.items()}  # fmt: skip
     known = len(trained.optimizer.state)
-    trained.look(1)
+    trained.rows()
     assert len(trained.optimizer.state) == known  # a defaultdict grows by being asked
     assert str(state[0]) == str(trained.optimizer.state_dict())
     for name, parameter in trained.parameters.items():
@@ -225,30 +233,27 @@ def test_nothing_is_touched() -> None:
 
 def test_it_goes_on_from_its_state() -> None:
     trained = Trained()
-    for step in range(5):
-        trained.look(step)
-        trained.step()
+    for _ in range(5):
+        trained.rows()
+        trained.train()
     file = io.BytesIO()
     torch.save(trained.tracker.state_dict(), file)
     file.seek(0)
     again = VitalTracker()
     again.load_state_dict(torch.load(file, weights_only=True))
-    expected = trained.look(5)
-    trained.tracker = again
-    assert trained.look(5) == expected
+    expected = trained.rows()
+    trained.tracker, trained.num_looks = again, 5
+    assert trained.rows() == expected
 
 
 def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
     weight = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
-    optimizer = torch.optim.AdamW([weight], lr=1e-4, weight_decay=0.0)
-    tracker, clock = VitalTracker(), DecayClock()
-    for step in range(2):
-        found = tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
+    looked = Looked(torch.optim.AdamW([weight], lr=1e-4, weight_decay=0.0), w=weight)
+    for _ in range(2):
+        looked.rows()
         weight.grad = torch.randn(64).bfloat16()
-        optimizer.step()
-        clock.advance(optimizer)
-    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
-    (one,) = rows(found.facts).values()
+        looked.step()
+    one = looked.rows()["w"]
     assert (one.num_still, one.num_lossy, one.num_lossy_moved) == (64, 64, 0)
     # bfloat16 numbers are 2**-7 apart from 1 on; in each of two intervals
     assert one.num_lossy_expected == pytest.approx(2 * 64 * 0.25 * 1e-4 * 2**7)
@@ -257,18 +262,14 @@ def test_updates_below_the_spacing_of_bfloat16_are_counted_as_lost() -> None:
 def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> None:
     """A norm of which one weight moves now and then, as under SGD with its uneven gradients."""
     weight = nn.Parameter(torch.ones(16, dtype=torch.bfloat16))
-    optimizer = torch.optim.SGD([weight], lr=0.02)
-    tracker, clock, found = VitalTracker(), DecayClock(), []
+    looked, found = Looked(torch.optim.SGD([weight], lr=0.02), w=weight), []
     for step in range(5):
-        facts = tracker.look(
-            step, {"w": weight}, Training(optimizer=optimizer, clock=clock)
-        )().facts
-        found.append((facts.num_lossy_expected.sum(), facts.num_lossy_moved.sum()))
+        one = looked.rows()["w"]
+        found.append((one.num_lossy_expected, one.num_lossy_moved))
         weight.grad = torch.full((16,), 0.02 if step < 3 else 2.0).bfloat16()
         with torch.no_grad():
             weight[step] += 0.0625  # by something else
-        optimizer.step()
-        clock.advance(optimizer)
+        looked.step()
     update = 0.02 * weight.grad.new_tensor(0.02).item()
     one = 16 * 0.25 * update * 2**7  # that would have moved, of an interval
     assert [expected / one for expected, _ in found] == pytest.approx([0, 1, 2, 3, 0], abs=1e-3)
@@ -279,15 +280,12 @@ def test_what_is_lost_adds_up_although_a_weight_moves_and_until_most_do() -> Non
 def test_steps_that_end_with_the_gradient_are_not_lost(sizes: tuple, num_lossy: int) -> None:
     """SGD that has learned all there is, and SGD whose learning rate is too small."""
     weight = nn.Parameter(torch.ones(64))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    tracker, clock = VitalTracker(), DecayClock()
-    for step, size in enumerate(sizes):
-        tracker.look(step, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
+    looked = Looked(torch.optim.SGD([weight], lr=0.1), w=weight)
+    for size in sizes:
+        looked.rows()
         weight.grad = torch.full((64,), size)
-        optimizer.step()
-        clock.advance(optimizer)
-    found = tracker.look(2, {"w": weight}, Training(optimizer=optimizer, clock=clock))()
-    (one,) = rows(found.facts).values()
+        looked.step()
+    one = looked.rows()["w"]
     assert (one.num_still, one.num_lossy) == (64, num_lossy)
 
 
@@ -295,22 +293,18 @@ def test_what_is_said_behind_the_training_is_of_the_step_that_was_read() -> None
     def said(*, is_late: bool) -> Any:
         still, moving = (nn.Parameter(torch.ones(64).bfloat16()) for _ in range(2))
         optimizer = torch.optim.SGD([still, moving], lr=1e-2, momentum=0.5)
-        tracker, clock = VitalTracker(), DecayClock()
-        training = Training(optimizer=optimizer, clock=clock)
-        parameters = {"still": still, "moving": moving}
+        looked = Looked(optimizer, still=still, moving=moving)
         for step in range(3):
             still.grad, moving.grad = (torch.full((64,), size).bfloat16() for size in (1e-2, 1.0))
-            optimizer.step()
-            clock.advance(optimizer)
-            last = tracker.look(step, parameters, training)
+            looked.step()
+            last = looked.begin()
             if step < 2:
                 last()
         if is_late:  # training goes on meanwhile, in the same memory
             for tensor in (still.data, moving.data, still.grad, moving.grad):
                 tensor.fill_(7.0)
             optimizer.param_groups[0].update(lr=9.0, momentum=0.0)
-            optimizer.step()
-            clock.advance(optimizer)
+            looked.step()
             still.requires_grad_(False)
             optimizer.zero_grad()
         return last().facts
