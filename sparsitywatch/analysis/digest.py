@@ -111,27 +111,21 @@ def _digest_series(steps: np.ndarray, values: np.ndarray) -> SeriesDigest:
     """Of a series that was measured at one snapshot at least."""
     steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
     found: dict[str, Any] = {}
-    for name, i in (
-        ("first", 0), ("last", -1), ("lowest", values.argmin()), ("highest", values.argmax()),
-    ):  # fmt: skip
+    lowest, highest = int(values.argmin()), int(values.argmax())
+    ends = {"first": 0, "last": -1, "lowest": lowest, "highest": highest}
+    for name, i in ends.items():
         found |= {name: float(values[i]), f"{name}_step": int(steps[i])}
     return SeriesDigest(**found)
 
 
 def _total_cost(run: Run) -> Cost:
-    costs = [record.cost for record in run.records]
+    """Sums of what the snapshots cost; the share of the time that was known last."""
+    costs = [vars(record.cost) for record in run.records]
     state = None if run.info is None else run.info.state
-    overheads = [cost.overhead for cost in costs] + ([] if state is None else [state.overhead])
-    return Cost(
-        stall_s=math.fsum(cost.stall_s for cost in costs),
-        spectrum_s=math.fsum(cost.spectrum_s for cost in costs),
-        evaluation_s=math.fsum(cost.evaluation_s for cost in costs),
-        publish_s=math.fsum(cost.publish_s for cost in costs),
-        num_forwards=sum(cost.num_forwards for cost in costs),
-        overhead=next((x for x in reversed(overheads) if math.isfinite(x)), math.nan),
-        num_left_out=sum(cost.num_left_out for cost in costs),
-        num_evaluations_left_out=sum(cost.num_evaluations_left_out for cost in costs),
-    )
+    overheads = [cost["overhead"] for cost in costs] + ([] if state is None else [state.overhead])
+    known = [x for x in overheads if math.isfinite(x)]
+    sums = {name: sum(cost[name] for cost in costs) for name in costs[0]}
+    return Cost(**{**sums, "overhead": known[-1] if known else math.nan})
 
 
 def _without_proxy(events: Sequence[Event]) -> list[Event]:

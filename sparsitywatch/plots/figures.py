@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,9 +19,6 @@ from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.analysis.run import Run
 from sparsitywatch.records import Event
 from sparsitywatch.series import describe
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 BLUE, GREEN, ORANGE, PURPLE = "#0072b2", "#009e73", "#e69f00", "#cc79a7"
@@ -53,20 +50,16 @@ _STYLE: dict[Any, object] = {
 }
 
 
-def _styled(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that draws in the style of this package and leaves the user's untouched."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(_STYLE)
-            return function(*args, **kwargs)
-
-    return wrapper
+@contextmanager
+def _styled() -> Iterator[None]:
+    """The style of this package, for a function that draws; the user's is left untouched."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
 
 
-@_styled
+@_styled()
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure to a file, whose folder is made if need be; its ending says the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +162,7 @@ def _draw_allowed(axes: Any, run: Run) -> None:
 # ------------------------------------------------------------------ the picture
 
 
-@_styled
+@_styled()
 def overview_figure(run: Run, *, title: str = "Sparsity during training") -> Figure:
     """A run in stacked panels over the optimizer steps, with its events marked.
 
@@ -367,7 +360,7 @@ _COMPARED = {
 }
 
 
-@_styled
+@_styled()
 def comparison_figure(runs: Sequence[Run], *, weights_only: bool = False) -> Figure:
     """Runs on top of each other: near-zero, dormant, essential sparsity with its interval.
 
