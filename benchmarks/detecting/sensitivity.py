@@ -239,15 +239,12 @@ def _of_measured(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
     for series in quiet.measured(seeds):
         yield "essential sparsity", package.MeasuredChange, series
         yield "reliance", partial(package.MeasuredChange, ratio=2.5), series
-
-
-def _of_dormant(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
     for series in (*quiet.dormant(seeds), *_recorded_dormant()):
         yield "dormant", package.DormantRise, series
 
 
-#: By its module, what each detector is looked at on.
-DETECTORS = {"abrupt": _of_any, "measured": _of_measured, "dormant": _of_dormant}
+#: By their module, what detectors are looked at on.
+DETECTORS = {"abrupt": _of_any, "measured": _of_measured}
 
 
 def _recorded_dormant() -> Iterator[Series]:

@@ -91,12 +91,13 @@ def test_changes_are_counted_by_series() -> None:
 
 @pytest.mark.slow
 def test_a_number_is_tried_on_the_detectors_that_read_it() -> None:
-    assert detectors_with("detector") == {"abrupt", "measured", "dormant"}
+    assert detectors_with("detector") == {"abrupt", "measured"}
     assert detectors_with("growth") == detectors_with("abrupt") == {"abrupt"}
     assert detectors_with("measured") == {"measured"}
-    found = outcomes([100], 41, modules=detectors_with("dormant"))
-    assert found
-    assert all(name.startswith("dormant") for name in found)
+    found = outcomes([100], 41, modules=detectors_with("measured"))
+    kinds = ("dormant", "essential sparsity", "reliance")
+    assert {kind for kind in kinds for name in found if name.startswith(kind)} == set(kinds)
+    assert all(name.startswith(kinds) for name in found)
 
 
 @pytest.mark.slow
