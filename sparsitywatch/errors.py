@@ -42,7 +42,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -149,15 +149,15 @@ def reraise_foreign(error: BaseException, *, strict: bool = False) -> None:
 def note_signal_handlers() -> None:
     """Remember what handles signals now, to know its exceptions later."""
     for number in _SIGNALS:
-        code = _code(signal.getsignal(number))
-        if code is not None:
-            _handlers.add(code)
+        handler = signal.getsignal(number)
+        if callable(handler) and handler is not signal.default_int_handler:
+            code = _code(handler)
+            if code is not None:
+                _handlers.add(code)
 
 
 def _code(handler: Any) -> CodeType | None:
-    """Of the function that runs first; None for the system's handlers and those not in Python."""
-    if handler is signal.default_int_handler or not callable(handler):
-        return None
+    """Of the function that runs first; None for handlers that are not in Python."""
     while hasattr(handler, "func") and not hasattr(handler, "__code__"):
         handler = handler.func  # of a functools.partial
     if not hasattr(handler, "__code__"):
@@ -271,12 +271,6 @@ def expect_functions(name: str, functions: Any) -> None:
     if callable(functions):
         raise _refused(name, f"{what}; put a single function in a list", functions)
     expect(all(map(callable, listed(name, functions, what))), name, what, functions)
-
-
-def expect_methods(name: str, thing: object, methods: Iterable[str], what: str) -> None:
-    """Refuse an object that lacks one of some methods, and a class in the place of an object."""
-    has_all = all(callable(getattr(thing, method, None)) for method in methods)
-    expect(has_all and not isinstance(thing, type), name, what, thing)
 
 
 def expect_mapping(name: str, value: Any, what: str) -> None:

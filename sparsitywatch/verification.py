@@ -33,6 +33,8 @@ __all__ = ["Difference", "Trace", "Training", "Verification", "verify"]
 
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 _MAX_LINES = 20  # differences that a text names
+#: What names of Python's own state begin with: attributes, closures, globals, generators held.
+STATE = "state"
 
 
 class Leaf(NamedTuple):
@@ -85,10 +87,6 @@ def detail(expected: Leaf | None, got: Leaf | None) -> str:
     return f"only in one of the two: {' '.join(odd)}" if odd else "in another order"
 
 
-#: What names of Python's own state begin with: attributes, closures, globals, generators held.
-STATE = "state"
-
-
 @dataclass(frozen=True)
 class Training:
     """A training that has been built and not begun, as ``verify`` describes it."""
@@ -111,24 +109,24 @@ class Training:
             )
         model, optimizer, step, others = (*made, {})[:4]
         has_state = optimizer is None or _has_state(optimizer)
-        _expect_part(isinstance(model, nn.Module), "`model`", "be a torch.nn.Module", model)
-        _expect_part(has_state, "`optimizer`", "be an optimizer or None", optimizer)
-        _expect_part(callable(step), "`step`", "be a function without arguments", step)
-        _expect_part(isinstance(others, Mapping), "`others`", "be a dict by name", others)
-        for name, other in others.items():
-            _expect_part(_has_state(other), f"others[{name!r}]", "have a state_dict()", other)
+        parts = [
+            (isinstance(model, nn.Module), "`model`", "be a torch.nn.Module", model),
+            (has_state, "`optimizer`", "be an optimizer or None", optimizer),
+            (callable(step), "`step`", "be a function without arguments", step),
+            (isinstance(others, Mapping), "`others`", "be a dict by name", others),
+        ]
+        for name, other in others.items() if isinstance(others, Mapping) else ():
+            parts.append((_has_state(other), f"others[{name!r}]", "have a state_dict()", other))
+        for is_right, part, what, came in parts:
+            if not is_right:
+                raise ConfigurationError(
+                    f"Expected {part} from `make_training()` to {what}, got {type(came).__name__}."
+                )
         return cls(*made)
 
 
 def _has_state(thing: Any) -> bool:
     return callable(getattr(thing, "state_dict", None))
-
-
-def _expect_part(is_right: bool, part: str, what: str, came: object) -> None:
-    if not is_right:
-        raise ConfigurationError(
-            f"Expected {part} from `make_training()` to {what}, got {type(came).__name__}."
-        )
 
 
 @dataclass(frozen=True)
@@ -188,15 +186,15 @@ def trace(
         with contextlib.ExitStack() as stack:
             watcher = None if attach is None else stack.enter_context(attach(training))
             returned = None
-            digests = [_digests(_leaves(training, returned))]
-            for step in range(1, steps + 1):
+            digests = []
+            for _ in range(steps):
+                digests.append({n: hash(bits) for n, bits in _leaves(training, returned).items()})
                 returned = training.step()
                 if training.optimizer is None and watcher is not None:
                     watcher.step()
-                if step < steps:
-                    digests.append(_digests(_leaves(training, returned)))
         last = _leaves(training, returned)
-    return Trace((*digests, _digests(last)), last, seed)
+    digests.append({name: hash(bits) for name, bits in last.items()})
+    return Trace(tuple(digests), last, seed)
 
 
 def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
@@ -213,10 +211,6 @@ def compare(expected: Trace, got: Trace) -> tuple[Difference, ...]:
         Difference(name, step, detail(expected.last.get(name), got.last.get(name)))
         for name, step in first_steps.items()
     )
-
-
-def _digests(named: Mapping[str, Leaf]) -> dict[str, int]:
-    return {name: hash(bits) for name, bits in named.items()}
 
 
 def _leaves(training: Training, returned: Any) -> dict[str, Leaf]:
@@ -433,12 +427,11 @@ def verify(
 
 
 def _check(
-    make_training: object, steps: int, seed: int, baseline: object, watch_arguments: dict[str, Any]
+    make_training: object, steps: int, seed: int, baseline: Any, watch_arguments: dict[str, Any]
 ) -> None:
     """Refuse what could not be used before anything is trained."""
-    expect(
-        callable(make_training), "make_training", "a function that builds a training", make_training
-    )
+    what = "a function that builds a training"
+    expect(callable(make_training), "make_training", what, make_training)
     expect_whole("steps", steps, 1)
     expect_whole("seed", seed, 0)
     expect(seed < 2**32, "seed", "below 2**32", seed)
@@ -451,15 +444,13 @@ def _check(
         )
     if baseline is None:
         return
-    if not isinstance(baseline, Verification):
-        raise ConfigurationError(
-            f"Expected `baseline` to be what verify returned, got {type(baseline).__name__}."
-        )
-    was = baseline.baseline.steps, baseline.baseline.seed
-    if was != (steps, seed):
+    is_verification = isinstance(baseline, Verification)
+    expect(is_verification, "baseline", "what verify returned", baseline)
+    was = baseline.baseline
+    if (was.steps, was.seed) != (steps, seed):
         raise ConfigurationError(
             f"Expected `baseline` to be of {steps} steps from seed {seed}, "
-            f"got one of {was[0]} steps from seed {was[1]}."
+            f"got one of {was.steps} steps from seed {was.seed}."
         )
 
 

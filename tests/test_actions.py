@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 import sparsitywatch as sw
-from sparsitywatch.actions import Action, SaveCheckpoint, SaveNow, StopTraining, Webhook
-from sparsitywatch.pipeline.pipeline import Pipeline, log_event
+from sparsitywatch.actions import Action, SaveCheckpoint, SaveNow, StopTraining, Webhook, log_event
+from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.records import Event
 
 EVENT = Event(

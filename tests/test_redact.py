@@ -136,9 +136,7 @@ def test_an_error_of_this_library_tells_no_secret_and_moves_no_cursor() -> None:
     assert ConfigurationError("two", 2).args == ("two", 2)
 
 
-def test_what_is_logged_tells_no_secret_and_moves_no_cursor(
-    caplog,
-) -> None:
+def test_what_is_logged_tells_no_secret_and_moves_no_cursor(caplog) -> None:
     logger = logging.getLogger("sparsitywatch")
     cause = OSError(f"\x1b[31m https://me:{SECRET}@host/a?sig={SECRET}")
     logger.error("sparsitywatch: at %s, 100%%: %s", 5, "\x1b]0;s3://u:p@b/x", exc_info=cause)

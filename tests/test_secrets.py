@@ -167,10 +167,7 @@ def test_no_secret_of_a_url_is_in_what_a_replay_writes_and_says(
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["summary", "scope", "plot", "report"])
 def test_no_escape_and_no_secret_is_printed_of_a_run(
-    replayed: tuple[Path, str, list[str]],
-    command: str,
-    tmp_path: Path,
-    capsys,
+    replayed: tuple[Path, str, list[str]], command: str, tmp_path: Path, capsys
 ) -> None:
     suffix = {"plot": ".png", "report": ".html"}.get(command)
     output = [] if suffix is None else ["-o", str(tmp_path / f"run{suffix}")]

@@ -30,6 +30,11 @@ def make_training() -> tuple[Any, ...]:
     return model, optimizer, step
 
 
+def draws(record: sw.Record) -> None:
+    """An action that disturbs a training."""
+    torch.rand(1)
+
+
 def test_equal_says_so_and_what_was_seen() -> None:
     report = sw.verify(make_training, steps=6, every=2)
     assert report.equal
@@ -56,10 +61,7 @@ def test_arguments_go_to_the_watch(tmp_path) -> None:
 
 
 def test_what_disturbs_is_named_with_its_step() -> None:
-    def disturb(record: sw.Record) -> None:
-        torch.rand(1)
-
-    report = sw.verify(make_training, steps=6, every=2, on_record=[disturb], background=False)
+    report = sw.verify(make_training, steps=6, every=2, on_record=[draws], background=False)
     assert report.deterministic
     assert not report.equal
     assert report.differences[0].name == "torch generator"
@@ -114,10 +116,7 @@ def test_a_failing_watch_is_equal_and_says_that_it_failed() -> None:
 def test_long_texts_are_cut(monkeypatch) -> None:
     monkeypatch.setattr("sparsitywatch.verification._MAX_LINES", 3)
 
-    def disturb(record: sw.Record) -> None:
-        torch.rand(1)
-
-    report = sw.verify(make_training, steps=4, every=1, on_record=[disturb])
+    report = sw.verify(make_training, steps=4, every=1, on_record=[draws])
     lines = str(report).splitlines()
     assert len(lines) == 5
     assert lines[-1] == f"  and {len(report.differences) - 3} more"
@@ -203,7 +202,7 @@ def test_parameters_that_only_the_optimizer_knows_are_compared() -> None:
         ({"seed": -1}, "`seed` to be a whole number >= 0, got -1"),
         ({"evry": 3}, "arguments of sw.watch beside model and optimizer, got `evry`"),
         ({"model": nn.Linear(2, 2)}, "beside model and optimizer, got `model`"),
-        ({"baseline": 3}, "`baseline` to be what verify returned, got int"),
+        ({"baseline": 3}, "`baseline` to be what verify returned, got 3"),
         ({"make_training": lambda: None}, r"`make_training\(\)` to return .*, got NoneType"),
         ({"make_training": lambda: (1, 2)}, r"`make_training\(\)` to return .*, got 2 of them"),
         ({"make_training": lambda: (1, None, print)}, "`model` .* torch.nn.Module, got int"),

@@ -23,14 +23,8 @@ from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 _logger = logging.getLogger("sparsitywatch")
 
 _STATE_KEYS = (
-    "step",
-    "scope_hash",
-    "proxy_hash",
-    "initial_rms",
-    "optimizer",
-    "pipeline",
-    "schedule",
-)
+    "step", "scope_hash", "proxy_hash", "initial_rms", "optimizer", "pipeline", "schedule",
+)  # fmt: skip
 #: Batches of a proxy that are larger than this are not kept with the run.
 _MOST_KEPT_BYTES = 256 * 2**20
 
@@ -54,10 +48,9 @@ def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunCo
     proxy = run.proxy
     if directory is None or proxy is None or wanted == proxy.hash:
         return run
-    if not proxy.ranks.is_alone:  # each has batches of its own, of which the log kept one rank's
-        return run
     file = _kept_batches(directory, wanted)
-    if not file.is_file():
+    # each of several ranks has batches of its own, of which the log kept one rank's
+    if not proxy.ranks.is_alone or not file.is_file():
         return run
     try:
         kept = proxy.with_kept(file)
@@ -75,20 +68,15 @@ def open_log(
 ) -> RunContext:
     """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
 
-    A log that this run cannot go on from is renamed, and a new one begins: that of an earlier run
-    if this one starts at step 0, that of a replay, one whose numbers cannot be compared with those
-    to come, or one that cannot be read. A log that a living process writes stays where it is: a
-    run that does not go on from it writes beside it.
-
-    Returns the run's context with what the log knows better: the tensors' first sizes, the proxy's
-    batches. Raises LogTakenError if another watch has taken the log over meanwhile.
+    A log that this run cannot go on from is renamed, and a new one begins. One that a living
+    process writes stays where it is: a run that does not go on from it writes beside it. Returns
+    the run with what the log knows better: the tensors' first sizes, the proxy's batches.
     """
     claim = pipeline.claim
     if claim.directory is not None:
-        goes_on = _claimed(claim, initial_step)
         why = "which this one does not go on from"
-        if goes_on:
-            run, why = resume_from_log(claim.directory, initial_step, run, pipeline, trace)
+        if _claimed(claim, initial_step):
+            run, why = _resume_from_log(claim.directory, initial_step, run, pipeline, trace)
         if why:
             claim.set_aside(why)
     info = run_info(initial_step, run)
@@ -129,22 +117,15 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
 def _is_replay(directory: Path) -> bool:
     try:
         manifest = read_manifest(directory)
-    except StateError:  # reported by resume_from_log
+    except StateError:  # reported by _resume_from_log
         return False
     return manifest is not None and bool(manifest.replayed_from)
 
 
-def resume_from_log(
-    directory: Path,
-    initial_step: int,
-    run: RunContext,
-    pipeline: Pipeline,
-    trace: OptimizerTrace,
+def _resume_from_log(
+    directory: Path, initial_step: int, run: RunContext, pipeline: Pipeline, trace: OptimizerTrace
 ) -> tuple[RunContext, str]:
-    """Go on from the records and events in ``directory`` up to ``initial_step``.
-
-    Returns the run as of ``open_log``, and why it cannot be done; empty if it was done.
-    """
+    """The run, gone on from what ``directory`` holds; and why it cannot be, empty if it can."""
     try:
         manifest = read_manifest(directory)
         records = read_records(directory, max_step=initial_step)
@@ -161,7 +142,7 @@ def resume_from_log(
         if set(manifest.initial_rms) == set(run.initial_rms):
             run = replace(run, initial_rms=dict(manifest.initial_rms))
     recent = [_with_layers(record) for record in records[-LAYERS_KEPT:]]
-    pipeline.restore([*records[:-LAYERS_KEPT], *recent], events)
+    pipeline.history.restore([*records[:-LAYERS_KEPT], *recent], events)
     last = records[-1] if records and records[-1].step == initial_step else None
     trace.continue_from(*((last.decay_clock, last.lr_clock) if last else (math.nan, math.nan)))
     return run, ""

@@ -16,13 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from typing import Any, Protocol
 
-from sparsitywatch.errors import (
-    StateError,
-    expect,
-    expect_number,
-    expect_whole,
-    listed,
-)
+from sparsitywatch.errors import StateError, expect, expect_number, expect_whole, listed
 
 __all__ = ["Schedule", "adaptive", "at", "every", "geometric"]
 
@@ -378,11 +372,9 @@ class BudgetedSchedule:
         self._explained: set[str] = set()
 
     def due(self, step: int, *, is_busy: bool) -> Due | None:
-        """What to measure after ``step``, an optimizer step that was just taken.
+        """What to measure after ``step``; None where no rank, whatever it has seen, wants anything.
 
-        None where no rank that has seen the same or less could want anything. ``is_busy``: the
-        snapshot before is still on its way behind the training. With a budget this one is left
-        out then; without one it is to wait.
+        While the snapshot before ``is_busy``, one with a budget is left out; else it is to wait.
         """
         self.budget.start()
         self._num_steps += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from sparsitywatch.live.schedule import OverheadBudget
 from sparsitywatch.live.trace import OptimizerTrace
 from sparsitywatch.pipeline.measure import (
     Measured,
-    RankContext,
     RunContext,
     SnapshotContext,
     compared,
@@ -24,15 +22,14 @@ from sparsitywatch.pipeline.measure import (
     not_measured,
     record_of,
 )
-from sparsitywatch.pipeline.parts import Examined
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
-from sparsitywatch.records import Event, Record, Vital
+from sparsitywatch.ranks.reading import ShardedReader
+from sparsitywatch.records import Event, Record
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import OptimizerReading
-from sparsitywatch.weights.motion import MotionTracker, Moved
+from sparsitywatch.weights.motion import Moved
 from sparsitywatch.weights.snapshot import Snapshot, WarmCopy
-from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -45,41 +42,11 @@ class FinishedSnapshot:
     events: list[Event]
     evaluated: bool  # whether the proxy was
     front_s: float  # for which the training was held up
-    behind_s: float  # as of ``StallTimer``
+    behind_s: float  # processor time behind it, as if all its threads had lost it alike
 
 
 #: What a snapshot says, what the optimizer did, and what has moved.
 _Outcome = tuple[Measured, OptimizerReading | None, Moved | None]
-
-
-class StallTimer:
-    """What a snapshot takes from the training; made where it begins, in the training's thread."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now, self._started = now, now()
-        self._num_threads = torch.get_num_threads()  # in another thread it may be another number
-        self._released = math.nan
-        self._began_behind = math.nan
-
-    def release(self) -> None:
-        """The training goes on; what is left is done behind it."""
-        self._released = self._now()
-
-    def begin_behind(self) -> None:
-        """The part behind the training begins, in this thread."""
-        self._began_behind = time.thread_time()
-
-    @property
-    def front_s(self) -> float:
-        """How long the training was held up: until ``release``, or until now."""
-        return (self._now() if math.isnan(self._released) else self._released) - self._started
-
-    @property
-    def behind_s(self) -> float:
-        """Processor time behind the training, as if all its threads had lost it alike."""
-        if math.isnan(self._began_behind):
-            return 0.0
-        return (time.thread_time() - self._began_behind) / self._num_threads
 
 
 class SnapshotTaker:
@@ -96,13 +63,13 @@ class SnapshotTaker:
         self,
         model: MaskedModel,
         run: RunContext,
-        rank: RankContext,
+        reader: ShardedReader,
         pipeline: Pipeline,
         trace: OptimizerTrace,
         budget: OverheadBudget,
     ) -> None:
         self.run = run  # replaced where an earlier log is gone on from
-        self._rank = rank
+        self._reader = reader
         self._model = model
         self._pipeline = pipeline
         self._trace = trace
@@ -114,19 +81,15 @@ class SnapshotTaker:
         self._copy = model.spare = WarmCopy()
 
     def begin(self, step: int, *, behind: bool) -> None:
-        """Remember the weights of ``step``, so that the first snapshot can say what moved.
-
-        With ``behind``, also touch the memory that they will be copied into, where it is nobody's
-        time.
-        """
+        """Remember the weights of ``step``, so that the first snapshot can say what moved."""
         with torch.no_grad():
             snapshot, reading, every = self._read(step)
-            self._examined(step, every)(None)
-        motion = self._motion(reading)
+            self._trace.examine(step, every, strict=self.run.strict)(None)
+        motion = self._trace.motion
         if motion is not None:
-            sample = self._rank.reader.sample(motion.sampler, snapshot)
+            sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
-        if behind and self._is_on_cpu:
+        if behind and self._is_on_cpu:  # touches memory now, where it is nobody's time
             self._copy.take(snapshot)
 
     def take(
@@ -134,36 +97,49 @@ class SnapshotTaker:
     ) -> None:
         """Take a snapshot, which ``collect`` gives; the one before must be collected.
 
-        Args:
-            step: optimizer steps done.
-            behind: do here what must be done now, and the rest behind the training.
-            num_left_out: snapshots before this one that were due and left out.
-            not_evaluated: why the proxy is not evaluated; empty if it is.
+        With ``behind`` what must be done now is done here, and the rest behind the training.
         """
-        timer = StallTimer(self._budget.now)
+        now, num_threads = self._budget.now, torch.get_num_threads()  # another thread has others
+        began = now()
         evaluated = self.run.proxy is not None and not not_evaluated
         is_later = behind and self._is_on_cpu and not evaluated
-        measured = self._read_and_measure(step, not_evaluated, later=is_later)
+        outcome: _Outcome | None = None
+        try:
+            with torch.no_grad():
+                measured = self._read_to_measure(step, not_evaluated, is_later=is_later)
+                outcome = None if is_later else measured()
+        except BaseException as error:  # noqa: BLE001 sorted by _failed
+            outcome = self._failed(step, error, not_evaluated)
+        released = now()
 
         def finish() -> FinishedSnapshot:
-            if behind:
-                timer.begin_behind()
-            found, reading, moved = measured()
+            began_here = time.thread_time()
+
+            def front_s() -> float:
+                return (released if behind else now()) - began
+
+            def behind_s() -> float:
+                return (time.thread_time() - began_here) / num_threads if behind else 0.0
+
+            try:
+                with torch.no_grad():
+                    found, reading, moved = outcome or measured()
+            except BaseException as error:  # noqa: BLE001 sorted by _failed
+                found, reading, moved = self._failed(step, error, not_evaluated)
             record = record_of(
                 found,
                 reading,
                 moved,
-                stall_s=timer.front_s,
+                stall_s=front_s(),
                 publish_s=self._pipeline.publish_s,
-                overhead=self._budget.overhead(timer.behind_s),
+                overhead=self._budget.overhead(behind_s()),
                 num_left_out=num_left_out,
                 num_evaluations_left_out=int(bool(not_evaluated)),
             )
             record, events = self._pipeline.take(record, found.detail)
-            return FinishedSnapshot(record, events, evaluated, timer.front_s, timer.behind_s)
+            return FinishedSnapshot(record, events, evaluated, front_s(), behind_s())
 
         if behind:
-            timer.release()
             self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="sparsitywatch")
             self._job = self._pool.submit(finish)
         else:
@@ -179,11 +155,7 @@ class SnapshotTaker:
     def collect(self, *, wait: bool = False) -> FinishedSnapshot | None:
         """A snapshot that has been finished, once; None if there is none.
 
-        Args:
-            wait: until the one that is on its way is finished.
-
-        Raises:
-            LogTakenError: another watch has taken the log over, so that it was dropped.
+        Raises LogTakenError if another watch has taken the log over, so that it was dropped.
         """
         job = self._job
         if job is None or not (wait or job.done()):
@@ -206,78 +178,37 @@ class SnapshotTaker:
 
     def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Mapping[str, torch.Tensor]]:
         """The weights, what the optimizer did, and every parameter, in scope or not."""
-        parameters, every = self._rank.reader.lookup(self._model.module, self.run.scope)
+        parameters, every = self._reader.lookup(self._model.module, self.run.scope)
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, self._trace.reading(every), every
 
-    def _examined(self, step: int, every: Mapping[str, torch.Tensor]) -> Examined:
-        """What says what became of every parameter, in any thread, once.
-
-        Read is here what the next step may change. What fails is told, and the rest is measured.
-        """
-
-        def failed(error: Exception) -> Examined:
-            reraise_foreign(error, strict=self.run.strict)
-            _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
-            return self._trace.examiner.failed(redacted_error(error))
-
-        try:
-            finish = self._trace.examine(step, every)
-        except Exception as error:  # noqa: BLE001 sorted by failed
-            return failed(error)
-
-        def examined(spectrum: MagnitudeSpectrum | None) -> Vital | None:
-            try:
-                return finish(spectrum)
-            except Exception as error:  # noqa: BLE001 sorted by failed
-                return failed(error)(spectrum)
-
-        return examined
-
-    def _motion(self, reading: OptimizerReading) -> MotionTracker | None:
-        """What compares the weights; nobody knows what moves them where no optimizer is seen."""
-        return None if reading.clock is None else self._trace.motion
-
-    def _read_and_measure(
-        self, step: int, not_evaluated: str, *, later: bool
+    def _read_to_measure(
+        self, step: int, not_evaluated: str, *, is_later: bool
     ) -> Callable[[], _Outcome]:
-        """What gives all about a snapshot: of the model here and now, or of a copy made here."""
-
-        def failed(error: BaseException) -> _Outcome:
-            self._model.restore()  # done before, unless a signal came at that very moment
-            reraise_foreign(error, strict=self.run.strict)
-            _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
-            return not_measured(step, redacted_error(error), self.run, not_evaluated), None, None
+        """What says all about the model, here and now; or later, of a copy made here."""
+        snapshot, reading, every = self._read(step)
+        reader, motion = self._reader, self._trace.motion
+        at = SnapshotContext(
+            model=None if is_later else self._model,
+            not_evaluated=not_evaluated,
+            sampler=None if motion is None else motion.sampler,
+            # what the next step changes is read now; before a copy leaves caches cold
+            examined=self._trace.examine(step, every, strict=self.run.strict),
+        )
+        if is_later:
+            snapshot, reader = self._copy.take(snapshot), reader.behind
 
         def measured() -> _Outcome:
-            try:
-                with torch.no_grad():
-                    found = measure_snapshot(snapshot, self.run, rank, at)
-                    moved = None
-                    if motion is not None:
-                        moved = compared(found, motion, reading, self.run)
-            except BaseException as error:  # noqa: BLE001 sorted by failed
-                return failed(error)
+            found = measure_snapshot(snapshot, self.run, reader, at)
+            moved = None if motion is None else compared(found, motion, reading, self.run)
             return found, reading, moved
 
-        rank = self._rank
-        try:
-            with torch.no_grad():
-                snapshot, reading, every = self._read(step)
-                motion = self._motion(reading)
-                at = SnapshotContext(
-                    model=None if later else self._model,
-                    not_evaluated=not_evaluated,
-                    sampler=None if motion is None else motion.sampler,
-                    # what the next step changes is read now; before a copy leaves caches cold
-                    examined=self._examined(step, every),
-                )
-                if later:
-                    snapshot, rank = self._copy.take(snapshot), rank.behind()
-                    return measured
-        except BaseException as error:  # noqa: BLE001 sorted by failed
-            outcome = failed(error)
-            return lambda: outcome
-        outcome = measured()
-        return lambda: outcome
+        return measured
+
+    def _failed(self, step: int, error: BaseException, not_evaluated: str) -> _Outcome:
+        """An invalid snapshot that says why."""
+        self._model.restore()  # done before, unless a signal came at that very moment
+        reraise_foreign(error, strict=self.run.strict)
+        _logger.error("sparsitywatch: the snapshot at step %d failed", step, exc_info=error)
+        return not_measured(step, redacted_error(error), self.run, not_evaluated), None, None

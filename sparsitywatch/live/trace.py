@@ -11,8 +11,10 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
-from sparsitywatch.errors import ConfigurationError, StateError
+from sparsitywatch.errors import ConfigurationError, StateError, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, Examiner
+from sparsitywatch.records import Vital
+from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import (
     DecayClock,
     OptimizerReading,
@@ -23,6 +25,7 @@ from sparsitywatch.weights.clock import (
 )
 from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
 from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _logger = logging.getLogger("sparsitywatch")
 
@@ -31,11 +34,7 @@ _FEW_STEPS = 10
 
 
 def unwrap_optimizer(optimizer: object) -> torch.optim.Optimizer:
-    """The optimizer that takes the steps, inside wrappers such as Accelerate's.
-
-    Raises:
-        ConfigurationError: there is none.
-    """
+    """The optimizer that takes the steps, inside wrappers such as Accelerate's."""
     inner = optimizer
     while not (
         isinstance(inner, torch.optim.Optimizer) and "_optimizer_step_post_hooks" in vars(inner)
@@ -64,17 +63,26 @@ class StepHook:
     """Calls a method after each step of every optimizer in the process; without one, never.
 
     The watch lives as long as the optimizer that it was last given, also if nobody else holds it.
+    One hook of torch serves all watches of a process. torch goes through its hooks while they run,
+    so it is taken off between steps only, never by the garbage collector in the middle of one.
     """
+
+    _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
+    _of_torch: ClassVar[RemovableHandle | None] = None
+    _depth: ClassVar[int] = 0
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer | None,
         after_step: Callable[[torch.optim.Optimizer], None],
     ) -> None:
-        self.after_step = after_step
+        self._after_step = after_step
         self._stays: RemovableHandle | None = None
         if optimizer is not None:
-            _StepHooks.add(self)
+            self._alive.add(self)
+            if StepHook._of_torch is None:
+                hook = _uncompiled(StepHook._call_all)
+                StepHook._of_torch = register_optimizer_step_post_hook(hook)
             self.move(optimizer)
 
     def move(self, optimizer: torch.optim.Optimizer) -> None:
@@ -88,44 +96,22 @@ class StepHook:
 
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
-        _StepHooks.discard(self)
+        self._alive.discard(self)
         if self._stays is not None:
             self._stays.remove()
+        if StepHook._of_torch is not None and not self._alive and self._depth == 0:
+            StepHook._of_torch.remove()
+            StepHook._of_torch = None
 
-
-class _StepHooks:
-    """One hook of torch for all watches of a process.
-
-    torch goes through its hooks while they run. So this one is taken off between steps only, never
-    by the garbage collector, which may run in the middle of one.
-    """
-
-    _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
-    _handle: RemovableHandle | None = None
-    _depth = 0
-
-    @classmethod
-    def add(cls, hook: StepHook) -> None:
-        cls._alive.add(hook)
-        if cls._handle is None:
-            cls._handle = register_optimizer_step_post_hook(_uncompiled(cls._call))
-
-    @classmethod
-    def discard(cls, hook: StepHook) -> None:
-        cls._alive.discard(hook)
-        if cls._handle is not None and not cls._alive and cls._depth == 0:
-            cls._handle.remove()
-            cls._handle = None
-
-    @classmethod
-    def _call(cls, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        cls._depth += 1
+    @staticmethod
+    def _call_all(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        StepHook._depth += 1
         try:
-            for hook in [*cls._alive]:
-                if hook in cls._alive:  # else another one has taken it off
-                    hook.after_step(optimizer)
+            for hook in [*StepHook._alive]:
+                if hook in StepHook._alive:  # else another one has taken it off
+                    hook._after_step(optimizer)
         finally:
-            cls._depth -= 1
+            StepHook._depth -= 1
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
@@ -220,7 +206,10 @@ class OptimizerTrace:
         self.optimizer = optimizer
         #: more optimizers that were seen to step
         self.others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        self._scope, self.motion, self.examiner = scope, motion, examiner
+        #: compares the weights; nobody knows what moves them where no optimizer is seen
+        self.motion = None if optimizer is None else motion
+        self._scope = scope
+        self._examiner = examiner
         self._clock = DecayClock()
         self._start = (0.0, 0.0)  # decay and lr when the clock began to run here
         self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
@@ -239,32 +228,51 @@ class OptimizerTrace:
     def follow(
         self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        """Go on with another optimizer.
-
-        What moves until the next snapshot is not known, unless its param groups hold the same of
-        the in-scope weights, ``parameters``.
-        """
+        """Go on with another optimizer."""
+        # what moves until the next snapshot is known if its groups hold the same in-scope weights
         known = {} if self.optimizer is None else group_membership(self.optimizer, parameters)
         if known != group_membership(optimizer, parameters):
             self._start = self._totals(known)
             self._clock = DecayClock()
             if self.motion is not None:
                 self.motion.forget()
-            self.examiner.forget()
+            self._examiner.forget()
         self.optimizer = optimizer
         self._masters = None
 
-    def examine(self, step: int, parameters: Mapping[str, torch.Tensor]) -> Examined:
-        """What became of all ``parameters``, in scope or not, since it was last asked."""
-        if self.optimizer is None:
-            return self.examiner.read(step, parameters, None)
-        training = Training(
-            optimizer=self.optimizer,
-            clock=self._clock,
-            masters=self._masters_among(parameters),
-            others=tuple(self.others),
-        )
-        return self.examiner.read(step, parameters, training)
+    def examine(
+        self, step: int, parameters: Mapping[str, torch.Tensor], *, strict: bool
+    ) -> Examined:
+        """What says what became of all ``parameters``, in scope or not, in any thread, once.
+
+        Read is here what the next step may change. What fails is told, and the rest is measured.
+        """
+        training = None
+        if self.optimizer is not None:
+            training = Training(
+                optimizer=self.optimizer,
+                clock=self._clock,
+                masters=self._masters_among(parameters),
+                others=tuple(self.others),
+            )
+
+        def failed(error: Exception) -> Examined:
+            reraise_foreign(error, strict=strict)
+            _logger.error("sparsitywatch: no vital signs at step %d", step, exc_info=error)
+            return self._examiner.failed(redacted_error(error))
+
+        try:
+            finish = self._examiner.read(step, parameters, training)
+        except Exception as error:  # noqa: BLE001 sorted by failed
+            return failed(error)
+
+        def examined(spectrum: MagnitudeSpectrum | None) -> Vital | None:
+            try:
+                return finish(spectrum)
+            except Exception as error:  # noqa: BLE001 sorted by failed
+                return failed(error)(spectrum)
+
+        return examined
 
     def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
         """What the optimizer has done so far; ``parameters`` are all of the model's, by name."""
@@ -316,15 +324,11 @@ class OptimizerTrace:
             "lr_start": self._start[1],
             "clock": self._clock.state_dict(),
             **({"motion": None} if self.motion is None else self.motion.state_dict()),
-            "examiner": self.examiner.state_dict(),
+            "examiner": self._examiner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: a key is missing.
-        """
+        """Go on from what ``state_dict`` gave; StateError if a key is missing."""
         for key in ("start", "lr_start", "clock", "motion", "examiner"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
@@ -333,4 +337,4 @@ class OptimizerTrace:
         if self.motion is not None and state["motion"] is not None:
             self.motion.load_state_dict(state)
         if state["examiner"]:
-            self.examiner.load_state_dict(state["examiner"])
+            self._examiner.load_state_dict(state["examiner"])

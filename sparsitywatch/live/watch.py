@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.errors import (
     ConfigurationError,
@@ -27,9 +28,9 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import RankContext, RunContext
+from sparsitywatch.pipeline.measure import RunContext, expect_model
 from sparsitywatch.pipeline.parts import Examiner
-from sparsitywatch.pipeline.pipeline import Pipeline, log_event
+from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.patterns import Pattern
@@ -130,7 +131,9 @@ def watch(
             put back, or communicates with processes that do not watch.
     """
     chosen = Settings.of(settings, **fields)
-    _check(model, proxy, initial_step)
+    expect_model(model, proxy)
+    if initial_step is not None:
+        expect_whole("initial_step", initial_step, 0)
     if logdir is not None:
         expect_path("logdir", logdir, "a local directory or None")
     for name, flag in (("background", background), ("strict", strict)):
@@ -177,9 +180,8 @@ def watch(
             prepare(directory)
         return Watcher(
             model,
-            real_optimizer,
             run=run,
-            rank=RankContext(reader),
+            reader=reader,
             trace=trace,
             pipeline=pipeline,
             schedule=schedule,
@@ -279,23 +281,8 @@ def _check_alike(
                 )
 
 
-def _check(model: object, proxy: object, initial_step: int | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise ConfigurationError(
-            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
-        )
-    if initial_step is not None:
-        expect_whole("initial_step", initial_step, 0)
-    is_proxy = proxy is None or isinstance(proxy, Proxy)
-    expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
-
-
 def _who_watches(model: nn.Module, logdir: str | os.PathLike[str] | None) -> tuple[Ranks, str]:
-    """The ranks that watch together, and why this process does not; empty if it does.
-
-    Raises:
-        ScopeError: what this process holds is not the model, or not all of it.
-    """
+    """The ranks that watch together, and why this process does not; empty if it does."""
     if os.environ.get("SPARSITYWATCH_DISABLED", "") not in ("", "0"):
         _logger.info("sparsitywatch: switched off by SPARSITYWATCH_DISABLED")
         return ALONE, "SPARSITYWATCH_DISABLED is set"

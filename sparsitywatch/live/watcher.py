@@ -28,10 +28,11 @@ from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
-from sparsitywatch.pipeline.measure import RankContext, RunContext, not_measured, record_of
+from sparsitywatch.pipeline.measure import RunContext, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.redact import redacted_error
 
@@ -57,9 +58,8 @@ class Watcher:
 
     Args:
         model: what is watched.
-        optimizer: whose steps are counted; None if ``step`` is called instead.
-        run, rank: what snapshots are measured with.
-        trace: what the optimizer does.
+        run, reader: what snapshots are measured with.
+        trace: what the optimizer does, if there is one; else ``step`` is called.
         pipeline: what becomes of the record.
         schedule: when to take one.
         background: whether what can be done behind the training is done there.
@@ -71,17 +71,16 @@ class Watcher:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
         *,
         run: RunContext,
-        rank: RankContext,
+        reader: ShardedReader,
         trace: OptimizerTrace,
         pipeline: Pipeline,
         schedule: BudgetedSchedule,
         background: bool,
         initial_step: int | None,
-        off: str = "",
-        ranks: Ranks = ALONE,
+        off: str,
+        ranks: Ranks,
     ) -> None:
         self._pipeline = pipeline
         self._schedule = schedule
@@ -90,9 +89,9 @@ class Watcher:
         self._ranks = ranks
         self._strict = run.strict
         self._off = off  # why this watch does nothing; empty if it does
-        self._model = MaskedModel(model, run.scope, rank.reader)
+        self._model = MaskedModel(model, run.scope, reader)
         self._trace = trace
-        self._taker = SnapshotTaker(self._model, run, rank, pipeline, trace, self._budget)
+        self._taker = SnapshotTaker(self._model, run, reader, pipeline, trace, self._budget)
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._begun_at = 0
         self._pid = os.getpid()
@@ -100,13 +99,13 @@ class Watcher:
         self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
-        self._pending: Mapping[str, Any] | None = None  # the pipeline's state, until the log begins
+        self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
         self._log = ""  # that rank 0 writes
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
         self._counter = StepCounter(lambda: self._parameters().values())
-        self._hook = StepHook(None if off else optimizer, self._on_step)
+        self._hook = StepHook(None if off else trace.optimizer, self._on_step)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return dict(self._model.parameters())
@@ -210,11 +209,8 @@ class Watcher:
         Empty, with the cause in the log, if something fails.
         """
         self._settle()
-
-        def say(_: BaseException) -> None:
-            _logger.exception("sparsitywatch: the watch's state is not known; training goes on")
-
-        with contain_faults(say, strict=self._strict):
+        words = "sparsitywatch: the watch's state is not known; training goes on"
+        with contain_faults(lambda _: _logger.exception(words), strict=self._strict):
             run = self._taker.run
             return {
                 "step": self.step_count,
@@ -222,7 +218,7 @@ class Watcher:
                 "proxy_hash": run.provenance.proxy_hash,
                 "initial_rms": dict(run.initial_rms),
                 "optimizer": self._trace.state_dict(),
-                "pipeline": self._pipeline.state_dict(),
+                "pipeline": self._pipeline.history.state_dict(),
                 "schedule": self._schedule.schedule.state_dict(),
                 "log": self._pipeline.claim.name or self._log,
             }
@@ -273,16 +269,16 @@ class Watcher:
         self._hook.remove()
         if self._off or os.getpid() != self._pid:
             return
-        if not self._opened:
-            _logger.warning(
-                "sparsitywatch: no optimizer step was seen. A copied or unpickled optimizer has "
-                "no hooks: attach to the one that steps, or call watcher.step()."
-            )
         if self._opened:
             self._taker.close()
             with self._contained():
                 self._report("closed")
             self._pipeline.close()
+        else:
+            _logger.warning(
+                "sparsitywatch: no optimizer step was seen. A copied or unpickled optimizer has "
+                "no hooks: attach to the one that steps, or call watcher.step()."
+            )
         self._ranks.leave("its watch was closed")
 
     def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:
@@ -358,10 +354,7 @@ class Watcher:
             self._take(due, behind=self._background)
 
     def _decline(self, step: int, what: str = "") -> None:
-        """Where the others are about to take a snapshot, say that this rank's watch is off.
-
-        Theirs then go off too, and nobody waits for anybody.
-        """
+        """Where the others are about to take a snapshot, say that this rank's watch is off."""
         if self._closed or os.getpid() != self._pid:
             return
         self._step = step
@@ -396,7 +389,7 @@ class Watcher:
             return
         record = finished.record
         self._pipeline.act(record, finished.events)
-        if finished.events or self._pipeline.is_suspicious:
+        if finished.events or self._pipeline.history.is_suspicious:
             self._schedule.schedule.alert(record.step)
         self._num_failures = 0 if record.valid else self._num_failures + 1
         if self._num_failures < _MAX_FAILURES:
@@ -428,7 +421,7 @@ class Watcher:
             if self._ranks.rank == 0:
                 self._taker.run = open_log(self._step, self._taker.run, self._pipeline, self._trace)
                 if self._pending is not None:
-                    self._pipeline.load_state_dict(self._pending)
+                    self._pipeline.history.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
         self._begun_at = self.step_count
         self._report()
@@ -449,15 +442,12 @@ class Watcher:
             )
         self._restore(int(state["step"]), state)
         self._log = state["log"]
-        self._pipeline.restore(records, events)
+        self._pipeline.history.restore(records, events)
         self._pipeline.open(run_info(self.step_count, self._taker.run))
-        self._pipeline.load_state_dict(state["pipeline"])
+        self._pipeline.history.load_state_dict(state["pipeline"])
 
     def _stand_back(self) -> None:
-        """Switch off where this process turns out not to be the one that watches the model.
-
-        Asked before anything is written: the ranks may be known only after the attach.
-        """
+        """Switch off where, as may be known only after the attach, another process watches."""
         why = self._ranks.why_another_watches()
         if why and not self._opened:
             self._off = why

@@ -27,13 +27,13 @@ from sparsitywatch.checkpoints.storage import one_line
 from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.pipeline.measure import (
     Measured,
-    RankContext,
     RunContext,
     SnapshotContext,
     measure_snapshot,
 )
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.pruning.proxy import Proxy
+from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.redact import redacted_url
 from sparsitywatch.settings import Settings
 from sparsitywatch.vital import unread
@@ -80,7 +80,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
     num_samples, at = plan.settings.dormant_samples, SnapshotContext()
     if num_samples != 0:
         at = SnapshotContext(sampler=Sampler(num_samples), examined=unread(_NOT_TOLD))
-    rank = RankContext(num_threads=plan.num_threads)
+    reader = ShardedReader(num_threads=plan.num_threads)
     try:
         with torch.no_grad(), open_checkpoint(url, plan.storage_options) as checkpoint:
             model = None if plan.factory is None else plan.factory.model()
@@ -91,7 +91,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             if model is not None:
                 at = replace(at, model=MaskedModel(model, run.scope))
                 snapshot = _held_by(model, snapshot)
-            measured = measure_snapshot(snapshot, run, rank, at)
+            measured = measure_snapshot(snapshot, run, reader, at)
             return replace(measured, sample=_Sample(measured.sample))
     except CheckpointError as error:
         return error.with_traceback(None)  # nothing of what was read is held

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.errors import (
     ConfigurationError,
     expect,
     expect_functions,
     expect_mapping,
-    expect_methods,
     expect_path,
     expect_whole,
     is_number,
@@ -26,7 +26,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.offline.driver import Failure, Patience, Replayed, Replayer
 from sparsitywatch.offline.jobs import EmptyModel, ModelFactory, Plan, window_of
 from sparsitywatch.offline.rates import Rate, Rates
-from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks, log_event
+from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy
 from sparsitywatch.pruning.proxy import Proxy
@@ -204,8 +204,8 @@ def _check(
         expect_functions(name, given)
     if storage_options is not None:
         expect_mapping("storage_options", storage_options, "options of fsspec by name")
-    if executor is not None:
-        expect_methods("executor", executor, ("submit",), "a concurrent.futures.Executor")
+    is_executor = executor is None or isinstance(executor, Executor)
+    expect(is_executor, "executor", "a concurrent.futures.Executor or None", executor)
     if max_in_flight is not None:
         expect_whole("max_in_flight", max_in_flight, 1)
     expect_whole("keep_spectra", keep_spectra, 1)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sparsity
-from sparsitywatch.errors import ScopeError, expect, reraise_foreign
+from sparsitywatch.errors import ConfigurationError, ScopeError, expect, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, check_proxy, run_sweep
 from sparsitywatch.pruning.proxy import Proxy
@@ -83,18 +83,6 @@ class RunContext:
         )
 
 
-@dataclass(frozen=True)
-class RankContext:
-    """How this process reads the weights, which may be spread over ranks."""
-
-    reader: ShardedReader = WHOLE_MODEL
-    num_threads: int | None = None  # None for as many as torch uses
-
-    def behind(self) -> RankContext:
-        """The same for a thread behind the training."""
-        return RankContext(self.reader.behind, num_threads=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class SnapshotContext:
     """What belongs to one snapshot, beside its weights."""
@@ -125,12 +113,12 @@ class Measured:
 def measure_snapshot(
     snapshot: Snapshot,
     run: RunContext,
-    rank: RankContext = RankContext(),
+    reader: ShardedReader = WHOLE_MODEL,
     at: SnapshotContext = SnapshotContext(),
 ) -> Measured:
     """Everything that a snapshot says by itself, whoever has taken it."""
     started = time.perf_counter()
-    spectrum, mark, sample, replicas = _counted(snapshot, rank, at.sampler)
+    spectrum, mark, sample, replicas = _counted(snapshot, reader, at.sampler)
     initial_rms = run.initial_rms or spectrum.layer_rms()
     counted = time.perf_counter()
     result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
@@ -260,9 +248,7 @@ def measure(
     >>> record.scope.num_weights, record.num_zero
     (80, 0)
     """
-    expect(isinstance(model, nn.Module), "model", "a torch.nn.Module", model)
-    is_proxy = proxy is None or isinstance(proxy, Proxy)
-    expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
+    expect_model(model, proxy)
     chosen = Settings.of(settings, **fields)
     inner = unwrap_model(model)
     if why := why_not_whole(modules_of(inner)):
@@ -279,13 +265,20 @@ def measure(
     return record_of(measured, stall_s=time.perf_counter() - started)
 
 
+def expect_model(model: object, proxy: object) -> None:
+    """Refuse what is no model, or no proxy for one."""
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(
+            f"Expected `model` to be a torch.nn.Module, got {type(model).__name__}."
+        )
+    is_proxy = proxy is None or isinstance(proxy, Proxy)
+    expect(is_proxy, "proxy", "a sw.Proxy(batches, value) or None", proxy)
+
+
 def _evaluated(
     step: int, spectrum: MagnitudeSpectrum, run: RunContext, at: SnapshotContext
 ) -> tuple[SweepResult | None, dict[str, SweepResult], str]:
-    """What the model is worth at many levels, and why that is not known; empty if it is.
-
-    Also what it is worth at these levels by the controls, by their names.
-    """
+    """What the model is worth at many levels, also by each control; and why it is not known."""
     model, proxy, settings = at.model, run.proxy, run.settings
     controls: dict[str, SweepResult] = {}
     if model is None or proxy is None or at.not_evaluated:
@@ -355,7 +348,7 @@ def _layer_shares(
 
 
 def _counted(
-    snapshot: Snapshot, rank: RankContext, sampler: Sampler | None
+    snapshot: Snapshot, reader: ShardedReader, sampler: Sampler | None
 ) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
     """Spectrum, fingerprint and sample of the weights, and whether their replicas agree."""
     bits: dict[str, torch.Tensor] = {}
@@ -364,8 +357,8 @@ def _counted(
         if sampler is not None:
             snapshot = sampler.observed(snapshot, sample)
         snapshot = FINGERPRINTED.observed(snapshot, bits)
-    spectrum, replicas = rank.reader.counted(snapshot, rank.num_threads)
+    spectrum, replicas = reader.counted(snapshot)
     if not isinstance(snapshot.tensors, LazyTensors):
-        sample = {} if sampler is None else rank.reader.sample(sampler, snapshot)
-        bits = rank.reader.sample(FINGERPRINTED, snapshot)
+        sample = {} if sampler is None else reader.sample(sampler, snapshot)
+        bits = reader.sample(FINGERPRINTED, snapshot)
     return spectrum, fingerprint(spectrum.digest(), bits), sample, replicas

@@ -35,13 +35,7 @@ class Examiner:
     def read(
         self, step: int, parameters: Mapping[str, torch.Tensor], training: Training | None
     ) -> Examined:
-        """Read what the next step may change, in the training's thread.
-
-        Args:
-            step: optimizer steps done.
-            parameters: every one of the model, by name, in its order; tied ones once.
-            training: None if nobody knows how they are trained.
-        """
+        """Read what the next step may change of every parameter, in the training's thread."""
         return nothing_examined
 
     def failed(self, reason: str) -> Examined:

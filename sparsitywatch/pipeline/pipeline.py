@@ -10,12 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from sparsitywatch.actions import Action, log_event
-from sparsitywatch.analysis.detect import Detector, MeasuredChange
+from sparsitywatch.actions import Action
+from sparsitywatch.analysis.detect import Detector
 from sparsitywatch.analysis.events import Changes, EventTracker, annotated
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
@@ -26,19 +27,14 @@ from sparsitywatch.errors import (
     expect_functions,
     expect_mapping,
     listed,
+    reraise_foreign,
 )
 from sparsitywatch.pipeline.parts import Reviewer
 from sparsitywatch.pipeline.rundir import Claim
-from sparsitywatch.records import (
-    Detail,
-    Event,
-    Record,
-    RunInfo,
-    WatchState,
-)
+from sparsitywatch.records import Detail, Event, Record, RunInfo, WatchState
 from sparsitywatch.sinks.base import Sink
 
-__all__ = ["LAYERS_KEPT", "History", "Pipeline", "as_sinks", "log_event"]
+_logger = logging.getLogger("sparsitywatch")
 
 #: Records keep their layers this long in memory; the log has all of them.
 LAYERS_KEPT = 100
@@ -49,24 +45,12 @@ _LONGEST_GAP = 3
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
 #: Standard errors to each side of a 90 percent interval.
 _SIDES_90 = NormalDist().inv_cdf(0.95)
+#: A sink that failed so often in a row is not asked again.
+_MAX_FAILURES = 3
 
 
 class History:
-    """Takes records in the order of their steps; keeps them and the events they hold.
-
-    A series that was missing from three records or more, such as an essential sparsity that
-    was not informative, is a new one to its detector when it comes back. Snapshots whose
-    evaluation was left out do not count: what it would have measured has no gap there.
-
-    Args:
-        detectors: by the name of the series each one watches.
-        reviewers: look at whole records.
-
-    Attributes:
-        records: every record; layers are kept for the latest hundred only.
-        events: every event in its latest version, in the order in which they were seen.
-        initial_rms: root mean square of each tensor when the watch first saw it.
-    """
+    """Takes records in the order of their steps; keeps them and the events they hold."""
 
     def __init__(
         self, detectors: Mapping[str, Detector], reviewers: Sequence[Reviewer] = ()
@@ -74,20 +58,15 @@ class History:
         self._detectors = dict(detectors)
         self._reviewers = reviewers
         self._unused = {name: copy.deepcopy(d.state_dict()) for name, d in detectors.items()}
-        # they are watched by default, but states of earlier versions know nothing of them
-        self._unused_of_measured = {
-            name: self._unused[name]
-            for name, detector in detectors.items()
-            if isinstance(detector, MeasuredChange)
-        }
+        # snapshots whose evaluation was left out do not count: nothing is missing there
         self._gaps = dict.fromkeys(detectors, 0)
         self._tracker = EventTracker()
         self._forecaster = Forecaster()
         self._first_steps: dict[str, int] = {}  # by fingerprint
         self._restored: tuple[list[Event], list[Event]] | None = None
-        self.records: list[Record] = []
-        self.events: list[Event] = []
-        self.initial_rms: dict[str, float] = {}
+        self.records: list[Record] = []  # layers are kept for the latest hundred only
+        self.events: list[Event] = []  # in their latest versions, in the order they were seen in
+        self.initial_rms: dict[str, float] = {}  # of each tensor when the watch first saw it
 
     @property
     def is_suspicious(self) -> bool:
@@ -95,10 +74,7 @@ class History:
         return any(detector.is_suspicious for detector in self._detectors.values())
 
     def with_history(self, record: Record) -> Record:
-        """The record that is to be added next, with what the earlier ones say about it.
-
-        That is its forecast, whether its weights have been seen before, and what reviewers add.
-        """
+        """The record that is to be added next, with what the earlier ones say about it."""
         first = self._first_steps.get(record.fingerprint)
         if first == record.step:
             first = None
@@ -118,12 +94,7 @@ class History:
         return Changes((*late.new, *changes.new), (*late.revised, *changes.revised))
 
     def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
-        """Take up what an earlier process saw and logged, before the first ``add``.
-
-        Args:
-            records: by rising step.
-            events: the latest version of each, as of the last record.
-        """
+        """Take up what an earlier process saw and logged, before the first ``add``."""
         self.events[:] = events
         waiting = sorted(events, key=lambda event: event.detected_step)
         for record in records:
@@ -138,11 +109,7 @@ class History:
                 self._tracker.update(record.step, series, (), logged)
 
     def finish_restore(self) -> Changes:
-        """What the last record that was restored holds and the log does not, once.
-
-        A kill between a record and its events leaves it so.
-        ``initial_rms`` is to be set before.
-        """
+        """What the last restored record holds and the log, after a kill between the two, lacks."""
         if self._restored is None:
             return Changes()
         (seen, logged), self._restored = self._restored, None
@@ -162,15 +129,11 @@ class History:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: a part, or the state of a detector, is missing.
-        """
-        missing = [key for key in ("detectors", "gaps", "tracker") if key not in state]
+        """Go on from what ``state_dict`` gave; StateError if a part is missing."""
+        missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise StateError(f"Expected the keys {missing} in the state, got {sorted(state)}.")
-        saved = self._unused_of_measured | state["detectors"]
+        saved = state["detectors"]
         if any(name not in saved for name in self._detectors):
             raise StateError(
                 f"Expected the state of the detectors {sorted(self._detectors)}, got "
@@ -180,7 +143,7 @@ class History:
             detector.load_state_dict(saved[name])
         self._gaps = {name: int(state["gaps"].get(name, 0)) for name in self._detectors}
         self._tracker.load_state_dict(state["tracker"])
-        for mark, step in state.get("fingerprints", {}).items():  # missing in older states
+        for mark, step in state["fingerprints"].items():
             self._first_steps.setdefault(mark, int(step))
 
     def _detect(self, record: Record, series: Mapping[str, float]) -> list[Event]:
@@ -250,41 +213,18 @@ def _interval(record: Record, name: str) -> dict[str, float]:
     return {}
 
 
-_logger = logging.getLogger("sparsitywatch")
-
-#: A sink that failed so often in a row is not asked again.
-_MAX_FAILURES = 3
-
-
 class Pipeline:
     """Takes records in the order of their steps and passes on what they mean.
 
-    Nothing that goes wrong in a sink or an action leaves it: the cause is logged, the
-    others go on, and a sink that keeps failing is left out. Only a log that another watch has
-    taken over ends it: ``take`` raises, and nothing more is written.
-
-    Args:
-        claim: to the directory of the log. Sinks write while it is held; None where nobody else
-            can write.
-        in_log: make the sinks that write into that directory, when it is known at last.
-        sinks: given everything after those, in this order.
-        detectors: by the name of the series each one watches.
-        reviewers: look at whole records.
-        on_event: called with each event, after the sinks have it.
-        on_record: called with each record, after the sinks have it.
-        strict: let what goes wrong out, for tests.
-
-    Attributes:
-        records: every record; layers are kept for the latest hundred only.
-        events: every event in its latest version, in the order in which they were seen.
-        publish_s: seconds that the last record took to be detected in and written.
+    Nothing that goes wrong in a sink or an action leaves it, unless ``strict``. Only a log that
+    another watch has taken over ends it: ``take`` raises, and nothing more is written.
     """
 
     def __init__(
         self,
         *,
-        claim: Claim | None = None,
-        in_log: Sequence[Callable[[Path], Sink]] = (),
+        claim: Claim | None = None,  # to the directory of the log; sinks write while it is held
+        in_log: Sequence[Callable[[Path], Sink]] = (),  # make the sinks that write into it
         sinks: Sequence[Sink] = (),
         detectors: Mapping[str, Detector] | None = None,
         reviewers: Sequence[Reviewer] = (),
@@ -297,59 +237,43 @@ class Pipeline:
         self.claim = Claim(None) if claim is None else claim
         self._in_log = in_log
         self._sinks = as_sinks(sinks)
-        self._history = History(_as_detectors(detectors), reviewers)
-        self.records, self.events = self._history.records, self._history.events
-        self._on_event, self._on_record = tuple(on_event), tuple(on_record)
+        self.history = History(_as_detectors(detectors), reviewers)
+        self.records = self.history.records
+        self.events = self.history.events
+        self._on_event = tuple(on_event)
+        self._on_record = tuple(on_record)
         self._strict = strict
-        self._failures: dict[int, int] = {}
+        self._failures: dict[int, int] = {}  # of sinks, in a row
         self._late = Changes()  # of the last record that was restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
-        self.publish_s = 0.0
-
-    def restore(self, records: Sequence[Record], events: Sequence[Event]) -> None:
-        """Take up what an earlier process saw: histories and detectors, but no sink."""
-        self._history.restore(records, events)
+        self.publish_s = 0.0  # what the last record took to be detected in and written
 
     def lacks_events(self, initial_rms: Mapping[str, float]) -> bool:
         """Whether the log that was restored lacks events of its last record; ``open`` adds them."""
-        self._history.initial_rms = dict(initial_rms)
+        self.history.initial_rms = dict(initial_rms)
         if not (self._late.new or self._late.revised):
-            self._late = self._history.finish_restore()
+            self._late = self.history.finish_restore()
         return bool(self._late.new or self._late.revised)
 
     def open(
         self, run: RunInfo, detail_of: Callable[[Record], Detail] = lambda _: Detail()
     ) -> None:
-        """Open the sinks, before the first record; those that lag behind the log catch up.
-
-        Args:
-            run: what is said once.
-            detail_of: what is left of the detail of a record that was restored.
-
-        Raises:
-            LogTakenError: another watch has taken the log over.
-        """
+        """Open the sinks, before the first record; those that lag behind the log catch up."""
         if self.claim.directory is not None:
             made = [make(self.claim.directory) for make in self._in_log]
             self._sinks, self._in_log = [*made, *self._sinks], ()
         with self.claim.writing():
-            for sink in self._sinks:
-                with self._guard(sink):
-                    sink.open(run)
-                if self.records:
-                    with self._guard(sink):
-                        sink.catch_up(self.records, self.events, detail_of)
+            self._each(lambda sink: sink.open(run))
+            if self.records:
+                self._each(lambda sink: sink.catch_up(self.records, self.events, detail_of))
             self.lacks_events(run.initial_rms)
             late, self._late = self._late, Changes()
             self._unsaid = late.new
-            for sink in self._working_sinks():
-                with self._guard(sink):
-                    for event in (*late.revised, *late.new):
-                        sink.event(event)
+            self._tell(late)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
-        atexit.register(self._at_exit)
+        atexit.register(self._end)
 
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
@@ -358,31 +282,20 @@ class Pipeline:
         return events
 
     def take(self, record: Record, detail: Detail) -> tuple[Record, list[Event]]:
-        """Complete a record, detect, remember, write to the sinks.
+        """Complete a record, detect, remember, write to the sinks; gives what ``act`` is to say.
 
-        Sinks are also given what is learned about earlier events; actions are not.
-
-        May run in another thread than ``act``, one record after the other.
-
-        Returns:
-            The record with what the earlier ones say about it, and the new events: for ``act``.
-
-        Raises:
-            LogTakenError: another watch has taken the log over; the record is dropped.
+        May run in another thread than ``act``, one record after the other. Raises LogTakenError if
+        another watch has taken the log over; the record is dropped.
         """
         started = time.perf_counter()
         try:
             with self.claim.writing():
-                record = self._history.with_history(record)
+                record = self.history.with_history(record)
                 previous = self.records[-1] if self.records else None
                 for remark in record.remarks(previous):
                     _logger.warning("sparsitywatch: step %d: %s", record.step, remark)
-                changes = self._history.add(record)
-                for sink in self._working_sinks():
-                    with self._guard(sink):
-                        sink.write(record, detail)
-                        for event in (*changes.revised, *changes.new):
-                            sink.event(event)
+                changes = self.history.add(record)
+                self._tell(changes, record, detail)
         except LogTakenError as error:
             _logger.warning(
                 "sparsitywatch: the snapshot at step %d is dropped: %s", record.step, error
@@ -401,105 +314,80 @@ class Pipeline:
             self._call(on_record, record)
 
     def report(self, state: WatchState) -> None:
-        """Give the sinks that ask for it how the watch stands.
-
-        A sink that fails in this is not held to have failed: no number is lost, and the next
-        state says it all again.
-        """
+        """Give the sinks that ask for it how the watch stands."""
         if not self._is_open:
             return
-        try:
-            with self.claim.writing():
-                for sink in self._working_sinks():
-                    self._report_to(sink, state)
-        except LogTakenError:
-            return  # it has a state of its own by now; this end is known at the next snapshot
-
-    def _report_to(self, sink: Sink, state: WatchState) -> None:
-        def say(error: BaseException) -> None:
-            name = type(sink).__name__
-            _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
-
-        with contain_faults(say, strict=self._strict):
-            sink.state(state)
-
-    @property
-    def is_suspicious(self) -> bool:
-        """Whether a detector sees what may become an event."""
-        return self._history.is_suspicious
+        sinks = self._working_sinks()
+        # one that has taken the log over has a state of its own; that is known at the next snapshot
+        with contextlib.suppress(LogTakenError), self.claim.writing():
+            for sink in sinks:
+                # that it fails in this does not count: the next state says it all again
+                with contain_faults(partial(_say_untold, sink), strict=self._strict):
+                    sink.state(state)
 
     def close(self) -> None:
         """Close the sinks, then the actions that can be closed; let go of the log."""
-        self._at_exit()
+        self._end()
         for action in (*self._on_event, *self._on_record):
             if isinstance(action, Action):
                 self._call(action.close)
 
-    def _at_exit(self) -> None:
+    def _end(self) -> None:
         self._is_open = False
-        atexit.unregister(self._at_exit)
-        self._close_sinks()
-        self.claim.release()
-
-    def _close_sinks(self) -> None:
+        atexit.unregister(self._end)
         try:
             with self.claim.writing():
-                for sink in self._working_sinks():
-                    with self._guard(sink):
-                        sink.close()
+                self._each(lambda sink: sink.close())
         except LogTakenError as error:
             _logger.warning("sparsitywatch: the log is left as it is: %s", error)
-            for sink in self._working_sinks():
-                with self._guard(sink):
-                    sink.abandon()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the detectors and the events of the run go on from; plain data."""
-        return self._history.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` gave.
-
-        Raises:
-            StateError: the state of a detector is missing.
-        """
-        self._history.load_state_dict(state)
+            self._each(lambda sink: sink.abandon())
+        self.claim.release()
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        def say(_: BaseException) -> None:
-            _logger.exception("sparsitywatch: %r failed; training goes on", function)
-
-        with contain_faults(say, strict=self._strict):
+        words = "sparsitywatch: %r failed; training goes on"
+        with contain_faults(lambda _: _logger.exception(words, function), strict=self._strict):
             function(*arguments)
 
     def _working_sinks(self) -> list[Sink]:
         return [s for s in self._sinks if self._failures.get(id(s), 0) < _MAX_FAILURES]
 
-    def _guard(self, sink: Sink) -> contextlib.AbstractContextManager[None]:
-        """Where the faults of a sink end; one that keeps failing works no more."""
-        failures = self._failures.pop(id(sink), 0)
+    def _tell(self, changes: Changes, *record: Any) -> None:
+        """Give sinks a record with its detail, if there is one, and what it says of events."""
 
-        def say(_: BaseException) -> None:
-            self._failures[id(sink)] = failures + 1
-            name = type(sink).__name__
-            last = failures + 1 >= _MAX_FAILURES
-            what = "is switched off" if last else "is tried again at the next record"
-            _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
+        def tell(sink: Sink) -> None:
+            if record:
+                sink.write(*record)
+            for event in (*changes.revised, *changes.new):
+                sink.event(event)
 
-        return contain_faults(say, strict=self._strict)
+        self._each(tell)
+
+    def _each(self, act: Callable[[Sink], object]) -> None:
+        """Where the faults of sinks end; one that keeps failing is not asked again."""
+        for sink in self._working_sinks():
+            failures = self._failures.pop(id(sink), 0) + 1
+            try:
+                act(sink)
+            except BaseException as error:  # sorted by reraise_foreign
+                reraise_foreign(error, strict=self._strict)
+                self._failures[id(sink)] = failures
+                is_last = failures >= _MAX_FAILURES
+                what = "is switched off" if is_last else "is tried again at the next record"
+                name = type(sink).__name__
+                _logger.exception("sparsitywatch: %s failed and %s; training goes on", name, what)
+
+
+def _say_untold(sink: Sink, error: BaseException) -> None:
+    name = type(sink).__name__
+    _logger.warning("sparsitywatch: %s did not take the watch's state: %s", name, error)
 
 
 def as_sinks(sinks: Sequence[Sink]) -> list[Sink]:
-    """Sinks in a list.
-
-    Raises:
-        ConfigurationError: one does not derive from ``Sink``, or they are no list.
-    """
+    """Sinks in a list; ConfigurationError for what is none."""
     found = listed("sinks", sinks, "a list of sinks")
+    what = "a sink, derived from sw.sinks.Sink"
     for index, sink in enumerate(found):
-        expect(
-            isinstance(sink, Sink), f"sinks[{index}]", "a sink, derived from sw.sinks.Sink", sink
-        )
+        expect(isinstance(sink, Sink), f"sinks[{index}]", what, sink)
     return found
 
 

@@ -103,17 +103,13 @@ def _holds_run(directory: Path) -> bool:
 
 
 class Claim:
-    """The right to write into the directory of a log. Whoever claimed it last has it.
+    """The right to write into the directory of a log, if there is one. The last claim counts.
 
     A file in the directory names the holder, who keeps it locked while it lives. Everything is
     written inside ``writing``, which locks the directory and reads that name. So a later claim
-    waits for what is being written, and an earlier holder writes nothing after it, be they in one
-    process or in two. The locks end with the process, however that ends.
-
-    Without locks (Windows, some network file systems) an earlier holder still finds another name
-    there, but a write that has begun is not waited for, and nobody knows whether a holder lives.
-
-    Of no directory, None, it allows everything.
+    waits for what is being written, and an earlier holder writes nothing after it. Without locks
+    (Windows, some network file systems) an earlier holder still finds another name there, but a
+    write that has begun is not waited for, and nobody knows whether a holder lives.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -142,15 +138,9 @@ class Claim:
         return f"{_described(holder)} has taken over {str(self.directory)!r}"
 
     def acquire(self, *, over: Literal["none", "own", "all"]) -> None:
-        """Claim the directory, if there is one and it is not claimed yet.
+        """Claim the directory, over no holder that lives, over those of this process, or over all.
 
-        Args:
-            over: which holders that live are fenced off: none, those of this process, or all.
-
-        Raises:
-            ConfigurationError: it is claimed by somebody who lives, and ``over`` is "none".
-            LogTakenError: it is claimed by another process that lives, and ``over`` is "own"; or
-                what somebody else is writing does not end.
+        Raises ConfigurationError (where ``over`` is "none") or LogTakenError for one that stays.
         """
         directory = self.directory
         if directory is None or self._token or not directory.is_dir():
@@ -169,10 +159,7 @@ class Claim:
             self._sign(directory)
 
     def set_aside(self, why: str) -> None:
-        """Claim an empty directory of this name; a run that it held is kept under another one.
-
-        ``why`` ends the sentence "it held an earlier run, ...".
-        """
+        """Claim an empty directory of this name; a run that it held is kept under another one."""
         directory = self.directory
         if directory is None:
             return
@@ -208,11 +195,7 @@ class Claim:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Around everything that is written: nobody else writes meanwhile.
-
-        Raises:
-            LogTakenError: somebody else has taken the directory over. Nothing may be written.
-        """
+        """Around all that is written: nobody else writes; LogTakenError if another took over."""
         if not self._token or self.directory is None:
             yield
             return
@@ -228,12 +211,10 @@ class Claim:
                 self._depth -= 1
 
     def release(self) -> None:
-        """Let go; calling it again, or in a forked child, does nothing.
-
-        The name stays, so that an earlier holder does not take the log for its own again.
-        """
+        """Let go; calling it again, or in a forked child, does nothing."""
         if self._pid != os.getpid():
             return
+        # the name stays in the file, so that no earlier holder takes the log for its own again
         self._token = ""
         if self._close_writer is not None:
             self._close_writer()

@@ -140,9 +140,12 @@ EVERYTHING: Final = Shards([{}], 0)
 class ShardedReader:
     """Reads some parameters as one process would; each rank calls each method, in this order."""
 
-    def __init__(self, shards: Shards = EVERYTHING, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, shards: Shards = EVERYTHING, ranks: Ranks = ALONE, num_threads: int | None = None
+    ) -> None:
         self.ranks = ranks
         self._shards = shards
+        self._num_threads = num_threads  # None for as many as torch uses
 
     @classmethod
     def of(cls, parameters: Mapping[str, torch.Tensor], ranks: Ranks) -> ShardedReader:
@@ -161,7 +164,7 @@ class ShardedReader:
     @property
     def behind(self) -> ShardedReader:
         """The same for the thread behind the training."""
-        return ShardedReader(self._shards, self.ranks.behind)
+        return ShardedReader(self._shards, self.ranks.behind, num_threads=1)
 
     def lookup(
         self, model: nn.Module, scope: Scope
@@ -185,13 +188,11 @@ class ShardedReader:
 
     # ------------------------------------------------------------------ counts
 
-    def counted(
-        self, snapshot: Snapshot, num_threads: int | None = None
-    ) -> tuple[MagnitudeSpectrum, Replicas | None]:
+    def counted(self, snapshot: Snapshot) -> tuple[MagnitudeSpectrum, Replicas | None]:
         """The spectrum of the whole model; and whether ranks that hold the same weights agree."""
         shards = self._shards
         with self.ranks.all_or_none("counting the weights"):
-            spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=num_threads)
+            spectrum = MagnitudeSpectrum.of(snapshot.tensors, num_threads=self._num_threads)
             marks = marks_of(spectrum, snapshot) if shards.has_replicas else {}
         replicas = self.compared(marks) if shards.has_replicas else None
         if not shards.is_whole or (replicas is not None and replicas.ranks):

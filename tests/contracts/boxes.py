@@ -63,7 +63,7 @@ class Spreading:
         return Shards(pieces_by_rank(self.spread, self.size), rank)
 
     def reader(self, ranks: Ranks) -> ShardedReader:
-        return ShardedReader(self.shards(ranks.rank), ranks)
+        return ShardedReader(self.shards(ranks.rank), ranks, num_threads=1)
 
 
 def pieces_by_rank(spread: Spread, size: int) -> list[dict[str, ShardBox]]:

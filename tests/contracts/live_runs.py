@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.records import Record, to_json
+from sparsitywatch.records import Cost, Record, to_json
 
 STEPS, EVERY = 12, 3
 
@@ -31,15 +31,11 @@ def told_by_weights(record: Record) -> str:
             forecast=None,
             vital=None,  # a file tells neither gradients nor optimizers
             layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),
-            cost=dataclasses.replace(
-                record.cost,
+            cost=Cost(
                 stall_s=0.0,
                 spectrum_s=0.0,
                 evaluation_s=0.0,
-                publish_s=0.0,
-                overhead=math.nan,
-                num_left_out=0,
-                num_evaluations_left_out=0,
+                num_forwards=record.cost.num_forwards,
             ),
         )
     )
@@ -75,10 +71,7 @@ def sentences(seed: int, num: int = 16) -> dict[str, torch.Tensor]:
     labels = (start + torch.arange(8)) % 30 + 4
     masked = torch.rand(num, 8, generator=generator) < 0.33
     masked[:, 0] = True
-    return {
-        "input_ids": labels.masked_fill(masked, 3),
-        "labels": labels.masked_fill(~masked, -100),
-    }
+    return {"input_ids": labels.masked_fill(masked, 3), "labels": labels.masked_fill(~masked, -100)}
 
 
 def held_out() -> sw.Proxy:

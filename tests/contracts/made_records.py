@@ -1,4 +1,4 @@
-"""Records of given numbers, for tests of what reads records."""
+"""Records of given numbers, and a detector of them, for tests of what reads records."""
 
 from __future__ import annotations
 
@@ -110,3 +110,25 @@ def counted(
         for rule in rules
     }
     return made_record(step, whole, layers=tuple(layers), num_weights=total)
+
+
+class Above(Detector):
+    """A detector that is easy to predict: an event at the first value above a limit."""
+
+    def __init__(self, limit: float = 0.4) -> None:
+        self.limit, self.seen = limit, 0
+
+    def update(self, step, value, context=None):
+        if value <= self.limit or self.seen:
+            return None
+        self.seen = step
+        return Event(
+            series="", direction="up", onset_step=step - 1, detected_step=step, baseline=0.0,
+            value=value, noise=0.01,
+        )  # fmt: skip
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]

@@ -56,7 +56,7 @@ def replicas_of(made: Spreading, held: list[Snapshot]) -> list[Replicas | None]:
     """What each rank says of the weights that they hold."""
 
     def act(ranks: ThreadRanks) -> Replicas | None:
-        return made.reader(ranks).counted(held[ranks.rank], 1)[1]
+        return made.reader(ranks).counted(held[ranks.rank])[1]
 
     return on_ranks(made.size, act)
 

@@ -206,18 +206,18 @@ def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
 @pytest.mark.slow
 def test_no_hook_is_left_behind() -> None:
     gc.collect()
-    others = set(trace._StepHooks._alive)  # of watches that tests before have left open
+    others = set(trace.StepHook._alive)  # of watches that tests before have left open
     run = Run()
     watcher = run.watch(None)
-    assert len(set(trace._StepHooks._alive) - others) == 1
+    assert len(set(trace.StepHook._alive) - others) == 1
     assert len(_global_optimizer_post_hooks) == 1
     watcher.close()
-    assert not set(trace._StepHooks._alive) - others
+    assert not set(trace.StepHook._alive) - others
     assert others or not _global_optimizer_post_hooks
     run.watch(None)
     del run, watcher
     gc.collect()
-    assert not set(trace._StepHooks._alive) - others
+    assert not set(trace.StepHook._alive) - others
 
 
 @pytest.mark.slow
@@ -246,6 +246,7 @@ def test_a_watch_may_be_closed_from_an_action(explicit: bool) -> None:
     )  # fmt: skip
     run.train(10)
     assert [r.step for r in watchers[0].records] == [2]
+    assert watchers[0].closed is not explicit
     watchers[0].close()
 
 

@@ -502,14 +502,6 @@ def test_a_later_watch_waits_for_what_is_being_written(tmp_path: Path) -> None:
     assert steps_of(early.records) == [3, 6]  # it was whole before it was superseded
 
 
-def test_closing_the_watch_in_an_action_is_no_fault_of_the_training() -> None:
-    run = Run()
-    options = {"on_record": [lambda _: watcher.close()], "background": False}
-    watcher = run.watch(None, **options)
-    run.train(7)
-    assert (watcher.closed, len(watcher.records)) == (True, 1)
-
-
 OTHER_PROCESS = """
 run = Run()
 watcher = run.watch(Path(sys.argv[1]), proxy=None)

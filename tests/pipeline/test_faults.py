@@ -128,14 +128,21 @@ def after_two_steps(in_value: Callable[[], object], **options) -> tuple[Run, Bas
     return run, None
 
 
+def assert_undisturbed(run: Run, num_more: int = 0) -> None:
+    """It is as one is in which nothing was raised."""
+    plain, _ = after_two_steps(lambda: None)
+    for _ in range(num_more):
+        plain.step()
+    assert same(run.state(), plain.state())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HANDLERS)
 def test_what_a_signals_handler_raises_reaches_the_training(name: str) -> None:
     signal.signal(signal.SIGUSR1, HANDLERS[name])
     run, error = after_two_steps(send)
     assert isinstance(error, SystemExit if name == "one that exits" else TimeIsUpError)
-    plain, _ = after_two_steps(lambda: None)
-    assert same(run.state(), plain.state())
+    assert_undisturbed(run)
     assert run.watcher.off == ""
     run.step()
     assert [r.step for r in run.watcher.records if r.valid][-1] == 3
@@ -243,9 +250,7 @@ def test_a_fault_of_the_watch_ends_at_the_watch(kind: type, place: str, tmp_path
         assert run.watcher.off == f"{kind.__name__}: of the watch"
     else:
         assert [r.valid for r in run.watcher.records] == [True, True, True]
-    plain, _ = after_two_steps(lambda: None)
-    plain.step()
-    assert same(run.state(), plain.state())
+    assert_undisturbed(run, num_more=1)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
@@ -255,8 +260,7 @@ def test_what_was_made_to_pass_passes(kind: type) -> None:
 
     run, error = after_two_steps(interrupted)
     assert isinstance(error, kind)
-    plain, _ = after_two_steps(lambda: None)
-    assert same(run.state(), plain.state())
+    assert_undisturbed(run)
 
 
 def test_the_boundary_gives_faults_to_a_function_and_with_strict_lets_them_out() -> None:

@@ -8,35 +8,13 @@ import math
 
 import numpy as np
 import pytest
-from contracts.made_records import counted, made_record
+from contracts.made_records import Above, counted, made_record
 
-from sparsitywatch.analysis.detect import AbruptChange, Detector
+from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import Event, Record
 
 INITIAL, DORMANT, ESSENTIAL = "near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value"
-
-
-class Above(Detector):
-    """A detector that is easy to predict: an event at the first value above a limit."""
-
-    def __init__(self, limit: float = 0.4) -> None:
-        self.limit, self.seen = limit, 0
-
-    def update(self, step, value, context=None):
-        if value <= self.limit or self.seen:
-            return None
-        self.seen = step
-        return Event(
-            series="", direction="up", onset_step=step - 1, detected_step=step, baseline=0.0,
-            value=value, noise=0.01,
-        )  # fmt: skip
-
-    def state_dict(self):
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state):
-        self.seen = state["seen"]
 
 
 def essential_records(values: list[float]) -> list[Record]:
@@ -122,10 +100,8 @@ def test_an_event_says_what_happened() -> None:
     pruned = {"a": first["a"] * (np.arange(5000) > 3000), "b": first["b"]}
     (event,) = history.add(counted(4, pruned, rms)).new
     assert (event.trend, event.layers, event.change) == ("sparsifying", ("a",), "shape")
-    assert (event.before_step, event.explained_by_decay) == (
-        3,
-        None,
-    )  # no decay clock in these records
+    # no decay clock in these records
+    assert (event.before_step, event.explained_by_decay) == (3, None)
     assert len(event.related) == 1
     assert event.id == f"{event.series}@3"
     assert history.events == [event]

@@ -6,33 +6,13 @@ import dataclasses
 import logging
 
 import pytest
+from contracts.made_records import PROVENANCE, Above, made_record
 
-from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.actions import log_event
 from sparsitywatch.errors import ConfigurationError, StateError
-from sparsitywatch.pipeline.pipeline import Pipeline, log_event
-from sparsitywatch.records import (
-    Cost,
-    Detail,
-    Dormant,
-    Event,
-    LayerShare,
-    Provenance,
-    Record,
-    RunInfo,
-    ScopeSummary,
-)
+from sparsitywatch.pipeline.pipeline import Pipeline
+from sparsitywatch.records import Detail, Dormant, Event, LayerShare, Record, RunInfo
 from sparsitywatch.sinks.base import MemorySink
-
-PROVENANCE = Provenance(
-    sparsitywatch="0",
-    torch="0",
-    scope_hash="s",
-    proxy_hash="",
-    dtypes=("float32",),
-    tolerance=0.01,
-    tolerance_mode="relative",
-    pattern="global",
-)
 
 
 def record(step: int, near_zero: float) -> Record:
@@ -41,45 +21,7 @@ def record(step: int, near_zero: float) -> Record:
         LayerShare(name=name, num_weights=100, rms=1.0, near_zero={"initial_0.1": fraction})
         for name, fraction in (("quiet", 0.0), ("sparse", 2 * near_zero))
     )
-    return Record(
-        step=step,
-        wall_time=0.0,
-        scope=ScopeSummary(num_tensors=2, num_weights=200),
-        num_nan=0,
-        num_inf=0,
-        num_zero=0,
-        near_zero={"initial_0.1": near_zero},
-        decay_clock=step / 100,
-        layers=layers,
-        cost=Cost(stall_s=0.0, spectrum_s=0.0, evaluation_s=0.0, num_forwards=0),
-        provenance=PROVENANCE,
-    )
-
-
-class Above(Detector):
-    """A detector that is easy to predict: an event at the first value above 0.4."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def update(self, step, value, context=None):
-        if value <= 0.4 or self.seen:
-            return None
-        self.seen = step
-        return Event(
-            series="",
-            direction="up",
-            onset_step=step - 1,
-            detected_step=step,
-            baseline=0.0,
-            value=value,
-        )
-
-    def state_dict(self):
-        return {"seen": self.seen}
-
-    def load_state_dict(self, state):
-        self.seen = state["seen"]
+    return made_record(step, near_zero, clock=step / 100, layers=layers, num_weights=200)
 
 
 class Broken(MemorySink):
@@ -94,16 +36,17 @@ class Broken(MemorySink):
         raise OSError("no space left")
 
 
-def watched(**options) -> Pipeline:
-    return Pipeline(detectors={"near_zero/initial_0.1": Above()}, **options)
+def watched(*sinks: MemorySink, **options) -> Pipeline:
+    """A pipeline that is open."""
+    found = Pipeline(detectors={"near_zero/initial_0.1": Above()}, sinks=sinks, **options)
+    found.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    return found
 
 
 def test_an_event_carries_its_series_its_layers_and_the_clock() -> None:
     sink, told = MemorySink(), []
-    pipeline = watched(
-        sinks=[sink], on_event=[told.append], on_record=[lambda r: told.append(r.step)]
-    )
-    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    actions = {"on_event": [told.append], "on_record": [lambda r: told.append(r.step)]}
+    pipeline = watched(sink, **actions)
     for step, value in enumerate([0.1, 0.1, 0.45], start=1):
         pipeline.publish(record(step, value), Detail())
     (event,) = sink.events
@@ -134,8 +77,7 @@ def test_a_detector_is_told_what_is_known_of_the_optimizer() -> None:
 
 def test_a_broken_sink_harms_nobody_and_is_given_up(caplog) -> None:
     broken, good = Broken(), MemorySink()
-    pipeline = watched(sinks=[broken, good])
-    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    pipeline = watched(broken, good)
     for step in range(1, 7):
         pipeline.publish(record(step, 0.1), Detail())
     assert broken.calls == 3
@@ -153,8 +95,7 @@ def test_a_sink_that_recovers_is_kept() -> None:
             MemorySink.write(self, record, detail)
 
     flaky = Flaky()
-    pipeline = watched(sinks=[flaky])
-    pipeline.open(RunInfo(initial_step=0, provenance=PROVENANCE))
+    pipeline = watched(flaky)
     for step in range(1, 9):
         pipeline.publish(record(step, 0.1), Detail())
     assert flaky.calls == 8
@@ -173,24 +114,20 @@ def test_an_action_that_fails_is_logged_and_the_next_one_runs(caplog) -> None:
 
 
 def test_strict_lets_faults_out() -> None:
-    pipeline = watched(sinks=[Broken()], strict=True)
+    pipeline = watched(Broken(), strict=True)
     with pytest.raises(OSError, match="no space left"):
         pipeline.publish(record(1, 0.1), Detail())
 
 
 def test_an_earlier_process_is_recalled_without_telling_anyone_again() -> None:
     sink = MemorySink()
-    pipeline = watched(sinks=[sink])
+    pipeline = Pipeline(detectors={"near_zero/initial_0.1": Above()}, sinks=[sink])
     earlier = [record(1, 0.1), record(2, 0.5)]
     event = Event(
-        series="near_zero/initial_0.1",
-        direction="up",
-        onset_step=1,
-        detected_step=2,
-        baseline=0.1,
-        value=0.5,
-    )
-    pipeline.restore(earlier, [event])
+        series="near_zero/initial_0.1", direction="up", onset_step=1, detected_step=2,
+        baseline=0.1, value=0.5,
+    )  # fmt: skip
+    pipeline.history.restore(earlier, [event])
     assert pipeline.records == earlier
     assert pipeline.events == [event]
     assert not hasattr(sink, "run") or not sink.records
@@ -201,12 +138,14 @@ def test_detector_state_goes_round_and_a_missing_one_is_named() -> None:
     pipeline = watched()
     pipeline.publish(record(1, 0.5), Detail())
     other = watched()
-    other.load_state_dict(pipeline.state_dict())
+    other.history.load_state_dict(pipeline.history.state_dict())
     assert other.publish(record(2, 0.6), Detail()) == []
     with pytest.raises(StateError, match=r"detectors \['near_zero/initial_0.1'\]"):
-        other.load_state_dict({**pipeline.state_dict(), "detectors": {}})
-    with pytest.raises(StateError, match=r"keys \['detectors', 'gaps', 'tracker'\]"):
-        other.load_state_dict({})
+        other.history.load_state_dict({**pipeline.history.state_dict(), "detectors": {}})
+    with pytest.raises(
+        StateError, match=r"keys \['detectors', 'gaps', 'fingerprints', 'tracker'\]"
+    ):
+        other.history.load_state_dict({})
 
 
 def test_old_records_give_up_their_layers() -> None:
