@@ -12,6 +12,7 @@ from contracts.watched import Run, script
 
 from sparsitywatch.cli import main
 from sparsitywatch.records import WatchState
+from sparsitywatch.sinks import jsonl
 from sparsitywatch.sinks.jsonl import read_manifest, read_records
 from sparsitywatch.sinks.tensorboard import FIRST, LAST
 
@@ -175,10 +176,13 @@ def test_a_manifest_that_cannot_be_written_costs_no_record(tmp_path: Path, caplo
     with run.watch(tmp_path, every=1, proxy=None, strict=False) as watcher:
         run.train(1)
 
-        def full(*_: object) -> None:
-            raise OSError(28, "No space left on device")
+        def full(path: Path, content: bytes) -> None:
+            if path.name == "run.json":
+                raise OSError(28, "No space left on device")
+            write(path, content)
 
-        monkeypatch.setattr("sparsitywatch.sinks.jsonl._replace", full)
+        write = jsonl.replace_file
+        monkeypatch.setattr(jsonl, "replace_file", full)
         run.train(9)
         assert len(watcher.records) == 10
     assert len(read_records(tmp_path / "sparsitywatch")) == 10
