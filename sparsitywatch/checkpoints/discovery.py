@@ -421,9 +421,7 @@ def _without_duplicates(
 
 
 def _unlike(
-    best: ListedCheckpoint,
-    others: Sequence[ListedCheckpoint],
-    are_same: Callable[[str, str], bool],
+    best: ListedCheckpoint, others: Sequence[ListedCheckpoint], are_same: Callable[[str, str], bool]
 ) -> str:
     """Why none of several checkpoints of one step can be taken; empty if all are the same."""
     shown = redacted_url(best.url)

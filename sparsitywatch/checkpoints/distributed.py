@@ -80,9 +80,7 @@ def open_distributed(place: Location, _: Signature) -> Checkpoint:
     return Checkpoint(place, "distributed", stored, find_step)
 
 
-def read_distributed(
-    place: Location,
-) -> tuple[dict[str, StoredTensor], Callable[[], int | None]]:
+def read_distributed(place: Location) -> tuple[dict[str, StoredTensor], Callable[[], int | None]]:
     """The tensors of the model by name, and what looks the step up."""
     source = place.inside(_METADATA).open()
     with reading(source.url):

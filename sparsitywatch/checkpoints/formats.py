@@ -20,16 +20,8 @@ from sparsitywatch.checkpoints.base import (
     as_step,
     reading,
 )
-from sparsitywatch.checkpoints.distributed import (
-    is_distributed,
-    open_distributed,
-    read_distributed,
-)
-from sparsitywatch.checkpoints.safetensors import (
-    is_safetensors,
-    open_safetensors,
-    read_safetensors,
-)
+from sparsitywatch.checkpoints.distributed import is_distributed, open_distributed, read_distributed
+from sparsitywatch.checkpoints.safetensors import is_safetensors, open_safetensors, read_safetensors
 from sparsitywatch.checkpoints.storage import Location
 from sparsitywatch.checkpoints.torch_file import (
     is_deepspeed,

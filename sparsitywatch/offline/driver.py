@@ -30,13 +30,7 @@ from sparsitywatch.errors import (
 )
 from sparsitywatch.offline.jobs import Outcome, Plan, in_order, sample_of
 from sparsitywatch.offline.rates import Rates
-from sparsitywatch.pipeline.measure import (
-    Measured,
-    RunContext,
-    compared,
-    not_measured,
-    record_of,
-)
+from sparsitywatch.pipeline.measure import Measured, RunContext, compared, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import prepare
 from sparsitywatch.records import Event, Record, RunInfo, html_of

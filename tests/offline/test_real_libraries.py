@@ -59,11 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_trainer_of_transformers(trained: Path, tmp_path: Path) -> None:
     live = read_records(trained / "runs" / "sparsitywatch")
     replayed = sw.replay(
-        trained,
-        logdir=tmp_path,
-        model=tiny_bert,
-        proxy=held_out(),
-        initial_rms=trained / "runs",
+        trained, logdir=tmp_path, model=tiny_bert, proxy=held_out(), initial_rms=trained / "runs"
     )
     assert not replayed.failures
     assert [record.step for record in replayed.records] == [2, 4, 6, 8]
@@ -161,11 +157,7 @@ def test_lightning(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(Module(), torch.utils.data.DataLoader(rows, batch_size=4))
     replayed = sw.replay(
-        tmp_path / "run",
-        logdir=None,
-        model=Module,
-        proxy=proxy,
-        initial_rms=tmp_path / "live",
+        tmp_path / "run", logdir=None, model=Module, proxy=proxy, initial_rms=tmp_path / "live"
     )
     assert [record.step for record in replayed.records] == [2, 4, 6]
     assert_same(replayed.records, read_records(tmp_path / "live" / "sparsitywatch"))

@@ -74,10 +74,7 @@ def test_a_replay_tells_what_the_live_watch_told_of_the_scope(
 ) -> None:
     folder, live = run
     replayed = sw.replay(folder, logdir=None, scope="matrices", detectors={}, on_event=())
-    expected = {
-        ("returned", 4, 5): {"0.weight", "2.weight"},
-        ("not_finite", 6, 7): {SPOILED},
-    }
+    expected = {("returned", 4, 5): {"0.weight", "2.weight"}, ("not_finite", 6, 7): {SPOILED}}
     assert told(replayed.events) == expected
     live_told = told(live)
     assert live_told[("returned", 4, 5)] == expected[("returned", 4, 5)]
