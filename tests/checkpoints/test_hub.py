@@ -42,9 +42,8 @@ def hub() -> Iterator[Hub]:
         for step in (0, 20, 100, 2000)
     }
     two = {name: branch(step) for name, step in (("main", 9), ("step5", 5), ("step9", 9))}
-    repositories = {"org/pythia": pythia, "org/two": two, "org/whole": two, "google/other": {}}
+    repositories = {"org/pythia": pythia, "org/two": two, "google/other": {}}
     with hub_server({**repositories, **multi}) as hub:
-        hub.no_ranges = ("org/whole",)
         yield hub
 
 
@@ -61,19 +60,15 @@ def listed(place):
 print(json.dumps({place: listed(place) for place in places}), flush=True)
 sys.exit(main(["replay", "hf://org/two@step*", "--logdir", logdir]))
 """
-ONE, BRANCHES, REPOSITORIES, WHOLE = (
-    "hf://org/pythia@step1000",
-    "hf://org/pythia@*",
-    "hf://google/multi-seed_0-step_*",
-    "hf://org/whole@step5",
-)
+ONE, BRANCHES = "hf://org/pythia@step1000", "hf://org/pythia@*"
+REPOSITORIES = "hf://google/multi-seed_0-step_*"
 
 
 @pytest.fixture(scope="module")
 def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
     """What a process has listed, and where it has replayed a series to."""
     home = tmp_path_factory.mktemp("hub")
-    command = [sys.executable, "-c", CLIENT, ONE, BRANCHES, REPOSITORIES, WHOLE, str(home / "log")]
+    command = [sys.executable, "-c", CLIENT, ONE, BRANCHES, REPOSITORIES, str(home / "log")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=hub.environment(home), check=False
     )
@@ -96,13 +91,6 @@ def test_branches_are_steps(client) -> None:
 def test_repositories_are_steps(client) -> None:
     expected = [(f"hf://google/multi-seed_0-step_{k}k", k * 1000) for k in (0, 20, 100, 2000)]
     assert client[0][REPOSITORIES] == [[url, step, "complete", ""] for url, step in expected]
-
-
-@pytest.mark.slow
-def test_a_server_without_ranges_is_named(client) -> None:
-    ((_, _, state, reason),) = client[0][WHOLE]
-    assert state == "refused"
-    assert "the server sends files as a whole and does not know ranges" in reason
 
 
 @pytest.mark.slow

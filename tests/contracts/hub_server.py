@@ -25,14 +25,10 @@ class Hub:
     Args:
         url: of it.
         sent: repository, name of a file, and number of its bytes that were sent, in order.
-        requests: method and path of each request.
-        no_ranges: repositories whose files are sent as a whole, whatever was asked for.
     """
 
     url: str = ""
     sent: list[tuple[str, str, int]] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-    no_ranges: tuple[str, ...] = ()
 
     def environment(self, home: Path) -> dict[str, str]:
         """For a process that shall know no other hub, and no token."""
@@ -82,7 +78,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        self.hub.requests.append(f"{self.command} {self.path}")
         split = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(split.query).items()}
         parts = [unquote(part) for part in split.path.strip("/").split("/")]
@@ -121,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         headers = {"ETag": f'"{_oid(revision + file)}"', "Accept-Ranges": "bytes",
                    "X-Repo-Commit": _oid(revision)}  # fmt: skip
-        if asked is None or name in self.hub.no_ranges:
+        if asked is None:
             self._send(200, data, headers, (name, file))
             return
         start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
