@@ -200,17 +200,17 @@ def checkpoints_below(root: Location, known: Collection[str] = ()) -> tuple[list
             found += [folder] if step_of_name(folder) is not None else []
             continue
         folders = {name: real for name, real in children.items() if real is not None}
-        is_part = _OPTIMIZER.fullmatch(folder.rpartition("/")[2]) is not None
+        is_part = folder == FSDP_FOLDER or bool(_OPTIMIZER.fullmatch(folder.rpartition("/")[2]))
         kind = None if is_part else format_of(children)
         # of DeepSpeed's and of a run's own folder the checkpoints lie inside
-        if kind is not None and not (kind == "deepspeed" and folders):
+        is_checkpoint = kind is not None and not (kind == "deepspeed" and folders)
+        if is_checkpoint:
             found.append(folder)
             if folder or kind == "nanotron":  # all below is a part of it
                 continue
-            folders.pop(FSDP_FOLDER, None)
         files = [name for name in children if name not in folders]
         beside += [inside + name for name in files]
-        if kind != "huggingface" and not is_part:
+        if not is_part and (not is_checkpoint or kind == "huggingface"):
             found += [inside + name for name in files if _is_weights(name)]
         for name, real in folders.items():
             if before + inside + name in known:
