@@ -107,11 +107,7 @@ def _path(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, at most so many and one.
-
-    >>> ticks(0.0, 0.41, 4), ticks(25.0, 2000.0, 8)[:2]
-    ([0.0, 0.2, 0.4], [500.0, 1000.0])
-    """
+    """Round numbers from low to high, at most so many and one."""
     size = 10.0 ** math.floor(math.log10((high - low) / most))
     spacing = next(s * size for s in (1.0, 2.0, 5.0, 10.0) if (high - low) / (s * size) <= most)
     first, last = math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9)

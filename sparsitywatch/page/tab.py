@@ -57,15 +57,7 @@ class SparsityPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
 
 def roots_of(logdir: str, spec: str | None) -> tuple[dict[str, Path], str]:
-    """Directories by the beginning of the names of their runs, and why there may be none.
-
-    ``logdir`` and ``spec`` are as ``--logdir`` and ``--logdir_spec`` gave them.
-
-    >>> roots_of("", "a:/x,/y")[0]
-    {'a': PosixPath('/x'), '/y': PosixPath('/y')}
-    >>> roots_of("s3://bucket/runs", "")[1][:42]
-    'The Sparsity tab reads logs on this machin'
-    """
+    """Directories by the beginning of the names of their runs, and why there may be none."""
     given = {"": logdir} if logdir else {}
     for part in (spec or "").split(",") if not logdir else ():
         name, colon, path = part.partition(":")

@@ -35,11 +35,7 @@ def to_json(value: Any) -> str:
 
 
 def from_json(cls: type[T], text: str) -> T:
-    """The dataclass ``cls`` from what ``to_json`` wrote.
-
-    Raises:
-        StateError: no JSON, a missing field, one of the wrong type, or another schema version.
-    """
+    """The dataclass ``cls`` from what ``to_json`` wrote; a StateError says what is wrong."""
     try:
         data = json.loads(text)
     except ValueError as error:

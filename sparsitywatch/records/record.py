@@ -238,11 +238,8 @@ class LayerColumns:
         """A tensor at a time, with plain numbers."""
         near_zero = {rule: _plain(column) for rule, column in self.near_zero.items()}
         removed = [_plain(level) for level in self.removed]
-        num_weights, rms, dormant = (
-            self.num_weights.tolist(),
-            _plain(self.rms),
-            _plain(self.dormant),
-        )
+        num_weights, rms = self.num_weights.tolist(), _plain(self.rms)
+        dormant = _plain(self.dormant)
         for i, name in enumerate(self.names):
             yield LayerShare(
                 name=name,

@@ -146,8 +146,8 @@ class WriterGuard:
 class AppendingFile:
     """Appends blocks of bytes in order, each handed to the operating system at once.
 
-    Without buffer and thread a kill loses nothing, and a forked child neither hangs nor writes
-    twice. What a full disk refuses stays pending and goes first at the next call.
+    So a kill loses nothing, and a forked child neither hangs nor writes twice. What a full disk
+    refuses stays pending and goes first at the next call.
     """
 
     def __init__(self, path: Path) -> None:

@@ -187,20 +187,12 @@ class JsonlReader:
         )
 
     def records(self, *, max_step: int | None = None) -> list[Record]:
-        """The records up to ``max_step``, oldest first; their layers are read when first asked for.
-
-        Raises:
-            StateError: a line other than a torn last one cannot be read.
-        """
+        """The records up to ``max_step``, oldest first; a StateError names a damaged line."""
         records = self._records.values()
         return [record for record in records if max_step is None or record.step <= max_step]
 
     def events(self, *, max_step: int | None = None) -> list[Event]:
-        """Each event in its last version up to ``max_step``, in the order of their detection.
-
-        Raises:
-            StateError: a line other than a torn last one cannot be read.
-        """
+        """Each event in its last version, in the order of their detection; errors as of records."""
         events = self._events.values()
         return latest_versions(e for e in events if max_step is None or e.reported_step <= max_step)
 
