@@ -227,8 +227,8 @@ sink.open(fake_run.run_info(int(sys.argv[4])))
                 f"""
 for step in range({first}, {first} + 76, 25):
     sink.write(*fake_run.look(step, last_step=200))
-if {first} == 75:
-    sink.event(replace(fake_run.events()[0], detected_step=100))
+    if ({first}, step) == (75, 100):
+        sink.event(replace(fake_run.events()[0], detected_step=100))
 os.kill(os.getpid(), signal.SIGKILL)
 """,
                 directory,
