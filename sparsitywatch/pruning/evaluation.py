@@ -246,23 +246,22 @@ class Evaluation:
     def _evaluate(self, level: float, share: float) -> Array:
         """The values of what is missing of a level up to a share."""
         before, stage = self._stage.get(level, 0), self._stage_of(share)
-        is_whole = stage == len(self._shares) and not (before and self._is_exact)
-        if not is_whole and stage > len(self._dense_of):
-            missing = self._subsets[len(self._dense_of) : stage]
-            self._dense_of += self._values(self._masks.dense(), missing)
-        masked = self._mask(self._cuts[level])
-        if is_whole:
-            values, dense = self._values(masked, [self._whole])[0], self._dense
+        if stage == len(self._shares) and not (before and self._is_exact):
+            (values,), dense = self._values([self._whole], self._cuts[level]), self._dense
             self._wholes[level] = float(values.mean())
         else:
-            values = np.concatenate(self._values(masked, self._subsets[before:stage]))
+            missing = self._subsets[len(self._dense_of) : stage]
+            if missing:
+                self._dense_of += self._values(missing)
+            values = np.concatenate(self._values(self._subsets[before:stage], self._cuts[level]))
             dense = np.concatenate(self._dense_of[before:stage])
         self.differences.add(level, values - dense)
         self._stage[level] = stage
         return values
 
-    def _values(self, model: Runnable, subsets: Sequence[ExampleSubset]) -> list[Array]:
-        """The values of a model on each of some subsets."""
+    def _values(self, subsets: Sequence[ExampleSubset], cut: Cut | None = None) -> list[Array]:
+        """The values on each of some subsets without what a cut removes, or of the dense model."""
+        model = self._masks.dense() if cut is None else self._mask(cut)
         found = []
         for subset in subsets:
             self._num_forwards += subset.num_batches

@@ -428,13 +428,12 @@ class MagnitudeSpectrum:
             ConfigurationError: a level lies outside [0, 1].
         """
         thresholds = self.thresholds(levels)
-        t = np.array(thresholds, np.float64)
-        in_all = self._at_most(t).tolist()
-        _, shares = self._by_layer(np.tile(t, (len(self.names), 1)))
+        nums, shares = self._by_layer(np.tile(thresholds, (len(self.names), 1)))
+        # at a threshold counts are whole numbers, so their sum is that of all
+        of_all = (nums.sum(axis=0) / (self.num_weights or math.nan)).tolist()
         found = []
         for i, threshold in enumerate(thresholds):
-            sparsity = in_all[i] / self.num_weights if self.num_weights else math.nan
-            found.append((threshold, sparsity, {name: own[i] for name, own in shares.items()}))
+            found.append((threshold, of_all[i], {name: own[i] for name, own in shares.items()}))
         return found
 
     def log10_histograms(self, bins_per_decade: int = 5) -> dict[str, LogHistogram]:
