@@ -25,11 +25,7 @@ __all__ = ["SparseGPT", "Wanda", "input_axes", "inputs_of"]
 
 
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """The axis of each tensor that runs over inputs, where its layer says so.
-
-    Args:
-        names: of parameters, without wrappers' prefixes.
-    """
+    """The axis of each tensor that runs over inputs, where its layer says so."""
     layers = _layers(model, names)
     return {name: axis for name, layer in layers.items() if (axis := _axis(layer)) is not None}
 

@@ -75,12 +75,8 @@ def run_sweep(
     """Evaluate the proxy at the levels that ``sweep`` chooses, on the model as it is now.
 
     ``spectrum`` is of the model's in-scope weights now. Where memory does not suffice it begins
-    again with batches of half the size, which the proxy keeps.
-
-    Raises:
-        MeasurementError: a canary failed: level 0 is not the dense model bit for bit, or
-            removing everything changes nothing (a compiled graph that holds old weights, a value
-            function that does not run this model).
+    again with batches of half the size, which the proxy keeps. A MeasurementError says that level 0
+    is not the dense model bit for bit, or that removing everything changes nothing.
     """
     while True:
         evaluation: Evaluation | None = None
@@ -315,11 +311,6 @@ class MaskedModel:
 
     Memory: one copy of the in-scope weights while a session is open; none where ``spare`` has
     buffers that nobody needs meanwhile. Of a wrapped model the inner module runs.
-
-    Args:
-        model: in whatever wrappers.
-        scope: which weights count.
-        reader: of these, which may be spread over ranks.
     """
 
     def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
@@ -330,21 +321,12 @@ class MaskedModel:
         self._open: Masks | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The in-scope parameters as they are now, by name.
-
-        Raises:
-            ScopeError: one is gone or has another shape, or the model has been sharded since.
-        """
+        """The in-scope parameters as they are now, by name; ScopeError where one has changed."""
         return self._reader.lookup(self.module, self._scope)[0]
 
     @contextlib.contextmanager
     def session(self, value: Callable[..., Any]) -> Iterator[Masks]:
-        """Evaluation by ``value`` without a trace: weights may be masked until the session ends.
-
-        Raises:
-            MeasurementError: a forward has changed what the training goes on from, or was about
-                to begin a collective that nobody answers.
-        """
+        """Evaluation by ``value`` without a trace: weights may be masked until the session ends."""
         parameters = self.parameters()
         with _undisturbed(self._reader.ranks):
             masks: Masks
@@ -414,11 +396,7 @@ class Masks(ABC):
         """Make everything that is not a copy as it was; may be called again."""
 
     def check(self) -> None:
-        """Refuse what cannot be put back.
-
-        Raises:
-            MeasurementError: a forward has written to tensors of the training.
-        """
+        """Refuse a forward that has written to tensors of the training: nobody can put it back."""
         for one in self._to_check:
             one.check()
 
@@ -520,11 +498,6 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
     """Evaluate once and refuse what could not be used, without disturbing the model.
 
     Without ``has_weights`` those of the model are still to come, so that values mean nothing.
-
-    Raises:
-        ProxyError: ``value`` raises, or returns something else than [N] floats, or NaN or
-            infinite ones; the forward begins a collective, or changes what it shares with the
-            training.
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
@@ -560,10 +533,6 @@ def check_forward(
     """What ``run`` gives of a copy of a model, if that leaves the training as it is.
 
     All parameters are copied meanwhile, so that what is written to them is seen and does no harm.
-
-    Raises:
-        MeasurementError: a forward changes parameters or what else the training goes on from, or
-            runs the model itself, or begins a collective that nobody answers.
     """
     with _undisturbed(ranks):
         if any(map(is_sharded, model.parameters())):

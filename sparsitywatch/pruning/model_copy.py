@@ -62,12 +62,8 @@ class ModelCopy:
     Parameters are new objects on the same memory, or on that of the tensor that is given in their
     place. Copied, as pickle does it, are buffers and other tensors, containers, plain objects,
     generators, variables of closures. Shared are data sets, optimizers, large tensors, and what
-    else belongs to the training or refuses to be copied.
-
-    Args:
-        model: without wrappers.
-        value: the value function; the attribute of this name runs copies of its modules.
-        instead: tensors in the place of parameters, by their ``id``.
+    else belongs to the training or refuses to be copied. ``instead`` has tensors in the place of
+    parameters, by their ``id``; ``value`` runs copies of the modules that its namesake uses.
     """
 
     def __init__(
@@ -121,11 +117,7 @@ class ModelCopy:
         return self._was == self._contents() and all(_is_equal(*pair) for pair in self._copies)
 
     def check(self) -> None:
-        """Refuse a forward that has written to tensors of the training.
-
-        Raises:
-            MeasurementError: names them.
-        """
+        """Refuse a forward that has written to tensors of the training, by their names."""
         refuse_written(self._model, self._shared)
 
     def _contents(self) -> Any:
@@ -409,9 +401,6 @@ class Surroundings:
     """What user code keeps beside the model: attributes of classes, globals, default arguments.
 
     No copy reaches these, so what a forward has changed in them is put back.
-
-    Args:
-        copied: whose classes and functions these are of.
     """
 
     def __init__(self, copied: ModelCopy) -> None:
