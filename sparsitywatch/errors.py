@@ -105,6 +105,10 @@ class MeasurementError(SparsityWatchError, RuntimeError):
     """A measurement that failed or contradicts itself; its record is marked invalid."""
 
 
+class TrainingChangedError(MeasurementError):
+    """An evaluation has changed what the training goes on from; the watch ends."""
+
+
 class RanksError(SparsityWatchError, RuntimeError):
     """Ranks that watch together are at different places, or one does not answer any more."""
 

@@ -80,6 +80,11 @@ class SnapshotTaker:
         # an evaluation begins when nothing is on its way, so it may restore from the same buffers
         self._copy = model.spare = WarmCopy()
 
+    @property
+    def training_changed(self) -> str:
+        """How an evaluation has changed what the training goes on from; empty if none has."""
+        return self._model.training_changed
+
     def begin(self, step: int, *, behind: bool) -> None:
         """Remember the weights of ``step``, so that the first snapshot can say what moved."""
         with torch.no_grad():

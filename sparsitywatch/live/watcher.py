@@ -392,7 +392,12 @@ class Watcher:
         if finished.events or self._pipeline.history.is_suspicious:
             self._schedule.schedule.alert(record.step)
         self._num_failures = 0 if record.valid else self._num_failures + 1
-        if self._num_failures < _MAX_FAILURES:
+        if changed := self._taker.training_changed:
+            self._switch_off(
+                f"the evaluation at step {record.step} may have changed the training, which is no "
+                f"longer what it would be without the watch. {changed}"
+            )
+        elif self._num_failures < _MAX_FAILURES:
             self._report(at_most_every_s=_REPORT_S if record.valid else 0.0)
         else:
             self._switch_off(

@@ -18,16 +18,23 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from sparsitywatch.errors import MeasurementError, ProxyError, is_out_of_memory
+from sparsitywatch.errors import (
+    MeasurementError,
+    ProxyError,
+    TrainingChangedError,
+    is_out_of_memory,
+)
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Surroundings,
     changes_the_training,
     name_in,
+    refuse_written,
     same_bits,
+    version_of,
 )
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
-from sparsitywatch.pruning.proxy import ExampleSubset, Proxy, Runnable, preserve_rng
+from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, Runnable, preserve_rng
 from sparsitywatch.pruning.racing import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.sweeps import Allowed, Sweep
 from sparsitywatch.ranks.protocol import Ranks
@@ -45,8 +52,6 @@ _logger = logging.getLogger("sparsitywatch")
 T = TypeVar("T")
 Array = NDArray[np.float64]
 
-#: Relative size up to which repeated evaluations may differ by the order of additions.
-_ROUNDING = 1e-4
 #: In another batch the value of an example may differ by this share of the harm allowed and is
 #: compared with that of the dense model in any.
 _ROUNDED = 1e-3
@@ -87,6 +92,9 @@ def run_sweep(
                 evaluation.begin(sweep, allowed)
                 evaluation.go_through(sweep)
             return evaluation.result()
+        except TrainingChangedError as error:
+            model.training_changed = str(error)
+            raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not proxy.halve():
                 raise
@@ -185,7 +193,8 @@ class Evaluation:
         apart = float(np.abs(first - among_all).max()) if len(first) == len(among_all) else math.inf
         if apart > max(_DEPENDS * float(self._dense.std()), tolerated):
             self._proxy.keep_whole(
-                f"the value of an example depends on the others in its batch, by up to {apart:.3g}"
+                "the value of an example depends on the others in its batch, or on what is drawn, "
+                f"by up to {apart:.3g}"
             )
             return
         self._subsets, self._shares = subsets, (*shares, 1.0)
@@ -205,7 +214,7 @@ class Evaluation:
         proxy = self._subsets[0].proxy if self._subsets else self._proxy
         self._num_forwards += proxy.num_batches
         noise = np.abs(proxy.evaluate(*self._masks.dense()) - dense).max()
-        is_rounding = 0.0 < noise <= _ROUNDING * np.abs(dense).max()
+        is_rounding = 0.0 < noise <= ROUNDING * np.abs(dense).max()
         if not (is_rounding and np.abs(masked - dense).max() <= 10 * noise):
             raise MeasurementError(
                 "Expected level 0 to equal the dense model bit for bit, but the values differ by "
@@ -316,6 +325,7 @@ class MaskedModel:
     def __init__(self, model: nn.Module, scope: Scope, reader: ShardedReader = WHOLE_MODEL) -> None:
         self.module = unwrap_model(model)
         self.spare: WarmCopy | None = None
+        self.training_changed = ""  # how, where an evaluation has
         self._scope = scope
         self._reader = reader
         self._open: Masks | None = None
@@ -418,6 +428,7 @@ class _OnCopies(Masks):
         self._dense.note()
         self._surroundings = Surroundings(self._dense)
         self._to_check = [self._dense, self._surroundings]
+        self._buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
         self._to_run: dict[str, Runnable] = {"dense": Runnable(*self._dense.pair)}
         self._leaves_nothing: bool | None = None  # known once the dense model has run
 
@@ -439,6 +450,11 @@ class _OnCopies(Masks):
         if kind not in self._to_run:
             self._to_run[kind] = Runnable(*ModelCopy(*self._original, instead).pair)
         return self._to_run[kind]
+
+    def check(self) -> None:
+        """Also buffers, which were copied, so that only other ways lead to them."""
+        super().check()
+        refuse_written(self._original[0], self._buffers)
 
     def put_back(self) -> bool:
         """Make what lies beside the model as it was; whether anything was not."""
@@ -505,9 +521,13 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
                 f"Expected a model whose parameters are all there, but {printable(name)!r} is "
                 "made by the first forward. Run one forward before attaching."
             )
+    _say_what_is_shared(model, proxy.value)
     try:
         values = check_forward(
             model, proxy.value, lambda copied: proxy.evaluate(*copied), proxy.ranks
+        )
+        check_forward(
+            model, proxy.value, lambda copied: proxy.check_repeats(values, *copied), proxy.ranks
         )
     except ProxyError:
         raise
@@ -539,12 +559,6 @@ def check_forward(
             return _checked_in_shards(model, value, run)
         clones = {id(p): p.detach().clone() for p in model.parameters()}
         copied = ModelCopy(model, value, clones)
-        for name, kind in copied.uncopied.items():
-            _logger.info(
-                "sparsitywatch: %s (%s) cannot be copied: evaluations use that of the training",
-                name,
-                kind,
-            )
         surroundings = Surroundings(copied)
         try:
             with _original_refused(model):
@@ -557,6 +571,17 @@ def check_forward(
         copied.check()
         surroundings.check()
     return found
+
+
+def _say_what_is_shared(model: nn.Module, value: Callable[..., Any]) -> None:
+    if any(map(is_sharded, model.parameters())):
+        return
+    for name, kind in ModelCopy(model, value).uncopied.items():
+        _logger.info(
+            "sparsitywatch: %s (%s) cannot be copied: evaluations use that of the training",
+            name,
+            kind,
+        )
 
 
 def _checked_in_shards(

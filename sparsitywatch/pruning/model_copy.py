@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sparsitywatch.errors import MeasurementError
+from sparsitywatch.errors import TrainingChangedError
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 
@@ -525,10 +525,10 @@ def refuse_written(model: nn.Module, tensors: Iterable[tuple[torch.Tensor, int]]
         raise changes_the_training([name_in(model, tensor) for tensor in changed])
 
 
-def changes_the_training(names: Sequence[str]) -> MeasurementError:
+def changes_the_training(names: Sequence[str]) -> TrainingChangedError:
     """What is said of a forward that changes what the copy shares with the training."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return MeasurementError(
+    return TrainingChangedError(
         "Expected a forward that changes nothing which the evaluated copy of the model shares with "
         f"the training, but it changed {', '.join(names[:5])}{more}. Let the module do so only `if "
         "self.training`, or leave `proxy` out."

@@ -28,6 +28,8 @@ from sparsitywatch.redact import printable, redacted_error
 
 __all__ = ["Proxy"]
 
+#: Relative size up to which repeated evaluations may differ by the order of additions.
+ROUNDING = 1e-4
 #: Of the order in which examples are drawn into parts.
 _ORDER_SEED = 0
 
@@ -235,18 +237,14 @@ class Proxy:
     def evaluate(self, model: nn.Module, value: ValueFunction | None = None) -> np.ndarray:
         """The value of every example, float64 [N], of a model as it is.
 
-        A watch evaluates a copy of it, and gives the ``value`` that runs this copy.
+        Each batch begins with the same state of the global generators every time, so a forward may
+        sample: all models are compared on the same numbers. A watch evaluates a copy of the model,
+        and gives the ``value`` that runs this copy.
 
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        own: dict[int, np.ndarray] = {}
-        for index, place in self._turns:
-            with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
-                of_batch = self._of_batch(index, model, value or self.value)
-            if place is not None:
-                own[place] = of_batch
-        every = self.ranks.merged(own)
+        every = self.ranks.merged(self._own(self._turns, model, value or self.value))
         values = [every[place] for place in sorted(every)]
         examples: np.ndarray = np.concatenate(values)
         if self._num_examples not in (None, len(examples)):
@@ -257,10 +255,38 @@ class Proxy:
         self._num_examples, self._sizes = len(examples), [*map(len, values)]
         return examples
 
+    def check_repeats(self, values: np.ndarray, model: nn.Module, value: ValueFunction) -> None:
+        """Refuse values just evaluated if those of the first two batches are others now."""
+        ends = np.cumsum(self._sizes)
+        for place, again in self._own(self._turns[:2], model, value).items():
+            before = values[ends[place] - self._sizes[place] : ends[place]]
+            if np.array_equal(again, before, equal_nan=True):
+                continue
+            apart = np.nanmax(np.abs(again - before)) if len(again) == len(before) else math.inf
+            # kernels of accelerators may add in any order
+            if _device_of(model).type == "cpu" or apart > ROUNDING * np.nanmax(np.abs(before)):
+                raise ProxyError(
+                    "Expected the same values of the same batch of the same model, but those of "
+                    f"batch {place} differ by up to {apart:.3g} the second time. The model or "
+                    "`value` keeps something that no copy of the model has (in a file, a library, "
+                    "an object that is shared), and what changes there may change the training, "
+                    "too. Keep it in a buffer, or leave `proxy` out."
+                )
+
+    def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The values of the batches that this rank evaluates, by their places."""
+        own: dict[int, np.ndarray] = {}
+        with preserve_rng():
+            for index, place in turns:
+                _seed_generators(place or 0)
+                with self.ranks.all_or_none("evaluating a batch"), self.ranks.followed():
+                    of_batch = self._of_batch(index, model, value)
+                if place is not None:
+                    own[place] = of_batch
+        return own
+
     def _of_batch(self, index: int, model: nn.Module, value: ValueFunction) -> np.ndarray:
-        parameter = next(model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
-        result = value(model, self._batches[index].on(device))
+        result = value(model, self._batches[index].on(_device_of(model)))
         is_tensor = isinstance(result, torch.Tensor)
         # none of a batch is possible: examples without a label have no loss
         if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
@@ -407,8 +433,13 @@ def _rows(batches: Sequence[Batch], first: NDArray[np.int64], places: NDArray[np
     )
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 def _seed_generators(seed: int) -> None:
-    """Those that ``preserve_rng`` puts back, and no others."""
+    """Seed those that ``preserve_rng`` puts back, and no others."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)

@@ -18,7 +18,13 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
-from sparsitywatch.errors import MeasurementError, RanksError, ScopeError, is_out_of_memory
+from sparsitywatch.errors import (
+    MeasurementError,
+    RanksError,
+    ScopeError,
+    TrainingChangedError,
+    is_out_of_memory,
+)
 from sparsitywatch.ranks.forward import ForwardOrder, by_rank, shared, splits_layers
 from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
 from sparsitywatch.redact import redacted_error
@@ -115,10 +121,13 @@ class RankGroup(Ranks):
 
     def _fail(self, error: Exception | None, *, is_memory: bool) -> None:
         """Fail on every rank; on others than the one that failed, by its words."""
-        said = self.gather("" if error is None else redacted_error(error))
+        told = "" if error is None else redacted_error(error)
+        said = self.gather((told, isinstance(error, TrainingChangedError)))
         if error is not None:
             raise error
-        text = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(said) if text)
+        text = "; ".join(f"rank {rank}: {text}" for rank, (text, _) in enumerate(said) if text)
+        if any(is_changed for _, is_changed in said):
+            raise TrainingChangedError(f"failed on {text}")
         raise MemoryError(text) if is_memory else MeasurementError(f"failed on {text}")
 
     def _lose(self, why: str) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import ctypes
+import functools
+import itertools
 import logging
 import random
 import threading
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -342,7 +347,7 @@ def test_a_model_that_keeps_no_state_is_copied_twice_whatever_the_number_of_leve
     def num_copies(model: nn.Module) -> int:
         made.clear()
         sw.measure(model, sw.Proxy([torch.ones(4, 6)], mean_square), scope="layers", levels=grid)
-        return len(made) - 1  # one of them was for the check
+        return len(made) - 3  # those that the check before makes
 
     grid = [0.2, 0.4, 0.6, 0.8]
     assert num_copies(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))) == 2
@@ -368,7 +373,7 @@ def test_what_a_value_function_counts_is_its_own_but_not_the_modules_it_uses() -
         return criterion(model(batch))
 
     check_proxy(sw.Proxy([torch.ones(4, 6)], value), model)
-    assert seen == [4]
+    assert seen == [4, 4]  # to see whether it says the same twice
     assert criterion.centre is centre
 
 
@@ -423,6 +428,141 @@ def test_a_change_that_begins_after_the_attach_makes_the_record_invalid_and_name
         record = watcher.snapshot()
     assert not record.valid
     assert "it changed 1.weight" in record.reason
+    assert watcher.off.startswith("the evaluation at step 1 may have changed the training")
+
+
+def test_a_buffer_of_the_training_that_a_late_forward_reaches_ends_the_watch() -> None:
+    class Counting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for buffer in late:  # a global that appears after the attach
+                buffer.add_(1)
+            return super().forward(x)
+
+    late: list[torch.Tensor] = []
+    model = Counting(6, 6)
+    model.register_buffer("calls", torch.zeros(()))
+    proxy = sw.Proxy([torch.ones(4, 6)], lambda model, x: mean_square(model, x))
+    with sw.watch(model, None, logdir=None, proxy=proxy, scope="layers") as watcher:
+        model.register_forward_pre_hook(lambda *_: None)
+        late.append(model.calls)
+        watcher.step()
+        watcher.snapshot()
+    assert "calls" in watcher.off
+    assert "training" in watcher.off
+
+
+# ------------------------------------------------------------------ a forward that draws, or keeps
+
+
+class Sampling(nn.Module):
+    """As a variational autoencoder does in evaluation, too."""
+
+    def __init__(self, draw: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.draw = nn.Linear(6, 6), nn.Linear(6, 6), draw
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.draw(torch.relu(self.first(x))))
+
+
+DRAWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "normal": lambda x: x + torch.randn_like(x),
+    "dropout that is always on": lambda x: nn.functional.dropout(x, 0.5),
+    "numpy": lambda x: x + float(np.random.rand()),  # noqa: NPY002
+    "random": lambda x: x * random.random(),
+}
+
+
+@pytest.mark.parametrize("sweep", [sw.sweeps.Racing(), sw.sweeps.Bisection([0.3, 0.6])])
+@pytest.mark.parametrize("what", DRAWS)
+def test_a_forward_that_draws_is_compared_on_the_same_numbers(what: str, sweep: Any) -> None:
+    model = Sampling(DRAWS[what])
+    batches = [torch.randn(32, 6) for _ in range(4)]
+    before = torch.get_rng_state(), random.getstate()
+    record = sw.measure(model, sw.Proxy(batches, mean_square), scope="layers", sweep=sweep)
+    assert record.valid, record.reason
+    assert record.curve.value[0] == sw.Proxy(batches, mean_square).evaluate(model).mean()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+class Keeping(nn.Linear):
+    """Keeps how often it ran where no copy of it has it, and says so in its output."""
+
+    def __init__(self, tick: Callable[[], float]) -> None:
+        super().__init__(6, 6)
+        self.tick = tick
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (1.0 + self.tick())
+
+
+def _in_a_file(folder: Path) -> Callable[[], float]:
+    file = folder / "ticks"
+
+    def tick() -> float:
+        with file.open("a") as opened:
+            opened.write(".")
+        return float(file.stat().st_size)
+
+    return tick
+
+
+def _in_c(_: Path) -> Callable[[], float]:
+    number = ctypes.c_long(0)
+
+    def tick() -> float:
+        number.value += 1
+        return float(number.value)
+
+    return tick
+
+
+def _behind_a_lock(_: Path) -> Callable[[], float]:
+    class Shared:
+        def __init__(self) -> None:
+            self.lock, self.count = threading.Lock(), 0
+
+        def tick(self) -> float:
+            with self.lock:
+                self.count += 1
+            return float(self.count)
+
+    return Shared().tick
+
+
+def _every_third(_: Path) -> Callable[[], float]:
+    shared = _behind_a_lock(_)
+    return lambda: float(shared() // 3)
+
+
+@pytest.mark.parametrize("keep", [_in_a_file, _in_c, _behind_a_lock, _every_third])
+def test_what_no_copy_has_is_refused_at_the_attach(keep: Any, tmp_path: Path) -> None:
+    proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
+    with pytest.raises(sw.errors.ProxyError, match=r"differ by up to .* the second time"):
+        sw.watch(Keeping(keep(tmp_path)), None, logdir=None, proxy=proxy, scope="layers")
+
+
+def _appended(numbers: array.array) -> float:
+    numbers.append(0.1)
+    return sum(numbers)
+
+
+def test_an_array_of_numbers_is_copied_and_the_training_has_its_own() -> None:
+    model = Keeping(functools.partial(_appended, array.array("d")))
+    proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
+    with sw.watch(model, None, logdir=None, proxy=proxy, scope="layers") as watcher:
+        watcher.step()
+        assert watcher.snapshot().valid
+    assert model.tick() == 0.1
+
+
+def test_an_iterator_that_goes_round_is_refused_and_stays_where_it_is() -> None:
+    model = Keeping(functools.partial(next, itertools.cycle([0.1, 0.2])))
+    proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
+    with pytest.raises(sw.errors.ProxyError, match="Expected a forward that changes nothing"):
+        sw.watch(model, None, logdir=None, proxy=proxy, scope="layers")
+    assert model.tick() == 0.1
 
 
 # ------------------------------------------------------------------ beside the model
