@@ -282,7 +282,8 @@ def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, cap
             raise SystemExit("the value function exits")
         return loss_per_sentence(model, batch)
 
-    given = sw.Proxy(proxy()._batches, value)
+    given = proxy()
+    given.value = value
     callback = SparsityWatchCallback(
         given, max_overhead=None, every=1, logdir=str(tmp_path / "log"),
         detectors={"near_zero/initial_0.1": Detector()},
