@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from contracts.forked import forked
+from contracts.forked import WATCH, forked
 
 _HEAD = '''
 import datetime, os, sys, threading, warnings
@@ -98,8 +98,7 @@ def run_ranked(script: str, folder: Path, num: int = 2, limit_s: float = 60.0) -
     """
     path = folder / "script.py"
     path.write_text(_HEAD + textwrap.dedent(script) + _END)
-    imports = "torch.distributed.fsdp,sparsitywatch.live.watcher"
-    _, output = forked(path, str(folder / "logs"), num_ranks=num, imports=imports, limit_s=limit_s)
+    _, output = forked(path, str(folder / "logs"), num_ranks=num, imports=WATCH, limit_s=limit_s)
     lines = sorted(line for line in output.splitlines() if line[:1] == "[" and line[2:4] == "] ")
     return lines or [output[-2000:]]
 

@@ -17,6 +17,13 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
+#: What a watch loads when it is first used, for ``imports``.
+WATCH = (
+    "torch._dynamo,torch.distributed.checkpoint,torch.distributed.fsdp,"
+    "torch.distributed.tensor.parallel,sparsitywatch.live.watch,sparsitywatch.sinks.tensorboard"
+)
+#: The same, and what a small BERT does.
+WATCHED_BERT = f"{WATCH},transformers.models.bert.modeling_bert"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from contracts import rank_cases
-from contracts.forked import forked
+from contracts.forked import WATCH, forked
 from contracts.rank_cases import Came
 
 #: What the cases need.
-IMPORTS = "pytest,contracts.rank_cases,contracts.sharded,contracts.watched"
+IMPORTS = f"pytest,contracts.rank_cases,contracts.sharded,contracts.watched,{WATCH}"
 
 
 @pytest.fixture(scope="session")

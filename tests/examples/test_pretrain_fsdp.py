@@ -11,17 +11,12 @@ import pretrain_fsdp
 import pytest
 import torch
 from contracts import logged
-from contracts.forked import forked
+from contracts.forked import WATCHED_BERT, forked
 
 ARGUMENTS = [
     "--layers", "2", "--hidden", "32", "--sequence", "16", "--batch", "8", "--steps", "8",
     "--every", "2", "--save-every", "4", "--lr", "0.01",
 ]  # fmt: skip
-
-IMPORTS = (
-    "torch.distributed.checkpoint.state_dict,torch.distributed.fsdp,"
-    "transformers.models.bert.modeling_bert,sparsitywatch.live.watcher"
-)
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process
 
@@ -39,7 +34,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on two ranks."""
     logdir = tmp_path_factory.mktemp("two") / "run"
     script = Path(pretrain_fsdp.__file__)
-    status, output = forked(script, *ARGUMENTS, "--logdir", str(logdir), imports=IMPORTS)
+    status, output = forked(script, *ARGUMENTS, "--logdir", str(logdir), imports=WATCHED_BERT)
     assert status == 0, output
     return logdir
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from contracts.forked import forked
+from contracts.forked import WATCHED_BERT, forked
 from contracts.logged import records as all_records
 from contracts.trainers import checkpoints
 from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
@@ -32,7 +32,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
         patch.setenv("HF_HUB_OFFLINE", "1")
         script = TESTS / "contracts" / "wrappers_on_ranks.py"
-        status, output = forked(script, str(folder), imports="contracts.wrappers_on_ranks")
+        status, output = forked(
+            script, str(folder), imports=f"contracts.wrappers_on_ranks,{WATCHED_BERT}"
+        )
         assert status == 0, output
     return folder
 

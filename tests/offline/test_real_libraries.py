@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from contracts.forked import forked
+from contracts.forked import WATCHED_BERT, forked
 from contracts.live_runs import (
     held_out,
     loss_per_sentence,
@@ -170,7 +170,7 @@ def test_distributed_checkpoints_of_two_processes(
     paths = [str(HERE.parents[1]), str(HERE.parent)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     script = HERE / "distributed_training.py"
-    status, output = forked(script, str(tmp_path), imports="contracts.live_runs")
+    status, output = forked(script, str(tmp_path), imports=WATCHED_BERT)
     assert status == 0, output
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in those processes
