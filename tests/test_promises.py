@@ -157,7 +157,7 @@ def train_and_watch(case: Case, logdir: Path) -> tuple[tuple[Difference, ...], s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_watch_on_equals_watch_off(name: str, tmp_path: Path) -> None:
+def test_watch_on_equals_watch_off(name: str, tmp_path: Path, caplog) -> None:
     case = CASES[name]
     differences, watcher = train_and_watch(case, tmp_path)
     assert differences == ()
@@ -167,19 +167,19 @@ def test_watch_on_equals_watch_off(name: str, tmp_path: Path) -> None:
         assert looked == list(range(STEPS + 1))
     elif case.invalid:
         assert len(looked) == 3  # then it switched itself off
-        assert "the value function broke" in watcher.records[0].reason
         assert "RuntimeError" in watcher.off
+        assert "switched itself off" in caplog.text
+        assert "the value function broke" in caplog.text
+        written = (tmp_path / "sparsitywatch" / "records.jsonl").read_text()
+        assert written.count("the value function broke") == 3
+        # what could be measured was: the weights
+        assert all(record.near_zero["initial_0.1"] >= 0 for record in watcher.records)
     else:
         assert looked == list(range(2, STEPS + 1, 2))
     assert all(record.valid != case.invalid for record in watcher.records)
-
-
-def test_a_nan_weight_is_counted_and_the_estimate_says_so(tmp_path: Path) -> None:
-    _, watcher = train_and_watch(CASES["nan weight"], tmp_path)
-    assert [record.num_nan > 0 for record in watcher.records] == [False, False, True, True]
-    last = watcher.records[-1]
-    assert last.essential_sparsity is not None
-    assert not last.essential_sparsity.informative
+    if name == "nan weight":
+        assert [record.num_nan > 0 for record in watcher.records] == [False, False, True, True]
+        assert not watcher.records[-1].essential_sparsity.informative
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,3 @@ def test_what_is_not_a_number_is_said_once(name: str, said: str, caplog) -> None
     assert not watcher.records[-1].essential_sparsity.informative
     # no fall of near-zero weights
     assert {event.series for event in watcher.events} <= {"vital/not_finite"}
-
-
-def test_a_failing_watch_says_why_and_lets_the_training_go_on(tmp_path: Path, caplog) -> None:
-    _, watcher = train_and_watch(CASES["value that raises"], tmp_path)
-    assert len(watcher.records) == 3
-    assert "switched itself off" in caplog.text
-    assert "the value function broke" in caplog.text
-    written = (tmp_path / "sparsitywatch" / "records.jsonl").read_text()
-    assert written.count("the value function broke") == 3
-    # what could be measured was: the weights
-    assert all(record.near_zero["initial_0.1"] >= 0 for record in watcher.records)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import repeat
 
 import numpy as np
+from contracts import fake_run
 
 from sparsitywatch.detectors import Detector
 from sparsitywatch.records import (
@@ -15,21 +17,11 @@ from sparsitywatch.records import (
     EssentialSparsity,
     Event,
     LayerShare,
-    Provenance,
     Record,
     ScopeSummary,
 )
 
-PROVENANCE = Provenance(
-    sparsitywatch="0",
-    torch="0",
-    scope_hash="s",
-    proxy_hash="",
-    dtypes=("float32",),
-    tolerance=0.01,
-    tolerance_mode="relative",
-    pattern="global",
-)
+PROVENANCE = replace(fake_run.provenance(), proxy_hash="")
 
 
 def made_record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import random
 import shutil
@@ -53,29 +54,19 @@ def test_one_line_watches_a_trainer_beside_its_own_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_trainer_goes_on_in_the_same_log(tmp_path: Path) -> None:
-    whole = SparsityWatchCallback(
-        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "whole"), strict=True
-    )
-    train(tmp_path / "a", 10, whole)
-    first = SparsityWatchCallback(
-        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "log"), strict=True
-    )
-    train(tmp_path / "b", 6, first)  # saves at 4 and at its end, 6
-    (tmp_path / "b" / "checkpoint-6").rename(tmp_path / "b" / "gone")
-    second = SparsityWatchCallback(
-        proxy(), max_overhead=None, every=2, logdir=str(tmp_path / "log"), strict=True
-    )
-    train(tmp_path / "b", 10, second, resume=True)
-    expected = read_records(tmp_path / "whole" / "sparsitywatch")
-    resumed = read_records(tmp_path / "log" / "sparsitywatch")
-    assert [r.step for r in resumed] == [2, 4, 6, 8, 10]
-    for ours, theirs in zip(resumed, expected, strict=True):
-        assert (ours.curve, ours.near_zero, ours.dormant) == (
-            theirs.curve,
-            theirs.near_zero,
-            theirs.dormant,
+    def watching(log: str) -> SparsityWatchCallback:
+        return SparsityWatchCallback(
+            proxy(), max_overhead=None, every=2, logdir=str(tmp_path / log), strict=True
         )
-        assert ours.decay_clock == theirs.decay_clock
+
+    train(tmp_path / "a", 10, watching("whole"))
+    train(tmp_path / "b", 6, watching("log"))  # saves at 4 and at its end, 6
+    (tmp_path / "b" / "checkpoint-6").rename(tmp_path / "b" / "gone")
+    train(tmp_path / "b", 10, watching("log"), resume=True)
+    whole, resumed = (read_records(tmp_path / log / "sparsitywatch") for log in ("whole", "log"))
+    assert [r.step for r in resumed] == [2, 4, 6, 8, 10]
+    parts = operator.attrgetter("curve", "near_zero", "dormant", "decay_clock")
+    assert [*map(parts, resumed)] == [*map(parts, whole)]
 
 
 def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
@@ -84,16 +75,10 @@ def test_an_unknown_option_is_refused_when_the_callback_is_made() -> None:
 
 
 def reacts(step: int, on_event: list, **options) -> SparsityWatchCallback:
+    given = {"every": 1, "background": False, **options}
+    detectors = {"near_zero/initial_0.1": SeesStep(step)}
     return SparsityWatchCallback(
-        **{
-            "max_overhead": None,
-            "every": 1,
-            "strict": True,
-            "background": False,
-            "detectors": {"near_zero/initial_0.1": SeesStep(step)},
-            "on_event": on_event,
-            **options,
-        }
+        max_overhead=None, strict=True, detectors=detectors, on_event=on_event, **given
     )
 
 
