@@ -94,7 +94,7 @@ def measure(plan: Plan, step: int, url: str) -> Outcome:
             measured = measure_snapshot(snapshot, run, reader, at)
             return replace(measured, sample=_Sample(measured.sample))
     except CheckpointError as error:
-        return error.with_traceback(None)  # nothing of what was read is held
+        return type(error)(str(error))  # a new one, which holds no frame with what was read
     except Exception as error:
         if plan.strict:
             raise
