@@ -135,7 +135,15 @@ def sample_of(plan: Plan, step: int, url: str) -> Mapping[str, torch.Tensor]:
 
 # ------------------------------------------------------------------ the model of a worker
 
-_mine = threading.local()
+
+class _Mine(threading.local):
+    """What a thread has made, and the factory that it is of."""
+
+    id = ""
+    model: nn.Module
+
+
+_mine = _Mine()
 
 
 @dataclass(frozen=True)
@@ -147,11 +155,10 @@ class ModelFactory:
 
     def model(self) -> nn.Module:
         """This thread's model; the same one at every call."""
-        if getattr(_mine, "id", None) != self.id:
+        if _mine.id != self.id:
             _mine.model = self.make()
             _mine.id = self.id
-        model: nn.Module = _mine.model
-        return model
+        return _mine.model
 
 
 class EmptyModel:
