@@ -46,14 +46,11 @@ def test_every_series_of_a_kind_is_counted(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "within"), [(0.0, False), (0.049, False), (0.05, True), (0.2, True), (0.21, False)]
-)
-def test_a_factor_of_two(told: float, within: bool) -> None:
-    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 50_000).is_within_factor_two == within
-
-
-def test_how_far_off_it_is_and_when_that_means_nothing() -> None:
-    for told, off_by in ((0.05, 2.0), (0.3, 3.0), (0.1, 1.0), (0.0, math.inf)):
-        found = Told(0.1, "made up", told, 0.0, 1.0, 1, 49_999)
-        assert found.off_by == pytest.approx(off_by)
-        assert found.is_within_factor_two is None
+    ("told", "off_by", "within"),
+    [(0.0, math.inf, False), (0.049, 0.1 / 0.049, False), (0.05, 2.0, True), (0.1, 1.0, True),
+     (0.2, 2.0, True), (0.21, 2.1, False)],
+)  # fmt: skip
+def test_a_factor_of_two_means_nothing_of_few(told: float, off_by: float, within: bool) -> None:
+    found = Told(0.1, "made up", told, 0.0, 1.0, 1, 50_000)
+    assert (found.off_by, found.is_within_factor_two) == (pytest.approx(off_by), within)
+    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 49_999).is_within_factor_two is None

@@ -45,7 +45,8 @@ def copy_sources(target: Path) -> Path:
 
 
 def build_wheel(sources: Path) -> Path:
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", cwd=sources)
+    backend = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
+    run(sys.executable, "-c", backend, cwd=sources)
     (wheel,) = (sources / "dist").glob("*.whl")
     return wheel
 
@@ -135,13 +136,7 @@ modules = [m.name for m in pkgutil.walk_packages(sw.__path__, "sparsitywatch.")]
 files = [importlib.import_module(name).__file__ for name in modules]
 print(json.dumps([sw.__version__, modules, files]))
 """
-    done = run(
-        clean_python,
-        "-I",
-        "-c",
-        probe,
-        cwd=tmp_path,
-    )
+    done = run(clean_python, "-I", "-c", probe, cwd=tmp_path)
     version, modules, files = json.loads(done.stdout.splitlines()[-1])
     assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert {"sparsitywatch.integrations.huggingface", "sparsitywatch.live.watcher"} <= set(modules)
