@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import sparsitywatch as sw
-from sparsitywatch.actions import Action, SaveCheckpoint, SaveNow, StopTraining, Webhook, log_event
+from sparsitywatch.actions import Action, SaveCheckpoint, SaveNow, StopTraining
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.records import Event
 
@@ -19,11 +19,6 @@ EVENT = Event(
 
 def at(step: int) -> Event:
     return replace(EVENT, detected_step=step, id=f"s@{step}")
-
-
-def test_the_package_offers_them() -> None:
-    assert sw.actions.Webhook is Webhook
-    assert sw.actions.log_event is log_event
 
 
 def test_a_checkpoint_is_saved_once_for_each_event_and_so_often_at_most(caplog) -> None:

@@ -47,14 +47,8 @@ def test_equal_says_so_and_what_was_seen() -> None:
 
 def test_arguments_go_to_the_watch(tmp_path) -> None:
     sink = sw.sinks.MemorySink()
-    report = sw.verify(
-        make_training,
-        steps=4,
-        every=sw.schedules.at([3]),
-        logdir=tmp_path,
-        sinks=[sink],
-        scope="layers",
-    )
+    options = {"logdir": tmp_path, "sinks": [sink], "scope": "layers"}
+    report = sw.verify(make_training, steps=4, every=sw.schedules.at([3]), **options)
     assert [record.step for record in report.records] == [3]
     assert [record.step for record in sink.records] == [3]
     assert (tmp_path / "sparsitywatch" / "records.jsonl").is_file()

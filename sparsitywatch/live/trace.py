@@ -280,8 +280,8 @@ class OptimizerTrace:
             return OptimizerReading()
         masters = self._masters_among(parameters)
         membership = group_membership(self.optimizer, {**parameters, **masters})
-        decay, lr = self._totals(membership)
         rates = [float(group.get("lr", 0.0)) for group in self.optimizer.param_groups]
+        decay, lr = self._totals(membership)
         return OptimizerReading(
             decay_clock=decay,
             lr_clock=lr,

@@ -23,13 +23,9 @@ def told_by_weights(record: Record) -> str:
         dataclasses.replace(
             record,
             wall_time=0.0,
-            decay_clock=math.nan,
-            lr_clock=math.nan,
-            lr=math.nan,
-            dormant=None,
-            movement=None,
-            forecast=None,
-            vital=None,  # a file tells neither gradients nor optimizers
+            **dict.fromkeys(("decay_clock", "lr_clock", "lr"), math.nan),
+            # a file tells neither gradients nor optimizers
+            **dict.fromkeys(("dormant", "movement", "forecast", "vital")),
             layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),
             cost=Cost(
                 stall_s=0.0,

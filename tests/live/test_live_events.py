@@ -19,15 +19,9 @@ def watched(change: Callable[[nn.Module], None], **options) -> list[sw.Event]:
         nn.init.normal_(layer.weight, std=0.02)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with sw.watch(
-        model,
-        optimizer,
-        logdir=None,
-        every=1,
-        max_overhead=None,
-        strict=True,
-        on_event=[],
+        model, optimizer, logdir=None, every=1, max_overhead=None, strict=True, on_event=[],
         **options,
-    ) as watcher:
+    ) as watcher:  # fmt: skip
         for step in range(40):
             if step == 20:
                 with torch.no_grad():

@@ -66,21 +66,13 @@ class Replay:
         if start:
             self.model.load_state_dict(looks[start - 1])
         self.optimizer = make_optimizer(self.model)
+        detectors = {name: sw.detectors.AbruptChange(0.3) for name in SERIES}
+        detectors[DORMANT] = sw.detectors.DormantRise(0.01)
         self.watcher = sw.watch(
-            self.model,
-            self.optimizer,
-            logdir=logdir,
-            every=EVERY,
-            max_overhead=None,
-            background=False,
-            strict=True,
-            detectors={
-                **{name: sw.detectors.AbruptChange(0.3) for name in SERIES},
-                DORMANT: sw.detectors.DormantRise(0.01),
-            },
-            on_event=[self.told.append],
+            self.model, self.optimizer, logdir=logdir, every=EVERY, max_overhead=None,
+            background=False, strict=True, detectors=detectors, on_event=[self.told.append],
             **options,
-        )
+        )  # fmt: skip
 
     def go_on(self, start: int, stop: int = NUM_LOOKS) -> Iterator[int]:
         for look in range(start, stop):
