@@ -494,6 +494,7 @@ class Watcher:
     def _contained(self) -> Iterator[None]:
         """Where faults end: they end the watch, not the training. What it takes is counted."""
         self._budget.enter()
+        has_grad = torch.is_grad_enabled()
         try:
             yield
         except LogTakenError as error:
@@ -508,6 +509,7 @@ class Watcher:
             _logger.exception("sparsitywatch: unexpected error")
             self._switch_off(redacted_error(error))
         finally:
+            torch.set_grad_enabled(has_grad)  # a signal may come at the very end of torch.no_grad
             self._budget.leave()
 
     def _switch_off(self, reason: str) -> None:

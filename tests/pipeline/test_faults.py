@@ -106,7 +106,7 @@ class Run:
         self.optimizer.step()
 
     def state(self) -> list:
-        flags = [module.training for module in self.model.modules()]
+        flags = [torch.is_grad_enabled(), *(m.training for m in self.model.modules())]
         tensors = [t.clone() for t in self.model.state_dict().values()]
         return [flags, tensors, torch.get_rng_state()]
 
