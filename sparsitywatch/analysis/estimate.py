@@ -88,7 +88,7 @@ def essential_sparsity(
     value = last = low = high = knee = sharpness = math.nan
     refusal = reason = _refusal(points, allowed)
     if not refusal:
-        critical = _critical_value(confidence, curve.num_examples, curve.freedom)
+        critical = _critical_value(confidence, curve.num_examples, curve.degrees_of_freedom)
         value = _first_crossing(points.sparsity, points.harm, allowed)
         last = _last_crossing(points.sparsity, points.harm, allowed)
         low, high = _interval(points, allowed, critical, value)

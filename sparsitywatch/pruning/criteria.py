@@ -21,8 +21,6 @@ from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
-__all__ = ["SparseGPT", "Wanda", "input_axes", "inputs_of"]
-
 
 def input_axes(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
     """The axis of each tensor that runs over inputs, where its layer says so."""

@@ -40,8 +40,6 @@ from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
-__all__ = ["FinetunedCurve", "finetuned_curve"]
-
 _logger = logging.getLogger("sparsitywatch")
 
 #: The integers of as many bytes.
@@ -68,9 +66,9 @@ class FinetunedCurve(SparsityCurve):
     evaluation: str = "fine-tuned"
 
     @property
-    def freedom(self) -> int | None:
+    def degrees_of_freedom(self) -> int | None:
         """Degrees of freedom of the standard errors, which come from the seeds."""
-        return len(self.seeds) - 1 if len(self.seeds) > 1 else super().freedom
+        return len(self.seeds) - 1 if len(self.seeds) > 1 else super().degrees_of_freedom
 
     def __repr__(self) -> str:
         num = len(self.seeds)

@@ -26,20 +26,6 @@ from sparsitywatch.redact import printable
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 from sparsitywatch.weights.spectrum.magnitude import num_pruned
 
-__all__ = [
-    "Cut",
-    "GlobalMagnitude",
-    "GlobalNormalised",
-    "Inputs",
-    "Layerwise",
-    "MaskSimilarity",
-    "Pattern",
-    "ThresholdCut",
-    "Weights",
-    "as_pattern",
-    "mask_similarity",
-]
-
 
 @dataclass(frozen=True)
 class Inputs:

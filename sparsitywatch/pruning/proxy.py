@@ -26,8 +26,6 @@ from sparsitywatch.errors import ProxyError, expect, expect_whole
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.redact import printable, redacted_error
 
-__all__ = ["Proxy"]
-
 #: Relative size up to which repeated evaluations may differ by the order of additions.
 ROUNDING = 1e-4
 #: Of the order in which examples are drawn into parts.

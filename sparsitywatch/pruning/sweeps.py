@@ -10,8 +10,6 @@ from typing import NamedTuple
 from sparsitywatch.errors import ConfigurationError, expect_number, is_number, listed
 from sparsitywatch.records import SparsityCurve
 
-__all__ = ["Bisection", "Grid", "Point", "Step", "Sweep"]
-
 #: The harm that is accepted, given the mean value of the dense model; both in the value's units.
 Allowed = Callable[[float], float]
 

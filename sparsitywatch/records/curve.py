@@ -87,7 +87,7 @@ class SparsityCurve:
         )
 
     @property
-    def freedom(self) -> int | None:
+    def degrees_of_freedom(self) -> int | None:
         """Degrees of freedom of the standard errors; None if they are not known."""
         return None if self.num_examples is None else self.num_examples - 1
 
