@@ -6,6 +6,7 @@ Three models, four optimizers. A fault begins right after a snapshot, or at the 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,6 +261,14 @@ class Training:
         """Do something once, after a step."""
         self.after_step.append(lambda number: do() if number == step else None)
 
+    def around(
+        self, after: Callable[[int], object], before: Callable[[int], object] = lambda _: None
+    ) -> None:
+        """Do something within each step of the optimizer, before the watch looks; from 1 on."""
+        numbers, again = itertools.count(1), itertools.count(1)
+        self.optimizer.register_step_pre_hook(lambda *_: before(next(numbers)))
+        self.optimizer.register_step_post_hook(lambda *_: after(next(again)))
+
     def run(self, end: int = END) -> sw.Watcher:
         """Train under watch, from step 1 to the end."""
         data = torch.Generator().manual_seed(self.seed + 1)
@@ -362,33 +371,30 @@ def put_back(training: Training) -> Iterable[str]:
     chosen = matrices(training)[::3]
     kept = {name: training.named[name].detach().clone() for name in chosen}
 
-    def restore(*_: object) -> None:
+    def restore(_: int) -> None:
         for name, weight in kept.items():
             training.named[name].data.copy_(weight)
 
-    training.optimizer.register_step_post_hook(restore)
+    training.around(restore)
     return chosen
 
 
 def passed_over(training: Training) -> Iterable[str]:
     """The optimizer has vectors in its groups, and its step leaves them out."""
     chosen = vectors(training)
-    own = {id(training.named[name]) for name in chosen}
-    taken: dict[int, torch.Tensor] = {}
+    own = [training.named[name] for name in chosen]
+    taken: list[torch.Tensor | None] = []
 
-    def take(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if id(p) in own:
-                    taken[id(p)], p.grad = p.grad, None
+    def take(_: int) -> None:
+        taken[:] = [p.grad for p in own]
+        for p in own:
+            p.grad = None
 
-    def give(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = taken.pop(id(p), p.grad)
+    def give(_: int) -> None:
+        for p, gradient in zip(own, taken, strict=True):
+            p.grad = gradient
 
-    training.optimizer.register_step_pre_hook(take)
-    training.optimizer.register_step_post_hook(give)
+    training.around(give, take)
     return chosen
 
 
@@ -421,12 +427,9 @@ def decay_ignored(training: Training) -> Iterable[str]:
     decay = 0.5 if training.optimizer_name != "sgd" else 0.05
     training.make_optimizer(weight_decay=decay)
 
-    def set_decay(optimizer: torch.optim.Optimizer, value: float) -> None:
-        for group in optimizer.param_groups:
-            group["weight_decay"] = value
-
-    training.optimizer.register_step_pre_hook(lambda o, *_: set_decay(o, 0.0))
-    training.optimizer.register_step_post_hook(lambda o, *_: set_decay(o, decay))
+    (group,) = training.optimizer.param_groups
+    training.around(lambda _: group.update(weight_decay=decay),
+                    lambda _: group.update(weight_decay=0.0))  # fmt: skip
     return ["stem.weight" if training.model_name == "convolutional" else "tokens.weight"]
 
 
@@ -445,13 +448,12 @@ def frozen_but_decayed(training: Training) -> Iterable[str]:
 
 def nan_in_a_norm(training: Training) -> Iterable[str]:
     """One weight of a norm becomes NaN after the last step."""
-    count = iter(range(1, 1000))
 
-    def spoil(*_: object) -> None:
-        if next(count) == ONSET + EVERY:
+    def spoil(step: int) -> None:
+        if step == ONSET + EVERY:
             training.named["norm.weight"].data[3] = torch.nan
 
-    training.optimizer.register_step_post_hook(spoil)
+    training.around(spoil)
     return ["norm.weight"]
 
 
@@ -467,17 +469,15 @@ def rolled_back(training: Training, part: int = 1) -> Iterable[str]:
     """The weights of an earlier snapshot are back, all or a part of them."""
     chosen = training.names[::part]
     kept: dict[str, torch.Tensor] = {}
-    count = iter(range(1, 1000))
 
-    def restore(*_: object) -> None:
-        step = next(count)
+    def restore(step: int) -> None:
         for name, parameter in training.named.items():
             if step == ONSET - EVERY:
                 kept[name] = parameter.detach().clone()
             elif step == ONSET + EVERY and name in chosen:
                 parameter.data.copy_(kept[name])
 
-    training.optimizer.register_step_post_hook(restore)
+    training.around(restore)
     return chosen
 
 

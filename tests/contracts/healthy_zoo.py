@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
 from contracts import fault_zoo
-from contracts.fault_zoo import (
-    EVERY,
-    LENGTH,
-    OPTIMIZERS,
-    SEEN,
-    WATCHING,
-    WIDTH,
-    Linear,
-    Training,
-)
+from contracts.fault_zoo import EVERY, LENGTH, OPTIMIZERS, SEEN, WATCHING, WIDTH, Linear, Training
 from torch import nn
 from torch.nn import functional
 
@@ -302,16 +293,16 @@ def master_copies(training: Training) -> sw.Watcher:
     optimizer = training.optimizer_of(copies, lr=rate_of(training) / 100)
     data = torch.Generator().manual_seed(training.seed)
 
-    def handed(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def handed(_: int) -> None:
         for parameter, kept in zip(own, copies, strict=True):
             kept.grad = None if parameter.grad is None else parameter.grad.float()
 
-    def copied(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def copied(_: int) -> None:
         for parameter, kept in zip(own, copies, strict=True):
             parameter.data.copy_(kept.detach())
 
-    optimizer.register_step_pre_hook(handed)
-    optimizer.register_step_post_hook(copied)
+    training.optimizer = optimizer
+    training.around(copied, handed)
 
     def loss(_: int) -> torch.Tensor:
         model.zero_grad()
@@ -324,24 +315,21 @@ def random_rounding(training: Training) -> None:
     """Weights in bfloat16 whose updates are rounded up or down at random, so that none is lost."""
     model = training.model.bfloat16()
     training.make_optimizer(lr=rate_of(training) / 10)
-    before: list[torch.Tensor] = []
     draw = torch.Generator().manual_seed(training.seed)
 
-    def widen(*_: object) -> None:
-        before[:] = [p.detach().clone() for p in model.parameters()]
+    def widen(_: int) -> None:
         for p in model.parameters():
             p.data = p.data.float()
             p.grad = None if p.grad is None else p.grad.float()
 
-    def narrow(*_: object) -> None:
+    def narrow(_: int) -> None:
         for p in model.parameters():
             bits = p.data.view(torch.int32)
             bits += torch.randint(1 << 16, bits.shape, generator=draw, dtype=torch.int32)
             p.data = (bits & -65536).view(torch.float32).bfloat16()
             p.grad = None if p.grad is None else p.grad.bfloat16()
 
-    training.optimizer.register_step_pre_hook(widen)
-    training.optimizer.register_step_post_hook(narrow)
+    training.around(narrow, widen)
 
 
 def unused_pooler(training: Training) -> None:
@@ -423,14 +411,14 @@ def held_to_bounds(training: Training) -> None:
     model.loss = lambda data: loss(data) * model.scale.exp() / 100
     training.make_optimizer(**({"lr": 1e-3} if training.optimizer_name == "sgd" else {}))
 
-    def clamp(*_: object) -> None:
+    def clamp(_: int) -> None:
         with torch.no_grad():
             model.scale.fill_(4.6)
             for name, parameter in model.named_parameters():
                 if name.startswith("layers.0") and parameter.dim() > 1:
                     parameter.clamp_(-0.1, 0.1)
 
-    training.optimizer.register_step_post_hook(clamp)
+    training.around(clamp)
 
 
 def learned_by_heart(training: Training) -> sw.Watcher:
@@ -485,12 +473,12 @@ def pruned(training: Training) -> None:
     masks = {n: torch.rand(p.shape, generator=draw) < 0.1
              for n, p in training.named.items() if p.dim() > 1}  # fmt: skip
 
-    def mask(*_: object) -> None:
+    def mask(_: int) -> None:
         for name, kept in masks.items():
             training.named[name].data *= kept
 
-    mask()
-    training.optimizer.register_step_post_hook(mask)
+    mask(0)
+    training.around(mask)
 
 
 def large_rate(training: Training) -> None:
@@ -502,15 +490,14 @@ def large_rate(training: Training) -> None:
 def looking_ahead(training: Training) -> None:
     """Every fifth step the weights go back halfway to where they were five steps ago."""
     kept = [p.detach().clone() for p in training.model.parameters()]
-    count: Iterator[int] = iter(range(1, 1000))
 
-    def back(*_: object) -> None:
-        if next(count) % 5 == 0:
+    def back(step: int) -> None:
+        if step % 5 == 0:
             for slow, parameter in zip(kept, training.model.parameters(), strict=True):
                 slow.lerp_(parameter.detach(), 0.5)
                 parameter.data.copy_(slow)
 
-    training.optimizer.register_step_post_hook(back)
+    training.around(back)
 
 
 def small_gradients(training: Training) -> None:

@@ -318,7 +318,7 @@ LR, STEPS = 3e-3, 60
 Weights = dict[str, torch.Tensor]
 
 
-def trained(decay: float, *, has_dead_units: bool) -> tuple[Weights, Weights]:
+def trained(decay: float, dtype: torch.dtype, *, has_dead_units: bool) -> tuple[Weights, Weights]:
     """The in-scope weights of a small network in training, and those ``STEPS`` steps later."""
     torch.manual_seed(0)
     activation = torch.relu if has_dead_units else nn.functional.gelu
@@ -337,7 +337,8 @@ def trained(decay: float, *, has_dead_units: bool) -> tuple[Weights, Weights]:
             optimizer.zero_grad()
             (model[2](hidden) - targets[chosen]).square().mean().backward()
             optimizer.step()
-        taken.append({f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)})
+        weights = {f"{k}.weight": model[k].weight.detach().clone() for k in (0, 1)}
+        taken.append({name: tensor.to(dtype).reshape(-1) for name, tensor in weights.items()})
     return taken[0], taken[1]
 
 
@@ -352,10 +353,7 @@ def blind(before: Weights, now: Weights) -> Moved:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decay", [0.0, 0.1, 2.0])
 def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> None:
-    taken = [
-        {name: tensor.to(dtype).reshape(-1) for name, tensor in weights.items()}
-        for weights in trained(decay, has_dead_units=True)
-    ]
+    taken = trained(decay, dtype, has_dead_units=True)
     before, now = ({n: float64_of(t) for n, t in weights.items()} for weights in taken)
     between = estimate_between(before, now, STEPS, torch.finfo(dtype).eps)
     assert between.why_not == ""
@@ -375,10 +373,7 @@ def test_dead_units_give_the_shrink_away(decay: float, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("decay", [0.1, 2.0])
 def test_without_dead_units_it_says_that_it_cannot_tell(decay: float, dtype: torch.dtype) -> None:
-    before, now = (
-        {name: tensor.to(dtype) for name, tensor in weights.items()}
-        for weights in trained(decay, has_dead_units=False)
-    )
+    before, now = trained(decay, dtype, has_dead_units=False)
     moved = blind(before, now)
     assert math.isnan(moved.dormant.fraction)
     assert moved.dormant.estimated
