@@ -127,7 +127,8 @@ class MagnitudeSpectrum:
         self.num_weights = self.num_zero = self.num_nan = self.num_inf = 0
         for histogram in self.histograms.values():
             self.num_weights += histogram.num_weights
-            self.num_zero += int(histogram.counts[:1].sum(where=histogram.keys[:1] == 0))
+            if len(histogram.keys) and histogram.keys[0] == 0:
+                self.num_zero += int(histogram.counts[0])
             self.num_nan += histogram.num_nan
             self.num_inf += histogram.num_inf
 
