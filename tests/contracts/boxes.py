@@ -34,16 +34,10 @@ class Spreading:
 
     @property
     def scope(self) -> Scope:
+        kept = {"in_scope": True, "reason": "", "aliases": ()}
         return Scope(
             tuple(
-                LedgerEntry(
-                    name=name,
-                    shape=tuple(t.shape),
-                    num_weights=t.numel(),
-                    in_scope=True,
-                    reason="",
-                    aliases=(),
-                )
+                LedgerEntry(name=name, shape=tuple(t.shape), num_weights=t.numel(), **kept)
                 for name, t in self.tensors.items()
             )
         )

@@ -14,10 +14,8 @@ def test_the_value_of_rank_0_counts() -> None:
     found = on_ranks(3, lambda ranks: ranks.agree("here", value=7 - ranks.rank))
     assert found == [7, 7, 7]
     large = 0x3FE6666666666666  # the bits of a float64
-    assert (
-        on_ranks(2, lambda ranks: ranks.agree("here", value=large if ranks.rank == 0 else 9))
-        == [large] * 2
-    )
+    found = on_ranks(2, lambda ranks: ranks.agree("here", value=9 if ranks.rank else large))
+    assert found == [large] * 2
 
 
 #: What fails on each rank, and what each of them is told.

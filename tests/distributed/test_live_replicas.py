@@ -66,13 +66,8 @@ FLIPS: dict[str, tuple[int, str, str, int, int, tuple[int, ...]]] = {
 }
 
 
-def _register(name: str) -> None:
-    num, way, tensor, rank, like, _ = FLIPS[name]
-    case(num, name=name)(lambda folder: with_flip(folder, way, tensor, rank, like))
-
-
-for _name in FLIPS:
-    _register(_name)
+for _name, (_num, *_flip, _) in FLIPS.items():
+    case(_num, name=_name)(lambda folder, flip=_flip: with_flip(folder, *flip))
 
 
 @pytest.mark.parametrize("name", FLIPS)
@@ -91,9 +86,7 @@ def test_a_flipped_bit_is_one_event_that_names_rank_and_tensor(name: str, came: 
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     versions = [event for event in logged if event["kind"] == "replicas"]
     # that it is over is said once a second snapshot says so
-    assert [(e["detected_step"], e["reverted_step"], e["revised_step"]) for e in versions] == [
-        (6, -1, -1),
-        (6, 12, 15),
-    ]
+    keys = ("detected_step", "reverted_step", "revised_step")
+    assert [[e[key] for key in keys] for e in versions] == [[6, -1, -1], [6, 12, 15]]
     assert all(event["ranks"] == list(named) for event in versions)
     assert all(event["layers"] == [tensor] for event in versions)

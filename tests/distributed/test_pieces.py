@@ -102,15 +102,14 @@ def held(shape: tuple[int, ...], placements: list[Any], whole: tuple[int, ...]) 
 
 @pytest.mark.usefixtures("third_of_four")
 def test_a_piece_is_what_the_placements_of_a_tensor_say() -> None:
-    found = ShardBox.of("w", held((2, 3), [Shard(0)], (7, 3)))
-    assert found == ShardBox((7, 3), (4, 0), (2, 3))
-    found = ShardBox.of("w", held((1, 3), [Shard(0)], (3, 3)))
-    assert found == ShardBox((3, 3), (2, 0), (1, 3))
-    found = ShardBox.of("w", held((0, 3), [Shard(0)], (2, 3)))
-    assert found == nothing_of((2, 3))
-    found = ShardBox.of("w", held((3, 4), [Replicate(), Shard(1)], (3, 7)))
-    assert found == ShardBox((3, 7), (0, 0), (3, 4))
-    assert ShardBox.of("w", torch.ones(2, 5)) == ShardBox((2, 5), (0, 0), (2, 5))
+    for tensor, expected in (
+        (held((2, 3), [Shard(0)], (7, 3)), ShardBox((7, 3), (4, 0), (2, 3))),
+        (held((1, 3), [Shard(0)], (3, 3)), ShardBox((3, 3), (2, 0), (1, 3))),
+        (held((0, 3), [Shard(0)], (2, 3)), nothing_of((2, 3))),
+        (held((3, 4), [Replicate(), Shard(1)], (3, 7)), ShardBox((3, 7), (0, 0), (3, 4))),
+        (torch.ones(2, 5), ShardBox((2, 5), (0, 0), (2, 5))),
+    ):
+        assert ShardBox.of("w", tensor) == expected
 
 
 @pytest.mark.usefixtures("third_of_four")

@@ -9,12 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsitywatch.weights.clock import (
-    DecayClock,
-    group_membership,
-    masters_of,
-    weight_average,
-)
+from sparsitywatch.weights.clock import DecayClock, group_membership, masters_of, weight_average
 from sparsitywatch.weights.scope import Scope
 
 

@@ -25,17 +25,7 @@ from sparsitywatch.weights.spectrum.histogram import STORAGES
 pytestmark = pytest.mark.usefixtures("counted_by")
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-FLOAT8 = [
-    getattr(torch, name)
-    for name in (
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-    )
-    if hasattr(torch, name)
-]
+FLOAT8 = [dtype for dtype in STORAGES if dtype.itemsize == 1]
 
 
 def random_tensor(*shape, dtype=torch.float32, seed=0):

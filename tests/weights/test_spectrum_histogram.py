@@ -99,12 +99,8 @@ def test_what_is_near_zero_by_any_rule_is_what_a_sort_cuts_off(tensors, factor):
     near = dict.fromkeys(whole, 0.0)
     for name, w in tensors.items():
         ordered = np.sort(w.double().abs().numpy())
-        scale = {
-            "abs": 1.0,
-            "rms": spectrum.layer_rms()[name],
-            "initial": initial[name],
-            "zero": 0.0,
-        }
+        rms = spectrum.layer_rms()[name]
+        scale = {"abs": 1.0, "rms": rms, "initial": initial[name], "zero": 0.0}
         for rule, share in by_layer[name].items():
             t = factor * scale[rule]
             if w.numel() and not math.isnan(t):
