@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,12 +49,45 @@ class WatchOffError(Exception):
     """The watch has switched itself off: nothing more is done at this step."""
 
 
+class CopiedWatcher:
+    """What a copy of a model has, or its file, in the place of a watch: closed, and off."""
+
+    closed = True
+    off = "it is a copy: only the watch that was attached sees the training"
+    records: Sequence[Record] = ()
+    events: Sequence[Event] = ()
+
+    def __enter__(self) -> CopiedWatcher:  # noqa: PYI034 typing.Self needs Python 3.11
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self, step: int | None = None) -> None:
+        """Nothing: nobody watches."""
+
+    def snapshot(self) -> Record:
+        """Raise a MeasurementError: there is nothing that could be measured."""
+        raise MeasurementError(f"Expected a watch that is on, got one that is off: {self.off}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing: nobody watches."""
+
+    def close(self) -> None:
+        """Nothing: it is closed."""
+
+
 class Watcher:
     """A watch on a training in this process; made by ``sparsitywatch.watch``.
 
     After it is made nothing that goes wrong in it reaches the training loop: the cause is
     logged, the record is marked invalid, and a watch that keeps failing switches itself
-    off. Use it as a context manager, or call ``close``.
+    off. Use it as a context manager, or call ``close``. A copy of it, as of a model that keeps
+    it, is closed and off.
 
     Args:
         model: what is watched.
@@ -106,6 +139,9 @@ class Watcher:
             self._taker.begin(begun, behind=background)
         self._counter = StepCounter(lambda: self._parameters().values())
         self._hook = StepHook(None if off else trace.optimizer, self._on_step)
+
+    def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
+        return CopiedWatcher, ()
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         return dict(self._model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import os
 import pickle
@@ -10,12 +11,14 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from contracts.watched import Run, script, sees_step_6, steps_of, told
 from tensorboard.backend.event_processing import event_accumulator
+from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
@@ -597,3 +600,41 @@ def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, 
     assert shown(tmp_path / "log", 6) == shown(tmp_path / "whole", 6)
     assert shown(tmp_path / "log", 6)[EVENTS] == [6]
     assert shown(tmp_path / "log", 12)[IN_EVERY_RECORD] == [3, 6, 9, 12]
+
+
+# ------------------------------------------------------------------ a watch that a module keeps
+
+
+def _saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "copy.deepcopy": copy.deepcopy,
+    "torch.save and load": _saved,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "AveragedModel": lambda model: torch.optim.swa_utils.AveragedModel(model).module,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_model_that_keeps_its_watch_can_be_copied_and_the_copy_has_none(how: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    proxy = sw.Proxy([torch.ones(4, 6)], lambda model, x: model(x).square().mean(1))
+    model.watch = sw.watch(model, optimizer, proxy=proxy, logdir=None, scope="layers", every=1)
+    copied = COPIES[how](model)
+    with copied.watch as stub:
+        stub.step()
+    assert stub.closed
+    assert "copy" in stub.off
+    assert (stub.records, stub.state_dict()) == ((), {})
+    with pytest.raises(sw.errors.MeasurementError, match="it is a copy"):
+        stub.snapshot()
+    model(torch.ones(4, 6)).sum().backward()
+    optimizer.step()
+    assert [record.valid for record in model.watch.records] == [True]
+    model.watch.close()
