@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
-from sparsitywatch.pruning.selections import SelectionCut, prune_some_at_once, sizes_of
+from sparsitywatch.pruning.selections import WORDS, SelectionCut, sizes_of
+from sparsitywatch.weights.spectrum.counting import map_threads
+
+#: Widths of groups whose ranks, a byte each, make up one integer; weights of these at once.
+_PACKED, _AT_ONCE = (2, 4, 8), 1 << 18
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,15 @@ class KeepNM(Pattern):
         cuts: list[Cut] = []
         for level in levels:
             found = SelectionCut.counted(level, weights, ends.get(level, removed), self._smallest)
-            cuts.append(_GroupCut(**vars(found), axes=axes))
+            cuts.append(_GroupCut(**vars(found), keep=self.keep, of=self.of, axes=axes))
         return cuts
 
     def _smallest(self, _: str, weights: torch.Tensor) -> torch.Tensor:
         """Which go of groups along the last axis, bool; of equal ones the first."""
         whole = weights.shape[-1] // self.of * self.of
         goes = torch.zeros(weights.shape, dtype=torch.bool, device=weights.device)
-        sizes = sizes_of(weights[..., :whole])
-        if self.of in (2, 4, 8) and sizes.device.type == "cpu":
-            kept = _largest(sizes.reshape(-1).numpy(), self.keep, self.of)
-            goes[..., :whole] = torch.from_numpy(kept).logical_not_().view(sizes.shape)
-            return goes
-        lanes = goes[..., :whole].view(*sizes.shape[:-1], -1, self.of)
-        groups = sizes.view(*sizes.shape[:-1], -1, self.of).unbind(-1)
+        lanes = goes[..., :whole].view(*weights.shape[:-1], -1, self.of)
+        groups = sizes_of(weights[..., :whole]).view(lanes.shape).unbind(-1)
         for place, num_exceeded in enumerate(_num_exceeded(groups)):
             lanes[..., place] = num_exceeded < self.of - self.keep
         return goes
@@ -116,12 +114,29 @@ def _num_exceeded(sizes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 class _GroupCut(SelectionCut):
     """Selects along the axis of each tensor that runs over inputs."""
 
+    keep: int
+    of: int
     axes: Mapping[str, int]
 
     def prune(self, name: str, weights: torch.Tensor, out: torch.Tensor) -> None:
         """Write ``weights`` without the removed ones to ``out``."""
-        if not 0.0 < self.level < 1.0:
-            super().prune(name, weights, out)
-            return
         last, into = (tensor.movedim(self.axes[name], -1) for tensor in (weights, out))
-        prune_some_at_once(partial(SelectionCut.prune, self, name), last, into)
+        whole = last.shape[-1] // self.of * self.of
+        is_packed = self.of in _PACKED and weights.device.type == "cpu" and whole > 0
+        if not (is_packed and 0.0 < self.level < 1.0):
+            super().prune(name, last, into)
+            return
+        words = last[..., :whole].contiguous().view(WORDS[weights.dtype.itemsize]).view(-1)
+        is_in_place = whole == into.shape[-1] and into.is_contiguous()
+        kept = into.view(words.dtype).view(-1) if is_in_place else torch.empty_like(words)
+        pieces = (torch.split(tensor, _AT_ONCE) for tensor in (words, kept))
+        map_threads(self._prune_piece, [*zip(*pieces, strict=True)], torch.get_num_threads())
+        if not is_in_place:
+            into[..., :whole] = kept.view(weights.dtype).view(*last.shape[:-1], whole)
+            into[..., whole:] = last[..., whole:]
+
+    def _prune_piece(self, piece: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """Prune whole groups; as integers: a removed weight is +0, were it infinite."""
+        words, out = (tensor.numpy() for tensor in piece)
+        sizes = words & words.dtype.type(np.iinfo(words.dtype).max)
+        np.multiply(words, _largest(sizes, self.keep, self.of), out=out)

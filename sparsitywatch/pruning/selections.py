@@ -53,7 +53,7 @@ class SelectionCut(Cut):
         elif self.level >= 1.0:
             out.zero_()
         else:  # as integers: a removed weight is +0, were it infinite
-            words = _WORDS[weights.dtype.itemsize]
+            words = WORDS[weights.dtype.itemsize]
             stays = self.select(name, weights).logical_not_()
             torch.mul(weights.view(words), stays, out=out.view(words))
 
@@ -106,12 +106,12 @@ def _smallest_on_cpu(scores: torch.Tensor, num: int) -> torch.Tensor:
 
 def sizes_of(weights: torch.Tensor) -> torch.Tensor:
     """Magnitudes as integers: in the same order, and NaN beyond all."""
-    words = weights.view(_WORDS[weights.dtype.itemsize])
+    words = weights.view(WORDS[weights.dtype.itemsize])
     return words & ((1 << (8 * words.itemsize - 1)) - 1)
 
 
 #: Signed integers of the width of a weight.
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
