@@ -18,8 +18,6 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["html_table", "printable", "redacted", "redacted_error", "redacted_url"]
-
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 #: Between the links of a chain such as zip://a.pt::https://host/b.zip; not in http://[::1].
 _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::))")

@@ -21,8 +21,6 @@ from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Settings", "SettingsFields", "default_detectors"]
-
 
 class SettingsFields(TypedDict, total=False):
     """The fields of ``Settings`` as keyword arguments."""

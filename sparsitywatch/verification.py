@@ -29,8 +29,6 @@ from sparsitywatch.redact import printable
 from sparsitywatch.settings import Settings
 from sparsitywatch.weights.layout import clean_name
 
-__all__ = ["Difference", "Trace", "Training", "Verification", "verify"]
-
 _PLAIN = (str, bytes, bool, int, float, complex, type(None), torch.dtype, torch.device)
 _MAX_LINES = 20  # differences that a text names
 #: What names of Python's own state begin with: attributes, closures, globals, generators held.

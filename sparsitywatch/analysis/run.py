@@ -17,8 +17,6 @@ from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
 from sparsitywatch.redact import printable
 from sparsitywatch.series import describe
 
-__all__ = ["Run"]
-
 
 class Run:
     """A run: what was measured, what was detected, what was said once, and how its watch stands.

@@ -16,8 +16,6 @@ from datetime import datetime, timezone
 from sparsitywatch.records import Event, Record, RunInfo, WatchState
 from sparsitywatch.series import describe
 
-__all__ = ["LEVELS", "Standing", "Verdict", "main_event", "standing", "verdict"]
-
 # ------------------------------------------------------------------ whether its watch sees
 
 #: A watch writes a sign of life once a minute, at a step; after three minutes it is late.

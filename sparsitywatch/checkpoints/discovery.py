@@ -37,8 +37,6 @@ from sparsitywatch.redact import redacted_url
 from sparsitywatch.weights.layout import Entry, natural_order
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
-__all__ = ["ListedCheckpoint", "describe", "discover"]
-
 _MAX_DEPTH = 6
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar")
 #: Files that training, and a watch, write beside the weights.

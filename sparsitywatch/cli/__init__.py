@@ -29,8 +29,6 @@ from sparsitywatch.errors import SparsityWatchError
 from sparsitywatch.records.run import __version__
 from sparsitywatch.redact import redacted
 
-__all__ = ["main"]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.

@@ -53,8 +53,6 @@ from sparsitywatch.weights.snapshot import Snapshot
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["watch"]
-
 _logger = logging.getLogger("sparsitywatch")
 
 

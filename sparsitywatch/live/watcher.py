@@ -36,8 +36,6 @@ from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record, WatchState, html_of
 from sparsitywatch.redact import redacted_error
 
-__all__ = ["Watcher"]
-
 _logger = logging.getLogger("sparsitywatch")
 
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off

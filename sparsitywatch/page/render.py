@@ -27,8 +27,6 @@ from sparsitywatch.page.overview import overview_svg
 from sparsitywatch.pipeline import rundir
 from sparsitywatch.redact import printable
 
-__all__ = ["load", "render"]
-
 #: The modules of the page in an order in which each comes after those that it imports.
 _MODULES = ("format", "data", "charts", "tensors", "view", "main")
 #: Level of zlib; the largest saves a hundredth more, and takes three times as long.

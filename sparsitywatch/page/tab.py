@@ -13,8 +13,6 @@ from typing import Any
 
 from tensorboard.plugins import base_plugin
 
-__all__ = ["SparsityLoader"]
-
 _logger = logging.getLogger("sparsitywatch")
 
 

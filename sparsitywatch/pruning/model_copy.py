@@ -72,7 +72,8 @@ class ModelCopy:
         value: Any = None,
         instead: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
-        self._model, self._memory = model, _Memory(model, instead or {})
+        self._model = model
+        self._memory = _Memory(model, instead or {})
         self._buffers = {id(buffer) for buffer in model.buffers()}
         self._pickler = _Pickler()
         self._shared: list[tuple[torch.Tensor, int]] = []  # with what was written to it before
@@ -335,7 +336,8 @@ class _Uncopied:
     """In the place of an iterator that cannot be copied: to move it on is refused."""
 
     def __init__(self, model: nn.Module, thing: Any) -> None:
-        self._model, self._thing = model, thing
+        self._model = model
+        self._thing = thing
 
     def __iter__(self) -> _Uncopied:
         return self

@@ -135,7 +135,8 @@ class _Race:
     """The levels of one snapshot on their way to all examples: what to evaluate next."""
 
     def __init__(self, shares: Sequence[float], sweep: Racing) -> None:
-        self._shares, self._sweep = shares, sweep
+        self._shares = shares
+        self._sweep = sweep
         self._probability = 1.0 - sweep.risk / (len(shares) - 1)
         self._grid = sorted({float(level) for level in sweep.levels} - {0.0})
 
@@ -387,8 +388,11 @@ class PairedDifferences:
         sign: float = 1.0,
     ) -> None:
         self.means: dict[float, Mean] = {}
-        self._num_examples, self._order = num_examples, order
-        self._tolerated, self._step, self._sign = tolerated, step, sign
+        self._num_examples = num_examples
+        self._order = order
+        self._tolerated = tolerated
+        self._step = step
+        self._sign = sign
         self._lost: dict[float, Array] = {}  # in the drawn order; of all examples in their own
         self._basis: dict[float, Any] = {}  # what the mean of a level depends on
         self._points: dict[float, Point] = {}

@@ -56,7 +56,8 @@ class RankGroup(Ranks):
     def __init__(self, group: Any, store: Any = None, key: str = "") -> None:
         super().__init__()
         self._group, self._store, self._key = group, store, key
-        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
+        self.rank = distributed.get_rank(group)
+        self.size = distributed.get_world_size(group)
         self.lost = ""  # why the ranks have lost each other; empty as long as they have not
         self.num_bytes = 0  # that this rank has given to collectives
         self._num_agreed = 0
@@ -217,8 +218,10 @@ class PendingRanks(Ranks):
 
     def __init__(self, store: Any, prefix: str, own: str, unknown: set[int]) -> None:
         super().__init__()
-        self._store, self._prefix = store, prefix
-        self._own, self._unknown = own, unknown
+        self._store = store
+        self._prefix = prefix
+        self._own = own
+        self._unknown = unknown
 
     def why_different(self) -> str:
         try:
