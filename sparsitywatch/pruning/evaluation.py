@@ -386,20 +386,20 @@ class Masks(ABC):
         """Of what is held here of each tensor, by name."""
         return {name: tuple(dense.shape) for name, dense, _ in self.weights}
 
-    @abstractmethod
     def dense(self) -> Runnable:
         """The model as it is."""
+        return self._fresh(masked=False)
 
     def masked(self, cut: Cut) -> Runnable:
         """The model without the weights that a cut removes, until the next call."""
-        model = self._to_mask()
+        model = self._fresh(masked=True)
         for name, dense, out in self.weights:
             cut.prune(name, dense, out=out)
         return model
 
     @abstractmethod
-    def _to_mask(self) -> Runnable:
-        """The model whose weights are masked ones."""
+    def _fresh(self, *, masked: bool) -> Runnable:
+        """The model as no forward has left it, on its own weights or on those that are masked."""
 
     @abstractmethod
     def put_back(self) -> object:
@@ -429,27 +429,21 @@ class _OnCopies(Masks):
         self._surroundings = Surroundings(self._dense)
         self._to_check = [self._dense, self._surroundings]
         self._buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
-        self._to_run: dict[str, Runnable] = {"dense": Runnable(*self._dense.pair)}
+        self._to_run: dict[bool, Runnable] = {False: Runnable(*self._dense.pair)}  # by masked
         self._leaves_nothing: bool | None = None  # known once the dense model has run
 
-    def dense(self) -> Runnable:
-        """A copy on the weights of the training."""
-        return self._fresh("dense", {})
-
-    def _to_mask(self) -> Runnable:
-        if self._leaves_nothing is None:
+    def _fresh(self, *, masked: bool) -> Runnable:
+        """A copy: the one before, where forwards leave nothing behind."""
+        if masked and self._leaves_nothing is None:
             is_as_before = not self.put_back()
             self._leaves_nothing = self._dense.is_as_noted() and is_as_before
-        return self._fresh("masked", self._instead)
-
-    def _fresh(self, kind: str, instead: Mapping[int, torch.Tensor]) -> Runnable:
-        """A copy as no forward has left it: the one before, where forwards leave nothing behind."""
         if self._leaves_nothing is False:
             self.put_back()
-            self._to_run.pop(kind, None)
-        if kind not in self._to_run:
-            self._to_run[kind] = Runnable(*ModelCopy(*self._original, instead).pair)
-        return self._to_run[kind]
+            self._to_run.pop(masked, None)
+        if masked not in self._to_run:
+            instead = self._instead if masked else {}
+            self._to_run[masked] = Runnable(*ModelCopy(*self._original, instead).pair)
+        return self._to_run[masked]
 
     def check(self) -> None:
         """Also buffers, which were copied, so that only other ways lead to them."""
@@ -481,13 +475,10 @@ class _InShards(Masks):
         for one, _ in self._flags:
             one.training = False  # not eval(): a user's own may freeze, merge or print
 
-    def dense(self) -> Runnable:
-        """The model with its dense weights."""
-        for _, dense, local in self.weights:
+    def _fresh(self, *, masked: bool) -> Runnable:
+        """The model itself, its shards dense again where they are not about to be masked."""
+        for _, dense, local in [] if masked else self.weights:
             local.copy_(dense)
-        return self._to_mask()
-
-    def _to_mask(self) -> Runnable:
         self.reshard()
         for buffer, was in self._buffers:
             if not same_bits(buffer, was):

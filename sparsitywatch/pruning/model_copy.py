@@ -80,7 +80,7 @@ class ModelCopy:
         self._copies: list[tuple[Any, Any]] = []  # of what is not pickled, with the originals
         used = _modules_of(value)
         stream = self._pickler.stream((model, used))
-        made = [self._on_its_own(thing) for thing in self._pickler.things]
+        made = [*map(self._on_its_own, self._pickler.things)]
         self.module, own = _Unpickler(stream, made).load()
         for module in self.module.modules():
             module.training = False
@@ -126,7 +126,7 @@ class ModelCopy:
         pickler = _Pickler()
         stream = pickler.stream(self.module)
         tensors = [one for one in pickler.things if isinstance(one, torch.Tensor)]
-        return stream, [*map(id, pickler.things)], [(_address(t), t.requires_grad) for t in tensors]
+        return stream, [*map(id, pickler.things)], [(_place(t), t.requires_grad) for t in tensors]
 
     def _on_its_own(self, thing: Any) -> Any:
         """What stands in the copy for something that is not pickled."""
@@ -603,11 +603,8 @@ def _storage(tensor: torch.Tensor) -> int | None:
         return None
 
 
-def _address(tensor: torch.Tensor) -> int:
-    """Where a tensor begins; one without memory of its own is at a place of its own."""
-    return id(tensor) if _storage(tensor) is None else tensor.data_ptr()
-
-
 def _place(tensor: torch.Tensor) -> Any:
+    """Where a tensor begins, and how it lies; one without memory is at a place of its own."""
+    address = id(tensor) if _storage(tensor) is None else tensor.data_ptr()
     is_strided = tensor.layout is torch.strided
-    return _address(tensor), tuple(tensor.shape), is_strided and tensor.stride(), tensor.dtype
+    return address, tuple(tensor.shape), is_strided and tensor.stride(), tensor.dtype
