@@ -97,7 +97,8 @@ def test_only_what_is_in_scope_is_fetched(
         (RuntimeError(), "RuntimeError"),
     ],
 )
-def test_what_a_storage_raises_is_one_line(failure, message, counting) -> None:
+def test_what_a_storage_raises_is_one_line(failure, message, counting, monkeypatch) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda _: None)
     data = safetensors.torch.save({"w": torch.ones(3)})
     counting.pipe_file("counting://w.safetensors", data)
     with open_checkpoint("counting://w.safetensors") as checkpoint:
