@@ -254,7 +254,15 @@ class Proxy:
         return examples
 
     def check_repeats(self, values: np.ndarray, model: nn.Module, value: ValueFunction) -> None:
-        """Refuse values just evaluated if those of the first two batches are others now."""
+        """Evaluate the first two batches again, and refuse another value than just before.
+
+        Args:
+            values: what ``evaluate`` gave of the same model, float64 [N].
+            model, value: as in ``evaluate``.
+
+        Raises:
+            ProxyError: the same batch has another value the second time; it says by how much.
+        """
         ends = np.cumsum(self._sizes)
         for place, again in self._own(self._turns[:2], model, value).items():
             before = values[ends[place] - self._sizes[place] : ends[place]]
