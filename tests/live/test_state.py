@@ -71,7 +71,7 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
         run.train(17)
     state = state_of(tmp_path)
     assert (state.status, state.last_step, state.last_evaluated_step) == ("off", 12, 3)
-    assert state.step in (12, 13, 15)  # the third failure is known when it comes from behind
+    assert 12 <= state.step <= 15  # the third failure is known when it comes from behind
     assert "on fire" in state.reason
     first = summary(tmp_path, capsys)[0]
     assert first.startswith(
