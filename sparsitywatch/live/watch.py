@@ -33,6 +33,7 @@ from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
 from sparsitywatch.pruning.evaluation import check_proxy
+from sparsitywatch.pruning.output_layers import seen_scope
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.ranks.protocol import ALONE, Ranks, is_distributed
@@ -144,9 +145,6 @@ def watch(
         scope = Scope.of(inner, chosen.scope)
         schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None)
         real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
-        for note in (scope.note_on_reparametrized, scope.note_on_stored):
-            if note and leads:
-                _logger.warning("sparsitywatch: %s", note)
         directory = place(logdir) if logdir is not None and leads else None
         pipeline = Pipeline(
             claim=Claim(directory),
@@ -161,12 +159,21 @@ def watch(
     given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
+        watches_all = chosen.dormant_samples != 0
+        reader, examiner = _readers(inner, scope, ranks, watches_all=watches_all)
+        checked = _checked(proxy, inner, chosen, reader, is_off=bool(off))
+        if checked is not None and not off:
+            guessed, scope = scope, seen_scope(scope, chosen.scope, inner, checked)
+            if scope.names != guessed.names:
+                reader, examiner = _readers(inner, scope, ranks, watches_all=watches_all)
+        for note in (scope.note_on_reparametrized, scope.note_on_stored):
+            if note and leads:
+                _logger.warning("sparsitywatch: %s", note)
         snapshot = Snapshot.of(inner, scope, 0)
         run = RunContext(
             settings=chosen,
             scope=scope,
-            proxy=_checked(proxy, inner, chosen, reader, is_off=bool(off)),
+            proxy=checked,
             initial_rms={} if off else reader.counted(snapshot)[0].layer_rms(),
             dtypes=snapshot.dtypes,
             strict=strict,

@@ -29,6 +29,7 @@ from sparsitywatch.offline.rates import Rate, Rates
 from sparsitywatch.pipeline.pipeline import Pipeline, as_sinks
 from sparsitywatch.pipeline.rundir import Claim, place
 from sparsitywatch.pruning.evaluation import check_proxy
+from sparsitywatch.pruning.output_layers import seen_scope
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.records import Event, Record
 from sparsitywatch.settings import Settings, SettingsFields, default_detectors
@@ -235,6 +236,7 @@ def _model(
     if proxy is None:
         return decided, None  # the model has said which weights count
     check_proxy(proxy, inner, has_weights=False)
+    decided = seen_scope(decided, scope, inner, proxy)
     make: Callable[[], nn.Module] = lambda: inner  # noqa: E731 for jobs in the caller's thread
     if executor is not None:
         make = EmptyModel(inner) if isinstance(model, nn.Module) else model

@@ -17,6 +17,7 @@ from sparsitywatch.analysis.estimate import ROUNDING, allowed_harm, essential_sp
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, nothing_examined
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, check_proxy, run_sweep
+from sparsitywatch.pruning.output_layers import seen_scope
 from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import SameLevels
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
@@ -256,6 +257,7 @@ def measure(
     scope = Scope.of(inner, chosen.scope)
     if proxy is not None:
         check_proxy(proxy, inner)
+        scope = seen_scope(scope, chosen.scope, inner, proxy)
     snapshot = Snapshot.of(inner, scope, 0)
     run = RunContext(settings=chosen, scope=scope, proxy=proxy, dtypes=snapshot.dtypes, strict=True)
     at = SnapshotContext(model=None if proxy is None else MaskedModel(model, scope))

@@ -353,7 +353,7 @@ class MaskedModel:
 
     def _memory(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Room for masked weights."""
-        dense = {name: parameter.detach() for name, parameter in parameters.items()}
+        dense = {name: local_of(parameter) for name, parameter in parameters.items()}
         if self.spare is not None and self.spare.is_warm:
             return self.spare.buffers(dense)
         return {name: torch.empty_like(tensor) for name, tensor in dense.items()}
@@ -421,7 +421,7 @@ class _OnCopies(Masks):
         parameters: Mapping[str, nn.Parameter],
         memory: Mapping[str, torch.Tensor],
     ) -> None:
-        super().__init__([(name, p.detach(), memory[name]) for name, p in parameters.items()])
+        super().__init__([(name, local_of(p), memory[name]) for name, p in parameters.items()])
         self._original = module, value
         self._instead = {id(p): memory[name] for name, p in parameters.items()}
         self._dense = ModelCopy(module, value)

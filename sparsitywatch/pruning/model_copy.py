@@ -23,6 +23,7 @@ from torch import nn
 
 from sparsitywatch.errors import TrainingChangedError
 from sparsitywatch.redact import printable
+from sparsitywatch.weights.encoded import address_of, decoded, is_encoded
 from sparsitywatch.weights.layout import clean_name
 
 #: Larger tensors and arrays that are no buffers (a data set, say) are shared.
@@ -165,7 +166,8 @@ class ModelCopy:
         if not isinstance(tensor, nn.Parameter):
             return memory
         made: torch.Tensor
-        if type(memory) is torch.Tensor:
+        # values in the place of codes are a parameter like any other
+        if type(memory) is torch.Tensor and not is_encoded(tensor):
             made = torch.Tensor._make_subclass(type(tensor), memory, tensor.requires_grad)
         else:
             made = nn.Parameter(memory, tensor.requires_grad)
@@ -356,16 +358,16 @@ class _Memory:
         self._exact = {_place(p): instead[id(p)] for p in model.parameters() if id(p) in instead}
         self._around: dict[int, dict[Any, torch.Tensor]] = {}
         for parameter in model.parameters():
-            if (storage := _storage(parameter)) is not None:
+            if (storage := address_of(parameter)) is not None:
                 self._around.setdefault(storage, {})[_place(parameter)] = parameter
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor lies in the memory of a parameter."""
-        return _storage(tensor) in self._around
+        return address_of(tensor) in self._around
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """What stands in the place of a parameter, or of a view of one; None if nothing does."""
-        around = self._around.get(_storage(tensor) or -1, {})
+        around = self._around.get(address_of(tensor) or -1, {})
         if _place(tensor) in self._exact or len(around) != 1:
             return self._exact.get(_place(tensor))
         ((place, parameter),) = around.items()
@@ -570,6 +572,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     if a.layout is not torch.strided or a.is_meta:
         return True
+    if is_encoded(a):
+        values = [one for one in (decoded(a), decoded(b)) if one is not None]
+        return len(values) < 2 or same_bits(*values)
     plain = [tensor.detach().resolve_conj().resolve_neg().contiguous() for tensor in (a, b)]
     return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in plain))
 
@@ -595,16 +600,8 @@ def _held_in(cell: types.CellType) -> Any:
         return _EMPTY
 
 
-def _storage(tensor: torch.Tensor) -> int | None:
-    """The address of a tensor's memory; None if it has none of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr() or None
-    except (RuntimeError, NotImplementedError):  # sparse, or a subclass without memory
-        return None
-
-
 def _place(tensor: torch.Tensor) -> Any:
     """Where a tensor begins, and how it lies; one without memory is at a place of its own."""
-    address = id(tensor) if _storage(tensor) is None else tensor.data_ptr()
+    address = id(tensor) if address_of(tensor) is None else tensor.data_ptr()
     is_strided = tensor.layout is torch.strided
     return address, tuple(tensor.shape), is_strided and tensor.stride(), tensor.dtype

@@ -279,6 +279,10 @@ class Proxy:
                     "too. Keep it in a buffer, or leave `proxy` out."
                 )
 
+    def run_once(self, model: nn.Module, value: ValueFunction) -> None:
+        """Evaluate the first batch; what there is to see is for ``value`` to note."""
+        self._own(self._turns[:1], model, value)
+
     def _own(self, turns: Any, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
         """The values of the batches that this rank evaluates, by their places."""
         own: dict[int, np.ndarray] = {}

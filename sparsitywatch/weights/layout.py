@@ -1,9 +1,9 @@
 """What the names and shapes of tensors say: what the user called them, and a model's parts.
 
-Where the blocks are and which layer makes the output is read off names and shapes alone, in
-whatever order they come: a file does not keep that of the model. Where there is a model, a module's
-class says what kind of layer its tensors belong to. Else it is how people name such layers, and the
-shapes beside it.
+Where the blocks are is read off names alone, in whatever order they come: a file does not keep that
+of the model. Where there is a model, a module's class says what kind of layer its tensors belong to
+and which way round they lie. Else it is how people name such layers, and the shapes beside it. The
+layers that make the output are seen in a forward where there is one, else told from widths.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -139,7 +139,8 @@ _EMBEDDING = re.compile(
 )
 _BUFFER = re.compile(
     r"^(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq"
-    r"|(cos|sin)_cached|masked_bias|relative_position_index|attn_mask|(weight|bias)_mask)$"
+    r"|(cos|sin)_cached|masked_bias|relative_(position_index|coords_table)|attn_mask"
+    r"|(weight|bias)_mask|final_logits_bias)$"
 )
 _EXPERTS = re.compile(r"(?:^|\.)experts(?:_[^.]*)?(?=\.)")
 _ROUTER = re.compile(r"^(gate|router)$", re.IGNORECASE)
@@ -150,8 +151,13 @@ _HEAD = re.compile(
 )
 #: Weights of matrix products: of a linear or convolution layer, of packed attention.
 _LINEAR = re.compile(r"^(weight|in_proj_weight|[qkv]_proj_weight)$")
+#: The same of recurrent layers and cells, as torch names them: from the input, the state, back.
+_RECURRENT = re.compile(r"^weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
 #: How the older weight norm, spectral norm and pruning masks name what they compute weights from.
-_REPARAMETRIZED = re.compile(r"^(\w*weight)_(?:g|v|orig)$")
+_REPARAMETRIZED = re.compile(r"^(\w*weight(?:_[ih][hr]\w*?)?)_(?:g|v|orig)$")
+#: Linear layers with the inputs first, known by name so that transformers need not be imported.
+_INPUTS_FIRST = ("Conv1D", "Conv1DCompat")
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 #: Which layer feeds which is not worked out between more different shapes than this.
 _MOST_SHAPES = 500
 #: Names come from files and may have any length; no model is nested deeper.
@@ -198,8 +204,8 @@ class _Width:
         if self.inputs == other.outputs:
             return True
         if self.is_convolution:  # in groups it has as many times fewer inputs in its weight
-            groups = other.outputs // self.inputs if self.inputs else 0
-            return groups > 1 and not other.outputs % self.inputs and not self.outputs % groups
+            is_as_wide = self.outputs == other.outputs  # which those in groups mostly are
+            return is_as_wide and self.inputs > 0 and self.outputs % self.inputs == 0
         # what comes out of a convolution is flattened
         return other.is_convolution and other.outputs > 1 and self.inputs % other.outputs == 0
 
@@ -208,9 +214,13 @@ class Layout:
     """The parts of a model: where its blocks are, and what each tensor belongs to."""
 
     def __init__(
-        self, entries: Sequence[Entry], modules: Mapping[str, type[nn.Module]] | None = None
+        self,
+        entries: Sequence[Entry],
+        modules: Mapping[str, type[nn.Module]] | None = None,
+        outputs: Collection[str] = (),
     ) -> None:
         self.modules = modules  # the class of each, by path; None where there is no model
+        self._outputs = outputs  # paths of the layers that were seen to make the output
         self._entries = {entry.name: entry for entry in entries}
         self._places = {entry.name: Place.of(entry.name) for entry in entries}
         #: The bias beside each tensor: a layer's has an element for each of its outputs.
@@ -238,22 +248,22 @@ class Layout:
     def decider(self, preset: str) -> Decider:
         """Decides as a preset says."""
         in_blocks = bool(self._blocks) and preset != "layers"
-        output = None if self._blocks or preset == "layers" else self.output_layer()
+        outputs, how = self._output_layers(preset)
 
         def decide(names: Sequence[str], _: nn.Parameter) -> tuple[bool, str]:
             entries = [self._entries[name] for name in names]
             kinds = [self.kinds[name] for name in names]
             if preset == "matrices":
-                is_float = entries[0].may_be_weights and "buffer" not in kinds
-                counts = len(entries[0].shape) >= 2 and is_float
+                is_weight = entries[0].may_be_weights or kinds[0] in _MAY_COUNT
+                counts = len(entries[0].shape) >= 2 and is_weight and "buffer" not in kinds
                 return counts, "two or more dimensions" if counts else kinds[0]
             out = next((kind for kind in kinds if kind not in _MAY_COUNT), None)
             if out is not None:
                 return False, out  # also a head that is tied to an embedding
             if in_blocks and not any(name.startswith(self._blocks) for name in names):
                 return False, "outside the blocks (head, pooler or input layer)"
-            if any(self._places[name].module == output for name in names):
-                return False, "output layer"
+            if any(f"{self._places[name].module}.".startswith(outputs) for name in names):
+                return False, f"output layer, {how}"
             if preset == "paper" and not any(map(self._is_nn_linear, entries)):
                 return False, "not an nn.Linear"
             if "reparametrized" in kinds:
@@ -271,10 +281,11 @@ class Layout:
     def _kind(self, entry: Entry) -> str:
         """One of ``_MAY_COUNT`` for weights that may count, else why they do not."""
         place, dims = self._places[entry.name], len(entry.shape)
-        layer = self._layer_by_name(entry) if self.modules is None else self._layer(place)
+        layer = self._layer_by_name(entry) if self.modules is None else self._layer(entry)
         if layer in ("embedding", "norm", "buffer"):
             return layer
-        if not entry.may_be_weights:
+        # the codes of a quantised layer are weights: it is said what becomes of them
+        if not (entry.may_be_weights or (layer == "linear" and self.modules)):
             return f"dtype {entry.dtype}"
         if dims < 2:
             return "bias" if "bias" in place.attribute else "fewer than two dimensions"
@@ -282,21 +293,21 @@ class Layout:
             if _ROUTER.match(place.own) and place.module.rpartition(".")[0] in self._mixtures:
                 return "router of a mixture of experts"
             return "reparametrized" if place.is_raw else "linear"
-        if dims >= 3 and "bias" not in place.attribute and entry.name.startswith(self._blocks):
+        is_stack = dims >= 3 and _is_spread(entry.shape) and "bias" not in place.attribute
+        if is_stack and entry.name.startswith(self._blocks):
             return "packed"  # experts of a mixture kept as one tensor
         return layer
 
-    def _layer(self, place: Place) -> str:
+    def _layer(self, entry: Entry) -> str:
         """What a tensor belongs to: "linear", "embedding", "norm", "buffer", or else in words."""
+        place = self._places[entry.name]
         kind = (self.modules or {})[place.module]
         if issubclass(kind, nn.Embedding | nn.EmbeddingBag):
             return "embedding"
         if "norm" in kind.__name__.lower():
             return "norm"
-        # transformers' Conv1D is a linear layer with a transposed weight; known by name so
-        # that transformers need not be imported
-        matrices = nn.Linear | nn.modules.conv._ConvNd | nn.MultiheadAttention
-        if issubclass(kind, matrices) or kind.__name__ in ("Conv1D", "Conv1DCompat"):
+        is_matrix = _is_weight(place.attribute) or _is_spread(entry.shape)  # or a gain, say
+        if is_matrix and (issubclass(kind, _MATRICES) or kind.__name__ in _INPUTS_FIRST):
             return "linear"
         return f"parameter of {kind.__name__}, not of a linear layer"
 
@@ -315,58 +326,102 @@ class Layout:
             return "norm"
         if dims >= 2 and bias == entry.shape:
             return "norm"
-        if _LINEAR.match(place.attribute):
+        if _is_weight(place.attribute):
             return "linear"
         return f"parameter {place.attribute!r}, not of a linear layer"
 
     # ------------------------------------------------------------------ the output layer
 
-    def output_layer(self) -> str | None:
+    def layers(self, preset: str) -> dict[str, Entry]:
+        """The layers of which some make the output, by path, with their largest weights.
+
+        None in a model with blocks, where all layers around them are out.
+        """
+        largest: dict[str, Entry] = {}
+        if self._blocks or preset not in ("blocks", "paper"):
+            return largest
+        for name, entry in self._entries.items():
+            place = self._places[name]
+            # of a recurrent layer that of its input
+            is_inner = _RECURRENT.match(place.attribute) and "ih_l0" not in f"{place.attribute}_l0"
+            if self.kinds[name] not in ("linear", "reparametrized") or is_inner:
+                continue
+            other = largest.setdefault(place.module, entry)
+            if entry.num_weights > other.num_weights:
+                largest[place.module] = entry
+        return largest
+
+    def _output_layers(self, preset: str) -> tuple[tuple[str, ...], str]:
+        """Prefixes of the layers that make the model's output, and how that is known."""
+        layers = self.layers(preset)
+        if self._outputs:
+            seen = [p for p in self._outputs if p in layers and not self._is_recurrent(layers[p])]
+            return tuple(f"{path}." for path in seen), "seen in a forward"
+        output = self._output_layer(layers)
+        by = "by widths and names" if self.modules is None else "by widths, names and order"
+        return () if output is None else (f"{output}.",), by
+
+    def _output_layer(self, layers: Mapping[str, Entry]) -> str | None:
         """Path of the layer that makes the model's output; None if there is no layer.
 
         It is the one whose output no other layer takes, as far as the shapes tell; of several
-        the one that is called a head, nearest to the root; else the last by name.
+        the one that is called a head, nearest to the root; else the last one. A recurrent layer is
+        none: it takes its own output.
         """
-        largest: dict[str, Entry] = {}  # of each layer by its path, the largest weight counts
-        for name, entry in self._entries.items():
-            path = self._places[name].module
-            if self.kinds[name] in ("linear", "reparametrized") and (
-                path not in largest or entry.num_weights > largest[path].num_weights
-            ):
-                largest[path] = entry
-        widths = {path: self._width(entry) for path, entry in largest.items()}
+        widths = {path: self._width(entry) for path, entry in layers.items()}
         taken = _taken(widths.values())
-        last = [path for path, width in widths.items() if width not in taken] or list(widths)
+        recurrent = {path for path, entry in layers.items() if self._is_recurrent(entry)}
+        last = [path for path in widths if path not in recurrent and widths[path] not in taken]
+        last = last or [*widths]
         named = []
         for path in last:
             parts = path.split(".")
-            number = int(parts.pop()) if parts[-1].isdigit() else 0  # a head may be a Sequential
+            number = int(parts.pop()) if parts[-1].isdecimal() else 0  # a head may be a Sequential
             if parts and _HEAD.match(parts[-1]):
                 named.append((-len(parts), number, natural_order(path), path))
+        found: str | None
         if named:
-            return max(named)[3]
-        return max(last, key=natural_order, default=None)
+            found = max(named)[3]
+        elif self.modules and last:  # in the order in which they were made; a file has none
+            found = last[-1]
+        else:
+            found = max(last, key=natural_order, default=None)
+        return None if found in recurrent else found
+
+    def _is_recurrent(self, entry: Entry) -> bool:
+        return bool(_RECURRENT.match(self._places[entry.name].attribute))
 
     def _width(self, entry: Entry) -> _Width:
         outputs, inputs = entry.shape[:2]
-        bias = self._biases[entry.name]
-        is_convolution = len(entry.shape) > 2
-        # transposed convolutions have their inputs first
-        is_transposed = is_convolution and bias == (inputs,) and bias != (outputs,)
-        if is_transposed or self._is_transposed(entry):
+        if self._has_inputs_first(entry):
             outputs, inputs = inputs, outputs
-        return _Width(inputs, outputs, is_convolution)
+        return _Width(inputs, outputs, is_convolution=len(entry.shape) > 2)
 
     def _is_nn_linear(self, entry: Entry) -> bool:
         place = self._places[entry.name]
         if self.modules is not None:
             return issubclass(self.modules[place.module], nn.Linear)
         is_matrix = len(entry.shape) == 2 and place.attribute == "weight"
-        return is_matrix and not self._is_transposed(entry)
+        return is_matrix and not self._has_inputs_first(entry)
 
-    def _is_transposed(self, entry: Entry) -> bool:
-        """Whether its inputs come first, by its bias; of a square one, by another's of its name."""
-        return len(entry.shape) == 2 and _leaf(entry.name) in self._transposed
+    def _has_inputs_first(self, entry: Entry) -> bool:
+        """By its class; else by its bias, of a square matrix by that of another of its name."""
+        if self.modules is not None:
+            kind = self.modules[self._places[entry.name].module]
+            is_transposed = issubclass(kind, nn.modules.conv._ConvTransposeNd)
+            return is_transposed or kind.__name__ in _INPUTS_FIRST
+        if len(entry.shape) == 2:
+            return _leaf(entry.name) in self._transposed
+        outputs = self._biases[entry.name] or self._norm_after(self._places[entry.name].module)
+        return outputs == entry.shape[1:2] != entry.shape[:1]
+
+    def _norm_after(self, module: str) -> tuple[int, ...] | None:
+        """The shape of the norm that follows a layer in a Sequential."""
+        path, dot, number = module.rpartition(".")
+        if not number.isdecimal():
+            return None
+        after = self._entries.get(f"{path}{dot}{int(number) + 1}.weight")
+        return after.shape if after and len(after.shape) == 1 else None
 
     # ------------------------------------------------------------------ blocks
 
@@ -419,6 +474,15 @@ def _taken(widths: Iterable[_Width]) -> set[_Width]:
         one for one in shapes
         if any(other.takes(one) for other in shapes if other != one or shapes[one] > 1)
     }  # fmt: skip
+
+
+def _is_weight(attribute: str) -> bool:
+    return bool(_LINEAR.match(attribute) or _RECURRENT.match(attribute))
+
+
+def _is_spread(shape: Sequence[int]) -> bool:
+    """Whether a tensor is more than a row of numbers, such as one for each channel."""
+    return sum(length > 1 for length in shape) > 1
 
 
 def _leaf(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -14,6 +14,7 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.redact import redacted_error
+from sparsitywatch.weights.encoded import address_of, decoded, is_encoded
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
 from sparsitywatch.weights.sharded import Modules, flat_parameters, is_sharded, modules_of
 
@@ -22,12 +23,15 @@ ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]
 
 PRESETS = {
     "blocks": "weights of linear layers inside the transformer blocks; in a model without "
-    "blocks, of all linear layers but the output layer",
+    "blocks, of all linear and recurrent layers but the output layers",
     "paper": "nn.Linear weights inside the transformer blocks only "
     "(Jaiswal et al. 2023, as their code does it)",
-    "layers": "weights of linear layers anywhere, heads included",
+    "layers": "weights of linear and recurrent layers anywhere, heads included",
     "matrices": "every floating-point parameter with two or more dimensions, embeddings too",
 }
+
+#: What is added to the reason of a parameter that nobody can look at.
+_UNREAD = "; its values cannot be read, so it is not watched"
 
 
 @dataclass(frozen=True)
@@ -41,20 +45,34 @@ class Scope:
 
     ledger: tuple[LedgerEntry, ...]  # one entry per storage, in the model's order, in or out
     unlike_stored: tuple[str, ...] = ()  # a live model's names that a checkpoint may not select
+    #: Paths of a live model's layers, where it matters which of them make the output.
+    layers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: nn.Module, scope: ScopeLike = "blocks") -> Scope:
-        """Decide for every parameter of ``model`` whether it counts; a ScopeError if none does."""
+    def of(
+        cls, model: nn.Module, scope: ScopeLike = "blocks", outputs: Collection[str] = ()
+    ) -> Scope:
+        """Decide for every parameter of ``model`` whether it counts; a ScopeError if none does.
+
+        ``outputs``: paths of the layers that make the output, where a forward has shown them.
+        """
+        if isinstance(scope, str):
+            _refuse_packed(model)
         named = named_parameters(model)
         entries = [_entry(name, p, _storage_key(p)) for name, p in named]
         # parents come first: what a wrapper holds replaces it
         every = model.named_modules(remove_duplicate=False)
         modules = {clean_name(path): type(module) for path, module in every}
-        decided = cls(_decided(entries, [p for _, p in named], scope, modules))
+        layout = Layout(entries, modules, outputs)
+        decided = cls(_decided(layout, entries, [p for _, p in named], scope))
         if callable(scope):  # it may ask for what only a live parameter has
             return decided
         buffers = [_entry(name, b, None) for name, b in _persistent_buffers(model)]
-        return replace(decided, unlike_stored=_unlike_stored(decided, entries, buffers, scope))
+        return replace(
+            decided,
+            unlike_stored=_unlike_stored(decided, entries, buffers, scope),
+            layers=tuple(layout.layers(scope)) if isinstance(scope, str) else (),
+        )
 
     @classmethod
     def of_entries(cls, entries: Sequence[Entry], scope: ScopeLike = "blocks") -> Scope:
@@ -62,7 +80,8 @@ class Scope:
 
         A predicate is given parameters without data, on the meta device.
         """
-        return cls(_decided(entries, [entry.placeholder() for entry in entries], scope))
+        placeholders = [entry.placeholder() for entry in entries]
+        return cls(_decided(Layout(entries), entries, placeholders, scope))
 
     def __repr__(self) -> str:
         summary = self.summary
@@ -119,8 +138,8 @@ class Scope:
         others = " and others" if len(self.unlike_stored) > 3 else ""
         return (
             "a replay without the model, from names and shapes alone, may decide otherwise about "
-            f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model, or name the weights "
-            "in `scope`."
+            f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model and the proxy, or "
+            "name the weights in `scope`."
         )
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -140,7 +159,8 @@ class Scope:
         for entry in self.ledger:
             parameter = found.get(entry.name)
             if parameter is not None and parameter.shape == entry.shape:
-                every[entry.name] = parameter
+                if not entry.reason.endswith(_UNREAD):
+                    every[entry.name] = parameter
                 if entry.in_scope:
                     chosen[entry.name] = parameter
             elif entry.in_scope:
@@ -203,39 +223,71 @@ def _unlike_stored(
 
 
 def _storage_key(parameter: nn.Parameter) -> Hashable:
-    # Empty and meta tensors all share address 0 without being tied, and so do empty shards.
-    if parameter.numel() == 0 or parameter.is_meta or is_sharded(parameter):
+    # Empty and meta tensors all share address 0 without being tied, and so do empty shards and
+    # subclasses around other tensors.
+    if is_sharded(parameter) or address_of(parameter) is None:
         return id(parameter)
     return (parameter.device, parameter.data_ptr(), tuple(parameter.shape), parameter.stride())
 
 
 def _check_readable(name: str, parameter: nn.Parameter) -> None:
     problem = None
-    if not parameter.is_floating_point():
-        problem = f"dtype {parameter.dtype}"
-    elif parameter.is_meta and not is_sharded(parameter):
+    if parameter.is_meta and not is_sharded(parameter):
         problem = "a meta tensor without data; attach after the weights are materialised"
     elif hasattr(parameter, "ds_id"):
         problem = "one that is partitioned by DeepSpeed ZeRO-3"
     elif isinstance(parameter, nn.parameter.UninitializedParameter):
         problem = "an uninitialised lazy parameter; run one forward before attaching"
+    elif _is_sealed(parameter):
+        problem = f"{_class_of(parameter)}, whose dequantize() gives no floats of its shape"
+    elif not (parameter.is_floating_point() or is_encoded(parameter)):
+        problem = f"{_class_of(parameter)} of {parameter.dtype}, which has no dequantize()"
     if problem:
         raise ScopeError(
-            f"Expected a dense floating-point tensor for parameter {name!r}, got {problem}."
+            f"Expected a dense floating-point tensor for parameter {name!r}, got {problem}. To "
+            "watch the others, name them in `scope`."
         )
+
+
+def _is_sealed(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is kept in another form than its values, and does not give them."""
+    if parameter.is_meta or is_sharded(parameter) or not is_encoded(parameter):
+        return False
+    return decoded(parameter) is None
+
+
+def _class_of(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+#: Where the classes of torch's quantised layers are.
+_QUANTISED = "torch.ao.nn.quantized."
+
+
+def _refuse_packed(model: nn.Module) -> None:
+    """Refuse layers whose weights are no parameters, which nothing else would ever name."""
+    for path, module in model.named_modules():
+        kind = type(module)
+        is_quantised = any(one.__module__.startswith(_QUANTISED) for one in kind.__mro__)
+        if is_quantised and (hasattr(kind, "weight") or hasattr(kind, "get_weight")):
+            raise ScopeError(
+                f"Expected layers whose weights are parameters, but {path or 'the model'!r} is a "
+                f"{_class_of(module)}, which packs its quantised weight. Watch the model as it was "
+                "before the conversion, or name the weights that are left in `scope`."
+            )
 
 
 # ------------------------------------------------------------------ deciding
 
 
 def _decided(
+    layout: Layout,
     entries: Sequence[Entry],
     parameters: Sequence[nn.Parameter],
     scope: ScopeLike,
-    modules: Mapping[str, type[nn.Module]] | None = None,
 ) -> tuple[LedgerEntry, ...]:
-    """The ledger of a live model where its ``modules`` are known, else of stored tensors."""
-    decide = _decider(Layout(entries, modules), scope)
+    """The ledger of a live model where its modules are known, else of stored tensors."""
+    decide = _decider(layout, scope)
     by_storage: dict[object, dict[str, nn.Parameter]] = {}
     for entry, parameter in zip(entries, parameters, strict=True):
         by_storage.setdefault(entry.storage or entry.name, {})[entry.name] = parameter
@@ -244,8 +296,10 @@ def _decided(
         names = tuple(sorted(tied))  # a file may have them in another order
         parameter = tied[names[0]]
         in_scope, reason = decide(names, parameter)
-        if in_scope and modules is not None:
+        if in_scope and layout.modules is not None:
             _check_readable(names[0], parameter)
+        elif layout.modules is not None and _is_sealed(parameter):
+            reason += _UNREAD
         ledger.append(
             LedgerEntry(
                 name=names[0],
@@ -257,7 +311,7 @@ def _decided(
             )
         )
     if not any(entry.num_weights for entry in ledger if entry.in_scope):
-        raise ScopeError(_nothing_matched(scope, ledger))
+        raise ScopeError(_nothing_matched(layout, scope, ledger))
     return tuple(ledger)
 
 
@@ -321,11 +375,31 @@ def _matched(patterns: Sequence[str], names: Sequence[str], _: nn.Parameter) -> 
     return False, "matches no pattern"
 
 
-def _nothing_matched(scope: ScopeLike, ledger: Sequence[LedgerEntry]) -> str:
+def _nothing_matched(layout: Layout, scope: ScopeLike, ledger: Sequence[LedgerEntry]) -> str:
     reasons = sorted({f"{entry.name}: {entry.reason}" for entry in ledger})[:5]
     what = repr(scope) if isinstance(scope, str | list | tuple) else "the predicate"
     return (
         f"Expected `scope` to select at least one weight, but {what} selects none of "
         f"{len(ledger)} parameters ({'; '.join(reasons) or 'the model has none'}). "
-        "Choose scope='layers' (heads included), name patterns or a predicate."
+        f"{_suggestion(layout, ledger)}"
+    )
+
+
+def _suggestion(layout: Layout, ledger: Sequence[LedgerEntry]) -> str:
+    """The preset that selects most weights, with its share."""
+    decide = {preset: layout.decider(preset) for preset in PRESETS}
+    chosen = dict.fromkeys(PRESETS, 0)
+    weights = [entry for entry in ledger if layout.kinds[entry.name] != "buffer"]
+    for entry in weights:
+        names = (entry.name, *entry.aliases)
+        for preset in PRESETS:
+            is_chosen = decide[preset](names, nn.Parameter())[0]
+            chosen[preset] += entry.num_weights * is_chosen
+    best = max(PRESETS, key=lambda preset: chosen[preset])  # the first of those that select as much
+    if not chosen[best]:
+        return "No preset selects any of them: give name patterns or a predicate."
+    num = sum(entry.num_weights for entry in weights)
+    return (
+        f"Choose scope={best!r}, which selects {chosen[best]:,} of {num:,} weights "
+        f"({chosen[best] / num:.0%}), name patterns or a predicate."
     )

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from sparsitywatch.redact import printable
+from sparsitywatch.weights.encoded import decoded, is_encoded
 
 #: Those of a model by their paths, a shared one by each.
 Modules = Sequence[tuple[str, nn.Module]]
@@ -39,9 +40,10 @@ def _is_dtensor(kind: type) -> bool:
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor, in the same memory, detached."""
+    """What this rank holds of a tensor, in the same memory, detached; dequantised if need be."""
     if not is_sharded(tensor):
-        return tensor.detach()
+        values = decoded(tensor) if is_encoded(tensor) else None
+        return tensor.detach() if values is None else values
     if hasattr(tensor, "flat_shard"):  # FSDP1
         flat: torch.Tensor = tensor.flat_shard.local()
         return flat

@@ -51,6 +51,46 @@ def test_masks_are_in_the_copy_and_never_in_the_model() -> None:
     assert [p._version for p in model.parameters()] == versions
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind: str, **options: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = getattr(nn, kind)(6, 8, **options)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.rnn(x)[0]  # of a cell: its state, for each of the batch
+        return self.head(found)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {"num_layers": 2}), ("GRU", {}), ("RNN", {"num_layers": 2}),
+        ("LSTMCell", {}),
+    ],
+)  # fmt: skip
+def test_recurrent_weights_are_masked_as_they_run(kind: str, options: dict[str, int]) -> None:
+    model, oracle = Recurrent(kind, **options), Recurrent(kind, **options)
+    names = [n for n, p in model.named_parameters() if n.startswith("rnn") and p.ndim == 2]
+    flat = torch.cat(
+        [p.detach().abs().flatten() for n, p in model.named_parameters() if n in names]
+    )
+    threshold = flat.sort().values[len(flat) // 2]
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            if name in names:
+                parameter[parameter.abs() < threshold] = 0.0
+    x = torch.rand(5, 6) if "Cell" in kind else torch.rand(5, 4, 6)
+    for scope in ("blocks", [*names]):
+        decided = Scope.of(model, scope)
+        assert sorted(decided.names) == sorted(names)
+        with MaskedModel(model, decided).session(run) as masks, torch.no_grad():
+            assert torch.equal(masks.dense().module(x), model(x))
+            (cut,) = cuts_of(model, decided, [(flat < threshold).double().mean().item()])
+            assert torch.equal(masks.masked(cut).module(x), oracle(x))
+
+
 def test_only_the_scope_is_masked_and_levels_start_from_dense() -> None:
     model = net()
     scope = Scope.of(model)

@@ -1,0 +1,125 @@
+"""Which layers make a model's output, as a forward of the proxy shows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sparsitywatch.errors import TrainingChangedError
+from sparsitywatch.pruning.evaluation import check_forward
+from sparsitywatch.pruning.proxy import Proxy, Runnable
+from sparsitywatch.redact import redacted_error
+from sparsitywatch.weights.encoded import address_of
+from sparsitywatch.weights.layout import clean_name
+from sparsitywatch.weights.scope import Scope, ScopeLike
+
+_logger = logging.getLogger("sparsitywatch")
+
+
+def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy) -> Scope:
+    """The scope where the layers that make the output are those that a forward shows.
+
+    The same where that makes no difference: in a model with blocks, or by a scope of patterns. On
+    several ranks all of them call it, and take what the first one saw.
+    """
+    if not decided.layers:
+        return decided
+    try:
+        seen = check_forward(model, proxy.value, lambda run: _seen(run, proxy, decided.layers),
+                             proxy.ranks)  # fmt: skip
+    except TrainingChangedError:
+        raise
+    except Exception as error:  # noqa: BLE001 the forward of check_proxy went through
+        _logger.warning(
+            "sparsitywatch: which layer makes the output could not be seen, and is told from the "
+            "shapes of the layers: %s",
+            redacted_error(error),
+        )
+        seen = []
+    seen = proxy.ranks.gather(seen)[0]
+    return Scope.of(model, scope, seen) if seen else decided
+
+
+def _seen(run: Runnable, proxy: Proxy, layers: Collection[str]) -> list[str]:
+    """Of these layers those that make the output, in the order in which they ran."""
+    flow = _Flow()
+    # what a wrapper holds replaces it
+    modules = {clean_name(path): one for path, one in run.module.named_modules()}
+    hooks = [hook for path in layers for hook in flow.follow(path, modules[path])]
+    hooks.append(run.module.register_forward_hook(lambda _, __, output: flow.reach(output)))
+
+    def value(*given: Any) -> torch.Tensor:
+        with flow:
+            result = run.value(*given)
+        flow.reach(result)
+        return result
+
+    try:
+        proxy.run_once(run.module, value)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return flow.outputs()
+
+
+class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows what layers put out through all operators, by the memory that it lies in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._came: dict[int, frozenset[str]] = {}  # an address to the layers it comes from
+        self._ran: dict[str, None] = {}  # in order
+        self._taken: set[str] = set()  # by another layer
+        self._reached: set[str] = set()  # the output, without a layer between
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operator: its output comes from where its inputs come from."""
+        output = func(*args, **(kwargs or {}))
+        came = self._layers_of((args, kwargs))
+        self._came.update(dict.fromkeys(_addresses(output), came))
+        return output
+
+    def follow(self, path: str, layer: nn.Module) -> Iterator[Any]:
+        """Note what a layer takes and puts out; the hooks for it."""
+
+        def take(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self._taken |= self._layers_of((args, kwargs)) - {path}
+
+        def put_out(_: nn.Module, __: Any, output: Any) -> None:
+            self._ran.pop(path, None)
+            self._ran[path] = None
+            self._came.update(dict.fromkeys(_addresses(output), frozenset((path,))))
+
+        yield layer.register_forward_pre_hook(take, with_kwargs=True)
+        yield layer.register_forward_hook(put_out)
+
+    def reach(self, output: Any) -> None:
+        """Note what has come out of the model."""
+        self._reached |= self._layers_of(output)
+
+    def outputs(self) -> list[str]:
+        """Layers that reach the output and that no layer takes; else the last one that reaches it.
+
+        So an autoencoder's mean, which the decoder takes, is none; all heads of a model are some.
+        Where all are taken the output has been fed back.
+        """
+        reached = [path for path in self._ran if path in self._reached]
+        return [path for path in reached if path not in self._taken] or reached[-1:]
+
+    def _layers_of(self, tensors: Any) -> frozenset[str]:
+        return frozenset().union(*(self._came.get(one, ()) for one in _addresses(tensors)))
+
+
+def _addresses(tensors: Any) -> Iterator[int]:
+    """Where the tensors lie that something consists of; those without memory are left out."""
+    for one in tree_leaves(tensors):
+        if isinstance(one, torch.Tensor) and (address := address_of(one)) is not None:
+            yield address
