@@ -32,6 +32,7 @@ class Standing:
 
     trouble: str = ""  # in a few words, why its silence means nothing; empty if it is well
     sentences: tuple[str, ...] = ()  # the most important first; none of a replay without faults
+    level: str = ""  # "look" or "broken" where there is trouble
 
 
 #: What is wrong: in a few words, and in a sentence. None if nothing is.
@@ -41,39 +42,63 @@ _Finding = tuple[str, str] | None
 def standing(
     records: Sequence[Record], info: RunInfo | None = None, *, now: float | None = None
 ) -> Standing:
-    """How the watch of a log is: on, off, closed, gone, overdue or blind.
+    """How the watch of a log is: on, off, closed, gone or blind, and whether it has measured.
 
     ``now`` is in seconds since the epoch; None takes the manifest's word without asking the clock.
     """
-    state = None if info is None else _up_to_date(info.state, records)
+    state = None if info is None else up_to_date(info.state, records)
     lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-    found = [f for f in (_ended(state), lost, _blind(records), _overdue(state)) if f is not None]
+    broken = [f for f in (_off(state), lost, _blind(records)) if f is not None]
+    found = [*broken, *(f for f in (_ended(state), _not_measured(state, records)) if f is not None)]
     sentences = [sentence for _, sentence in found]
-    if state is not None and state.status != "off" and lost is None:
+    if state is not None and lost is None and state.describe() not in sentences:
         sentences.append(state.describe())
-    return Standing(found[0][0] if found else "", tuple(sentences))
+    level = "broken" if broken else "look" if found else ""
+    return Standing(found[0][0] if found else "", tuple(sentences), level)
 
 
-def _up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
+def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
     """The state with what the log knows better: it is not written anew with every record."""
     if state is None or not records or records[-1].step <= state.last_step:
         return state
-    last = records[-1].step
-    evaluated = max((r.step for r in records if r.curve is not None), default=-1)
+    last, new = records[-1].step, [r for r in records if r.step > state.last_step]
+    evaluated = [r.step for r in new if r.curve is not None]
     return replace(
         state,
         step=max(state.step, last),
         wall_time=max(state.wall_time, records[-1].wall_time),
+        num_due=state.num_due + len(new) + sum(r.cost.num_left_out for r in new),
+        num_taken=state.num_taken + len(new),
+        num_failed=state.num_failed + sum(not r.valid for r in new),
+        num_evaluated=state.num_evaluated + len(evaluated),
         last_step=last,
-        last_evaluated_step=max(state.last_evaluated_step, evaluated),
+        last_evaluated_step=max([state.last_evaluated_step, *evaluated]),
         next_due_step=-1 if state.next_due_step <= last else state.next_due_step,
+        next_evaluation_step=-1,
     )
 
 
-def _ended(state: WatchState | None) -> _Finding:
+def _off(state: WatchState | None) -> _Finding:
     if state is None or state.status != "off":
         return None
     return f"the watch has been off since step {state.step:,}", state.describe()
+
+
+def _ended(state: WatchState | None) -> _Finding:
+    if state is None or state.status != "ended":
+        return None
+    return f"the training was {state.end}", state.describe()
+
+
+def _not_measured(state: WatchState | None, records: Sequence[Record]) -> _Finding:
+    """A watch that has come to its end without a snapshot, or without an evaluation."""
+    if state is None or state.status in ("on", "off"):
+        return None
+    if not records:
+        return "no snapshot was taken", state.describe()
+    if state.num_evaluated == 0:
+        return "essential sparsity was never measured", state.describe()
+    return None
 
 
 def _lost(state: WatchState | None, now: float | None, longest_s: float) -> _Finding:
@@ -81,12 +106,12 @@ def _lost(state: WatchState | None, now: float | None, longest_s: float) -> _Fin
     if state is None or state.status != "on" or now is None:
         return None
     sign = f"The last sign of life is of step {state.step:,}, {_moment(state.wall_time)}"
-    trouble = f"the watch was last heard of at step {state.step:,}"
     if _is_gone(state):
-        return trouble, (
-            f"The watch was never closed, and its process {state.pid} is gone: it was killed, or "
-            f"ended without closing it. {sign}."
+        return f"the training was killed after step {state.step:,}", (
+            f"The process {state.pid} of the training is gone, and wrote of no end: it was killed. "
+            f"{sign}."
         )
+    trouble = f"the watch was last heard of at step {state.step:,}"
     step_s = state.step_s if math.isfinite(state.step_s) else 0.0
     silent_s = now - state.wall_time
     if silent_s <= max(_LATE_S, _LATE_STEPS * step_s) + 2.0 * longest_s:
@@ -140,15 +165,6 @@ def _blind(records: Sequence[Record]) -> _Finding:
     return None
 
 
-def _overdue(state: WatchState | None) -> _Finding:
-    if state is None or state.status == "off" or not 0 <= state.next_due_step < state.step:
-        return None
-    return f"no snapshot was taken since step {max(state.last_step, 0):,}", (
-        f"Overdue: a snapshot was due at step {state.next_due_step:,}, and at step "
-        f"{state.step:,} there was none."
-    )
-
-
 def _duration(seconds: float) -> str:
     """A time in words.
 
@@ -164,8 +180,8 @@ def _duration(seconds: float) -> str:
 # ------------------------------------------------------------------ what happened, what to do
 
 #: From good to bad: something happened that a person should see; or the watch, or what it measures,
-#: cannot be relied on. The place is the exit code of ``sparsitywatch status``.
-LEVELS = ("healthy", "look", "broken")
+#: cannot be relied on. With the exit codes of ``sparsitywatch status``.
+LEVELS = {"healthy": 0, "too early": 0, "look": 1, "broken": 2}
 #: Kinds of events after which, while they last, a training is not worth going on with.
 _BROKEN = ("not_finite", "replicas", "untrained")
 
@@ -188,28 +204,42 @@ def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standi
     if events:
         event = main_event(events)
         happened, place = _told(event), events.index(event) + 1
-    if standing.trouble:
-        trouble = standing.trouble[0].upper() + standing.trouble[1:]
-        happened = f"{trouble}; before that: {happened[0].lower()}{happened[1:]}"
-        return Verdict("broken", "not watching", happened, standing.sentences[0], place)
-    if not records:
-        action = "The first snapshot comes when `every` says so; nothing to do until then."
-        return Verdict("healthy", "no snapshot yet", "Nothing has been measured so far", action)
-    last = records[-1]
-    if last.num_not_finite:
+    if standing.level == "broken":
+        return Verdict(
+            "broken", "not watching", _before(standing, happened), standing.sentences[0], place
+        )
+    last = records[-1] if records else None
+    if last is not None and last.num_not_finite:
         happened = f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}"
         action = "Stop the run and go on from a checkpoint before that."
         return Verdict("broken", "NaN or infinite weights", happened, action, place)
     if events:
         level = "broken" if event.kind in _BROKEN and event.reverted_step < 0 else "look"
         badge = f"{several:,} event{'' if several == 1 else 's'}"
-        return Verdict(level, badge, happened, event.advice, place)
+        return Verdict(level, badge, _before(standing, happened), event.advice, place)
+    if standing.level:
+        badge = "not measured" if standing.trouble.startswith(("no ", "ess")) else "ended early"
+        return Verdict("look", badge, _before(standing, happened), standing.sentences[0])
+    if last is None:
+        action = "The first snapshot comes when `every` says so; nothing to do until then."
+        return Verdict("too early", "no snapshot yet", "Nothing has been measured so far", action)
     if not last.valid:
         reason = last.reason.rstrip(".") or "no reason given"
         action = f"The last snapshot, of step {last.step:,}, failed: {reason}."
         return Verdict("look", "snapshot failed", happened, action)
+    if number == 1:
+        action = "A change is seen from the second snapshot on; nothing to do until then."
+        return Verdict("too early", "one snapshot", "One snapshot shows no change", action)
     action = "Nothing to do: no watched number changed abruptly."
     return Verdict("healthy", "no events", happened, action)
+
+
+def _before(standing: Standing, happened: str) -> str:
+    """A headline with the trouble first, if there is any."""
+    if not standing.trouble:
+        return happened
+    trouble = standing.trouble[0].upper() + standing.trouble[1:]
+    return f"{trouble}; before that: {happened[0].lower()}{happened[1:]}"
 
 
 def main_event(events: Sequence[Event]) -> Event:

@@ -34,7 +34,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--port", type=int, default=6020, help="of this machine alone (default: 6020; 0: any)"
     )
-    words = "healthy, look or broken: exit status 0, 1, 2 for schedulers"
+    words = "healthy or too early, look, broken: exit status 0, 1, 2 for schedulers"
     parser = add_command(commands, "status", _status, words)
     add_logdir(parser)
     add_json(parser)
@@ -170,4 +170,4 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         lines = [f"{verdict.level}: {verdict.headline}", verdict.action, "; ".join(watch)]
         print("\n".join(redacted(line) for line in lines if line))
-    return LEVELS.index(verdict.level)
+    return LEVELS[verdict.level]

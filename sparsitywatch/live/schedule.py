@@ -7,16 +7,20 @@ its alerts, alone, so that every rank of a distributed run and a resumed run dec
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 import math
+import os
+import socket
 import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, Protocol
 
 from sparsitywatch.errors import StateError, expect, expect_number, expect_whole, listed
+from sparsitywatch.records import Record, WatchState
 
 __all__ = ["Schedule", "adaptive", "at", "every", "geometric"]
 
@@ -186,45 +190,53 @@ def as_schedule(spec: int | Schedule) -> StepOnly:
     return spec if isinstance(spec, StepOnly) else _AskedOnce(spec)
 
 
-#: The share of the limit that is for snapshots of the weights, if there is an evaluation too.
+class Due(IntEnum):
+    """What a snapshot after a step is to measure."""
+
+    NOTHING = 0
+    WEIGHTS = 1
+    EVERYTHING = 2
+
+
+#: The share of the limit that snapshots of the weights may take where there is an evaluation too.
 _WEIGHTS_SHARE = 0.2
-#: How many of them may be taken ahead of their share beside a proxy: the first ones of a run are
-#: dearer than those that follow, and so are some on a busy machine.
-_CREDIT_SNAPSHOTS = 10
+#: The share of the limit that counting steps leaves to snapshots, however short the steps are.
+_LEAST_SHARE = 0.2
+#: Steps farther ahead than this are not foreseen.
+_FAR = 1e7
 #: The next one is expected to cost the median of this many: one busy moment says little.
 _NUM_COSTS = 3
 
 
 class _Account:
-    """What some of the snapshots have cost, in seconds, and what one more is expected to."""
+    """What one kind of work has cost, in seconds, and what one more is expected to."""
 
     def __init__(self) -> None:
         self.spent_s = 0.0
-        self.dearest_s = 0.0
         self._latest: deque[float] = deque(maxlen=_NUM_COSTS)
 
-    def add(self, seconds: float) -> None:
-        self.spent_s += seconds
-        self.dearest_s = max(self.dearest_s, seconds)
+    def expect(self, seconds: float) -> None:
+        """Say what one is expected to cost, as the attach has seen it."""
         self._latest.append(seconds)
 
-    def next_s(self, unknown: float = math.nan) -> float:
-        return statistics.median(self._latest) if self._latest else unknown
+    def add(self, seconds: float) -> None:
+        """Say what one has cost."""
+        self.spent_s += seconds
+        self._latest.append(seconds)
+
+    @property
+    def price_s(self) -> float:
+        """What one more is expected to cost; 0 if nobody has said anything yet."""
+        return statistics.median(self._latest) if self._latest else 0.0
 
 
 class OverheadBudget:
-    """Keeps the watch's share of the wall time below a limit by leaving things out.
+    """Keeps the watch's share of the wall time below a limit: nothing is done before it is paid.
 
-    Two inequalities decide. ``allowed`` is the limit times the time since ``start``:
-
-    - One more evaluation: everything spent so far, plus this snapshot <= allowed.
-    - One more snapshot of the weights: those so far, plus this one <= a fifth of allowed, less what
-      evaluations have taken of it, plus a credit of ten snapshots and the dearest evaluation. So an
-      evaluation that costs a thousand snapshots delays none of them. A snapshot that can be paid
-      together with its evaluation is allowed, too.
-
-    What one costs is known after the first, which is always allowed. Without a proxy the weights
-    have all of the limit, and no credit.
+    One rule: what snapshots of the weights have cost, plus what one more costs, is at most the
+    limit times the time since ``start``, less what counting the steps has taken. Beside evaluations
+    they have a fifth of it, and evaluations the rest, so that neither waits for the other. What
+    the first one costs is known from the attach.
     """
 
     def __init__(
@@ -240,15 +252,12 @@ class OverheadBudget:
         self.max_overhead = max_overhead
         self.evaluates = evaluates
         self.now = now
+        self.weights = _Account()
+        self.evaluations = _Account()
+        self._spent_s = 0.0  # on everything
         self._started = math.nan
         self._entered = math.nan
         self._depth = 0
-        self._reset()
-
-    def _reset(self) -> None:
-        self._spent_s = 0.0  # on everything
-        self.weights = _Account()
-        self.evaluations = _Account()
 
     # ------------------------------------------------------------------ what is spent
 
@@ -256,7 +265,7 @@ class OverheadBudget:
         """The training begins; what came before is neither its time nor the watch's."""
         if math.isnan(self._started):
             self._started = self.now()
-            self._reset()
+            self._spent_s = self.weights.spent_s = self.evaluations.spent_s = 0.0
 
     def enter(self) -> None:
         """From here on the training is held up, until ``leave``; may be nested."""
@@ -280,8 +289,7 @@ class OverheadBudget:
         if not evaluated:
             self.weights.add(seconds)
             return
-        # all of it for the first one, which pays for what is done only once
-        of_weights_s = min(self.weights.next_s(unknown=0.0), seconds)
+        of_weights_s = min(self.weights.price_s, seconds)
         self.weights.spent_s += of_weights_s
         self.evaluations.add(seconds - of_weights_s)
 
@@ -294,68 +302,35 @@ class OverheadBudget:
 
     # ------------------------------------------------------------------ what is allowed
 
-    def allows_weights(self) -> bool:
-        """Whether one more snapshot of the weights is within the limit."""
-        cost_s = self.weights.next_s()
-        if self.max_overhead is None or math.isnan(cost_s):
-            return True
-        allowed_s = self.max_overhead * self.elapsed_s()
-        if not self.evaluates:
-            return self._spent_s + cost_s <= allowed_s
-        share_s = _WEIGHTS_SHARE * allowed_s
-        evaluations_s = self.evaluations.spent_s - self.evaluations.dearest_s
-        borrowed_s = max(evaluations_s - (allowed_s - share_s), 0.0)
-        is_within = (
-            self.weights.spent_s + borrowed_s + cost_s <= share_s + _CREDIT_SNAPSHOTS * cost_s
-        )
-        return is_within or self.allows_evaluation()
-
-    def allows_evaluation(self) -> bool:
-        """Whether one more evaluation is within the limit, with a snapshot of the weights."""
-        cost_s = self.weights.next_s(unknown=0.0) + self.evaluations.next_s()
-        if self.max_overhead is None or math.isnan(cost_s):
-            return True
-        return self._spent_s + cost_s <= self.max_overhead * self.elapsed_s()
+    def wait_s(self, due: Due) -> float:
+        """Seconds until one more snapshot is paid for; 0 or less if it is."""
+        if self.max_overhead is None:
+            return 0.0
+        elapsed_s = self.elapsed_s()
+        if not elapsed_s > 0.0:
+            return math.inf
+        snapshots_s = self.weights.spent_s + self.evaluations.spent_s
+        counting = max(self._spent_s - snapshots_s, 0.0) / elapsed_s
+        left = max(self.max_overhead - counting, _LEAST_SHARE * self.max_overhead)
+        share = _WEIGHTS_SHARE if self.evaluates else 1.0
+        needed_s = (self.weights.spent_s + self.weights.price_s) / share
+        if due is Due.EVERYTHING and self.evaluates:
+            own_s = self.evaluations.spent_s + self.evaluations.price_s
+            needed_s = max(needed_s, own_s / (1.0 - share))
+        return needed_s / left - elapsed_s
 
     def elapsed_s(self) -> float:
         """Wall time since the beginning; NaN before."""
         return self.now() - self._started
 
-    def rhythm(self, interval: int, num_steps: int) -> dict[str, str]:
-        """How often each half is to be expected, given the steps between two that are due."""
-        limit = self.max_overhead or math.inf
-        share = limit * (_WEIGHTS_SHARE if self.evaluates else 1.0)
-        step_s = max(self.elapsed_s() - self._spent_s, 1e-9) / max(num_steps - 1, 1)
-        # of a number and NaN, where the cost is not known yet, max and min give the first
-        weights = max(interval, self.weights.next_s() / (share * step_s))
-        rhythm = {"weights": _in_steps(weights, interval)}
-        if self.evaluates:
-            left = limit - min(share, self.weights.next_s() / (weights * step_s))
-            rhythm["evaluation"] = _in_steps(self.evaluations.next_s() / (left * step_s), interval)
-        return rhythm
 
-
-def _in_steps(steps: float, interval: int) -> str:
-    """How often in words; beyond ``interval`` it is an estimate, in whole intervals.
-
-    >>> _in_steps(50, 50), _in_steps(1378.0, 50)
-    ('every 50 steps', 'about every 1,400 steps')
-    """
-    if steps <= interval:
-        return f"every {interval:,} steps"
-    return f"about every {math.ceil(steps / interval - 1e-6) * interval:,} steps"
-
-
-#: What a record says that was taken without its evaluation.
+#: What a record says that was taken without its evaluation, and why a snapshot was left out.
 LEFT_OUT = "the evaluation was left out to keep within `max_overhead`"
-
-
-class Due(IntEnum):
-    """What a snapshot after a step is to measure."""
-
-    NOTHING = 0
-    WEIGHTS = 1
-    EVERYTHING = 2
+_UNPAID, _BUSY, _UNSEEN = (
+    "to keep within `max_overhead`",
+    "since the one before was on its way",
+    "since their steps were seen too late",
+)
 
 
 class BudgetedSchedule:
@@ -366,10 +341,13 @@ class BudgetedSchedule:
     ) -> None:
         self.schedule = as_schedule(every)
         self.budget = OverheadBudget(max_overhead, evaluates=evaluates)
-        self._num_left_out = 0
+        self.left_out: Counter[str] = Counter()  # snapshots by the reason, since the attach
+        self.num_left_out = 0  # of them since the last snapshot
+        self.last_step = 0  # that was asked about
         self._num_steps = 0
-        self._last_due = -1
-        self._explained: set[str] = set()
+        self._explained: set[Due] = set()
+        self._attached_at = self.budget.now()
+        self._attach_s = math.nan
 
     def due(self, step: int, *, is_busy: bool) -> Due | None:
         """What to measure after ``step``; None where no rank, whatever it has seen, wants anything.
@@ -377,33 +355,36 @@ class BudgetedSchedule:
         While the snapshot before ``is_busy``, one with a budget is left out; else it is to wait.
         """
         self.budget.start()
+        self.last_step = step
         self._num_steps += 1
         if not self.schedule.may_be_due(step):
             return None
         if not self.schedule(step):
             return Due.NOTHING
-        interval = step - self._last_due if self._last_due >= 0 else self._num_steps
-        self._last_due = step
-        budget, is_allowed = self.budget, self.budget.allows_weights()
-        evaluates = budget.evaluates and budget.allows_evaluation()
-        if not is_allowed:
-            self._explain_once("weights", interval)
-        elif budget.evaluates and not evaluates:
-            self._explain_once("evaluation", interval)
-        if not is_allowed or (is_busy and budget.max_overhead is not None):
-            self._num_left_out += 1
-            return Due.NOTHING
-        return Due.EVERYTHING if evaluates or not budget.evaluates else Due.WEIGHTS
+        if is_busy and self.budget.max_overhead is not None:
+            return self._leave_out(_BUSY)
+        if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
+            return Due.EVERYTHING
+        if self.budget.evaluates:
+            self._explain_once(Due.EVERYTHING, step)
+            if self.budget.wait_s(Due.WEIGHTS) <= 0.0:
+                return Due.WEIGHTS
+        self._explain_once(Due.WEIGHTS, step)
+        return self._leave_out(_UNPAID)
+
+    def _leave_out(self, why: str, number: int = 1) -> Due:
+        self.left_out[why] += number
+        self.num_left_out += number
+        return Due.NOTHING
 
     def miss(self, steps: range) -> None:
         """Steps that were not seen when they were taken: what was due is left out."""
         self._num_steps += len(steps)
-        self._num_left_out += sum(map(self.schedule, steps))
+        self._leave_out(_UNSEEN, sum(map(self.schedule, steps)))
 
     def pop_left_out(self) -> int:
         """How many snapshots were due and left out since this was asked last."""
-        num_left_out = self._num_left_out
-        self._num_left_out = 0
+        num_left_out, self.num_left_out = self.num_left_out, 0
         return num_left_out
 
     @property
@@ -413,22 +394,78 @@ class BudgetedSchedule:
             return math.nan
         return self.budget.elapsed_s() / (self._num_steps - 1)
 
-    def _explain_once(self, left_out: str, interval: int) -> None:
-        """Say, in steps, what comes of the limit; again when it is the weights' turn."""
+    def next_step(self, due: Due, step: int) -> int:
+        """The step after ``step`` at which one more is due and paid for; -1 if nobody knows."""
+        steps = self.budget.wait_s(due) / self.step_s if self.budget.max_overhead else 0.0
+        return self.schedule.next_due(step + max(math.ceil(steps) - 1, 0)) if steps < _FAR else -1
+
+    # ------------------------------------------------------------------ what is told
+
+    def attached(self) -> None:
+        """The attach has come to its end: say what it took, and what is to be expected."""
+        self._attach_s = self.budget.now() - self._attached_at
+        _logger.info("sparsitywatch: the attach took %.2g s; %s", self._attach_s, self._prices())
+
+    def describe(self, step: int) -> str:
+        """What comes next, and what the attach took."""
+        coming = self.state((), step).coming
+        return f"{coming}{'; ' if coming else ''}the attach took {self._attach_s:.2g} s"
+
+    def state(self, records: Sequence[Record], step: int) -> WatchState:
+        """How the watch stands after ``step``, given all records of its log."""
+        evaluated = [r.step for r in records if r.curve is not None]
+        num_left_out = self.num_left_out + sum(r.cost.num_left_out for r in records)
+        return WatchState(
+            status="on",
+            step=step,
+            wall_time=time.time(),
+            num_due=len(records) + num_left_out,
+            num_taken=len(records),
+            num_failed=sum(not r.valid for r in records),
+            num_evaluated=len(evaluated) if self.budget.evaluates else -1,
+            left_out=", ".join(
+                f"{number:,} {why}" for why, number in self.left_out.items() if number
+            ),
+            last_step=records[-1].step if records else -1,
+            last_evaluated_step=evaluated[-1] if evaluated else -1,
+            next_due_step=self.next_step(Due.WEIGHTS, step),
+            next_evaluation_step=self.next_step(Due.EVERYTHING, step),
+            num_failures=len([*itertools.takewhile(lambda r: not r.valid, reversed(records))]),
+            overhead=self.budget.overhead(),
+            step_s=self.step_s,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+
+    def made_up(self, records: Sequence[Record], step: int) -> Due:
+        """What of that left out since the last snapshot is paid for at the end, at ``step``."""
+        lacks_evaluation = bool(records and records[-1].not_evaluated)
+        if not self.num_left_out and not lacks_evaluation:
+            return Due.NOTHING
+        kinds = [Due.EVERYTHING, Due.WEIGHTS] if self.num_left_out else [Due.EVERYTHING]
+        for due in kinds:
+            if self.budget.wait_s(due) <= 0.0:
+                return due if self.budget.evaluates else Due.EVERYTHING
+        _logger.info("sparsitywatch: nothing is made up for at step %d: %s", step, self._prices())
+        return Due.NOTHING
+
+    def _prices(self) -> str:
+        prices = {"a snapshot of the weights": self.budget.weights.price_s}
+        if self.budget.evaluates:
+            prices["evaluating the proxy"] = self.budget.evaluations.price_s
+        return ", ".join(f"{what} takes about {s:.2g} s" for what, s in prices.items())
+
+    def _explain_once(self, left_out: Due, step: int) -> None:
+        """Say what comes of the limit, and when; again when it is the weights' turn."""
         if left_out in self._explained:
             return
         self._explained.add(left_out)
-        budget = self.budget
-        costs = [f"measuring the weights {budget.weights.next_s():.2g} s"]
-        if budget.evaluates:
-            costs.append(f"evaluating the proxy {budget.evaluations.next_s():.2g} s")
-        rhythm = budget.rhythm(max(interval, 1), self._num_steps)
         _logger.warning(
-            "sparsitywatch: so that the watch takes at most %g of the wall time (`max_overhead`) "
-            "some of what is due is left out. One snapshot takes: %s. From here on: %s. For more "
-            "raise `max_overhead` (None: no limit)%s.",
-            budget.max_overhead,
-            ", ".join(cost for cost in costs if "nan" not in cost),
-            "; ".join(f"{half}: {often}" for half, often in rhythm.items()),
-            " or give a smaller proxy" if budget.evaluates else ", or take fewer snapshots",
+            "sparsitywatch: the watch takes at most %g of the wall time (`max_overhead`), so it "
+            "leaves out what is not paid for yet: %s; %s. For more raise `max_overhead` (None: no "
+            "limit)%s.",
+            self.budget.max_overhead,
+            self._prices(),
+            self.state((), step).coming or "when the next comes is not known yet",
+            " or give a smaller proxy" if self.budget.evaluates else ", or take fewer snapshots",
         )

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,18 +22,19 @@ from sparsitywatch.errors import (
     MeasurementError,
     ProxyError,
     ScopeError,
+    TrainingChangedError,
     expect,
     expect_path,
     expect_whole,
 )
-from sparsitywatch.live.schedule import BudgetedSchedule, Schedule
+from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedule
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizer
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import RunContext, expect_model
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
-from sparsitywatch.pruning.evaluation import check_proxy
+from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, expected_s
 from sparsitywatch.pruning.output_layers import seen_scope
 from sparsitywatch.pruning.patterns import Pattern
 from sparsitywatch.pruning.proxy import Proxy
@@ -50,11 +52,17 @@ from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import flat_parameters, modules_of, why_not_whole
 from sparsitywatch.weights.snapshot import Snapshot
+from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _logger = logging.getLogger("sparsitywatch")
+
+#: What writing a snapshot takes, and what else does not depend on the number of weights.
+_WRITING_S = 0.02
+#: What an evaluation costs at most, in units of the time until it failed at the attach.
+_PASSES_AT_MOST = 16
 
 
 def watch(
@@ -104,10 +112,10 @@ def watch(
             more: a webhook, checkpoints. What is learned about an event later calls none.
         on_record: called with each record.
         sinks: further sinks beside TensorBoard and JSONL.
-        max_overhead: largest share of the wall time that the watch may take, in (0, 1].
-            What is due is left out, and counted, to stay within it; the first of each never
-            is. A fifth of it is for snapshots of the weights, which are cheap, the rest for
-            evaluating the proxy, so that the one never waits for the other. None: everything
+        max_overhead: largest share of the wall time that the watch may take, in (0, 1], from the
+            first step to the end of ``close``. What is due is left out, and counted, until it
+            is paid for. A fifth of it is for snapshots of the weights, which are cheap, the rest
+            for evaluating the proxy, so that the one never waits for the other. None: everything
             that is due is done.
         background: measure and write behind the training what needs neither the model nor
             the optimizer; False: finish every snapshot before the training goes on. Either way
@@ -157,6 +165,7 @@ def watch(
             strict=strict,
         )
     given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
+    given["max_overhead"] = max_overhead
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
         watches_all = chosen.dormant_samples != 0
@@ -170,14 +179,18 @@ def watch(
             if note and leads:
                 _logger.warning("sparsitywatch: %s", note)
         snapshot = Snapshot.of(inner, scope, 0)
+        spectrum = None if off else reader.counted(snapshot)[0]
         run = RunContext(
             settings=chosen,
             scope=scope,
             proxy=checked,
-            initial_rms={} if off else reader.counted(snapshot)[0].layer_rms(),
+            initial_rms={} if spectrum is None else spectrum.layer_rms(),
             dtypes=snapshot.dtypes,
             strict=strict,
         )
+        if spectrum is not None and max_overhead is not None:
+            masked = MaskedModel(model, scope, reader)
+            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
         trace = OptimizerTrace(
             real_optimizer, scope, MotionTracker.of(chosen.dormant_samples), examiner
         )
@@ -220,6 +233,41 @@ def _checked(
     if not is_off:
         check_proxy(shared, model)
     return shared
+
+
+def _price(
+    budget: OverheadBudget,
+    model: MaskedModel,
+    run: RunContext,
+    count: Callable[[], MagnitudeSpectrum],
+) -> None:
+    """Tell the budget what snapshots will take; ProxyError if one changes the training."""
+    started = time.perf_counter()
+    spectrum = count()  # not for the first time, which warms up
+    budget.weights.expect(time.perf_counter() - started + _WRITING_S)
+    if run.proxy is None:
+        return
+    started = time.perf_counter()
+    try:
+        each_s = expected_s(
+            model,
+            run.proxy,
+            spectrum,
+            pattern=run.settings.pattern,
+            sweep=run.settings.effective_sweep,
+            allowed=run.allowed,
+        )
+    except TrainingChangedError as error:
+        raise ProxyError(str(error)) from error
+    except (MeasurementError, MemoryError, RuntimeError) as error:
+        each_s = _PASSES_AT_MOST * (time.perf_counter() - started)
+        _logger.warning(
+            "sparsitywatch: an evaluation could not be tried at the attach: %s. It is tried again "
+            "when it is due, and expected to take %.2g s at most.",
+            redacted_error(error),
+            each_s,
+        )
+    budget.evaluations.expect(each_s * (1 + len(run.settings.controls)))
 
 
 def _readers(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
 import math
 import os
-import socket
+import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +36,7 @@ from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.ranks.reading import ShardedReader
-from sparsitywatch.records import Event, Record, WatchState, html_of
+from sparsitywatch.records import Event, Record, html_of
 from sparsitywatch.redact import redacted_error
 
 _logger = logging.getLogger("sparsitywatch")
@@ -124,7 +127,6 @@ class Watcher:
         self._trace = trace
         self._taker = SnapshotTaker(self._model, run, reader, pipeline, trace, self._budget)
         self._step = initial_step  # optimizer steps done; None until that is found out
-        self._begun_at = 0
         self._pid = os.getpid()
         self._opened = False
         self._closed = False
@@ -132,11 +134,16 @@ class Watcher:
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
         self._log = ""  # that rank 0 writes
+        self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
+        self._last_words = weakref.finalize(self, _report_dropped, pipeline, schedule)
+        self._last_words.atexit = False
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
+            atexit.register(self._at_exit)
         self._counter = StepCounter(lambda: self._parameters().values())
         self._hook = StepHook(None if off else trace.optimizer, self._on_step)
+        self._schedule.attached()
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -146,6 +153,8 @@ class Watcher:
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
+        if state == "on":
+            state = f"on; {self._schedule.describe(self.step_count)}"
         return (
             f"<Watcher at step {self.step_count}, {len(self._pipeline.records)} records, "
             f"{len(self._pipeline.events)} events, {state}>"
@@ -188,8 +197,8 @@ class Watcher:
     def __enter__(self) -> Watcher:  # noqa: PYI034 typing.Self needs Python 3.11
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        self._end(error)
 
     def step(self, step: int | None = None) -> None:
         """Say that an optimizer step was taken, for loops whose optimizer hooks cannot see.
@@ -295,18 +304,29 @@ class Watcher:
                 self._open()
 
     def close(self) -> None:
-        """Detach and finish the sinks; the model and the optimizer stay as they are."""
+        """Detach and finish the sinks; the model and the optimizer stay as they are.
+
+        What the budget left out last is done now, if the whole run stays within it.
+        """
+        self._end()
+
+    def _end(self, error: BaseException | None = None, reason: str = "") -> None:
+        """Close; ``error`` is what has ended the training, ``reason`` when the watch is closed."""
         self._settle()
         if self._closed:
             return
+        if not (ended_by := _words_of(error)):
+            self._make_up()
         self._closed = True
         self._hook.remove()
+        self._last_words.detach()
+        atexit.unregister(self._at_exit)
         if self._off or os.getpid() != self._pid:
             return
         if self._opened:
             self._taker.close()
             with self._contained():
-                self._report("closed")
+                self._report("ended" if ended_by else "closed", ended_by or reason)
             self._pipeline.close()
         else:
             _logger.warning(
@@ -314,6 +334,15 @@ class Watcher:
                 "no hooks: attach to the one that steps, or call watcher.step()."
             )
         self._ranks.leave("its watch was closed")
+
+    def _make_up(self) -> None:
+        """Take now what the budget has left out since the last snapshot, if it is paid for."""
+        if self._is_idle() or not self._ranks.is_alone or self._last_step == self.step_count:
+            return
+        due = self._schedule.made_up(self._pipeline.records, self.step_count)
+        if due:
+            with self._contained():
+                self._take(due, behind=False)
 
     def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:
         self._step = step
@@ -462,7 +491,8 @@ class Watcher:
                 if self._pending is not None:
                     self._pipeline.history.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
-        self._begun_at = self.step_count
+        atexit.unregister(self._at_exit)  # what is registered last is called first
+        atexit.register(self._at_exit)
         self._report()
 
     def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
@@ -503,24 +533,8 @@ class Watcher:
         if time.monotonic() - self._reported_at < at_most_every_s:
             return
         self._reported_at = time.monotonic()
-        evaluated = (r.step for r in reversed(self._pipeline.records) if r.curve is not None)
-        seen_until = max(self._last_step, self._begun_at)
-        self._pipeline.report(
-            WatchState(
-                status=status,
-                reason=reason,
-                step=self.step_count,
-                wall_time=time.time(),
-                last_step=self._last_step,
-                last_evaluated_step=next(evaluated, -1),
-                next_due_step=self._schedule.schedule.next_due(seen_until),
-                num_failures=self._num_failures,
-                overhead=self._budget.overhead(),
-                step_s=self._schedule.step_s,
-                pid=os.getpid(),
-                host=socket.gethostname(),
-            )
-        )
+        state = self._schedule.state(self._pipeline.records, self.step_count)
+        self._pipeline.report(replace(state, status=status, reason=reason))
 
     # ------------------------------------------------------------------ faults
 
@@ -548,8 +562,39 @@ class Watcher:
 
     def _switch_off(self, reason: str) -> None:
         self._off = reason
+        self._last_words.detach()
         _logger.error("sparsitywatch: the watch switched itself off: %s", reason)
         if self._opened:
             self._taker.close()
             self._report("off", reason)
             self._pipeline.close()
+
+
+# ------------------------------------------------------------------ without a call of close
+
+
+def _words_of(error: BaseException | None) -> str:
+    """By what a training was ended, in a few words; empty if it came to its end."""
+    if error is None or isinstance(error, GeneratorExit):
+        return ""
+    if isinstance(error, SystemExit):
+        return f"SystemExit({error.code!r})"[:40] if error.code else ""
+    return type(error).__name__
+
+
+def _last_error() -> BaseException | None:
+    """The exception that nobody has caught and Python has shown; in a notebook any may be."""
+    return None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+
+
+def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> None:
+    """Close a watch with its process, which nobody has killed."""
+    watcher, error = of(), _last_error()
+    if watcher is not None:
+        watcher._end(None if error is earlier else error, "its process ended")
+
+
+def _report_dropped(pipeline: Pipeline, schedule: BudgetedSchedule) -> None:
+    """Say that a watch is no more, since nobody holds it or its optimizer."""
+    state = schedule.state(pipeline.records, schedule.last_step)
+    pipeline.report(replace(state, status="closed", reason="its optimizer was let go"))

@@ -10,6 +10,7 @@ from typing import Any
 
 from sparsitywatch.analysis.digest import digest
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.verdict import up_to_date
 from sparsitywatch.records import Provenance, Record, ledger_in_short
 from sparsitywatch.redact import printable, redacted
 
@@ -87,15 +88,16 @@ def _notes(run: Run) -> list[list[Any]]:
 
 def watch_line(run: Run) -> list[str]:
     """How the watch is, in a few words each; empty of a replay."""
-    state = None if run.info is None else run.info.state
+    state = up_to_date(None if run.info is None else run.info.state, run.records)
     if state is None:
         return ["replayed from saved checkpoints"] if run.replayed_from else []
-    words = [f"watch {state.status}"]
+    is_lost = state.status == "on" and run.standing.level == "broken"
+    words = [run.standing.trouble if is_lost else f"watch {state.end or 'on'}"]
+    words.append(f"watched: {state.watched}")
     if run.records:
         words.append(f"last snapshot {run.records[-1].step:,}")
-    if state.status == "on" and state.next_due_step >= 0:
-        words.append(f"next {state.next_due_step:,}")
-    words.append(f"{sum(not record.valid for record in run.records):,} failed")
+    if state.coming and not is_lost:
+        words.append(state.coming)
     if math.isfinite(state.overhead):
         words.append(f"took {100 * state.overhead:.2g} % of the wall time")
     return words

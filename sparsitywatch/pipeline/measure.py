@@ -83,6 +83,11 @@ class RunContext:
             pattern=self.settings.pattern.name,
         )
 
+    def allowed(self, dense: float) -> float:
+        """The harm that is tolerated, given the value of the dense model."""
+        mode = self.provenance.tolerance_mode
+        return allowed_harm(dense, self.settings.tolerance, mode) + ROUNDING * abs(dense)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SnapshotContext:
@@ -285,11 +290,6 @@ def _evaluated(
     controls: dict[str, SweepResult] = {}
     if model is None or proxy is None or at.not_evaluated:
         return None, controls, ""
-    mode = run.provenance.tolerance_mode
-
-    def allowed(dense: float) -> float:
-        return allowed_harm(dense, settings.tolerance, mode) + ROUNDING * abs(dense)
-
     try:
         result = run_sweep(
             model,
@@ -297,12 +297,12 @@ def _evaluated(
             spectrum,
             pattern=settings.pattern,
             sweep=settings.effective_sweep,
-            allowed=allowed,
+            allowed=run.allowed,
         )
         same = SameLevels(result.curve, settings.effective_sweep.examples)
         for control in settings.controls if len(result.cuts) > 2 else ():
             controls[control.name] = run_sweep(
-                model, proxy, spectrum, pattern=control, sweep=same, allowed=allowed
+                model, proxy, spectrum, pattern=control, sweep=same, allowed=run.allowed
             )
     except BaseException as error:  # sorted by reraise_foreign
         reraise_foreign(error, strict=run.strict)

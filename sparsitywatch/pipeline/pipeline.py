@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -247,6 +248,7 @@ class Pipeline:
         self._late = Changes()  # of the last record that was restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
+        self._pid = os.getpid()
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
     def lacks_events(self, initial_rms: Mapping[str, float]) -> bool:
@@ -315,7 +317,7 @@ class Pipeline:
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
-        if not self._is_open:
+        if not self._is_open or self._pid != os.getpid():
             return
         sinks = self._working_sinks()
         # one that has taken the log over has a state of its own; that is known at the next snapshot
@@ -335,6 +337,8 @@ class Pipeline:
     def _end(self) -> None:
         self._is_open = False
         atexit.unregister(self._end)
+        if self._pid != os.getpid():  # a forked child comes to its end
+            return
         try:
             with self.claim.writing():
                 self._each(lambda sink: sink.close())

@@ -7,6 +7,7 @@ import logging
 import math
 import sys
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,6 +110,28 @@ def run_sweep(
         )
 
 
+def expected_s(
+    model: MaskedModel,
+    proxy: Proxy,
+    spectrum: MagnitudeSpectrum,
+    *,
+    pattern: Pattern,
+    sweep: Sweep,
+    allowed: Allowed,
+) -> float:
+    """Seconds that ``run_sweep`` is expected to take, from those that its ends take."""
+    started = time.perf_counter()
+    with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
+        evaluation = Evaluation(masks, proxy, pattern, spectrum)
+        evaluation.begin(sweep, allowed)
+    ends_s, level_s = time.perf_counter() - started, evaluation.level_s
+    num_levels, num_passes = sweep.expected(
+        evaluation.num_examples, divided=len(evaluation.shares) > 1
+    )
+    # of the ends, both levels and the dense model on the smallest share are not the whole pass
+    return ends_s + num_levels * level_s + num_passes * max(ends_s - 3.0 * level_s, level_s)
+
+
 class Evaluation:
     """One evaluation of a model: each level on each share of the examples at most once."""
 
@@ -126,7 +149,13 @@ class Evaluation:
         self._wholes: dict[float, float] = {}  # the mean where all were evaluated at once
         self._is_exact = False  # whether the batch that an example is in changes nothing
         self._num_forwards = 0
-        self._shares: tuple[float, ...] = (1.0,)
+        self.shares: tuple[float, ...] = (1.0,)
+        self.level_s = 0.0  # that the last of the ends took
+
+    @property
+    def num_examples(self) -> int:
+        """Of the proxy, as the dense model has seen them."""
+        return len(self._dense)
 
     # ------------------------------------------------------------------ the ends
 
@@ -149,9 +178,11 @@ class Evaluation:
         )
         self._cut({0.0, 1.0, *sweep.candidates()})
         dense = self._dense_of[0] if self._subsets else self._dense
-        self._check_nothing_removed(dense, self._evaluate(0.0, self._shares[0]))
+        self._check_nothing_removed(dense, self._evaluate(0.0, self.shares[0]))
         # a model that has broken down gives NaN with and without its weights
-        everything = self._evaluate(1.0, self._shares[0])
+        started = time.perf_counter()
+        everything = self._evaluate(1.0, self.shares[0])
+        self.level_s = time.perf_counter() - started
         if np.isfinite(dense).all() and np.array_equal(dense, everything):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
@@ -197,7 +228,7 @@ class Evaluation:
                 f"by up to {apart:.3g}"
             )
             return
-        self._subsets, self._shares = subsets, (*shares, 1.0)
+        self._subsets, self.shares = subsets, (*shares, 1.0)
         self._dense_of = [first]
         self._is_exact = apart <= _ROUNDED * tolerated
         if self._is_exact:
@@ -228,7 +259,7 @@ class Evaluation:
         """Evaluate what the sweep chooses, until it has seen enough."""
         # values that ranks compute may differ in the last digits, and then what would be chosen
         next_step = self._proxy.ranks.led("the next level", sweep.next_step)
-        while (step := next_step(self.differences.points(), self._shares)) is not None:
+        while (step := next_step(self.differences.points(), self.shares)) is not None:
             level, share = step
             if not 0.0 <= level <= 1.0 or self._stage_of(share) <= self._stage.get(level, 0):
                 raise MeasurementError(
@@ -241,7 +272,7 @@ class Evaluation:
 
     def _stage_of(self, share: float) -> int:
         """How many subsets make up a share; for all examples one more than there are."""
-        return 1 + next(i for i, one in enumerate(self._shares) if one >= min(share, 1.0) - 1e-9)
+        return 1 + next(i for i, one in enumerate(self.shares) if one >= min(share, 1.0) - 1e-9)
 
     def _cut(self, levels: Collection[float]) -> None:
         """Find what goes at some levels, in one go."""
@@ -251,7 +282,7 @@ class Evaluation:
     def _evaluate(self, level: float, share: float) -> Array:
         """The values of what is missing of a level up to a share."""
         before, stage = self._stage.get(level, 0), self._stage_of(share)
-        if stage == len(self._shares) and not (before and self._is_exact):
+        if stage == len(self.shares) and not (before and self._is_exact):
             (values,), dense = self._values([self._whole], self._cuts[level]), self._dense
             self._wholes[level] = float(values.mean())
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -55,6 +57,14 @@ class Sweep(ABC):
         """Levels that it may ask for; what they remove is found in one go."""
         return [float(level) for level in self.levels]
 
+    def expected(self, num_examples: int, *, divided: bool) -> tuple[float, float]:  # noqa: ARG002
+        """About how many levels it evaluates on the smallest share, and passes over all examples.
+
+        Both beside the ends; the first evaluation of a watch is priced by it. ``divided`` says
+        whether a level can be evaluated on a share of the examples.
+        """
+        return len({float(level) for level in self.levels} - {0.0}), 0.0
+
     @abstractmethod
     def next_step(self, points: Sequence[Point], shares: Sequence[float]) -> Step | None:
         """The level to evaluate next, and the share of the examples; None where that is enough.
@@ -106,6 +116,12 @@ class Bisection(Sweep):
     def __post_init__(self) -> None:
         check_levels(self.levels)
         expect_number("resolution", self.resolution, lambda r: 0.0 < r < 1.0, "in (0, 1)")
+
+    def expected(self, num_examples: int, *, divided: bool) -> tuple[float, float]:  # noqa: ARG002
+        """The grid, and the halves of its widest step."""
+        grid = sorted({0.0, *map(float, self.levels), 1.0})
+        widest = max(b - a for a, b in itertools.pairwise(grid))
+        return len(grid) - 2 + max(math.ceil(math.log2(widest / self.resolution)), 0), 0.0
 
     def next_step(self, points: Sequence[Point], shares: Sequence[float]) -> Step | None:
         """The first level of the grid that is missing, then the middle of the first crossing."""

@@ -41,37 +41,76 @@ class LedgerEntry:
 class WatchState:
     """How a live watch is: written at every snapshot, once a minute, and when it ends."""
 
-    status: str  # "on"; "off" if it switched itself off; "closed" if it was closed
-    reason: str = ""  # why it is off; empty otherwise
+    # "on"; "closed"; "ended" by an exception of the training; "off" if it switched itself off
+    status: str
+    reason: str = ""  # why it is off, or what has ended it; empty if it was closed by a call
     step: int  # optimizer steps done when this was written; of a watch that is off, since when
     wall_time: float  # when it was written, seconds since the epoch
+    num_due: int = 0  # snapshots that were due since the run began: taken, or left out
+    num_taken: int = 0  # snapshots in the log
+    num_failed: int = 0  # of them, those that are not valid
+    num_evaluated: int = -1  # of them, those whose evaluation succeeded; -1 without a proxy
+    left_out: str = ""  # how many this process has left out, and why; empty if none
     last_step: int = -1  # the last snapshot; -1 if there is none
     last_evaluated_step: int = -1  # the last one whose evaluation succeeded; -1: none
-    next_due_step: int = -1  # the first step after it at which one is due; -1 if that is not known
+    next_due_step: int = -1  # at which one is due next, and paid for; -1 if that is not known
+    next_evaluation_step: int = -1  # the same of one with its evaluation
     num_failures: int = 0  # snapshots in a row that failed, up to the last one
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
     pid: int = -1  # the process that trains
     host: str = ""
 
+    @property
+    def end(self) -> str:
+        """How it ended, in a few words; empty if it is on."""
+        at = f"at step {self.step:,}"
+        return {
+            "off": f"switched itself off {at}: {self.reason}",
+            "ended": f"ended by {self.reason} {at}",
+            "closed": f"closed {at}{f', when {self.reason}' if self.reason else ''}",
+        }.get(self.status, "")
+
+    @property
+    def watched(self) -> str:
+        """How much of what was due was measured, in a few words."""
+        if self.num_due == 0:
+            return "no snapshot was due"
+        words = f"weights {self.num_taken:,} of {self.num_due:,}"
+        if self.num_evaluated == 0:
+            words += ", essential sparsity never"
+        elif self.num_evaluated > 0:
+            often = f"{self.num_evaluated:,} times, last" if self.num_evaluated > 1 else "once,"
+            words += f", essential sparsity {often} at step {self.last_evaluated_step:,}"
+        return words + (f", {self.num_failed:,} failed" if self.num_failed else "")
+
+    @property
+    def coming(self) -> str:
+        """What comes next, and when, in a few words; empty if that is not known."""
+        if self.status != "on":
+            return ""
+        steps = {"snapshot": self.next_due_step}
+        if self.next_evaluation_step != self.next_due_step:
+            steps["evaluation"] = self.next_evaluation_step
+        return ", ".join(f"next {what} {step:,}" for what, step in steps.items() if step >= 0)
+
     def describe(self) -> str:
         """A few sentences for a person; whether its process still lives is another question."""
-        began = {
-            "off": f"The watch switched itself off at step {self.step:,}: {self.reason}",
-            "closed": f"The watch was closed at step {self.step:,}",
-        }.get(self.status, f"The watch is {self.status}, at step {self.step:,}")
-        parts = ["no snapshot was taken"]
-        if self.last_step >= 0:
-            parts = [f"the last snapshot is of step {self.last_step:,}"]
-        if 0 <= self.last_evaluated_step < self.last_step:
-            parts.append(f"the last evaluation of step {self.last_evaluated_step:,}")
-        if self.status == "on" and self.next_due_step >= 0:
-            parts.append(f"the next is due at step {self.next_due_step:,}")
+        began = f"The watch is on, at step {self.step:,}"
+        if self.end:
+            subject = "The training was" if self.status == "ended" else "The watch"
+            verb = "was " if self.status == "closed" else ""
+            began = f"{subject} {verb}{self.end}".rstrip(".")
+        parts = [began, f"Watched: {self.watched}"]
+        if self.left_out:
+            parts.append(f"Left out: {self.left_out}")
+        if self.coming:
+            parts.append(self.coming.capitalize())
         if self.num_failures and self.status != "off":
-            parts.append(f"the last {self.num_failures} failed")
+            parts.append(f"The last {self.num_failures} failed")
         if math.isfinite(self.overhead):
-            parts.append(f"the watch took {100 * self.overhead:.2g} % of the wall time")
-        return f"{began.rstrip('.')}. {'; '.join(parts).capitalize()}."
+            parts.append(f"The watch took {100 * self.overhead:.2g} % of the wall time")
+        return ". ".join(parts) + "."
 
 
 @dataclass(frozen=True, kw_only=True)

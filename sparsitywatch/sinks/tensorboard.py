@@ -199,8 +199,9 @@ OTHER_TAGS = (
            "What happened, and what to do about it; told again, at a later step, when more is "
            "known."),
     Series(f"{FIRST}/watch", "", "text", "state of the watch",
-           "How the watch is: on, off and why, or closed; its last snapshot and evaluation, what "
-           "is due next, its share of the time. Reported whenever that changes."),
+           "How the watch is: on, off and why, closed, or ended by an exception; what was due, "
+           "measured and left out, what comes next, its share of the time. Reported whenever "
+           "that changes."),
     Series(f"{LAST}/about", "", "text", "about", "What the charts mean."),
     Series(f"{LAST}/notes", "", "text", "notes",
            "What to know beside the numbers of a snapshot: weights that are NaN, or the same as "

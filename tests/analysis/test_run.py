@@ -18,7 +18,15 @@ NOW = 1_700_000_000.0
 
 
 def info(status: str = "on", **fields) -> RunInfo:
-    known = {"step": 340, "wall_time": NOW, "last_step": 300, "next_due_step": 400, "step_s": 1.0}
+    known = {
+        "step": 340,
+        "wall_time": NOW,
+        "last_step": 300,
+        "next_due_step": 400,
+        "step_s": 1.0,
+        "num_due": 3,
+        "num_taken": 2,
+    }
     known |= {"pid": os.getpid(), "host": socket.gethostname()}
     state = WatchState(status=status, **{**known, **fields})
     return RunInfo(initial_step=0, provenance=PROVENANCE, state=state)
@@ -42,8 +50,8 @@ def test_a_watch_that_is_on_is_no_trouble() -> None:
     assert found.trouble == ""
     (sentence,) = found.sentences
     assert sentence == (
-        "The watch is on, at step 340. The last snapshot is of step 300; the next is due at step "
-        "400; the watch took 0.79 % of the wall time."
+        "The watch is on, at step 340. Watched: weights 2 of 3. Next snapshot 400. The watch took "
+        "0.79 % of the wall time."
     )
 
 
@@ -69,9 +77,9 @@ def test_a_process_that_is_gone_is_said_with_its_last_sign_of_life() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     found = standing(looks(300), info(pid=child.pid), now=NOW + 1.0)
-    assert found.trouble == "the watch was last heard of at step 340"
+    assert found.trouble == "the training was killed after step 340"
     (sentence,) = found.sentences
-    assert f"its process {child.pid} is gone" in sentence
+    assert f"The process {child.pid} of the training is gone" in sentence
     assert "step 340, 2023-11-14 22:13:20 UTC" in sentence
 
 
@@ -97,16 +105,17 @@ def test_without_a_clock_the_word_of_the_watch_is_taken() -> None:
     assert standing(looks(300), info(pid=2**22 + 1)).trouble == ""
 
 
-def test_overdue_is_said() -> None:
-    found = standing(looks(100, 300), info(step=450), now=NOW)
-    assert found.trouble == "no snapshot was taken since step 300"
-    assert "was due at step 400, and at step 450 there was none" in found.sentences[0]
+def test_what_the_budget_has_left_out_is_no_trouble() -> None:
+    left_out = info(status="closed", step=450, num_due=9, left_out="7 to save time")
+    found = standing(looks(100, 300), left_out, now=NOW)
+    assert (found.trouble, found.level) == ("", "")
+    assert "weights 2 of 9. Left out: 7 to save time." in found.sentences[0]
 
 
 def test_a_record_that_is_newer_than_the_state_counts() -> None:
     found = standing(looks(100, 300, 400, 500), info(step=450), now=NOW)
     assert found.trouble == ""
-    assert "The last snapshot is of step 500" in found.sentences[0]
+    assert found.sentences == ("The watch is on, at step 500. Watched: weights 4 of 5.",)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def records(last: int = 2000):
 
 def state(**fields) -> WatchState:
     return WatchState(**{"status": "closed", "step": 2000, "wall_time": NOW - 10.0,
-                         "last_step": 2000, "overhead": 0.008, **fields})  # fmt: skip
+                         "last_step": 2000, "num_due": 5, "num_taken": 5, "num_evaluated": 5,
+                         "last_evaluated_step": 2000, "overhead": 0.008, **fields})  # fmt: skip
 
 
 def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
@@ -65,17 +66,24 @@ def test_a_watch_that_is_off_is_the_headline() -> None:
     assert "the disk is full" in verdict.action
 
 
-@pytest.mark.parametrize(
-    ("watch", "trouble"),
-    [
-        (state(status="on", wall_time=NOW - 4000.0), "The watch was last heard of at step 2,000"),
-        (state(status="on", step=2600, next_due_step=2500), "No snapshot was taken since step 2,0"),
-    ],
-)
-def test_a_watch_that_is_silent_or_overdue_is_the_headline(watch, trouble: str) -> None:
-    verdict = run_of([], watch).verdict
+def test_a_watch_that_is_silent_is_the_headline() -> None:
+    verdict = run_of([], state(status="on", wall_time=NOW - 4000.0)).verdict
     assert verdict.level == "broken"
-    assert verdict.headline.startswith(trouble)
+    assert verdict.headline.startswith("The watch was last heard of at step 2,000")
+
+
+def test_what_has_ended_a_training_is_worth_a_look_but_nan_matters_more() -> None:
+    ended = state(status="ended", reason="KeyboardInterrupt", step=2120)
+    verdict = run_of([TAKE_OFF], ended).verdict
+    assert (verdict.level, verdict.badge) == ("look", "1 event")
+    assert verdict.headline.startswith(
+        "The training was ended by KeyboardInterrupt at step 2,120; before that: weights turned"
+    )
+    verdict = run_of([], ended).verdict
+    assert (verdict.level, verdict.badge) == ("look", "ended early")
+    last = replace(records()[-1], num_nan=12)
+    verdict = run_of([], ended, records=[*records()[:-1], last]).verdict
+    assert (verdict.level, verdict.badge) == ("broken", "NaN or infinite weights")
 
 
 def test_snapshots_that_failed() -> None:
@@ -96,7 +104,42 @@ def test_weights_that_are_nan_are_broken() -> None:
 
 def test_a_run_that_has_just_begun() -> None:
     verdict = run_of(records=[], watch=state(status="on", step=3, last_step=-1)).verdict
-    assert (verdict.level, verdict.badge) == ("healthy", "no snapshot yet")
+    assert (verdict.level, verdict.badge) == ("too early", "no snapshot yet")
+    verdict = run_of(records=records(0), watch=state(status="on", step=3, last_step=0)).verdict
+    assert (verdict.level, verdict.badge) == ("too early", "one snapshot")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({}, "weights 5 of 5, essential sparsity 5 times, last at step 2,000"),
+        (
+            {"num_due": 40, "num_taken": 40, "num_evaluated": 1, "last_evaluated_step": 5},
+            "weights 40 of 40, essential sparsity once, at step 5",
+        ),
+        ({"num_due": 9, "num_evaluated": -1, "num_failed": 2}, "weights 5 of 9, 2 failed"),
+        ({"num_evaluated": 0}, "weights 5 of 5, essential sparsity never"),
+        ({"num_due": 0, "num_taken": 0}, "no snapshot was due"),
+    ],
+)
+def test_a_state_says_how_much_of_what_was_due_was_measured(fields, told: str) -> None:
+    one = state(**fields, left_out="4 to keep within `max_overhead`", step=2100)
+    assert one.watched == told
+    assert one.describe() == (
+        f"The watch was closed at step 2,100. Watched: {told}. Left out: 4 to keep within "
+        "`max_overhead`. The watch took 0.8 % of the wall time."
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [((6, 6), "next snapshot 6"), ((6, 1750), "next snapshot 6, next evaluation 1,750"),
+     ((-1, 12), "next evaluation 12"), ((-1, -1), "")],
+)  # fmt: skip
+def test_a_state_says_what_comes_next(steps, told: str) -> None:
+    one = state(status="on", next_due_step=steps[0], next_evaluation_step=steps[1])
+    assert one.coming == told
+    assert replace(one, status="closed").coming == ""
 
 
 @pytest.mark.parametrize(
@@ -128,12 +171,14 @@ def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> N
 def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsys) -> None:
     looks = fake_run.looks(range(0, 2001, 500))
     log = fake_run.write_run(tmp_path / "run", looks, events, state=watch)
+    level = ("healthy", "look", "broken")[code]
+    assert LEVELS[level] == code
     assert main(["status", str(log)]) == code
     told = capsys.readouterr().out
-    assert told.startswith(f"{LEVELS[code]}: ")
+    assert told.startswith(f"{level}: ")
     assert main(["status", str(log), "--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert told["status"] == LEVELS[code]
+    assert told["status"] == level
     assert told["last_step"] == 2000
     assert [event["id"] for event in told["events"]] == [event.id for event in events]
 

@@ -152,7 +152,9 @@ def test_every_pattern_has_a_name_and_a_public_class(tmp_path: Path) -> None:
         assert as_pattern(name).name == name
         assert type(as_pattern(name)).__name__ in sw.patterns.__all__
     model = layers(2)
-    with sw.watch(model, None, logdir=None, pattern="global", every=1) as watcher:
+    with sw.watch(
+        model, None, logdir=None, pattern="global", every=1, max_overhead=None
+    ) as watcher:
         watcher.step()
     assert watcher.records[0].provenance.pattern == "global"
     torch.save(model.state_dict(), tmp_path / "checkpoint-1.pt")

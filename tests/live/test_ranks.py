@@ -35,7 +35,8 @@ def test_a_rank_that_attaches_before_it_knows_its_number_writes_only_as_rank_0(
     """What mp.spawn does: nothing in the environment tells."""
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with sw.watch(model, optimizer, logdir=tmp_path, every=1, scope="layers") as watcher:
+    arguments = {"every": 1, "scope": "layers", "max_overhead": None}
+    with sw.watch(model, optimizer, logdir=tmp_path, **arguments) as watcher:
         distributed.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
         try:
             model(torch.ones(1, 6)).sum().backward()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from dataclasses import replace
 
 import pytest
+from contracts import fake_run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,13 +136,11 @@ def test_with_a_limit_a_busy_snapshot_is_left_out() -> None:
 
 def test_what_is_not_affordable_is_left_out_counted_and_said_once(caplog) -> None:
     pace = BudgetedSchedule(every(1), 0.01)
-    assert due(pace, range(1, 2)) == [1]
-    pace.budget.charge(1000.0)
-    pace.budget.attribute(1000.0)
+    pace.budget.weights.expect(1000.0)
     with caplog.at_level(logging.WARNING, "sparsitywatch"):
-        assert due(pace, range(2, 6)) == []
-    assert [pace.pop_left_out(), pace.pop_left_out()] == [4, 0]
-    assert pace.budget.overhead(0.0) > 1.0
+        assert due(pace, range(1, 6)) == []
+    assert [pace.pop_left_out(), pace.pop_left_out()] == [5, 0]
+    assert pace.left_out == {"to keep within `max_overhead`": 5}
     assert len(caplog.records) == 1
 
 
@@ -151,6 +151,8 @@ def simulated(
     pace = BudgetedSchedule(every(interval), 0.01, evaluates=True)
     now, found = 0.0, []
     pace.budget.now = lambda: now
+    pace.budget.weights.expect(weights_s)
+    pace.budget.evaluations.expect(everything_s - weights_s)
     for step in range(1, steps + 1):
         what = pace.due(step, is_busy=False)
         now += step_s
@@ -164,16 +166,72 @@ def simulated(
 
 
 def test_the_warning_says_in_steps_what_each_half_does(caplog) -> None:
-    taken = simulated(50, 150, 0.45, weights_s=0.03, everything_s=6.23)
-    assert taken == [(50, Due.EVERYTHING), (100, Due.WEIGHTS), (150, Due.WEIGHTS)]
+    taken = simulated(50, 1800, 0.45, weights_s=0.03, everything_s=6.23)
+    expected = [(step, Due.WEIGHTS) for step in range(50, 1801, 50)]
+    expected[34] = (1750, Due.EVERYTHING)  # 6.2 s / 0.008 are 1,723 steps
+    assert taken == expected
     assert len(caplog.records) == 1
-    assert "weights: every 50 steps; evaluation: about every 1,750 steps" in caplog.text
+    assert "weights takes about 0.03 s, evaluating the proxy takes about 6.2 s" in caplog.text
+    assert "next snapshot 100, next evaluation 1,750" in caplog.text
 
 
 def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
-    simulated(10, 200, 1.0, weights_s=0.1, everything_s=5.0)
+    taken = simulated(10, 200, 1.0, weights_s=0.1, everything_s=5.0)
+    assert [step for step, _ in taken] == [60, 110, 160]  # 0.1 s / 0.002 is 50 s
     assert len(caplog.records) == 2
-    assert "weights: about every 50 steps" in caplog.records[1].getMessage()
+    assert "next snapshot 60, next evaluation 620" in caplog.records[1].getMessage()
+
+
+def test_the_step_of_what_comes_next_is_that_at_which_it_comes() -> None:
+    """Foretold at every step before, within what a step's time says in whole intervals."""
+    pace = BudgetedSchedule(every(7), 0.01, evaluates=True)
+    now, told = 0.0, []
+    pace.budget.now = lambda: now
+    pace.budget.weights.expect(0.01)
+    pace.budget.evaluations.expect(1.0)
+    for step in range(1, 300):
+        if pace.due(step, is_busy=False) is Due.EVERYTHING:
+            break
+        told.append(pace.next_step(Due.EVERYTHING, step))
+        now += 0.5
+    assert step == 252  # 1 s / 0.008 is 125 s, after the first step
+    assert told[0] == -1  # the time of a step is not known yet
+    assert set(told[1:]) == {252}
+
+
+@pytest.mark.parametrize(
+    ("records", "left_out", "elapsed_s", "made_up"),
+    [
+        ("none", 3, 1000.0, Due.EVERYTHING),
+        ("none", 3, 100.0, Due.WEIGHTS),  # that of an evaluation would be 125 s
+        ("none", 3, 4.0, Due.NOTHING),
+        ("none", 0, 1000.0, Due.NOTHING),  # nothing was due
+        ("weights", 0, 1000.0, Due.EVERYTHING),
+        ("weights", 0, 100.0, Due.NOTHING),  # the weights are known
+        ("everything", 0, 1000.0, Due.NOTHING),
+        ("everything", 1, 1000.0, Due.EVERYTHING),
+    ],
+)
+def test_the_end_makes_up_for_what_was_left_out_where_it_is_paid_for(
+    records, left_out, elapsed_s, made_up, caplog
+) -> None:
+    pace = BudgetedSchedule(every(500), 0.01, evaluates=True)
+    now = 0.0
+    pace.budget.now = lambda: now
+    pace.budget.weights.expect(0.01)
+    pace.budget.evaluations.expect(1.0)
+    pace.budget.start()
+    pace.num_left_out, now = left_out, elapsed_s
+    (record,) = [record for record, _ in fake_run.looks([0])]
+    log = {
+        "none": [],
+        "weights": [replace(record, not_evaluated="left out")],
+        "everything": [record],
+    }
+    with caplog.at_level(logging.INFO, "sparsitywatch"):
+        assert pace.made_up(log[records], 700) is made_up
+    is_refused = not made_up and elapsed_s < 1000.0
+    assert ("evaluating the proxy takes about 1 s" in caplog.text) == is_refused
 
 
 def test_an_alert_looks_closer_survives_a_resume_and_means_nothing_to_other_schedules() -> None:

@@ -55,7 +55,9 @@ def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None
         assert state.last_evaluated_step == -1
         assert (state.pid, state.num_failures) == (os.getpid(), 0)
         assert 0.0 < state.step_s < 60.0
-        assert summary(tmp_path, capsys)[0].startswith("The watch is on, at step 4. The last")
+        assert summary(tmp_path, capsys)[0].startswith(
+            "The watch is on, at step 4. Watched: weights 1 of 1. Next snapshot 6. The watch took"
+        )
     assert summary(tmp_path, capsys)[0].startswith("The watch was closed at step 4. ")
 
 
@@ -139,7 +141,7 @@ os._exit(9)
     assert subprocess.run(script(program, tmp_path), check=False).returncode == 9
     assert state_of(tmp_path).status == "on"
     first = summary(tmp_path, capsys)[0]
-    assert "was never closed, and its process" in first
+    assert "wrote of no end: it was killed" in first
     assert "The last sign of life is of step 6" in first
 
 

@@ -625,7 +625,8 @@ def test_a_model_that_keeps_its_watch_can_be_copied_and_the_copy_has_none(how: s
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     proxy = sw.Proxy([torch.ones(4, 6)], lambda model, x: model(x).square().mean(1))
-    model.watch = sw.watch(model, optimizer, proxy=proxy, logdir=None, scope="layers", every=1)
+    arguments = {"scope": "layers", "every": 1, "max_overhead": None}
+    model.watch = sw.watch(model, optimizer, proxy=proxy, logdir=None, **arguments)
     copied = COPIES[how](model)
     with copied.watch as stub:
         stub.step()

@@ -171,7 +171,7 @@ def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
     tmp_path: Path, monkeypatch
 ) -> None:
     state = WatchState(status="on", step=2000, wall_time=time.time(), last_step=2000)
-    fake_run.write_run(tmp_path / "run", [fake_run.look(2000)], state=state)
+    fake_run.write_run(tmp_path / "run", fake_run.looks([1500, 2000]), state=state)
     server = apps_of(Runs({"": tmp_path}))
     first = json.loads(ask(server, "/page", "run=run")[2])
     before = names(server)
@@ -254,9 +254,11 @@ def test_a_run_of_an_earlier_watch_has_a_name_of_its_own(logs: Path) -> None:
     assert list(names(apps_of(Runs({"": logs})))) == ["a", "a/sparsitywatch-earlier-1", "deep/b"]
 
 
-def test_an_overdue_watch_is_told_by_the_page(logs: Path) -> None:
+def test_what_has_ended_a_training_is_told_by_the_page(logs: Path) -> None:
     info = replace(fake_run.run_info(), state=WatchState(
-        status="closed", step=900, wall_time=0.0, last_step=500, next_due_step=800))  # fmt: skip
+        status="ended", reason="KeyboardInterrupt", step=900, wall_time=0.0))  # fmt: skip
     (logs / "deep" / "b" / "sparsitywatch" / "run.json").write_text(to_json(info))
     data = json.loads(ask(apps_of(Runs({"": logs})), "/page", "run=deep%2Fb")[2])
-    assert data["verdict"]["headline"].startswith("No snapshot was taken since step 500")
+    words = "The training was ended by KeyboardInterrupt at step 900; before that: no abrupt"
+    assert data["verdict"]["headline"].startswith(words)
+    assert data["verdict"]["level"] == "look"
