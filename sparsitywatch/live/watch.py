@@ -164,8 +164,12 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-    given = {"every": every, "proxy": proxy is not None, "optimizer": optimizer is not None}
-    given["max_overhead"] = max_overhead
+    given = {
+        "every": every,
+        "proxy": proxy is not None,
+        "optimizer": optimizer is not None,
+        "max_overhead": max_overhead,
+    }
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
         watches_all = chosen.dormant_samples != 0

@@ -287,7 +287,8 @@ PROCESSES = [
     ("a hook of the user", "sys.excepthook = lambda *_: None\nwatch(); run.train(12); 1 / 0",
      ["training was ended by ZeroDivisionError at step 12"], "look", 1),
     ("before the first step", "watch(); 1 / 0", ["Expected `logdir` to hold"], "broken", 2),
-    ("the last one at the end", PAID_AT_THE_END, ["weights 1 of 5, essential sparsity once, at step 13"],
+    ("the last one at the end", PAID_AT_THE_END,
+     ["weights 1 of 5, essential sparsity once, at step 13"],
      "too early", 0),
 ]  # fmt: skip
 #: Forks, so that all is imported once; with one thread of torch nothing is lost by that.
