@@ -7,7 +7,7 @@ medians. A whole snapshot is one on a real ``BertForMaskedLM`` of that size with
 sequences of 128 tokens, against the time spent in its forward passes. The whole training is
 two trainings of one small BERT in one process, one of them watched at the defaults of
 ``sw.watch``, in alternating stretches, so that a busy moment hits both alike. Under the default
-budget whole runs of 30 s and of 5 minutes are measured, from the first step to the end of ``close``.
+budget whole runs of 30 s and 5 minutes are measured, from the first step to the end of ``close``.
 """
 
 from __future__ import annotations
@@ -204,7 +204,8 @@ class Digits:
             chosen = torch.randint(4096, (128,))
             self.optimizer.zero_grad()
             logits = self.model(self.images[chosen])
-            nn.functional.cross_entropy(logits, self.digits[chosen]).backward()
+            loss = nn.functional.cross_entropy(logits, self.digits[chosen])
+            loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
 
     def proxy(self) -> sw.Proxy:
@@ -213,8 +214,8 @@ class Digits:
         def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
             return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
 
-        parts = zip(self.images[:1024].split(256), self.digits[:1024].split(256), strict=True)
-        return sw.Proxy([list(part) for part in parts], loss)
+        parts = [slice(i, i + 256) for i in range(0, 1024, 256)]
+        return sw.Proxy([[self.images[part], self.digits[part]] for part in parts], loss)
 
 
 class Sentences(SmallTraining):

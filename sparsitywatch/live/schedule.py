@@ -7,7 +7,6 @@ its alerts, alone, so that every rank of a distributed run and a resumed run dec
 from __future__ import annotations
 
 import bisect
-import itertools
 import logging
 import math
 import os
@@ -404,7 +403,8 @@ class BudgetedSchedule:
     def attached(self) -> None:
         """The attach has come to its end: say what it took, and what is to be expected."""
         self._attach_s = self.budget.now() - self._attached_at
-        _logger.info("sparsitywatch: the attach took %.2g s; %s", self._attach_s, self._prices())
+        told = self._prices() if self.budget.max_overhead else "everything that is due is done"
+        _logger.info("sparsitywatch: the attach took %.2g s; %s", self._attach_s, told)
 
     def describe(self, step: int) -> str:
         """What comes next, and what the attach took."""
@@ -430,7 +430,6 @@ class BudgetedSchedule:
             last_evaluated_step=evaluated[-1] if evaluated else -1,
             next_due_step=self.next_step(Due.WEIGHTS, step),
             next_evaluation_step=self.next_step(Due.EVERYTHING, step),
-            num_failures=len([*itertools.takewhile(lambda r: not r.valid, reversed(records))]),
             overhead=self.budget.overhead(),
             step_s=self.step_s,
             pid=os.getpid(),
@@ -439,21 +438,20 @@ class BudgetedSchedule:
 
     def made_up(self, records: Sequence[Record], step: int) -> Due:
         """What of that left out since the last snapshot is paid for at the end, at ``step``."""
-        lacks_evaluation = bool(records and records[-1].not_evaluated)
-        if not self.num_left_out and not lacks_evaluation:
+        if not self.num_left_out and not (records and records[-1].not_evaluated):
             return Due.NOTHING
-        kinds = [Due.EVERYTHING, Due.WEIGHTS] if self.num_left_out else [Due.EVERYTHING]
-        for due in kinds:
-            if self.budget.wait_s(due) <= 0.0:
-                return due if self.budget.evaluates else Due.EVERYTHING
+        if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
+            return Due.EVERYTHING
+        if self.num_left_out and self.budget.wait_s(Due.WEIGHTS) <= 0.0:
+            return Due.WEIGHTS
         _logger.info("sparsitywatch: nothing is made up for at step %d: %s", step, self._prices())
         return Due.NOTHING
 
     def _prices(self) -> str:
-        prices = {"a snapshot of the weights": self.budget.weights.price_s}
+        told = f"a snapshot of the weights takes about {self.budget.weights.price_s:.2g} s"
         if self.budget.evaluates:
-            prices["evaluating the proxy"] = self.budget.evaluations.price_s
-        return ", ".join(f"{what} takes about {s:.2g} s" for what, s in prices.items())
+            told += f", evaluating the proxy about {self.budget.evaluations.price_s:.2g} s"
+        return told
 
     def _explain_once(self, left_out: Due, step: int) -> None:
         """Say what comes of the limit, and when; again when it is the weights' turn."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import logging
@@ -13,6 +12,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -134,16 +134,17 @@ class Watcher:
         self._reported_at = -math.inf
         self._pending: Mapping[str, Any] | None = None  # the history's state, until the log begins
         self._log = ""  # that rank 0 writes
-        self._at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
-        self._last_words = weakref.finalize(self, _report_dropped, pipeline, schedule)
+        at_exit = functools.partial(_close_at_exit, weakref.ref(self), _last_error())
+        self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
+        self._last_words = weakref.finalize(self, _report_dropped, os.getpid(), pipeline, schedule)
         self._last_words.atexit = False
         if not off:
             begun = self._trace.steps_done if initial_step is None else initial_step
             self._taker.begin(begun, behind=background)
-            atexit.register(self._at_exit)
         self._counter = StepCounter(lambda: self._parameters().values())
         self._hook = StepHook(None if off else trace.optimizer, self._on_step)
-        self._schedule.attached()
+        if not off:
+            self._schedule.attached()
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -320,7 +321,7 @@ class Watcher:
         self._closed = True
         self._hook.remove()
         self._last_words.detach()
-        atexit.unregister(self._at_exit)
+        self._at_exit.cancel()
         if self._off or os.getpid() != self._pid:
             return
         if self._opened:
@@ -491,8 +492,6 @@ class Watcher:
                 if self._pending is not None:
                     self._pipeline.history.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
-        atexit.unregister(self._at_exit)  # what is registered last is called first
-        atexit.register(self._at_exit)
         self._report()
 
     def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
@@ -584,7 +583,9 @@ def _words_of(error: BaseException | None) -> str:
 
 def _last_error() -> BaseException | None:
     """The exception that nobody has caught and Python has shown; in a notebook any may be."""
-    return None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    if hasattr(sys, "ps1"):
+        return None
+    return sys.exc_info()[1] or getattr(sys, "last_value", None)
 
 
 def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> None:
@@ -594,7 +595,9 @@ def _close_at_exit(of: weakref.ref[Watcher], earlier: BaseException | None) -> N
         watcher._end(None if error is earlier else error, "its process ended")
 
 
-def _report_dropped(pipeline: Pipeline, schedule: BudgetedSchedule) -> None:
+def _report_dropped(pid: int, pipeline: Pipeline, schedule: BudgetedSchedule) -> None:
     """Say that a watch is no more, since nobody holds it or its optimizer."""
+    if os.getpid() != pid:
+        return
     state = schedule.state(pipeline.records, schedule.last_step)
     pipeline.report(replace(state, status="closed", reason="its optimizer was let go"))

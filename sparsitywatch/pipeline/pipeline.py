@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import copy
 import dataclasses
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -248,7 +247,7 @@ class Pipeline:
         self._late = Changes()  # of the last record that was restored; not yet in the log
         self._unsaid: tuple[Event, ...] = ()  # by actions
         self._is_open = False
-        self._pid = os.getpid()
+        self._at_exit: Finalize | None = None  # not called in a forked child
         self.publish_s = 0.0  # what the last record took to be detected in and written
 
     def lacks_events(self, initial_rms: Mapping[str, float]) -> bool:
@@ -275,7 +274,7 @@ class Pipeline:
             self._tell(late)
         self._is_open = True
         # what was written is on the disk already; a sink may have a last word, such as a picture
-        atexit.register(self._end)
+        self._at_exit = Finalize(None, self._end, exitpriority=0)
 
     def publish(self, record: Record, detail: Detail) -> list[Event]:
         """Take a record and act on it at once; returns the events seen."""
@@ -317,7 +316,7 @@ class Pipeline:
 
     def report(self, state: WatchState) -> None:
         """Give the sinks that ask for it how the watch stands."""
-        if not self._is_open or self._pid != os.getpid():
+        if not self._is_open:
             return
         sinks = self._working_sinks()
         # one that has taken the log over has a state of its own; that is known at the next snapshot
@@ -336,9 +335,8 @@ class Pipeline:
 
     def _end(self) -> None:
         self._is_open = False
-        atexit.unregister(self._end)
-        if self._pid != os.getpid():  # a forked child comes to its end
-            return
+        if self._at_exit is not None:
+            self._at_exit.cancel()
         try:
             with self.claim.writing():
                 self._each(lambda sink: sink.close())

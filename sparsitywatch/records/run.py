@@ -55,7 +55,6 @@ class WatchState:
     last_evaluated_step: int = -1  # the last one whose evaluation succeeded; -1: none
     next_due_step: int = -1  # at which one is due next, and paid for; -1 if that is not known
     next_evaluation_step: int = -1  # the same of one with its evaluation
-    num_failures: int = 0  # snapshots in a row that failed, up to the last one
     overhead: float = math.nan  # share of the wall time that the watch has taken; NaN if unknown
     step_s: float = math.nan  # wall time of a step, on average; NaN before the second one
     pid: int = -1  # the process that trains
@@ -106,8 +105,6 @@ class WatchState:
             parts.append(f"Left out: {self.left_out}")
         if self.coming:
             parts.append(self.coming.capitalize())
-        if self.num_failures and self.status != "off":
-            parts.append(f"The last {self.num_failures} failed")
         if math.isfinite(self.overhead):
             parts.append(f"The watch took {100 * self.overhead:.2g} % of the wall time")
         return ". ".join(parts) + "."

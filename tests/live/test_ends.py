@@ -250,6 +250,14 @@ watch(); run.train(6)
 if os.fork() == 0: sys.exit(7)
 os.wait(); run.train(6); w.close()
 """
+MULTIPROCESSING = """
+def fail():
+    run.train(6); 1 / 0
+def start(act, arguments):
+    watch(); act(*arguments)
+p = multiprocessing.get_context("fork").Process(target=start, args=WHAT)
+p.start(); p.join()
+"""
 THREADED = """
 watch(); run.train(12)
 t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()
@@ -280,6 +288,10 @@ PROCESSES = [
     ("os._exit", "watch(); run.train(12); len(w.records); os._exit(0)",
      ["The training was killed after step"], "broken", 2),  # nothing of it can be known
     ("a child that ends", FORKED, ["watch closed at step 12;", ALL], "healthy", 0),
+    ("a process of multiprocessing that ends", MULTIPROCESSING.replace("WHAT", "(run.train, [12])"),
+     ["watch closed at step 12, when its process ended", ALL], "healthy", 0),
+    ("a process of multiprocessing that crashes", MULTIPROCESSING.replace("WHAT", "(fail, [])"),
+     ["training was ended by ZeroDivisionError at step 6"], "look", 1),
     ("a thread that crashes", THREADED,
      ["watch closed at step 12, when its process ended"], "healthy", 0),
     ("an error before", "sys.last_value = ValueError()\nwatch(); run.train(12)",
@@ -293,7 +305,7 @@ PROCESSES = [
 ]  # fmt: skip
 #: Forks, so that all is imported once; with one thread of torch nothing is lost by that.
 BODY = """
-import json, threading, time
+import json, multiprocessing, threading, time
 import sparsitywatch as sw
 folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
 os.close(2)  # tracebacks are meant
@@ -354,7 +366,7 @@ def test_a_watch_says_what_comes_and_what_the_attach_took(caplog) -> None:
     run = Run()
     with caplog.at_level("INFO", "sparsitywatch"), run.watch(None) as watcher:
         assert "sparsitywatch: the attach took" in caplog.text
-        assert "evaluating the proxy takes about" in caplog.text
+        assert "everything that is due is done" in caplog.text
         run.train(4)
         len(watcher.records)
         words = "1 records, 0 events, on; next snapshot 6; the attach took "

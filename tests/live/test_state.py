@@ -53,7 +53,7 @@ def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None
         state = state_of(tmp_path)
         assert (state.status, state.step, state.last_step, state.next_due_step) == ("on", 4, 3, 6)
         assert state.last_evaluated_step == -1
-        assert (state.pid, state.num_failures) == (os.getpid(), 0)
+        assert (state.pid, state.num_failed) == (os.getpid(), 0)
         assert 0.0 < state.step_s < 60.0
         assert summary(tmp_path, capsys)[0].startswith(
             "The watch is on, at step 4. Watched: weights 1 of 1. Next snapshot 6. The watch took"
