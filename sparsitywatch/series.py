@@ -136,7 +136,11 @@ SERIES = (
     Series("motion/lr_clock", "lr_clock", "as lr", "sum of the learning rate",
            "Sum of the learning rate over the steps so far, averaged over the weights."),
     Series("motion/lr", "lr", "as lr", "learning rate",
-           "Learning rate at the snapshot, averaged over the in-scope weights."),
+           "Learning rate at the snapshot, averaged over the in-scope weights that have one."),
+    Series("motion/trained", "trained", "fraction", "weights in training",
+           "Share of the in-scope weights that a step of any optimizer has reached since the "
+           "snapshot before, or in the last ten steps. What is frozen, in no optimizer, or without "
+           "a gradient is not reached."),
     # what is to come
     Series("forecast/near_zero_in_0.5", "forecast.scalars", "fraction",
            "near-zero weights foreseen for half a unit of the decay clock",

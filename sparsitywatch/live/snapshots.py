@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -85,12 +85,19 @@ class SnapshotTaker:
         """How an evaluation has changed what the training goes on from; empty if none has."""
         return self._model.training_changed
 
-    def begin(self, step: int, *, behind: bool) -> None:
-        """Remember the weights of ``step``, so that the first snapshot can say what moved."""
+    def begin(self, step: int, *, behind: bool, anew: bool = False) -> None:
+        """Remember the weights of ``step``, so that the first snapshot can say what moved.
+
+        ``anew``: they are not those that the run was made of.
+        """
         with torch.no_grad():
-            snapshot, reading, every = self._read(step)
-            self._trace.examine(step, every, strict=self.run.strict)(None)
-        motion = self._trace.motion
+            snapshot, every = self._read(step)
+            training = self._trace.training(every)
+            self._trace.examine(step, every, training, strict=self.run.strict)(None)
+            if anew:
+                initial_rms = self._reader.counted(snapshot)[0].layer_rms()
+                self.run = replace(self.run, initial_rms=initial_rms)
+        motion, reading = self._trace.tracker, self._trace.reading(training)
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)
             motion.compare(step, sample, optimizer=reading)
@@ -181,25 +188,26 @@ class SnapshotTaker:
             self._pool.shutdown(wait=True)
             self._pool = None
 
-    def _read(self, step: int) -> tuple[Snapshot, OptimizerReading, Mapping[str, torch.Tensor]]:
-        """The weights, what the optimizer did, and every parameter, in scope or not."""
+    def _read(self, step: int) -> tuple[Snapshot, Mapping[str, torch.Tensor]]:
+        """The weights, and every parameter, in scope or not."""
         parameters, every = self._reader.lookup(self._model.module, self.run.scope)
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
-        return snapshot, self._trace.reading(every), every
+        return snapshot, every
 
     def _read_to_measure(
         self, step: int, not_evaluated: str, *, is_later: bool
     ) -> Callable[[], _Outcome]:
         """What says all about the model, here and now; or later, of a copy made here."""
-        snapshot, reading, every = self._read(step)
-        reader, motion = self._reader, self._trace.motion
+        snapshot, every = self._read(step)
+        training = self._trace.training(every)
+        reader, motion, reading = self._reader, self._trace.motion, self._trace.reading(training)
         at = SnapshotContext(
             model=None if is_later else self._model,
             not_evaluated=not_evaluated,
             sampler=None if motion is None else motion.sampler,
             # what the next step changes is read now; before a copy leaves caches cold
-            examined=self._trace.examine(step, every, strict=self.run.strict),
+            examined=self._trace.examine(step, every, training, strict=self.run.strict),
         )
         if is_later:
             snapshot, reader = self._copy.take(snapshot), reader.behind

@@ -1,55 +1,73 @@
-"""The optimizer of a training: its steps, who takes its place, and its clocks."""
+"""The optimizers of a training: their steps, which of them count, and what they do to weights."""
 
 from __future__ import annotations
 
 import logging
+import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
-from sparsitywatch.errors import ConfigurationError, StateError, reraise_foreign
+from sparsitywatch.errors import ConfigurationError, StateError, expect, reraise_foreign
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.records import Vital
 from sparsitywatch.redact import redacted_error
 from sparsitywatch.weights.clock import (
-    DecayClock,
+    Account,
+    Clock,
     OptimizerReading,
+    Sums,
+    Trainer,
     Training,
-    group_membership,
     masters_of,
-    weight_average,
+    mean_over,
+    stepped_on,
+    why_no_clock,
+    why_not_measurable,
 )
-from sparsitywatch.weights.motion import MotionTracker, why_not_measurable
-from sparsitywatch.weights.scope import Scope
+from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 _logger = logging.getLogger("sparsitywatch")
 
-#: After this many steps of another optimizer, and none of the watched one, it has taken over.
+Optimizer = torch.optim.Optimizer
+
+#: After this many steps of others, and none that counts, it is said.
 _FEW_STEPS = 10
 
 
-def unwrap_optimizer(optimizer: object) -> torch.optim.Optimizer:
-    """The optimizer that takes the steps, inside wrappers such as Accelerate's."""
+def unwrap_optimizers(given: object) -> tuple[Optimizer, ...]:
+    """The optimizers that take the steps, inside wrappers such as Accelerate's; none of None."""
+    if given is None:
+        return ()
+    if isinstance(given, list | tuple):
+        expect(given, "optimizer", "at least one, or None for whatever steps this model", given)
+        return tuple(dict.fromkeys(map(_unwrap_optimizer, given)))
+    return (_unwrap_optimizer(given),)
+
+
+def _unwrap_optimizer(optimizer: object) -> Optimizer:
     inner = optimizer
-    while not (
-        isinstance(inner, torch.optim.Optimizer) and "_optimizer_step_post_hooks" in vars(inner)
-    ):
+    while not (isinstance(inner, Optimizer) and "_optimizer_step_post_hooks" in vars(inner)):
         inner = getattr(inner, "optimizer", None)
         if inner is None:
             raise ConfigurationError(
-                "Expected `optimizer` to be a torch.optim.Optimizer or a wrapper that holds one as "
-                f"`.optimizer`, got {type(optimizer).__name__}. Pass optimizer=None and call "
-                "watcher.step() after each step instead."
+                "Expected `optimizer` to be a torch.optim.Optimizer, a wrapper that holds one as "
+                f"`.optimizer`, a list of them or None, got {type(optimizer).__name__}. Pass "
+                "optimizer=None and call watcher.step() after each step instead."
             )
     return inner
 
 
-def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
+def step_was_skipped(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler skipped this update inside a fused optimizer.
 
     Other optimizers are not called at all for a skipped step. The flag exists only while
@@ -59,37 +77,48 @@ def step_was_skipped(optimizer: torch.optim.Optimizer) -> bool:
     return found_inf is not None and float(found_inf) > 0.0
 
 
-class StepHook:
-    """Calls a method after each step of every optimizer in the process; without one, never.
+# ------------------------------------------------------------------ hooks
 
-    The watch lives as long as the optimizer that it was last given, also if nobody else holds it.
-    One hook of torch serves all watches of a process. torch goes through its hooks while they run,
-    so it is taken off between steps only, never by the garbage collector in the middle of one.
+
+class StepHook:
+    """Calls methods before and after each step of every optimizer in the process.
+
+    Called are ``before(optimizer)``, and ``after(optimizer, reached, is_inside)``: the ids of the
+    tensors that optimizers inside this step have stepped on, and whether it was inside another one.
+
+    The watch lives as long as an optimizer that it is tied to, also if nobody else holds it; until
+    then the process holds it. Two hooks of torch serve all watches of a process. torch goes through
+    its hooks while they run, so they are taken off between steps only, never by the garbage
+    collector in the middle of one.
     """
 
     _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
-    _of_torch: ClassVar[RemovableHandle | None] = None
+    _untied: ClassVar[set[StepHook]] = set()
+    _of_torch: ClassVar[list[RemovableHandle]] = []
     _depth: ClassVar[int] = 0
+    #: the steps that have begun, the outermost first, and what was stepped on inside each
+    _begun: ClassVar[list[tuple[Optimizer, set[int]]]] = []
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer | None,
-        after_step: Callable[[torch.optim.Optimizer], None],
+        before: Callable[[Optimizer], None],
+        after: Callable[[Optimizer, Collection[int], bool], None],
     ) -> None:
-        self._after_step = after_step
+        self._before, self._after = before, after
         self._stays: RemovableHandle | None = None
-        if optimizer is not None:
-            self._alive.add(self)
-            if StepHook._of_torch is None:
-                hook = _uncompiled(StepHook._call_all)
-                StepHook._of_torch = register_optimizer_step_post_hook(hook)
-            self.move(optimizer)
+        self._alive.add(self)
+        self._untied.add(self)
+        if not StepHook._of_torch:
+            StepHook._of_torch += [
+                register_optimizer_step_pre_hook(_uncompiled(StepHook._call_before)),
+                register_optimizer_step_post_hook(_uncompiled(StepHook._call_after)),
+            ]
 
-    def move(self, optimizer: torch.optim.Optimizer) -> None:
-        """Live as long as this optimizer."""
-        if self._stays is not None:
-            self._stays.remove()
-        self._stays = optimizer.register_step_post_hook(_uncompiled(self._stay))
+    def tie_once(self, optimizer: Optimizer) -> None:
+        """Live as long as the first optimizer that is given."""
+        if self._stays is None:
+            self._untied.discard(self)
+            self._stays = optimizer.register_step_post_hook(_uncompiled(self._stay))
 
     def _stay(self, *_: object) -> None:
         """Nothing: who holds this method holds the hook."""
@@ -97,19 +126,44 @@ class StepHook:
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
         self._alive.discard(self)
+        self._untied.discard(self)
         if self._stays is not None:
             self._stays.remove()
-        if StepHook._of_torch is not None and not self._alive and self._depth == 0:
-            StepHook._of_torch.remove()
-            StepHook._of_torch = None
+        if not self._alive and self._depth == 0:
+            while StepHook._of_torch:
+                StepHook._of_torch.pop().remove()
 
     @staticmethod
-    def _call_all(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _call_before(optimizer: Optimizer, *_: object) -> None:
+        begun = StepHook._begun
+        open_ones = [one for one, _ in begun]
+        if optimizer in open_ones:  # its step before has raised, and all that was inside it
+            del begun[open_ones.index(optimizer) :]
+        begun.append((optimizer, set()))
+        StepHook._call(lambda hook: hook._before(optimizer))
+
+    @staticmethod
+    def _call_after(optimizer: Optimizer, *_: object) -> None:
+        reached: set[int] = set()
+        begun = StepHook._begun
+        for place in range(len(begun) - 1, -1, -1):
+            if begun[place][0] is optimizer:
+                reached = begun[place][1]
+                del begun[place:]
+                break
+        if begun:
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            begun[-1][1].update(own | reached)
+        is_inside = bool(begun)
+        StepHook._call(lambda hook: hook._after(optimizer, reached, is_inside))
+
+    @staticmethod
+    def _call(function: Callable[[StepHook], None]) -> None:
         StepHook._depth += 1
         try:
             for hook in [*StepHook._alive]:
                 if hook in StepHook._alive:  # else another one has taken it off
-                    hook._after_step(optimizer)
+                    function(hook)
         finally:
             StepHook._depth -= 1
 
@@ -120,141 +174,276 @@ def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     return disabled
 
 
-class StepCounter:
-    """Counts the steps of the watched optimizer, or of the one that has taken its place.
+# ------------------------------------------------------------------ which steps count
 
-    A copied or unpickled optimizer has no hooks, and neither has a new one. It is known by
-    stepping the same weights again and again while the watched one takes no step. Two that take
-    turns are none: neither those of the halves of a model, nor one inside the other, nor
-    several steps of an inner one to each of an outer one.
+
+class StepCounter:
+    """Counts the steps of a training.
+
+    Of optimizers that were given, one round of all of them is a step. If none was, it is one of the
+    optimizer that holds most of the weights in scope, of several the first; steps inside another
+    step are not. One that takes no step while others step these weights has been replaced.
     """
 
-    def __init__(self, in_scope: Callable[[], Iterable[torch.Tensor]]) -> None:
-        self._in_scope = in_scope
-        self._kinds: weakref.WeakKeyDictionary[torch.optim.Optimizer, str] = (
-            weakref.WeakKeyDictionary()
+    def __init__(self, given: Sequence[Optimizer]) -> None:
+        self._given = tuple(given)
+        self._waits_for = set(self._given)
+        self._leader: tuple[weakref.ref[Optimizer], int] | None = None
+        self._beside: Counter[int] = Counter()  # steps since the last that counted, by id
+        self._has_told = False
+
+    def count(self, optimizer: Optimizer, num_held: int, *, is_inside: bool) -> int:
+        """How many steps count now that ``optimizer`` took one, which holds that many weights."""
+        num_steps = (
+            self._of_given(optimizer, num_held)
+            if self._given
+            else self._of_leader(optimizer, num_held, is_inside=is_inside)
         )
-        self._streaks = {"same": 0, "alike": 0}
-        self._needed = _FEW_STEPS
-        self._has_warned = False
+        if num_steps:
+            self._beside.clear()
+        return num_steps
 
-    def count(self, optimizer: torch.optim.Optimizer, watched: torch.optim.Optimizer | None) -> int:
-        """How many steps count now that ``optimizer`` took one: several where it took over."""
-        if optimizer is watched:
-            # what steps in between may do so again, and for as long
-            self._needed = max(self._needed, 2 * self._streaks["same"])
-            self._streaks = dict.fromkeys(self._streaks, 0)
-            return 0 if step_was_skipped(optimizer) else 1
-        kind = self._kinds.get(optimizer)
-        if kind is None:
-            kind = self._kinds[optimizer] = self._kind(optimizer, watched)
-        if not kind or step_was_skipped(optimizer):
+    def _of_given(self, optimizer: Optimizer, num_held: int) -> int:
+        if optimizer in self._given:
+            self._waits_for.discard(optimizer)
+            if not self._waits_for:
+                self._waits_for = set(self._given)
+                return 1
+        if not num_held:
             return 0
-        self._streaks[kind] += 1
-        number = self._streaks[kind]
-        if number < self._needed:
+        self._beside[id(optimizer)] += 1
+        num_steps = self._beside[id(optimizer)]
+        if num_steps < _FEW_STEPS:
             return 0
-        self._streaks[kind] = 0
-        if kind == "alike":
-            self._warn_once(optimizer)
-            return 0
-        self._kinds.clear()
-        self._needed = _FEW_STEPS
-        return number
+        for outer in self._waits_for:
+            if _is_part_of(optimizer, outer):  # such as that of SAM, whose own step nobody calls
+                self._given = tuple(optimizer if one is outer else one for one in self._given)
+                self._waits_for = set(self._given)
+                return num_steps if len(self._given) == 1 else 0
+        self._tell_once(optimizer, num_held, num_steps)
+        return 0
 
-    def _kind(self, optimizer: torch.optim.Optimizer, watched: torch.optim.Optimizer | None) -> str:
-        """What another one steps: the "same" weights, others that are "alike", or neither: ""."""
-        if watched is None or _holds(watched, optimizer) or _holds(optimizer, watched):
-            return ""  # one wraps the other
-        own, other = _trained(watched), _trained(optimizer)
-        ids, in_scope = {id(p) for p in own}, {id(p) for p in self._in_scope()}
-        if {id(p) for p in other} & ((ids & in_scope) or ids | in_scope):
-            return "same"
-        return "alike" if [p.shape for p in other] == [p.shape for p in own] else ""
+    def _of_leader(self, optimizer: Optimizer, num_held: int, *, is_inside: bool) -> int:
+        if not num_held or is_inside:
+            return 0
+        leader, most = (None, 0) if self._leader is None else (self._leader[0](), self._leader[1])
+        if optimizer is leader:
+            return 1
+        self._beside[id(optimizer)] += 1
+        num_steps = self._beside[id(optimizer)]
+        has_stopped = leader is None or num_steps >= _FEW_STEPS
+        if num_held <= most and not has_stopped:
+            return 0
+        is_first = self._leader is None
+        self._leader = weakref.ref(optimizer), num_held
+        # one that holds more begins beside the leader: this step is counted already
+        return num_steps if is_first or has_stopped else 0
 
-    def _warn_once(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._has_warned:
+    def _tell_once(self, optimizer: Optimizer, num_held: int, num_steps: int) -> None:
+        if self._has_told:
             return
-        self._has_warned = True
+        self._has_told = True
+        waits_for = " and ".join(sorted(type(one).__name__ for one in self._waits_for))
         _logger.warning(
-            "sparsitywatch: the watched optimizer takes no steps, while another %s steps "
-            "%d weights of the same shapes: if the training goes on with a copied or "
-            "unpickled model, nothing more is seen of it. Attach a watch to that one.",
+            "sparsitywatch: no step has been counted during %d steps of %s on %d weights in scope: "
+            "the watch waits for a step of %s. If that was replaced, give all optimizers of these "
+            "weights, or optimizer=None for whatever steps this model.",
+            num_steps,
             type(optimizer).__name__,
-            sum(p.numel() for p in _trained(optimizer)),
+            num_held,
+            waits_for,
         )
 
 
-def _trained(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def _is_part_of(inner: Optimizer, outer: Optimizer) -> bool:
+    return inner is not outer and any(value is inner for value in vars(outer).values())
 
 
-def _holds(outer: torch.optim.Optimizer, inner: torch.optim.Optimizer) -> bool:
-    return any(value is inner for value in vars(outer).values())
+# ------------------------------------------------------------------ what they do
 
 
 class OptimizerTrace:
-    """The decay clock and the motion of the weights under one optimizer; None if none is seen."""
+    """What every optimizer of the process does to the weights of one model, and what moves them."""
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer | None,
-        scope: Scope,
+        optimizers: Sequence[Optimizer],
+        sizes: Mapping[str, int],
         motion: MotionTracker | None,
         examiner: Examiner,
     ) -> None:
-        self.optimizer = optimizer
-        #: more optimizers that were seen to step
-        self.others: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        #: compares the weights; nobody knows what moves them where no optimizer is seen
-        self.motion = None if optimizer is None else motion
-        self._scope = scope
+        self.given = tuple(optimizers)
+        self.tracker = motion  # compares the weights
+        self._sizes = sizes  # of the weights in scope, by name
         self._examiner = examiner
-        self._clock = DecayClock()
-        self._start = (0.0, 0.0)  # decay and lr when the clock began to run here
-        self._masters: dict[str, torch.Tensor] | None = None  # found at the first reading
+        self._accounts: list[Account] = []
+        self._account_of: weakref.WeakKeyDictionary[Optimizer, Account] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._seen: dict[Account, int] = {}  # steps that each had taken at the last snapshot
+        self._is_restored = False  # whether a state was loaded
+        self._has_hooks = False  # whether a step of what was given has been seen
+        self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
+        # by name what was done in an earlier process, and by optimizers that are gone
+        self._earlier: dict[str, Sums] = {}
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether an optimizer of these weights is known."""
+        return bool(self.given) or any(one.num_held(self._sizes) for one in self._accounts)
+
+    @property
+    def motion(self) -> MotionTracker | None:
+        """What compares the weights; None while nobody knows what moves them."""
+        return self.tracker if self.is_seen else None
 
     @property
     def steps_done(self) -> int:
-        """Steps as the optimizer itself counts them, as the Adam family does; 0 if it does not."""
-        states = [] if self.optimizer is None else list(self.optimizer.state.values())[:1]
-        return int(max((float(state["step"]) for state in states if "step" in state), default=0.0))
+        """Steps as an optimizer itself counts them, as the Adam family does; 0 if none does."""
+        known = self.given or [*self._account_of]
+        firsts = [state for one in known for state in [*one.state.values()][:1]]
+        return int(max((float(state.get("step", 0.0)) for state in firsts), default=0.0))
 
-    def advance(self) -> None:
-        """One optimizer step was taken."""
-        if self.optimizer is not None:
-            self._clock.advance(self.optimizer)
+    # ------------------------------------------------------------------ steps
 
-    def follow(
-        self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Go on with another optimizer."""
-        # what moves until the next snapshot is known if its groups hold the same in-scope weights
-        known = {} if self.optimizer is None else group_membership(self.optimizer, parameters)
-        if known != group_membership(optimizer, parameters):
-            self._start = self._totals(known)
-            self._clock = DecayClock()
-            if self.motion is not None:
-                self.motion.forget()
-            self._examiner.forget()
-        self.optimizer = optimizer
-        self._masters = None
+    def attach(self, parameters: Mapping[str, torch.Tensor]) -> set[str]:
+        """Take up the optimizers that were given; returns what they hold of ``parameters``."""
+        for optimizer in self.given:
+            self._identify(optimizer, parameters)
+        return {name for one in self._accounts for names in one.names for name in names}
+
+    def may_hold_copies(self, parameters: Mapping[str, torch.Tensor]) -> bool:
+        """Whether optimizers hold what may be copies of higher precision, in whatever shape."""
+        held = [p for one in self.given for group in one.param_groups for p in group["params"]]
+        coarsest = min(one.dtype.itemsize for one in parameters.values())
+        return any(one.dtype.itemsize > coarsest for one in held)
+
+    def saw(
+        self,
+        optimizer: Optimizer,
+        reached: Collection[int],
+        parameters: Callable[[], Mapping[str, torch.Tensor]],
+    ) -> int:
+        """An optimizer took a step; returns how many weights in scope it holds.
+
+        ``reached``: ids of the tensors that optimizers inside it have stepped on.
+        """
+        account = self._known(optimizer, parameters)
+        self._has_hooks |= optimizer in self.given
+        if any(account.names):
+            account.advance(reached)
+        return account.num_held(self._sizes)
+
+    def knows(
+        self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> bool:
+        """Whether an optimizer was given, or holds weights in scope."""
+        account = self._known(optimizer, parameters)
+        return optimizer in self.given or account.num_held(self._sizes) > 0
+
+    def _known(
+        self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> Account:
+        account = self._account_of.get(optimizer)
+        # after some steps a copy of higher precision is the weight, if it was not at first
+        if account is None or not account.is_current or account.num_steps == _FEW_STEPS:
+            account = self._identify(optimizer, parameters())
+        return account
+
+    def said(self) -> None:
+        """A step was taken, says the training, which no hook of what was given has seen."""
+        for optimizer in () if self._has_hooks else self.given:
+            self._account_of[optimizer].advance(is_seen=False)
+
+    def _identify(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> Account:
+        """Say what the model calls what an optimizer holds."""
+        account = self._account_of.get(optimizer)
+        if account is None:
+            account = self._account_of[optimizer] = Account(optimizer)
+            self._accounts.append(account)
+        known = set(account.copied.values())
+        unknown = {name: one for name, one in parameters.items() if name not in known}
+        for name, copy in masters_of(optimizer, unknown).items():
+            account.copied[copy] = name
+        names = _names_of(parameters)
+        names |= {id(copy): (name,) for copy, name in account.copied.items()}
+        account.hold(names)
+        account.take_over(self._earlier)
+        return account
+
+    # ------------------------------------------------------------------ what is known
+
+    def training(self, parameters: Mapping[str, torch.Tensor]) -> Training | None:
+        """Who trains each of the model's ``parameters`` now, and what was done to it; None: unseen.
+
+        To be asked once a snapshot: active is who has stepped since.
+        """
+        if not self.is_seen:
+            return None
+        gone = [account for account in self._accounts if account.optimizer() is None]
+        past = {name: sums._replace(momentum=0.0) for name, sums in self._sums(gone).items()}
+        self._earlier = past
+        self._accounts = [account for account in self._accounts if account not in gone]
+        trainers: dict[str, Trainer] = {}
+        for optimizer, account in [*self._account_of.items()]:
+            self._identify(optimizer, parameters)
+            for name, trainer in account.trainers(since=self._seen.get(account, 0)):
+                if trainer.is_active or name not in trainers:
+                    trainers[name] = trainer
+            self._seen[account] = account.num_steps
+        sums = self._sums(self._accounts)
+        return Training(
+            trainers=trainers,
+            taken={name: one.taken for name, one in sums.items()},
+            offered={name: one.offered for name, one in sums.items()},
+            copied=frozenset(n for account in self._accounts for n in account.copied.values()),
+        )
+
+    def _sums(self, accounts: Iterable[Account]) -> dict[str, Sums]:
+        """What was done by name, earlier and by some optimizers."""
+        found = dict(self._earlier)
+        for account in accounts:
+            for name, sums in account.sums():
+                found[name] = found[name].plus(sums) if name in found else sums
+        return found
+
+    def reading(self, training: Training | None) -> OptimizerReading:
+        """What that says of the weights in scope."""
+        if training is None:
+            return OptimizerReading()
+        sizes = self._sizes
+        trainers = {name: one for name, one in training.trainers.items() if name in sizes}
+        taken = {name: clock for name, clock in training.taken.items() if name in sizes}
+        reached = {name: clock for name, clock in taken.items() if clock.lr > 0.0}
+        decay = mean_over(sizes, {name: clock.known_decay for name, clock in reached.items()})
+        lr = mean_over(sizes, {name: clock.lr for name, clock in reached.items()})
+        active = [sizes[name] for name, one in trainers.items() if one.is_active]
+        whys = {name: why_no_clock(one.optimizer, one.kind) for name, one in trainers.items()}
+        return OptimizerReading(
+            decay_clock=self._start[0] + (decay if reached else 0.0),
+            why_no_clock=next(filter(None, whys.values()), "") if math.isnan(decay) else "",
+            lr_clock=self._start[1] + (lr if reached else 0.0),
+            lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),
+            trained=sum(active) / sum(sizes.values()),
+            clocks=taken,
+            not_measurable={
+                name: why_not_measurable(one.optimizer, one.kind) for name, one in trainers.items()
+            },
+            masters=training.copied,
+        )
 
     def examine(
-        self, step: int, parameters: Mapping[str, torch.Tensor], *, strict: bool
+        self,
+        step: int,
+        parameters: Mapping[str, torch.Tensor],
+        training: Training | None,
+        *,
+        strict: bool,
     ) -> Examined:
         """What says what became of all ``parameters``, in scope or not, in any thread, once.
 
         Read is here what the next step may change. What fails is told, and the rest is measured.
         """
-        training = None
-        if self.optimizer is not None:
-            training = Training(
-                optimizer=self.optimizer,
-                clock=self._clock,
-                masters=self._masters_among(parameters),
-                others=tuple(self.others),
-            )
 
         def failed(error: Exception) -> Examined:
             reraise_foreign(error, strict=strict)
@@ -274,67 +463,59 @@ class OptimizerTrace:
 
         return examined
 
-    def reading(self, parameters: Mapping[str, torch.Tensor]) -> OptimizerReading:
-        """What the optimizer has done so far; ``parameters`` are all of the model's, by name."""
-        if self.optimizer is None:
-            return OptimizerReading()
-        masters = self._masters_among(parameters)
-        membership = group_membership(self.optimizer, {**parameters, **masters})
-        rates = [float(group.get("lr", 0.0)) for group in self.optimizer.param_groups]
-        decay, lr = self._totals(membership)
-        return OptimizerReading(
-            decay_clock=decay,
-            lr_clock=lr,
-            lr=weight_average(rates, membership, self._scope),
-            clock=self._clock.copy(),
-            membership=membership,
-            not_measurable=why_not_measurable(self.optimizer),
-            masters=frozenset(masters),
-        )
-
-    def _masters_among(self, parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if self._masters is None and self.optimizer is not None:
-            self._masters = masters_of(self.optimizer, parameters)
-        return self._masters or {}
-
     def groups(self, parameters: Mapping[str, torch.Tensor]) -> list[Any]:
-        """Learning rate and decay of each param group, and which in-scope weights it trains."""
-        if self.optimizer is None:
-            return []
-        rates = [
-            (float(group.get("lr", 0.0)), float(group.get("weight_decay", 0.0)))
-            for group in self.optimizer.param_groups
+        """Learning rate, decay and names of each param group, to be compared between ranks."""
+        names = _names_of(parameters)
+        return [
+            [
+                float(group.get("lr", 0.0)),
+                float(group.get("weight_decay", 0.0)),
+                sorted(name for p in group["params"] for name in names.get(id(p), ())),
+            ]
+            for optimizer in [*self._account_of]
+            for group in optimizer.param_groups
         ]
-        return [rates, sorted(group_membership(self.optimizer, parameters).items())]
 
     def continue_from(self, decay: float, lr: float) -> None:
         """Restore clocks from the log, unless a state was loaded; NaN for those the log lacks."""
-        if not self._clock.groups:
+        if not self._is_restored:
             self._start = (decay, lr)
-
-    def _totals(self, membership: Mapping[str, int]) -> tuple[float, float]:
-        """Decay and lr since the run began, averaged over the in-scope weights."""
-        decay, lr = self._clock.averages(membership, self._scope)
-        return self._start[0] + decay, self._start[1] + lr
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
+        sums = self._sums(self._accounts)
         return {
             "start": self._start[0],
             "lr_start": self._start[1],
-            "clock": self._clock.state_dict(),
-            **({"motion": None} if self.motion is None else self.motion.state_dict()),
+            "clocks": {n: [list(s.taken), list(s.offered), s.momentum] for n, s in sums.items()},
+            **({"motion": None} if self.tracker is None else self.tracker.state_dict()),
             "examiner": self._examiner.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave; StateError if a key is missing."""
-        for key in ("start", "lr_start", "clock", "motion", "examiner"):
+        for key in ("start", "lr_start", "clocks", "motion", "examiner"):
             if key not in state:
                 raise StateError(f"Expected key {key!r} in the trace's state, got {list(state)}.")
         self._start = (float(state["start"]), float(state["lr_start"]))
-        self._clock.load_state_dict(state["clock"])
-        if self.motion is not None and state["motion"] is not None:
-            self.motion.load_state_dict(state)
+        self._earlier = {
+            name: Sums(Clock(*taken), Clock(*offered), momentum)
+            for name, (taken, offered, momentum) in state["clocks"].items()
+        }
+        self._is_restored = True
+        for account in self._accounts:
+            account.forget()
+            account.take_over(self._earlier)
+        if self.tracker is not None and state["motion"] is not None:
+            self.tracker.load_state_dict(state)
         if state["examiner"]:
             self._examiner.load_state_dict(state["examiner"])
+
+
+def _names_of(parameters: Mapping[str, torch.Tensor]) -> dict[int, tuple[str, ...]]:
+    """What the model calls each tensor that an optimizer may hold, by id."""
+    found: dict[int, tuple[str, ...]] = {}
+    for name, parameter in parameters.items():
+        key = id(stepped_on(parameter))
+        found[key] = (*found.get(key, ()), name)
+    return found

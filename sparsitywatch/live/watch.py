@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,7 +29,7 @@ from sparsitywatch.errors import (
     expect_whole,
 )
 from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedule
-from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizer
+from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
 from sparsitywatch.pipeline.measure import RunContext, expect_model
 from sparsitywatch.pipeline.parts import Examiner
@@ -67,7 +68,7 @@ _PASSES_AT_MOST = 16
 
 def watch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     *,
     logdir: str | os.PathLike[str] | None,
     proxy: Proxy | None = None,
@@ -95,10 +96,11 @@ def watch(
     Args:
         model: the model in training, in whatever wrappers (compiled, DDP), whole or sharded
             (FSDP2, DTensors).
-        optimizer: its steps are counted through a post-step hook. One that takes its place (a new
-            one, a copy, one that was unpickled) is known by ten steps of the same weights with
-            none of the first one between, and followed, with a warning. None if
-            ``watcher.step()`` is called after each step instead.
+        optimizer: whose steps count: one optimizer, or several, of which one round of all is a
+            step. None: of those that step this model the one that holds most of the weights in
+            scope counts, whichever it is by then. What any optimizer of this process does to the
+            weights is taken into the clocks in either case. A loop whose steps no hook can see
+            calls ``watcher.step()`` after each.
         logdir: everything goes to ``<logdir>/sparsitywatch/``; None to write nothing.
         proxy: what to evaluate; without one there is no essential sparsity, only what the
             weights say by themselves.
@@ -152,7 +154,7 @@ def watch(
     with _on_every(ranks):
         scope = Scope.of(inner, chosen.scope)
         schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None)
-        real_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
+        optimizers = unwrap_optimizers(optimizer)
         directory = place(logdir) if logdir is not None and leads else None
         pipeline = Pipeline(
             claim=Claim(directory),
@@ -195,9 +197,10 @@ def watch(
         if spectrum is not None and max_overhead is not None:
             masked = MaskedModel(model, scope, reader)
             _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
-        trace = OptimizerTrace(
-            real_optimizer, scope, MotionTracker.of(chosen.dormant_samples), examiner
-        )
+        motion = MotionTracker.of(chosen.dormant_samples)
+        trace = OptimizerTrace(optimizers, dict(scope.sizes), motion, examiner)
+        if not off:
+            _take_up_optimizers(trace, scope, inner, ranks)
         if directory is not None:
             prepare(directory)
         return Watcher(
@@ -211,6 +214,37 @@ def watch(
             initial_step=initial_step,
             off=off,
             ranks=ranks,
+        )
+
+
+def _take_up_optimizers(
+    trace: OptimizerTrace, scope: Scope, model: nn.Module, ranks: Ranks
+) -> None:
+    """Refuse optimizers that train none of the weights in scope; say so if they train a part."""
+    parameters, every = scope.lookup(model)
+    held = trace.attach(every)
+    if not trace.given:
+        return
+    own = {name: p for name, p in parameters.items() if name in held}
+    num_trained = sum(p.numel() for p in own.values() if p.requires_grad)
+    # on each rank an optimizer may step on some tensors only
+    num_held, num_trained = ranks.highest(np.array([len(own), num_trained])).tolist()
+    names = " and ".join(type(optimizer).__name__ for optimizer in trace.given)
+    if not num_held and not trace.may_hold_copies(parameters):
+        modules = sorted({name.rpartition(".")[0] for name in held})[:3]
+        alone = f"those of {', '.join(modules)} alone" if modules else "none of this model"
+        raise ConfigurationError(
+            f"Expected `optimizer` to hold weights in scope, but {names} holds {alone}. Give the "
+            "optimizer that trains this very model, not a copy of it, or optimizer=None for "
+            "whatever steps it."
+        )
+    total = sum(p.numel() for p in parameters.values())
+    if num_held and num_trained < total and ranks.rank == 0:
+        _logger.warning(
+            "sparsitywatch: %s trains %.1f %% of the weights in scope; the others are frozen or in "
+            "no optimizer that was given. The clocks are means over the weights that are trained.",
+            names,
+            100.0 * num_trained / total,
         )
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.util import Finalize
 from typing import Any
@@ -34,6 +34,7 @@ from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step
 from sparsitywatch.pipeline.measure import RunContext, not_measured, record_of
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pruning.evaluation import MaskedModel
+from sparsitywatch.pruning.model_copy import version_of
 from sparsitywatch.ranks.protocol import ALONE, Ranks
 from sparsitywatch.ranks.reading import ShardedReader
 from sparsitywatch.records import Event, Record, html_of
@@ -93,7 +94,7 @@ class Watcher:
     Args:
         model: what is watched.
         run, reader: what snapshots are measured with.
-        trace: what the optimizer does, if there is one; else ``step`` is called.
+        trace: what optimizers do.
         pipeline: what becomes of the record.
         schedule: when to take one.
         background: whether what can be done behind the training is done there.
@@ -129,6 +130,8 @@ class Watcher:
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._pid = os.getpid()
         self._opened = False
+        self._has_begun = False  # whether the first step was about to be taken
+        self._is_said = False  # whether ``step`` is called
         self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
@@ -138,13 +141,27 @@ class Watcher:
         self._at_exit = Finalize(None, at_exit, exitpriority=1)  # before the pipeline's
         self._last_words = weakref.finalize(self, _report_dropped, os.getpid(), pipeline, schedule)
         self._last_words.atexit = False
-        if not off:
-            begun = self._trace.steps_done if initial_step is None else initial_step
-            self._taker.begin(begun, behind=background)
-        self._counter = StepCounter(lambda: self._parameters().values())
-        self._hook = StepHook(None if off else trace.optimizer, self._on_step)
-        if not off:
+        self._counter = StepCounter(trace.given)
+        self._hook = StepHook(self._before_step, self._on_step)
+        self._marks: dict[str, tuple[int, int]] = {}  # of the weights, as they were taken up
+        if off:
+            self._hook.remove()
+        else:
+            for optimizer in trace.given[:1]:
+                self._hook.tie_once(optimizer)
+            self._take_up()
             self._schedule.attached()
+
+    def _take_up(self, *, anew: bool = False) -> None:
+        """Remember the weights as they are now: the first snapshot is compared with them."""
+        step = self._trace.steps_done if self._step is None else self._step
+        self._taker.begin(step, behind=self._background, anew=anew)
+        self._marks = self._marks_now()
+
+    def _marks_now(self) -> dict[str, tuple[int, int]]:
+        """What changes where weights in scope are written, by name."""
+        parameters = self._taker.run.scope.parameters(self._model.module)
+        return {name: (id(one), version_of(one)) for name, one in parameters.items()}
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
@@ -204,10 +221,14 @@ class Watcher:
     def step(self, step: int | None = None) -> None:
         """Say that an optimizer step was taken, for loops whose optimizer hooks cannot see.
 
-        Once called, it alone counts: the optimizer's hook is taken off. ``step`` is the
-        number of steps done by now, by default one more than before.
+        Once called, it alone counts: steps that hooks see do so no more. ``step`` is the number of
+        steps done by now, by default one more than before, unless hooks have counted this one.
         """
-        self._hook.remove()
+        is_counted = self._opened and not self._is_said and self.step_count > self._begun_at
+        self._is_said = True
+        if is_counted and step is None:
+            return
+        self._trace.said()
         if self._is_idle():
             self._decline(self.step_count + 1 if step is None else step)
             return
@@ -331,8 +352,9 @@ class Watcher:
             self._pipeline.close()
         else:
             _logger.warning(
-                "sparsitywatch: no optimizer step was seen. A copied or unpickled optimizer has "
-                "no hooks: attach to the one that steps, or call watcher.step()."
+                "sparsitywatch: no optimizer step was counted: neither one of the optimizers that "
+                "were given was seen, nor of any that holds these weights. A loop whose steps no "
+                "hook can see calls watcher.step() after each."
             )
         self._ranks.leave("its watch was closed")
 
@@ -358,38 +380,39 @@ class Watcher:
 
     # ------------------------------------------------------------------ steps
 
-    def _on_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer took a step: the watched one, or any other one in this process."""
-        watched = self._trace.optimizer
-        is_other = optimizer is not watched
-        if self._is_idle():
-            if not is_other and not step_was_skipped(optimizer):
-                self._decline(self.step_count + 1)
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step: the first time weights are as the training begins."""
+        if self._has_begun or self._is_idle():
             return
         with self._contained():
-            if is_other:
-                self._trace.others.add(optimizer)
-            num_steps = self._counter.count(optimizer, watched)
-            if num_steps and is_other:
-                self._follow(optimizer, num_steps)
-            if num_steps:
-                self._advance(num_steps)
+            if not self._trace.knows(optimizer, self._parameters):
+                return
+            self._has_begun = True
+            is_new = not self._opened and self._pending is None
+            if is_new and self._marks != self._marks_now():
+                self._take_up(anew=True)
 
-    def _follow(self, optimizer: torch.optim.Optimizer, num_steps: int) -> None:
-        """Go on with the optimizer that has taken the last steps of these weights."""
-        self._collect(wait=True)  # it compares with what is forgotten now
-        self._trace.follow(optimizer, self._parameters())
-        self._hook.move(optimizer)
-        self._open(num_steps)
-        if not self._off:
-            _logger.warning(
-                "sparsitywatch: the watched optimizer takes no steps any more, while another %s "
-                "steps the same weights: it was replaced, copied or unpickled, which drops hooks. "
-                "The watch follows it from step %d on, and counts the %d steps that it has taken.",
-                type(optimizer).__name__,
-                self.step_count + 1,
-                num_steps,
-            )
+    def _on_step(
+        self, optimizer: torch.optim.Optimizer, reached: Collection[int], is_inside: bool
+    ) -> None:
+        """An optimizer took a step; ``reached`` is what others inside this step have stepped on."""
+        is_needed = not self._off or not self._ranks.is_alone  # others may wait for an answer
+        if self._closed or os.getpid() != self._pid or not is_needed:
+            return
+        if step_was_skipped(optimizer):
+            return
+        with self._contained():
+            num_held = self._trace.saw(optimizer, reached, self._parameters)
+            if self._is_said:
+                return
+            num_steps = self._counter.count(optimizer, num_held, is_inside=is_inside)
+            if not num_steps:
+                return
+            if self._off:
+                self._decline(self.step_count + 1)
+                return
+            self._hook.tie_once(optimizer)
+            self._advance(num_steps)
 
     def _advance(self, num_steps: int, step: int | None = None) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
@@ -399,8 +422,6 @@ class Watcher:
         first = self.step_count + 1
         step = self.step_count + num_steps if step is None else step
         self._step = step
-        for _ in range(num_steps):
-            self._trace.advance()
         self._collect()
         if self._off:
             self._decline(step)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsitywatch.errors import ConfigurationError, is_number
 from sparsitywatch.redact import redacted_error
-from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
+from sparsitywatch.weights.clock import Clock, OptimizerReading
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ class Rates:
         self._lr = self._logged_at if lr is None else _function("lr", lr)
         self._decay = None if weight_decay is None else _function("weight_decay", weight_decay)
         self._step = 0
-        self._clock = GroupClock()
+        self._clock = Clock()
 
     def _logged_at(self, step: int) -> float:
         at = bisect.bisect_right(self._logged_steps, step) - 1
@@ -74,17 +74,16 @@ class Rates:
         """What had been done to these weights by a step; cheapest where steps rise."""
         if step < self._step:
             self._step = 0
-            self._clock = GroupClock()
+            self._clock = Clock()
         for at in range(self._step + 1, step + 1):
             decay = 0.0 if self._decay is None else _value("weight_decay", self._decay, at)
-            self._clock.advance(_value("lr", self._lr, at), decay)
+            self._clock = self._clock.plus(Clock.of_step(_value("lr", self._lr, at), decay))
         self._step = max(step, 0)
         return OptimizerReading(
             decay_clock=self._clock.decay if self.knows_decay else math.nan,
             lr_clock=self._clock.lr,
             lr=_value("lr", self._lr, max(step, 1)),
-            clock=DecayClock([self._clock]).copy() if self.knows_decay else None,
-            membership=dict.fromkeys(names, 0),
+            clocks=dict.fromkeys(names, self._clock) if self.knows_decay else {},
         )
 
     def reading_of(self, step: int, sample: Mapping[str, torch.Tensor]) -> OptimizerReading | None:

@@ -206,7 +206,8 @@ def record_of(
     """The record: what a snapshot says, what the optimizer did, what has moved, what it cost."""
     said = dict(measured.said)
     if optimizer is not None:
-        said.update(decay_clock=optimizer.decay_clock, lr_clock=optimizer.lr_clock, lr=optimizer.lr)
+        names = ("decay_clock", "why_no_clock", "lr_clock", "lr", "trained")
+        said.update((name, getattr(optimizer, name)) for name in names)
     if moved is not None:
         layers = tuple(
             replace(layer, dormant=moved.layers.get(layer.name, math.nan))

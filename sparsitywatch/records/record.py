@@ -402,10 +402,13 @@ class Record:
             weights could not be read.
         same_weights_as: step of the first snapshot that had the same fingerprint; None if no
             other one had it.
-        decay_clock: sum of lr times weight decay over the steps so far, averaged over the
-            in-scope weights; NaN if unknown.
+        decay_clock: sum of lr times weight decay over the steps so far, averaged over the in-scope
+            weights that an optimizer has stepped on, each with its own; NaN if unknown.
+        why_no_clock: why it is unknown; empty if it is not, and where no optimizer was seen.
         lr_clock: sum of lr over the steps so far, averaged in the same way.
-        lr: learning rate at the snapshot, averaged in the same way.
+        lr: learning rate at the snapshot, averaged over the in-scope weights that have one.
+        trained: fraction of the in-scope weights that a step has reached since the snapshot before,
+            or in the last ten steps; NaN if no optimizer was seen.
         dormant, movement, masks: None if motion is not watched.
         forecast: None where the weights' motion gives none.
         not_evaluated: why there is a proxy and it was not evaluated at this step, on purpose;
@@ -437,8 +440,10 @@ class Record:
     fingerprint: str = ""
     same_weights_as: int | None = None
     decay_clock: float = _NAN
+    why_no_clock: str = ""
     lr_clock: float = _NAN
     lr: float = _NAN
+    trained: float = _NAN
     dormant: Dormant | None = None
     movement: Movement | None = None
     masks: MaskOverlap | None = None

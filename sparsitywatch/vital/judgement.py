@@ -76,8 +76,8 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("dead_for", int, 0),  # ... in which it did either, with no gradient while others had one
     ("dead_steps", int, 0),  # optimizer steps in these
     ("back_at", int, -1),  # step of the earlier snapshot, not the last, whose bits it has again
-    # "own": its optimizer steps on it; "master": on a copy of higher precision; "other": an
-    # optimizer that is not watched; "none"; "unknown"; "frozen": it requires no grad
+    # "own": an optimizer steps on it; "master": on a copy of higher precision; "none"; "unknown";
+    # "frozen": it requires no grad
     ("trained_by", "U7", "unknown"),
     ("num_steps", int, 0),  # in the last interval, at a learning rate above 0
     ("lr", float, 0.0),  # mean over the last interval; 0 where it has no group

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ import torch
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.vital.judgement import TensorFacts, VitalReading, judged, table_of, unread
-from sparsitywatch.weights.clock import DecayClock, Training, group_membership, stepped_on
+from sparsitywatch.weights.clock import Clock, Trainer, Training, stepped_on
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import kept_for, local_of
 from sparsitywatch.weights.snapshot import SampleIndex, bits_of, float64_of
@@ -55,15 +55,13 @@ _SEEN = 2.0
 #: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
 #: lost to nobody: its gradient has ended.
 _ENDED = 0.01
-#: Updates of these optimizers are as large as the learning rate times the weights' own size.
-_RELATIVE = ("adafactor", "lamb", "lars")
 #: Facts that go on from those of the snapshot before.
 _CARRIED = (
     "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "num_lossy_moved",
     "num_lossy_expected",
 )  # fmt: skip
-#: Facts that are those of a param group, and what they are without one.
-_OF_GROUPS = {"num_steps": 0, "lr": 0.0, "lr_share": 0.0, "lr_rise": 1.0, "weight_decay": 0.0}
+#: Facts that an optimizer says of a tensor, beside ``lr_rise``, which is 1 without one.
+_OF_TRAINER = ("num_steps", "lr", "lr_share", "lr_rise", "weight_decay")
 
 
 class VitalTracker(Examiner):
@@ -79,9 +77,9 @@ class VitalTracker(Examiner):
 
     def forget(self) -> None:
         self._before = Sample({})
-        self._clock = DecayClock()
+        self._offered: Mapping[str, Clock] = {}
         self._step = -1
-        self._peaks: list[float] = []  # highest learning rate of each param group
+        self._peaks: dict[str, float] = {}  # highest learning rate of each tensor
         self._carried: dict[str, np.ndarray] = {}
         self._updates.clear()
         self._marks.clear()
@@ -120,10 +118,11 @@ class VitalTracker(Examiner):
         if self._before.tensors:
             seen = _Comparison(self._start, self._before, now)
             if training is not None:  # compared here, to know which gradients to look at
-                trained = _Trained(seen, weights, training, self._clock, self._reader)
+                done = self._done(training)
+                trained = _Trained(seen, weights, training, done, self._reader)
         shapes = [tuple(one.shape) for one in weights.values()]
         self._before, self._step = now, step
-        self._clock = DecayClock() if training is None else training.clock.copy()
+        self._offered = {} if training is None else training.offered
 
         def said() -> VitalReading:  # arithmetic that need not hold up the training
             facts, marks = table_of(list(now.tensors), len(self._updates)), now.marks()
@@ -161,12 +160,22 @@ class VitalTracker(Examiner):
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
+    def _done(self, training: Training) -> dict[str, tuple[float, ...]]:
+        """By name what was offered to each tensor since the snapshot before, as `_OF_TRAINER`."""
+        found: dict[str, tuple[float, ...]] = {}
+        for name, trainer in training.trainers.items():
+            clock = training.offered[name].since(self._offered.get(name, Clock()))
+            mean = clock.lr / max(clock.steps, 1)
+            peak = self._peaks[name] = max(self._peaks.get(name, 0.0), trainer.lr, mean)
+            share = trainer.lr / peak if peak > 0.0 else 0.0
+            rise = trainer.lr / mean if mean > 0.0 else 1.0
+            decay = clock.known_decay / clock.lr if clock.lr > 0.0 else 0.0
+            found[name] = (clock.steps, mean, share, rise, decay)
+        return found
+
     def _tell(self, facts: TensorFacts, trained: _Trained) -> None:
         """Add how each tensor was trained, and what has gone wrong up to now."""
-        self._peaks += [0.0] * (len(trained.rates) - len(self._peaks))
-        for i, (rate, clock) in enumerate(zip(trained.rates, trained.done, strict=False)):
-            self._peaks[i] = max(self._peaks[i], rate, clock.lr / max(clock.steps, 1))
-        trained.tell(facts, self._peaks)
+        trained.tell(facts)
         is_unmoved = (facts.still_for > 0) | (facts.shrinks_for > 0)
         is_dead = np.isin(facts.gradient, ("none", "zero")) & (facts.lr > 0.0) & is_unmoved
         last = self._last(facts)
@@ -184,9 +193,9 @@ class VitalTracker(Examiner):
         return {
             "start": dict(self._start.tensors),
             "before": dict(self._before.tensors),
-            "clock": self._clock.state_dict(),
+            "offered": {name: list(clock) for name, clock in self._offered.items()},
             "step": self._step,
-            "peaks": list(self._peaks),
+            "peaks": dict(self._peaks),
             "carried": {name: _tensor(column) for name, column in self._carried.items()},
             "updates": list(map(_tensor, self._updates)),
             "marks": [(step, _tensor(marks)) for step, marks in self._marks],
@@ -196,9 +205,9 @@ class VitalTracker(Examiner):
         self.forget()
         self._start = Sample({name: one.cpu() for name, one in state["start"].items()})
         self._before = Sample({name: one.cpu() for name, one in state["before"].items()})
-        self._clock.load_state_dict(state["clock"])
+        self._offered = {name: Clock(*sums) for name, sums in state["offered"].items()}
         self._step = int(state["step"])
-        self._peaks = list(map(float, state["peaks"]))
+        self._peaks = dict(state["peaks"])
         self._carried = {name: _array(column) for name, column in state["carried"].items()}
         self._updates.extend(map(_array, state["updates"]))
         self._marks.extend((int(step), _array(marks)) for step, marks in state["marks"])
@@ -312,36 +321,40 @@ def _have_one_factor(was: np.ndarray, is_now: np.ndarray, eps: np.ndarray) -> np
 
 #: Who may train a parameter. Where ranks differ the last one holds: on each of them an optimizer
 #: may step on some tensors only.
-_ROLES = ("frozen", "none", "unknown", "other", "master", "own")
+_ROLES = ("frozen", "none", "unknown", "master", "own")
+#: How large its updates are, as of ``Kind.size``.
+_SIZES = ("unknown", "relative", "gradient", "lr")
 
 
 def roles(
-    training: Training, parameters: Mapping[str, torch.Tensor], reader: ShardedReader
-) -> tuple[np.ndarray, np.ndarray]:
-    """Who trains each parameter, as in the facts; in which watched group, or -1."""
-    own = group_membership(training.optimizer, parameters)
-    copied = group_membership(training.optimizer, training.masters)
-    elsewhere: set[str] = set()
-    for other in training.others:
-        elsewhere |= group_membership(other, parameters).keys()
+    training: Training,
+    done: Mapping[str, Sequence[float]],
+    parameters: Mapping[str, torch.Tensor],
+    reader: ShardedReader,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Who trains each parameter, as in the facts; how large updates are; and numbers, [6, T].
+
+    The numbers are those of ``done``, and the momentum.
+    """
     # an optimizer with no parameter of the model may step on copies that are not known
-    is_blind = not (own or copied)
-    codes = np.empty((2, len(parameters)), np.int64)
+    is_blind = not training.trainers
+    codes = np.zeros((2, len(parameters)), np.int64)
+    numbers = np.zeros((len(_OF_TRAINER) + 1, len(parameters)))
     for i, (name, parameter) in enumerate(parameters.items()):
-        group = -1
+        trainer = training.trainers.get(name)
         if not parameter.requires_grad:
             role = "frozen"
-        elif name in own:
-            role, group = "own", own[name]
-        elif name in copied:
-            role, group = "master", copied[name]
-        elif name in elsewhere:
-            role = "other"
+        elif trainer is not None:
+            role = "master" if name in training.copied else "own"
+            codes[1, i] = _SIZES.index(trainer.kind.size)
+            numbers[:, i] = *done[name], trainer.momentum
         else:
             role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
-        codes[:, i] = _ROLES.index(role), group
-    highest, of_groups = reader.ranks.highest(codes)
-    return np.array(_ROLES)[highest], of_groups
+        codes[0, i] = _ROLES.index(role)
+    # of numbers that are not negative the largest one has the largest bits
+    united = reader.ranks.highest(np.concatenate([codes, numbers.view(np.int64)]))
+    who, sizes = np.array(_ROLES)[united[0]], np.array(_SIZES)[united[1]]
+    return who, sizes, united[2:].view(np.float64)
 
 
 # ------------------------------------------------------------------ gradients
@@ -388,11 +401,11 @@ class Gradients:
     def __init__(
         self,
         parameters: Mapping[str, torch.Tensor],
-        optimizer: torch.optim.Optimizer,
+        trainers: Mapping[str, Trainer],
         reader: ShardedReader,
     ) -> None:
         self._parameters = parameters
-        self._optimizer = optimizer
+        self._trainers = trainers
         self._reader = reader
 
     def summaries(self, unmoved: Mapping[str, bool]) -> dict[str, GradientSummary]:
@@ -455,9 +468,12 @@ class Gradients:
         return 0
 
     def _state(self, name: str) -> Mapping[str, object]:
+        trainer = self._trainers.get(name)
+        if trainer is None:
+            return {}
         # .get: a defaultdict grows by being asked
         trained = stepped_on(self._parameters[name])
-        state: Mapping[str, object] = self._optimizer.state.get(trained, {})
+        state: Mapping[str, object] = trainer.optimizer.state.get(trained, {})
         return state
 
 
@@ -475,23 +491,18 @@ class _Trained:
         seen: _Comparison,
         parameters: Mapping[str, torch.Tensor],
         training: Training,
-        since: DecayClock,
+        done: Mapping[str, Sequence[float]],
         reader: ShardedReader,
     ) -> None:
-        optimizer = training.optimizer
         self._seen = seen
-        self.done = training.clock.since(since)
-        self.rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
-        self._momenta = [float(g.get("momentum", 0.0)) for g in optimizer.param_groups]
-        self._kind = type(optimizer).__name__.lower()
-        self._is_sgd = self._kind.startswith("sgd")
-        self._who, self._groups = roles(training, parameters, reader)
+        self._who, self._sizes, self._numbers = roles(training, done, parameters, reader)
         self._odd: list[int] = []  # places of the tensors that need a look
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
         self._summaries: dict[str, GradientSummary] = {}
         self._recalled: list[str] = []
-        if any(clock.lr > 0.0 for clock, _ in zip(self.done, self.rates, strict=False)):
-            self._look(np.array(list(parameters)), Gradients(parameters, optimizer, reader))
+        if (self._numbers[_OF_TRAINER.index("lr")] > 0.0).any():
+            gradients = Gradients(parameters, training.trainers, reader)
+            self._look(np.array(list(parameters)), gradients)
 
     def _look(self, names: np.ndarray, gradients: Gradients) -> None:
         """Read the gradients of what needs a look at them.
@@ -517,21 +528,12 @@ class _Trained:
                 odd
             )  # all were set to none or zero, perhaps, before
 
-    def tell(self, facts: TensorFacts, peaks: list[float]) -> None:
+    def tell(self, facts: TensorFacts) -> None:
         """Add who trains each tensor, and how, and what the gradients say."""
-        groups = []
-        for clock, rate, peak in zip(self.done, self.rates, peaks, strict=False):
-            mean = clock.lr / max(clock.steps, 1)
-            share = rate / peak if peak > 0.0 else 0.0
-            rise = rate / mean if mean > 0.0 else 1.0
-            decay = clock.decay / clock.lr if clock.lr > 0.0 else 0.0
-            groups.append((clock.steps, mean, share, rise, decay))
-        nobody = tuple(_OF_GROUPS.values())
-        is_known = (self._groups >= 0) & (self._groups < len(groups))
-        found = np.array([*groups, nobody])[np.where(is_known, self._groups, -1)]
         facts.trained_by = self._who
-        for name, column in zip(_OF_GROUPS, found.T, strict=True):
+        for name, column in zip(_OF_TRAINER, self._numbers[:-1], strict=True):
             facts[name] = column
+        facts.lr_rise[~np.isin(self._who, ("own", "master"))] = 1.0
         usual = [self._summaries[name] for name in self._usual]
         sizes = [_rms(one.values) for one in usual if one.said == "some"]
         reference = float(np.median(sizes)) if sizes else math.nan
@@ -556,7 +558,7 @@ class _Trained:
         is_reached = summary.values != 0.0
         later = _STILL_TO_RISE if one.lr_rise > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if not is_own or summary.is_kept_apart or self._has_learned(one, update):
+        if not is_own or summary.is_kept_apart or self._has_learned(one, index, update):
             is_lossy[:] = False
         moves = _AT_LEAST * one.num_steps * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place
@@ -572,16 +574,16 @@ class _Trained:
 
     def _update(self, one: Any, index: int, before: np.ndarray, gradient: np.ndarray) -> np.ndarray:
         """About the size of one step of each weight, before it is rounded."""
-        if self._is_sgd:
-            momentum = self._momenta[max(self._groups[index], 0)]
+        size = self._sizes[index]
+        if size == "gradient":
+            momentum = self._numbers[-1, index]
             found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
             return found
-        is_relative = any(name in self._kind for name in _RELATIVE)
-        return np.full(len(before), one.lr * (max(one.rms, 1e-3) if is_relative else 1.0))
+        return np.full(len(before), one.lr * (max(one.rms, 1e-3) if size == "relative" else 1.0))
 
-    def _has_learned(self, one: Any, update: np.ndarray) -> bool:
+    def _has_learned(self, one: Any, index: int, update: np.ndarray) -> bool:
         """Whether updates are small because its gradient has ended with what there was to learn."""
-        if not self._is_sgd or not len(one.past_updates):
+        if self._sizes[index] != "gradient" or not len(one.past_updates):
             return False
         intended = _rms(update) * one.num_steps
         most = float(one.lr_share * one.past_updates.max())

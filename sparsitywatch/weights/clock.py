@@ -1,149 +1,366 @@
-"""What the optimizer does to every weight alike: learning rates and decay, summed over steps."""
+"""What optimizers do to weights, tensor by tensor: steps, learning rates and decay, summed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+import weakref
+from collections.abc import Collection, Container, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from operator import add, sub
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import optim
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.sharded import is_sharded, local_of
 
 
-@dataclass
-class GroupClock:
-    """Sums over the steps of one param group."""
+class Clock(NamedTuple):
+    """Sums over the optimizer steps of one tensor."""
 
     lr: float = 0.0
-    decay: float = 0.0  # of lr * weight decay, or lr times what momentum made of it
+    decay: float = 0.0  # of lr * weight decay, or of lr times what momentum made of it
     # of log(1 - lr * weight decay): decoupled decay multiplies a weight without gradient by its exp
     log_shrink: float = 0.0
     lr_squared: float = 0.0  # its root is how far random steps of size lr lead
-    steps: int = 0  # with a learning rate above 0
-    momentum: float = 0.0  # no sum: what SGD's buffer holds of the decay, per unit of weight
+    steps: float = 0.0  # with a learning rate above 0
+    num_unknown: float = 0.0  # of these, whose decay is not known
 
-    def through_momentum(self, group: Mapping[str, Any]) -> float:
-        """The decay that one step of ``torch.optim.SGD`` applies to a weight without gradient.
+    @classmethod
+    def of_step(cls, lr: float, weight_decay: float) -> Clock:
+        """One step."""
+        shrink = lr * weight_decay
+        log_shrink = math.log1p(-shrink) if shrink < 1.0 else -math.inf
+        return cls(lr, shrink, log_shrink, lr * lr, float(lr > 0.0))
+
+    def since(self, earlier: Clock) -> Clock:
+        """What happened between ``earlier`` and now."""
+        return Clock(*map(sub, self, earlier))
+
+    def plus(self, other: Clock) -> Clock:
+        """Both together."""
+        return Clock(*map(add, self, other))
+
+    @property
+    def known_decay(self) -> float:
+        """The sum of decay; NaN where some of it is not known."""
+        return math.nan if self.num_unknown else self.decay
+
+
+def one_step(lr: np.ndarray, decay: np.ndarray, is_unknown: np.ndarray) -> np.ndarray:
+    """What one step adds to the clocks of T tensors, as ``Clock.of_step``; float64 [6, T]."""
+    shrink = np.where(is_unknown, 0.0, lr * decay)
+    # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
+    with np.errstate(divide="ignore"):
+        log_shrink = np.log1p(-np.minimum(shrink, 1.0))
+    is_step = lr > 0.0
+    return np.stack([lr, shrink, log_shrink, lr * lr, is_step, is_step & is_unknown])
+
+
+# ------------------------------------------------------------------ what a class of optimizer does
+
+
+class Kind(NamedTuple):
+    """What one step does to a weight, as the class of the optimizer has it."""
+
+    #: "decoupled": lr * weight_decay of it goes; "raw": the same through the gradient and its
+    #: momentum; "normalised": through a gradient that is divided by its own size, so that it is no
+    #: law; "none"; "unknown"
+    decay: str
+    #: "lr": a weight with a gradient moves by about lr; "gradient": by lr times the gradient;
+    #: "relative": by lr times the tensor's own size; "unknown"
+    size: str
+
+
+_UNKNOWN = Kind("unknown", "unknown")
+#: By the class that defines ``step``, as its source has it. In Adam's family ``optimizer.defaults``
+#: may say otherwise.
+_KINDS: Mapping[type, Kind] = {
+    optim.SGD: Kind("raw", "gradient"),
+    optim.Adam: Kind("normalised", "lr"),
+    optim.AdamW: Kind("decoupled", "lr"),
+    optim.NAdam: Kind("normalised", "lr"),
+    optim.RAdam: Kind("normalised", "lr"),
+    optim.Adamax: Kind("normalised", "lr"),
+    optim.SparseAdam: Kind("none", "lr"),
+    optim.Adagrad: Kind("normalised", "unknown"),
+    optim.Adadelta: Kind("normalised", "unknown"),
+    optim.RMSprop: Kind("normalised", "unknown"),
+    optim.Rprop: Kind("none", "unknown"),
+    optim.LBFGS: Kind("none", "unknown"),
+    # of torch 2.5 and 2.9
+    **{
+        getattr(optim, name): kind
+        for name, kind in (
+            ("Adafactor", Kind("decoupled", "relative")),
+            ("Muon", Kind("decoupled", "unknown")),
+        )
+        if hasattr(optim, name)
+    },
+}
+#: Of libraries that are not imported here.
+_KINDS_BY_NAME = {
+    "lion_pytorch.lion_pytorch.Lion": Kind("decoupled", "lr"),
+}
+
+
+def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
+    """What a step does to the weights of one of its param groups."""
+    for base in type(optimizer).__mro__:
+        if "step" in vars(base):
+            known = _KINDS_BY_NAME.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
+            kind = _KINDS.get(base, known)
+            if base is optim.Adam and isinstance(optimizer, optim.AdamW):
+                kind = _KINDS[optim.AdamW]  # it inherits its step
+            break
+    if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
+        return kind._replace(decay="decoupled")
+    if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):
+        return kind._replace(decay="none")
+    return kind
+
+
+#: Why decay does not shrink weights by a law that is known, by ``Kind.decay``.
+_WHY_NO_CLOCK = {
+    "normalised": "weight decay of {} is part of the gradient that it normalises, not decoupled",
+    "unknown": "how {} applies weight decay is not known",
+}
+
+
+def why_no_clock(optimizer: optim.Optimizer, kind: Kind) -> str:
+    """The same of one optimizer; empty if it does."""
+    return _WHY_NO_CLOCK.get(kind.decay, "").format(type(optimizer).__name__)
+
+
+def why_not_measurable(optimizer: optim.Optimizer, kind: Kind) -> str:
+    """Why dormant weights cannot be told; empty if they can.
+
+    The rule needs updates of about lr for every weight with a gradient (the Adam family
+    and Lion, not SGD), and decay that is decoupled from the gradient.
+    """
+    if kind.size != "lr":
+        return f"updates of {type(optimizer).__name__} are not of the size of lr"
+    return why_no_clock(optimizer, kind)
+
+
+# ------------------------------------------------------------------ what one optimizer has done
+
+#: A tensor that was reached within so many steps is in training, however close the snapshots.
+_FEW_STEPS = 10
+
+
+class Sums(NamedTuple):
+    """What has been done to one tensor."""
+
+    taken: Clock = Clock()
+    offered: Clock = Clock()
+    momentum: float = 0.0  # what SGD's buffer holds of the decay, per unit of weight; no sum
+
+    def plus(self, other: Sums) -> Sums:
+        """Both together, with the later buffer."""
+        taken, offered = self.taken.plus(other.taken), self.offered.plus(other.offered)
+        return Sums(taken, offered, other.momentum)
+
+
+class Account:
+    """What one optimizer has done to each tensor that it holds, by row.
+
+    A step reaches the tensors that have a gradient then: torch's optimizers leave out the others,
+    and their decay. Of R rows ``taken`` is what reached them, ``offered`` what would have if there
+    were always a gradient; float64 [6, R], as ``Clock``.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        self.num_steps = 0
+        # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
+        self.names: list[tuple[str, ...]] = []
+        #: names of weights whose copies of higher precision it holds, by copy
+        self.copied: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
+        self.taken, self.offered = np.zeros((6, 0)), np.zeros((6, 0))
+        self.last = np.zeros(0)  # the step that reached it last
+        self._momentum = np.zeros(0)
+        self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
+        self._held: list[int] = []  # ids in the order of the groups, which ...
+        self._rows = self._groups = np.empty(0, int)  # ... these follow
+        self._kinds: list[Kind] = []
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the optimizer holds the tensors that are known."""
+        optimizer = self.optimizer()
+        return optimizer is not None and self._held == list(map(id, _held_by(optimizer)))
+
+    def hold(self, names: Mapping[int, tuple[str, ...]]) -> None:
+        """Take up what its optimizer holds now, and what the model calls that, by id.
+
+        The rows of what it held before stay, and so does what was done under another name.
+        """
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return
+        tensors = _held_by(optimizer)
+        for tensor in tensors:
+            called, row = names.get(id(tensor), ()), self._row_of.get(tensor)
+            if row is None or self.names[row] not in ((), called):
+                row = self._row_of[tensor] = len(self.names)
+                self.names.append(called)
+            self.names[row] = called
+        more = len(self.names) - len(self.last)
+        for table in ("taken", "offered"):
+            setattr(self, table, np.pad(getattr(self, table), ((0, 0), (0, more))))
+        for column in ("last", "_momentum"):
+            setattr(self, column, np.pad(getattr(self, column), (0, more)))
+        groups = optimizer.param_groups
+        self._held = list(map(id, tensors))
+        self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
+        self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
+        self._kinds = [kind_of(optimizer, group) for group in groups]
+
+    def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
+        """One step; tensors whose ids optimizers inside it have ``reached`` are left out.
+
+        Of a step that was not seen the gradients are gone: it reached all.
+        """
+        optimizer = self.optimizer()
+        if optimizer is None or not self._held:
+            return
+        self.num_steps += 1
+        groups = optimizer.param_groups
+        is_offered = np.array([key not in reached for key in self._held])
+        is_reached = is_offered.copy()
+        if is_seen:
+            has_gradient = [tensor.grad is not None for tensor in _held_by(optimizer)]
+            if any(has_gradient) or self._kinds[0] != _UNKNOWN:  # it may have dropped them
+                is_reached &= has_gradient
+        lr = np.array([float(group.get("lr", 0.0)) for group in groups])[self._groups]
+        is_unknown = np.array([kind.decay in _WHY_NO_CLOCK for kind in self._kinds])
+        added = one_step(lr, self._decay(groups, is_reached), is_unknown[self._groups])
+        self.offered[:, self._rows[is_offered]] += added[:, is_offered]
+        self.taken[:, self._rows[is_reached]] += added[:, is_reached]
+        self.last[self._rows[is_reached]] = self.num_steps
+
+    def _decay(self, groups: Sequence[Mapping[str, Any]], is_reached: np.ndarray) -> np.ndarray:
+        """What one step applies to a weight without gradient, by held tensor.
 
         SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
         the steps after: 1 / (1 - momentum) times as much in the end.
         """
-        decay, mu = float(group.get("weight_decay", 0.0)), float(group.get("momentum", 0.0))
-        # the first gradient enters the buffer whole, dampened or not, as in torch
-        kept = 1.0 - float(group.get("dampening", 0.0)) if self.momentum else 1.0
-        self.momentum = mu * self.momentum + kept * decay
-        return decay + mu * self.momentum if group.get("nesterov") else self.momentum
-
-    def advance(self, lr: float, weight_decay: float) -> None:
-        """One optimizer step."""
-        self.lr += lr
-        self.decay += lr * weight_decay
-        # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
-        factor = 1.0 - lr * weight_decay
-        self.log_shrink += math.log(factor) if factor > 0 else -math.inf
-        self.lr_squared += lr * lr
-        self.steps += int(lr > 0.0)
-
-    def since(self, earlier: GroupClock) -> GroupClock:
-        """What happened between ``earlier`` and now."""
-        return GroupClock(
-            self.lr - earlier.lr,
-            self.decay - earlier.decay,
-            self.log_shrink - earlier.log_shrink,
-            self.lr_squared - earlier.lr_squared,
-            self.steps - earlier.steps,
-        )
-
-
-@dataclass
-class DecayClock:
-    """The clocks of an optimizer's param groups, in its order."""
-
-    groups: list[GroupClock] = field(default_factory=list)
-
-    def advance(self, optimizer: torch.optim.Optimizer) -> None:
-        """One optimizer step, with the param groups as they stood when it was taken."""
-        is_sgd = isinstance(optimizer, torch.optim.SGD)
-        while len(self.groups) < len(optimizer.param_groups):
-            self.groups.append(GroupClock())
-        for clock, group in zip(self.groups, optimizer.param_groups, strict=False):
-            decay = float(group.get("weight_decay", 0.0))
-            if is_sgd and decay and group.get("momentum"):
-                decay = clock.through_momentum(group)
-            clock.advance(float(group.get("lr", 0.0)), decay)
-
-    def copy(self) -> DecayClock:
-        """The clock as it stands now."""
-        return DecayClock(list(map(replace, self.groups)))
-
-    def since(self, earlier: DecayClock) -> list[GroupClock]:
-        """What happened to each param group between ``earlier`` and now."""
-        before = earlier.groups + [GroupClock()] * (len(self.groups) - len(earlier.groups))
-        return list(map(GroupClock.since, self.groups, before))
-
-    def averages(self, membership: Mapping[str, int], scope: Scope) -> tuple[float, float]:
-        """The sums of decay and of the learning rate, averaged over the in-scope weights."""
-        decay = weight_average([group.decay for group in self.groups], membership, scope)
-        return decay, weight_average([group.lr for group in self.groups], membership, scope)
-
-    def state_dict(self) -> list[list[float]]:
-        """Plain numbers, one row per group."""
-        return [list(astuple(group)) for group in self.groups]
-
-    def load_state_dict(self, state: Sequence[Sequence[float]]) -> None:
-        """Go on from what ``state_dict`` gave."""
-        self.groups = [
-            GroupClock(lr, decay, log_shrink, lr_squared, int(steps), momentum)
-            for lr, decay, log_shrink, lr_squared, steps, momentum in state
+        told = [
+            [float(group.get(key, 0.0)) for key in ("weight_decay", "momentum", "dampening")]
+            + [float(bool(group.get("nesterov"))), float(kind.decay == "raw")]
+            for group, kind in zip(groups, self._kinds, strict=True)
         ]
+        decay: np.ndarray
+        decay, mu, dampening, is_nesterov, is_raw = np.array(told).reshape(-1, 5).T[:, self._groups]
+        is_buffered = (is_raw > 0.0) & (mu > 0.0) & (decay > 0.0)
+        if not is_buffered.any():
+            return decay
+        before = self._momentum[self._rows]
+        # the first gradient enters the buffer whole, dampened or not, as in torch
+        now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
+        kept = is_reached & is_buffered
+        self._momentum[self._rows[kept]] = now[kept]
+        through: np.ndarray = np.where(is_nesterov > 0.0, decay + mu * now, now)
+        through[~is_buffered] = decay[~is_buffered]
+        return through
+
+    def sums(self) -> Iterator[tuple[str, Sums]]:
+        """By the names of the model."""
+        tables = self.taken.T.tolist(), self.offered.T.tolist(), self._momentum.tolist()
+        for names, taken, offered, momentum in zip(self.names, *tables, strict=True):
+            yield from ((name, Sums(Clock(*taken), Clock(*offered), momentum)) for name in names)
+
+    def take_over(self, earlier: dict[str, Sums]) -> None:
+        """Go on from what was done before; what is taken over is taken out.
+
+        A sum that goes on is to the last bit the one that was never interrupted.
+        """
+        for row, names in enumerate(self.names):
+            known = {earlier.get(name, Sums()) for name in names}
+            if len(known) != 1 or known == {Sums()}:
+                continue
+            before = known.pop()
+            self.taken[:, row] += before.taken
+            self.offered[:, row] += before.offered
+            self._momentum[row] += before.momentum  # of an optimizer that is gone: 0
+            for name in names:
+                del earlier[name]
+
+    def forget(self) -> None:
+        """What was done, to go on from what a state says instead."""
+        for column in (self.taken, self.offered, self._momentum):
+            column[:] = 0.0
+
+    def num_held(self, sizes: Mapping[str, int]) -> int:
+        """How many of the weights of some tensors, by name, it holds."""
+        return sum(sizes.get(name, 0) for row in self._rows for name in self.names[row])
+
+    def trainers(self, since: float) -> Iterator[tuple[str, Trainer]]:
+        """By name what it is to each tensor of the model; a step ``since`` makes it active."""
+        optimizer = self.optimizer()
+        if optimizer is None:
+            return
+        for row, index in zip(self._rows.tolist(), self._groups.tolist(), strict=True):
+            group, is_late = optimizer.param_groups[index], self.num_steps - _FEW_STEPS
+            trainer = Trainer(
+                optimizer=optimizer,
+                kind=self._kinds[index],
+                lr=float(group.get("lr", 0.0)),
+                momentum=float(group.get("momentum", 0.0)),
+                is_active=bool(self.last[row] > max(min(since, is_late), 0)),
+            )
+            yield from ((name, trainer) for name in self.names[row])
+
+
+def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+# ------------------------------------------------------------------ what is known at a snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerReading:
-    """What an optimizer has done up to one step; sums and rates are means over in-scope weights."""
+class Trainer:
+    """What steps on one tensor, and how."""
 
-    decay_clock: float = math.nan  # sum of lr * weight decay, as of ``GroupClock``; NaN if unknown
-    lr_clock: float = math.nan
-    lr: float = math.nan  # as it stands
-    clock: DecayClock | None = None  # of the param groups; None if the optimizer cannot be seen
-    membership: Mapping[str, int] = field(default_factory=dict)  # in-scope name to param group
-    not_measurable: tuple[str, ...] = ()  # why not dormant weights, by param group; "" if they are
-    #: names whose steps are taken on a copy of higher precision
-    masters: frozenset[str] = frozenset()
-
-
-def weight_average(values: Sequence[float], membership: Mapping[str, int], scope: Scope) -> float:
-    """The groups' numbers averaged over the in-scope weights, 0 for those without a group."""
-    total, weighted = 0, 0.0
-    for name, size in scope.sizes:
-        total += size
-        group = membership.get(name, len(values))
-        if group < len(values):
-            weighted += size * values[group]
-    return weighted / max(total, 1)
+    optimizer: optim.Optimizer
+    kind: Kind
+    lr: float  # as it stands
+    momentum: float
+    is_active: bool  # whether a step has reached the tensor since the last snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Who trains the parameters."""
+    """Who trains the parameters, and what has been done to them so far; by name."""
 
-    optimizer: torch.optim.Optimizer  # the one that is watched
-    clock: DecayClock  # of its param groups
-    masters: Mapping[str, torch.Tensor] = field(default_factory=dict)  # as of ``masters_of``
-    others: Iterable[torch.optim.Optimizer] = ()  # that were seen to step
+    trainers: Mapping[str, Trainer] = field(default_factory=dict)
+    taken: Mapping[str, Clock] = field(default_factory=dict)  # as of ``Account``
+    offered: Mapping[str, Clock] = field(default_factory=dict)
+    copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
 
 
-def group_membership(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.Tensor]
-) -> dict[str, int]:
-    """Name to index of the param group that trains it; names without a group are absent."""
-    groups = enumerate(optimizer.param_groups)
-    group_of = {id(p): index for index, group in groups for p in group["params"]}
-    found = {name: group_of.get(id(stepped_on(p))) for name, p in parameters.items()}
-    return {name: group for name, group in found.items() if group is not None}
+@dataclass(frozen=True, kw_only=True)
+class OptimizerReading:
+    """What optimizers have done up to one step; means are over what they reached of the scope."""
+
+    decay_clock: float = math.nan  # sum of lr * weight decay; NaN if some of it is unknown
+    why_no_clock: str = ""  # why it is NaN; empty if it is not, and where no optimizer is seen
+    lr_clock: float = math.nan
+    lr: float = math.nan  # as it stands
+    trained: float = math.nan  # share of the in-scope weights that steps have reached lately
+    clocks: Mapping[str, Clock] = field(default_factory=dict)  # by in-scope name
+    not_measurable: Mapping[str, str] = field(default_factory=dict)  # why not dormant weights
+    masters: Container[str] = frozenset()  # stepped on is a copy of higher precision
+
+
+def mean_over(sizes: Mapping[str, int], values: Mapping[str, float]) -> float:
+    """The mean of tensors' values over their weights; NaN of none."""
+    total = sum(sizes[name] for name in values)
+    return sum(sizes[name] * x for name, x in values.items()) / total if total else math.nan
 
 
 def stepped_on(parameter: torch.Tensor) -> torch.Tensor:
@@ -162,19 +379,24 @@ def masters_of(
     """
     trained = [(p, k) for k, group in enumerate(optimizer.param_groups) for p in group["params"]]
     own = {id(p) for p, _ in trained}
+    finest = max((p.dtype.itemsize for p, _ in trained), default=0)
     found = {}
     for name, weight in parameters.items():
-        if id(weight) in own or hasattr(weight, "flat_shard"):
+        is_own = id(weight) in own or hasattr(weight, "flat_shard")
+        if is_own or weight.dtype.itemsize >= finest:
             continue
-        alike = [(p, k) for p, k in trained if _is_master(p, weight)]
+        alike = [(p, k) for p, k in trained if _may_be_master(p, weight) and _is_rounded(p, weight)]
         if len({group for _, group in alike}) == 1:
             found[name] = alike[0][0]
     return found
 
 
-def _is_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
-    if copy.shape != weight.shape or copy.dtype.itemsize <= weight.dtype.itemsize:
-        return False
+def _may_be_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether it has the shape of a copy of higher precision."""
+    return copy.shape == weight.shape and copy.dtype.itemsize > weight.dtype.itemsize
+
+
+def _is_rounded(copy: torch.Tensor, weight: torch.Tensor) -> bool:
     if is_sharded(copy) or is_sharded(weight):  # what is split is split alike, or is no copy
         copy, weight = local_of(copy), local_of(weight)
         if copy.shape != weight.shape:

@@ -27,7 +27,7 @@ import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
-from sparsitywatch.weights.clock import DecayClock, GroupClock, OptimizerReading
+from sparsitywatch.weights.clock import Clock, OptimizerReading
 from sparsitywatch.weights.snapshot import Sampler, float64_of
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
@@ -68,26 +68,6 @@ STILL = "no in-scope weight was trained since"
 NO_PILE = "no weights shrank by one factor, so that decay cannot be told from gradients"
 
 
-def why_not_measurable(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """Why dormant weights cannot be told, by param group; empty where they can.
-
-    The rule needs updates of about lr for every weight with a gradient (the Adam family
-    and Lion, not SGD), and decay that is decoupled from the gradient.
-    """
-    name = type(optimizer).__name__
-    lower, groups = name.lower(), optimizer.param_groups
-    if "adam" not in lower and "lion" not in lower:
-        return (f"updates of {name} are not of the size of lr",) * len(groups)
-    if "adamw" in lower or "lion" in lower:
-        return ("",) * len(groups)
-    found = []
-    for group in groups:
-        is_coupled = group.get("weight_decay", 0.0) and not group.get("decoupled_weight_decay")
-        why = f"weight decay of {name} is part of the gradient, not decoupled"
-        found.append(why if is_coupled else "")
-    return tuple(found)
-
-
 #: The sampled weights by name, float64 [N] each.
 Values = Mapping[str, np.ndarray]
 
@@ -119,7 +99,7 @@ class MotionTracker:
     def forget(self) -> None:
         """What moves until the next snapshot is not known: what was done meanwhile is not."""
         self._step = -1
-        self._clock = DecayClock()
+        self._clocks: Mapping[str, Clock] = {}
         self._before: dict[str, torch.Tensor] = {}
 
     def compare(
@@ -142,7 +122,7 @@ class MotionTracker:
         before = self._before
         told: dict[str, Any] = {}
         if optimizer is not None:
-            between = _between(optimizer, self._clock) if before else {}
+            between = _between(optimizer, self._clocks) if before else {}
         else:
             eps = max((torch.finfo(tensor.dtype).eps for tensor in sample.values()), default=0.0)
             between, advance = _estimated_between(before, now, step - self._step, eps)
@@ -162,7 +142,7 @@ class MotionTracker:
             bits = removed(np.abs(values, out=values), mask_thresholds)
             masks = self._compare_masks(step, bits, len(values))
         self._step = step
-        self._clock = (optimizer and optimizer.clock) or DecayClock()
+        self._clocks = {} if optimizer is None else optimizer.clocks
         self._before = dict(sample)
         return Moved(replace(dormant, **told if motions else {}), movement, layers, masks)
 
@@ -189,7 +169,7 @@ class MotionTracker:
                 "seed": self.sampler.seed,
                 "num_samples": self.sampler.num_samples,
                 "step": self._step,
-                "clock": self._clock.state_dict(),
+                "clocks": {name: list(clock) for name, clock in self._clocks.items()},
                 "before": dict(self._before),
             },
             "masks": {
@@ -201,14 +181,13 @@ class MotionTracker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` gave; a StateError if a key is missing."""
         motion = state["motion"]
-        for key in ("seed", "num_samples", "step", "clock", "before"):
+        for key in ("seed", "num_samples", "step", "clocks", "before"):
             if key not in motion:
                 raise StateError(f"Expected key {key!r} in the motion's state, got {list(motion)}.")
         size = motion["num_samples"]
         self.sampler = Sampler(None if size is None else int(size), int(motion["seed"]))
         self._step = int(motion["step"])
-        self._clock = DecayClock()
-        self._clock.load_state_dict(motion["clock"])
+        self._clocks = {name: Clock(*sums) for name, sums in motion["clocks"].items()}
         self._before = {name: t.clone() for name, t in motion["before"].items()}
         self._masked_step = int(state["masks"]["step"])
         self._removed = state["masks"]["removed"].numpy().copy()
@@ -217,20 +196,19 @@ class MotionTracker:
 class Between(NamedTuple):
     """What the optimizer did to a tensor between two snapshots."""
 
-    clock: GroupClock
+    clock: Clock
     has_master: bool = False  # it steps on a copy of higher precision; else it rounds at each step
     why_not: str = ""  # dormant weights cannot be told: all change then counts as unexplained
 
 
-def _between(optimizer: OptimizerReading, earlier: DecayClock) -> dict[str, Between]:
-    """By the names of the tensors that it has trained since; the others tell nothing."""
+def _between(optimizer: OptimizerReading, earlier: Mapping[str, Clock]) -> dict[str, Between]:
+    """By the names of the tensors that were trained since; the others tell nothing."""
     found: dict[str, Between] = {}
-    clocks = [] if optimizer.clock is None else optimizer.clock.since(earlier)
-    for name, group in optimizer.membership.items():
-        if group < len(clocks) and clocks[group].lr > 0.0:
-            # none are given where the rule holds for each group
-            why_not = optimizer.not_measurable[group] if optimizer.not_measurable else ""
-            found[name] = Between(clocks[group], name in optimizer.masters, why_not)
+    for name, clock in optimizer.clocks.items():
+        since = clock.since(earlier.get(name, Clock()))
+        if since.lr > 0.0:
+            why_not = optimizer.not_measurable.get(name, "")
+            found[name] = Between(since, name in optimizer.masters, why_not)
     return found
 
 
@@ -398,9 +376,7 @@ def _rounding(
     return rounding, COARSE if float(hidden.mean()) > MAX_CHANCE else ""
 
 
-def _chance(
-    moving: np.ndarray, allowed: np.ndarray, finer: int, clock: GroupClock
-) -> tuple[float, str]:
+def _chance(moving: np.ndarray, allowed: np.ndarray, finer: int, clock: Clock) -> tuple[float, str]:
     """The share of living weights that pass by chance, and why it would be too large.
 
     ``moving``: the change of those that do not pass; ``finer``: how many would at a tenth of it.
@@ -533,7 +509,7 @@ def estimate_between(
     moving = change[change > width * np.abs(earlier)] if is_pile else change
     # random steps of size lr lead sqrt(steps) * lr away
     typical = median(moving) / USUAL_SPEED if len(moving) else 0.0
-    clock = GroupClock(
+    clock = Clock(
         lr=typical * math.sqrt(max(num_steps, 1)),
         decay=max(0.0, -log_shrink),  # 0, not -0, where nothing shrank
         log_shrink=log_shrink,

@@ -45,8 +45,9 @@ class Run:
     def watch(self, logdir: Path | None, **options) -> sw.Watcher:
         options = {
             "proxy": self.proxy(), "every": 3, "strict": True, "max_overhead": None,
+            "optimizer": self.optimizer,
         } | options  # fmt: skip
-        return sw.watch(self.model, self.optimizer, logdir=logdir, **options)
+        return sw.watch(self.model, logdir=logdir, **options)
 
     def checkpoint(self, watcher: sw.Watcher) -> dict:
         state = {

@@ -9,6 +9,7 @@ import pytest
 import torch
 from contracts.boxes import Spreading, cut_out, pieces_of, spreadings
 from contracts.thread_ranks import ThreadRanks, on_ranks
+from contracts.traced import Traced
 from contracts.vital_rows import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from torch import nn
 from sparsitywatch.errors import MeasurementError, ScopeError
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardBox, ShardedReader, Shards
 from sparsitywatch.vital.reading import SOME, VitalTracker
-from sparsitywatch.weights.clock import DecayClock, Training
 
 STEPS = 4
 LARGE = (41, 110)  # more weights than are compared
@@ -81,15 +81,16 @@ def facts_of(
     chosen = [p for name, p in owners.items() if not name.startswith("layers.0")]
     optimizer = torch.optim.AdamW(chosen or [nn.Parameter(torch.ones(1))], lr=0.01)
     reader = WHOLE_MODEL if ranks is None else made.reader(ranks)
-    tracker, clock, found = VitalTracker(reader), DecayClock(), []
+    tracker, found = VitalTracker(reader), []
+    traced = Traced(optimizer, parameters=parameters)
     for number, step in enumerate(steps):
         for name, (tensor, gradient) in step.items():
             owners[name].data.copy_(own(name, tensor))
             owners[name].grad = None if gradient is None else own(name, gradient)
             if number % 2 and gradient is not None:
                 optimizer.state[owners[name]] = {"exp_avg": own(name, gradient)}
-        clock.advance(optimizer)
-        signs = tracker.look(number, parameters, Training(optimizer=optimizer, clock=clock))()
+        traced.stepped(optimizer)
+        signs = tracker.look(number, parameters, traced.training())()
         found.append(repr(rows(signs.facts)))  # NaN equals NaN
     return found, repr(tracker.state_dict())
 
@@ -147,11 +148,12 @@ def test_an_optimizer_that_steps_on_other_tensors_on_each_rank_trains_all_of_the
             parameters[name].flat_shard = Part(nn.Parameter(torch.ones(6)))
         own = parameters["ab"[ranks.rank]].flat_shard.owner
         optimizer = torch.optim.SGD([own], lr=0.1)
-        training = Training(optimizer=optimizer, clock=DecayClock())
+        traced = Traced(optimizer, parameters=parameters)
         tracker = VitalTracker(ShardedReader(Shards(pieces, ranks.rank), ranks))
         for step in range(2):
-            training.clock.advance(optimizer)
-            signs = tracker.look(step, parameters, training)()
+            own.grad = torch.ones(6)
+            traced.stepped(optimizer)
+            signs = tracker.look(step, parameters, traced.training())()
         return signs.facts.trained_by.tolist()
 
     assert on_ranks(2, act) == [["own", "own"]] * 2
@@ -167,13 +169,13 @@ def test_only_what_is_sampled_is_exchanged() -> None:
         parameter.flat_shard = Part(nn.Parameter(torch.ones(num // 2)))
         tracker = VitalTracker(ShardedReader(Shards(pieces, ranks.rank), ranks))
         optimizer = torch.optim.SGD([parameter.flat_shard.owner], lr=0.1)
-        training, sent = Training(optimizer=optimizer, clock=DecayClock()), []
+        traced, sent = Traced(optimizer, parameters={"w": parameter}), []
         for step in range(3):
             parameter.flat_shard.owner.grad = torch.ones(num // 2)
             parameter.flat_shard.owner.data += step < 2
-            training.clock.advance(optimizer)
+            traced.stepped(optimizer)
             before = ranks.num_bytes
-            tracker.look(step, {"w": parameter}, training)
+            tracker.look(step, {"w": parameter}, traced.training())
             sent.append(ranks.num_bytes - before)
         return sent
 

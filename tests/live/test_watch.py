@@ -87,9 +87,9 @@ def test_a_watch_foresees_near_zero_weights_of_dead_units(background: bool) -> N
         assert fraction == pytest.approx(came, rel=0.1)
 
 
-@pytest.mark.parametrize("has_optimizer", [True, False])
+@pytest.mark.parametrize("num_samples", [50, 0])
 def test_what_is_not_compared_is_not_sampled(
-    has_optimizer: bool, monkeypatch: pytest.MonkeyPatch
+    num_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken, chosen = [], Sampler.chosen
 
@@ -99,10 +99,10 @@ def test_what_is_not_compared_is_not_sampled(
 
     run = Run()
     monkeypatch.setattr(Sampler, "chosen", noted)
-    optimizer = run.optimizer if has_optimizer else None
-    with sw.watch(run.model, optimizer, logdir=None, dormant_samples=50, strict=True) as watcher:
+    options = {"logdir": None, "dormant_samples": num_samples, "strict": True}
+    with sw.watch(run.model, run.optimizer, **options) as watcher:
         watcher.snapshot()
-    assert (50 in taken) is has_optimizer
+    assert (50 in taken) is (num_samples > 0)
     assert FINGERPRINTED.num_samples in taken
 
 
@@ -131,17 +131,29 @@ def test_explicit_steps_replace_the_hook() -> None:
         assert watcher.step_count == 12
 
 
-def test_a_watch_without_an_optimizer_counts_explicit_steps_only() -> None:
+def test_steps_that_no_hook_sees_are_said() -> None:
     run = Run()
-    with sw.watch(run.model, None, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
-        run.train(3)
-        assert watcher.records == []
+    with sw.watch(run.model, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
         for _ in range(4):
+            with torch.no_grad():
+                run.model[0].weight.mul_(0.9)
             watcher.step()
     assert steps_of(watcher.records) == [2, 4]
     record = watcher.records[0]
     assert all(math.isnan(x) for x in (record.decay_clock, record.lr_clock, record.lr))
     assert record.dormant is None
+    assert math.isnan(record.trained)
+
+
+def test_steps_that_are_seen_and_said_count_once() -> None:
+    run = Run()
+    with sw.watch(run.model, logdir=None, every=2, strict=True, max_overhead=None) as watcher:
+        for _ in range(5):
+            run.train(1)
+            watcher.step()
+    assert watcher.step_count == 5
+    assert steps_of(watcher.records) == [2, 4]
+    assert watcher.records[-1].lr_clock == pytest.approx(4 * 0.01)
 
 
 def test_after_close_nothing_is_seen_and_closing_twice_is_fine(tmp_path: Path) -> None:
@@ -162,7 +174,7 @@ def test_no_step_seen_is_said(caplog) -> None:
     with run.watch(None):
         other = copy.deepcopy(run.optimizer)  # drops hooks, silently
         other.step()
-    assert "no optimizer step was seen" in caplog.text
+    assert "no optimizer step was counted" in caplog.text
 
 
 def test_model_and_optimizer_still_pickle_and_copy() -> None:

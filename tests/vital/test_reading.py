@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts.traced import Traced
 from contracts.vital_rows import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.vital.reading import SOME, WHOLE, VitalTracker
-from sparsitywatch.weights.clock import DecayClock, Training
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -153,17 +153,16 @@ class Looked:
 
     def __init__(self, optimizer: torch.optim.Optimizer, **parameters: torch.Tensor) -> None:
         self.optimizer, self.parameters = optimizer, parameters
-        self.others: list[torch.optim.Optimizer] = []
-        self.tracker, self.clock, self.num_looks = VitalTracker(), DecayClock(), 0
+        self.traced = Traced(optimizer, parameters=parameters)
+        self.tracker, self.num_looks = VitalTracker(), 0
 
     def step(self) -> None:
         self.optimizer.step()
-        self.clock.advance(self.optimizer)
+        self.traced.stepped(self.optimizer)
 
     def begin(self) -> Any:
-        training = Training(optimizer=self.optimizer, clock=self.clock, others=self.others)
         self.num_looks += 1
-        return self.tracker.look(self.num_looks - 1, self.parameters, training)
+        return self.tracker.look(self.num_looks - 1, self.parameters, self.traced.training())
 
     def rows(self) -> dict[str, Any]:
         return rows(self.begin()().facts)
@@ -178,7 +177,7 @@ class Trained(Looked):
         layers["frozen"].requires_grad_(False)
         own = torch.optim.AdamW(layers["own"].parameters(), lr=0.01, weight_decay=0.1)
         super().__init__(own, **dict(nn.ModuleDict(layers).named_parameters()))
-        self.others.append(torch.optim.SGD(layers["elsewhere"].parameters(), lr=0.01))
+        self.other = torch.optim.SGD(layers["elsewhere"].parameters(), lr=0.01)
 
     def train(self, *, zero: bool = False) -> None:
         for parameter in self.parameters.values():
@@ -186,6 +185,7 @@ class Trained(Looked):
                 gradient = torch.randn(parameter.shape)
                 parameter.grad = torch.zeros_like(parameter) if zero else gradient
         self.step()
+        self.traced.stepped(self.other)
 
 
 def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
@@ -195,7 +195,7 @@ def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
     found = trained.rows()
     roles = {name: one.trained_by for name, one in found.items() if name.endswith("weight")}
     assert roles == {"own.weight": "own", "left_out.weight": "none", "frozen.weight": "frozen",
-                     "elsewhere.weight": "other"}  # fmt: skip
+                     "elsewhere.weight": "own"}  # fmt: skip
     assert found["left_out.weight"].gradient == "some"
     assert found["left_out.weight"].still_for
     assert found["own.weight"].gradient == ""  # it moves: nobody needed to look

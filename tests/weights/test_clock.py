@@ -1,101 +1,162 @@
-"""The decay clock, against the weights that real optimizers shrink."""
+"""What is known of optimizers' steps, against the weights that real optimizers shrink."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn, optim
 
-from sparsitywatch.weights.clock import DecayClock, group_membership, masters_of, weight_average
-from sparsitywatch.weights.scope import Scope
-
-
-def run(steps: int) -> tuple[nn.Sequential, DecayClock, dict[str, int], torch.Tensor, Scope]:
-    """A model whose first layer gets no gradient, under AdamW with a schedule."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)).double()
-    groups = [
-        {"params": [model[0].weight], "weight_decay": 0.7},
-        {"params": [model[1].weight], "weight_decay": 0.0},
-        {"params": [model[2].weight, model[0].bias, model[1].bias, model[2].bias]},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.01)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
-    clock, scope, start = DecayClock(), Scope.of(model), model[0].weight.detach().clone()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        model[1:](torch.ones(5, 4, dtype=torch.float64)).sum().backward()
-        model[0].weight.grad = torch.zeros_like(model[0].weight)
-        optimizer.step()
-        clock.advance(optimizer)
-        scheduler.step()
-    return model, clock, group_membership(optimizer, scope.parameters(model)), start, scope
+from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over, one_step
 
 
-def test_a_weight_without_gradient_shrinks_as_the_clock_says() -> None:
-    model, clock, membership, start, _ = run(20)
-    shrink = math.exp(clock.groups[membership["0.weight"]].log_shrink)
-    torch.testing.assert_close(model[0].weight.detach(), shrink * start, rtol=1e-12, atol=0)
+def account_of(optimizer: optim.Optimizer, **tensors: torch.Tensor) -> Account:
+    account = Account(optimizer)
+    account.hold({id(tensor): (name,) for name, tensor in tensors.items()})
+    return account
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"momentum": 0.9},
-        {"momentum": 0.9, "nesterov": True},
-        {"momentum": 0.8, "dampening": 0.3},
-        {"momentum": 0.9, "foreach": True},
-    ],
-)
-def test_sgd_shrinks_a_weight_as_the_clock_says_with_momentum_too(options: dict[str, Any]) -> None:
-    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=1e-4, **options)
-    clock, early = DecayClock(), 0.0
+def taken(account: Account, name: str) -> Clock:
+    (row,) = [row for row, names in enumerate(account.names) if name in names]
+    return Clock(*account.taken[:, row].tolist())
+
+
+#: Each torch optimizer whose decay is a law, with options that change it.
+LAWS: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+    "AdamW": (optim.AdamW, {}),
+    "AdamW, foreach": (optim.AdamW, {"foreach": True}),
+    "Adam, decoupled": (optim.Adam, {"decoupled_weight_decay": True}),
+    "NAdam": (optim.NAdam, {"decoupled_weight_decay": True}),
+    "RAdam": (optim.RAdam, {"decoupled_weight_decay": True}),
+    "Adafactor": (optim.Adafactor, {}),
+    "Muon": (optim.Muon, {}),
+    "SGD": (optim.SGD, {}),
+    "SGD, momentum": (optim.SGD, {"momentum": 0.9}),
+    "SGD, Nesterov": (optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "SGD, dampened": (optim.SGD, {"momentum": 0.8, "dampening": 0.3}),
+}
+
+
+@pytest.mark.parametrize("case", LAWS)
+def test_a_weight_without_gradient_shrinks_as_the_clock_says(case: str) -> None:
+    """With a schedule, and frozen for a while in the middle."""
+    make, options = LAWS[case]
+    weight = nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
+    optimizer = make([weight], lr=0.1, weight_decay=1e-4, **options)
+    account = account_of(optimizer, w=weight)
     for step in range(300):
-        weight.grad = torch.zeros_like(weight)
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 400)
+        weight.grad = None if 100 <= step < 150 else torch.zeros_like(weight)
         optimizer.step()
-        clock.advance(optimizer)
-        if step == 4:  # the buffer is still filling
-            early = -math.log(weight[0].item())
-            assert clock.groups[0].decay == pytest.approx(early, rel=1e-3)
-    assert clock.groups[0].decay == pytest.approx(-math.log(weight[0].item()), rel=1e-3)
-    assert clock.groups[0].log_shrink == pytest.approx(-clock.groups[0].decay, rel=1e-3)
+        account.advance()
+        if step in (4, 99, 149, 160):  # a buffer is still filling at first
+            shrunk = -math.log(weight[0, 0].item())
+            assert -taken(account, "w").log_shrink == pytest.approx(shrunk, rel=1e-3)
+    shrunk = -math.log(weight[0, 0].item())
+    assert -taken(account, "w").log_shrink == pytest.approx(shrunk, rel=1e-3)
+    assert taken(account, "w").decay == pytest.approx(shrunk, rel=1e-3)
+    assert taken(account, "w").steps == 250
 
 
-def test_momentum_that_decay_does_not_go_through_leaves_the_clock_alone() -> None:
-    class SGDW(torch.optim.Optimizer):
-        """Momentum as that of SGD, with decay beside it."""
+#: Those whose decay is none: with a gradient that is large, decay changes next to nothing.
+NO_LAWS = {
+    "Adam": (optim.Adam, {}),
+    "NAdam": (optim.NAdam, {}),
+    "RAdam": (optim.RAdam, {}),
+    "Adamax": (optim.Adamax, {}),
+    "Adagrad": (optim.Adagrad, {}),
+    "Adadelta": (optim.Adadelta, {}),
+    "RMSprop": (optim.RMSprop, {}),
+    "ASGD": (optim.ASGD, {}),
+}
 
+
+@pytest.mark.parametrize("case", NO_LAWS)
+def test_decay_that_is_no_law_is_not_known(case: str) -> None:
+    make, options = NO_LAWS[case]
     weight = nn.Parameter(torch.ones(3))
-    clock = DecayClock()
-    for _ in range(20):
-        clock.advance(SGDW([weight], {"lr": 0.1, "weight_decay": 0.01, "momentum": 0.9}))
-    assert clock.groups[0].decay == pytest.approx(20 * 0.1 * 0.01)
+    optimizer = make([weight], lr=0.1, weight_decay=1e-2, **options)
+    account = account_of(optimizer, w=weight)
+    weight.grad = torch.ones(3)
+    account.advance()
+    assert math.isnan(taken(account, "w").known_decay)
+    assert taken(account, "w").lr == pytest.approx(0.1)
+    without = make([weight], lr=0.1, weight_decay=0.0, **options)
+    account = account_of(without, w=weight)
+    account.advance()
+    if case != "ASGD":  # it has a decay of its own beside
+        assert taken(account, "w").known_decay == 0.0
 
 
-def test_the_reading_is_the_mean_over_in_scope_weights() -> None:
-    _, clock, membership, _, scope = run(20)
-    lr_sum = sum(0.1 * 0.9**k for k in range(20))
-    assert clock.groups[0].lr == pytest.approx(lr_sum)
-    assert clock.groups[0].decay == pytest.approx(0.7 * lr_sum)
-    # 12 weights with decay 0.7, 16 with none
-    decay, lr = clock.averages(membership, scope)
-    assert decay == pytest.approx(0.7 * lr_sum * 12 / 28)
-    assert lr == pytest.approx(lr_sum)
-    assert weight_average([2.0, 9.0], {"0.weight": 0}, scope) == pytest.approx(2.0 * 12 / 28)
+class SGDW(optim.Optimizer):
+    """Somebody's own."""
+
+    def step(self, closure=None):
+        """Nothing."""
 
 
-def test_weights_that_no_group_trains_stand_still() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    optimizer = torch.optim.SGD([model[1].weight], lr=1.0)
-    scope = Scope.of(model)
-    assert group_membership(optimizer, scope.parameters(model)) == {}
-    assert DecayClock().averages({}, scope) == (0.0, 0.0)
+class Warm(optim.AdamW):
+    """One that takes the steps of another."""
+
+
+def test_the_kind_of_a_step_is_that_of_the_class_that_takes_it() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    group = {"weight_decay": 0.1, "momentum": 0.9}
+    assert kind_of(SGDW([weight], {"lr": 0.1}), group).decay == "unknown"
+    assert kind_of(Warm([weight]), group).decay == "decoupled"
+    optimizer = SGDW([weight], {"lr": 0.1, **group})
+    account = account_of(optimizer, w=weight)
+    account.advance()
+    assert math.isnan(taken(account, "w").known_decay)
+    assert taken(account, "w").steps == 1  # it may have dropped the gradients
+
+
+@given(
+    lr=st.floats(0.0, 10.0), decay=st.floats(0.0, 10.0), number=st.integers(1, 4)
+)  # fmt: skip
+def test_one_step_of_one_tensor_and_of_many_are_the_same(lr, decay, number) -> None:
+    many = one_step(np.full(number, lr), np.full(number, decay), np.zeros(number, bool))
+    for column in many.T:
+        assert Clock(*column.tolist()) == pytest.approx(Clock.of_step(lr, decay), rel=1e-12)
+
+
+def test_clocks_go_by_tensor_whatever_becomes_of_groups() -> None:
+    """Groups are added, moved between and taken away; a count by hand beside it."""
+    a, b, c = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = optim.AdamW([{"params": [a], "weight_decay": 0.5}, {"params": [b]}], lr=0.1,
+                            weight_decay=0.0)  # fmt: skip
+    account = account_of(optimizer, a=a, b=b)
+    expected = {"a": 0.0, "b": 0.0, "c": 0.0}
+
+    def step(**lrs: float) -> None:
+        for name, tensor in (("a", a), ("b", b), ("c", c)):
+            tensor.grad = torch.ones(2) if name in lrs else None
+            expected[name] += lrs.get(name, 0.0)
+        optimizer.step()
+        if not account.is_current:
+            account.hold({id(a): ("a",), id(b): ("b",), id(c): ("c",)})
+        account.advance()
+
+    step(a=0.1, b=0.1)
+    step(b=0.1)  # a is frozen
+    optimizer.add_param_group({"params": [c], "lr": 0.3, "weight_decay": 1.0})
+    step(a=0.1, b=0.1, c=0.3)
+    optimizer.param_groups[1]["params"] = []
+    step(a=0.1, c=0.3)
+    for name, lr in expected.items():
+        assert taken(account, name).lr == pytest.approx(lr)
+    assert taken(account, "a").decay == pytest.approx(3 * 0.1 * 0.5)
+    assert taken(account, "c").decay == pytest.approx(2 * 0.3 * 1.0)
+
+
+def test_the_mean_is_that_over_the_weights_of_what_is_told() -> None:
+    assert mean_over({"a": 12, "b": 4, "c": 99}, {"a": 2.0, "b": 6.0}) == pytest.approx(3.0)
+    assert math.isnan(mean_over({"a": 12}, {}))
 
 
 def test_the_masters_of_low_precision_weights_are_found() -> None:
@@ -106,39 +167,36 @@ def test_the_masters_of_low_precision_weights_are_found() -> None:
     model.to(torch.bfloat16)
     del masters["3.weight"]  # not trained
     groups = [{"params": [masters[f"{k}.weight"]]} for k in (2, 0, 1)]
-    found = masters_of(torch.optim.AdamW(groups), weights)
+    found = masters_of(optim.AdamW(groups), weights)
     assert {name: id(p) for name, p in found.items()} == {n: id(p) for n, p in masters.items()}
     with torch.no_grad():
         masters["1.weight"].mul_(1.5)
-    assert masters_of(torch.optim.AdamW(groups), weights).keys() == {"0.weight", "2.weight"}
+    assert masters_of(optim.AdamW(groups), weights).keys() == {"0.weight", "2.weight"}
 
 
 def test_what_the_optimizer_trains_itself_has_no_master() -> None:
     layer = nn.Linear(3, 3)
     copy = nn.Parameter(layer.weight.detach().double())
-    optimizer = torch.optim.AdamW([layer.weight, copy])
+    optimizer = optim.AdamW([layer.weight, copy])
     assert masters_of(optimizer, {"weight": layer.weight}) == {}
 
 
 def test_equal_masters_in_different_groups_are_not_told_apart() -> None:
     weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.bfloat16))
     groups = [{"params": [nn.Parameter(torch.zeros(3, 3))]} for _ in range(2)]
-    assert masters_of(torch.optim.AdamW(groups), {"weight": weight}) == {}
+    assert masters_of(optim.AdamW(groups), {"weight": weight}) == {}
 
 
 def test_steps_and_squares_are_counted() -> None:
-    clock = DecayClock()
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = optim.SGD([weight], lr=0.0)
+    account = account_of(optimizer, w=weight)
+    weight.grad = torch.ones(1)
     for lr in (0.0, 0.1, 0.3):
-        clock.advance(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr))
-    assert clock.groups[0].lr_squared == pytest.approx(0.1)
-    assert clock.groups[0].steps == 2
-    assert clock.groups[0].since(clock.copy().groups[0]).steps == 0
-
-
-def test_state_round_trip() -> None:
-    _, clock, _, _, _ = run(3)
-    other = DecayClock()
-    other.load_state_dict(clock.state_dict())
-    assert other == clock
-    assert clock.copy() == clock
-    assert clock.copy().groups[0] is not clock.groups[0]
+        optimizer.param_groups[0]["lr"] = lr
+        account.advance()
+    clock = taken(account, "w")
+    assert clock.lr_squared == pytest.approx(0.1)
+    assert clock.steps == 2
+    assert clock.since(clock) == Clock()
+    assert clock.plus(clock).lr == pytest.approx(0.8)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from types import MappingProxyType
 
 import numpy as np
 import pytest
 import torch
+from contracts.traced import Traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.weights import motion as motion_module
-from sparsitywatch.weights.clock import DecayClock, OptimizerReading, group_membership, masters_of
 from sparsitywatch.weights.motion import (
     MASK_LEVELS,
     MotionTracker,
@@ -23,21 +22,15 @@ from sparsitywatch.weights.motion import (
     estimate_between,
     overlap,
     removed,
-    why_not_measurable,
 )
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot, float64_of
 from sparsitywatch.weights.spectrum.histogram import STORAGES
 
 
-def compared(
-    motion: MotionTracker,
-    snapshot: Snapshot,
-    clock: DecayClock,
-    membership=MappingProxyType({"0.weight": 0}),
-) -> Moved:
-    reading = OptimizerReading(clock=clock.copy(), membership=membership)
-    return motion.compare(snapshot.step, motion.sampler.take(snapshot), optimizer=reading)
+def compared(motion: MotionTracker, snapshot: Snapshot, traced: Traced) -> Moved:
+    sample = motion.sampler.take(snapshot)
+    return motion.compare(snapshot.step, sample, optimizer=traced.reading())
 
 
 class Planted:
@@ -67,7 +60,7 @@ class Planted:
         self.scope, self.step_count = Scope.of(self.model), 0
         self.inputs = torch.randn(256, 20, dtype=self.dtype)
         self.targets = torch.randn(256, 2, dtype=self.dtype)
-        self.clock = DecayClock()
+        self.traced = Traced(self.optimizer, parameters=self.scope.parameters(self.model))
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -77,20 +70,13 @@ class Planted:
             hidden = torch.where(torch.arange(40) < 10, hidden, 0.0)
             (self.trained[1](hidden) - self.targets[batch]).square().mean().backward()
             self.optimizer.step()
-            self.clock.advance(self.optimizer)
+            self.traced.stepped(self.optimizer)
             self.step_count += 1
         if self.model is not self.trained:
             self.model.load_state_dict(self.trained.state_dict())
 
     def snapshot(self, motion: MotionTracker, thresholds: dict[str, float] | None = None) -> Moved:
-        parameters = self.scope.parameters(self.model)
-        masters = masters_of(self.optimizer, parameters)
-        reading = OptimizerReading(
-            clock=self.clock.copy(),
-            membership=group_membership(self.optimizer, parameters | masters),
-            not_measurable=why_not_measurable(self.optimizer),
-            masters=frozenset(masters),
-        )
+        reading = self.traced.reading()
         snapshot = Snapshot.of(self.model, self.scope, self.step_count)
         return motion.compare(
             self.step_count, motion.sampler.take(snapshot), optimizer=reading, near_zero=thresholds
@@ -188,25 +174,27 @@ def test_where_the_rule_does_not_hold_there_is_no_number(optimizer, decay, reaso
 
 def test_each_group_has_its_own_decay_and_its_own_reason() -> None:
     model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 30), nn.Linear(30, 2))
+    scope = Scope.of(model, "layers")
+    weights = scope.parameters(model)
     groups = [
         {"params": [model[0].weight], "lr": 1e-2, "weight_decay": 1.0},
         {"params": [model[1].weight], "lr": 1e-3, "weight_decay": 0.0},
     ]
-    coupled, free = why_not_measurable(torch.optim.Adam([dict(group) for group in groups]))
-    assert "not decoupled" in coupled
-    assert free == ""
+    coupled = Traced(torch.optim.Adam([dict(group) for group in groups]), parameters=weights)
+    whys = coupled.reading().not_measurable
+    assert "not decoupled" in whys["0.weight"]
+    assert whys["1.weight"] == ""
     optimizer = torch.optim.AdamW(groups)
-    assert why_not_measurable(optimizer) == ("", "")
-    scope, clock, motion = Scope.of(model, "layers"), DecayClock(), MotionTracker()
-    membership = group_membership(optimizer, scope.parameters(model))
-    compared(motion, Snapshot.of(model, scope, 0), clock, membership)
+    traced, motion = Traced(optimizer, parameters=weights), MotionTracker()
+    assert set(traced.reading().not_measurable.values()) == {""}
+    compared(motion, Snapshot.of(model, scope, 0), traced)
     for _ in range(20):
         for k in (0, 1):
             model[k].weight.grad = torch.zeros(30, 30)
             model[k].weight.grad[: 10 * (k + 1)] = torch.randn(10 * (k + 1), 30)
         optimizer.step()
-        clock.advance(optimizer)
-    moved = compared(motion, Snapshot.of(model, scope, 20), clock, membership)
+        traced.stepped(optimizer)
+    moved = compared(motion, Snapshot.of(model, scope, 20), traced)
     # 20 and 10 of 30 rows got no gradient; what passes by chance is a percent or so
     assert moved.layers == pytest.approx({"0.weight": 2 / 3, "1.weight": 1 / 3}, abs=0.03)
 
@@ -255,14 +243,15 @@ def test_after_a_spike_of_the_learning_rate_slow_weights_are_not_dormant() -> No
     optimizer = torch.optim.AdamW([weight], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01)
     model = nn.Sequential(nn.Linear(60, 60), nn.Linear(60, 2))
     model[0].weight = weight
-    scope, clock, motion = Scope.of(model), DecayClock(), MotionTracker()
+    scope, motion = Scope.of(model), MotionTracker()
+    traced = Traced(optimizer, parameters=scope.parameters(model))
     seen = []
     for step in range(1, 126):
         weight.grad = torch.randn(60, 60) * (1e4 if 51 <= step <= 55 else 1.0)
         optimizer.step()
-        clock.advance(optimizer)
+        traced.stepped(optimizer)
         if step % 25 == 0:
-            seen.append(compared(motion, Snapshot.of(model, scope, step), clock))
+            seen.append(compared(motion, Snapshot.of(model, scope, step), traced))
     dormant = [moved.dormant for moved in seen]
     assert dormant[1].fraction < 0.02
     assert dormant[1].chance == pytest.approx(dormant[1].fraction, abs=0.005)
@@ -277,14 +266,15 @@ def test_the_share_that_passes_by_chance_is_foretold(every: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 100), nn.Linear(100, 2))
     optimizer = torch.optim.AdamW([model[0].weight], lr=1e-3, weight_decay=0.1)
-    scope, clock, motion = Scope.of(model), DecayClock(), MotionTracker()
+    scope, motion = Scope.of(model), MotionTracker()
+    traced = Traced(optimizer, parameters=scope.parameters(model))
     found = []
     for step in range(1, 201 + every):
         model[0].weight.grad = torch.randn(100, 200)
         optimizer.step()
-        clock.advance(optimizer)
+        traced.stepped(optimizer)
         if step > 200 - every and step % every == 0:
-            found.append(compared(motion, Snapshot.of(model, scope, step), clock))
+            found.append(compared(motion, Snapshot.of(model, scope, step), traced))
     dormant = found[-1].dormant
     deviation = math.sqrt(dormant.chance / dormant.num_sampled)
     assert dormant.fraction == pytest.approx(dormant.chance, rel=0.15, abs=3 * deviation)

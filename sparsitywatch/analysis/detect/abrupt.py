@@ -256,7 +256,9 @@ class AbruptChange(Detector):
         memory.decayed += advance if advance > 0.0 else 0.0  # NaN: not known
         passed = lr_clock - memory.lr_clock
         memory.decay_clock, memory.lr_clock = clock, lr_clock
-        return passed / (step - last) if last >= 0 and math.isfinite(passed) else known["lr"]
+        # a mean over weights goes back where more of them come into training
+        is_known = last >= 0 and 0.0 <= passed < math.inf
+        return passed / (step - last) if is_known else known["lr"]
 
     def _first_event(self, found: list[Candidate], view: View) -> Event | None:
         """The event of the first change that makes one; from then on it is going on."""
