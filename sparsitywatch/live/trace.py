@@ -280,7 +280,6 @@ class OptimizerTrace:
         self._account_of: weakref.WeakKeyDictionary[Optimizer, Account] = (
             weakref.WeakKeyDictionary()
         )
-        self._seen: dict[Account, int] = {}  # steps that each had taken at the last snapshot
         self._is_restored = False  # whether a state was loaded
         self._has_hooks = False  # whether a step of what was given has been seen
         self._start = (0.0, 0.0)  # decay and lr of the run, where nobody knows of which weights
@@ -290,7 +289,7 @@ class OptimizerTrace:
     @property
     def is_seen(self) -> bool:
         """Whether an optimizer of these weights is known."""
-        return bool(self.given) or any(one.num_held(self._sizes) for one in self._accounts)
+        return bool(self.given) or any(account.num_in_scope for account in self._accounts)
 
     @property
     def motion(self) -> MotionTracker | None:
@@ -332,14 +331,14 @@ class OptimizerTrace:
         self._has_hooks |= optimizer in self.given
         if any(account.names):
             account.advance(reached)
-        return account.num_held(self._sizes)
+        return account.num_in_scope
 
     def knows(
         self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
     ) -> bool:
         """Whether an optimizer was given, or holds weights in scope."""
         account = self._known(optimizer, parameters)
-        return optimizer in self.given or account.num_held(self._sizes) > 0
+        return optimizer in self.given or account.num_in_scope > 0
 
     def _known(
         self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
@@ -369,6 +368,7 @@ class OptimizerTrace:
         names |= {id(copy): (name,) for copy, name in account.copied.items()}
         account.hold(names)
         account.take_over(self._earlier)
+        account.num_in_scope = sum(self._sizes.get(name, 0) for name in account.names_held())
         return account
 
     # ------------------------------------------------------------------ what is known
@@ -387,10 +387,9 @@ class OptimizerTrace:
         trainers: dict[str, Trainer] = {}
         for optimizer, account in [*self._account_of.items()]:
             self._identify(optimizer, parameters)
-            for name, trainer in account.trainers(since=self._seen.get(account, 0)):
+            for name, trainer in account.trainers():
                 if trainer.is_active or name not in trainers:
                     trainers[name] = trainer
-            self._seen[account] = account.num_steps
         sums = self._sums(self._accounts)
         return Training(
             trainers=trainers,

@@ -30,10 +30,14 @@ class Clock(NamedTuple):
 
     @classmethod
     def of_step(cls, lr: float, weight_decay: float) -> Clock:
-        """One step."""
+        """One step; of a decay that is NaN it is not known."""
+        steps = float(lr > 0.0)
+        if math.isnan(weight_decay):
+            return cls(lr, 0.0, 0.0, lr * lr, steps, steps)
         shrink = lr * weight_decay
+        # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
         log_shrink = math.log1p(-shrink) if shrink < 1.0 else -math.inf
-        return cls(lr, shrink, log_shrink, lr * lr, float(lr > 0.0))
+        return cls(lr, shrink, log_shrink, lr * lr, steps)
 
     def since(self, earlier: Clock) -> Clock:
         """What happened between ``earlier`` and now."""
@@ -47,16 +51,6 @@ class Clock(NamedTuple):
     def known_decay(self) -> float:
         """The sum of decay; NaN where some of it is not known."""
         return math.nan if self.num_unknown else self.decay
-
-
-def one_step(lr: np.ndarray, decay: np.ndarray, is_unknown: np.ndarray) -> np.ndarray:
-    """What one step adds to the clocks of T tensors, as ``Clock.of_step``; float64 [6, T]."""
-    shrink = np.where(is_unknown, 0.0, lr * decay)
-    # lr * weight_decay >= 1 would wipe the weights out; then no shrink factor exists
-    with np.errstate(divide="ignore"):
-        log_shrink = np.log1p(-np.minimum(shrink, 1.0))
-    is_step = lr > 0.0
-    return np.stack([lr, shrink, log_shrink, lr * lr, is_step, is_step & is_unknown])
 
 
 # ------------------------------------------------------------------ what a class of optimizer does
@@ -175,12 +169,14 @@ class Account:
     def __init__(self, optimizer: optim.Optimizer) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.num_steps = 0
+        self.num_in_scope = 0  # weights that it holds; whoever knows the scope sets it
         # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
         self.names: list[tuple[str, ...]] = []
         #: names of weights whose copies of higher precision it holds, by copy
         self.copied: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
         self.taken, self.offered = np.zeros((6, 0)), np.zeros((6, 0))
-        self.last = np.zeros(0)  # the step that reached it last
+        self._last = np.zeros(0)  # the step that reached it last
+        self._looked_at = 0  # steps at the last snapshot
         self._momentum = np.zeros(0)
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
@@ -208,10 +204,10 @@ class Account:
                 row = self._row_of[tensor] = len(self.names)
                 self.names.append(called)
             self.names[row] = called
-        more = len(self.names) - len(self.last)
+        more = len(self.names) - len(self._last)
         for table in ("taken", "offered"):
             setattr(self, table, np.pad(getattr(self, table), ((0, 0), (0, more))))
-        for column in ("last", "_momentum"):
+        for column in ("_last", "_momentum"):
             setattr(self, column, np.pad(getattr(self, column), (0, more)))
         groups = optimizer.param_groups
         self._held = list(map(id, tensors))
@@ -228,44 +224,51 @@ class Account:
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
-        groups = optimizer.param_groups
-        is_offered = np.array([key not in reached for key in self._held])
-        is_reached = is_offered.copy()
-        if is_seen:
-            has_gradient = [tensor.grad is not None for tensor in _held_by(optimizer)]
-            if any(has_gradient) or self._kinds[0] != _UNKNOWN:  # it may have dropped them
-                is_reached &= has_gradient
-        lr = np.array([float(group.get("lr", 0.0)) for group in groups])[self._groups]
-        is_unknown = np.array([kind.decay in _WHY_NO_CLOCK for kind in self._kinds])
-        added = one_step(lr, self._decay(groups, is_reached), is_unknown[self._groups])
-        self.offered[:, self._rows[is_offered]] += added[:, is_offered]
-        self.taken[:, self._rows[is_reached]] += added[:, is_reached]
-        self.last[self._rows[is_reached]] = self.num_steps
+        rows, groups = self._rows, optimizer.param_groups
+        added, buffered = self._one_step(groups)
+        is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
+        if not any(is_reached) and (not is_seen or self._kinds[0] == _UNKNOWN):
+            is_reached = [True] * len(rows)  # it may have dropped them
+        if reached or not all(is_reached):
+            is_own = np.array([key not in reached for key in self._held])
+            self.offered[:, rows[is_own]] += added[:, is_own]
+            is_taken = is_own & is_reached
+            rows, added, buffered = rows[is_taken], added[:, is_taken], buffered[is_taken]
+        else:
+            self.offered[:, rows] += added
+        self.taken[:, rows] += added
+        self._momentum[rows] = buffered
+        self._last[rows] = self.num_steps
 
-    def _decay(self, groups: Sequence[Mapping[str, Any]], is_reached: np.ndarray) -> np.ndarray:
-        """What one step applies to a weight without gradient, by held tensor.
+    def _one_step(self, groups: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """What a step adds to the clock of each of H held tensors, [6, H], and SGD's buffer then.
 
         SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
         the steps after: 1 / (1 - momentum) times as much in the end.
         """
-        told = [
-            [float(group.get(key, 0.0)) for key in ("weight_decay", "momentum", "dampening")]
-            + [float(bool(group.get("nesterov"))), float(kind.decay == "raw")]
-            for group, kind in zip(groups, self._kinds, strict=True)
-        ]
-        decay: np.ndarray
-        decay, mu, dampening, is_nesterov, is_raw = np.array(told).reshape(-1, 5).T[:, self._groups]
-        is_buffered = (is_raw > 0.0) & (mu > 0.0) & (decay > 0.0)
-        if not is_buffered.any():
-            return decay
+        clocks = []
+        for group, kind in zip(groups, self._kinds, strict=True):
+            decay = float(group.get("weight_decay", 0.0)) if kind.decay != "none" else 0.0
+            decay = math.nan if kind.decay in _WHY_NO_CLOCK else decay
+            clocks.append(Clock.of_step(float(group.get("lr", 0.0)), decay))
+        added = np.array(clocks).T[:, self._groups]
         before = self._momentum[self._rows]
+        is_buffered = [
+            k.decay == "raw" and bool(g.get("momentum"))
+            for g, k in zip(groups, self._kinds, strict=True)
+        ]
+        if not any(is_buffered):
+            return added, before
+        names = ("weight_decay", "momentum", "dampening", "nesterov")
+        told = [[float(group.get(name, 0.0)) for name in names] for group in groups]
+        decay, mu, dampening, nesterov = np.array(told).T[:, self._groups]
         # the first gradient enters the buffer whole, dampened or not, as in torch
         now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
-        kept = is_reached & is_buffered
-        self._momentum[self._rows[kept]] = now[kept]
-        through: np.ndarray = np.where(is_nesterov > 0.0, decay + mu * now, now)
-        through[~is_buffered] = decay[~is_buffered]
-        return through
+        where = np.array(is_buffered)[self._groups]
+        shrink = added[0] * np.where(nesterov > 0.0, decay + mu * now, now)
+        with np.errstate(divide="ignore"):
+            added[1:3, where] = np.stack([shrink, np.log1p(-np.minimum(shrink, 1.0))])[:, where]
+        return added, np.where(where, now, before)
 
     def sums(self) -> Iterator[tuple[str, Sums]]:
         """By the names of the model."""
@@ -294,23 +297,25 @@ class Account:
         for column in (self.taken, self.offered, self._momentum):
             column[:] = 0.0
 
-    def num_held(self, sizes: Mapping[str, int]) -> int:
-        """How many of the weights of some tensors, by name, it holds."""
-        return sum(sizes.get(name, 0) for row in self._rows for name in self.names[row])
+    def names_held(self) -> list[str]:
+        """What the model calls what it holds now."""
+        return [name for row in self._rows.tolist() for name in self.names[row]]
 
-    def trainers(self, since: float) -> Iterator[tuple[str, Trainer]]:
-        """By name what it is to each tensor of the model; a step ``since`` makes it active."""
+    def trainers(self) -> Iterator[tuple[str, Trainer]]:
+        """By name what it is to each tensor of the model; to be asked once a snapshot."""
         optimizer = self.optimizer()
         if optimizer is None:
             return
+        since = max(min(self._looked_at, self.num_steps - _FEW_STEPS), 0)
+        self._looked_at = self.num_steps
         for row, index in zip(self._rows.tolist(), self._groups.tolist(), strict=True):
-            group, is_late = optimizer.param_groups[index], self.num_steps - _FEW_STEPS
+            group = optimizer.param_groups[index]
             trainer = Trainer(
                 optimizer=optimizer,
                 kind=self._kinds[index],
                 lr=float(group.get("lr", 0.0)),
                 momentum=float(group.get("momentum", 0.0)),
-                is_active=bool(self.last[row] > max(min(since, is_late), 0)),
+                is_active=bool(self._last[row] > since),
             )
             yield from ((name, trainer) for name in self.names[row])
 

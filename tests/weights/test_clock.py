@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn, optim
 
-from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over, one_step
+from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over
 
 
 def account_of(optimizer: optim.Optimizer, **tensors: torch.Tensor) -> Account:
@@ -114,15 +111,6 @@ def test_the_kind_of_a_step_is_that_of_the_class_that_takes_it() -> None:
     account.advance()
     assert math.isnan(taken(account, "w").known_decay)
     assert taken(account, "w").steps == 1  # it may have dropped the gradients
-
-
-@given(
-    lr=st.floats(0.0, 10.0), decay=st.floats(0.0, 10.0), number=st.integers(1, 4)
-)  # fmt: skip
-def test_one_step_of_one_tensor_and_of_many_are_the_same(lr, decay, number) -> None:
-    many = one_step(np.full(number, lr), np.full(number, decay), np.zeros(number, bool))
-    for column in many.T:
-        assert Clock(*column.tolist()) == pytest.approx(Clock.of_step(lr, decay), rel=1e-12)
 
 
 def test_clocks_go_by_tensor_whatever_becomes_of_groups() -> None:
