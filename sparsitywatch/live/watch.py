@@ -181,9 +181,8 @@ def watch(
             guessed, scope = scope, seen_scope(scope, chosen.scope, inner, checked)
             if scope.names != guessed.names:
                 reader, examiner = _readers(inner, scope, ranks, watches_all=watches_all)
-        for note in (scope.note_on_reparametrized, scope.note_on_stored):
-            if note and leads:
-                _logger.warning("sparsitywatch: %s", note)
+        if leads:
+            _tell(scope)
         snapshot = Snapshot.of(inner, scope, 0)
         spectrum = None if off else reader.counted(snapshot)[0]
         run = RunContext(
@@ -215,6 +214,12 @@ def watch(
             off=off,
             ranks=ranks,
         )
+
+
+def _tell(scope: Scope) -> None:
+    """Say what of the model is left out, and what a replay may decide otherwise."""
+    for note in filter(None, (scope.note_on_reparametrized, scope.note_on_stored)):
+        _logger.warning("sparsitywatch: %s", note)
 
 
 def _take_up_optimizers(

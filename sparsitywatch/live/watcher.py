@@ -131,7 +131,7 @@ class Watcher:
         self._pid = os.getpid()
         self._opened = False
         self._has_begun = False  # whether the first step was about to be taken
-        self._is_said = False  # whether ``step`` is called
+        self._is_seen = self._is_said = False  # whether hooks count steps; whether ``step`` does
         self._closed = False
         self._num_failures = 0  # in a row
         self._reported_at = -math.inf
@@ -224,8 +224,7 @@ class Watcher:
         Once called, it alone counts: steps that hooks see do so no more. ``step`` is the number of
         steps done by now, by default one more than before, unless hooks have counted this one.
         """
-        is_counted = self._opened and not self._is_said and self.step_count > self._begun_at
-        self._is_said = True
+        is_counted, self._is_said = self._is_seen and not self._is_said, True
         if is_counted and step is None:
             return
         self._trace.said()
@@ -411,6 +410,7 @@ class Watcher:
             if self._off:
                 self._decline(self.step_count + 1)
                 return
+            self._is_seen = True
             self._hook.tie_once(optimizer)
             self._advance(num_steps)
 
