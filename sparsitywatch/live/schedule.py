@@ -395,7 +395,9 @@ class BudgetedSchedule:
 
     def next_step(self, due: Due, step: int) -> int:
         """The step after ``step`` at which one more is due and paid for; -1 if nobody knows."""
-        steps = self.budget.wait_s(due) / self.step_s if self.budget.max_overhead else 0.0
+        steps = 0.0
+        if self.budget.max_overhead is not None:
+            steps = self.budget.wait_s(due) / self.step_s if self.step_s > 0.0 else math.inf
         return self.schedule.next_due(step + max(math.ceil(steps) - 1, 0)) if steps < _FAR else -1
 
     # ------------------------------------------------------------------ what is told

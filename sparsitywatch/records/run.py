@@ -74,7 +74,7 @@ class WatchState:
     def watched(self) -> str:
         """How much of what was due was measured, in a few words."""
         if self.num_due == 0:
-            return "no snapshot was due"
+            return "nothing yet" if self.status == "on" else "no snapshot was due"
         words = f"weights {self.num_taken:,} of {self.num_due:,}"
         if self.num_evaluated == 0:
             words += ", essential sparsity never"

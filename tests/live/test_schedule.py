@@ -196,6 +196,10 @@ def test_the_step_of_what_comes_next_is_that_at_which_it_comes() -> None:
         now += 0.5
     assert step == 252  # 1 s / 0.008 is 125 s, after the first step
     assert told[0] == -1  # the time of a step is not known yet
+    stopped = BudgetedSchedule(every(7), 0.01)
+    stopped.budget.now = lambda: 5.0
+    assert [stopped.due(step, is_busy=False) for step in (7, 14)] == [Due.NOTHING] * 2
+    assert stopped.next_step(Due.WEIGHTS, 14) == -1
     assert set(told[1:]) == {252}
 
 
