@@ -301,8 +301,11 @@ class OverheadBudget:
 
     # ------------------------------------------------------------------ what is allowed
 
-    def wait_s(self, due: Due) -> float:
-        """Seconds until one more snapshot is paid for; 0 or less if it is."""
+    def wait_s(self, due: Due, *, is_last: bool = False) -> float:
+        """Seconds until one more snapshot is paid for; 0 or less if it is.
+
+        For the last one of a run neither the weights nor evaluations need keep anything.
+        """
         if self.max_overhead is None:
             return 0.0
         elapsed_s = self.elapsed_s()
@@ -311,11 +314,15 @@ class OverheadBudget:
         snapshots_s = self.weights.spent_s + self.evaluations.spent_s
         counting = max(self._spent_s - snapshots_s, 0.0) / elapsed_s
         left = max(self.max_overhead - counting, _LEAST_SHARE * self.max_overhead)
-        share = _WEIGHTS_SHARE if self.evaluates else 1.0
-        needed_s = (self.weights.spent_s + self.weights.price_s) / share
-        if due is Due.EVERYTHING and self.evaluates:
-            own_s = self.evaluations.spent_s + self.evaluations.price_s
-            needed_s = max(needed_s, own_s / (1.0 - share))
+        weights_s = self.weights.spent_s + self.weights.price_s
+        evaluations_s = self.evaluations.spent_s
+        if due is Due.EVERYTHING:
+            evaluations_s += self.evaluations.price_s
+        needed_s = weights_s + evaluations_s
+        if self.evaluates and not is_last:
+            needed_s = weights_s / _WEIGHTS_SHARE
+            if due is Due.EVERYTHING:
+                needed_s = max(needed_s, evaluations_s / (1.0 - _WEIGHTS_SHARE))
         return needed_s / left - elapsed_s
 
     def elapsed_s(self) -> float:
@@ -442,9 +449,9 @@ class BudgetedSchedule:
         """What of that left out since the last snapshot is paid for at the end, at ``step``."""
         if not self.num_left_out and not (records and records[-1].not_evaluated):
             return Due.NOTHING
-        if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
+        if self.budget.wait_s(Due.EVERYTHING, is_last=True) <= 0.0:
             return Due.EVERYTHING
-        if self.num_left_out and self.budget.wait_s(Due.WEIGHTS) <= 0.0:
+        if self.num_left_out and self.budget.wait_s(Due.WEIGHTS, is_last=True) <= 0.0:
             return Due.WEIGHTS
         _logger.info("sparsitywatch: nothing is made up for at step %d: %s", step, self._prices())
         return Due.NOTHING

@@ -54,7 +54,7 @@ def test_training_goes_on_while_a_look_is_on_its_way() -> None:
     threads = set()
     actions = [lambda r: threads.add(threading.current_thread().name), seen.append]
     with run.watch(None, **options, on_record=actions) as watcher:
-        watcher._budget.wait_s = lambda _: 0.0  # only being busy counts here
+        watcher._budget.wait_s = lambda *_, **__: 0.0  # only being busy counts here
         run.train(5)  # the first look waits in the sink: the others are left out
         assert watcher.step_count == 5
         assert seen == []
@@ -177,7 +177,7 @@ def test_an_evaluation_of_ten_steps_does_not_blind_the_watch(tmp_path: Path, bac
 def test_a_snapshot_of_the_weights_is_behind_the_training_with_a_proxy_too(monkeypatch) -> None:
     sink = SlowSink()
     costly = Costly(every=1, sinks=[sink])
-    costly.watcher._budget.wait_s = lambda due: float(
+    costly.watcher._budget.wait_s = lambda due, **_: float(
         due is Due.EVERYTHING and costly.watcher.step_count > 1
     )
     sink.go_on.set()

@@ -207,6 +207,9 @@ def test_the_limit_holds_from_the_first_step_on(
         for _ in range(num):
             budget.train(1, step_s, weights_s, evaluation_s or 0.0)
             assert budget.share <= limit + 1e-9
+    if budget.wait_s(Due.EVERYTHING, is_last=True) <= 0.0:
+        budget.take(weights_s + (evaluation_s or 0.0), evaluated=evaluation_s is not None)
+        assert budget.share <= limit + 1e-9
 
 
 @given(

@@ -40,7 +40,7 @@ def paid(watcher: sw.Watcher, allowed: Callable[[Due, int], bool]) -> None:
     """Let the budget allow what a test says, by what is due and the step."""
     wait_s = watcher._budget.wait_s
     assert wait_s(Due.WEIGHTS) is not None
-    watcher._budget.wait_s = lambda due: 0.0 if allowed(due, watcher.step_count) else 1e9
+    watcher._budget.wait_s = lambda due, **_: 0.0 if allowed(due, watcher.step_count) else 1e9
 
 
 # ------------------------------------------------------------------ in one process
@@ -264,7 +264,7 @@ t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()
 """
 PAID_AT_THE_END = """
 watch(max_overhead=1.0)
-w._budget.wait_s = lambda due: 1e9 if run_is_on else 0.0
+w._budget.wait_s = lambda due, **_: 1e9 if run_is_on else 0.0
 run_is_on = True; run.train(13); run_is_on = False
 """
 #: In a process of its own each: how it ends, what the status says, the state, the exit code.

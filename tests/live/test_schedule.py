@@ -207,8 +207,10 @@ def test_the_step_of_what_comes_next_is_that_at_which_it_comes() -> None:
     ("records", "left_out", "elapsed_s", "made_up"),
     [
         ("none", 3, 1000.0, Due.EVERYTHING),
-        ("none", 3, 100.0, Due.WEIGHTS),  # that of an evaluation would be 125 s
-        ("none", 3, 4.0, Due.NOTHING),
+        ("none", 3, 102.0, Due.EVERYTHING),  # 1.01 s of one percent: all of it, at the end
+        ("none", 3, 100.0, Due.WEIGHTS),
+        ("none", 3, 1.1, Due.WEIGHTS),
+        ("none", 3, 0.9, Due.NOTHING),
         ("none", 0, 1000.0, Due.NOTHING),  # nothing was due
         ("weights", 0, 1000.0, Due.EVERYTHING),
         ("weights", 0, 100.0, Due.NOTHING),  # the weights are known
