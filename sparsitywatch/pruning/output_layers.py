@@ -42,7 +42,7 @@ def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy)
             redacted_error(error),
         )
         seen = []
-    seen = proxy.ranks.gather(seen)[0]
+    seen = proxy.ranks.of_first(seen)
     return Scope.of(model, scope, seen) if seen else decided
 
 

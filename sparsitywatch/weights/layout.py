@@ -153,6 +153,7 @@ _HEAD = re.compile(
 _LINEAR = re.compile(r"^(weight|in_proj_weight|[qkv]_proj_weight)$")
 #: The same of recurrent layers and cells, as torch names them: from the input, the state, back.
 _RECURRENT = re.compile(r"^weight_(ih|hh|hr)(_l\d+)?(_reverse)?$")
+_FROM_INPUT = ("weight_ih", "weight_ih_l0")
 #: How the older weight norm, spectral norm and pruning masks name what they compute weights from.
 _REPARAMETRIZED = re.compile(r"^(\w*weight(?:_[ih][hr]\w*?)?)_(?:g|v|orig)$")
 #: Linear layers with the inputs first, known by name so that transformers need not be imported.
@@ -342,8 +343,7 @@ class Layout:
             return largest
         for name, entry in self._entries.items():
             place = self._places[name]
-            # of a recurrent layer that of its input
-            is_inner = _RECURRENT.match(place.attribute) and "ih_l0" not in f"{place.attribute}_l0"
+            is_inner = _RECURRENT.match(place.attribute) and place.attribute not in _FROM_INPUT
             if self.kinds[name] not in ("linear", "reparametrized") or is_inner:
                 continue
             other = largest.setdefault(place.module, entry)
@@ -370,9 +370,8 @@ class Layout:
         """
         widths = {path: self._width(entry) for path, entry in layers.items()}
         taken = _taken(widths.values())
-        recurrent = {path for path, entry in layers.items() if self._is_recurrent(entry)}
-        last = [path for path in widths if path not in recurrent and widths[path] not in taken]
-        last = last or [*widths]
+        able = [path for path, entry in layers.items() if not self._is_recurrent(entry)]
+        last = [path for path in able if widths[path] not in taken] or [*widths]
         named = []
         for path in last:
             parts = path.split(".")
@@ -386,7 +385,7 @@ class Layout:
             found = last[-1]
         else:
             found = max(last, key=natural_order, default=None)
-        return None if found in recurrent else found
+        return found if found in able else None
 
     def _is_recurrent(self, entry: Entry) -> bool:
         return bool(_RECURRENT.match(self._places[entry.name].attribute))

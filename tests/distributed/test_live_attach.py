@@ -12,9 +12,12 @@ import torch
 from contracts.rank_cases import Came, case
 from contracts.sharded import HELD_OUT, Batch, Training, Value, lines, loss, unlike, unwatched
 from torch import distributed, nn
+from torch.distributed import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import sparsitywatch as sw
 from sparsitywatch.ranks import group
+from sparsitywatch.weights.scope import Scope
 
 pytestmark = pytest.mark.slow
 
@@ -182,3 +185,64 @@ def test_what_differs_between_ranks_is_refused_on_all_and_named(name: str, came:
             assert said.startswith("ProxyError" if is_proxy else "ConfigurationError")
         assert ("failed on rank 1" in told["ValueError: no such batch"]) is (rank == 0)
         assert ("failed on rank 0" in told["derived from sw.sinks.Sink"]) is (rank == 1)
+
+
+# ------------------------------------------------------------------ a scope that a forward decides
+
+
+class Backwards(nn.Module):
+    """Layers of one width that run in another order than their names have: b, c, then a."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(self.c(self.b(x)).relu())
+
+
+def mean(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model(x).mean(1)
+
+
+def seen_on(way: str) -> Told:
+    """What is measured of a model whose output layer only a forward shows."""
+    model: nn.Module = Backwards()
+    if way == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif way == "fsdp":
+        mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+        for layer in model.children():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    batches = [torch.rand(4, 8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with sw.watch(
+        model, optimizer, proxy=sw.Proxy(batches, mean), logdir=None, every=1, strict=True,
+        max_overhead=None, background=False, levels=[0.5],
+    ) as watcher:  # fmt: skip
+        mean(model, batches[0]).sum().backward()
+        optimizer.step()
+        return {
+            "hooks": hooks
+            == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+            "scopes": [record.provenance.scope_hash for record in watcher.records],
+            "sizes": [record.scope.num_weights for record in watcher.records],
+            "valid": [record.valid for record in watcher.records],
+        }
+
+
+case(0, name="seen by one")(lambda _: seen_on("one"))
+case(2, name="seen by DDP")(lambda _: seen_on("ddp"))
+case(2, name="seen by FSDP2")(lambda _: seen_on("fsdp"))
+
+
+@pytest.mark.parametrize("name", ["seen by DDP", "seen by FSDP2"])
+def test_all_ranks_measure_what_the_first_one_saw(name: str, came: Came) -> None:
+    (one,) = came("seen by one")
+    first, second = came(name)
+    assert first == second == one
+    assert set(one["sizes"]) == {2 * 64}
+    assert one["scopes"][0] == Scope.of(Backwards(), ["b.weight", "c.weight"]).hash
