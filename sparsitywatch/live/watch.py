@@ -141,13 +141,7 @@ def watch(
     """
     chosen = Settings.of(settings, **fields)
     expect_model(model, proxy)
-    if initial_step is not None:
-        expect_whole("initial_step", initial_step, 0)
-    if logdir is not None:
-        expect_path("logdir", logdir, "a local directory or None")
-    for name, flag in (("background", background), ("strict", strict)):
-        expect(isinstance(flag, bool), name, "True or False", flag)
-    expect_whole("keep_spectra", keep_spectra, 1)
+    _expect(initial_step, logdir, keep_spectra, background=background, strict=strict)
     inner = unwrap_model(model)
     ranks, off = _who_watches(inner, logdir)
     leads = not off and ranks.rank == 0
@@ -166,36 +160,26 @@ def watch(
             on_record=on_record if leads else (),
             strict=strict,
         )
-    given = {
-        "every": every,
-        "proxy": proxy is not None,
-        "optimizer": optimizer is not None,
-        "max_overhead": max_overhead,
-    }
+    has = {"proxy": proxy is not None, "optimizer": optimizer is not None}
+    given = {"every": every, "max_overhead": max_overhead, **has}
     with _on_every(ranks):  # who has failed above does not come here
         _check_alike(ranks, scope, chosen, given)
-        watches_all = chosen.dormant_samples != 0
-        reader, examiner = _readers(inner, scope, ranks, watches_all=watches_all)
+        reader, _ = _readers(inner, scope, ranks, watches_all=False)
         checked = _checked(proxy, inner, chosen, reader, is_off=bool(off))
         if checked is not None and not off:
-            guessed, scope = scope, seen_scope(scope, chosen.scope, inner, checked)
-            if scope.names != guessed.names:
-                reader, examiner = _readers(inner, scope, ranks, watches_all=watches_all)
+            scope = seen_scope(scope, chosen.scope, inner, checked)
+        reader, examiner = _readers(inner, scope, ranks, watches_all=chosen.dormant_samples != 0)
         if leads:
             _tell(scope)
         snapshot = Snapshot.of(inner, scope, 0)
-        spectrum = None if off else reader.counted(snapshot)[0]
         run = RunContext(
-            settings=chosen,
-            scope=scope,
-            proxy=checked,
-            initial_rms={} if spectrum is None else spectrum.layer_rms(),
-            dtypes=snapshot.dtypes,
-            strict=strict,
+            settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
         )
-        if spectrum is not None and max_overhead is not None:
-            masked = MaskedModel(model, scope, reader)
-            _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
+        if not off:
+            run = replace(run, initial_rms=reader.counted(snapshot)[0].layer_rms())
+            if max_overhead is not None:
+                masked = MaskedModel(model, scope, reader)
+                _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])
         motion = MotionTracker.of(chosen.dormant_samples)
         trace = OptimizerTrace(optimizers, dict(scope.sizes), motion, examiner)
         if not off:
@@ -214,6 +198,17 @@ def watch(
             off=off,
             ranks=ranks,
         )
+
+
+def _expect(initial_step: object, logdir: object, keep_spectra: object, **flags: object) -> None:
+    """Refuse arguments of another kind."""
+    if initial_step is not None:
+        expect_whole("initial_step", initial_step, 0)
+    if logdir is not None:
+        expect_path("logdir", logdir, "a local directory or None")
+    for name, flag in flags.items():
+        expect(isinstance(flag, bool), name, "True or False", flag)
+    expect_whole("keep_spectra", keep_spectra, 1)
 
 
 def _tell(scope: Scope) -> None:

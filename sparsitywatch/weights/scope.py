@@ -138,8 +138,8 @@ class Scope:
         others = " and others" if len(self.unlike_stored) > 3 else ""
         return (
             "a replay without the model, from names and shapes alone, may decide otherwise about "
-            f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model, and the proxy if this "
-            "watch has one, or name the weights in `scope`."
+            f"{', '.join(self.unlike_stored[:3])}{others}. Give it the model, and the proxy if "
+            "this watch has one, or name the weights in `scope`."
         )
 
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
