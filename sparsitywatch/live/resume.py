@@ -165,7 +165,7 @@ def _detail(directory: Path | None, step: int) -> Detail:
     except (StateError, OSError, ValueError, LookupError, BadZipFile) as error:
         _logger.info("sparsitywatch: no histograms for step %d: %s", step, error)
         return Detail()
-    return Detail(histograms=spectrum.log10_histograms())
+    return Detail(make_histograms=spectrum.log10_histograms)
 
 
 def _kept_batches(directory: Path, proxy_hash: str) -> Path:

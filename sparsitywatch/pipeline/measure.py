@@ -7,9 +7,10 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,7 +26,9 @@ from sparsitywatch.records import (
     Cost,
     Detail,
     EssentialSparsity,
-    LayerShare,
+    LayerColumns,
+    Layers,
+    LogHistogram,
     Provenance,
     Record,
     Replicas,
@@ -129,6 +132,7 @@ def measure_snapshot(
     counted = time.perf_counter()
     result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
     curve = result.curve if result else None
+    arrays = spectrum.to_arrays()
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
         said={
@@ -150,7 +154,7 @@ def measure_snapshot(
             "reliance": curve.reliance if curve else math.nan,
             "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
             "not_evaluated": at.not_evaluated,
-            "layers": _layer_shares(spectrum, near_zero_of, result),
+            "layers": _layers(spectrum, near_zero_of, result),
             "provenance": run.provenance,
         },
         seconds={
@@ -158,7 +162,7 @@ def measure_snapshot(
             "evaluation_s": time.perf_counter() - counted if result or reason else 0.0,
             "num_forwards": sum(r.num_forwards for r in (result, *controls.values()) if r),
         },
-        detail=Detail(histograms=spectrum.log10_histograms(), spectrum=spectrum.to_arrays()),
+        detail=Detail(make_histograms=partial(_histograms, arrays), spectrum=arrays),
         sample=sample,
         mask_thresholds=spectrum.thresholds(MASK_LEVELS) if sample else (),
         initial_rms=initial_rms,
@@ -209,12 +213,13 @@ def record_of(
         names = ("decay_clock", "why_no_clock", "lr_clock", "lr", "trained")
         said.update((name, getattr(optimizer, name)) for name in names)
     if moved is not None:
-        layers = tuple(
-            replace(layer, dormant=moved.layers.get(layer.name, math.nan))
-            for layer in said["layers"]
-        )
+        columns = said["layers"].columns
+        dormant = np.array([moved.layers.get(name, math.nan) for name in columns.names])
         said.update(
-            dormant=moved.dormant, movement=moved.movement, masks=moved.masks, layers=layers
+            dormant=moved.dormant,
+            movement=moved.movement,
+            masks=moved.masks,
+            layers=Layers(replace(columns, dormant=dormant)),
         )
     spent: dict[str, Any] = {"stall_s": 0.0, **measured.seconds, **cost}
     return Record(**said, cost=Cost(**spent))
@@ -331,23 +336,30 @@ def _estimate(
     return found
 
 
-def _layer_shares(
+def _layers(
     spectrum: MagnitudeSpectrum,
     near_zero: Mapping[str, Mapping[str, float]],
     result: SweepResult | None,
-) -> tuple[LayerShare, ...]:
-    cuts = result.cuts if result else ()
-    return tuple(
-        LayerShare(
-            name=name,
-            num_weights=spectrum.histograms[name].num_weights,
-            rms=spectrum.histograms[name].rms,
-            near_zero=near_zero[name],
-            removed=tuple(cut.shares[name] for cut in cuts),
+) -> Layers:
+    # a file may have them in another order than the model
+    names = tuple(sorted(spectrum.names, key=natural_order))
+    cuts, scales = result.cuts if result else (), spectrum.layer_rms()
+    rules = near_zero[names[0]] if names else ()
+    removed = np.array([[cut.shares[name] for name in names] for cut in cuts])
+    return Layers(
+        LayerColumns(
+            names=names,
+            num_weights=np.array([spectrum.histograms[name].num_weights for name in names]),
+            rms=np.array([scales[name] for name in names]),
+            near_zero={r: np.array([near_zero[name][r] for name in names]) for r in rules},
+            removed=removed.reshape(len(cuts), len(names)),
+            dormant=np.full(len(names), math.nan),
         )
-        # a file may have them in another order than the model
-        for name in sorted(spectrum.names, key=natural_order)
     )
+
+
+def _histograms(arrays: Mapping[str, np.ndarray]) -> Mapping[str, LogHistogram]:
+    return MagnitudeSpectrum.from_arrays(arrays).log10_histograms()
 
 
 def _counted(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
 
 import numpy as np
@@ -155,9 +156,15 @@ class LogHistogram:
 class Detail:
     """What sinks may draw or keep beside a record, too large for a line of JSON."""
 
-    histograms: Mapping[str, LogHistogram] = field(default_factory=dict)  # by in-scope tensor
+    # Makes ``histograms``; few records show them.
+    make_histograms: Callable[[], Mapping[str, LogHistogram]] = dict
     # The arrays that ``MagnitudeSpectrum.from_arrays`` rebuilds a spectrum from.
     spectrum: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @cached_property
+    def histograms(self) -> Mapping[str, LogHistogram]:
+        """By in-scope tensor, made when they are first asked for."""
+        return self.make_histograms()
+
     def __repr__(self) -> str:
-        return f"<Detail: {len(self.histograms)} histograms, {len(self.spectrum)} arrays>"
+        return f"<Detail: {len(self.spectrum)} arrays>"

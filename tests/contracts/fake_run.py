@@ -284,7 +284,7 @@ def _detail(layers: tuple[LayerShare, ...], noise: np.random.Generator) -> Detai
             edges=edges[first : last + 2], counts=counts[first : last + 1].astype(np.int64)
         )
         weights[layer.name] = magnitudes
-    return Detail(histograms=histograms, spectrum=spectrum_arrays(weights))
+    return Detail(make_histograms=histograms.copy, spectrum=spectrum_arrays(weights))
 
 
 def spectrum_arrays(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

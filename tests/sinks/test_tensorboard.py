@@ -8,7 +8,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -242,10 +242,21 @@ def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
 
 def test_every_tenth_record_has_histograms_also_when_a_run_is_taken_up(tmp_path: Path) -> None:
     _, detail = fake_run.look(0, num_tensors=1)
+    made: list[int] = []
+
+    def noted(step: int) -> Detail:
+        def make() -> Mapping[str, LogHistogram]:
+            made.append(step)
+            return detail.histograms
+
+        return replace(detail, make_histograms=make)
+
     bare = fake_run.without(fake_run.look(0)[0], "curve", "essential_sparsity", "reliance")
     for first, last in ((0, 14), (14, 23), (23, 35)):
-        looks = [(replace(bare, step=10 * i + 1), detail) for i in range(first, last)]
+        steps = [10 * i + 1 for i in range(first, last)]
+        looks = [(replace(bare, step=step), noted(step)) for step in steps]
         write_run(tmp_path, looks, first=10 * first)
+    assert made == [1, 101, 201, 301]  # and for no other record
     reader = event_readers.accumulator(tmp_path)
     (tag,) = reader.Tags()["histograms"]
     assert [event.step for event in reader.Histograms(tag)] == [1, 101, 201, 301]
@@ -280,7 +291,7 @@ def test_at_most_forty_tags_at_any_size_of_the_model(tmp_path: Path, num_tensors
     sink = TensorBoardSink(tmp_path)
     sink.open(replace(fake_run.run_info(), ledger=ledger))
     for step in range(1, 6):
-        sink.write(replace(record, step=step), Detail(histograms=histograms))
+        sink.write(replace(record, step=step), Detail(make_histograms=histograms.copy))
     for kind in ("untrained", "decay", "blew_up"):
         event = replace(fake_run.events()[0], kind=kind, series=f"vital/{kind}", reason="because")
         sink.event(replace(event, detected_step=5))
@@ -349,7 +360,8 @@ def test_histograms_are_trimmed_and_empty_ones_left_out(tmp_path: Path) -> None:
     wide = LogHistogram(edges=np.arange(-5.0, 0.0), counts=np.array([0, 3, 5, 0]))
     nothing = LogHistogram(edges=np.array([]), counts=np.array([], dtype=np.int64))
     zeros = LogHistogram(edges=np.arange(3.0), counts=np.zeros(2, dtype=np.int64))
-    detail = Detail(histograms={"wide": wide, "nothing": nothing, "zeros": zeros})
+    histograms = {"wide": wide, "nothing": nothing, "zeros": zeros}
+    detail = Detail(make_histograms=histograms.copy)
     write_run(tmp_path, [(RECORDS[0], detail)])
     reader = event_readers.accumulator(tmp_path)
     assert reader.Tags()["histograms"] == ["z_sparsity/log10_magnitude/others"]

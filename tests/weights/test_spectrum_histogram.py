@@ -12,7 +12,13 @@ from hypothesis import given, settings
 
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
-from sparsitywatch.weights.spectrum.magnitude import DEFAULT_RULES, NearZeroRule, near_zero_rules
+from sparsitywatch.weights.spectrum.histogram import Rows
+from sparsitywatch.weights.spectrum.magnitude import (
+    DEFAULT_RULES,
+    TOGETHER,
+    NearZeroRule,
+    near_zero_rules,
+)
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 VALUES = [0.0, -0.0, 1.0, -1.5, 2e-2, 1e-3, 3e4, math.inf, -math.inf, math.nan, 1e-45, 1e-7]
@@ -75,7 +81,7 @@ def test_counts_are_those_of_a_sort_and_cut(tensors, asked):
     ordered = {n: np.sort(w.double().abs().numpy()) for n, w in tensors.items()}
     whole = np.zeros(len(asked))
     for name, magnitudes in ordered.items():
-        found = spectrum.histograms[name].at_most(np.array(asked, float))
+        found = Rows([spectrum.histograms[name]]).at_most(np.array([asked], float))[0]
         whole += found
         for t, count in zip(asked, found.tolist(), strict=True):
             low, high = around(t, tensors[name].dtype)
@@ -110,6 +116,30 @@ def test_what_is_near_zero_by_any_rule_is_what_a_sort_cuts_off(tensors, factor):
             near[rule] += 0.0 if math.isnan(share) else share * w.numel()
     if spectrum.num_weights:
         assert whole == pytest.approx({r: n / spectrum.num_weights for r, n in near.items()})
+
+
+def test_a_tensor_among_many_is_told_what_it_is_told_alone():
+    # more than are asked together, of several kinds of bins, some without weights or without any
+    # but zeros
+    generator = torch.Generator().manual_seed(3)
+    tensors = {}
+    for i in range(TOGETHER + 40):
+        weights = torch.randn(i % 7 * 9, generator=generator).double() * 10.0 ** (i % 11 - 5)
+        weights[: i % 5] = [0.0, math.inf, -0.0, math.nan, 1e-300][i % 5]
+        tensors[f"{i}"] = (weights * (i % 13 > 0)).to(DTYPES[i % len(DTYPES)])
+    spectrum, rules = MagnitudeSpectrum.of(tensors), near_zero_rules(DEFAULT_RULES)
+    initial = dict.fromkeys(tensors, 0.5)
+    of_each = spectrum.near_zero_by_rule(rules, initial)[1]
+    histograms, cuts = spectrum.log10_histograms(), spectrum.cuts([0.3, 1.0])
+    for name, alone in spectrum.layers().items():
+        assert np.array_equal(spectrum.layer_rms()[name], alone.rms, equal_nan=True)
+        found = alone.near_zero_by_rule(rules, initial)[1][name]
+        assert np.array_equal([*of_each[name].values()], [*found.values()], equal_nan=True)
+        own = alone.log10_histograms()[name]
+        assert np.array_equal(histograms[name].edges, own.edges)
+        assert np.array_equal(histograms[name].counts, own.counts)
+        for threshold, _, shares in cuts:
+            assert np.array_equal(shares[name], alone.sparsity_at(threshold), equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

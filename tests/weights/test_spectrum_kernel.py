@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from unittest import mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -76,11 +77,13 @@ def expected_counts(bits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [2, 4, 8])
-def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
+def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes, monkeypatch):
     # the same functions, run by the interpreter: tested without numba, too
     interpreted = kernel.Kernel(kernel._COUNT[num_bytes], kernel.drain)
     table = kernel.Table(interpreted, storage_of(num_bytes))
-    for seed, size in enumerate((0, 1, 15, 16, 17, 500)):
+    # up to two are counted in one lane, more in all
+    monkeypatch.setattr(kernel, "FEW", 2)
+    for seed, size in enumerate((0, 1, 2, 3, 15, 16, 17, 500)):
         bits = bits_of(num_bytes, seed, size)
         table.add(bits)
         keys, counts = table.drain()
@@ -93,13 +96,25 @@ def test_what_is_compiled_counts_right_before_it_is_compiled(num_bytes):
 @needs_numba
 @pytest.mark.parametrize("num_bytes", [2, 4, 8])
 @settings(deadline=None, max_examples=60)
-@given(start=st.integers(0, 40), size=st.integers(0, 200), seed=st.integers(0, 99))
-def test_any_start_and_length_is_counted(num_bytes, start, size, seed):
-    # packs of eight bytes start where the address allows it; the rest is counted singly
-    bits = bits_of(num_bytes, seed)[start : start + size]
-    table = kernel.Table(kernel.load(num_bytes), storage_of(num_bytes))
-    table.add(bits)
-    assert all(map(np.array_equal, table.drain(), expected_counts(bits)))
+@given(
+    start=st.integers(0, 40),
+    sizes=st.lists(st.integers(0, 200), max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_any_start_and_length_is_counted(num_bytes, start, sizes, seed):
+    # packs of eight bytes start where the address allows it; the rest, and few, are counted singly
+    bits, table = (
+        bits_of(num_bytes, seed),
+        kernel.Table(kernel.load(num_bytes), storage_of(num_bytes)),
+    )
+    added = [bits[start : start + size] for size in sizes]
+    with mock.patch.object(kernel, "FEW", 100):
+        for some in added:
+            table.add(some)
+        assert all(
+            map(np.array_equal, table.drain(), expected_counts(np.concatenate([bits[:0], *added])))
+        )
+        assert not any(map(len, table.drain()))
 
 
 @needs_numba

@@ -211,52 +211,9 @@ class Histogram:
         return STORAGES[self.dtype].bins
 
     @cached_property
-    def before(self) -> np.ndarray:
-        """Weights below each occupied bin, and in all of them, int64."""
-        before = np.zeros(len(self.counts) + 1, np.int64)
-        np.cumsum(self.counts, out=before[1:])
-        return before
-
-    @cached_property
     def num_weights(self) -> int:
         """All, those that are not finite included."""
-        return int(self.before[-1]) + self.num_inf + self.num_nan
-
-    def at_most(self, t: np.ndarray) -> np.ndarray:
-        """Weights with |w| <= t, float64 [K] like ``t``, interpolated within a bin; no NaN."""
-        bins = self.bins
-        key = bins.edges.searchsorted(t, "right")
-        index = self.index_of(key)
-        found: np.ndarray = self.before[index] + 0.0
-        if not bins.is_exact and len(self.keys):
-            # the bin around t, where there is one and it holds weights
-            is_own = self.keys.take(index, mode="clip") == key
-            inside = np.flatnonzero(is_own & (key > 0))
-            begins, ends = bins.edges[key[inside] - 1], bins.edges[key[inside]]
-            found[inside] += self.counts[index[inside]] * ((t[inside] - begins) / (ends - begins))
-        if self.num_inf:
-            found[t == math.inf] += self.num_inf
-        return found
-
-    @cached_property
-    def rms(self) -> float:
-        """Root mean square of the finite weights; NaN without any."""
-        return root_mean_square([self])
-
-    def log10_histogram(self, bins_per_decade: int) -> LogHistogram:
-        """Counts of the finite non-zero weights by decade fraction, trimmed to what is there."""
-        first = int(len(self.keys) > 0 and self.keys[0] == 0)  # zeros
-        if len(self.keys) == first:
-            return LogHistogram(edges=np.empty(0), counts=np.empty(0, np.int64))
-        places = decades(self.bins, bins_per_decade)
-        lowest, highest = places[self.keys[[first, -1]]]
-        ends = np.arange(lowest, highest + 2, dtype=places.dtype)
-        counts = np.diff(self.before[self.index_of(places.searchsorted(ends))])
-        return LogHistogram(edges=ends / bins_per_decade, counts=counts)
-
-    def index_of(self, keys: np.ndarray) -> np.ndarray:
-        """How many occupied bins lie below each of some keys."""
-        return self.keys.searchsorted(keys.astype(self.keys.dtype))  # or all would be cast
+        return int(self.counts.sum()) + self.num_inf + self.num_nan
 
 
 def summed(histograms: Sequence[Histogram]) -> Histogram:
@@ -273,27 +230,105 @@ def summed(histograms: Sequence[Histogram]) -> Histogram:
     return Histogram(histograms[0].dtype, keys.astype(np.int32), dense[keys], num_inf, num_nan)
 
 
-def root_mean_square(histograms: Sequence[Histogram]) -> float:
-    """That of the finite weights of all of them; NaN without any.
+class Rows:
+    """The counts of T tensors whose bins are of one kind, end to end, a tensor a row.
+
+    A model has some hundred tensors, and a snapshot asks each of them for its scale and its share
+    at some twenty thresholds. One by one that takes as long as counting small tensors does; here
+    each question is a few array operations.
+    """
+
+    def __init__(self, histograms: Sequence[Histogram]) -> None:
+        self.bins = histograms[0].bins
+        self._num_inf = np.array([[histogram.num_inf] for histogram in histograms])
+        # what a bin is found by, rising throughout: its key, above those of all rows before
+        self._size = 1 << self.bins.inf_key.bit_length()
+        self._bases = np.arange(len(histograms), dtype=np.int32)[:, None] * np.int32(self._size)
+        lengths = [len(histogram.keys) for histogram in histograms]
+        self._order = np.repeat(self._bases, lengths)
+        self._order += np.concatenate([histogram.keys for histogram in histograms])
+        #: Weights before each bin, and in all of them, int64.
+        self.before = np.zeros(len(self._order) + 1, np.int64)
+        np.concatenate([histogram.counts for histogram in histograms], out=self.before[1:])
+        np.cumsum(self.before, out=self.before)
+        self._starts, ends = self._index_of(np.array([0, self.bins.inf_key])).T[:, :, None]
+        self.num_finite = (self.before[ends] - self.before[self._starts])[:, 0]  # int64 [T]
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Of the bins of one row after another."""
+        found: np.ndarray = self._order & np.int32(self._size - 1)
+        return found
+
+    def _index_of(self, keys: np.ndarray) -> np.ndarray:
+        """How many bins lie below some keys of each row: [T, K] for keys [K] or [T, K]."""
+        # in the dtype of what is searched, or all of that would be cast
+        found: np.ndarray = self._order.searchsorted(self._bases + keys.astype(np.int32))
+        return found
+
+    def at_most(self, t: np.ndarray) -> np.ndarray:
+        """Weights with |w| <= t, float64 [T, K] like ``t``, interpolated within a bin; no NaN."""
+        edges = self.bins.edges
+        key = edges.searchsorted(t, "right")
+        index = self._index_of(key)
+        found: np.ndarray = (self.before[index] - self.before[self._starts]) + 0.0
+        if not self.bins.is_exact and len(self._order):
+            # the bin around t, where there is one and it holds weights
+            is_own = self._order.take(index, mode="clip") == self._bases + key
+            inside = np.nonzero(is_own & (key > 0))
+            above, own = key[inside], index[inside]
+            begins, ends = edges[above - 1], edges[above]
+            counts = self.before[own + 1] - self.before[own]
+            found[inside] += counts * ((t[inside] - begins) / (ends - begins))
+        return found + np.where(t == math.inf, self._num_inf, 0)
+
+    def log10_histograms(self, bins_per_decade: int) -> list[LogHistogram]:
+        """Counts of the finite non-zero weights by decade fraction, trimmed to what is there."""
+        places, counts = self.by_class(decades(self.bins, bins_per_decade))
+        found = []
+        for own in counts:
+            occupied = np.flatnonzero(own)
+            here = slice(occupied[0], occupied[-1] + 1) if len(occupied) else slice(0)
+            ends = np.append(places[here], places[here][-1:] + 1)
+            found.append(LogHistogram(edges=ends / bins_per_decade, counts=own[here]))
+        return found
+
+    def by_class(
+        self, class_of_key: np.ndarray, factor_of_key: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Classes of bins, [C], and the weights of each row in them, or a multiple, int64 [T, C].
+
+        Classes of rising bins rise; those below and above all non-zero weights are left out.
+        """
+        keys = self.keys.astype(np.intp)  # takes from it are three times as fast
+        index = self._index_of(np.array([1, self.bins.inf_key]))
+        firsts, ends = index[index[:, 0] < index[:, 1]].T  # where there are weights but zeros
+        if not len(firsts):
+            return class_of_key[:0], np.zeros((len(index), 0), np.int64)
+        lowest, highest = class_of_key[[keys[firsts].min(), keys[ends - 1].max()]]
+        classes = np.arange(lowest, highest + 2, dtype=class_of_key.dtype)
+        index = self._index_of(class_of_key.searchsorted(classes))
+        if factor_of_key is None:
+            return classes[:-1], np.diff(self.before[index], axis=1)
+        products = np.zeros_like(self.before)
+        np.multiply(np.diff(self.before), factor_of_key.take(keys), out=products[:-1])
+        sums = np.add.reduceat(products, index.ravel()).reshape(index.shape)
+        return classes[:-1], np.where(index[:, :-1] < index[:, 1:], sums[:, :-1], 0)
+
+
+def root_mean_squares(kinds: Sequence[Rows]) -> np.ndarray:
+    """Of the finite weights of each row, in bins of all these kinds, [T]; NaN without any.
 
     One correctly rounded sum of whole numbers: the same counts give the same bits, in whatever
     order they were added.
     """
-    num_finite, sums, exponents = 0, [], []
-    for histogram in histograms:
-        keys = histogram.keys
-        if len(keys):
-            num_finite += int(histogram.before[-1])
-            of_bins, factors = histogram.bins.squares
-            present = np.arange(of_bins[keys[0]], of_bins[keys[-1]] + 1, dtype=of_bins.dtype)
-            starts = histogram.index_of(of_bins.searchsorted(present))
-            of_exponents = np.add.reduceat(histogram.counts * factors.take(keys), starts)
-            of_exponents[:-1] *= starts[1:] > starts[:-1]  # no bin is occupied: none is its sum
-            sums.append(of_exponents)
-            exponents.append(present)
-    if not num_finite:
-        return math.nan
-    powers = np.concatenate(exponents)
-    top = powers.max()
-    terms = np.ldexp(np.concatenate(sums), 2 * (powers - top))
-    return float(np.ldexp(np.sqrt(math.fsum(terms.tolist()) / (3 * num_finite)), top))
+    squares = [rows.by_class(*rows.bins.squares) for rows in kinds]
+    powers = np.concatenate([own for own, _ in squares])
+    sums = np.concatenate([own for _, own in squares], axis=1)
+    num_finite = np.sum([rows.num_finite for rows in kinds], axis=0)
+    least = powers.min(initial=0)
+    tops = np.where(sums > 0, powers, least).max(axis=1, initial=least)
+    terms = np.ldexp(sums, 2 * (powers - tops[:, None])).tolist()
+    means = list(map(math.fsum, terms)) / np.where(num_finite, 3.0 * num_finite, math.nan)
+    found: np.ndarray = np.ldexp(np.sqrt(means), tops)
+    return found

@@ -31,6 +31,8 @@ _logger = logging.getLogger("sparsitywatch")
 UNROLL = 4
 #: How many packs ahead memory is asked for: a page. Half of it is a tenth slower.
 AHEAD = 512
+#: Weights up to which one lane is enough: emptying four takes longer than counting so few.
+FEW = 1 << 14
 
 
 def prefetch(packs: np.ndarray, index: int) -> None:
@@ -138,6 +140,7 @@ class Table:
         num_lanes = 2 if storage.num_bytes == 8 else 4  # a table of float64 is eight times as long
         self._kernel = kernel
         self._counts = np.zeros((num_lanes, -(-storage.num_raw // 64) * 64), np.uint32)
+        self._num_lanes = 1  # that hold counts
         self._found = np.empty(storage.num_raw, np.int32), np.empty(storage.num_raw, np.int64)
 
     def add(self, bits: np.ndarray) -> None:
@@ -148,13 +151,19 @@ class Table:
             bits = bits.copy()
         start = min((-bits.ctypes.data % 8) // width, len(bits))
         num_packs = (len(bits) - start) * width // (8 * UNROLL) * UNROLL
+        if len(bits) <= FEW:
+            num_packs = 0
+        else:
+            self._num_lanes = len(self._counts)
         end = start + num_packs * 8 // width
         rest = np.concatenate((bits[:start], bits[end:]), dtype=np.uint64)
         self._kernel.count(bits[start:end].view(np.uint64), rest, self._counts)
 
     def drain(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys of what was added since the last time, int32, rising, and the count of each."""
-        num = self._kernel.drain(self._counts, self._counts.view(np.uint64), *self._found)
+        lanes = self._counts[: self._num_lanes]
+        num = self._kernel.drain(lanes, lanes.view(np.uint64), *self._found)
+        self._num_lanes = 1
         return self._found[0][:num].copy(), self._found[1][:num].copy()
 
 
@@ -250,7 +259,7 @@ def _give_prefetch_a_body() -> None:
 def _check(kernel: Kernel, num_bytes: int) -> None:
     """Compare with a count by numpy: machine code may be wrong, counts may not."""
     storage = next(s for s in STORAGES.values() if s.num_bytes == num_bytes)
-    scattered = np.arange(1025, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    scattered = np.arange(FEW + 1025, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     bits = (scattered >> np.uint64(64 - 8 * num_bytes)).astype(f"u{num_bytes}")
     bits[::3] = 0
     magnitudes, shift = bits & np.uint64(storage.sign_off), np.uint64(storage.bins.shift)
@@ -258,6 +267,7 @@ def _check(kernel: Kernel, num_bytes: int) -> None:
     expected = np.unique(rounded_up, return_counts=True)
     table = Table(kernel, storage)
     for _ in range(2):  # the second time into what the first one left
-        table.add(bits)
+        table.add(bits[:1025])
+        table.add(bits[1025:])
         if not all(map(np.array_equal, table.drain(), expected)):
             raise RuntimeError("Expected the counts that numpy finds, got others.")

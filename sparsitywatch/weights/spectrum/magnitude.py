@@ -29,8 +29,9 @@ from sparsitywatch.weights.spectrum.counting import count
 from sparsitywatch.weights.spectrum.histogram import (
     STORAGES,
     Histogram,
+    Rows,
     common_edges,
-    root_mean_square,
+    root_mean_squares,
     summed,
 )
 
@@ -92,6 +93,8 @@ def num_pruned(numel: int, level: float) -> int:
 
 # ------------------------------------------------------------------ the spectrum
 
+#: Tensors that are asked together: few enough that their bins stay in a core's cache.
+TOGETHER = 64
 #: Meaning of the stored arrays; raised when the bins of a dtype change.
 FORMAT = 1
 _ARRAYS = ("format", "names", "dtypes", "num_bins", "num_inf", "num_nan", "keys", "counts")
@@ -244,7 +247,7 @@ class MagnitudeSpectrum:
         Computed from the integer counts alone, so that shards, chunks and stored spectra
         give the same bits; bins are taken as filled evenly.
         """
-        return root_mean_square(self._totals)
+        return float(root_mean_squares(self._totals)[0]) if self._totals else math.nan
 
     def thresholds(self, levels: Sequence[float]) -> list[float]:
         """A threshold t per sparsity level: the weights with |w| <= t are removed.
@@ -295,7 +298,7 @@ class MagnitudeSpectrum:
         """All weights with |w| <= t, float64 [K] like ``t``; no NaN."""
         found = np.zeros(len(t))
         for total in self._totals:
-            found += total.at_most(t)
+            found += total.at_most(t[None])[0]
         return found
 
     def near_zero(
@@ -362,12 +365,11 @@ class MagnitudeSpectrum:
 
         And by name, as fractions of all that it has.
         """
-        nums, shares = np.empty(thresholds.shape), {}
-        for row, (name, histogram) in enumerate(self.histograms.items()):
-            nums[row] = histogram.at_most(thresholds[row])
-            size = histogram.num_weights
-            shares[name] = (nums[row] / size).tolist() if size else [math.nan] * len(nums[row])
-        return nums, shares
+        nums = np.empty(thresholds.shape)
+        for rows, table in self._tables:
+            nums[rows] = table.at_most(thresholds[rows])
+        sizes = np.array([[h.num_weights or math.nan] for h in self.histograms.values()])
+        return nums, dict(zip(self.names, (nums / sizes.reshape(-1, 1)).tolist(), strict=True))
 
     def _scales(self, kind: str, initial_rms: Mapping[str, float] | None) -> np.ndarray:
         """What the thresholds of a kind of rule are relative to, float64 [T]."""
@@ -411,16 +413,32 @@ class MagnitudeSpectrum:
         return magnitudes[is_step], counts[is_step]
 
     @cached_property
-    def _totals(self) -> list[Histogram]:
-        """All tensors as one for each kind of bins."""
+    def _totals(self) -> list[Rows]:
+        """All tensors as one, for each kind of bins."""
         kinds: dict[str, list[Histogram]] = {}
         for histogram in self.histograms.values():
             kinds.setdefault(histogram.bins.name, []).append(histogram)
-        return list(map(summed, kinds.values()))
+        return [Rows([summed(own)]) for own in kinds.values()]
+
+    @cached_property
+    def _tables(self) -> list[tuple[list[int], Rows]]:
+        """Each tensor by itself, some that have one kind of bins together: which, and they."""
+        histograms = list(self.histograms.values())
+        groups: dict[tuple[str, int], list[int]] = {}
+        for row, histogram in enumerate(histograms):
+            groups.setdefault((histogram.bins.name, row // TOGETHER), []).append(row)
+        return [(rows, Rows([histograms[row] for row in rows])) for rows in groups.values()]
+
+    @cached_property
+    def _rms(self) -> dict[str, float]:
+        found = np.empty(len(self.names))
+        for rows, table in self._tables:
+            found[rows] = root_mean_squares([table])
+        return dict(zip(self.names, found.tolist(), strict=True))
 
     def layer_rms(self) -> dict[str, float]:
         """``rms`` of each layer, by name, in order."""
-        return {name: histogram.rms for name, histogram in self.histograms.items()}
+        return dict(self._rms)
 
     def cuts(self, levels: Sequence[float]) -> list[tuple[float, float, dict[str, float]]]:
         """For each level its threshold, and ``sparsity_at`` it: of all, and of each layer by name.
@@ -448,10 +466,10 @@ class MagnitudeSpectrum:
             ConfigurationError: ``bins_per_decade`` is less than 1.
         """
         expect_whole("bins_per_decade", bins_per_decade, 1)
-        return {
-            name: histogram.log10_histogram(bins_per_decade)
-            for name, histogram in self.histograms.items()
-        }
+        found: dict[int, LogHistogram] = {}
+        for rows, table in self._tables:
+            found |= zip(rows, table.log10_histograms(bins_per_decade), strict=True)
+        return {name: found[row] for row, name in enumerate(self.names)}
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:
