@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.scope import Scope, ScopeLike
 
 _logger = logging.getLogger("sparsitywatch")
+
+#: Operators that make a layer of a weight: products of matrices, convolutions.
+_PRODUCT = re.compile(r"mm|mv|dot|conv|linear")
 
 
 def seen_scope(decided: Scope, scope: ScopeLike, model: nn.Module, proxy: Proxy) -> Scope:
@@ -51,7 +55,8 @@ def _seen(run: Runnable, proxy: Proxy, layers: Collection[str]) -> list[str]:
     flow = _Flow()
     # what a wrapper holds replaces it
     modules = {clean_name(path): one for path, one in run.module.named_modules()}
-    hooks = [hook for path in layers for hook in flow.follow(path, modules[path])]
+    # the outer one first: attention has a layer inside
+    hooks = [hook for path in sorted(layers) for hook in flow.follow(path, modules[path])]
     hooks.append(run.module.register_forward_hook(lambda _, __, output: flow.reach(output)))
 
     def value(*given: Any) -> torch.Tensor:
@@ -74,6 +79,8 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._came: dict[int, frozenset[str]] = {}  # an address to the layers it comes from
+        #: Addresses of weights, and of what is computed of them alone, to their layers.
+        self._weights: dict[int, frozenset[str]] = {}
         self._ran: dict[str, None] = {}  # in order
         self._taken: set[str] = set()  # by another layer
         self._reached: set[str] = set()  # the output, without a layer between
@@ -82,22 +89,42 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operator: its output comes from where its inputs come from."""
-        output = func(*args, **(kwargs or {}))
+        given = frozenset(_addresses((args, kwargs)))
+        used = frozenset().union(*(self._weights.get(one, ()) for one in given))
         came = self._layers_of((args, kwargs))
-        self._came.update(dict.fromkeys(_addresses(output), came))
+        output = func(*args, **(kwargs or {}))
+        made = [one for one in _addresses(output) if one not in self._weights or one not in given]
+        if used and given <= self._weights.keys():  # a cast of a weight, say
+            self._weights.update(dict.fromkeys(made, used))
+            return output
+        if used and _PRODUCT.search(func.name()):  # a layer, by its weight
+            came = self._passed(used, came)
+        for one in made:
+            self._weights.pop(one, None)
+            self._came[one] = came
         return output
+
+    def _passed(self, layers: frozenset[str], came: frozenset[str]) -> frozenset[str]:
+        """Note that layers ran on what came from others; where their output comes from."""
+        self._taken |= came - layers
+        for path in layers:
+            self._ran.pop(path, None)
+            self._ran[path] = None
+        return layers
 
     def follow(self, path: str, layer: nn.Module) -> Iterator[Any]:
         """Note what a layer takes and puts out; the hooks for it."""
+        own = frozenset((path,))
 
         def take(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self._taken |= self._layers_of((args, kwargs)) - {path}
+            self._taken |= self._layers_of((args, kwargs)) - own
 
         def put_out(_: nn.Module, __: Any, output: Any) -> None:
-            self._ran.pop(path, None)
-            self._ran[path] = None
-            self._came.update(dict.fromkeys(_addresses(output), frozenset((path,))))
+            came = self._passed(own, frozenset())
+            self._came.update(dict.fromkeys(_addresses(output), came))
 
+        for address in _addresses([*layer.parameters(), *layer.buffers()]):
+            self._weights[address] = self._weights.get(address, own)  # the outer one's, of several
         yield layer.register_forward_pre_hook(take, with_kwargs=True)
         yield layer.register_forward_hook(put_out)
 

@@ -14,7 +14,7 @@ import torch
 from torch import optim
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparsitywatch.weights.sharded import is_sharded, local_of
+from sparsitywatch.weights.sharded import local_of
 
 
 class Clock(NamedTuple):
@@ -398,15 +398,15 @@ def masters_of(
 
 def _may_be_master(copy: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether it has the shape of a copy of higher precision."""
-    return copy.shape == weight.shape and copy.dtype.itemsize > weight.dtype.itemsize
+    is_finer = weight.is_floating_point() and copy.dtype.itemsize > weight.dtype.itemsize
+    return is_finer and copy.shape == weight.shape
 
 
 def _is_rounded(copy: torch.Tensor, weight: torch.Tensor) -> bool:
-    if is_sharded(copy) or is_sharded(weight):  # what is split is split alike, or is no copy
-        copy, weight = local_of(copy), local_of(weight)
-        if copy.shape != weight.shape:
-            return False
-    first, rounded = weight.detach().reshape(-1)[:8], copy.detach().reshape(-1)[:8]
+    copy, weight = local_of(copy), local_of(weight)
+    if copy.shape != weight.shape:  # what is split is split alike, or is no copy
+        return False
+    first, rounded = weight.reshape(-1)[:8], copy.reshape(-1)[:8]
     if copy.device != weight.device or not torch.equal(rounded.to(weight.dtype), first):
         return False  # the cheap test first
-    return torch.equal(copy.detach().to(weight.dtype), weight.detach())
+    return torch.equal(copy.to(weight.dtype), weight)

@@ -99,8 +99,16 @@ def again_and_again(m: Layers, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def by_function(m: Layers, x: torch.Tensor) -> torch.Tensor:
+    """Only the weights of the layers are used, cast to another dtype, and in a penalty."""
+    for layer in (m.b, m.c, m.a):
+        x = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double()).float()
+    return x + 1e-3 * (m.a.weight.norm() + m.b.weight.norm())
+
+
 FORWARDS = [
     into_a_buffer, in_place, through_numpy, autocast, split, with_a_side_branch, again_and_again,
+    by_function,
     lambda m, x: checkpoint(lambda y: m.a(m.c(m.b(y))), x, use_reentrant=False),
     lambda m, x: Output(m.a(m.c(m.b(x)))),
     lambda m, x: {"out": m.a(m.c(m.b(x)))}.values(),
@@ -149,6 +157,14 @@ def test_layers_in_wrappers_and_with_computed_weights_are_seen() -> None:
     seen = seen_scope(Scope.of(attention), "blocks", attention, proxy)
     assert names.isdisjoint(seen.names)
     assert seen.names == ("b.weight", "c.weight")
+
+
+def test_a_tied_decoder_makes_the_output_with_the_weights_of_the_encoder() -> None:
+    def run(m: Layers, x: torch.Tensor) -> torch.Tensor:
+        h = m.b(m.c(x))
+        return nn.functional.linear(nn.functional.linear(h, m.b.weight.T), m.c.weight.T)
+
+    assert outputs(Layers(run)) == {"c"}
 
 
 def test_a_recurrent_layer_is_never_the_output_layer() -> None:

@@ -385,8 +385,10 @@ def test_quantised_weights_are_pruned_as_their_values() -> None:
     assert found.valid
 
 
-def test_a_watch_of_quantised_weights_goes_on_with_them() -> None:
-    model = chain(codes_of())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_watch_of_quantised_weights_goes_on_with_them(dtype: torch.dtype) -> None:
+    codes = codes_of()
+    model = chain(Codes(codes.codes, codes.scale.to(dtype)))
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     with sw.watch(model, optimizer, logdir=None, every=1, strict=True, **AT_ONCE) as watcher:
         for _ in range(3):
