@@ -361,9 +361,9 @@ class Watcher:
         """Take now what the budget has left out since the last snapshot, if it is paid for."""
         if self._is_idle() or not self._ranks.is_alone or self._last_step == self.step_count:
             return
-        due = self._schedule.made_up(self._pipeline.records, self.step_count)
-        if due:
-            with self._contained():
+        with self._contained():
+            due = self._schedule.made_up(self._pipeline.records, self.step_count)
+            if due:
                 self._take(due, behind=False)
 
     def _restore(self, step: int | None, state: Mapping[str, Any]) -> None:

@@ -42,8 +42,8 @@ class Priced:
         ]
         proxy = sw.Proxy(batches, value, higher_is_better=score)
         self.watcher = sw.watch(
-            self.model, self.optimizer, proxy=proxy, logdir=None, scope="layers", every=10**6,
-            strict=True, **options,
+            self.model, self.optimizer, proxy=proxy, logdir=None, scope="layers",
+            **{"every": 10**6, "strict": True, **options},
         )  # fmt: skip
 
     def _slow_masks(self, monkeypatch) -> None:
@@ -97,6 +97,38 @@ def test_the_price_at_the_attach_is_near_what_evaluations_take(case: str, monkey
         ratios.append(priced.evaluation_s() / expected)
     priced.watcher.close()
     assert all(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step_s", [0.05, 0.5])
+@pytest.mark.parametrize("length_s", [30.0, 300.0])
+@pytest.mark.parametrize("case", ["few examples", "many examples", "very many"])
+def test_a_whole_run_stays_near_one_percent_of_a_clock_outside(
+    case: str, length_s: float, step_s: float, monkeypatch
+) -> None:
+    """From the first step to the end of ``close``: what passes beyond the steps is the watch's."""
+    priced = Priced(monkeypatch, **CASES[case], every=20, background=False)
+    watcher = priced.watcher
+    watcher._budget.now = lambda: priced.now
+    read = watcher._taker._read
+
+    def reading(step: int) -> object:
+        priced.now += 0.02
+        return read(step)
+
+    watcher._taker._read = reading
+    began, steps = priced.now, 0
+    while priced.now - began < length_s:
+        priced.now += step_s
+        priced.train(1)
+        steps += 1
+    watcher.close()
+    share = 1.0 - steps * step_s / (priced.now - began)
+    assert share <= 0.012
+    told = watcher._schedule.state(watcher.records, steps)
+    assert told.num_taken >= min(told.num_due, int(0.002 * length_s / 0.03))
+    affordable = 0.008 * length_s / watcher._budget.evaluations.price_s
+    assert told.num_evaluated >= int(affordable / 1.5)
 
 
 def test_without_a_limit_nothing_is_tried_at_the_attach(monkeypatch) -> None:
