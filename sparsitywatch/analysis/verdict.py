@@ -186,6 +186,13 @@ LEVELS = {"healthy": 0, "too early": 0, "look": 1, "broken": 2}
 _BROKEN = ("not_finite", "replicas", "untrained")
 
 
+#: What to do about weights that no step reaches.
+_TRAIN = (
+    "If they are not frozen on purpose, make the optimizer from the parameters that the model has "
+    "now; else choose a `scope` of weights that are trained."
+)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What somebody must know within a minute."""
@@ -213,13 +220,26 @@ def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standi
         happened = f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}"
         action = "Stop the run and go on from a checkpoint before that."
         return Verdict("broken", "NaN or infinite weights", happened, action, place)
+    if last is not None and last.trained == 0.0:
+        happened = f"No optimizer trains the weights in scope at step {last.step:,}"
+        return Verdict("broken", "not trained", happened, _TRAIN, place)
     if events:
         level = "broken" if event.kind in _BROKEN and event.reverted_step < 0 else "look"
         badge = f"{several:,} event{'' if several == 1 else 's'}"
         return Verdict(level, badge, _before(standing, happened), event.advice, place)
+    return _quiet(records, standing, happened)
+
+
+def _quiet(records: Sequence[Record], standing: Standing, happened: str) -> Verdict:
+    """The verdict where nothing is known to have happened."""
+    number, last = len(records), records[-1] if records else None
     if standing.level:
         badge = "not measured" if standing.trouble.startswith(("no ", "ess")) else "ended early"
         return Verdict("look", badge, _before(standing, happened), standing.sentences[0])
+    share, most = _trained(records)
+    if share < most:
+        happened = f"Steps reach {share:.1%} of the weights in scope, and reached {most:.1%} before"
+        return Verdict("look", "trained in part", happened, _TRAIN)
     if last is None:
         action = "The first snapshot comes when `every` says so; nothing to do until then."
         return Verdict("too early", "no snapshot yet", "Nothing has been measured so far", action)
@@ -232,6 +252,12 @@ def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standi
         return Verdict("too early", "one snapshot", "One snapshot shows no change", action)
     action = "Nothing to do: no watched number changed abruptly."
     return Verdict("healthy", "no events", happened, action)
+
+
+def _trained(records: Sequence[Record]) -> tuple[float, float]:
+    """Which share of the weights steps reach, in either of the last two snapshots; and at most."""
+    known = [record.trained for record in records if math.isfinite(record.trained)]
+    return max(known[-2:], default=math.nan), max(known, default=math.nan)
 
 
 def _before(standing: Standing, happened: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,10 +28,9 @@ from sparsitywatch.weights.clock import (
     Trainer,
     Training,
     masters_of,
-    mean_over,
+    reading_of,
     stepped_on,
-    why_no_clock,
-    why_not_measurable,
+    united,
 )
 from sparsitywatch.weights.motion import MotionTracker
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
@@ -381,55 +380,31 @@ class OptimizerTrace:
         if not self.is_seen:
             return None
         gone = [account for account in self._accounts if account.optimizer() is None]
-        past = {name: sums._replace(momentum=0.0) for name, sums in self._sums(gone).items()}
-        self._earlier = past
+        past = united([self._earlier, *(account.sums() for account in gone)])
+        self._earlier = {name: sums._replace(momentum=0.0) for name, sums in past.items()}
         self._accounts = [account for account in self._accounts if account not in gone]
         trainers: dict[str, Trainer] = {}
         for optimizer, account in [*self._account_of.items()]:
             self._identify(optimizer, parameters)
-            for name, trainer in account.trainers():
+            for name, trainer in account.trainers().items():
                 if trainer.is_active or name not in trainers:
                     trainers[name] = trainer
-        sums = self._sums(self._accounts)
         return Training(
             trainers=trainers,
-            taken={name: one.taken for name, one in sums.items()},
-            offered={name: one.offered for name, one in sums.items()},
+            done=self._done(),
+            has_begun=bool(gone) or any(account.num_steps for account in self._accounts),
             copied=frozenset(n for account in self._accounts for n in account.copied.values()),
         )
 
-    def _sums(self, accounts: Iterable[Account]) -> dict[str, Sums]:
-        """What was done by name, earlier and by some optimizers."""
-        found = dict(self._earlier)
-        for account in accounts:
-            for name, sums in account.sums():
-                found[name] = found[name].plus(sums) if name in found else sums
-        return found
+    def _done(self) -> dict[str, Sums]:
+        return united([self._earlier, *(account.sums() for account in self._accounts)])
 
     def reading(self, training: Training | None) -> OptimizerReading:
-        """What that says of the weights in scope."""
+        """What that says of the weights in scope, since the run began."""
         if training is None:
             return OptimizerReading()
-        sizes = self._sizes
-        trainers = {name: one for name, one in training.trainers.items() if name in sizes}
-        taken = {name: clock for name, clock in training.taken.items() if name in sizes}
-        reached = {name: clock for name, clock in taken.items() if clock.lr > 0.0}
-        decay = mean_over(sizes, {name: clock.known_decay for name, clock in reached.items()})
-        lr = mean_over(sizes, {name: clock.lr for name, clock in reached.items()})
-        active = [sizes[name] for name, one in trainers.items() if one.is_active]
-        whys = {name: why_no_clock(one.optimizer, one.kind) for name, one in trainers.items()}
-        return OptimizerReading(
-            decay_clock=self._start[0] + (decay if reached else 0.0),
-            why_no_clock=next(filter(None, whys.values()), "") if math.isnan(decay) else "",
-            lr_clock=self._start[1] + (lr if reached else 0.0),
-            lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),
-            trained=sum(active) / sum(sizes.values()),
-            clocks=taken,
-            not_measurable={
-                name: why_not_measurable(one.optimizer, one.kind) for name, one in trainers.items()
-            },
-            masters=training.copied,
-        )
+        read, (decay, lr) = reading_of(training, self._sizes), self._start
+        return replace(read, decay_clock=decay + read.decay_clock, lr_clock=lr + read.lr_clock)
 
     def examine(
         self,
@@ -482,11 +457,11 @@ class OptimizerTrace:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings and tensors that ``load_state_dict`` goes on from."""
-        sums = self._sums(self._accounts)
+        done = self._done().items()
         return {
             "start": self._start[0],
             "lr_start": self._start[1],
-            "clocks": {n: [list(s.taken), list(s.offered), s.momentum] for n, s in sums.items()},
+            "clocks": {n: [list(s.taken), list(s.offered), s.momentum] for n, s in done},
             **({"motion": None} if self.tracker is None else self.tracker.state_dict()),
             "examiner": self._examiner.state_dict(),
         }

@@ -122,7 +122,8 @@ class VitalTracker(Examiner):
                 trained = _Trained(seen, weights, training, done, self._reader)
         shapes = [tuple(one.shape) for one in weights.values()]
         self._before, self._step = now, step
-        self._offered = {} if training is None else training.offered
+        ledger = {} if training is None else training.done
+        self._offered = {name: sums.offered for name, sums in ledger.items()}
 
         def said() -> VitalReading:  # arithmetic that need not hold up the training
             facts, marks = table_of(list(now.tensors), len(self._updates)), now.marks()
@@ -164,7 +165,7 @@ class VitalTracker(Examiner):
         """By name what was offered to each tensor since the snapshot before, as `_OF_TRAINER`."""
         found: dict[str, tuple[float, ...]] = {}
         for name, trainer in training.trainers.items():
-            clock = training.offered[name].since(self._offered.get(name, Clock()))
+            clock = training.done[name].offered.since(self._offered.get(name, Clock()))
             mean = clock.lr / max(clock.steps, 1)
             peak = self._peaks[name] = max(self._peaks.get(name, 0.0), trainer.lr, mean)
             share = trainer.lr / peak if peak > 0.0 else 0.0

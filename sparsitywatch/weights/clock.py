@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Collection, Container, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import add, sub
 from typing import Any, NamedTuple
@@ -158,6 +158,15 @@ class Sums(NamedTuple):
         return Sums(taken, offered, other.momentum)
 
 
+def united(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
+    """What was done to each tensor in all of them, the earliest first."""
+    found: dict[str, Sums] = {}
+    for part in parts:
+        for name, sums in part.items():
+            found[name] = found[name].plus(sums) if name in found else sums
+    return found
+
+
 class Account:
     """What one optimizer has done to each tensor that it holds, by row.
 
@@ -270,11 +279,12 @@ class Account:
             added[1:3, where] = np.stack([shrink, np.log1p(-np.minimum(shrink, 1.0))])[:, where]
         return added, np.where(where, now, before)
 
-    def sums(self) -> Iterator[tuple[str, Sums]]:
+    def sums(self) -> dict[str, Sums]:
         """By the names of the model."""
         tables = self.taken.T.tolist(), self.offered.T.tolist(), self._momentum.tolist()
-        for names, taken, offered, momentum in zip(self.names, *tables, strict=True):
-            yield from ((name, Sums(Clock(*taken), Clock(*offered), momentum)) for name in names)
+        rows = zip(self.names, *tables, strict=True)
+        found = ((names, Sums(Clock(*a), Clock(*b), momentum)) for names, a, b, momentum in rows)
+        return united({name: sums} for names, sums in found for name in names)
 
     def take_over(self, earlier: dict[str, Sums]) -> None:
         """Go on from what was done before; what is taken over is taken out.
@@ -301,13 +311,14 @@ class Account:
         """What the model calls what it holds now."""
         return [name for row in self._rows.tolist() for name in self.names[row]]
 
-    def trainers(self) -> Iterator[tuple[str, Trainer]]:
+    def trainers(self) -> dict[str, Trainer]:
         """By name what it is to each tensor of the model; to be asked once a snapshot."""
         optimizer = self.optimizer()
         if optimizer is None:
-            return
+            return {}
         since = max(min(self._looked_at, self.num_steps - _FEW_STEPS), 0)
         self._looked_at = self.num_steps
+        found: dict[str, Trainer] = {}
         for row, index in zip(self._rows.tolist(), self._groups.tolist(), strict=True):
             group = optimizer.param_groups[index]
             trainer = Trainer(
@@ -317,7 +328,8 @@ class Account:
                 momentum=float(group.get("momentum", 0.0)),
                 is_active=bool(self._last[row] > since),
             )
-            yield from ((name, trainer) for name in self.names[row])
+            found |= dict.fromkeys(self.names[row], trainer)
+        return found
 
 
 def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
@@ -343,8 +355,8 @@ class Training:
     """Who trains the parameters, and what has been done to them so far; by name."""
 
     trainers: Mapping[str, Trainer] = field(default_factory=dict)
-    taken: Mapping[str, Clock] = field(default_factory=dict)  # as of ``Account``
-    offered: Mapping[str, Clock] = field(default_factory=dict)
+    done: Mapping[str, Sums] = field(default_factory=dict)
+    has_begun: bool = False  # whether any step was seen
     copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
 
 
@@ -360,6 +372,27 @@ class OptimizerReading:
     clocks: Mapping[str, Clock] = field(default_factory=dict)  # by in-scope name
     not_measurable: Mapping[str, str] = field(default_factory=dict)  # why not dormant weights
     masters: Container[str] = frozenset()  # stepped on is a copy of higher precision
+
+
+def reading_of(training: Training, sizes: Mapping[str, int]) -> OptimizerReading:
+    """What that says of the weights in scope, given how many each tensor has."""
+    trainers = {name: one for name, one in training.trainers.items() if name in sizes}
+    taken = {name: sums.taken for name, sums in training.done.items() if name in sizes}
+    reached = {name: clock for name, clock in taken.items() if clock.lr > 0.0}
+    decay = mean_over(sizes, {name: clock.known_decay for name, clock in reached.items()})
+    lr = mean_over(sizes, {name: clock.lr for name, clock in reached.items()})
+    active = sum(sizes[name] for name, one in trainers.items() if one.is_active)
+    whys = [why_no_clock(one.optimizer, one.kind) for one in trainers.values()]
+    return OptimizerReading(
+        decay_clock=decay if reached else 0.0,
+        why_no_clock=next(filter(None, whys), "") if math.isnan(decay) else "",
+        lr_clock=lr if reached else 0.0,
+        lr=mean_over(sizes, {name: one.lr for name, one in trainers.items()}),
+        trained=active / sum(sizes.values()) if training.has_begun else math.nan,
+        clocks=taken,
+        not_measurable={n: why_not_measurable(o.optimizer, o.kind) for n, o in trainers.items()},
+        masters=training.copied,
+    )
 
 
 def mean_over(sizes: Mapping[str, int], values: Mapping[str, float]) -> float:

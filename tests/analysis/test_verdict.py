@@ -49,6 +49,25 @@ def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
     assert verdict.action == TAKE_OFF.advice
 
 
+@pytest.mark.parametrize(
+    ("trained", "level", "badge"),
+    [
+        ((1.0, 1.0, 1.0, 1.0, 1.0), "healthy", "no events"),
+        ((math.nan, 0.09, 0.09, 0.09, 0.09), "healthy", "no events"),  # an adapter
+        ((0.2, 0.4, 0.6, 0.8, 1.0), "healthy", "no events"),  # thawed layer by layer
+        ((1.0, 1.0, 1.0, 1.0, 0.5), "healthy", "no events"),  # layers are dropped at random
+        ((1.0, 1.0, 1.0, 0.4, 0.5), "look", "trained in part"),
+        ((1.0, 1.0, 1.0, 1.0, 0.0), "broken", "not trained"),
+        ((0.0, 0.0, 0.0, 0.0, 0.0), "broken", "not trained"),
+        ((math.nan,) * 5, "healthy", "no events"),  # no optimizer is seen
+    ],
+)
+def test_weights_that_no_step_reaches_are_said(trained, level: str, badge: str) -> None:
+    made = [replace(r, trained=share) for r, share in zip(records(), trained, strict=True)]
+    verdict = run_of(records=made).verdict
+    assert (verdict.level, verdict.badge) == (level, badge)
+
+
 def test_what_is_gone_matters_more_than_what_announces_it() -> None:
     dormant = replace(TAKE_OFF, series="motion/dormant", id="d")
     assert main_event([dormant, RELIANCE, TAKE_OFF]) is TAKE_OFF
