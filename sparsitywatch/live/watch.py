@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sparsitywatch.actions import log_event
 from sparsitywatch.analysis.detect import Detector
@@ -217,12 +218,27 @@ def _tell(scope: Scope) -> None:
         _logger.warning("sparsitywatch: %s", note)
 
 
+def _average_of(trace: OptimizerTrace, model: nn.Module) -> str:
+    """Which weights are watched, where a training has several; empty where it has one."""
+    if any(isinstance(module, AveragedModel) for module in model.modules()):
+        return "an average of the weights (AveragedModel), which no optimizer trains."
+    for optimizer in trace.given:
+        if type(optimizer).__module__.startswith("schedulefree."):
+            return (
+                f"the weights that {type(optimizer).__name__} takes gradients at (y), not about "
+                "their average (x), which it evaluates after optimizer.eval()."
+            )
+    return ""
+
+
 def _take_up_optimizers(
     trace: OptimizerTrace, scope: Scope, model: nn.Module, ranks: Ranks
 ) -> None:
     """Refuse optimizers that train none of the weights in scope; say so if they train a part."""
     parameters, every = scope.lookup(model)
     held = trace.attach(every)
+    if ranks.rank == 0 and (average := _average_of(trace, model)):
+        _logger.warning("sparsitywatch: the numbers are about %s", average)
     if not trace.given:
         return
     own = {name: p for name, p in parameters.items() if name in held}

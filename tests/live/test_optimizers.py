@@ -181,6 +181,28 @@ def test_optimizers_of_other_weights_are_refused(make, what: str, several: bool)
         run.watch(None, optimizer=[optimizer] if several else optimizer)
 
 
+def schedule_free(run: Run) -> tuple[nn.Module, Optimizer | None]:
+    kind = type("AdamWScheduleFree", (torch.optim.AdamW,), {"__module__": "schedulefree.adamw"})
+    return run.model, kind(run.model.parameters())
+
+
+def average(run: Run) -> tuple[nn.Module, Optimizer | None]:
+    return torch.optim.swa_utils.AveragedModel(run.model), None
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (schedule_free, "that AdamWScheduleFree takes gradients at"),
+        (average, "an average of the weights (AveragedModel)"),
+    ],
+)
+def test_which_weights_are_watched_is_said_where_there_are_several(make, what: str, caplog) -> None:
+    model, optimizer = make(Run())
+    sw.watch(model, optimizer, logdir=None).close()
+    assert what in warnings_in(caplog)[0]
+
+
 def in_part(run: Run) -> Optimizer:
     run.model = nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 2))
     return torch.optim.AdamW(run.model[1].parameters())
