@@ -359,13 +359,11 @@ class OptimizerTrace:
         if account is None:
             account = self._account_of[optimizer] = Account(optimizer)
             self._accounts.append(account)
-        known = set(account.copied.values())
-        unknown = {name: one for name, one in parameters.items() if name not in known}
-        for name, copy in masters_of(optimizer, unknown).items():
-            account.copied[copy] = name
-        names = _names_of(parameters)
-        names |= {id(copy): (name,) for copy, name in account.copied.items()}
-        account.hold(names)
+        unknown = {name: one for name, one in parameters.items() if name not in account.copied}
+        copies = masters_of(optimizer, unknown)
+        account.copied |= {name: weakref.ref(copy) for name, copy in copies.items()}
+        known = {name: one for name, ref in account.copied.items() if (one := ref()) is not None}
+        account.hold(_names_of(parameters) | _names_of(known))
         account.take_over(self._earlier)
         account.num_in_scope = sum(self._sizes.get(name, 0) for name in account.names_held())
         return account
@@ -383,6 +381,7 @@ class OptimizerTrace:
         past = united([self._earlier, *(account.sums() for account in gone)])
         self._earlier = {name: sums._replace(momentum=0.0) for name, sums in past.items()}
         self._accounts = [account for account in self._accounts if account not in gone]
+        has_stepped = any(account.has_stepped for account in self._accounts)
         trainers: dict[str, Trainer] = {}
         for optimizer, account in [*self._account_of.items()]:
             self._identify(optimizer, parameters)
@@ -392,8 +391,9 @@ class OptimizerTrace:
         return Training(
             trainers=trainers,
             done=self._done(),
+            has_stepped=has_stepped,
             has_begun=bool(gone) or any(account.num_steps for account in self._accounts),
-            copied=frozenset(n for account in self._accounts for n in account.copied.values()),
+            copied=frozenset(name for account in self._accounts for name in account.copied),
         )
 
     def _done(self) -> dict[str, Sums]:

@@ -333,14 +333,15 @@ def roles(
     parameters: Mapping[str, torch.Tensor],
     reader: ShardedReader,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who trains each parameter, as in the facts; how large updates are; and numbers, [6, T].
+    """Who trains each parameter, as in the facts; how large updates are; and numbers, [7, T].
 
-    The numbers are those of ``done``, and the momentum.
+    The numbers are those of ``done``, the momentum, and whether a step was taken.
     """
     # an optimizer with no parameter of the model may step on copies that are not known
     is_blind = not training.trainers
     codes = np.zeros((2, len(parameters)), np.int64)
-    numbers = np.zeros((len(_OF_TRAINER) + 1, len(parameters)))
+    numbers = np.zeros((len(_OF_TRAINER) + 2, len(parameters)))
+    numbers[-1] = training.has_stepped
     for i, (name, parameter) in enumerate(parameters.items()):
         trainer = training.trainers.get(name)
         if not parameter.requires_grad:
@@ -348,7 +349,7 @@ def roles(
         elif trainer is not None:
             role = "master" if name in training.copied else "own"
             codes[1, i] = _SIZES.index(trainer.kind.size)
-            numbers[:, i] = *done[name], trainer.momentum
+            numbers[:-1, i] = *done[name], trainer.momentum
         else:
             role = "unknown" if is_blind and parameter.dtype.itemsize < 4 else "none"
         codes[0, i] = _ROLES.index(role)
@@ -501,7 +502,7 @@ class _Trained:
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
         self._summaries: dict[str, GradientSummary] = {}
         self._recalled: list[str] = []
-        if (self._numbers[_OF_TRAINER.index("lr")] > 0.0).any():
+        if self._numbers[-1].any():
             gradients = Gradients(parameters, training.trainers, reader)
             self._look(np.array(list(parameters)), gradients)
 
@@ -532,7 +533,7 @@ class _Trained:
     def tell(self, facts: TensorFacts) -> None:
         """Add who trains each tensor, and how, and what the gradients say."""
         facts.trained_by = self._who
-        for name, column in zip(_OF_TRAINER, self._numbers[:-1], strict=True):
+        for name, column in zip(_OF_TRAINER, self._numbers, strict=False):
             facts[name] = column
         facts.lr_rise[~np.isin(self._who, ("own", "master"))] = 1.0
         usual = [self._summaries[name] for name in self._usual]
@@ -577,7 +578,7 @@ class _Trained:
         """About the size of one step of each weight, before it is rounded."""
         size = self._sizes[index]
         if size == "gradient":
-            momentum = self._numbers[-1, index]
+            momentum = self._numbers[-2, index]
             found: np.ndarray = one.lr * np.abs(gradient) / (1.0 - min(momentum, 0.99))
             return found
         return np.full(len(before), one.lr * (max(one.rms, 1e-3) if size == "relative" else 1.0))

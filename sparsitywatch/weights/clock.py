@@ -181,8 +181,8 @@ class Account:
         self.num_in_scope = 0  # weights that it holds; whoever knows the scope sets it
         # in the model: of one tensor, of several that lie flat in one (FSDP1), or of none
         self.names: list[tuple[str, ...]] = []
-        #: names of weights whose copies of higher precision it holds, by copy
-        self.copied: MutableMapping[torch.Tensor, str] = WeakTensorKeyDictionary()
+        #: copies of higher precision that it holds, by the name of the weight
+        self.copied: dict[str, weakref.ref[torch.Tensor]] = {}
         self.taken, self.offered = np.zeros((6, 0)), np.zeros((6, 0))
         self._last = np.zeros(0)  # the step that reached it last
         self._looked_at = 0  # steps at the last snapshot
@@ -191,6 +191,11 @@ class Account:
         self._held: list[int] = []  # ids in the order of the groups, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
         self._kinds: list[Kind] = []
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether it has taken a step since the last snapshot."""
+        return self.num_steps > self._looked_at
 
     @property
     def is_current(self) -> bool:
@@ -357,6 +362,7 @@ class Training:
     trainers: Mapping[str, Trainer] = field(default_factory=dict)
     done: Mapping[str, Sums] = field(default_factory=dict)
     has_begun: bool = False  # whether any step was seen
+    has_stepped: bool = False  # whether one was since the last snapshot
     copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
 
 

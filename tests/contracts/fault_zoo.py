@@ -188,6 +188,8 @@ MODELS: dict[str, type[Model]] = {
 class Lion(torch.optim.Optimizer):
     """Chen et al. 2023, arXiv:2302.06675: the sign of a mean of the gradients; decoupled decay."""
 
+    __module__ = "lion_pytorch.lion_pytorch"  # what it does is known of the class of this name
+
     def __init__(self, params: Any, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.99)})
 
@@ -321,12 +323,6 @@ def norms_left_out(training: Training) -> Iterable[str]:
     """Of the two groups with and without decay one was dropped."""
     training.make_optimizer(lambda _, p: p.dim() >= 2)
     return vectors(training)
-
-
-def optimizer_of_a_copy(training: Training) -> Iterable[str]:
-    """The optimizer was made from a model of which this one is a copy."""
-    training.model = copy.deepcopy(training.model)
-    return training.names
 
 
 def all_replaced(training: Training) -> Iterable[str]:
@@ -508,7 +504,6 @@ def made_anew(training: Training) -> Iterable[str]:
 FAULTS = {
     "half left out": Fault("untrained", half_left_out),
     "norms left out": Fault("untrained", norms_left_out),
-    "optimizer of a copy": Fault("untrained", optimizer_of_a_copy),
     "all replaced": Fault("untrained", all_replaced, ONSET),
     "head replaced": Fault("untrained", head_replaced, ONSET),
     "cut off": Fault("untrained", cut_off),

@@ -66,6 +66,7 @@ class Replay:
         if start:
             self.model.load_state_dict(looks[start - 1])
         self.optimizer = make_optimizer(self.model)
+        self.optimizer.register_step_post_hook(self._stepped)
         detectors = {name: sw.detectors.AbruptChange(0.3) for name in SERIES}
         detectors[DORMANT] = sw.detectors.DormantRise(0.01)
         self.watcher = sw.watch(
@@ -74,11 +75,17 @@ class Replay:
             **options,
         )  # fmt: skip
 
+    def _stepped(self, *_: object) -> None:
+        """What the watch sees: the weights have come of gradients."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+
     def go_on(self, start: int, stop: int = NUM_LOOKS) -> Iterator[int]:
         for look in range(start, stop):
             for number in range(EVERY):
                 if number == EVERY - 1:
                     self.model.load_state_dict(self.looks[look])
+                self.optimizer.zero_grad()
                 self.optimizer.step()  # without gradients: it counts, and changes nothing
             yield look + 1
 
