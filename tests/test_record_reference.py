@@ -65,6 +65,9 @@ class PlannedAdamW(torch.optim.AdamW):
     Separate operations, none of which a processor may fuse.
     """
 
+    # a class of which the watch knows that decay is decoupled and steps are of the size of lr
+    __module__, __qualname__ = "lion_pytorch.lion_pytorch", "Lion"
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
