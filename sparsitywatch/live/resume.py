@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 from sparsitywatch.errors import LogTakenError, ProxyError, StateError
@@ -63,22 +63,53 @@ def restore_proxy(directory: Path | None, run: RunContext, wanted: str) -> RunCo
     return replace(run, proxy=kept)
 
 
+def step_in_log(directory: Path | None, fingerprint: str, initial_rms: Mapping[str, float]) -> int:
+    """The step of the log's last record of weights with this fingerprint; 0 if there is none.
+
+    And 0 where they have the scales that the log's run began with: they have not moved since, as
+    under a learning rate of 0, so a new run may begin with the same ones.
+    """
+    try:
+        manifest = None if directory is None else read_manifest(directory)
+        if directory is None or manifest is None or manifest.replayed_from:
+            return 0
+        then = manifest.initial_rms
+        if not any(abs(rms - then.get(name, 0.0)) > 0 for name, rms in initial_rms.items()):
+            return 0
+        steps = [r.step for r in read_records(directory) if r.fingerprint == fingerprint]
+    except StateError as error:
+        _logger.warning("sparsitywatch: not known whether this run goes on from a log: %s", error)
+        return 0
+    if steps:
+        words = "sparsitywatch: the weights are those of step %d in %s; going on from there"
+        _logger.info(words, steps[-1], directory)
+    return steps[-1] if steps else 0
+
+
 def open_log(
-    initial_step: int, run: RunContext, pipeline: Pipeline, trace: OptimizerTrace
+    initial_step: int,
+    run: RunContext,
+    pipeline: Pipeline,
+    trace: OptimizerTrace,
+    others: Literal["", "ended", "beside"] = "",
 ) -> RunContext:
     """Claim the log of ``pipeline``, go on from what it holds, and open the sinks.
 
     A log that this run cannot go on from is renamed, and a new one begins. One that a living
     process writes stays where it is: a run that does not go on from it writes beside it. Returns
     the run with what the log knows better: the tensors' first sizes, the proxy's batches.
+    ``others`` of this process have logged there: their training has ended, or goes on.
     """
     claim = pipeline.claim
     if claim.directory is not None:
         why = "which this one does not go on from"
+        if others == "beside":
+            where = f"another watch of this process writes to {str(claim.directory)!r}"
+            initial_step = _moved_beside(claim, where)
         if _claimed(claim, initial_step):
             run, why = _resume_from_log(claim.directory, initial_step, run, pipeline, trace)
         if why:
-            claim.set_aside(why)
+            claim.set_aside(why, is_expected=others == "ended")
     info = run_info(initial_step, run)
     pipeline.open(info, lambda record: _detail(claim.directory, record.step))
     if claim.directory is not None and run.proxy is not None:
@@ -104,14 +135,19 @@ def _claimed(claim: Claim, initial_step: int) -> bool:
         # the process that this one follows may be dying still, and must not write any more
         claim.acquire(over="all" if goes_on else "own")
     except LogTakenError as error:
-        claim.use_sibling()
-        _logger.warning(
-            "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
-            error,
-            claim.directory,
-        )
-        return _claimed(claim, 0)
+        return _claimed(claim, _moved_beside(claim, error))
     return goes_on
+
+
+def _moved_beside(claim: Claim, why: object) -> int:
+    """Claim a directory beside it next; returns the step that a run goes on from there, none."""
+    claim.use_sibling()
+    _logger.warning(
+        "sparsitywatch: %s; this run is logged into %s. Give each run a `logdir` of its own.",
+        why,
+        claim.directory,
+    )
+    return 0
 
 
 def _is_replay(directory: Path) -> bool:

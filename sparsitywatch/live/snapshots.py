@@ -18,6 +18,7 @@ from sparsitywatch.pipeline.measure import (
     RunContext,
     SnapshotContext,
     compared,
+    counted,
     measure_snapshot,
     not_measured,
     record_of,
@@ -95,8 +96,8 @@ class SnapshotTaker:
             training = self._trace.training(every)
             self._trace.examine(step, every, training, strict=self.run.strict)(None)
             if anew:
-                initial_rms = self._reader.counted(snapshot)[0].layer_rms()
-                self.run = replace(self.run, initial_rms=initial_rms)
+                spectrum, mark = counted(snapshot, self._reader)[:2]
+                self.run = replace(self.run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
         motion, reading = self._trace.tracker, self._trace.reading(training)
         if motion is not None:
             sample = self._reader.sample(motion.sampler, snapshot)

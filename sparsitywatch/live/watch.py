@@ -32,7 +32,7 @@ from sparsitywatch.errors import (
 from sparsitywatch.live.schedule import BudgetedSchedule, OverheadBudget, Schedule
 from sparsitywatch.live.trace import OptimizerTrace, unwrap_optimizers
 from sparsitywatch.live.watcher import Watcher
-from sparsitywatch.pipeline.measure import RunContext, expect_model
+from sparsitywatch.pipeline.measure import RunContext, counted, expect_model
 from sparsitywatch.pipeline.parts import Examiner
 from sparsitywatch.pipeline.pipeline import Pipeline
 from sparsitywatch.pipeline.rundir import Claim, place, prepare
@@ -127,7 +127,8 @@ def watch(
         keep_spectra: keep the magnitude spectrum of every so many snapshots on disk, beside the
             last one's. All by default; the spectra are most of a log.
         initial_step: optimizer steps done before this call. None: from
-            ``watcher.load_state_dict``, else from the optimizer's own count, else 0.
+            ``watcher.load_state_dict``, else from the optimizer's own count, else that of the log's
+            record of these very weights, else 0.
         strict: let what goes wrong in the watch out, for tests.
         fields: fields of ``Settings`` that differ from it, such as ``tolerance=0.02``,
             ``scope="layers"`` or ``levels=[0.5, 0.9]``.
@@ -177,7 +178,8 @@ def watch(
             settings=chosen, scope=scope, proxy=checked, dtypes=snapshot.dtypes, strict=strict
         )
         if not off:
-            run = replace(run, initial_rms=reader.counted(snapshot)[0].layer_rms())
+            spectrum, mark = counted(snapshot, reader)[:2]
+            run = replace(run, initial_rms=spectrum.layer_rms(), fingerprint=mark)
             if max_overhead is not None:
                 masked = MaskedModel(model, scope, reader)
                 _price(schedule.budget, masked, run, lambda: reader.counted(snapshot)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -27,7 +28,13 @@ from sparsitywatch.errors import (
     note_signal_handlers,
     reraise_foreign,
 )
-from sparsitywatch.live.resume import check_state, open_log, restore_proxy, run_info
+from sparsitywatch.live.resume import (
+    check_state,
+    open_log,
+    restore_proxy,
+    run_info,
+    step_in_log,
+)
 from sparsitywatch.live.schedule import LEFT_OUT, BudgetedSchedule, Due
 from sparsitywatch.live.snapshots import SnapshotTaker
 from sparsitywatch.live.trace import OptimizerTrace, StepCounter, StepHook, step_was_skipped
@@ -45,6 +52,8 @@ _logger = logging.getLogger("sparsitywatch")
 _MAX_FAILURES = 3  # snapshots that fail in a row, then the watch is off
 #: So often the sinks are told how the watch stands, in seconds: with a snapshot, and without one.
 _REPORT_S, _SIGN_OF_LIFE_S = 10.0, 60.0
+#: Numbers the attaches and the steps of all watches of this process in their order.
+_order = itertools.count()
 
 
 class WatchOffError(Exception):
@@ -103,6 +112,8 @@ class Watcher:
         ranks: that watch together with this one, or may still come.
     """
 
+    _all: ClassVar[weakref.WeakSet[Watcher]] = weakref.WeakSet()  # of this process
+
     def __init__(
         self,
         model: nn.Module,
@@ -129,6 +140,7 @@ class Watcher:
         self._taker = SnapshotTaker(self._model, run, reader, pipeline, trace, self._budget)
         self._step = initial_step  # optimizer steps done; None until that is found out
         self._pid = os.getpid()
+        self._attached = self._stepped = next(_order)  # as of ``_order``
         self._opened = False
         self._has_begun = False  # whether the first step was about to be taken
         self._is_seen = self._is_said = False  # whether hooks count steps; whether ``step`` does
@@ -150,6 +162,8 @@ class Watcher:
             for optimizer in trace.given[:1]:
                 self._hook.tie_once(optimizer)
             self._take_up()
+            self._take_place()
+            self._all.add(self)
             self._schedule.attached()
 
     def _take_up(self, *, anew: bool = False) -> None:
@@ -416,6 +430,7 @@ class Watcher:
 
     def _advance(self, num_steps: int, step: int | None = None) -> None:
         """Some steps were taken; ``step`` is how many there are by now, if that was said."""
+        self._stepped = next(_order)
         self._open(num_steps)
         if self._off:
             return
@@ -505,15 +520,53 @@ class Watcher:
         if self._off:
             return
         self._opened = True
+        others = self._end_earlier()
+        is_given = self._step is not None
         if self._step is None:  # not given, so the optimizer's own count says it
             self._step = max(self._trace.steps_done - num_steps, 0)
         with self._ranks.all_or_none("beginning the log"):
             if self._ranks.rank == 0:
-                self._taker.run = open_log(self._step, self._taker.run, self._pipeline, self._trace)
+                taker, directory = self._taker, self._pipeline.claim.directory
+                if not (is_given or self._step or others == "beside"):  # or the weights do
+                    rms = taker.run.initial_rms
+                    self._step = step_in_log(directory, taker.run.fingerprint, rms)
+                taker.run = open_log(self._step, taker.run, self._pipeline, self._trace, others)
                 if self._pending is not None:
                     self._pipeline.history.load_state_dict(self._pending)
         self._ranks.hand_down(self._begun, self._begin_as_rank_0)
         self._report()
+
+    def _others(self) -> list[Watcher]:
+        """Watches of this process on the same log that are on."""
+        directory = self._pipeline.claim.directory
+        if directory is None or not self._ranks.is_alone:
+            return []
+        others = [other for other in set(self._all) - {self} if not other._is_idle()]
+        return [other for other in others if other._pipeline.claim.directory == directory]
+
+    def _take_place(self) -> None:
+        """Close an earlier watch of this very model on this log."""
+        for other in self._others():
+            if other._model.module is self._model.module:
+                if not other._opened:
+                    other._off = "another watch has taken its place"  # before it saw anything
+                other._end(reason="another watch has taken its place")
+
+    def _end_earlier(self) -> Literal["", "ended", "beside"]:
+        """Close watches of other models on this log whose training has ended; tell of others.
+
+        A cell of a notebook that is run again leaves one that steps no more. Of two models in
+        training by turns, each steps between the attach and the first step of the other.
+        """
+        found: Literal["", "ended", "beside"] = ""
+        for other in self._others():
+            if other._opened and other._stepped > self._attached:
+                return "beside"
+            if other._opened:
+                found = "ended"
+                if not other._taker.is_busy:  # else what is late is dropped, not waited for
+                    other._end(reason="another watch has begun a new log")
+        return found
 
     def _begun(self) -> tuple[dict[str, Any], list[Record], list[Event], list[Any]]:
         groups = self._trace.groups(self._parameters())

@@ -66,6 +66,7 @@ class RunContext:
     proxy: Proxy | None = None
     #: root mean square of each in-scope tensor when the run was first seen; empty: the snapshot's
     initial_rms: Mapping[str, float] = field(default_factory=dict)
+    fingerprint: str = ""  # of the weights when the watch was attached
     dtypes: tuple[str, ...] = ()
     strict: bool = False  # let what goes wrong out, for tests
 
@@ -127,9 +128,9 @@ def measure_snapshot(
 ) -> Measured:
     """Everything that a snapshot says by itself, whoever has taken it."""
     started = time.perf_counter()
-    spectrum, mark, sample, replicas = _counted(snapshot, reader, at.sampler)
+    spectrum, mark, sample, replicas = counted(snapshot, reader, at.sampler)
     initial_rms = run.initial_rms or spectrum.layer_rms()
-    counted = time.perf_counter()
+    counted_at = time.perf_counter()
     result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
     curve = result.curve if result else None
     arrays = spectrum.to_arrays()
@@ -158,8 +159,8 @@ def measure_snapshot(
             "provenance": run.provenance,
         },
         seconds={
-            "spectrum_s": counted - started,
-            "evaluation_s": time.perf_counter() - counted if result or reason else 0.0,
+            "spectrum_s": counted_at - started,
+            "evaluation_s": time.perf_counter() - counted_at if result or reason else 0.0,
             "num_forwards": sum(r.num_forwards for r in (result, *controls.values()) if r),
         },
         detail=Detail(make_histograms=partial(_histograms, arrays), spectrum=arrays),
@@ -362,8 +363,8 @@ def _histograms(arrays: Mapping[str, np.ndarray]) -> Mapping[str, LogHistogram]:
     return MagnitudeSpectrum.from_arrays(arrays).log10_histograms()
 
 
-def _counted(
-    snapshot: Snapshot, reader: ShardedReader, sampler: Sampler | None
+def counted(
+    snapshot: Snapshot, reader: ShardedReader, sampler: Sampler | None = None
 ) -> tuple[MagnitudeSpectrum, str, Mapping[str, torch.Tensor], Replicas | None]:
     """Spectrum, fingerprint and sample of the weights, and whether their replicas agree."""
     bits: dict[str, torch.Tensor] = {}

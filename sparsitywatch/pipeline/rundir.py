@@ -158,7 +158,7 @@ class Claim:
                 raise LogTakenError(f"{_described(holder)} writes to {str(directory)!r}")
             self._sign(directory)
 
-    def set_aside(self, why: str) -> None:
+    def set_aside(self, why: str, *, is_expected: bool = False) -> None:
         """Claim an empty directory of this name; a run that it held is kept under another one."""
         directory = self.directory
         if directory is None:
@@ -171,7 +171,8 @@ class Claim:
                 (target / _WRITER).unlink(missing_ok=True)
                 directory.mkdir()
                 message = "sparsitywatch: %s held an earlier run, %s; the earlier one is now %s"
-                _logger.warning(message, directory, why, target)
+                level = logging.INFO if is_expected else logging.WARNING
+                _logger.log(level, message, directory, why, target)
             self._sign(directory)
 
     def resume_in(self, name: str) -> None:

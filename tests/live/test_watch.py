@@ -22,7 +22,7 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.live import snapshots
-from sparsitywatch.sinks.jsonl import read_events, read_records
+from sparsitywatch.sinks.jsonl import read_events, read_manifest, read_records
 from sparsitywatch.sinks.tensorboard import EVENTS, IN_EVERY_RECORD
 from sparsitywatch.weights.snapshot import FINGERPRINTED, Sampler
 
@@ -250,6 +250,77 @@ def test_without_saved_state_the_log_and_the_optimizer_know_the_step(tmp_path, s
     assert last.lr == 0.01
 
 
+def momentum(parameters, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("is_loaded_late", [True, False])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, momentum])
+@pytest.mark.parametrize(
+    ("stop", "lost", "steps"), [(6, 0, [3, 6, 9]), (6, 2, [3, 6, 9]), (3, 4, [3, 6]), (7, 0, [3])]
+)
+def test_an_optimizer_that_does_not_count_goes_on_where_the_log_has_its_weights(
+    tmp_path: Path,
+    optimizer: Callable,
+    stop: int,
+    lost: int,
+    steps: list[int],
+    is_loaded_late: bool,
+) -> None:
+    """The log's record of the weights at the attach says the step; without one the log is new."""
+    first = Run(optimizer=optimizer)
+    with first.watch(tmp_path, proxy=None) as watcher:
+        first.train(stop)
+        checkpoint = first.checkpoint(watcher)
+        first.train(lost)
+    second = Run(seed=1, optimizer=optimizer)
+    second.inputs, second.targets = checkpoint["data"]
+
+    def load() -> None:
+        second.model.load_state_dict(checkpoint["model"])
+        second.optimizer.load_state_dict(checkpoint["optimizer"])
+
+    if not is_loaded_late:
+        load()
+    with second.watch(tmp_path, proxy=None) as resumed:
+        if is_loaded_late:
+            load()
+        second.train(3)
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == steps
+    goes_on = stop % 3 == 0
+    assert resumed.step_count == (stop + 3 if goes_on else 3)
+    assert (tmp_path / "sparsitywatch-earlier-1").exists() is not goes_on
+    last = resumed.records[-1]
+    assert last.lr_clock == pytest.approx(steps[-1] * 0.01)
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.0])
+@pytest.mark.parametrize("options", [{}, {"initial_step": 0}])
+def test_a_new_run_from_the_same_weights_does_not_go_on_in_the_log(
+    tmp_path: Path, lr: float, options: dict
+) -> None:
+    """Also where the log has records of these weights, which a learning rate of 0 has not moved."""
+    for _ in range(2):
+        run = Run(optimizer=torch.optim.SGD)
+        run.optimizer.param_groups[0]["lr"] = lr
+        with run.watch(tmp_path, proxy=None, **options) as watcher:
+            watcher.snapshot()
+            run.train(4)
+        assert watcher.step_count == 4
+    assert steps_of(read_records(tmp_path / "sparsitywatch-earlier-1")) == [0, 3]
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [0, 3]
+
+
+def test_initial_step_0_begins_a_new_log_with_whatever_weights(tmp_path: Path) -> None:
+    run = Run(optimizer=torch.optim.SGD)
+    with run.watch(tmp_path, proxy=None):
+        run.train(3)
+    with run.watch(tmp_path, proxy=None, initial_step=0):
+        run.train(3)
+    assert steps_of(read_records(tmp_path / "sparsitywatch-earlier-1")) == [3]
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3]
+
+
 def test_a_new_run_in_a_used_logdir_sets_the_earlier_one_aside(tmp_path: Path, caplog) -> None:
     for _ in range(3):
         run = Run()
@@ -429,13 +500,82 @@ def test_attaching_again_to_the_same_logdir_replaces_the_first(tmp_path: Path) -
     second = run.watch(tmp_path)
     run.train(3)
     second.close()
-    assert "another one in this process has taken over" in first.off
+    assert first.closed
     assert steps_of(first.records) == [3]
     assert steps_of(second.records) == [3, 6]
     assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3, 6]
 
 
 # ------------------------------------------------------------------ one writer on a log
+
+
+@pytest.mark.parametrize("num_critic", [1, 5])
+@pytest.mark.parametrize("is_attached_late", [False, True])
+def test_two_models_that_are_trained_by_turns_log_beside_each_other(
+    tmp_path: Path, caplog, num_critic: int, is_attached_late: bool
+) -> None:
+    """As a GAN whose two watches were given one logdir by mistake."""
+    critic, generator = Run(), Run(seed=1)
+    first = critic.watch(tmp_path, proxy=None)
+    if is_attached_late:
+        critic.train(num_critic)
+    second = generator.watch(tmp_path, proxy=None)
+    for _ in range(7):
+        critic.train(num_critic)
+        generator.train(1)
+    for watcher in (first, second):
+        watcher.close()
+    assert (first.off, second.off) == ("", "")
+    steps = list(range(3, (7 + is_attached_late) * num_critic + 1, 3))
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == steps
+    assert steps_of(read_records(tmp_path / "sparsitywatch-2")) == [3, 6]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sparsitywatch", "sparsitywatch-2"]
+    (warning,) = (r.message for r in caplog.records if r.levelname == "WARNING")
+    assert "another watch of this process writes to" in warning
+    assert "sparsitywatch-2. Give each run a `logdir` of its own" in warning
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_cell_that_is_run_again_begins_a_new_log_and_closes_the_old_one(
+    tmp_path: Path, caplog, is_kept: bool
+) -> None:
+    """Nobody closed the first watch, whose model and optimizer may be alive still."""
+    kept = []
+    for _ in range(3):
+        run = Run()
+        watcher = run.watch(tmp_path, proxy=None)
+        run.train(4)
+        assert steps_of(watcher.records) == [3]
+        kept += [run, watcher] if is_kept else []
+        del run
+    watcher.close()
+    assert not [r.message for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+    earlier = ["sparsitywatch-earlier-1", "sparsitywatch-earlier-2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["sparsitywatch", *earlier]
+    for name in (*earlier, "sparsitywatch"):
+        assert steps_of(read_records(tmp_path / name)) == [3]
+        if is_kept:
+            assert read_manifest(tmp_path / name).state.status == "closed"
+
+
+@pytest.mark.parametrize("has_new_optimizer", [True, False])
+@pytest.mark.parametrize("num_steps", [0, 6])
+def test_a_model_that_is_watched_again_goes_on_in_its_log(
+    tmp_path: Path, caplog, has_new_optimizer: bool, num_steps: int
+) -> None:
+    run = Run(optimizer=torch.optim.SGD)
+    first = run.watch(tmp_path, proxy=None)
+    run.train(num_steps)
+    if has_new_optimizer:
+        run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.01)
+    with run.watch(tmp_path, proxy=None) as watcher:
+        run.train(3)
+    assert first.closed
+    steps = list(range(3, num_steps + 4, 3))
+    assert steps_of(read_records(tmp_path / "sparsitywatch")) == steps
+    assert watcher.step_count == num_steps + 3
+    assert [p.name for p in tmp_path.iterdir()] == ["sparsitywatch"]
+    assert not [r.message for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
 
 
 def hold_up(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
