@@ -249,7 +249,7 @@ class GlobalNormalised(Pattern):
         scales = weights.spectrum.layer_rms()
         steps, ratios, counts = {}, [], []
         for name, layer in layers.items():
-            magnitudes, cumulative = layer.steps()
+            magnitudes, cumulative = layer.steps
             scale = scales[name] if scales[name] > 0.0 else 1.0
             steps[name] = magnitudes, magnitudes / scale
             ratios.append(magnitudes / scale)

@@ -269,7 +269,7 @@ class MagnitudeSpectrum:
             ConfigurationError: a level lies outside [0, 1].
         """
         found = []
-        magnitudes, cumulative = self._steps
+        magnitudes, cumulative = self.steps
         for level in expect_numbers("levels", levels, "a list of sparsities in [0, 1]"):
             num_removed = num_pruned(self.num_weights, level)
             step = cumulative.searchsorted(num_removed)
@@ -389,19 +389,13 @@ class MagnitudeSpectrum:
         """One spectrum per tensor, by name, in order; they share this one's counts."""
         return {name: MagnitudeSpectrum({name: h}) for name, h in self.histograms.items()}
 
+    @cached_property
     def steps(self) -> tuple[np.ndarray, np.ndarray]:
         """Magnitudes where the count of all weights steps up, and the count from there on.
 
-        With bins of several kinds, only magnitudes that end a bin in each of them: the counts
-        there are exact for every dtype.
-
-        Returns:
-            float64 and int64, rising.
+        float64 and int64, rising. With bins of several kinds, only magnitudes that end a bin in
+        each of them: the counts there are exact for every dtype.
         """
-        return self._steps
-
-    @cached_property
-    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
         if not self._totals:
             return np.empty(0), np.empty(0, np.int64)
         if len(self._totals) == 1:
