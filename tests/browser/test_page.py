@@ -518,7 +518,8 @@ SENT = """() => ["navigation", "resource"].flatMap((kind) => performance.getEntr
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fake_run.write_long_run(tmp_path_factory.mktemp("long") / "run", 2000, 200)
+    place = tmp_path_factory.mktemp("long") / "run"
+    return fake_run.write_long_run(place, 2000, 200, num_spectra=2)  # the first screen has none
 
 
 @pytest.mark.parametrize("serve", [page_server, event_readers.server])

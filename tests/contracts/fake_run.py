@@ -386,10 +386,12 @@ LONG_EVERY = 25
 LONG_NOISE = 0.002
 
 
-def write_long_run(logdir: Path, num_snapshots: int, num_tensors: int) -> Path:
+def write_long_run(
+    logdir: Path, num_snapshots: int, num_tensors: int, *, num_spectra: int = 20
+) -> Path:
     """The log of many snapshots of many tensors, as noisy as in a training; returns ``logdir``.
 
-    Every snapshot has a spectrum; there are twenty different ones.
+    Every snapshot has a spectrum; there are ``num_spectra`` different ones, which take the time.
     """
     draw = np.random.default_rng(0)
     tensors = names(num_tensors)
@@ -414,7 +416,7 @@ def write_long_run(logdir: Path, num_snapshots: int, num_tensors: int) -> Path:
         )
         scope = ScopeSummary(num_tensors=num_tensors, num_weights=num_tensors << 20)
         record = replace(record, layers=Layers(columns), scope=scope)
-        if index % max(num_snapshots // 20, 1) == 0:
+        if index % max(num_snapshots // num_spectra, 1) == 0:
             scale = 0.02 * (1.0 - 0.3 * index / num_snapshots)
             weights = {name: draw.normal(0.0, scale, 4096).astype(np.float32) for name in tensors}
             sink.write(record, Detail(spectrum=spectrum_arrays(weights)))
