@@ -69,46 +69,31 @@ class Kind(NamedTuple):
 
 
 _UNKNOWN = Kind("unknown", "unknown")
-#: By the class that defines ``step``, as its source has it. In Adam's family ``optimizer.defaults``
-#: may say otherwise.
-_KINDS: Mapping[type, Kind] = {
-    optim.SGD: Kind("raw", "gradient"),
-    optim.Adam: Kind("normalised", "lr"),
-    optim.AdamW: Kind("decoupled", "lr"),
-    optim.NAdam: Kind("normalised", "lr"),
-    optim.RAdam: Kind("normalised", "lr"),
-    optim.Adamax: Kind("normalised", "lr"),
-    optim.SparseAdam: Kind("none", "lr"),
-    optim.Adagrad: Kind("normalised", "unknown"),
-    optim.Adadelta: Kind("normalised", "unknown"),
-    optim.RMSprop: Kind("normalised", "unknown"),
-    optim.Rprop: Kind("none", "unknown"),
-    optim.LBFGS: Kind("none", "unknown"),
-    # of torch 2.5 and 2.9
-    **{
-        getattr(optim, name): kind
-        for name, kind in (
-            ("Adafactor", Kind("decoupled", "relative")),
-            ("Muon", Kind("decoupled", "unknown")),
-        )
-        if hasattr(optim, name)
-    },
-}
-#: Of libraries that are not imported here.
-_KINDS_BY_NAME = {
+#: By the class that defines ``step``, as its source has it. In the families of Adam a param group
+#: may say that its decay is decoupled, as those of AdamW do.
+_KINDS = {
+    "torch.optim.sgd.SGD": Kind("raw", "gradient"),
+    "torch.optim.adam.Adam": Kind("normalised", "lr"),
+    "torch.optim.adamw.AdamW": Kind("decoupled", "lr"),  # before torch 2.7; then it is an Adam
+    "torch.optim.nadam.NAdam": Kind("normalised", "lr"),
+    "torch.optim.radam.RAdam": Kind("normalised", "lr"),
+    "torch.optim.adamax.Adamax": Kind("normalised", "lr"),
+    "torch.optim.sparse_adam.SparseAdam": Kind("none", "lr"),
+    "torch.optim.adagrad.Adagrad": Kind("normalised", "unknown"),
+    "torch.optim.adadelta.Adadelta": Kind("normalised", "unknown"),
+    "torch.optim.rmsprop.RMSprop": Kind("normalised", "unknown"),
+    "torch.optim.rprop.Rprop": Kind("none", "unknown"),
+    "torch.optim.lbfgs.LBFGS": Kind("none", "unknown"),
+    "torch.optim.Adafactor": Kind("decoupled", "relative"),
+    "torch.optim.Muon": Kind("decoupled", "unknown"),
     "lion_pytorch.lion_pytorch.Lion": Kind("decoupled", "lr"),
 }
 
 
 def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
-    """What a step does to the weights of one of its param groups."""
-    for base in type(optimizer).__mro__:
-        if "step" in vars(base):
-            known = _KINDS_BY_NAME.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
-            kind = _KINDS.get(base, known)
-            if base is optim.Adam and isinstance(optimizer, optim.AdamW):
-                kind = _KINDS[optim.AdamW]  # it inherits its step
-            break
+    """What a step does to the weights of one of its param groups, as that stands."""
+    base = next(base for base in type(optimizer).__mro__ if "step" in vars(base))
+    kind = _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
     if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):
@@ -190,7 +175,6 @@ class Account:
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
-        self._kinds: list[Kind] = []
 
     @property
     def has_stepped(self) -> bool:
@@ -227,7 +211,6 @@ class Account:
         self._held = list(map(id, tensors))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
         self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
-        self._kinds = [kind_of(optimizer, group) for group in groups]
 
     def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
         """One step; tensors whose ids optimizers inside it have ``reached`` are left out.
@@ -239,9 +222,10 @@ class Account:
             return
         self.num_steps += 1
         rows, groups = self._rows, optimizer.param_groups
-        added, buffered = self._one_step(groups)
+        kinds = [kind_of(optimizer, group) for group in groups]
+        added, buffered = self._one_step(groups, kinds)
         is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
-        if not any(is_reached) and (not is_seen or self._kinds[0] == _UNKNOWN):
+        if not any(is_reached) and (not is_seen or kinds[0] == _UNKNOWN):
             is_reached = [True] * len(rows)  # it may have dropped them
         if reached or not all(is_reached):
             is_own = np.array([key not in reached for key in self._held])
@@ -254,22 +238,24 @@ class Account:
         self._momentum[rows] = buffered
         self._last[rows] = self.num_steps
 
-    def _one_step(self, groups: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    def _one_step(
+        self, groups: Sequence[Mapping[str, Any]], kinds: Sequence[Kind]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What a step adds to the clock of each of H held tensors, [6, H], and SGD's buffer then.
 
         SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
         the steps after: 1 / (1 - momentum) times as much in the end.
         """
         clocks = []
-        for group, kind in zip(groups, self._kinds, strict=True):
+        for group, kind in zip(groups, kinds, strict=True):
             decay = float(group.get("weight_decay", 0.0)) if kind.decay != "none" else 0.0
             decay = math.nan if kind.decay in _WHY_NO_CLOCK else decay
             clocks.append(Clock.of_step(float(group.get("lr", 0.0)), decay))
         added = np.array(clocks).T[:, self._groups]
         before = self._momentum[self._rows]
         is_buffered = [
-            k.decay == "raw" and bool(g.get("momentum"))
-            for g, k in zip(groups, self._kinds, strict=True)
+            kind.decay == "raw" and bool(group.get("momentum"))
+            for group, kind in zip(groups, kinds, strict=True)
         ]
         if not any(is_buffered):
             return added, before
@@ -328,7 +314,7 @@ class Account:
             group = optimizer.param_groups[index]
             trainer = Trainer(
                 optimizer=optimizer,
-                kind=self._kinds[index],
+                kind=kind_of(optimizer, group),
                 lr=float(group.get("lr", 0.0)),
                 momentum=float(group.get("momentum", 0.0)),
                 is_active=bool(self._last[row] > since),

@@ -90,6 +90,18 @@ def test_decay_that_is_no_law_is_not_known(case: str) -> None:
         assert taken(account, "w").known_decay == 0.0
 
 
+def test_decay_that_begins_in_mid_run_is_seen() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = optim.Adam([weight], lr=0.1)
+    account = account_of(optimizer, w=weight)
+    weight.grad = torch.ones(3)
+    account.advance()
+    assert taken(account, "w").known_decay == 0.0
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    account.advance()
+    assert math.isnan(taken(account, "w").known_decay)
+
+
 class SGDW(optim.Optimizer):
     """Somebody's own."""
 
