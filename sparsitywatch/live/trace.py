@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any, ClassVar
 
 import torch
@@ -134,11 +136,9 @@ class StepHook:
 
     @staticmethod
     def _call_before(optimizer: Optimizer, *_: object) -> None:
-        begun = StepHook._begun
-        open_ones = [one for one, _ in begun]
-        if optimizer in open_ones:  # its step before has raised, and all that was inside it
-            del begun[open_ones.index(optimizer) :]
-        begun.append((optimizer, set()))
+        # a step that has raised is over, though it has never ended
+        StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
+        StepHook._begun.append((optimizer, set()))
         StepHook._call(lambda hook: hook._before(optimizer))
 
     @staticmethod
@@ -165,6 +165,14 @@ class StepHook:
                     function(hook)
         finally:
             StepHook._depth -= 1
+
+
+def _is_running(optimizer: Optimizer) -> bool:
+    """Whether a method of an optimizer has called, over whatever way, what asks."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_locals.get("self") is not optimizer:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:

@@ -403,6 +403,32 @@ def test_a_wrapper_and_what_it_wraps_are_one(watched: str, caplog) -> None:
     assert caplog.records == []
 
 
+class OutOfMemory(torch.optim.AdamW):
+    """One whose second step fails."""
+
+    num_steps = 0
+
+    def step(self, closure=None):
+        self.num_steps += 1
+        if self.num_steps == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().step(closure)
+
+
+def test_a_step_that_raised_is_over_and_the_next_optimizer_counts() -> None:
+    run = Run()
+    failing = run.optimizer = OutOfMemory(run.model.parameters(), lr=0.01)
+    with run.watch(None, every=10, proxy=None, optimizer=None) as watcher:
+        run.train(1)
+        with pytest.raises(torch.OutOfMemoryError):
+            run.train(1)
+        run.optimizer = new(run)
+        run.train(19)
+    assert failing.num_steps == 2
+    assert watcher.step_count == 20
+    assert watcher.records[-1].lr_clock == pytest.approx(20 * 0.01)
+
+
 # ------------------------------------------------------------------ the hooks themselves
 
 
