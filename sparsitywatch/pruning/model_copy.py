@@ -23,8 +23,8 @@ from torch import nn
 
 from sparsitywatch.errors import TrainingChangedError
 from sparsitywatch.redact import printable
-from sparsitywatch.weights.encoded import address_of, decoded, is_encoded
 from sparsitywatch.weights.layout import clean_name
+from sparsitywatch.weights.sharded import address_of, decoded, is_encoded
 
 #: Larger tensors and arrays that are no buffers (a data set, say) are shared.
 _MAX_COPY_BYTES = 2**26
@@ -357,8 +357,9 @@ class _Memory:
         # tied parameters may be several objects
         self._exact = {_place(p): instead[id(p)] for p in model.parameters() if id(p) in instead}
         self._around: dict[int, dict[Any, torch.Tensor]] = {}
-        for parameter in model.parameters():
-            if (storage := address_of(parameter)) is not None:
+        parameters = [*model.parameters()]
+        for storage, parameter in zip([*map(address_of, parameters)], parameters, strict=True):
+            if storage is not None:
                 self._around.setdefault(storage, {})[_place(parameter)] = parameter
 
     def holds(self, tensor: torch.Tensor) -> bool:
@@ -602,6 +603,8 @@ def _held_in(cell: types.CellType) -> Any:
 
 def _place(tensor: torch.Tensor) -> Any:
     """Where a tensor begins, and how it lies; one without memory is at a place of its own."""
-    address = id(tensor) if address_of(tensor) is None else tensor.data_ptr()
     is_strided = tensor.layout is torch.strided
+    is_plain = is_strided and type(tensor) in (torch.Tensor, nn.Parameter)
+    has_memory = is_plain or address_of(tensor) is not None
+    address = tensor.data_ptr() if has_memory else id(tensor)
     return address, tuple(tensor.shape), is_strided and tensor.stride(), tensor.dtype

@@ -16,9 +16,9 @@ from sparsitywatch.errors import TrainingChangedError
 from sparsitywatch.pruning.evaluation import check_forward
 from sparsitywatch.pruning.proxy import Proxy, Runnable
 from sparsitywatch.redact import redacted_error
-from sparsitywatch.weights.encoded import address_of
 from sparsitywatch.weights.layout import clean_name
 from sparsitywatch.weights.scope import Scope, ScopeLike
+from sparsitywatch.weights.sharded import address_of
 
 _logger = logging.getLogger("sparsitywatch")
 

@@ -14,9 +14,16 @@ from torch import nn
 from sparsitywatch.errors import ConfigurationError, ScopeError, expect, listed
 from sparsitywatch.records import LedgerEntry, ScopeSummary
 from sparsitywatch.redact import redacted_error
-from sparsitywatch.weights.encoded import address_of, decoded, is_encoded
 from sparsitywatch.weights.layout import REPARAMETRIZED, Decider, Entry, Layout, Place, clean_name
-from sparsitywatch.weights.sharded import Modules, flat_parameters, is_sharded, modules_of
+from sparsitywatch.weights.sharded import (
+    Modules,
+    address_of,
+    decoded,
+    flat_parameters,
+    is_encoded,
+    is_sharded,
+    modules_of,
+)
 
 #: A preset's name, patterns of parameter names (``*`` matches dots too), or a predicate.
 ScopeLike = str | Sequence[str] | Callable[[str, nn.Parameter], bool]

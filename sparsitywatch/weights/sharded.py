@@ -1,4 +1,4 @@
-"""What this process holds of a model that may be spread over several.
+"""What this process holds of a model that may be spread over several, or kept in another form.
 
 FSDP2 (``fully_shard``) keeps weights as DTensors and gathers them for a forward. What is gathered
 stays until it is let go, and stands in the place of the DTensors until then.
@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from sparsitywatch.redact import printable
-from sparsitywatch.weights.encoded import decoded, is_encoded
 
 #: Those of a model by their paths, a shared one by each.
 Modules = Sequence[tuple[str, nn.Module]]
@@ -63,6 +62,38 @@ def kept_for(tensor: torch.Tensor, held: torch.Tensor) -> torch.Tensor | None:
     else:
         part = local_of(held)
     return part if part.numel() == local_of(tensor).numel() else None
+
+
+# ------------------------------------------------------------------ kept in another form
+
+
+def is_encoded(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor may hold something else than its values."""
+    kind = type(tensor)
+    if kind in (torch.Tensor, nn.Parameter):
+        return tensor.is_quantized
+    return kind.dequantize is not torch.Tensor.dequantize or address_of(tensor) is None
+
+
+def address_of(tensor: torch.Tensor) -> int | None:
+    """The address of a tensor's memory; None if it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr() or None
+    except (RuntimeError, NotImplementedError):  # sparse, or a subclass around other tensors
+        return None
+
+
+def decoded(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The values of an encoded tensor as plain floats; None if it does not give them."""
+    try:
+        with torch.no_grad():
+            values = tensor.dequantize()
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+    is_plain = type(values) in (torch.Tensor, nn.Parameter) and not is_encoded(values)
+    if not (is_plain and values.is_floating_point() and values.shape == tensor.shape):
+        return None
+    return values.detach()
 
 
 # ------------------------------------------------------------------ is it all here?
