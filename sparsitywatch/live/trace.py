@@ -6,7 +6,7 @@ import logging
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar
@@ -84,8 +84,9 @@ def step_was_skipped(optimizer: Optimizer) -> bool:
 class StepHook:
     """Calls methods before and after each step of every optimizer in the process.
 
-    Called are ``before(optimizer)``, and ``after(optimizer, reached, is_inside)``: the ids of the
-    tensors that optimizers inside this step have stepped on, and whether it was inside another one.
+    Called are ``before(optimizer)``, until ``begin``, and ``after(optimizer, reached, is_inside)``:
+    the ids of the tensors that optimizers inside this step have stepped on, and whether it was
+    inside another one.
 
     The watch lives as long as an optimizer that it is tied to, also if nobody else holds it; until
     then the process holds it. Two hooks of torch serve all watches of a process. torch goes through
@@ -94,6 +95,7 @@ class StepHook:
     """
 
     _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
+    _new: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()  # to be called before steps, too
     _untied: ClassVar[set[StepHook]] = set()
     _of_torch: ClassVar[list[RemovableHandle]] = []
     _depth: ClassVar[int] = 0
@@ -107,8 +109,8 @@ class StepHook:
     ) -> None:
         self._before, self._after = before, after
         self._stays: RemovableHandle | None = None
-        self._alive.add(self)
-        self._untied.add(self)
+        for hooks in (self._alive, self._new, self._untied):
+            hooks.add(self)
         if not StepHook._of_torch:
             StepHook._of_torch += [
                 register_optimizer_step_pre_hook(_uncompiled(StepHook._call_before)),
@@ -124,10 +126,14 @@ class StepHook:
     def _stay(self, *_: object) -> None:
         """Nothing: who holds this method holds the hook."""
 
+    def begin(self) -> None:
+        """Call no more before steps."""
+        self._new.discard(self)
+
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
-        self._alive.discard(self)
-        self._untied.discard(self)
+        for hooks in (self._alive, self._new, self._untied):
+            hooks.discard(self)
         if self._stays is not None:
             self._stays.remove()
         if not self._alive and self._depth == 0:
@@ -139,7 +145,8 @@ class StepHook:
         # a step that has raised is over, though it has never ended
         StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
         StepHook._begun.append((optimizer, set()))
-        StepHook._call(lambda hook: hook._before(optimizer))
+        if StepHook._new:
+            StepHook._call(StepHook._new, lambda hook: hook._before(optimizer))
 
     @staticmethod
     def _call_after(optimizer: Optimizer, *_: object) -> None:
@@ -154,13 +161,13 @@ class StepHook:
             own = {id(p) for group in optimizer.param_groups for p in group["params"]}
             begun[-1][1].update(own | reached)
         is_inside = bool(begun)
-        StepHook._call(lambda hook: hook._after(optimizer, reached, is_inside))
+        StepHook._call(StepHook._alive, lambda hook: hook._after(optimizer, reached, is_inside))
 
     @staticmethod
-    def _call(function: Callable[[StepHook], None]) -> None:
+    def _call(hooks: Iterable[StepHook], function: Callable[[StepHook], None]) -> None:
         StepHook._depth += 1
         try:
-            for hook in [*StepHook._alive]:
+            for hook in [*hooks]:
                 if hook in StepHook._alive:  # else another one has taken it off
                     function(hook)
         finally:

@@ -142,7 +142,6 @@ class Watcher:
         self._pid = os.getpid()
         self._attached = self._stepped = next(_order)  # as of ``_order``
         self._opened = False
-        self._has_begun = False  # whether the first step was about to be taken
         self._is_seen = self._is_said = False  # whether hooks count steps; whether ``step`` does
         self._closed = False
         self._num_failures = 0  # in a row
@@ -395,12 +394,12 @@ class Watcher:
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step: the first time weights are as the training begins."""
-        if self._has_begun or self._is_idle():
+        if self._is_idle():
             return
         with self._contained():
             if not self._trace.knows(optimizer, self._parameters):
                 return
-            self._has_begun = True
+            self._hook.begin()
             is_new = not self._opened and self._pending is None
             if is_new and self._marks != self._marks_now():
                 self._take_up(anew=True)

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Collection, Container, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import add, sub
 from typing import Any, NamedTuple
 
@@ -92,13 +93,18 @@ _KINDS = {
 
 def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
     """What a step does to the weights of one of its param groups, as that stands."""
-    base = next(base for base in type(optimizer).__mro__ if "step" in vars(base))
-    kind = _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
+    kind = _kind_of_class(type(optimizer))
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
     if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):
         return kind._replace(decay="none")
     return kind
+
+
+@lru_cache(maxsize=64)  # it is asked of each param group at each step
+def _kind_of_class(optimizer: type[optim.Optimizer]) -> Kind:
+    base = next(base for base in optimizer.__mro__ if "step" in vars(base))
+    return _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
 
 
 #: Why decay does not shrink weights by a law that is known, by ``Kind.decay``.
