@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from sparsitywatch.errors import reraise_foreign
 from sparsitywatch.live.schedule import OverheadBudget
@@ -189,9 +190,13 @@ class SnapshotTaker:
             self._pool.shutdown(wait=True)
             self._pool = None
 
+    def lookup(self) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+        """The parameters in scope as they are now, by name, and every one."""
+        return self._reader.lookup(self._model.module, self.run.scope)
+
     def _read(self, step: int) -> tuple[Snapshot, Mapping[str, torch.Tensor]]:
         """The weights, and every parameter, in scope or not."""
-        parameters, every = self._reader.lookup(self._model.module, self.run.scope)
+        parameters, every = self.lookup()
         snapshot = Snapshot.of_parameters(parameters, self.run.scope, step)
         self._is_on_cpu = all(t.device.type == "cpu" for t in snapshot.tensors.values())
         return snapshot, every

@@ -206,8 +206,23 @@ class StepCounter:
         self._beside: Counter[int] = Counter()  # steps since the last that counted, by id
         self._has_told = False
 
-    def count(self, optimizer: Optimizer, num_held: int, *, is_inside: bool) -> int:
-        """How many steps count now that ``optimizer`` took one, which holds that many weights."""
+    def count(
+        self,
+        optimizer: Optimizer,
+        num_held: int,
+        *,
+        is_inside: bool,
+        is_of_copy: Callable[[], bool],
+    ) -> int:
+        """How many steps count now that ``optimizer`` took one, which holds that many weights.
+
+        ``is_of_copy``: whether it seems to train a copy of the model; asked if nothing else steps.
+        """
+        if not num_held and optimizer not in self._given:
+            self._beside[id(optimizer)] += 1
+            if self._beside[id(optimizer)] == _FEW_STEPS and is_of_copy():
+                self._tell_once(optimizer, "a copy of this model, it seems", "Watch that one")
+            return 0
         num_steps = (
             self._of_given(optimizer, num_held)
             if self._given
@@ -234,7 +249,12 @@ class StepCounter:
                 self._given = tuple(optimizer if one is outer else one for one in self._given)
                 self._waits_for = set(self._given)
                 return num_steps if len(self._given) == 1 else 0
-        self._tell_once(optimizer, num_held, num_steps)
+        self._tell_once(
+            optimizer,
+            f"{num_held} weights in scope",
+            "If it has taken the place of what was given, give all optimizers of these weights, or "
+            "optimizer=None for whatever steps this model",
+        )
         return 0
 
     def _of_leader(self, optimizer: Optimizer, num_held: int, *, is_inside: bool) -> int:
@@ -253,19 +273,16 @@ class StepCounter:
         # one that holds more begins beside the leader: this step is counted already
         return num_steps if is_first or has_stopped else 0
 
-    def _tell_once(self, optimizer: Optimizer, num_held: int, num_steps: int) -> None:
+    def _tell_once(self, optimizer: Optimizer, what: str, advice: str) -> None:
         if self._has_told:
             return
         self._has_told = True
-        waits_for = " and ".join(sorted(type(one).__name__ for one in self._waits_for))
         _logger.warning(
-            "sparsitywatch: no step has been counted during %d steps of %s on %d weights in scope: "
-            "the watch waits for a step of %s. If that was replaced, give all optimizers of these "
-            "weights, or optimizer=None for whatever steps this model.",
-            num_steps,
+            "sparsitywatch: no step has been counted during %d steps of %s on %s. %s.",
+            _FEW_STEPS,
             type(optimizer).__name__,
-            num_held,
-            waits_for,
+            what,
+            advice,
         )
 
 
@@ -278,6 +295,8 @@ def _is_part_of(inner: Optimizer, outer: Optimizer) -> bool:
 
 class OptimizerTrace:
     """What every optimizer of the process does to the weights of one model, and what moves them."""
+
+    _watched: ClassVar[weakref.WeakSet[Optimizer]] = weakref.WeakSet()  # by any watch
 
     def __init__(
         self,
@@ -344,8 +363,15 @@ class OptimizerTrace:
         account = self._known(optimizer, parameters)
         self._has_hooks |= optimizer in self.given
         if any(account.names):
+            self._watched.add(optimizer)
             account.advance(reached)
         return account.num_in_scope
+
+    def is_of_copy(self, optimizer: Optimizer, parameters: Mapping[str, torch.Tensor]) -> bool:
+        """Whether an optimizer that no watch knows holds tensors shaped as this model's."""
+        held = [p.shape for group in optimizer.param_groups for p in group["params"]]
+        shapes = [p.shape for p in parameters.values() if p.requires_grad]
+        return optimizer not in self._watched and Counter(held) == Counter(shapes)
 
     def knows(
         self, optimizer: Optimizer, parameters: Callable[[], Mapping[str, torch.Tensor]]
@@ -380,7 +406,14 @@ class OptimizerTrace:
         known = {name: one for name, ref in account.copied.items() if (one := ref()) is not None}
         account.hold(_names_of(parameters) | _names_of(known))
         account.take_over(self._earlier)
+        before = account.num_in_scope
         account.num_in_scope = sum(self._sizes.get(name, 0) for name in account.names_held())
+        if before and not account.num_in_scope:
+            _logger.warning(
+                "sparsitywatch: %s holds no weight in scope any more: the model has other "
+                "parameters now, as after load_state_dict(assign=True). Make an optimizer of them.",
+                type(optimizer).__name__,
+            )
         return account
 
     # ------------------------------------------------------------------ what is known

@@ -173,14 +173,15 @@ class Watcher:
 
     def _marks_now(self) -> dict[str, tuple[int, int]]:
         """What changes where weights in scope are written, by name."""
-        parameters = self._taker.run.scope.parameters(self._model.module)
+        parameters, _ = self._taker.lookup()
         return {name: (id(one), version_of(one)) for name, one in parameters.items()}
 
     def __reduce__(self) -> tuple[type[CopiedWatcher], tuple[()]]:
         return CopiedWatcher, ()
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        return dict(self._model.parameters())
+        """Every parameter as it is now, in scope or not, by name."""
+        return dict(self._taker.lookup()[1])
 
     def __repr__(self) -> str:
         state = f"off: {self._off[:80]}" if self._off else "closed" if self._closed else "on"
@@ -417,7 +418,12 @@ class Watcher:
             num_held = self._trace.saw(optimizer, reached, self._parameters)
             if self._is_said:
                 return
-            num_steps = self._counter.count(optimizer, num_held, is_inside=is_inside)
+            num_steps = self._counter.count(
+                optimizer,
+                num_held,
+                is_inside=is_inside,
+                is_of_copy=lambda: self._trace.is_of_copy(optimizer, self._parameters()),
+            )
             if not num_steps:
                 return
             if self._off:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -95,7 +96,6 @@ def test_one_that_was_given_and_replaced_is_waited_for_and_that_is_said(
         (message,) = warnings_in(caplog)
         name = type(run.optimizer).__name__
         assert f"no step has been counted during 10 steps of {name} on 96 weights" in message
-        assert "waits for a step of AdamW" in message
         assert "optimizer=None" in message
         run.optimizer = kept
         run.train(5)
@@ -296,6 +296,26 @@ def test_steps_of_an_optimizer_inside_the_given_one_count(is_given: bool, caplog
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_steps_of_a_copied_model_are_said_unless_it_has_a_watch(
+    is_given: bool, is_watched: bool, caplog
+) -> None:
+    run = Run()
+    chosen = run.optimizer if is_given else None
+    with run.watch(None, every=10, proxy=None, optimizer=chosen) as watcher:
+        run.train(25)
+        kept = run.model, run.optimizer
+        run.model, run.optimizer = copy.deepcopy(kept)
+        another = run.watch(None, every=10, proxy=None) if is_watched else contextlib.nullcontext()
+        with another:
+            run.train(30)
+    assert watcher.step_count == 25
+    messages = warnings_in(caplog)
+    assert len(messages) == (not is_watched)
+    assert is_watched or "10 steps of AdamW on a copy of this model" in messages[0]
+
+
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("given", [False, True])
 def test_weights_that_a_file_replaces_after_the_attach_are_what_is_compared_with(
@@ -311,6 +331,7 @@ def test_weights_that_a_file_replaces_after_the_attach_are_what_is_compared_with
         run.train(12)
         if assign and given:
             assert watcher.records[-1].trained == 0.0
+            assert "AdamW holds no weight in scope any more" in warnings_in(caplog)[0]
             return
     first = watcher.records[0]
     assert first.movement.sign_flips < 0.1
