@@ -93,7 +93,7 @@ _KINDS = {
 
 def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
     """What a step does to the weights of one of its param groups, as that stands."""
-    kind = _kind_of_class(type(optimizer))
+    kind = _kind_of_classes(type(optimizer).__mro__)
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
     if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):
@@ -102,8 +102,8 @@ def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
 
 
 @lru_cache(maxsize=64)  # it is asked of each param group at each step
-def _kind_of_class(optimizer: type[optim.Optimizer]) -> Kind:
-    base = next(base for base in optimizer.__mro__ if "step" in vars(base))
+def _kind_of_classes(bases: tuple[type, ...]) -> Kind:
+    base = next(base for base in bases if "step" in vars(base))
     return _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
 
 
