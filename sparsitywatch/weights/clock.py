@@ -70,6 +70,7 @@ class Kind(NamedTuple):
 
 
 _UNKNOWN = Kind("unknown", "unknown")
+_SHARDED = Kind("of its `optim`", "of its `optim`")
 #: By the class that defines ``step``, as its source has it. In the families of Adam a param group
 #: may say that its decay is decoupled, as those of AdamW do.
 _KINDS = {
@@ -88,12 +89,15 @@ _KINDS = {
     "torch.optim.Adafactor": Kind("decoupled", "relative"),
     "torch.optim.Muon": Kind("decoupled", "unknown"),
     "lion_pytorch.lion_pytorch.Lion": Kind("decoupled", "lr"),
+    "torch.distributed.optim.zero_redundancy_optimizer.ZeroRedundancyOptimizer": _SHARDED,
 }
 
 
 def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
     """What a step does to the weights of one of its param groups, as that stands."""
     kind = _kind_of_classes(type(optimizer).__mro__)
+    if kind == _SHARDED:
+        return kind_of(optimizer.optim, group)  # type: ignore[attr-defined]
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
     if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):

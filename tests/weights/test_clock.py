@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn, optim
+from torch import distributed, nn, optim
 
 from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over
 
@@ -88,6 +88,23 @@ def test_decay_that_is_no_law_is_not_known(case: str) -> None:
     account.advance()
     if case != "ASGD":  # it has a decay of its own beside
         assert taken(account, "w").known_decay == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    distributed.init_process_group(
+        "gloo", store=distributed.HashStore(), rank=0, world_size=1
+    )  # fmt: skip
+    try:
+        weight = nn.Parameter(torch.ones(3))
+        sharded = ZeroRedundancyOptimizer([weight], optim.AdamW, lr=0.1, weight_decay=0.2)
+        assert kind_of(sharded, sharded.param_groups[0]) == ("decoupled", "lr")
+        sharded = ZeroRedundancyOptimizer([weight], optim.SGD, lr=0.1, weight_decay=0.2)
+        assert kind_of(sharded, sharded.param_groups[0]) == ("raw", "gradient")
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_decay_that_begins_in_mid_run_is_seen() -> None:
