@@ -90,7 +90,7 @@ def test_decay_that_is_no_law_is_not_known(case: str) -> None:
         assert taken(account, "w").known_decay == 0.0
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own
 def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
