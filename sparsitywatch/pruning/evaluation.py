@@ -60,6 +60,10 @@ _ROUNDED = 1e-3
 _DEPENDS = 0.1
 
 
+class NotDenseError(MeasurementError):
+    """Level 0 is not the dense model."""
+
+
 @dataclass(frozen=True)
 class SweepResult:
     """What a sweep measured: points by rising level, from 0 to 1."""
@@ -96,6 +100,11 @@ def run_sweep(
         except TrainingChangedError as error:
             model.training_changed = str(error)
             raise
+        except NotDenseError:
+            if model.renews:
+                raise
+            model.renews = True  # forwards may leave behind what no copy shows
+            continue
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or not proxy.halve():
                 raise
@@ -141,6 +150,7 @@ class Evaluation:
         self._masks, self._proxy, self._pattern = masks, proxy, pattern
         self._weights = Weights(spectrum, masks.shapes)
         self._mask = proxy.ranks.guarded("masking", masks.masked)
+        self._fresh = proxy.ranks.guarded("a model to evaluate", masks.fresh)
         self._cuts_of = proxy.ranks.guarded("finding masks", pattern.cuts)
         self._cuts: dict[float, Cut] = {}
         self._stage: dict[float, int] = {}  # how many subsets were seen; all examples are one more
@@ -247,7 +257,7 @@ class Evaluation:
         noise = np.abs(proxy.evaluate(*self._masks.dense()) - dense).max()
         is_rounding = 0.0 < noise <= ROUNDING * np.abs(dense).max()
         if not (is_rounding and np.abs(masked - dense).max() <= 10 * noise):
-            raise MeasurementError(
+            raise NotDenseError(
                 "Expected level 0 to equal the dense model bit for bit, but the values differ by "
                 f"up to {np.nanmax(np.abs(dense - masked)):.3g}: masking does not reach the model "
                 "as it runs, or the value function is random. Put all randomness into the batches."
@@ -298,8 +308,10 @@ class Evaluation:
     def _values(self, subsets: Sequence[ExampleSubset], cut: Cut | None = None) -> list[Array]:
         """The values on each of some subsets without what a cut removes, or of the dense model."""
         model = self._masks.dense() if cut is None else self._mask(cut)
-        found = []
+        found: list[Array] = []
         for subset in subsets:
+            if found:  # whatever the subsets before have left behind
+                model = self._fresh(masked=cut is not None)
             self._num_forwards += subset.num_batches
             found.append(subset.proxy.evaluate(*model))
         return found
@@ -357,6 +369,7 @@ class MaskedModel:
         self.module = unwrap_model(model)
         self.spare: WarmCopy | None = None
         self.training_changed = ""  # how, where an evaluation has
+        self.renews = False  # whether each evaluation gets a copy of its own
         self._scope = scope
         self._reader = reader
         self._open: Masks | None = None
@@ -374,7 +387,8 @@ class MaskedModel:
             if any(map(is_sharded, self.module.parameters())):
                 masks = _InShards(self.module, value, parameters)
             else:
-                masks = _OnCopies(self.module, value, parameters, self._memory(parameters))
+                memory = self._memory(parameters)
+                masks = _OnCopies(self.module, value, parameters, memory, renews=self.renews)
             self._open = masks
             try:
                 yield masks
@@ -419,17 +433,17 @@ class Masks(ABC):
 
     def dense(self) -> Runnable:
         """The model as it is."""
-        return self._fresh(masked=False)
+        return self.fresh(masked=False)
 
     def masked(self, cut: Cut) -> Runnable:
         """The model without the weights that a cut removes, until the next call."""
-        model = self._fresh(masked=True)
+        model = self.fresh(masked=True)
         for name, dense, out in self.weights:
             cut.prune(name, dense, out=out)
         return model
 
     @abstractmethod
-    def _fresh(self, *, masked: bool) -> Runnable:
+    def fresh(self, *, masked: bool) -> Runnable:
         """The model as no forward has left it, on its own weights or on those that are masked."""
 
     @abstractmethod
@@ -451,6 +465,8 @@ class _OnCopies(Masks):
         value: Callable[..., Any],
         parameters: Mapping[str, nn.Parameter],
         memory: Mapping[str, torch.Tensor],
+        *,
+        renews: bool,
     ) -> None:
         super().__init__([(name, local_of(p), memory[name]) for name, p in parameters.items()])
         self._original = module, value
@@ -461,16 +477,18 @@ class _OnCopies(Masks):
         self._to_check = [self._dense, self._surroundings]
         self._buffers = [(buffer, version_of(buffer)) for buffer in module.buffers()]
         self._to_run: dict[bool, Runnable] = {False: Runnable(*self._dense.pair)}  # by masked
-        self._leaves_nothing: bool | None = None  # known once the dense model has run
+        self._has_run = False  # whether the dense model, which is the first, was given
+        self._leaves_nothing = False if renews else None  # known after that
 
-    def _fresh(self, *, masked: bool) -> Runnable:
+    def fresh(self, *, masked: bool) -> Runnable:
         """A copy: the one before, where forwards leave nothing behind."""
-        if masked and self._leaves_nothing is None:
+        if self._has_run and self._leaves_nothing is None:
             is_as_before = not self.put_back()
             self._leaves_nothing = self._dense.is_as_noted() and is_as_before
-        if self._leaves_nothing is False:
+        if self._has_run and not self._leaves_nothing:
             self.put_back()
             self._to_run.pop(masked, None)
+        self._has_run = True
         if masked not in self._to_run:
             instead = self._instead if masked else {}
             self._to_run[masked] = Runnable(*ModelCopy(*self._original, instead).pair)
@@ -506,7 +524,7 @@ class _InShards(Masks):
         for one, _ in self._flags:
             one.training = False  # not eval(): a user's own may freeze, merge or print
 
-    def _fresh(self, *, masked: bool) -> Runnable:
+    def fresh(self, *, masked: bool) -> Runnable:
         """The model itself, its shards dense again where they are not about to be masked."""
         for _, dense, local in [] if masked else self.weights:
             local.copy_(dense)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import array
+import contextlib
+import copy
 import ctypes
 import functools
 import itertools
@@ -497,6 +499,125 @@ class Keeping(nn.Linear):
         return super().forward(x) * (1.0 + self.tick())
 
 
+class Ticking(nn.Module):
+    """A small part of its output is what it keeps from forward to forward."""
+
+    def __init__(self, tick: Callable[[nn.Module], float]) -> None:
+        super().__init__()
+        self.first, self.last, self.tick = nn.Linear(6, 16), nn.Linear(16, 2), tick
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu()) * (1.0 + 1e-3 * self.tick(self))
+
+
+def _of_a_weak_dictionary() -> Callable[[nn.Module], float]:
+    kept: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
+
+    def tick(model: nn.Module) -> float:
+        kept[model] = kept.get(model, 0.0) + 1.0
+        return kept[model]
+
+    return tick
+
+
+def _of_a_closure() -> Callable[[nn.Module], float]:
+    number = 0
+
+    def tick(_: nn.Module) -> float:
+        nonlocal number
+        number += 1
+        return float(number)
+
+    return tick
+
+
+def _of_an_attribute() -> Callable[[nn.Module], float]:
+    def tick(model: nn.Module) -> float:
+        vars(model)["number"] = vars(model).get("number", 0) + 1
+        return float(model.number)
+
+    return tick
+
+
+def _of_a_recurrent_state() -> Callable[[nn.Module], float]:
+    def tick(model: nn.Module) -> float:
+        vars(model)["state"] = vars(model).get("state", torch.zeros(1)) * 0.9 + 1.0
+        return float(model.state)
+
+    return tick
+
+
+def _of_a_cache() -> Callable[[nn.Module], float]:
+    def tick(model: nn.Module) -> float:
+        cache = vars(model).setdefault("cache", {})
+        cache[len(cache)] = 1
+        return float(len(cache))
+
+    return tick
+
+
+def _of(thing: Any, step: Callable[[Any], float]) -> Callable[[], Callable[[nn.Module], float]]:
+    def make() -> Callable[[nn.Module], float]:
+        own = copy.deepcopy(thing)
+        return lambda _: step(own)
+
+    return make
+
+
+def _appended(numbers: array.array) -> float:
+    numbers.append(0.1)
+    return sum(numbers)
+
+
+def _appended_length(queue: deque[int]) -> float:
+    queue.append(len(queue))
+    return float(sum(queue))
+
+
+KEPT = {
+    "weak dictionary": _of_a_weak_dictionary,
+    "closure": _of_a_closure,
+    "attribute": _of_an_attribute,
+    "recurrent state": _of_a_recurrent_state,
+    "cache": _of_a_cache,
+    "array": _of(array.array("d"), _appended),
+    "deque": _of(deque(maxlen=5), _appended_length),
+    "numpy's generator": _of(np.random.RandomState(0), lambda random: float(random.rand())),
+    "python's generator": _of(random.Random(0), lambda random: random.random()),
+    "noise": lambda: lambda _: float(torch.randn(1)),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_what_a_forward_keeps_changes_neither_the_training_nor_the_evaluation(what: str) -> None:
+    """By the default sweep, which divides the examples: each part starts from the same state."""
+
+    def trained(*, is_watched: bool) -> tuple[torch.Tensor, list[sw.Record]]:
+        torch.manual_seed(0)
+        model = Ticking(KEPT[what]())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        inputs, held_out = torch.randn(32, 6), torch.randn(2, 32, 6)
+        watching: Any = contextlib.nullcontext()
+        if is_watched:
+            proxy = sw.Proxy([*held_out], mean_square)
+            watching = sw.watch(model, optimizer, logdir=None, every=3, proxy=proxy,
+                                scope="layers", max_overhead=None)  # fmt: skip
+        torch.manual_seed(1)
+        with watching as watcher:
+            for _ in range(9):
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+            records = watcher.records if is_watched else []
+        return nn.utils.parameters_to_vector(model.parameters()), records
+
+    weights, _ = trained(is_watched=False)
+    watched, records = trained(is_watched=True)
+    assert torch.equal(weights, watched)
+    assert [(record.step, record.reason) for record in records] == [(3, ""), (6, ""), (9, "")]
+    assert all(record.curve is not None for record in records)
+
+
 def _in_a_file(folder: Path) -> Callable[[], float]:
     file = folder / "ticks"
 
@@ -541,11 +662,6 @@ def test_what_no_copy_has_is_refused_at_the_attach(keep: Any, tmp_path: Path) ->
     proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
     with pytest.raises(sw.errors.ProxyError, match=r"differ by up to .* the second time"):
         sw.watch(Keeping(keep(tmp_path)), None, logdir=None, proxy=proxy, scope="layers")
-
-
-def _appended(numbers: array.array) -> float:
-    numbers.append(0.1)
-    return sum(numbers)
 
 
 def test_an_array_of_numbers_is_copied_and_the_training_has_its_own() -> None:
