@@ -296,7 +296,7 @@ def test_an_empty_log_and_a_single_snapshot(open_page: Open, tmp_path: Path) -> 
     page = open_page(saved(tmp_path, Run([], [], fake_run.run_info())))
     expect_text(page, "#app h1", "Nothing has been measured so far")
     page = open_page(saved(tmp_path, Run([fake_run.look(2000)[0]])))
-    expect_text(page, "#app h1", "No abrupt change in 1 snapshot")
+    expect_text(page, "#app h1", "One snapshot shows no change")
     expect_text(page, ".heat", "query")
 
 

@@ -23,7 +23,8 @@ def told_by_weights(record: Record) -> str:
         dataclasses.replace(
             record,
             wall_time=0.0,
-            **dict.fromkeys(("decay_clock", "lr_clock", "lr"), math.nan),
+            **dict.fromkeys(("decay_clock", "lr_clock", "lr", "trained"), math.nan),
+            why_no_clock="",
             # a file tells neither gradients nor optimizers
             **dict.fromkeys(("dormant", "movement", "forecast", "vital")),
             layers=tuple(dataclasses.replace(x, dormant=math.nan) for x in record.layers),

@@ -75,7 +75,7 @@ def test_sums_are_those_of_a_loop() -> None:
         reading = rates.reading(step, ["w"])
         assert reading.lr_clock == pytest.approx(sum(1.0 / s for s in range(1, step + 1)))
         assert reading.decay_clock == pytest.approx(0.01 * step)
-        assert (reading.lr, reading.membership) == (1.0 / step, {"w": 0})
+        assert (reading.lr, list(reading.clocks)) == (1.0 / step, ["w"])
 
 
 def test_rows_of_a_file_are_joined_by_lines(tmp_path: Path) -> None:
