@@ -33,6 +33,7 @@ class Standing:
     trouble: str = ""  # in a few words, why its silence means nothing; empty if it is well
     sentences: tuple[str, ...] = ()  # the most important first; none of a replay without faults
     level: str = ""  # "look" or "broken" where there is trouble
+    is_end: bool = False  # whether the trouble is an end, after which nothing was seen
 
 
 #: What is wrong: in a few words, and in a sentence. None if nothing is.
@@ -48,13 +49,15 @@ def standing(
     """
     state = None if info is None else up_to_date(info.state, records)
     lost = _lost(state, now, max((r.cost.stall_s for r in records), default=0.0))
-    broken = [f for f in (_off(state), lost, _blind(records)) if f is not None]
-    found = [*broken, *(f for f in (_ended(state), _not_measured(state, records)) if f is not None)]
+    off, ended = _off(state), _ended(state)
+    broken = [f for f in (off, lost, _blind(records)) if f is not None]
+    found = [*broken, *(f for f in (ended, _not_measured(state, records)) if f is not None)]
     sentences = [sentence for _, sentence in found]
     if state is not None and lost is None and state.describe() not in sentences:
         sentences.append(state.describe())
     level = "broken" if broken else "look" if found else ""
-    return Standing(found[0][0] if found else "", tuple(sentences), level)
+    is_end = bool(found) and found[0] in (off, lost, ended)
+    return Standing(found[0][0] if found else "", tuple(sentences), level, is_end)
 
 
 def up_to_date(state: WatchState | None, records: Sequence[Record]) -> WatchState | None:
@@ -207,14 +210,15 @@ class Verdict:
 def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standing) -> Verdict:
     """The verdict on a run, also on one without a snapshot yet."""
     number, several = len(records), len(events)
-    happened, place = f"No abrupt change in {number:,} snapshot{'' if number == 1 else 's'}", 0
+    happened, place = "", 0
+    if number:
+        happened = f"No abrupt change in {number:,} snapshot{'' if number == 1 else 's'}"
     if events:
         event = main_event(events)
         happened, place = _told(event), events.index(event) + 1
+    headline = _with_trouble(standing, happened)
     if standing.level == "broken":
-        return Verdict(
-            "broken", "not watching", _before(standing, happened), standing.sentences[0], place
-        )
+        return Verdict("broken", "not watching", headline, standing.sentences[0], place)
     last = records[-1] if records else None
     if last is not None and last.num_not_finite:
         happened = f"{last.num_not_finite:,} weights are NaN or infinite at step {last.step:,}"
@@ -226,16 +230,16 @@ def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standi
     if events:
         level = "broken" if event.kind in _BROKEN and event.reverted_step < 0 else "look"
         badge = f"{several:,} event{'' if several == 1 else 's'}"
-        return Verdict(level, badge, _before(standing, happened), event.advice, place)
-    return _quiet(records, standing, happened)
-
-
-def _quiet(records: Sequence[Record], standing: Standing, happened: str) -> Verdict:
-    """The verdict where nothing is known to have happened."""
-    number, last = len(records), records[-1] if records else None
+        return Verdict(level, badge, headline, event.advice, place)
     if standing.level:
-        badge = "not measured" if standing.trouble.startswith(("no ", "ess")) else "ended early"
-        return Verdict("look", badge, _before(standing, happened), standing.sentences[0])
+        badge = "ended early" if standing.is_end else "not measured"
+        return Verdict("look", badge, headline, standing.sentences[0])
+    return _quiet(records, happened)
+
+
+def _quiet(records: Sequence[Record], happened: str) -> Verdict:
+    """The verdict where nothing is known to have happened, and the watch is well."""
+    number, last = len(records), records[-1] if records else None
     share, most = _trained(records)
     if share < most:
         happened = f"Steps reach {share:.1%} of the weights in scope, and reached {most:.1%} before"
@@ -260,12 +264,15 @@ def _trained(records: Sequence[Record]) -> tuple[float, float]:
     return max(known[-2:], default=math.nan), max(known, default=math.nan)
 
 
-def _before(standing: Standing, happened: str) -> str:
-    """A headline with the trouble first, if there is any."""
+def _with_trouble(standing: Standing, happened: str) -> str:
+    """A headline with the trouble first, if there is any; nothing may have ``happened``."""
     if not standing.trouble:
         return happened
     trouble = standing.trouble[0].upper() + standing.trouble[1:]
-    return f"{trouble}; before that: {happened[0].lower()}{happened[1:]}"
+    if not happened:
+        return trouble
+    before = " before that:" if standing.is_end else ""
+    return f"{trouble};{before} {happened[0].lower()}{happened[1:]}"
 
 
 def main_event(events: Sequence[Event]) -> Event:

@@ -343,9 +343,15 @@ class BudgetedSchedule:
     """Decides step by step, and counts the snapshots that were due and are left out."""
 
     def __init__(
-        self, every: int | Schedule, max_overhead: float | None, *, evaluates: bool = False
+        self,
+        every: int | Schedule,
+        max_overhead: float | None,
+        *,
+        evaluates: bool = False,
+        tells: bool = True,
     ) -> None:
         self.schedule = as_schedule(every)
+        self._tells = tells  # of several ranks the one whose clock decides
         self.budget = OverheadBudget(max_overhead, evaluates=evaluates)
         self.left_out: Counter[str] = Counter()  # snapshots by the reason, since the attach
         self.num_left_out = 0  # of them since the last snapshot
@@ -371,10 +377,9 @@ class BudgetedSchedule:
             return self._leave_out(_BUSY)
         if self.budget.wait_s(Due.EVERYTHING) <= 0.0:
             return Due.EVERYTHING
-        if self.budget.evaluates:
+        if self.budget.evaluates and self.budget.wait_s(Due.WEIGHTS) <= 0.0:
             self._explain_once(Due.EVERYTHING, step)
-            if self.budget.wait_s(Due.WEIGHTS) <= 0.0:
-                return Due.WEIGHTS
+            return Due.WEIGHTS
         self._explain_once(Due.WEIGHTS, step)
         return self._leave_out(_UNPAID)
 
@@ -464,9 +469,11 @@ class BudgetedSchedule:
 
     def _explain_once(self, left_out: Due, step: int) -> None:
         """Say what comes of the limit, and when; again when it is the weights' turn."""
-        if left_out in self._explained:
+        if left_out in self._explained or not self._tells:
             return
         self._explained.add(left_out)
+        if left_out is Due.WEIGHTS:  # beside them the evaluation is left out too
+            self._explained.add(Due.EVERYTHING)
         _logger.warning(
             "sparsitywatch: the watch takes at most %g of the wall time (`max_overhead`), so it "
             "leaves out what is not paid for yet: %s; %s. For more raise `max_overhead` (None: no "

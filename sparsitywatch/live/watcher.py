@@ -365,9 +365,9 @@ class Watcher:
             self._pipeline.close()
         else:
             _logger.warning(
-                "sparsitywatch: no optimizer step was counted: neither one of the optimizers that "
-                "were given was seen, nor of any that holds these weights. A loop whose steps no "
-                "hook can see calls watcher.step() after each."
+                "sparsitywatch: no optimizer step was counted, and nothing measured: no hook saw one "
+                "of the optimizers that were given, or of any that holds these weights. A loop that "
+                "steps without one calls watcher.step() after each step."
             )
         self._ranks.leave("its watch was closed")
 

@@ -92,7 +92,7 @@ class WatchState:
         steps = {"snapshot": self.next_due_step}
         if self.next_evaluation_step != self.next_due_step:
             steps["evaluation"] = self.next_evaluation_step
-        return ", ".join(f"next {what} {step:,}" for what, step in steps.items() if step >= 0)
+        return ", ".join(f"next {what} about step {n:,}" for what, n in steps.items() if n >= 0)
 
     def describe(self) -> str:
         """A few sentences for a person; whether its process still lives is another question."""

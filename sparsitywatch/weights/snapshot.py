@@ -269,6 +269,7 @@ def fingerprint(digest: str, sample: Mapping[str, torch.Tensor]) -> str:
     return state.hexdigest()[:16]
 
 
+@np.errstate(invalid="ignore")  # a NaN may be a signalling one
 def float64_of(*tensors: torch.Tensor) -> np.ndarray:
     """The values of CPU tensors of any float dtype, one after another, in memory of their own."""
     found, end = np.empty(sum(map(torch.numel, tensors))), 0

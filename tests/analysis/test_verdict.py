@@ -105,6 +105,32 @@ def test_what_has_ended_a_training_is_worth_a_look_but_nan_matters_more() -> Non
     assert (verdict.level, verdict.badge) == ("broken", "NaN or infinite weights")
 
 
+@pytest.mark.parametrize(
+    ("number", "fields", "events", "level", "headline"),
+    [
+        (0, {}, [], "look", "No snapshot was taken"),
+        (0, {"status": "off", "reason": "x"}, [], "broken",
+         "The watch has been off since step 2,000"),
+        (0, {"status": "ended", "reason": "OSError"}, [], "look",
+         "The training was ended by OSError at step 2,000"),
+        (2, {"num_evaluated": 0}, [], "look",
+         "Essential sparsity was never measured; no abrupt change in 2 snapshots"),
+        (2, {"num_evaluated": 0}, [TAKE_OFF], "look",
+         "Essential sparsity was never measured; weights turned sparse abruptly, from about step "),
+        (2, {"status": "ended", "reason": "OSError", "num_evaluated": 0}, [], "look",
+         "The training was ended by OSError at step 2,000; before that: no abrupt change in 2 sna"),
+    ],
+)  # fmt: skip
+def test_a_headline_says_of_trouble_only_what_can_be_said(
+    number: int, fields, events, level: str, headline: str
+) -> None:
+    """Before is what was seen before an end, and of no snapshots nothing is said."""
+    verdict = run_of(events, state(**fields), records=records()[:number]).verdict
+    assert verdict.level == level
+    assert verdict.headline.startswith(headline)
+    assert len(verdict.headline) == len(headline) or number
+
+
 def test_snapshots_that_failed() -> None:
     failed = replace(records()[-1], valid=False, reason="it broke.", step=2500)
     verdict = run_of(records=[*records(), failed]).verdict
@@ -152,9 +178,13 @@ def test_a_state_says_how_much_of_what_was_due_was_measured(fields, told: str) -
 
 @pytest.mark.parametrize(
     ("steps", "told"),
-    [((6, 6), "next snapshot 6"), ((6, 1750), "next snapshot 6, next evaluation 1,750"),
-     ((-1, 12), "next evaluation 12"), ((-1, -1), "")],
-)  # fmt: skip
+    [
+        ((6, 6), "next snapshot about step 6"),
+        ((6, 1750), "next snapshot about step 6, next evaluation about step 1,750"),
+        ((-1, 12), "next evaluation about step 12"),
+        ((-1, -1), ""),
+    ],
+)
 def test_a_state_says_what_comes_next(steps, told: str) -> None:
     one = state(status="on", next_due_step=steps[0], next_evaluation_step=steps[1])
     assert one.coming == told

@@ -370,7 +370,7 @@ def test_a_watch_says_what_comes_and_what_the_attach_took(caplog) -> None:
         assert "everything that is due is done" in caplog.text
         run.train(4)
         len(watcher.records)
-        words = "1 records, 0 events, on; next snapshot 6; the attach took "
+        words = "1 records, 0 events, on; next snapshot about step 6; the attach took "
         assert words in repr(watcher)
         assert len(repr(watcher)) < 220
     assert "closed" in repr(watcher)

@@ -172,14 +172,40 @@ def test_the_warning_says_in_steps_what_each_half_does(caplog) -> None:
     assert taken == expected
     assert len(caplog.records) == 1
     assert "weights takes about 0.03 s, evaluating the proxy about 6.2 s" in caplog.text
-    assert "next snapshot 100, next evaluation 1,750" in caplog.text
+    assert "next snapshot about step 100, next evaluation about step 1,750" in caplog.text
 
 
 def test_weights_that_cannot_be_afforded_are_said_too(caplog) -> None:
     taken = simulated(10, 200, 1.0, weights_s=0.1, everything_s=5.0)
     assert [step for step, _ in taken] == [60, 110, 160]  # 0.1 s / 0.002 is 50 s
-    assert len(caplog.records) == 2
-    assert "next snapshot 60, next evaluation 620" in caplog.records[1].getMessage()
+    (told,) = caplog.records  # of both, where both are left out
+    assert "when the next comes is not known yet" not in told.getMessage()
+    assert "next snapshot about step 60, next evaluation about step 620" in told.getMessage()
+
+
+@pytest.mark.parametrize("affords_first", [True, False])
+def test_each_kind_of_what_is_left_out_is_said_once(affords_first: bool, caplog) -> None:
+    """First the evaluation alone and later the weights: twice; both from the first on: once."""
+    pace = BudgetedSchedule(every(1), 0.01, evaluates=True)
+    now = 0.0
+    pace.budget.now = lambda: now
+    pace.budget.weights.expect(1e-4 if affords_first else 100.0)
+    pace.budget.evaluations.expect(100.0)
+    pace.budget.start()
+    for step in range(1, 10):
+        now += 1.0
+        pace.due(step, is_busy=False)
+        if step == 5:
+            pace.budget.weights.add(100.0)
+    assert len(caplog.records) == (2 if affords_first else 1)
+
+
+def test_only_the_rank_that_decides_says_what_is_left_out(caplog) -> None:
+    pace = BudgetedSchedule(every(1), 0.01, evaluates=True, tells=False)
+    pace.budget.weights.expect(1000.0)
+    assert due(pace, range(1, 6)) == []
+    assert pace.left_out == {"to keep within `max_overhead`": 5}
+    assert not caplog.records
 
 
 def test_the_step_of_what_comes_next_is_that_at_which_it_comes() -> None:

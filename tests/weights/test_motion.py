@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -461,6 +462,21 @@ def test_values_as_float64(dtype) -> None:
     assert np.array_equal(found, tensor.t().to(torch.float64).reshape(-1).numpy(), equal_nan=True)
     found[:] = 3.0
     assert not bool((tensor.to(torch.float64) == 3.0).any())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(torch.float32, 0x7FA00000), (torch.float16, 0x7D00), (torch.bfloat16, 0x7FA0)],
+    ids=str,
+)
+def test_a_signalling_nan_is_one_without_a_warning(dtype, bits: int) -> None:
+    """What was never initialised holds any bits; numpy warns when it converts these."""
+    kind = np.uint32 if dtype is torch.float32 else np.uint16
+    tensor = torch.from_numpy(np.array([bits, 0], kind)).view(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = float64_of(tensor)
+    assert np.isnan(found).tolist() == [True, False]
 
 
 # ------------------------------------------------------------------ masks compared over time
