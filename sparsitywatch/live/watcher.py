@@ -365,8 +365,8 @@ class Watcher:
             self._pipeline.close()
         else:
             _logger.warning(
-                "sparsitywatch: no optimizer step was counted, and nothing measured: no hook saw one "
-                "of the optimizers that were given, or of any that holds these weights. A loop that "
+                "sparsitywatch: no optimizer step was counted, and nothing measured: no hook saw "
+                "a step of an optimizer that was given, or that holds these weights. A loop that "
                 "steps without one calls watcher.step() after each step."
             )
         self._ranks.leave("its watch was closed")
