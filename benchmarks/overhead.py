@@ -4,10 +4,10 @@ python benchmarks/overhead.py [--small] [--save] [--repeats N] [--threads N]
 
 Single operations are timed on BERT-base's weights (84.9 M in scope, float32), interleaved,
 medians. A whole snapshot is one on a real ``BertForMaskedLM`` of that size with a proxy of 8
-sequences of 128 tokens, against the time spent in its forward passes. The whole training is
-two trainings of one small BERT in one process, one of them watched at the defaults of
-``sw.watch``, in alternating stretches, so that a busy moment hits both alike. Under the default
-budget whole runs of 30 s and 5 minutes are measured, from the first step to the end of ``close``.
+sequences of 128 tokens, against the time spent in its forward passes. Whole runs of 30 s and 5
+minutes are measured from the first step to the end of ``close``: two trainings in one process, one
+of them watched at the defaults of ``sw.watch``, in alternating stretches, so that a busy moment
+hits both alike.
 """
 
 from __future__ import annotations
@@ -145,48 +145,6 @@ class SmallTraining:
             self.optimizer.step()
 
 
-def whole_training(num_rounds: int) -> Part:
-    """Two trainings in turns, one of them watched at the defaults of ``sw.watch``.
-
-    Ratios are of sums over all stretches, so that a snapshot is in them at its weight; the interval
-    is a bootstrap over pairs of stretches. Processor times are steadier where others use the
-    machine.
-    """
-    plain, watched = SmallTraining(), SmallTraining()
-    proxy = sw.Proxy([batch_of(8, 64, 1000)], loss_per_example)
-    for training in (plain, watched):
-        training.steps(20)
-    wall, cpu = np.zeros((num_rounds, 2)), np.zeros((num_rounds, 2))
-    with (
-        tempfile.TemporaryDirectory() as logdir,
-        sw.watch(watched.model, watched.optimizer, proxy=proxy, logdir=logdir) as watcher,
-    ):
-
-        def stretch() -> None:
-            watched.steps(25)
-            len(watcher.records)  # what is on its way is part of the price
-
-        cases = [lambda: plain.steps(25), stretch]
-        for number in range(num_rounds):
-            for case in (0, 1) if number % 2 else (1, 0):
-                started_s = time.process_time()
-                wall[number, case] = timed(cases[case])
-                cpu[number, case] = time.process_time() - started_s
-        watcher.snapshot()
-        overhead = watcher.records[-1].cost.overhead
-        num_snapshots = len(watcher.records) - 1
-    drawn = np.random.default_rng(0).integers(num_rounds, size=(2000, num_rounds))
-    sums = wall[drawn].sum(axis=1)
-    low, high = np.quantile(sums[:, 1] / sums[:, 0], [0.05, 0.95])
-    ratio, cpu_ratio = (float(t[:, 1].sum() / t[:, 0].sum()) for t in (wall, cpu))
-    told = (
-        f"The whole training: wall time {ratio:.3f} x, 90 % interval {low:.3f} to {high:.3f}; "
-        f"processor time {cpu_ratio:.3f} x; {num_snapshots} snapshots, {100 * overhead:.2f} % by "
-        "its own count."
-    )
-    return [told], [Goal("whole training, watched at the defaults", 1.01, ratio)]
-
-
 class Digits:
     """A small classifier in training, with steps of a few milliseconds, as of MNIST."""
 
@@ -315,7 +273,6 @@ def measure(arguments: argparse.Namespace) -> tuple[str, list[Part]]:
     num_layers = 2 if small else 12
     return f"A watch on a BERT of {num_layers} layers", [
         operations_part(num_layers, arguments.repeats, 1 if small else 3),
-        whole_training(40 if small else 120),
         budgeted(small=small),
     ]
 
