@@ -254,6 +254,8 @@ class OverheadBudget:
         self.weights = _Account()
         self.evaluations = _Account()
         self._spent_s = 0.0  # on everything
+        self.once_s = 0.0  # of it with the first step, on the log and such: no later one takes it
+        self._is_first_step = False
         self._started = math.nan
         self._entered = math.nan
         self._depth = 0
@@ -263,7 +265,7 @@ class OverheadBudget:
     def start(self) -> None:
         """The training begins; what came before is neither its time nor the watch's."""
         if math.isnan(self._started):
-            self._started = self.now()
+            self._started, self._is_first_step = self.now(), True
             self._spent_s = self.weights.spent_s = self.evaluations.spent_s = 0.0
 
     def enter(self) -> None:
@@ -278,6 +280,8 @@ class OverheadBudget:
         if self._depth == 0:
             self._spent_s += self.now() - self._entered
             self._entered = math.nan
+            if self._is_first_step:
+                self.once_s, self._is_first_step = self._counting_s(), False
 
     def charge(self, seconds: float) -> None:
         """Add seconds taken from the training outside of ``enter`` and ``leave``."""
@@ -301,6 +305,10 @@ class OverheadBudget:
 
     # ------------------------------------------------------------------ what is allowed
 
+    def _counting_s(self) -> float:
+        """What was spent beside snapshots."""
+        return max(self._spent_s - self.weights.spent_s - self.evaluations.spent_s, 0.0)
+
     def wait_s(self, due: Due, *, is_last: bool = False) -> float:
         """Seconds until one more snapshot is paid for; 0 or less if it is.
 
@@ -311,9 +319,6 @@ class OverheadBudget:
         elapsed_s = self.elapsed_s()
         if not elapsed_s > 0.0:
             return math.inf
-        snapshots_s = self.weights.spent_s + self.evaluations.spent_s
-        counting = max(self._spent_s - snapshots_s, 0.0) / elapsed_s
-        left = max(self.max_overhead - counting, _LEAST_SHARE * self.max_overhead)
         weights_s = self.weights.spent_s + self.weights.price_s
         evaluations_s = self.evaluations.spent_s
         if due is Due.EVERYTHING:
@@ -323,7 +328,13 @@ class OverheadBudget:
             needed_s = weights_s / _WEIGHTS_SHARE
             if due is Due.EVERYTHING:
                 needed_s = max(needed_s, evaluations_s / (1.0 - _WEIGHTS_SHARE))
-        return needed_s / left - elapsed_s
+        counting_s = self._counting_s()
+        left_s = self.max_overhead * elapsed_s - counting_s
+        # what the steps to come leave; what the first one took is taken once
+        per_s = max(counting_s - self.once_s, 0.0) / max(elapsed_s - self.once_s, 1e-9)
+        rate = self.max_overhead - per_s
+        at_least_s = needed_s / (_LEAST_SHARE * self.max_overhead) - elapsed_s
+        return min((needed_s - left_s) / rate, at_least_s) if rate > 0.0 else at_least_s
 
     def elapsed_s(self) -> float:
         """Wall time since the beginning; NaN before."""
@@ -403,7 +414,7 @@ class BudgetedSchedule:
         """Wall time of a step, on average; NaN before the second one."""
         if self._num_steps < 2:
             return math.nan
-        return self.budget.elapsed_s() / (self._num_steps - 1)
+        return (self.budget.elapsed_s() - self.budget.once_s) / (self._num_steps - 1)
 
     def next_step(self, due: Due, step: int) -> int:
         """The step after ``step`` at which one more is due and paid for; -1 if nobody knows."""

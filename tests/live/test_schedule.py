@@ -229,6 +229,41 @@ def test_the_step_of_what_comes_next_is_that_at_which_it_comes() -> None:
     assert set(told[1:]) == {252}
 
 
+@given(
+    once_s=st.floats(0.0, 1.0),
+    step_s=st.floats(0.01, 1.0),
+    counting=st.floats(0.0, 0.005),
+    weights_s=st.floats(0.005, 0.2),
+)
+def test_what_the_first_step_takes_is_not_foreseen_of_every_step(
+    once_s: float, step_s: float, counting: float, weights_s: float
+) -> None:
+    """Oracle: all that the watch took, and one snapshot, are one percent of the time by then.
+
+    Or the snapshot is a fifth of that, whatever else was taken.
+    """
+    pace = BudgetedSchedule(every(10), 0.01)
+    now = 0.0
+    pace.budget.now = lambda: now
+    pace.budget.weights.expect(weights_s)
+    told: list[int] = []
+    each_s = counting * step_s
+    for step in range(1, 201):
+        pace.budget.enter()
+        is_due = pace.due(step, is_busy=False)
+        now += each_s + (once_s if step == 1 else 0.0)
+        pace.budget.leave()
+        if is_due:
+            break
+        told.append(pace.next_step(Due.WEIGHTS, step))
+        now += step_s - each_s
+    by_then_s = (once_s * (1.0 - counting) + weights_s) / (0.01 - counting)
+    expected = 1 + (min(by_then_s, weights_s / 0.002) - once_s) / step_s  # once_s is time, too
+    assert abs(step - max(expected, 10)) <= 11 or step == 200 < expected
+    for foreseen in told[20:]:  # once the time of a step is known well
+        assert abs(foreseen - expected) <= 0.06 * expected + 11
+
+
 @pytest.mark.parametrize(
     ("records", "left_out", "elapsed_s", "made_up"),
     [
