@@ -6,7 +6,7 @@ import logging
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any, ClassVar
@@ -94,8 +94,7 @@ class StepHook:
     collector in the middle of one.
     """
 
-    _alive: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()
-    _new: ClassVar[weakref.WeakSet[StepHook]] = weakref.WeakSet()  # to be called before steps, too
+    _alive: ClassVar[tuple[weakref.ref[StepHook], ...]] = ()
     _untied: ClassVar[set[StepHook]] = set()
     _of_torch: ClassVar[list[RemovableHandle]] = []
     _depth: ClassVar[int] = 0
@@ -107,36 +106,46 @@ class StepHook:
         before: Callable[[Optimizer], None],
         after: Callable[[Optimizer, Collection[int], bool], None],
     ) -> None:
-        self._before, self._after = before, after
+        self._before: Callable[[Optimizer], None] | None = before
+        self._after = after
+        self._is_on = True
         self._stays: RemovableHandle | None = None
-        for hooks in (self._alive, self._new, self._untied):
-            hooks.add(self)
+        self._untied.add(self)
+        StepHook._alive = (*StepHook._alive, weakref.ref(self))
         if not StepHook._of_torch:
             StepHook._of_torch += [
                 register_optimizer_step_pre_hook(_uncompiled(StepHook._call_before)),
                 register_optimizer_step_post_hook(_uncompiled(StepHook._call_after)),
             ]
 
+    @classmethod
+    def alive(cls) -> list[StepHook]:
+        """Those that are called."""
+        found = (ref() for ref in cls._alive)
+        return [hook for hook in found if hook is not None and hook._is_on]
+
     def tie_once(self, optimizer: Optimizer) -> None:
         """Live as long as the first optimizer that is given."""
         if self._stays is None:
             self._untied.discard(self)
-            self._stays = optimizer.register_step_post_hook(_uncompiled(self._stay))
+            # who holds this method holds the hook; no step calls it
+            self._stays = optimizer.register_state_dict_pre_hook(self._stay)
 
-    def _stay(self, *_: object) -> None:
-        """Nothing: who holds this method holds the hook."""
+    def _stay(self, _: Optimizer) -> None:
+        """Nothing."""
 
     def begin(self) -> None:
         """Call no more before steps."""
-        self._new.discard(self)
+        self._before = None
 
     def remove(self) -> None:
         """Call no more; may be called in a call, and again."""
-        for hooks in (self._alive, self._new, self._untied):
-            hooks.discard(self)
+        self._is_on = False
+        self._untied.discard(self)
+        StepHook._alive = tuple(map(weakref.ref, self.alive()))
         if self._stays is not None:
             self._stays.remove()
-        if not self._alive and self._depth == 0:
+        if not StepHook._alive and self._depth == 0:
             while StepHook._of_torch:
                 StepHook._of_torch.pop().remove()
 
@@ -145,8 +154,13 @@ class StepHook:
         # a step that has raised is over, though it has never ended
         StepHook._begun = [begun for begun in StepHook._begun if _is_running(begun[0])]
         StepHook._begun.append((optimizer, set()))
-        if StepHook._new:
-            StepHook._call(StepHook._new, lambda hook: hook._before(optimizer))
+        StepHook._depth += 1
+        try:
+            for hook in StepHook.alive():
+                if hook._before is not None and hook._is_on:
+                    hook._before(optimizer)
+        finally:
+            StepHook._depth -= 1
 
     @staticmethod
     def _call_after(optimizer: Optimizer, *_: object) -> None:
@@ -161,15 +175,11 @@ class StepHook:
             own = {id(p) for group in optimizer.param_groups for p in group["params"]}
             begun[-1][1].update(own | reached)
         is_inside = bool(begun)
-        StepHook._call(StepHook._alive, lambda hook: hook._after(optimizer, reached, is_inside))
-
-    @staticmethod
-    def _call(hooks: Iterable[StepHook], function: Callable[[StepHook], None]) -> None:
         StepHook._depth += 1
         try:
-            for hook in [*hooks]:
-                if hook in StepHook._alive:  # else another one has taken it off
-                    function(hook)
+            for hook in StepHook.alive():
+                if hook._is_on:  # else another one has taken it off
+                    hook._after(optimizer, reached, is_inside)
         finally:
             StepHook._depth -= 1
 

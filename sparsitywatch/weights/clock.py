@@ -185,6 +185,7 @@ class Account:
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
+        self._is_all = False
 
     @property
     def has_stepped(self) -> bool:
@@ -220,6 +221,7 @@ class Account:
         groups = optimizer.param_groups
         self._held = list(map(id, tensors))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
+        self._is_all = np.array_equal(self._rows, np.arange(len(self.names)))
         self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
 
     def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
@@ -232,6 +234,8 @@ class Account:
             return
         self.num_steps += 1
         rows, groups = self._rows, optimizer.param_groups
+        # a slice where all rows are held in their order, which is three times as fast
+        where: Any = slice(None) if self._is_all else rows
         kinds = [kind_of(optimizer, group) for group in groups]
         added, buffered = self._one_step(groups, kinds)
         is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
@@ -241,12 +245,12 @@ class Account:
             is_own = np.array([key not in reached for key in self._held])
             self.offered[:, rows[is_own]] += added[:, is_own]
             is_taken = is_own & is_reached
-            rows, added, buffered = rows[is_taken], added[:, is_taken], buffered[is_taken]
+            where, added, buffered = rows[is_taken], added[:, is_taken], buffered[is_taken]
         else:
-            self.offered[:, rows] += added
-        self.taken[:, rows] += added
-        self._momentum[rows] = buffered
-        self._last[rows] = self.num_steps
+            self.offered[:, where] += added
+        self.taken[:, where] += added
+        self._momentum[where] = buffered
+        self._last[where] = self.num_steps
 
     def _one_step(
         self, groups: Sequence[Mapping[str, Any]], kinds: Sequence[Kind]
@@ -262,7 +266,7 @@ class Account:
             decay = math.nan if kind.decay in _WHY_NO_CLOCK else decay
             clocks.append(Clock.of_step(float(group.get("lr", 0.0)), decay))
         added = np.array(clocks).T[:, self._groups]
-        before = self._momentum[self._rows]
+        before = self._momentum if self._is_all else self._momentum[self._rows]
         is_buffered = [
             kind.decay == "raw" and bool(group.get("momentum"))
             for group, kind in zip(groups, kinds, strict=True)

@@ -456,18 +456,18 @@ def test_a_step_that_raised_is_over_and_the_next_optimizer_counts() -> None:
 @pytest.mark.slow
 def test_no_hook_is_left_behind() -> None:
     gc.collect()
-    others = set(trace.StepHook._alive)  # of watches that tests before have left open
+    others = set(trace.StepHook.alive())  # of watches that tests before have left open
     run = Run()
     watcher = run.watch(None)
-    assert len(set(trace.StepHook._alive) - others) == 1
+    assert len(set(trace.StepHook.alive()) - others) == 1
     assert len(_global_optimizer_post_hooks) == 1
     watcher.close()
-    assert not set(trace.StepHook._alive) - others
+    assert not set(trace.StepHook.alive()) - others
     assert others or not _global_optimizer_post_hooks
     run.watch(None)
     del run, watcher
     gc.collect()
-    assert not set(trace.StepHook._alive) - others
+    assert not set(trace.StepHook.alive()) - others
 
 
 @pytest.mark.slow
