@@ -162,6 +162,44 @@ def united(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
     return found
 
 
+#: Steps are added up so many at a time: caches are cold between the steps of a model.
+_MANY_STEPS = 64
+
+
+class _GroupStep(NamedTuple):
+    """What one step does to the tensors of one param group."""
+
+    decay_by: str  # as ``Kind.decay``
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: float = 0.0
+
+    @classmethod
+    def of(cls, optimizer: optim.Optimizer, group: Mapping[str, Any]) -> _GroupStep:
+        """As the group stands."""
+        by = kind_of(optimizer, group).decay
+        # of other optimizers the same words may mean something else
+        names = ["lr", "weight_decay"] if by != "none" else ["lr"]
+        names += ["momentum", "dampening", "nesterov"] if by == "raw" else []
+        return cls(by, **{name: float(group.get(name, 0.0)) for name in names})
+
+    @property
+    def clock(self) -> Clock:
+        """Of a step without momentum."""
+        is_known = self.decay_by not in _WHY_NO_CLOCK
+        return Clock.of_step(self.lr, self.weight_decay if is_known else math.nan)
+
+
+class _Step(NamedTuple):
+    """One step that is not added up yet."""
+
+    groups: list[_GroupStep]
+    is_own: np.ndarray | None  # bool [H], which tensors are its own, by place; None: all
+    is_taken: np.ndarray | None  # which it reached; None: all
+
+
 class Account:
     """What one optimizer has done to each tensor that it holds, by row.
 
@@ -182,10 +220,10 @@ class Account:
         self._last = np.zeros(0)  # the step that reached it last
         self._looked_at = 0  # steps at the last snapshot
         self._momentum = np.zeros(0)
+        self._steps: list[_Step] = []  # the latest, which are not added up yet
         self._row_of: MutableMapping[torch.Tensor, int] = WeakTensorKeyDictionary()
         self._held: list[int] = []  # ids in the order of the groups, which ...
         self._rows = self._groups = np.empty(0, int)  # ... these follow
-        self._is_all = False
 
     @property
     def has_stepped(self) -> bool:
@@ -206,6 +244,7 @@ class Account:
         optimizer = self.optimizer()
         if optimizer is None:
             return
+        self._add_up()
         tensors = _held_by(optimizer)
         for tensor in tensors:
             called, row = names.get(id(tensor), ()), self._row_of.get(tensor)
@@ -221,7 +260,6 @@ class Account:
         groups = optimizer.param_groups
         self._held = list(map(id, tensors))
         self._rows = np.array([self._row_of[tensor] for tensor in tensors], int)
-        self._is_all = np.array_equal(self._rows, np.arange(len(self.names)))
         self._groups = np.repeat(np.arange(len(groups)), [len(g["params"]) for g in groups])
 
     def advance(self, reached: Collection[int] = (), *, is_seen: bool = True) -> None:
@@ -233,49 +271,46 @@ class Account:
         if optimizer is None or not self._held:
             return
         self.num_steps += 1
-        rows, groups = self._rows, optimizer.param_groups
-        # a slice where all rows are held in their order, which is three times as fast
-        where: Any = slice(None) if self._is_all else rows
-        kinds = [kind_of(optimizer, group) for group in groups]
-        added, buffered = self._one_step(groups, kinds)
+        groups = [_GroupStep.of(optimizer, group) for group in optimizer.param_groups]
         is_reached = [t.grad is not None for t in _held_by(optimizer)] if is_seen else []
-        if not any(is_reached) and (not is_seen or kinds[0] == _UNKNOWN):
-            is_reached = [True] * len(rows)  # it may have dropped them
+        is_own = is_taken = None
+        if is_seen and not any(is_reached):
+            # an optimizer that is not known may have dropped them
+            is_reached = [groups[0].decay_by == _UNKNOWN.decay] * len(self._held)
         if reached or not all(is_reached):
             is_own = np.array([key not in reached for key in self._held])
-            self.offered[:, rows[is_own]] += added[:, is_own]
-            is_taken = is_own & is_reached
-            where, added, buffered = rows[is_taken], added[:, is_taken], buffered[is_taken]
-        else:
-            self.offered[:, where] += added
-        self.taken[:, where] += added
-        self._momentum[where] = buffered
-        self._last[where] = self.num_steps
+            is_taken = is_own & is_reached if is_seen else is_own
+        self._steps.append(_Step(groups, is_own, is_taken))
+        if len(self._steps) == _MANY_STEPS:
+            self._add_up()
 
-    def _one_step(
-        self, groups: Sequence[Mapping[str, Any]], kinds: Sequence[Kind]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _add_up(self) -> None:
+        """Add the latest steps to what was done, in their order."""
+        steps, self._steps = self._steps, []
+        for number, step in enumerate(steps, self.num_steps - len(steps) + 1):
+            added, buffered = self._one_step(step.groups)
+            rows = self._rows
+            own = slice(None) if step.is_own is None else step.is_own
+            self.offered[:, rows[own]] += added[:, own]
+            if step.is_taken is not None:
+                rows, added = rows[step.is_taken], added[:, step.is_taken]
+                buffered = buffered[step.is_taken]
+            self.taken[:, rows] += added
+            self._momentum[rows] = buffered
+            self._last[rows] = number
+
+    def _one_step(self, groups: Sequence[_GroupStep]) -> tuple[np.ndarray, np.ndarray]:
         """What a step adds to the clock of each of H held tensors, [6, H], and SGD's buffer then.
 
         SGD adds decay to the gradient. So it goes through the momentum buffer and acts again at
         the steps after: 1 / (1 - momentum) times as much in the end.
         """
-        clocks = []
-        for group, kind in zip(groups, kinds, strict=True):
-            decay = float(group.get("weight_decay", 0.0)) if kind.decay != "none" else 0.0
-            decay = math.nan if kind.decay in _WHY_NO_CLOCK else decay
-            clocks.append(Clock.of_step(float(group.get("lr", 0.0)), decay))
-        added = np.array(clocks).T[:, self._groups]
-        before = self._momentum if self._is_all else self._momentum[self._rows]
-        is_buffered = [
-            kind.decay == "raw" and bool(group.get("momentum"))
-            for group, kind in zip(groups, kinds, strict=True)
-        ]
+        added = np.array([group.clock for group in groups]).T[:, self._groups]
+        before = self._momentum[self._rows]
+        is_buffered = [group.decay_by == "raw" and group.momentum != 0.0 for group in groups]
         if not any(is_buffered):
             return added, before
-        names = ("weight_decay", "momentum", "dampening", "nesterov")
-        told = [[float(group.get(name, 0.0)) for name in names] for group in groups]
-        decay, mu, dampening, nesterov = np.array(told).T[:, self._groups]
+        decay, mu, dampening, nesterov = np.array([g[2:] for g in groups]).T[:, self._groups]
         # the first gradient enters the buffer whole, dampened or not, as in torch
         now = mu * before + np.where(before != 0.0, 1.0 - dampening, 1.0) * decay
         where = np.array(is_buffered)[self._groups]
@@ -286,6 +321,7 @@ class Account:
 
     def sums(self) -> dict[str, Sums]:
         """By the names of the model."""
+        self._add_up()
         tables = self.taken.T.tolist(), self.offered.T.tolist(), self._momentum.tolist()
         rows = zip(self.names, *tables, strict=True)
         found = ((names, Sums(Clock(*a), Clock(*b), momentum)) for names, a, b, momentum in rows)
@@ -296,6 +332,7 @@ class Account:
 
         A sum that goes on is to the last bit the one that was never interrupted.
         """
+        self._add_up()
         for row, names in enumerate(self.names):
             known = {earlier.get(name, Sums()) for name in names}
             if len(known) != 1 or known == {Sums()}:
@@ -309,6 +346,7 @@ class Account:
 
     def forget(self) -> None:
         """What was done, to go on from what a state says instead."""
+        self._add_up()
         for column in (self.taken, self.offered, self._momentum):
             column[:] = 0.0
 
@@ -321,6 +359,7 @@ class Account:
         optimizer = self.optimizer()
         if optimizer is None:
             return {}
+        self._add_up()
         since = max(min(self._looked_at, self.num_steps - _FEW_STEPS), 0)
         self._looked_at = self.num_steps
         found: dict[str, Trainer] = {}

@@ -50,8 +50,8 @@ def test_a_watch_that_is_on_is_no_trouble() -> None:
     assert found.trouble == ""
     (sentence,) = found.sentences
     assert sentence == (
-        "The watch is on, at step 340. Watched: weights 2 of 3. Next snapshot 400. The watch took "
-        "0.79 % of the wall time."
+        "The watch is on, at step 340. Watched: weights 2 of 3. Next snapshot about step 400. The "
+        "watch took 0.79 % of the wall time."
     )
 
 

@@ -56,7 +56,7 @@ def test_a_watch_that_is_on_says_so(tmp_path: Path, capsys, monkeypatch) -> None
         assert (state.pid, state.num_failed) == (os.getpid(), 0)
         assert 0.0 < state.step_s < 60.0
         assert summary(tmp_path, capsys)[0].startswith(
-            "The watch is on, at step 4. Watched: weights 1 of 1. Next snapshot 6. The watch took"
+            "The watch is on, at step 4. Watched: weights 1 of 1. Next snapshot about step 6. The"
         )
     assert summary(tmp_path, capsys)[0].startswith("The watch was closed at step 4. ")
 

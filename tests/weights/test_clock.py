@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import distributed, nn, optim
 
 from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over
@@ -19,8 +21,32 @@ def account_of(optimizer: optim.Optimizer, **tensors: torch.Tensor) -> Account:
 
 
 def taken(account: Account, name: str) -> Clock:
-    (row,) = [row for row, names in enumerate(account.names) if name in names]
-    return Clock(*account.taken[:, row].tolist())
+    return account.sums()[name].taken
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "SGD", "SGD, nesterov"])
+@given(
+    lrs=st.lists(st.floats(0.0, 0.5), min_size=1, max_size=150),
+    asked=st.sets(st.integers(0, 150)),
+    frozen=st.sets(st.integers(0, 150)),
+)
+def test_when_a_clock_is_read_changes_no_bit_of_it(kind, lrs, asked, frozen) -> None:
+    """Steps are added up many at a time; one that is read at every step is the oracle."""
+    weight = nn.Parameter(torch.ones(3))
+    options = {} if kind == "AdamW" else {"momentum": 0.9, "nesterov": "nesterov" in kind}
+    make = optim.AdamW if kind == "AdamW" else optim.SGD
+    optimizer = make([weight], lr=0.1, weight_decay=0.1, **options)
+    often, seldom = (account_of(optimizer, w=weight) for _ in range(2))
+    for step, lr in enumerate(lrs):
+        optimizer.param_groups[0]["lr"] = lr
+        weight.grad = None if step in frozen else torch.ones(3)
+        for account in (often, seldom):
+            account.advance()
+        often.sums()
+        if step in asked:
+            assert seldom.sums() == often.sums()
+    assert seldom.sums() == often.sums()
+    assert seldom.trainers()["w"].is_active == often.trainers()["w"].is_active
 
 
 #: Each torch optimizer whose decay is a law, with options that change it.
