@@ -149,9 +149,7 @@ def watch(
     leads = not off and ranks.rank == 0
     with _on_every(ranks):
         scope = Scope.of(inner, chosen.scope)
-        schedule = BudgetedSchedule(
-            every, max_overhead, evaluates=proxy is not None, tells=ranks.rank == 0
-        )
+        schedule = BudgetedSchedule(every, max_overhead, evaluates=proxy is not None, tells=leads)
         optimizers = unwrap_optimizers(optimizer)
         directory = place(logdir) if logdir is not None and leads else None
         pipeline = Pipeline(
