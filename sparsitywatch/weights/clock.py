@@ -100,7 +100,7 @@ def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
         return kind_of(optimizer.optim, group)  # type: ignore[attr-defined]
     if kind.decay == "normalised" and group.get("decoupled_weight_decay"):
         return kind._replace(decay="decoupled")
-    if kind.decay in ("normalised", "raw") and not group.get("weight_decay"):
+    if kind.decay == "normalised" and not group.get("weight_decay"):
         return kind._replace(decay="none")
     return kind
 

@@ -133,6 +133,19 @@ def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
         distributed.destroy_process_group()
 
 
+def test_decay_that_ends_in_mid_run_is_still_in_the_buffer() -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1e-4)
+    account = account_of(optimizer, w=weight)
+    for step in range(60):
+        optimizer.param_groups[0]["weight_decay"] = 1e-4 if step < 20 else 0.0
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+        account.advance()
+    shrunk = -math.log(weight[0].item())
+    assert taken(account, "w").decay == pytest.approx(shrunk, rel=1e-3)
+
+
 def test_decay_that_begins_in_mid_run_is_seen() -> None:
     weight = nn.Parameter(torch.ones(3))
     optimizer = optim.Adam([weight], lr=0.1)
