@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from sparsitywatch.analysis.detect import AbruptChange, Detector, DormantRise, MeasuredChange
+from sparsitywatch.analysis.detect import (
+    AbruptChange,
+    Detector,
+    DormantRise,
+    MeasuredChange,
+    ValueChange,
+)
 from sparsitywatch.analysis.estimate import allowed_harm
 from sparsitywatch.errors import ConfigurationError, expect, expect_number, expect_whole, listed
 from sparsitywatch.pruning import PATTERNS
@@ -58,7 +64,7 @@ class Settings:
             losses, absolute for scores.
         confidence: nominal coverage of the interval of essential sparsity, in (0, 1).
         near_zero: rules that count near-zero weights, such as "initial_0.1", "rms_0.1",
-            "abs_0.001" and "zero"; detectors watch the first one.
+            "abs_0.001" and "zero"; detectors watch them as one family.
         dormant_samples: how many weights are compared from snapshot to snapshot, a fixed random
             sample; None for all of them, 0 for none.
 
@@ -143,12 +149,14 @@ Settings.__doc__ = (Settings.__doc__ or "").replace(
 
 
 def default_detectors(settings: Settings) -> Mapping[str, Detector]:
-    """What is watched by default, by name of the series."""
+    """What is watched by default, by name of the series; near-zero rules are one family."""
+    rules, number = settings.near_zero, len(settings.near_zero)
     return {
         "motion/dormant": DormantRise(),
-        f"near_zero/{settings.near_zero[0]}": AbruptChange(),
+        **{f"near_zero/{rule}": AbruptChange(family=number) for rule in rules},
         "essential_sparsity/value": MeasuredChange(),
         "value/reliance": MeasuredChange(0.0, ratio=2.5),
+        "value/dense": ValueChange(),
     }
 
 

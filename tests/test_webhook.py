@@ -133,7 +133,7 @@ def test_what_is_not_known_is_null_and_json_stays_strict() -> None:
 # ------------------------------------------------------------------ failures
 
 
-@pytest.mark.parametrize("first", [500, 503, 429, 408])
+@pytest.mark.parametrize("first", [500, 503, 429, 425, 408])
 def test_a_server_in_trouble_is_tried_again(serve, first: int, caplog) -> None:
     server = serve(first, first)
     post(server.url, event())

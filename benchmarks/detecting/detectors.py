@@ -79,14 +79,6 @@ def ours(min_effect: float) -> Online:
     return AbruptChange(min_effect, direction="up").update
 
 
-def ours_at(false_alarms_per_1000: float) -> Callable[[float], Online]:
-    """The library's detector, asked for a rate of false alarms."""
-    rate = false_alarms_per_1000
-    return lambda min_effect: (
-        AbruptChange(min_effect, direction="up", false_alarms_per_1000=rate).update
-    )
-
-
 def early(min_effect: float) -> Online:
     """The library's detector of dormant weights."""
     return DormantRise(min_effect).update

@@ -1,10 +1,12 @@
 """Made-up series beside those of quick and slow rises.
 
-Three kinds in which nothing happens, for what a rate of false alarms is asked of: near-zero-like, a
-small fraction with noise in proportion; essential-sparsity-like, a level of a half and more, its
-noise of a point to five and correlated, as on a plateau; loss-like, a decay that slows down. And
-series for the two other detectors, with the context that each needs: measured with an interval, and
-dormant fractions.
+Kinds in which nothing happens: near_zero, a small fraction with noise in proportion;
+essential_sparsity, a level of a half and more, its noise of a point to five and correlated, as on a
+plateau; loss, a decay that slows down; and a level with noise of one kind: correlated by .5 or .9
+(ar_5, ar_9), a correlated one as a probability (logistic), with Student's t of three degrees
+(heavy_tails), rounded to a grid as coarse as itself (rounded), or a random walk. And series for the
+other detectors, with the context that each needs: measured with an interval, dormant fractions, and
+losses.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import numpy as np
 
 from detecting.series import Array, Series, correlated, log_uniform, rng_of
 
-KINDS = ("near_zero", "essential_sparsity", "loss")
+KINDS = (
+    "near_zero", "essential_sparsity", "loss", "ar_5", "ar_9", "logistic", "heavy_tails", "rounded",
+    "walk",
+)  # fmt: skip
 _LENGTHS = (60.0, 400.0)
 _LARGEST_CORRELATION = 0.9
 
@@ -35,7 +40,8 @@ def quiet(kind: str, seed: int) -> Series:
     rng = rng_of(f"kinds/{kind}", seed)
     num = int(log_uniform(rng, *_LENGTHS))
     way = np.arange(num) / num
-    noise = correlated(rng, num, rng.uniform(0.0, _LARGEST_CORRELATION))
+    rho = {"ar_5": 0.5, "ar_9": 0.9}.get(kind, rng.uniform(0.0, _LARGEST_CORRELATION))
+    noise = correlated(rng, num, rho)
     values: Array = {
         "near_zero": lambda: (
             log_uniform(rng, 0.02, 0.15)
@@ -49,8 +55,21 @@ def quiet(kind: str, seed: int) -> Series:
             + rng.uniform(0.5, 4.0) * np.exp(-way / log_uniform(rng, 0.02, 0.3))
             + rng.uniform(0.01, 0.05) * noise
         ),
-    }[kind]()
+    }.get(kind, lambda: _level_with(kind, noise, rng))()
     return Series(kind, seed, 100 * np.arange(1, num + 1), values)
+
+
+def _level_with(kind: str, noise: Array, rng: np.random.Generator) -> Array:
+    """A level with noise of one kind."""
+    num, sd = len(noise), log_uniform(rng, 0.002, 0.05)
+    values: Array = {
+        "heavy_tails": lambda: rng.standard_t(3, num),
+        "rounded": lambda: np.round(noise),
+        "walk": lambda: 0.3 * np.cumsum(rng.standard_normal(num)),
+    }.get(kind, lambda: noise)()
+    if kind == "logistic":
+        return np.asarray(1.0 / (1.0 + np.exp(rng.uniform(-2.0, 2.0) - 10.0 * sd * values)))
+    return rng.uniform(0.2, 0.8) + sd * values
 
 
 def quiet_suite(seeds: Iterable[int], kind: str) -> Iterator[Series]:
@@ -114,3 +133,16 @@ def _dead(name: str, rng: np.random.Generator) -> Array:
 
 def _series(family: str, seed: int, values: Array, context: dict[str, Array]) -> Series:
     return Series(family, seed, _EVERY * np.arange(1, _NUM + 1), values, context=context)
+
+
+def losses(seed: int) -> dict[str, Array]:
+    """Losses of one seed that are well, and that get worse from the middle on."""
+    rng, time = rng_of("losses", seed), np.arange(2 * _NUM)
+    well = 0.2 + 2.0 * np.exp(-time / rng.uniform(8, 15)) + 0.01 * rng.standard_normal(len(time))
+    late = np.maximum(time - _NUM, 0)
+    return {
+        "well": well,
+        "jump": well + 0.15 * (late > 0),
+        "drift": well + 0.03 * late,
+        "chance": np.where(late > 0, 2.3, well),
+    }

@@ -11,6 +11,7 @@ upside down, growth at several cadences, and recorded design runs.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import itertools
 import math
@@ -29,6 +30,7 @@ from recording.catalog import load
 from detecting import jumps, quiet, slow
 from detecting.cadences import SHAPES, growth
 from detecting.detectors import MIN_EFFECT
+from detecting.quiet import losses
 from detecting.recorded import cases
 from detecting.scoring import judge
 from detecting.series import DESIGN_SEEDS, Series
@@ -243,8 +245,15 @@ def _of_measured(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
         yield "dormant", package.DormantRise, series
 
 
+def _of_value(seeds: Sequence[int], _: int, package: ModuleType) -> _Watched:
+    for seed in seeds:
+        for family, values in losses(seed).items():
+            series = Series(family, seed, 100 * np.arange(1, len(values) + 1), values)
+            yield "value", package.ValueChange, series
+
+
 #: By their module, what detectors are looked at on.
-DETECTORS = {"abrupt": _of_any, "measured": _of_measured}
+DETECTORS = {"abrupt": _of_any, "measured": _of_measured, "value": _of_value}
 
 
 def _recorded_dormant() -> Iterator[Series]:
@@ -280,11 +289,50 @@ def outcomes(
         modules: of the detectors that are looked at.
     """
     return {
-        f"{name} {series.family} {series.seed}": _outcome(make(), series, is_judged=name in _JUDGED)
-        for module, of in DETECTORS.items()
-        if module in modules
-        for name, make, series in of(seeds, longest, package)
+        name: _outcome(make(), series, is_judged=name.startswith(_JUDGED))
+        for name, make, series in _watched(seeds, longest, package, modules)
     }
+
+
+def _watched(
+    seeds: Sequence[int], longest: int, package: ModuleType, modules: Container[str]
+) -> _Watched:
+    for module, of in DETECTORS.items():
+        if module in modules:
+            for name, make, series in of(seeds, longest, package):
+                yield f"{name} {series.family} {series.seed}", make, series
+
+
+#: What numbers are pinned on: these seeds, and series of so many snapshots at most.
+PIN_SEEDS, PIN_LONGEST = DESIGN_SEEDS[:4], 120
+
+
+@functools.cache
+def pool(package: ModuleType = detect) -> dict[str, tuple[Callable[[], Any], Series]]:
+    """What numbers are pinned on, by name: what makes a detector, and the series it watches."""
+    every = _watched(PIN_SEEDS, PIN_LONGEST, package, DETECTORS)
+    return {name: (make, series) for name, make, series in every}
+
+
+def is_seen(number: Number, factor: float, name: str, *, told: bool = True) -> bool:
+    """Whether a series of the pool shows that a number is so many times what it is.
+
+    By its alarms; also by what else is ``told``.
+    """
+    package = detect_with(number, number.times(factor))
+    make, series = pool()[name]
+    before = _usual(name)
+    detector = getattr(package, (make.func if isinstance(make, partial) else make).__name__)
+    given = make.keywords if isinstance(make, partial) else {}
+    arguments = make.args if isinstance(make, partial) else ()
+    now = _outcome(detector(*arguments, **given), series, is_judged=False)
+    return now.alarms != before.alarms or (told and now.told != before.told)
+
+
+@functools.cache
+def _usual(name: str) -> Outcome:
+    make, series = pool()[name]
+    return _outcome(make(), series, is_judged=False)
 
 
 def _outcome(detector: Any, series: Series, *, is_judged: bool) -> Outcome:

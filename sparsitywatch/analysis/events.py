@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.detect.detector import is_back_by_half, peak_of
+from sparsitywatch.analysis.detect.detector import is_back_by_half, noise_sd, peak_of
+from sparsitywatch.analysis.detect.value import still_improves
 from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 
@@ -26,8 +27,12 @@ _logger = logging.getLogger("sparsitywatch")
 def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str, float]) -> Event:
     """The event, seen in the last record, with its trend, its layers, what moved, and why."""
     now = records[-1]
+    agreeing, opposed = rules_that_moved(event, records)
     event = replace(
         event,
+        agreeing=agreeing,
+        opposed=opposed,
+        improving=still_improves(records),
         trend=describe(event.series).trend(event.direction),
         decay_clock=now.decay_clock,
         num_not_finite=now.num_not_finite,
@@ -39,13 +44,14 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     before = [record for record in with_layers if record.step <= event.onset_step]
     compared = before[-1:] or with_layers[:1]
     if not compared:
-        return event
-    return replace(
+        return _if_opposed(event)
+    event = replace(
         event,
         layers=accountable_layers(compared[0], now, event.series),
         change=what_moved(compared[0], now, event.series, initial_rms),
         before_step=compared[0].step,
     )
+    return _if_opposed(event)
 
 
 #: Advance of the decay clock that makes a weight of usual size near zero: a tenth of it.
@@ -180,6 +186,11 @@ def _is_seen(since: Sequence[Record], values: np.ndarray, clock: np.ndarray) -> 
 # are not near zero by the rule that is relative to the present root mean square: it does not move
 # when a part of the weights goes to zero, and is exact when all are multiplied.
 
+# Rules answer to different changes, so that all of them together say more than any one. Where a
+# rule that is relative to the present scale and one with a fixed threshold move against each other,
+# shape and scale have both moved. Whether the model turns sparser is then unsaid.
+
+_NEAR_ZERO = "near_zero/"
 #: Rules with a fixed threshold.
 _FIXED = ("initial_", "abs_")
 #: Share of a change at which the other cause is left unmentioned.
@@ -192,6 +203,42 @@ _LARGEST_FACTOR = 0.2
 _MIN_RATIO = 1.1
 
 
+def rules_that_moved(
+    event: Event, records: Sequence[Record]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The other near-zero rules that moved since the onset, the event's way and the other way.
+
+    One has moved if it did so by a good part of its level and of the event's size, and by more than
+    its noise.
+    """
+    if not event.series.startswith(_NEAR_ZERO):
+        return (), ()
+    known = [r for r in records if r.near_zero and not r.num_not_finite]
+    before = [r for r in known if r.step <= event.onset_step] or known[:1]
+    sign, moved = -1.0 if event.direction == "down" else 1.0, {}
+    for rule in sorted(before[-1].near_zero):
+        past = np.array([r.near_zero.get(rule, math.nan) for r in before])
+        change = sign * (known[-1].near_zero.get(rule, math.nan) - past[-1])
+        least = max(_MIN_MOVED * max(past[-1], abs(event.size)), _NOISE_FACTOR * _noise(past))
+        if abs(change) > least and _NEAR_ZERO + rule != event.series:
+            moved[_NEAR_ZERO + rule] = change > 0.0
+    return tuple(n for n, same in moved.items() if same), tuple(n for n in moved if not moved[n])
+
+
+def _noise(values: np.ndarray) -> float:
+    noise = noise_sd(values[np.isfinite(values)])
+    return 0.0 if math.isnan(noise) else noise
+
+
+def _if_opposed(event: Event) -> Event:
+    """The event, with what rules that moved against each other say of it."""
+    if not event.opposed:
+        return event
+    rules = [name.removeprefix(_NEAR_ZERO) for name in (event.series, *event.opposed)]
+    is_mixed = any(r.startswith(_FIXED) for r in rules) and any(r.startswith("rms_") for r in rules)
+    return replace(event, trend="", change="both" if is_mixed else event.change)
+
+
 def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[str, float]) -> str:
     """What moved between two records: "scale", "shape", "both", or empty if unknown.
 
@@ -200,7 +247,7 @@ def what_moved(before: Record, now: Record, series: str, initial_rms: Mapping[st
     room, _, rule = series.partition("/")
     if room == "near_zero" and rule.startswith(_FIXED):
         return _cause(before, now, rule, initial_rms)
-    fixed = [name for name in now.near_zero if name.startswith(_FIXED)]
+    fixed = [r for kind in _FIXED for r in sorted(now.near_zero) if r.startswith(kind)]
     cause = _cause(before, now, fixed[0], initial_rms) if fixed else ""
     if room == "near_zero":
         return "both" if cause in ("scale", "both") else "shape"
@@ -285,8 +332,7 @@ def _scale(layer: LayerShare) -> float:
     for rule, fraction in layer.near_zero.items():
         kind, _, number = rule.partition("_")
         if kind == "rms" and float(number) <= _LARGEST_FACTOR:
-            small = fraction
-            break
+            small = max(small, fraction)
     return layer.rms / math.sqrt(1.0 - small) if small < 1.0 else math.nan
 
 
@@ -330,7 +376,8 @@ class _Followed:
         self.num_snapshots += 1
         if self.num_snapshots == _FEW_SNAPSHOTS:
             self.until = step
-        if self.has_reverted or self.event.series not in values:
+        is_gone = self.has_reverted or self.event.kind == "standstill"
+        if is_gone or self.event.series not in values:
             return False
         size = self.size(values[self.event.series])
         self.peak = peak_of(self.peak, self.last, size)
@@ -375,7 +422,7 @@ class EventTracker:
                 revised[followed.event.id] = followed.revert(step)
         for event in reported:
             self._add(event)
-        for event in sorted(seen, key=_strength, reverse=True):
+        for event in sorted(seen, key=lambda event: (-_strength(event), event.series)):
             rise = self._reverted_by(event)
             if rise is not None:
                 if not rise.has_reverted:
@@ -386,11 +433,12 @@ class EventTracker:
                 event = self._named(event)
                 new[event.id] = self._add(event)
                 continue
-            name, related = same.event.id, (*same.event.related, event.series)
+            name, whole = same.event.id, _joined(same.event, event)
             if name in new:
-                new[name] = same.event = replace(same.event, related=related)
-            else:
-                revised[name] = same.revise(step, "is seen in another series", related=related)
+                new[name] = same.event = whole
+            elif whole != same.event:
+                same.event = whole
+                revised[name] = same.revise(step, "is seen in another series")
         return Changes(tuple(new.values()), tuple(revised.values()))
 
     def state_dict(self) -> dict[str, Any]:
@@ -426,12 +474,10 @@ class EventTracker:
 
     def _same(self, event: Event, step: int) -> _Followed | None:
         """The event that this detection is a part of, the latest if there are several."""
-        if not event.trend:
-            return None
         for followed in reversed(self._followed.values()):
             first = followed.event
             is_other = event.series != first.series and event.series not in first.related
-            if not is_other or first.trend != event.trend:
+            if not is_other or not (_is_family(first, event) or first.trend == event.trend != ""):
                 continue
             until = step if followed.until < 0 else followed.until
             touches = event.onset_low <= until and event.onset_high >= first.onset_low
@@ -450,6 +496,19 @@ class EventTracker:
                     return followed if event.onset_low <= first.reverted_step else None
                 return followed if followed.low_step >= 0 else None
         return None
+
+
+def _is_family(first: Event, other: Event) -> bool:
+    """Whether both are of near-zero rules, which all count the same weights."""
+    return first.series.startswith(_NEAR_ZERO) and other.series.startswith(_NEAR_ZERO)
+
+
+def _joined(first: Event, other: Event) -> Event:
+    """The event that two detections are; near-zero rules may have moved against each other."""
+    if first.direction != other.direction and _is_family(first, other):
+        opposed = dict.fromkeys((*first.opposed, other.series))
+        return _if_opposed(replace(first, opposed=tuple(opposed)))
+    return replace(first, related=(*first.related, other.series))
 
 
 def _is_early(event: Event) -> bool:

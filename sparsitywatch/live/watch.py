@@ -109,8 +109,9 @@ def watch(
             ``adaptive(500)``, which takes more of them while something is going on.
         settings: what is measured and how; by default ``Settings()``.
         detectors: by name of the series to watch, see ``Record.series``. By default
-            ``DormantRise()`` on the dormant weights, the early signal, ``AbruptChange()`` on the
-            first near-zero rule, and ``MeasuredChange`` on essential sparsity and reliance.
+            ``DormantRise()`` on the dormant weights, the early signal, ``AbruptChange`` on the
+            near-zero rules as one family, ``MeasuredChange`` on essential sparsity and reliance,
+            and ``ValueChange()`` on the value of the model as it is.
         on_event: called with each event; by default a warning is logged. ``sw.actions`` has
             more: a webhook, checkpoints. What is learned about an event later calls none.
         on_record: called with each record.

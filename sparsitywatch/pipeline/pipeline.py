@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Any
 
 from sparsitywatch.actions import Action
-from sparsitywatch.analysis.detect import Detector
+from sparsitywatch.analysis.detect.detector import SIDES_90, Detector
 from sparsitywatch.analysis.events import Changes, EventTracker, annotated
 from sparsitywatch.analysis.forecast import Forecaster
 from sparsitywatch.errors import (
@@ -43,8 +43,6 @@ LAYERS_KEPT = 100
 _LONGEST_GAP = 3
 #: What detectors are given beside their series, if it is known.
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
-#: Standard errors to each side of a 90 percent interval.
-_SIDES_90 = NormalDist().inv_cdf(0.95)
 #: A sink that failed so often in a row is not asked again.
 _MAX_FAILURES = 3
 
@@ -115,7 +113,7 @@ class History:
         (seen, logged), self._restored = self._restored, None
         record = self.records[-1]
         reported = [e for e in self.events if e.reported_step == record.step]
-        known = {name for e in reported for name in (e.series, *e.related)}
+        known = {name for e in reported for name in (e.series, *e.related, *e.opposed)}
         late = [e for e in seen if e.series not in known]
         return self._track(record.step, record.series(), late, logged)
 
@@ -150,6 +148,8 @@ class History:
         """What the detectors see; they know neither their series nor what it means."""
         known = {name: series.get(f"motion/{name}") for name in _CONTEXT}
         known["reliance"] = series.get("value/reliance")
+        if record.curve is not None:
+            known["higher_is_better"] = float(record.curve.higher_is_better)
         if record.dormant is not None and math.isfinite(record.dormant.estimated_advance):
             known["estimated_advance"] = record.dormant.estimated_advance
         context = {name: value for name, value in known.items() if value is not None}
@@ -202,13 +202,13 @@ def _interval(record: Record, name: str) -> dict[str, float]:
     """Both ends of the 90 percent interval of a number that has one."""
     estimate, curve = record.essential_sparsity, record.curve
     if name == "essential_sparsity/value" and estimate is not None:
-        wider = _SIDES_90 / NormalDist().inv_cdf(0.5 + 0.5 * estimate.confidence)
+        wider = SIDES_90 / NormalDist().inv_cdf(0.5 + 0.5 * estimate.confidence)
         low, high = (
             estimate.value + wider * (end - estimate.value) for end in (estimate.low, estimate.high)
         )
         return {"low": low, "high": high}
     if name == "value/reliance" and curve is not None and curve.stderr is not None:
-        side = _SIDES_90 * dict(zip(curve.sparsity, curve.stderr, strict=True)).get(1.0, math.nan)
+        side = SIDES_90 * dict(zip(curve.sparsity, curve.stderr, strict=True)).get(1.0, math.nan)
         return {"low": record.reliance - side, "high": record.reliance + side}
     return {}
 

@@ -42,7 +42,7 @@ class Event:
         noise: standard deviation of the series around its baseline; NaN if unknown.
         id: what identifies the event in its run; by default ``series@onset_step``.
         trend: "sparsifying" or "densifying", which way the model goes; empty if the direction
-            of this series does not say.
+            of this series does not say, and where near-zero rules disagree.
         layers: tensors that account for most of the change, most first; empty if unknown.
         change: what moved since ``before_step``: "scale" (all magnitudes together),
             "shape" (of their distribution), "both", or empty if unknown.
@@ -52,6 +52,8 @@ class Event:
         before_step: the snapshot before the onset that ``layers`` and ``change`` compare with
             ``detected_step``.
         related: the other series that saw the same thing.
+        agreeing, opposed: of an event in near-zero weights: the other rules that moved the same
+            way since the onset, and those that moved the other way. Of the rest nothing was seen.
         preceded_by: id of the event that announced this one: dormant weights become
             near-zero ones later. Empty if there was none.
         reverted_step: first snapshot at which the series had lost half of what the change was at
@@ -62,9 +64,12 @@ class Event:
         kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
             same weights hold others, in ``layers``; or one of ``VITAL_KINDS``: what is wrong with
-            parameters, in scope or not, for sure.
+            parameters, in scope or not, for sure. Of the proxy's value also "lost": half of what
+            it had gained is gone; "standstill": the latest half of the run gained nothing.
         ranks: those that differ from most; empty where it is not about ranks.
         reason: what shows a vital sign, in words; empty for other events.
+        severity: "act", "look" or "note"; empty if its kind says it.
+        improving: whether the proxy's value still got better when it was seen; None if unknown.
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
     """
@@ -86,6 +91,10 @@ class Event:
     explained_by_decay: bool | None = None
     before_step: int = -1
     related: tuple[str, ...] = ()
+    agreeing: tuple[str, ...] = ()
+    opposed: tuple[str, ...] = ()
+    severity: str = ""
+    improving: bool | None = None
     preceded_by: str = ""
     reverted_step: int = -1
     revised_step: int = -1
@@ -123,7 +132,7 @@ class Event:
     @property
     def is_of_series(self) -> bool:
         """Whether it is a change of its series, rather than something about tensors or ranks."""
-        return self.kind in ("abrupt", "steady")
+        return self.kind in ("abrupt", "steady", "lost", "standstill")
 
     @property
     def reported_step(self) -> int:
@@ -152,6 +161,10 @@ class Event:
         if self.kind == "steady" and self.baseline > 0.0:
             verb += f" to {self.value / self.baseline:.2f} times their floor,"
         subject = printable(series.subject)
+        if self.kind == "standstill":
+            return f"{subject} stands still at {series.shown(self.value)}"
+        if self.kind == "lost":
+            subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
         if math.isnan(self.baseline) and math.isnan(self.value):
             return f"{subject} {verb}"
         return f"{subject} {verb} from {series.shown(self.baseline)} to {series.shown(self.value)}"
@@ -206,8 +219,9 @@ class Event:
         first = self.before_step if self.before_step >= 0 else self.onset_step
         compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
         room = self.series.partition("/")[0]
-        way = self.direction
-        keys = (f"{room} {way} {self.kind}", f"{self.series} {way}", f"{room} {way}")
+        way = "" if self.opposed else self.direction
+        own = (f"{room} {self.kind}", f"{room} {way} {self.kind}")
+        keys = (*own, f"{self.series} {way}", f"{room} {way}")
         words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
         return words.format(compare=compare, decay=_DECAY[self.explained_by_decay])
 
@@ -289,6 +303,8 @@ _ADVICE = {
     "near_zero up steady": "No action needed while the loss still falls, and nothing happened "
     "at one step. {decay}",
     "near_zero down": "No action needed: weights grow back. {compare} if that surprises.",
+    "value lost": "Stop the run and look at its data and its learning rate. {compare}.",
+    "value standstill": "No action needed if it has converged.",
     "value/reliance up": "No action needed: the model began to need these weights. Compare "
     "sparsities only from here on.",
     "value/reliance down": "{compare}, and the loss: the model gets by without weights that it "

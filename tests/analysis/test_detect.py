@@ -330,17 +330,15 @@ def test_a_single_snapshot_that_nobody_foresaw_is_a_suspicion() -> None:
 
 
 @pytest.mark.slow
-def test_fewer_false_alarms_take_a_larger_change() -> None:
-    """The smallest jump that is seen grows as fewer false alarms are asked for."""
+def test_one_of_many_series_needs_a_larger_change() -> None:
+    """The smallest jump that is seen grows with the family that a series belongs to."""
     background = 0.3 + noise(60, 0.01)
     smallest = []
-    for asked in (1.0, 0.1, 0.01):
+    for family in (1, 4, 1000):
         sizes = [
             size
             for size in np.arange(0.02, 0.15, 0.005)
-            if watch(
-                background + size * (np.arange(60) >= 40), AbruptChange(false_alarms_per_1000=asked)
-            )
+            if watch(background + size * (np.arange(60) >= 40), AbruptChange(family=family))
         ]
         smallest.append(min(sizes))
     assert smallest == sorted(smallest)

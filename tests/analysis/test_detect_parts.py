@@ -47,7 +47,7 @@ def textbook(model, split: int, x: np.ndarray, y: np.ndarray) -> tuple[float, fl
     after = np.arange(n - split, n)
     if model.lasts or model.walk:  # then it reads every snapshot there is
         assert before[0] == 0
-    design = np.vander(x, model.degree + 1, increasing=True)
+    design = np.vander(x, model.is_bent + 2, increasing=True)
     if model.has_season:
         phase = 2.0 * math.pi * x / PERIOD
         design = np.column_stack([design, np.cos(phase), np.sin(phase)])

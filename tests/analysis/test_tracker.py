@@ -110,6 +110,18 @@ def test_what_does_not_mean_the_same_is_not_the_same(other: Event) -> None:
     assert [e.related for e in told] == [(), ()]
 
 
+def test_near_zero_rules_that_move_against_each_other_are_one_event() -> None:
+    rise, fall = event(RMS, 5, 8), event(INITIAL, 5, 9, direction="down", value=-1.0)
+    also = event("near_zero/abs_0.001", 5, 9, direction="down", value=-1.0)
+    (told,) = final(run([rise, fall, also, event("near_zero/zero", 6, 10)]))
+    assert (told.series, told.opposed) == (RMS, ("near_zero/abs_0.001", INITIAL))
+    assert told.related == ("near_zero/zero",)
+    assert (told.trend, told.change, told.revised_step) == ("", "both", 10)
+    # what the first detection said already is no news
+    known = event(RMS, 5, 8, opposed=(INITIAL,), trend="", change="both")
+    assert [c for _, c in run([known, fall])] == [Changes(new=(known,))]
+
+
 def test_ids_are_never_shared() -> None:
     told = final(run([event(INITIAL, 5, d) for d in (8, 9, 10)]))
     assert [e.id for e in told] == [f"{INITIAL}@5", f"{INITIAL}@5-2", f"{INITIAL}@5-3"]
@@ -141,7 +153,9 @@ def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) ->
     events = final(told)
     new = [e.id for _, c in told for e in c.new]
     assert sorted(new) == sorted(e.id for e in events)
-    assert sum(1 + len(e.related) for e in events) == len(seen)
+    named = [name for e in events for name in (e.series, *e.related, *e.opposed)]
+    assert set(named) == {e.series for e in seen}
+    assert len(named) == len(seen) or any(e.opposed for e in events)  # these are named once
     for step, changes in told:
         assert all(e.detected_step == step and e.revised_step == -1 for e in changes.new)
         assert all(e.revised_step == step > e.detected_step for e in changes.revised)

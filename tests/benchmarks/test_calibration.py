@@ -1,56 +1,44 @@
-"""False alarms are counted, and compared with what was asked for."""
+"""False alarms are counted on every kind of series in which nothing happens."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 import pytest
-from detecting import calibration, jumps, quiet, slow
-from detecting.calibration import Told
-
-
-@pytest.fixture(autouse=True)
-def _alarms_at_every_fiftieth_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked for anything: 20 in 1000."""
-
-    def ours_at(rate: float) -> Any:
-        def make(min_effect: float) -> Any:
-            looks: list[int] = []
-            return lambda step, value, context: looks.append(step) or len(looks) % 50 == 0
-
-        return make
-
-    monkeypatch.setattr(calibration, "ours_at", ours_at)
-
-
-def test_every_stable_family_is_counted() -> None:
-    told = calibration.told(20.0, "made up", range(2))
-    made = [
-        *(jumps.make(f, seed) for f in jumps.STABLE for seed in range(2)),
-        *(slow.make(f, seed) for f in slow.STABLE for seed in range(2)),
-    ]
-    assert told.num_snapshots == sum(len(s.values) for s in made)
-    assert told.num_false == sum(len(s.values) // 50 for s in made)
-    assert told.low <= told.told <= told.high
-    assert told.is_within_factor_two
+from detecting import calibration, quiet
+from detecting.work import Job, Plan, Results
 
 
 @pytest.mark.parametrize("kind", quiet.KINDS)
-def test_every_series_of_a_kind_is_counted(kind: str) -> None:
-    told = calibration.told(20.0, f"{kind}-like", range(3, 5))
+def test_every_series_of_a_kind_is_counted(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def every_fiftieth(min_effect: float) -> Any:
+        looks: list[int] = []
+        return lambda step, value, context: looks.append(step) or len(looks) % 50 == 0
+
+    monkeypatch.setattr(calibration, "ours", every_fiftieth)
+    found = calibration.told(kind, range(3, 5))
     lengths = [len(quiet.quiet(kind, seed).values) for seed in (3, 4)]
-    assert (told.where, told.asked) == (f"{kind}-like", 20.0)
-    assert told.num_snapshots == sum(lengths)
-    assert told.num_false == sum(length // 50 for length in lengths)
+    assert sum(o.num_quiet for o in found.outcomes) == sum(lengths)
+    assert sum(o.num_false for o in found.outcomes) == sum(length // 50 for length in lengths)
+    results = Results({Job(calibration.told, (kind, range(3, 5))): found})
+    (goal,) = calibration.goals(results)
+    assert (goal.reach, goal.measured) == (0.2, found.figures["false_per_1000"])
+    assert f"{sum(n // 50 for n in lengths)} in {sum(lengths)}" in "".join(
+        calibration.lines(results)
+    )
 
 
-@pytest.mark.parametrize(
-    ("told", "off_by", "within"),
-    [(0.0, math.inf, False), (0.049, 0.1 / 0.049, False), (0.05, 2.0, True), (0.1, 1.0, True),
-     (0.2, 2.0, True), (0.21, 2.1, False)],
-)  # fmt: skip
-def test_a_factor_of_two_means_nothing_of_few(told: float, off_by: float, within: bool) -> None:
-    found = Told(0.1, "made up", told, 0.0, 1.0, 1, 50_000)
-    assert (found.off_by, found.is_within_factor_two) == (pytest.approx(off_by), within)
-    assert Told(0.1, "made up", told, 0.0, 1.0, 1, 49_999).is_within_factor_two is None
+@pytest.mark.parametrize(("kind", "rho"), [("ar_5", 0.5), ("ar_9", 0.9)])
+def test_noise_is_as_correlated_as_its_kind_says(kind: str, rho: float) -> None:
+    pairs = []
+    for seed in range(60):
+        values = quiet.quiet(kind, seed).values
+        values = (values - values.mean()) / values.std()
+        pairs.append(values[1:] @ values[:-1] / len(values))
+    assert np.mean(pairs) == pytest.approx(rho, abs=0.07)
+
+
+def test_there_is_a_job_for_each_kind() -> None:
+    jobs = calibration.jobs(Plan(1, True, True))
+    assert [job.arguments[0] for job in jobs] == list(quiet.KINDS)

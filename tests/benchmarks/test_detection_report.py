@@ -10,9 +10,8 @@ from typing import Any
 import detection
 import numpy as np
 import pytest
-from detecting import breakthroughs, calibration, cost, early, made_up, takeoffs, zoo
+from detecting import breakthroughs, cost, early, made_up, takeoffs, zoo
 from detecting.breakthroughs import Left
-from detecting.calibration import Told
 from detecting.cost import Cost
 from detecting.detectors import OURS
 from detecting.early import Early
@@ -185,22 +184,6 @@ def test_onset_intervals_hold_as_often_as_they_are_counted() -> None:
     assert made_up.lines(results)[-5:-3] == ["| easy | 4 | 2 (50.0%) |", "| standard | 0 | - |"]
     goals = [goal for goal in made_up.goals(results) if "onset intervals" in goal.what]
     assert [(g.reach, g.measured, g.at_most) for g in goals] == [(85, 50, False), (95, 50, True)]
-
-
-def test_rates_are_held_against_what_was_asked_for_where_that_can_be_said() -> None:
-    told = [
-        Told(0.1, "made up", 0.25, 0.1, 0.4, 5, 60_000),
-        Told(0.1, "loss-like", 0.2, 0.1, 0.4, 12, 60_000),
-        Told(0.1, "near_zero-like", 0.2, 0.1, 0.4, 2, 6_000),  # too few
-    ]
-    results = Results({Job(calibration.told, (t.asked, t.where, range(1))): t for t in told})
-    goals = measured(calibration.goals(results))
-    assert goals == {
-        "asked for 0.1 per 1000 on made up series: off by": pytest.approx(2.5),
-        "asked for 0.1 per 1000 on loss-like series: off by": pytest.approx(2.0),
-    }
-    rows = calibration.lines(results)
-    assert "| 0.1 | made up | 0.25 | 0.1 to 0.4 | 5 in 60000 | no |" in rows
 
 
 def test_the_zoo_is_told_by_kind() -> None:

@@ -10,7 +10,10 @@ import pytest
 from detecting.detectors import early
 from detecting.early import Early, early_signals
 from detecting.recorded import EVERY, RULES, Alarm, Case, Truth, cases, judge, replay, truth_of
-from recording.catalog import load
+from recording.catalog import PROXY_FOLDER, load
+
+from sparsitywatch.analysis import forecast
+from sparsitywatch.analysis.detect import ValueChange
 
 STEPS = 25 * np.arange(1, 41)
 
@@ -154,3 +157,43 @@ def test_dormant_weights_announce_every_recorded_take_off_by_dead_units() -> Non
     assert (len(dying), len(smooth)) == (60, 30)
     assert not [e for e in dying if e.is_missed]
     assert not [e for e in smooth if e.alarm is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("apart", [1, 4])
+def test_losses_of_recorded_runs_get_worse_where_they_were_spoilt_and_nowhere_else(
+    apart: int,
+) -> None:
+    worse, num_still = {}, 0
+    for name, run in {**load(PROXY_FOLDER), **load()}.items():
+        seen = [(s, x) for s, x in zip(run["steps"], run["series"]["loss"], strict=True)][::apart]
+        detector = ValueChange()
+        told = [detector.update(step, value) for step, value in seen if value is not None]
+        events = [event for event in told if event is not None]
+        num_still += sum(event.kind == "standstill" for event in events)
+        steps = [event.detected_step for event in events if event.kind != "standstill"]
+        worse |= {name: steps} if steps else {}
+    spoilt = {f"bert-spike-{kind}-s{seed}": [850] for kind in ("gelu", "relu") for seed in (0, 1)}
+    # modular addition without decay: a slingshot, its loss goes from 0 to 0.2 for two snapshots
+    assert worse == (spoilt | {"modular-wd0-s1": [1200]} if apart == 1 else {})
+    assert 5 < num_still < 60
+
+
+def test_living_weights_drift_as_far_as_the_forecast_allows_for_nine_times_in_ten() -> None:
+    """Of recorded runs without dormant weights, up to one unit of the decay clock ahead."""
+    shares = []
+    for name, run in load().items():
+        if "gelu" in name and run["label"]["kind"] not in ("planted", "switched", "spike"):
+            fraction, clock = (
+                np.array(run["series"][key], float)
+                for key in ("near_zero/initial_0.1", "motion/decay_clock")
+            )
+            inside = [
+                abs(np.interp(clock[i] + ahead, clock, fraction) / fraction[i] - 1.0)
+                <= forecast.DRIFT * math.sqrt(ahead)
+                for ahead in (0.25, 0.5, 1.0)
+                for i in np.flatnonzero(clock + ahead <= clock[-1])[4:]
+            ]
+            shares += [np.mean(inside)] if inside else []
+    assert len(shares) == 8
+    assert 0.85 <= np.mean(shares) <= 0.95

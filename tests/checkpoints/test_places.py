@@ -186,7 +186,8 @@ def answer(status: int) -> Exception:
 
 
 PASSING = [
-    TimeoutError("slow"), ConnectionResetError("reset"), answer(503), answer(429),
+    TimeoutError("slow"), ConnectionResetError("reset"),
+    *map(answer, (408, 425, 429, 500, 502, 503, 504)),
     aiohttp.ServerDisconnectedError(), OSError(errno.EBUSY, "slow down"),
 ]  # fmt: skip
 STAYING = [

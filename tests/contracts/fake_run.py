@@ -341,6 +341,8 @@ def events(last_step: int = 2000) -> list[Event]:
         explained_by_decay=True,
         before_step=int(0.525 * last_step),
         related=("near_zero/rms_0.1",),
+        agreeing=("near_zero/rms_0.1",),
+        opposed=("near_zero/abs_0.001",),
         decay_clock=0.003 * 0.5625 * last_step,
     )
     return [breakthrough, take_off]

@@ -68,6 +68,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "spectrum": sw.MagnitudeSpectrum.of(dict(model.named_parameters())),
         "difference": Difference(names[0], 3, "all of it"), "detector": sw.detectors.AbruptChange(),
         "rise": sw.detectors.DormantRise(), "measured": sw.detectors.MeasuredChange(),
+        "value": sw.detectors.ValueChange(),
         "schedule": sw.adaptive(5),
         "racing": sw.sweeps.Racing(),
         "settings": sw.Settings(tolerance=0.02, levels=[i / 1000 for i in range(1000)]),

@@ -24,7 +24,7 @@ PUBLIC = {
 }  # fmt: skip
 #: What one level down is for users, too.
 FACES = {
-    "detectors": {"AbruptChange", "Detector", "DormantRise", "MeasuredChange"},
+    "detectors": {"AbruptChange", "Detector", "DormantRise", "MeasuredChange", "ValueChange"},
     "patterns": {
         "Cut", "GlobalMagnitude", "GlobalNormalised", "KeepNM", "Layerwise", "MaskSimilarity",
         "Pattern", "PerRow", "Random", "RandomERK", "SparseGPT", "Wanda", "Weights",

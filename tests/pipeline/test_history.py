@@ -12,7 +12,8 @@ from contracts.made_records import Above, counted, made_record
 
 from sparsitywatch.analysis.detect import AbruptChange
 from sparsitywatch.pipeline.pipeline import History
-from sparsitywatch.records import Event, Record
+from sparsitywatch.records import Event, Record, SparsityCurve
+from sparsitywatch.settings import Settings, default_detectors
 
 INITIAL, DORMANT, ESSENTIAL = "near_zero/initial_0.1", "motion/dormant", "essential_sparsity/value"
 
@@ -198,6 +199,39 @@ def test_taken_up_at_any_look_events_are_the_same(cut: int, way: str) -> None:
     ]
 
 
+# ------------------------------------------------------------------ what a detector is told
+
+
+class Told(Above):
+    """Keeps what it is told."""
+
+    def update(self, step, value, context=None):
+        self.context = context
+
+
+@pytest.mark.parametrize(
+    ("confidence", "normal"), [(0.5, 0.674490), (0.8, 1.281552), (0.9, 1.644854)]
+)
+def test_an_interval_is_told_as_one_of_ninety_percent(confidence: float, normal: float) -> None:
+    """Quantiles of the normal distribution from a table."""
+    record = made_record(25, essential=0.7)
+    estimate = dataclasses.replace(
+        record.essential_sparsity, low=0.7 - 0.02 * normal, high=0.7 + 0.03 * normal,
+        confidence=confidence,
+    )  # fmt: skip
+    curve = SparsityCurve([0.0, 1.0], [2.0, 2.5], [0.0, 0.1], higher_is_better=False)
+    detectors = {name: Told() for name in (ESSENTIAL, "value/reliance")}
+    record = dataclasses.replace(record, essential_sparsity=estimate, curve=curve, reliance=0.5)
+    History(detectors).add(record)
+    told = detectors[ESSENTIAL].context
+    assert told["low"] == pytest.approx(0.7 - 0.02 * 1.644854, abs=1e-6)
+    assert told["high"] == pytest.approx(0.7 + 0.03 * 1.644854, abs=1e-6)
+    assert (told["reliance"], told["higher_is_better"]) == (0.5, 0.0)
+    told = detectors["value/reliance"].context
+    assert told["low"] == pytest.approx(0.5 - 0.1 * 1.644854, abs=1e-6)
+    assert told["high"] == pytest.approx(0.5 + 0.1 * 1.644854, abs=1e-6)
+
+
 # ------------------------------------------------------------------ weights that are not finite
 
 
@@ -223,3 +257,72 @@ def test_an_event_of_a_record_with_nan_weights_says_so() -> None:
     (event,) = events_of(history, [made_record(25), record])
     assert event.num_not_finite == 100_000
     assert "100,000 weights are NaN or infinite" in event.describe()
+
+
+# ------------------------------------------------------------------ near-zero rules are one family
+
+RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
+#: What is made of the weights by step 26, from step 20 on, and the rules that then move: up, down.
+CHANGES = {
+    "half grow elevenfold": ({"rms_0.1"}, {"initial_0.1", "abs_0.001"}),
+    "all shrink": ({"initial_0.1", "abs_0.001"}, set()),
+    "all grow": (set(), {"initial_0.1", "abs_0.001"}),
+    "a fifth is pruned": (set(RULES), set()),
+    "nothing": (set(), set()),
+}
+
+
+def of_rules(change: str, seed: int, rules: tuple[str, ...] = RULES) -> list[Record]:
+    """Thirty-five snapshots of weights that move a little, and as ``change`` says."""
+    rng = np.random.default_rng(seed)
+    first = 0.02 * rng.normal(size=(2, 2000))
+    is_chosen = rng.random(first.shape) < (0.2 if "fifth" in change else 0.5)
+    records, rms = [], {n: float(np.sqrt(np.mean(w**2))) for n, w in zip("ab", first, strict=True)}
+    for step in range(35):
+        way = min(max(step - 19, 0), 6) / 6
+        now = first * (1.0 + 0.02 * rng.normal(size=first.shape))
+        if change == "half grow elevenfold":
+            now[is_chosen] *= 11.0**way
+        elif change == "a fifth is pruned":
+            now[is_chosen & (np.indices(first.shape)[1] < 2000 * way)] = 0.0
+        elif change != "nothing":
+            now *= (0.25 if "shrink" in change else 4.0) ** way
+        records.append(counted(step, dict(zip("ab", now, strict=True)), rms, rules))
+    return records
+
+
+def told(records: list[Record], rules: tuple[str, ...]) -> History:
+    history = History(default_detectors(Settings(near_zero=rules)))
+    history.initial_rms = {layer.name: layer.rms for layer in records[0].layers}
+    events_of(history, records)
+    return history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("seed", range(2))
+def test_rules_make_one_event_that_says_who_agrees_in_any_order(change: str, seed: int) -> None:
+    up, down = ({f"near_zero/{rule}" for rule in rules} for rules in CHANGES[change])
+    events = told(of_rules(change, seed), RULES).events
+    assert len(events) == bool(up | down)
+    for event in events:
+        same, other = (up, down) if event.direction == "up" else (down, up)
+        assert {event.series, *event.agreeing, *event.related} == same
+        assert set(event.opposed) == other
+        scale = "both" if other else "shape" if "pruned" in change else "scale"
+        assert event.change == scale
+        assert (event.trend == "") == bool(other)
+    for order in (RULES[1:] + RULES[:1], RULES[2:] + RULES[:2], RULES[::-1]):
+        assert repr(told(of_rules(change, seed, order), order).events) == repr(events)
+
+
+def test_a_family_of_series_alarms_as_rarely_as_one() -> None:
+    """A score is a chance p; each of n series has to be as certain as p / n."""
+    one = AbruptChange()._limits
+    for number in (1, 2, 4, 7):
+        many = AbruptChange(family=number)._limits
+        for name in ("jump_score", "growth_score", "caused_score"):
+            alone, each = (
+                0.5 * math.erfc(getattr(limits, name) / math.sqrt(2.0)) for limits in (one, many)
+            )
+            assert each == pytest.approx(alone / number, rel=1e-6)

@@ -41,6 +41,9 @@ EVENTS = (
     event("value/reliance", "down", (0.4, 0.1)),
     event(ESSENTIAL, "down", (0.6, 0.5)),
     event(ESSENTIAL, "up", (0.5, 0.6)),
+    event("value/dense", "up", (2.0, 2.6)),
+    event("value/dense", "up", (0.15, 2.3), kind="lost"),
+    event("value/dense", "", (0.15, 0.15), kind="standstill"),
 )
 
 
@@ -59,6 +62,7 @@ def test_there_is_a_row_for_every_advice() -> None:
     keys = {f"{e.series} {e.direction}" for e in EVENTS}
     keys |= {f"{e.series.partition('/')[0]} {e.direction}" for e in EVENTS}
     keys |= {f"{e.series.partition('/')[0]} {e.direction} {e.kind}" for e in EVENTS}
+    keys |= {f"{e.series.partition('/')[0]} {e.kind}" for e in EVENTS}
     assert set(_ADVICE) <= keys
 
 

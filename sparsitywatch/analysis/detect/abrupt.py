@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import (
     DIRECTIONS,
     FEW,
+    HALF,
     LATEST,
     NO_HISTORY,
-    SUSPICION,
     TREND,
     Array,
     Candidate,
@@ -28,21 +29,25 @@ from sparsitywatch.analysis.detect.detector import (
 )
 from sparsitywatch.analysis.detect.growth import FALL, RISE, grown, multiplied
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, NO_JUMPS, Jumps
-from sparsitywatch.errors import expect, expect_number
+from sparsitywatch.errors import expect, expect_number, expect_whole
 from sparsitywatch.records import Event
 
 #: A change goes on while the latest snapshots since its onset still add this part of its size.
 _SETTLING_SHARE = 0.1
-#: Smallest scores at one false alarm per 1000 snapshots, from benchmarks/detecting/calibration.py.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 3.4, 3.0, 1.5
-#: What each factor of ten less adds to them, for jumps and for growth.
-_RARER_JUMP, _RARER_GROWTH = 0.8, 0.5
+#: Smallest normal scores, of jumps, of growth, and of growth that weight decay can account for.
+_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 4.2, 3.5, 2.0
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 #: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
 _MOST_BLOCKS = 128
-#: Bound: digits that averages over blocks keep.
-_MEAN_DIGITS = 10
+
+
+def _in_family(score: float, number: int) -> float:
+    """The score that one of several series needs, so that any of them is as rare as one alone.
+
+    By Bonferroni's bound, which holds however the series hang together.
+    """
+    return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,13 @@ class Blocks:
         """With one more snapshot."""
         if self.num_in_last < self.size:
             begin, _, *sums = self.blocks[-1]
-            block = (begin, step, _rounded(sums[0] + value), _rounded(sums[1] + rate))
+            block = (begin, step, sums[0] + value, sums[1] + rate)
             return Blocks(self.size, (*self.blocks[:-1], block), self.num_in_last + 1)
         size, blocks = self.size, self.blocks
         if len(blocks) == _MOST_BLOCKS:
             size, pairs = 2 * size, zip(blocks[::2], blocks[1::2], strict=True)
-            blocks = tuple(
-                (a[0], b[1], _rounded(a[2] + b[2]), _rounded(a[3] + b[3])) for a, b in pairs
-            )
-        return Blocks(size, (*blocks, (step, step, _rounded(value), _rounded(rate))), 1)
+            blocks = tuple((a[0], b[1], a[2] + b[2], a[3] + b[3]) for a, b in pairs)
+        return Blocks(size, (*blocks, (step, step, value, rate)), 1)
 
     @property
     def has_completed(self) -> bool:
@@ -89,10 +92,6 @@ class Blocks:
             0.5 * (begins + ends), values / self.size, rates / self.size,
             begins.astype(np.int64), ends.astype(np.int64),
         )  # fmt: skip
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{_MEAN_DIGITS}g}")
 
 
 @dataclass(frozen=True)
@@ -163,8 +162,8 @@ class AbruptChange(Detector):
             fraction, 0.01 is one percentage point.
         ratio: how many times its running floor a take-off must reach.
         direction: "up", "down" or "both".
-        false_alarms_per_1000: how often per thousand snapshots a healthy series may alarm. What
-            that is measured on is in docs/detection.md; real series differ.
+        family: how many series are watched as one, this one included. Each must be the more
+            certain, so that all together alarm no more often by chance than one alone does.
 
     Raises:
         ConfigurationError: an argument is out of range.
@@ -184,7 +183,7 @@ class AbruptChange(Detector):
         *,
         ratio: float = 1.5,
         direction: str = "both",
-        false_alarms_per_1000: float = 0.1,
+        family: int = 1,
     ) -> None:
         what = "finite and positive, in units of the series (0.01: one point of a fraction)"
         expect_number("min_effect", min_effect, lambda x: 0.0 < x < math.inf, what)
@@ -192,17 +191,9 @@ class AbruptChange(Detector):
         expect_number("ratio", ratio, lambda x: 1.0 < x < math.inf, what)
         is_known = isinstance(direction, str) and direction in DIRECTIONS
         expect(is_known, "direction", f"one of {DIRECTIONS}", direction)
-        what = "a number from 0.001 to 10 (0.1: one in ten thousand snapshots)"
-        rate = false_alarms_per_1000
-        expect_number("false_alarms_per_1000", rate, lambda x: 0.001 <= x <= 10.0, what)
-        rarity = -math.log10(false_alarms_per_1000)
-        self._limits = Limits(
-            float(min_effect),
-            float(ratio),
-            jump_score=_JUMP_SCORE + _RARER_JUMP * rarity,
-            growth_score=_GROWTH_SCORE + _RARER_GROWTH * rarity,
-            caused_score=_CAUSED_SCORE + _RARER_GROWTH * rarity,
-        )
+        expect_whole("family", family, 1)
+        scores = (_in_family(x, family) for x in (_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE))
+        self._limits = Limits(float(min_effect), float(ratio), *scores)
         self._direction = direction
         self.memory = AbruptMemory(
             NO_HISTORY, Blocks.of(NO_HISTORY), NO_JUMPS, None, _SKIPPED, math.nan, math.nan, 0.0
@@ -219,7 +210,7 @@ class AbruptChange(Detector):
             return False
         if self.memory.jumps.surprise >= self._limits.jump_score:
             return True
-        return any(self._growths(self.memory.history.view(), self._limits.part(SUSPICION)))
+        return any(self._growths(self.memory.history.view(), self._limits.part(HALF)))
 
     def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot; see ``Detector.update``."""
@@ -368,8 +359,6 @@ class AbruptChange(Detector):
 # A series may answer to the learning rate at once or with a memory of many snapshots. What such an
 # answer of a usual size can account for is no change.
 
-#: What the rate leaves of a change, at least.
-_LEAST_LEFT = 0.5
 #: Standard deviation of a series' answer to the full rate: of the logarithm, and in ranges of the
 #: series where a change adds.
 _ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
@@ -377,8 +366,6 @@ _ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
 _ANSWER_SNAPSHOTS = 64
 #: Grid: memories that are tried, in snapshots.
 _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-#: They are short beside the run so far: a longer one could not be told from a trend.
-_LONGEST = 1 / 4
 #: Guard: rates that differ by less than this part of the largest are the same.
 _SAME = 0.02
 #: Standard deviations of the possible response that are granted to the rate.
@@ -398,7 +385,7 @@ def is_left_by_rate(candidate: Candidate, view: View, min_size: float) -> bool:
         left = share_left_by_rate(
             steps, y, view.rates, shape, noise=candidate.noise, strongest=strongest, first=first
         )
-        if left >= _LEAST_LEFT and left * candidate.size >= min_size:
+        if left >= HALF and left * candidate.size >= min_size:
             return True
     return False
 
@@ -425,8 +412,8 @@ def share_left_by_rate(
     spacing = float(np.median(np.diff(x)))
     left = []
     for memory in _MEMORIES:
-        if memory > max(_LONGEST * len(x), _MEMORIES[0]):
-            break
+        if memory > max(LATEST * len(x), _MEMORIES[0]):
+            break  # one that is long beside the run so far could not be told from a trend
         response = strongest * _remembered(share, x, memory * spacing)[first:]
         design = np.concatenate([plain, response[:, None]], axis=1)
         beside, wider = _estimate(design, y[first:], noise, 1.0)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import compress
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ FEW = 5
 TREND = 8
 #: The latest part of what has been seen that shows where it is now.
 LATEST = 1 / 4
-#: The snapshot before the last bears out this part of a change: none is seen in one snapshot.
-BORNE_OUT = 0.5
-#: Definition: the part of every requirement of an event that makes a suspicion.
-SUSPICION = 0.5
+#: Half of a change bears it out at the snapshot before the last, since none is seen in one; half of
+#: every requirement of an event makes a suspicion; and what has lost half of its peak is back.
+HALF = 0.5
+#: Definition: standard deviations to each side of a 90 percent interval.
+SIDES_90 = NormalDist().inv_cdf(0.95)
 #: Definition: which way a change may go.
 DIRECTIONS = ("up", "down", "both")
 Context = Mapping[str, float] | None
@@ -58,7 +60,8 @@ class Detector(ABC):
                 over the steps; "decay_clock", the sum of learning rate times weight decay, and
                 where that is not known "estimated_advance", what it advanced by since the last
                 snapshot; "dormant_by_chance", the share of living weights that passes as dormant;
-                "low" and "high", the ends of the value's 90 percent interval; "reliance".
+                "low" and "high", the ends of the value's 90 percent interval; "reliance";
+                "higher_is_better", 1 if a higher value of the proxy is better and 0 if not.
 
         Returns:
             The event if a change is seen at this snapshot; its series has no name yet.
@@ -84,7 +87,7 @@ class Detector(ABC):
 #: What a context may tell, see ``Detector.update``.
 _UNKNOWN = dict.fromkeys(
     ("lr", "lr_clock", "decay_clock", "estimated_advance", "dormant_by_chance", "low", "high",
-     "reliance"), math.nan,
+     "reliance", "higher_is_better"), math.nan,
 )  # fmt: skip
 
 
@@ -102,8 +105,6 @@ def known_of(step: int, value: float, context: Context, last: float) -> dict[str
 
 #: Bound: recent snapshots that are all kept, and older ones that are left of the rest.
 _RECENT, _OLDER = 96, 64
-#: Bound: digits of the learning rate that are kept.
-_RATE_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,7 @@ class SeriesHistory:
     def add(self, step: int, value: float, rate: float = math.nan) -> SeriesHistory:
         """With one more snapshot."""
         number = self.numbers[-1] + 1 if self.numbers else 0
-        rate = float(f"{rate:.{_RATE_DIGITS}g}")
-        row = (int(step), float(value), rate, number)
+        row = (int(step), float(value), float(rate), number)
         columns = [(*column, x) for column, x in zip(vars(self).values(), row, strict=True)]
         if len(self.steps) >= 2 * _RECENT:
             older, stride = columns[-1][:-_RECENT], 1
@@ -222,10 +222,6 @@ class Candidate:
         return values if self.offset is None else np.log(values + self.offset)
 
 
-#: Definition: what is left of the largest size of a change that has gone back by half.
-_LEFT_OF_PEAK = 0.5
-
-
 def peak_of(peak: float, last: float, size: float) -> float:
     """The largest size that a change has had at two snapshots in a row; NaN where there is none."""
     return float(np.fmax(peak, min(size, last)))
@@ -233,13 +229,13 @@ def peak_of(peak: float, last: float, size: float) -> float:
 
 def is_back_by_half(peak: float, size: float) -> bool:
     """Whether half of what a change was at its largest is gone; at two snapshots it is back."""
-    return peak > 0.0 and size <= _LEFT_OF_PEAK * peak
+    return peak > 0.0 and size <= HALF * peak
 
 
 # ------------------------------------------------------------------ level and noise
 
 #: Definition: standard deviation of a normal sample, in its median absolute deviation.
-MAD_TO_SD = 1.4826
+MAD_TO_SD = 1.0 / NormalDist().inv_cdf(0.75)
 
 
 def median_of_three(values: Array) -> Array:
@@ -274,10 +270,6 @@ def median_of(values: Array) -> float:
 
 # ------------------------------------------------------------------ when a change began
 
-#: Definition: twice the log-likelihood that may be lost within a 90 percent profile interval.
-_LOST = 2.706
-#: Definition: the fits that tell the onset itself, a bend and a step.
-_NUM_PLAIN = 2
 #: Guard: correlation of neighbouring residuals is allowed for up to this one.
 _MOST_CORRELATED = 0.9
 
@@ -303,30 +295,31 @@ def onset_of(
     last = max(min(latest, len(y) - 2), 0)
     candidates = np.arange(min(1, last), last + 1)
     fits = [_left_by_fits(z, y, int(k), multiplies=multiplies) for k in candidates]
-    place = int(np.argmin([min(map(_power, left[:_NUM_PLAIN])) for left in fits]))
-    best = [min(left, key=_power) for left in fits]
+    place = int(np.argmin([min(map(_power, plain)) for plain, _ in fits]))
+    best = [min((*plain, *gentle), key=_power) for plain, gentle in fits]
     errors = np.array([_power(left) for left in best])
     least = int(errors.argmin())
     variance = max(noise**2, float(errors[least]) / max(len(y) - 4, 1), 1e-300)
     rho = correlation_of(best[least], noise)
-    is_inside = (errors - errors[least]) / variance <= _LOST * (1.0 + rho) / (1.0 - rho)
+    is_inside = (errors - errors[least]) / variance <= SIDES_90**2 * (1.0 + rho) / (1.0 - rho)
     is_inside[place] = True
     inside = candidates[is_inside]
     return int(candidates[place]), int(inside[0]), int(inside[-1])
 
 
-def _left_by_fits(z: Array, y: Array, k: int, *, multiplies: bool) -> list[Array]:
-    """What each fit with the change after snapshot ``k`` leaves; plain bend and step first."""
+def _left_by_fits(
+    z: Array, y: Array, k: int, *, multiplies: bool
+) -> tuple[list[Array], list[Array]]:
+    """What fits with a bend or a step after snapshot ``k`` leave, and those with gentler bends."""
     ones = np.ones_like(z)
     bend, step = np.maximum(z - z[k], 0.0), (z > z[k]).astype(np.float64)
     line = [ones, z] if k >= 2 else [ones]
-    shapes = [np.stack([*line, shape], axis=1) for shape in (bend, step, bend**2, bend**3)]
-    found = [_left(design, y) for design in shapes]
+    bends = [np.stack([*line, shape], axis=1) for shape in (bend, bend**2, bend**3)]
+    plain, *gentle = (_left(design, y) for design in bends)
     if multiplies:
         level = np.exp(median_of_three(y))  # of a fall it is that of the reciprocal
-        bends = [shapes[0], *shapes[_NUM_PLAIN:]]
-        found += [_left(design / level[:, None], np.exp(y) / level) for design in bends]
-    return found
+        gentle += [_left(design / level[:, None], np.exp(y) / level) for design in bends]
+    return [plain, _left(np.stack([*line, step], axis=1), y)], gentle
 
 
 def _power(left: Array) -> float:

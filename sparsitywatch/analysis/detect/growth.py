@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import (
-    BORNE_OUT,
     FEW,
+    HALF,
     LATEST,
     TREND,
     Array,
@@ -92,7 +92,7 @@ def grown(
         return []
     smooth = median_of_three(y)
     floor = float(smooth[:-2].min())
-    if y[-1] < ratio * floor or y[-2] < ratio**BORNE_OUT * floor:
+    if y[-1] < ratio * floor or y[-2] < ratio**HALF * floor:
         return []
     more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
     threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
@@ -178,7 +178,7 @@ def _at_split(
         if over[1] < needed:
             return None
         score = min(score, float(normal_score(over[1] / sd[1], size + _PRIOR_SNAPSHOTS - 2)))
-    if over[0] < BORNE_OUT * over[1]:
+    if over[0] < HALF * over[1]:
         return None
     return Candidate(kind.direction, len(logs) - past, start, float(over[1]), score, noise, offset)
 

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsitywatch.analysis.detect.detector import (
-    BORNE_OUT,
+    HALF,
     MAD_TO_SD,
-    SUSPICION,
     TREND,
     Array,
     Candidate,
@@ -27,10 +26,9 @@ from sparsitywatch.analysis.detect.detector import (
 )
 from sparsitywatch.records.student import normal_score
 
-#: Snapshots after a split at most: a change is seen while it is so young.
-_MOST_AFTER = 6
-#: Those of each split. With one there is only a forecast, no change is seen yet.
-SPLITS = tuple(range(1, _MOST_AFTER + 1))
+#: Grid: snapshots after each split: a change is seen while it is young. With one there is only a
+#: forecast, no change is seen yet.
+SPLITS = tuple(range(1, 7))
 #: Residuals and forecast errors are cut off at these standard deviations; errors far out, since
 #: no smaller one is unlikely enough where few snapshots came before.
 _WINSOR, _CLIP = 3.0, 30.0
@@ -38,10 +36,10 @@ _WINSOR, _CLIP = 3.0, 30.0
 
 @dataclass(frozen=True)
 class Model:
-    """Polynomial of the snapshots' abscissa, with noise."""
+    """A line or a parabola in the snapshots' abscissa, with noise."""
 
     num_fitted: int  # snapshots that it is fitted to, before the split
-    degree: int
+    is_bent: bool = False  # whether it is a parabola
     lasts: bool = False  # whether the noise of neighbouring snapshots is correlated
     walk: float = 0.0  # standard deviation of the steps of a random walk, in that of the noise
     has_season: bool = False  # whether a wave of the series' own period is added
@@ -55,25 +53,19 @@ _FREQUENCIES: tuple[float, ...] = tuple(np.linspace(1 / 20, 1 / 4, 17).tolist())
 _SHORT, _LONG = 12, 32
 #: Standard deviation of the steps of the random walk, in that of the noise.
 _WALK = 0.3
-#: Definition: degrees of the polynomials.
-_LINE, _PARABOLA = 1, 2
 MODELS = (
-    Model(_SHORT, _LINE),
-    Model(_LONG, _LINE),
-    Model(_LONG, _PARABOLA),
-    Model(_LONG, _LINE, lasts=True),
-    Model(_LONG, _LINE, walk=_WALK),
-    Model(_LONG, _LINE, has_season=True),
+    Model(_SHORT),
+    Model(_LONG),
+    Model(_LONG, is_bent=True),
+    Model(_LONG, lasts=True),
+    Model(_LONG, walk=_WALK),
+    Model(_LONG, has_season=True),
 )
 #: Snapshots that any model reads: the longest fit and the longest split.
 WINDOW = _LONG + SPLITS[-1]
-_MAX_DEGREE = max(model.degree for model in MODELS)
 #: Of a constant, its powers, a cosine and a sine: those that a model has, [models, p].
 _HAS = np.array(
-    [
-        [power <= model.degree for power in range(_MAX_DEGREE + 1)] + [model.has_season] * 2
-        for model in MODELS
-    ]
+    [[True, True, model.is_bent, model.has_season, model.has_season] for model in MODELS]
 )
 #: Guard: weight, in snapshots, with which a coefficient is held at zero.
 _HELD = 1e9
@@ -120,9 +112,9 @@ class _Grid:
 
     def __init__(self, abscissa: bytes, ar: float, cycles: float) -> None:
         z = np.frombuffer(abscissa)
-        n, powers, phase = len(z), np.arange(_MAX_DEGREE + 1), 2.0 * math.pi * cycles * z
+        n, phase = len(z), 2.0 * math.pi * cycles * z
         #: [n, p] and [m, p, n]: powers of the abscissa, a cosine and a sine; and whitened
-        self.basis: Array = np.column_stack([z[:, None] ** powers, np.cos(phase), np.sin(phase)])
+        self.basis: Array = np.column_stack([z**0, z, z**2, np.cos(phase), np.sin(phase)])
         self.whitening = _whitening(n, ar)
         design = self.whitening @ self.basis
         self.design = np.ascontiguousarray(np.swapaxes(design, -1, -2))
@@ -258,8 +250,6 @@ _THIRD = 0.3
 _LARGEST_SURPRISE = 8.0
 #: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
 _PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
-#: Bound: kept digits: the state is small, and a resumed run goes on from the very same numbers.
-_DIGITS = 3
 #: Bound: past scores are kept in tenths: of them only the spread is needed.
 _TENTHS = 10.0
 _EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
@@ -293,7 +283,7 @@ class Jumps:
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
         combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
-        is_large = np.abs(seen.effect).min(axis=0) >= SUSPICION * min_effect
+        is_large = np.abs(seen.effect).min(axis=0) >= HALF * min_effect
         surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         found = []
         for index in np.argsort(-np.abs(combined)):
@@ -335,7 +325,7 @@ class Jumps:
             return replace(self, surprise=surprise)
         evidence = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
         latest = _FORGETTING * self.beliefs[-1] - evidence
-        latest = (latest - latest.max()).round(_DIGITS)
+        latest = latest - latest.max()
         beliefs, scores = np.concatenate([self.beliefs, latest[None]]), self.scores
         if np.isfinite(seen.score).all():
             kept = (_TENTHS * seen.score).round().astype(np.int64)
@@ -350,7 +340,7 @@ NO_JUMPS = Jumps(np.zeros((1, len(MODELS))), np.zeros((0, len(MODELS), len(SPLIT
 
 def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
     """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
-    least = BORNE_OUT * min(size, float(errors.mean()))
+    least = HALF * min(size, float(errors.mean()))
     third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
     return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import (
-    BORNE_OUT,
     DIRECTIONS,
     FEW,
+    HALF,
     NO_HISTORY,
-    SUSPICION,
+    SIDES_90,
     TREND,
     Array,
     Candidate,
@@ -56,8 +56,6 @@ _SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 1.5
 _MULTIPLE = 2.0
 #: Snapshots that the interval is worth as evidence of the noise.
 _PRIOR_SNAPSHOTS = 4.0
-#: Definition: standard deviations to each side of a 90 percent interval.
-_SIDES = 1.645
 #: A change is over when this many snapshots have added less than this part of it.
 _SETTLING, _SETTLED = 12, 0.2
 
@@ -168,10 +166,10 @@ class MeasuredChange(Detector):
         latest = late[-2:, 1]
         least, most = latest.min(), self._ratio * latest.max()
         is_times = least >= self._ratio * level if sign > 0 else most <= level
-        is_borne_out = (sign * (latest - level)).min() >= BORNE_OUT * abs(size)
+        is_borne_out = (sign * (latest - level)).min() >= HALF * abs(size)
         if not (is_outside and is_times and is_borne_out):
             return None
-        width = 0.5 * (high - low) / _SIDES
+        width = 0.5 * (high - low) / SIDES_90
         has_cause = sign < 0 and _is_cause(past[:, 4], late[:, 4])
         score, noise = _score(past[:, :2], late[:, :2], width, sign, level_only=has_cause)
         needed = _SCORE_OF_MULTIPLE if self._ratio >= _MULTIPLE else _SCORE
@@ -300,7 +298,7 @@ class DormantRise(Detector):
     @property
     def is_suspicious(self) -> bool:
         """Whether the last snapshot met half of every requirement of a rise."""
-        return self.memory.share >= SUSPICION
+        return self.memory.share >= HALF
 
     def update(self, step: int, value: float, context: Context = None) -> Event | None:
         """One more snapshot; see ``Detector.update``."""

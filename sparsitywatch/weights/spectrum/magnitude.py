@@ -35,7 +35,7 @@ from sparsitywatch.weights.spectrum.histogram import (
     summed,
 )
 
-#: The first one is what detectors watch by default.
+#: The first one is what pages and forecasts show.
 DEFAULT_RULES = ("initial_0.1", "rms_0.1", "abs_0.001", "zero")
 
 

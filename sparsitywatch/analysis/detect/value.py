@@ -1,0 +1,162 @@
+"""The value of the model as it is: whether it got worse, was lost again, or stands still.
+
+A loss falls for most of a training, so that no level of it is usual. What counts is what the
+training has gained so far: a change to the worse matters if it takes a part of that away, and the
+value stands still if the latest half of the run gained nothing beyond its noise.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sparsitywatch.analysis.detect.abrupt import AbruptChange, AbruptMemory, Ongoing
+from sparsitywatch.analysis.detect.detector import (
+    FEW,
+    HALF,
+    SIDES_90,
+    TREND,
+    Array,
+    Context,
+    correlation_of,
+    event_of,
+    known_of,
+    median_of_three,
+    noise_sd,
+    onset_of,
+)
+from sparsitywatch.records import Event, Record
+from sparsitywatch.records.student import normal_score
+
+#: The part of what was gained, and of the value, that is worth a word; and what was gained is no
+#: noise from this many standard deviations on.
+_SHARE, _NOISES = 0.05, 4.0
+
+
+def still_improves(records: Sequence[Record]) -> bool | None:
+    """Whether the proxy's value still got better, over the latest half or the latest eight.
+
+    None where fewer than ten evaluations say.
+    """
+    seen = [(r.step, r.curve) for r in records if r.curve is not None]
+    known = [(step, curve) for step, curve in seen if math.isfinite(curve.dense)]
+    harms = [-curve.dense if curve.higher_is_better else curve.dense for _, curve in known]
+    return improves(np.array([float(step) for step, _ in known]), np.array(harms))
+
+
+def improves(steps: Array, harms: Array) -> bool | None:
+    """Whether a line through the latest half, or the latest few, falls by more than noise."""
+    if len(harms) < 2 * FEW:
+        return None
+    harms = median_of_three(harms)  # one snapshot alone is no standstill
+    half = int(np.searchsorted(steps, HALF * (steps[0] + steps[-1])))
+    return any(_falls(steps[-n:], harms[-n:]) for n in (max(len(steps) - half, FEW), TREND))
+
+
+def _falls(steps: Array, harms: Array) -> bool:
+    x, y = steps - steps.mean(), harms - harms.mean()
+    slope = float(x @ y) / float(x @ x)
+    left = y - slope * x
+    noise = math.sqrt(float(left @ left) / (len(y) - 2))
+    rho = correlation_of(left, noise)
+    error = noise * math.sqrt((1.0 + rho) / (1.0 - rho) / float(x @ x))
+    # of three neighbours that were smoothed together one is new
+    return bool(normal_score(-slope / max(error, 1e-300), (len(y) - 2) / 3) > SIDES_90)
+
+
+@dataclass
+class ValueMemory(AbruptMemory):
+    """What ``ValueChange`` remembers."""
+
+    first: float  # harm at the first snapshot, the lower the better; NaN before it
+    best: float  # the lowest median of three snapshots so far
+    is_lost: bool  # half of what was gained is gone, and that is an event already
+    stood_at: float  # the best one at the last standstill; infinite before there was one
+
+
+class ValueChange(AbruptChange):
+    """Watches the value of the model as it is, ``value/dense``, for what is no good news.
+
+    **Worse** (``kind`` "abrupt"): a jump or a rise as ``AbruptChange`` sees it, to the worse, by a
+    twentieth of what the training has gained so far, and of the value. **Lost** ("lost"): half of
+    what it has gained is gone at two snapshots in a row. **Standstill** ("standstill"): the
+    latest half of the run gained no such part, and a line through it does not fall beyond its
+    noise; told again only after the value improved.
+
+    The context says whether a higher value is better ("higher_is_better", 1 or 0); without it a
+    lower one is.
+
+    >>> detector = ValueChange()
+    >>> series = [2.3, 1.9, 1.5, 1.2, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 4.0, 6.0]
+    >>> events = [detector.update(25 * i, x) for i, x in enumerate(series)]
+    >>> [(e.kind, e.direction, e.severity, e.detected_step) for e in events if e]
+    [('lost', 'up', 'act', 275)]
+    """
+
+    memory: ValueMemory
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = ValueMemory(
+            **vars(self.memory), first=math.nan, best=math.inf, is_lost=False, stood_at=math.inf
+        )
+
+    def update(self, step: int, value: float, context: Context = None) -> Event | None:
+        """One more snapshot; see ``Detector.update``."""
+        memory = self.memory
+        known = known_of(step, value, context, memory.history.last_step)
+        sign = -1.0 if known["higher_is_better"] == 1.0 else 1.0
+        if not math.isfinite(value):
+            return None
+        if math.isnan(memory.first):
+            memory.first = sign * value
+        self._direction = "up" if sign > 0.0 else "down"
+        least = _SHARE * max(memory.first - memory.best, abs(value))
+        self._limits = replace(self._limits, min_effect=max(least, sys.float_info.min))
+        worse = super().update(step, value, context)
+        harms = sign * np.array(memory.history.values)
+        memory.best = min(memory.best, float(np.median(harms[-3:])) if len(harms) > 2 else math.inf)
+        lost = self._lost(harms, sign)
+        if lost is not None:
+            return lost
+        if worse is not None:
+            return replace(worse, severity="look")
+        is_worse = memory.is_lost or memory.ongoing is not None
+        return None if is_worse else self._standstill(harms, sign)
+
+    def _lost(self, harms: Array, sign: float) -> Event | None:
+        """The event that half of what was gained is gone."""
+        memory, noise = self.memory, noise_sd(harms[:-2])
+        gained, gone = memory.first - memory.best, float(harms[-2:].min()) - memory.best
+        was_lost = memory.is_lost
+        memory.is_lost = gone >= max(HALF * gained, self._limits.min_effect)
+        if not memory.is_lost or was_lost or not gained > _NOISES * noise:
+            return None
+        view, low = memory.history.view(), int(harms[:-2].argmin())
+        latest = len(harms) - 3 - low
+        found = onset_of(view.steps[low:], harms[low:], noise=noise, latest=latest)
+        at, first, last = (int(view.ends[low + i]) for i in found)
+        baseline, now = sign * memory.best, memory.history.last_step
+        memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
+        return event_of(
+            memory.history, (at, first, last), kind="lost", severity="act",
+            direction=self._direction, baseline=baseline, decay_clock=memory.decay_clock,
+        )  # fmt: skip
+
+    def _standstill(self, harms: Array, sign: float) -> Event | None:
+        """The remark that nothing is gained any more, until something is."""
+        memory, view = self.memory, self.memory.history.view()
+        before = float(median_of_three(harms)[: len(harms) // 2].min(initial=math.inf))
+        gains = [x - memory.best > self._limits.min_effect for x in (memory.stood_at, before)]
+        if gains != [True, False] or improves(view.steps, harms) is not False:
+            return None
+        memory.stood_at = memory.best
+        at = int(view.ends[len(harms) // 2])
+        return event_of(
+            memory.history, (at, at, at), kind="standstill", severity="note", direction="",
+            baseline=sign * memory.best, decay_clock=memory.decay_clock,
+        )  # fmt: skip

@@ -1,0 +1,174 @@
+"""The model's own value: what made it worse, what was lost, and whether it still gets better."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from contracts.made_records import made_record, seen_by
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsitywatch.analysis.detect import ValueChange
+from sparsitywatch.analysis.detect.value import improves, still_improves
+from sparsitywatch.records import Event, SparsityCurve
+
+TIME = np.arange(80)
+#: Snapshots after which each fault below is made.
+AT = 40
+
+
+def learning(seed: int = 0, end: float = 0.13, start: float = 2.3, noise: float = 0.01):
+    """A loss that falls and levels off."""
+    scatter = noise * np.random.default_rng(seed).standard_normal(len(TIME))
+    return end + (start - end) * np.exp(-TIME / 8) + scatter
+
+
+def watch(losses, *, higher_is_better: bool = False) -> list[Event]:
+    """Events at steps 1, 2, ...; of a score the mirror image of the losses is shown."""
+    values = [3.0 - x if higher_is_better else x for x in losses]
+    known = [{"higher_is_better": float(higher_is_better)}] * len(values)
+    return seen_by(ValueChange(), values, known, every=1)
+
+
+def faulty(kind: str, seed: int) -> np.ndarray:
+    values, rng = learning(seed), np.random.default_rng(100 + seed)
+    late = len(TIME) - AT
+    values[AT:] = {
+        "labels shuffled": lambda: np.minimum(0.13 + np.arange(1, late + 1), 7.0),
+        "inputs zero": lambda: 2.3 + 0.01 * rng.standard_normal(late),
+        "half forgotten": lambda: values[AT:] + 1.2,
+        "drifting back": lambda: values[AT:] + np.linspace(0.0, 2.2, late),
+    }[kind]()
+    return values
+
+
+@pytest.mark.parametrize("kind", ["labels shuffled", "inputs zero", "half forgotten"])
+@pytest.mark.parametrize("higher_is_better", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_what_was_gained_and_is_lost_is_told_within_three_snapshots(
+    kind: str, higher_is_better: bool, seed: int
+) -> None:
+    events = watch(faulty(kind, seed), higher_is_better=higher_is_better)
+    (lost,) = (e for e in events if e.kind == "lost")
+    assert (lost.direction, lost.severity) == ("down" if higher_is_better else "up", "act")
+    assert lost.onset_step == AT
+    assert AT < lost.detected_step <= AT + 3
+    best = 3.0 - lost.baseline if higher_is_better else lost.baseline
+    assert best == pytest.approx(0.13, abs=0.05)
+    assert [e.kind for e in events if e.detected_step > lost.detected_step] == []
+
+
+def test_what_is_lost_slowly_is_told_once_as_worse_and_once_as_lost() -> None:
+    events = [e for e in watch(faulty("drifting back", 0)) if e.kind != "standstill"]
+    assert [(e.kind, e.severity) for e in events] == [("abrupt", "look"), ("lost", "act")]
+    # half of 2.17 is gone 20 snapshots into a drift of 2.2 in 40
+    assert AT + 18 <= events[1].detected_step <= AT + 23
+
+
+@pytest.mark.parametrize(("size", "is_told"), [(0.6, True), (0.3, False)])
+def test_a_jump_by_a_twentieth_of_what_was_gained_is_told(size: float, is_told: bool) -> None:
+    values = learning(1, end=2.0, start=10.8, noise=0.02)  # 8.8 gained: a twentieth is 0.44
+    values[60:] += size
+    events = [e for e in watch(values) if e.kind != "standstill"]
+    assert [(e.kind, e.severity, e.onset_step) for e in events] == (
+        [("abrupt", "look", 60)] if is_told else []
+    )
+
+
+@pytest.mark.parametrize(("factor", "is_told"), [(0.6, True), (0.4, False)])
+def test_half_of_what_was_gained_makes_it_lost(factor: float, is_told: bool) -> None:
+    values = learning(noise=0.0)
+    values[AT:] += factor * 2.17
+    assert ("lost" in [e.kind for e in watch(values)]) == is_told
+
+
+@pytest.mark.parametrize(("noises", "is_told"), [(6.0, True), (3.0, False)])
+def test_what_is_within_the_noise_was_not_gained(noises: float, is_told: bool) -> None:
+    rng = np.random.default_rng(4)
+    values = np.concatenate([[1.0 + 0.1 * noises], 1.0 + 0.1 * rng.standard_normal(40), [9.0] * 2])
+    assert ("lost" in [e.kind for e in watch(values)]) == is_told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("noise", [0.003, 0.03])
+def test_healthy_learning_gives_remarks_at_most(seed: int, noise: float) -> None:
+    power = 2.0 + 8.0 * (TIME + 1.0) ** -0.4
+    plateau = np.where(TIME < 30, 2.0, 0.5 + 1.5 * np.exp(-(TIME - 30) / 6))
+    scatter = noise * np.random.default_rng(seed).standard_normal(len(TIME))
+    for values in (learning(seed, noise=noise), power + scatter, plateau + scatter):
+        assert {e.severity for e in watch(values)} <= {"note"}
+
+
+def test_a_spike_of_one_snapshot_is_none() -> None:
+    values = learning(2)
+    values[AT] = 7.0
+    assert {e.kind for e in watch(values)} <= {"standstill"}
+
+
+def test_a_standstill_is_told_once_and_again_after_the_next_fall() -> None:
+    levels = np.concatenate([np.geomspace(4, 2, 20), np.full(60, 2.0), np.geomspace(2, 1, 20)])
+    levels = np.concatenate([levels, np.full(100, 1.0)])
+    events = watch(levels + 0.01 * np.random.default_rng(0).standard_normal(len(levels)))
+    assert [(e.kind, e.severity, e.direction) for e in events] == [("standstill", "note", "")] * 2
+    assert 20 < events[0].detected_step < 80
+    assert events[1].detected_step > 100
+    assert events[1].baseline == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_value_that_never_moves_stands_still() -> None:
+    values = 2.3 + 0.01 * np.random.default_rng(3).standard_normal(40)
+    assert [e.kind for e in watch(values)] == ["standstill"]
+
+
+# ------------------------------------------------------------------ whether it still improves
+
+
+@pytest.mark.slow
+@settings(deadline=None)
+@given(st.integers(20, 200), st.floats(0.001, 0.1), st.integers(0, 999), st.sampled_from([0, 1, 3]))
+def test_the_answer_is_that_of_the_slope_of_the_latest_half(
+    num: int, noise: float, seed: int, slope: int
+) -> None:
+    """A fall of many standard errors is one; so is none, but for one in twenty."""
+    steps = 100.0 * np.arange(num)
+    error = noise * math.sqrt(12.0 / (0.5 * num) ** 3)  # of the slope a snapshot, of white noise
+    values = noise * np.random.default_rng(seed).standard_normal(num)
+    values -= 10.0 * slope * error * np.arange(num)
+    said = improves(steps, values)
+    assert said is True or slope == 0
+    assert improves(steps, 5.0 * values + 7.0) == said  # neither unit nor level matter
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [10, 20, 60])
+def test_white_noise_improves_in_one_run_of_seven_at_most(num: int) -> None:
+    """Each of two lines may fall by chance, one in twenty times."""
+    rng, steps = np.random.default_rng(8), np.arange(float(num))
+    share = np.mean([improves(steps, rng.standard_normal(num)) for _ in range(600)])
+    assert share < 1 / 7
+
+
+def evaluated(step: int, value: float, *, higher_is_better: bool):
+    curve = SparsityCurve([0.0, 1.0], [value, 9.0], higher_is_better=higher_is_better)
+    return replace(made_record(step), curve=curve)
+
+
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_records_say_whether_their_value_still_improves(higher_is_better: bool) -> None:
+    sign = -1.0 if higher_is_better else 1.0
+    falling = [
+        evaluated(i, sign * x, higher_is_better=higher_is_better)
+        for i, x in enumerate(np.geomspace(2.0, 1.0, 20))
+    ]
+    between = [made_record(100), evaluated(101, math.nan, higher_is_better=higher_is_better)]
+    flat = [evaluated(200 + i, sign, higher_is_better=higher_is_better) for i in range(400)]
+    assert still_improves(falling) is True
+    assert still_improves([*falling, *between]) is True
+    assert still_improves([*falling, *flat]) is False
+    assert still_improves(falling[:9]) is None
+    assert still_improves(falling[:10]) is True
+    assert still_improves([made_record(i) for i in range(30)]) is None
