@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.run import Run
+from sparsitywatch.analysis.verdict import Verdict
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import (
     Cost,
@@ -54,8 +55,7 @@ class Digest:
     provenance: Provenance
     essential_sparsity: EssentialSparsity | None  # the last one, informative or not
     estimated_step: int  # its step; -1 if there is none, and where only weights count
-    trouble: str  # in a few words, why the silence of the watch means nothing
-    standing: tuple[str, ...]  # how the watch is, in sentences, the most important first
+    verdict: Verdict
     state: WatchState | None  # the watch's own word on that; None of a replay
     series: Mapping[str, SeriesDigest]  # all but the costs of the watch
     events: tuple[Event, ...]  # in the order in which they were seen
@@ -87,8 +87,7 @@ def digest(run: Run, *, weights_only: bool = False) -> Digest:
         provenance=last.provenance,
         essential_sparsity=estimated[-1].essential_sparsity if estimated else None,
         estimated_step=estimated[-1].step if estimated else -1,
-        trouble=run.standing.trouble,
-        standing=run.standing.sentences,
+        verdict=run.verdict,
         state=None if info is None else info.state,
         series={
             name: _digest_series(run.steps, run.column(name))

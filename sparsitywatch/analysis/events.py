@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsitywatch.analysis.detect.detector import is_back_by_half, noise_sd, peak_of
-from sparsitywatch.analysis.detect.value import still_improves
+from sparsitywatch.analysis.detect.value import value_trend
 from sparsitywatch.records import Event, LayerShare, Record, from_json, to_json
 from sparsitywatch.series import describe
 
@@ -32,12 +32,13 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         event,
         agreeing=agreeing,
         opposed=opposed,
-        improving=still_improves(records),
+        value_trend=value_trend(records),
         trend=describe(event.series).trend(event.direction),
         decay_clock=now.decay_clock,
         num_not_finite=now.num_not_finite,
         explained_by_decay=explained_by_decay(event, records),
-        near_zero_step=near_zero_step(event, records),
+        why_no_clock=now.why_no_clock,
+        jumped=event.kind == "abrupt" and has_jumped(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
@@ -54,25 +55,22 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     return _if_opposed(event)
 
 
-#: Advance of the decay clock that makes a weight of usual size near zero: a tenth of it.
-_USUAL_ADVANCE = math.log(10.0)
-#: Part of the dormant weights that is asked about.
-_HALF = 0.5
+#: Part of a change that comes within two snapshots where it jumps; and part of the largest step
+#: that the last one has at most, where it has come to its end.
+_WITHIN_TWO, _AT_REST = 0.5, 0.25
 
 
-def near_zero_step(event: Event, records: Sequence[Record]) -> int:
-    """Where half of the weights that went dormant will be near zero; -1 if not known."""
-    now, before = records[-1], records[-2:-1]
-    if event.series != "motion/dormant" or event.direction != "up" or not before:
-        return -1
-    rate = (now.decay_clock - before[0].decay_clock) / (now.step - before[0].step)
-    if now.dormant is None or not rate > 0.0:
-        return -1
-    ahead, advance = now.dormant.projection, _USUAL_ADVANCE
-    if ahead is not None:
-        reached = np.array(ahead.dormant) >= _HALF * event.size
-        advance = float(ahead.advance[int(reached.argmax())]) if reached.any() else advance
-    return now.step + round(advance / rate)
+def has_jumped(event: Event, records: Sequence[Record]) -> bool:
+    """Whether most of a change came within two snapshots, and hardly any after them."""
+    start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
+    values = np.array([r.series().get(event.series, math.nan) for r in records[start:]])
+    sign = -1.0 if event.direction == "down" else 1.0
+    moves = sign * np.diff(values[np.isfinite(values)])
+    if len(moves) < 2:  # what has just come may go on
+        return False
+    within_two = float((moves[:-1] + moves[1:]).max())
+    is_at_rest = moves[-1] <= _AT_REST * moves.max()
+    return bool(within_two > _WITHIN_TWO * abs(event.size) and is_at_rest)
 
 
 # ------------------------------------------------------------------ where it lies
@@ -134,6 +132,8 @@ def explained_by_decay(event: Event, records: Sequence[Record]) -> bool | None:
         return None
     if rule == "zero":
         return False
+    if records[-1].why_no_clock:  # such as a decay that Adam divides by the gradient's size
+        return None
     start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
     since = [
         r for r in records[start:] if r.near_zero.get(rule, 0.0) > 0.0 and not r.num_not_finite
@@ -459,16 +459,17 @@ class EventTracker:
         return event
 
     def _named(self, event: Event) -> Event:
-        """The event under an id that no other one has, with the one that announced it."""
+        """The event under an id that no other one has, with the dormant weights that it is of."""
         number = 2
         while event.id in self._followed:
             event = replace(event, id=f"{event.series}@{event.onset_step}-{number}")
             number += 1
-        if not event.trend or _is_early(event):
+        if not event.explained_by_decay or _is_early(event):
             return event
         for followed in reversed(self._followed.values()):
             first = followed.event
-            if _is_early(first) and first.trend == event.trend and not followed.has_reverted:
+            is_of_same = first.trend == event.trend and {*first.layers} & {*event.layers}
+            if _is_early(first) and is_of_same and not followed.has_reverted:
                 return replace(event, preceded_by=first.id)
         return event
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sparsitywatch.analysis.verdict import Standing, Verdict, standing, verdict
-from sparsitywatch.errors import ConfigurationError, MissingExtraError
+from sparsitywatch.analysis.verdict import Verdict, standing, verdict
+from sparsitywatch.errors import ConfigurationError, MissingExtraError, SparsityWatchError
 from sparsitywatch.records import Event, Layers, Record, RunInfo, html_of
-from sparsitywatch.redact import printable
+from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import describe
 
 
@@ -96,14 +96,9 @@ class Run:
         return info() if callable(info) else info
 
     @cached_property
-    def standing(self) -> Standing:
-        """How the watch itself is: in a few words what is wrong with it, and in sentences."""
-        return standing(self.records, self.info, now=self._now)
-
-    @cached_property
     def verdict(self) -> Verdict:
-        """How the run stands, what happened in one sentence, and what to do."""
-        return verdict(self.records, self.events, self.standing)
+        """How the run stands, what happened, since when, where, why, and what to do."""
+        return verdict(self.records, self.events, standing(self.records, self.info, now=self._now))
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -191,7 +186,11 @@ class Run:
         return tuple(dict.fromkeys(name for names in every for name in names))
 
     def __repr__(self) -> str:
-        return f"<Run {printable(self.name)[:80]}>"
+        try:
+            said = f"{self.verdict.state}: {redacted(self.verdict.headline)}"
+        except SparsityWatchError as error:  # a damaged log; repr must not raise
+            said = f"cannot be read: {error}"
+        return f"<Run {printable(self.name)[:80]}, {said}>"
 
     def _repr_html_(self) -> str:
-        return html_of(f"Run {self.name}", self.records, self.events)
+        return html_of(repr(self)[1:-1], self.records, self.events)

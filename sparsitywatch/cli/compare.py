@@ -38,7 +38,9 @@ def _run(arguments: argparse.Namespace) -> None:
     require_comparable(runs, weights_only=weights_only)
     digests = [digest(run, weights_only=weights_only) for run in runs]
     # that a run is quiet says nothing where its watch did not see to the end
-    troubles = [redacted(f"{one.name}: {one.trouble}.") for one in digests if one.trouble]
+    troubles = [
+        redacted(f"{one.name}: {one.verdict.trouble}.") for one in digests if one.verdict.trouble
+    ]
     notes = [*troubles, *(_notes(runs) if weights_only else ())]
     if arguments.output is not None:
         # drawing takes a second to import

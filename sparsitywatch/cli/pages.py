@@ -6,6 +6,7 @@ import argparse
 import json
 import socketserver
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -57,7 +58,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     from sparsitywatch.plots import overview_figure
 
     run = read(arguments.logdir)
-    trouble = run.standing.trouble
+    trouble = run.verdict.trouble
     title = "Sparsity during training" + (f"; {redacted(trouble)}" if trouble else "")
     save(overview_figure(run, title=title), arguments.output)
     print(arguments.output)
@@ -149,25 +150,21 @@ def server_of(logdir: Path, port: int) -> WSGIServer:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from sparsitywatch.analysis.verdict import LEVELS
     from sparsitywatch.page.facts import watch_line
 
     run = load(arguments.logdir)
     verdict, watch = run.verdict, watch_line(run)
     if arguments.json:
         told = {
-            "status": verdict.level,
-            "headline": verdict.headline,
-            "action": verdict.action,
-            "trouble": run.standing.trouble,
+            **asdict(verdict),
             "last_step": run.records[-1].step if run.records else None,
             "events": [
-                {"id": event.id, "headline": event.headline, "action": event.advice}
-                for event in run.events
+                {"id": e.id, "severity": e.severity, "headline": e.headline, "advice": e.advice}
+                for e in run.events
             ],
         }
         print(json.dumps(told))
     else:
-        lines = [f"{verdict.level}: {verdict.headline}", verdict.action, "; ".join(watch)]
+        lines = [*verdict.describe().splitlines(), "; ".join(watch)]
         print("\n".join(redacted(line) for line in lines if line))
-    return LEVELS[verdict.level]
+    return verdict.exit_code

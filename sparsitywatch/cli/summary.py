@@ -56,7 +56,9 @@ def _table(summary: Digest) -> list[str]:
     tensors = count(summary.scope.num_tensors, "tensor")
     pattern, evaluation = summary.provenance.pattern, summary.provenance.evaluation
     lines = [
-        *map(redacted, summary.standing),
+        *map(redacted, summary.verdict.describe().splitlines()),
+        *map(redacted, summary.verdict.watch),
+        "",
         f"{snapshots} at steps {steps}, {summary.num_invalid} invalid; {stall}",
         f"{weights} in {tensors}; pattern {pattern}, {evaluation}",
         "",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,7 @@ def page_data(run: Run) -> dict[str, Any]:
     return {
         "version": __version__,
         "name": printable(run.name),
-        "verdict": vars(verdict),
-        "standing": list(run.standing.sentences),
+        "verdict": asdict(verdict),
         "state": _state(None if run.info is None else run.info.state),
         "watch": watch_line(run),
         "taken": snapshots_taken(run),
@@ -114,7 +114,8 @@ def _better(run: Run) -> str:
 
 def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     """The latest of what matters most, beside what it was when it all began."""
-    since = run.events[event - 1].onset_step if event else -1
+    main = run.events[event - 1] if event else None
+    since = main.onset_step if main else -1
     kind = "score" if _better(run) == "higher" else "loss"
     tiles = []
     for series, label, sentence in _TILES:
@@ -125,7 +126,10 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         known = np.flatnonzero(np.isfinite(values))
         before = [i for i in known if run.steps[i] <= since] or [known[0]]
         then, last = int(before[-1]), int(known[-1])
-        was = f"{row.shown(values[then])} at step {run.steps[then]:,}" if then != last else ""
+        # one baseline for one moment: that of the event, in its own series
+        is_own = main is not None and main.series == name and math.isfinite(main.baseline)
+        level = main.baseline if main is not None and is_own else values[then]
+        was = f"{row.shown(level)} at step {run.steps[then]:,}" if then != last else ""
         tiles.append({
             "series": name, "label": label.format(kind=kind), "sentence": sentence,
             "value": row.shown(values[last]), "step": int(run.steps[last]), "was": was,

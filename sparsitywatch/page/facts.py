@@ -40,8 +40,6 @@ WORDS = (
      "tolerance the model does not use these weights yet, and essential sparsity says nothing.")),
     ("event", ("A change that a watched number made, against the whole run before it, and beyond "
      "what the learning rate explains.")),
-    ("sparsifying, densifying", ("The direction of an event: towards more, or fewer, weights that "
-     "could go.")),
 )  # fmt: skip
 
 
@@ -91,8 +89,9 @@ def watch_line(run: Run) -> list[str]:
     state = up_to_date(None if run.info is None else run.info.state, run.records)
     if state is None:
         return ["replayed from saved checkpoints"] if run.replayed_from else []
-    is_lost = state.status == "on" and run.standing.level == "broken"
-    words = [run.standing.trouble if is_lost else f"watch {state.end or 'on'}"]
+    trouble = run.verdict.trouble
+    is_lost = state.status == "on" and trouble != ""
+    words = [trouble if is_lost else f"watch {state.end or 'on'}"]
     words.append(f"watched: {state.watched}")
     if run.records:
         words.append(f"last snapshot {run.records[-1].step:,}")

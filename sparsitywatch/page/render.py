@@ -134,7 +134,16 @@ def _sha256(text: str) -> str:
 def _static(data: dict[str, Any]) -> str:
     """What is printed, and what is seen where no script runs: words, events, an overview."""
     verdict = data["verdict"]
-    standing = "".join(f"<p>{_text(text)}</p>" for text in data["standing"])
+    known = {
+        "Why": verdict["cause"],
+        "How sure": verdict["confidence"],
+        "What to do": verdict["advice"],
+        "Not watched": "; ".join(verdict["not_watched"]),
+    }
+    answers = "".join(
+        f"<p><b>{name}:</b> {_text(text)}</p>" for name, text in known.items() if text
+    )
+    watch = "".join(f"<p>{_text(text)}</p>" for text in verdict["watch"])
     tiles = "; ".join(
         f"{tile['label']} {tile['value']}" + (f" (was {tile['was']})" if tile["was"] else "")
         for tile in data["tiles"]
@@ -142,10 +151,9 @@ def _static(data: dict[str, Any]) -> str:
     events = "".join(f"<li>{_event(event)}</li>" for event in data["events"])
     return f"""\
 <p class="eyebrow">Sparsity of the run <b>{_text(data["name"])}</b></p>
-<h1><span class="badge {verdict["level"]}">{_text(verdict["badge"])}</span>
+<h1><span class="badge {verdict["state"].split()[0]}">{_text(verdict["badge"])}</span>
 {_text(verdict["headline"])}</h1>
-<p class="action"><b>What to do:</b> {_text(verdict["action"])}</p>
-{standing}<p>{_text(data["taken"])}</p>
+{answers}{watch}<p>{_text(data["taken"])}</p>
 <p>{_text(tiles)}</p>
 <ol>{events}</ol>
 {overview_svg(data)}

@@ -81,7 +81,7 @@ class _Log:
             run = load(self._place, name=printable(self._name))
         else:
             before, run = self._read
-            if before == stamp and run.standing.trouble == _trouble(run):
+            if before == stamp and run.verdict.trouble == _trouble(run):
                 return run
             run = run.again(now=time.time())
         self._read = stamp, run

@@ -38,8 +38,8 @@ _logger = logging.getLogger("sparsitywatch")
 
 #: Records keep their layers this long in memory; the log has all of them.
 LAYERS_KEPT = 100
-#: A series that was missing from so many records in a row begins anew: what happened meanwhile
-#: is not known, so that what comes after it cannot be called abrupt.
+#: A series that was missing from so many records in a row begins anew, for a detector of abrupt
+#: changes: what happened meanwhile is not known.
 _LONGEST_GAP = 3
 #: What detectors are given beside their series, if it is known.
 _CONTEXT = ("decay_clock", "lr", "lr_clock", "dormant_by_chance")
@@ -150,7 +150,7 @@ class History:
         known["reliance"] = series.get("value/reliance")
         if record.curve is not None:
             known["higher_is_better"] = float(record.curve.higher_is_better)
-        if record.dormant is not None and math.isfinite(record.dormant.estimated_advance):
+        if record.dormant is not None and not record.why_no_clock:
             known["estimated_advance"] = record.dormant.estimated_advance
         context = {name: value for name, value in known.items() if value is not None}
         events = []
@@ -158,7 +158,7 @@ class History:
             if name not in series:
                 self._gaps[name] += record.was_asked(name)
                 continue
-            if self._gaps[name] >= _LONGEST_GAP:
+            if self._gaps[name] >= _LONGEST_GAP and detector.restarts_after_gap:
                 detector.load_state_dict(copy.deepcopy(self._unused[name]))
             self._gaps[name] = 0
             event = detector.update(record.step, series[name], context | _interval(record, name))

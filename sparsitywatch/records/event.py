@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsitywatch.redact import printable
+from sparsitywatch.redact import printable, redacted
 from sparsitywatch.series import describe
 
 _NAN = math.nan
-_DORMANT = "motion/dormant"
 
 #: Kinds of vital signs, and what is said of their tensors.
 VITAL_KINDS: Mapping[str, str] = {
@@ -54,22 +53,22 @@ class Event:
         related: the other series that saw the same thing.
         agreeing, opposed: of an event in near-zero weights: the other rules that moved the same
             way since the onset, and those that moved the other way. Of the rest nothing was seen.
-        preceded_by: id of the event that announced this one: dormant weights become
-            near-zero ones later. Empty if there was none.
+        preceded_by: id of the event of dormant weights that became these near-zero ones: of the
+            same layers, and by decay. Empty if there was none.
         reverted_step: first snapshot at which the series had lost half of what the change was at
             its largest.
         num_not_finite: in-scope weights that were NaN or infinite at ``detected_step``.
-        near_zero_step: of dormant weights: where half of them will be near zero if decay goes on as
-            it does; -1 if that is not known.
-        kind: "abrupt": the series changed within a few snapshots, or bent; "steady": it grew
+        kind: "abrupt": the series jumped, or began to rise or fall; "steady": it grew
             evenly since its floor, which is its baseline; "replicas": ranks that ought to hold the
             same weights hold others, in ``layers``; or one of ``VITAL_KINDS``: what is wrong with
             parameters, in scope or not, for sure. Of the proxy's value also "lost": half of what
             it had gained is gone; "standstill": the latest half of the run gained nothing.
+        jumped: whether most of the change came within two snapshots, and hardly any after them.
+        value_trend: what the held-out value of the dense model did meanwhile: "better", "worse",
+            "still", or empty if that is not known.
+        why_no_clock: why the decay clock says nothing here; empty if it does.
         ranks: those that differ from most; empty where it is not about ranks.
         reason: what shows a vital sign, in words; empty for other events.
-        severity: "act", "look" or "note"; empty if its kind says it.
-        improving: whether the proxy's value still got better when it was seen; None if unknown.
         revised_step: the snapshot at which this version was reported; -1 for the first one, which
             is reported at ``detected_step``.
     """
@@ -93,14 +92,14 @@ class Event:
     related: tuple[str, ...] = ()
     agreeing: tuple[str, ...] = ()
     opposed: tuple[str, ...] = ()
-    severity: str = ""
-    improving: bool | None = None
     preceded_by: str = ""
     reverted_step: int = -1
     revised_step: int = -1
     num_not_finite: int = 0
-    near_zero_step: int = -1
     kind: str = "abrupt"
+    jumped: bool = False
+    value_trend: str = ""
+    why_no_clock: str = ""
     ranks: tuple[int, ...] = ()
     reason: str = ""
 
@@ -146,7 +145,10 @@ class Event:
 
     @property
     def headline(self) -> str:
-        """What happened, in a few words: "Near-zero weights rose abruptly from 8 % to 11 %"."""
+        """What happened: "Near-zero weights jumped from 8 % to 31 % (about 3.9 ×) after step 300".
+
+        A change is said to have jumped, begun to rise or fall, or risen or fallen steadily.
+        """
         if self.kind == "replicas":
             ranks = ", ".join(map(str, self.ranks))
             return f"Replicas differ: rank{'s' if len(self.ranks) > 1 else ''} {ranks}"
@@ -154,58 +156,100 @@ class Event:
             tensors = "tensors" if self.value > 1 else "tensor"
             return f"{self.value:,.0f} {tensors} {VITAL_KINDS[self.kind]}"
         series = describe(self.series)
-        if (self.series, self.direction, self.kind) == (_DORMANT, "up", "abrupt"):
-            return f"Units are dying: {series.shown(self.size)} of the weights get no gradient"
-        verb = {"up": "rose", "down": "fell"}.get(self.direction, "changed")
-        verb += {"abrupt": " abruptly", "steady": " steadily"}.get(self.kind, "")
-        if self.kind == "steady" and self.baseline > 0.0:
-            verb += f" to {self.value / self.baseline:.2f} times their floor,"
         subject = printable(series.subject)
         if self.kind == "standstill":
             return f"{subject} stands still at {series.shown(self.value)}"
         if self.kind == "lost":
             subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
-        if math.isnan(self.baseline) and math.isnan(self.value):
-            return f"{subject} {verb}"
-        return f"{subject} {verb} from {series.shown(self.baseline)} to {series.shown(self.value)}"
+        text = f"{subject} {self._verb}"
+        if not (math.isnan(self.baseline) and math.isnan(self.value)):
+            text += (
+                f" from {series.shown(self.baseline)} to {series.shown(self.value)}{self._times}"
+            )
+        return f"{text} {self._since}"
+
+    @property
+    def _verb(self) -> str:
+        verbs = _VERBS.get(self.direction, {})
+        return verbs.get("jumped" if self.jumped else self.kind, "changed")
+
+    @property
+    def _times(self) -> str:
+        """How large the change is: as a multiple, or beside the noise."""
+        if self.baseline > 0.0 and self.value > 0.0:
+            times = self.value / self.baseline
+            if not 1.0 / _MULTIPLE < times < _MULTIPLE:
+                return f" (about {times:.2g} ×)"
+        sizes = abs(self.size_in_noise)
+        return f" ({sizes:.2g} times the noise)" if 1.0 <= sizes < math.inf else ""
+
+    @property
+    def _since(self) -> str:
+        if self.onset_low < self.onset_high:
+            return f"between steps {self.onset_low:,} and {self.onset_high:,}"
+        return f"after step {self.onset_step:,}"
+
+    @property
+    def severity(self) -> str:
+        """How much it matters.
+
+        "note": it belongs to a healthy training. "look": a person should see it. "act": while it
+        lasts the training is not worth going on with.
+        """
+        if self._is_worse:
+            return "look"
+        return next((_SEVERITY[key] for key in self._keys if key in _SEVERITY), "look")
+
+    @property
+    def _keys(self) -> tuple[str, ...]:
+        """Under which severity and advice stand, the first one that has any."""
+        room, way = self.series.partition("/")[0], "" if self.opposed else self.direction
+        return self.kind, f"{room} {way} {self.kind}", f"{self.series} {way}", f"{room} {way}"
 
     @property
     def when(self) -> str:
-        """When it began, with the interval of that, and when it was seen."""
-        interval = ""
-        if self.onset_low < self.onset_high:
-            interval = f" ({self.onset_low:,} to {self.onset_high:,})"
-        began = f"began at about step {self.onset_step:,}{interval}"
-        return f"{began}, seen at step {self.detected_step:,}"
+        """When it began, as far as that can be said, and when it was seen."""
+        return f"began at about step {self.onset_step:,}, seen at step {self.detected_step:,}"
 
     @property
     def causes(self) -> list[str]:
         """What is known of the reason, a few words each."""
-        known = [_MEANINGS.get((self.series, self.direction), "")]
-        if self.near_zero_step >= 0:
-            step = f"by step {self.near_zero_step:,}"
-            known.append(
-                f"at the present decay half of them will be near zero {step}"
-                if self.near_zero_step <= _FAR * self.detected_step
-                else f"decay is too weak to make them near zero soon: half of them would be {step}"
-            )
+        known = [self._meaning]
         if self.num_not_finite:
             known.append(f"{self.num_not_finite:,} weights are NaN or infinite")
         known += [_CHANGES.get(self.change, ""), _EXPLAINED[self.explained_by_decay]]
+        if self.why_no_clock and self.explained_by_decay is None and self._may_decay:
+            why = redacted(self.why_no_clock)
+            known.append(f"it is not known whether weight decay explains it: {why}")
         return [words for words in known if words]
+
+    @property
+    def _meaning(self) -> str:
+        """What a change says of the model; nothing of one that is getting worse."""
+        if self._is_worse:
+            return "the model itself got worse"
+        return _MEANINGS.get((self.series, self.direction), "")
+
+    @property
+    def _is_worse(self) -> bool:
+        """Whether what removal costs has changed since the model itself got worse."""
+        return self.value_trend == "worse" and describe(self.series).needs_proxy
+
+    @property
+    def _may_decay(self) -> bool:
+        return self.series.startswith("near_zero/") and self.direction == "up"
 
     @property
     def sequel(self) -> list[str]:
         """What else saw it, what announced it, and what came of it, a few words each."""
         known = []
         if self.related:
-            labels = [printable(describe(name).label) for name in self.related]
-            parted = [label.partition(", ") for label in labels]
-            others = [what + (f" ({rule})" if rule else "") for what, _, rule in parted]
-            known.append(f"seen in {', '.join(others)} too")
+            known.append(f"seen in {_labels(self.related)} too")
+        if self.opposed:
+            known.append(f"{_labels(self.opposed)} went the other way")
         if self.preceded_by:
             series, _, step = map(printable, self.preceded_by.partition("@"))
-            known.append(f"announced by {describe(series).label} at step {step}")
+            known.append(f"{describe(series).label} of these layers rose before, at step {step}")
         if self.reverted_step >= 0:
             known.append(f"back by half at step {self.reverted_step:,}")
         return known
@@ -214,26 +258,24 @@ class Event:
     def advice(self) -> str:
         """What people do about such an event; never empty."""
         before = f"step {self.before_step:,}" if self.before_step >= 0 else "an earlier step"
-        if self.kind in _KIND_ADVICE:
-            return _KIND_ADVICE[self.kind].format(before=before)
         first = self.before_step if self.before_step >= 0 else self.onset_step
         compare = f"Compare the checkpoints around steps {first:,} and {self.detected_step:,}"
-        room = self.series.partition("/")[0]
-        way = "" if self.opposed else self.direction
-        own = (f"{room} {self.kind}", f"{room} {way} {self.kind}")
-        keys = (*own, f"{self.series} {way}", f"{room} {way}")
-        words = next((_ADVICE[key] for key in keys if key in _ADVICE), "{compare}.")
-        return words.format(compare=compare, decay=_DECAY[self.explained_by_decay])
+        decay, value = _DECAY[self.explained_by_decay], _VALUE[self.value_trend]
+        table = _KIND_ADVICE | _ADVICE
+        words = next((table[key] for key in self._keys if key in table), "{compare}.")
+        if self._is_worse:
+            words = "{value} {compare}."
+        words = words.format(compare=compare, decay=decay, value=value, before=before)
+        return " ".join(words.split())
 
     def describe(self) -> str:
         """One or two sentences for a person, the result first."""
-        if self.kind in _KIND_ADVICE:
+        if not self.is_of_series:
             return self._of_tensors()
-        names = _some(self.layers, len(self.layers))
-        first = f"{self.headline}: {self.when}{f', most in {names}' if names else ''}"
-        # units that die make no weight small: that takes decay
-        trend = [self.trend] if self.trend and self.series != _DORMANT else []
-        more = "; ".join([*trend, *self.causes, *self.sequel])
+        names = some_of(self.layers, len(self.layers))
+        most = f", most in {names}" if names else ""
+        first = f"{self.headline}{most}, seen at step {self.detected_step:,}"
+        more = "; ".join([*self.causes, *self.sequel])
         return f"{first}. {more[0].upper()}{more[1:]}" if more else first
 
     def _of_tensors(self) -> str:
@@ -242,12 +284,12 @@ class Event:
         seen = f"seen at step {self.detected_step:,}"
         over = f"since step {self.reverted_step:,}" if self.reverted_step >= 0 else ""
         if self.kind == "replicas":
-            names = _some(self.layers, len(self.layers))
+            names = some_of(self.layers, len(self.layers))
             same = f", the same up to {before}" if before else ""
             text = f"{self.headline} did not hold the weights that other ranks held of {names}, "
             text += f"{seen}{same}. The records go on with what rank 0 holds"
             return text + (f"; all ranks agree again {over}" if over else "")
-        names = _some(self.layers, max(int(self.value), len(self.layers)))
+        names = some_of(self.layers, max(int(self.value), len(self.layers)))
         not_yet = f", not yet so at {before}" if before else ""
         text = f"{self.headline}: {names}; {self.reason}; {seen}{not_yet}"
         return text + (f"; over {over}" if over else "")
@@ -262,14 +304,35 @@ def latest_versions(events: Iterable[Event]) -> list[Event]:
     return list({event.id: event for event in events}.values())
 
 
-def _some(names: Sequence[str], num: int) -> str:
+def _labels(series: Sequence[str]) -> str:
+    """What series are called, with their rules."""
+    parted = [printable(describe(name).label).partition(", ") for name in series]
+    return ", ".join(what + (f" ({rule})" if rule else "") for what, _, rule in parted)
+
+
+def some_of(names: Sequence[str], num: int) -> str:
     """The first three of ``num`` names."""
     more = f" and {num - 3:,} more" if num > 3 else ""
     return ", ".join(map(printable, names[:3])) + more
 
 
-#: Weights that take this many times the steps so far to be near zero are not expected to be.
-_FAR = 10
+#: What a change did, by its direction; what has jumped did most of it within two snapshots.
+_VERBS = {
+    "up": {
+        "jumped": "jumped",
+        "abrupt": "began to rise",
+        "steady": "rose steadily",
+        "lost": "rose",
+    },
+    "down": {
+        "jumped": "dropped",
+        "abrupt": "began to fall",
+        "steady": "fell steadily",
+        "lost": "fell",
+    },
+}
+#: From this multiple on, up or down, a change is told as one.
+_MULTIPLE = 1.5
 _CHANGES = {
     "scale": "the scale of the weights moved",
     "shape": "the shape of the weights' distribution changed",
@@ -277,14 +340,15 @@ _CHANGES = {
 }
 #: What a change says of the model, by its series and its direction.
 _MEANINGS = {
+    ("motion/dormant", "up"): "more of the weights get no gradient",
     ("value/reliance", "up"): "the model begins to use the watched weights",
     ("value/reliance", "down"): "the model uses the watched weights less",
     ("essential_sparsity/value", "up"): "more of the weights could be removed without harm",
     ("essential_sparsity/value", "down"): "fewer of the weights could be removed without harm",
 }
 _EXPLAINED = {
-    True: "weight decay alone explains it",
-    False: "weight decay alone does not explain it",
+    True: "weight decay explains it",
+    False: "weight decay cannot explain it",
     None: "",
 }
 _DECAY = {
@@ -292,25 +356,42 @@ _DECAY = {
     False: "Look for another cause than weight decay: pruning, a penalty, a jump in training.",
     None: "If it is unwanted, look at weight decay and activation of the layers named.",
 }
+#: What the held-out value says of it.
+_VALUE = {
+    "better": "No action needed now: the held-out value still gets better.",
+    "worse": "The held-out value got worse meanwhile: look at the training first.",
+    "still": "The held-out value stands still: no action needed if the training is at its end.",
+    "": "No action needed while the loss still falls.",
+}
+#: Severity where it is not "look", by the same keys as advice.
+_SEVERITY = {
+    "motion/dormant down": "note",
+    "near_zero down": "note",
+    "value/reliance up": "note",
+    "essential_sparsity down": "note",
+    "standstill": "note",
+    "lost": "act",
+    "replicas": "act",
+    "untrained": "act",
+    "not_finite": "act",
+}
 #: By the series or its room, the direction, and "steady"; what is not here is compared.
 #: docs/alarms.md has these sentences, too, and a test holds it to them.
 _ADVICE = {
-    "motion/dormant up": "No action needed if the model has spare capacity. Expect more near-zero "
-    "weights as decay continues. If it is unwanted, look in the layers named for dead ReLUs, a "
-    "learning rate too high for them, or inputs that never come.",
+    "motion/dormant up": "{value} Expect more near-zero weights as decay continues. If it is "
+    "unwanted, look in the layers named for dead ReLUs, a learning rate too high for them, or "
+    "inputs that never come.",
     "motion/dormant down": "No action needed: these weights get gradients again.",
-    "near_zero up": "{compare}. {decay} No action needed while the loss still falls.",
-    "near_zero up steady": "No action needed while the loss still falls, and nothing happened "
-    "at one step. {decay}",
+    "near_zero up": "{compare}. {decay} {value}",
+    "near_zero up steady": "{value} {decay}",
     "near_zero down": "No action needed: weights grow back. {compare} if that surprises.",
-    "value lost": "Stop the run and look at its data and its learning rate. {compare}.",
-    "value standstill": "No action needed if it has converged.",
+    "lost": "Stop the run and look at its data and its learning rate. {compare}.",
+    "standstill": "No action needed if it has converged.",
     "value/reliance up": "No action needed: the model began to need these weights. Compare "
     "sparsities only from here on.",
     "value/reliance down": "{compare}, and the loss: the model gets by without weights that it "
     "used. Look at the layers beside the watched ones, too.",
-    "essential_sparsity up": "No action needed while the loss still falls: it is a good time "
-    "to try pruning. If the loss rose, the model is coming apart. {compare}.",
+    "essential_sparsity up": "{value} {compare} before you prune.",
     "essential_sparsity down": "No action needed: the model makes use of more weights.",
 }
 #: By kind, where it is no change of a series.

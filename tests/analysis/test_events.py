@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from sparsitywatch.analysis.events import (
     accountable_layers,
     explained_by_decay,
-    near_zero_step,
+    has_jumped,
     what_moved,
 )
-from sparsitywatch.records import DecayProjection, Dormant, Event, LayerShare, Record
+from sparsitywatch.records import Dormant, Event, LayerShare, Record
 
 SIZES = {"a": 100, "b": 1000, "c": 10, "d": 100}
 
@@ -44,34 +44,6 @@ def test_weights_count_not_fractions() -> None:
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1") == ("b",)
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=0.9) == ("b", "a")
     assert accountable_layers(BEFORE, after, "near_zero/rms_0.1", share=1.0) == ("b", "a", "c")
-
-
-@pytest.mark.parametrize(
-    ("rate", "projected", "expected"),
-    [
-        (0.002, True, 400 + 250),  # the clock has to advance by 0.5
-        (0.002, False, 400 + 1151),  # a weight of usual size: by log(10)
-        (0.0, True, -1),
-        (math.nan, True, -1),
-    ],
-)
-def test_when_dormant_weights_will_be_near_zero(
-    rate: float, projected: bool, expected: int
-) -> None:
-    ahead = DecayProjection(
-        advance=(0.0, 0.5, 1.0), dormant=(0.0, 0.031, 0.06), entering=(0.0, 0.0, 0.0)
-    )
-    dormant = Dormant(
-        fraction=0.07, num_sampled=100, since_step=300, projection=ahead if projected else None
-    )
-    records = [
-        replace(BEFORE, step=step, decay_clock=step * rate, dormant=dormant) for step in (300, 400)
-    ]
-    event = Event(series="motion/dormant", direction="up", onset_step=200, detected_step=400,
-                  baseline=0.01, value=0.07)  # fmt: skip
-    assert near_zero_step(event, records) == expected
-    assert near_zero_step(event, records[1:]) == -1
-    assert near_zero_step(replace(event, direction="down"), records) == -1
 
 
 def test_a_fall_is_explained_by_what_fell() -> None:
@@ -154,6 +126,50 @@ def test_weights_that_are_cut_off_are_not(part: float, num_snapshots: int) -> No
     assert explained_by_decay(event(records, num_snapshots - 2), records) is False
     # nor if the onset is thought to be earlier: between two snapshots it is too fast in any case
     assert explained_by_decay(event(records, 0), records) is False
+
+
+def test_where_the_clock_is_no_law_nothing_is_claimed() -> None:
+    """Adam divides a coupled decay by the gradient's size: what shrinks tells of no clock."""
+    records = unscheduled(shrinking(0.3, np.linspace(0.0, 1.0, 8), dormant=0.3), [True] * 7)
+    assert explained_by_decay(event(records, 0), records) is True
+    records[-1] = replace(records[-1], why_no_clock="Adam's decay is divided by the gradient")
+    assert explained_by_decay(event(records, 0), records) is None
+
+
+# ------------------------------------------------------------------ how it came
+
+FLAT = [0.05] * 6
+SHAPES = {
+    "a step": ([*FLAT, 0.11, 0.11], True),
+    "two steps": ([*FLAT, 0.08, 0.11, 0.11], True),
+    "a step that goes on a little": ([*FLAT, 0.11, 0.115, 0.12], True),
+    "a step down": ([0.11] * 6 + [0.05, 0.05], True),
+    "a step whose end is not seen": ([*FLAT, 0.11], False),
+    "a step that goes on as fast": ([*FLAT, 0.08, 0.11, 0.14], False),
+    "a ramp": (FLAT + [0.05 + 0.004 * i for i in range(1, 16)], False),
+    "a bend": ([0.094, 0.095, 0.097, 0.101, 0.105], False),
+    "exponential": (FLAT + [0.05 + 0.001 * 2**i for i in range(6)], False),
+    "logistic": (FLAT + [0.05 + 0.06 / (1 + math.exp(6 - i)) for i in range(13)], False),
+    "a steep logistic": (
+        FLAT + [0.05 + 0.06 / (1 + math.exp(3 * (2 - i))) for i in range(6)], True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_what_came_within_two_snapshots_has_jumped(shape: str) -> None:
+    values, jumped = SHAPES[shape]
+    records = [made_record(10 * i, value) for i, value in enumerate(values)]
+    begun = next(i for i, x in enumerate(values) if x != values[0]) - 1
+    seen = event(records, 10 * begun, baseline=values[begun], value=values[-1],
+                 direction="up" if values[-1] > values[0] else "down")  # fmt: skip
+    assert has_jumped(seen, records) is jumped
+    for size in (0.1, 10.0):  # whatever the unit
+        scaled = [replace(r, near_zero={k: min(x * size, 1.0) for k, x in r.near_zero.items()})
+                  for r in records]  # fmt: skip
+        if size * max(values) <= 1.0:
+            told = replace(seen, baseline=size * seen.baseline, value=size * seen.value)
+            assert has_jumped(told, scaled) is jumped
 
 
 def test_growth_while_the_clock_stands_is_not_decay() -> None:

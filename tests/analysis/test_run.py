@@ -108,7 +108,7 @@ def test_without_a_clock_the_word_of_the_watch_is_taken() -> None:
 def test_what_the_budget_has_left_out_is_no_trouble() -> None:
     left_out = info(status="closed", step=450, num_due=9, left_out="7 to save time")
     found = standing(looks(100, 300), left_out, now=NOW)
-    assert (found.trouble, found.level) == ("", "")
+    assert (found.trouble, found.state) == ("", "")
     assert "weights 2 of 9. Left out: 7 to save time." in found.sentences[0]
 
 

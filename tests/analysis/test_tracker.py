@@ -164,12 +164,24 @@ def test_every_detection_is_told_once_or_belongs_to_one_that_was(parts: list) ->
 # ------------------------------------------------------------------ early signal
 
 
-def test_a_dormant_event_announces_the_near_zero_one_and_is_not_the_same() -> None:
-    early = event(DORMANT, 5, 8)
+@pytest.mark.parametrize(
+    ("fields", "is_named"),
+    [
+        ({"layers": ("b", "c"), "explained_by_decay": True}, True),
+        ({"layers": ("c",), "explained_by_decay": True}, False),
+        ({"layers": ("b",), "explained_by_decay": False}, False),
+        ({"layers": ("b",), "explained_by_decay": None}, False),
+        ({"explained_by_decay": True}, False),
+    ],
+)
+def test_near_zero_weights_name_the_dormant_ones_that_they_were(fields, is_named: bool) -> None:
+    """Only where weights of the same layers shrank by decay is one the other's cause."""
+    early = event(DORMANT, 5, 8, layers=("a", "b"))
     # its onset is thought to be as early, but it was seen many snapshots later
-    late = event(INITIAL, 6, 25)
+    late = event(INITIAL, 6, 25, **fields)
     told = final(run([early, late]))
-    assert [(e.series, e.preceded_by) for e in told] == [(DORMANT, ""), (INITIAL, early.id)]
+    expected = early.id if is_named else ""
+    assert [(e.series, e.preceded_by) for e in told] == [(DORMANT, ""), (INITIAL, expected)]
 
 
 def test_seen_within_a_few_snapshots_dormant_and_near_zero_are_one() -> None:
@@ -179,7 +191,8 @@ def test_seen_within_a_few_snapshots_dormant_and_near_zero_are_one() -> None:
 
 def test_an_early_signal_that_went_away_announces_nothing() -> None:
     gone = [0.0] * 8 + [1.0] * 4 + [0.1] * 18
-    told = final(run([event(DORMANT, 5, 8), event(INITIAL, 20, 25)], {DORMANT: gone}))
+    own = {"layers": ("a",), "explained_by_decay": True}
+    told = final(run([event(DORMANT, 5, 8, **own), event(INITIAL, 20, 25, **own)], {DORMANT: gone}))
     assert [e.preceded_by for e in told] == ["", ""]
 
 

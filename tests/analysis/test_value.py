@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsitywatch.analysis.detect import ValueChange
-from sparsitywatch.analysis.detect.value import improves, still_improves
+from sparsitywatch.analysis.detect.value import improves, value_trend
 from sparsitywatch.records import Event, SparsityCurve
 
 TIME = np.arange(80)
@@ -166,9 +166,22 @@ def test_records_say_whether_their_value_still_improves(higher_is_better: bool) 
     ]
     between = [made_record(100), evaluated(101, math.nan, higher_is_better=higher_is_better)]
     flat = [evaluated(200 + i, sign, higher_is_better=higher_is_better) for i in range(400)]
-    assert still_improves(falling) is True
-    assert still_improves([*falling, *between]) is True
-    assert still_improves([*falling, *flat]) is False
-    assert still_improves(falling[:9]) is None
-    assert still_improves(falling[:10]) is True
-    assert still_improves([made_record(i) for i in range(30)]) is None
+    assert value_trend(falling) == "better"
+    assert value_trend([*falling, *between]) == "better"
+    assert value_trend([*falling, *flat]) == "still"
+    assert value_trend(falling[:9]) == ""
+    assert value_trend(falling[:10]) == "better"
+    assert value_trend([made_record(i) for i in range(30)]) == ""
+
+
+@pytest.mark.parametrize(("lost", "trend"), [(0.2, "worse"), (0.04, "better")])
+@pytest.mark.parametrize("higher_is_better", [False, True])
+def test_what_lost_a_twentieth_is_worse(lost: float, trend: str, higher_is_better: bool) -> None:
+    """Of one that had gained 1.0, at two snapshots in a row, though a line still falls."""
+    sign = -1.0 if higher_is_better else 1.0
+    values = [*np.geomspace(2.0, 1.0, 20), 1.0 + lost, 1.0 + lost]
+    records = [
+        evaluated(i, sign * x, higher_is_better=higher_is_better) for i, x in enumerate(values)
+    ]
+    assert value_trend(records) == trend
+    assert value_trend(records[:-1]) == "better"

@@ -11,7 +11,7 @@ import pytest
 from contracts import fake_run
 
 from sparsitywatch.analysis.run import Run
-from sparsitywatch.analysis.verdict import LEVELS, main_event
+from sparsitywatch.analysis.verdict import STATES, main_event
 from sparsitywatch.cli import main
 from sparsitywatch.page.data import page_data
 from sparsitywatch.records import WatchState
@@ -20,14 +20,15 @@ RELIANCE, TAKE_OFF = fake_run.events()
 NOW = 1.7e9 + 2010
 
 
-def records(last: int = 2000):
-    return [record for record, _ in fake_run.looks(range(0, last + 1, 500))]
+def records(last: int = 2000, every: int = 200):
+    return [record for record, _ in fake_run.looks(range(0, last + 1, every))]
 
 
 def state(**fields) -> WatchState:
     return WatchState(**{"status": "closed", "step": 2000, "wall_time": NOW - 10.0,
-                         "last_step": 2000, "num_due": 5, "num_taken": 5, "num_evaluated": 5,
-                         "last_evaluated_step": 2000, "overhead": 0.008, **fields})  # fmt: skip
+                         "last_step": 2000, "num_due": 11, "num_taken": 11,
+                         "num_evaluated": 11, "last_evaluated_step": 2000, "overhead": 0.008,
+                         **fields})  # fmt: skip
 
 
 def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
@@ -37,35 +38,98 @@ def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
 
 def test_a_quiet_run_is_healthy() -> None:
     verdict = run_of().verdict
-    assert (verdict.level, verdict.badge, verdict.event) == ("healthy", "no events", 0)
-    assert verdict.headline == "No abrupt change in 5 snapshots"
-    assert verdict.action.startswith("Nothing to do")
+    assert (verdict.state, verdict.badge, verdict.event) == ("healthy", "no alarm", 0)
+    assert verdict.headline == "No alarm in 11 snapshots"
+    assert verdict.advice == "No action needed."
+
+
+def test_what_belongs_to_a_healthy_training_is_a_note() -> None:
+    """The model begins to use its weights: nobody has to look."""
+    verdict = run_of([RELIANCE]).verdict
+    assert (RELIANCE.severity, verdict.state, verdict.exit_code) == ("note", "healthy", 0)
+    assert verdict.cause == f"of a healthy training: {RELIANCE.headline}"
+    worse = replace(RELIANCE, value_trend="worse")
+    assert run_of([worse]).verdict.state == "look"
+
+
+def test_two_changes_against_each_other_are_joined() -> None:
+    needs_more = replace(TAKE_OFF, series="essential_sparsity/value", direction="down", id="e")
+    joined = "many weights become tiny, yet the model needs more of the rest"
+    assert joined in run_of([TAKE_OFF, needs_more]).verdict.cause
+    assert joined not in run_of([TAKE_OFF]).verdict.cause
+    over = replace(needs_more, reverted_step=1900)
+    assert joined not in run_of([TAKE_OFF, over]).verdict.cause
+
+
+@pytest.mark.parametrize(("number", "state"), [(1, "too early to tell"), (8, "too early to tell"),
+                                               (9, "healthy")])  # fmt: skip
+def test_few_snapshots_tell_nothing(number: int, state: str) -> None:
+    verdict = run_of(records=records()[:number]).verdict
+    assert verdict.state == state
+    if state != "healthy":
+        assert verdict.headline == f"Too early to tell: {number} of about 9 snapshots"
+
+
+def test_a_nan_run_sends_people_where_its_event_does() -> None:
+    made = records()
+    broken = [replace(r, num_nan=3) if r.step >= 1600 else r for r in made]
+    assert run_of(records=broken).verdict.advice.endswith("a checkpoint of step 1,400 or before.")
+    assert run_of(records=broken).verdict.since == 1600
+    sign = replace(TAKE_OFF, kind="not_finite", series="vital/not_finite", value=2.0, id="n",
+                   before_step=1500, reason="weights are NaN or infinite")  # fmt: skip
+    verdict = run_of([sign], records=broken).verdict
+    assert (verdict.advice, verdict.event) == (sign.advice, 1)
+    assert "1,500" in verdict.advice
+
+
+def test_what_nobody_watches_is_said() -> None:
+    last = records()[-1]
+    bare = replace(last, provenance=replace(last.provenance, proxy_hash=""), trained=0.5,
+                   why_no_clock="Adam divides the decay by the size of the gradient")  # fmt: skip
+    found = run_of(records=[*records()[:-1], bare]).verdict.not_watched
+    assert found == (
+        "essential sparsity and reliance: no proxy was given",
+        "weight decay as a cause: Adam divides the decay by the size of the gradient",
+        "50.0% of the weights in scope: no step reaches them",
+    )
+    whole = [replace(r, trained=1.0) for r in records()]
+    assert run_of(records=whole).verdict.not_watched == ()
+    off = state(status="off", step=900, reason="the disk is full")
+    verdict = run_of([], off, records=whole).verdict
+    assert verdict.not_watched == ("the watch has been off since step 900",)
+
+
+def test_a_run_says_its_verdict() -> None:
+    assert repr(run_of()) == "<Run run, healthy: No alarm in 11 snapshots>"
 
 
 def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
     verdict = run_of([RELIANCE, TAKE_OFF]).verdict
-    assert (verdict.level, verdict.badge, verdict.event) == ("look", "2 events", 2)
-    assert verdict.headline == "Weights turned sparse abruptly, from about step 1,050 on"
-    assert verdict.action == TAKE_OFF.advice
+    assert (verdict.state, verdict.badge, verdict.event) == ("look", "1 event", 2)
+    assert verdict.headline == TAKE_OFF.headline
+    assert verdict.advice == TAKE_OFF.advice
+    assert (verdict.onset_low, verdict.onset_high) == (TAKE_OFF.onset_low, TAKE_OFF.onset_high)
+    assert verdict.where == TAKE_OFF.layers
 
 
 @pytest.mark.parametrize(
     ("trained", "level", "badge"),
     [
-        ((1.0, 1.0, 1.0, 1.0, 1.0), "healthy", "no events"),
-        ((math.nan, 0.09, 0.09, 0.09, 0.09), "healthy", "no events"),  # an adapter
-        ((0.2, 0.4, 0.6, 0.8, 1.0), "healthy", "no events"),  # thawed layer by layer
-        ((1.0, 1.0, 1.0, 1.0, 0.5), "healthy", "no events"),  # layers are dropped at random
+        ((1.0, 1.0, 1.0, 1.0, 1.0), "healthy", "no alarm"),
+        ((math.nan, 0.09, 0.09, 0.09, 0.09), "healthy", "no alarm"),  # an adapter
+        ((0.2, 0.4, 0.6, 0.8, 1.0), "healthy", "no alarm"),  # thawed layer by layer
+        ((1.0, 1.0, 1.0, 1.0, 0.5), "healthy", "no alarm"),  # layers are dropped at random
         ((1.0, 1.0, 1.0, 0.4, 0.5), "look", "trained in part"),
         ((1.0, 1.0, 1.0, 1.0, 0.0), "broken", "not trained"),
         ((0.0, 0.0, 0.0, 0.0, 0.0), "broken", "not trained"),
-        ((math.nan,) * 5, "healthy", "no events"),  # no optimizer is seen
+        ((math.nan,) * 5, "healthy", "no alarm"),  # no optimizer is seen
     ],
 )
 def test_weights_that_no_step_reaches_are_said(trained, level: str, badge: str) -> None:
-    made = [replace(r, trained=share) for r, share in zip(records(), trained, strict=True)]
+    shares = [*trained[:1] * 6, *trained]
+    made = [replace(r, trained=share) for r, share in zip(records(), shares, strict=True)]
     verdict = run_of(records=made).verdict
-    assert (verdict.level, verdict.badge) == (level, badge)
+    assert (verdict.state, verdict.badge) == (level, badge)
 
 
 def test_what_is_gone_matters_more_than_what_announces_it() -> None:
@@ -74,35 +138,38 @@ def test_what_is_gone_matters_more_than_what_announces_it() -> None:
     assert main_event([dormant, RELIANCE]) is dormant
     gone = replace(TAKE_OFF, reverted_step=1500)
     assert main_event([gone, RELIANCE]) is RELIANCE
-    assert run_of([gone]).verdict.headline.endswith("and back by half at step 1,500")
+    assert run_of([gone]).verdict.headline.endswith(", and was back by half at step 1,500")
 
 
 def test_a_watch_that_is_off_is_the_headline() -> None:
     off = state(status="off", step=900, reason="the disk is full")
     verdict = run_of([TAKE_OFF], off).verdict
-    assert verdict.level == "broken"
-    assert verdict.headline.startswith("The watch has been off since step 900; before that: weigh")
-    assert "the disk is full" in verdict.action
+    assert verdict.state == "broken"
+    assert verdict.headline.startswith(
+        "The watch has been off since step 900; before that: near-zero weights"
+    )
+    assert verdict.advice.startswith("Mend what the reason names")
+    assert "the disk is full" in verdict.watch[0]
 
 
 def test_a_watch_that_is_silent_is_the_headline() -> None:
     verdict = run_of([], state(status="on", wall_time=NOW - 4000.0)).verdict
-    assert verdict.level == "broken"
+    assert verdict.state == "broken"
     assert verdict.headline.startswith("The watch was last heard of at step 2,000")
 
 
 def test_what_has_ended_a_training_is_worth_a_look_but_nan_matters_more() -> None:
     ended = state(status="ended", reason="KeyboardInterrupt", step=2120)
     verdict = run_of([TAKE_OFF], ended).verdict
-    assert (verdict.level, verdict.badge) == ("look", "1 event")
+    assert (verdict.state, verdict.badge) == ("look", "1 event")
     assert verdict.headline.startswith(
-        "The training was ended by KeyboardInterrupt at step 2,120; before that: weights turned"
+        "The training was ended by KeyboardInterrupt at step 2,120; before that: near-zero"
     )
     verdict = run_of([], ended).verdict
-    assert (verdict.level, verdict.badge) == ("look", "ended early")
+    assert (verdict.state, verdict.badge) == ("look", "ended early")
     last = replace(records()[-1], num_nan=12)
     verdict = run_of([], ended, records=[*records()[:-1], last]).verdict
-    assert (verdict.level, verdict.badge) == ("broken", "NaN or infinite weights")
+    assert (verdict.state, verdict.badge) == ("broken", "NaN or infinite weights")
 
 
 @pytest.mark.parametrize(
@@ -114,11 +181,11 @@ def test_what_has_ended_a_training_is_worth_a_look_but_nan_matters_more() -> Non
         (0, {"status": "ended", "reason": "OSError"}, [], "look",
          "The training was ended by OSError at step 2,000"),
         (2, {"num_evaluated": 0}, [], "look",
-         "Essential sparsity was never measured; no abrupt change in 2 snapshots"),
+         "Essential sparsity was never measured; too early to tell: 2 of about 9 snapshots"),
         (2, {"num_evaluated": 0}, [TAKE_OFF], "look",
-         "Essential sparsity was never measured; weights turned sparse abruptly, from about step "),
+         "Essential sparsity was never measured; near-zero weights "),
         (2, {"status": "ended", "reason": "OSError", "num_evaluated": 0}, [], "look",
-         "The training was ended by OSError at step 2,000; before that: no abrupt change in 2 sna"),
+         "The training was ended by OSError at step 2,000; before that: too early to tell: 2 of"),
     ],
 )  # fmt: skip
 def test_a_headline_says_of_trouble_only_what_can_be_said(
@@ -126,7 +193,7 @@ def test_a_headline_says_of_trouble_only_what_can_be_said(
 ) -> None:
     """Before is what was seen before an end, and of no snapshots nothing is said."""
     verdict = run_of(events, state(**fields), records=records()[:number]).verdict
-    assert verdict.level == level
+    assert verdict.state == level
     assert verdict.headline.startswith(headline)
     assert len(verdict.headline) == len(headline) or number
 
@@ -134,36 +201,36 @@ def test_a_headline_says_of_trouble_only_what_can_be_said(
 def test_snapshots_that_failed() -> None:
     failed = replace(records()[-1], valid=False, reason="it broke.", step=2500)
     verdict = run_of(records=[*records(), failed]).verdict
-    assert (verdict.level, verdict.badge) == ("look", "snapshot failed")
-    assert verdict.action == "The last snapshot, of step 2,500, failed: it broke."
+    assert (verdict.state, verdict.badge) == ("look", "snapshot failed")
+    assert verdict.cause == "the last snapshot, of step 2,500, failed: it broke"
     blind = [replace(r, valid=False, reason="it broke") for r in records()]
-    assert run_of(records=blind).verdict.level == "broken"
+    assert run_of(records=blind).verdict.state == "broken"
 
 
 def test_weights_that_are_nan_are_broken() -> None:
     last = replace(records()[-1], num_nan=12)
     verdict = run_of(records=[*records()[:-1], last]).verdict
-    assert verdict.level == "broken"
+    assert verdict.state == "broken"
     assert verdict.headline == "12 weights are NaN or infinite at step 2,000"
 
 
 def test_a_run_that_has_just_begun() -> None:
     verdict = run_of(records=[], watch=state(status="on", step=3, last_step=-1)).verdict
-    assert (verdict.level, verdict.badge) == ("too early", "no snapshot yet")
+    assert (verdict.state, verdict.badge) == ("too early to tell", "no snapshot yet")
     verdict = run_of(records=records(0), watch=state(status="on", step=3, last_step=0)).verdict
-    assert (verdict.level, verdict.badge) == ("too early", "one snapshot")
+    assert verdict.headline == "Too early to tell: 1 of about 9 snapshots"
 
 
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({}, "weights 5 of 5, essential sparsity 5 times, last at step 2,000"),
+        ({}, "weights 11 of 11, essential sparsity 11 times, last at step 2,000"),
         (
             {"num_due": 40, "num_taken": 40, "num_evaluated": 1, "last_evaluated_step": 5},
             "weights 40 of 40, essential sparsity once, at step 5",
         ),
-        ({"num_due": 9, "num_evaluated": -1, "num_failed": 2}, "weights 5 of 9, 2 failed"),
-        ({"num_evaluated": 0}, "weights 5 of 5, essential sparsity never"),
+        ({"num_due": 19, "num_evaluated": -1, "num_failed": 2}, "weights 11 of 19, 2 failed"),
+        ({"num_evaluated": 0}, "weights 11 of 11, essential sparsity never"),
         ({"num_due": 0, "num_taken": 0}, "no snapshot was due"),
     ],
 )
@@ -201,12 +268,12 @@ def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> N
         value=3.0, id=kind, reason="no bit of them moved",
     )  # fmt: skip
     verdict = run_of([TAKE_OFF, sign]).verdict
-    assert (verdict.level, verdict.event) == (level, 2)
+    assert (verdict.state, verdict.event) == (level, 2)
     assert verdict.headline.startswith("3 tensors ")
-    assert verdict.action == sign.advice
+    assert verdict.advice == sign.advice
     over = replace(sign, reverted_step=1500)
     assert run_of([TAKE_OFF, over]).verdict.event == 1
-    assert run_of([over]).verdict.level == "look"
+    assert run_of([over]).verdict.state == "look"
     assert "no bit of them moved" in page_data(run_of([sign]))["events"][0]["why"]
 
 
@@ -218,16 +285,16 @@ def test_what_is_wrong_with_the_training_comes_first(kind: str, level: str) -> N
     [(state(), [], 0), (state(), [TAKE_OFF], 1), (state(status="off", reason="x"), [], 2)],
 )
 def test_the_exit_status_says_it(watch, events, code: int, tmp_path: Path, capsys) -> None:
-    looks = fake_run.looks(range(0, 2001, 500))
+    looks = fake_run.looks(range(0, 2001, 200))
     log = fake_run.write_run(tmp_path / "run", looks, events, state=watch)
     level = ("healthy", "look", "broken")[code]
-    assert LEVELS[level] == code
+    assert STATES[level] == code
     assert main(["status", str(log)]) == code
     told = capsys.readouterr().out
     assert told.startswith(f"{level}: ")
     assert main(["status", str(log), "--json"]) == code
     told = json.loads(capsys.readouterr().out)
-    assert told["status"] == level
+    assert told["state"] == level
     assert told["last_step"] == 2000
     assert [event["id"] for event in told["events"]] == [event.id for event in events]
 

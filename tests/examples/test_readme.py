@@ -35,7 +35,7 @@ def test_the_first_block_runs_as_it_is_pasted(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<Record of step 600: near zero (initial_0.1) 0.")
-    assert "sparsitywatch: Units are dying" in done.stderr
+    assert "sparsitywatch: Dormant weights" in done.stderr
 
     # and so do the commands below it
     after = README.partition(block)[2].partition("##")[0]
@@ -43,6 +43,6 @@ def test_the_first_block_runs_as_it_is_pasted(
     assert [command.split()[0] for command in commands] == ["summary", "report", "show", "status"]
     monkeypatch.chdir(tmp_path)
     found = {c.split()[0]: cli.main(c.split()) for c in commands if c != "show runs"}  # it serves
-    assert found == {"summary": 0, "report": 0, "status": 1}  # 1: units are dying, have a look
+    assert found == {"summary": 0, "report": 0, "status": 1}  # 1: dormant weights, have a look
     assert "30 " in capsys.readouterr().out  # snapshots, in the summary
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -55,7 +55,7 @@ def test_everything_that_was_logged(logdir: Path) -> None:
     assert values.tolist() == [line["near_zero"]["initial_0.1"] for line in raw]
     assert (run.name, run.directory) == ("bert", logdir / "sparsitywatch")
     assert "bert" in repr(run)
-    assert "Reliance rose abruptly" in run._repr_html_()
+    assert "Reliance began to rise" in run._repr_html_()
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_a_run_that_has_begun_has_a_manifest_and_no_series_yet(tmp_path: Path) -
 def test_a_log_without_a_manifest(logdir: Path) -> None:
     (logdir / "sparsitywatch" / "run.json").unlink()
     run = sw.load(logdir)
-    assert (run.info, run.replayed_from, run.standing.sentences) == (None, (), ())
+    assert (run.info, run.replayed_from, run.verdict.watch) == (None, (), ())
     assert len(run.records) == len(STEPS)
 
 
@@ -180,7 +180,7 @@ def test_how_the_watch_stands(tmp_path: Path) -> None:
     (manifest,) = lines(logdir, "run.json")
     state = WatchState(status="off", reason="OSError: no", step=2300, wall_time=0.0)
     path.write_text(json.dumps(manifest | {"state": vars(state) | {"overhead": None, "step_s": 1}}))
-    assert sw.load(logdir).standing.trouble == "the watch has been off since step 2,300"
+    assert sw.load(logdir).verdict.trouble == "the watch has been off since step 2,300"
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "empty inside", "a file"])

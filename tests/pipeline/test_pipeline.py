@@ -168,4 +168,4 @@ def test_the_default_action_warns(caplog) -> None:
     )
     with caplog.at_level(logging.WARNING, logger="sparsitywatch"):
         log_event(event)
-    assert "s fell abruptly from 1 to 0.5: began at about step 3, seen at step 5" in caplog.text
+    assert "s began to fall from 1 to 0.5 (about 0.5 ×) after step 3, seen at step 5" in caplog.text

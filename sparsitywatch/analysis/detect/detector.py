@@ -43,6 +43,8 @@ class Detector(ABC):
     """
 
     memory: Any
+    #: Whether a series that was missing for some snapshots is a new one when it comes back.
+    restarts_after_gap: bool = True
 
     @property
     def is_suspicious(self) -> bool:

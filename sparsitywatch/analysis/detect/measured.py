@@ -283,6 +283,7 @@ class DormantRise(Detector):
     """
 
     memory: DormantMemory
+    restarts_after_gap = False  # a share that is higher than before is so whatever came between
 
     def __init__(self, min_effect: float = 0.03, *, ratio: float = 2.0) -> None:
         what = "in (0, 1), a fraction of the weights (0.03: three percentage points)"

@@ -37,15 +37,22 @@ from sparsitywatch.records.student import normal_score
 _SHARE, _NOISES = 0.05, 4.0
 
 
-def still_improves(records: Sequence[Record]) -> bool | None:
-    """Whether the proxy's value still got better, over the latest half or the latest eight.
+def value_trend(records: Sequence[Record]) -> str:
+    """What the proxy's value does now: "better", "worse" or "still"; "" before ten evaluations.
 
-    None where fewer than ten evaluations say.
+    It is worse where its last two lost a part of what was gained that is worth a word.
     """
     seen = [(r.step, r.curve) for r in records if r.curve is not None]
     known = [(step, curve) for step, curve in seen if math.isfinite(curve.dense)]
-    harms = [-curve.dense if curve.higher_is_better else curve.dense for _, curve in known]
-    return improves(np.array([float(step) for step, _ in known]), np.array(harms))
+    harms = np.array([-c.dense if c.higher_is_better else c.dense for _, c in known])
+    improving = improves(np.array([float(step) for step, _ in known]), harms)
+    if improving is None:
+        return ""
+    best = float(median_of_three(harms[:-2]).min())
+    worth = max(_SHARE * max(float(harms[0]) - best, abs(best)), _NOISES * noise_sd(harms[:-2]))
+    if float(harms[-2:].min()) - best > worth:
+        return "worse"
+    return "better" if improving else "still"
 
 
 def improves(steps: Array, harms: Array) -> bool | None:
@@ -124,7 +131,7 @@ class ValueChange(AbruptChange):
         if lost is not None:
             return lost
         if worse is not None:
-            return replace(worse, severity="look")
+            return worse
         is_worse = memory.is_lost or memory.ongoing is not None
         return None if is_worse else self._standstill(harms, sign)
 
@@ -143,7 +150,7 @@ class ValueChange(AbruptChange):
         baseline, now = sign * memory.best, memory.history.last_step
         memory.ongoing = Ongoing(self._direction, baseline, FEW, False, now)
         return event_of(
-            memory.history, (at, first, last), kind="lost", severity="act",
+            memory.history, (at, first, last), kind="lost",
             direction=self._direction, baseline=baseline, decay_clock=memory.decay_clock,
         )  # fmt: skip
 
@@ -157,6 +164,6 @@ class ValueChange(AbruptChange):
         memory.stood_at = memory.best
         at = int(view.ends[len(harms) // 2])
         return event_of(
-            memory.history, (at, at, at), kind="standstill", severity="note", direction="",
+            memory.history, (at, at, at), kind="standstill", direction="",
             baseline=sign * memory.best, decay_clock=memory.decay_clock,
         )  # fmt: skip

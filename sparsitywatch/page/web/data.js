@@ -15,8 +15,10 @@
  *   scope: string, ledger: (string | number)[][], num_ledger: number, replayed_from: string[],
  *   provenance: {first: number, last: number, facts: Fact[]}[], costs: Fact[],
  *   words: [string, string][]}} Facts
- * @typedef {{level: string, badge: string, headline: string, action: string, event: number}} Verdict
- * @typedef {{version: string, name: string, verdict: Verdict, standing: string[],
+ * @typedef {{state: string, badge: string, headline: string, since: number, onset_low: number,
+ *   onset_high: number, where: string[], cause: string, advice: string, confidence: string,
+ *   not_watched: string[], trouble: string, watch: string[], event: number}} Verdict
+ * @typedef {{version: string, name: string, verdict: Verdict,
  *   state: {status: string, step: number, wall_time: number | null} | null, watch: string[],
  *   taken: string, tiles: Tile[], rule: string, better: string, num_snapshots: number, steps: number[],
  *   failed: number[], unasked: number[], series: Record<string, Values>,

@@ -25,9 +25,11 @@ export function header(data, live, selector, pick) {
   const event = data.events[verdict.event - 1];
   return h("header", {}, selector,
     h("p", { class: "eyebrow" }, "Sparsity of the run ", h("b", {}, data.name), watch ? ` · ${watch}` : ""),
-    h("h1", {}, h("span", { class: `badge ${verdict.level}` }, verdict.badge), " ", verdict.headline),
-    event && (event.where.length || event.why.length) ? h("p", { class: "answers" }, ...where(data, event), ...why(event), number(event, pick)) : null,
-    h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.action),
+    h("h1", {}, h("span", { class: `badge ${verdict.state.split(" ")[0]}` }, verdict.badge), " ", verdict.headline),
+    h("p", { class: "answers" }, ...where(data, verdict.where), ...answer("Why", verdict.cause), ...answer("How sure", verdict.confidence),
+      event ? number(event, pick) : null),
+    h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.advice),
+    verdict.not_watched.length ? h("p", { class: "taken" }, h("b", {}, "Not watched: "), verdict.not_watched.join("; "), ".") : null,
     h("p", { class: "taken" }, data.taken));
 }
 
@@ -62,13 +64,13 @@ export function events(data, pick) {
     h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : "" },
       h("h3", {}, number(event, pick), " ", event.title),
       h("p", {}, capital(event.when), "."),
-      event.where.length ? h("p", {}, ...where(data, event)) : null,
-      event.why.length ? h("p", {}, ...why(event)) : null,
+      event.where.length ? h("p", {}, ...where(data, event.where)) : null,
+      event.why.length ? h("p", {}, ...answer("Why", event.why.join("; "))) : null,
       event.also.length ? h("p", {}, capital(event.also.join("; ")), ".") : null,
       h("p", { class: "do" }, h("b", {}, "→ "), event.do)));
   return h("section", { class: "events", id: "events" }, h("h2", {}, "Events", " ", h("small", {}, cards.length ? "newest first" : "")),
     cards.length ? h("ol", {}, ...cards) : h("p", { class: "none" }, data.steps.length
-      ? "None: no watched number changed abruptly or rose steadily." : "None yet: nothing has been measured."));
+      ? "None: no watched number jumped, took off, or rose steadily." : "None yet: nothing has been measured."));
 }
 
 /** @param {RunEvent} event @param {(event: RunEvent) => void} pick */
@@ -76,18 +78,18 @@ function number(event, pick) {
   return h("button", { type: "button", class: "number", "aria-label": `Show event ${event.number} in the charts`, onclick: () => pick(event) }, String(event.number));
 }
 
-/** In which tensors, by the names that they have in the map below. @param {PageData} data @param {RunEvent} event */
-function where(data, event) {
-  if (!event.where.length) return [];
+/** In which tensors, by the names that they have in the map below. @param {PageData} data @param {string[]} names */
+function where(data, names) {
+  if (!names.length) return [];
   const labels = new Map(parted(data.tensors).map((part, i) => [data.tensors[i], part.label]));
-  const few = event.where.slice(0, FEW_NAMES).map((name) => labels.get(name) ?? name).join(", ");
-  const more = event.where.length - FEW_NAMES;
-  return [h("b", {}, "Where: "), h("span", { title: event.where.join(", ") }, more > 0 ? `${few} and ${more} more` : few), ". "];
+  const few = names.slice(0, FEW_NAMES).map((name) => labels.get(name) ?? name).join(", ");
+  const more = names.length - FEW_NAMES;
+  return [h("b", {}, "Where: "), h("span", { title: names.join(", ") }, more > 0 ? `${few} and ${more} more` : few), ". "];
 }
 
-/** @param {RunEvent} event */
-function why(event) {
-  return event.why.length ? [h("b", {}, "Why: "), `${event.why.join("; ")}. `] : [];
+/** @param {string} question @param {string} text */
+function answer(question, text) {
+  return text ? [h("b", {}, `${question}: `), `${text}. `] : [];
 }
 
 /** @param {string} text */
@@ -153,7 +155,7 @@ export function foot(data, live) {
   return h("section", { class: "foot" },
     failed.length ? fold("failed", `${facts.num_failed} failed snapshot${facts.num_failed === 1 ? "" : "s"}`, table(["step", "why"], failed), true) : null,
     notes.length ? fold("notes", "Notes", table(["step", "note"], notes), true) : null,
-    data.standing.length ? fold("standing", "The watch", h("div", {}, ...data.standing.map((text) => h("p", {}, text)))) : null,
+    data.verdict.watch.length ? fold("standing", "The watch", h("div", {}, ...data.verdict.watch.map((text) => h("p", {}, text)))) : null,
     fold("provenance", "What the numbers depend on", h("div", {},
       facts.replayed_from.length ? h("p", {}, `Replayed from saved checkpoints: ${facts.replayed_from.join(", ")}.`) : null,
       facts.provenance.length > 1 ? h("p", { class: "warning" }, "It changed during this run: the parts below cannot be compared with each other.") : null,
