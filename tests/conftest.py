@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from pathlib import Path
@@ -31,3 +32,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     is_slow_out = "not slow" in config.getoption("markexpr")
     return True if is_slow_out and _ALL_SLOW.search(collection_path.read_text()) else None
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()

@@ -8,12 +8,11 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from contracts.forked import Child
 from contracts.live_runs import held_out, save_safetensors, save_torch, train
 from contracts.stored_run import NUM, SHRUNK, save_run, weights
 
@@ -199,19 +198,11 @@ def test_the_defaults_that_the_help_states_are_those_of_the_settings(capsys) -> 
     assert default == sw.Settings(pattern="global")
 
 
-def started(*arguments: str) -> subprocess.Popen:
-    # tests that run in the background of a shell have inherited that Ctrl-C is ignored
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from sparsitywatch.cli import main; sys.exit(main())"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+# tests that run in the background of a shell have inherited that Ctrl-C is ignored
+COMMAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from sparsitywatch.cli import main; sys.exit(main())"
+)
 
 
 @pytest.mark.slow
@@ -221,19 +212,18 @@ def test_a_sidecar_ends_when_told(run: Path, tmp_path: Path, ending: signal.Sign
     place.mkdir()
     shutil.copy(run / "step-10.pt", place)
     options = ["--follow", "--poll", "0.05", "--json"]
-    process = started("replay", str(place), "--logdir", str(tmp_path), *options)
+    process = Child(COMMAND, "replay", place, "--logdir", tmp_path, *options)
     try:
         kinds = [json.loads(process.stdout.readline())["kind"] for _ in range(2)]
         shutil.copy(run / "step-20.pt", tmp_path / "arriving")
         (tmp_path / "arriving").rename(place / "step-20.pt")
         kinds += [json.loads(process.stdout.readline())["kind"] for _ in range(2)]
-        process.send_signal(ending)
-        output, errors = process.communicate(timeout=60)
+        os.kill(process.pid, ending)
+        returned, output, errors = process.communicate()
     finally:
         process.kill()
-        process.communicate()
     assert kinds == ["record", "progress"] * 2
-    assert (process.returncode, errors) == (0, "")
+    assert (returned, errors) == (0, "")
     assert json.loads(output.splitlines()[-1])["num_records"] == 2
     assert read_manifest(tmp_path / "sparsitywatch").replayed_from == (str(place),)
 

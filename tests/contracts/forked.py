@@ -1,20 +1,29 @@
-"""A script on several ranks, as ``torchrun`` starts it, but forked from one process.
+"""Processes that are forked from one that has imported torch, which is most of what a start takes.
 
-``python forked.py <number of ranks> <modules, with commas> <script> [argument ...]``
-
-What all ranks need, torch before all, is imported once, which is most of what a start takes.
+That one is started when it is first needed, and ends with this process. What a program needs is
+imported there, once; the program begins from nothing, in a process of its own.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
 import importlib
+import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import traceback
+import types
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 #: What a watch loads when it is first used, for ``imports``.
@@ -25,6 +34,90 @@ WATCH = (
 #: The same, and what a small BERT does.
 WATCHED_BERT = f"{WATCH},transformers.models.bert.modeling_bert"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Child:
+    """A program in a process of its own, or on several ranks, as ``torchrun`` starts it.
+
+    Args:
+        program: a script, or code as for ``python -c``.
+        imports: modules, with commas, that are imported before it is forked.
+        num_ranks: 0: without ranks. One that fails ends the others.
+        path: where modules are also looked for.
+        output: a file to which all that is printed is added; else it is read from ``stdout``, and
+            from ``errors``.
+    """
+
+    def __init__(
+        self, program: Path | str, *arguments: object, imports: str = WATCH, num_ranks: int = 0,
+        path: str = "", output: Path | None = None,
+    ) -> None:  # fmt: skip
+        is_code = isinstance(program, str)
+        request = {
+            "code": program if is_code else "", "imports": imports.split(","), "ranks": num_ranks,
+            "argv": ["-c" if is_code else str(program), *map(str, arguments)],
+            "path": path.split(os.pathsep) if path else [], "cwd": str(Path.cwd()),
+            "environment": os.environ | dict.fromkeys(THREADS, "1"),
+        }  # fmt: skip
+        (stdin, own_in), (own_out, stdout), (own_report, report) = (os.pipe() for _ in range(3))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 it lives as long as this
+        given = [stdin, stdout, self._errors.fileno(), report]
+        if output is not None:
+            given[1] = given[2] = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        _ask(request, given)
+        for fd in {stdin, stdout, report, given[1]}:
+            os.close(fd)
+        self.stdin, self.stdout = os.fdopen(own_in, "w", 1), os.fdopen(own_out)
+        self._report, self._ended = os.fdopen(own_report, buffering=1), ""
+        if output is not None:
+            self.stdout.close()
+            self._errors.close()
+        answer = self._report.readline()
+        if not answer:
+            raise RuntimeError("the process that forks others has ended; its stderr says why")
+        #: Process ids of all that belongs to it, and of the program; of ranks that of the last.
+        self.group, self.pid = map(int, answer.split())
+
+    def wait(self, limit_s: float = 90.0) -> int:
+        """Wait for what it returns: negative for a signal, of ranks 0 or 1.
+
+        Raises:
+            TimeoutError: it still runs.
+        """
+        if not self._ended:
+            if not select.select([self._report], [], [], limit_s)[0]:
+                raise TimeoutError(f"process {self.pid} still runs after {limit_s:g} s")
+            self._ended = self._report.readline() or str(-signal.SIGKILL)
+            self._report.close()
+            self.stdin.close()
+        return int(self._ended)
+
+    def is_on(self) -> bool:
+        """Whether it still runs."""
+        return not self._ended and not select.select([self._report], [], [], 0.0)[0]
+
+    def kill(self) -> None:
+        """End it with all that belongs to it, and wait for that."""
+        if self.is_on():
+            os.killpg(self.group, signal.SIGKILL)
+        self.wait()
+
+    def communicate(self, limit_s: float = 90.0) -> tuple[int, str, str]:
+        """Wait for its end: what it returned, the rest of what it printed, and of its errors.
+
+        It is killed after ``limit_s``.
+        """
+        timer = threading.Timer(limit_s, self.kill)
+        timer.start()
+        self.stdin.close()
+        with self.stdout:
+            output = self.stdout.read()
+        timer.cancel()
+        timer.join()
+        returned = self.wait()
+        with self._errors:
+            self._errors.seek(0)
+            return returned, output, self._errors.read().decode(errors="replace")
 
 
 def forked(
@@ -40,57 +133,133 @@ def forked(
     A rank that fails ends the others, and so does the limit, with what was printed until then.
     Modules are also looked for in ``path``.
     """
-    command = [sys.executable, __file__, str(num_ranks), imports, str(script), *arguments]
-    environment = os.environ | dict.fromkeys(THREADS, "1")
-    if path:
-        environment["PYTHONPATH"] = os.pathsep.join([path, os.environ.get("PYTHONPATH", "")])
+    with tempfile.NamedTemporaryFile() as file:
+        output = Path(file.name)
+        child = Child(
+            script, *arguments, imports=imports, num_ranks=num_ranks, path=path, output=output
+        )
+        try:
+            returned, said = child.wait(limit_s), ""
+        except TimeoutError:
+            returned, said = 1, f"\nended after {limit_s:g} s"
+        finally:
+            child.kill()
+        return returned, output.read_text(errors="replace") + said
+
+
+# ------------------------------------------------------------------ the one that is asked
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Starts it."""
+    own, its = socket.socketpair()
+    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        start_new_session=True, env=environment,
+        [sys.executable, __file__, str(its.fileno())], pass_fds=[its.fileno()],
+        env=os.environ | dict.fromkeys(THREADS, "1")
+        | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
+        | {"PYTHONHASHSEED": "1"},
     )  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=limit_s)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        return 1, f"{output}\nended after {limit_s:g} s"
-    return process.returncode, output
+    its.close()
+
+    def end() -> None:
+        own.close()
+        process.wait()
+
+    atexit.register(end)
+    return own
 
 
-def _main(num_ranks: int, imports: str, script: str, *arguments: str) -> int:
-    sys.path.insert(1, str(TESTS))
-    for name in imports.split(","):
-        importlib.import_module(name)
+def _ask(request: dict[str, Any], fds: list[int]) -> None:
+    message = json.dumps(request).encode()
+    socket.send_fds(_server(), [len(message).to_bytes(4, "big")], fds)
+    _server().sendall(message)
+
+
+def _serve(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Returns in a process that a request is for: the request, and its files."""
+    running: set[int] = set()
+    while True:
+        size, fds, *_ = socket.recv_fds(channel, 4, 4)
+        while running and (ended := os.waitpid(-1, os.WNOHANG)[0]):
+            running.discard(ended)
+        if not size:  # the one that asks has ended
+            for group in running:
+                os.killpg(group, signal.SIGKILL)
+                os.waitpid(group, 0)
+            os._exit(0)
+        request = json.loads(channel.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL))
+        sys.path[1:1] = request["path"]
+        try:
+            for name in request["imports"]:
+                importlib.import_module(name)
+        except Exception:  # noqa: BLE001 it is told to who asks
+            request["failure"] = traceback.format_exc()
+        gc.freeze()
+        if not (group := os.fork()):
+            channel.close()
+            return request, fds
+        del sys.path[1 : 1 + len(request["path"])]
+        running.add(group)
+        for fd in fds:
+            os.close(fd)
+
+
+def _start(request: dict[str, Any], report: int) -> None:
+    """Fork the program, or its ranks; returns in these."""
+    os.setsid()
+    num_ranks, environment = request["ranks"], request["environment"]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    together = {
-        "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "GROUP_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "none",
-    }  # fmt: skip
-    ranks = set()
-    for rank in range(num_ranks):
-        child = os.fork()
-        if not child:
-            own = {"RANK": rank, "LOCAL_RANK": rank, **together}
-            os.environ.update({name: str(value) for name, value in own.items()})
-            sys.argv = [script, *arguments]
-            sys.path[0] = str(Path(script).parent)
-            runpy.run_path(script, run_name="__main__")
-            return 0
-        ranks.add(child)
-    failed = False
-    while ranks:
-        child, status = os.wait()
-        ranks.discard(child)
-        if status and not failed:
-            failed = True
-            for other in ranks:
+        together = {
+            "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "GROUP_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": listener.getsockname()[1],
+            "TORCHELASTIC_RUN_ID": "none",
+        }  # fmt: skip
+    pids = set()
+    for rank in range(num_ranks or 1):
+        if not (pid := os.fork()):
+            own = {"RANK": rank, "LOCAL_RANK": rank, **together} if num_ranks else {}
+            environment.update({name: str(value) for name, value in own.items()})
+            return
+        pids.add(pid)
+    os.write(report, f"{os.getpid()} {max(pids)}\n".encode())
+    returned = 0
+    while pids:
+        pid, status = os.wait()
+        pids.discard(pid)
+        if status and not returned:
+            returned = 1 if num_ranks else os.waitstatus_to_exitcode(status)
+            for other in pids:
                 os.kill(other, signal.SIGKILL)
-    return int(failed)
+    os.write(report, f"{returned}\n".encode())
+    os._exit(0)
+
+
+def _become(request: dict[str, Any], fds: list[int]) -> None:
+    """Be the program that is about to run."""
+    for number, fd in enumerate(fds[:3]):
+        os.dup2(fd, number)
+    for fd in fds:
+        os.close(fd)
+    if "failure" in request:
+        sys.exit(request["failure"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
+    sys.argv = request["argv"]
+    sys.path[0] = "" if request["code"] else str(Path(sys.argv[0]).parent)
 
 
 if __name__ == "__main__":
-    sys.exit(_main(int(sys.argv[1]), *sys.argv[2:]))
+    sys.path[0] = ""
+    asked, files = _serve(socket.socket(fileno=int(sys.argv[1])))
+    _start(asked, files[3])
+    _become(asked, files)
+    if asked["code"]:
+        this, main = sys.modules["__main__"], types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(asked["code"], "<string>", "exec"), main.__dict__)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")

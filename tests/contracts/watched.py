@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import torch
+from contracts.forked import Child
 from torch import nn
 
 import sparsitywatch as sw
@@ -89,8 +89,7 @@ def sees_step_6() -> dict:
     return {"proxy": None, "detectors": {"near_zero/initial_0.1": SeesStep(6)}}
 
 
-def script(body: str, *arguments: object) -> list[str]:
-    """A command that runs ``body`` in another process, which knows the names of this module."""
-    head = f"import os, signal, sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-    head += "from contracts.watched import *\n"
-    return [sys.executable, "-c", head + body, *map(str, arguments)]
+def child(body: str, *arguments: object) -> Child:
+    """Another process, which knows the names of this module."""
+    head = "import os, signal, sys, time\nfrom contracts.watched import *\n"
+    return Child(head + body, *arguments)

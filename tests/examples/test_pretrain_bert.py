@@ -12,6 +12,7 @@ import pretrain_bert
 import pytest
 import torch
 from contracts import event_readers
+from contracts.once import once
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
@@ -36,10 +37,14 @@ def _run(*arguments: object) -> int:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """Sixty steps of the demo itself: its logdir, and what it said."""
-    logdir = tmp_path_factory.mktemp("runs") / "demo"
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert _run("--steps", 60, "--every", 10, "--logdir", logdir) == 0
-    return logdir, said.getvalue()
+
+    def run(folder: Path) -> None:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert _run("--steps", 60, "--every", 10, "--logdir", folder / "demo") == 0
+        (folder / "said.txt").write_text(said.getvalue())
+
+    folder = once(tmp_path_factory, "demo", run)
+    return folder / "demo", (folder / "said.txt").read_text()
 
 
 @pytest.mark.slow

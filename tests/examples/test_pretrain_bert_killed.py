@@ -6,15 +6,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from contracts import event_readers, logged
+from contracts.forked import WATCHED_BERT, Child
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,67 +23,6 @@ STEPS, EVERY, NUM_KILLS = 200, 4, 18
 #: The last kill comes well before the last step.
 LAST_GOAL = 150
 TIMEOUT_S = 60.0
-
-#: Imports what the example imports, then runs it in a fresh child for each line it is sent. A
-#: child starts without having run any of it: only the seconds of importing torch are saved.
-SERVER = """
-import json, os, runpy, sys
-import tensorboard.compat.proto.event_pb2, torch, transformers
-from transformers import BertConfig, BertForMaskedLM
-import sparsitywatch as sw
-from sparsitywatch import Proxy, watch
-print("ready", flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    if isinstance(request, int):
-        print(os.waitstatus_to_exitcode(os.waitpid(request, 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1), os.dup2(output, 2)
-        sys.argv = request["argv"]
-        sys.path[0] = os.path.dirname(sys.argv[0])
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        sys.exit()
-    print(child, flush=True)
-"""
-
-
-class Server:
-    """Starts the example again and again, in a process of its own each time."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert self._answer() == "ready"
-
-    def _answer(self) -> str:
-        return self._process.stdout.readline().strip()
-
-    def start(self, argv: list[str], output: Path) -> int:
-        """Process id of a new run."""
-        self._process.stdin.write(json.dumps({"argv": argv, "output": str(output)}) + "\n")
-        return int(self._answer())
-
-    def wait(self, pid: int) -> int:
-        """Exit status of a run, once it has ended."""
-        self._process.stdin.write(f"{pid}\n")
-        return int(self._answer())
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    started = Server()
-    yield started
-    started.stop()
 
 
 def _last_step(records: Path) -> int:
@@ -147,13 +84,14 @@ def _assert_same_results(killed: Path, whole: Path) -> None:
         assert curves == reference
 
 
-def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, script, tiny, server):
+def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, script, tiny):
     rng = random.Random(0)
-    arguments = [script, *tiny, "--steps", str(STEPS), "--every", str(EVERY), "--logdir"]
+    arguments = [*tiny, "--steps", str(STEPS), "--every", str(EVERY), "--logdir"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def start(logdir: Path) -> int:
-        return server.start([*arguments, str(logdir)], tmp_path / f"{logdir.name}.txt")
+    def start(logdir: Path) -> Child:
+        output = tmp_path / f"{logdir.name}.txt"
+        return Child(Path(script), *arguments, logdir, imports=WATCHED_BERT, output=output)
 
     uninterrupted = start(whole)
 
@@ -161,11 +99,11 @@ def test_killed_at_random_instants_a_run_ends_as_if_it_had_not_been(tmp_path, sc
     # at the first ones the goal is reached already: they die in start-up, at any point of it
     goals = sorted([0] * 6 + [rng.randrange(1, LAST_GOAL) for _ in range(NUM_KILLS - 6)])
     for goal in goals:
-        pid = start(killed)
-        _kill_at(pid, records, goal, rng.uniform(0.0, 1.0 if goal == 0 else 0.1))
-        assert server.wait(pid) == -signal.SIGKILL
-    assert server.wait(start(killed)) == 0, (tmp_path / "killed.txt").read_text()
-    assert server.wait(uninterrupted) == 0, (tmp_path / "whole.txt").read_text()
+        run = start(killed)
+        _kill_at(run.pid, records, goal, rng.uniform(0.0, 1.0 if goal == 0 else 0.1))
+        assert run.wait() == -signal.SIGKILL
+    assert start(killed).wait() == 0, (tmp_path / "killed.txt").read_text()
+    assert uninterrupted.wait() == 0, (tmp_path / "whole.txt").read_text()
 
     told = (tmp_path / "killed.txt").read_text()
     assert told.count("Going on from step") >= NUM_KILLS // 3

@@ -12,6 +12,7 @@ import pytest
 import torch
 from contracts import logged
 from contracts.forked import WATCHED_BERT, forked
+from contracts.once import once
 
 ARGUMENTS = [
     "--layers", "2", "--hidden", "32", "--sequence", "16", "--batch", "8", "--steps", "8",
@@ -32,11 +33,14 @@ def _threads() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on two ranks."""
-    logdir = tmp_path_factory.mktemp("two") / "run"
-    script = Path(pretrain_fsdp.__file__)
-    status, output = forked(script, *ARGUMENTS, "--logdir", str(logdir), imports=WATCHED_BERT)
-    assert status == 0, output
-    return logdir
+
+    def train(folder: Path) -> None:
+        logdir = str(folder / "run")
+        script = Path(pretrain_fsdp.__file__)
+        status, output = forked(script, *ARGUMENTS, "--logdir", logdir, imports=WATCHED_BERT)
+        assert status == 0, output
+
+    return once(tmp_path_factory, "pretrain-fsdp", train) / "run"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 from contracts.forked import WATCHED_BERT, forked
 from contracts.logged import records as all_records
+from contracts.once import once
 from contracts.trainers import checkpoints
 from contracts.wrappers_on_ranks import BEFORE, STEPS, accelerated, trained
 
@@ -27,16 +27,14 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases on two ranks, one after the other: one start of torch."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
-        patch.setenv("HF_HUB_OFFLINE", "1")
+
+    def start(folder: Path) -> None:
         script = TESTS / "contracts" / "wrappers_on_ranks.py"
-        status, output = forked(
-            script, str(folder), imports=f"contracts.wrappers_on_ranks,{WATCHED_BERT}"
-        )
+        imports = f"contracts.wrappers_on_ranks,{WATCHED_BERT}"
+        status, output = forked(script, str(folder), imports=imports)
         assert status == 0, output
-    return folder
+
+    return once(tmp_path_factory, "wrappers-on-ranks", start)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,10 +49,12 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same trainings in this process."""
-    folder = tmp_path_factory.mktemp("alone")
-    trained(folder / "trainer", STEPS)
-    accelerated(folder / "accelerate")
-    return folder
+
+    def train(folder: Path) -> None:
+        trained(folder / "trainer", STEPS)
+        accelerated(folder / "accelerate")
+
+    return once(tmp_path_factory, "wrappers-alone", train)
 
 
 def said(folder: Path, case: str) -> list[dict[str, Any]]:

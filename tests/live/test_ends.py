@@ -10,14 +10,13 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from contracts.watched import Run, script
+from contracts.watched import Run, child
 
 import sparsitywatch as sw
 from sparsitywatch.cli import main
@@ -305,46 +304,28 @@ PROCESSES = [
      ["weights 1 of 5, essential sparsity once, at step 13"],
      EARLY, 0),
 ]  # fmt: skip
-#: Forks, so that all is imported once; with one thread of torch nothing is lost by that.
-BODY = """
-import json, multiprocessing, threading, time
-import sparsitywatch as sw
-folder, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
-os.close(2)  # tracebacks are meant
-warm = Run()
-with warm.watch(folder / "warm", background=False):
-    warm.train(3)
-for index, case in enumerate(cases):
-    if (child := os.fork()) == 0:
-        break
-    os.waitpid(child, 0)
-else:
-    os._exit(0)
+HEAD = """
+import multiprocessing, threading
 run = Run()
 def watch(**options):
     global w
-    w = run.watch(folder / str(index), **options)
+    w = run.watch(Path(sys.argv[1]), **options)
     return w
-exec(case)
 """
-
-
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a log of each process."""
-    folder = tmp_path_factory.mktemp("ended")
-    cases = json.dumps([row[1] for row in PROCESSES])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(script(BODY, folder, cases), check=True, env=environment, timeout=300)
-    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
-@pytest.mark.parametrize("index", range(len(PROCESSES)), ids=[row[0] for row in PROCESSES])
-def test_an_end_of_a_process_is_told_as_what_it_is(index: int, ended: Path, capsys) -> None:
-    _, _, words, state, code = PROCESSES[index]
-    found, told = status(ended / str(index), capsys)
+@pytest.mark.parametrize(
+    ("how", "words", "state", "code"),
+    [row[1:] for row in PROCESSES],
+    ids=[row[0] for row in PROCESSES],
+)
+def test_an_end_of_a_process_is_told_as_what_it_is(
+    how, words, state, code, tmp_path: Path, capsys
+) -> None:
+    child(HEAD + how, tmp_path).communicate()
+    found, told = status(tmp_path, capsys)
     assert [word for word in words if word not in told] == [], told
     assert found == code, told
     assert told.startswith((f"{state}: ", "sparsitywatch"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts.communicating import RANKED, came_of, run_ranked, script_of
+from contracts.once import once
 from torch import distributed, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -17,7 +18,12 @@ from sparsitywatch.ranks.protocol import ALONE
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """What two ranks print over all cases, one after the other: one start of torch."""
-    return run_ranked(script_of([*RANKED]), tmp_path_factory.mktemp("ranks"), limit_s=150)
+
+    def run(folder: Path) -> None:
+        lines = run_ranked(script_of([*RANKED]), folder, limit_s=150)
+        (folder / "said.txt").write_text("\n".join(lines))
+
+    return (once(tmp_path_factory, "ranked", run) / "said.txt").read_text().splitlines()
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ import os
 import pickle
 import re
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from contracts.watched import Run, script, sees_step_6, steps_of, told
+from contracts.watched import Run, child, sees_step_6, steps_of, told
 from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 
@@ -666,18 +665,11 @@ class OtherProcess:
     """A watched training in another process, told how many steps to take."""
 
     def __init__(self, logdir: Path) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process = subprocess.Popen(script(OTHER_PROCESS, logdir), text=True, **pipes)
+        self.process = child(OTHER_PROCESS, logdir)
 
     def train(self, steps: int) -> str:
         self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
         return self.process.stdout.readline().strip()
-
-    def end(self) -> int:
-        self.process.stdin.close()
-        self.process.stdout.close()
-        return self.process.wait(60)
 
 
 @pytest.mark.slow
@@ -705,7 +697,7 @@ def test_two_processes_on_one_log(tmp_path: Path, caplog) -> None:
         assert (steps, f"process {os.getpid()}" in why) == ("[3, 6", True)
         resumed.train(4)
         assert steps_of(watcher.records) == [3, 6, 9]
-    assert other.end() == 0
+    assert other.process.communicate()[0] == 0
     assert steps_of(read_records(tmp_path / "sparsitywatch")) == [3, 6, 9]
 
 
@@ -743,8 +735,7 @@ def test_a_kill_between_the_lines_and_tensorboard_leaves_no_gap(tmp_path: Path, 
     whole = Run()
     with whole.watch(tmp_path / "whole", **sees_step_6()):
         whole.train(12)
-    killed = subprocess.run(script(KILLED, tmp_path / "log", place), timeout=90)
-    assert killed.returncode == -signal.SIGKILL
+    assert child(KILLED, tmp_path / "log", place).communicate()[0] == -signal.SIGKILL
     assert steps_of(read_records(tmp_path / "log" / "sparsitywatch")) == [3, 6]
     resumed = Run()
     with resumed.watch(tmp_path / "log", initial_step=6, **sees_step_6()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,16 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
+def client(forking: ForkServerContext) -> Iterator[Any]:
     """Two worker processes with one thread each."""
     with (
+        distributed.dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
         client.run(torch.set_num_threads, torch.get_num_threads())
-        # transformers is imported once, by no task: under load that alone can take a minute
-        client.run(exec, "import contracts.live_runs; contracts.live_runs.tiny_bert()")
         yield client
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from contracts.forked import WATCHED_BERT, forked
+from contracts.forked import WATCHED_BERT, Child, forked
 from contracts.live_runs import (
     held_out,
     loss_per_sentence,
@@ -70,19 +67,12 @@ def test_the_trainer_of_transformers(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
     run, records = tmp_path / "run", tmp_path / "sparsitywatch" / "records.jsonl"
-    paths = [str(HERE.parents[1]), str(HERE.parent)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "trainer_run.py"), str(run), str(records)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    imports = f"{WATCHED_BERT},transformers.trainer"
+    process = Child(HERE / "trainer_run.py", run, records, imports=imports)
     seen_while_it_ran = []
 
     def told(record: Record) -> None:
-        if process.poll() is None:
+        if process.is_on():
             seen_while_it_ran.append(record.step)
 
     try:
@@ -94,13 +84,13 @@ def test_the_sidecar_of_a_trainer_in_another_process(tmp_path: Path) -> None:
             on_record=[told],
             follow=True,
             poll_s=0.02,
-            until=lambda: process.poll() is not None,
+            until=lambda: not process.is_on(),
         )
     finally:
         process.kill()
-        output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert [record.step for record in replayed.records] == [2, 4, 6, 8], (output, replayed.failures)
+    returned, _, errors = process.communicate()
+    assert returned == 0, errors
+    assert [record.step for record in replayed.records] == [2, 4, 6, 8], (errors, replayed.failures)
     assert replayed.failures == []
     assert seen_while_it_ran
     # near zero refers to the first checkpoint here; in the run itself to the very beginning
@@ -164,11 +154,7 @@ def test_lightning(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_distributed_checkpoints_of_two_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = [str(HERE.parents[1]), str(HERE.parent)]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+def test_distributed_checkpoints_of_two_processes(tmp_path: Path) -> None:
     script = HERE / "distributed_training.py"
     status, output = forked(script, str(tmp_path), imports=WATCHED_BERT)
     assert status == 0, output

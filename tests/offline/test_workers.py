@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -24,15 +25,14 @@ from sparsitywatch.errors import CheckpointError, ConfigurationError
 from sparsitywatch.offline import jobs as workers
 from sparsitywatch.offline.jobs import Outcome, Plan, processes
 
+Pool = Callable[[int], ProcessPoolExecutor]
 
-def spawned(num: int) -> ProcessPoolExecutor:
-    """Processes that compute as this one does."""
-    return ProcessPoolExecutor(
-        num,
-        multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(torch.get_num_threads(),),
-    )
+
+@pytest.fixture
+def pool(forking: ForkServerContext) -> Pool:
+    """Makes processes that compute as this one does."""
+    threads = (torch.get_num_threads(),)
+    return lambda num: ProcessPoolExecutor(num, forking, torch.set_num_threads, threads)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +43,13 @@ def bert_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(4), lambda: spawned(2)])
-def test_the_same_files_as_in_series(run, bert_run, tmp_path: Path, make) -> None:
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_the_same_files_as_in_series(run, bert_run, tmp_path: Path, kind: str, pool: Pool) -> None:
     sw.replay(run, logdir=tmp_path / "series", detectors=detectors())
     evaluated = sw.replay(bert_run, logdir=None, model=tiny_bert, proxy=held_out())
     model = tiny_bert()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with make() as executor:
+    with ThreadPoolExecutor(4) if kind == "threads" else pool(2) as executor:
         sw.replay(run, logdir=tmp_path / "many", detectors=detectors(), executor=executor)
         for given in (tiny_bert, model):
             many = sw.replay(
@@ -161,7 +161,7 @@ def die(*_: object) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_replay_and_the_next_one_goes_on(
-    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run, tmp_path: Path, pool: Pool
 ) -> None:
     done = []
 
@@ -170,7 +170,7 @@ def test_a_worker_that_dies_ends_the_replay_and_the_next_one_goes_on(
         if len(done) == 5:
             executor.submit(die)
 
-    with spawned(1) as executor, pytest.raises(BrokenProcessPool):
+    with pool(1) as executor, pytest.raises(BrokenProcessPool):
         sw.replay(
             run, logdir=tmp_path, detectors=detectors(), executor=executor, on_record=[killing]
         )
@@ -191,11 +191,13 @@ def test_failures_come_back_from_workers(run, tmp_path: Path) -> None:
     assert [record.valid for record in replayed.records] == [False, False, True]
 
 
-def test_what_cannot_be_sent_is_refused_before_anything_is_done(bert_run, tmp_path: Path) -> None:
+def test_what_cannot_be_sent_is_refused_before_anything_is_done(
+    bert_run, tmp_path: Path, pool: Pool
+) -> None:
     value = held_out().value
     local = sw.Proxy([{"input_ids": torch.ones(2, 4).long(), "labels": torch.ones(2, 4).long()}],
                      lambda model, batch: value(model, batch))  # fmt: skip
-    with spawned(1) as executor:
+    with pool(1) as executor:
         with pytest.raises(ConfigurationError, match="can be sent to other processes"):
             sw.replay(
                 bert_run, logdir=tmp_path / "x", model=tiny_bert, proxy=local, executor=executor
