@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for torchrun
 import pytest
 import torch
 from contracts.sharded import HELD_OUT, Batch, Training, log_of, loss
-from contracts.torchrun import outcome
 from torch import distributed, nn
 
 import sparsitywatch as sw
@@ -35,8 +35,17 @@ def main(folder: Path) -> None:
 
 
 def test_a_rank_killed_in_the_middle_of_a_snapshot_leaves_valid_files(tmp_path: Path) -> None:
-    returncode, output = outcome(Path(__file__), str(tmp_path), limit_s=200)
-    assert returncode != 0
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        *(__file__, str(tmp_path)),
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as process:
+        try:
+            output, _ = process.communicate(timeout=200)
+        finally:
+            process.terminate()  # it ends its workers, which have groups of their own
+    assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in output
 
     first, *others = sw.load(tmp_path / "log").records
