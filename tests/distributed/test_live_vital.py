@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from contracts.rank_cases import Came, case
-from contracts.sharded import EVERY, Training, local_of
+from contracts.sharded import EVERY, Training, adamw, local_of
 
 from sparsitywatch.records import to_json
 from sparsitywatch.weights.layout import clean_name
@@ -32,8 +32,7 @@ class Run(Training):
     def make_optimizer(self, without: str = "nothing", **given: Any) -> None:
         left_out = self.named(without)
         params = [p for name, p in self.named("").items() if name not in left_out]
-        given = {"lr": 0.01, "weight_decay": 0.1, "foreach": False} | given
-        self.optimizer = torch.optim.AdamW(params, **given)
+        self.optimizer = adamw(params, **given)
 
     def before_step(self, act: Callable[[int], object]) -> None:
         steps = itertools.count(1)
@@ -46,10 +45,11 @@ class Run(Training):
 
 
 def warming_up(run: Run) -> None:
-    """A learning rate of 0 at first, and layers whose gradients are clipped to next to nothing."""
+    """A learning rate of 0 up to the second snapshot, and gradients of next to nothing."""
 
     def rate(step: int) -> None:
-        run.optimizer.param_groups[0]["lr"] = 1e-3 * max(step - 4, 0)
+        for group in run.optimizer.param_groups:
+            group["lr"] = 1e-3 * max(step - 4, 0)
         for parameter in run.named("layers.1").values():
             if parameter.grad is not None:
                 parameter.grad.mul_(1e-3)
@@ -112,7 +112,7 @@ def blown_up(run: Run) -> None:
 
     def rate(step: int) -> None:
         if step > ONSET:
-            run.optimizer.param_groups[1]["lr"] = 10.0
+            run.optimizer.param_groups[-1]["lr"] = 10.0
 
     run.before_step(rate)
 
@@ -145,11 +145,12 @@ def rows_of(way: str) -> int:
 
 
 def watched(way: str, fault: str, num_rows: int) -> Told:
-    """What the vital signs of a run say, snapshot by snapshot, and its events."""
+    """What the vital signs of a run say, until two snapshots after their alarm, and its events."""
     run = Run(way, num_rows)
-    FAULTS[fault][0](run)
+    plant, told = FAULTS[fault]
+    plant(run)
     with run.watch(proxy=None, detectors={}) as watcher:
-        run.train(until=END)
+        run.train(until=min(END, (2 * EVERY if told is None else told[3]) + 2 * EVERY))
         vital = [record.vital for record in watcher.records]
         return {
             "off": watcher.off,
