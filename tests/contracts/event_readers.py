@@ -127,14 +127,18 @@ def fetch(url: str, **query: str) -> object | None:
         return None
 
 
-def scalars_of_server(logdir: Path, run: str, *flags: str) -> Scalars:
-    with server(logdir, *flags) as url:
-        plugin = f"{url}/data/plugin/scalars"
-        wait_until(lambda: (fetch(f"{plugin}/tags") or {}).get(run))
-        return {
-            tag: [
-                (step, float(value))
-                for _, step, value in fetch(f"{plugin}/scalars", tag=tag, run=run)
-            ]
-            for tag in sorted(fetch(f"{plugin}/tags")[run])
-        }
+def tags_of_server(url: str, plugin: str, run: str) -> dict[str, dict[str, str]]:
+    """Once it has the run."""
+    tags = f"{url}/data/plugin/{plugin}/tags"
+    wait_until(lambda: (fetch(tags) or {}).get(run))
+    return fetch(tags)[run]
+
+
+def scalars_of_server(url: str, run: str) -> Scalars:
+    return {
+        tag: [
+            (step, float(value))
+            for _, step, value in fetch(f"{url}/data/plugin/scalars/scalars", tag=tag, run=run)
+        ]
+        for tag in sorted(tags_of_server(url, "scalars", run))
+    }

@@ -8,9 +8,11 @@ import math
 import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -91,6 +93,38 @@ def test_scalars_are_the_series_of_the_records(tmp_path: Path) -> None:
     assert event_readers.scalars_of_plugin_accumulator(tmp_path) == expected
 
 
+# ------------------------------------------------------------------ what a server shows
+
+
+class Served(NamedTuple):
+    """A real TensorBoard, and the folder whose runs it shows."""
+
+    logdir: Path
+    url: str
+
+    def show(self, directory: Path) -> str:
+        """Let it see a run that is whole; returns its name there."""
+        name = directory.parent.name
+        directory.rename(self.logdir / name)
+        return name
+
+
+@pytest.fixture(scope="module")
+def fast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The default one."""
+    logdir = tmp_path_factory.mktemp("fast")
+    with event_readers.server(logdir) as url:
+        yield Served(logdir, url)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """With the loader in Python."""
+    logdir = tmp_path_factory.mktemp("python")
+    with event_readers.server(logdir, "--load_fast=false") as url:
+        yield Served(logdir, url)
+
+
 def resumed_run(directory: Path) -> None:
     """Four sessions, each killed and resumed at once; num_nan says which one wrote a record."""
     sink = TensorBoardSink(directory)
@@ -108,53 +142,51 @@ def session_of(step: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda logdir: event_readers.scalars_of_accumulator(logdir / "run"),
-        lambda logdir: event_readers.scalars_of_plugin_accumulator(logdir / "run"),
-        lambda logdir: event_readers.scalars_of_server(logdir, "run"),
-        lambda logdir: event_readers.scalars_of_server(logdir, "run", "--load_fast=false"),
-    ],
-    ids=["EventAccumulator", "plugin_event_accumulator", "server", "server --load_fast=false"],
-)
-def test_a_resumed_run_reads_like_an_uninterrupted_one(tmp_path: Path, read: object) -> None:
-    resumed_run(tmp_path / "run")
+def test_a_resumed_run_reads_like_an_uninterrupted_one(
+    tmp_path: Path, fast: Served, python: Served
+) -> None:
+    run = tmp_path / "run"
+    resumed_run(run)
     records = [replace(record, num_nan=session_of(record.step)) for record in RECORDS]
-    assert read(tmp_path) == expected_scalars(records)
+    expected = expected_scalars(records)
+    assert event_readers.scalars_of_accumulator(run) == expected
+    assert event_readers.scalars_of_plugin_accumulator(run) == expected
+    shutil.copytree(run, tmp_path / "again")
+    for server, directory in ((fast, run), (python, tmp_path / "again")):
+        name = server.show(directory)
+        assert event_readers.scalars_of_server(server.url, name) == expected
 
 
 @pytest.mark.slow
-def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path) -> None:
+def test_a_lost_future_is_gone_even_where_nothing_follows(tmp_path: Path, fast: Served) -> None:
     """TensorBoard's default server heeds no START event: it waits for points that follow."""
     write_run(tmp_path / "run")
     write_run(tmp_path / "run", [], first=60)
-    scalars = event_readers.scalars_of_server(tmp_path, "run")
+    scalars = event_readers.scalars_of_server(fast.url, fast.show(tmp_path / "run"))
     assert [step for step, _ in scalars[VALID]] == [0, 25, 50]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--load_fast=false",)], ids=["fast", "python"])
-def test_a_server_that_watches_meanwhile_forgets_the_lost_future(
-    tmp_path: Path, flags: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("which", ["fast", "python"])
+def test_a_server_that_watches_meanwhile_forgets_the_lost_future(which: str, request) -> None:
     """The files are cut off after it has read them: the START events must do."""
+    logdir, url = request.getfixturevalue(which)
 
-    def valid(url: str) -> list[int]:
-        points = event_readers.fetch(f"{url}/data/plugin/scalars/scalars", tag=VALID, run="run")
+    def valid() -> list[int]:
+        scalars = f"{url}/data/plugin/scalars/scalars"
+        points = event_readers.fetch(scalars, tag=VALID, run="meanwhile")
         return [step for _, step, _ in points or ()]
 
-    sink = TensorBoardSink(tmp_path / "run")
+    sink = TensorBoardSink(logdir / "meanwhile")
     fake_run.write_to(sink, LOOKS[:6])
-    with event_readers.server(tmp_path, *flags) as url:
-        event_readers.wait_until(lambda: valid(url) == [0, 25, 50, 75, 100, 125])
-        sink.open(fake_run.run_info(50))
-        for record, detail in LOOKS[3:5]:
-            sink.write(record, detail)
-        event_readers.wait_until(lambda: valid(url) == [0, 25, 50, 75, 100])
-        sink.write(*LOOKS[5])
-        event_readers.wait_until(lambda: valid(url) == [0, 25, 50, 75, 100, 125])
-        sink.close()
+    event_readers.wait_until(lambda: valid() == [0, 25, 50, 75, 100, 125])
+    sink.open(fake_run.run_info(50))
+    for record, detail in LOOKS[3:5]:
+        sink.write(record, detail)
+    event_readers.wait_until(lambda: valid() == [0, 25, 50, 75, 100])
+    sink.write(*LOOKS[5])
+    event_readers.wait_until(lambda: valid() == [0, 25, 50, 75, 100, 125])
+    sink.close()
 
 
 def test_a_name_that_sorts_last_whatever_the_clock_says(
@@ -227,13 +259,12 @@ def test_histograms_are_the_sums_of_a_kind_count_by_count(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_the_server_sees_the_same_histograms(tmp_path: Path) -> None:
+def test_the_server_sees_the_same_histograms(tmp_path: Path, fast: Served) -> None:
     write_run(tmp_path / "run", LOOKS[:2])
-    with event_readers.server(tmp_path) as url:
-        plugin = f"{url}/data/plugin/histograms"
-        event_readers.wait_until(lambda: (event_readers.fetch(f"{plugin}/tags") or {}).get("run"))
-        tag = f"z_sparsity/log10_magnitude/{fake_run.ROLES[0]}"
-        ((_, step, buckets),) = event_readers.fetch(f"{plugin}/histograms", tag=tag, run="run")
+    run, tag = fast.show(tmp_path / "run"), f"z_sparsity/log10_magnitude/{fake_run.ROLES[0]}"
+    assert tag in event_readers.tags_of_server(fast.url, "histograms", run)
+    histograms = f"{fast.url}/data/plugin/histograms/histograms"
+    ((_, step, buckets),) = event_readers.fetch(histograms, tag=tag, run=run)
     expected = summed(fake_run.names(12)[::6], LOOKS[0][1])
     assert step == 0
     np.testing.assert_allclose([b[0] for b in buckets], list(expected), rtol=1e-6)
@@ -317,14 +348,13 @@ def test_every_tag_is_of_a_series_and_what_matters_most_sorts_first() -> None:
 
 
 @pytest.mark.slow
-def test_two_events_of_one_step_are_told_together(tmp_path: Path) -> None:
+def test_two_events_of_one_step_are_told_together(tmp_path: Path, fast: Served) -> None:
     """The default server keeps one text of a step: the last."""
     first, second = (replace(event, detected_step=25) for event in fake_run.events())
     write_run(tmp_path / "run", LOOKS[:2], [first, second])
-    with event_readers.server(tmp_path) as url:
-        plugin = f"{url}/data/plugin/text"
-        event_readers.wait_until(lambda: (event_readers.fetch(f"{plugin}/tags") or {}).get("run"))
-        texts = event_readers.fetch(f"{plugin}/text", tag="0_sparsity/events", run="run")
+    run, tag = fast.show(tmp_path / "run"), "0_sparsity/events"
+    assert tag in event_readers.tags_of_server(fast.url, "text", run)
+    texts = event_readers.fetch(f"{fast.url}/data/plugin/text/text", tag=tag, run=run)
     assert [text["step"] for text in texts][-1] == 25
     assert all(event.advice in html.unescape(texts[-1]["text"]) for event in (first, second))
 
@@ -446,17 +476,14 @@ def test_texts_say_what_is_watched_and_what_happened(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_tag_says_what_it_means(tmp_path: Path) -> None:
+def test_every_tag_says_what_it_means(tmp_path: Path, fast: Served) -> None:
     """Through the default server too, which is where people see it."""
     write_run(tmp_path / "run")
     reader = event_readers.plugin_accumulator(tmp_path / "run")
     for plugin in ("scalars", "histograms"):
         for tag in event_readers.tags_of(reader, plugin):
             assert reader.SummaryMetadata(tag).summary_description, tag
-    with event_readers.server(tmp_path) as url:
-        plugin = f"{url}/data/plugin/scalars/tags"
-        event_readers.wait_until(lambda: (event_readers.fetch(plugin) or {}).get("run"))
-        tags = event_readers.fetch(plugin)["run"]
+    tags = event_readers.tags_of_server(fast.url, "scalars", fast.show(tmp_path / "run"))
     assert len(tags) == len(expected_scalars(RECORDS))
     assert all("<p>" in entry["description"] for entry in tags.values()), json.dumps(tags)
 
