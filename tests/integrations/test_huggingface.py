@@ -15,6 +15,7 @@ import tokenizers
 import torch
 import transformers
 from contracts.live_runs import loss_per_sentence, sentences
+from contracts.once import once
 from contracts.trainers import checkpoints, proxy, train
 from contracts.watched import SeesStep
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -178,13 +179,29 @@ def test_the_natural_proxy_is_the_same_at_every_launch() -> None:
     assert natural_proxy(seed=5).hash not in hashes
 
 
-def resumed(folder: Path, spoil, *, second: sw.Proxy, **options) -> SparsityWatchCallback:
-    """A run of 4 steps, ``spoil`` on its checkpoint, and its resume up to step 6."""
-    options = {"max_overhead": None, "every": 2, "logdir": str(folder / "log")} | options
-    transformers.set_seed(1)
-    train(folder / "run", 4, SparsityWatchCallback(natural_proxy(seed=None), **options))
+def watching(folder: Path, given: sw.Proxy, **options) -> SparsityWatchCallback:
+    options = {"max_overhead": None, "every": 2, "logdir": str(folder / "log"), **options}
+    return SparsityWatchCallback(given, **options)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps."""
+
+    def run(folder: Path) -> None:
+        transformers.set_seed(1)
+        train(folder / "run", 4, watching(folder, natural_proxy(seed=None), strict=True))
+
+    return once(tmp_path_factory, "half-of-a-trainer", run)
+
+
+def resumed(
+    half: Path, folder: Path, spoil, *, second: sw.Proxy, **options
+) -> SparsityWatchCallback:
+    """The run of 4 steps, ``spoil`` on its checkpoint, and its resume up to step 6."""
+    shutil.copytree(half, folder, dirs_exist_ok=True)
     spoil(folder / "run" / "checkpoint-4")
-    callback = SparsityWatchCallback(second, **options)
+    callback = watching(folder, second, **options)
     trainer = train(folder / "run", 6, callback, resume=True)
     assert trainer.state.global_step == 6
     return callback
@@ -195,10 +212,12 @@ def steps(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(tmp_path: Path) -> None:
+def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(
+    half: Path, tmp_path: Path
+) -> None:
     transformers.set_seed(2)
     second = natural_proxy(seed=None)  # other sentences together, other words hidden
-    callback = resumed(tmp_path, lambda _: None, second=second, strict=True)
+    callback = resumed(half, tmp_path, lambda _: None, second=second, strict=True)
     records = read_records(tmp_path / "log" / "sparsitywatch")
     assert [r.step for r in records] == [2, 4, 6]
     assert len({r.provenance.proxy_hash for r in records}) == 1
@@ -208,8 +227,8 @@ def test_a_resumed_trainer_goes_on_with_the_batches_that_its_log_kept(tmp_path: 
 
 
 @pytest.mark.slow
-def test_other_batches_begin_a_new_log_with_a_word(tmp_path: Path, caplog) -> None:
-    resumed(tmp_path, lambda _: None, second=natural_proxy(24))
+def test_other_batches_begin_a_new_log_with_a_word(half: Path, tmp_path: Path, caplog) -> None:
+    resumed(half, tmp_path, lambda _: None, second=natural_proxy(24))
     assert "sparsitywatch.pt cannot be taken up" in caplog.text
     assert "whose numbers cannot be compared with those that come (proxy_hash" in caplog.text
     assert steps(tmp_path / "log" / "sparsitywatch-earlier-1") == [2, 4]
@@ -219,12 +238,12 @@ def test_other_batches_begin_a_new_log_with_a_word(tmp_path: Path, caplog) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [0, 100, 5000])
 def test_a_truncated_state_is_said_and_the_log_gone_on_from(
-    tmp_path: Path, caplog, num_bytes: int
+    half: Path, tmp_path: Path, caplog, num_bytes: int
 ) -> None:
     def truncate(checkpoint: Path) -> None:
         os.truncate(checkpoint / "sparsitywatch.pt", num_bytes)
 
-    resumed(tmp_path, truncate, second=natural_proxy())
+    resumed(half, tmp_path, truncate, second=natural_proxy())
     said = [r.getMessage() for r in caplog.records if "cannot be taken up" in r.getMessage()]
     assert len(said) == 1
     assert "The decay clock and the motion since the last snapshot are lost" in said[0]
@@ -290,12 +309,12 @@ def test_nothing_that_fails_in_the_callback_ends_the_trainer(tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_a_resume_does_not_end_it(tmp_path: Path, caplog) -> None:
+def test_a_full_disk_at_a_resume_does_not_end_it(half: Path, tmp_path: Path, caplog) -> None:
     def fill(_: Path) -> None:
         shutil.rmtree(tmp_path / "log")
         (tmp_path / "log").write_text("in the way")
 
-    callback = resumed(tmp_path, fill, second=natural_proxy())
+    callback = resumed(half, tmp_path, fill, second=natural_proxy())
     assert callback.watcher is None
     assert "attaching failed; training goes on unwatched" in caplog.text
 
