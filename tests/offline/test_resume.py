@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from contracts import logged
+from contracts.forked import Child
 from contracts.stored_run import EVERY, NUM, detectors, on_disk, weights
 
 import sparsitywatch as sw
@@ -81,10 +80,18 @@ def kill(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_killed_at_any_write(run, whole, tmp_path: Path, kill, owner, method, when) -> None:
+    """At each write on one of its sides, in turns; at and beside one with an event on both."""
     events = [json.loads(line) for line in whole["events"]]
     with_events = {max(e["detected_step"], e["revised_step"]) // EVERY for e in events}
     calls = range(1, 1 + (len(events) if method == "event" else NUM))
-    for call in sorted(with_events) if owner is TensorBoardSink else calls:
+    if method == "event":
+        chosen = [*calls]
+    elif owner is TensorBoardSink:
+        chosen = sorted(with_events)
+    else:
+        beside = {call + by for call in with_events for by in (-1, 0, 1)}
+        chosen = [c for c in calls if c in beside or c % 2 == (when == "before")]
+    for call in chosen:
         logdir = tmp_path / str(call)
         assert kill(run, logdir, owner, method, call, when)
         again = replay(run, logdir)
@@ -158,23 +165,14 @@ print("done", flush=True)
 
 @pytest.mark.slow
 def test_a_real_kill(run, whole, tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
-    }
-    command = [sys.executable, "-c", SCRIPT, str(run), str(tmp_path)]
     for num_lines in (1, 9, NUM + 1):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
-        )
+        process = Child(SCRIPT, run, tmp_path)
         lines = [line for _, line in zip(range(num_lines), process.stdout, strict=False)]
         if lines[-1] == "done\n":
             break
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    process.communicate()
-    assert process.returncode == 0
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.communicate()[0] == -signal.SIGKILL
+    assert process.communicate()[0] == 0
     found = on_disk(tmp_path)
     # the kill may have come between a spectrum and its record: then the first one was set aside
     aside = [path.name for path in (tmp_path / "sparsitywatch" / "spectra").glob("superseded/*")]
