@@ -16,6 +16,7 @@ import pytest
 from browser.conftest import WIDE, Open
 from contracts import event_readers, fake_run
 from contracts.event_readers import page_server
+from contracts.once import once
 from contracts.page import inside_of
 
 from sparsitywatch.analysis.run import Run
@@ -414,16 +415,26 @@ BOXES = {
 }
 
 
+#: The filter of its runs.
+FILTERS = {
+    "scalars": "tf-scalar-dashboard #names-regex input",
+    "timeseries": "runs-data-table .run-filter input",
+}
+
+
 @pytest.mark.parametrize("elsewhere", BOXES)
-def test_a_run_that_is_hidden_elsewhere_is_hidden_here(
+def test_what_is_hidden_or_filtered_elsewhere_is_not_here(
     open_page: Open, board: str, elsewhere: str
 ) -> None:
     page = open_page(f"{board}/#{elsewhere}")
 
+    def go_to(dashboard: str) -> None:
+        page.locator(f".plugin-name[data-plugin-id={dashboard}]").click()
+
     def turn(name: str) -> None:
-        page.locator(f".plugin-name[data-plugin-id={elsewhere}]").click()
+        go_to(elsewhere)
         page.locator(BOXES[elsewhere].format(name)).click()
-        page.locator(".plugin-name[data-plugin-id=sparsity]").click()
+        go_to("sparsity")
 
     turn("other")
     expect_runs(tab_of(page), "demo")
@@ -435,27 +446,15 @@ def test_a_run_that_is_hidden_elsewhere_is_hidden_here(
     # the tab's own choice holds until the next one elsewhere
     tab_of(page).locator(".runs input").first.check()
     expect_runs(tab_of(page), "demo", "other")
-    close(page)
-
-
-#: Of a dashboard of TensorBoard: the filter of its runs.
-FILTERS = {
-    "scalars": "tf-scalar-dashboard #names-regex input",
-    "timeseries": "runs-data-table .run-filter input",
-}
-
-
-@pytest.mark.parametrize("elsewhere", FILTERS)
-def test_a_filter_of_runs_elsewhere_holds_here(open_page: Open, board: str, elsewhere: str) -> None:
-    page = open_page(f"{board}/#{elsewhere}")
+    turn("demo")  # shown there again
     for text, names in (
         ("^o", ["other"]), ("DEMO|x$", ["demo"] if elsewhere == "timeseries" else ["other"]),
         ("e", ["demo", "other"]), ("^dem.*h$", ["demo"]), ("", ["demo", "other"]),
     ):  # fmt: skip
-        page.locator(f".plugin-name[data-plugin-id={elsewhere}]").click()
+        go_to(elsewhere)
         page.locator(FILTERS[elsewhere]).fill(text)
         page.locator(FILTERS[elsewhere]).press("Enter")  # Time Series hears keys alone
-        page.locator(".plugin-name[data-plugin-id=sparsity]").click()
+        go_to("sparsity")
         expect_runs(tab_of(page), *names)
     close(page)
 
@@ -518,8 +517,9 @@ SENT = """() => ["navigation", "resource"].flatMap((kind) => performance.getEntr
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("long") / "run"
-    return fake_run.write_long_run(place, 2000, 200, num_spectra=2)  # the first screen has none
+    return once(  # the first screen has no spectra
+        tmp_path_factory, "long", lambda at: fake_run.write_long_run(at, 2000, 200, num_spectra=2)
+    )
 
 
 @pytest.mark.parametrize("serve", [page_server, event_readers.server])
