@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import weakref
 from collections import Counter
@@ -444,14 +445,18 @@ class OptimizerTrace:
         for optimizer, account in [*self._account_of.items()]:
             self._identify(optimizer, parameters)
             for name, trainer in account.trainers().items():
-                if trainer.is_active or name not in trainers:
-                    trainers[name] = trainer
+                other = trainers.get(name)
+                if other is None or trainer.is_active:
+                    is_shared = other is not None and other.is_active
+                    farthest = math.inf if is_shared else trainer.farthest
+                    trainers[name] = replace(trainer, farthest=farthest)
         return Training(
             trainers=trainers,
             done=self._done(),
             has_stepped=has_stepped,
             has_begun=bool(gone) or any(account.num_steps for account in self._accounts),
             copied=frozenset(name for account in self._accounts for name in account.copied),
+            frozen=frozenset(name for name, one in parameters.items() if not one.requires_grad),
         )
 
     def _done(self) -> dict[str, Sums]:

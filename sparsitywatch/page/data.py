@@ -120,7 +120,11 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
     tiles = []
     for series, label, sentence in _TILES:
         name = series.format(rule=rule)
+        why = _why_unknown(run) if name == "motion/dormant" else ""
+        tile = {"series": name, "label": label.format(kind=kind), "sentence": sentence, "why": why}
         if not run.has(name):
+            if why:
+                tiles.append(tile | {"value": "unknown", "step": int(run.steps[-1]), "was": ""})
             continue
         values, row = run.column(name), describe(name)
         known = np.flatnonzero(np.isfinite(values))
@@ -130,11 +134,18 @@ def _tiles(run: Run, rule: str, event: int) -> list[dict[str, Any]]:
         is_own = main is not None and main.series == name and math.isfinite(main.baseline)
         level = main.baseline if main is not None and is_own else values[then]
         was = f"{row.shown(level)} at step {run.steps[then]:,}" if then != last else ""
-        tiles.append({
-            "series": name, "label": label.format(kind=kind), "sentence": sentence,
-            "value": row.shown(values[last]), "step": int(run.steps[last]), "was": was,
-        })  # fmt: skip
+        tiles.append(
+            tile | {"value": row.shown(values[last]), "step": int(run.steps[last]), "was": was}
+        )
     return tiles
+
+
+def _why_unknown(run: Run) -> str:
+    """Why the latest snapshot does not know which weights are dormant; empty if it does."""
+    dormant = run.records[-1].dormant if run.records else None
+    if dormant is None or dormant.since_step < 0 or not dormant.reason:
+        return ""
+    return f"not known now: {redacted(dormant.reason)}"
 
 
 def _event(number: int, event: Event) -> dict[str, Any]:

@@ -145,7 +145,8 @@ def _static(data: dict[str, Any]) -> str:
     )
     watch = "".join(f"<p>{_text(text)}</p>" for text in verdict["watch"])
     tiles = "; ".join(
-        f"{tile['label']} {tile['value']}" + (f" (was {tile['was']})" if tile["was"] else "")
+        f"{tile['label']} {tile['value']}"
+        + (f" ({tile['why']})" if tile["why"] else f" (was {tile['was']})" if tile["was"] else "")
         for tile in data["tiles"]
     )
     events = "".join(f"<li>{_event(event)}</li>" for event in data["events"])

@@ -67,6 +67,9 @@ class Kind(NamedTuple):
     #: "lr": a weight with a gradient moves by about lr; "gradient": by lr times the gradient;
     #: "relative": by lr times the tensor's own size; "unknown"
     size: str
+    #: what says how far a step can go at most, in units of that: "betas", as Adam's; "one";
+    #: "clip_d"; empty where nothing does
+    bound: str = ""
 
 
 _UNKNOWN = Kind("unknown", "unknown")
@@ -75,20 +78,21 @@ _SHARDED = Kind("of its `optim`", "of its `optim`")
 #: may say that its decay is decoupled, as those of AdamW do.
 _KINDS = {
     "torch.optim.sgd.SGD": Kind("raw", "gradient"),
-    "torch.optim.adam.Adam": Kind("normalised", "lr"),
-    "torch.optim.adamw.AdamW": Kind("decoupled", "lr"),  # before torch 2.7; then it is an Adam
+    "torch.optim.adam.Adam": Kind("normalised", "lr", "betas"),
+    # before torch 2.7; then it is an Adam
+    "torch.optim.adamw.AdamW": Kind("decoupled", "lr", "betas"),
     "torch.optim.nadam.NAdam": Kind("normalised", "lr"),
     "torch.optim.radam.RAdam": Kind("normalised", "lr"),
     "torch.optim.adamax.Adamax": Kind("normalised", "lr"),
-    "torch.optim.sparse_adam.SparseAdam": Kind("none", "lr"),
+    "torch.optim.sparse_adam.SparseAdam": Kind("none", "lr", "betas"),
     "torch.optim.adagrad.Adagrad": Kind("normalised", "unknown"),
     "torch.optim.adadelta.Adadelta": Kind("normalised", "unknown"),
     "torch.optim.rmsprop.RMSprop": Kind("normalised", "unknown"),
     "torch.optim.rprop.Rprop": Kind("none", "unknown"),
     "torch.optim.lbfgs.LBFGS": Kind("none", "unknown"),
-    "torch.optim.Adafactor": Kind("decoupled", "relative"),
+    "torch.optim.Adafactor": Kind("decoupled", "relative", "clip_d"),
     "torch.optim.Muon": Kind("decoupled", "unknown"),
-    "lion_pytorch.lion_pytorch.Lion": Kind("decoupled", "lr"),
+    "lion_pytorch.lion_pytorch.Lion": Kind("decoupled", "lr", "one"),
     "torch.distributed.optim.zero_redundancy_optimizer.ZeroRedundancyOptimizer": _SHARDED,
 }
 
@@ -109,6 +113,36 @@ def kind_of(optimizer: optim.Optimizer, group: Mapping[str, Any]) -> Kind:
 def _kind_of_classes(bases: tuple[type, ...]) -> Kind:
     base = next(base for base in bases if "step" in vars(base))
     return _KINDS.get(f"{base.__module__}.{base.__qualname__}", _UNKNOWN)
+
+
+def farthest(kind: Kind, group: Mapping[str, Any], step: float) -> float:
+    """The largest step, in units of ``Kind.size``, at the ``step`` of that number; or infinity.
+
+    For most of a tensor, if the size is its own; else for every weight.
+    """
+    if kind.bound == "betas":
+        first, second = map(float, group["betas"])
+        return _farthest_of_adam(first, second, step)
+    if kind.bound == "clip_d":  # of the root mean square: most weights go no farther than this
+        return math.sqrt(2.0) * float(group["d"])
+    return 1.0 if kind.bound == "one" else math.inf
+
+
+@lru_cache(maxsize=64)  # the same for all tensors that are in training as long
+def _farthest_of_adam(first: float, second: float, step: float) -> float:
+    """The most that a mean of gradients can be of the root of that of their squares.
+
+    Kingma & Ba 2015 (arXiv:1412.6980, section 2.1) bound it for a gradient that comes alone. By
+    Cauchy and Schwarz it is, of all gradients, that of those that grow by second / first each step.
+    """
+    if not (0.0 <= first < 1.0 and 0.0 < second < 1.0 and step >= 1.0):
+        return math.inf
+    ratio = first * first / second
+    if ratio >= 1.0:
+        return math.inf
+    all_alike = (1.0 - first) / math.sqrt((1.0 - second) * (1.0 - ratio))
+    of_so_few = math.sqrt((1.0 - second**step) * (1.0 - ratio**step)) / (1.0 - first**step)
+    return float(max(all_alike * of_so_few, 1.0))
 
 
 #: Why decay does not shrink weights by a law that is known, by ``Kind.decay``.
@@ -137,7 +171,7 @@ def why_not_measurable(optimizer: optim.Optimizer, kind: Kind) -> str:
 # ------------------------------------------------------------------ what one optimizer has done
 
 #: A tensor that was reached within so many steps is in training, however close the snapshots.
-_FEW_STEPS = 10
+FEW_STEPS = 10
 
 
 class Sums(NamedTuple):
@@ -360,20 +394,33 @@ class Account:
         if optimizer is None:
             return {}
         self._add_up()
-        since = max(min(self._looked_at, self.num_steps - _FEW_STEPS), 0)
-        self._looked_at = self.num_steps
+        looked_at, self._looked_at = self._looked_at, self.num_steps
+        since = max(min(looked_at, self.num_steps - FEW_STEPS), 0)
         found: dict[str, Trainer] = {}
-        for row, index in zip(self._rows.tolist(), self._groups.tolist(), strict=True):
+        held = zip(self._rows.tolist(), self._groups.tolist(), _held_by(optimizer), strict=True)
+        for row, index, tensor in held:
             group = optimizer.param_groups[index]
+            kind, step = kind_of(optimizer, group), _step_of(optimizer, tensor)
+            last = self._last[row]
             trainer = Trainer(
                 optimizer=optimizer,
-                kind=kind_of(optimizer, group),
+                kind=kind,
                 lr=float(group.get("lr", 0.0)),
+                farthest=farthest(kind, group, step),
+                has_past=step > self.taken[4, row],
                 momentum=float(group.get("momentum", 0.0)),
-                is_active=bool(self._last[row] > since),
+                is_active=bool(last > since),
+                num_missed=int(self.num_steps - last) if last <= looked_at else 0,
             )
             found |= dict.fromkeys(self.names[row], trainer)
         return found
+
+
+def _step_of(optimizer: optim.Optimizer, tensor: torch.Tensor) -> float:
+    """How many steps it has taken for a tensor, as it counts them itself; infinity if unknown."""
+    step = optimizer.state.get(tensor, {}).get("step", math.inf)  # .get: it may be a defaultdict
+    is_near = not torch.is_tensor(step) or step.is_cpu  # else it would be waited for
+    return float(step) if is_near else math.inf
 
 
 def _held_by(optimizer: optim.Optimizer) -> list[torch.Tensor]:
@@ -391,7 +438,10 @@ class Trainer:
     kind: Kind
     lr: float  # as it stands
     momentum: float
-    is_active: bool  # whether a step has reached the tensor since the last snapshot
+    farthest: float  # that a step can go, in units of ``Kind.size``; infinity if unknown
+    has_past: bool  # whether it may have taken steps for the tensor that nobody saw
+    is_active: bool  # whether a step has reached the tensor since the last snapshot, or lately
+    num_missed: int  # steps since one has; 0 if one has since the last snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,6 +453,7 @@ class Training:
     has_begun: bool = False  # whether any step was seen
     has_stepped: bool = False  # whether one was since the last snapshot
     copied: Container[str] = frozenset()  # of which a copy of higher precision is stepped on
+    frozen: Container[str] = frozenset()  # that require no grad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,6 +468,8 @@ class OptimizerReading:
     clocks: Mapping[str, Clock] = field(default_factory=dict)  # by in-scope name
     not_measurable: Mapping[str, str] = field(default_factory=dict)  # why not dormant weights
     masters: Container[str] = frozenset()  # stepped on is a copy of higher precision
+    # of those to be trained that none has reached since the last snapshot, since how many steps
+    missed: Mapping[str, int] = field(default_factory=dict)
 
 
 def reading_of(training: Training, sizes: Mapping[str, int]) -> OptimizerReading:
@@ -437,6 +490,11 @@ def reading_of(training: Training, sizes: Mapping[str, int]) -> OptimizerReading
         clocks=taken,
         not_measurable={n: why_not_measurable(o.optimizer, o.kind) for n, o in trainers.items()},
         masters=training.copied,
+        missed={
+            name: one.num_missed
+            for name, one in trainers.items()
+            if one.num_missed and name not in training.frozen
+        },
     )
 
 

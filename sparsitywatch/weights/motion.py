@@ -27,21 +27,22 @@ import torch
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.records import DecayProjection, Dormant, MaskOverlap, Movement
-from sparsitywatch.weights.clock import Clock, OptimizerReading
+from sparsitywatch.weights.clock import FEW_STEPS, Clock, OptimizerReading
+from sparsitywatch.weights.layout import REPARAMETRIZED, Place
 from sparsitywatch.weights.snapshot import Sampler, float64_of
 
 #: Largest unexplained change of a dormant weight, as a fraction of the sum of lr.
 DORMANT_TOLERANCE = 1e-3
 #: Where the weights that move do so by less than this times the root of the sum of lr squared
-#: (median), dormant weights cannot be distinguished from slow ones. Ordinary: 0.16 and more; after
-#: a spike of the learning rate: 0.01 to 0.1.
+#: (median), a dormant weight may change by less in proportion, or slow ones would pass. Ordinary:
+#: 0.16 and more; after a spike of the learning rate, or in a rare expert: 0.01 to 0.1.
 MIN_SPEED = 0.14
+#: A slow tensor can tell by itself if this share of its dormant weights passes ten times finer.
+CONCENTRATED = 0.5
 #: What the weights that move do so by, where nothing could be measured.
 USUAL_SPEED = 0.35
 #: Where more than this share of living weights would pass by chance, nothing is reported.
 MAX_CHANCE = 0.15
-#: A slow tensor can tell after all if this share of its dormant weights passes ten times finer.
-CONCENTRATED = 0.5
 #: Advances of the decay clock that a projection is made for: 0 to 2 in steps of 0.1.
 ADVANCES = tuple(round(0.1 * k, 1) for k in range(21))
 #: Probability that a centred Gaussian lies within a small t, per t in units of the median of
@@ -49,7 +50,8 @@ ADVANCES = tuple(round(0.1 * k, 1) for k in range(21))
 _CHANCE_DENSITY = 0.5382
 #: Of fewer weights that move there is no median speed.
 _FEW = 20
-#: Tensors that cannot tell may hold this share of the sample; above it nothing is told.
+#: Tensors that cannot tell may hold this share of the sample; above it nothing is told. Of a tensor
+#: of which no larger share moves nobody knows whether the rest is dormant or has come to rest.
 _MAX_UNKNOWN = 0.05
 #: Bits of a float64 that hold its exponent.
 _EXPONENT = np.uint64(0x7FF << 52)
@@ -59,9 +61,10 @@ MASK_LEVELS = (0.5, 0.7, 0.9)
 #: Bits that are set in each byte; numpy counts them itself from version 2 on.
 _NUM_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
-SLOW = "updates are far smaller than the learning rate"
+ROUNDED = "rounding to the weights' own precision can hold them still"
 COARSE = "the weights' precision is too coarse for updates of this size"
-COARSE_DECAY = "decay is rounded to the weights' precision at each step"
+SLOW = "updates are far smaller than the learning rate"
+LEFT_OUT = "the latest steps have left them out"
 FAR = "the snapshots are so far apart that too many weights pass by chance"
 WIPED = "decay alone wipes the weights out"
 STILL = "no in-scope weight was trained since"
@@ -127,11 +130,16 @@ class MotionTracker:
             eps = max((torch.finfo(tensor.dtype).eps for tensor in sample.values()), default=0.0)
             between, advance = _estimated_between(before, now, step - self._step, eps)
             told = {"estimated": True, "estimated_advance": advance}
+        missed = optimizer.missed if optimizer is not None and between else {}
         motions = {}
         for name, own in now.items():
             if name in between:
-                dtype = sample[name].dtype
-                motions[name] = motion_of(float64_of(before[name]), own, between[name], dtype)
+                dtype, why = sample[name].dtype, REPARAMETRIZED if Place.of(name).is_raw else ""
+                done = between[name]._replace(why_not=between[name].why_not or why)
+                motions[name] = motion_of(float64_of(before[name]), own, done, dtype)
+            elif name in missed:
+                is_still = np.array_equal(float64_of(before[name]), own)
+                motions[name] = TensorMotion.of_missed(own, missed[name], is_still=is_still)
         dormant, movement, layers = _moved(
             motions, len(values), self._step, STILL if before else "no earlier snapshot"
         )
@@ -228,7 +236,7 @@ def _moved(
     motions: Mapping[str, TensorMotion], num_sampled: int, since: int, why_none: str
 ) -> tuple[Dormant, Movement, dict[str, float]]:
     """The tensors' motions as one; if there are none, nothing of ``num_sampled`` weights."""
-    total = seen = num_flips = num_dormant = 0
+    total = seen = num_slow = num_flips = num_dormant = 0
     change = size = chance = 0.0
     layers: dict[str, float] = {}
     reasons: Counter[str] = Counter()
@@ -242,6 +250,7 @@ def _moved(
             reasons[motion.reason] += 1
             continue
         seen += num
+        num_slow += num * motion.is_slow
         num_dormant += int(motion.dormant.sum())
         chance += num * motion.chance
         layers[name] = float(motion.dormant.mean())
@@ -253,6 +262,10 @@ def _moved(
         since_step=since,
     )
     reason = "" if total else why_none
+    # where most are slow all may be, and nothing tells what is dormant
+    if num_slow > seen / 2:
+        reason = SLOW
+        layers = {name: share for name, share in layers.items() if not motions[name].is_slow}
     if seen < (1.0 - _MAX_UNKNOWN) * total:
         reason, count = reasons.most_common(1)[0]
         if count < len(motions):
@@ -283,6 +296,22 @@ class TensorMotion:
     decay: float  # by how much the decay clock advanced
     reason: str = ""  # why dormant weights cannot be told; empty if they can
 
+    is_slow: bool = False  # beside the learning rate, so that little tells it from a dormant one
+
+    @classmethod
+    def of_missed(cls, values: np.ndarray, num_steps: int, *, is_still: bool) -> TensorMotion:
+        """Of a tensor that no step has reached for so many: after a few all of it is dormant."""
+        return cls(
+            dormant=np.ones(len(values), bool),
+            chance=0.0,
+            change=0.0,
+            size=float(np.square(values).sum()),
+            num_flips=0,
+            log_shrink=0.0,
+            decay=0.0,
+            reason="" if is_still and num_steps >= FEW_STEPS else LEFT_OUT,
+        )
+
 
 @np.errstate(all="ignore")  # what is not finite is not dormant
 def motion_of(
@@ -290,26 +319,18 @@ def motion_of(
 ) -> TensorMotion:
     """Which weights only decay has moved, and how far the others went."""
     clock, why = between.clock, between.why_not
+    if dtype.itemsize < 4 and not between.has_master:
+        why = why or ROUNDED  # small updates, and decay, are lost at each step
     log_shrink = 0.0 if why else clock.log_shrink
-    is_coarse = dtype.itemsize < 4 and not between.has_master
-    if not why and is_coarse and clock.decay > 0:
-        # a decay of less than half a spacing is rounded away, step by step
-        if clock.decay / max(clock.steps, 1) < torch.finfo(dtype).eps / 4:
-            log_shrink = 0.0
-        else:
-            why = COARSE_DECAY
     if not math.isfinite(log_shrink):
         log_shrink, why = 0.0, WIPED
     change = unexplained_change(before, now, log_shrink)
     if why:  # then nobody asks which, and telling them is most of the work
-        dormant, chance = np.zeros(len(change), bool), math.nan
+        dormant, chance, is_slow = np.zeros(len(change), bool), math.nan, False
     else:
         rounding, why = _rounding(before, now, between, dtype)
-        allowed = DORMANT_TOLERANCE * clock.lr + rounding
-        dormant = change <= allowed
-        finer = int((change <= 0.1 * DORMANT_TOLERANCE * clock.lr + rounding).sum())
-        chance, slow = _chance(change[~dormant], allowed, finer, clock)
-        why = why or slow
+        dormant, chance, is_slow = _passing(change, rounding, clock)
+        why = why or (FAR if chance > MAX_CHANCE else "")
     return TensorMotion(
         dormant=dormant,
         chance=chance,
@@ -319,6 +340,7 @@ def motion_of(
         log_shrink=log_shrink,
         decay=clock.decay,
         reason=why,
+        is_slow=is_slow,
     )
 
 
@@ -356,43 +378,43 @@ def _rounding(
     """What rounding alone may change, and whether it hides what a living weight would do.
 
     Of a copy: half a spacing at either snapshot. Of the weights themselves: half a spacing at each
-    step, up or down, which adds up as a random walk; what gets no gradient and is stored in 16
-    bits stays exactly what it is, and an update of less than half a spacing is lost.
+    step, up or down, which adds up as a random walk.
     """
     clock = between.clock
     num_steps = max(clock.steps, 1)
-    if dtype.itemsize < 4 and not between.has_master:
-        rounding = np.zeros_like(before)
-        hidden = spacing(before, dtype) > math.sqrt(clock.lr_squared / num_steps)
+    if between.has_master:
+        rounding = spacing(before, dtype)
+        rounding += spacing(now, dtype)
+        rounding *= 0.5
     else:
-        if between.has_master:
-            rounding = spacing(before, dtype)
-            rounding += spacing(now, dtype)
-            rounding *= 0.5
-        else:
-            rounding = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
-        moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
-        hidden = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0)
+        rounding = np.abs(before) * (math.sqrt(num_steps) * torch.finfo(dtype).eps)
+    moves = USUAL_SPEED * math.sqrt(clock.lr_squared)
+    hidden = np.minimum(_CHANCE_DENSITY * rounding / max(moves, 1e-300), 1.0)
     return rounding, COARSE if float(hidden.mean()) > MAX_CHANCE else ""
 
 
-def _chance(moving: np.ndarray, allowed: np.ndarray, finer: int, clock: Clock) -> tuple[float, str]:
-    """The share of living weights that pass by chance, and why it would be too large.
-
-    ``moving``: the change of those that do not pass; ``finer``: how many would at a tenth of it.
-    """
-    usual, is_slow = math.sqrt(clock.lr_squared), False
-    if len(moving) < _FEW:  # as good as all stand still; those that do exactly are dormant
-        typical = USUAL_SPEED * usual
-    else:
-        typical = median(moving)
-        is_slow = typical < MIN_SPEED * usual
-    share = _CHANCE_DENSITY * allowed
-    share /= max(typical, 1e-300)
-    chance = float(np.minimum(share, 1.0, out=share).mean())
-    if finer >= CONCENTRATED * max(len(allowed) - len(moving), 1):
-        return chance, ""
-    return chance, SLOW if is_slow else FAR if chance > MAX_CHANCE else ""
+def _passing(
+    change: np.ndarray, rounding: np.ndarray, clock: Clock
+) -> tuple[np.ndarray, float, bool]:
+    """Which weights pass as dormant, the share of living ones that does by chance; is it slow?"""
+    usual, share = math.sqrt(clock.lr_squared), 1.0
+    while True:
+        allowed = share * DORMANT_TOLERANCE * clock.lr + rounding
+        dormant = change <= allowed
+        moving = change[~dormant]
+        # if as good as all stand still, those that do exactly are dormant
+        typical = USUAL_SPEED * usual if len(moving) < _FEW else median(moving)
+        slower = typical / (MIN_SPEED * usual)
+        if not slower <= 0.9 * share:  # else some that passed were slow ones
+            break
+        share = slower
+    # as good as all standing still, or many that hardly move
+    is_slow = len(moving) < max(min(_FEW, len(change) / 2), _MAX_UNKNOWN * len(change))
+    if share < 1.0:
+        finer = change <= 0.1 * share * DORMANT_TOLERANCE * clock.lr + rounding
+        is_slow |= bool(np.count_nonzero(finer) < CONCENTRATED * np.count_nonzero(dormant))
+    allowed *= _CHANCE_DENSITY / typical
+    return dormant, float(np.minimum(allowed, 1.0, out=allowed).mean()), is_slow
 
 
 def removed(magnitudes: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:

@@ -18,6 +18,7 @@ from sparsitywatch.analysis.run import Run
 from sparsitywatch.page import data as page_data_module
 from sparsitywatch.page.data import MAX_SNAPSHOTS, details_of, page_data
 from sparsitywatch.page.tensors import chosen, cumulative
+from sparsitywatch.records import Dormant
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 SERIES = (
@@ -113,6 +114,20 @@ def test_tiles_say_what_is_and_what_it_was_when_it_began(page: Page) -> None:
         "near_zero/initial_0.1", "motion/dormant", "forecast/near_zero_in_1",
         "essential_sparsity/value", "value/dense", "value/reliance",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_known", "value"), [(0, "unknown"), (2, "5 %")])
+def test_why_dormant_weights_are_not_known_stands_at_their_place(
+    num_known: int, value: str
+) -> None:
+    records = [fake_run.look(step)[0] for step in (25, 50, 75)]
+    why = Dormant(fraction=math.nan, num_sampled=9, since_step=25, reason="rounding")
+    known = Dormant(fraction=0.05, num_sampled=9, since_step=0)
+    found = [known] * num_known + [why] * (3 - num_known)
+    pairs = zip(records, found, strict=True)
+    data = page_data(Run([replace(record, dormant=one) for record, one in pairs]))
+    (tile,) = [one for one in data["tiles"] if one["label"] == "dormant"]
+    assert (tile["value"], tile["why"]) == (value, "not known now: rounding")
 
 
 def test_what_failed_and_what_changed_is_said(troubled_page: Page) -> None:

@@ -7,11 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import distributed, nn, optim
 
-from sparsitywatch.weights.clock import Account, Clock, kind_of, masters_of, mean_over
+from sparsitywatch.weights.clock import (
+    Account,
+    Clock,
+    farthest,
+    kind_of,
+    masters_of,
+    mean_over,
+)
 
 
 def account_of(optimizer: optim.Optimizer, **tensors: torch.Tensor) -> Account:
@@ -126,9 +133,9 @@ def test_one_that_is_sharded_over_ranks_steps_as_the_one_inside() -> None:
     try:
         weight = nn.Parameter(torch.ones(3))
         sharded = ZeroRedundancyOptimizer([weight], optim.AdamW, lr=0.1, weight_decay=0.2)
-        assert kind_of(sharded, sharded.param_groups[0]) == ("decoupled", "lr")
+        assert kind_of(sharded, sharded.param_groups[0])[:2] == ("decoupled", "lr")
         sharded = ZeroRedundancyOptimizer([weight], optim.SGD, lr=0.1, weight_decay=0.2)
-        assert kind_of(sharded, sharded.param_groups[0]) == ("raw", "gradient")
+        assert kind_of(sharded, sharded.param_groups[0])[:2] == ("raw", "gradient")
     finally:
         distributed.destroy_process_group()
 
@@ -256,3 +263,74 @@ def test_steps_and_squares_are_counted() -> None:
     assert clock.steps == 2
     assert clock.since(clock) == Clock()
     assert clock.plus(clock).lr == pytest.approx(0.8)
+
+
+# ------------------------------------------------------------------ how far a step can go
+
+
+REACHES: dict[str, tuple[type[optim.Optimizer], dict[str, Any]]] = {
+    "AdamW": (optim.AdamW, {}),
+    "Adam, its betas for LLMs": (optim.Adam, {"betas": (0.9, 0.95)}),
+    "Adam, amsgrad": (optim.Adam, {"amsgrad": True}),
+    "Adam, for-loop": (optim.Adam, {"foreach": False, "betas": (0.5, 0.9)}),
+    "Adam without momentum": (optim.Adam, {"betas": (0.0, 0.999)}),
+    "Adafactor": (optim.Adafactor, {}),
+}
+
+
+@pytest.mark.parametrize("case", REACHES)
+@given(
+    seed=st.integers(0, 999), growth=st.sampled_from([0.5, 1.0, 1.1, 1.11, 2.0, 30.0]),
+    num_steps=st.integers(1, 60), spike=st.integers(-1, 59),
+)  # fmt: skip
+@settings(max_examples=20, deadline=None)
+def test_no_step_goes_farther(
+    case: str, seed: int, growth: float, num_steps: int, spike: int
+) -> None:
+    """Gradients that grow, shrink, come alone or with a spike, of one sign or of any."""
+    make, options = REACHES[case]
+    torch.manual_seed(seed)
+    weight = nn.Parameter(torch.randn(8, 8, dtype=torch.float64))
+    optimizer = make([weight], lr=0.01, weight_decay=0.0, eps=(None, 1e-3) if case == "Adafactor"
+                     else 1e-30, **options)  # fmt: skip
+    (group,) = optimizer.param_groups
+    for step in range(1, num_steps + 1):
+        signs = torch.ones(8, 8) if seed % 2 else torch.randn(8, 8)
+        size = 1e8 if step == spike + 1 else 1.0
+        weight.grad = signs.double() * size * growth**step
+        before = weight.detach().clone()
+        optimizer.step()
+        change = (weight.detach() - before).abs()
+        most = 0.01 * farthest(kind_of(optimizer, group), group, step)
+        if case == "Adafactor":  # of most of a tensor, in units of its own size
+            most *= max(float(before.square().mean().sqrt()), 1e-3)
+            assert float((change > most).double().mean()) <= 0.5
+        else:
+            assert float(change.max()) <= most * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.95), (0.5, 0.9), (0.0, 0.99)])
+def test_gradients_that_grow_all_along_make_adam_go_as_far_as_it_can(
+    betas: tuple[float, float],
+) -> None:
+    first, second = betas
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = optim.Adam([weight], lr=1.0, betas=betas, eps=0.0)
+    (group,) = optimizer.param_groups
+    growth = second / first if first else 100.0
+    for step in range(1, 91):
+        before = float(weight.detach())
+        weight.grad = torch.full((1,), 1e-90 * growth**step, dtype=torch.float64)
+        optimizer.step()
+        most = farthest(kind_of(optimizer, group), group, step)
+        assert abs(float(weight.detach()) - before) == pytest.approx(most, rel=1e-3)
+    assert farthest(kind_of(optimizer, group), group, math.inf) >= most
+
+
+@pytest.mark.parametrize(
+    "make", [optim.SGD, optim.NAdam, optim.RAdam, optim.RMSprop, optim.Adadelta]
+)
+def test_where_nothing_bounds_a_step_it_is_infinite(make: type[optim.Optimizer]) -> None:
+    optimizer = make([nn.Parameter(torch.ones(3))], lr=0.1)
+    (group,) = optimizer.param_groups
+    assert farthest(kind_of(optimizer, group), group, 5) == math.inf

@@ -16,6 +16,7 @@ from torch import nn
 
 from sparsitywatch.errors import StateError
 from sparsitywatch.weights import motion as motion_module
+from sparsitywatch.weights.clock import Clock
 from sparsitywatch.weights.motion import (
     MASK_LEVELS,
     MotionTracker,
@@ -215,23 +216,199 @@ def test_rounding_of_a_copy_makes_nothing_dormant_or_alive(decay: float, steps: 
     assert dormant.fraction == pytest.approx(0.75 + 0.25 * dormant.chance, abs=0.03)
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_dtype_too_coarse_for_the_updates_says_so(in_place: bool) -> None:
-    dormant = Planted(0.1, lr=3e-5, dtype=torch.bfloat16, in_place=in_place).moved(25).dormant
+def test_a_dtype_too_coarse_for_the_updates_says_so() -> None:
+    dormant = Planted(0.1, lr=3e-5, dtype=torch.bfloat16).moved(25).dormant
     assert math.isnan(dormant.fraction)
     assert "too coarse" in dormant.reason
     assert not Planted(0.1, lr=3e-5).moved(25).dormant.reason
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.01, 0.1, 1.0])
-def test_weights_trained_in_bfloat16_itself(decay: float) -> None:
-    """A decay of less than half a spacing a step is rounded away: dead weights stand still."""
-    dormant = Planted(decay, lr=3e-3, dtype=torch.bfloat16, in_place=True).moved(50).dormant
-    if decay == 1.0:
-        assert "decay is rounded" in dormant.reason
+@pytest.mark.parametrize("decay", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("lr", [3e-5, 3e-3])
+def test_what_rounding_holds_still_is_not_dormant(decay: float, lr: float) -> None:
+    """Weights that are trained in 16 bits themselves: a small update, or decay, changes no bit."""
+    moved = Planted(decay, lr=lr, dtype=torch.bfloat16, in_place=True).moved(50)
+    assert math.isnan(moved.dormant.fraction)
+    assert "rounding to the weights' own precision" in moved.dormant.reason
+    assert moved.layers == {}
+    assert moved.movement.update_to_weight > 0
+
+
+def test_what_a_weight_is_computed_from_is_not_told_as_one() -> None:
+    """Weight norm: the gradient of what is stored is not that of the weight."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20, 40, bias=False)))
+    weights = dict(layer.named_parameters())
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3)
+    traced, motion = Traced(optimizer, parameters=weights), MotionTracker(None)
+    for step in range(2):
+        layer(torch.randn(8, 20)).square().sum().backward()
+        optimizer.step()
+        traced.stepped(optimizer)
+        sample = {name: one.detach().clone().reshape(-1) for name, one in weights.items()}
+        moved = motion.compare(step, sample, optimizer=traced.reading())
+    assert "reparametrized" in moved.dormant.reason
+    assert moved.layers == {}
+
+
+# ------------------------------------------------------------------ tensors that no step reaches
+
+
+class Experts:
+    """Layers of which each gets a gradient at some steps only; the others have none then."""
+
+    def __init__(self, num: int, make: type = torch.optim.AdamW) -> None:
+        torch.manual_seed(0)
+        self.weights = {f"{i}.weight": nn.Parameter(torch.randn(20, 20)) for i in range(num)}
+        self.optimizer = make(self.weights.values(), lr=1e-3)
+        self.traced = Traced(self.optimizer, parameters=self.weights)
+        self.motion, self.step = MotionTracker(None), 0
+
+    def train(self, *used: set[int]) -> Moved:
+        for chosen in used:
+            self.step += 1
+            for i, weight in enumerate(self.weights.values()):
+                weight.grad = torch.randn(20, 20) if i in chosen else None
+            self.optimizer.step()
+            self.traced.stepped(self.optimizer)
+        sample = {name: one.detach().clone().reshape(-1) for name, one in self.weights.items()}
+        return self.motion.compare(self.step, sample, optimizer=self.traced.reading())
+
+
+def test_an_expert_that_is_starved_is_dormant_as_a_whole() -> None:
+    """Of four experts one gets no token any more, another one did once in the interval."""
+    experts = Experts(4)
+    experts.train(*[{0, 1, 2, 3}] * 20)
+    moved = experts.train(*[{0, 1}] * 19, {0, 1, 2})
+    assert moved.layers["3.weight"] == 1.0
+    assert moved.layers["2.weight"] < 0.01
+    assert moved.dormant.fraction == pytest.approx(0.25, abs=0.01)
+    assert moved.dormant.reason == ""
+    assert experts.train(*[{0, 1, 2, 3}] * 20).dormant.fraction < 0.02
+
+
+@pytest.mark.parametrize(("num_steps", "is_dormant"), [(9, False), (10, True)])
+def test_what_is_left_out_of_a_few_steps_is_not_starved(num_steps: int, is_dormant: bool) -> None:
+    """A layer that is dropped at random, and snapshots as close as steps."""
+    experts = Experts(2)
+    experts.train(*[{0, 1}] * 5)
+    for _ in range(num_steps):
+        moved = experts.train({0})
+    assert ("1.weight" in moved.layers) == is_dormant
+    if is_dormant:
+        assert moved.dormant.fraction == pytest.approx(0.5, abs=0.01)
     else:
-        assert dormant.reason == ""
-        assert dormant.fraction == pytest.approx(0.75, abs=0.05)
+        assert moved.dormant.reason == "the latest steps have left them out in 1 of 2 tensors"
+
+
+def test_a_slow_tensor_among_others_tells_which_of_its_weights_are_dormant() -> None:
+    """A rare expert: gradients that are small beside those that Adam remembers."""
+    torch.manual_seed(0)
+    weights = {name: nn.Parameter(torch.randn(30, 30)) for name in ("slow", "a", "b")}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3)
+    traced, motion = Traced(optimizer, parameters=weights), MotionTracker(None)
+    for step in range(1, 61):
+        for name, weight in weights.items():
+            weight.grad = torch.randn(30, 30) * (1e-3 if name == "slow" and step > 3 else 1.0)
+            weight.grad[:10] = 0.0
+        optimizer.step()
+        traced.stepped(optimizer)
+        if step in (40, 60):
+            sample = {name: one.detach().clone().reshape(-1) for name, one in weights.items()}
+            moved = motion.compare(step, sample, optimizer=traced.reading())
+    assert moved.dormant.reason == ""
+    assert moved.layers == pytest.approx(dict.fromkeys(weights, 1 / 3), abs=0.03)
+
+
+def test_what_is_frozen_or_moved_by_another_hand_is_not_starved() -> None:
+    experts = Experts(3)
+    experts.train(*[{0, 1, 2}] * 12)
+    experts.weights["1.weight"].requires_grad_(False)
+    with torch.no_grad():
+        experts.weights["2.weight"].mul_(0.999)
+    moved = experts.train(*[{0}] * 12)
+    assert moved.layers.keys() == {"0.weight"}
+    assert moved.dormant.reason == "the latest steps have left them out in 1 of 2 tensors"
+
+
+# ------------------------------------------------------------------ on either side of each limit
+
+
+#: A hundred steps of a learning rate of 1: dormant is what changes by 0.1 at most; others by 3.5.
+CLOCK = Clock(lr=100.0, lr_squared=100.0, steps=100)
+
+
+def passing(*changes: tuple[int, float]) -> tuple[int, float, bool]:
+    """How many of some weights pass, each so many by so much; by chance; and whether it is slow."""
+    change = np.concatenate([np.full(num, size) for num, size in changes])
+    dormant, chance, is_slow = motion_module._passing(change, np.zeros(len(change)), CLOCK)
+    return int(dormant.sum()), chance, is_slow
+
+
+def test_the_tolerance_is_a_thousandth_of_the_sum_of_lr() -> None:
+    assert passing((50, 3.5), (10, 0.099), (10, 0.101))[0] == 10
+
+
+@pytest.mark.parametrize(("num_moving", "is_slow"), [(19, True), (20, False)])
+def test_of_few_weights_that_move_there_is_no_speed(num_moving: int, is_slow: bool) -> None:
+    num, chance, found = passing((100, 0.0), (num_moving, 7.0))
+    assert (num, found) == (100, is_slow)
+    assert chance == pytest.approx(0.5382 * 0.1 / (3.5 if is_slow else 7.0))
+
+
+@pytest.mark.parametrize(("num_moving", "is_slow"), [(49, True), (50, False)])
+def test_where_a_twentieth_moves_the_rest_may_have_come_to_rest(
+    num_moving: int, is_slow: bool
+) -> None:
+    assert passing((1000 - num_moving, 0.0), (num_moving, 3.5))[2] == is_slow
+
+
+@pytest.mark.parametrize(("speed", "num"), [(0.127, 40), (0.125, 30), (0.05, 30)])
+def test_what_moves_slowly_has_a_finer_tolerance(speed: float, num: int) -> None:
+    assert passing((50, 10.0 * speed), (30, 0.0), (10, 0.095))[0] == num
+
+
+@pytest.mark.parametrize(("num_exact", "is_slow"), [(19, True), (20, False)])
+def test_a_slow_tensor_tells_by_itself_if_half_of_its_dormant_weights_are_exact(
+    num_exact: int, is_slow: bool
+) -> None:
+    found = passing((50, 0.7), (num_exact, 0.004), (40 - num_exact, 0.006))
+    assert found[::2] == (40, is_slow)
+
+
+@pytest.mark.parametrize(("typical", "is_far"), [(0.3588 + 1e-3, False), (0.3588 - 1e-3, True)])
+def test_where_too_many_pass_by_chance_nothing_is_told(typical: float, is_far: bool) -> None:
+    clock = CLOCK._replace(lr_squared=1.0)  # as of snapshots that are farther apart
+    before = np.ones(300)
+    now = before + np.where(np.arange(300) < 200, 0.0, typical)
+    found = motion_module.motion_of(before, now, motion_module.Between(clock), torch.float64)
+    assert found.reason == ("the snapshots are so far apart that too many weights pass by chance"
+                            if is_far else "")  # fmt: skip
+
+
+def motion(num: int, **fields: object) -> motion_module.TensorMotion:
+    """That of a tensor with so many weights, none of them dormant."""
+    usual = {"dormant": np.zeros(num, bool), "chance": 0.0, "change": 1.0, "size": 1.0,
+             "num_flips": 0, "log_shrink": 0.0, "decay": 0.0}  # fmt: skip
+    return motion_module.TensorMotion(**usual | fields)
+
+
+@pytest.mark.parametrize(
+    ("motions", "reason"),
+    [
+        ((motion(951), motion(49, reason="r")), ""),
+        ((motion(949), motion(51, reason="r")), "r in 1 of 2 tensors"),
+        ((motion(50), motion(50, is_slow=True)), ""),
+        ((motion(49), motion(51, is_slow=True)), motion_module.SLOW),
+        ((motion(40), motion(51, is_slow=True), motion(2, reason="r")), motion_module.SLOW),
+    ],
+)
+def test_how_many_tensors_may_not_tell(motions: tuple, reason: str) -> None:
+    named = {f"{i}": one for i, one in enumerate(motions)}
+    dormant, _, layers = motion_module._moved(named, 0, 1, "none")
+    assert dormant.reason == reason
+    assert math.isnan(dormant.fraction) == bool(reason)
+    assert "1" not in layers or not reason
 
 
 # ------------------------------------------------------------------ a collapsed model
@@ -259,7 +436,6 @@ def test_after_a_spike_of_the_learning_rate_slow_weights_are_not_dormant() -> No
     for later in dormant[3:]:
         assert math.isnan(later.fraction)
         assert later.reason == "updates are far smaller than the learning rate"
-    assert seen[-1].layers == {}
 
 
 @pytest.mark.parametrize("every", [1, 10, 100])

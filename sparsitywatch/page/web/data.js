@@ -5,7 +5,7 @@
  * @typedef {(number | null)[]} Values a series at every kept snapshot; null is not measured
  * @typedef {{label: string, unit: string, sentence: string}} About
  * @typedef {{series: string, label: string, sentence: string, value: string, step: number,
- *   was: string}} Tile
+ *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
  *   why: string[], also: string[], do: string, trend: string, onset: number, low: number, high: number,
  *   seen: number, reverted: number}} RunEvent

@@ -38,8 +38,8 @@ export function tiles(data) {
   return h("ul", { class: "tiles", "aria-label": "Latest numbers" }, ...data.tiles.map((tile) =>
     h("li", { title: tile.sentence },
       h("span", { class: "label" }, tile.label),
-      h("b", {}, tile.value), h("small", {}, tile.was ? `was ${tile.was}` : `at step ${whole(tile.step)}`),
-      spark(data.steps, data.series[tile.series]))));
+      h("b", {}, tile.value), h("small", {}, tile.why || (tile.was ? `was ${tile.was}` : `at step ${whole(tile.step)}`)),
+      tile.series in data.series ? spark(data.steps, data.series[tile.series]) : null)));
 }
 
 /** A line without axes. @param {number[]} steps @param {(number | null)[]} values */
