@@ -188,7 +188,7 @@ SERIES = (
     Series("vital/*", "vital.counts", "count", "tensors with the finding *",
            "Parameters of the model, in scope or not, that are provably untrained, losing their "
            "updates in rounding, not decaying as stated (decay), not finite, returned to an "
-           "earlier state, or blowing up alone."),
+           "earlier state, overwritten, or blowing up."),
     # the watch itself
     Series("watch/valid", "valid", "0 or 1", "whether the snapshot is valid",
            "0 where a measurement failed or contradicted itself; records.jsonl says why."),

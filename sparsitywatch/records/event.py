@@ -18,7 +18,8 @@ VITAL_KINDS: Mapping[str, str] = {
     "decay": "not decaying as the optimizer states",
     "not_finite": "not finite",
     "returned": "back at an earlier state",
-    "blew_up": "changing far more than ever and than all others",
+    "overwritten": "overwritten by something else than the optimizer",
+    "blew_up": "changing far more than ever",
 }
 
 
@@ -407,6 +408,8 @@ _KIND_ADVICE = {
     "not_finite": "Stop the run and go on from a checkpoint of {before} or before.",
     "returned": "If nobody went back to a checkpoint on purpose, look for what overwrites weights: "
     "a reload, an average that is put back. After a rollback the steps count on as before.",
+    "overwritten": "If nobody wrote to these weights on purpose, look for what does: a checkpoint "
+    "of another model, an initialisation, a merge. Go on from a checkpoint of {before} or before.",
     "blew_up": "Look at the learning rate and the gradients of these tensors, and at what may have "
     "overwritten them. Go on from a checkpoint of {before} or before.",
 }

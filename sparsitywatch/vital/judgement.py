@@ -41,17 +41,16 @@ _MIN_LOST, _MAX_MOVED = 8.0, 0.2
 #: Intervals and steps without a gradient before anything is said of it: at first there may be
 #: none, and some trainings leave out layers at random.
 _PATIENCE, _PATIENT_STEPS = 2, 8
+#: Of fewer steps with a gradient, or without, nobody can say that it ended; and it has if it is
+#: away for so many times what anything was away and came back.
+_FEW_STEPS, _BEYOND_USUAL = 4, 10
 #: Weights without a gradient that stand still where decay must move them.
 _MIN_NOT_DECAYED = 16
 #: Weights that moved away and came back to the bit.
 _MIN_RETURNED = 32
-#: A tensor blows up if in one interval it changes by this share of its size, by this factor more
-#: than ever (in at least this many intervals), by this factor more than its peers now do, and by
-#: this factor more than any tensor ever did. One large gradient after small ones makes Adam step
-#: 3.2 learning rates far.
-_FAR, _MORE_THAN_EVER, _MIN_PAST, _MORE_THAN_PEERS, _FARTHER = 0.5, 10.0, 3, 5.0, 4.0
-#: Least number of tensors that define what is usual.
-_MIN_KNOWN = 4
+#: A tensor blows up if in one interval it changes by this share of its size, and by this factor
+#: more than in any of the latest intervals, of which there have to be so many.
+FAR, _MORE_THAN_EVER, _MIN_PAST = 0.3, 10.0, 3
 #: Parts of names of what is used for some inputs only.
 _FOR_SOME = re.compile(r"expert|moe|head|branch|adapter|task|classifier|domain|lang", re.IGNORECASE)
 #: An event is reported again after its kind was gone for this many snapshots.
@@ -70,16 +69,28 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("num_still_since_start", int, 0),
     ("update", float, math.nan),  # root mean square of the change in the last interval
     ("rms", float, math.nan),  # root mean square of the weights before
+    ("from_start", float, math.nan),  # ... of what they had changed by since the first snapshot
+    ("began_at_zero", bool, False),  # all of it
+    ("reach", float, math.inf),  # how far its optimizer can have moved a weight; or most weights
+    ("num_beyond", int, 0),  # that moved farther, and not to a value that many of them have
+    ("is_within", bool, False),  # whether most did not
+    ("was_within", bool, False),  # ... in the interval before
+    ("has_past", bool, True),  # whether there may have been steps before the first snapshot
     ("has_moved", bool, True),  # by more than decay, since the first snapshot
     ("still_for", int, 0),  # intervals up to now in which no bit of it changed
     ("shrinks_for", int, 0),  # ... in which all of it was multiplied by one factor below 1
-    ("dead_for", int, 0),  # ... in which it did either, with no gradient while others had one
+    ("dead_for", int, 0),  # ... in which it had no gradient, or one of zero, at any step
     ("dead_steps", int, 0),  # optimizer steps in these
+    ("alive_steps", int, 0),  # with a gradient, so far
+    ("is_fading", bool, False),  # in a part of the last interval it may have had no gradient
+    ("absence", int, 0),  # most steps without one after which there was one again
+    ("is_relieved", bool, False),  # as its gradient ended, another tensor's began
     ("back_at", int, -1),  # step of the earlier snapshot, not the last, whose bits it has again
     # "own": an optimizer steps on it; "master": on a copy of higher precision; "none"; "unknown";
     # "frozen": it requires no grad
     ("trained_by", "U7", "unknown"),
     ("num_steps", int, 0),  # in the last interval, at a learning rate above 0
+    ("num_reached", int, 0),  # of these, at which it had a gradient
     ("lr", float, 0.0),  # mean over the last interval; 0 where it has no group
     ("lr_share", float, 0.0),  # present learning rate / highest that was seen
     ("lr_rise", float, 1.0),  # present learning rate / mean over the last interval
@@ -198,6 +209,7 @@ def _is_stepped_on(facts: TensorFacts) -> np.ndarray:
 NO_OPTIMIZER = "they have gradients, and no optimizer steps on them"
 NOT_STEPPED = "they have gradients and are in the optimizer, and no bit of them moves"
 CUT_OFF = "they are in the optimizer, and no gradient reaches them"
+LOST = "a gradient reached them, and for {} steps none has"
 
 
 def _untrained(facts: TensorFacts) -> _Found:
@@ -208,6 +220,9 @@ def _untrained(facts: TensorFacts) -> _Found:
     if (is_stepped_on & ~(facts.still_for > 0)).any():
         grounds[NOT_STEPPED] = stands & is_stepped_on & _must_move(facts)
         grounds[CUT_OFF] = _is_cut_off(facts, is_stepped_on)
+    is_lost = _has_lost_gradient(facts, is_stepped_on)
+    if is_lost.any():
+        grounds[LOST.format(facts.dead_steps[is_lost].max())] = is_lost
     return _found(grounds, facts.num_weights)
 
 
@@ -255,6 +270,22 @@ def _is_cut_off(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
         if len(cut) < len(members):
             found.update(name for names in cut for name in names)
     return np.array([name in found for name in facts.name])
+
+
+def _has_lost_gradient(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndarray:
+    """Tensors that had a gradient at every step, and now have none for whole intervals.
+
+    What comes and goes in a training says how long an absence is usual there: layers dropped at
+    random, experts, heads in turn. So far from it nothing comes back; and where something else has
+    taken the place of what ended, parts are trained in turn.
+    """
+    usual = facts.absence[is_stepped_on].max(initial=0)
+    is_lost: np.ndarray = is_stepped_on & (facts.dead_for > 0) & ~facts.is_relieved
+    is_lost &= (facts.alive_steps >= _FEW_STEPS) & (facts.absence == 0)
+    is_lost &= facts.dead_steps >= max(_FEW_STEPS, _BEYOND_USUAL * usual)
+    is_for_some = np.array([_is_for_some(name) for name in facts.name], bool)
+    is_all = bool(is_lost.any()) and not (is_stepped_on & ~is_for_some & ~is_lost).any()
+    return is_lost if is_all else is_lost & ~is_for_some
 
 
 def _place_of(name: str) -> tuple[str | None, str, str]:
@@ -345,28 +376,43 @@ def _returned(facts: TensorFacts) -> _Found:
     return which, "; ".join(f"they have the bits of step {step} again" for step in known)
 
 
+@np.errstate(all="ignore")  # what is not finite is told beside
+def _overwritten(facts: TensorFacts) -> _Found:
+    """Tensors whose weights went where no step of their optimizer could take them.
+
+    What writes to weights in every interval, such as a bound that they are held to, is part of the
+    training; and an average, or a state that was earlier, is no farther away than the start.
+    """
+    is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
+    is_so = is_ours & facts.was_within & ~facts.is_within & (facts.num >= _FEW)
+    is_so &= (facts.back_at < 0) & (facts.update > facts.from_start)
+    is_so &= ~facts.has_past | (facts.update >= FAR * facts.rms)
+    if not is_so.any():
+        return _NOTHING
+    share = facts.num_weights[is_so].sum() / facts.num_weights.sum()
+    times = float(np.median((facts.update / facts.reach)[is_so]))
+    why = (
+        f"{share:.0%} of the model's weights; in one interval they moved {times:.3g} times as far "
+        "as the optimizer's steps can take them"
+    )
+    return _found({why: is_so}, facts.num_weights)
+
+
 @np.errstate(all="ignore")  # what is not finite is no growth
 def _blew_up(facts: TensorFacts) -> _Found:
-    """Tensors that went farther than the optimizer has ever taken any.
+    """Tensors that changed far more than ever, and by much of their size.
 
-    By itself a tensor's own past says little: of one that began at zero the size is small, and what
-    gets rounding's noise for a gradient, such as the bias of keys, goes by next to nothing at
-    first. Adam makes ordinary steps of any noise, and no larger ones.
+    Of one that began at zero the size says nothing.
     """
     past = facts.past_updates
     if past.shape[1] < _MIN_PAST:
         return _NOTHING
-    is_known = (past.min(1) > 0.0) & (facts.rms > 0.0) & (facts.num >= _FEW)
-    is_known &= np.isfinite(facts.update)
-    if is_known.sum() < _MIN_KNOWN:
-        return _NOTHING
-    most = past.max(1)
-    growth = facts.update / most
-    usual = max(float(np.median(growth[is_known])), 1.0)
-    is_far = facts.update >= _FARTHER * usual * most[is_known].max()
-    is_far &= facts.update >= _FAR * facts.rms
-    is_far &= growth >= max(_MORE_THAN_EVER, _MORE_THAN_PEERS * usual)
-    which, _ = _found({"": is_far & is_known}, growth)
+    growth = facts.update / past.max(1)
+    is_so = (past.min(1) > 0.0) & ~facts.began_at_zero & (facts.num >= _FEW)
+    is_so &= np.isfinite(facts.update) & (growth >= _MORE_THAN_EVER)
+    is_so &= facts.update >= FAR * facts.rms
+    is_so[_overwritten(facts)[0]] = False
+    which, _ = _found({"": is_so}, growth)
     first = which[:1]
     why = [
         f"{share:.3g} of its size in one interval, {times:.3g} times its most ever"
@@ -381,6 +427,7 @@ _RULES: dict[str, Callable[[TensorFacts], _Found]] = {
     "decay": _decay,
     "not_finite": _not_finite,
     "returned": _returned,
+    "overwritten": _overwritten,
     "blew_up": _blew_up,
 }
 

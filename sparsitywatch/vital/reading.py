@@ -1,14 +1,14 @@
 """What two snapshots, the gradients and the optimizer say of every parameter of the model.
 
 A fixed sample of each tensor is compared bit for bit with the snapshot before: all of a small one,
-some of a large one. What stands still, or shrinks by one factor alone, is looked at more closely:
-whether it has a gradient, and whether its updates are large enough to be stored. Of a training that
-is well next to nothing is, so that this costs next to nothing.
+some of a large one. Of each gradient it is read whether it is there, and not all zero. What stands
+still, or shrinks by one factor alone, is looked at more closely: whether its updates are large
+enough to be stored. Of a training that is well next to nothing is, so that this costs next to
+nothing.
 
 What the next step may change is read in the training's thread: the samples, the optimizer, and the
-gradients of what stands still. The rest is told from that alone, behind the training. Ranks that
-hold parts of the parameters exchange what is read, so that each tells what one process tells of
-the whole.
+gradients. The rest is told from that alone, behind the training. Ranks that hold parts of the
+parameters exchange what is read, so that each tells what one process tells of the whole.
 
 Arrays are [T], by tensor, or [N], by sampled weight.
 """
@@ -16,30 +16,26 @@ Arrays are [T], by tensor, or [N], by sampled weight.
 from __future__ import annotations
 
 import math
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from sparsitywatch.pipeline.parts import Examined, Examiner
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
-from sparsitywatch.vital.judgement import TensorFacts, VitalReading, judged, table_of, unread
-from sparsitywatch.weights.clock import Clock, Trainer, Training, stepped_on
+from sparsitywatch.vital.judgement import FAR, TensorFacts, VitalReading, judged, table_of, unread
+from sparsitywatch.vital.samples import FEW, ROUNDED, SOME, Comparison, Sample, chosen
+from sparsitywatch.weights.clock import Clock, Sums, Trainer, Training, stepped_on
 from sparsitywatch.weights.motion import spacing
 from sparsitywatch.weights.sharded import kept_for, local_of
-from sparsitywatch.weights.snapshot import SampleIndex, bits_of, float64_of
+from sparsitywatch.weights.snapshot import float64_of
 
-#: Tensors of up to this many weights are compared whole; of larger ones, this many weights are.
-WHOLE, SOME = 4096, 512
 #: Intervals whose changes are remembered, and snapshots whose marks are.
 _NUM_PAST, _NUM_MARKS = 8, 64
-#: Of fewer weights nobody can say that all were multiplied by one factor.
-_FEW = 8
 #: Number of moving tensors whose gradients serve as the reference.
 _NUM_REFERENCE = 8
 #: An update is lost for sure below the spacing divided by twice the first, and may be below it
@@ -55,13 +51,17 @@ _SEEN = 2.0
 #: Steps of SGD below this share of what the tensor moved before, at the same learning rate, are
 #: lost to nobody: its gradient has ended.
 _ENDED = 0.01
+#: Gradients of SGD's steps may swing, and cancel each other in its momentum, by this factor.
+_CANCELLED = 4.0
 #: Facts that go on from those of the snapshot before.
 _CARRIED = (
-    "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "num_lossy_moved",
-    "num_lossy_expected",
+    "has_moved", "still_for", "shrinks_for", "dead_for", "dead_steps", "alive_steps", "is_fading",
+    "absence", "is_relieved", "is_within", "num_lossy_moved", "num_lossy_expected",
 )  # fmt: skip
 #: Facts that an optimizer says of a tensor, beside ``lr_rise``, which is 1 without one.
-_OF_TRAINER = ("num_steps", "lr", "lr_share", "lr_rise", "weight_decay")
+_OF_TRAINER = (
+    "num_steps", "num_reached", "lr", "lr_share", "lr_rise", "weight_decay", "reach", "has_past",
+)  # fmt: skip
 
 
 class VitalTracker(Examiner):
@@ -77,7 +77,8 @@ class VitalTracker(Examiner):
 
     def forget(self) -> None:
         self._before = Sample({})
-        self._offered: Mapping[str, Clock] = {}
+        self._done: Mapping[str, Sums] = {}
+        self._means: Mapping[str, np.ndarray] = {}  # of gradients that were zero, as sampled
         self._step = -1
         self._peaks: dict[str, float] = {}  # highest learning rate of each tensor
         self._carried: dict[str, np.ndarray] = {}
@@ -107,23 +108,23 @@ class VitalTracker(Examiner):
         if self._reason:
             return partial(VitalReading, reason=self._reason)
         weights = {name: one for name, one in parameters.items() if _has_numbers(one)}
-        chosen = {name: _chosen(name, one.numel()) for name, one in weights.items()}
+        picked = {name: chosen(name, one.numel()) for name, one in weights.items()}
         held = {name: local_of(one) for name, one in weights.items()}
-        now = Sample(self._reader.gather_sample(held, chosen))
+        now = Sample(self._reader.gather_sample(held, picked))
         if self._start.kinds != now.kinds:
             self._start = now
         if self._before.kinds != now.kinds:
             self.forget()
         since, seen, trained = self._step, None, None
         if self._before.tensors:
-            seen = _Comparison(self._start, self._before, now)
+            seen = Comparison(self._start, self._before, now)
             if training is not None:  # compared here, to know which gradients to look at
-                done = self._done(training)
+                done = self._done_since(training)
                 trained = _Trained(seen, weights, training, done, self._reader)
+        means, self._means = self._means, {} if trained is None else trained.means
         shapes = [tuple(one.shape) for one in weights.values()]
         self._before, self._step = now, step
-        ledger = {} if training is None else training.done
-        self._offered = {name: sums.offered for name, sums in ledger.items()}
+        self._done = {} if training is None else training.done
 
         def said() -> VitalReading:  # arithmetic that need not hold up the training
             facts, marks = table_of(list(now.tensors), len(self._updates)), now.marks()
@@ -134,7 +135,7 @@ class VitalTracker(Examiner):
             if seen is not None:
                 self._compare(facts, seen, marks)
                 if trained is not None:
-                    self._tell(facts, trained)
+                    self._tell(facts, trained, means)
                 self._carried = {name: facts[name].copy() for name in _CARRIED}
             if not self._marks or not (marks == self._marks[-1][1]).all():
                 self._marks.append((step, marks))
@@ -142,13 +143,15 @@ class VitalTracker(Examiner):
 
         return said
 
-    def _compare(self, facts: TensorFacts, seen: _Comparison, marks: np.ndarray) -> None:
+    def _compare(self, facts: TensorFacts, seen: Comparison, marks: np.ndarray) -> None:
         """Add what the snapshot before says."""
         facts.num_still = seen.num_still
         facts.num_still_since_start = seen.now.count(seen.start.words == seen.now.words)
         with np.errstate(all="ignore"):  # what is not finite is told beside
-            facts.update = seen.now.root_mean_square(seen.now.values - seen.before.values)
-            facts.rms = seen.now.root_mean_square(seen.before.values)
+            facts.update, facts.rms = seen.update, seen.rms
+            since_start = seen.before.values - seen.start.values
+            facts.from_start = seen.now.root_mean_square(since_start)
+            facts.began_at_zero = seen.now.root_mean_square(seen.start.values) == 0.0
         if self._updates:
             facts.past_updates = np.array(self._updates).T
         self._updates.append(facts.update.copy())
@@ -161,30 +164,58 @@ class VitalTracker(Examiner):
         for step, earlier in list(self._marks)[:-1]:
             facts.back_at[moved & (earlier == marks)] = step  # the latest one stays
 
-    def _done(self, training: Training) -> dict[str, tuple[float, ...]]:
-        """By name what was offered to each tensor since the snapshot before, as `_OF_TRAINER`."""
+    def _done_since(self, training: Training) -> dict[str, tuple[float, ...]]:
+        """By name what was done to each tensor since the snapshot before, as `_OF_TRAINER`."""
         found: dict[str, tuple[float, ...]] = {}
         for name, trainer in training.trainers.items():
-            clock = training.done[name].offered.since(self._offered.get(name, Clock()))
+            done, before = training.done[name], self._done.get(name, Sums())
+            clock = done.offered.since(before.offered)
+            reached = done.taken.steps - before.taken.steps
             mean = clock.lr / max(clock.steps, 1)
             peak = self._peaks[name] = max(self._peaks.get(name, 0.0), trainer.lr, mean)
             share = trainer.lr / peak if peak > 0.0 else 0.0
             rise = trainer.lr / mean if mean > 0.0 else 1.0
             decay = clock.known_decay / clock.lr if clock.lr > 0.0 else 0.0
-            found[name] = (clock.steps, mean, share, rise, decay)
+            reach = trainer.farthest * clock.lr if clock.lr > 0.0 else math.inf
+            past = float(trainer.has_past)
+            found[name] = (clock.steps, reached, mean, share, rise, decay, reach, past)
         return found
 
-    def _tell(self, facts: TensorFacts, trained: _Trained) -> None:
+    def _tell(self, facts: TensorFacts, trained: _Trained, means: Mapping[str, np.ndarray]) -> None:
         """Add how each tensor was trained, and what has gone wrong up to now."""
         trained.tell(facts)
-        is_unmoved = (facts.still_for > 0) | (facts.shrinks_for > 0)
-        is_dead = np.isin(facts.gradient, ("none", "zero")) & (facts.lr > 0.0) & is_unmoved
+        trained.tell_beyond(facts)
+        facts.was_within = self._last(facts)["is_within"]
+        self._tell_of_gradients(facts, trained.are_gone(facts, means))
         last = self._last(facts)
-        facts.dead_for = np.where(is_dead, last["dead_for"] + 1, 0)
-        facts.dead_steps = np.where(is_dead, last["dead_steps"] + facts.num_steps, 0)
         # one weight that moves is no end of losses: they add up from interval to interval
         for name in ("num_lossy_moved", "num_lossy_expected"):
             facts[name] = np.where(facts.num_lossy > 0, last[name] + facts[name], 0)
+
+    def _tell_of_gradients(self, facts: TensorFacts, is_gone: np.ndarray) -> None:
+        """Add how long each tensor has had gradients, and has had none by now.
+
+        ``is_gone``: it had none in the whole interval.
+        """
+        last = self._last(facts)
+        is_ours = np.isin(facts.trained_by, ("own", "master")) & (facts.num_steps > 0)
+        is_alive = is_ours & ~is_gone & (facts.num_reached > 0) & (facts.gradient != "zero")
+        has_lived = last["alive_steps"] > 0
+        was_away: np.ndarray = last["is_fading"] | (last["dead_for"] > 0)
+        facts.dead_for = np.where(is_gone, last["dead_for"] + 1, 0)
+        facts.dead_steps = np.where(is_gone, last["dead_steps"] + facts.num_steps, 0)
+        facts.alive_steps = last["alive_steps"] + np.where(is_alive, facts.num_reached, 0)
+        # of an interval with gradients at some steps they may have been the first ones
+        is_part = is_alive & (facts.num_reached < facts.num_steps)
+        facts.is_fading = is_part | (is_ours & ~is_gone & ~is_alive)
+        missed = last["dead_steps"] + facts.num_steps - facts.num_reached + 1
+        is_back = is_alive & was_away & has_lived
+        facts.absence = np.maximum(last["absence"], np.where(is_back, missed, 0))
+        # where something takes the place of what ends, parts are trained in turn
+        is_first = bool(self._carried) and bool((is_alive & ~has_lived).any())
+        is_ending = (is_gone | facts.is_fading) & (last["dead_for"] <= 1)
+        is_whole = is_alive & ~is_part
+        facts.is_relieved = ~is_whole & (last["is_relieved"] | (is_ending & is_first))
 
     def _last(self, facts: TensorFacts) -> dict[str, np.ndarray]:
         """What goes on from the snapshot before."""
@@ -194,7 +225,7 @@ class VitalTracker(Examiner):
         return {
             "start": dict(self._start.tensors),
             "before": dict(self._before.tensors),
-            "offered": {name: list(clock) for name, clock in self._offered.items()},
+            "done": {n: [list(s.taken), list(s.offered)] for n, s in self._done.items()},
             "step": self._step,
             "peaks": dict(self._peaks),
             "carried": {name: _tensor(column) for name, column in self._carried.items()},
@@ -206,7 +237,7 @@ class VitalTracker(Examiner):
         self.forget()
         self._start = Sample({name: one.cpu() for name, one in state["start"].items()})
         self._before = Sample({name: one.cpu() for name, one in state["before"].items()})
-        self._offered = {name: Clock(*sums) for name, sums in state["offered"].items()}
+        self._done = {n: Sums(Clock(*t), Clock(*o)) for n, (t, o) in state["done"].items()}
         self._step = int(state["step"])
         self._peaks = dict(state["peaks"])
         self._carried = {name: _array(column) for name, column in state["carried"].items()}
@@ -226,96 +257,6 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def _has_numbers(one: torch.Tensor) -> bool:
     is_there = hasattr(one, "flat_shard") or not one.is_meta  # FSDP1
     return is_there and one.is_floating_point() and one.numel() > 0
-
-
-# ------------------------------------------------------------------ samples
-
-
-class Sample:
-    """The sampled weights of every tensor, one tensor after another; on the CPU."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.tensors = tensors
-        self.kinds = [(name, one.dtype, len(one)) for name, one in tensors.items()]
-        self.num = np.array([num for _, _, num in self.kinds], int)
-        self.starts = np.cumsum(self.num) - self.num
-        words = [bits_of(one).numpy() for one in tensors.values()]
-        self.words = np.concatenate([np.empty(0, np.uint8), *words])  # as wide as the widest
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """The weights as numbers, float64 [N]."""
-        return float64_of(*self.tensors.values())
-
-    def slice_of(self, index: int) -> slice:
-        """Where the weights of one tensor are."""
-        return slice(int(self.starts[index]), int(self.starts[index] + self.num[index]))
-
-    def count(self, is_so: np.ndarray) -> np.ndarray:
-        """Of how many weights of each tensor something holds, int64 [T]."""
-        ends = np.flatnonzero(is_so).searchsorted(np.append(self.starts, len(self.words)))
-        return np.diff(ends)
-
-    def root_mean_square(self, values: np.ndarray) -> np.ndarray:
-        """That of each tensor's part of ``values``, [T]."""
-        if not len(values):
-            return values
-        found: np.ndarray = np.sqrt(np.add.reduceat(np.square(values), self.starts) / self.num)
-        return found
-
-    def marks(self) -> np.ndarray:
-        """A checksum of each tensor's sample, int64 [T]."""
-        return np.array(
-            [zlib.crc32(bits_of(one).numpy().data) for one in self.tensors.values()], int
-        )
-
-
-@lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
-def _chosen(name: str, size: int) -> SampleIndex:
-    """Which weights of a tensor are compared; by its name and size alone."""
-    if size <= WHOLE:
-        return SampleIndex(size, None)
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    where = torch.randint(size, (SOME,), generator=generator, device="cpu").numpy()
-    return SampleIndex(SOME, np.sort(where))
-
-
-class _Comparison:
-    """Samples of the same weights at the start, before and now."""
-
-    def __init__(self, start: Sample, before: Sample, now: Sample) -> None:
-        self.start, self.before, self.now = start, before, now
-        self.is_same = before.words == now.words  # [N]
-        self.num_still = now.count(self.is_same)
-        self.is_still: np.ndarray = self.num_still == now.num
-        self.is_shrinking = self._is_shrinking()
-
-    @np.errstate(all="ignore")  # what is not finite is told beside
-    def _is_shrinking(self) -> np.ndarray:
-        # the first weights of most tensors say that they were not; of the others all are asked
-        was, now = self.before.values, self.now.values
-        firsts = self.now.starts[:, None] + np.minimum(np.arange(_FEW), self.now.num[:, None] - 1)
-        eps = np.array([torch.finfo(dtype).eps for _, dtype, _ in self.now.kinds])
-        found: np.ndarray = _have_one_factor(was[firsts], now[firsts], eps) != 0
-        for index in np.flatnonzero(found).tolist():
-            where = self.now.slice_of(index)
-            is_enough = np.count_nonzero(was[where]) >= _FEW
-            found[index] = is_enough and _have_one_factor(was[where], now[where], eps[index]) > 0
-        return found
-
-
-def _have_one_factor(was: np.ndarray, is_now: np.ndarray, eps: np.ndarray) -> np.ndarray:
-    """Of each row whether its weights were all multiplied by one factor below 1.
-
-    1 or 0; -1 where no weight tells: they were 0, or are NaN.
-    """
-    ratio = is_now / was
-    ratio[was == 0.0] = np.nan
-    low, high = np.fmin.reduce(ratio, axis=-1), np.fmax.reduce(ratio, axis=-1)
-    # each of some thousand steps rounds by up to half an eps, up or down
-    is_so = (high < 1.0 - eps) & (low > 0.0) & (high - low <= 32 * eps)
-    found: np.ndarray = np.where(np.isnan(low), -1, is_so)
-    return found
 
 
 # ------------------------------------------------------------------ who trains a parameter
@@ -361,40 +302,23 @@ def roles(
 
 # ------------------------------------------------------------------ gradients
 
-#: What an optimizer's means of gradients say of them; where ranks differ the last one holds.
-_RECALLED = ("unknown", "zero", "some")
 #: Names under which optimizers keep a mean of the gradients.
 _MEANS = ("exp_avg", "momentum_buffer")
 #: Parts of names under which they keep what a weight's own dtype cannot hold.
 _KEPT_APART = ("kahan", "comp", "shift", "resid", "error", "master")
-#: Of a tensor of which this rank reads nothing.
-_NO_PART = SampleIndex(0, np.empty(0, np.int64))
 
 
 class GradientState(IntEnum):
     """What a gradient is. Where ranks differ the last one holds: one may hold nothing of it."""
 
     NONE = 0
-    ALL_ZERO = 1
-    SAMPLE_ZERO = 2
-    NONZERO = 3
-    UNKNOWN = 4
+    ZERO = 1
+    SOME = 2
+    UNKNOWN = 3
 
 
-_SAID = ("none", "zero", "unknown", "some", "unknown")
-
-
-class GradientSummary(NamedTuple):
-    """What is known of one gradient."""
-
-    state: GradientState
-    values: np.ndarray  # of the sampled weights, float64; zeros where they are not known
-    is_kept_apart: bool  # whether the optimizer keeps what the weight's own numbers cannot hold
-
-    @property
-    def said(self) -> str:
-        """As in the facts: "some", "zero", "none" or "unknown"."""
-        return _SAID[self.state]
+#: The same in the facts.
+_SAID = np.array(["none", "zero", "some", "unknown"])
 
 
 class Gradients:
@@ -410,64 +334,59 @@ class Gradients:
         self._trainers = trainers
         self._reader = reader
 
-    def summaries(self, unmoved: Mapping[str, bool]) -> dict[str, GradientSummary]:
-        """What is known of some; all of a gradient is read where a tensor is ``unmoved``."""
-        reader = self._reader
-        chosen = {name: _chosen(name, self._parameters[name].numel()) for name in unmoved}
-        with reader.ranks.all_or_none(f"gradients of {' '.join(chosen)}"):
-            parts = reader.own(chosen)
-            own = {
-                name: self._summary(name, parts.get(name, _NO_PART), is_unmoved=is_unmoved)
-                for name, is_unmoved in unmoved.items()
-            }
-        codes = np.array([[one.state, one.is_kept_apart] for one in own.values()])
-        states, kept = reader.ranks.highest(codes.T.copy())
-        nonzero = [name for name, state in zip(own, states, strict=True) if _SAID[state] == "some"]
-        read = {name: own[name].values for name in nonzero}
-        values = reader.united({name: chosen[name] for name in nonzero}, read, np.float64)
-        return {
-            name: GradientSummary(
-                GradientState(state), values.get(name, np.zeros(chosen[name].num)), bool(is_kept)
-            )
-            for name, state, is_kept in zip(own, states, kept, strict=True)
-        }
+    def states(self, names: Sequence[str]) -> np.ndarray:
+        """The ``GradientState`` of each, int64 [T]."""
+        with self._reader.ranks.all_or_none("gradients"):
+            own, parts = [GradientState.NONE] * len(names), {}
+            for i, name in enumerate(names):
+                held = stepped_on(self._parameters[name]).grad
+                if held is not None:
+                    part = kept_for(self._parameters[name], held)
+                    own[i] = GradientState.UNKNOWN
+                    if part is not None and part.is_floating_point():
+                        parts[i] = part
+            for i, has_some in zip(parts, _have_some(list(parts.values())), strict=True):
+                own[i] = GradientState.SOME if has_some else GradientState.ZERO
+            codes = np.array(own, np.int64)
+        return self._reader.ranks.highest(codes)
 
-    def recalled(self, names: Iterable[str]) -> list[str]:
-        """Whether there were gradients, as the optimizer's means of them tell."""
-        with self._reader.ranks.all_or_none(f"means of gradients of {' '.join(names)}"):
-            own = np.array([self._recalled(name) for name in names])
-        return [_RECALLED[code] for code in self._reader.ranks.highest(own)]
+    def values(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Sampled weights' gradients, float64; of tensors that have some."""
 
-    def _summary(self, name: str, some: SampleIndex, *, is_unmoved: bool) -> GradientSummary:
-        """What this rank knows of one, of which it reads some weights; without any, others do."""
-        parameter, values = self._parameters[name], np.zeros(some.num)
-        held = stepped_on(parameter).grad
-        gradient = None if held is None else kept_for(parameter, held)
-        if held is None:
-            state = GradientState.NONE
-        elif gradient is None or not gradient.is_floating_point():
-            state = GradientState.UNKNOWN
-        elif not some.num:
-            state = GradientState.ALL_ZERO
-        else:
-            read = float64_of(some.of(gradient).cpu())
-            if not np.isfinite(read).all():
-                state = GradientState.UNKNOWN
-            elif read.any() or (is_unmoved and bool(gradient.any())):
-                state, values = GradientState.NONZERO, read
-            else:
-                state = GradientState.ALL_ZERO if is_unmoved else GradientState.SAMPLE_ZERO
-        keys = " ".join(map(str, self._state(name))).lower()
-        return GradientSummary(state, values, any(part in keys for part in _KEPT_APART))
+        def gradient(name: str) -> torch.Tensor | None:
+            return stepped_on(self._parameters[name]).grad
 
-    def _recalled(self, name: str) -> int:
+        return self._united("gradients", names, gradient)
+
+    def means(self, names: Sequence[str]) -> Mapping[str, np.ndarray]:
+        """Optimizers' means of the gradients of sampled weights, float64; NaN if none is kept."""
+        return self._united("means of gradients", names, self._mean)
+
+    def _united(
+        self, what: str, names: Sequence[str], held_for: Callable[[str], torch.Tensor | None]
+    ) -> Mapping[str, np.ndarray]:
+        """Numbers for the sampled weights of tensors, from what each rank holds."""
+        picked = {name: chosen(name, self._parameters[name].numel()) for name in names}
+        own: dict[str, np.ndarray] = {}
+        with self._reader.ranks.all_or_none(f"{what} of {' '.join(picked)}"):
+            for name, some in self._reader.own(picked).items():
+                held = held_for(name)
+                part = None if held is None else kept_for(self._parameters[name], held)
+                own[name] = np.full(some.num, math.nan)
+                if part is not None and some.num:
+                    own[name] = float64_of(some.of(part).cpu())
+        return self._reader.united(picked, own, np.float64)
+
+    def are_kept_apart(self, names: Sequence[str]) -> np.ndarray:
+        """Whether optimizers keep what the weights' own numbers cannot hold, bool [T]."""
+        keys = [" ".join(map(str, self._state(name))).lower() for name in names]
+        own = np.array([any(part in key for part in _KEPT_APART) for key in keys], np.int64)
+        return self._reader.ranks.highest(own) > 0
+
+    def _mean(self, name: str) -> torch.Tensor | None:
         state = self._state(name)
-        for key in _MEANS:
-            held = state.get(key)
-            mean = kept_for(self._parameters[name], held) if torch.is_tensor(held) else None
-            if mean is not None:
-                return 1 + bool(mean.any())
-        return 0
+        found = (state.get(key) for key in _MEANS)
+        return next((one for one in found if torch.is_tensor(one)), None)
 
     def _state(self, name: str) -> Mapping[str, object]:
         trainer = self._trainers.get(name)
@@ -477,6 +396,40 @@ class Gradients:
         trained = stepped_on(self._parameters[name])
         state: Mapping[str, object] = trainer.optimizer.state.get(trained, {})
         return state
+
+
+def _have_some(parts: Sequence[torch.Tensor]) -> list[bool]:
+    """Whether each holds anything but zeros; from a device with one transfer."""
+    found = [part.is_cpu and _has_some(part) for part in parts]
+    there: dict[torch.device, list[int]] = {}
+    for i, part in enumerate(parts):
+        if not part.is_cpu:
+            there.setdefault(part.device, []).append(i)
+    for places in there.values():
+        for i, is_so in zip(places, torch.stack([parts[i].any() for i in places]).tolist(),
+                            strict=True):  # fmt: skip
+            found[i] = is_so
+    return found
+
+
+def _has_some(part: torch.Tensor) -> bool:
+    flat = part.detach().reshape(-1)
+    return bool(flat[:: flat.numel() // SOME + 1].any()) or bool(flat.any())
+
+
+def goes_on_by_itself(before: np.ndarray, weights: np.ndarray, now: np.ndarray, eps: float) -> bool:
+    """Whether no gradient came into a mean since it was what it was before.
+
+    Then it is one factor of what it was, and one of the weights, where decay goes through it: the
+    same two for all weights.
+    """
+    basis = np.stack([before, weights], axis=1)
+    if len(now) < FEW or not np.isfinite(basis).all() or not np.isfinite(now).all():
+        return False
+    scale = np.abs(basis).max(0)
+    basis = basis / np.where(scale > 0.0, scale, 1.0)
+    rest = now - basis @ np.linalg.lstsq(basis, now, rcond=None)[0]
+    return _rms(rest) <= ROUNDED * eps * _rms(now)
 
 
 # ------------------------------------------------------------------ the optimizer and gradients
@@ -490,7 +443,7 @@ class _Trained:
 
     def __init__(
         self,
-        seen: _Comparison,
+        seen: Comparison,
         parameters: Mapping[str, torch.Tensor],
         training: Training,
         done: Mapping[str, Sequence[float]],
@@ -498,37 +451,73 @@ class _Trained:
     ) -> None:
         self._seen = seen
         self._who, self._sizes, self._numbers = roles(training, done, parameters, reader)
+        self._is_unmoved = seen.is_still | seen.is_shrinking
+        self._states = np.full(len(parameters), -1)  # of gradients; -1 where nobody looked
         self._odd: list[int] = []  # places of the tensors that need a look
+        self._are_kept_apart: np.ndarray = np.zeros(0, bool)
         self._usual: list[str] = []  # tensors that move and say what a gradient is like
-        self._summaries: dict[str, GradientSummary] = {}
-        self._recalled: list[str] = []
+        self._values: Mapping[str, np.ndarray] = {}
+        self.means: Mapping[str, np.ndarray] = {}  # of what has gradients of zero
+        self._far: list[int] = []  # places of what SGD has moved by much of its size, if it has
+        self._buffers: Mapping[str, np.ndarray] = {}
         if self._numbers[-1].any():
-            gradients = Gradients(parameters, training.trainers, reader)
-            self._look(np.array(list(parameters)), gradients)
+            self._look(np.array(list(parameters)), Gradients(parameters, training.trainers, reader))
 
     def _look(self, names: np.ndarray, gradients: Gradients) -> None:
-        """Read the gradients of what needs a look at them.
+        """Read which gradients there are, and those of what needs a look at them.
 
         Few do in a training that is well: what stands still, shrinks as one, or keeps more bits
         than some zeros and some that came back.
         """
-        seen = self._seen
-        by_chance = np.maximum(_FEW, seen.now.num // 64)
-        is_unmoved = seen.is_still | seen.is_shrinking
-        is_odd = is_unmoved | (seen.num_still > by_chance)
-        is_odd &= np.isin(self._who, ("own", "master", "none"))
+        seen, states = self._seen, self._states
+        is_ours = np.isin(self._who, ("own", "master"))
+        asked = np.flatnonzero(is_ours | (self._who == "none"))
+        states[asked] = gradients.states(names[asked].tolist())
+        by_chance = np.maximum(FEW, seen.now.num // 64)
+        is_odd = self._is_unmoved | (seen.num_still > by_chance)
+        is_odd &= states >= 0
         self._odd = np.flatnonzero(is_odd).tolist()
-        if not self._odd:
-            return
-        moving = names[np.isin(self._who, ("own", "master")) & ~is_unmoved].tolist()
-        odd = names[self._odd].tolist()
-        self._usual = moving[:: max(len(moving) // _NUM_REFERENCE, 1)]
-        unmoved = dict(zip(odd, is_unmoved[self._odd], strict=True))
-        self._summaries = gradients.summaries(dict.fromkeys(self._usual, False) | unmoved)
-        if not any(summary.said == "some" for summary in self._summaries.values()):
-            self._recalled = gradients.recalled(
-                odd
-            )  # all were set to none or zero, perhaps, before
+        is_some = states == GradientState.SOME
+        usual = names[is_ours & ~self._is_unmoved & is_some].tolist()
+        is_far = is_ours & is_some & (self._sizes == "gradient")
+        if is_far.any():
+            with np.errstate(all="ignore"):
+                is_far &= seen.update >= FAR * seen.rms
+            self._far = np.flatnonzero(is_far).tolist()
+        if self._odd:
+            self._usual = usual[:: max(len(usual) // _NUM_REFERENCE, 1)]
+            self._are_kept_apart = gradients.are_kept_apart(names[self._odd].tolist())
+        if self._odd or self._far:
+            wanted = [*self._usual, *names[(is_odd & is_some) | is_far].tolist()]
+            self._values = gradients.values(list(dict.fromkeys(wanted)))
+        if self._far:
+            self._buffers = gradients.means(names[self._far].tolist())
+        # where all were set to none or zero, perhaps before, means tell
+        is_zero = (states == GradientState.ZERO) & is_ours
+        if not is_some.any():
+            is_zero |= (states == GradientState.NONE) & is_ours
+        if is_zero.any():
+            self.means = gradients.means(names[is_zero].tolist())
+
+    def are_gone(self, facts: TensorFacts, before: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which tensors had no gradient, or one of zero, in the whole interval, bool [T].
+
+        ``before``: means of gradients that were zero at the snapshot before, by name.
+        """
+        is_some_seen = bool((self._states == GradientState.SOME).any())
+        is_gone: np.ndarray = (facts.gradient == "none") & self._seen.is_still
+        for i in np.flatnonzero(facts.gradient == "zero").tolist():
+            name, where = facts.name[i], self._seen.now.slice_of(i)
+            mean = self.means.get(name, np.full(1, math.nan))
+            # else it may have been set to zero after the step
+            is_true = is_some_seen or not np.isfinite(mean).all() or not mean.any()
+            is_gone[i] = self._is_unmoved[i] and is_true
+            if not is_gone[i] and name in before:
+                eps = torch.finfo(self._seen.now.tensors[name].dtype).eps
+                weights = self._seen.before.values[where]
+                is_gone[i] = goes_on_by_itself(before[name], weights, mean, eps)
+        is_gone[~np.isin(self._who, ("own", "master")) | (facts.num_steps == 0)] = False
+        return is_gone
 
     def tell(self, facts: TensorFacts) -> None:
         """Add who trains each tensor, and how, and what the gradients say."""
@@ -536,31 +525,82 @@ class _Trained:
         for name, column in zip(_OF_TRAINER, self._numbers, strict=False):
             facts[name] = column
         facts.lr_rise[~np.isin(self._who, ("own", "master"))] = 1.0
-        usual = [self._summaries[name] for name in self._usual]
-        sizes = [_rms(one.values) for one in usual if one.said == "some"]
+        self._tell_states(facts)
+        sizes = [_rms(self._values[name]) for name in self._usual]
+        sizes = [size for size in sizes if math.isfinite(size)]
         reference = float(np.median(sizes)) if sizes else math.nan
-        for i in self._odd:
-            summary = self._summaries[facts.name[i]]
-            facts.gradient[i] = summary.said
-            if summary.state not in (GradientState.NONE, GradientState.UNKNOWN):
-                size = _rms(summary.values)
+        for i, is_kept_apart in zip(self._odd, self._are_kept_apart, strict=True):
+            values = self._values.get(facts.name[i], np.zeros(int(facts.num[i])))
+            if not np.isfinite(values).all():
+                facts.gradient[i] = "unknown"
+            if facts.gradient[i] in ("some", "zero"):
+                size = _rms(values)
                 facts.gradient_ratio[i] = size / reference if reference > 0.0 else 1.0
-                self._look_into(facts[i], i, summary)
-        if self._recalled:
-            facts.gradient[self._odd] = self._recalled
+                self._look_into(facts[i], i, values, is_kept_apart=is_kept_apart)
 
     @np.errstate(all="ignore")  # what is not finite is told beside
-    def _look_into(self, one: Any, index: int, summary: GradientSummary) -> None:
+    def tell_beyond(self, facts: TensorFacts) -> None:
+        """Add how many weights moved farther than steps, decay and rounding can have moved them."""
+        is_ours = np.isin(self._who, ("own", "master"))
+        is_relative = is_ours & (self._sizes == "relative")  # it may grow meanwhile
+        grown = np.exp(facts.reach[is_relative]) * np.maximum(facts.rms[is_relative], 1e-3)
+        facts.reach[is_relative] *= grown
+        for i in self._far:
+            facts.reach[i] = self._reach_of_gradients(facts[i], i)
+        facts.reach[~is_ours] = math.inf
+        # where most weights are beyond it, the root mean square is so by nearly as much
+        for i in np.flatnonzero(facts.update > 0.5 * facts.reach).tolist():
+            one, where = facts[i], self._seen.now.slice_of(i)
+            before, now = self._seen.before.values[where], self._seen.now.values[where]
+            eps = torch.finfo(self._seen.now.tensors[one.name].dtype).eps
+            of_itself = one.lr * np.nan_to_num(one.weight_decay) + 2.0 * eps
+            allowed = one.reach + one.num_steps * of_itself * np.abs(before)
+            _, place, count = np.unique(np.abs(now), return_inverse=True, return_counts=True)
+            is_alone = count[place] <= one.num // FEW  # what many have is a bound, or a mask
+            one.num_beyond = ((np.abs(now - before) > allowed) & is_alone).sum()
+        facts.is_within = facts.num_beyond <= 0.5 * facts.num
+
+    def _reach_of_gradients(self, one: Any, index: int) -> float:
+        """How far steps of SGD go, by the momentum at their end; infinity where that forgets.
+
+        A gradient moves a weight at its own step and by what momentum makes of it, and what is left
+        of it in the end is the least of the first one.
+        """
+        momentum, num_steps = float(self._numbers[-2, index]), int(one.num_steps)
+        left = momentum ** (num_steps - 1)
+        buffer = self._buffers[one.name] if momentum > 0.0 else self._values[one.name]
+        if not (left > 0.0 and momentum < 1.0 and np.isfinite(buffer).all()):
+            return math.inf
+        times = (1.0 - momentum**num_steps) / ((1.0 - momentum) * left)
+        lr = one.lr * max(one.lr_rise, 1.0)
+        return float(_CANCELLED * lr * times * _rms(buffer))
+
+    def _tell_states(self, facts: TensorFacts) -> None:
+        """Add what each gradient is; where none is left at all, what the means say of it."""
+        is_known = self._states >= 0
+        facts.gradient[is_known] = _SAID[self._states[is_known]]
+        if (facts.gradient == "some").any():
+            return
+        # what a step has reached had one, which has been taken away since
+        is_away = (facts.gradient == "none") & (facts.num_reached > 0)
+        facts.gradient[is_away] = "unknown"
+        for i in np.flatnonzero(is_away & self._is_unmoved):
+            mean = self.means.get(facts.name[i], np.full(1, math.nan))
+            if np.isfinite(mean).all():
+                facts.gradient[i] = "some" if mean.any() else "zero"
+
+    @np.errstate(all="ignore")  # what is not finite is told beside
+    def _look_into(self, one: Any, index: int, values: np.ndarray, *, is_kept_apart: bool) -> None:
         """What follows for a tensor that stands still, in part or whole, or shrinks as one."""
         is_own, seen = one.trained_by == "own", self._seen
         where = seen.now.slice_of(index)
         before, is_still = seen.before.values[where], seen.is_same[where]
         spaces = spacing(before, seen.now.tensors[one.name].dtype)
-        update = self._update(one, index, before, summary.values)
-        is_reached = summary.values != 0.0
+        update = self._update(one, index, before, values)
+        is_reached = values != 0.0
         later = _STILL_TO_RISE if one.lr_rise > 1.0 + 1e-6 else 1.0
         is_lossy = is_reached & (0.5 * spaces > _FAR_BELOW * later * update)
-        if not is_own or summary.is_kept_apart or self._has_learned(one, index, update):
+        if not is_own or is_kept_apart or self._has_learned(one, index, update):
             is_lossy[:] = False
         moves = _AT_LEAST * one.num_steps * update / np.maximum(spaces, 1e-300)
         # decay moves a weight by less than a spacing, and still off its place

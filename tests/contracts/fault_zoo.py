@@ -362,6 +362,170 @@ def layer_without_graph(training: Training) -> Iterable[str]:
     return [name for name in training.names if name.startswith("layers.1.")]
 
 
+# Gradients that end in the middle of a run, after so many steps with them.
+
+
+def from_then_on(training: Training, onset: int, do: Callable[[], object]) -> None:
+    """Do something before the first forward after a step, or at once."""
+    training.after(onset, do) if onset else do()
+
+
+def detached_at(layer: int) -> Callable[[Training, int], Iterable[str]]:
+    """The graph is cut before a layer."""
+
+    def cut(training: Training, onset: int) -> Iterable[str]:
+        names = list(cut_off(training))
+        training.model.cut_before = None
+        if layer == 1:
+            names = [n for n in names if not n.startswith("layers.1.")]
+        from_then_on(training, onset, lambda: setattr(training.model, "cut_before", layer))
+        return names
+
+    return cut
+
+
+def without_graph_from(training: Training, onset: int) -> Iterable[str]:
+    """One layer runs under no_grad, and the residual connection hides it."""
+    from_then_on(training, onset, lambda: setattr(training.model, "without_graph", 1))
+    return [name for name in training.names if name.startswith("layers.1.")]
+
+
+def weight_detached(training: Training, onset: int) -> Iterable[str]:
+    """A layer works with a copy of its weight that knows no graph, such as one from a cache."""
+    chosen = "layers.1.norm_1.weight"
+    module = training.model.get_submodule(chosen.removesuffix(".weight"))
+    values = training.named[chosen]
+    apply = module.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        values.requires_grad_(False)
+        try:
+            return apply(x)
+        finally:
+            values.requires_grad_(True)
+
+    from_then_on(training, onset, lambda: setattr(module, "forward", forward))
+    return [chosen]
+
+
+def outputs_detached(training: Training, onset: int) -> Iterable[str]:
+    """What the first layer gives is detached: a cache, a round trip through numpy."""
+    first = training.model.layers[0]
+
+    def cut() -> None:
+        first.register_forward_hook(lambda _, __, out: torch.from_numpy(out.detach().numpy()))
+
+    from_then_on(training, onset, cut)
+    before = {"encoder": ("tokens", "positions", "norm."), "decoder": (),
+              "convolutional": ("stem",)}[training.model_name]  # fmt: skip
+    return [n for n in training.names if n.startswith(("layers.0.", *before))]
+
+
+def taken_away(training: Training, onset: int) -> Iterable[str]:
+    """Gradients of some tensors are set to None before each step."""
+    chosen = training.names[::2]
+
+    def take(step: int) -> None:
+        for name in chosen if step > onset else ():
+            training.named[name].grad = None
+
+    training.before_step.append(take)
+    return chosen
+
+
+def all_taken_away(training: Training, onset: int) -> Iterable[str]:
+    """``zero_grad`` has come to stand between backward and step."""
+    training.before_step.append(
+        lambda step: training.optimizer.zero_grad() if step > onset else None
+    )
+    return training.names
+
+
+def all_zeroed(training: Training, onset: int) -> Iterable[str]:
+    """The same, and gradients are not set to None but to zero."""
+    training.before_step.append(
+        lambda step: training.optimizer.zero_grad(set_to_none=False) if step > onset else None
+    )
+    return training.names
+
+
+def hooked_to_zero(training: Training, onset: int) -> Iterable[str]:
+    """Hooks on some tensors give zeros for their gradients."""
+    chosen = training.names[1::3]
+
+    def hook() -> None:
+        for name in chosen:
+            training.named[name].register_hook(torch.zeros_like)
+
+    from_then_on(training, onset, hook)
+    return chosen
+
+
+def clipped_to_zero(training: Training, onset: int) -> Iterable[str]:
+    """Gradients are clipped to a norm of zero."""
+
+    def clip(step: int) -> None:
+        if step > onset:
+            nn.utils.clip_grad_norm_(training.model.parameters(), 0.0)
+
+    training.before_step.append(clip)
+    return training.names
+
+
+def loss_of_zero(training: Training, onset: int) -> Iterable[str]:
+    """The loss is multiplied by zero: a weight of the loss, a scale that underflows."""
+    loss, steps = training.model.loss, itertools.count(1)
+    training.model.loss = lambda data: loss(data) * float(next(steps) <= onset)
+    return training.names
+
+
+def inputs_of_zero(training: Training, onset: int) -> Iterable[str]:
+    """What a matrix is given is zero."""
+    if training.model_name == "convolutional":
+        first, name = training.model.layers[1].norm_2, "layers.1.norm_2.weight"
+        inner = [n for n in training.names if n.startswith(("layers.1.conv", "layers.1.norm_1"))]
+    else:
+        first, name = training.model.layers[0].query, "layers.0.query.weight"
+        inner = [] if training.model_name == "encoder" else ["layers.0.key.weight"]
+    forward = first.forward
+    from_then_on(training, onset, lambda: setattr(first, "forward", lambda x: forward(x * 0.0)))
+    return [name, *inner]
+
+
+def branch_of_zero(training: Training, onset: int) -> Iterable[str]:
+    """What a branch beside a residual connection gives is multiplied by zero."""
+    convolutional = training.model_name == "convolutional"
+    name = "layers.1.norm_2" if convolutional else "layers.1.down"
+    inner = ("conv_1", "conv_2", "norm_1", "norm_2") if convolutional else ("up", "down", "norm_2",
+                                                                            "gate")  # fmt: skip
+
+    def zero() -> None:
+        training.model.get_submodule(name).register_forward_hook(lambda _, __, out: out * 0.0)
+
+    from_then_on(training, onset, zero)
+    return [n for n in training.names if n.startswith(tuple(f"layers.1.{x}." for x in inner))]
+
+
+#: Ways in which gradients end, and in which they become zero; each begins after a step.
+CUTS = {
+    "detached before the second": detached_at(1),
+    "detached before the third": detached_at(2),
+    "layer without graph": without_graph_from,
+    "weight detached": weight_detached,
+    "outputs detached": outputs_detached,
+    "taken away": taken_away,
+    "all taken away": all_taken_away,
+}
+ZEROS = {
+    "all zeroed": all_zeroed,
+    "hooked to zero": hooked_to_zero,
+    "clipped to zero": clipped_to_zero,
+    "loss of zero": loss_of_zero,
+    "inputs of zero": inputs_of_zero,
+    "branch of zero": branch_of_zero,
+}
+
+
 def put_back(training: Training) -> Iterable[str]:
     """Some matrices are overwritten after each step with what they were."""
     chosen = matrices(training)[::3]
@@ -501,6 +665,80 @@ def made_anew(training: Training) -> Iterable[str]:
     return [chosen]
 
 
+def elsewhere(training: Training) -> dict[str, torch.Tensor]:
+    """The weights of another model of the kind, trained elsewhere, as far as one can see."""
+    other = Training(training.model_name, training.optimizer_name, training.seed + 1000)
+    return {name: p.detach() for name, p in other.named.items()}
+
+
+def shuffled(weight: torch.Tensor) -> torch.Tensor:
+    order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(5))
+    return weight.reshape(-1)[order].reshape(weight.shape)
+
+
+def swapped(named: dict[str, torch.Tensor], _: Training) -> dict[str, torch.Tensor]:
+    """Two layers have changed places."""
+    places = {"layers.0.": "layers.1.", "layers.1.": "layers.0."}
+    return {n: named[places[n[:9]] + n[9:]] for n in named if n[:9] in places}
+
+
+def noisy(weight: torch.Tensor) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(6)
+    noise = torch.randn(weight.shape, generator=draw) * weight.square().mean().sqrt()
+    return weight + noise
+
+
+def anew(weight: torch.Tensor) -> torch.Tensor:
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(8))
+    return drawn * weight.std()
+
+
+#: What may be written over all of a model's weights: from these, by name, to those that change.
+OVERWRITES: dict[str, Callable[[dict[str, torch.Tensor], Training], dict[str, torch.Tensor]]] = {
+    "another model's": lambda _, training: elsewhere(training),
+    "shuffled": lambda named, _: {n: shuffled(w) for n, w in named.items()},
+    "negated": lambda named, _: {n: -w for n, w in named.items()},
+    "doubled": lambda named, _: {n: 2.0 * w for n, w in named.items()},
+    "halved": lambda named, _: {n: 0.5 * w for n, w in named.items()},
+    "half of the layers from elsewhere": lambda _, training: {
+        n: w for n, w in elsewhere(training).items() if n.startswith(("layers.0.", "layers.2."))
+    },
+    "two layers swapped": swapped,
+    "noise of their size": lambda named, _: {n: noisy(w) for n, w in named.items()},
+    "transposed": lambda named, _: {
+        n: w.transpose(0, 1) for n, w in named.items() if w.dim() > 1 and w.shape[0] == w.shape[1]
+    },
+    "one layer copied to all": lambda named, _: {
+        n: named["layers.1." + n[9:]] for n in named if n.startswith(("layers.0.", "layers.2."))
+    },
+    "rows reversed": lambda named, _: {n: w.flip(0) for n, w in named.items() if w.dim() > 1},
+    "initialised again": lambda named, _: {n: anew(w) for n, w in named.items() if w.dim() > 1},
+}  # fmt: skip
+
+
+def overwritten(what: str, at: int) -> Callable[[Training], Iterable[str]]:
+    """All of a model is written over, so many steps after a snapshot."""
+
+    def plant(training: Training) -> Iterable[str]:
+        def write() -> None:
+            named = {n: p.detach().clone() for n, p in training.named.items()}
+            for name, values in OVERWRITES[what](named, training).items():
+                training.named[name].data.copy_(values)
+
+        training.after(ONSET + at, write)
+        named = {n: p.detach() for n, p in training.named.items()}
+        # what all have the same of, such as norms, moves next to nowhere
+        return [n for n in OVERWRITES[what](named, training) if n in matrices(training)]
+
+    return plant
+
+
+def divergent(training: Training) -> Iterable[str]:
+    """The learning rate of SGD is far too large, and steps blow up by themselves."""
+    training.after(ONSET, lambda: training.optimizer.param_groups[0].update(lr=10.0))
+    return training.names
+
+
 FAULTS = {
     "half left out": Fault("untrained", half_left_out),
     "norms left out": Fault("untrained", norms_left_out),
@@ -520,7 +758,7 @@ FAULTS = {
     "rolled back": Fault("returned", rolled_back, ONSET),
     "part rolled back": Fault("returned", part_rolled_back, ONSET),
     "rate of one": Fault("blew_up", rate_of_one, ONSET),
-    "made anew": Fault("blew_up", made_anew, ONSET),
+    "made anew": Fault("overwritten", made_anew, ONSET),
 }
 
 

@@ -541,6 +541,111 @@ def key_biases(training: Training) -> sw.Watcher:
     return own_loop(training, model, optimizer, loss, steps=10 * every, every=every, scope="blocks")
 
 
+def heads_in_turn(training: Training) -> None:
+    """A head for each task; each has its turn of some steps, with None or zeros for the others."""
+    model = training.model
+    model.tasks = nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(3))
+    inner, steps, length = model.head, [0], 5 + training.seed % 4
+
+    class Through(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.inner.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(model.tasks[steps[0] // length % 3](x))
+
+    model.head = Through()
+    training.make_optimizer()
+    if training.seed % 2:
+        training.before_step.append(lambda _: zeros_for_none(training))
+    training.after_step.append(lambda step: steps.__setitem__(0, step))
+
+
+def zeros_for_none(training: Training) -> None:
+    """As where gradients are kept and set to zero, not to None."""
+    for parameter in training.model.parameters():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def dropped_layers_of_zero(training: Training) -> None:
+    """Layers are left out at random, and have a gradient of zero then."""
+    dropped_layers(training)
+    training.before_step.append(lambda _: zeros_for_none(training))
+
+
+def rare_experts(training: Training) -> sw.Watcher:
+    """A mixture of experts some of which get a token now and then, or none any more."""
+    torch.manual_seed(training.seed)
+    draw = torch.Generator().manual_seed(training.seed)
+    stem, head = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 3)
+    experts = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, 24), nn.GELU(), nn.Linear(24, WIDTH))
+                            for _ in range(5))  # fmt: skip
+    model = nn.ModuleDict({"stem": stem, "experts": experts, "head": head})
+    optimizer = training.optimizer_of(model.parameters())
+
+    def loss(step: int) -> torch.Tensor:
+        shares = torch.tensor([4.0, 2.0, 0.5, 0.05, 2.0 if step < 15 else 0.0])
+        x, found = stem(torch.randn(16, 8, generator=draw)), []
+        for row in x:
+            chosen = int(torch.multinomial(shares, 1, generator=draw))
+            found.append(head(experts[chosen](row)))
+        return torch.stack(found).square().mean()
+
+    return own_loop(training, model, optimizer, loss, steps=60, scope=["experts*"],
+                    every=2 + training.seed % 4)  # fmt: skip
+
+
+def averages_put_in(training: Training) -> None:
+    """The weights become their moving average, for good, now and then."""
+    own = list(training.model.parameters())
+    kept = [p.detach().clone() for p in own]
+
+    def average(step: int) -> None:
+        for mean, parameter in zip(kept, own, strict=True):
+            mean.lerp_(parameter.detach(), 0.2)
+            if step % 9 == 0:
+                parameter.data.copy_(mean)
+
+    training.around(average)
+
+
+def looking_ahead_closely(training: Training) -> None:
+    """The same as looking ahead, with a snapshot after every step."""
+    looking_ahead(training)
+    training.watching["every"] = 1
+
+
+def pruned_by_and_by(training: Training) -> None:
+    """More and more of the smallest weights are set to zero, at once in some steps."""
+
+    def prune(step: int) -> None:
+        share = min(step // 5 * 0.2, 0.8)
+        for name, parameter in training.named.items():
+            if parameter.dim() > 1 and name.startswith("layers"):
+                number = max(int(share * parameter.numel()), 1)
+                least = parameter.detach().abs().flatten().kthvalue(number).values
+                parameter.data[parameter.detach().abs() <= least] = 0.0
+
+    training.around(prune)
+
+
+def of_one_size(training: Training) -> None:
+    """Matrices are brought to one norm after each step."""
+
+    def scale(_: int) -> None:
+        for parameter in training.named.values():
+            if parameter.dim() > 1:
+                parameter.data *= 2.0 / parameter.detach().norm()
+
+    training.around(scale)
+
+
 ODDITIES: dict[str, Oddity] = {
     one.__name__.replace("_", " "): one
     for one in (
@@ -549,7 +654,9 @@ ODDITIES: dict[str, Oddity] = {
         sparse_gradients, master_copies, random_rounding, unused_pooler, unused_tower,
         one_head_of_many, dropped_layers, two_optimizers, second_in_turn, held_to_bounds,
         learned_by_heart, unfrozen_later, rate_of_zero, autocast, pruned, large_rate,
-        looking_ahead, small_gradients, key_biases,
+        looking_ahead, small_gradients, key_biases, heads_in_turn, dropped_layers_of_zero,
+        rare_experts, averages_put_in, looking_ahead_closely, pruned_by_and_by,
+        of_one_size,
     )
 }  # fmt: skip
 

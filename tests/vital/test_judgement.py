@@ -186,13 +186,14 @@ CALM = [one.but(past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
     ("fields", "is_fault"),
     [
         ({}, True),
-        ({"update": 0.4}, False),
-        ({"past_updates": (0.01, 0.2, 0.01)}, False),
+        ({"update": 0.29}, False),
+        ({"update": 0.31}, True),
+        ({"past_updates": (0.01, 0.13, 0.01)}, False),
+        ({"past_updates": (0.01, 0.11, 0.01)}, True),
         ({"past_updates": (0.01, 0.01)}, False),
         ({"past_updates": (0.0, 0.01, 0.01)}, False),
-        # it was asleep until now, such as an expert, or made of noise, such as the bias of keys
-        ({"update": 0.04, "rms": 1e-4, "past_updates": (1e-5, 1e-5, 1e-5)}, False),
-        ({"update": 0.06, "rms": 1e-4, "past_updates": (1e-5, 1e-5, 1e-5)}, True),
+        ({"began_at_zero": True}, False),  # of a bias the size says nothing
+        ({"num": 7}, False),
     ],
 )
 def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) -> None:
@@ -201,9 +202,81 @@ def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) 
     assert found == ({"blew_up": ("x",)} if is_fault else {})
 
 
-def test_what_all_tensors_do_is_no_fault_of_one() -> None:
-    more = [one.but(update=1.0) for one in CALM]
-    assert judged(more, 0) == ()
+def test_a_model_that_blows_up_as_a_whole_is_told() -> None:
+    (found,) = judged([one.but(update=1.0) for one in CALM], 0)
+    assert (found.kind, found.num) == ("blew_up", 4)
+
+
+BEYOND = {
+    "update": 1.4, "from_start": 0.2, "reach": 0.1, "num_beyond": 900, "is_within": False,
+    "was_within": True, "has_past": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({}, True),
+        ({"trained_by": "master"}, True),
+        ({"trained_by": "none"}, False),
+        ({"is_within": True}, False),
+        ({"was_within": False}, False),  # it is written to in every interval
+        ({"update": 0.19}, False),  # back on its way: an average, an earlier state
+        ({"update": 0.21}, True),
+        ({"update": 0.29, "has_past": True}, False),  # its way before the watch is not known
+        ({"update": 0.31, "has_past": True}, True),
+        ({"back_at": 3}, False),
+        ({"num": 7}, False),
+    ],
+)
+def test_weights_beyond_the_reach_of_their_optimizer(fields: dict, is_fault: bool) -> None:
+    found = kinds(tensor("x", **{**BEYOND, **fields}))
+    found.pop("returned", None)
+    assert found == ({"overwritten": ("x",)} if is_fault else {})
+
+
+def test_what_is_overwritten_has_not_blown_up() -> None:
+    one = tensor("x", **{**BEYOND, "past_updates": (0.01, 0.01, 0.01)})
+    (found,) = judged([one, *CALM], 0)
+    assert found.kind == "overwritten"
+    assert found.reason.startswith("20% of the model's weights; in one interval they moved 14 ")
+
+
+ENDED = {"gradient": "none", "dead_for": 1, "dead_steps": 4, "alive_steps": 4, "has_moved": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_fault"),
+    [
+        ({}, True),
+        ({"gradient": "zero"}, True),
+        ({"trained_by": "master"}, True),
+        ({"trained_by": "frozen"}, False),
+        ({"lr": 0.0}, False),
+        ({"dead_for": 0}, False),
+        ({"dead_steps": 3}, False),
+        ({"alive_steps": 3}, False),
+        ({"absence": 1}, False),  # it was away before, and came back
+        ({"is_relieved": True}, False),  # something else has begun: they are trained in turn
+        ({"name": "layers.0.experts.1.weight"}, False),
+    ],
+)
+def test_a_gradient_that_ends(fields: dict, is_fault: bool) -> None:
+    one = tensor(**{"name": "x", **ENDED, **fields})
+    assert kinds(one) == ({"untrained": (one.name,)} if is_fault else {})
+
+
+def test_how_long_is_long_is_said_by_what_comes_back() -> None:
+    back = tensor("back", absence=2)
+    assert kinds(back, tensor("x", **ENDED | {"dead_steps": 19})) == {}
+    assert kinds(back, tensor("x", **ENDED | {"dead_steps": 20})) == {"untrained": ("x",)}
+
+
+def test_where_all_gradients_end_names_excuse_nothing() -> None:
+    ends = [tensor(name, **ENDED) for name in ("layers.0.weight", "head.weight")]
+    (found,) = judged(ends, 0)
+    assert found.num == 2
+    assert found.reason == "a gradient reached them, and for 4 steps none has"
 
 
 # ------------------------------------------------------------------ events

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparsitywatch.vital.reading import SOME, WHOLE, VitalTracker
+from sparsitywatch.vital.reading import VitalTracker, goes_on_by_itself
+from sparsitywatch.vital.samples import SOME, WHOLE
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -198,7 +199,7 @@ def test_who_trains_a_tensor_and_whether_it_has_a_gradient() -> None:
                      "elsewhere.weight": "own"}  # fmt: skip
     assert found["left_out.weight"].gradient == "some"
     assert found["left_out.weight"].still_for
-    assert found["own.weight"].gradient == ""  # it moves: nobody needed to look
+    assert found["own.weight"].gradient == "some"
     assert found["own.weight"].lr == pytest.approx(0.01)
     assert found["own.weight"].weight_decay == pytest.approx(0.1)
 
@@ -317,3 +318,177 @@ def test_what_is_said_behind_the_training_is_of_the_step_that_was_read() -> None
     assert now["gradient"][0] == "some"
     for name in now.dtype.names:
         np.testing.assert_array_equal(late[name], now[name], err_msg=name)
+
+
+# ------------------------------------------------------------------ gradients that end
+
+
+MAKERS = {
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.1),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9),
+    "SGD": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9),
+    "SGD, decay": lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9, weight_decay=0.1),
+    "SGD, Nesterov": lambda p: torch.optim.SGD(
+        p, lr=1e-2, momentum=0.9, weight_decay=0.1, nesterov=True
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@given(
+    seed=st.integers(0, 99), num_steps=st.integers(1, 40), one_at=st.integers(-1, 39),
+    size=st.sampled_from([1.0, 100.0]), falls=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_a_mean_that_goes_on_by_itself_proves_that_no_gradient_came(
+    make: str, seed: int, num_steps: int, one_at: int, size: float, falls: bool
+) -> None:
+    """Whatever the learning rate does meanwhile; a single gradient on the way shows."""
+    torch.manual_seed(seed)
+    weight = nn.Parameter(torch.randn(60))
+    optimizer = MAKERS[make]([weight])
+    key = "exp_avg" if make == "AdamW" else "momentum_buffer"
+    for _ in range(5):
+        weight.grad = torch.randn(60)
+        optimizer.step()
+    mean = optimizer.state[weight][key]
+    before, was = mean.double().numpy().copy(), weight.detach().double().numpy().copy()
+    for step in range(num_steps):
+        weight.grad = torch.randn(60) * size * (step == one_at)
+        optimizer.param_groups[0]["lr"] *= 0.9 if falls else 1.0
+        optimizer.step()
+    found = goes_on_by_itself(before, was, mean.double().numpy(), 1.2e-7)
+    assert found == (one_at not in range(num_steps))
+
+
+class Played(Looked):
+    """Tensors under AdamW that have a gradient, one of zero, or none, as is written."""
+
+    def __init__(self, **parts: str) -> None:
+        torch.manual_seed(0)
+        weights = {name: nn.Parameter(torch.randn(20)) for name in parts}
+        super().__init__(torch.optim.AdamW(weights.values(), lr=1e-3), **weights)
+        self.parts = parts
+        self.rows()
+
+    def play(self, every: int) -> dict[str, Any]:
+        """At each step "x" is a gradient, "0" one of zero, "-" none, "f" a frozen tensor."""
+        (length,) = {len(part) for part in self.parts.values()}
+        for step in range(length):
+            for name, part in self.parts.items():
+                weight = self.parameters[name]
+                weight.requires_grad_(part[step] != "f")
+                size = {"x": 1.0, "0": 0.0}.get(part[step])
+                weight.grad = None if size is None else torch.randn(20) * size
+            self.step()
+            if (step + 1) % every == 0:
+                found = self.rows()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [  # intervals and steps without a gradient by now, steps with, the longest absence before
+        ("xxxx xxxx xxxx", (0, 0, 12, 0)),
+        ("xxxx ---- ----", (2, 8, 4, 0)),
+        ("xxxx xx-- ----", (1, 4, 6, 0)),
+        ("xxxx 0000 0000", (1, 4, 4, 0)),  # of the first interval only its end is known
+        ("xxxx x000 0000", (1, 4, 4, 0)),
+        ("xxxx 0000 x000", (0, 0, 4, 0)),
+        ("xxxx ---- --xx", (0, 0, 6, 7)),
+        ("xxxx x-xx xxxx", (0, 0, 11, 1)),
+        ("---- ---- ----", (3, 12, 0, 0)),
+        ("---- ---- -xxx", (0, 0, 3, 0)),  # it begins
+        ("xxxx ffff ffff", (0, 0, 4, 0)),
+        ("xxxx ffff xxxx", (0, 0, 8, 0)),
+        ("ffff xxxx ----", (1, 4, 4, 0)),
+    ],
+)
+def test_how_long_a_gradient_has_been_away(part: str, expected: tuple[int, ...]) -> None:
+    part = part.replace(" ", "")
+    one = Played(other="x" * 12, x=part).play(4)["x"]
+    assert (one.dead_for, one.dead_steps, one.alive_steps, one.absence) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_relieved"),
+    [
+        ("xxxx ---- ----", "---- xxxx xxxx", True),
+        ("xxxx xx-- ----", "---- --xx xxxx", True),
+        ("xxxx xxx- ----", "---- ---- xxxx", True),
+        ("xxxx ---- ----", "ffff xxxx xxxx", True),
+        ("xxxx ---- ----", "xxxx xxxx xxxx", False),
+        ("xxxx xxxx ----", "---- xxxx xxxx", False),
+    ],
+)
+def test_what_takes_the_place_of_a_gradient_that_ends(
+    first: str, second: str, is_relieved: bool
+) -> None:
+    played = Played(first=first.replace(" ", ""), second=second.replace(" ", ""))
+    assert played.play(4)["first"].is_relieved == is_relieved
+
+
+# ------------------------------------------------------------------ beyond an optimizer's reach
+
+
+def test_weights_beyond_the_reach_are_counted_as_numpy_would() -> None:
+    """Adam's first steps go as far as lr each; what is held to a bound, or masked, is left out."""
+    torch.manual_seed(0)
+    weights = {name: nn.Parameter(torch.randn(400)) for name in ("moved", "held", "masked", "own")}
+    looked = Looked(torch.optim.AdamW(weights.values(), lr=1e-2, weight_decay=0.5), **weights)
+    looked.rows()
+    for _ in range(4):
+        for weight in weights.values():
+            weight.grad = torch.randn(400)
+        looked.step()
+    was = {name: weight.detach().clone() for name, weight in weights.items()}
+    assert all(one.num_beyond == 0 for one in looked.rows().values())
+    for weight in weights.values():
+        weight.grad = torch.randn(400)
+    looked.step()
+    with torch.no_grad():
+        weights["moved"].add_(torch.linspace(0.0, 0.05, 400))
+        weights["held"].clamp_(-0.5, 0.5)
+        weights["masked"][100:] = 0.0
+    found = looked.rows()
+    change = (weights["moved"].detach() - was["moved"]).abs().numpy()
+    decay = 1e-2 * 0.5 * was["moved"].abs().numpy()
+    assert found["moved"].reach == pytest.approx(1e-2, rel=0.02)
+    assert found["moved"].num_beyond == (change > found["moved"].reach + decay + 1e-6).sum()
+    assert (found["held"].num_beyond, found["masked"].num_beyond) == (0, 0)
+    assert found["own"].num_beyond == 0
+    assert not found["own"].has_past
+
+
+@pytest.mark.parametrize(
+    ("momentum", "num_steps", "is_known"),
+    [(0.0, 1, True), (0.0, 2, False), (0.9, 1, True), (0.9, 4, True)],
+)
+def test_sgd_goes_no_farther_than_its_momentum_remembers(
+    momentum: float, num_steps: int, is_known: bool
+) -> None:
+    """Gradients of any size, at any of the steps; and a weight that something else moves."""
+    for seed in range(12):
+        torch.manual_seed(seed)
+        weights = {name: nn.Parameter(torch.randn(50) * 1e-3) for name in ("own", "other")}
+        optimizer = torch.optim.SGD(weights.values(), lr=0.1, momentum=momentum)
+        looked = Looked(optimizer, **weights)
+        looked.rows()
+        for _ in range(num_steps):
+            size = 10.0 ** torch.randint(-2, 3, ()).item()
+            for weight in weights.values():
+                weight.grad = torch.randn(50) * size
+            looked.step()
+        with torch.no_grad():
+            weights["other"].add_(torch.randn(50) * 1e4)
+        found = looked.rows()
+        assert found["own"].num_beyond <= 25
+        assert np.isfinite(found["other"].reach) == is_known
+        assert (found["other"].num_beyond > 25) == is_known
+
+
+@pytest.mark.parametrize(("num_between", "back_at"), [(63, 0), (64, -1)])
+def test_the_latest_64_states_are_remembered(num_between: int, back_at: int) -> None:
+    first = torch.randn(40)
+    between = [torch.full((40,), float(i)) for i in range(num_between)]
+    assert looked(*({"w": w} for w in (first, *between, first)))["w"].back_at == back_at

@@ -1,0 +1,120 @@
+"""A fixed sample of each tensor's weights, and what two snapshots of it say to the last bit.
+
+Arrays are [T], by tensor, or [N], by sampled weight.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+
+from sparsitywatch.weights.snapshot import SampleIndex, bits_of, float64_of
+
+#: Tensors of up to this many weights are compared whole; of larger ones, this many weights are.
+WHOLE, SOME = 4096, 512
+#: Of fewer weights nobody can say that all were multiplied by one factor.
+FEW = 8
+#: Each of some thousand steps rounds by up to half an eps, up or down: together by so many.
+ROUNDED = 32
+
+
+class Sample:
+    """The sampled weights of every tensor, one tensor after another; on the CPU."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.kinds = [(name, one.dtype, len(one)) for name, one in tensors.items()]
+        self.num = np.array([num for _, _, num in self.kinds], int)
+        self.starts = np.cumsum(self.num) - self.num
+        words = [bits_of(one).numpy() for one in tensors.values()]
+        self.words = np.concatenate([np.empty(0, np.uint8), *words])  # as wide as the widest
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The weights as numbers, float64 [N]."""
+        return float64_of(*self.tensors.values())
+
+    def slice_of(self, index: int) -> slice:
+        """Where the weights of one tensor are."""
+        return slice(int(self.starts[index]), int(self.starts[index] + self.num[index]))
+
+    def count(self, is_so: np.ndarray) -> np.ndarray:
+        """Of how many weights of each tensor something holds, int64 [T]."""
+        ends = np.flatnonzero(is_so).searchsorted(np.append(self.starts, len(self.words)))
+        return np.diff(ends)
+
+    def root_mean_square(self, values: np.ndarray) -> np.ndarray:
+        """That of each tensor's part of ``values``, [T]."""
+        if not len(values):
+            return values
+        found: np.ndarray = np.sqrt(np.add.reduceat(np.square(values), self.starts) / self.num)
+        return found
+
+    def marks(self) -> np.ndarray:
+        """A checksum of each tensor's sample, int64 [T]."""
+        return np.array(
+            [zlib.crc32(bits_of(one).numpy().data) for one in self.tensors.values()], int
+        )
+
+
+@lru_cache(maxsize=1 << 13)  # of the same tensors at every snapshot
+def chosen(name: str, size: int) -> SampleIndex:
+    """Which weights of a tensor are compared; by its name and size alone."""
+    if size <= WHOLE:
+        return SampleIndex(size, None)
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    where = torch.randint(size, (SOME,), generator=generator, device="cpu").numpy()
+    return SampleIndex(SOME, np.sort(where))
+
+
+class Comparison:
+    """Samples of the same weights at the start, before and now."""
+
+    def __init__(self, start: Sample, before: Sample, now: Sample) -> None:
+        self.start, self.before, self.now = start, before, now
+        self.is_same = before.words == now.words  # [N]
+        self.num_still = now.count(self.is_same)
+        self.is_still: np.ndarray = self.num_still == now.num
+        self.is_shrinking = self._is_shrinking()
+
+    @cached_property
+    def update(self) -> np.ndarray:
+        """Root mean square of each tensor's change since the snapshot before, [T]."""
+        with np.errstate(all="ignore"):  # what is not finite is told beside
+            return self.now.root_mean_square(self.now.values - self.before.values)
+
+    @cached_property
+    def rms(self) -> np.ndarray:
+        """That of the weights before, [T]."""
+        with np.errstate(all="ignore"):
+            return self.now.root_mean_square(self.before.values)
+
+    @np.errstate(all="ignore")  # what is not finite is told beside
+    def _is_shrinking(self) -> np.ndarray:
+        # the first weights of most tensors say that they were not; of the others all are asked
+        was, now = self.before.values, self.now.values
+        firsts = self.now.starts[:, None] + np.minimum(np.arange(FEW), self.now.num[:, None] - 1)
+        eps = np.array([torch.finfo(dtype).eps for _, dtype, _ in self.now.kinds])
+        found: np.ndarray = _have_one_factor(was[firsts], now[firsts], eps) != 0
+        for index in np.flatnonzero(found).tolist():
+            where = self.now.slice_of(index)
+            is_enough = np.count_nonzero(was[where]) >= FEW
+            found[index] = is_enough and _have_one_factor(was[where], now[where], eps[index]) > 0
+        return found
+
+
+def _have_one_factor(was: np.ndarray, is_now: np.ndarray, eps: np.ndarray) -> np.ndarray:
+    """Of each row whether its weights were all multiplied by one factor below 1.
+
+    1 or 0; -1 where no weight tells: they were 0, or are NaN.
+    """
+    ratio = is_now / was
+    ratio[was == 0.0] = np.nan
+    low, high = np.fmin.reduce(ratio, axis=-1), np.fmax.reduce(ratio, axis=-1)
+    is_so = (high < 1.0 - eps) & (low > 0.0) & (high - low <= ROUNDED * eps)
+    found: np.ndarray = np.where(np.isnan(low), -1, is_so)
+    return found
