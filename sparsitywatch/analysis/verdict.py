@@ -280,12 +280,12 @@ def verdict(records: Sequence[Record], events: Sequence[Event], standing: Standi
     """The verdict on a run, also on one without a snapshot yet."""
     found = _of_training(records, events)
     if found is None or (standing.state == "broken" and found.state != "broken"):
-        found = _of_watch(found or _quiet(records, events), standing)
+        found = _of_watch(found or _quiet(records), standing)
     elif standing.trouble:
         found = replace(found, headline=_with_trouble(standing, found.headline))
     return replace(
         found,
-        not_watched=tuple(_not_watched(records, standing)),
+        not_watched=tuple(_not_watched(records)),
         trouble=standing.trouble,
         watch=standing.sentences,
     )
@@ -376,16 +376,15 @@ def _joined(events: Sequence[Event]) -> list[str]:
 def _confidence(event: Event) -> str:
     if not event.is_of_series:
         return _PROVEN
-    sizes, also = abs(event.size_in_noise), len(event.related)
-    words = f"{sizes:.2g} times the noise of a snapshot" if math.isfinite(sizes) else ""
-    seen = f"seen in {also + 1} series" if also else ""
-    return ", ".join(filter(None, (words, seen)))
+    also = len(event.related)
+    return ", ".join(filter(None, (event.in_noise, f"seen in {also + 1} series" if also else "")))
 
 
 def _of_watch(found: Verdict, standing: Standing) -> Verdict:
     """A verdict that the watch's own trouble comes before, if there is any."""
     if not standing.trouble:
         return found
+    why = standing.sentences[0].rstrip(".")
     badges = {
         "broken": "not watching",
         "look": "ended early" if standing.is_end else "not measured",
@@ -396,11 +395,12 @@ def _of_watch(found: Verdict, standing: Standing) -> Verdict:
         state=standing.state,
         badge=badges[standing.state],
         headline=_with_trouble(standing, happened),
+        cause=why,
         advice=standing.advice,
     )
 
 
-def _quiet(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
+def _quiet(records: Sequence[Record]) -> Verdict:
     """The verdict where nothing is known to be wrong, and the watch is well."""
     last = records[-1] if records else None
     if last is None:
@@ -420,17 +420,24 @@ def _quiet(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
             confidence=seen,
         )  # fmt: skip
     if number < MIN_SNAPSHOTS:
-        headline = f"Too early to tell: {number:,} of about {MIN_SNAPSHOTS} snapshots"
+        headline = f"{number:,} of about {MIN_SNAPSHOTS} snapshots so far"
         return Verdict(
             state="too early to tell", badge="too early to tell", headline=headline,
             advice="No action needed: a change can be told from more snapshots.", confidence=seen,
         )  # fmt: skip
-    notes = [event for event in events if event.reverted_step < 0]
-    cause = f"of a healthy training: {notes[-1].headline}" if notes else ""
     return Verdict(
-        state="healthy", badge="no alarm", headline=happened, cause=cause,
-        advice="No action needed.", confidence=seen,
+        state="healthy", badge="healthy", headline=happened,
+        advice="No action needed.", confidence=_measured(records),
     )  # fmt: skip
+
+
+def _measured(records: Sequence[Record]) -> str:
+    """How much silence rests on."""
+    numbers = {
+        "valid snapshot": sum(record.valid for record in records),
+        "evaluation": sum(record.curve is not None for record in records),
+    }
+    return ", ".join(f"{n:,} {what}{'' if n == 1 else 's'}" for what, n in numbers.items() if n)
 
 
 def _trained(records: Sequence[Record]) -> tuple[float, float]:
@@ -453,20 +460,20 @@ def _with_trouble(standing: Standing, happened: str) -> str:
 def main_event(events: Sequence[Event]) -> Event:
     """The event that matters most: what is wrong with the training, then near-zero weights."""
     lasting = [event for event in events if event.reverted_step < 0] or events
-    wrong = sorted((e for e in lasting if not e.is_of_series), key=lambda e: e.severity != "act")
+    wrong = [event for event in lasting if event.severity == "act"]
+    odd = [event for event in lasting if not event.is_of_series]
     small = [e for e in lasting if e.series.startswith("near_zero/") and e.direction == "up"]
-    return [*wrong, *small, *lasting][0]
+    return [*wrong, *odd, *small, *lasting][0]
 
 
 # ------------------------------------------------------------------ what nobody watches
 
 
-def _not_watched(records: Sequence[Record], standing: Standing) -> list[str]:
+def _not_watched(records: Sequence[Record]) -> list[str]:
     """What the numbers do not cover, and why, a few words each."""
-    found = [standing.trouble] if standing.state == "broken" else []
-    last = records[-1] if records else None
-    if last is None:
-        return found
+    if not records:
+        return []
+    last, found = records[-1], []
     if not last.provenance.proxy_hash:
         found.append("essential sparsity and reliance: no proxy was given")
     if last.why_no_clock:

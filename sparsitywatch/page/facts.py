@@ -98,7 +98,7 @@ def watch_line(run: Run) -> list[str]:
     if state.coming and not is_lost:
         words.append(state.coming)
     if math.isfinite(state.overhead):
-        words.append(f"took {100 * state.overhead:.2g} % of the wall time")
+        words.append(f"took {100 * state.overhead:.3g} % of the wall time")
     return words
 
 

@@ -180,9 +180,14 @@ class Event:
         if self.baseline > 0.0 and self.value > 0.0:
             times = self.value / self.baseline
             if not 1.0 / _MULTIPLE < times < _MULTIPLE:
-                return f" (about {times:.2g} ×)"
+                return f" (about {_two_digits(times)} ×)"
+        return f" ({self.in_noise})" if self.in_noise else ""
+
+    @property
+    def in_noise(self) -> str:
+        """The size beside the noise of a snapshot, in words; empty if it is unknown, or small."""
         sizes = abs(self.size_in_noise)
-        return f" ({sizes:.2g} times the noise)" if 1.0 <= sizes < math.inf else ""
+        return f"{_two_digits(sizes)} times the noise" if _CLEAR <= sizes < math.inf else ""
 
     @property
     def _since(self) -> str:
@@ -305,6 +310,10 @@ def latest_versions(events: Iterable[Event]) -> list[Event]:
     return list({event.id: event for event in events}.values())
 
 
+def _two_digits(x: float) -> str:
+    return f"{x:.2g}" if x < 99.5 else f"{x:,.0f}"
+
+
 def _labels(series: Sequence[str]) -> str:
     """What series are called, with their rules."""
     parted = [printable(describe(name).label).partition(", ") for name in series]
@@ -332,8 +341,8 @@ _VERBS = {
         "lost": "fell",
     },
 }
-#: From this multiple on, up or down, a change is told as one.
-_MULTIPLE = 1.5
+#: From this multiple on, up or down, a change is told as one; and from this one of the noise.
+_MULTIPLE, _CLEAR = 1.5, 3.0
 _CHANGES = {
     "scale": "the scale of the weights moved",
     "shape": "the shape of the weights' distribution changed",

@@ -107,7 +107,7 @@ class WatchState:
         if self.coming:
             parts.append(self.coming.capitalize())
         if math.isfinite(self.overhead):
-            parts.append(f"The watch took {100 * self.overhead:.2g} % of the wall time")
+            parts.append(f"The watch took {100 * self.overhead:.3g} % of the wall time")
         return ". ".join(parts) + "."
 
 

@@ -38,7 +38,7 @@ def run_of(events=(), watch: WatchState | None = None, **fields) -> Run:
 
 def test_a_quiet_run_is_healthy() -> None:
     verdict = run_of().verdict
-    assert (verdict.state, verdict.badge, verdict.event) == ("healthy", "no alarm", 0)
+    assert (verdict.state, verdict.badge, verdict.event) == ("healthy", "healthy", 0)
     assert verdict.headline == "No alarm in 11 snapshots"
     assert verdict.advice == "No action needed."
 
@@ -47,7 +47,6 @@ def test_what_belongs_to_a_healthy_training_is_a_note() -> None:
     """The model begins to use its weights: nobody has to look."""
     verdict = run_of([RELIANCE]).verdict
     assert (RELIANCE.severity, verdict.state, verdict.exit_code) == ("note", "healthy", 0)
-    assert verdict.cause == f"of a healthy training: {RELIANCE.headline}"
     worse = replace(RELIANCE, value_trend="worse")
     assert run_of([worse]).verdict.state == "look"
 
@@ -67,7 +66,7 @@ def test_few_snapshots_tell_nothing(number: int, state: str) -> None:
     verdict = run_of(records=records()[:number]).verdict
     assert verdict.state == state
     if state != "healthy":
-        assert verdict.headline == f"Too early to tell: {number} of about 9 snapshots"
+        assert verdict.headline == f"{number} of about 9 snapshots so far"
 
 
 def test_a_nan_run_sends_people_where_its_event_does() -> None:
@@ -95,8 +94,7 @@ def test_what_nobody_watches_is_said() -> None:
     whole = [replace(r, trained=1.0) for r in records()]
     assert run_of(records=whole).verdict.not_watched == ()
     off = state(status="off", step=900, reason="the disk is full")
-    verdict = run_of([], off, records=whole).verdict
-    assert verdict.not_watched == ("the watch has been off since step 900",)
+    assert "the disk is full" in run_of([], off, records=whole).verdict.cause
 
 
 def test_a_run_says_its_verdict() -> None:
@@ -115,14 +113,14 @@ def test_an_event_is_worth_a_look_and_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     ("trained", "level", "badge"),
     [
-        ((1.0, 1.0, 1.0, 1.0, 1.0), "healthy", "no alarm"),
-        ((math.nan, 0.09, 0.09, 0.09, 0.09), "healthy", "no alarm"),  # an adapter
-        ((0.2, 0.4, 0.6, 0.8, 1.0), "healthy", "no alarm"),  # thawed layer by layer
-        ((1.0, 1.0, 1.0, 1.0, 0.5), "healthy", "no alarm"),  # layers are dropped at random
+        ((1.0, 1.0, 1.0, 1.0, 1.0), "healthy", "healthy"),
+        ((math.nan, 0.09, 0.09, 0.09, 0.09), "healthy", "healthy"),  # an adapter
+        ((0.2, 0.4, 0.6, 0.8, 1.0), "healthy", "healthy"),  # thawed layer by layer
+        ((1.0, 1.0, 1.0, 1.0, 0.5), "healthy", "healthy"),  # layers are dropped at random
         ((1.0, 1.0, 1.0, 0.4, 0.5), "look", "trained in part"),
         ((1.0, 1.0, 1.0, 1.0, 0.0), "broken", "not trained"),
         ((0.0, 0.0, 0.0, 0.0, 0.0), "broken", "not trained"),
-        ((math.nan,) * 5, "healthy", "no alarm"),  # no optimizer is seen
+        ((math.nan,) * 5, "healthy", "healthy"),  # no optimizer is seen
     ],
 )
 def test_weights_that_no_step_reaches_are_said(trained, level: str, badge: str) -> None:
@@ -181,11 +179,11 @@ def test_what_has_ended_a_training_is_worth_a_look_but_nan_matters_more() -> Non
         (0, {"status": "ended", "reason": "OSError"}, [], "look",
          "The training was ended by OSError at step 2,000"),
         (2, {"num_evaluated": 0}, [], "look",
-         "Essential sparsity was never measured; too early to tell: 2 of about 9 snapshots"),
+         "Essential sparsity was never measured; 2 of about 9 snapshots so far"),
         (2, {"num_evaluated": 0}, [TAKE_OFF], "look",
          "Essential sparsity was never measured; near-zero weights "),
         (2, {"status": "ended", "reason": "OSError", "num_evaluated": 0}, [], "look",
-         "The training was ended by OSError at step 2,000; before that: too early to tell: 2 of"),
+         "The training was ended by OSError at step 2,000; before that: 2 of about 9"),
     ],
 )  # fmt: skip
 def test_a_headline_says_of_trouble_only_what_can_be_said(
@@ -218,7 +216,7 @@ def test_a_run_that_has_just_begun() -> None:
     verdict = run_of(records=[], watch=state(status="on", step=3, last_step=-1)).verdict
     assert (verdict.state, verdict.badge) == ("too early to tell", "no snapshot yet")
     verdict = run_of(records=records(0), watch=state(status="on", step=3, last_step=0)).verdict
-    assert verdict.headline == "Too early to tell: 1 of about 9 snapshots"
+    assert verdict.headline == "1 of about 9 snapshots so far"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +254,14 @@ def test_a_state_says_what_comes_next(steps, told: str) -> None:
     one = state(status="on", next_due_step=steps[0], next_evaluation_step=steps[1])
     assert one.coming == told
     assert replace(one, status="closed").coming == ""
+
+
+def test_what_has_to_be_acted_on_comes_before_all_else() -> None:
+    """Also where it is a change of a series, such as a value that is lost."""
+    lost = replace(TAKE_OFF, series="value/dense", kind="lost", id="l")
+    verdict = run_of([TAKE_OFF, lost]).verdict
+    assert (verdict.state, verdict.event) == ("broken", 2)
+    assert run_of([TAKE_OFF, replace(lost, reverted_step=1900)]).verdict.event == 1
 
 
 @pytest.mark.parametrize(

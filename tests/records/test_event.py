@@ -92,6 +92,10 @@ def test_in_words() -> None:
         ({"value": 0.02}, "from 5 % to 2 % (about 0.4 ×) after"),
         ({"baseline": 0.0, "noise": 0.01}, "from 0 % to 10 % (10 times the noise)"),
         ({"baseline": 0.0, "noise": 0.0}, "from 0 % to 10 % after"),
+        ({"baseline": 0.0, "noise": 0.034}, "from 0 % to 10 % after"),  # 2.9 times the noise
+        ({"baseline": 0.0, "noise": 0.0333}, "from 0 % to 10 % (3 times the noise)"),
+        ({"baseline": 0.0001, "value": 0.5}, "(about 5,000 ×)"),
+        ({"baseline": 0.001, "value": 0.0994}, "(about 99 ×)"),
     ],
 )
 def test_how_a_change_came_and_how_large_it_is(changes, told: str) -> None:
