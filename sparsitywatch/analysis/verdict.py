@@ -396,6 +396,7 @@ def _of_watch(found: Verdict, standing: Standing) -> Verdict:
         badge=badges[standing.state],
         headline=_with_trouble(standing, happened),
         cause=why,
+        confidence="",
         advice=standing.advice,
     )
 

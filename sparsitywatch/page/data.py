@@ -158,7 +158,7 @@ def _event(number: int, event: Event) -> dict[str, Any]:
         "why": [*event.causes, *([redacted(event.reason)] if event.reason else [])],
         "also": event.sequel,
         "do": event.advice,
-        "trend": event.trend,
+        "severity": event.severity,
         "onset": event.onset_step,
         "low": event.onset_low,
         "high": event.onset_high,

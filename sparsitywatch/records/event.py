@@ -223,7 +223,9 @@ class Event:
         known = [self._meaning]
         if self.num_not_finite:
             known.append(f"{self.num_not_finite:,} weights are NaN or infinite")
-        known += [_CHANGES.get(self.change, ""), _EXPLAINED[self.explained_by_decay]]
+        if not describe(self.series).needs_proxy:
+            known.append(_CHANGES.get(self.change, ""))
+        known.append(_EXPLAINED[self.explained_by_decay])
         if self.why_no_clock and self.explained_by_decay is None and self._may_decay:
             why = redacted(self.why_no_clock)
             known.append(f"it is not known whether weight decay explains it: {why}")

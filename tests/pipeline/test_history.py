@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from contracts.made_records import Above, counted, made_record
 
-from sparsitywatch.analysis.detect import AbruptChange
+from sparsitywatch.analysis.detect import AbruptChange, DormantRise
 from sparsitywatch.pipeline.pipeline import History
 from sparsitywatch.records import Event, Record, SparsityCurve
 from sparsitywatch.settings import Settings, default_detectors
@@ -77,6 +77,20 @@ def test_after_a_gap_the_next_change_is_seen_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("gap", [1, 3, 10])
+@pytest.mark.parametrize(("after", "is_told"), [(0.65, True), (0.12, False)])
+def test_weights_that_went_dormant_while_nobody_could_tell_are_told(
+    gap: int, after: float, is_told: bool
+) -> None:
+    """A share is higher than before whatever came between: no word of abrupt is said."""
+    shares = [0.11] * 10 + [None] * gap + [after] * 4
+    records = [made_record(10 * i, dormant=x, clock=0.01 * i) for i, x in enumerate(shares)]
+    events = events_of(History({DORMANT: DormantRise()}), records)
+    assert [(e.direction, round(e.baseline, 2), e.value) for e in events] == (
+        [("up", 0.11, after)] if is_told else []
+    )
+
+
 def test_a_gap_survives_a_resume() -> None:
     records = essential_records([0.8] * 20 + [math.nan] * 3 + [0.5] * 20)
     for cut in range(1, len(records)):

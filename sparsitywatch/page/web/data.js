@@ -7,7 +7,7 @@
  * @typedef {{series: string, label: string, sentence: string, value: string, step: number,
  *   was: string, why: string}} Tile
  * @typedef {{number: number, series: string, title: string, when: string, where: string[],
- *   why: string[], also: string[], do: string, trend: string, onset: number, low: number, high: number,
+ *   why: string[], also: string[], do: string, severity: string, onset: number, low: number, high: number,
  *   seen: number, reverted: number}} RunEvent
  * @typedef {{step: number, sparsity: number[], harm: Values, reason: string}} Curve
  * @typedef {[string, string, string]} Fact

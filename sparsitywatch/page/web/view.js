@@ -61,7 +61,7 @@ export function spark(steps, values) {
 /** @param {PageData} data @param {(event: RunEvent) => void} pick */
 export function events(data, pick) {
   const cards = [...data.events].reverse().map((event) =>
-    h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : "" },
+    h("li", { id: `event-${event.number}`, class: event.reverted >= 0 ? "gone" : event.severity },
       h("h3", {}, number(event, pick), " ", event.title),
       h("p", {}, capital(event.when), "."),
       event.where.length ? h("p", {}, ...where(data, event.where)) : null,
