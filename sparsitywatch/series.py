@@ -56,7 +56,7 @@ class Series:
     @property
     def needs_proxy(self) -> bool:
         """Whether only an evaluation of the proxy tells it."""
-        return self.source.partition(".")[0] in ("curve", "essential_sparsity", "reliance")
+        return self.source.startswith(("curve.", "essential_sparsity.", "reliance"))
 
     def trend(self, direction: str) -> str:
         """Where the model goes with the number: "sparsifying", "densifying", or "" if unsaid."""
@@ -70,8 +70,8 @@ SERIES = (
     # essential sparsity
     Series("essential_sparsity/value", "essential_sparsity.value", "fraction", "essential sparsity",
            "Share of the in-scope weights that could be removed right now, smallest first and "
-           "without retraining (zero-shot), before the value leaves its tolerance for the first "
-           "time. Only at steps where it is informative.", _INFORMATIVE, "up"),
+           "without retraining (zero-shot), before the value leaves its tolerance. Only at steps "
+           "where it is informative.", _INFORMATIVE, "up"),
     Series("essential_sparsity/low", "essential_sparsity.low", "fraction",
            "lower end of its interval",
            "Lower end of its confidence interval (90 % by default).", _INFORMATIVE, "up"),
@@ -91,8 +91,9 @@ SERIES = (
            "Slope after the knee divided by the slope before it.", _INFORMATIVE),
     Series("essential_sparsity/informative", "essential_sparsity.informative", "0 or 1",
            "whether essential sparsity is informative",
-           "1 where the model relies on the in-scope weights by more than the tolerance. Where it "
-           "is 0 any sparsity is free and says nothing, so no essential sparsity is shown."),
+           "1 where the model relies on the in-scope weights by more than the tolerance, and the "
+           "tolerance is above the noise. Where it is 0 any sparsity is free, or the examples are "
+           "too few to say, so no essential sparsity is shown."),
     # small weights
     Series("near_zero/initial_*", "near_zero", "fraction", "near-zero weights, |w| ≤ * × first rms",
            "Share of the in-scope weights with |w| at most the number in the name times the root "
@@ -165,6 +166,12 @@ SERIES = (
     Series("value/reliance", "reliance", "of the value", "reliance",
            "Harm done by removing every in-scope weight, in units of the value; positive when the "
            "model needs these weights."),
+    Series("value/reliance_low", "reliance_low", "of the value",
+           "lower end of the interval of reliance",
+           "Lower end of its confidence interval (90 % by default)."),
+    Series("value/reliance_high", "reliance_high", "of the value",
+           "upper end of the interval of reliance",
+           "Upper end of its confidence interval (90 % by default)."),
     Series("value/dense", "curve.dense", "of the value", "value of the model as it is",
            "Mean value of the proxy's frozen examples on the model as it is."),
     Series("value/all_removed", "curve.all_removed", "of the value",

@@ -53,7 +53,8 @@ class Settings:
         levels: sparsities in [0, 1) to evaluate in every snapshot, on all examples; None to let
             ``sweep`` choose.
         sweep: what chooses the levels, such as ``sw.sweeps.Bisection``. None: that is ``Racing()``,
-            a grid on shares of the examples, and all of them where the tolerance is first crossed.
+            a grid on a share of the examples, and all of them where the tolerance is crossed and at
+            both ends of the interval.
         pattern: which weights a level removes; by default "global", one magnitude threshold over
             all tensors. An object such as ``sw.patterns.KeepNM(2, 4)``, or a name:
             {names}
@@ -106,7 +107,7 @@ class Settings:
             controls=tuple(as_pattern(c, f"controls[{i}]") for i, c in enumerate(controls)),
             near_zero=tuple(rules),
             rules=rules,
-            effective_sweep=_effective_sweep(self.levels, self.sweep, pattern),
+            effective_sweep=_effective_sweep(self.levels, self.sweep, pattern, self.confidence),
         )
 
     def __repr__(self) -> str:
@@ -160,7 +161,7 @@ def default_detectors(settings: Settings) -> Mapping[str, Detector]:
     }
 
 
-def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern) -> Sweep:
+def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern, confidence: float) -> Sweep:
     """What chooses the levels; what is given is checked."""
     if sweep is not None:
         expect(isinstance(sweep, Sweep), "sweep", "a sweep such as sw.sweeps.Racing()", sweep)
@@ -175,7 +176,7 @@ def _effective_sweep(levels: Any, sweep: Any, pattern: Pattern) -> Sweep:
             )
         return Grid(tuple(only))
     if levels is None:
-        chosen: Sweep = Racing() if sweep is None else sweep
+        chosen: Sweep = Racing(risk=1.0 - confidence) if sweep is None else sweep
         return chosen
     if isinstance(levels, Sweep):
         raise ConfigurationError(

@@ -41,6 +41,7 @@ import sparsitywatch as sw
 
 REFERENCE = Path(__file__).with_name("record_reference.json")
 STEPS, EVERY = 150, 5
+TOLERANCE = 0.05  # above the noise of sixteen examples
 DYING = {50: 0.3, 80: 0.6}  # from a step on, that share of the units gets no gradient
 PAUSE = range(30, 35)  # with a learning rate of 0
 NOT_FINITE = 150  # at this step a weight becomes NaN
@@ -151,6 +152,7 @@ def train(logdir: Path, checkpoints: Path) -> None:
         logdir=logdir,
         proxy=proxy(),
         every=EVERY,
+        tolerance=TOLERANCE,
         max_overhead=None,
         background=False,
         strict=True,
@@ -236,7 +238,14 @@ def measured() -> dict[str, dict[str, Table]]:
             train(place / "live", checkpoints)
             sw.replay(checkpoints, logdir=place / "weights", **quiet)
             some = [checkpoints / f"ckpt-{step}.pt" for step in range(0, STEPS + 1, 3 * EVERY)]
-            sw.replay(some, logdir=place / "model", model=net(), proxy=proxy(), **quiet)
+            sw.replay(
+                some,
+                logdir=place / "model",
+                model=net(),
+                proxy=proxy(),
+                tolerance=TOLERANCE,
+                **quiet,
+            )
             runs = {"live": "live", "replay": "weights", "replay with model and proxy": "model"}
             found = {name: told_by(place / log) for name, log in runs.items()}
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from sparsitywatch.errors import ConfigurationError, expect, is_number
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.curve import units
+from sparsitywatch.records.doubt import best_rising
 from sparsitywatch.records.student import t_quantile
 
 Array = NDArray[np.float64]
@@ -40,21 +43,24 @@ def essential_sparsity(
 ) -> EssentialSparsity:
     """The largest sparsity up to which the value stays within the tolerance of dense.
 
-    Between points the harm is interpolated linearly. A value that is not finite is a model
-    that broke down, beyond any tolerance: the crossing is then the last good sparsity. Of
-    several points at one sparsity the worst counts. Of several dense points the best is the
-    dense value.
+    Noise makes a curve cross the tolerance where the model does not. So the crossing is the one of
+    the best curve that only rises (least squares, each point by its error); between the points
+    around it harm is interpolated linearly. Where the curve itself crosses earlier, ``reason`` says
+    so. A value that is not finite is a model that broke down, beyond any tolerance: the crossing is
+    then the last good sparsity. Of several points at one sparsity the worst counts. Of several
+    dense points the best is the dense value.
 
     A curve that cannot be judged is no error: the estimate is then not informative, says
     why in ``reason``, and its numbers are NaN. That is so without a finite dense value,
     where removing everything stays within the tolerance (the model does not rely on these
-    weights), and where nothing crosses it and no point at sparsity 1 shows reliance.
+    weights), where nothing crosses it and no point at sparsity 1 shows reliance, and where the
+    tolerance, or reliance, is below the noise of the evaluation. The last can be helped:
+    ``examples_needed`` says about how many examples it takes.
 
-    The interval inverts the pointwise test: it runs from the first crossing of harm plus
-    to that of harm minus the critical value times the standard error, each with the harm
-    between points read both as straight and as a monotone cubic, whichever is farther out.
-    docs/estimate.md has its measured coverage. The error of a point that has seen a part of the
-    examples is the larger; else it counts as any other.
+    The interval inverts the pointwise test: it runs from the crossing of harm plus to that of harm
+    minus the critical value times the standard error, each with the harm between points read both
+    as straight and as a monotone cubic, whichever is farther out. docs/estimate.md has its measured
+    coverage.
 
     Args:
         curve: points in any order, with one at sparsity 0 and, to prove reliance, at 1.
@@ -85,15 +91,21 @@ def essential_sparsity(
         )
     points = _points_of(curve)
     allowed = allowed_harm(points.dense, tolerance, mode) + ROUNDING * abs(points.dense)
-    value = last = low = high = knee = sharpness = math.nan
+    critical = _critical_value(confidence, curve.num_examples, curve.degrees_of_freedom)
+    needed = None
     refusal = reason = _refusal(points, allowed)
     if not refusal:
-        critical = _critical_value(confidence, curve.num_examples, curve.degrees_of_freedom)
-        value = _first_crossing(points.sparsity, points.harm, allowed)
-        last = _last_crossing(points.sparsity, points.harm, allowed)
+        beyond = _first_beyond(points, points.harm, allowed)
+        value = _on_chord(points.sparsity, points.harm, allowed, beyond)
         low, high = _interval(points, allowed, critical, value)
-        knee, sharpness = knee_of(points.sparsity, points.harm)
-        reason = "; ".join(_caveats(points, allowed, critical, value, last, mode))
+        last = _last_crossing(points.sparsity, points.harm, allowed)
+        every = _points_of(curve, every=True)
+        knee, sharpness = knee_of(every.sparsity, every.harm)
+        notes = _caveats(points, allowed, critical, value, last, mode)
+        refusal, needed = _noise(points, allowed, critical, (value, (low + high) / 2), curve)
+        reason = "; ".join([refusal, *notes] if refusal else notes)
+    if refusal:
+        value = last = low = high = knee = sharpness = math.nan
     return EssentialSparsity(
         value=value,
         last_crossing=last,
@@ -106,6 +118,8 @@ def essential_sparsity(
         tolerance=tolerance,
         mode=mode,
         confidence=confidence,
+        examples_needed=needed,
+        unit=curve.unit,
     )
 
 
@@ -123,11 +137,18 @@ def allowed_harm(dense: float, tolerance: float, mode: str) -> float:
     return float(tolerance * abs(dense)) if mode == "relative" else float(tolerance)
 
 
-def _points_of(curve: SparsityCurve) -> _Points:
+def _points_of(curve: SparsityCurve, *, every: bool = False) -> _Points:
+    """Those that saw all examples, as far as there are any but the ends, or every one."""
     sparsity = np.asarray(curve.sparsity)
     loss = np.asarray(curve.value) * (-1.0 if curve.higher_is_better else 1.0)
     loss = np.where(np.isfinite(loss), loss, np.inf)
     stderr = np.full(len(loss), np.nan) if curve.stderr is None else np.asarray(curve.stderr)
+    if not every and curve.num_seen is not None:
+        # one example on which the model breaks down proves that it does
+        seen = np.asarray(curve.num_seen) == (curve.num_examples or 0)
+        seen |= (sparsity == 0.0) | np.isinf(loss)
+        if (seen & (sparsity > 0.0) & (sparsity < 1.0)).any():
+            sparsity, loss, stderr = sparsity[seen], loss[seen], stderr[seen]
     order = np.lexsort((stderr, loss, sparsity))
     sparsity, loss, stderr = sparsity[order], loss[order], stderr[order]
     is_worst = np.append(sparsity[1:] != sparsity[:-1], True)
@@ -149,7 +170,7 @@ def _refusal(points: _Points, allowed: float) -> str:
             f"the model does not rely on these weights yet: removing all of them costs "
             f"{points.harm[-1]:.3g}, within the tolerance of {allowed:.3g}"
         )
-    if not is_beyond.any():
+    if not (best_rising(points.harm, points.stderr, allowed) > allowed).any():
         return (
             "the tolerance is never exceeded and there is no point at sparsity 1: nothing "
             "shows that the model relies on these weights"
@@ -157,29 +178,68 @@ def _refusal(points: _Points, allowed: float) -> str:
     return ""
 
 
+def _noise(
+    points: _Points,
+    allowed: float,
+    critical: float,
+    places: Sequence[float],
+    curve: SparsityCurve,
+) -> tuple[str, int | None]:
+    """Why the examples are too few to say where the crossing is, and how many it takes.
+
+    The noise counts at the crossing and in the middle of its interval: where it grows with sparsity
+    those that cross early by chance would be told else, and the others not.
+    """
+    if math.isnan(places[-1]):
+        return "", None  # there is no interval
+    stderr = np.where(np.isfinite(points.harm), points.stderr, 0.0)
+    noise = float(np.interp(places, points.sparsity, stderr).max())
+    excess, reason = noise / allowed, ""
+    if excess > 1.0:
+        reason = (
+            f"the tolerance of {allowed:.3g} is below the noise of the evaluation, a standard "
+            f"error of {noise:.3g} at the crossing"
+        )
+    proven, doubt = points.harm[-1] - allowed, critical * stderr[-1]
+    if points.sparsity[-1] == 1.0 and doubt > proven:
+        excess = max(excess, float(doubt / proven))
+        reason = reason or "reliance on these weights is within the noise of the evaluation"
+    if not reason:
+        return "", None
+    freedom = curve.degrees_of_freedom
+    # errors fall with the root of the number
+    needed = None if freedom is None else _rounded_up((freedom + 1) * excess**2)
+    how_many = "more" if needed is None else f"about {needed:,}"
+    return f"cannot say: {reason}; it would take {how_many} {units(curve.unit)}", needed
+
+
+def _rounded_up(number: float) -> int:
+    """To two digits."""
+    digit: int = 10 ** max(math.floor(math.log10(number)) - 1, 0)
+    return math.ceil(number / digit) * digit
+
+
 def _caveats(
     points: _Points, allowed: float, critical: float, value: float, last: float, mode: str
 ) -> list[str]:
-    """What to know about an informative estimate."""
+    """What to know beside an estimate."""
     notes = []
-    harm, sparsity, noise = points.harm, points.sparsity, critical * points.stderr
-    largest = harm[np.isfinite(harm)].max()
+    harm, sparsity = points.harm, points.sparsity
+    largest = harm[np.isfinite(harm)].max(initial=0.0)
     if mode == "relative" and abs(points.dense) < _NEAR_ZERO * largest:
         notes.append(
             f"the dense value of {abs(points.dense):.3g} is near zero beside the harm of up to "
             f"{largest:.3g}, so that a relative tolerance allows only {allowed:.3g}; use "
             "mode='absolute' (tolerance_mode='absolute' of a watch)"
         )
-    at_crossing = float(np.interp(value, sparsity, noise))
-    if at_crossing > allowed:
+    first = _on_chord(sparsity, harm, allowed, int((harm > allowed).argmax()))
+    if first < value:
         notes.append(
-            f"the tolerance of {allowed:.3g} is below the noise of the evaluation, "
-            f"{at_crossing:.3g} at the crossing: use more examples"
+            f"the first crossing of the curve itself is at {first:.3f}: within the tolerance again "
+            "above"
         )
-    if sparsity[-1] == 1.0 and harm[-1] - noise[-1] <= allowed:
-        notes.append("reliance on these weights is within the noise of the evaluation")
     if last > value:
-        notes.append(f"first and last crossing disagree: within the tolerance again at {last:.3f}")
+        notes.append(f"the last crossing differs: within the tolerance again at {last:.3f}")
     broken = np.flatnonzero(np.isinf(harm))
     if len(broken) and value == sparsity[broken[0] - 1]:
         notes.append(f"the value is not finite at {sparsity[broken[0]]:.3f}")
@@ -191,26 +251,26 @@ def _caveats(
 # ------------------------------------------------------------------ crossings
 
 
-def _first_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
-    beyond = np.flatnonzero(harm > allowed)
-    if not len(beyond):
-        return 1.0
-    return _on_chord(sparsity, harm, allowed, beyond[0] - 1) if beyond[0] else float(sparsity[0])
+def _first_beyond(points: _Points, harm: Array, allowed: float) -> int:
+    """The point at which the best curve that only rises is beyond the tolerance; K if none is."""
+    beyond = np.flatnonzero(best_rising(harm, points.stderr, allowed) > allowed)
+    return int(beyond[0]) if len(beyond) else len(harm)
+
+
+def _on_chord(sparsity: Array, harm: Array, allowed: float, beyond: int) -> float:
+    """Where the chord to a point beyond the tolerance, from the one before, meets it."""
+    if not 0 < beyond < len(harm):
+        return float(sparsity[0]) if beyond == 0 else 1.0
+    left, right = float(sparsity[beyond - 1]), float(sparsity[beyond])
+    # 0 where the model broke
+    share = float((allowed - harm[beyond - 1]) / (harm[beyond] - harm[beyond - 1]))
+    return left + min(max(share, 0.0), 1.0) * (right - left)
 
 
 def _last_crossing(sparsity: Array, harm: Array, allowed: float) -> float:
-    within = np.flatnonzero(harm <= allowed)
-    if not len(within):
-        return 0.0
-    i = within[-1]
-    return _on_chord(sparsity, harm, allowed, i) if i < len(harm) - 1 else float(sparsity[i])
-
-
-def _on_chord(sparsity: Array, harm: Array, allowed: float, i: int) -> float:
-    """Where the chord from point i, within, to point i + 1, beyond, meets the tolerance."""
-    left, right = float(sparsity[i]), float(sparsity[i + 1])
-    share = float((allowed - harm[i]) / (harm[i + 1] - harm[i]))  # 0 where the model broke
-    return min(left + share * (right - left), right)
+    within = int(np.flatnonzero(harm <= allowed).max(initial=-1))
+    is_last = within == len(harm) - 1
+    return float(sparsity[-1]) if is_last else _on_chord(sparsity, harm, allowed, within + 1)
 
 
 def _interval(
@@ -221,20 +281,18 @@ def _interval(
     margin = np.where(np.isfinite(harm), critical * points.stderr, 0.0)
     if not np.isfinite(margin).all():
         return math.nan, math.nan
-    upper, lower = harm + margin, harm - margin
-    low, low_curved = _crossings(sparsity, upper, allowed)
-    high, high_curved = _crossings(sparsity, lower, allowed)
-    first = int((lower > allowed).argmax())
+    first = _first_beyond(points, harm - margin, allowed)
     # a model that broke at this point broke anywhere after the last good sparsity
-    broke = float(sparsity[first]) if np.isinf(lower[first]) else 0.0
-    return min(value, low, low_curved), max(value, broke, high, high_curved)
+    broke = float(sparsity[first]) if first < len(harm) and np.isinf(harm[first]) else 0.0
+    low = min(value, *_readings(points, harm + margin, allowed))
+    return low, max(value, broke, *_readings(points, harm - margin, allowed))
 
 
-def _crossings(sparsity: Array, harm: Array, allowed: float) -> tuple[float, float]:
-    """First crossing of the straight line and of the monotone cubic, which share a cell."""
-    straight = _first_crossing(sparsity, harm, allowed)
-    i = int((harm > allowed).argmax()) - 1
-    if i < 0 or np.isinf(harm[i + 1]):
+def _readings(points: _Points, harm: Array, allowed: float) -> tuple[float, float]:
+    """Crossings of the straight line and of the monotone cubic, which share a cell."""
+    sparsity, i = points.sparsity, _first_beyond(points, harm, allowed) - 1
+    straight = _on_chord(sparsity, harm, allowed, i + 1)
+    if not 0 <= i < len(harm) - 1 or np.isinf(harm[i + 1]):
         return straight, straight
     width, rise = sparsity[i + 1] - sparsity[i], harm[i + 1] - harm[i]
     start = width / rise * _slope(sparsity, harm, i)

@@ -133,6 +133,8 @@ def measure_snapshot(
     counted_at = time.perf_counter()
     result, controls, reason = _evaluated(snapshot.step, spectrum, run, at)
     curve = result.curve if result else None
+    confidence = run.settings.confidence
+    reliance = curve.reliance_interval(confidence) if curve else (math.nan, math.nan)
     arrays = spectrum.to_arrays()
     near_zero, near_zero_of = spectrum.near_zero_by_rule(run.settings.rules, initial_rms)
     return Measured(
@@ -153,6 +155,8 @@ def measure_snapshot(
             "curve": curve,
             "controls": {name: control.curve for name, control in controls.items()},
             "reliance": curve.reliance if curve else math.nan,
+            "reliance_low": reliance[0],
+            "reliance_high": reliance[1],
             "essential_sparsity": None if curve is None else _estimate(curve, controls, run),
             "not_evaluated": at.not_evaluated,
             "layers": _layers(spectrum, near_zero_of, result),
@@ -331,7 +335,9 @@ def _estimate(
     for name, control in controls.items():
         other = essential_sparsity(control.curve, settings.tolerance, mode, settings.confidence)
         low = found.value if math.isnan(found.low) else found.low
-        if found.informative and other.informative and other.value >= low:
+        high = other.value if math.isnan(other.high) else other.high
+        # neither lies outside of the interval of the other one; NaN where one says nothing
+        if other.value >= low and high >= found.value:
             reason = f"{name} removes as much ({other.describe()}): {pattern.name} tells nothing"
             return replace(found, reason=f"{found.reason}; {reason}" if found.reason else reason)
     return found

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -208,8 +207,7 @@ def _interval(record: Record, name: str) -> dict[str, float]:
         )
         return {"low": low, "high": high}
     if name == "value/reliance" and curve is not None and curve.stderr is not None:
-        side = SIDES_90 * dict(zip(curve.sparsity, curve.stderr, strict=True)).get(1.0, math.nan)
-        return {"low": record.reliance - side, "high": record.reliance + side}
+        return dict(zip(("low", "high"), curve.reliance_interval(0.9), strict=True))
     return {}
 
 

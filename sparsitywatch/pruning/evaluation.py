@@ -25,6 +25,7 @@ from sparsitywatch.errors import (
     TrainingChangedError,
     is_out_of_memory,
 )
+from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.model_copy import (
     ModelCopy,
     Surroundings,
@@ -36,7 +37,6 @@ from sparsitywatch.pruning.model_copy import (
 )
 from sparsitywatch.pruning.patterns import Cut, Pattern, Weights
 from sparsitywatch.pruning.proxy import ROUNDING, ExampleSubset, Proxy, Runnable, preserve_rng
-from sparsitywatch.pruning.racing import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.sweeps import Allowed, Sweep
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
@@ -133,12 +133,12 @@ def expected_s(
     with proxy.ranks.all_or_none("an evaluation"), model.session(proxy.value) as masks:
         evaluation = Evaluation(masks, proxy, pattern, spectrum)
         evaluation.begin(sweep, allowed)
-    ends_s, level_s = time.perf_counter() - started, evaluation.level_s
+    ends_s = time.perf_counter() - started
+    level_s, pass_s = evaluation.ends_s
     num_levels, num_passes = sweep.expected(
         evaluation.num_examples, divided=len(evaluation.shares) > 1
     )
-    # of the ends, both levels and the dense model on the smallest share are not the whole pass
-    return ends_s + num_levels * level_s + num_passes * max(ends_s - 3.0 * level_s, level_s)
+    return ends_s + num_levels * level_s + num_passes * pass_s
 
 
 class Evaluation:
@@ -160,7 +160,7 @@ class Evaluation:
         self._is_exact = False  # whether the batch that an example is in changes nothing
         self._num_forwards = 0
         self.shares: tuple[float, ...] = (1.0,)
-        self.level_s = 0.0  # that the last of the ends took
+        self.ends_s = (0.0, 0.0)  # that level 0 on the smallest share took, and level 1 on all
 
     @property
     def num_examples(self) -> int:
@@ -183,17 +183,19 @@ class Evaluation:
             len(self._dense),
             np.concatenate([np.zeros(0, np.int64), *(part.places for part in self._subsets)]),
             tolerated,
-            step=largest_step(self._dense),
             sign=-1.0 if self._proxy.higher_is_better else 1.0,
         )
         self._cut({0.0, 1.0, *sweep.candidates()})
         dense = self._dense_of[0] if self._subsets else self._dense
-        self._check_nothing_removed(dense, self._evaluate(0.0, self.shares[0]))
-        # a model that has broken down gives NaN with and without its weights
         started = time.perf_counter()
-        everything = self._evaluate(1.0, self.shares[0])
-        self.level_s = time.perf_counter() - started
-        if np.isfinite(dense).all() and np.array_equal(dense, everything):
+        self._check_nothing_removed(dense, self._evaluate(0.0, self.shares[0]))
+        level_s = time.perf_counter() - started
+        # reliance and its error are of all examples
+        started = time.perf_counter()
+        everything = self._evaluate(1.0, 1.0)
+        self.ends_s = level_s, time.perf_counter() - started
+        # a model that has broken down gives NaN with and without its weights
+        if np.isfinite(self._dense).all() and np.array_equal(self._dense, everything):
             raise MeasurementError(
                 "Expected the value to change when every in-scope weight is removed, but it is the "
                 "same bit for bit: the value function does not run the watched weights (another "
@@ -301,9 +303,16 @@ class Evaluation:
                 self._dense_of += self._values(missing)
             values = np.concatenate(self._values(self._subsets[before:stage], self._cuts[level]))
             dense = np.concatenate(self._dense_of[before:stage])
-        self.differences.add(level, values - dense)
+        lost = values - dense
+        is_same = level > 0.0 and not lost.any() and self._changes_nothing()
+        self.differences.add(level, lost, is_same=is_same)
         self._stage[level] = stage
         return values
+
+    def _changes_nothing(self) -> bool:
+        """Whether the last cut has taken only zeros, on any rank."""
+        own = all(torch.equal(dense, out) for _, dense, out in self._masks.weights)
+        return all(self._proxy.ranks.gather(own))
 
     def _values(self, subsets: Sequence[ExampleSubset], cut: Cut | None = None) -> list[Array]:
         """The values on each of some subsets without what a cut removes, or of the dense model."""

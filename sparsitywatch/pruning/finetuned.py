@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from sparsitywatch.pruning.patterns import Cut, Pattern, Weights, as_pattern
 from sparsitywatch.pruning.proxy import Proxy, preserve_rng
 from sparsitywatch.pruning.sweeps import check_levels
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.records.doubt import standard_error
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope, ScopeLike, named_parameters
@@ -54,7 +54,7 @@ class FinetunedCurve(SparsityCurve):
     what pruning took.
 
     Args:
-        sparsity, value, stderr, higher_is_better, level, num_examples, num_seen: as of
+        sparsity, value, stderr, higher_is_better, level, num_examples, num_seen, unit: as of
             ``SparsityCurve``.
         seeds: of the trainings, length S.
         by_seed: the value of each training, [S][K], in the order of ``seeds`` and ``sparsity``.
@@ -64,6 +64,7 @@ class FinetunedCurve(SparsityCurve):
     seeds: tuple[int, ...] = ()
     by_seed: tuple[tuple[float, ...], ...] = ()
     evaluation: str = "fine-tuned"
+    unit: str = "seed"
 
     @property
     def degrees_of_freedom(self) -> int | None:
@@ -358,7 +359,9 @@ def _curve(
     stderr = None
     if len(seeds) > 1:
         differences = values - values[:, :1]
-        stderr = (differences.std(0, ddof=1) / math.sqrt(len(seeds))).tolist()
+        # seeds that agree may be alike by chance: as much as some level or the dense model is off
+        most = float(np.abs(differences).max(initial=0.0) or np.abs(values).max())
+        stderr = [0.0, *(standard_error(column, most, most) for column in differences.T[1:])]
     return FinetunedCurve(
         sparsity=[float(np.mean([found[s, level][0] for s in seeds])) for level in levels],
         value=values.mean(0).tolist(),

@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from sparsitywatch.errors import ConfigurationError, expect_number, is_number, listed
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.records.doubt import best_rising
 
 #: The harm that is accepted, given the mean value of the dense model; both in the value's units.
 Allowed = Callable[[float], float]
@@ -99,7 +102,7 @@ class Grid(Sweep):
 
 @dataclass(frozen=True)
 class Bisection(Sweep):
-    """A grid, then halving the step of the grid where the tolerance is first crossed.
+    """A grid, then halving its step where the best curve that only rises crosses the tolerance.
 
     Args:
         levels: the grid, fractions in [0, 1).
@@ -124,17 +127,35 @@ class Bisection(Sweep):
         return len(grid) - 2 + max(math.ceil(math.log2(widest / self.resolution)), 0), 0.0
 
     def next_step(self, points: Sequence[Point], shares: Sequence[float]) -> Step | None:
-        """The first level of the grid that is missing, then the middle of the first crossing."""
+        """The first level of the grid that is missing, then the middle of where it is crossed."""
         if (step := missing(sorted(self.levels), points, shares[-1])) is not None:
             return step
-        good = 0.0
-        for point in points:
-            if not point.harm <= 1.0:
-                middle = round((good + point.level) / 2, 6)
-                is_wide = point.level - good > self.resolution and good < middle < point.level
-                return (middle, shares[-1]) if is_wide else None
-            good = point.level
-        return None  # where nothing is crossed there is nothing to close in on
+        beyond = first_beyond(points)
+        if not 0 < beyond < len(points):
+            return None  # where nothing is crossed there is nothing to close in on
+        below, above = points[beyond - 1].level, points[beyond].level
+        middle = round((below + above) / 2, 6)
+        is_wide = above - below > self.resolution and below < middle < above
+        return (middle, shares[-1]) if is_wide else None
+
+
+def harm_with(point: Point, errors: float) -> float:
+    """Harm and so many errors, those that are left once all examples were seen."""
+    if not math.isfinite(point.harm):
+        return math.inf
+    left = max(point.stderr**2 - point.sampling_error**2, 0.0)
+    return point.harm + errors * math.sqrt(left)
+
+
+def first_beyond(points: Sequence[Point], errors: float = 0.0) -> int:
+    """The first point beyond the tolerance by the best curve that only rises; or their number.
+
+    The curve is that of harm and so many errors.
+    """
+    harm = np.array([harm_with(point, errors) for point in points])
+    stderr = np.array([point.stderr for point in points])
+    beyond = np.flatnonzero(best_rising(harm, stderr, 1.0) > 1.0)
+    return int(beyond[0]) if len(beyond) else len(points)
 
 
 def missing(levels: Sequence[float], points: Sequence[Point], share: float) -> Step | None:

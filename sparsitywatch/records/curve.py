@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from sparsitywatch.errors import ConfigurationError, expect, expect_numbers
+from sparsitywatch.records.student import t_quantile
 
 _NAN = math.nan
 
@@ -30,6 +32,8 @@ class SparsityCurve:
         num_examples: how many examples the value is a mean of, if known.
         num_seen: on how many of them each point was evaluated, length K, or None: on all. The
             value of a point that saw a part is an estimate for all, and so is its error.
+        unit: what the examples are: "example", or "batch" where the value function gives a number
+            for a batch, or several for an example.
 
     Raises:
         ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
@@ -43,6 +47,7 @@ class SparsityCurve:
     level: Sequence[float] | None = None
     num_examples: int | None = None
     num_seen: Sequence[int] | None = None
+    unit: str = "example"
 
     def __post_init__(self) -> None:
         asked = self.sparsity if self.level is None else self.level
@@ -110,6 +115,15 @@ class SparsityCurve:
         difference = self.all_removed - self.dense
         return -difference if self.higher_is_better else difference
 
+    def reliance_interval(self, confidence: float = 0.9) -> tuple[float, float]:
+        """Both ends of the interval of reliance, by Student's t; NaN without its error."""
+        stderr = dict(zip(self.sparsity, self.stderr or (), strict=False)).get(1.0, _NAN)
+        freedom, upper = self.degrees_of_freedom, 0.5 + confidence / 2
+        if freedom == 0:
+            return _NAN, _NAN
+        quantile = NormalDist().inv_cdf(upper) if freedom is None else t_quantile(upper, freedom)
+        return self.reliance - quantile * stderr, self.reliance + quantile * stderr
+
 
 @dataclass(frozen=True, kw_only=True)
 class EssentialSparsity:
@@ -122,12 +136,16 @@ class EssentialSparsity:
         low, high: confidence interval of ``value``; NaN without standard errors.
         knee: sparsity where two straight segments fit the harm best; NaN if undefined.
         sharpness: slope after the knee over slope before it; NaN if undefined.
-        informative: False if the model does not rely on the weights yet, or the curve
-            cannot be judged; such a value is never plotted.
+        informative: False if the model does not rely on the weights yet, the curve
+            cannot be judged, or the examples are too few; such a value is never plotted.
         reason: why it is not informative, or what to know about it; empty if nothing.
         tolerance: the epsilon that was applied.
         mode: "relative" (to the dense value) or "absolute".
         confidence: nominal coverage of [low, high].
+        examples_needed: about how many examples it would take where these are too few to say;
+            None otherwise, and where it is not known of how many the value is a mean.
+        unit: what the interval counts as independent: "example", "batch", or "seed" of a
+            fine-tuned curve.
 
     Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
     fine-tuning after pruning.
@@ -144,14 +162,28 @@ class EssentialSparsity:
     tolerance: float
     mode: str
     confidence: float = 0.9
+    examples_needed: int | None = None
+    unit: str = "example"
 
     def __repr__(self) -> str:
         return f"<EssentialSparsity {self.describe()}, tolerance {self.tolerance:g} {self.mode}>"
 
     def describe(self) -> str:
         """The estimate with its interval, or that there is none."""
+        if self.examples_needed is not None:
+            return f"cannot say below about {self.examples_needed:,} {units(self.unit)}"
         if not self.informative:
             return "not informative"
         if math.isnan(self.low):
             return f"{self.value:.3f}"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        by = "" if self.unit == "example" else f" by {self.unit}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{by}"
+
+
+def units(unit: str) -> str:
+    """What an interval counts as independent, in the plural.
+
+    >>> units("example"), units("batch")
+    ('examples', 'batches')
+    """
+    return unit + ("es" if unit.endswith("ch") else "s")

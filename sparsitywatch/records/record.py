@@ -417,6 +417,7 @@ class Record:
         controls: curves of other patterns at the same levels, by their names, for comparison.
         reliance: harm of removing every in-scope weight, in units of the value; NaN where there
             is no curve.
+        reliance_low, reliance_high: its interval, of the confidence of essential sparsity's.
         essential_sparsity: None where there is no curve.
         layers: one per in-scope tensor, in the natural order of their names (2 before 10): a
             live model and its checkpoints give the same. Of a log they are read when they are
@@ -451,6 +452,8 @@ class Record:
     curve: SparsityCurve | None = None
     controls: Mapping[str, SparsityCurve] = field(default_factory=dict)
     reliance: float = _NAN
+    reliance_low: float = _NAN
+    reliance_high: float = _NAN
     essential_sparsity: EssentialSparsity | None = None
     not_evaluated: str = ""
     layers: Sequence[LayerShare] = ()
@@ -471,9 +474,12 @@ class Record:
         estimate = self.essential_sparsity
         essential = "not measured" if estimate is None else estimate.describe()
         rule, fraction = next(iter(self.near_zero.items()), ("", _NAN))
+        reliance = f"{self.reliance:.3g} [{self.reliance_low:.3g}, {self.reliance_high:.3g}]"
+        relied = [] if self.curve is None else [("reliance", reliance)]
         return [
             (f"near zero ({rule})" if rule else "near zero", f"{fraction:.3g}"),
             ("essential sparsity", essential),
+            *relied,
             ("valid", "yes" if self.valid else f"no: {printable(self.reason)[:80]}"),
         ]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sparsitywatch.analysis.estimate import allowed_harm, essential_sparsity, knee_of
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
+from sparsitywatch.records.doubt import best_rising, standard_error
 
 NAN, INF = math.nan, math.inf
 
@@ -33,8 +34,9 @@ def of_loss(points: dict[float, float], stderr: float | None = None, **kwargs: A
         pytest.param({0: 1, 0.2: 1.4, 1: 3}, 0.05, 0.05, id="before the first level"),
         pytest.param({0: 1, 0.4: 0.8, 0.5: 1.1, 0.6: 1.3, 1: 3}, 0.5, 0.5, id="on a point"),
         pytest.param({0: 1, 0.5: 1, 0.8: 1.3}, 0.6, 0.6, id="crossing, no control at 1"),
-        pytest.param({0: 1, 0.2: 1.2, 0.4: 1, 0.6: 1.2, 1: 3}, 0.1, 0.5, id="two crossings"),
-        pytest.param({0: 1, 0.2: 1.2, 0.4: 1.0}, 0.1, 0.4, id="within again, to the end"),
+        pytest.param({0: 1, 0.2: 1.2, 0.4: 1, 0.6: 1.2, 1: 3}, 0.5, 0.5, id="up by chance"),
+        pytest.param({0: 1, 0.2: 1.3, 0.4: 1, 0.6: 1.2, 1: 3}, 0.2 / 3, 0.5, id="up for good"),
+        pytest.param({0: 1, 0.2: 1.2, 0.4: 1.1, 0.6: 1.3}, 0.1, 0.4, id="down to the tolerance"),
         pytest.param({0: 1, 0.3: 1, 0.5: NAN, 1: 3}, 0.3, 0.3, id="NaN: the last good one"),
         pytest.param({0: 1, 0.3: 1, 0.5: INF, 1: INF}, 0.3, 0.3, id="inf: the last good one"),
         pytest.param({0: 1, 0.3: 1, 0.5: -INF, 1: 3}, 0.3, 0.3, id="a loss of -inf broke too"),
@@ -47,7 +49,15 @@ def test_crossings(points: dict[float, float], value: float, last: float) -> Non
     assert estimate.informative
     assert estimate.value == pytest.approx(value)
     assert estimate.last_crossing == pytest.approx(last)
-    assert ("disagree" in estimate.reason) == (value != last)
+    assert ("within the tolerance again at" in estimate.reason) == (value != last)
+
+
+def test_an_earlier_crossing_of_the_curve_itself_is_a_remark() -> None:
+    reason = of_loss({0: 1, 0.2: 1.2, 0.4: 1, 0.6: 1.2, 1: 3}).reason
+    assert reason == (
+        "the first crossing of the curve itself is at 0.100: within the tolerance again above"
+    )
+    assert of_loss({0: 1, 0.4: 1, 0.6: 1.2, 1: 3}).reason == ""
 
 
 @pytest.mark.parametrize(
@@ -56,6 +66,7 @@ def test_crossings(points: dict[float, float], value: float, last: float) -> Non
         ({0: 1, 0.5: 1.02, 1: 1.05}, "does not rely on these weights yet"),
         ({0: 1, 0.5: 1.5, 1: 1.05}, "does not rely on these weights yet"),
         ({0: 1, 0.5: 1, 0.9: 1.05}, "no point at sparsity 1"),
+        ({0: 1, 0.2: 1.2, 0.4: 1.0}, "no point at sparsity 1"),
         ({0: 1}, "no point at sparsity 1"),
         ({0.1: 1, 0.5: 2, 1: 3}, "no point at sparsity 0"),
         ({0: NAN, 0.5: 2, 1: 3}, "dense model is not finite"),
@@ -153,14 +164,171 @@ def test_where_the_model_broke_the_interval_reaches_the_break() -> None:
     assert "not finite at 0.500" in estimate.reason
 
 
-def test_noise_above_the_tolerance_is_said() -> None:
-    points = {0: 1, 0.4: 1.05, 0.8: 1.2, 1: 3}
-    quiet, noisy = of_loss(points, stderr=0.01), of_loss(points, stderr=0.2)
-    assert quiet.reason == ""
-    assert "below the noise" in noisy.reason
-    assert noisy.informative
-    assert noisy.low < quiet.low < quiet.value == noisy.value < quiet.high < noisy.high
-    assert "reliance on these weights is within the noise" in of_loss(points, stderr=1.2).reason
+def noisy(stderr: float, num: int | None = 100) -> EssentialSparsity:
+    """Of a curve with a harm of 0.1 at 0.5, which is tolerated, and of 2 at the end."""
+    curve = SparsityCurve(
+        [0, 0.4, 0.6, 1], [1, 1.05, 1.15, 3], [0, stderr, stderr, stderr],
+        higher_is_better=False, num_examples=num,
+    )  # fmt: skip
+    return essential_sparsity(curve, 0.1, "absolute")
+
+
+#: The 95 % quantile of Student's t with 99 degrees of freedom, from the usual tables.
+T_99 = 1.66039
+
+
+@pytest.mark.parametrize("share", [0.98, 1.02])
+def test_below_the_noise_there_is_no_number(share: float) -> None:
+    estimate = noisy(share * 0.1)
+    assert estimate.informative == (share < 1)
+    if share < 1:
+        assert estimate.value == pytest.approx(0.5)
+        assert estimate.low < 0.5 < estimate.high
+        assert estimate.reason == ""
+        assert estimate.examples_needed is None
+        return
+    assert estimate.reason.startswith(
+        "cannot say: the tolerance of 0.1 is below the noise of the evaluation, a standard error of"
+    )
+    assert all(math.isnan(x) for x in (estimate.value, estimate.low, estimate.high, estimate.knee))
+    assert estimate.describe() == "cannot say below about 110 examples"  # 104.04, to two digits
+    assert estimate.examples_needed == 110
+
+
+def test_so_many_examples_are_enough_and_not_many_fewer() -> None:
+    """Errors fall with the root of the number; t is nearly the same."""
+    spread = 2.0
+    needed = noisy(spread / 10).examples_needed
+    assert needed is not None
+    assert noisy(spread / math.sqrt(1.02 * needed), needed).informative
+    assert not noisy(spread / math.sqrt(0.9 * needed), int(0.9 * needed)).informative
+
+
+def test_where_nobody_knows_of_how_many_examples_it_takes_more() -> None:
+    estimate = noisy(0.2, None)
+    assert not estimate.informative
+    assert "it would take more examples" in estimate.reason
+    assert estimate.describe() == "not informative"
+
+
+@pytest.mark.parametrize("stderr", [1.7, 1.95])
+def test_reliance_within_the_noise_is_no_reliance(stderr: float) -> None:
+    """Harm of 2 at the end, 1.9 beyond what is tolerated; only the error there is large."""
+    curve = SparsityCurve(
+        [0, 0.4, 0.6, 1], [1, 1.05, 1.15, 3], [0, 0.01, 0.01, stderr / T_99],
+        higher_is_better=False, num_examples=100,
+    )  # fmt: skip
+    estimate = essential_sparsity(curve, 0.1, "absolute")
+    assert estimate.informative == (stderr < 1.9)
+    assert ("cannot say: reliance on these weights is within" in estimate.reason) == (stderr > 1.9)
+
+
+def test_noise_counts_in_the_middle_of_the_interval_too() -> None:
+    """It grows with sparsity: whoever crosses early by chance would be told else."""
+    points = {0: 1.0, 0.2: 1.11, 0.4: 1.12, 0.6: 1.13, 0.8: 1.14, 1: 3.0}
+    stderr = [0.0, 0.05, 0.09, 0.12, 0.15, 0.1]
+    curve = SparsityCurve(list(points), list(points.values()), stderr, higher_is_better=False)
+    estimate = essential_sparsity(curve, 0.1, "absolute")
+    assert not estimate.informative
+    assert "below the noise" in estimate.reason
+
+
+def test_levels_that_saw_a_part_bound_nothing() -> None:
+    levels, value = [0, 0.3, 0.4, 0.5, 0.6, 1], [1, 5, 1.05, -3, 1.15, 3]
+    stderr, seen = [0, 2.0, 0.01, 2.0, 0.01, 0.01], [100, 10, 100, 10, 100, 100]
+    options = {"higher_is_better": False, "num_examples": 100}
+    found = essential_sparsity(SparsityCurve(levels, value, stderr, num_seen=seen, **options), 0.1)
+    assert found.value == pytest.approx(0.5)
+    assert found.low > 0.4
+    assert found.high < 0.6
+    broken = [1, 5, 1.05, INF, 1.15, 3]  # one example on which it breaks is enough
+    found = essential_sparsity(SparsityCurve(levels, broken, stderr, num_seen=seen, **options), 0.1)
+    assert (found.value, found.high) == (0.4, 0.5)
+
+
+def test_the_interval_of_reliance_is_that_of_students_t() -> None:
+    curve = SparsityCurve(
+        [0, 0.5, 1], [1, 1, 3], [0, 0.1, 0.2], higher_is_better=False, num_examples=100
+    )
+    half = 0.2 * T_99
+    assert curve.reliance_interval() == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    score = SparsityCurve([0, 1], [3, 1], [0, 0.2], num_examples=100)
+    assert score.reliance_interval() == pytest.approx((2 - half, 2 + half), rel=1e-5)
+    assert all(map(math.isnan, SparsityCurve([0, 1], [3, 1]).reliance_interval()))
+    one = SparsityCurve([0, 1], [3, 1], [0, NAN], num_examples=1)
+    assert all(map(math.isnan, one.reliance_interval()))
+
+
+#: Harms and doubts with ties, 0, negative ones, and what is not finite.
+HARMS = st.sampled_from([0.0, -1.0, 1e-9, 0.1, 0.1, 1.0, 50.0, -1e12, 1e12, INF, -INF, NAN])
+DOUBTS = st.sampled_from([0.0, 0.0, 1e-12, 0.05, 3.0, 1e9, INF, NAN])
+
+
+LEVELS = st.sampled_from([0.0, 0.2, 0.4, 0.5, 0.9, 1.0])
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(LEVELS, HARMS, DOUBTS, st.integers(1, 5)), min_size=1, max_size=9),
+    st.sampled_from([None, 1, 2, 4, 5, 300]),
+    st.booleans(),
+    st.sampled_from(["relative", "absolute"]),
+)
+def test_any_curve_ends_in_an_estimate_or_a_reason(points, num, is_score, mode) -> None:
+    sparsity, value, stderr, seen = zip(*points, strict=True)
+    curve = SparsityCurve(
+        sparsity, value, stderr, higher_is_better=is_score, num_examples=num,
+        num_seen=None if num is None else [min(x, num) for x in seen],
+    )  # fmt: skip
+    estimate = essential_sparsity(curve, 0.1, mode)
+    curve.reliance_interval()
+    assert estimate.describe()
+    if not estimate.informative:
+        assert estimate.reason
+        assert math.isnan(estimate.value)
+        return
+    assert 0 <= estimate.value <= estimate.last_crossing <= 1
+    assert math.isnan(estimate.low) or estimate.low <= estimate.value <= estimate.high <= 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(1, 4)), min_size=1, max_size=7))
+def test_the_best_rising_curve_is_the_one_of_all_that_is_nearest(points) -> None:
+    """By the min-max formula: at i the least over ends of the most over begins of the means."""
+    values, errors = (np.array(x, float) for x in zip(*points, strict=True))
+    weights, num = errors**-2, len(values)
+    by_hand = [
+        max(
+            min(np.average(values[a : b + 1], weights=weights[a : b + 1]) for b in range(i, num))
+            for a in range(i + 1)
+        )
+        for i in range(num)
+    ]
+    assert best_rising(values, errors, 1.0) == pytest.approx(by_hand)
+
+
+def test_errors_weigh_alike_below_a_hundredth_of_the_unit_and_where_one_is_unknown() -> None:
+    values = np.array([1.0, 0.0])
+    assert best_rising(values, np.array([0.005, 0.01]), 1.0) == pytest.approx([0.5, 0.5])
+    assert best_rising(values, np.array([0.01, 0.02]), 1.0) == pytest.approx([0.8, 0.8])
+    assert best_rising(values, np.array([NAN, 0.02]), 1.0) == pytest.approx([0.5, 0.5])
+
+
+@pytest.mark.parametrize("num", [2, 3, 30, 1000])
+def test_equal_numbers_prove_what_the_exact_binomial_says(num: int) -> None:
+    """None of n differs: of the population a share p may with a probability of (1 - p)^n = 5 %."""
+    error = standard_error(np.full(num, 0.3), most=2.0, unit=0.01)
+    share = 1.6448536 * error / 2.0
+    assert (1 - share) ** num == pytest.approx(0.05)
+    assert num < 30 or share == pytest.approx(3 / num, rel=0.06)
+
+
+def test_numbers_that_differ_by_more_than_rounding_have_their_own_error() -> None:
+    spread = np.array([0.0, 1.0, 0.0, 1.0])
+    own = (1 / 3) ** 0.5 / 2
+    assert standard_error(1.1e-6 * spread, 1.0, 0.01) == pytest.approx(1.1e-6 * own)
+    assert standard_error(0.9e-6 * spread, 1.0, 0.01) > 0.1
+    assert all(math.isnan(standard_error(np.array(x), 1.0, 0.01)) for x in ([1.0], [], [1.0, INF]))
 
 
 # ----------------------------------------------------------------------- what is refused
@@ -225,7 +393,9 @@ def test_a_loss_and_minus_it_as_a_score(points: dict[float, float]) -> None:
 @settings(deadline=None)
 @given(curves(), st.integers(0, 7), st.floats(0.1, 0.9))
 def test_a_point_on_the_straight_line(points: dict[float, float], cell: int, share: float) -> None:
+    """Of a curve that only rises, which is its own best one."""
     at = sorted(points)
+    points = dict(zip(at, sorted(points.values()), strict=True))
     left, right = at[cell % (len(at) - 1)], at[cell % (len(at) - 1) + 1]
     added = {left + share * (right - left): points[left] + share * (points[right] - points[left])}
     same(of_loss(points), of_loss(points | added), "value", "last_crossing")

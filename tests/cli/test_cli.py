@@ -106,7 +106,15 @@ def test_summary_as_json(logdir: Path, capsys) -> None:
 
 def test_a_run_without_proxy_and_with_broken_weights(tmp_path: Path, capsys) -> None:
     record, detail = fake_run.look(100)
-    record = fake_run.without(record, "curve", "essential_sparsity", "reliance", "dormant")
+    record = fake_run.without(
+        record,
+        "curve",
+        "essential_sparsity",
+        "reliance",
+        "reliance_low",
+        "reliance_high",
+        "dormant",
+    )
     provenance = dataclasses.replace(record.provenance, proxy_hash="")
     record = dataclasses.replace(record, num_nan=7, provenance=provenance)
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [(record, detail)]))

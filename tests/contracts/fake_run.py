@@ -355,7 +355,8 @@ def fallen(event: Event, step: int) -> Event:
 
 def without(record: Record, *parts: str) -> Record:
     """The record with some parts not measured."""
-    nothing = dict.fromkeys(parts) | {"reliance": math.nan}
+    unknown = dict.fromkeys(("reliance", "reliance_low", "reliance_high"), math.nan)
+    nothing = dict.fromkeys(parts) | unknown
     return replace(record, **{part: nothing[part] for part in parts})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ from transformers.pytorch_utils import Conv1D
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError
-from sparsitywatch.pruning.criteria import SparseGPT, Wanda, input_axes, inputs_of
+from sparsitywatch.pipeline.measure import RunContext, _estimate
+from sparsitywatch.pruning.criteria import SparseGPT, Wanda, _inverse_factor, input_axes, inputs_of
 from sparsitywatch.pruning.patterns import Inputs, Pattern, Weights
+from sparsitywatch.records import SparsityCurve
 
 
 class TestWanda(PatternContract):
@@ -222,3 +226,51 @@ def test_where_chance_does_as_well_magnitude_tells_nothing() -> None:
     model, proxy = trained()
     record = sw.measure(model, proxy, scope="layers", pattern="random", controls=["random"])
     assert "random tells nothing" in record.essential_sparsity.reason
+
+
+def curve_crossing_at(level: float, stderr: float | None) -> SparsityCurve:
+    """Harm rises straight to twice what is tolerated, 0.01, and far beyond it."""
+    errors = None if stderr is None else [0.0, *[stderr] * 6]
+    sparsity = [0.0, *(share * level for share in (0.5, 0.8, 1.0, 1.2, 2.0)), 1.0]
+    harm = [0.0, 0.005, 0.008, 0.01, 0.012, 0.02, 2.0]
+    return SparsityCurve(sparsity, [1.0 + h for h in harm], errors, higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("control", "other_stderr", "is_said"),
+    [
+        (0.30, 0.004, False),  # below the interval of the pattern, and above its own the pattern's
+        (0.39, 0.0001, False),  # within the interval, but surely below the pattern
+        (0.30, 0.008, False),  # not surely, but below the interval
+        (0.39, 0.004, True),
+        (0.41, 0.0001, True),
+        (0.401, None, True),
+        (0.399, None, False),
+    ],
+)
+def test_a_control_removes_as_much_where_neither_is_outside_the_others_interval(
+    control: float, other_stderr: float | None, is_said: bool
+) -> None:
+    """The pattern crosses at 0.4, with an interval of 0.37 to 0.43."""
+    run = RunContext(settings=sw.Settings(), scope=None)  # type: ignore[arg-type]
+    run.__dict__["provenance"] = SimpleNamespace(tolerance_mode="relative")
+    own = curve_crossing_at(0.4, 0.0005)
+    other = SimpleNamespace(curve=curve_crossing_at(control, other_stderr))
+    estimate = _estimate(own, {"random": other}, run)  # type: ignore[dict-item]
+    assert estimate.informative
+    assert ("tells nothing" in estimate.reason) == is_said
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.1])
+def test_the_factor_is_that_of_the_damped_moments_with_a_feature_that_is_never_on(
+    damping: float,
+) -> None:
+    """Such a feature has a moment of 1, and so much of the mean is added to each."""
+    inputs = np.random.default_rng(0).normal(size=(50, 4))
+    inputs[:, 2] = 0.0
+    moments = inputs.T @ inputs
+    upper = _inverse_factor(torch.tensor(moments), damping).double().numpy()
+    moments[2, 2] = 1.0
+    damped = moments + damping * np.trace(moments) / 4 * np.eye(4)
+    assert upper.T @ upper == pytest.approx(np.linalg.inv(damped), rel=1e-5, abs=1e-8)
+    assert np.all(np.tril(upper, -1) == 0.0)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsitywatch.pruning.racing import PairedDifferences, largest_step, shares_of
+from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
 from sparsitywatch.records.student import t_quantile
 
 NUM = 200
@@ -91,14 +91,28 @@ def test_a_part_in_which_no_answer_changes_does_not_prove_that_none_does() -> No
     """16 of 192 right answers stay right: up to a sixth may be wrong with a probability of 5 %."""
     answers = np.random.default_rng(0).integers(0, 2, 192).astype(float)
     assert largest_step(answers) == 1.0
-    losses = PairedDifferences(192, np.arange(192), 1.0, step=1.0)
+    losses = PairedDifferences(192, np.arange(192), 0.01)
+    losses.add(1.0, answers)  # whoever was right loses 1
     losses.add(0.5, np.zeros(16))
-    mean = losses.means[0.5]
     exact = 1.0 - 0.05 ** (1 / 16)  # Clopper and Pearson
-    assert t_quantile(0.95, mean.degrees_of_freedom) * mean.sampling_error > exact
-    without = PairedDifferences(192, np.arange(192), 1.0)
-    without.add(0.5, np.zeros(16))
-    assert without.means[0.5].sampling_error == 0.0  # the test can fail
+    finite = (1 - 16 / 192) ** 0.5
+    assert 1.64485 * losses.means[0.5].sampling_error == pytest.approx(exact * finite, rel=1e-4)
+
+
+def test_all_examples_that_lose_the_same_prove_a_rule_of_three() -> None:
+    """By the size of what those lose that lose anything, at the nearest level where one does."""
+    differences = PairedDifferences(100, np.arange(100), 1.0)
+    differences.add(0.0, np.zeros(10))
+    differences.add(0.5, np.zeros(100))
+    tolerated = differences.means[0.5].stderr  # nothing is known of other levels
+    differences.add(1.0, np.full(100, 40.0))
+    assert differences.means[0.5].sampling_error == 0.0
+    assert 1.64485 * differences.means[0.5].stderr == pytest.approx(40 * 3 / 100, rel=0.03)
+    assert differences.means[0.5].stderr == pytest.approx(40 * tolerated)
+    differences.add(0.7, np.where(np.arange(100) == 7, 3.0, 0.9e-4))  # the others by rounding
+    assert differences.means[0.5].stderr == pytest.approx(3 * tolerated)
+    differences.add(0.4, np.zeros(100), is_same=True)  # only weights that are zero went
+    assert [differences.means[level].stderr for level in (0.0, 0.4)] == [0.0, 0.0]
 
 
 def test_continuous_values_have_no_step_and_few_values_need_large_parts() -> None:

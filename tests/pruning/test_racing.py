@@ -16,11 +16,12 @@ from torch import nn
 import sparsitywatch as sw
 from sparsitywatch.analysis.estimate import essential_sparsity
 from sparsitywatch.errors import ConfigurationError, MeasurementError
+from sparsitywatch.pruning.differences import PairedDifferences, largest_step, shares_of
 from sparsitywatch.pruning.evaluation import MaskedModel, SweepResult, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
 from sparsitywatch.pruning.proxy import Proxy
-from sparsitywatch.pruning.racing import PairedDifferences, Racing, largest_step, shares_of
-from sparsitywatch.pruning.sweeps import Bisection, Grid, Sweep
+from sparsitywatch.pruning.racing import Racing
+from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.records import EssentialSparsity, SparsityCurve
 from sparsitywatch.records.codec import from_json, to_json
 from sparsitywatch.weights.scope import Scope
@@ -48,11 +49,11 @@ class Examples:
         self._knots = (knots - knots.mean(axis=1, keepdims=True)) / knots.std(axis=1)[:, None]
         self._harm, self._spread = harm, spread * math.sqrt(num)
         self._order = rng.permutation(num)
-        self.losses = PairedDifferences(num, self._order, ALLOWED, step=step)
+        self.losses = PairedDifferences(num, self._order, ALLOWED)
         self.shares = (*shares_of(num, 8, step / ALLOWED), 1.0)
         self.seen: dict[float, float] = {}
-        for level in (0.0, 1.0):
-            self.evaluate(level, self.shares[0])
+        self.evaluate(0.0, self.shares[0])
+        self.evaluate(1.0, 1.0)
 
     def lost(self, level: float) -> np.ndarray:
         left = min(int(20 * level), 19)
@@ -75,6 +76,7 @@ class Examples:
         return SparsityCurve(
             levels, [DENSE + mean.value for mean in means], [mean.stderr for mean in means],
             higher_is_better=False, num_examples=self.num,
+            num_seen=[mean.num_seen for mean in means],
         )  # fmt: skip
 
     def estimate(self) -> EssentialSparsity:
@@ -109,12 +111,15 @@ def with_dip(harm: Harm, middle: float) -> Harm:
 @pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0.05, 0.97), st.floats(1.0, 20.0))
-def test_harm_that_rises_alike_for_all_gives_the_estimate_of_the_full_grid(
+def test_harm_that_rises_gives_the_estimate_of_the_full_grid(
     crossing: float, exponent: float
 ) -> None:
-    examples = raced(Examples(power(crossing, exponent)))
-    assert examples.estimate().value == pytest.approx(examples.full().value, abs=0.01)
-    assert examples.passes < 4.5
+    examples = raced(Examples(power(crossing, exponent), 0.02))
+    found, full = examples.estimate(), examples.full()
+    assert found.informative == full.informative
+    if full.informative:
+        assert found.value == pytest.approx(full.value, abs=0.01)
+    assert examples.passes < 11
 
 
 @pytest.mark.slow
@@ -124,7 +129,7 @@ def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) 
     errors = [abs(run.estimate().value - run.full().value) for run in runs]
     assert np.mean(np.array(errors) <= 0.01) >= 0.9
     assert np.median(errors) <= 0.003
-    assert np.mean([run.passes for run in runs]) <= 7.5
+    assert np.mean([run.passes for run in runs]) <= 8.5
     bisection = Examples(power(crossing), 0.2)
     bisection.shares = (1.0,)
     raced(bisection, Bisection(Racing().levels))
@@ -132,39 +137,60 @@ def test_with_errors_it_is_within_the_resolution_nearly_always(crossing: float) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("crossing", [0.25, 0.5, 0.8])
+@pytest.mark.parametrize("spread", [0.05, 0.15, 0.4])
+def test_the_interval_is_that_of_the_full_grid(crossing: float, spread: float) -> None:
+    widths = []
+    for seed in range(12):
+        run = raced(Examples(power(crossing, 6.0), spread, seed=seed))
+        found, full = run.estimate(), run.full()
+        assert found.informative == full.informative
+        if not found.informative:
+            continue
+        widths.append((found.high - found.low, full.high - full.low))
+        assert found.low == pytest.approx(full.low, abs=0.35 * (full.high - full.low))
+        assert found.high == pytest.approx(full.high, abs=0.35 * (full.high - full.low))
+    assert len(widths) >= 10
+    narrow, wide = np.mean(widths, axis=0)
+    assert 0.7 * wide <= narrow <= 1.5 * wide
+
+
 @pytest.mark.parametrize("middle", [0.13, 0.2, 0.275, 0.41])
-def test_an_early_crossing_is_seen_wherever_it_opens(middle: float) -> None:
-    runs = [
-        raced(Examples(with_dip(power(0.8), middle), 0.1, seed=seed, num=512)) for seed in range(4)
-    ]
-    for run in runs:
+def test_a_bump_far_below_is_no_crossing_of_the_best_rising_curve(middle: float) -> None:
+    for seed in range(2):
+        run = raced(Examples(with_dip(power(0.8), middle), 0.1, seed=seed, num=512))
         assert run.estimate().value == pytest.approx(run.full().value, abs=0.0101)
-    assert np.mean([run.passes for run in runs]) <= 6.0
+        assert run.full().value > 0.75
+        assert "the first crossing of the curve itself" in run.full().reason
 
 
-@pytest.mark.slow
-def test_where_examples_say_little_every_level_below_the_crossing_is_passed_by_right() -> None:
-    """Levels beyond the tolerance all pass in at most ``risk`` of the runs, 10 %; here of 40."""
-    wrong = 0
-    for seed in range(40):
-        run = raced(
-            Examples(
-                lambda level: 1.02 if 0.15 < level < 0.4 else power(0.7)(level), 0.3, seed=seed
-            )
-        )
-        wrong += run.estimate().value > 0.2
-    assert wrong <= 8  # more come by chance in 4 % of all cases
-
-
-def test_where_nothing_is_crossed_only_parts_are_evaluated() -> None:
+def test_where_nothing_is_crossed_nothing_is_looked_for() -> None:
     run = raced(Examples(lambda level: 0.5 * level, 0.05))
-    assert max(run.seen.values()) < 1.0
-    assert run.passes < 3.0
+    assert [*run.seen] == [0.0, 1.0]
+    assert run.passes == 2.0 + run.shares[0]
 
 
-def test_a_model_that_breaks_down_is_beyond_any_tolerance() -> None:
-    run = raced(Examples(lambda level: math.inf if level > 0.535 else 0.1 * level))
-    assert 0.52 <= run.estimate().value <= 0.54
+def test_where_the_tolerance_is_below_the_noise_no_interval_is_looked_for() -> None:
+    quiet, noisy = (raced(Examples(power(0.6), spread)) for spread in (0.3, 3.0))
+    assert quiet.estimate().informative
+    assert "below the noise" in noisy.estimate().reason
+    assert noisy.passes < quiet.passes - 1.0
+
+
+@pytest.mark.parametrize("breaks", [0.535, 0.6])
+def test_a_model_that_breaks_down_is_beyond_any_tolerance(breaks: float) -> None:
+    run = raced(Examples(lambda level: math.inf if level > breaks else 0.1 * level))
+    assert run.estimate().value == pytest.approx(breaks, abs=0.0301)
+
+
+def test_the_risk_says_which_interval_is_bounded() -> None:
+    """A lower risk is a wider interval: levels on all examples are farther from the crossing."""
+    highest = {}
+    for risk in (0.5, 0.001):
+        run = raced(Examples(power(0.6), 0.3, num=1024), Racing(risk=risk))
+        highest[risk] = max(x for x, share in run.seen.items() if share == 1.0 and x < 1.0)
+    assert highest[0.001] > highest[0.5] + 0.05
+    assert sw.Settings(confidence=0.99).effective_sweep.risk == pytest.approx(0.01)
 
 
 def test_answers_that_are_right_or_wrong_are_asked_of_many_or_bisected() -> None:
@@ -177,9 +203,48 @@ def test_answers_that_are_right_or_wrong_are_asked_of_many_or_bisected() -> None
     assert asked == set(again.seen)
 
 
+NUMBERS = st.sampled_from([0.0, 0.0, 1.0, -1.0, 0.9, 1e-9, 1e9, -1e9, math.inf, math.nan])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data(), st.sampled_from([Racing(), Racing(resolution=0.25), Bisection((0.3, 0.6))]))
+def test_whatever_a_level_costs_a_sweep_comes_to_an_end(data: st.DataObject, sweep: Sweep) -> None:
+    shares = data.draw(st.sampled_from([(1.0,), (0.1, 0.2, 1.0)]))
+
+    def point(level: float, share: float) -> Point:
+        harm, stderr, error = (data.draw(NUMBERS) for _ in range(3))
+        return Point(level, harm, abs(stderr), 0.0 if share == 1.0 else abs(error), 7, share)
+
+    points = {0.0: point(0.0, shares[0]), 1.0: point(1.0, 1.0)}
+    while step := sweep.next_step([points[level] for level in sorted(points)], shares):
+        level, share = step
+        assert 0.0 < level < 1.0
+        assert share > points[level].share if level in points else share > 0.0
+        points[level] = point(level, share)
+    assert len(points) < 130
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.lists(NUMBERS, min_size=16, max_size=16), min_size=3, max_size=3),
+    st.sampled_from([3, 8, 15]), st.sampled_from([0.0, 1e-9, 1.0]),
+)  # fmt: skip
+def test_whatever_examples_lose_a_part_of_them_is_in_doubt(rows, num, tolerated) -> None:
+    differences = PairedDifferences(16, np.arange(16), tolerated)
+    lost = np.array(rows)
+    for level, row, seen in ((1.0, lost[0], 16), (0.6, lost[1], 16), (0.5, lost[2], num)):
+        differences.add(level, row[:seen])
+    for point in differences.points():
+        assert point.harm == math.inf or math.isfinite(point.harm)
+        assert point.stderr >= point.sampling_error >= 0.0
+    mean = differences.means[0.5]
+    if np.isfinite(lost[2][:num]).all() and tolerated:
+        assert mean.stderr >= mean.sampling_error > 0.0
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("resolution", 0.0), ("resolution", 0.3), ("risk", 0.0), ("risk", 0.5), ("risk", "0.1"),
+    [("resolution", 0.0), ("resolution", 0.3), ("risk", 0.0), ("risk", 1.0), ("risk", "0.1"),
      ("examples", 7), ("examples", 8.5), ("levels", ()), ("levels", (1.0,))],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused(argument: str, value: object) -> None:
