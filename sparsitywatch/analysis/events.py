@@ -38,7 +38,7 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
         num_not_finite=now.num_not_finite,
         explained_by_decay=explained_by_decay(event, records),
         why_no_clock=now.why_no_clock,
-        jumped=event.kind == "abrupt" and has_jumped(event, records),
+        **came(event, records),
     )
     # the layers of old records are let go: then the oldest that has them is the closest
     with_layers = [r for r in records[:-1] if r.layers and not r.num_not_finite]
@@ -55,22 +55,28 @@ def annotated(event: Event, records: Sequence[Record], initial_rms: Mapping[str,
     return _if_opposed(event)
 
 
-#: Part of a change that comes within two snapshots where it jumps; and part of the largest step
-#: that the last one has at most, where it has come to its end.
-_WITHIN_TWO, _AT_REST = 0.5, 0.25
+#: Part of a change that comes within two snapshots where it jumps; and the part of the largest
+#: step, or of the way, that is next to nothing.
+_WITHIN_TWO, _NEXT_TO_NOTHING = 0.5, 0.25
 
 
-def has_jumped(event: Event, records: Sequence[Record]) -> bool:
-    """Whether most of a change came within two snapshots, and hardly any after them."""
+def came(event: Event, records: Sequence[Record]) -> dict[str, Any]:
+    """How an abrupt change came: whether it jumped, and its peak if it is on its way back."""
     start = max((i for i, r in enumerate(records) if r.step <= event.onset_step), default=0)
     values = np.array([r.series().get(event.series, math.nan) for r in records[start:]])
     sign = -1.0 if event.direction == "down" else 1.0
-    moves = sign * np.diff(values[np.isfinite(values)])
-    if len(moves) < 2:  # what has just come may go on
-        return False
-    within_two = float((moves[:-1] + moves[1:]).max())
-    is_at_rest = moves[-1] <= _AT_REST * moves.max()
-    return bool(within_two > _WITHIN_TWO * abs(event.size) and is_at_rest)
+    way = sign * values[np.isfinite(values)]
+    if event.kind != "abrupt" or len(way) < 3:  # what has just come may go on
+        return {}
+    peak, moves = float(way.max()), np.diff(way)
+    size = max(peak - sign * event.baseline, abs(event.size))
+    within_two = float(max(moves.max(), (moves[:-1] + moves[1:]).max()))
+    is_at_rest = moves[-1] <= _NEXT_TO_NOTHING * moves.max()
+    is_on_its_way_back = peak - way[-1] > _NEXT_TO_NOTHING * size
+    return {
+        "jumped": bool(within_two > _WITHIN_TWO * size and is_at_rest),
+        "peak": sign * peak if is_on_its_way_back else math.nan,
+    }
 
 
 # ------------------------------------------------------------------ where it lies

@@ -65,6 +65,7 @@ class Event:
             parameters, in scope or not, for sure. Of the proxy's value also "lost": half of what
             it had gained is gone; "standstill": the latest half of the run gained nothing.
         jumped: whether most of the change came within two snapshots, and hardly any after them.
+        peak: the farthest that it came, where it was on its way back when it was seen; else NaN.
         value_trend: what the held-out value of the dense model did meanwhile: "better", "worse",
             "still", or empty if that is not known.
         why_no_clock: why the decay clock says nothing here; empty if it does.
@@ -99,6 +100,7 @@ class Event:
     num_not_finite: int = 0
     kind: str = "abrupt"
     jumped: bool = False
+    peak: float = _NAN
     value_trend: str = ""
     why_no_clock: str = ""
     ranks: tuple[int, ...] = ()
@@ -164,10 +166,13 @@ class Event:
             subject = f"Half of what was gained is lost: {subject[:1].lower()}{subject[1:]}"
         text = f"{subject} {self._verb}"
         if not (math.isnan(self.baseline) and math.isnan(self.value)):
-            text += (
-                f" from {series.shown(self.baseline)} to {series.shown(self.value)}{self._times}"
-            )
-        return f"{text} {self._since}"
+            text += f" from {series.shown(self.baseline)} to {series.shown(self._top)}{self._times}"
+        now = "" if math.isnan(self.peak) else f", and is back at {series.shown(self.value)}"
+        return f"{text} {self._since}{now}"
+
+    @property
+    def _top(self) -> float:
+        return self.value if math.isnan(self.peak) else self.peak
 
     @property
     def _verb(self) -> str:
@@ -177,8 +182,8 @@ class Event:
     @property
     def _times(self) -> str:
         """How large the change is: as a multiple, or beside the noise."""
-        if self.baseline > 0.0 and self.value > 0.0:
-            times = self.value / self.baseline
+        if self.baseline > 0.0 and self._top > 0.0:
+            times = self._top / self.baseline
             if not 1.0 / _MULTIPLE < times < _MULTIPLE:
                 return f" (about {_two_digits(times)} ×)"
         return f" ({self.in_noise})" if self.in_noise else ""

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from sparsitywatch.analysis.events import (
     accountable_layers,
+    came,
     explained_by_decay,
-    has_jumped,
     what_moved,
 )
 from sparsitywatch.records import Dormant, Event, LayerShare, Record
@@ -163,13 +163,36 @@ def test_only_what_came_within_two_snapshots_has_jumped(shape: str) -> None:
     begun = next(i for i, x in enumerate(values) if x != values[0]) - 1
     seen = event(records, 10 * begun, baseline=values[begun], value=values[-1],
                  direction="up" if values[-1] > values[0] else "down")  # fmt: skip
-    assert has_jumped(seen, records) is jumped
+    assert came(seen, records).get("jumped", False) is jumped
     for size in (0.1, 10.0):  # whatever the unit
         scaled = [replace(r, near_zero={k: min(x * size, 1.0) for k, x in r.near_zero.items()})
                   for r in records]  # fmt: skip
         if size * max(values) <= 1.0:
             told = replace(seen, baseline=size * seen.baseline, value=size * seen.value)
-            assert has_jumped(told, scaled) is jumped
+            assert came(told, scaled).get("jumped", False) is jumped
+
+
+@pytest.mark.parametrize(
+    ("after", "peak"),
+    [
+        ([0.30, 0.1377], 0.30),
+        ([0.30, 0.25], math.nan),
+        ([0.30, 0.22], 0.30),
+        ([0.3, 0.3], math.nan),
+    ],
+)
+def test_what_is_on_its_way_back_has_a_peak(after: list[float], peak: float) -> None:
+    """A model is pruned and the weights come back: it jumped to 30 %, whatever is so now."""
+    records = [made_record(i, x) for i, x in enumerate([0.05] * 6 + after)]
+    seen = event(records, 5, baseline=0.05, value=after[-1])
+    found = came(seen, records)
+    assert found["jumped"]
+    assert found["peak"] == pytest.approx(peak, nan_ok=True)
+    told = replace(seen, **found).headline
+    assert told.startswith("Near-zero weights jumped from 5 % to 30 %") == (
+        after[-1] == 0.3 or peak == 0.3
+    )
+    assert (f"and is back at {100 * after[-1]:.3g} %" in told) == (peak == 0.3)
 
 
 def test_growth_while_the_clock_stands_is_not_decay() -> None:
