@@ -41,6 +41,7 @@ from sparsitywatch.pruning.sweeps import Allowed, Sweep
 from sparsitywatch.ranks.protocol import Ranks
 from sparsitywatch.ranks.reading import WHOLE_MODEL, ShardedReader
 from sparsitywatch.records import SparsityCurve
+from sparsitywatch.records.curve import units
 from sparsitywatch.redact import printable
 from sparsitywatch.weights.layout import unwrap_model
 from sparsitywatch.weights.scope import Scope
@@ -342,6 +343,7 @@ class Evaluation:
             level=levels,
             num_examples=len(self._dense),
             num_seen=[mean.num_seen for mean in means] if self._subsets else None,
+            unit=self._proxy.unit,
         )
         return SweepResult(curve, cuts, self._num_forwards)
 
@@ -572,12 +574,17 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
             )
     _say_what_is_shared(model, proxy.value)
     try:
-        values = check_forward(
-            model, proxy.value, lambda copied: proxy.evaluate(*copied), proxy.ranks
+        every = check_forward(
+            model, proxy.value, lambda copied: proxy.by_batch(*copied), proxy.ranks
         )
+        values = proxy.examples(every)
         check_forward(
-            model, proxy.value, lambda copied: proxy.check_repeats(values, *copied), proxy.ranks
+            model, proxy.value, lambda copied: proxy.check_repeats(every, *copied), proxy.ranks
         )
+        if proxy.unit != "example":
+            check_forward(
+                model, proxy.value, lambda copied: proxy.check_order(every, *copied), proxy.ranks
+            )
     except ProxyError:
         raise
     except MeasurementError as error:  # it says all there is to say
@@ -589,8 +596,16 @@ def check_proxy(proxy: Proxy, model: nn.Module, *, has_weights: bool = True) -> 
         ) from error
     if values.size < 2:
         raise ProxyError(
-            "Expected `value` to return at least two examples over all batches, so that an "
-            f"error can be estimated, got {values.size}."
+            f"Expected `value` to return at least two {units(proxy.unit)} over all batches, so "
+            f"that an error can be estimated, got {values.size}."
+            + (f" It returns one number per {proxy.unit}." if proxy.unit != "example" else "")
+        )
+    if proxy.unit != "example":
+        _logger.warning(
+            "sparsitywatch: the value has one number per %s, not per example: intervals are those "
+            "of %d batches. Return the mean of each example's own positions for narrower ones.",
+            proxy.unit,
+            values.size,
         )
     if has_weights and not np.isfinite(values).all():
         raise ProxyError(proxy.not_finite(values))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
-import io
 import itertools
 import logging
 import math
+import pickle
 import random
-from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +20,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sparsitywatch.errors import ProxyError, expect, expect_whole
-from sparsitywatch.ranks.protocol import ALONE, Ranks
+from sparsitywatch.pruning.batches import Batch, digest, one_by_batch, packed, unit_of, unpacked
+from sparsitywatch.ranks.protocol import ALONE, Ranks, Turns
 from sparsitywatch.redact import printable, redacted_error
 
 #: Relative size up to which repeated evaluations may differ by the order of additions.
@@ -80,7 +78,8 @@ class Proxy:
             belongs in here, not in ``value``.
         value: ``value(model, batch) -> tensor [N]``, one float per example, such as the
             loss of each sequence. It is called in evaluation mode without gradients, with
-            the tensors of the batch on the model's device.
+            the tensors of the batch on the model's device. Where it returns one number for a
+            batch, or several for an example, such as one per token, errors are those of batches.
         higher_is_better: True for scores and accuracies, False (default) for losses.
         name: what the value is, for captions.
         max_batches: stop after so many batches; needed for an endless source.
@@ -127,7 +126,8 @@ class Proxy:
         if not self._batches:
             raise ProxyError("Expected `batches` with at least one batch, got none.")
         self._num_examples: int | None = None
-        self._sizes: list[int] = []  # examples of each batch
+        self._sizes: list[int] = []  # numbers of each batch
+        self.unit = ""  # what a number is of: "example", "token" or "batch"; known once evaluated
         self._subsets: dict[tuple[float, ...], tuple[ExampleSubset, ...]] = {}  # by their shares
         self._is_kept_whole = False
         self.ranks: Ranks = ALONE  # that evaluate it between them
@@ -215,6 +215,7 @@ class Proxy:
             ProxyError: they are of another structure.
         """
         other = self._of(unpacked(self._batches, leaves))
+        other.unit = ""
         other._identify()
         return other
 
@@ -233,7 +234,7 @@ class Proxy:
         return self._num_places
 
     def evaluate(self, model: nn.Module, value: ValueFunction | None = None) -> np.ndarray:
-        """The value of every example, float64 [N], of a model as it is.
+        """The value of every example, float64 [N], of a model as it is; of a batch if that is it.
 
         Each batch begins with the same state of the global generators every time, so a forward may
         sample: all models are compared on the same numbers. A watch evaluates a copy of the model,
@@ -242,9 +243,17 @@ class Proxy:
         Raises:
             ProxyError: ``value`` did not return one floating-point number per example.
         """
-        every = self.ranks.merged(self._own(self._turns, model, value or self.value))
+        return self.examples(self.by_batch(model, value or self.value))
+
+    def by_batch(self, model: nn.Module, value: ValueFunction) -> dict[int, np.ndarray]:
+        """The numbers of each batch, by its place."""
+        return self.ranks.merged(self._own(self._turns, model, value))
+
+    def examples(self, every: Mapping[int, np.ndarray]) -> np.ndarray:
+        """The values of ``by_batch`` in one; one for each batch, where they are not of examples."""
         values = [every[place] for place in sorted(every)]
-        examples: np.ndarray = np.concatenate(values)
+        self.unit = self.unit or self._unit_of(values)
+        examples = np.concatenate(values) if self.unit == "example" else one_by_batch(values)
         if self._num_examples not in (None, len(examples)):
             raise ProxyError(
                 f"Expected `value` to return {self._num_examples} examples over all batches as "
@@ -253,31 +262,85 @@ class Proxy:
         self._num_examples, self._sizes = len(examples), [*map(len, values)]
         return examples
 
-    def check_repeats(self, values: np.ndarray, model: nn.Module, value: ValueFunction) -> None:
-        """Evaluate the first two batches again, and refuse another value than just before.
+    def _unit_of(self, values: Sequence[np.ndarray]) -> str:
+        """What each number is of, as the tensors of the batches have it, on all ranks."""
+        own = {place: self._batches[i].dims() for i, place in self._turns if place is not None}
+        every = self.ranks.merged(own)
+        return unit_of([every[place] for place in sorted(every)], values)
+
+    def check_repeats(
+        self, before: Mapping[int, np.ndarray], model: nn.Module, value: ValueFunction
+    ) -> None:
+        """Evaluate the first two batches again, and refuse other values than just before.
+
+        Also those of examples whose value is another where they stand in another place: each batch
+        is run with its examples reversed, unless something is drawn, or kept from call to call.
 
         Args:
-            values: what ``evaluate`` gave of the same model, float64 [N].
+            before: what ``by_batch`` gave of the same model.
             model, value: as in ``evaluate``.
 
         Raises:
-            ProxyError: the same batch has another value the second time; it says by how much.
+            ProxyError: a batch, or an example, has another value the second time; by how much.
         """
-        ends = np.cumsum(self._sizes)
-        for place, again in self._own(self._turns[:2], model, value).items():
-            before = values[ends[place] - self._sizes[place] : ends[place]]
-            if np.array_equal(again, before, equal_nan=True):
-                continue
-            apart = np.nanmax(np.abs(again - before)) if len(again) == len(before) else math.inf
-            # kernels of accelerators may add in any order
-            if _device_of(model).type == "cpu" or apart > ROUNDING * np.nanmax(np.abs(before)):
+        self._compare(before, self._turns[:2], model, value)
+        if self.unit != "example" or not self.ranks.is_alone:
+            return
+        (first,) = self._own(self._turns[:1], model, value).items()
+        if _apart(before[first[0]], first[1], model):
+            return  # it keeps something, which is its own
+        for index, place in self._turns:
+            turned = self._turned(index, place or 0, model, value)
+            if turned is not None and _most_differ(before[place or 0], turned):
+                raise ProxyError(
+                    "Expected the value of an example to be its own wherever it stands in its "
+                    f"batch, but those of batch {place} are others with the examples reversed. "
+                    "Where examples depend on their order they are no examples: return one "
+                    "number for each group of them, or one for the batch."
+                )
+
+    def check_order(
+        self, before: Mapping[int, np.ndarray], model: nn.Module, value: ValueFunction
+    ) -> None:
+        """Evaluate from the last batch to the first; batches that count as independent are.
+
+        Raises:
+            ProxyError: a batch has another value than in the usual order.
+        """
+        self._compare(before, self._turns[::-1], model, value, ", in another order of them")
+
+    def _compare(
+        self,
+        before: Mapping[int, np.ndarray],
+        turns: Turns,
+        model: nn.Module,
+        value: ValueFunction,
+        order: str = "",
+    ) -> None:
+        for place, again in self._own(turns, model, value).items():
+            if apart := _apart(before[place], again, model):
                 raise ProxyError(
                     "Expected the same values of the same batch of the same model, but those of "
-                    f"batch {place} differ by up to {apart:.3g} the second time. The model or "
-                    "`value` keeps something that no copy of the model has (in a file, a library, "
-                    "an object that is shared), and what changes there may change the training, "
-                    "too. Keep it in a buffer, or leave `proxy` out."
+                    f"batch {place} differ by up to {apart:.3g} the second time{order}. The model "
+                    "or `value` keeps something (a metric that adds up over batches), or depends "
+                    "on what no copy of the model has (a file, a library, an object that is "
+                    "shared), and what changes there may change the training, too. Compute each "
+                    "batch anew, keep it in a buffer, or leave `proxy` out."
                 )
+
+    def _turned(
+        self, index: int, place: int, model: nn.Module, value: ValueFunction
+    ) -> np.ndarray | None:
+        """The values of a batch whose examples are reversed; None where that says nothing."""
+        batch = self._batches[index].reversed()
+        if batch is None or self.unit != "example":
+            return None
+        with preserve_rng():
+            _seed_generators(place)
+            state = _drawn_from()
+            turned = self._of_batch(index, model, value, batch)
+            has_drawn = _drawn_from() != state
+        return None if has_drawn or len(turned) != batch.sizes()[0] else turned[::-1]
 
     def run_once(self, model: nn.Module, value: ValueFunction) -> None:
         """Evaluate the first batch; what there is to see is for ``value`` to note."""
@@ -295,8 +358,10 @@ class Proxy:
                     own[place] = of_batch
         return own
 
-    def _of_batch(self, index: int, model: nn.Module, value: ValueFunction) -> np.ndarray:
-        result = value(model, self._batches[index].on(_device_of(model)))
+    def _of_batch(
+        self, index: int, model: nn.Module, value: ValueFunction, batch: Batch | None = None
+    ) -> np.ndarray:
+        result = value(model, (batch or self._batches[index]).on(_device_of(model)))
         is_tensor = isinstance(result, torch.Tensor)
         # none of a batch is possible: examples without a label have no loss
         if not (is_tensor and result.ndim == 1 and result.is_floating_point()):
@@ -319,10 +384,10 @@ class Proxy:
 
         Returns:
             One part to each share; none where a tensor tells another number of examples than
-            the others of its batch, since nobody knows then what an example is, where one would
-            be empty, and after ``keep_whole``.
+            the others of its batch, since nobody knows then what an example is, where a number is
+            not of an example, where one would be empty, and after ``keep_whole``.
         """
-        if self._is_kept_whole:
+        if self._is_kept_whole or self.unit not in ("", "example"):
             return ()
         key = tuple(shares)
         if key not in self._subsets:
@@ -367,8 +432,10 @@ class Proxy:
         so a sweep that has begun must begin again.
 
         Returns:
-            Whether there was anything to split.
+            Whether there was anything to split; not where errors are those of batches.
         """
+        if self.unit not in ("", "example"):
+            return False
         num_before = len(self._batches)
         self._batches = [half for batch in self._batches for half in batch.halves()]
         self._subsets = {}
@@ -457,6 +524,30 @@ def _seed_generators(seed: int) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
+def _apart(before: np.ndarray, again: np.ndarray, model: nn.Module) -> float:
+    """By how much values differ, more than the order of additions explains; else 0."""
+    if np.array_equal(again, before, equal_nan=True):
+        return 0.0
+    apart = float(np.nanmax(np.abs(again - before))) if len(again) == len(before) else math.inf
+    # kernels of accelerators may add in any order
+    is_rounding = apart <= ROUNDING * np.nanmax(np.abs(before))
+    return 0.0 if is_rounding and _device_of(model).type != "cpu" else apart
+
+
+def _most_differ(before: np.ndarray, again: np.ndarray) -> bool:
+    """Whether the values of most examples do, by more than the order of additions explains."""
+    if len(before) != len(again):
+        return True
+    return bool(np.median(np.abs(again - before)) > ROUNDING * np.abs(before).max())
+
+
+def _drawn_from() -> list[bytes]:
+    """The state of the generators that a forward may draw from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = [state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda)]
+    return [*states, pickle.dumps((random.getstate(), np.random.get_state()))]  # noqa: NPY002
+
+
 def _not_by_example(result: object, index: int) -> str:
     """What a value function must return, and what it did."""
     if isinstance(result, torch.Tensor):
@@ -468,208 +559,3 @@ def _not_by_example(result: object, index: int) -> str:
         f"number per example, got {came} for batch {index}. Do not average over the batch: use "
         "reduction='none' and average over each example's own positions."
     )
-
-
-# ------------------------------------------------------------------ batches of any nesting
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
-
-
-class Batch:
-    """A frozen batch: its tensors, arrays, numbers and texts, and what puts them together.
-
-    The leaves share no memory with what they are of; ``where`` names it in an error.
-    """
-
-    def __init__(self, value: Any, where: str = "batch") -> None:
-        self.leaves: list[Any] = []
-        self.structure: list[str] = []  # types and names of what holds them; "" for each leaf
-        self._build = self._taken_apart(value, where)
-        self.leaves = [_copied(leaf) for leaf in self.leaves]
-
-    def __reduce__(self) -> Any:
-        return Batch, (self.built(self.leaves),)
-
-    def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
-        """Note the leaves; what makes something like it of others."""
-        if isinstance(value, _LEAVES):
-            self.leaves.append(value)
-            self.structure.append("")
-            return next
-        inside, make = _container(value, where)
-        self.structure.append(type(value).__name__)
-        builders = []
-        for name, one in inside:
-            self.structure.append(f"{name!r}")
-            builders.append(self._taken_apart(one, f"{where}[{name!r}]"))
-        return lambda leaves: make([build(leaves) for build in builders])
-
-    def built(self, leaves: Iterable[Any]) -> Any:
-        """A batch of these leaves, in containers of its own."""
-        return self._build(iter(leaves))
-
-    def on(self, device: torch.device) -> Any:
-        """The batch with its tensors on a device."""
-        return self.built(
-            leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
-        )
-
-    def with_leaves(self, leaves: list[Any]) -> Batch:
-        """The same structure with others."""
-        other = copy.copy(self)
-        other.leaves = leaves
-        return other
-
-    def sizes(self) -> tuple[int, ...]:
-        """How many examples there are, as the tensors and arrays say."""
-        return tuple(sorted({len(leaf) for leaf in self.leaves if _has_examples(leaf)}))
-
-    def halves(self) -> list[Batch]:
-        """The first and the last half of the examples, as views; itself if there are none.
-
-        There is one example, or tensors do not agree on how many there are. Those without a
-        dimension go into both halves.
-        """
-        sizes = self.sizes()
-        if len(sizes) != 1 or sizes[0] < 2:
-            return [self]
-        middle = sizes[0] // 2
-        return [self.some(slice(None, middle)), self.some(slice(middle, None))]
-
-    def some(self, which: Any) -> Batch:
-        """Some of the examples."""
-        leaves = [leaf[which] if _has_examples(leaf) else leaf for leaf in self.leaves]
-        return self.with_leaves(leaves)
-
-    def kind(self) -> Any:
-        """The same for batches that can be joined, which differ in their examples alone."""
-        of_leaves = (
-            f"{type(leaf)} {leaf.dtype} {tuple(leaf.shape[1:])}"
-            if _has_examples(leaf)
-            else digest([Batch(leaf)])
-            for leaf in self.leaves
-        )
-        return (*self.structure, *of_leaves)
-
-    @staticmethod
-    def joined(batches: Sequence[Batch]) -> Batch:
-        """All examples of several that are alike, in one."""
-        leaves = []
-        for column in zip(*(batch.leaves for batch in batches), strict=True):
-            if not _has_examples(column[0]):
-                leaves.append(column[0])
-            elif isinstance(column[0], torch.Tensor):
-                leaves.append(torch.cat(column))
-            else:
-                leaves.append(np.concatenate(column))
-        return batches[0].with_leaves(leaves)
-
-
-def _copied(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        return leaf.detach().clone()
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
-
-
-def _has_examples(leaf: Any) -> bool:
-    return isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0
-
-
-def digest(batches: Iterable[Batch]) -> str:
-    """Identity of batches, contents and structure: 16 hexadecimal digits."""
-    state = hashlib.sha256()
-    for batch in batches:
-        state.update(b"batch")
-        leaves = iter(batch.leaves)
-        for word in batch.structure:
-            leaf = None if word else next(leaves)
-            if word:
-                state.update(word.encode())
-            elif isinstance(leaf, torch.Tensor):
-                array = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-                state.update(f"tensor {leaf.dtype} {tuple(leaf.shape)}".encode())
-                state.update(array.tobytes())
-            elif isinstance(leaf, np.ndarray):
-                state.update(f"array {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
-            else:
-                state.update(f"{type(leaf).__name__} {leaf!r}".encode())
-    return state.hexdigest()[:16]
-
-
-def packed(batches: Iterable[Batch]) -> list[list[Any]]:
-    """The leaves of each batch, weights-only safe: arrays as the bytes of numpy's own format."""
-    return [
-        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in batch.leaves]
-        for batch in batches
-    ]
-
-
-def unpacked(batches: Sequence[Batch], kept: Sequence[Sequence[Any]]) -> list[Batch]:
-    """``batches`` with the leaves of others, as ``packed`` gave them; refuses other structures."""
-    if len(batches) != len(kept):
-        raise ProxyError(f"Expected {len(kept)} batches as were kept, got {len(batches)}.")
-    filled = []
-    for batch, others in zip(batches, kept, strict=True):
-        if len(batch.leaves) != len(others):
-            word = "larger" if len(batch.leaves) > len(others) else "smaller"
-            raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
-        leaves = [
-            _as_array(other) if isinstance(leaf, np.ndarray) else other
-            for leaf, other in zip(batch.leaves, others, strict=True)
-        ]
-        filled.append(batch.with_leaves(leaves))
-    return filled
-
-
-def _as_bytes(array: np.ndarray) -> torch.Tensor:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, array, allow_pickle=False)
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
-
-
-def _as_array(stored: torch.Tensor) -> np.ndarray:
-    file = io.BytesIO(stored.numpy().tobytes())
-    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
-    return array
-
-
-def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
-    """What a container holds, by name, and what makes one like it of others."""
-    kind = type(value)
-    if kind in (list, tuple):
-        return [*enumerate(value)], kind
-    if isinstance(value, Mapping):
-        return [*_mapping(value).items()], partial(_mapping_like, value, where)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [*zip(value._fields, value, strict=True)], lambda new: kind(*new)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        held = {field.name: vars(value)[field.name] for field in dataclasses.fields(value)}
-        return [*held.items()], lambda new: dataclasses.replace(
-            value, **dict(zip(held, new, strict=True))
-        )
-    raise ProxyError(
-        "Expected `batches` of tensors, arrays, numbers and strings in dicts, lists, tuples or "
-        f"dataclasses, got {kind.__name__} at {where}. Convert it before making the Proxy."
-    )
-
-
-def _mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    return value.data if isinstance(value, UserDict) else value  # transformers' BatchEncoding
-
-
-def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
-    items = dict(zip(_mapping(value), new, strict=True))
-    if type(value) is dict:
-        return items
-    if isinstance(value, UserDict):
-        result = copy.copy(value)
-        result.data = items
-        return result
-    try:
-        return type(value)(items)  # type: ignore[call-arg]
-    except TypeError as error:
-        raise ProxyError(
-            f"Expected a mapping at {where} that can be made from a dict, got "
-            f"{type(value).__name__} ({error}). Pass plain dicts."
-        ) from error

@@ -32,8 +32,8 @@ class SparsityCurve:
         num_examples: how many examples the value is a mean of, if known.
         num_seen: on how many of them each point was evaluated, length K, or None: on all. The
             value of a point that saw a part is an estimate for all, and so is its error.
-        unit: what the examples are: "example", or "batch" where the value function gives a number
-            for a batch, or several for an example.
+        unit: what the value function gives a number for: "example", "token" or "batch". Of the last
+            two the examples counted here are the batches.
 
     Raises:
         ConfigurationError: lengths differ, the curve is empty, a sparsity lies outside
@@ -144,8 +144,8 @@ class EssentialSparsity:
         confidence: nominal coverage of [low, high].
         examples_needed: about how many examples it would take where these are too few to say;
             None otherwise, and where it is not known of how many the value is a mean.
-        unit: what the interval counts as independent: "example", "batch", or "seed" of a
-            fine-tuned curve.
+        unit: what there was one number for: "example", "token", "batch", or "seed" of a fine-tuned
+            curve. Of tokens the interval counts batches.
 
     Reference: Jaiswal et al. 2023, arXiv:2306.03805, section 3. Zero-shot here: no
     fine-tuning after pruning.
@@ -176,14 +176,14 @@ class EssentialSparsity:
             return "not informative"
         if math.isnan(self.low):
             return f"{self.value:.3f}"
-        by = "" if self.unit == "example" else f" by {self.unit}"
+        by = "" if self.unit == "example" else f" by {units(self.unit)}"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]{by}"
 
 
 def units(unit: str) -> str:
-    """What an interval counts as independent, in the plural.
+    """What an interval counts as independent, in the plural: tokens of one batch are not.
 
-    >>> units("example"), units("batch")
-    ('examples', 'batches')
+    >>> units("example"), units("token"), units("seed")
+    ('examples', 'batches', 'seeds')
     """
-    return unit + ("es" if unit.endswith("ch") else "s")
+    return "batches" if unit in ("token", "batch") else f"{unit}s"

@@ -226,7 +226,7 @@ def test_few_seeds_widen_the_interval_as_t_does(num_seeds: int, quantile: float)
     )
     estimate = sw.essential_sparsity(curve, 0.5, "absolute")
     assert estimate.low == pytest.approx(0.5 / (1 + 0.05 * quantile), abs=1e-5)
-    assert estimate.describe().endswith("by seed")
+    assert estimate.describe().endswith("by seeds")
 
 
 @pytest.mark.parametrize(("drop", "most"), [(0.0, 0.9), (0.2, 0.2)])

@@ -375,7 +375,8 @@ def test_what_a_value_function_counts_is_its_own_but_not_the_modules_it_uses() -
         return criterion(model(batch))
 
     check_proxy(sw.Proxy([torch.ones(4, 6)], value), model)
-    assert seen == [4, 4]  # to see whether it says the same twice
+    # to see whether it says the same twice, and whether it keeps something
+    assert seen == [4, 4, 4]
     assert criterion.centre is centre
 
 
@@ -666,7 +667,7 @@ def test_what_no_copy_has_is_refused_at_the_attach(keep: Any, tmp_path: Path) ->
 
 def test_an_array_of_numbers_is_copied_and_the_training_has_its_own() -> None:
     model = Keeping(functools.partial(_appended, array.array("d")))
-    proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
+    proxy = sw.Proxy([torch.randn(4, 6)] * 3, mean_square)
     with sw.watch(model, None, logdir=None, proxy=proxy, scope="layers") as watcher:
         watcher.step()
         assert watcher.snapshot().valid

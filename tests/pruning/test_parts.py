@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sparsitywatch as sw
-from sparsitywatch.pruning.proxy import Batch, Proxy, packed
+from sparsitywatch.pruning.batches import Batch, packed
+from sparsitywatch.pruning.proxy import Proxy
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 

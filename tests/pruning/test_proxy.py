@@ -16,10 +16,12 @@ import transformers
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import sparsitywatch as sw
 from sparsitywatch.errors import ProxyError
+from sparsitywatch.pruning.batches import Batch, packed, unit_of, unpacked
+from sparsitywatch.pruning.batches import digest as digest_of
 from sparsitywatch.pruning.evaluation import check_proxy
-from sparsitywatch.pruning.proxy import Batch, Proxy, packed, unpacked
-from sparsitywatch.pruning.proxy import digest as digest_of
+from sparsitywatch.pruning.proxy import Proxy
 
 
 class Pair(NamedTuple):
@@ -250,3 +252,174 @@ def test_a_value_that_is_not_finite_is_refused_by_batch_and_example(broken: floa
     source[2][0] = broken
     with pytest.raises(ProxyError, match="example 2 of batch 1 and 1 others"):
         check_proxy(Proxy(source, value), nn.Linear(3, 2))
+
+
+# ------------------------------------------------------------------ what a value is
+
+
+@pytest.mark.parametrize(
+    ("dims", "counts", "unit"),
+    [
+        ([[(8, 3), (8,)]] * 3, [8, 8, 8], "example"),
+        ([[(8, 3), (8,)], [(5, 3), (5,)]], [8, 5], "example"),
+        ([[(8, 3)], [(1, 3)]], [8, 1], "example"),  # a last batch of one
+        ([[(1, 3)]] * 3, [1, 1, 1], "example"),
+        ([[(8, 3)]] * 3, [1, 1, 1], "batch"),
+        ([[(8, 3)], [(1, 3)]], [1, 1], "batch"),
+        ([[(8, 3)]] * 3, [24, 24, 24], "token"),
+        ([[(8, 3)]] * 3, [20, 19, 24], "token"),  # without padding
+        ([[(8, 3)]] * 3, [7, 0, 8], "example"),  # those that have a label
+        ([[(8, 30)]] * 3, [30, 30, 30], "example"),  # time comes first
+        ([[(9, 5), (4,)]] * 3, [4, 4, 4], "example"),  # a graph's nodes, and its four molecules
+        ([[], []], [1, 1], "example"),  # texts
+        ([[], []], [4, 2], "example"),
+    ],
+)
+def test_what_a_number_is_of(dims: list, counts: list[int], unit: str) -> None:
+    random = np.random.default_rng(0)
+    assert unit_of(dims, [random.random(count) for count in counts]) == unit
+
+
+@pytest.mark.parametrize(("num", "unit"), [(3, "batch"), (2, "example")])
+def test_a_mean_that_a_batch_repeats_is_of_the_batch(num: int, unit: str) -> None:
+    """Of two batches that all answers of one are right and of the other wrong may be chance."""
+    random = np.random.default_rng(0)
+    repeated = [np.full(4, random.random()) for _ in range(num)]
+    assert unit_of([[(4, 2)]] * num, repeated) == unit
+    assert unit_of([[(4, 2)]] * num, [np.ones(4)] * num) == "example"  # all are right
+
+
+def tokens() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, 5, 3, generator=generator) for _ in range(12)]
+
+
+def mean_of(dims: tuple[int, ...]):
+    def value(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        found = model(batch).square().mean(2)
+        return (found.mean(dims) if dims else found).reshape(-1)
+
+    return value
+
+
+@pytest.mark.parametrize(
+    ("dims", "unit", "num"),
+    [((1,), "example", 48), ((), "token", 12), ((0, 1), "batch", 12)],
+)
+def test_an_interval_counts_examples_or_batches(dims, unit, num, caplog) -> None:
+    torch.manual_seed(0)
+    model, proxy = nn.Linear(3, 2), Proxy(tokens(), mean_of(dims), higher_is_better=True)
+    options = {"scope": "matrices", "tolerance": 0.3, "tolerance_mode": "relative"}
+    record = sw.measure(model, proxy, **options)
+    curve, estimate = record.curve, record.essential_sparsity
+    assert (curve.unit, estimate.unit, curve.num_examples) == (unit, unit, num)
+    assert estimate.describe().endswith(" by batches" if unit != "example" else "]")
+    assert (f"one number per {unit}" in caplog.text) == (unit != "example")
+    every = torch.cat([mean_of((1,))(model, batch) for batch in tokens()])
+    assert curve.dense == pytest.approx(every.mean().item(), rel=1e-6)
+    with torch.no_grad():
+        model.weight.zero_()
+    without = torch.cat([mean_of((1,))(model, batch) for batch in tokens()])
+    lost = (without - every).double().detach().numpy()
+    if unit != "example":
+        lost = lost.reshape(12, 4).mean(1)
+    assert curve.stderr[-1] == pytest.approx(lost.std(ddof=1) / len(lost) ** 0.5, rel=1e-5)
+
+
+def test_tokens_of_batches_of_several_sizes_have_the_mean_of_all_tokens() -> None:
+    source = [torch.full((num, 5, 3), float(num)) for num in (1, 2, 4)]
+    proxy = Proxy(source, lambda m, b: b.mean(2).reshape(-1))
+    values = proxy.evaluate(nn.Linear(3, 2))
+    assert len(values) == 3
+    assert values.mean() == pytest.approx((1 + 4 + 16) / 7)
+
+
+def test_one_batch_of_tokens_has_no_error() -> None:
+    with pytest.raises(
+        ProxyError, match=r"two batches over all batches.*It returns one number per"
+    ):
+        check_proxy(Proxy(tokens()[:1], mean_of(())), nn.Linear(3, 2))
+
+
+class Running:
+    """A metric that adds up over batches and is never reset, as one number for each batch."""
+
+    def __init__(self) -> None:
+        self.total, self.num = 0.0, 0
+
+    def __call__(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        self.total += model(batch).square().mean().item()
+        self.num += 1
+        return torch.tensor([self.total / self.num])
+
+
+def running_within(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    found = value(model, batch)
+    return found.cumsum(0) / torch.arange(1, len(found) + 1)
+
+
+def by_place(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return value(model, batch) * torch.arange(1.0, len(batch) + 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Running(), "differ by up to .* the second time"),
+        (running_within, "with the examples reversed"),
+        (by_place, "with the examples reversed"),
+    ],
+)
+def test_a_value_that_depends_on_the_order_is_refused(bad, message: str) -> None:
+    with pytest.raises(ProxyError, match=message):
+        check_proxy(Proxy(batches(), bad), nn.Linear(3, 2))
+
+
+def contrast(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    out = model(batch)
+    return torch.logsumexp(out @ out.T, dim=1)
+
+
+def noisy(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return value(model, batch + torch.randn_like(batch))
+
+
+def numpy_noise(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return value(model, batch) + torch.tensor(np.random.rand(len(batch)).astype(np.float32))  # noqa: NPY002
+
+
+def python_noise(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return value(model, batch) + torch.tensor([random.random() for _ in batch])
+
+
+@pytest.mark.parametrize("good", [value, contrast, noisy, numpy_noise, python_noise])
+def test_a_value_that_depends_on_its_batch_or_on_what_is_drawn_is_none(good) -> None:
+    check_proxy(Proxy(batches(), good), nn.Linear(3, 2))
+
+
+def test_examples_are_not_turned_without_what_belongs_to_them() -> None:
+    """Labels in a plain list stay where they are, so that nothing would be learned."""
+
+    def labelled(model: nn.Module, batch: dict) -> torch.Tensor:
+        return model(batch["x"]).square().mean(1) * torch.tensor(batch["labels"])
+
+    source = [{"x": x, "labels": [1.0, 2.0, 3.0, 4.0]} for x in batches()]
+    check_proxy(Proxy(source, labelled), nn.Linear(3, 2))
+    assert Batch(source[0]).reversed() is None
+    turned = Batch({"x": source[0]["x"], "temperature": 0.5}).reversed()
+    assert torch.equal(turned.leaves[0], source[0]["x"].flip(0))
+    assert Batch([torch.ones(4), torch.ones(3)]).reversed() is None
+
+
+@pytest.mark.parametrize(("apart", "is_refused"), [(0.5e-4, False), (2e-4, True)])
+def test_rounding_by_the_place_is_no_dependence(apart: float, is_refused: bool) -> None:
+    def rounded(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        sign = torch.tensor([1.0, -1.0] * (len(batch) // 2))  # the same place turned has the other
+        return torch.ones(len(batch)) * (1 + apart / 2 * sign) + 0 * model(batch).sum(1)
+
+    proxy = Proxy(batches(), rounded)
+    if not is_refused:
+        check_proxy(proxy, nn.Linear(3, 2))
+        return
+    with pytest.raises(ProxyError, match="with the examples reversed"):
+        check_proxy(proxy, nn.Linear(3, 2))

@@ -276,7 +276,11 @@ def error(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
 
 
 def swept(
-    sweep: Sweep, value=error, proxy: Proxy | None = None, model: nn.Module | None = None
+    sweep: Sweep,
+    value=error,
+    proxy: Proxy | None = None,
+    model: nn.Module | None = None,
+    allowed: float | None = None,
 ) -> SweepResult:
     model = model or net()
     scope = Scope.of(model)
@@ -287,7 +291,7 @@ def swept(
             MagnitudeSpectrum.of(Snapshot.of(model, scope, 0).tensors),
             pattern=GlobalMagnitude(),
             sweep=sweep,
-            allowed=lambda dense: 0.05 * dense,
+            allowed=lambda dense: 0.05 * dense if allowed is None else allowed,
         )
 
 
@@ -355,6 +359,54 @@ def test_kernels_that_round_by_the_batch_are_compared_in_the_same_batches() -> N
     ]
     assert len(alike) > 3
     assert np.median([abs(shift - alike[0][0]) for shift, _ in alike]) < 1e-6
+
+
+def shifted(shift: float):
+    """A value that is off by this much in batches as small as the smallest part."""
+
+    def value(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return error(model, batch).double() + shift * (len(batch[0]) == 8)
+
+    return value
+
+
+@pytest.mark.parametrize(("share", "is_divided"), [(0.09, True), (0.11, False)])
+def test_a_tenth_of_the_spread_is_what_others_in_the_batch_may_move(
+    share: float, *, is_divided: bool
+) -> None:
+    spread = float(Proxy(batches(), error).evaluate(net()).std())
+    result = swept(Racing(), shifted(share * spread), allowed=1e-3)
+    assert (result.curve.num_seen is not None) == is_divided
+
+
+@pytest.mark.parametrize(("allowed", "is_divided"), [(1.1, True), (0.9, False)])
+def test_what_is_tolerated_may_be_moved_in_any_case(allowed: float, *, is_divided: bool) -> None:
+    spread = float(Proxy(batches(), error).evaluate(net()).std())
+    result = swept(Racing(), shifted(0.5 * spread), allowed=allowed * 0.5 * spread)
+    assert (result.curve.num_seen is not None) == is_divided
+
+
+@pytest.mark.parametrize(("share", "num_seen"), [(0.9e-3, 96), (1.1e-3, 8 + 96)])
+def test_parts_are_put_together_where_the_batch_moves_a_thousandth_of_what_is_tolerated(
+    share: float, num_seen: int
+) -> None:
+    """Else all examples are evaluated anew."""
+
+    class Twice(Sweep):
+        examples = 8
+
+        def next_step(self, points, shares):
+            known = {point.level: point.share for point in points}
+            return next(((0.5, s) for s in (shares[0], 1.0) if known.get(0.5, 0.0) < s), None)
+
+    def value(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        every.append(len(batch[0]))
+        return shifted(share * 0.02)(model, batch)
+
+    every: list[int] = []
+    swept(Twice(), value, allowed=0.02)
+    # dense, and on the smallest part; level 0 there, level 1 on all; whatever parts need of dense
+    assert sum(every) == 96 + 8 + 8 + 96 + num_seen
 
 
 def test_a_value_that_nobody_can_repeat_is_caught_on_a_part_too() -> None:

@@ -14,9 +14,10 @@ from torch import nn
 
 import sparsitywatch as sw
 from sparsitywatch.errors import ConfigurationError, MeasurementError, is_out_of_memory
+from sparsitywatch.pruning.batches import Batch
 from sparsitywatch.pruning.evaluation import MaskedModel, check_proxy, run_sweep
 from sparsitywatch.pruning.patterns import GlobalMagnitude
-from sparsitywatch.pruning.proxy import Batch, Proxy
+from sparsitywatch.pruning.proxy import Proxy
 from sparsitywatch.pruning.sweeps import Bisection, Grid, Point, Sweep
 from sparsitywatch.weights.scope import Scope
 from sparsitywatch.weights.snapshot import Snapshot

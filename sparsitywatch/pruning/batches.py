@@ -1,0 +1,268 @@
+"""Frozen batches of any nesting, and what the numbers that a value function gives are of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import io
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsitywatch.errors import ProxyError
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_LEAVES = (torch.Tensor, np.ndarray, *_PLAIN)
+
+
+class Batch:
+    """A frozen batch: its tensors, arrays, numbers and texts, and what puts them together.
+
+    The leaves share no memory with what they are of; ``where`` names it in an error.
+    """
+
+    def __init__(self, value: Any, where: str = "batch") -> None:
+        self.leaves: list[Any] = []
+        self.structure: list[str] = []  # types and names of what holds them; "" for each leaf
+        self._build = self._taken_apart(value, where)
+        self.leaves = [_copied(leaf) for leaf in self.leaves]
+
+    def __reduce__(self) -> Any:
+        return Batch, (self.built(self.leaves),)
+
+    def _taken_apart(self, value: Any, where: str) -> Callable[[Iterator[Any]], Any]:
+        """Note the leaves; what makes something like it of others."""
+        if isinstance(value, _LEAVES):
+            self.leaves.append(value)
+            self.structure.append("")
+            return next
+        inside, make = _container(value, where)
+        self.structure.append(type(value).__name__)
+        builders = []
+        for name, one in inside:
+            self.structure.append(f"{name!r}")
+            builders.append(self._taken_apart(one, f"{where}[{name!r}]"))
+        return lambda leaves: make([build(leaves) for build in builders])
+
+    def built(self, leaves: Iterable[Any]) -> Any:
+        """A batch of these leaves, in containers of its own."""
+        return self._build(iter(leaves))
+
+    def on(self, device: torch.device) -> Any:
+        """The batch with its tensors on a device."""
+        return self.built(
+            leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf for leaf in self.leaves
+        )
+
+    def with_leaves(self, leaves: list[Any]) -> Batch:
+        """The same structure with others."""
+        other = copy.copy(self)
+        other.leaves = leaves
+        return other
+
+    def sizes(self) -> tuple[int, ...]:
+        """How many examples there are, as the tensors and arrays say."""
+        return tuple(sorted({len(leaf) for leaf in self.leaves if _has_examples(leaf)}))
+
+    def dims(self) -> list[tuple[int, ...]]:
+        """The first two dimensions of each tensor and array."""
+        return [tuple(leaf.shape[:2]) for leaf in self.leaves if _has_examples(leaf)]
+
+    def reversed(self) -> Batch | None:
+        """From the last example to the first; None where something may not be turned with them."""
+        sizes, num_others = self.sizes(), sum(not _has_examples(leaf) for leaf in self.leaves)
+        if len(sizes) != 1 or num_others >= sizes[0]:  # one for each example, such as a text
+            return None
+        return self.some(np.arange(sizes[0])[::-1].copy())
+
+    def halves(self) -> list[Batch]:
+        """The first and the last half of the examples, as views; itself if there are none.
+
+        There is one example, or tensors do not agree on how many there are. Those without a
+        dimension go into both halves.
+        """
+        sizes = self.sizes()
+        if len(sizes) != 1 or sizes[0] < 2:
+            return [self]
+        middle = sizes[0] // 2
+        return [self.some(slice(None, middle)), self.some(slice(middle, None))]
+
+    def some(self, which: Any) -> Batch:
+        """Some of the examples."""
+        leaves = [leaf[which] if _has_examples(leaf) else leaf for leaf in self.leaves]
+        return self.with_leaves(leaves)
+
+    def kind(self) -> Any:
+        """The same for batches that can be joined, which differ in their examples alone."""
+        of_leaves = (
+            f"{type(leaf)} {leaf.dtype} {tuple(leaf.shape[1:])}"
+            if _has_examples(leaf)
+            else digest([Batch(leaf)])
+            for leaf in self.leaves
+        )
+        return (*self.structure, *of_leaves)
+
+    @staticmethod
+    def joined(batches: Sequence[Batch]) -> Batch:
+        """All examples of several that are alike, in one."""
+        leaves = []
+        for column in zip(*(batch.leaves for batch in batches), strict=True):
+            if not _has_examples(column[0]):
+                leaves.append(column[0])
+            elif isinstance(column[0], torch.Tensor):
+                leaves.append(torch.cat(column))
+            else:
+                leaves.append(np.concatenate(column))
+        return batches[0].with_leaves(leaves)
+
+
+def _copied(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.detach().clone()
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def _has_examples(leaf: Any) -> bool:
+    return isinstance(leaf, (torch.Tensor, np.ndarray)) and leaf.ndim > 0
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """Identity of batches, contents and structure: 16 hexadecimal digits."""
+    state = hashlib.sha256()
+    for batch in batches:
+        state.update(b"batch")
+        leaves = iter(batch.leaves)
+        for word in batch.structure:
+            leaf = None if word else next(leaves)
+            if word:
+                state.update(word.encode())
+            elif isinstance(leaf, torch.Tensor):
+                array = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+                state.update(f"tensor {leaf.dtype} {tuple(leaf.shape)}".encode())
+                state.update(array.tobytes())
+            elif isinstance(leaf, np.ndarray):
+                state.update(f"array {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+            else:
+                state.update(f"{type(leaf).__name__} {leaf!r}".encode())
+    return state.hexdigest()[:16]
+
+
+def packed(batches: Iterable[Batch]) -> list[list[Any]]:
+    """The leaves of each batch, weights-only safe: arrays as the bytes of numpy's own format."""
+    return [
+        [_as_bytes(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in batch.leaves]
+        for batch in batches
+    ]
+
+
+def unpacked(batches: Sequence[Batch], kept: Sequence[Sequence[Any]]) -> list[Batch]:
+    """``batches`` with the leaves of others, as ``packed`` gave them; refuses other structures."""
+    if len(batches) != len(kept):
+        raise ProxyError(f"Expected {len(kept)} batches as were kept, got {len(batches)}.")
+    filled = []
+    for batch, others in zip(batches, kept, strict=True):
+        if len(batch.leaves) != len(others):
+            word = "larger" if len(batch.leaves) > len(others) else "smaller"
+            raise ProxyError(f"Expected batches like those that were kept, got {word} ones.")
+        leaves = [
+            _as_array(other) if isinstance(leaf, np.ndarray) else other
+            for leaf, other in zip(batch.leaves, others, strict=True)
+        ]
+        filled.append(batch.with_leaves(leaves))
+    return filled
+
+
+def _as_bytes(array: np.ndarray) -> torch.Tensor:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def _as_array(stored: torch.Tensor) -> np.ndarray:
+    file = io.BytesIO(stored.numpy().tobytes())
+    array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _container(value: Any, where: str) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
+    """What a container holds, by name, and what makes one like it of others."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return [*enumerate(value)], kind
+    if isinstance(value, Mapping):
+        return [*_mapping(value).items()], partial(_mapping_like, value, where)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [*zip(value._fields, value, strict=True)], lambda new: kind(*new)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {field.name: vars(value)[field.name] for field in dataclasses.fields(value)}
+        return [*held.items()], lambda new: dataclasses.replace(
+            value, **dict(zip(held, new, strict=True))
+        )
+    raise ProxyError(
+        "Expected `batches` of tensors, arrays, numbers and strings in dicts, lists, tuples or "
+        f"dataclasses, got {kind.__name__} at {where}. Convert it before making the Proxy."
+    )
+
+
+def _mapping(value: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    return value.data if isinstance(value, UserDict) else value  # transformers' BatchEncoding
+
+
+def _mapping_like(value: Mapping[Any, Any], where: str, new: list[Any]) -> Any:
+    items = dict(zip(_mapping(value), new, strict=True))
+    if type(value) is dict:
+        return items
+    if isinstance(value, UserDict):
+        result = copy.copy(value)
+        result.data = items
+        return result
+    try:
+        return type(value)(items)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise ProxyError(
+            f"Expected a mapping at {where} that can be made from a dict, got "
+            f"{type(value).__name__} ({error}). Pass plain dicts."
+        ) from error
+
+
+# ------------------------------------------------------------------ what a number is of
+
+
+def unit_of(dims: Sequence[Sequence[tuple[int, ...]]], values: Sequence[np.ndarray]) -> str:
+    """What the numbers of each batch are of: "example", "token" or "batch".
+
+    Fewer numbers than examples are of those that have one, such as a label. In a batch of another
+    layout the examples may be the second dimension. What each batch repeats is of the batch.
+
+    Args:
+        dims: the first two dimensions of each tensor, by batch.
+        values: the numbers of each batch.
+
+    >>> batches = [[(4, 7), (4,)], [(2, 7), (2,)]]
+    >>> [unit_of(batches, [np.ones(n), np.ones(m)]) for n, m in [(4, 2), (28, 14), (1, 1)]]
+    ['example', 'token', 'batch']
+    """
+    counts = [len(of_batch) for of_batch in values]
+    firsts = [{dim[0] for dim in of_batch} for of_batch in dims]
+    by_batch = [*zip(counts, firsts, strict=True)]
+    if all(count == 1 for count in counts) and any(f and 1 not in f for f in firsts):
+        return "batch"
+    means = {float(of_batch[0]) for of_batch in values if len(of_batch)}
+    repeated = all(len(set(of_batch.tolist())) == 1 < len(of_batch) for of_batch in values)
+    if repeated and len(means) == len(values) > 2:
+        return "batch"
+    seconds = [{dim[1] for dim in of_batch if len(dim) > 1} for of_batch in dims]
+    if all(seconds) and all({n} == second for n, second in zip(counts, seconds, strict=True)):
+        return "example"
+    return "token" if any(first and count > max(first) for count, first in by_batch) else "example"
+
+
+def one_by_batch(values: Sequence[np.ndarray]) -> np.ndarray:
+    """One number for each batch; their mean is that of all numbers."""
+    num = sum(map(len, values))
+    return np.array([of_batch.sum() * len(values) / num for of_batch in values])
