@@ -189,8 +189,8 @@ class Run:
         try:
             said = f"{self.verdict.state}: {redacted(self.verdict.headline)}"
         except SparsityWatchError as error:  # a damaged log; repr must not raise
-            said = f"cannot be read: {error}"
-        return f"<Run {printable(self.name)[:80]}, {said}>"
+            said = f"cannot be read: {type(error).__name__}"
+        return f"<Run {printable(self.name)[:80]}, {printable(said)[:120]}>"
 
     def _repr_html_(self) -> str:
         return html_of(repr(self)[1:-1], self.records, self.events)

@@ -389,7 +389,7 @@ def _of_watch(found: Verdict, standing: Standing) -> Verdict:
         "broken": "not watching",
         "look": "ended early" if standing.is_end else "not measured",
     }
-    happened = "" if found.state == "too early to tell" and not found.confidence else found.headline
+    happened = found.headline if found.event or found.confidence else ""  # of nothing seen
     return replace(
         found,
         state=standing.state,
@@ -418,13 +418,14 @@ def _quiet(records: Sequence[Record]) -> Verdict:
         return Verdict(
             state="look", badge="snapshot failed", headline=happened, since=last.step,
             cause=f"the last snapshot, of step {last.step:,}, failed: {reason}", advice=_MEND,
-            confidence=seen,
+            confidence=_measured(records),
         )  # fmt: skip
     if number < MIN_SNAPSHOTS:
         headline = f"{number:,} of about {MIN_SNAPSHOTS} snapshots so far"
         return Verdict(
             state="too early to tell", badge="too early to tell", headline=headline,
-            advice="No action needed: a change can be told from more snapshots.", confidence=seen,
+            advice="No action needed: a change can be told from more snapshots.",
+            confidence=_measured(records),
         )  # fmt: skip
     return Verdict(
         state="healthy", badge="healthy", headline=happened,

@@ -59,7 +59,7 @@ def unpickled(run: Run) -> Optimizer:
 def warnings_in(caplog) -> list[str]:
     """Those that are no events."""
     told = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    return [message for message in told if "began at" not in message]
+    return [message for message in told if ", seen at step" not in message]
 
 
 REPLACE = [new, of_another_kind, shallow_copy, deep_copy, unpickled]

@@ -179,8 +179,8 @@ def test_a_watch_that_falls_silent_is_news_though_no_file_changed(
     monkeypatch.setattr(server_module.time, "time", lambda: now)
     assert names(server) != before
     later = json.loads(ask(server, "/page", "run=run")[2])
-    assert (first["verdict"]["level"], later["verdict"]["level"]) == ("healthy", "broken")
-    assert "No step was seen for 67 minutes" in later["verdict"]["action"]
+    assert [page["verdict"]["state"] for page in (first, later)] == ["too early to tell", "broken"]
+    assert "No step was seen for 67 minutes" in later["verdict"]["cause"]
 
 
 def test_a_place_that_is_elsewhere_is_told() -> None:
@@ -259,6 +259,6 @@ def test_what_has_ended_a_training_is_told_by_the_page(logs: Path) -> None:
         status="ended", reason="KeyboardInterrupt", step=900, wall_time=0.0))  # fmt: skip
     (logs / "deep" / "b" / "sparsitywatch" / "run.json").write_text(to_json(info))
     data = json.loads(ask(apps_of(Runs({"": logs})), "/page", "run=deep%2Fb")[2])
-    words = "The training was ended by KeyboardInterrupt at step 900; before that: no abrupt"
+    words = "The training was ended by KeyboardInterrupt at step 900; before that: 2 of about"
     assert data["verdict"]["headline"].startswith(words)
-    assert data["verdict"]["level"] == "look"
+    assert data["verdict"]["state"] == "look"
