@@ -166,11 +166,13 @@ class Vital:
     # Why the parameters were not compared one by one, as those of a checkpoint; empty if they were.
     # Then only weights in scope are known: which are not finite, and whether all went back.
     reason: str = ""
+    not_judged: tuple[str, ...] = ()  # kinds that nothing tells now: no step of a rate was taken
 
     @property
     def counts(self) -> dict[str, float]:
         """Tensors with a finding, by its kind: the kinds that can be known here."""
-        known = dict.fromkeys(_ALWAYS_KNOWN if self.reason else VITAL_KINDS, 0.0)
+        judged = _ALWAYS_KNOWN if self.reason else VITAL_KINDS.keys() - set(self.not_judged)
+        known = {kind: 0.0 for kind in VITAL_KINDS if kind in judged}
         return known | {finding.kind: float(finding.num) for finding in self.findings}
 
     def __repr__(self) -> str:

@@ -131,6 +131,10 @@ class VitalReading:
     reason: str = ""  # why there are no facts; empty if there are
 
 
+#: Kinds that only steps of a rate tell: where that has ended, what was found is not over.
+_BY_STEPS = ("rounding", "decay")
+
+
 def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
     """What is wrong with any parameter, for sure; of weights in scope all are counted."""
     facts = reading.facts
@@ -140,7 +144,8 @@ def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
     if reading.reason:
         return Vital(num_tensors=0, num_sampled=0, findings=findings, reason=reading.reason)
     trained = np.where(facts.trained_by == "frozen", 0, facts.num_weights)
-    is_known = trained.any() and reading.since_step >= 0
+    is_first = reading.since_step < 0
+    is_known = trained.any() and not is_first
     still, never = facts.num_still / facts.num, facts.num_still_since_start / facts.num
     return Vital(
         num_tensors=len(facts),
@@ -149,6 +154,7 @@ def judged(reading: VitalReading, spectrum: MagnitudeSpectrum | None) -> Vital:
         still_since_start=float(np.average(never, weights=trained)) if is_known else math.nan,
         since_step=reading.since_step,
         findings=findings,
+        not_judged=() if is_first or _is_stepped_on(facts).any() else _BY_STEPS,
     )
 
 

@@ -12,7 +12,8 @@ from contracts.vital_rows import Row, stacked
 
 from sparsitywatch.records import Event, Finding, Record, Vital
 from sparsitywatch.vital import VitalReviewer
-from sparsitywatch.vital.judgement import findings_of
+from sparsitywatch.vital.judgement import VitalReading, findings_of
+from sparsitywatch.vital.judgement import judged as judged_reading
 
 
 def tensor(name: str, **fields: object) -> Any:
@@ -308,3 +309,24 @@ def test_a_finding_is_an_event_once_and_again_when_it_doubles() -> None:
 
 def test_a_record_that_did_not_look_says_nothing() -> None:
     assert VitalReviewer().events(replace(record(5, 3), vital=None), [], []) == []
+
+
+@pytest.mark.parametrize(
+    ("rate", "since", "not_judged"),
+    [
+        ({}, 0, ()),
+        ({"lr": 0.0}, 0, ("rounding", "decay")),
+        ({"lr_share": 0.001}, 0, ("rounding", "decay")),
+        ({"trained_by": "unknown"}, 0, ("rounding", "decay")),
+        ({"lr": 0.0}, -1, ()),  # the first snapshot
+    ],
+)
+def test_what_only_steps_tell_is_not_over_when_the_rate_ends(
+    rate: dict[str, Any], since: int, not_judged: tuple[str, ...]
+) -> None:
+    facts = stacked([tensor(f"{i}.weight", **rate) for i in range(4)])
+    found = judged_reading(VitalReading(facts=facts, since_step=since), None)
+    assert found.not_judged == not_judged
+    assert [kind for kind in ("rounding", "decay", "returned") if kind not in found.counts] == [
+        *not_judged
+    ]
