@@ -16,8 +16,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from hypothesis import settings
 
-# the same examples every time, and no deadline: machines are shared and stand still at times
-settings.register_profile("sparsitywatch", derandomize=True, deadline=None)
+# The same examples every time, so more of them would find a mistake once or never; and no
+# deadline: machines are shared and stand still at times.
+settings.register_profile("sparsitywatch", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("sparsitywatch")
 
 #: How a file begins whose every test is slow.
