@@ -289,7 +289,7 @@ def test_a_watch_that_is_off_is_the_headline(open_page: Open, tmp_path: Path) ->
     page = open_page(saved(tmp_path, Run(records, [], info)))
     expect_text(page, "#app h1", "The watch has been off since step 900")
     expect_text(page, ".badge.broken", "not watching")
-    expect_text(page, ".action", "the disk is full")
+    expect_text(page, ".answers", "the disk is full")
     assert page.locator("#app h1").count() == 1
 
 
@@ -297,7 +297,7 @@ def test_an_empty_log_and_a_single_snapshot(open_page: Open, tmp_path: Path) -> 
     page = open_page(saved(tmp_path, Run([], [], fake_run.run_info())))
     expect_text(page, "#app h1", "Nothing has been measured so far")
     page = open_page(saved(tmp_path, Run([fake_run.look(2000)[0]])))
-    expect_text(page, "#app h1", "One snapshot shows no change")
+    expect_text(page, "#app h1", "1 of about 9 snapshots so far")
     expect_text(page, ".heat", "query")
 
 

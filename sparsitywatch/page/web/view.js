@@ -29,7 +29,7 @@ export function header(data, live, selector, pick) {
     h("p", { class: "answers" }, ...where(data, verdict.where), ...answer("Why", verdict.cause), ...answer("How sure", verdict.confidence),
       event ? number(event, pick) : null),
     h("p", { class: "action" }, h("b", {}, "What to do: "), verdict.advice),
-    verdict.not_watched.length ? h("p", { class: "taken" }, h("b", {}, "Not watched: "), verdict.not_watched.join("; "), ".") : null,
+    verdict.not_watched.length ? h("p", { class: "unwatched" }, h("b", {}, "Not watched: "), verdict.not_watched.join("; "), ".") : null,
     h("p", { class: "taken" }, data.taken));
 }
 
