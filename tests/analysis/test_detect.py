@@ -157,7 +157,7 @@ def test_growth_that_decay_can_account_for_needs_less_proof(per_snapshot: float 
     growth = 0.07 * np.concatenate([np.ones(5), 1.06 ** np.arange(1, 20)])
     uneven = growth * np.exp(noise(24, 0.04))
     assert first_alarm(uneven, 0.5) == 13
-    assert first_alarm(uneven, per_snapshot) == 21
+    assert first_alarm(uneven, per_snapshot) == 18
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from contracts.made_records import seen_by
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsitywatch.analysis.detect import AbruptChange
-from sparsitywatch.analysis.detect.abrupt import Blocks, share_left_by_rate
+from sparsitywatch.analysis.detect import AbruptChange, growth
+from sparsitywatch.analysis.detect.abrupt import _ANSWER_IN_LOG, Blocks, share_left_by_rate
 from sparsitywatch.analysis.detect.detector import (
     NO_HISTORY,
     Limits,
@@ -142,11 +142,11 @@ def test_a_model_that_is_not_believed_has_no_say() -> None:
     assert num_seen >= 15
 
 
-def test_a_gross_jump_is_seen_after_twelve_snapshots() -> None:
+def test_a_gross_jump_after_twelve_snapshots_is_seen_within_six() -> None:
     """Half of the weights are pruned while few snapshots tell what noise is."""
-    counts = [4, 5, 2, 3, 5, 6, 4, 1, 2, 4, 5, 3, 44, 28, 26]  # of 96 weights
+    counts = [4, 5, 2, 3, 5, 6, 4, 1, 2, 4, 5, 3, 44, 28, 26, 27, 25, 26, 28]  # of 96 weights
     events = seen_by(AbruptChange(min_effect=0.2), [count / 96 for count in counts], every=5)
-    assert [event.detected_step for event in events] == [70]
+    assert [(event.onset_step, event.detected_step) for event in events] == [(60, 90)]
 
 
 def test_scores_of_white_noise_are_normal() -> None:
@@ -169,7 +169,7 @@ def test_normal_score_agrees_with_tables_of_student(t: float, nu: int, p: float)
 
 # ---------------------------------------------------------------------------- growth
 def grown(values: np.ndarray, kind=RISE) -> bool:
-    limits = Limits(1e-9, ratio=1.5, jump_score=2.0, growth_score=2.0, caused_score=0.5)
+    limits = Limits(1e-9, ratio=1.5, score=2.0, growth_score=1.0)
     return bool(growths(kind, np.arange(float(len(values))), values, limits))
 
 
@@ -301,3 +301,43 @@ def test_the_interval_of_the_onset_holds_it_about_as_often_as_it_says() -> None:
         _, low, high = onset_of(np.arange(60.0), y, noise=0.01, latest=57)
         held += low <= 40 <= high
     assert 0.8 <= held / 200 <= 1.0
+
+
+def answer(rates: np.ndarray, memory: float) -> np.ndarray:
+    """What weights with an exponential memory have seen of the rate."""
+    seen, state = [], rates[0]
+    for rate in rates:
+        state += (rate - state) * (1.0 - math.exp(-1.0 / memory))
+        seen.append(state)
+    return np.array(seen)
+
+
+@pytest.mark.parametrize(("memory", "is_left"), [(8.0, False), (32.0, False), (64.0, True)])
+def test_a_memory_of_thirty_two_snapshots_is_allowed_for_and_no_longer_one(
+    memory: float, is_left: bool
+) -> None:
+    rates = np.where(np.arange(400) < 200, 1.0, 0.1)
+    assert (share_left(rates, -0.5 * answer(rates, memory), 200) > 0.25) == is_left
+
+
+@pytest.mark.parametrize(("times", "is_even"), [(1.2, True), (1.9, True), (2.1, False)])
+def test_growth_is_even_up_to_a_bend_that_makes_it_twice_as_steep(
+    times: float, is_even: bool
+) -> None:
+    steps = np.linspace(0.0, 1.0, 101)
+    for bend in (0.2, 0.5, 0.8):  # so small that its logarithm bends alike
+        values = 1.0 + 0.02 * steps + 0.02 * (times - 1.0) * np.maximum(steps - bend, 0.0)
+        assert growth._steepening(steps, values) == pytest.approx(times)
+        assert growth._is_even(steps, values) == is_even
+
+
+def test_an_answer_to_the_rate_is_believed_up_to_its_usual_size() -> None:
+    """Twelve noisy snapshots: a prior of half the size leaves most, one of twice none."""
+    is_late = np.arange(12) >= 6
+    change = 0.9 * is_late
+    shape = np.maximum(np.arange(12) - 5, 0) / 6
+    left = share_left_by_rate(
+        np.arange(12.0), change, np.where(is_late, 0.1, 1.0), shape, noise=0.5,
+        strongest=_ANSWER_IN_LOG, first=0,
+    )  # fmt: skip
+    assert 0.1 < left < 0.5

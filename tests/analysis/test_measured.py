@@ -86,3 +86,14 @@ def test_one_snapshot_alone_and_gaps_are_no_event() -> None:
 def test_without_an_interval_the_scatter_alone_counts() -> None:
     values = [0.80, 0.82, 0.79, 0.81] * 4 + [0.5, 0.51, 0.5]
     assert [event.direction for event in seen_by(MeasuredChange(), values)] == ["down"]
+
+
+@pytest.mark.parametrize(
+    ("between", "last", "number"),
+    [(10, 0.2, 1), (14, 0.2, 2), (10, 0.38, 2)],  # when it is over, 0.3 and 0.12 were added
+)
+def test_the_next_change_is_looked_for_after_twelve_snapshots_that_add_a_fifth_at_most(
+    between: int, last: float, number: int
+) -> None:
+    levels = np.array([0.8] * 20 + [0.5] * between + [last] * 20)
+    assert len(watch(levels + correlated(len(levels), 0.005, 0.0, 0), side=0.01)) == number

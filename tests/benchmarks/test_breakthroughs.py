@@ -167,3 +167,13 @@ def test_a_row_has_the_step_and_the_distance_in_snapshots() -> None:
         "| x | report | 800 | 850 (+2) | 725 (-1.5) | - | 900 (+2) |",
         "| c | design | - | - | - | 300 | - |",
     ]
+
+
+@pytest.mark.slow
+def test_reliance_rises_at_every_recorded_breakthrough() -> None:
+    """What has come to 2.5 times its level needs a score of 3; with one of 4 two are not seen."""
+    found = [one for one in breakthroughs.left() if one.every == 25]
+    assert sum(one.at is not None for one in found) == 13
+    assert all(one.rose for one in found if one.at is not None)
+    assert sum(one.is_seen for one in found) >= 10
+    assert not any(one.fell or one.num_others for one in found if one.at is None)

@@ -335,8 +335,5 @@ def test_a_family_of_series_alarms_as_rarely_as_one() -> None:
     one = AbruptChange()._limits
     for number in (1, 2, 4, 7):
         many = AbruptChange(family=number)._limits
-        for name in ("jump_score", "growth_score", "caused_score"):
-            alone, each = (
-                0.5 * math.erfc(getattr(limits, name) / math.sqrt(2.0)) for limits in (one, many)
-            )
-            assert each == pytest.approx(alone / number, rel=1e-6)
+        alone, each = (0.5 * math.erfc(limits.score / math.sqrt(2.0)) for limits in (one, many))
+        assert each == pytest.approx(alone / number, rel=1e-6)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sparsitywatch.analysis.detect.detector import (
     HALF,
     LATEST,
     NO_HISTORY,
+    SCORE,
     TREND,
     Array,
     Candidate,
@@ -24,30 +24,21 @@ from sparsitywatch.analysis.detect.detector import (
     SeriesHistory,
     View,
     event_of,
+    in_family,
     known_of,
     onset_of,
 )
-from sparsitywatch.analysis.detect.growth import FALL, RISE, grown, multiplied
+from sparsitywatch.analysis.detect.growth import FALL, GROWTH_SCORE, RISE, grown, multiplied
 from sparsitywatch.analysis.detect.jumps import MIN_SNAPSHOTS, NO_JUMPS, Jumps
 from sparsitywatch.errors import expect, expect_number, expect_whole
 from sparsitywatch.records import Event
 
 #: A change goes on while the latest snapshots since its onset still add this part of its size.
 _SETTLING_SHARE = 0.1
-#: Smallest normal scores, of jumps, of growth, and of growth that weight decay can account for.
-_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE = 4.2, 3.5, 2.0
 #: Snapshots at the start of a run that jumps are not looked for in: a start is violent.
 _SKIPPED = 4
 #: Bound: blocks are made twice as large when there are more of them: 64 to 128 stand for a run.
 _MOST_BLOCKS = 128
-
-
-def _in_family(score: float, number: int) -> float:
-    """The score that one of several series needs, so that any of them is as rare as one alone.
-
-    By Bonferroni's bound, which holds however the series hang together.
-    """
-    return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
 
 
 @dataclass(frozen=True)
@@ -192,7 +183,7 @@ class AbruptChange(Detector):
         is_known = isinstance(direction, str) and direction in DIRECTIONS
         expect(is_known, "direction", f"one of {DIRECTIONS}", direction)
         expect_whole("family", family, 1)
-        scores = (_in_family(x, family) for x in (_JUMP_SCORE, _GROWTH_SCORE, _CAUSED_SCORE))
+        scores = (in_family(score, family) for score in (SCORE, GROWTH_SCORE))
         self._limits = Limits(float(min_effect), float(ratio), *scores)
         self._direction = direction
         self.memory = AbruptMemory(
@@ -208,7 +199,7 @@ class AbruptChange(Detector):
         """
         if self.memory.ongoing is not None or not self.memory.history.steps:
             return False
-        if self.memory.jumps.surprise >= self._limits.jump_score:
+        if self.memory.jumps.surprise >= self._limits.score:
             return True
         return any(self._growths(self.memory.history.view(), self._limits.part(HALF)))
 
@@ -277,7 +268,7 @@ class AbruptChange(Detector):
         """The most certain change of each kind, if the rate does not account for it."""
         limits, found, skipped = self._limits, [], self.memory.num_skipped
         values = view.values
-        if len(values) - skipped >= MIN_SNAPSHOTS:
+        if len(values) - skipped >= MIN_SNAPSHOTS and np.ptp(values) > 0.0:
             jumps, seen = self.memory.jumps.update(view.steps, values, limits, num_skipped=skipped)
             self.memory.jumps = jumps
             found.append([jump for jump in seen if self._direction in (jump.direction, "both")])
@@ -292,7 +283,7 @@ class AbruptChange(Detector):
         """The first of each kind, if the learning rate does not account for it."""
         left = []
         for first in (seen[0] for seen in found if seen):
-            least = self._limits.min_effect if first.offset is None else RISE.min_excess
+            least = self._limits.min_effect if first.offset is None else 0.0
             if is_left_by_rate(first, view, least):
                 left.append(first)
         return left
@@ -359,25 +350,21 @@ class AbruptChange(Detector):
 # A series may answer to the learning rate at once or with a memory of many snapshots. What such an
 # answer of a usual size can account for is no change.
 
-#: Standard deviation of a series' answer to the full rate: of the logarithm, and in ranges of the
-#: series where a change adds.
-_ANSWER_IN_LOG, _ANSWER_IN_RANGES = 0.5, 10.0
-#: Snapshots that tell what the rate leaves of a jump.
-_ANSWER_SNAPSHOTS = 64
+#: Standard deviation of the logarithm of a series' answer to the full rate. Of a change that adds,
+#: the answer may be of any size.
+_ANSWER_IN_LOG = 0.5
 #: Grid: memories that are tried, in snapshots.
 _MEMORIES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 #: Guard: rates that differ by less than this part of the largest are the same.
 _SAME = 0.02
-#: Standard deviations of the possible response that are granted to the rate.
-_GRANTED = 0.5
 
 
 def is_left_by_rate(candidate: Candidate, view: View, min_size: float) -> bool:
     """Whether ``min_size`` of the change is left when the learning rate has been accounted for."""
     is_jump = candidate.offset is None
     steps, y = view.steps, candidate.transformed(view.values)
-    first = max(0, len(y) - _ANSWER_SNAPSHOTS) if is_jump else candidate.start
-    strongest = _ANSWER_IN_RANGES * float(np.ptp(y[first:])) if is_jump else _ANSWER_IN_LOG
+    first = 0 if is_jump else candidate.start
+    strongest = math.inf if is_jump else _ANSWER_IN_LOG
     # the change as it may have come, from the split on: a bend, or also a step; 1 at the end
     bend = np.maximum(steps - steps[len(y) - candidate.split - 1], 0.0)
     bend /= bend[-1]
@@ -406,7 +393,7 @@ def share_left_by_rate(
         return 1.0
     z = (x - x[-1]) / (x[-1] - x[first])
     plain = np.stack([np.ones_like(z), z, shape], axis=1)[first:]
-    alone, variance = _estimate(plain, y[first:], noise, 0.0)
+    alone = _estimate(plain, y[first:], noise)
     if alone == 0.0:
         return 1.0
     spacing = float(np.median(np.diff(x)))
@@ -414,11 +401,10 @@ def share_left_by_rate(
     for memory in _MEMORIES:
         if memory > max(LATEST * len(x), _MEMORIES[0]):
             break  # one that is long beside the run so far could not be told from a trend
-        response = strongest * _remembered(share, x, memory * spacing)[first:]
+        response = _remembered(share, x, memory * spacing)[first:]
         design = np.concatenate([plain, response[:, None]], axis=1)
-        beside, wider = _estimate(design, y[first:], noise, 1.0)
-        granted = _GRANTED * math.sqrt(max(wider - variance, 0.0))
-        left.append((beside - math.copysign(granted, alone)) / alone)
+        beside = _estimate(design, y[first:], noise, strongest)
+        left.append(beside / alone)
     return min(left)
 
 
@@ -432,12 +418,9 @@ def _remembered(share: Array, x: Array, memory: float) -> Array:
     return out
 
 
-def _estimate(design: Array, y: Array, noise: float, prior: float) -> tuple[float, float]:
-    """Size of the change, column 2, and its variance; column 3 has a prior of variance 1."""
+def _estimate(design: Array, y: Array, noise: float, strongest: float = math.inf) -> float:
+    """Size of the change, column 2; the response, column 3, has ``strongest`` as its prior's sd."""
     gram = design.T @ design / noise**2
     gram += np.diag(1e-12 * np.diag(gram))
-    if prior:
-        gram[3, 3] += prior
-    inverse = np.linalg.inv(gram)
-    fit = inverse @ (design.T @ y) / noise**2
-    return float(fit[2]), float(inverse[2, 2])
+    gram[-1, -1] += strongest**-2
+    return float(np.linalg.solve(gram, design.T @ y / noise**2)[2])

@@ -28,6 +28,8 @@ LATEST = 1 / 4
 #: Half of a change bears it out at the snapshot before the last, since none is seen in one; half of
 #: every requirement of an event makes a suspicion; and what has lost half of its peak is back.
 HALF = 0.5
+#: Normal score, and distance in standard deviations, that chance is not believed to reach.
+SCORE = 4.5
 #: Definition: standard deviations to each side of a 90 percent interval.
 SIDES_90 = NormalDist().inv_cdf(0.95)
 #: Definition: which way a change may go.
@@ -189,15 +191,22 @@ def event_of(history: SeriesHistory, onset: tuple[int, int, int], **known: Any) 
 # ------------------------------------------------------------------ a change that may be an event
 
 
+def in_family(score: float, number: int) -> float:
+    """The score that one of several chances needs, so that any of them is as rare as one alone.
+
+    By Bonferroni's bound, which holds however they hang together.
+    """
+    return -NormalDist().inv_cdf(0.5 * math.erfc(score / math.sqrt(2.0)) / number)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What is required of a change."""
 
     min_effect: float  # its smallest size, in units of the series
     ratio: float  # of a take-off to its running floor
-    jump_score: float  # smallest normal scores: of a jump, of growth, ...
-    growth_score: float
-    caused_score: float  # ... and of growth that weight decay can account for
+    score: float  # smallest normal scores: of a jump, ...
+    growth_score: float  # ... and of growth, at its only snapshot
 
     def part(self, share: float) -> Limits:
         """The same with ``share`` of every requirement."""

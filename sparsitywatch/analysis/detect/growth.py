@@ -18,21 +18,17 @@ from sparsitywatch.analysis.detect.detector import (
     FEW,
     HALF,
     LATEST,
+    SCORE,
     TREND,
     Array,
     Candidate,
     Limits,
+    in_family,
     median_of_three,
     noise_sd,
 )
 from sparsitywatch.records.student import normal_score
 
-#: The run before a growth takes this part of the run so far at least; less, if weight decay can
-#: account for the growth.
-_SHARE_BEFORE, _SHARE_BEFORE_DECAY = 1 / 2, 1 / 3
-#: So much more score is asked with each doubling of the snapshots beyond a few, up to a limit:
-#: chance has been tried at every one of them.
-_FEW_SNAPSHOTS, _MORE_SCORE, _MOST_MORE = 10, 0.5, 1.0
 #: Where weight decay can account for it, growth to this power of the ratio is an event however
 #: evenly it came about.
 _TIMES_EVEN = 1.5
@@ -40,14 +36,12 @@ _TIMES_EVEN = 1.5
 _STEEPER = 2.0
 #: Grid: bends that are tried, at these parts of its time.
 _BENDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-#: Least number of snapshots for the latest level of a past.
-_LEAST_LATEST = 4
 #: Noise of a single snapshot's logarithm before any is seen, and the snapshots it is worth.
 _PRIOR_SD, _PRIOR_SNAPSHOTS = 0.03, 6.0
+#: Smallest normal score of growth, if there were one snapshot to see it in.
+GROWTH_SCORE = 3.0
 #: Distance from the floor, in units of a snapshot's noise, at which it is reached.
 _AT_FLOOR = 2.0
-#: A value of at most this multiple of the floor is at the floor.
-_NEAR_FLOOR = 1.1
 #: A parabola explains growth only if its bend is this many standard errors large.
 _BENT = 3.0
 
@@ -59,23 +53,17 @@ class Growth:
     direction: str  # "up" or "down"
     splits: tuple[int, ...]  # snapshots since it began that are tried
     min_past: int  # snapshots before it without which there is nothing to compare with
-    min_excess: float  # what the past does not explain, in the logarithm, at least
-    noise_factor: float  # the same in units of the noise of a snapshot
     ratio: float | None = None  # of the last value to the running floor; None: that of the limits
 
 
 #: Grid: snapshots since a rise began that are tried: it grows over any time.
 _RISE_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96)
-#: Grid: those since a fall; what falls for longer decays, and that is not abrupt.
-_FALL_SPLITS = (2, 3, 4, 6, 8)
-#: A rise can be seen after so few snapshots, an eighth more than its past explains and four times
-#: the noise.
-RISE = Growth("up", _RISE_SPLITS, min_past=3, min_excess=math.log(1.12), noise_factor=4.0)
-#: A fall is one by a fifth of the level, a fifth more than its past explains and six times the
-#: noise.
-FALL = Growth(
-    "down", _FALL_SPLITS, min_past=FEW, min_excess=math.log(1.2), noise_factor=6.0, ratio=1.25
-)
+#: Those since a fall: what falls for longer decays, and that is not abrupt.
+_FALL_SPLITS = tuple(split for split in _RISE_SPLITS if split <= TREND)
+#: It can be seen after so few snapshots.
+RISE = Growth("up", _RISE_SPLITS, min_past=3)
+#: A fall is one by a fifth of the level, and of what the past explains.
+FALL = Growth("down", _FALL_SPLITS, min_past=FEW, ratio=1.25)
 
 
 def grown(
@@ -94,16 +82,15 @@ def grown(
     floor = float(smooth[:-2].min())
     if y[-1] < ratio * floor or y[-2] < ratio**HALF * floor:
         return []
-    more = min(_MORE_SCORE * math.log2(max(len(y) / _FEW_SNAPSHOTS, 1.0)), _MOST_MORE)
-    threshold = more + (limits.caused_score if is_decaying else limits.growth_score)
-    min_share = _SHARE_BEFORE_DECAY if is_decaying else _SHARE_BEFORE
+    # chance has been tried at every snapshot
+    threshold = 0.0 if is_decaying else in_family(limits.growth_score, len(y))
     found = []
     x = (steps - steps[0]) / (steps[-1] - steps[0])
     logs, smooth = np.log(y), np.log(smooth)
     for split in kind.splits:
         past = len(y) - split
-        if past < kind.min_past or x[past - 1] < min_share:
-            break
+        if past < kind.min_past or x[past - 1] < HALF:
+            break  # half of the run so far has to lie before
         if offset and kind is RISE and split > FALL.splits[-1]:
             break  # what creeps up from zero is not abrupt
         growth = _at_split(kind, x, logs, smooth, past, offset)
@@ -119,13 +106,14 @@ def multiplied(steps: Array, values: Array, ratio: float) -> list[Candidate]:
     smooth = median_of_three(values)
     lowest = int(smooth[:-2].argmin())
     floor = float(smooth[lowest])
-    at_floor = np.flatnonzero(values[:-2] <= _NEAR_FLOOR * floor)
+    logs = np.log(values)
+    at_floor = np.flatnonzero(logs[:-2] <= math.log(floor) + _AT_FLOOR * _noise(logs))
     if values[-2:].min() < ratio**_TIMES_EVEN * floor or not len(at_floor):
         return []
     past = max(int(at_floor[-1]) + 1, RISE.min_past)
-    noise = _noise(np.log(values[:past]))
+    noise = _noise(logs[:past])
     excess = math.log(values[-1] / floor)
-    if excess < RISE.noise_factor * noise:
+    if excess < SCORE * noise:
         return []
     split, score = len(values) - past, excess / noise
     first = int(np.argmax(np.log(smooth) <= math.log(floor) + _AT_FLOOR * noise))
@@ -166,8 +154,8 @@ def _at_split(
     start = min(start, past - kind.min_past)
     noise = max(noise, _noise(logs[start:past]))
     size = past - start
-    recent = past - min(size, max(_LEAST_LATEST, int(LATEST * size)))
-    needed = max(kind.min_excess, kind.noise_factor * noise)
+    recent = past - min(size, max(FEW, int(LATEST * size)))
+    needed = max(SCORE * noise, math.log(kind.ratio or 1.0))
     over, score = np.full(2, math.inf), math.inf
     for first, degree in ((recent, 0), (start, 1), (start, 2)):
         found = _explained(x[first:past], smooth[first:past], x[-2:], degree, noise)

@@ -29,9 +29,8 @@ from sparsitywatch.records.student import normal_score
 #: Grid: snapshots after each split: a change is seen while it is young. With one there is only a
 #: forecast, no change is seen yet.
 SPLITS = tuple(range(1, 7))
-#: Residuals and forecast errors are cut off at these standard deviations; errors far out, since
-#: no smaller one is unlikely enough where few snapshots came before.
-_WINSOR, _CLIP = 3.0, 30.0
+#: Residuals are cut off at this many standard deviations.
+_WINSOR = 3.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ MODELS = (
     Model(_LONG, has_season=True),
 )
 #: Snapshots that any model reads: the longest fit and the longest split.
-WINDOW = _LONG + SPLITS[-1]
+WINDOW = _LONG + max(SPLITS)
 #: Of a constant, its powers, a cosine and a sine: those that a model has, [models, p].
 _HAS = np.array(
     [[True, True, model.is_bent, model.has_season, model.has_season] for model in MODELS]
@@ -217,42 +216,20 @@ def _robust_fit(grid: _Grid, target: Array, floor: float) -> tuple[Array, Array]
 
 def _matched(grid: _Grid, errors: Array, sd: Array) -> tuple[Array, Array, Array]:
     """Score, effect and standard error of the better of the two templates."""
-    limit = _CLIP * sd[..., None]
-    clipped = np.minimum(np.maximum(errors, -limit), limit)
-    both = grid.matched @ np.stack([errors, clipped], axis=-1) / grid.power[..., None]
-    whole, cut = both[..., 0], both[..., 1]
+    effect = (grid.matched @ errors[..., None])[..., 0] / grid.power
     width = sd[..., None] / np.sqrt(grid.power)
-    score = normal_score(cut / width, grid.nu[..., None])
+    score = normal_score(effect / width, grid.nu[..., None])
     is_ramp = np.abs(score[..., 1]) > np.abs(score[..., 0])
-    score, whole, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, whole, width))
-    return score, whole, width
+    score, effect, width = (np.where(is_ramp, v[..., 1], v[..., 0]) for v in (score, effect, width))
+    return score, effect, width
 
 
 #: A jump is looked for from this number of snapshots on.
 MIN_SNAPSHOTS = TREND + 1
-#: Snapshots that tell the grid of a quantised series.
-_GRID_SNAPSHOTS = 80
-#: Part of the grid that is noise at least, and steps of it that a jump takes.
-_GRID_NOISE, _GRID_STEPS = 0.3, 1.5
-#: Guard: noise that is allowed for where none is seen, in smallest effects and in levels.
-_LEAST_OF_EFFECT, _LEAST_OF_LEVEL = 1e-3, 1e-9
+#: Guard: noise that is allowed for where none is seen, in smallest effects or in levels.
+_LEAST = 1e-9
 #: What a model was worth counts this much less with each snapshot since.
 _FORGETTING = 0.95
-#: Bound: past scores that show how wide a model's scores really are.
-_PAST = 40
-#: This power of how much wider they are counts.
-_OF_WIDTH = 0.2
-#: Definition: of a normal variable, median and 94 percent quantile of its magnitude.
-_MEDIAN, _QUANTILE, _LEVEL = 0.6745, 1.88, 0.94
-#: The third largest error bears out this part of the change.
-_THIRD = 0.3
-#: One forecast error speaks against a model for at most this many nats.
-_LARGEST_SURPRISE = 8.0
-#: Correlation of neighbouring snapshots before any is seen, and the snapshots that this is worth.
-_PRIOR_LASTING, _PRIOR_SEEN = 0.5, 16
-#: Bound: past scores are kept in tenths: of them only the spread is needed.
-_TENTHS = 10.0
-_EACH_MODEL, _EACH_SPLIT = np.arange(len(MODELS))[:, None], np.arange(len(SPLITS))
 
 
 @dataclass(frozen=True)
@@ -260,7 +237,6 @@ class Jumps:
     """What the models' forecasts were worth so far; one series, snapshot by snapshot."""
 
     beliefs: Array  # [up to splits + 1, models]: log weights as of the latest snapshots
-    scores: NDArray[np.int64]  # [snapshots, models, splits]: past scores, in tenths
     #: normal score of the least expected of the latest snapshots, in magnitude, if they are half of
     #: the smallest effect away; also of a single one, which is no change yet
     surprise: float
@@ -269,26 +245,26 @@ class Jumps:
         self, steps: Array, values: Array, limits: Limits, *, num_skipped: int
     ) -> tuple[Jumps, list[Candidate]]:
         """After one more snapshot; and the changes that it shows, the most certain first."""
-        begin = max(num_skipped, len(values) - _GRID_SNAPSHOTS)
+        begin = max(num_skipped, len(values) - WINDOW)
         grid = _grid(values[begin:])
         first = max(begin, len(values) - WINDOW)
         x, y = steps[first:], values[first:]
         x = x / median_of(np.diff(x))
-        least = _LEAST_OF_EFFECT * limits.min_effect, _LEAST_OF_LEVEL * float(np.abs(y).max())
+        floor = max(grid / math.sqrt(12.0), _LEAST * max(limits.min_effect, float(np.abs(y).max())))
         rho = _lasting(values[begin:])
         known = min(_CORRELATIONS, key=lambda ar: abs(ar - rho))
-        seen = forecasts(x, y, max(_GRID_NOISE * grid, *least), known, season_of(x, y))
-        min_effect = max(limits.min_effect, _GRID_STEPS * grid)
+        seen = forecasts(x, y, floor, known, season_of(x, y))
+        min_effect = max(limits.min_effect, grid)
         weights = self._weights()
         # logarithmic pooling of the models: one that is hardly believed has hardly a say. The mean
         # of what they hold possible is that of the least able one, however little it is believed
-        combined = np.nan_to_num((weights * self._widened(seen.score).T).sum(axis=1))
+        combined = np.nan_to_num((weights * seen.score.T).sum(axis=1))
         is_large = np.abs(seen.effect).min(axis=0) >= HALF * min_effect
         surprise = float(np.abs(np.where(is_large, combined, 0.0)).max())
         found = []
         for index in np.argsort(-np.abs(combined)):
             score, split = float(combined[index]), SPLITS[index]
-            if split == 1 or not abs(score) >= limits.jump_score:
+            if split == 1 or not abs(score) >= limits.score:
                 continue
             size, sd = (float(weights[index] @ v[:, index]) for v in (seen.effect, seen.sd))
             sign = math.copysign(1.0, score)
@@ -305,44 +281,26 @@ class Jumps:
         weights = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
         return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
-    def _widened(self, score: Array) -> Array:
-        """Scores of models whose scores were wider than normal before the split, made smaller."""
-        num_seen = len(self.scores) + 1 - np.array(SPLITS)
-        if num_seen.max() < TREND:
-            return score
-        rows = num_seen - np.arange(_PAST, 0, -1)[:, None]
-        kept = self.scores[np.maximum(rows, 0)[:, None], _EACH_MODEL, _EACH_SPLIT]
-        known = np.where(rows[:, None] >= 0, np.abs(kept) / _TENTHS, math.inf)
-        ordered, num_seen = np.sort(known, axis=0), np.clip(num_seen, 1, _PAST)
-        middle, high = (_quantile(ordered, level, num_seen) for level in (0.5, _LEVEL))
-        wide = np.maximum(np.maximum(middle / _MEDIAN, high / _QUANTILE), 1.0)
-        wide = np.where(num_seen >= TREND, wide, 1.0) ** -_OF_WIDTH
-        return np.asarray(score * wide.mean(axis=1, keepdims=True))
-
     def _with(self, seen: Forecasts, surprise: float) -> Jumps:
         score, width = seen.score[:, 0], seen.width[:, 0]
         if np.isnan(score).any():
             return replace(self, surprise=surprise)
-        evidence = np.minimum(0.5 * score**2, _LARGEST_SURPRISE) + np.log(width)
+        evidence = 0.5 * score**2 + np.log(width)
         latest = _FORGETTING * self.beliefs[-1] - evidence
         latest = latest - latest.max()
-        beliefs, scores = np.concatenate([self.beliefs, latest[None]]), self.scores
-        if np.isfinite(seen.score).all():
-            kept = (_TENTHS * seen.score).round().astype(np.int64)
-            past = scores.reshape(-1, *kept.shape).astype(np.int64)
-            scores = np.concatenate([past, kept[None]])
-        return Jumps(beliefs[-SPLITS[-1] - 1 :], scores[-_PAST - SPLITS[-1] :], surprise)
+        beliefs = np.concatenate([self.beliefs, latest[None]])
+        return Jumps(beliefs[-SPLITS[-1] - 1 :], surprise)
 
 
 #: Guard: nothing is known, and nothing surprises, before the first snapshot.
-NO_JUMPS = Jumps(np.zeros((1, len(MODELS))), np.zeros((0, len(MODELS), len(SPLITS)), np.int64), 0.0)
+NO_JUMPS = Jumps(np.zeros((1, len(MODELS))), 0.0)
 
 
 def _is_borne_out(errors: Array, size: float, min_effect: float) -> bool:
     """Whether the errors after the split are of a change of ``size``, and not of one snapshot."""
     least = HALF * min(size, float(errors.mean()))
     third = np.sort(errors)[-3] if len(errors) > 2 else math.inf
-    return bool(size >= min_effect and errors[-2:].min() >= least and third >= _THIRD * size)
+    return bool(size >= min_effect and errors[-2:].min() >= least and third >= HALF * size)
 
 
 def _lasting(values: Array) -> float:
@@ -353,12 +311,9 @@ def _lasting(values: Array) -> float:
     """
     past = values[: -SPLITS[-1]]
     if len(past) < TREND:
-        return _PRIOR_LASTING
-    one, two = (float(np.minimum(d := np.square(past[k:] - past[:-k]),
-                                 _CLIP * np.median(d)).mean()) for k in (1, 2))  # fmt: skip
-    seen = min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
-    weight = _PRIOR_SEEN / (_PRIOR_SEEN + len(past))
-    return weight * _PRIOR_LASTING + (1.0 - weight) * seen
+        return 0.0
+    one, two = (float(np.square(past[k:] - past[:-k]).mean()) for k in (1, 2))
+    return min(max(two / one - 1.0, 0.0), 1.0) if one > 0.0 else 0.0
 
 
 def _grid(values: Array) -> float:
@@ -367,12 +322,3 @@ def _grid(values: Array) -> float:
     if not 1 < len(distinct) <= len(values) / 2:
         return 0.0
     return float(np.diff(distinct).min())
-
-
-def _quantile(ordered: Array, level: float, number: NDArray[np.int64]) -> Array:
-    """Of the first ``number`` of sorted values of each split, linear between neighbours."""
-    place = level * (number - 1)
-    low = place.astype(np.int64)
-    share, high = place - low, np.minimum(low + 1, number - 1)
-    below, above = (ordered[rows, _EACH_MODEL, _EACH_SPLIT] for rows in (low, high))
-    return np.asarray((1.0 - share) * below + share * above)

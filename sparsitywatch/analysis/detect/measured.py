@@ -23,6 +23,7 @@ from sparsitywatch.analysis.detect.detector import (
     FEW,
     HALF,
     NO_HISTORY,
+    SCORE,
     SIDES_90,
     TREND,
     Array,
@@ -49,14 +50,13 @@ from sparsitywatch.records.student import normal_score
 _SPLITS = (2, 3, 4, 6, 8, 12, 16)
 #: Bound: what is remembered of those before.
 _MOST_PAST = 40
-#: Smallest score, and what is enough for what has come to twice its level, or half of it, and for
-#: a fall whose cause is seen.
-_SCORE, _SCORE_OF_MULTIPLE, _SCORE_WITH_CAUSE = 4.0, 3.0, 1.5
+#: Smallest score for what has come to twice its level, or half of it.
+_SCORE_OF_MULTIPLE = 3.0
 #: A multiple; reliance that rises to this one explains a fall of essential sparsity.
 _MULTIPLE = 2.0
 #: Snapshots that the interval is worth as evidence of the noise.
 _PRIOR_SNAPSHOTS = 4.0
-#: A change is over when this many snapshots have added less than this part of it.
+#: A change is over when the latter half of this many snapshots has added less than this part of it.
 _SETTLING, _SETTLED = 12, 0.2
 
 
@@ -81,8 +81,8 @@ class MeasuredChange(Detector):
     There is an event when the mean of the last two to eight snapshots lies outside the interval
     that was usual before, further than the scatter of the snapshots explains, correlated as they
     are, and further than a line through them; and when it is ``min_effect`` away, and ``ratio``
-    times as large or as small. A fall of essential sparsity needs less proof where reliance has
-    come to twice what it was: that is what makes it fall.
+    times as large or as small. A fall of essential sparsity that leaves the interval needs no more
+    proof where reliance has come to twice what it was: that is what makes it fall.
 
     One change is one event until twelve snapshots have added little to it.
 
@@ -171,9 +171,9 @@ class MeasuredChange(Detector):
             return None
         width = 0.5 * (high - low) / SIDES_90
         has_cause = sign < 0 and _is_cause(past[:, 4], late[:, 4])
-        score, noise = _score(past[:, :2], late[:, :2], width, sign, level_only=has_cause)
-        needed = _SCORE_OF_MULTIPLE if self._ratio >= _MULTIPLE else _SCORE
-        if score < (_SCORE_WITH_CAUSE if has_cause else needed):
+        score, noise = _score(past[:, :2], late[:, :2], width, sign)
+        needed = _SCORE_OF_MULTIPLE if self._ratio >= _MULTIPLE else SCORE
+        if score < needed and not has_cause:
             return None
         start = len(rows) - split - len(past)
         return Candidate(direction, split, start, size, score, noise, baseline=level)
@@ -206,14 +206,12 @@ def _is_cause(before: Array, now: Array) -> bool:
     return bool(np.median(now) >= _MULTIPLE * np.median(before) > 0.0)
 
 
-def _score(
-    past: Array, late: Array, width: float, sign: float, *, level_only: bool
-) -> tuple[float, float]:
+def _score(past: Array, late: Array, width: float, sign: float) -> tuple[float, float]:
     """How certain it is that the late snapshots go on otherwise, and the noise of a snapshot."""
     x, y = (past[:, 0] - past[-1, 0]) / (past[-1, 0] - past[0, 0]), past[:, 1]
     at = float(((late[:, 0] - past[-1, 0]) / (past[-1, 0] - past[0, 0])).mean())
     scores, noise = [], math.nan
-    for degree in (0,) if level_only else (0, 1):
+    for degree in (0, 1):
         design = x[:, None] ** np.arange(degree + 1)
         fit = np.linalg.lstsq(design, y, rcond=None)[0]
         left = y - design @ fit

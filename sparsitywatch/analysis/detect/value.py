@@ -18,6 +18,7 @@ from sparsitywatch.analysis.detect.abrupt import AbruptChange, AbruptMemory, Ong
 from sparsitywatch.analysis.detect.detector import (
     FEW,
     HALF,
+    SCORE,
     SIDES_90,
     TREND,
     Array,
@@ -32,9 +33,8 @@ from sparsitywatch.analysis.detect.detector import (
 from sparsitywatch.records import Event, Record
 from sparsitywatch.records.student import normal_score
 
-#: The part of what was gained, and of the value, that is worth a word; and what was gained is no
-#: noise from this many standard deviations on.
-_SHARE, _NOISES = 0.05, 4.0
+#: The part of what was gained, and of the value, that is worth a word.
+_SHARE = 0.05
 
 
 def value_trend(records: Sequence[Record]) -> str:
@@ -49,7 +49,7 @@ def value_trend(records: Sequence[Record]) -> str:
     if improving is None:
         return ""
     best = float(median_of_three(harms[:-2]).min())
-    worth = max(_SHARE * max(float(harms[0]) - best, abs(best)), _NOISES * noise_sd(harms[:-2]))
+    worth = max(_SHARE * max(float(harms[0]) - best, abs(best)), SCORE * noise_sd(harms[:-2]))
     if float(harms[-2:].min()) - best > worth:
         return "worse"
     return "better" if improving else "still"
@@ -141,7 +141,7 @@ class ValueChange(AbruptChange):
         gained, gone = memory.first - memory.best, float(harms[-2:].min()) - memory.best
         was_lost = memory.is_lost
         memory.is_lost = gone >= max(HALF * gained, self._limits.min_effect)
-        if not memory.is_lost or was_lost or not gained > _NOISES * noise:
+        if not memory.is_lost or was_lost or not gained > SCORE * noise:
             return None
         view, low = memory.history.view(), int(harms[:-2].argmin())
         latest = len(harms) - 3 - low
