@@ -106,7 +106,7 @@ class Look:
         self._order = np.random.Generator(np.random.PCG64([ORDER_SEED, 0])).random(num).argsort()
         self._lost: Array = series.lost(look)
         tolerated = tolerance * float(self.dense.mean())
-        self.differences = PairedDifferences(num, self._order, tolerated)
+        self.differences = PairedDifferences(num, tolerated)
         self._seen: dict[float, float] = {}
         self.passes = 1.0 + (parts[0] if parts else 0.0)
 

@@ -93,7 +93,9 @@ def train(run: Pretraining, watch_state: dict[str, Any] | None) -> None:
 def show(record: sw.Record) -> None:
     """One line for each snapshot."""
     estimate, series = record.essential_sparsity, record.series()
-    known = f"{estimate.value:.2f}" if estimate and estimate.informative else "not used yet"
+    known = "not used yet"
+    if estimate and (estimate.informative or estimate.examples_needed):
+        known = f"{estimate.value:.2f}" if estimate.informative else "cannot say"
     print(
         f"step {record.step:5}  held-out loss {series.get('value/dense', math.nan):.3f}  "
         f"reliance {record.reliance:.2f}  essential sparsity {known:12}  "

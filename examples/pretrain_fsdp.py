@@ -97,7 +97,9 @@ def start(args: argparse.Namespace) -> torch.device:
 def show(record: sw.Record) -> None:
     """One line for each snapshot."""
     estimate, series = record.essential_sparsity, record.series()
-    known = f"{estimate.value:.2f}" if estimate and estimate.informative else "not used yet"
+    known = "not used yet"
+    if estimate and (estimate.informative or estimate.examples_needed):
+        known = f"{estimate.value:.2f}" if estimate.informative else "cannot say"
     print(
         f"step {record.step:5}  held-out loss {series.get('value/dense', math.nan):.3f}  "
         f"essential sparsity {known:12}  near zero {record.near_zero['initial_0.1']:.3f}",

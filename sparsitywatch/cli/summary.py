@@ -15,6 +15,7 @@ from sparsitywatch.cli.options import add_command, add_json, add_logdir
 from sparsitywatch.errors import ConfigurationError
 from sparsitywatch.pipeline.rundir import load
 from sparsitywatch.records import LedgerEntry, ledger_in_short, to_json
+from sparsitywatch.records.curve import units
 from sparsitywatch.redact import printable, redacted
 
 #: Of a run that has begun, in the order in which their times say when.
@@ -92,10 +93,12 @@ def _estimate_lines(summary: Digest) -> list[str]:
         f"{count(summary.num_records, 'snapshot')}"
     )
     if not estimate.informative:
-        return [f"{here} not informative; {estimate.reason}", seen]
+        told = "" if estimate.reason.startswith("cannot say") else "not informative; "
+        return [f"{here} {told}{estimate.reason}", seen]
     interval = "without an interval"
     if not math.isnan(estimate.low):
-        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}] at {estimate.confidence:.0%}"
+        by = "" if estimate.unit == "example" else f" by {units(estimate.unit)}"
+        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]{by} at {estimate.confidence:.0%}"
     tolerance = f"tolerance {estimate.tolerance:g} {estimate.mode}"
     return [f"{here} {estimate.value:.3f}, {interval}, {tolerance}", seen]
 

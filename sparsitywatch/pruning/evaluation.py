@@ -182,7 +182,6 @@ class Evaluation:
             self._divide(sweep.examples, tolerated)
         self.differences = PairedDifferences(
             len(self._dense),
-            np.concatenate([np.zeros(0, np.int64), *(part.places for part in self._subsets)]),
             tolerated,
             sign=-1.0 if self._proxy.higher_is_better else 1.0,
         )
@@ -329,7 +328,8 @@ class Evaluation:
     def result(self) -> SweepResult:
         """The curve of everything measured."""
         levels = sorted(self._stage)
-        means = [self.differences.means[level] for level in levels]
+        known = self.differences.means
+        means = [known[level] for level in levels]
         cuts = tuple(self._cuts[level] for level in levels)
         dense = float(self._dense.mean())
         curve = SparsityCurve(

@@ -22,11 +22,11 @@ from sparsitywatch.pruning.sweeps import (
 
 #: Levels around the crossing and both ends of its interval are no farther apart than so many widths
 #: of the interval, or so many times the resolution.
-_WIDTHS, _RESOLUTIONS = 1.5, 3.0
+_WIDTHS, _RESOLUTIONS = 2.0, 3.0
 #: A level between two is at least such a share of their distance from both.
 _ROOM = 0.2
 #: Passes over all examples that the crossing and its interval are expected to take.
-_PASSES = 4.5
+_PASSES = 5.0
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Racing(Sweep):
     same at every level and every snapshot. Where the best curve that only rises crosses the
     tolerance, and where it does with more and with less than its error, levels see all examples:
     those around both ends of the interval always, so that it is as narrow as that of a grid of all
-    examples. What examples lose at one level tells nearly what they lose at the next, so the levels
-    that saw all of them correct the estimates of the others, by regression.
+    examples.
 
     A value that takes few values, such as an accuracy, has to be seen on many examples before a
     part in which nothing changes proves anything; proxies of fewer than 8 x ``examples`` are not

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 #: Of the bounds that n equal numbers leave, one-sided, and its quantile of the normal.
-_LEFT, _QUANTILE = 0.05, 1.6448536269514722
+LEFT, _QUANTILE = 0.05, 1.6448536269514722
 #: Numbers that differ by less than this share of what is tolerated are equal but for rounding.
 ROUNDED = 1e-4
 #: Errors of less than this share of what is tolerated weigh alike.
@@ -32,7 +32,7 @@ def standard_error(numbers: Array, most: float, unit: float) -> float:
     if num < 2 or not np.isfinite(numbers).all():
         return math.nan
     if float(np.ptp(numbers)) <= ROUNDED * unit:
-        return most * (1.0 - math.pow(_LEFT, 1.0 / num)) / _QUANTILE
+        return most * (1.0 - math.pow(LEFT, 1.0 / num)) / _QUANTILE
     return float(numbers.std(ddof=1)) / math.sqrt(num)
 
 

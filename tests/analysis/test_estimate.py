@@ -104,6 +104,23 @@ def test_rounding_is_not_harm() -> None:
     assert essential_sparsity(curve, 0.01).value == pytest.approx(0.6, abs=1e-9)
 
 
+@pytest.mark.parametrize(("beyond", "value"), [(0.5e-12, 0.6), (2e-12, 0.2)])
+def test_rounding_is_a_trillionth_of_the_dense_value(beyond: float, value: float) -> None:
+    estimate = of_loss({0: 100, 0.2: 100, 0.6: 100.1 + 100 * beyond, 1: 300})
+    shelf = {0: 100.0, 0.2: 100.1 + 100 * beyond, 0.6: 100.1 + 100 * beyond, 1: 300.0}
+    assert of_loss(shelf).value == pytest.approx(value, abs=1e-3)
+    assert estimate.value == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize(("share", "is_said"), [(0.9, True), (1.1, False)])
+def test_a_dense_value_is_near_zero_below_a_hundredth_of_the_harm(
+    share: float, *, is_said: bool
+) -> None:
+    dense = share * 0.01 * 4.0
+    points = {0: dense, 0.5: dense, 1: dense + 4.0}
+    assert ("is near zero" in of_loss(points, tolerance=0.01, mode="relative").reason) == is_said
+
+
 def test_of_points_at_one_sparsity_the_worst_counts() -> None:
     curve = SparsityCurve([0, 0.5, 0.5, 1], [1, 1.2, 1, 3], higher_is_better=False)
     assert essential_sparsity(curve, 0.1, "absolute").value == pytest.approx(0.25)
@@ -155,6 +172,8 @@ def test_no_interval_from_a_handful_of_examples() -> None:
     estimate = essential_sparsity(curve)
     assert math.isnan(estimate.low)
     assert "fewer than 5 examples" in estimate.reason
+    five = SparsityCurve([0, 1], [1, 3], [0, 0.001], higher_is_better=False, num_examples=5)
+    assert essential_sparsity(five).low < essential_sparsity(five).value
 
 
 def test_where_the_model_broke_the_interval_reaches_the_break() -> None:
@@ -307,6 +326,11 @@ def test_the_best_rising_curve_is_the_one_of_all_that_is_nearest(points) -> None
     assert best_rising(values, errors, 1.0) == pytest.approx(by_hand)
 
 
+def test_errors_that_are_far_apart_are_no_division_by_zero() -> None:
+    values, errors = np.array([0.0, 3.0, 1.0]), np.array([1.0, 1e300, 1e300])
+    assert best_rising(values, errors, 1.0) == pytest.approx([0.0, 2.0, 2.0])
+
+
 def test_errors_weigh_alike_below_a_hundredth_of_the_unit_and_where_one_is_unknown() -> None:
     values = np.array([1.0, 0.0])
     assert best_rising(values, np.array([0.005, 0.01]), 1.0) == pytest.approx([0.5, 0.5])
@@ -452,10 +476,18 @@ def test_without_a_rise_before_it_the_knee_is_infinitely_sharp(before: float) ->
         pytest.param(np.sqrt(GRID), id="levels off"),
         pytest.param(hinge(0.5, -2.0, -1.0), id="only gains"),
         pytest.param(np.where(GRID < 0.35, GRID**2, np.nan), id="four finite points"),
+        pytest.param(0.5e-9 * hinge(0.5, 0, 1) - 0.5 * GRID, id="a bend by rounding"),
     ],
 )
 def test_no_knee(harm: np.ndarray) -> None:
     assert all(math.isnan(x) for x in knee_of(GRID, harm))
+
+
+def test_five_finite_points_and_a_bend_beyond_rounding_have_a_knee() -> None:
+    assert 0.0 < knee_of(GRID, np.where(GRID < 0.45, GRID**2, np.nan))[0] < 0.4
+    found, sharpness = knee_of(GRID, 1.0 + 1e-7 * hinge(0.5, 0.0, 1.0))
+    assert found == pytest.approx(0.5, abs=0.02)
+    assert sharpness > 10
 
 
 def test_where_harm_levels_off_at_the_end_the_knee_is_where_it_rose() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
@@ -129,6 +130,23 @@ def test_not_informative_is_said_with_its_reason(tmp_path: Path, capsys) -> None
     output = told(capsys, "summary", fake_run.write_run(tmp_path, [fake_run.look(0)]))
     assert "not informative; the model does not rely on these weights yet" in output
     assert "informative at 0 of 1 snapshot" in output
+
+
+def test_what_too_few_examples_cannot_say_and_what_an_interval_counts_is_said(
+    tmp_path: Path, capsys
+) -> None:
+    record, detail = fake_run.look(2000)
+    estimate = dataclasses.replace(
+        record.essential_sparsity, informative=False, value=math.nan, examples_needed=1200,
+        reason="cannot say: the tolerance is below the noise; it would take about 1,200 examples",
+    )  # fmt: skip
+    few = dataclasses.replace(record, essential_sparsity=estimate)
+    output = told(capsys, "summary", fake_run.write_run(tmp_path / "few", [(few, detail)]))
+    assert "at step 2000: cannot say: the tolerance is below the noise; it would take" in output
+    by = dataclasses.replace(record.essential_sparsity, unit="token")
+    tokens = dataclasses.replace(record, essential_sparsity=by)
+    output = told(capsys, "summary", fake_run.write_run(tmp_path / "tokens", [(tokens, detail)]))
+    assert "] by batches at 90%" in output
 
 
 def test_while_the_run_is_writing(logdir: Path, tmp_path: Path, capsys) -> None:
