@@ -665,15 +665,6 @@ def test_what_no_copy_has_is_refused_at_the_attach(keep: Any, tmp_path: Path) ->
         sw.watch(Keeping(keep(tmp_path)), None, logdir=None, proxy=proxy, scope="layers")
 
 
-def test_an_array_of_numbers_is_copied_and_the_training_has_its_own() -> None:
-    model = Keeping(functools.partial(_appended, array.array("d")))
-    proxy = sw.Proxy([torch.randn(4, 6)] * 3, mean_square)
-    with sw.watch(model, None, logdir=None, proxy=proxy, scope="layers") as watcher:
-        watcher.step()
-        assert watcher.snapshot().valid
-    assert model.tick() == 0.1
-
-
 def test_an_iterator_that_goes_round_is_refused_and_stays_where_it_is() -> None:
     model = Keeping(functools.partial(next, itertools.cycle([0.1, 0.2])))
     proxy = sw.Proxy([torch.ones(4, 6)] * 3, mean_square)
