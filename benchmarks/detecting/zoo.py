@@ -1,8 +1,9 @@
 """Vital signs on the zoo that tests hold them to: faults that are planted, trainings that are well.
 
-Twenty faults on three models with four optimizers (tests/contracts/fault_zoo.py): a fault has to be
-named within two snapshots, with tensors that it is about. 35 trainings that only look odd
-(healthy_zoo.py), six of each: nothing may be said of them.
+Twenty faults on three models with four optimizers (tests/contracts/fault_zoo.py), thirteen ways in
+which gradients end, and twelve in which a model is written over: each has to be named within two
+snapshots, with tensors that it is about. Of trainings that only look odd (healthy_zoo.py), six of
+each, nothing may be said.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Tried:
     """One fault, or one oddity, in several trainings."""
 
     what: str
-    # of the event that a fault has to be; "well" if nothing is wrong
+    # of the event that a fault has to be, or of the fault; "well" if nothing is wrong
     kind: str
     # of trainings
     number: int
@@ -44,6 +45,13 @@ def planted(seed: int = SEED, thinned: int = 1) -> list[Tried]:
             whys = {pair: zoo.named(what, *pair, seed) for pair in pairs}
             wrong = tuple(f"{', '.join(pair)}: {why}" for pair, why in whys.items() if why)
             found.append(Tried(what, zoo.FAULTS[what].kind, len(pairs), wrong))
+        others = {"gradients end": (zoo.CUTS | zoo.ZEROS, zoo.ended)}
+        others["written over"] = zoo.OVERWRITES, zoo.written_over
+        for kind, (ways, told) in others.items():
+            for what in list(ways)[::thinned]:
+                whys = {pair: told(what, *pair, seed) for pair in zoo.PAIRS[::thinned]}
+                wrong = tuple(f"{', '.join(pair)}: {why}" for pair, why in whys.items() if why)
+                found.append(Tried(what, kind, len(whys), wrong))
     return found
 
 

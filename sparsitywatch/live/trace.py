@@ -446,10 +446,10 @@ class OptimizerTrace:
             self._identify(optimizer, parameters)
             for name, trainer in account.trainers().items():
                 other = trainers.get(name)
-                if other is None or trainer.is_active:
-                    is_shared = other is not None and other.is_active
-                    farthest = math.inf if is_shared else trainer.farthest
-                    trainers[name] = replace(trainer, farthest=farthest)
+                if other is not None and other.is_active and trainer.is_active:
+                    trainers[name] = replace(trainer, farthest=math.inf)  # both move it
+                elif other is None or trainer.is_active:
+                    trainers[name] = trainer
         return Training(
             trainers=trainers,
             done=self._done(),

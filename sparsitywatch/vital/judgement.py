@@ -21,14 +21,13 @@ import numpy as np
 
 from sparsitywatch.pipeline.parts import Examined, Reviewer
 from sparsitywatch.records import Event, Finding, Record, Vital
+from sparsitywatch.vital.samples import FEW
 from sparsitywatch.weights.spectrum import MagnitudeSpectrum
 
 #: Names that a finding holds, at most.
 _MAX_NAMES = 100
 #: A learning rate below this share of the highest one is as good as none.
 _NO_RATE = 0.01
-#: A tensor of fewer weights may stand at a bound that it is held to, such as a temperature.
-_FEW = 8
 #: Below this share of an ordinary gradient nobody misses what does not come of it.
 _NEGLIGIBLE = 1e-3
 #: Share of a tensor's weights that makes it one which stands still, or loses its updates.
@@ -71,6 +70,8 @@ _COLUMNS: tuple[tuple[str, type | str, Any], ...] = (
     ("rms", float, math.nan),  # root mean square of the weights before
     ("from_start", float, math.nan),  # ... of what they had changed by since the first snapshot
     ("began_at_zero", bool, False),  # all of it
+    # where it moved by much of its size: weights that did by much of that, not to a common value
+    ("num_far", int, 0),
     ("reach", float, math.inf),  # how far its optimizer can have moved a weight; or most weights
     ("num_beyond", int, 0),  # that moved farther, and not to a value that many of them have
     ("is_within", bool, False),  # whether most did not
@@ -238,7 +239,7 @@ def _must_move(facts: TensorFacts) -> np.ndarray:
     least = np.where(facts.has_moved, 0.1, _NEGLIGIBLE)
     patient = ~facts.has_moved | (facts.still_for >= _PATIENCE)
     is_stored = facts.num_could_round < _MOST * facts.num_gradients
-    must: np.ndarray = is_stored & patient & (facts.gradient_ratio >= least) & (facts.num >= _FEW)
+    must: np.ndarray = is_stored & patient & (facts.gradient_ratio >= least) & (facts.num >= FEW)
     return must
 
 
@@ -289,9 +290,10 @@ def _has_lost_gradient(facts: TensorFacts, is_stepped_on: np.ndarray) -> np.ndar
     is_lost: np.ndarray = is_stepped_on & (facts.dead_for > 0) & ~facts.is_relieved
     is_lost &= (facts.alive_steps >= _FEW_STEPS) & (facts.absence == 0)
     is_lost &= facts.dead_steps >= max(_FEW_STEPS, _BEYOND_USUAL * usual)
-    is_for_some = np.array([_is_for_some(name) for name in facts.name], bool)
-    is_all = bool(is_lost.any()) and not (is_stepped_on & ~is_for_some & ~is_lost).any()
-    return is_lost if is_all else is_lost & ~is_for_some
+    if not is_lost.any() or not (is_stepped_on & (facts.dead_for == 0)).any():
+        return is_lost  # nothing is in training any more, whatever it is called
+    is_lost &= ~np.array([_is_for_some(name) for name in facts.name])
+    return is_lost
 
 
 def _place_of(name: str) -> tuple[str | None, str, str]:
@@ -390,7 +392,7 @@ def _overwritten(facts: TensorFacts) -> _Found:
     training; and an average, or a state that was earlier, is no farther away than the start.
     """
     is_ours = (facts.trained_by == "own") | (facts.trained_by == "master")
-    is_so = is_ours & facts.was_within & ~facts.is_within & (facts.num >= _FEW)
+    is_so = is_ours & facts.was_within & ~facts.is_within & (facts.num >= FEW)
     is_so &= (facts.back_at < 0) & (facts.update > facts.from_start)
     is_so &= ~facts.has_past | (facts.update >= FAR * facts.rms)
     if not is_so.any():
@@ -414,9 +416,9 @@ def _blew_up(facts: TensorFacts) -> _Found:
     if past.shape[1] < _MIN_PAST:
         return _NOTHING
     growth = facts.update / past.max(1)
-    is_so = (past.min(1) > 0.0) & ~facts.began_at_zero & (facts.num >= _FEW)
+    is_so = (past.min(1) > 0.0) & ~facts.began_at_zero & (facts.num >= FEW)
     is_so &= np.isfinite(facts.update) & (growth >= _MORE_THAN_EVER)
-    is_so &= facts.update >= FAR * facts.rms
+    is_so &= (facts.update >= FAR * facts.rms) & (facts.num_far > _MOST * facts.num)
     is_so[_overwritten(facts)[0]] = False
     which, _ = _found({"": is_so}, growth)
     first = which[:1]

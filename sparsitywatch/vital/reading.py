@@ -36,8 +36,6 @@ from sparsitywatch.weights.snapshot import float64_of
 
 #: Intervals whose changes are remembered, and snapshots whose marks are.
 _NUM_PAST, _NUM_MARKS = 8, 64
-#: Number of moving tensors whose gradients serve as the reference.
-_NUM_REFERENCE = 8
 #: An update is lost for sure below the spacing divided by twice the first, and may be below it
 #: divided by twice the second: sizes of updates are known to within such factors.
 _FAR_BELOW, _NOT_FAR_ABOVE = 2.0, 0.125
@@ -152,6 +150,8 @@ class VitalTracker(Examiner):
             since_start = seen.before.values - seen.start.values
             facts.from_start = seen.now.root_mean_square(since_start)
             facts.began_at_zero = seen.now.root_mean_square(seen.start.values) == 0.0
+            for i in np.flatnonzero(facts.update >= FAR * facts.rms).tolist():
+                facts.num_far[i] = seen.num_moved(i, FAR * facts.update[i])
         if self._updates:
             facts.past_updates = np.array(self._updates).T
         self._updates.append(facts.update.copy())
@@ -485,7 +485,7 @@ class _Trained:
                 is_far &= seen.update >= FAR * seen.rms
             self._far = np.flatnonzero(is_far).tolist()
         if self._odd:
-            self._usual = usual[:: max(len(usual) // _NUM_REFERENCE, 1)]
+            self._usual = usual[:: max(len(usual) // FEW, 1)]  # some are enough
             self._are_kept_apart = gradients.are_kept_apart(names[self._odd].tolist())
         if self._odd or self._far:
             wanted = [*self._usual, *names[(is_odd & is_some) | is_far].tolist()]
@@ -551,13 +551,10 @@ class _Trained:
         # where most weights are beyond it, the root mean square is so by nearly as much
         for i in np.flatnonzero(facts.update > 0.5 * facts.reach).tolist():
             one, where = facts[i], self._seen.now.slice_of(i)
-            before, now = self._seen.before.values[where], self._seen.now.values[where]
             eps = torch.finfo(self._seen.now.tensors[one.name].dtype).eps
             of_itself = one.lr * np.nan_to_num(one.weight_decay) + 2.0 * eps
-            allowed = one.reach + one.num_steps * of_itself * np.abs(before)
-            _, place, count = np.unique(np.abs(now), return_inverse=True, return_counts=True)
-            is_alone = count[place] <= one.num // FEW  # what many have is a bound, or a mask
-            one.num_beyond = ((np.abs(now - before) > allowed) & is_alone).sum()
+            of_itself *= one.num_steps * np.abs(self._seen.before.values[where])
+            one.num_beyond = self._seen.num_moved(i, one.reach + of_itself)
         facts.is_within = facts.num_beyond <= 0.5 * facts.num
 
     def _reach_of_gradients(self, one: Any, index: int) -> float:

@@ -16,7 +16,8 @@ from sparsitywatch.weights.snapshot import SampleIndex, bits_of, float64_of
 
 #: Tensors of up to this many weights are compared whole; of larger ones, this many weights are.
 WHOLE, SOME = 4096, 512
-#: Of fewer weights nobody can say that all were multiplied by one factor.
+#: Of fewer weights nobody can say that all were multiplied by one factor, or that they ought to
+#: move: a temperature may stand at a bound that it is held to.
 FEW = 8
 #: Each of some thousand steps rounds by up to half an eps, up or down: together by so many.
 ROUNDED = 32
@@ -92,6 +93,18 @@ class Comparison:
         """That of the weights before, [T]."""
         with np.errstate(all="ignore"):
             return self.now.root_mean_square(self.before.values)
+
+    def num_moved(self, index: int, allowed: np.ndarray | float) -> int:
+        """How many weights of a tensor moved farther, not to a value that many of them have.
+
+        Such a value is a bound that they are held to, or the zero of a mask.
+        """
+        where = self.now.slice_of(index)
+        before, now = self.before.values[where], self.now.values[where]
+        _, place, count = np.unique(np.abs(now), return_inverse=True, return_counts=True)
+        with np.errstate(all="ignore"):  # what is not finite is told beside
+            is_far = (np.abs(now - before) > allowed) & (count[place] <= len(now) // FEW)
+        return int(np.count_nonzero(is_far))
 
     @np.errstate(all="ignore")  # what is not finite is told beside
     def _is_shrinking(self) -> np.ndarray:

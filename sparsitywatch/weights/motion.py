@@ -330,7 +330,8 @@ def motion_of(
     else:
         rounding, why = _rounding(before, now, between, dtype)
         dormant, chance, is_slow = _passing(change, rounding, clock)
-        why = why or (FAR if chance > MAX_CHANCE else "")
+        if not why and chance > MAX_CHANCE:
+            why = COARSE if is_slow else FAR
     return TensorMotion(
         dormant=dormant,
         chance=chance,
@@ -402,17 +403,24 @@ def _passing(
         allowed = share * DORMANT_TOLERANCE * clock.lr + rounding
         dormant = change <= allowed
         moving = change[~dormant]
-        # if as good as all stand still, those that do exactly are dormant
-        typical = USUAL_SPEED * usual if len(moving) < _FEW else median(moving)
-        slower = typical / (MIN_SPEED * usual)
+        if len(moving) >= _FEW:
+            typical = median(moving)
+            slower = typical / (MIN_SPEED * usual)
+        else:  # as good as all stand still: those that do exactly are dormant
+            typical = USUAL_SPEED * usual
+            slower = 0.1 * share if share > DORMANT_TOLERANCE else share
         if not slower <= 0.9 * share:  # else some that passed were slow ones
             break
         share = slower
     # as good as all standing still, or many that hardly move
     is_slow = len(moving) < max(min(_FEW, len(change) / 2), _MAX_UNKNOWN * len(change))
     if share < 1.0:
-        finer = change <= 0.1 * share * DORMANT_TOLERANCE * clock.lr + rounding
-        is_slow |= bool(np.count_nonzero(finer) < CONCENTRATED * np.count_nonzero(dormant))
+        tolerance, rounds = share * DORMANT_TOLERANCE * clock.lr, median(rounding)
+        if len(moving) >= _FEW and rounds > tolerance:
+            return dormant, 1.0, True  # rounding alone holds slow ones still
+        finer = np.count_nonzero(change <= 0.1 * tolerance + rounding)
+        is_exact = finer >= CONCENTRATED * np.count_nonzero(dormant) and rounds <= 0.1 * tolerance
+        is_slow |= not is_exact
     allowed *= _CHANCE_DENSITY / typical
     return dormant, float(np.minimum(allowed, 1.0, out=allowed).mean()), is_slow
 

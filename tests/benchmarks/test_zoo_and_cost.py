@@ -21,23 +21,29 @@ def test_faults_are_tried_on_every_pair_and_missed_ones_are_told(
         return "not named" if (fault, model, optimizer) == ("cut off", "decoder", "lion") else ""
 
     monkeypatch.setattr(fault_zoo, "named", named)
+    for told in ("ended", "written_over"):
+        monkeypatch.setattr(fault_zoo, told, lambda what, *rest: named(f"{what}!", *rest))
     threads = torch.get_num_threads()
     found = planted(seed=5)
     assert torch.get_num_threads() == threads
     assert logging.root.manager.disable == logging.NOTSET
-    assert len(asked) == len(set(asked)) == sum(t.number for t in found) == 19 * 3 * 4
+    assert len(asked) == len(set(asked)) == sum(t.number for t in found) == (19 + 13 + 12) * 3 * 4
     assert {seed for *_, seed in asked} == {5}
     assert [(t.what, t.wrong) for t in found if t.wrong] == [
         ("cut off", ("decoder, lion: not named",))
     ]
-    assert sum(t.number for t in planted(thinned=5)) == 4 * 3
+    assert sum(t.number for t in planted(thinned=5)) == (4 + 3 + 3) * 3
 
 
 @pytest.mark.slow
 def test_a_fault_and_an_oddity_are_really_trained() -> None:
-    (fault,) = planted(seed=301, thinned=20)
-    assert fault == Tried("half left out", "untrained", 1, ())
-    (odd,) = well(seed=301, thinned=35)
+    found = planted(seed=301, thinned=20)
+    assert found == [
+        Tried("half left out", "untrained", 1, ()),
+        Tried("detached before the second", "gradients end", 1, ()),
+        Tried("another model's", "written over", 1, ()),
+    ]
+    (odd,) = well(seed=301, thinned=50)
     assert odd == Tried("plain", "well", 6, ())
 
 

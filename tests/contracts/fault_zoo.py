@@ -773,6 +773,29 @@ def named(fault: str, model: str, optimizer: str, seed: int) -> str:
     return verdict(planted, truth, training.run(planted.onset + 2 * EVERY))
 
 
+def ended(way: str, model: str, optimizer: str, seed: int, onset: int = ONSET) -> str:
+    """The same of gradients that end after a step."""
+    training = Training(model, optimizer, seed)
+    names = [*(CUTS | ZEROS)[way](training, onset)]
+    fault = Fault("untrained", lambda _: (), onset)
+    return verdict(fault, names, training.run(onset + 2 * EVERY))
+
+
+def written_over(what: str, model: str, optimizer: str, seed: int) -> str:
+    """The same of a model that is written over; by the next snapshot.
+
+    Where gradients grow on what was written, SGD goes as far by itself, and its blowing up is told.
+    """
+    training = Training(model, optimizer, seed)
+    [*overwritten(what, 1)(training)]
+    watcher = training.run(ONSET + 2 * EVERY)
+    events = [(event.kind, event.detected_step) for event in watcher.events]
+    kinds = {"overwritten"} | ({"blew_up"} if optimizer == "sgd" else set())
+    is_told = events and events[0][0] in kinds and events[0][1] == ONSET + EVERY
+    others = {kind for kind, _ in events} - kinds - {"not_finite"}
+    return "" if is_told and not others else f"told were {events}"
+
+
 def verdict(fault: Fault, truth: Iterable[str], watcher: sw.Watcher) -> str:
     """Why the fault was not named as it has to be; empty if it was."""
     events = [e for e in watcher.events if e.detected_step <= fault.onset + 2 * EVERY]

@@ -189,6 +189,8 @@ CALM = [one.but(past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
         ({}, True),
         ({"update": 0.29}, False),
         ({"update": 0.31}, True),
+        ({"num_far": 500}, False),
+        ({"num_far": 501}, True),
         ({"past_updates": (0.01, 0.13, 0.01)}, False),
         ({"past_updates": (0.01, 0.11, 0.01)}, True),
         ({"past_updates": (0.01, 0.01)}, False),
@@ -198,13 +200,14 @@ CALM = [one.but(past_updates=(0.01, 0.012, 0.011)) for one in LIVING]
     ],
 )
 def test_a_tensor_that_changes_far_more_than_ever(fields: dict, is_fault: bool) -> None:
-    one = tensor("x", **{"update": 1.2, "past_updates": (0.01, 0.01, 0.01), **fields})
+    usual = {"update": 1.2, "past_updates": (0.01, 0.01, 0.01), "num_far": 900}
+    one = tensor("x", **usual | fields)
     found = {f.kind: f.tensors for f in judged([one, *CALM], 0)}
     assert found == ({"blew_up": ("x",)} if is_fault else {})
 
 
 def test_a_model_that_blows_up_as_a_whole_is_told() -> None:
-    (found,) = judged([one.but(update=1.0) for one in CALM], 0)
+    (found,) = judged([one.but(update=1.0, num_far=900) for one in CALM], 0)
     assert (found.kind, found.num) == ("blew_up", 4)
 
 

@@ -457,6 +457,9 @@ def test_weights_beyond_the_reach_are_counted_as_numpy_would() -> None:
     assert found["moved"].num_beyond == (change > found["moved"].reach + decay + 1e-6).sum()
     assert (found["held"].num_beyond, found["masked"].num_beyond) == (0, 0)
     assert found["own"].num_beyond == 0
+    # of a mask, as of a bound, nothing is far
+    assert found["masked"].num_far <= 100
+    assert found["held"].num_far <= 200
     assert not found["own"].has_past
 
 

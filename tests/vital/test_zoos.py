@@ -9,8 +9,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from contracts import fault_zoo
-from contracts.fault_zoo import CUTS, EVERY, FAULTS, ONSET, OVERWRITES, PAIRS, ZEROS, Fault, named
+from contracts.fault_zoo import (
+    CUTS,
+    EVERY,
+    FAULTS,
+    ONSET,
+    OVERWRITES,
+    PAIRS,
+    ZEROS,
+    ended,
+    named,
+    written_over,
+)
 from contracts.healthy_zoo import ODDITIES, said_of
 
 #: Of what is reported. The rules were made with other ones: 101 to 109, 201 to 209.
@@ -48,28 +58,20 @@ def test_nothing_is_said_of_a_training_that_is_well(oddity: str) -> None:
 @pytest.mark.parametrize("onset", [EVERY, ONSET])
 @pytest.mark.parametrize("way", CUTS | ZEROS)
 def test_gradients_that_end_are_told_by_the_second_snapshot(way: str, onset: int) -> None:
-    wrong = {}
-    for model, optimizer in PAIRS[[*(CUTS | ZEROS)].index(way) % 3 :: 3]:
-        training = fault_zoo.Training(model, optimizer, SEED)
-        names = [*(CUTS | ZEROS)[way](training, onset)]
-        fault = Fault("untrained", lambda _: (), onset)
-        why = fault_zoo.verdict(fault, names, training.run(onset + 2 * EVERY))
-        if why:
-            wrong[model, optimizer] = why
+    wrong = {
+        pair: why
+        for pair in PAIRS[[*(CUTS | ZEROS)].index(way) % 3 :: 3]
+        if (why := ended(way, *pair, SEED, onset))
+    }
     assert wrong == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", OVERWRITES)
 def test_weights_that_are_written_over_are_told(what: str) -> None:
-    """By what no optimizer does; or, where SGD goes far by itself from there, as that."""
-    wrong = {}
-    for model, optimizer in PAIRS[[*OVERWRITES].index(what) % 3 :: 3]:
-        training = fault_zoo.Training(model, optimizer, SEED)
-        [*fault_zoo.overwritten(what, 1)(training)]
-        watcher = training.run(ONSET + 2 * EVERY)
-        events = [(e.kind, e.detected_step) for e in watcher.events]
-        kinds = {"overwritten"} | ({"blew_up"} if optimizer == "sgd" else set())
-        if not events or not kinds >= {kind for kind, _ in events} or events[0][1] != ONSET + EVERY:
-            wrong[model, optimizer] = events
+    wrong = {
+        pair: why
+        for pair in PAIRS[[*OVERWRITES].index(what) % 3 :: 3]
+        if (why := written_over(what, *pair, SEED))
+    }
     assert wrong == {}

@@ -353,7 +353,20 @@ def test_the_tolerance_is_a_thousandth_of_the_sum_of_lr() -> None:
 def test_of_few_weights_that_move_there_is_no_speed(num_moving: int, is_slow: bool) -> None:
     num, chance, found = passing((100, 0.0), (num_moving, 7.0))
     assert (num, found) == (100, is_slow)
-    assert chance == pytest.approx(0.5382 * 0.1 / (3.5 if is_slow else 7.0))
+    # of fewer it is as usual, and those that stand still do so to the thousandth of the tolerance
+    assert chance == pytest.approx(0.5382 * (0.1 * 1e-4 / 3.5 if is_slow else 0.1 / 7.0))
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"),
+    [(9e-4, (100, False)), (1.1e-3, (100, True)), (0.0101, (100, True))],
+)
+def test_what_rounding_can_hold_still_is_not_exact(rounding: float, expected: tuple) -> None:
+    """Weights that move by a tenth of the least usual speed, so that the tolerance is 0.01."""
+    change = np.repeat([0.0, 0.14], 100)
+    dormant, chance, is_slow = motion_module._passing(change, np.full(200, rounding), CLOCK)
+    assert (int(dormant.sum()), is_slow) == expected
+    assert (chance == 1.0) == (rounding > 0.01)
 
 
 @pytest.mark.parametrize(("num_moving", "is_slow"), [(49, True), (50, False)])
