@@ -78,11 +78,12 @@ def test_a_watch_that_switched_itself_off_does_not_look_like_a_quiet_one(
     assert (state.status, state.last_step, state.last_evaluated_step) == ("off", 12, 3)
     assert 12 <= state.step <= 15  # the third failure is known when it comes from behind
     assert "on fire" in state.reason
-    first = summary(tmp_path, capsys)[0]
-    assert first.startswith(
-        f"The watch switched itself off at step {state.step}: 3 snapshots in a row"
+    first, why, *_ = summary(tmp_path, capsys)
+    assert first.startswith(f"broken: The watch has been off since step {state.step};")
+    assert why.startswith(
+        f"Why: The watch switched itself off at step {state.step}: 3 snapshots in a row"
     )
-    assert "on fire" in first
+    assert "on fire" in why
     html = page(tmp_path)
     headline = html.split("<h1>")[1].split("</h1>")[0]
     assert "the watch has been off since step" in headline.lower()
