@@ -20,9 +20,11 @@ from sparsitywatch.pruning.sweeps import (
     missing,
 )
 
-#: Levels around the crossing and both ends of its interval are no farther apart than so many widths
-#: of the interval, or so many times the resolution.
-_WIDTHS, _RESOLUTIONS = 2.0, 3.0
+#: Levels around the crossing and the lower end of its interval are no farther apart than so many
+#: widths of the interval, those around the upper end than so many, or so many times the resolution.
+#: Harm mostly bends upward, so that it is read too high between levels that are far apart: both
+#: ends come out too low, which is safe for the lower one and not for the upper.
+_WIDTHS, _WIDTHS_ABOVE, _RESOLUTIONS = 3.0, 1.0, 3.0
 #: A level between two is at least such a share of their distance from both.
 _ROOM = 0.2
 #: Passes over all examples that the crossing and its interval are expected to take.
@@ -111,14 +113,15 @@ class _Race:
         """A level on all examples: near the crossing, near its interval's ends, and nearer."""
         value, low, high = (_place(self._whole, side * self._sides) for side in (0, 1, -1))
         nearest = _RESOLUTIONS * self._resolution
-        near = max(nearest, _WIDTHS * (high.level - low.level))
+        width = high.level - low.level
+        near = max(nearest, _WIDTHS * width)
         if (step := self._between(value, 0, near)) is not None:
             return step
         if _stderr_at(value) > 1.0:
             return None  # no interval is told where the tolerance is below the noise
         return (
             self._between(low, 1, near)
-            or self._between(high, -1, near)
+            or self._between(high, -1, max(nearest, _WIDTHS_ABOVE * width))
             or self._between(value, 0, nearest)
         )
 
