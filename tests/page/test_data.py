@@ -84,6 +84,18 @@ def test_a_score_hurts_where_it_falls_and_its_tolerance_may_be_absolute(make_pag
     assert tolerance["tolerance"] == "0.02 in units of the value"
 
 
+def test_only_levels_that_all_examples_have_seen_are_points_of_a_curve(make_page: Make) -> None:
+    """The loss of a few examples may lie anywhere, also far below that of the dense model."""
+    (look,) = fake_run.looks([2000])
+    curve = look[0].curve
+    number = curve.num_examples or 8
+    num_seen = [number if i % 2 == 0 else 1 for i in range(len(curve.sparsity))]
+    odd = replace(curve, num_examples=number, num_seen=num_seen)
+    (drawn,) = make_page([(replace(look[0], curve=odd), look[1])]).data["curves"]
+    assert drawn["sparsity"] == pytest.approx(list(curve.sparsity)[::2], rel=1e-3)
+    assert len(drawn["harm"]) == len(drawn["sparsity"]) < len(curve.sparsity)
+
+
 def test_events_say_what_when_where_why_and_what_to_do(page: Page) -> None:
     first, second = page.data["events"]
     assert (first["number"], second["number"]) == (1, 2)
