@@ -192,7 +192,8 @@ def _curve(record: Record) -> dict[str, Any] | None:
     sign = -1.0 if curve.higher_is_better else 1.0
     order = np.argsort(curve.sparsity, kind="stable")
     if curve.num_seen is not None:  # what a part of the examples lost is no point of the curve
-        order = order[np.array(curve.num_seen)[order] == curve.num_examples]
+        is_whole = np.array(curve.num_seen) == curve.num_examples
+        order = order[(is_whole | (np.array(curve.sparsity) == 0.0))[order]]
     sparsity, value = np.array(curve.sparsity)[order], np.array(curve.value)[order]
     with np.errstate(invalid="ignore"):
         harm = sign * (value - curve.dense) / allowed
