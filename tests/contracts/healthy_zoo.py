@@ -354,25 +354,27 @@ def unused_tower(training: Training) -> sw.Watcher:
                     scope=["text.layers.0.*"])  # fmt: skip
 
 
+class Through(nn.Module):
+    """A head with something before it, and the weight of the head."""
+
+    def __init__(self, inner: nn.Module, before: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.inner, self.before = inner, before
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.inner.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(self.before(x))
+
+
 def one_head_of_many(training: Training) -> None:
     """A head for each task, of which one task is trained."""
     model = training.model
     model.heads = nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(4))
     inner = model.head
-
-    class Through(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-
-        @property
-        def weight(self) -> torch.Tensor:
-            return self.inner.weight
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(model.heads[training.seed % 4](x))
-
-    model.head = Through()
+    model.head = Through(inner, lambda x: model.heads[training.seed % 4](x))
     training.make_optimizer()
 
 
@@ -546,20 +548,7 @@ def heads_in_turn(training: Training) -> None:
     model = training.model
     model.tasks = nn.ModuleList(Linear(WIDTH, WIDTH) for _ in range(3))
     inner, steps, length = model.head, [0], 5 + training.seed % 4
-
-    class Through(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-
-        @property
-        def weight(self) -> torch.Tensor:
-            return self.inner.weight
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.inner(model.tasks[steps[0] // length % 3](x))
-
-    model.head = Through()
+    model.head = Through(inner, lambda x: model.tasks[steps[0] // length % 3](x))
     training.make_optimizer()
     if training.seed % 2:
         training.before_step.append(lambda _: zeros_for_none(training))
